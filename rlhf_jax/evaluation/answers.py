@@ -1,0 +1,82 @@
+"""Answers of a model to a list of prompts, as text, with what they cost in KL."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax.generation import sampler
+from rlhf_jax.models import heads
+from rlhf_jax.objectives import divergence
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+  """S answers to each of N prompts.
+
+  Attributes:
+    texts: N lists of S strings.
+    lengths: [N, S] int, tokens with the end token.
+    ended: [N, S] bool.
+    kl: [N, S] float, Σ_t log π − log π_ref of the answer's tokens, nats; None without a reference.
+    scores: [N, S] float, of the reward; None without one.
+  """
+  texts: list
+  lengths: np.ndarray
+  ended: np.ndarray
+  kl: np.ndarray | None = None
+  scores: np.ndarray | None = None
+
+
+def build(model, sampling, tokenizer, layout, samples: int = 1, reference_model=None, score=None):
+  """A function that answers prompts.
+
+  Args:
+    model: the policy's definition.
+    sampling: the sampler's config.
+    samples: S answers to each prompt.
+    reference_model: the definition of the model against which KL is measured.
+    score: (Prompts, Samples) → [B * S] float32 on the mesh.
+
+  Returns:
+    answer(params, batches of host Prompts, key, reference=None) → Answers. Rows with index -1 are left out.
+  """
+  generate = sampler.build(model, sampling, (tokenizer.eos_id,), tokenizer.pad_id, samples)
+  R = sampling.max_new_tokens
+
+  @jax.jit
+  def divergence_of(params, reference, prompts, answers):
+    sequences = sampler.join(prompts, answers)
+    def logprobs(model, params):
+      hidden, _ = model.apply(params, sequences.tokens, sequences.positions, sequences.segment_ids)
+      return heads.token_logprobs(params, hidden[:, -R - 1:-1], answers.tokens, sampling.temperature)[0]
+    kl = divergence.k1(logprobs(model, params), logprobs(reference_model, reference))
+    return jnp.sum(jnp.where(answers.mask, kl, 0.0), axis=1)
+
+  def answer(params, batches, key, reference=None) -> Answers:
+    texts, columns = [], []
+    for number, host_prompts in enumerate(batches):
+      prompts = layout.place(host_prompts)
+      answers = generate(params, prompts, jax.random.fold_in(key, number))
+      column = dict(lengths=jnp.sum(answers.mask, axis=1), ended=answers.ended)
+      if reference is not None:
+        column['kl'] = divergence_of(params, reference, prompts, answers)
+      if score is not None:
+        column['scores'] = score(prompts, answers)
+      tokens, mask, column = whole((answers.tokens, answers.mask, column))
+      real = np.repeat(whole(prompts.index) >= 0, samples)
+      rows = [tokenizer.decode(row[seen].tolist()) for row, seen in zip(tokens[real], mask[real])]
+      texts += [rows[i:i + samples] for i in range(0, len(rows), samples)]
+      columns.append({name: x[real].reshape(-1, samples) for name, x in column.items()})
+    return Answers(texts, **{name: np.concatenate([c[name] for c in columns]) for name in columns[0]})
+
+  return answer
+
+
+def whole(tree):
+  """Global arrays as numpy arrays, on every process."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  from jax.experimental import multihost_utils
+  return multihost_utils.process_allgather(tree, tiled=True)

@@ -1,0 +1,52 @@
+"""From hidden states to numbers: log-probabilities of chosen tokens, next-token logits, scalar scores.
+
+The logits of a whole batch, [B, T, V], are never kept: they are made, used and forgotten chunk by chunk.
+"""
+
+import jax
+import jax.numpy as jnp
+
+CHUNK = 128  # places whose logits exist at one time
+
+
+def unembedding(params):
+  """[D, V]: the output matrix, the transposed embedding where the two are tied."""
+  return params['unembedding'] if 'unembedding' in params else params['embedding'].T
+
+
+def logits(params, hidden):
+  """Next-token logits [..., V] float32 of hidden [..., D]."""
+  return jnp.matmul(hidden, unembedding(params).astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+def token_logprobs(params, hidden, targets, temperature=1.0):
+  """Log-probabilities of targets, and entropies, under softmax(logits / temperature).
+
+  Args:
+    params: of the model that made the hidden states.
+    hidden: [B, T, D], each place predicting the target at the same place.
+    targets: [B, T] int32.
+    temperature: the one the tokens were, or would be, sampled with; 0 (greedy) counts as 1.
+
+  Returns:
+    (logprobs, entropies), both [B, T] float32, nats.
+  """
+  B, T, D = hidden.shape
+
+  def chunk(hidden, targets):
+    logprobs = jax.nn.log_softmax(logits(params, hidden) / (temperature or 1.0), axis=-1)
+    chosen = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
+    return chosen, -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
+
+  if T <= CHUNK:
+    return chunk(hidden, targets)
+  pad = -T % CHUNK
+  hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0))).reshape(B, -1, CHUNK, D).swapaxes(0, 1)
+  targets = jnp.pad(targets, ((0, 0), (0, pad))).reshape(B, -1, CHUNK).swapaxes(0, 1)
+  chunks = jax.lax.map(lambda x: jax.checkpoint(chunk)(*x), (hidden, targets))
+  return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(B, -1)[:, :T], chunks)
+
+
+def scores(params, hidden):
+  """The scalar head at each place: [..., D] → [...] float32."""
+  return hidden.astype(jnp.float32) @ params['score']['kernel'] + params['score']['bias']

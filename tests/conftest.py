@@ -1,0 +1,6 @@
+"""Every test runs on CPU with 8 forced devices; a mesh of one device takes the first."""
+
+import os
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'

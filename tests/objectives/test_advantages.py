@@ -1,0 +1,61 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.objectives import advantages
+
+
+def slow_gae(rewards, values, mask, discount, smoothing):
+  result = np.zeros_like(rewards)
+  for b in range(len(rewards)):
+    inside = np.flatnonzero(mask[b])
+    following_advantage = following_value = 0.0
+    for t in inside[::-1]:
+      delta = rewards[b, t] + discount * following_value - values[b, t]
+      following_advantage = delta + discount * smoothing * following_advantage
+      following_value = values[b, t]
+      result[b, t] = following_advantage
+  return result
+
+
+def ragged(seed, B=5, R=7):
+  rng = np.random.default_rng(seed)
+  mask = np.arange(R) < rng.integers(0, R + 1, (B, 1))
+  mask[0] = False  # a row without an answer
+  mask[1] = [True, False, True, True, False, True, False]  # holes are stepped over
+  return rng.normal(size=(B, R)), rng.normal(size=(B, R)), mask
+
+
+@pytest.mark.parametrize('discount,smoothing', [(1.0, 0.95), (0.9, 0.8), (1.0, 1.0), (1.0, 0.0)])
+@pytest.mark.parametrize('wrap', [lambda f: f, lambda f: jax.jit(f, static_argnums=(3, 4))])
+def test_gae_equals_the_slow_loop(discount, smoothing, wrap):
+  rewards, values, mask = ragged(0)
+  got, returns = wrap(advantages.gae)(jnp.asarray(rewards), jnp.asarray(values), mask, discount, smoothing)
+  want = slow_gae(rewards, values, mask, discount, smoothing)
+  np.testing.assert_allclose(got, want, atol=1e-5)
+  np.testing.assert_allclose(returns, np.where(mask, want + values, 0), atol=1e-5)
+
+
+def test_gae_by_hand():
+  got, returns = advantages.gae(jnp.array([[0.0, 1.0]]), jnp.array([[0.5, 0.25]]), jnp.array([[True, True]]), 1.0, 0.5)
+  np.testing.assert_allclose(got, [[0.125, 0.75]])  # δ = (-0.25, 0.75); A_0 = -0.25 + 0.5 · 0.75
+  np.testing.assert_allclose(returns, [[0.625, 1.0]])
+
+
+def test_garbage_outside_the_mask_changes_nothing():
+  rewards, values, mask = ragged(1)
+  clean, _ = advantages.gae(jnp.asarray(rewards), jnp.asarray(values), mask, 1.0, 0.95)
+  dirty, _ = advantages.gae(jnp.where(mask, rewards, 1e9), jnp.where(mask, values, 1e9), mask, 1.0, 0.95)
+  np.testing.assert_array_equal(clean, dirty)
+
+
+def test_a_reward_of_three_quarters_stays_three_quarters():
+  mask = jnp.array([[True, True, False], [True, True, True], [False, False, False]])
+  kl = jnp.full((3, 3), 0.5)
+  placed = advantages.place_rewards(jnp.array([0.75, -0.5, 9.0]), kl, mask, 0.1)
+  np.testing.assert_allclose(placed, [[-0.05, 0.70, 0], [-0.05, -0.05, -0.55], [0, 0, 0]], atol=1e-7)
+  whole = advantages.place_rewards(jnp.array([0.75, 0.75, 0.75]), kl, mask, 0.0)
+  np.testing.assert_array_equal(whole.sum(1), [0.75, 0.75, 0.0])
+  _, returns = advantages.gae(whole, jnp.zeros((3, 3)), mask, 1.0, 1.0)
+  np.testing.assert_array_equal(returns[0], [0.75, 0.75, 0.0])

@@ -1,0 +1,28 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax.objectives import divergence
+
+
+def test_estimators_by_hand():
+  a, b = jnp.array([-1.0, -2.0]), jnp.array([-1.5, -1.0])
+  np.testing.assert_allclose(divergence.k1(a, b), [0.5, -1.0])
+  np.testing.assert_allclose(divergence.k2(a, b), [0.125, 0.5])
+  np.testing.assert_allclose(divergence.k3(a, b), [np.exp(-0.5) - 0.5, np.exp(1.0) - 2.0], rtol=1e-6)
+
+
+def test_k1_and_k3_are_unbiased():
+  logits = jax.random.normal(jax.random.key(0), (2, 8))
+  policy, reference = jax.nn.log_softmax(logits)
+  kl = jnp.sum(jnp.exp(policy) * (policy - reference))
+  for estimate in (divergence.k1, divergence.k3):
+    np.testing.assert_allclose(jnp.sum(jnp.exp(policy) * estimate(policy, reference)), kl, rtol=1e-5)
+
+
+def test_adaptive_coefficient():
+  adapt = lambda kl: float(divergence.adapt(0.1, kl, 6.0, 1000.0, 100))
+  np.testing.assert_allclose(adapt(6.0), 0.1)
+  np.testing.assert_allclose(adapt(6.6), 0.1 * 1.01)  # 10% above, a tenth of the horizon
+  np.testing.assert_allclose(adapt(60.0), 0.1 * 1.02)  # clipped at 20%
+  np.testing.assert_allclose(adapt(0.0), 0.1 * 0.98)
