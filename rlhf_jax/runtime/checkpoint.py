@@ -1,9 +1,9 @@
 """Checkpoints of a train state: saved in the background, verified when read, restored onto any mesh.
 
-An orbax CheckpointManager keeps the last few steps. A step holds four items: `params`; `rest` (all other fields of
-the state); `data` (the data iterator's state, one for each process); `meta` (the caller's dict, versions, and shape,
-dtype and fingerprint of every array). Orbax gives back flipped bits without a word, hence fingerprints of our own. A
-damaged step is named in a warning and the one before it is taken. Nothing here knows what the arrays mean.
+An orbax CheckpointManager keeps the last few steps. A step holds four items: `params`; `rest` (all other fields
+of the state); `data` (the data iterator's state, one for each process); `meta` (the caller's dict, versions, and
+shape, dtype and fingerprint of every array). Orbax gives back flipped bits without a word, hence fingerprints of
+our own. A damaged step is named in a warning and the one before it is taken.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ logging.getLogger('absl').addFilter(lambda record: '/orbax/' not in record.pathn
 class Checkpoints:
   """The checkpoints of one run, in one directory; `keep` newest steps stay.
 
-  Every leaf of a state must be a global `jax.Array` (typed and raw random keys both work). With several processes all
-  of them make every call. A step that cannot be written raises UserError at the next `save`, `wait` or `close`.
+  Every leaf of a state must be a global `jax.Array` (typed and raw random keys both work). With several processes
+  all of them make every call. What cannot be written raises UserError at the next `save`, `wait` or `close`.
   """
 
   def __init__(self, directory, keep: int = 2):
@@ -46,7 +46,7 @@ class Checkpoints:
           preservation_policy=checkpoint_managers.LatestN(keep), cleanup_tmp_directories=True))
 
   def latest_step(self) -> int | None:
-    """The newest step written, damaged or not."""
+    """The newest step written or being written, damaged or not."""
     return self._manager.latest_step()
 
   def save(self, step: int, state, data_state, meta) -> None:
@@ -66,7 +66,8 @@ class Checkpoints:
     self._unwritten = step
     with self._writing():
       self._manager.save(step, force=True, args=ocp.args.Composite(
-          data=ocp.args.JsonSave({'processes': data}), meta=ocp.args.JsonSave({'body': body, 'digest': _digest(body)}),
+          data=ocp.args.JsonSave({'processes': data}),
+          meta=ocp.args.JsonSave({'body': body, 'digest': _digest(body)}),
           **{name: ocp.args.StandardSave(arrays) for name, arrays in items.items()}))
 
   def restore(self, abstract_state) -> tuple[Any, Any, Any] | None:
@@ -86,8 +87,8 @@ class Checkpoints:
       return None
     step, trees, data, meta, damaged = found
     if len(data) != jax.process_count():
-      raise UserError(f'{self._directory / str(step)}: the position in the data was saved by {len(data)} processes, '
-                      f'expected {jax.process_count()}: start as many, or start anew in another directory')
+      raise UserError(f'{self._directory / str(step)}: the position in the data was saved by {len(data)} processes,'
+                      f' expected {jax.process_count()}: start as many, or start anew in another directory')
     if damaged and jax.process_index() == 0:
       for bad in damaged:
         target = self._directory / f'damaged-{bad}'
@@ -103,6 +104,9 @@ class Checkpoints:
     """Returns when the last step is safely written."""
     with self._writing():
       self._manager.wait_until_finished()
+      self._manager.check_for_errors()
+      if self._unwritten is not None and not (self._directory / str(self._unwritten)).exists():
+        raise OSError('nothing was written')
     self._unwritten = None
 
   def close(self) -> None:
@@ -233,8 +237,8 @@ def _describe(arrays: dict[str, jax.Array]) -> dict[str, dict]:
 def _fingerprints(leaves, replicated):
   """[len(leaves), 2] uint32: two sums modulo 2^32 over the bits of each array, whatever its sharding.
 
-  Any change of one element changes both; each misses other changes once in 2^32. The first alone is blind to two sign
-  bits that change places, the second mixes (the finalizer of MurmurHash3).
+  Any change of one element changes both; each misses other changes about once in 2^32, but the first is blind to
+  some swaps (two sign bits), so the second mixes (the finalizer of MurmurHash3).
   """
   rows = []
   for leaf in leaves:

@@ -1,10 +1,9 @@
 """The one loop that runs every stage: restores, steps, logs, evaluates, saves, shows progress, heeds signals.
 
-A stage says what a step is; nothing here knows what is trained. A run that is cut at any moment and started again ends
-with the same parameters, bit for bit, and the same metrics (but for `time/…`) as one left alone.
+A stage says what a step is; nothing here knows what is trained. A run that is cut at any moment and started again
+ends with the same parameters, bit for bit, and the same metrics (but for `time/…`) as one left alone.
 """
 
-import collections
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
@@ -45,10 +44,11 @@ class Stage:
 
   Attributes:
     name: shown to the user.
-    init: () → state, a flax.struct dataclass of global arrays with at least `step` ([] int32, updates made) and `params`.
+    init: () → state, a flax.struct dataclass of global arrays with at least `step` ([] int32, updates made) and
+      `params`. Also called before a restore, which then replaces its arrays.
     batches: next() → host batch; get_state() → JSON dict that later calls of next() leave alone; set_state(dict).
-    step: (state, batch) → (state, metrics); may donate the state. Metrics: name → scalar, finite; `tokens` counts the
-      batch's tokens. Where the update would not be finite the state comes back as it was, `step` included.
+    step: (state, batch) → (state, metrics); may donate the state. Metrics: name → scalar, finite; `tokens` counts
+      the batch's tokens. Where the update would not be finite the state comes back as it was, `step` included.
     evaluate: state → (name → float, samples as JSON dicts), or None.
   """
   name: str
@@ -70,77 +70,193 @@ def run(stage: Stage, config, directory, meta: dict):
   """Trains `stage` up to `config.steps` and returns the final state.
 
   `directory` gets checkpoints/, metrics.jsonl, samples.jsonl, TensorBoard events and, at the very end, done.json
-  {step, seconds}: training time over all resumes, in seconds. A directory that is done is restored and returned at once.
+  {step, seconds}: training time over all resumes, in seconds. A directory that is done is restored and returned at
+  once.
 
   Args:
     config: the fields of DEFAULTS.
     meta: JSON kept in every checkpoint.
 
   Raises:
-    UserError: nothing to train, a loss that is not finite, data that ended, checkpoints that do not fit or cannot be
-      written.
+    UserError: nothing to train, a metric that is not finite, data that ended, checkpoints that do not fit or cannot
+      be written.
     Interrupted: after SIGTERM or Ctrl-C, the state being saved. A second Ctrl-C ends the process at once.
   """
   if config.steps < 1:
     raise UserError(f'{stage.name}: steps: expected at least 1, got {config.steps}')
   began = time.monotonic()
   directory = Path(directory)
+  done = directory / 'done.json'
   with contextlib.ExitStack() as stack:
     signals = stack.enter_context(_signals())
     saver = checkpoint.Checkpoints(directory / 'checkpoints', config.keep)
     stack.callback(saver.close)
     state, earlier = _start(stage, saver)
     step = int(jax.device_get(state.step))
-    if _finished(directory, config.steps):
+    if step >= config.steps and done.exists():
       return state
     writer = stack.enter_context(
         metrics_lib.Writer(directory, config.tensorboard, config.wandb_project, resume_step=step))
-    progress = _Progress(stage.name, step, config.steps)
-    stack.callback(progress.close)
-    saved = _Saved(step, stage.batches.get_state())
-
-    def seconds():
-      return earlier + time.monotonic() - began
+    progress = stack.enter_context(_Progress(stage.name, step, config.steps))
+    if jax.process_index() == 0:
+      done.unlink(missing_ok=True)
+    data_step, data_state = step, stage.batches.get_state()
+    signum = 0
 
     def save():
-      nonlocal saved
-      saved = _Saved(step, stage.batches.get_state())
       if saver.latest_step() != step:
         writer.flush()
-        saver.save(step, state, saved.data, {'user': meta, 'seconds': seconds()})
+        saver.save(step, state, data_state, {'user': meta, 'seconds': earlier + time.monotonic() - began})
 
-    while step < config.steps:
+    while step < config.steps and not signum:
       started = time.monotonic()
       try:
         batch = next(stage.batches)
       except StopIteration:
-        raise UserError(f'{stage.name}: the data ended after {step} of {config.steps} steps: '
-                        'give more data, repeat it, or lower steps') from None
+        raise UserError(f'{stage.name}: the data ended after {step} of {config.steps} steps: give more data, '
+                        'repeat it, or lower steps') from None
       state, values = stage.step(state, batch)
       values = {name: float(value) for name, value in jax.device_get(values).items()}
       step += 1
-      bad = [f'{name} is {value}' for name, value in values.items() if not math.isfinite(value)]
-      if bad:
-        kept = _keep_last_good(stage, state, step - 1, saved, saver, save_state=save)
-        raise UserError(f'{stage.name}: step {step}: {", ".join(bad)}; {kept}; try a lower learning rate, '
-                        'stronger gradient clipping, or look at the data of this step')
       values['time/step'] = time.monotonic() - started
       if 'tokens' in values:
         values['time/tokens_per_second'] = values['tokens'] / values['time/step']
+      bad = [f'{name} is {value}' for name, value in values.items() if not math.isfinite(value)]
+      if bad:
+        writer.metrics(step, values)
+        trouble = f'{stage.name}: step {step}: {", ".join(bad)}'
+        step -= 1
+        if int(jax.device_get(state.step)) == step:
+          _rewind(stage.batches, data_state, step - data_step)
+          data_state = stage.batches.get_state()
+          save()
+          saver.wait()
+        kept = saver.latest_step()
+        raise UserError(f'{trouble}; ' + ('no state was saved' if kept is None else
+                        f'the state of step {kept} is kept in {directory}') +
+                        '; try a lower learning rate or tighter gradient clipping, and look at the data')
       progress.show(step, values)
       if _due(step, config.log_every, config.steps):
         writer.metrics(step, values)
       if stage.evaluate and _due(step, config.eval_every, config.steps):
         _evaluate(stage, state, step, writer, progress)
-      if _due(step, config.save_every, config.steps):
-        save()
       signum = _agreed(signals)
-      if signum and step < config.steps:
+      if signum or _due(step, config.save_every, config.steps):
+        data_step, data_state = step, stage.batches.get_state()
         save()
-        saver.wait()
-        progress.say(f'{stage.name}: stopped by {signal.Signals(signum).name} at step {step}, saved; '
-                     'repeat the command to go on')
-        raise Interrupted(signum)
+
     saver.wait()
-    _write_done(directory, step, seconds())
+    if step >= config.steps and jax.process_index() == 0:
+      temporary = done.with_suffix('.tmp')
+      temporary.write_text(json.dumps({'step': step, 'seconds': earlier + time.monotonic() - began}) + '\n')
+      os.replace(temporary, done)
+    if signum:
+      progress.say(f'{stage.name}: stopped by {signal.Signals(signum).name} at step {step}, saved; '
+                   'repeat the command to go on')
+      raise Interrupted(signum)
     return state
+
+
+def _start(stage, saver):
+  """The state and the seconds trained: of the last checkpoint, or new."""
+  state = stage.init()
+  if saver.latest_step() is None:
+    return state, 0.0
+  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+  del state  # never two of them in memory
+  state, data_state, meta = saver.restore(abstract)
+  stage.batches.set_state(data_state)
+  return state, meta['seconds']
+
+
+def _rewind(batches, data_state, count):
+  """Back to `count` batches after `data_state`: cheaper than asking for the state at every step."""
+  batches.set_state(data_state)
+  for _ in range(count):
+    next(batches)
+
+
+def _due(step, every, last) -> bool:
+  return step == last or (every > 0 and step % every == 0)
+
+
+def _evaluate(stage, state, step, writer, progress):
+  """Whatever fails in here, the training goes on."""
+  try:
+    values, samples = stage.evaluate(state)
+    values = {f'eval/{name}': float(value) for name, value in values.items()}
+    lines = [json.dumps(sample, ensure_ascii=False) for sample in samples]
+  except Exception as error:  # a stage's own code
+    logging.warning('%s: step %d: the evaluation failed, training goes on: %s: %s', stage.name, step,
+                    type(error).__name__, ' '.join(str(error).split())[:300])
+    return
+  writer.metrics(step, values)
+  writer.samples(step, samples)
+  progress.say(f'{stage.name}: step {step}: ' + ', '.join(f'{k} {v:.4g}' for k, v in values.items()))
+  for line in lines[:2]:
+    progress.say(f'  {line[:400]}')
+
+
+@contextlib.contextmanager
+def _signals():
+  """Collects SIGTERM and Ctrl-C in a list (main thread only); leaves with Interrupted if one came."""
+  received = []
+  if threading.current_thread() is not threading.main_thread():
+    yield received
+    return
+
+  def note(signum, _):
+    received.append(signum)
+    if signum == signal.SIGINT:
+      signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+  before = {signum: signal.signal(signum, note) or signal.SIG_DFL for signum in (signal.SIGTERM, signal.SIGINT)}
+  try:
+    yield received
+  finally:
+    for signum, handler in before.items():
+      signal.signal(signum, handler)
+  if received:
+    raise Interrupted(received[0])
+
+
+def _agreed(signals) -> int:
+  """The signal that any process got, 0 = none."""
+  mine = signals[0] if signals else 0
+  if jax.process_count() == 1:
+    return mine
+  return int(multihost_utils.process_allgather(np.int32(mine)).max())
+
+
+class _Progress:
+  """A bar on a terminal, ten lines elsewhere; nothing but on process 0."""
+
+  def __init__(self, name, step, steps):
+    self._name, self._first, self._steps, self._began = name, step, steps, time.monotonic()
+    self._quiet = jax.process_index() > 0
+    self._bar = None
+    if sys.stderr.isatty() and not self._quiet:
+      self._bar = tqdm.tqdm(total=steps, initial=step, desc=name, unit='step', dynamic_ncols=True)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    if self._bar:
+      self._bar.close()
+
+  def show(self, step, values):
+    parts = [f'{name} {values[name]:.4g}' for name in ('loss', 'reward/mean') if name in values][:1]
+    if 'time/tokens_per_second' in values:
+      parts.append(f'{values["time/tokens_per_second"]:,.0f} tokens/s')
+    if self._bar:
+      self._bar.set_postfix_str(', '.join(parts), refresh=False)
+      self._bar.update()
+    elif step * 10 // self._steps > (step - 1) * 10 // self._steps:
+      left = (time.monotonic() - self._began) / (step - self._first) * (self._steps - step)
+      parts.append(f'{tqdm.tqdm.format_interval(left)} left')
+      self.say(f'{self._name}: step {step}/{self._steps}: ' + ', '.join(parts))
+
+  def say(self, text):
+    if not self._quiet:
+      tqdm.tqdm.write(text, file=sys.stderr)

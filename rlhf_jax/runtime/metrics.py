@@ -1,7 +1,7 @@
 """Writes what a run measures: metrics.jsonl and samples.jsonl, TensorBoard, and Weights & Biases where asked.
 
-One JSON object a line. A run that resumes at step n first drops what later steps wrote, so that the files of a cut run
-equal those of a run left alone, up to the fields `time/…`. Only process 0 writes.
+One JSON object a line. A run that resumes at step n first drops what later steps wrote, so that the files of a cut
+run equal those of a run left alone, up to the fields `time/…`. Only process 0 writes.
 """
 
 import contextlib

@@ -1,0 +1,94 @@
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from rlhf_jax.generation import sampler
+from rlhf_jax.models import heads, transformer
+from rlhf_jax.types import Prompts
+
+CONFIG = transformer.ModelConfig(vocab_size=48, embed=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48)
+MODEL = transformer.build(CONFIG)
+STOPS, PAD = (1, 5, 6), 0
+
+
+@pytest.fixture(scope='module')
+def params():
+  return jax.tree.map(lambda x: 3 * x, MODEL.init(jax.random.key(0)))
+
+
+def prompts(width=6, lengths=(6, 3, 1)):
+  tokens = np.asarray(jax.random.randint(jax.random.key(1), (len(lengths), 6), 2, 48))
+  wide = np.zeros((len(lengths), width), np.int32)
+  mask = np.zeros((len(lengths), width), bool)
+  for row, length in enumerate(lengths):
+    wide[row, width - length:], mask[row, width - length:] = tokens[row, :length], True
+  return Prompts(jnp.asarray(wide), jnp.asarray(mask), jnp.arange(len(lengths)))
+
+
+def sampling(**changes):
+  return ml_collections.ConfigDict({**sampler.DEFAULTS, 'max_new_tokens': 12, **changes})
+
+
+def recomputed(params, asked, samples, temperature):
+  sequences = sampler.join(asked, samples)
+  hidden, _ = MODEL.apply(params, sequences.tokens, sequences.positions, sequences.segment_ids)
+  R = samples.tokens.shape[1]
+  return heads.token_logprobs(params, hidden[:, -R - 1:-1], samples.tokens, temperature)[0]
+
+
+@pytest.mark.parametrize('unroll', [True, False])
+@pytest.mark.parametrize('changes', [{}, dict(temperature=0.6), dict(temperature=1.7), dict(top_k=4), dict(top_p=0.7),
+                                     dict(temperature=0.8, top_k=9, top_p=0.9), dict(temperature=0.0)])
+def test_logprobs_are_those_of_the_training_forward(params, changes, unroll):
+  config = sampling(**changes)
+  samples = sampler.build(MODEL, config, STOPS, PAD, samples=5, unroll=unroll)(params, prompts(), jax.random.key(2))
+  assert samples.tokens.shape == (15, 12)
+  lengths = samples.mask.sum(1)
+  if config.temperature:
+    assert lengths.min() < 12 and len(set(lengths.tolist())) > 2  # some end early
+  again = recomputed(params, prompts(), samples, config.temperature)
+  np.testing.assert_allclose(jnp.where(samples.mask, again, 0), samples.logprobs, atol=1e-5)
+
+
+def test_what_stands_after_the_end(params):
+  samples = sampler.build(MODEL, sampling(), STOPS, PAD, samples=8)(params, prompts(), jax.random.key(3))
+  for tokens, mask, ended in zip(*jax.device_get((samples.tokens, samples.mask, samples.ended))):
+    stops = np.flatnonzero(np.isin(tokens, STOPS) & mask)
+    length = stops[0] + 1 if len(stops) else 12
+    assert ended == bool(len(stops))
+    np.testing.assert_array_equal(mask, np.arange(12) < length)
+    assert (tokens[length:] == PAD).all()
+
+
+def test_amount_of_left_padding_changes_nothing(params):
+  generate = sampler.build(MODEL, sampling(), STOPS, PAD)
+  near, far = (generate(params, prompts(width), jax.random.key(4)) for width in (6, 11))
+  np.testing.assert_array_equal(near.tokens, far.tokens)
+  np.testing.assert_allclose(near.logprobs, far.logprobs, atol=1e-5)
+
+
+def test_greedy_is_the_best_token_of_the_full_forward(params):
+  samples = sampler.build(MODEL, sampling(temperature=0.0), (), PAD)(params, prompts(), jax.random.key(0))
+  text = np.concatenate([prompts().tokens[1, 3:], samples.tokens[1]])[None]
+  hidden, _ = MODEL.apply(params, text, jnp.arange(15)[None], jnp.ones_like(text))
+  np.testing.assert_array_equal(jnp.argmax(heads.logits(params, hidden[0, 2:-1]), axis=-1), samples.tokens[1])
+
+
+def test_top_k_and_top_p_choose_among_the_likeliest():
+  logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
+  keys = jax.random.split(jax.random.key(0), 2000)
+  draw = lambda **k: np.bincount(jax.vmap(lambda key: sampler.choose(
+      key, logits, k.get('temperature', 1.0), k.get('top_k', 0), k.get('top_p', 1.0)))(keys).ravel(), minlength=4) / 2000
+  np.testing.assert_allclose(draw(), [0.5, 0.3, 0.15, 0.05], atol=0.04)
+  np.testing.assert_allclose(draw(top_k=2), [0.625, 0.375, 0, 0], atol=0.04)
+  np.testing.assert_allclose(draw(top_p=0.75), [0.625, 0.375, 0, 0], atol=0.04)
+  np.testing.assert_allclose(draw(top_p=0.4), [1, 0, 0, 0])
+  np.testing.assert_allclose(draw(temperature=0.5), np.array([0.25, 0.09, 0.0225, 0.0025]) / 0.365, atol=0.04)
+
+
+def test_samples_of_a_prompt_differ_and_stand_together(params):
+  samples = sampler.build(MODEL, sampling(), (), PAD, samples=4)(params, prompts(), jax.random.key(5))
+  rows = {tuple(row) for row in samples.tokens.tolist()}
+  assert len(rows) == 12

@@ -1,0 +1,126 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.models import transformer
+from rlhf_jax.runtime import mesh
+
+CONFIG = transformer.ModelConfig(vocab_size=64, embed=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48, head=True)
+
+
+@pytest.fixture(scope='module')
+def model():
+  built = transformer.build(CONFIG)
+  return dataclasses.replace(built, apply=jax.jit(built.apply))
+
+
+@pytest.fixture(scope='module')
+def params(model):
+  return jax.tree.map(lambda x: 3 * x, model.init(jax.random.key(0)))  # attention that is not flat
+
+
+def ragged(length=10):
+  tokens = jax.random.randint(jax.random.key(1), (3, length), 0, 64)
+  positions = jnp.tile(jnp.arange(length), (3, 1))
+  return tokens, positions, jnp.ones((3, length), jnp.int32)
+
+
+def by_hand(params, tokens):
+  """One row [T] through loops over layers, heads and places, float64 numpy; hidden states [T, D]."""
+  p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  norm = lambda x, scale: x / np.sqrt((x * x).mean(-1, keepdims=True) + CONFIG.norm_eps) * scale
+  def rotate(x, t):
+    half = len(x) // 2
+    angle = t * CONFIG.rope_theta ** (-np.arange(half) / half)
+    a, b = x[:half], x[half:]
+    return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)])
+  h = p['embedding'][tokens]
+  for i in range(CONFIG.layers):
+    w = {name: leaf[i] for name, leaf in p['layers'].items()}
+    x = norm(h, w['attention_norm'])
+    out = np.zeros_like(h)
+    for head in range(CONFIG.heads):
+      shared = head // (CONFIG.heads // CONFIG.kv_heads)
+      q = np.stack([rotate(x[t] @ w['query'][:, head], t) for t in range(len(x))])
+      k = np.stack([rotate(x[t] @ w['key'][:, shared], t) for t in range(len(x))])
+      v = x @ w['value'][:, shared]
+      for t in range(len(x)):
+        logits = k[:t + 1] @ q[t] / np.sqrt(CONFIG.head_dim)
+        weights = np.exp(logits - logits.max())
+        out[t] += (weights / weights.sum()) @ v[:t + 1] @ w['output'][head]
+    h = h + out
+    x = norm(h, w['mlp_norm'])
+    gate = x @ w['gate']
+    h = h + (gate / (1 + np.exp(-gate)) * (x @ w['up'])) @ w['down']
+  return norm(h, p['norm'])
+
+
+def test_equals_the_slow_loops(model, params):
+  tokens, positions, segments = ragged()
+  hidden, _ = model.apply(params, tokens, positions, segments)
+  np.testing.assert_allclose(hidden[1], by_hand(params, np.asarray(tokens[1])), atol=2e-5)
+
+
+@pytest.mark.parametrize('change', [dict(remat='full'), dict(remat='dots')])
+def test_remat_changes_neither_values_nor_gradients(model, params, change):
+  other, inputs = transformer.build(dataclasses.replace(CONFIG, **change)), ragged()
+  total = lambda m: jax.jit(jax.value_and_grad(lambda p: jnp.sum(m.apply(p, *inputs)[0] ** 3)))(params)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), total(model), total(other))
+
+
+def test_scanned_and_unrolled_are_equal(model, params):
+  inputs = ragged()
+  np.testing.assert_allclose(model.apply(params, *inputs)[0], model.apply(transformer.unstack(params), *inputs)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize('stacked', [True, False])
+def test_prefill_and_decode_equal_the_full_forward(model, params, stacked):
+  tokens, positions, segments = ragged()
+  want, _ = model.apply(params, tokens, positions, segments)
+  weights = params if stacked else transformer.unstack(params)
+  cache = transformer.empty_cache(CONFIG, 3, 16, stacked)
+  got = []
+  for start, end in [(0, 6), (6, 7), (7, 8), (8, 10)]:
+    part = slice(start, end)
+    hidden, cache = model.apply(weights, tokens[:, part], positions[:, part], segments[:, part], cache)
+    got.append(hidden)
+  np.testing.assert_allclose(jnp.concatenate(got, axis=1), want, atol=1e-5)
+
+
+@pytest.mark.parametrize('left', [0, 3, 6])
+def test_padding_changes_nothing(model, params, left):
+  tokens, positions, segments = ragged(4)
+  want, _ = model.apply(params, tokens, positions, segments)
+  pad = lambda x, value: jnp.pad(x, ((0, 0), (left, 6 - left)), constant_values=value)
+  hidden, _ = model.apply(params, pad(tokens, 7), pad(positions, 0), pad(segments, 0))
+  assert np.isfinite(hidden).all()
+  np.testing.assert_allclose(hidden[:, left:left + 4], want, atol=1e-5)
+
+
+def test_packed_segments_do_not_see_each_other(model, params):
+  tokens, positions, segments = ragged(10)
+  alone = [model.apply(params, tokens[:, a:b], positions[:, :b - a], segments[:, a:b])[0] for a, b in [(0, 4), (4, 10)]]
+  packed_positions = jnp.concatenate([positions[:, :4], positions[:, :6]], axis=1)
+  packed_segments = jnp.concatenate([segments[:, :4], 2 * segments[:, :6]], axis=1)
+  hidden, _ = model.apply(params, tokens, packed_positions, packed_segments)
+  np.testing.assert_allclose(hidden, jnp.concatenate(alone, axis=1), atol=1e-5)
+
+
+def test_every_leaf_has_a_name_for_each_axis(model):
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  jax.tree.map(lambda shape, names: len(shape.shape) == len(names) or pytest.fail(str(names)), shapes, model.axes)
+
+
+@pytest.mark.parametrize('axes', [dict(fsdp=8), dict(tensor=2), dict(data=2, fsdp=2, tensor=2)])
+def test_sharded_equals_one_device(model, params, axes):
+  layout = mesh.make({**mesh.DEFAULTS, 'data': -1 if 'data' not in axes else 2, **axes})
+  sharded = transformer.build(CONFIG, layout.constrain)
+  placed = jax.device_put(params, layout.shardings(sharded.axes, params))
+  inputs = [jnp.tile(x, (8, 1))[:8] for x in ragged()]
+  hidden, _ = jax.jit(sharded.apply)(placed, *layout.place(inputs))
+  np.testing.assert_allclose(hidden, model.apply(params, *inputs)[0], atol=1e-5)
+  whole = [leaf for leaf in jax.tree.leaves(placed) if leaf.size > 64 and leaf.sharding.is_fully_replicated]
+  assert not whole or 'fsdp' not in axes
