@@ -28,11 +28,12 @@ def main():
   language = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, tie_word_embeddings=False)).eval()
   score = transformers.LlamaForSequenceClassification(transformers.LlamaConfig(**shape, num_labels=1)).eval()
   with torch.no_grad():
-    for model in (language, score):  # norms of all ones would hide a swap
+    for model in (language, score):
       for name, weight in model.named_parameters():
         if 'norm' in name:
-          weight.uniform_(0.5, 1.5)
-    language.bfloat16().float()  # computes in float32 with the numbers that the file holds
+          weight.uniform_(0.5, 1.5)  # all ones would hide a swap
+        if model is language:
+          weight.copy_(weight.bfloat16())  # the numbers that its file will hold; it computes in float32
     logits = language(tokens, attention_mask=mask).logits
     scores = score(tokens, attention_mask=mask).logits[:, 0]
   language.bfloat16().save_pretrained(FIXTURES / 'tiny_llama', max_shard_size='12kB')

@@ -5,8 +5,8 @@ A line of the table names the axes of our leaf and of the file's matrix by lette
 
   v vocab_size, d embed, h heads, n kv_heads, c head_dim, f mlp
 
-so `'dhc', 'hc,d'` reads: our leaf [D, H, C] stands in the file as the matrix [H * C, D]. Leaves under `layers` carry
-one more leading axis here and one tensor per layer there. No file is opened here: see pretrained.py.
+so `'dhc', 'hc,d'` reads: our leaf [D, H, C] stands in the file as the matrix [H * C, D]. Leaves under `layers`
+carry one more leading axis here and one tensor per layer there. No file is opened here: see pretrained.py.
 """
 
 import dataclasses
@@ -106,7 +106,8 @@ class Family:
 
 
 def _layer(leaf, axes, name, matrix, gguf, paired=False):
-  return Tensor(('layers', leaf), axes, f'model.layers.{{}}.{name}.weight', matrix, f'blk.{{}}.{gguf}.weight', paired)
+  return Tensor(('layers', leaf), axes, f'model.layers.{{}}.{name}.weight', matrix, f'blk.{{}}.{gguf}.weight',
+                paired)
 
 
 FAMILIES = {
@@ -136,8 +137,9 @@ FAMILIES = {
 }
 
 _KEYS = {  # ours: Hugging Face's
-    'vocab_size': 'vocab_size', 'embed': 'hidden_size', 'layers': 'num_hidden_layers', 'heads': 'num_attention_heads',
-    'kv_heads': 'num_key_value_heads', 'head_dim': 'head_dim', 'mlp': 'intermediate_size', 'norm_eps': 'rms_norm_eps',
+    'vocab_size': 'vocab_size', 'embed': 'hidden_size', 'layers': 'num_hidden_layers',
+    'heads': 'num_attention_heads', 'kv_heads': 'num_key_value_heads', 'head_dim': 'head_dim',
+    'mlp': 'intermediate_size', 'norm_eps': 'rms_norm_eps',
     'rope_theta': 'rope_theta', 'tied': 'tie_word_embeddings', 'max_length': 'max_position_embeddings',
 }
 _GGUF_KEYS = {  # Hugging Face's: GGUF's, after the family's name

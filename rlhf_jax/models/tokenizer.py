@@ -1,8 +1,8 @@
 """Text ↔ token ids, and how a conversation becomes a prompt.
 
-A tokenizer here is a `tokenizers.Tokenizer`, a chat template in jinja2 (rendered as transformers renders it) and the
-roles of a few special tokens. What people wrote is text: special-token strings inside a message are tokenised as
-characters, so nobody ends a turn by writing `<|im_end|>`; only the template's own special tokens become special ids.
+A tokenizer here is a `tokenizers.Tokenizer`, a chat template in jinja2 (rendered as transformers renders it) and
+the roles of a few special tokens. What people wrote is text: special-token strings inside a message are tokenised
+as characters, so nobody ends a turn by writing `<|im_end|>`; only the template's own become special ids.
 """
 
 import copy
@@ -19,6 +19,12 @@ from rlhf_jax.errors import UserError
 
 _QUESTION, _ANSWER = '\U000f0000', '\U000f0001'  # stand-ins to find a message's place in the template
 _STAND_INS = range(0xf0002, 0xffffe)  # private-use characters
+
+# What `tokenizer.ggml.pre` stands for.
+_GGUF_SPLITS = {
+    'smollm': lambda: pre_tokenizers.Sequence([
+        pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]),
+}
 
 
 class Tokenizer:
@@ -54,8 +60,10 @@ class Tokenizer:
     self.core, self.template, self.vocab_size = core, template, core.get_vocab_size()
     self._plain = copy.deepcopy(core)
     self._plain.encode_special_tokens = True
-    self._special = {token.content: i for i, token in sorted(core.get_added_tokens_decoder().items()) if token.special}
-    self._split = re.compile('(' + '|'.join(re.escape(x) for x in sorted(self._special, key=len, reverse=True)) + ')')
+    added = sorted(core.get_added_tokens_decoder().items())
+    self._special = {token.content: i for i, token in added if token.special}
+    longest = sorted(self._special, key=len, reverse=True)
+    self._split = re.compile('(' + '|'.join(re.escape(token) for token in longest) + ')')
     self._roles = {'bos_token': bos, 'eos_token': eos, 'pad_token': pad, 'unk_token': unk}
     self.response_prefix = self._suffix = self._tail = ''
     if template is not None and self._special:
@@ -144,6 +152,32 @@ class Tokenizer:
     roles = {role: text(config.get(role + '_token')) for role in ('bos', 'eos', 'pad', 'unk')}
     return cls(core, template, **roles)
 
+  @classmethod
+  def from_gguf(cls, fields: dict, where: str) -> 'Tokenizer':
+    """The byte-level BPE tokenizer that the metadata of a GGUF file describe.
+
+    Args:
+      fields: metadata, plain values by key.
+      where: what errors call the file.
+
+    Raises:
+      UserError: a kind of tokenizer other than those known here.
+    """
+    get = lambda key: fields.get('tokenizer.ggml.' + key)
+    if get('model') != 'gpt2' or get('pre') not in _GGUF_SPLITS:
+      raise UserError(f'{where}: tokenizer {get("model")!r}/{get("pre")!r}, expected gpt2 with one of '
+                      f'{", ".join(_GGUF_SPLITS)}; use the Hugging Face directory of the model')
+    tokens = get('tokens')
+    core = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)},
+                                           [tuple(merge.split(' ')) for merge in get('merges')]))
+    core.pre_tokenizer, core.decoder = _GGUF_SPLITS[get('pre')](), decoders.ByteLevel()
+    for token, kind in zip(tokens, get('token_type')):
+      if kind in (3, 4):  # control, user defined
+        core.add_tokens([tokenizers.AddedToken(token, special=kind == 3, normalized=False)])
+    name = lambda key: None if get(key + '_token_id') is None else tokens[get(key + '_token_id')]
+    return cls(core, fields.get('tokenizer.chat_template'), bos=name('bos'), eos=name('eos'), pad=name('padding'),
+                 unk=name('unknown'))
+
   def _render(self, messages, **flags):
     if self.template is None:
       raise UserError('tokenizer: no chat template')
@@ -183,39 +217,6 @@ class Tokenizer:
       elif piece:
         ids += self._plain.encode(_replace(piece, shown), add_special_tokens=False).ids
     return ids
-
-
-# What `tokenizer.ggml.pre` stands for.
-_GGUF_SPLITS = {
-    'smollm': lambda: pre_tokenizers.Sequence([
-        pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]),
-}
-
-
-def from_gguf(fields: dict, where: str) -> Tokenizer:
-  """The byte-level BPE tokenizer that the metadata of a GGUF file describe.
-
-  Args:
-    fields: metadata, plain values by key.
-    where: what errors call the file.
-
-  Raises:
-    UserError: a kind of tokenizer other than those known here.
-  """
-  get = lambda key: fields.get('tokenizer.ggml.' + key)
-  if get('model') != 'gpt2' or get('pre') not in _GGUF_SPLITS:
-    raise UserError(f'{where}: tokenizer {get("model")!r}/{get("pre")!r}, expected gpt2 with one of '
-                    f'{", ".join(_GGUF_SPLITS)}; use the Hugging Face directory of the model')
-  tokens = get('tokens')
-  core = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)},
-                                         [tuple(merge.split(' ')) for merge in get('merges')]))
-  core.pre_tokenizer, core.decoder = _GGUF_SPLITS[get('pre')](), decoders.ByteLevel()
-  for token, kind in zip(tokens, get('token_type')):
-    if kind in (3, 4):  # control, user defined
-      core.add_tokens([tokenizers.AddedToken(token, special=kind == 3, normalized=False)])
-  name = lambda key: None if get(key + '_token_id') is None else tokens[get(key + '_token_id')]
-  return Tokenizer(core, fields.get('tokenizer.chat_template'), bos=name('bos'), eos=name('eos'), pad=name('padding'),
-                   unk=name('unknown'))
 
 
 @functools.lru_cache(maxsize=16)

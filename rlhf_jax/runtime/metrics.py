@@ -71,11 +71,10 @@ class Writer:
       os.fsync(file.fileno())
 
   def close(self) -> None:
-    for file in self._files:
-      with contextlib.suppress(OSError):  # what a full disk refused was said when it was written
-        file.close()
-    if self._board:
-      self._board.close()
+    for file in [*self._files, self._board]:
+      with contextlib.suppress(OSError):  # a full disk was reported when it refused a line
+        if file:
+          file.close()
     if self._wandb:
       self._wandb.finish()
 

@@ -133,17 +133,14 @@ def test_the_end_of_turn_is_the_templates():
   assert tokenizer.prompt(user('Hi')) + tokenizer.response('Yes') == whole
 
 
-def test_prompt_and_response_join_where_the_first_word_is_special():
-  """SentencePiece tokenizers put a blank before a text's first word, and only there."""
-  vocabulary = {x: i for i, x in enumerate(['<unk>', '<s>', '</s>', '▁', '▁Q', '▁a', '▁:', ':', 'Q', 'a'])}
-  core = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token='<unk>'))
-  core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='first')
-  core.add_special_tokens(['<unk>', '<s>', '</s>'])
-  template = ("{% for m in messages %}{{ m['content'] + (' :' if m['role'] == 'user' else eos_token) }}{% endfor %}")
-  tokenizer = Tokenizer(core, template.replace("' :'", "' : '"), bos='<s>', eos='</s>', unk='<unk>')
-  assert tokenizer.pad_id == 0
-  tokenizer = Tokenizer(core, template, bos='<s>', eos='</s>', unk='<unk>')
-  assert tokenizer.prompt(user('Q')) == [4, 6]
+def test_a_blank_that_a_tokenizer_puts_before_texts_stays_out_of_the_middle():
+  core = tokenizers.Tokenizer(models.BPE({x: i for i, x in enumerate(['<unk>', '</s>', '▁', 'Q', ':', 'a'])}, []))
+  core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='first')  # as SentencePiece does
+  core.add_special_tokens(['<unk>', '</s>'])
+  template = "{% for m in messages %}{{ m['content'] + (':' if m['role'] == 'user' else eos_token) }}{% endfor %}"
+  tokenizer = Tokenizer(core, template, eos='</s>', unk='<unk>')
+  assert tokenizer.prompt(user('Q')) + tokenizer.response('a') == core.encode('Q:a</s>').ids == [2, 3, 4, 5, 1]
+  assert tokenizer.pad_id == 0  # nothing else is left
 
 
 @pytest.mark.parametrize('pad', [None, '<|im_end|>', '<|im_start|>'])

@@ -1,0 +1,166 @@
+"""Examples → batches of fixed shape: shuffle, share among hosts, pack, batch; by grain.
+
+Endless iterators reshuffle at every epoch, from the seed alone. Their `get_state()` is plain JSON, and `set_state` goes
+on exactly there, in the middle of an epoch or of a packed row. The global order of examples does not depend on the
+number of hosts: of every `process_count` examples each host takes one.
+"""
+
+import itertools
+
+import grain
+import numpy as np
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.types import Prompts, Rankings, Sequences
+
+
+def sequences(examples, batch_size: int, length: int, seed: int, pack: bool = True, process_index: int = 0,
+              process_count: int = 1):
+  """Endless iterator of Sequences [batch_size / process_count, length].
+
+  Args:
+    examples: of encode.documents or encode.demonstrations.
+    pack: several examples in a row, as segments that do not see each other.
+  """
+  rows = _share(batch_size, process_count)
+  data = _shuffled(examples, seed, process_index, process_count)
+  if pack:
+    data = _packed(data, {'tokens': length, 'targets': length}, rows)
+    return iter(data.batch(rows).map(_sequences))
+  return iter(data.map(lambda example: _row(example, length)).batch(rows).map(_sequences))
+
+
+def sequences_once(examples, batch_size: int, length: int):
+  """Every example once, in order, one a row; the last batch is filled with empty rows."""
+  empty = {'tokens': np.zeros(0, np.int32), 'targets': np.zeros(0, np.float32)}
+  for part in _parts([_row(example, length) for example in examples], batch_size, _row(empty, length)):
+    yield _sequences(part)
+
+
+def rankings(examples, batch_size: int, places: int, length: int, seed: int, process_index: int = 0,
+             process_count: int = 1):
+  """Endless iterator of Rankings [batch_size / process_count, places, length]; whole rankings share a row.
+
+  Args:
+    examples: of encode.rankings, for that length.
+
+  Raises:
+    UserError: a ranking has more responses than a row has places.
+  """
+  rows = _share(batch_size, process_count)
+  _check_places(examples, places)
+  data = _shuffled(examples, seed, process_index, process_count)
+  data = _packed(data, {name: places for name in ('tokens', 'lengths', 'ranks', 'index')}, rows)
+  return iter(data.batch(rows).map(lambda batch: _rankings(
+      batch['tokens'], batch['lengths'], batch['tokens_segment_ids'], batch['ranks'], batch['index'])))
+
+
+def rankings_once(examples, batch_size: int, places: int, length: int):
+  """Every ranking once, in order; the last batch is filled with empty places."""
+  _check_places(examples, places)
+  rows, used = [[]], 0
+  for example in examples:
+    if used + len(example['ranks']) > places:
+      rows, used = rows + [[]], 0
+    rows[-1].append(example)
+    used += len(example['ranks'])
+
+  def whole(row):
+    count = sum(len(example['ranks']) for example in row)
+    fill = lambda name, shape: np.concatenate(
+        [example[name] for example in row] + [np.zeros((places - count, *shape), np.int32)])
+    group = np.concatenate([np.full(len(example['ranks']), number) for number, example in enumerate(row, 1)]
+                           + [np.zeros(places - count)]).astype(np.int32)
+    return {'tokens': fill('tokens', (length,)), 'group': group, **{n: fill(n, ()) for n in ('lengths', 'ranks', 'index')}}
+
+  for part in _parts([whole(row) for row in rows], batch_size, whole([])):
+    yield _rankings(part['tokens'], part['lengths'], part['group'], part['ranks'], part['index'])
+
+
+def prompts(examples, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1):
+  """Endless iterator of Prompts [batch_size / process_count, P]."""
+  rows = _share(batch_size, process_count)
+  return iter(_shuffled(examples, seed, process_index, process_count).batch(rows).map(lambda batch: Prompts(**batch)))
+
+
+def prompts_once(examples, batch_size: int):
+  """Every prompt once, in order; the last batch is filled with rows of index -1 (and one visible token)."""
+  tokens = np.zeros_like(examples[0]['tokens'])
+  mask = np.arange(len(tokens)) == len(tokens) - 1
+  for part in _parts(examples, batch_size, {'tokens': tokens, 'mask': mask, 'index': np.int32(-1)}):
+    yield Prompts(**part)
+
+
+class Together:
+  """Several iterators as one: next() gives a tuple, the state is a list. None in the place of an iterator gives None."""
+
+  def __init__(self, *iterators):
+    self._iterators = iterators
+
+  def __iter__(self):
+    return self
+
+  def __next__(self):
+    return tuple(None if iterator is None else next(iterator) for iterator in self._iterators)
+
+  def get_state(self):
+    return {'parts': [None if iterator is None else iterator.get_state() for iterator in self._iterators]}
+
+  def set_state(self, state):
+    for iterator, part in zip(self._iterators, state['parts'], strict=True):
+      if iterator is not None:
+        iterator.set_state(part)
+
+
+def _share(batch_size, process_count):
+  if batch_size < 1 or batch_size % process_count:
+    raise UserError(f'batch_size: {batch_size} does not divide over {process_count} host(s)')
+  return batch_size // process_count
+
+
+def _shuffled(examples, seed, process_index, process_count):
+  if not examples:
+    raise UserError('data: nothing to make batches of')
+  data = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
+  if process_count > 1:
+    data = data[process_index::process_count]
+  return data.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))  # all is in memory
+
+
+def _packed(data, lengths, rows):
+  """First-fit packing along the first axis; adds *_segment_ids and *_positions."""
+  return grain.experimental.FirstFitPackIterDataset(data, length_struct=lengths, num_packing_bins=2 * rows)
+
+
+def _row(example, length):
+  count = len(example['tokens'])
+  pad = lambda x: np.pad(x, (0, length - count))
+  return {'tokens': pad(example['tokens']), 'targets': pad(example['targets']),
+          'tokens_segment_ids': pad(np.ones(count, np.int32)), 'tokens_positions': pad(np.arange(count, dtype=np.int32))}
+
+
+def _sequences(batch):
+  return Sequences(tokens=batch['tokens'], positions=batch['tokens_positions'].astype(np.int32),
+                   segment_ids=batch['tokens_segment_ids'].astype(np.int32), loss_mask=batch['targets'])
+
+
+def _rankings(tokens, lengths, group, ranks, index):
+  inside = np.arange(tokens.shape[-1]) < lengths[..., None]
+  positions = np.where(inside, np.arange(tokens.shape[-1]), 0).astype(np.int32)
+  return Rankings(tokens=tokens, positions=positions, segment_ids=inside.astype(np.int32),
+                  group=group.astype(np.int32), ranks=ranks, index=index)
+
+
+def _check_places(examples, places):
+  for example in examples:
+    if len(example['ranks']) > places:
+      raise UserError(f'responses_per_row: record {int(example["index"][0])} (from 0) ranks {len(example["ranks"])} '
+                      f'responses, a row has {places} places')
+
+
+def _parts(rows, size, empty):
+  """Lists of rows as stacked arrays of exactly `size` rows."""
+  for begin in range(0, len(rows), size):
+    part = rows[begin:begin + size]
+    part = part + list(itertools.repeat(empty, size - len(part)))
+    yield {name: np.stack([row[name] for row in part]) for name in empty}

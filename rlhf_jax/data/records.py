@@ -1,0 +1,178 @@
+"""What people and the world give us, one JSON object a line: documents, demonstrations, preferences, rankings, prompts.
+
+`id`, `source` and `license` may be left out of a file. `messages` alternate between user and assistant, the user
+speaks last. The types say nothing of tokens.
+"""
+
+import dataclasses
+import gzip
+import json
+import os
+from pathlib import Path
+
+from rlhf_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+  """A text to pre-train on."""
+  id: str
+  source: str
+  license: str
+  text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Demonstration:
+  """A conversation and how a person would answer."""
+  id: str
+  source: str
+  license: str
+  messages: list
+  response: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Preference:
+  """Two answers of which a person chose one."""
+  id: str
+  source: str
+  license: str
+  domain: str
+  messages: list
+  chosen: str
+  rejected: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+  """K answers in a person's order: `ranks` in the order of `responses`, 1 = best, equal = tie. `context` (may be
+  empty) stands before the last message."""
+  id: str
+  source: str
+  license: str
+  domain: str
+  context: str
+  messages: list
+  responses: list
+  ranks: list
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """A conversation to answer; `meta` is whatever a reward or judge needs to know."""
+  id: str
+  source: str
+  license: str
+  messages: list
+  meta: dict
+
+
+TYPES = {'document': Document, 'demonstration': Demonstration, 'preference': Preference, 'ranking': Ranking,
+         'prompt': Prompt}
+_OPTIONAL = {'source': '', 'license': '', 'domain': '', 'context': '', 'meta': {}}
+_KINDS = {'messages': list, 'responses': list, 'ranks': list, 'meta': dict}
+
+
+def parse(kind: str, fields: dict, where: str):
+  """A record of a kind (a key of TYPES) from JSON fields; others are ignored.
+
+  Args:
+    where: what errors call the place, as 'file:line'.
+
+  Raises:
+    UserError: a field is missing or of another form.
+  """
+  if not isinstance(fields, dict):
+    raise UserError(f'{where}: expected a JSON object, got {type(fields).__name__}')
+  values = {}
+  for field in dataclasses.fields(TYPES[kind]):
+    default = where if field.name == 'id' else _OPTIONAL.get(field.name)
+    value = fields.get(field.name, default)
+    if value is None:
+      raise UserError(f'{where}: a {kind} needs the field "{field.name}"; found {", ".join(sorted(fields)) or "none"}')
+    expected = _KINDS.get(field.name, str)
+    if field.name in ('id', 'source', 'license', 'domain'):
+      value = str(value)
+    if not isinstance(value, expected):
+      raise UserError(f'{where}: field "{field.name}": expected {_said(expected)}, got {value!r:.60}')
+    values[field.name] = value
+  if 'messages' in values:
+    _check_messages(values['messages'], where)
+  if kind == 'ranking':
+    _check_ranking(values, where)
+  return TYPES[kind](**values)
+
+
+def _said(kind):
+  return {str: 'a text', list: 'a list', dict: 'an object'}[kind]
+
+
+def _check_messages(messages, where):
+  if not messages:
+    raise UserError(f'{where}: field "messages": expected at least one message')
+  for number, message in enumerate(messages):
+    if not (isinstance(message, dict) and isinstance(message.get('content'), str) and 'role' in message):
+      raise UserError(f'{where}: field "messages": message {number + 1} needs the texts "role" and "content"')
+    role = ('user', 'assistant')[(len(messages) - 1 - number) % 2]
+    if message['role'] != role:
+      raise UserError(f'{where}: field "messages": message {number + 1}: expected the role {role!r}, got '
+                      f'{message["role"]!r} (user and assistant alternate, the user speaks last)')
+
+
+def _check_ranking(values, where):
+  responses, ranks = values['responses'], values['ranks']
+  if len(responses) < 2 or not all(isinstance(response, str) for response in responses):
+    raise UserError(f'{where}: field "responses": expected two or more texts')
+  if len(ranks) != len(responses) or not all(type(rank) is int and rank >= 1 for rank in ranks):
+    raise UserError(f'{where}: field "ranks": expected {len(responses)} whole numbers from 1 (best), got {ranks!r:.60}')
+
+
+def ranking(preference: Preference) -> Ranking:
+  """A preference as a ranking of two."""
+  return Ranking(preference.id, preference.source, preference.license, preference.domain, '', preference.messages,
+                 [preference.chosen, preference.rejected], [1, 2])
+
+
+def conversation(record) -> list:
+  """The messages of a record as every stage sees them: a ranking's context stands before its last message."""
+  if not getattr(record, 'context', ''):
+    return record.messages
+  last = record.messages[-1]
+  return [*record.messages[:-1], {**last, 'content': f'{record.context}\n\n{last["content"]}'}]
+
+
+def read(path, kind: str) -> list:
+  """The records of a JSONL file (.gz by its name). A file of rankings may hold preferences too.
+
+  Raises:
+    UserError: names file and line.
+  """
+  rows, number = [], 0
+  try:
+    with (gzip.open if str(path).endswith('.gz') else open)(path, 'rt', encoding='utf-8') as file:
+      for number, line in enumerate(file, start=1):
+        if not line.strip():
+          continue
+        where = f'{path}:{number}'
+        try:
+          fields = json.loads(line)
+        except ValueError as error:
+          raise UserError(f'{where}: not JSON: {error}') from None
+        if kind == 'ranking' and isinstance(fields, dict) and 'chosen' in fields:
+          rows.append(ranking(parse('preference', fields, where)))
+        else:
+          rows.append(parse(kind, fields, where))
+  except (OSError, EOFError, UnicodeDecodeError) as error:
+    raise UserError(f'{path}:{number + 1}: cannot read: {error}') from None
+  return rows
+
+
+def write(path, rows) -> None:
+  """Writes records as JSONL (.gz by the name), whole or not at all."""
+  part = Path(f'{path}.part')
+  part.parent.mkdir(parents=True, exist_ok=True)
+  with (gzip.open if str(path).endswith('.gz') else open)(part, 'wt', encoding='utf-8') as file:
+    for row in rows:
+      file.write(json.dumps(dataclasses.asdict(row) if dataclasses.is_dataclass(row) else row, ensure_ascii=False) + '\n')
+  os.replace(part, path)

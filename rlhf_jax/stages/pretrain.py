@@ -1,0 +1,60 @@
+"""Pre-training: next-token prediction on documents (step 1 of the four).
+
+  minimise −mean_t log p(x_t | x_<t)   over every token of every document but its first.
+
+Documents are packed into rows of `length` without seeing each other; longer ones are cut into windows.
+"""
+
+import math
+
+import jax
+
+from rlhf_jax.data import batches, encode, sources
+from rlhf_jax.evaluation import baselines
+from rlhf_jax.generation import sampler
+from rlhf_jax.runtime import loop
+from rlhf_jax.runtime import step as steps
+from rlhf_jax.stages import common, supervised
+
+DEFAULTS = dict(
+    init='random',  # 'random', an earlier stage, a stage's folder or a Hugging Face directory
+    batch_size=64,  # rows in a batch, over all devices
+    length=96,  # tokens in a row
+    microbatches=1,  # parts of a batch, one after the other, to save memory
+    eval_records=200,  # held-out documents
+    samples=4,  # texts written at each evaluation
+    data=dict(sources.DEFAULTS),
+    sampling=dict(sampler.DEFAULTS),
+    optimizer=dict(steps.OPTIMIZER, learning_rate=1e-3, weight_decay=0.1, b2=0.95, warmup_steps=20),
+    loop=dict(loop.DEFAULTS),
+)
+
+
+def run(context: common.Context) -> None:
+  """Trains and leaves its checkpoints in the stage's folder."""
+  loop.run(build(context), context.section.loop, context.directory, {'stage': 'pretrain'})
+
+
+def build(context: common.Context) -> loop.Stage:
+  """The stage, ready to run."""
+  section, layout, tokenizer = context.section, context.layout, context.tokenizer
+  model, optimizer, init = common.trainable(context)
+  held_out = sources.load(section.data, 'document', 'validation')[:section.eval_records]
+  train = sources.load(section.data, 'document', 'train')
+  examples = encode.documents(train, tokenizer, section.length)
+  held_out_examples = encode.documents(held_out, tokenizer, section.length)
+  characters = sum(len(record.text) for record in held_out)
+  compared = baselines.nats_per_character(train, held_out)
+  measure = supervised.build_evaluation(model, layout, held_out_examples, section.batch_size, section.length)
+  show = common.build_samples(context, model, [example['tokens'][:8] for example in held_out_examples])
+
+  def evaluate(state):
+    loss, count = measure(state.params)
+    values = {'loss': loss, 'perplexity': math.exp(min(loss, 50)), 'nats_per_character': loss * count / characters}
+    return values | compared, show(state)
+
+  return loop.Stage(
+      name=context.name, init=init, evaluate=evaluate,
+      batches=batches.sequences(examples, section.batch_size, section.length, context.config.seed,
+                                process_index=jax.process_index(), process_count=jax.process_count()),
+      step=steps.build(supervised.build_loss(model), optimizer, layout, section.microbatches))
