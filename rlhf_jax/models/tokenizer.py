@@ -131,7 +131,8 @@ class Tokenizer:
     directory = Path(directory)
     path = directory / 'tokenizer.json'
     if not path.is_file():
-      raise UserError(f'{path}: not found; transformers writes it: AutoTokenizer.from_pretrained(d).save_pretrained(d)')
+      raise UserError(f'{path}: not found; transformers writes it: '
+                      'AutoTokenizer.from_pretrained(d).save_pretrained(d)')
     try:
       core = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower

@@ -60,8 +60,9 @@ class Checkpoints:
     """
     self.wait()
     items = {'params': _flat(state.params), 'rest': _flat(state.replace(params=None))}
-    data = _gather(_json(data_state))
-    body = {'meta': _json(meta), 'data': _digest(data), 'arrays': {k: _describe(v) for k, v in items.items()},
+    data = _gather(data_state)
+    body = {'meta': json.loads(json.dumps(meta)), 'data': _digest(data),
+            'arrays': {name: _describe(arrays) for name, arrays in items.items()},
             'versions': {'jax': jax.__version__, 'orbax': ocp.__version__}}
     self._unwritten = step
     with self._writing():
@@ -89,13 +90,12 @@ class Checkpoints:
     if len(data) != jax.process_count():
       raise UserError(f'{self._directory / str(step)}: the position in the data was saved by {len(data)} processes,'
                       f' expected {jax.process_count()}: start as many, or start anew in another directory')
-    if damaged and jax.process_index() == 0:
-      for bad in damaged:
+    if damaged:
+      for bad in damaged if jax.process_index() == 0 else ():
         target = self._directory / f'damaged-{bad}'
         if target.exists():
           target.rmtree()
         (self._directory / str(bad)).rename(target)
-    if damaged:
       _everywhere(True)
       self._manager.reload()
     return trees['rest'].replace(params=trees['params']), data[jax.process_index()], meta
@@ -269,19 +269,16 @@ def _shape(leaf) -> str:
   return f'{leaf.dtype}[{",".join(map(str, leaf.shape))}]'
 
 
-def _json(value):
-  return json.loads(json.dumps(value))
-
-
 def _digest(value) -> str:
   return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _gather(value) -> list:
   """The JSON values of all processes, in their order."""
+  text = json.dumps(value)
   if jax.process_count() == 1:
-    return [value]
-  raw = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    return [json.loads(text)]
+  raw = np.frombuffer(text.encode(), np.uint8)
   sizes = multihost_utils.process_allgather(np.array(len(raw)))
   rows = multihost_utils.process_allgather(np.pad(raw, (0, int(sizes.max()) - len(raw))))
   return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes)]

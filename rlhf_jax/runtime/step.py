@@ -103,9 +103,7 @@ def gradients(loss: Callable[..., Loss], params, batch, key, microbatches: int =
   if microbatches == 1:
     value, grads = part(batch, key)
   else:
-    # every part takes every n-th row, so that it lies on all devices
-    parts = jax.tree.map(
-        lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+    parts = _cut(batch, microbatches)
     keys = jax.random.split(key, microbatches)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
                          jax.eval_shape(part, jax.tree.map(lambda x: x[0], parts), key))
@@ -114,6 +112,19 @@ def gradients(loss: Callable[..., Loss], params, batch, key, microbatches: int =
   weight = jnp.maximum(value.weight, 1e-9)
   metrics = {'loss': value.total / weight, **{name: x / weight for name, x in value.means.items()}, **value.counts}
   return jax.tree.map(lambda g: g / weight, grads), metrics
+
+
+def in_parts(function: Callable[..., Any], batch, parts: int):
+  """function(batch) computed part by part to save memory; arrays [B, …] in and out, B a multiple of parts."""
+  if parts == 1:
+    return function(batch)
+  out = jax.lax.map(function, _cut(batch, parts))
+  return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), out)
+
+
+def _cut(batch, parts):
+  """[B, …] → [parts, B / parts, …]; every part takes every n-th row, so that it lies on all devices."""
+  return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
 def update(optimizer, params, opt_state, grads, metrics):

@@ -1,0 +1,5 @@
+"""The stages by kind. Each module has DEFAULTS, its section of a config, and run(context)."""
+
+from rlhf_jax.stages import feedback, ppo, pretrain, reward, sft
+
+STAGES = {'pretrain': pretrain, 'sft': sft, 'feedback': feedback, 'reward': reward, 'ppo': ppo}

@@ -5,12 +5,17 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+import zlib
 
 import jax
+import numpy as np
 
+from rlhf_jax.data import batches, encode
 from rlhf_jax.errors import UserError
+from rlhf_jax.evaluation import answers
 from rlhf_jax.models import pretrained, transformer
 from rlhf_jax.runtime import checkpoint
+from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.mesh import Layout
 
 
@@ -40,12 +45,17 @@ class Context:
     return self.workdir / self.name
 
   def key(self) -> jax.Array:
-    """The stage's root key: of the run's seed and the stage's place in it."""
-    return jax.random.fold_in(jax.random.key(self.config.seed), list(self.config.stages).index(self.name))
+    """The stage's root key, from the run's seed and the stage's name."""
+    return jax.random.fold_in(jax.random.key(self.config.seed), zlib.crc32(self.name.encode()))
+
+  @property
+  def hosts(self) -> dict:
+    """This host's share of the data, as the iterators of data.batches take it."""
+    return dict(process_index=jax.process_index(), process_count=jax.process_count())
 
 
-def load(context: Context, init: str, head: bool = False):
-  """A model and its sharded parameters.
+def open_model(context: Context, init: str, head: bool = False):
+  """A model by name, and how to read its parameters.
 
   Args:
     init: 'random' (the shape of config.model), an earlier stage's name, a stage's folder of another run, 'smollm2', a
@@ -53,38 +63,46 @@ def load(context: Context, init: str, head: bool = False):
     head: with a scalar head; a new one where the source has none.
 
   Returns:
-    (Model, params), parameters float32.
+    (Model, read): read() gives sharded parameters, float32.
 
   Raises:
-    UserError: nothing of that name.
+    UserError: nothing of that name, or it knows fewer tokens than the tokenizer has.
   """
-  layout, tokenizer = context.layout, context.tokenizer
+  layout, said = context.layout, context.config.model
+  compute = dict(dtype=said.dtype, remat=said.remat)
   stage = context.workdir / init if init in context.config.stages else Path(init)
-  compute = dict(dtype=context.config.model.dtype, remat=context.config.model.remat)
   if init == 'random':
-    shape = context.config.model.to_dict()
-    config = transformer.ModelConfig(vocab_size=tokenizer.vocab_size, head=head, **shape)
-    model = transformer.build(config, layout.constrain)
-    return model, _initialise(context, model)
-  if (stage / 'model.json').is_file():
-    config = transformer.ModelConfig(**{**json.loads((stage / 'model.json').read_text()), **compute})
-    read = lambda shardings, shapes: checkpoint.restore_params(stage / 'checkpoints', jax.tree.map(
+    own = head
+    config = transformer.ModelConfig(vocab_size=context.tokenizer.vocab_size, **said.to_dict())
+    load = None
+  elif (stage / 'model.json').is_file():
+    config = transformer.ModelConfig(**json.loads((stage / 'model.json').read_text()))
+    own, load = config.head, lambda shapes, shardings: checkpoint.restore_params(stage / 'checkpoints', jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding), shapes, shardings))
+  elif init in context.config.stages:
+    raise UserError(f'config.{context.name}: {stage} holds no model yet; is {init!r} an earlier stage that trains one?')
   else:
-    source = pretrained.find(init)
-    config = dataclasses.replace(pretrained.read_config(source), **compute)
-    read = lambda shardings, shapes: pretrained.load(source, config, shardings)
-  if config.vocab_size < tokenizer.vocab_size:
-    raise UserError(f'config.{context.name}: {init!r} knows {config.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}')
-  model = transformer.build(config, layout.constrain)
-  shapes = jax.eval_shape(model.init, jax.random.key(0))
-  params = read(layout.shardings(model.axes, shapes), shapes)
-  if head == config.head:
-    return model, params
-  model = transformer.build(dataclasses.replace(config, head=head), layout.constrain)
-  if head:
-    return model, {**params, 'score': _initialise(context, model, 'score')}
-  return model, {name: leaf for name, leaf in params.items() if name != 'score'}
+    source = pretrained.open_pretrained(init)
+    config = source.config
+    own, load = config.head, lambda shapes, shardings: source.load(shardings)
+  if config.vocab_size < context.tokenizer.vocab_size:
+    raise UserError(f'config.{context.name}: {init!r} knows {config.vocab_size} tokens, the tokenizer of the run '
+                    f'{context.tokenizer.vocab_size}')
+  build = lambda head: transformer.build(dataclasses.replace(config, head=head, **compute), layout.constrain)
+  model, source_model = build(head), build(own)
+
+  def read():
+    if load is None:
+      return _initialise(context, model)
+    shapes = jax.eval_shape(source_model.init, jax.random.key(0))
+    params = dict(load(shapes, layout.shardings(source_model.axes, shapes)))
+    if head and not own:
+      params['score'] = _initialise(context, model, 'score')
+    elif own and not head:
+      del params['score']
+    return params
+
+  return model, read
 
 
 def _initialise(context, model, part=None):
@@ -94,10 +112,55 @@ def _initialise(context, model, part=None):
   return jax.jit(init, out_shardings=shardings)(jax.random.fold_in(context.key(), 2**31 - 1))
 
 
+def trainable(context: Context, head: bool = False):
+  """What a supervised stage trains: (model, optimizer, init: () → TrainState). Checks the section's batch first."""
+  check_batch(context)
+  section = context.section
+  model, read = open_model(context, section.init, head)
+  optimizer = steps.make_optimizer(section.optimizer, section.loop.steps)
+  describe(context, model)
+  return model, optimizer, lambda: steps.init_state(read(), optimizer, context.key(), context.layout)
+
+
+def check_batch(context: Context, rows: int | None = None, parts: int | None = None) -> None:
+  """Raises UserError where a batch does not divide over micro-batches and devices."""
+  section = context.section
+  rows, parts = rows or section.batch_size, parts or section.microbatches
+  ways = context.layout.batch_ways
+  if rows % parts or rows // parts % ways:
+    raise UserError(f'config.{context.name}: a batch of {rows} rows in {parts} parts does not divide over the {ways} '
+                    'device(s) of the mesh axes data and fsdp')
+
+
 def describe(context: Context, model) -> None:
   """Writes model.json into the stage's folder, by which later stages know its shape."""
   context.directory.mkdir(parents=True, exist_ok=True)
   write(context.directory / 'model.json', json.dumps(dataclasses.asdict(model.config), indent=2) + '\n')
+
+
+def export(context: Context, params) -> None:
+  """Leaves the model in the stage's folder as a Hugging Face directory."""
+  config = transformer.ModelConfig(**json.loads((context.directory / 'model.json').read_text()))
+  pretrained.export(context.directory / 'export', config, params, context.tokenizer)
+
+
+def build_samples(context: Context, model, prompts):
+  """show(state) → a dict {prompt, response} for each of the first few prompts (lists of tokens); the same draw for
+  the same prompts at every evaluation, so that texts can be compared."""
+  section, tokenizer, layout = context.section, context.tokenizer, context.layout
+  chosen = prompts[:section.samples]
+  if not chosen:
+    return lambda state: []
+  answer = answers.build(model, section.sampling, tokenizer, layout)
+  width = max(map(len, chosen))
+  asked = [encode.left_padded(tokens, width, tokenizer.pad_id, index) for index, tokens in enumerate(chosen)]
+
+  def show(state):
+    given = answer(state.params, batches.prompts_once(asked, -(-len(asked) // layout.batch_ways) * layout.batch_ways),
+                   context.key())
+    return [{'prompt': tokenizer.core.decode(np.asarray(tokens).tolist()), 'response': texts[0]}
+            for tokens, texts in zip(chosen, given.texts)]
+  return show
 
 
 def write(path: Path, text: str) -> None:

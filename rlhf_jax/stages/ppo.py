@@ -16,11 +16,114 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.data import batches, encode, sources
+from rlhf_jax.evaluation import answers
+from rlhf_jax.feedback import rewards
 from rlhf_jax.generation import sampler
 from rlhf_jax.models import heads
 from rlhf_jax.objectives import advantages, divergence, language_model, masked, policy_gradient
+from rlhf_jax.runtime import loop
 from rlhf_jax.runtime import step as steps
+from rlhf_jax.stages import common, reward
 from rlhf_jax.types import TrainState
+
+DEFAULTS = dict(
+    init='sft',
+    reference='sft',  # the KL penalty is against this one; it stays as it is
+    reward='reward',  # a stage that trained a reward model, its folder, a directory, or 'module:function' on texts
+    value='reward',  # whose trunk and head the value model begins with; '' = a head on the policy's own trunk
+    batch_size=64,  # prompts of a step, over all devices
+    samples=1,  # answers to each prompt
+    length=48,  # tokens of a prompt at most
+    overlong='drop',  # a longer prompt: drop (counted), truncate_left, error
+    epochs=2,  # passes over the answers of a step
+    minibatches=2,  # updates in a pass
+    microbatches=1,  # parts of a minibatch, one after the other, to save memory
+    kl_coefficient=0.05,  # beta, in reward per nat
+    kl_target=0.0,  # nats per response the coefficient is steered to; 0 = it stays
+    kl_horizon=10000.0,  # episodes over which the steered coefficient changes by a fifth
+    clip=0.2,  # of the probability ratio
+    value_clip=0.2,  # of the value's change
+    value_coefficient=0.1,  # of the value loss beside the policy's
+    discount=1.0,  # gamma
+    smoothing=0.95,  # lambda
+    whiten_rewards=False,
+    whiten_advantages=True,
+    missing_eos=True,  # an answer without an end token scores missing_eos_score, whatever the reward says
+    missing_eos_score=-1.0,
+    pretraining_coefficient=0.0,  # gamma of PPO-ptx: weight of the language-model loss on `pretraining` documents
+    pretraining_length=96,
+    eval_records=64,  # held-out prompts
+    shown=4,  # answers written at each evaluation
+    data=dict(sources.DEFAULTS),
+    pretraining=dict(sources.DEFAULTS),
+    sampling=dict(sampler.DEFAULTS),
+    optimizer=dict(steps.OPTIMIZER, learning_rate=3e-5, schedule='linear', final_scale=0.0, eps=1e-5),
+    loop=dict(loop.DEFAULTS, eval_every=20, save_every=25, log_every=1),
+)
+
+
+def run(context: common.Context) -> None:
+  """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
+  state = loop.run(build(context), context.section.loop, context.directory, {'stage': context.name})
+  common.export(context, state.params)
+
+
+def build(context: common.Context) -> loop.Stage:
+  """The stage, ready to run."""
+  section, layout, tokenizer = context.section, context.layout, context.tokenizer
+  rows = section.batch_size * section.samples
+  common.check_batch(context, rows, section.minibatches * section.microbatches)
+  common.check_batch(context, parts=1)
+  model, read = common.open_model(context, section.init)
+  value_model, read_value = common.open_model(context, section.value or section.init, head=True)
+  if not section.value:  # only the head; it begins at 0 (Ziegler et al. 2019)
+    value_model, whole_model = model, read_value
+    read_value = lambda: {'score': jax.tree.map(jnp.zeros_like, whole_model()['score'])}
+  reference_model, read_reference = common.open_model(context, section.reference)
+  common.describe(context, model)
+  read_records = lambda split: sources.load(section.data, 'prompt', split)
+  train, held_out = read_records('train'), read_records('validation')[:section.eval_records]
+  fit = lambda records: encode.prompts(records, tokenizer, section.length, section.overlong)
+  score = rewards.build(section.reward, train, tokenizer, layout)
+  score_held_out = rewards.build(section.reward, held_out, tokenizer, layout)
+  if score is None:
+    reward_model, read_reward = common.open_model(context, section.reward, head=True)
+    reward_params, of = read_reward(), reward.build_score(reward_model, section.minibatches * section.microbatches)
+    score = lambda prompts, samples: of(reward_params, prompts, samples)
+    score_held_out = score
+  pretraining = None
+  if section.pretraining_coefficient:
+    documents = encode.documents(
+        sources.load(section.pretraining, 'document', 'train'), tokenizer, section.pretraining_length)
+    pretraining = batches.sequences(documents, rows, section.pretraining_length, context.config.seed, **context.hosts)
+
+  optimizer = steps.make_optimizer(section.optimizer, section.loop.steps * section.epochs * section.minibatches)
+
+  def init():
+    both = steps.init_state({'policy': read(), 'value': read_value()}, optimizer, context.key(), layout)
+    return PPOState(step=both.step, params=both.params['policy'], opt_state=both.opt_state, key=both.key,
+                    value_params=both.params['value'],
+                    kl_coefficient=jax.device_put(jnp.float32(section.kl_coefficient), layout.sharding()))
+
+  generate = sampler.build(model, section.sampling, (tokenizer.eos_id,), tokenizer.pad_id, section.samples)
+  update = build_update(model, value_model, reference_model, optimizer, layout, section)
+  step, reference = build_step(generate, score, update, layout), read_reference()
+  held_out_examples = fit(held_out)
+  answer = answers.build(model, section.sampling, tokenizer, layout, 1, reference_model, score_held_out)
+
+  def evaluate(state):
+    given = answer(state.params, batches.prompts_once(held_out_examples, section.batch_size), context.key(), reference)
+    values = {'reward/score': given.scores.mean(), 'kl': given.kl.mean(), 'response/length': given.lengths.mean(),
+              'response/eos_rate': given.ended.mean()}
+    shown = zip(held_out_examples[:section.shown], given.texts, given.scores)
+    return values, [{'prompt': held_out[int(example['index'])].messages[-1]['content'], 'response': texts[0],
+                     'score': float(scores[0])} for example, texts, scores in shown]
+
+  return loop.Stage(
+      name=context.name, init=init, step=lambda state, batch: step(state, batch, reference), evaluate=evaluate,
+      batches=batches.Together(
+          batches.prompts(fit(train), section.batch_size, context.config.seed, **context.hosts), pretraining))
 
 
 @flax.struct.dataclass
@@ -63,28 +166,28 @@ def forward(model, value_model, params, value_params, sequences, R, temperature)
   return logprobs, entropies, heads.scores(value_params, hidden[:, -R - 1:-1])
 
 
-def build_update(model, value_model, optimizer, layout, config, temperature):
+def build_update(model, value_model, reference_model, optimizer, layout, config):
   """The compiled part of a step after the scores are known.
 
   Args:
-    model, value_model: definitions; value_model may be the policy's, for a head on its trunk.
+    model, value_model, reference_model: definitions; value_model may be the policy's, for a head on its trunk.
     config: the stage's section.
-    temperature: the sampler's.
 
   Returns:
     update(state, reference_params, sequences, samples, scores [N], pretraining: Sequences or None) → (state, metrics).
   """
+  temperature = config.sampling.temperature
+
   def evaluate(reference, state, sequences, R):
     """Logprobs, values and reference logprobs before the update, in as many parts as the update has."""
     def part(sequences):
-      logprobs, entropies, values = forward(model, value_model, state.params, state.value_params, sequences, R, temperature)
-      hidden, _ = model.apply(reference, sequences.tokens, sequences.positions, sequences.segment_ids)
+      logprobs, entropies, values = forward(
+          model, value_model, state.params, state.value_params, sequences, R, temperature)
+      hidden, _ = reference_model.apply(reference, sequences.tokens, sequences.positions, sequences.segment_ids)
       reference_logprobs, _ = heads.token_logprobs(
           reference, hidden[:, -R - 1:-1], sequences.tokens[:, -R:], temperature)
       return logprobs, entropies, values, reference_logprobs
-    parts = config.minibatches * config.microbatches
-    cut = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), sequences)
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, R), jax.lax.map(part, cut))
+    return steps.in_parts(part, sequences, config.minibatches * config.microbatches)
 
   def loss(params, batch, key):
     del key
@@ -115,8 +218,7 @@ def build_update(model, value_model, optimizer, layout, config, temperature):
     mask = samples.mask
     logprobs, entropies, values, reference_logprobs = evaluate(reference, state, sequences, R)
 
-    final = scores if config.missing_eos_score is None else jnp.where(
-        samples.ended, scores, config.missing_eos_score)
+    final = jnp.where(samples.ended, scores, config.missing_eos_score) if config.missing_eos else scores
     kl = divergence.k1(logprobs, reference_logprobs)
     rewards = advantages.place_rewards(final, kl, mask, state.kl_coefficient)
     placed = rewards

@@ -7,8 +7,6 @@ Documents are packed into rows of `length` without seeing each other; longer one
 
 import math
 
-import jax
-
 from rlhf_jax.data import batches, encode, sources
 from rlhf_jax.evaluation import baselines
 from rlhf_jax.generation import sampler
@@ -31,8 +29,9 @@ DEFAULTS = dict(
 
 
 def run(context: common.Context) -> None:
-  """Trains and leaves its checkpoints in the stage's folder."""
-  loop.run(build(context), context.section.loop, context.directory, {'stage': 'pretrain'})
+  """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
+  state = loop.run(build(context), context.section.loop, context.directory, {'stage': context.name})
+  common.export(context, state.params)
 
 
 def build(context: common.Context) -> loop.Stage:
@@ -56,5 +55,5 @@ def build(context: common.Context) -> loop.Stage:
   return loop.Stage(
       name=context.name, init=init, evaluate=evaluate,
       batches=batches.sequences(examples, section.batch_size, section.length, context.config.seed,
-                                process_index=jax.process_index(), process_count=jax.process_count()),
+                                **context.hosts),
       step=steps.build(supervised.build_loss(model), optimizer, layout, section.microbatches))

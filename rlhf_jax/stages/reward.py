@@ -13,6 +13,7 @@ import numpy as np
 
 from rlhf_jax.data import batches, encode, records, sources
 from rlhf_jax.evaluation.answers import whole
+from rlhf_jax.generation import sampler
 from rlhf_jax.models import heads
 from rlhf_jax.objectives import ranking
 from rlhf_jax.runtime import loop
@@ -49,6 +50,15 @@ def last_scores(model, params, tokens, positions, segment_ids):
   return heads.scores(params, jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]).reshape(shape)
 
 
+def build_score(model, parts: int = 1):
+  """score(params, Prompts [B, P], Samples [B * K, R]) → [B * K] float32: what the reward model gives each answer."""
+  @jax.jit
+  def score(params, prompts, samples):
+    one = lambda x: last_scores(model, params, x.tokens, x.positions, x.segment_ids)
+    return steps.in_parts(one, sampler.join(prompts, samples), parts)
+  return score
+
+
 def build_loss(model, name):
   """loss(params, Rankings, key) → Loss, over prompts (or pairs: plain_pairs)."""
   def loss(params, batch: Rankings, key) -> steps.Loss:
@@ -65,8 +75,9 @@ def build_loss(model, name):
 
 
 def run(context: common.Context) -> None:
-  """Trains and leaves its checkpoints in the stage's folder."""
-  loop.run(build(context), context.section.loop, context.directory, {'stage': 'reward'})
+  """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
+  state = loop.run(build(context), context.section.loop, context.directory, {'stage': context.name})
+  common.export(context, state.params)
 
 
 def build(context: common.Context) -> loop.Stage:
@@ -97,8 +108,7 @@ def build(context: common.Context) -> loop.Stage:
   return loop.Stage(
       name=context.name, init=init, evaluate=evaluate, finish=centre if section.centre else None,
       batches=batches.rankings(fit(read('train')), section.batch_size, section.responses_per_row, section.length,
-                               context.config.seed, process_index=jax.process_index(),
-                               process_count=jax.process_count()),
+                               context.config.seed, **context.hosts),
       step=steps.build(build_loss(model, section.loss), optimizer, layout, section.microbatches))
 
 

@@ -5,8 +5,6 @@
 
 import math
 
-import jax
-
 from rlhf_jax.data import batches, encode, sources
 from rlhf_jax.generation import sampler
 from rlhf_jax.runtime import loop
@@ -30,8 +28,9 @@ DEFAULTS = dict(
 
 
 def run(context: common.Context) -> None:
-  """Trains and leaves its checkpoints in the stage's folder."""
-  loop.run(build(context), context.section.loop, context.directory, {'stage': 'sft'})
+  """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
+  state = loop.run(build(context), context.section.loop, context.directory, {'stage': context.name})
+  common.export(context, state.params)
 
 
 def build(context: common.Context) -> loop.Stage:
@@ -51,5 +50,5 @@ def build(context: common.Context) -> loop.Stage:
   return loop.Stage(
       name=context.name, init=init, evaluate=evaluate,
       batches=batches.sequences(fit(read('train')), section.batch_size, section.length, context.config.seed,
-                                pack=section.pack, process_index=jax.process_index(), process_count=jax.process_count()),
+                                pack=section.pack, **context.hosts),
       step=steps.build(supervised.build_loss(model), optimizer, layout, section.microbatches))

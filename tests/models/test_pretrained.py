@@ -205,7 +205,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
   refused('config.json: not JSON')
   (tmp_path / 'm/config.json').unlink()
   refused('config.json: not found')
-  refused("nobody/nothing: not found; expected 'smollm2', a .gguf file or a Hugging Face directory", 'nobody/nothing')
+  refused("no/such: not found; expected 'smollm2', a .gguf file or a Hugging Face directory", 'no/such')
   refused('a.gguf: not found', tmp_path / 'a.gguf')
   (tmp_path / 'a.gguf').write_bytes(b'GGUX' * 10)
   refused('a.gguf: not a whole GGUF file', tmp_path / 'a.gguf')

@@ -11,7 +11,8 @@ from rlhf_jax.models import pretrained
 from rlhf_jax.models.tokenizer import Tokenizer
 
 DATA = Path(__file__).resolve().parents[2] / '..' / 'shared' / 'data'
-CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+CHATML = ("{% for m in messages %}"
+          "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
           "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 PLAIN = ("{{ bos_token }}{% for m in messages %}{{ '\n\nHuman: ' if m['role'] == 'user' else '\n\nAssistant: ' }}"
          "{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
@@ -174,7 +175,8 @@ def test_templates_of_the_wild(chatml):
   generation = CHATML.replace("m['content']", "''").replace(
       "{% endfor %}", "{% generation %}{{ m['content'] }}{% endgeneration %}{% endfor %}")
   Tokenizer(chatml.core, generation, bos='<|im_start|>', eos='<|im_end|>', pad='<pad>').prompt(user('Hi'))
-  refusing = "{% if messages[0]['content'] == 'no' %}{{ raise_exception('Roles must alternate') }}{% endif %}" + CHATML
+  refusing = "{% if messages[0]['content'] == 'no' %}{{ raise_exception('Roles must alternate') }}{% endif %}"
+  refusing += CHATML
   tokenizer = Tokenizer(chatml.core, refusing, bos='<|im_start|>', eos='<|im_end|>', pad='<pad>')
   with pytest.raises(UserError, match='chat template: Roles must alternate'):
     tokenizer.prompt(user('no'))

@@ -122,7 +122,8 @@ def test_damage_is_named_and_the_step_before_taken(tmp_path, caplog, capfd, dama
   assert int(state.step) == 13 and data == {'index': 10}
   [record] = caplog.records
   message = record.getMessage()
-  assert message.startswith(f'{tmp_path}/20: damaged checkpoint (') and message.endswith('; falling back to step 10')
+  assert message.startswith(f'{tmp_path}/20: damaged checkpoint (')
+  assert message.endswith('; falling back to step 10')
   assert '\n' not in message
   if item == 'params':
     assert 'layer.kernel' in message
@@ -178,7 +179,8 @@ def test_no_good_checkpoint_left(tmp_path):
 @pytest.mark.parametrize('other, message', [
     (dict(rows=512), r'layer.kernel expected float32\[512,16\], found float32\[1024,16\]'),
     (dict(dtype=jnp.bfloat16), r'layer.kernel expected bfloat16\[1024,16\], found float32\[1024,16\]'),
-    (dict(bias='offset'), r'bias expected nothing, found bfloat16\[16\]; offset expected bfloat16\[16\], found nothing'),
+    (dict(bias='offset'),
+     r'bias expected nothing, found bfloat16\[16\]; offset expected bfloat16\[16\], found nothing'),
 ])
 def test_another_model_is_an_error_and_no_damage(tmp_path, caplog, other, message):
   saver = _saved(tmp_path, 10, 20)
@@ -193,7 +195,8 @@ def test_another_model_is_an_error_and_no_damage(tmp_path, caplog, other, messag
 def test_another_optimizer_is_an_error(tmp_path):
   saver = _saved(tmp_path, 10)
   state = _state()
-  with pytest.raises(UserError, match=r'rest of another shape: opt_state.0.count expected nothing, found int32\[\]'):
+  message = r'/10: rest of another shape: opt_state.0.count expected nothing, found int32\[\]'
+  with pytest.raises(UserError, match=message):
     saver.restore(_abstract(state.replace(opt_state=optax.sgd(1.0).init(state.params))))
   saver.close()
 

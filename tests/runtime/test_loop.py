@@ -3,6 +3,7 @@
 Run as a program it trains the stage below: DIRECTORY, STEPS, a signal to send itself and the batch to do it at.
 """
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -50,7 +51,8 @@ class _Batches:
     self.index = state['index']
 
 
-def _stage(batches=None, evaluate=None, rows=8):
+@functools.cache
+def _compiled(rows):
   optimizer = optax.adam(0.05)
   mesh = jax.make_mesh((8,), ('fsdp',), axis_types=(AxisType.Auto,))
   place = lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*['fsdp'] * x.ndim)))
@@ -70,10 +72,15 @@ def _stage(batches=None, evaluate=None, rows=8):
     kept = jax.tree.map(lambda a, b: jnp.where(jnp.isfinite(loss), a, b), *state).replace(key=new.key)
     return kept, {'loss': loss, 'norm/gradient': optax.tree.norm(grads), 'tokens': jnp.int32(x.size)}
 
+  return init, jax.jit(step, donate_argnums=0)
+
+
+def _stage(batches=None, evaluate=None, rows=8):
   def measure(state):
     return {'error': jnp.abs(state.params['w'] - jnp.arange(8)).max()}, [{'text': f'w {int(state.step)}'}]
 
-  return loop.Stage('toy', init, batches or _Batches(), jax.jit(step, donate_argnums=0), evaluate or measure)
+  init, step = _compiled(rows)
+  return loop.Stage('toy', init, batches or _Batches(), step, evaluate or measure)
 
 
 def _config(**changes):
@@ -126,8 +133,8 @@ def test_run_left_alone(alone):
 
 def _program(*arguments):
   root = Path(__file__).parents[2]
-  return subprocess.run([sys.executable, __file__, *map(str, arguments)], capture_output=True, text=True, timeout=120,
-                        env={**os.environ, 'PYTHONPATH': str(root)})
+  return subprocess.run([sys.executable, __file__, *map(str, arguments)], capture_output=True, text=True,
+                        timeout=120, env={**os.environ, 'PYTHONPATH': str(root)})
 
 
 def test_killed_and_repeated(tmp_path, alone):
@@ -182,8 +189,7 @@ def test_more_steps_go_on(tmp_path, alone):
 
 def test_damaged_last_checkpoint_is_trained_again(tmp_path, alone, caplog):
   loop.run(_stage(), _config(), tmp_path, {})
-  files = [path for path in (tmp_path / 'checkpoints/14/params').rglob('*') if path.is_file() and path.parent.name == 'd']
-  for path in files:
+  for path in (tmp_path / 'checkpoints/14/params').rglob('d/*'):
     path.write_bytes(bytes(255 - byte for byte in path.read_bytes()))
   _same(loop.run(_stage(), _config(), tmp_path, {}), tmp_path, alone)
   assert 'falling back to step 12' in caplog.text

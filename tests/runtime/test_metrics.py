@@ -18,7 +18,8 @@ def test_lines(tmp_path):
   with metrics.Writer(tmp_path / 'new', tensorboard=False) as writer:
     writer.metrics(1, {'loss': 0.5, 'accuracy': float('nan')})
     writer.samples(1, [{'prompt': 'a\nb', 'response': 'é'}, {'prompt': 'c', 'response': ''}])
-    assert _lines(tmp_path / 'new/metrics.jsonl') == [{'step': 1, 'loss': 0.5, 'accuracy': None}]  # before it closes
+    # on disk before it closes
+    assert _lines(tmp_path / 'new/metrics.jsonl') == [{'step': 1, 'loss': 0.5, 'accuracy': None}]
   assert _lines(tmp_path / 'new/samples.jsonl') == [{'step': 1, 'prompt': 'a\nb', 'response': 'é'},
                                                     {'step': 1, 'prompt': 'c', 'response': ''}]
 

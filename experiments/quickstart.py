@@ -1,0 +1,41 @@
+"""The four steps of RLHF on the embedded world, on a laptop's CPU, from nothing to a table.
+
+  python -m rlhf_jax --config=experiments/quickstart.py --workdir=runs/quickstart
+
+Another seed: --config.seed=1. More pressure from the reward: --config.ppo.kl_coefficient=0.02.
+"""
+
+import ml_collections
+
+
+def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
+  """tiny: every stage in a few seconds, for tests; its table means nothing."""
+  config = ml_collections.ConfigDict()
+  config.stages = ('pretrain', 'sft', 'feedback', 'reward', 'ppo')
+  config.model = dict(embed=128, layers=4, heads=4, kv_heads=2, head_dim=32, mlp=384)
+  sampling = dict(max_new_tokens=40)
+  config.pretrain = dict(batch_size=32, length=96, loop=dict(steps=1000, eval_every=250, save_every=250),
+                         optimizer=dict(learning_rate=3e-3), sampling=sampling)
+  config.sft = dict(batch_size=16, length=96, loop=dict(steps=60, eval_every=30, save_every=60),
+                    optimizer=dict(learning_rate=5e-4), sampling=sampling, data=dict(count=300))
+  config.feedback = dict(policies=('sft', 'pretrain'), samples=2, sampling=sampling)
+  config.reward = dict(batch_size=16, responses_per_row=4, loop=dict(steps=150, eval_every=50, save_every=75),
+                       data=dict(source='jsonl', path=('{workdir}/feedback/{split}.jsonl',)),
+                       optimizer=dict(learning_rate=3e-4))
+  config.ppo = dict(batch_size=64, epochs=2, minibatches=2, kl_coefficient=0.05, sampling=sampling,
+                    loop=dict(steps=100, eval_every=20, save_every=25), optimizer=dict(learning_rate=1e-4))
+  config.evaluation = dict(models=dict(base='pretrain', sft='sft', ppo='ppo'), samples=2, sampling=sampling)
+  if tiny:
+    config.model = dict(embed=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp=64)
+    for name in ('pretrain', 'sft', 'reward', 'ppo'):
+      config[name].loop = dict(steps=4, eval_every=2, save_every=2, log_every=1)
+      config[name].batch_size = 8
+    for name in ('pretrain', 'sft', 'ppo'):
+      config[name].eval_records = 8
+    config.pretrain.data = dict(count=400)
+    config.tokenizer = dict(documents=400)
+    config.feedback.data = dict(count=16)
+    config.feedback.batch_size = 16
+    config.evaluation.data = dict(count=16)
+    config.evaluation.batch_size = 16
+  return config

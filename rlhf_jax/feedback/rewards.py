@@ -1,0 +1,53 @@
+"""Rewards that are programs: a function on texts, run on the host between rollout and update.
+
+  def reward(prompts: list[list[dict]], responses: list[str], records: list[Prompt]) -> list[float]
+
+It gets the conversations, the answers and the prompts' records (with their `meta`), and gives a float for each.
+"""
+
+import importlib
+import os
+import sys
+
+import jax
+import numpy as np
+
+from rlhf_jax.data import records
+from rlhf_jax.errors import UserError
+from rlhf_jax.evaluation.answers import whole
+
+
+def build(name: str, rows, tokenizer, layout):
+  """The score of a program.
+
+  Args:
+    name: 'module:function', found from the current directory too.
+    rows: the prompt records that Prompts.index points at.
+
+  Returns:
+    score(Prompts, Samples) → [B * K] float32 on the mesh, or None where the name is no program's.
+
+  Raises:
+    UserError: no such function; and, when called, what it returned is not a finite float for each answer.
+  """
+  module, colon, function_name = name.partition(':')
+  if not colon:
+    return None
+  if os.getcwd() not in sys.path:
+    sys.path.insert(0, os.getcwd())
+  try:
+    function = getattr(importlib.import_module(module), function_name)
+  except (ImportError, AttributeError) as error:
+    raise UserError(f'reward {name!r}: {error}') from None
+
+  def score(prompts, samples):
+    index, tokens, mask = whole((prompts.index, samples.tokens, samples.mask))
+    asked = [rows[max(i, 0)] for i in np.repeat(index, len(tokens) // len(index))]
+    texts = [tokenizer.decode(row[seen].tolist()) for row, seen in zip(tokens, mask)]
+    values = np.asarray(function([records.conversation(row) for row in asked], texts, asked), np.float32)
+    if values.shape != (len(texts),) or not np.isfinite(values).all():
+      raise UserError(f'reward {name!r}: expected {len(texts)} finite floats, got shape {values.shape}'
+                      + ('' if np.isfinite(values).all() else ' with values that are not finite'))
+    return jax.make_array_from_callback(values.shape, layout.sharding(('batch',)), lambda place: values[place])
+
+  return score

@@ -1,0 +1,205 @@
+"""Runs what a config names, stage after stage, and ends with a table of every model on held-out prompts.
+
+  workdir/config.json            the whole config
+          tokenizer/             one for all stages
+          STAGE/                 checkpoints/, metrics.jsonl, samples.jsonl, events, export/, done.json
+          results.json, report.html, report.png
+"""
+
+import json
+import os
+from pathlib import Path
+import sys
+import time
+
+import jax
+import numpy as np
+
+from rlhf_jax import config as configs
+from rlhf_jax.data import batches, encode, sources
+from rlhf_jax.data.tinyworld import vocabulary
+from rlhf_jax.errors import UserError
+from rlhf_jax.evaluation import answers, judges, report, table
+from rlhf_jax.generation import sampler
+from rlhf_jax.models import pretrained
+from rlhf_jax.models.tokenizer import Tokenizer
+from rlhf_jax.runtime import mesh
+from rlhf_jax.stages import STAGES, common, reward
+
+DEFAULTS = dict(
+    seed=0,  # of everything random
+    stages=(),  # sections to run, in order
+    model=dict(  # the shape of a model that starts at random, and how every model computes
+        embed=128, layers=4, heads=4, kv_heads=2, head_dim=32, mlp=384, norm_eps=1e-5, rope_theta=10000.0, tied=True,
+        max_length=2048, dtype='float32', remat='none'),
+    tokenizer=dict(
+        init='train',  # train (on documents), or where to take it from: 'smollm2', a directory
+        vocab_size=1024,
+        documents=4000,  # how many to train on
+        data=dict(sources.DEFAULTS)),
+    mesh=dict(mesh.DEFAULTS),
+    evaluation=dict(  # the last table; without models there is none
+        models=dict(),  # its rows: name → stage
+        baseline='sft',  # the stage all are compared with, in win rate and KL
+        judge='oracle',  # who says which answer is better: oracle (of the embedded world), or a reward stage
+        samples=1,  # answers to each prompt
+        batch_size=64,
+        length=48,  # tokens of a prompt at most
+        data=dict(sources.DEFAULTS),
+        sampling=dict(sampler.DEFAULTS)),
+)
+
+
+def load_config(path: str, overrides=()):
+  """The whole config of an experiment's file (see config.load)."""
+  return configs.load(path, overrides, defaults=DEFAULTS,
+                      stage_defaults={kind: module.DEFAULTS for kind, module in STAGES.items()})
+
+
+def run(config, workdir) -> dict:
+  """Runs every stage that is not done yet, then evaluates.
+
+  Returns:
+    What results.json holds.
+
+  Raises:
+    UserError: whatever is wrong with config, data, mesh or workdir.
+  """
+  workdir = Path(workdir)
+  cache_compilations()
+  layout = mesh.make(config.mesh)
+  claim(config, workdir)
+  tokenizer = open_tokenizer(config, workdir)
+  for number, name in enumerate(config.stages, 1):
+    context = common.Context(config, name, workdir, layout, tokenizer)
+    if finished(context) is None:
+      say(f'— {number}/{len(config.stages)} {name} ' + '—' * 40)
+      started = time.monotonic()
+      STAGES[config[name].kind].run(context)
+      common.write(context.directory / 'finished.json', json.dumps({'seconds': time.monotonic() - started}) + '\n')
+  return evaluate(config, workdir, layout, tokenizer)
+
+
+def cache_compilations() -> None:
+  """What was compiled once is found again in the user's cache directory, unless JAX_COMPILATION_CACHE_DIR says where."""
+  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    root = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
+    jax.config.update('jax_compilation_cache_dir', str(root / 'rlhf_jax' / 'compiled'))
+  jax.config.update('jax_persistent_compilation_cache_min_compile_time_secs', 0.5)
+
+
+def claim(config, workdir: Path) -> None:
+  """Writes config.json, or checks that the workdir belongs to this config.
+
+  Raises:
+    UserError: it belongs to another one; the first differences are named.
+  """
+  path, text = workdir / 'config.json', configs.as_json(config)
+  if path.is_file():
+    changed = configs.differences(json.loads(path.read_text()), json.loads(text))
+    if changed:
+      more = f' and {len(changed) - 3} more' if len(changed) > 3 else ''
+      raise UserError(f'{path}: this workdir was begun with another config: {"; ".join(changed[:3])}{more}; '
+                      'give another --workdir, or the same config')
+    return
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    common.write(path, text)
+  except OSError as error:
+    raise UserError(f'--workdir={workdir}: cannot write there: {error.strerror}') from None
+
+
+def open_tokenizer(config, workdir: Path) -> Tokenizer:
+  """The tokenizer of the run: the one in the workdir, else made as the config says and left there."""
+  directory, said = workdir / 'tokenizer', config.tokenizer
+  if (directory / 'ready.json').is_file():
+    return Tokenizer.load(directory)
+  if said.init == 'train':
+    documents = sources.load(said.data, 'document', 'train')[:said.documents]
+    core = vocabulary.train((document.text for document in documents), said.vocab_size)
+    tokenizer = Tokenizer(core, vocabulary.CHAT_TEMPLATE, eos=vocabulary.EOS, pad=vocabulary.PAD)
+  else:
+    tokenizer = pretrained.open_pretrained(said.init).tokenizer
+  if jax.process_index() == 0:
+    tokenizer.save(directory)
+    common.write(directory / 'ready.json', '{}\n')
+  return tokenizer
+
+
+def finished(context) -> float | None:
+  """The seconds a finished stage took, None where it is not."""
+  path = context.directory / 'finished.json'
+  return json.loads(path.read_text())['seconds'] if path.is_file() else None
+
+
+def evaluate(config, workdir: Path, layout, tokenizer) -> dict:
+  """The table of all models; written as results.json, report.html and report.png, and printed."""
+  contexts = {name: common.Context(config, name, workdir, layout, tokenizer) for name in config.stages}
+  done = workdir / 'results.json'
+  if done.is_file():
+    results = json.loads(done.read_text())
+    say(results['table'])
+    return results
+  started = time.monotonic()
+  results = {'models': {}, 'reward': {}, 'seconds': {}}
+  shown, prompts = {}, []
+  if len(config.evaluation.models):
+    say('— evaluation ' + '—' * 40)
+    results['models'], shown, prompts = compare(config, next(iter(contexts.values())))
+  curves = {name: report.read_metrics(context.directory) for name, context in contexts.items()}
+  for name, lines in curves.items():
+    last = next((line for line in reversed(lines) if any(key.startswith('eval/') for key in line)), {})
+    values = {key.removeprefix('eval/'): value for key, value in last.items() if key.startswith('eval/')}
+    if values:
+      results['reward' if config[name].kind == 'reward' else name] = values
+  results['seconds'] = {name: finished(context) for name, context in contexts.items()}
+  results['seconds']['evaluation'] = time.monotonic() - started
+  lines = [table.text(results['models'])] if results['models'] else []
+  if 'accuracy' in results['reward']:
+    lines.append(f'reward model: {results["reward"]["accuracy"]:.1%} of {results["reward"]["pairs"]:.0f} held-out pairs '
+                 f'(the longer response: {results["reward"]["length_accuracy"]:.1%})')
+  lines.append('seconds: ' + ', '.join(f'{name} {seconds:.0f}' for name, seconds in results['seconds'].items()))
+  results['table'] = '\n'.join(lines)
+  if jax.process_index() == 0:
+    image = report.picture(curves, results['models'])
+    (workdir / 'report.png').write_bytes(image)
+    common.write(workdir / 'report.html', report.page(workdir.name, results['table'], image, shown, prompts))
+  common.write(done, json.dumps(results, indent=2) + '\n')
+  say(results['table'])
+  say(f'\nReport: {workdir / "report.html"}')
+  return results
+
+
+def compare(config, context):
+  """(rows of the table, a few answers by model, their prompts)."""
+  section, tokenizer = config.evaluation, context.tokenizer
+  records = sources.load(section.data, 'prompt', 'validation')
+  examples = encode.prompts(records, tokenizer, section.length)
+  prompts = [records[int(example['index'])] for example in examples]
+  score = None
+  if section.judge != 'oracle':
+    reward_model, read_reward = common.open_model(context, section.judge, head=True)
+    reward_params, of = read_reward(), reward.build_score(reward_model)
+    score = lambda asked, samples: of(reward_params, asked, samples)
+  baseline_model, read_baseline = common.open_model(context, section.baseline)
+  baseline, given, judged = read_baseline(), {}, {}
+  key = jax.random.fold_in(jax.random.key(config.seed), 2**31 - 2)
+  for number, (name, stage) in enumerate(section.models.items()):
+    model, read = common.open_model(context, stage)
+    answer = answers.build(model, section.sampling, tokenizer, context.layout, section.samples, baseline_model, score)
+    given[stage] = answer(read(), batches.prompts_once(examples, section.batch_size), jax.random.fold_in(key, number),
+                          baseline)
+    judged[stage] = judges.oracle(prompts, given[stage].texts) if score is None else {'utility': given[stage].scores}
+  if section.baseline not in judged:
+    raise UserError(f'config.evaluation.models: expected a row for the baseline {section.baseline!r}')
+  utility = judged[section.baseline]['utility']
+  rows = {name: table.row(given[stage], judged[stage], utility) for name, stage in section.models.items()}
+  few = np.linspace(0, len(prompts) - 1, min(24, len(prompts))).astype(int)
+  return (rows, {name: [given[stage].texts[i][0] for i in few] for name, stage in section.models.items()},
+          [prompts[i].messages[-1]['content'] for i in few])
+
+
+def say(text: str) -> None:
+  """To the user, from the first process."""
+  if jax.process_index() == 0:
+    print(text, flush=True, file=sys.stdout)
