@@ -101,6 +101,17 @@ def _nearest(key, known):
   return f'; did you mean {close[0]!r}?' if close else f'; known here: {", ".join(sorted(known))}'
 
 
+def resolve(config, workdir) -> ml_collections.ConfigDict:
+  """The config with {workdir} in its texts replaced."""
+  def one(value):
+    if isinstance(value, dict):
+      return {key: one(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+      return tuple(map(one, value))
+    return value.replace('{workdir}', str(workdir)) if isinstance(value, str) else value
+  return ml_collections.ConfigDict(one(config.to_dict())).lock()
+
+
 def as_json(config) -> str:
   """The config as text, equal for equal configs."""
   return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=list) + '\n'

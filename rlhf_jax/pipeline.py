@@ -69,6 +69,7 @@ def run(config, workdir) -> dict:
   cache_compilations()
   layout = mesh.make(config.mesh)
   claim(config, workdir)
+  config = configs.resolve(config, workdir)
   tokenizer = open_tokenizer(config, workdir)
   for number, name in enumerate(config.stages, 1):
     context = common.Context(config, name, workdir, layout, tokenizer)
