@@ -77,7 +77,9 @@ def run(config, workdir) -> dict:
       say(f'— {number}/{len(config.stages)} {name} ' + '—' * 40)
       started = time.monotonic()
       STAGES[config[name].kind].run(context)
-      common.write(context.directory / 'finished.json', json.dumps({'seconds': time.monotonic() - started}) + '\n')
+      trained = context.directory / 'done.json'  # knows the time before a resume too
+      seconds = json.loads(trained.read_text())['seconds'] if trained.is_file() else time.monotonic() - started
+      common.write(context.directory / 'finished.json', json.dumps({'seconds': seconds}) + '\n')
   return evaluate(config, workdir, layout, tokenizer)
 
 
@@ -86,7 +88,7 @@ def cache_compilations() -> None:
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     root = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
     jax.config.update('jax_compilation_cache_dir', str(root / 'rlhf_jax' / 'compiled'))
-  jax.config.update('jax_persistent_compilation_cache_min_compile_time_secs', 0.5)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
 def claim(config, workdir: Path) -> None:

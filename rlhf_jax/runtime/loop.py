@@ -50,12 +50,14 @@ class Stage:
     step: (state, batch) → (state, metrics); may donate the state. Metrics: name → scalar, finite; `tokens` counts
       the batch's tokens. Where the update would not be finite the state comes back as it was, `step` included.
     evaluate: state → (name → float, samples as JSON dicts), or None.
+    finish: state → state, made of the state after the last step before it is evaluated and saved, or None.
   """
   name: str
   init: Callable[[], Any]
   batches: Iterator
   step: Callable[[Any, Any], tuple[Any, dict[str, Any]]]
   evaluate: Callable[[Any], tuple[dict[str, float], list[dict]]] | None = None
+  finish: Callable[[Any], Any] | None = None
 
 
 class Interrupted(SystemExit):
@@ -138,6 +140,8 @@ def run(stage: Stage, config, directory, meta: dict):
       progress.show(step, values)
       if _due(step, config.log_every, config.steps):
         writer.metrics(step, values)
+      if stage.finish and step == config.steps:
+        state = stage.finish(state)
       if stage.evaluate and _due(step, config.eval_every, config.steps):
         _evaluate(stage, state, step, writer, progress)
       signum = _agreed(signals)

