@@ -120,7 +120,7 @@ def open_tokenizer(config, workdir: Path) -> Tokenizer:
   if said.init == 'train':
     documents = sources.load(said.data, 'document', 'train')[:said.documents]
     core = vocabulary.train((document.text for document in documents), said.vocab_size)
-    tokenizer = Tokenizer(core, vocabulary.CHAT_TEMPLATE, eos=vocabulary.EOS, pad=vocabulary.PAD)
+    tokenizer = Tokenizer(core, vocabulary.CHAT_TEMPLATE, eos='<eos>', pad='<pad>')
   else:
     tokenizer = pretrained.open_pretrained(said.init).tokenizer
   if jax.process_index() == 0:
