@@ -14,17 +14,18 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
   config.stages = ('pretrain', 'sft', 'feedback', 'reward', 'ppo')
   config.model = dict(embed=128, layers=4, heads=4, kv_heads=2, head_dim=32, mlp=384)
   sampling = dict(max_new_tokens=40)
-  config.pretrain = dict(batch_size=32, length=96, loop=dict(steps=1000, eval_every=250, save_every=250),
+  config.pretrain = dict(batch_size=32, length=96, loop=dict(steps=500, eval_every=250, save_every=250),
                          optimizer=dict(learning_rate=3e-3), sampling=sampling)
   config.sft = dict(batch_size=16, length=96, loop=dict(steps=60, eval_every=30, save_every=60),
                     optimizer=dict(learning_rate=5e-4), sampling=sampling, data=dict(count=300))
-  config.feedback = dict(policies=('sft', 'pretrain'), samples=2, sampling=sampling)
-  config.reward = dict(batch_size=16, responses_per_row=4, loop=dict(steps=150, eval_every=50, save_every=75),
+  config.feedback = dict(policies=('sft', 'pretrain'), samples=2, length=28, sampling=sampling)
+  config.reward = dict(batch_size=16, responses_per_row=4, length=64, loop=dict(steps=150, eval_every=50, save_every=75),
                        data=dict(source='jsonl', path=('{workdir}/feedback/{split}.jsonl',)),
                        optimizer=dict(learning_rate=3e-4))
-  config.ppo = dict(batch_size=64, epochs=2, minibatches=2, kl_coefficient=0.05, sampling=sampling,
-                    loop=dict(steps=100, eval_every=20, save_every=25), optimizer=dict(learning_rate=1e-4))
-  config.evaluation = dict(models=dict(base='pretrain', sft='sft', ppo='ppo'), samples=2, sampling=sampling)
+  config.ppo = dict(batch_size=64, length=28, epochs=2, minibatches=2, kl_coefficient=0.05, sampling=sampling,
+                    loop=dict(steps=70, eval_every=35, save_every=35), optimizer=dict(learning_rate=1e-4))
+  config.evaluation = dict(models=dict(base='pretrain', sft='sft', ppo='ppo'), samples=2, length=28,
+                           sampling=sampling)
   if tiny:
     config.model = dict(embed=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp=64)
     for name in ('pretrain', 'sft', 'reward', 'ppo'):

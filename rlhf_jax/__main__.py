@@ -21,13 +21,14 @@ def main(arguments=None) -> int:
   if not (options.workdir or options.show):
     parser.error('--workdir=DIR is needed: where everything is kept')
 
+  from rlhf_jax import config as configs
   from rlhf_jax import pipeline  # after --help: jax takes a moment
   from rlhf_jax.errors import UserError
   from rlhf_jax.runtime.loop import Interrupted
   try:
     config = pipeline.load_config(options.config, [word[len('--config.'):] for word in rest])
     if options.show:
-      print(config)
+      print(configs.as_json(config), end='')
       return 0
     pipeline.run(config, options.workdir)
   except UserError as error:

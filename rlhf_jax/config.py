@@ -39,7 +39,7 @@ def load(path: str, overrides=(), *, defaults: dict, stage_defaults: dict) -> ml
     if kind not in stage_defaults:
       raise UserError(f'config.{name}.kind: no stage is called {kind!r}{_nearest(kind, stage_defaults)}')
     full[name] = dict(kind=kind, **stage_defaults[kind])
-  config = ml_collections.ConfigDict(full)
+  config = ml_collections.ConfigDict(_copy(full))  # sections that share a default must not share its changes
   _merge(config, said, 'config', path)
   for override in overrides:
     key, equals, value = override.partition('=')
@@ -67,6 +67,10 @@ def _experiment(path):
   if not hasattr(module, 'get_config'):
     raise UserError(f'{path}: expected a function get_config(tiny=False) that returns a ConfigDict')
   return module.get_config(tiny=variant == 'tiny').to_dict()
+
+
+def _copy(value):
+  return {key: _copy(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _merge(config, said, name, where):

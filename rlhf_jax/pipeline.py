@@ -187,7 +187,8 @@ def compare(config, context):
   baseline_model, read_baseline = common.open_model(context, section.baseline)
   baseline, given, judged = read_baseline(), {}, {}
   key = jax.random.fold_in(jax.random.key(config.seed), 2**31 - 2)
-  for number, (name, stage) in enumerate(section.models.items()):
+  rows = sorted(section.models.items(), key=lambda row: list(config.stages).index(row[1]))
+  for number, (name, stage) in enumerate(rows):
     model, read = common.open_model(context, stage)
     answer = answers.build(model, section.sampling, tokenizer, context.layout, section.samples, baseline_model, score)
     given[stage] = answer(read(), batches.prompts_once(examples, section.batch_size), jax.random.fold_in(key, number),
@@ -196,9 +197,9 @@ def compare(config, context):
   if section.baseline not in judged:
     raise UserError(f'config.evaluation.models: expected a row for the baseline {section.baseline!r}')
   utility = judged[section.baseline]['utility']
-  rows = {name: table.row(given[stage], judged[stage], utility) for name, stage in section.models.items()}
+  table_rows = {name: table.row(given[stage], judged[stage], utility) for name, stage in rows}
   few = np.linspace(0, len(prompts) - 1, min(24, len(prompts))).astype(int)
-  return (rows, {name: [given[stage].texts[i][0] for i in few] for name, stage in section.models.items()},
+  return (table_rows, {name: [given[stage].texts[i][0] for i in few] for name, stage in rows},
           [prompts[i].messages[-1]['content'] for i in few])
 
 

@@ -34,6 +34,14 @@ def test_what_is_said_stands_over_the_defaults(tmp_path):
     config.sft.learning_rate = 1
 
 
+def test_a_default_that_sections_share_is_changed_in_one_of_them_only(tmp_path):
+  shared = dict(data=dict(splits=dict(train='train')))
+  config = configs.load(experiment(tmp_path, ["c.stages = ('sft', 'ppo')"]), ['sft.data.splits.train=other'],
+                        defaults=DEFAULTS, stage_defaults={'sft': dict(shared), 'ppo': dict(shared)})
+  assert (config.sft.data.splits.train, config.ppo.data.splits.train) == ('other', 'train')
+  assert shared['data']['splits']['train'] == 'train'
+
+
 def test_one_kind_of_stage_may_run_twice(tmp_path):
   path = experiment(tmp_path, ["c.stages = ('sft', 'again')", "c.again = dict(kind='sft', init='sft')"])
   config = load(path)

@@ -57,7 +57,7 @@ def build(model, sampling, tokenizer, layout, samples: int = 1, reference_model=
   def answer(params, batches, key, reference=None) -> Answers:
     texts, columns = [], []
     for number, host_prompts in enumerate(batches):
-      prompts = layout.place(host_prompts)
+      prompts = layout.spread(host_prompts)
       answers = generate(params, prompts, jax.random.fold_in(key, number))
       column = dict(lengths=jnp.sum(answers.mask, axis=1), ended=answers.ended)
       if reference is not None:

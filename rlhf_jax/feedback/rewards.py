@@ -9,7 +9,6 @@ import importlib
 import os
 import sys
 
-import jax
 import numpy as np
 
 from rlhf_jax.data import records
@@ -48,6 +47,6 @@ def build(name: str, rows, tokenizer, layout):
     if values.shape != (len(texts),) or not np.isfinite(values).all():
       raise UserError(f'reward {name!r}: expected {len(texts)} finite floats, got shape {values.shape}'
                       + ('' if np.isfinite(values).all() else ' with values that are not finite'))
-    return jax.make_array_from_callback(values.shape, layout.sharding(('batch',)), lambda place: values[place])
+    return layout.spread(values)
 
   return score

@@ -250,7 +250,7 @@ class _Progress:
       self._bar.close()
 
   def show(self, step, values):
-    parts = [f'{name} {values[name]:.4g}' for name in ('loss', 'reward/mean') if name in values][:1]
+    parts = [f'{name} {values[name]:.4g}' for name in ('reward/mean', 'loss') if name in values][:1]
     if 'time/tokens_per_second' in values:
       parts.append(f'{values["time/tokens_per_second"]:,.0f} tokens/s')
     if self._bar:

@@ -88,6 +88,11 @@ class Layout:
     sharding = self.sharding(('batch',))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
+  def spread(self, batch):
+    """Host arrays [B, …], the same on every host → global arrays [B, …], sharded along their first axis."""
+    sharding = self.sharding(('batch',))
+    return jax.tree.map(lambda x: jax.make_array_from_callback(np.shape(x), sharding, np.asarray(x).__getitem__), batch)
+
   def describe(self, axes, shapes) -> str:
     """A line for each parameter: name, shape, partition, share of a device."""
     lines = []

@@ -1,0 +1,81 @@
+"""A tiny model on several meshes, a tiny world, and what the tests of every stage ask."""
+
+import contextlib
+from pathlib import Path
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from rlhf_jax import pipeline
+from rlhf_jax.data import sources
+from rlhf_jax.data.tinyworld import vocabulary
+from rlhf_jax.models import transformer
+from rlhf_jax.models.tokenizer import Tokenizer
+from rlhf_jax.runtime import mesh
+from rlhf_jax.stages import common
+
+CONFIG = transformer.ModelConfig(
+    vocab_size=64, embed=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48, head=True)
+MESHES = {'one device': None, 'data 8': {}, 'fsdp 8': dict(data=1, fsdp=8),
+          'data 2, fsdp 2, tensor 2': dict(data=2, fsdp=2, tensor=2)}
+EXPERIMENT = str(Path(__file__).parents[2] / 'experiments/quickstart.py:tiny')
+
+
+def layout(name='one device'):
+  axes = MESHES[name]
+  return mesh.make(mesh.DEFAULTS, jax.devices()[:1]) if axes is None else mesh.make({**mesh.DEFAULTS, **axes})
+
+
+def model(on):
+  """The tiny decoder with a scalar head, on a layout."""
+  return transformer.build(CONFIG, on.constrain)
+
+
+def params(model, on, seed=0):
+  """The same numbers on every mesh, of a size that makes a difference."""
+  values = jax.tree.map(lambda x: np.asarray(2 * x), model.init(jax.random.key(seed)))
+  return jax.device_put(values, on.shardings(model.axes, values))
+
+
+def close(got, want, said, tolerance=1e-5):
+  """Two trees of arrays are equal within the tolerance, relative or absolute."""
+  got, want = jax.device_get((got, want))
+  assert jax.tree.structure(got) == jax.tree.structure(want)
+  for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want)):
+    np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance, err_msg=f'{said}: {jax.tree_util.keystr(path)}')
+
+
+@pytest.fixture(scope='session')
+def tiny():
+  """The functions above, for test files."""
+  return types.SimpleNamespace(layout=layout, model=model, params=params, close=close, MESHES=MESHES, V=CONFIG.vocab_size)
+
+
+@pytest.fixture(scope='session')
+def tokenizer():
+  config = pipeline.load_config(EXPERIMENT)
+  documents = sources.load(config.tokenizer.data, 'document', 'train')[:200]
+  return Tokenizer(vocabulary.train((row.text for row in documents), 384), vocabulary.CHAT_TEMPLATE, eos='<eos>',
+                   pad='<pad>')
+
+
+@pytest.fixture
+def context(tmp_path, tokenizer):
+  """context(stage, *overrides): a stage's surroundings in the tiny quickstart, from random models on one device."""
+  def make(name, *overrides, on=None):
+    overrides = [f'{name}.init=random', *(['ppo.value=', 'ppo.reference=random'] if name == 'ppo' else []), *overrides]
+    return common.Context(pipeline.load_config(EXPERIMENT, overrides), name, tmp_path, on or layout(), tokenizer)
+  return make
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+  """Compiled programs go to the test's folder, and nothing of it stays."""
+  before = jax.config.jax_compilation_cache_dir
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  with contextlib.ExitStack() as stack:
+    stack.callback(jax.config.update, 'jax_compilation_cache_dir', before)
+    yield

@@ -1,0 +1,51 @@
+"""The layers of the house: imports run downward only."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BELOW = {  # part → what it may import beside itself
+    'errors': (), 'types': ('errors',), 'objectives': ('types', 'errors')}
+for part in ('models', 'data', 'runtime'):
+  BELOW[part] = 'objectives', *BELOW['objectives']
+BELOW['generation'] = 'models', 'data', 'runtime', *BELOW['models']
+BELOW['evaluation'] = 'generation', *BELOW['generation']
+BELOW['feedback'] = 'evaluation', *BELOW['evaluation']
+BELOW['stages'] = 'feedback', *BELOW['feedback']
+BELOW['config'] = 'errors',
+BELOW['pipeline'] = 'config', 'stages', *BELOW['stages']
+BELOW['__main__'] = 'pipeline', *BELOW['pipeline']
+
+
+def imported(path):
+  """(line, dotted name) of everything a file imports, inside functions too."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from ((node.lineno, alias.name) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert not node.level, f'{path}:{node.lineno}: a relative import'
+      yield from ((node.lineno, f'{node.module}.{alias.name}') for alias in node.names)
+
+
+def files(folder):
+  return sorted(path for path in (ROOT / folder).rglob('*.py') if path.name != '__init__.py' or path.stat().st_size)
+
+
+@pytest.mark.parametrize('path', files('rlhf_jax'), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_downward(path):
+  part = path.relative_to(ROOT / 'rlhf_jax').parts[0].removesuffix('.py')
+  for line, name in imported(path):
+    package, *rest = name.split('.')
+    if package == 'rlhf_jax':
+      assert rest[0] in (part, *BELOW[part]), f'{path}:{line}: {part} imports {name}'
+    if name.startswith('flax.nnx'):
+      assert part == 'models', f'{path}:{line}: flax.nnx outside models'
+    if part == 'objectives' and package != 'rlhf_jax':
+      assert package == 'jax', f'{path}:{line}: a formula needs jax alone, not {name}'
+
+
+@pytest.mark.parametrize('path', files('experiments'), ids=lambda path: path.name)
+def test_experiments_need_only_their_config(path):
+  assert {name.split('.')[0] for _, name in imported(path)} <= {'ml_collections', 'experiments'}
