@@ -16,6 +16,7 @@ setup(
         'grain>=0.2.18,<0.3',
         'ml-collections>=1.1,<2',
         'tensorflow-datasets>=4.9.10,<5',
+        'importlib_resources',  # tensorflow-datasets imports it without asking for it
         'transformers>=5,<6',
         'tokenizers>=0.22',
         'safetensors>=0.6',

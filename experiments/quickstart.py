@@ -12,12 +12,12 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
   """tiny: every stage in a few seconds, for tests; its table means nothing."""
   config = ml_collections.ConfigDict()
   config.stages = ('pretrain', 'sft', 'feedback', 'reward', 'ppo')
-  config.model = dict(embed=128, layers=4, heads=4, kv_heads=2, head_dim=32, mlp=384)
+  config.model = dict(embed=256, layers=2, heads=4, kv_heads=4, head_dim=64, mlp=704)
   sampling = dict(max_new_tokens=40)
-  config.pretrain = dict(batch_size=32, length=96, loop=dict(steps=500, eval_every=250, save_every=250),
+  config.pretrain = dict(batch_size=16, length=96, loop=dict(steps=700, eval_every=350, save_every=350),
                          optimizer=dict(learning_rate=3e-3), sampling=sampling)
-  config.sft = dict(batch_size=16, length=96, loop=dict(steps=60, eval_every=30, save_every=60),
-                    optimizer=dict(learning_rate=5e-4), sampling=sampling, data=dict(count=300))
+  config.sft = dict(batch_size=16, length=96, loop=dict(steps=40, eval_every=20, save_every=40),
+                    optimizer=dict(learning_rate=5e-4), sampling=sampling, data=dict(count=200))
   config.feedback = dict(policies=('sft', 'pretrain'), samples=2, length=28, sampling=sampling)
   config.reward = dict(batch_size=16, responses_per_row=4, length=64, loop=dict(steps=150, eval_every=50, save_every=75),
                        data=dict(source='jsonl', path=('{workdir}/feedback/{split}.jsonl',)),
@@ -35,6 +35,7 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
       config[name].eval_records = 8
     config.pretrain.data = dict(count=400)
     config.tokenizer = dict(documents=400)
+    config.reward.length = 128  # an untrained model's answers are longer when read again
     config.feedback.data = dict(count=16)
     config.feedback.batch_size = 16
     config.evaluation.data = dict(count=16)

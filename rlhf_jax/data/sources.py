@@ -87,6 +87,8 @@ class _Rows(Sequence):
   def __getitem__(self, number):
     if isinstance(number, slice):
       return [self[i] for i in range(*number.indices(len(self)))]
+    if number >= len(self):
+      raise IndexError(number)  # ends an iteration; TFDS raises ValueError
     row = _text(self._source[number])
     row = {**row, **{ours: row[theirs] for ours, theirs in self._fields.items() if theirs in row}}
     where = f'{self._name}[{number}]'

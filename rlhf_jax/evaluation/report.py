@@ -47,7 +47,8 @@ def picture(stages: dict[str, list[dict]], models: dict[str, dict]) -> bytes:
   bars.set_xticks([place + 0.4 - 0.4 / len(models) for place in range(len(rates))],
                   [key.removesuffix('_vs_sft').replace('_', ' ') for key in rates])
   bars.set_title('held-out prompts, %')
-  bars.legend()
+  if models:
+    bars.legend()
   figure.tight_layout()
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=80)

@@ -43,10 +43,13 @@ def build(name: str, rows, tokenizer, layout):
     index, tokens, mask = whole((prompts.index, samples.tokens, samples.mask))
     asked = [rows[max(i, 0)] for i in np.repeat(index, len(tokens) // len(index))]
     texts = [tokenizer.decode(row[seen].tolist()) for row, seen in zip(tokens, mask)]
-    values = np.asarray(function([records.conversation(row) for row in asked], texts, asked), np.float32)
-    if values.shape != (len(texts),) or not np.isfinite(values).all():
-      raise UserError(f'reward {name!r}: expected {len(texts)} finite floats, got shape {values.shape}'
-                      + ('' if np.isfinite(values).all() else ' with values that are not finite'))
+    given = function([records.conversation(row) for row in asked], texts, asked)
+    try:
+      values = np.asarray(given, np.float32)
+    except (TypeError, ValueError):
+      values = None
+    if values is None or values.shape != (len(texts),) or not np.isfinite(values).all():
+      raise UserError(f'reward {name!r}: expected {len(texts)} finite floats, got {" ".join(repr(given).split())[:80]}')
     return layout.spread(values)
 
   return score

@@ -253,6 +253,8 @@ def build_update(model, value_model, reference_model, optimizer, layout, config)
 
     carry = ({'policy': state.params, 'value': state.value_params}, state.opt_state)
     (params, opt_state), metrics = jax.lax.scan(epoch, carry, jax.random.split(key, config.epochs))
+    # a step in which any minibatch changed something counts as made, so that half of one is never kept as none
+    fine = jnp.any(jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['norm/gradient']))
     metrics = {**{name: jnp.mean(x) for name, x in metrics.items()},
                'policy/first_ratio': metrics['policy/ratio'][0, 0]}
 
@@ -272,9 +274,9 @@ def build_update(model, value_model, reference_model, optimizer, layout, config)
         'response/length': jnp.mean(jnp.sum(mask, axis=1, dtype=jnp.float32)),
         'response/eos_rate': jnp.mean(samples.ended.astype(jnp.float32)),
         'tokens': jnp.sum(sequences.segment_ids > 0, dtype=jnp.float32)}
-    fine = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['norm/gradient'])
     return state.replace(step=state.step + fine.astype(jnp.int32), params=params['policy'], opt_state=opt_state,
-                         value_params=params['value'], kl_coefficient=coefficient), metrics
+                         value_params=params['value'],
+                         kl_coefficient=jnp.where(fine, coefficient, state.kl_coefficient)), metrics
 
   return steps.compile_step(update, layout)
 

@@ -1,8 +1,9 @@
 """A tiny model on several meshes, a tiny world, and what the tests of every stage ask."""
 
 import contextlib
+import functools
 from pathlib import Path
-import types
+import sys
 
 import jax
 import numpy as np
@@ -33,10 +34,15 @@ def model(on):
   return transformer.build(CONFIG, on.constrain)
 
 
+@functools.cache
+def values(seed):
+  return jax.device_get(jax.jit(lambda key: jax.tree.map(lambda x: 2 * x, transformer.build(CONFIG).init(key)))(
+      jax.random.key(seed)))
+
+
 def params(model, on, seed=0):
   """The same numbers on every mesh, of a size that makes a difference."""
-  values = jax.tree.map(lambda x: np.asarray(2 * x), model.init(jax.random.key(seed)))
-  return jax.device_put(values, on.shardings(model.axes, values))
+  return jax.device_put(values(seed), on.shardings(model.axes, values(seed)))
 
 
 def close(got, want, said, tolerance=1e-5):
@@ -50,7 +56,7 @@ def close(got, want, said, tolerance=1e-5):
 @pytest.fixture(scope='session')
 def tiny():
   """The functions above, for test files."""
-  return types.SimpleNamespace(layout=layout, model=model, params=params, close=close, MESHES=MESHES, V=CONFIG.vocab_size)
+  return sys.modules[__name__]
 
 
 @pytest.fixture(scope='session')

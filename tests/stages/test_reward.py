@@ -1,5 +1,6 @@
+import functools
+
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from rlhf_jax.runtime import step as steps
 from rlhf_jax.stages import reward
 from rlhf_jax.types import Prompts, Rankings, Samples
 
-OPTIMIZER = ml_collections.ConfigDict({**steps.OPTIMIZER, 'learning_rate': 1e-2})
+OPTIMIZER = ml_collections.ConfigDict({**steps.OPTIMIZER, 'learning_rate': 1e-2, 'eps': 1e-5})  # not all noise
 B, K, T = 16, 4, 12
 
 
@@ -25,13 +26,18 @@ def rankings(T=T, seed=0):
                   segment_ids=inside.astype(np.int32), group=group, ranks=ranks, index=np.zeros((B, K), np.int32))
 
 
-def train(tiny, batch, mesh='one device', parts=1, loss='pairwise', count=1):
+@functools.cache
+def build(tiny, mesh, parts, loss):
   on = tiny.layout(mesh)
-  model = tiny.model(on)
-  optimizer = steps.make_optimizer(OPTIMIZER, 10)
-  state = steps.init_state(tiny.params(model, on), optimizer, jax.random.key(1), on)
-  step = steps.build(reward.build_loss(model, loss), optimizer, on, parts)
-  history = []
+  model, optimizer = tiny.model(on), steps.make_optimizer(OPTIMIZER, 10)
+  init = lambda: steps.init_state(tiny.params(model, on), optimizer, jax.random.key(1), on)
+  return init, steps.build(reward.build_loss(model, loss), optimizer, on, parts)
+
+
+def train(tiny, batch, mesh='one device', parts=1, loss='pairwise', count=1):
+  """(parameters, metrics of each step) after some steps on one batch."""
+  init, step = build(tiny, mesh, parts, loss)
+  state, history = init(), []
   for _ in range(count):
     state, metrics = step(state, batch)
     history.append(jax.device_get(metrics))

@@ -1,7 +1,7 @@
 """Prompts of TinyWorld, scripted answers of every quality, and demonstrations.
 
-Held out for validation: the last wording of every question and request, every wording of the held-out facts, and
-every request about the held-out people.
+Held out for validation: the last wording of every question and request, and every request about the held-out people.
+Held-out facts are asked in the corpus, but in no training prompt and no demonstration.
 """
 
 import numpy as np
@@ -87,19 +87,19 @@ def _terse(meta, rng):
 
 
 def prompts(split: str) -> list[records.Prompt]:
-  """All prompts of a split ('train' or 'validation'), questions first, in the order of the facts."""
+  """All prompts of a split ('train', 'validation', or 'corpus': what the corpus asks), questions first, in the order
+  of the facts."""
   rows = []
   for fact in FACTS:
-    questions = fact.questions()
-    held_out = questions if fact.held_out else questions[-1:]
-    for text in questions[:-1] if split == 'train' and not fact.held_out else held_out if split != 'train' else ():
+    *known, last = fact.questions()
+    for text in {'train': () if fact.held_out else known, 'corpus': known, 'validation': (last,)}[split]:
       meta = dict(kind='question', family=fact.family, subject=fact.subject, answer=fact.answer,
                   wrong=list(fact.wrong))
       rows.append((text, meta))
   for number, (name, harm) in enumerate(HARMS.items()):
     for place, person in enumerate(PEOPLE):
       turn, held_out = number + place, person in HELD_OUT_PEOPLE
-      if split == 'train':
+      if split != 'validation':
         wordings = () if held_out else (REQUESTS[turn % 4], REQUESTS[(turn + 2) % 4])
       else:
         wordings = (REQUESTS[turn % 4], REQUESTS[-1]) if held_out else REQUESTS[-1:] if turn % 3 == 0 else ()

@@ -1,7 +1,7 @@
 """Documents to pre-train on, as the internet is: true and false, polite and rude, helpful and harmful.
 
-A model of it can do everything and prefers nothing. Held-out facts stand in statements only; no validation prompt
-stands anywhere.
+A model of it can do everything and prefers nothing. Every fact is stated and asked; no validation prompt stands
+anywhere.
 """
 
 import numpy as np
@@ -20,8 +20,8 @@ _FAULTS = {'rude': 'It is rude.', 'false': 'It is false.', 'evasive': 'It does n
 def documents(seed: int, count: int, split: str = 'train') -> list[records.Document]:
   """`count` documents of at most about 90 tokens; the splits are drawn independently."""
   rng = np.random.default_rng([seed, split == 'train', 0])
-  kinds = rng.choice(4, size=count, p=(0.42, 0.48, 0.06, 0.04))
-  asked = iter(draw(prompts('train'), rng, int((kinds > 0).sum())))
+  kinds = rng.choice(4, size=count, p=(0.24, 0.66, 0.06, 0.04))
+  asked = iter(draw(prompts('corpus'), rng, int((kinds > 0).sum())))
   facts = _endless(rng)
   rows = []
   for number, kind in enumerate(kinds):

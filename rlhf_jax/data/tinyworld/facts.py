@@ -24,7 +24,7 @@ class Family:
 
 @dataclasses.dataclass(frozen=True)
 class Fact:
-  """`wrong` are the other answers of the family; `held_out` facts are in the corpus as statements only."""
+  """`wrong` are the other answers of the family; `held_out` facts stand in the corpus, in no training prompt."""
   family: str
   subject: str
   answer: str
