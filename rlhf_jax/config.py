@@ -105,14 +105,17 @@ def _nearest(key, known):
   return f'; did you mean {close[0]!r}?' if close else f'; known here: {", ".join(sorted(known))}'
 
 
-def resolve(config, workdir) -> ml_collections.ConfigDict:
-  """The config with {workdir} in its texts replaced."""
+def resolve(config, **places) -> ml_collections.ConfigDict:
+  """The config with each {name} of `places` in its texts replaced, as {workdir}."""
   def one(value):
     if isinstance(value, dict):
       return {key: one(item) for key, item in value.items()}
     if isinstance(value, tuple):
       return tuple(map(one, value))
-    return value.replace('{workdir}', str(workdir)) if isinstance(value, str) else value
+    if isinstance(value, str):
+      for name, place in places.items():
+        value = value.replace('{' + name + '}', str(place))
+    return value
   return ml_collections.ConfigDict(one(config.to_dict())).lock()
 
 

@@ -29,6 +29,7 @@ from rlhf_jax.stages import STAGES, common, reward
 DEFAULTS = dict(
     seed=0,  # of everything random
     stages=(),  # sections to run, in order
+    data='',  # what {data} stands for in paths: the folder of an experiment's files
     model=dict(  # the shape of a model that starts at random, and how every model computes
         embed=128, layers=4, heads=4, kv_heads=2, head_dim=32, mlp=384, norm_eps=1e-5, rope_theta=10000.0, tied=True,
         max_length=2048, dtype='float32', remat='none'),
@@ -69,7 +70,7 @@ def run(config, workdir) -> dict:
   cache_compilations()
   layout = mesh.make(config.mesh)
   claim(config, workdir)
-  config = configs.resolve(config, workdir)
+  config = configs.resolve(config, workdir=workdir, data=config.data)
   tokenizer = open_tokenizer(config, workdir)
   for number, name in enumerate(config.stages, 1):
     context = common.Context(config, name, workdir, layout, tokenizer)

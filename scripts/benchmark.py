@@ -80,7 +80,7 @@ def main():
   sampling = ml_collections.ConfigDict({**sampler.DEFAULTS, 'max_new_tokens': o.response})
   generate = sampler.build(model, sampling, (), 0, o.samples)
   prompts = Prompts(jnp.ones((o.batch, o.prompt), jnp.int32), jnp.ones((o.batch, o.prompt), bool), jnp.arange(o.batch))
-  taken = seconds(lambda: generate(params, prompts, jax.random.key(1)))
+  taken = seconds(lambda: generate(keep['state'].params, prompts, jax.random.key(1)))
   rate = o.response * count * jnp.dtype(o.dtype).itemsize / taken
   print(f'generate: {o.batch * o.samples * o.response / taken:,.0f} new tokens/s, parameters read at '
         f'{rate / 1e9:.1f} GB/s = {rate / bandwidth:.0%} of the matrix-vector product')

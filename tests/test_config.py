@@ -75,4 +75,4 @@ def test_differences_and_workdir(tmp_path):
   a, b = load(path), load(path, 'seed=1')
   parsed = [json.loads(configs.as_json(config)) for config in (a, b)]
   assert configs.differences(*parsed) == ['config.seed: 0 → 1'] and not configs.differences(parsed[0], parsed[0])
-  assert configs.resolve(a, 'runs/1').sft.data.path == ('runs/1/x.jsonl',)
+  assert configs.resolve(a, workdir='runs/1').sft.data.path == ('runs/1/x.jsonl',)

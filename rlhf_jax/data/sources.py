@@ -9,7 +9,8 @@ from rlhf_jax.errors import UserError
 
 DEFAULTS = dict(
     source='tinyworld',  # tinyworld, jsonl or tfds
-    path=(),  # jsonl: files, globs, .gz too; {split} stands for train or validation. tfds: its name or directory
+    path=(),  # jsonl: files, globs, .gz too; {split} stands for train or validation. tfds: its name or directory;
+              # 'tfds:NAME' in the place of files reads TFDS too
     fields=dict(),  # tfds: our field → theirs, where the names differ
     splits=dict(train='train', validation='validation'),  # tfds: our split → theirs
     seed=0,  # tinyworld: of the world
@@ -30,7 +31,8 @@ def load(config, kind: str, split: str) -> Sequence:
   """
   if config.source not in SOURCES:
     raise UserError(f'data.source: expected one of {", ".join(SOURCES)}, got {config.source!r}')
-  rows = SOURCES[config.source](config, kind, split)
+  given = any(str(path).startswith('tfds:') for path in config.path)
+  rows = SOURCES['tfds' if given else config.source](config, kind, split)
   if config.count:
     rows = rows[:config.count]
   if not len(rows):
@@ -61,7 +63,7 @@ def _tfds(config, kind, split):
   if len(config.path) != 1:
     raise UserError('data.path: expected one TFDS name or directory for data.source = "tfds"')
   import tensorflow_datasets as tfds  # needs no TensorFlow for data sources
-  name = config.path[0]
+  name = str(config.path[0]).removeprefix('tfds:')
   try:
     if Path(name).is_dir():
       source = tfds.builder_from_directory(name).as_data_source(split=config.splits[split])

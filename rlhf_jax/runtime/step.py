@@ -31,7 +31,7 @@ class Loss:
   Attributes:
     total: [] float32, the sum to minimise; the loss is total / weight.
     weight: [] float32, what the sum is over (tokens, prompts, …).
-    means: statistics summed over the same, reported divided by the weight.
+    means: statistics summed over the same, reported divided by the weight; a pair brings a weight of its own.
     counts: statistics reported as they are.
   """
   total: jax.Array
@@ -110,7 +110,8 @@ def gradients(loss: Callable[..., Loss], params, batch, key, microbatches: int =
     add = lambda sums, one: (jax.tree.map(jnp.add, sums, part(*one)), None)
     (value, grads), _ = jax.lax.scan(add, zeros, (parts, keys))
   weight = jnp.maximum(value.weight, 1e-9)
-  metrics = {'loss': value.total / weight, **{name: x / weight for name, x in value.means.items()}, **value.counts}
+  mean = lambda x: x[0] / jnp.maximum(x[1], 1e-9) if isinstance(x, tuple) else x / weight
+  metrics = {'loss': value.total / weight, **{name: mean(x) for name, x in value.means.items()}, **value.counts}
   return jax.tree.map(lambda g: g / weight, grads), metrics
 
 

@@ -68,7 +68,7 @@ def build_loss(model, name):
     right, pairs = ranking.accuracy(scores, batch.ranks, batch.group)
     present = batch.group > 0
     return steps.Loss(
-        total, weight, {'accuracy': right / jnp.maximum(pairs, 1.0) * weight},
+        total, weight, {'accuracy': (right, pairs)},
         {'pairs': pairs, 'score/sum': jnp.sum(jnp.where(present, scores, 0.0)),
          'tokens': jnp.sum(batch.segment_ids > 0, dtype=jnp.float32)})
   return loss

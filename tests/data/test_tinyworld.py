@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.data import tinyworld
-from rlhf_jax.data.tinyworld import oracle, vocabulary
+from rlhf_jax.data.tinyworld import conversations, oracle, vocabulary
 from rlhf_jax.data.tinyworld.facts import FACTS, FAMILIES, HELD_OUT_PEOPLE
 from rlhf_jax.errors import UserError
 from rlhf_jax.models.tokenizer import Tokenizer
@@ -76,7 +76,7 @@ def test_demonstrations_are_honest_and_harmless_and_mostly_polite(world):
 
 
 def test_the_internet_is_fluent_and_unaligned(world):
-  by_text = {row.messages[0]['content']: row for row in world['prompt', 'train']}
+  by_text = {row.messages[0]['content']: row for row in conversations.prompts('corpus')}
   seen = collections.defaultdict(list)
   for row in world['document', 'train']:
     if row.text.startswith('Human: '):

@@ -64,9 +64,9 @@ def first(tiny):
   return train(tiny, alone(examples()))
 
 
-def test_loss_is_the_mean_nll_of_the_targets(tiny, first):
+def test_loss_is_the_mean_nll_of_the_targets(tiny):
   on = tiny.layout()
-  model, rows = tiny.model(on), examples()
+  model, rows = tiny.model(on), examples(4)
   params = tiny.params(model, on)
   total, count = 0.0, 0
   for row in rows:  # each text alone, without padding, over all logits
@@ -75,8 +75,9 @@ def test_loss_is_the_mean_nll_of_the_targets(tiny, first):
     logprobs = np.asarray(jax.nn.log_softmax(heads.logits(params, hidden[0, :-1])))
     for place in np.flatnonzero(row['targets']):
       total, count = total - logprobs[place - 1, row['tokens'][place]], count + 1
-  np.testing.assert_allclose(first[1][0]['loss'], total / count, rtol=1e-5)
-  assert first[1][0]['tokens'] == sum(len(row['tokens']) for row in rows)
+  metrics = train(tiny, alone(rows))[1][0]
+  np.testing.assert_allclose(metrics['loss'], total / count, rtol=1e-5)
+  assert metrics['tokens'] == sum(len(row['tokens']) for row in rows)
 
 
 def test_loss_falls(tiny):
@@ -84,7 +85,7 @@ def test_loss_falls(tiny):
   assert history[-1]['loss'] < 0.8 * history[0]['loss']
 
 
-@pytest.mark.parametrize('mesh', ['data 8', 'fsdp 8', 'data 2, fsdp 2, tensor 2'])
+@pytest.mark.parametrize('mesh', ['fsdp 8', 'data 2, fsdp 2, tensor 2'])
 def test_same_numbers_on_every_mesh(tiny, first, mesh):
   tiny.close(train(tiny, alone(examples()), mesh, 2), first, mesh)
 
