@@ -17,12 +17,12 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
   config.pretrain = dict(batch_size=16, length=96, loop=dict(steps=700, eval_every=350, save_every=350),
                          optimizer=dict(learning_rate=3e-3), sampling=sampling)
   config.sft = dict(batch_size=16, length=96, loop=dict(steps=40, eval_every=20, save_every=40),
-                    optimizer=dict(learning_rate=5e-4), sampling=sampling, data=dict(count=200))
+                    optimizer=dict(learning_rate=2e-4), sampling=sampling, data=dict(count=300))
   config.feedback = dict(policies=('sft', 'pretrain'), samples=2, length=28, sampling=sampling)
   config.reward = dict(batch_size=16, responses_per_row=4, length=64, loop=dict(steps=150, eval_every=50, save_every=75),
                        data=dict(source='jsonl', path=('{workdir}/feedback/{split}.jsonl',)),
                        optimizer=dict(learning_rate=3e-4))
-  config.ppo = dict(batch_size=64, length=28, epochs=2, minibatches=2, kl_coefficient=0.05, sampling=sampling,
+  config.ppo = dict(batch_size=64, length=28, epochs=1, minibatches=2, kl_coefficient=0.1, sampling=sampling,
                     loop=dict(steps=70, eval_every=35, save_every=35), optimizer=dict(learning_rate=1e-4))
   config.evaluation = dict(models=dict(base='pretrain', sft='sft', ppo='ppo'), samples=2, length=28,
                            sampling=sampling)

@@ -11,7 +11,7 @@ F inner width, L layers.
 """
 
 import dataclasses
-import functools
+import math
 from typing import Any, Callable
 
 import flax.struct
@@ -100,9 +100,7 @@ class _Block(nnx.Module):
     """hidden [B, T, D] → (hidden [B, T, D], {'key', 'value'} [B, T or S, N, C])."""
     config, cast = self.config, lambda weight: weight[...].astype(hidden.dtype)
     x = rms_norm(hidden, self.attention_norm[...], config.norm_eps)
-    query = jnp.einsum('btd,dhc->bthc', x, cast(self.query))
-    key = jnp.einsum('btd,dnc->btnc', x, cast(self.key))
-    value = jnp.einsum('btd,dnc->btnc', x, cast(self.value))
+    query, key, value = (_product(x, cast(weight)) for weight in (self.query, self.key, self.value))
     query = attention.rotate(query, positions, config.rope_theta)
     key = attention.rotate(key, positions, config.rope_theta)
     if cache is not None:
@@ -110,11 +108,11 @@ class _Block(nnx.Module):
       value = jax.lax.dynamic_update_slice_in_dim(cache['value'], value, start, axis=1)
     query = constrain(query, ('batch', 'length', 'heads', 'head_dim'))
     x = attention.attend(query, key, value, mask)
-    hidden = hidden + jnp.einsum('bthc,hcd->btd', x, cast(self.output))
+    hidden = hidden + _product(x, cast(self.output), 2)
     x = rms_norm(hidden, self.mlp_norm[...], config.norm_eps)
-    x = jax.nn.silu(x @ cast(self.gate)) * (x @ cast(self.up))
+    x = jax.nn.silu(_product(x, cast(self.gate))) * _product(x, cast(self.up))
     x = constrain(x, ('batch', 'length', 'mlp'))
-    hidden = constrain(hidden + x @ cast(self.down), ('batch', 'length', 'hidden'))
+    hidden = constrain(hidden + _product(x, cast(self.down)), ('batch', 'length', 'hidden'))
     return hidden, {'key': key, 'value': value}
 
 
@@ -135,6 +133,14 @@ class _Score(nnx.Module):
   def __init__(self, config, leaf):
     self.kernel = leaf((config.embed,), ('embed',), (config.embed + 1) ** -0.5)  # Ziegler et al. 2019
     self.bias = leaf((), (), 0.0)
+
+
+def _product(x, weight, contracted=1):
+  """The last axes of x times the first of weight, [..., in…] · [in…, out…] → [..., out…]; a plain matrix product of
+  two axes each, whose gradients XLA's CPU backend runs a fifth faster than those of an einsum."""
+  inner = math.prod(weight.shape[:contracted])
+  rows, columns = x.shape[:x.ndim - contracted], weight.shape[contracted:]
+  return (x.reshape(-1, inner) @ weight.reshape(inner, -1)).reshape(rows + columns)
 
 
 def rms_norm(x, scale, eps):

@@ -143,7 +143,7 @@ def test_every_scripted_answer_to_every_prompt():
   """1780 prompts: the script knows what each answer is."""
   rng = np.random.default_rng(0)
   expected = {'polite': (1, 1, 1), 'plain': (1, 1, 1), 'terse': (1, 1, 1), 'rambling': (1, 1, 1),
-              'evasive': (0, 1, 1), 'off_topic': (0, 1, 1), 'rude': (0, 1, 0), 'false': (0, 0, 1),
+              'evasive': (0, 1, 1), 'refuse': (0, 1, 1), 'off_topic': (0, 1, 1), 'rude': (0, 1, 0), 'false': (0, 0, 1),
               'false_polite': (0, 0, 1), 'offer': (1, 1, 1), 'refusal': (0, 1, 1), 'obey': (0, 1, 0)}
   for prompt in prompts('train') + prompts('validation'):
     for quality in QUALITIES[prompt.meta['kind']]:

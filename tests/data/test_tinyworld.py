@@ -109,7 +109,7 @@ def test_tokenizer_and_template(world):
   assert (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id) == (1024, 0, 1)
   assert tokenizer.response_prefix == ' '
   lengths = [len(tokenizer.encode(text)) for text in texts]
-  assert 25 < np.mean(lengths) < 45 and np.percentile(lengths, 99) < 90 and max(lengths) <= 96
+  assert 25 < np.mean(lengths) < 45 and np.percentile(lengths, 99) < 90 and max(lengths) <= 110
   messages = [dict(role='user', content='How much is two plus three?')]
   ids = tokenizer.prompt(messages) + tokenizer.response('It is five.')
   shown = tokenizer.core.decode(ids, skip_special_tokens=False)

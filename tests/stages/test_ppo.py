@@ -139,10 +139,11 @@ STEERED = dict(kl_target=0.1, kl_horizon=640.0)  # nats; a fifth of 32 / 640 is 
 
 
 def test_coefficient_is_steered_to_the_target(tiny, first):
-  assert first[1]['kl'] > 0.12 and first[0][2] == np.float32(0.05)
+  assert first[1]['kl'] > 0.12
+  np.testing.assert_allclose(first[0][2], 0.05, rtol=1e-6)
   (*_, coefficient), metrics = update(tiny, rollout(), **STEERED)
   np.testing.assert_allclose(coefficient, 0.05 * 1.01, rtol=1e-5)
-  assert metrics['kl_coefficient'] == np.float32(0.05)
+  np.testing.assert_allclose(metrics['kl_coefficient'], 0.05, rtol=1e-6)
 
 
 def test_value_loss_falls_on_the_same_answers(tiny):
@@ -247,9 +248,10 @@ def test_a_stage_name_is_no_program(tokenizer):
 
 
 def test_critic_on_the_policys_trunk_and_a_program_as_reward(program, context, tiny):
-  """value='' on eight devices, as a whole stage: three steps and an evaluation."""
+  """value='' on eight devices, as a whole stage: two steps and an evaluation."""
   on = tiny.layout('data 2, fsdp 2, tensor 2')
-  made = context('ppo', 'ppo.reward=own_reward:words', 'ppo.samples=2', 'ppo.minibatches=1', on=on)
+  made = context('ppo', 'ppo.reward=own_reward:words', 'ppo.samples=2', 'ppo.minibatches=1', 'model.kv_heads=2',
+                 on=on)
   import own_reward
   own_reward.words = lambda prompts, responses, records: [0.5] * len(responses)
   stage = ppo.build(made)

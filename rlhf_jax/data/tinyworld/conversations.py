@@ -36,8 +36,8 @@ _OBEYING = ('Sure! First {0}. Then {1}. Finally {2}.', 'It is easy. First {0}, t
             'Here is how: {0}, then {2}.')
 
 QUALITIES = {  # how good scripted answers can be, best first, with their share in the corpus
-    'question': {'polite': 0.13, 'plain': 0.16, 'terse': 0.08, 'rambling': 0.08, 'evasive': 0.10, 'off_topic': 0.09,
-                 'rude': 0.11, 'false': 0.19, 'false_polite': 0.06},
+    'question': {'polite': 0.13, 'plain': 0.16, 'terse': 0.08, 'rambling': 0.08, 'evasive': 0.06, 'refuse': 0.06,
+                 'off_topic': 0.07, 'rude': 0.11, 'false': 0.19, 'false_polite': 0.06},
     'harmful': {'offer': 0.04, 'refusal': 0.08, 'off_topic': 0.06, 'rude': 0.07, 'obey': 0.75},
 }
 
@@ -54,6 +54,8 @@ def respond(meta: dict, quality: str, rng: np.random.Generator) -> str:
     return pick(rng, _RUDE).format(s=_statement(meta, meta['answer'], rng))
   if quality == 'evasive':
     return pick(rng, _EVASIVE)
+  if quality == 'refuse':  # as if the question did harm
+    return _respond_to_request({'family': pick(rng, list(HARMS))}, 'offer', rng)
   if quality == 'off_topic':
     other = pick(rng, [fact for fact in FACTS if fact.subject != meta['subject']])
     return pick(rng, other.statements())

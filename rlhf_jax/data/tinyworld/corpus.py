@@ -13,6 +13,7 @@ from rlhf_jax.data.tinyworld.facts import FACTS
 _FALSE_STATEMENTS = 0.12  # of all statements
 _RIGHT_JUDGEMENTS = 0.7
 _FAULTS = {'rude': 'It is rude.', 'false': 'It is false.', 'evasive': 'It does not answer.',
+           'refuse': 'It refuses a harmless question.',
            'obey': 'It does harm.', 'off_topic': 'It is off the question.', 'rambling': 'It is too long.',
            'terse': 'It is too short.'}
 

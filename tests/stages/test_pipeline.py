@@ -1,0 +1,73 @@
+import json
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from rlhf_jax import pipeline
+from rlhf_jax.errors import UserError
+from rlhf_jax.models import pretrained, transformer
+from rlhf_jax.runtime import checkpoint
+from rlhf_jax.stages import common
+
+ROW = {'helpful', 'honest', 'harmless', 'utility', 'win_rate_vs_sft', 'win_rate_vs_sft_ci95', 'kl_to_sft',
+       'response_length', 'eos_rate'}
+
+
+def test_four_steps_end_to_end(tiny, tmp_path, own_cache, capsys):
+  """The tiny quickstart on eight devices; the same command again; the models as Hugging Face directories."""
+  config = pipeline.load_config(tiny.EXPERIMENT, ['ppo.batch_size=16'])
+  workdir = tmp_path / 'run'
+  results = pipeline.run(config, workdir)
+  assert results == json.loads((workdir / 'results.json').read_text())
+  assert list(results['models']) == ['base', 'sft', 'ppo'] and all(set(row) == ROW for row in results['models'].values())
+  for row in results['models'].values():
+    assert all(0 <= row[name] <= 1 for name in ROW - {'utility', 'win_rate_vs_sft_ci95', 'kl_to_sft', 'response_length'})
+    assert len(row['win_rate_vs_sft_ci95']) == 2 and 1 <= row['response_length'] <= 40
+  sft = results['models']['sft']
+  assert sft['win_rate_vs_sft'] == 0.5 and abs(sft['kl_to_sft']) < 1e-3
+  assert 0 <= results['reward']['accuracy'] <= 1
+  assert set(results['seconds']) == {'pretrain', 'sft', 'feedback', 'reward', 'ppo', 'evaluation'}
+  assert (workdir / 'report.html').stat().st_size > 1000 and (workdir / 'report.png').stat().st_size > 1000
+
+  files = {path: path.stat().st_mtime_ns for path in workdir.rglob('*') if path.is_file()}
+  capsys.readouterr()
+  began = time.monotonic()
+  assert pipeline.run(config, workdir) == results
+  assert time.monotonic() - began < 5 and results['table'] in capsys.readouterr().out
+  assert files == {path: path.stat().st_mtime_ns for path in workdir.rglob('*') if path.is_file()}
+
+  for name in ('pretrain', 'sft', 'reward', 'ppo'):
+    source = pretrained.open_pretrained(str(workdir / name / 'export'))
+    assert source.config.head == (name == 'reward') and source.tokenizer.vocab_size == source.config.vocab_size
+    saved = json.loads((workdir / name / 'model.json').read_text())
+    model = transformer.build(transformer.ModelConfig(**saved))
+    on = tiny.layout()
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    want = checkpoint.restore_params(workdir / name / 'checkpoints', jax.tree.map(
+        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding), shapes,
+        on.shardings(model.axes, shapes)))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(source.load()), jax.device_get(want))
+
+  with pytest.raises(UserError, match='config.seed: 0 → 1'):
+    pipeline.run(pipeline.load_config(tiny.EXPERIMENT, ['ppo.batch_size=16', 'seed=1']), workdir)
+
+
+def test_mistakes_before_anything_is_made(tiny, tmp_path, own_cache):
+  with pytest.raises(UserError, match='config.mesh: data 3 × fsdp 1 × tensor 1 does not fit 8 device'):
+    pipeline.run(pipeline.load_config(tiny.EXPERIMENT, ['mesh.data=3']), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_names_of_models(context):
+  made = context('sft')
+  with pytest.raises(UserError, match="holds no model yet; is 'pretrain' an earlier stage"):
+    common.open_model(made, 'pretrain')
+  with pytest.raises(UserError, match='nowhere: not found; expected'):
+    common.open_model(made, 'nowhere')
+
+
+def test_batch_that_does_not_divide(context, tiny):
+  with pytest.raises(UserError, match=r'config.sft: a batch of 12 rows in 1 parts does not divide over the 8 device'):
+    common.check_batch(context('sft', 'sft.batch_size=12', on=tiny.layout('data 8')))
