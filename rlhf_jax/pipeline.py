@@ -93,13 +93,14 @@ def cache_compilations() -> None:
 
 
 def claim(config, workdir: Path) -> None:
-  """Writes config.json, or checks that the workdir belongs to this config.
+  """Writes config.json, or checks that the workdir belongs to this config. One in which no stage has begun, as after
+  a mistake in the config, is anyone's.
 
   Raises:
     UserError: it belongs to another one; the first differences are named.
   """
   path, text = workdir / 'config.json', configs.as_json(config)
-  if path.is_file():
+  if path.is_file() and any((*workdir.glob('*/checkpoints'), *workdir.glob('*/finished.json'))):
     changed = configs.differences(json.loads(path.read_text()), json.loads(text))
     if changed:
       more = f' and {len(changed) - 3} more' if len(changed) > 3 else ''
@@ -108,6 +109,7 @@ def claim(config, workdir: Path) -> None:
     return
   try:
     workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / 'tokenizer' / 'ready.json').unlink(missing_ok=True)
     common.write(path, text)
   except OSError as error:
     raise UserError(f'--workdir={workdir}: cannot write there: {error.strerror}') from None

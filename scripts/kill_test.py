@@ -1,4 +1,4 @@
-"""Kills a run again and again (kill -9) and compares what it leaves with a run left alone: they must be equal bit for bit.
+"""Kills a run again and again (kill -9) and compares what it leaves with a run left alone, bit for bit.
 
   python scripts/kill_test.py --workdir=runs/kill_test --kills=12 --seed=0
 
@@ -26,7 +26,7 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                    allow_abbrev=False)
   parser.add_argument('--config', default=str(ROOT / 'experiments/quickstart.py:tiny'), help='the experiment')
-  parser.add_argument('--workdir', required=True, help='the two runs are kept there, alone/ and killed/; emptied first')
+  parser.add_argument('--workdir', required=True, help='gets the two runs, alone/ and killed/, emptied first')
   parser.add_argument('--kills', type=int, default=12)
   parser.add_argument('--seed', type=int, default=0, help='of the kill moments')
   options, overrides = parser.parse_known_args()
@@ -96,7 +96,7 @@ def plan(phases, trained, seconds, kills, rng):
       inside = name in trained and number == saving
       if inside:  # there must be a save to come before the next moment
         step = min(step, STEPS - SAVE_EVERY)
-      delay = rng.uniform(0, 0.01 if inside else 0.1 if step else seconds[name] / 2)  # half: the caches are warm then
+      delay = rng.uniform(0, 0.01 if inside else 0.1 if step else seconds[name] / 2)  # caches are warm then
       moments.append(dict(phase=name, step=step, saving=inside, delay=delay))
   return moments
 
@@ -137,8 +137,9 @@ def last_step(path):
 
 
 def describe(moment):
-  place = '' if moment['step'] is None else f' from step {moment["step"]} on' if moment['saving'] else f' at step {moment["step"]}'
-  return f'{moment["phase"]}{place}{", inside a save" if moment["saving"] else ""}, {moment["delay"] * 1000:.0f} ms later'
+  step = moment['step']
+  place = '' if step is None else f' from step {step} on, inside a save' if moment['saving'] else f' at step {step}'
+  return f'{moment["phase"]}{place}, {moment["delay"] * 1000:.0f} ms later'
 
 
 def found(folder):

@@ -49,7 +49,8 @@ def build(name: str, rows, tokenizer, layout):
     except (TypeError, ValueError):
       values = None
     if values is None or values.shape != (len(texts),) or not np.isfinite(values).all():
-      raise UserError(f'reward {name!r}: expected {len(texts)} finite floats, got {" ".join(repr(given).split())[:80]}')
+      said = ' '.join(repr(given).split())[:80]
+      raise UserError(f'reward {name!r}: expected {len(texts)} finite floats, got {said}')
     return layout.spread(values)
 
   return score

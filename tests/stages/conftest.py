@@ -50,7 +50,7 @@ def close(got, want, said, tolerance=1e-5):
   got, want = jax.device_get((got, want))
   assert jax.tree.structure(got) == jax.tree.structure(want)
   for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want)):
-    np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance, err_msg=f'{said}: {jax.tree_util.keystr(path)}')
+    np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance, err_msg=said + jax.tree_util.keystr(path))
 
 
 @pytest.fixture(scope='session')
@@ -71,8 +71,8 @@ def tokenizer():
 def context(tmp_path, tokenizer):
   """context(stage, *overrides): a stage's surroundings in the tiny quickstart, from random models on one device."""
   def make(name, *overrides, on=None):
-    overrides = [f'{name}.init=random', *(['ppo.value=', 'ppo.reference=random'] if name == 'ppo' else []), *overrides]
-    return common.Context(pipeline.load_config(EXPERIMENT, overrides), name, tmp_path, on or layout(), tokenizer)
+    random = [f'{name}.init=random', *(['ppo.value=', 'ppo.reference=random'] if name == 'ppo' else [])]
+    return common.Context(pipeline.load_config(EXPERIMENT, [*random, *overrides]), name, tmp_path, on or layout(), tokenizer)
   return make
 
 

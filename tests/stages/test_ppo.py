@@ -47,7 +47,8 @@ def rollout(seed=0):
   rng = np.random.default_rng(seed)
   length, answer = rng.integers(1, P + 1, N), rng.integers(1, R + 1, N)
   asked, mask = np.arange(P) >= P - length[:, None], np.arange(R) < answer[:, None]
-  prompts = Prompts(np.where(asked, rng.integers(2, 64, (N, P)), 0).astype(np.int32), asked, np.arange(N, dtype=np.int32))
+  prompts = Prompts(np.where(asked, rng.integers(2, 64, (N, P)), 0).astype(np.int32), asked,
+                    np.arange(N, dtype=np.int32))
   samples = Samples(np.where(mask, rng.integers(2, 64, (N, R)), 0).astype(np.int32), mask,
                     np.where(mask, -4.0, 0.0).astype(np.float32), rng.random(N) < 0.7)
   return prompts, samples, rng.normal(size=N).astype(np.float32)
@@ -159,7 +160,7 @@ def test_value_loss_falls_on_the_same_answers(tiny):
 def test_reward_rises(tiny):
   """Fifteen steps towards tokens below 32, half of what a random policy says."""
   on, init, generate, run = build(tiny, 'one device', missing_eos=False, minibatches=2, rate=1e-2)
-  score = jax.jit(lambda prompts, samples: jnp.sum(samples.mask & (samples.tokens < 32), 1) / jnp.sum(samples.mask, 1))
+  score = jax.jit(lambda _, samples: jnp.sum(samples.mask & (samples.tokens < 32), 1) / jnp.sum(samples.mask, 1))
   step = ppo.build_step(generate, score, lambda state, reference, *rest: run(state, *rest), on)
   state, scores = init(), []
   state = state.replace(kl_coefficient=0 * state.kl_coefficient)
@@ -194,7 +195,7 @@ def test_half_a_step_is_never_taken_for_none(tiny):
 
 
 def words(prompts, responses, records):
-  return [len(response.split()) + records[i].meta['bonus'] + len(prompts[i]) for i, response in enumerate(responses)]
+  return [len(said.split()) + records[i].meta['bonus'] + len(prompts[i]) for i, said in enumerate(responses)]
 
 
 def short(prompts, responses, records):
@@ -218,7 +219,8 @@ def program(monkeypatch, tokenizer, tiny):
   module = types.ModuleType('own_reward')
   module.words, module.short, module.nan, module.text = words, short, nan, text
   monkeypatch.setitem(sys.modules, 'own_reward', module)
-  rows = [records.Prompt(str(i), '', '', [{'role': 'user', 'content': 'Hi'}], {'bonus': 10.0 * i}) for i in range(3)]
+  hi = [{'role': 'user', 'content': 'Hi'}]
+  rows = [records.Prompt(str(i), '', '', hi, {'bonus': 10.0 * i}) for i in range(3)]
   answers = ['one', 'one two', 'three words here', '', 'a b c d', 'x'] + [''] * 10
   tokens, mask = np.zeros((16, 12), np.int32), np.zeros((16, 12), bool)
   for row, answer in enumerate(answers):
@@ -235,8 +237,10 @@ def test_reward_that_is_a_program(program):
 
 
 @pytest.mark.parametrize('name,message', [
-    ('own_reward:short', 'expected 16 finite floats, got [0.0]'), ('own_reward:nan', '16 finite floats, got [nan, nan'),
-    ('own_reward:text', "16 finite floats, got ['good', "), ('own_reward:nothing', 'nothing'), ('nowhere:f', 'nowhere')])
+    ('own_reward:short', 'expected 16 finite floats, got [0.0]'),
+    ('own_reward:nan', '16 finite floats, got [nan, nan'),
+    ('own_reward:text', "16 finite floats, got ['good', "),
+    ('own_reward:nothing', 'nothing'), ('nowhere:f', 'nowhere')])
 def test_wrong_programs_are_named(program, name, message):
   with pytest.raises(UserError) as error:
     program(name)

@@ -81,7 +81,8 @@ def test_score_of_an_answer_is_that_of_its_ranking(tiny):
   right = np.zeros((4, 2, 12), np.int32)
   segments = np.zeros_like(right)
   prompts = Prompts(np.zeros((8, 9), np.int32), np.zeros((8, 9), bool), np.arange(8, dtype=np.int32))
-  samples = Samples(np.zeros((8, 5), np.int32), np.zeros((8, 5), bool), np.zeros((8, 5), np.float32), np.ones(8, bool))
+  samples = Samples(np.zeros((8, 5), np.int32), np.zeros((8, 5), bool), np.zeros((8, 5), np.float32),
+                    np.ones(8, bool))
   for row, (text, p, r) in enumerate(zip(texts, lengths, answers)):
     right[row // 2, row % 2, :p + r], segments[row // 2, row % 2, :p + r] = text, 1
     prompts.tokens[row, 9 - p:], prompts.mask[row, 9 - p:] = text[:p], True
@@ -108,7 +109,8 @@ def test_demonstrations_score_0_after_the_end(context):
   scores = []
   for row in rows:  # each alone, without padding
     tokens = np.array([made.tokenizer.prompt(row.messages) + made.tokenizer.response(row.response)])
-    scores.append(reward.last_scores(model, state.params, tokens, np.arange(tokens.shape[1])[None], np.ones_like(tokens)))
+    positions = np.arange(tokens.shape[1])[None]
+    scores.append(reward.last_scores(model, state.params, tokens, positions, np.ones_like(tokens)))
   assert abs(np.mean(scores)) < 1e-5 and abs(float(state.params['score']['bias']) - before) > 1e-4
   values, _ = stage.evaluate(state)
   assert values['pairs'] == 1.0 and values['accuracy'] in (0.0, 1.0) and values['length_accuracy'] == 0.5

@@ -113,7 +113,8 @@ def test_evaluation_is_over_every_target_once(tiny, first):
   model = tiny.model(on)
   measure = supervised.build_evaluation(model, on, rows, 8, 12)
   loss, count = measure(tiny.params(model, on))
-  value = supervised.build_loss(model)(tiny.params(model, on), on.spread(next(batches.sequences_once(rows, 32, 12))), None)
+  batch = on.spread(next(batches.sequences_once(rows, 32, 12)))
+  value = supervised.build_loss(model)(tiny.params(model, on), batch, None)
   assert count == sum(row['targets'].sum() for row in rows)
   np.testing.assert_allclose(loss, value.total / value.weight, rtol=1e-5)
 

@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+
+from rlhf_jax.data import encode, records
+from rlhf_jax.data.tinyworld import vocabulary
+from rlhf_jax.errors import UserError
+from rlhf_jax.models.tokenizer import Tokenizer
+
+ASKED = [{'role': 'user', 'content': 'Why?'}]
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+  return Tokenizer(vocabulary.train([], 258), vocabulary.CHAT_TEMPLATE, eos='<eos>', pad='<pad>')  # bytes
+
+
+def demonstration(response='No.', messages=ASKED):
+  return records.Demonstration('d1', '', '', messages, response)
+
+
+def ids(tokenizer, text):
+  return tokenizer.core.encode(text).ids
+
+
+def test_the_response_and_its_end_are_the_targets(tokenizer):
+  [example] = encode.demonstrations([demonstration()], tokenizer, 64)
+  prompt, response = ids(tokenizer, 'Human: Why?\n\nAssistant:'), ids(tokenizer, ' No.') + [1]
+  np.testing.assert_array_equal(example['tokens'], prompt + response)
+  np.testing.assert_array_equal(example['targets'], [0] * len(prompt) + [1] * len(response))
+  [empty] = encode.demonstrations([demonstration('')], tokenizer, 64)
+  assert empty['targets'].sum() >= 1 and empty['tokens'][-1] == tokenizer.eos_id and empty['targets'][-1] == 1
+
+
+def test_a_conversation_in_turns_is_the_whole_conversation(tokenizer):
+  turns = [*ASKED, {'role': 'assistant', 'content': 'No.'}, {'role': 'user', 'content': 'Oh?'}]
+  [example] = encode.demonstrations([demonstration('Yes.', turns)], tokenizer, 128)
+  whole = 'Human: Why?\n\nAssistant: No.<eos>\n\nHuman: Oh?\n\nAssistant: Yes.<eos>'
+  np.testing.assert_array_equal(example['tokens'], ids(tokenizer, whole))
+  assert example['targets'].sum() == len(ids(tokenizer, ' Yes.')) + 1  # the last answer only
+
+
+def test_every_token_of_a_document_but_the_first_is_a_target_once(tokenizer):
+  text = ''.join(chr(97 + i % 26) for i in range(57))
+  for length in (8, 16, 58, 100):
+    windows = encode.documents([records.Document('', '', '', text)], tokenizer, length)
+    assert all(len(w['tokens']) <= length and w['targets'][0] == 0 for w in windows)
+    targets = np.concatenate([w['tokens'][w['targets'] > 0] for w in windows])
+    np.testing.assert_array_equal(targets, ids(tokenizer, text)[1:] + [1])
+
+
+def test_rankings(tokenizer):
+  row = records.Ranking('r', '', '', '', 'Ann.', ASKED, ['A', 'Bcd'], [2, 1])
+  [example] = encode.rankings([row], tokenizer, 40)
+  prompt = ids(tokenizer, 'Human: Ann.\n\nWhy?\n\nAssistant:')
+  for tokens, length, text in zip(example['tokens'], example['lengths'], (' A', ' Bcd')):
+    np.testing.assert_array_equal(tokens[:length], prompt + ids(tokenizer, text) + [1])
+    assert (tokens[length:] == tokenizer.pad_id).all()
+  assert example['ranks'].tolist() == [2, 1] and example['index'].tolist() == [0, 0]
+
+
+def test_prompts_are_left_padded(tokenizer):
+  [example] = encode.prompts([records.Prompt('p', '', '', ASKED, {})], tokenizer, 40)
+  prompt = ids(tokenizer, 'Human: Why?\n\nAssistant:')
+  np.testing.assert_array_equal(example['tokens'], [0] * (40 - len(prompt)) + prompt)
+  np.testing.assert_array_equal(example['mask'], np.arange(40) >= 40 - len(prompt))
+
+
+CASES = {
+    'demonstration': (encode.demonstrations, lambda text: demonstration('No.', [{'role': 'user', 'content': text}])),
+    'ranking': (encode.rankings, lambda text: records.Ranking(
+        'r', '', '', '', '', [{'role': 'user', 'content': text}], ['A', 'Bcd'], [2, 1])),
+    'prompt': (encode.prompts, lambda text: records.Prompt('p', '', '', [{'role': 'user', 'content': text}], {})),
+}
+
+
+@pytest.mark.parametrize('kind', CASES)
+def test_what_does_not_fit(tokenizer, capsys, kind):
+  encoder, row = CASES[kind]
+  rows = [row('Why?'), row('W' * 60)]
+  kept = encoder(rows, tokenizer, 40, 'drop')
+  assert len(kept) == 1 and f'1 of 2 {kind}s are longer than 40 tokens and were left out' in capsys.readouterr().err
+  with pytest.raises(UserError, match=f'{kind} .*: .* tokens do not fit the limit of 40'):
+    encoder(rows, tokenizer, 40, 'error')
+  cut = encoder(rows, tokenizer, 40, 'truncate_left')[1]
+  if kind == 'demonstration':
+    assert len(cut['tokens']) == 40 and cut['targets'].sum() == len(tokenizer.response('No.'))
+  elif kind == 'ranking':
+    assert cut['lengths'].max() == 40 and cut['tokens'][1, 39] == tokenizer.eos_id
+  else:
+    assert cut['mask'].all() and cut['tokens'].tolist() == tokenizer.prompt(rows[1].messages)[-40:]
+  with pytest.raises(UserError, match='overlong: expected one of drop, truncate_left, error'):
+    encoder(rows, tokenizer, 40, 'cut')
+  with pytest.raises(UserError, match=f'no {kind} fits 5 tokens'):
+    encoder(rows, tokenizer, 5, 'drop')

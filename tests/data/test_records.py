@@ -1,0 +1,77 @@
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from rlhf_jax.data import records
+from rlhf_jax.errors import UserError
+
+SHARED = Path(__file__).resolve().parents[2] / '..' / 'shared' / 'data'
+ASKED = [{'role': 'user', 'content': 'Why?'}]
+
+
+def test_what_is_written_is_read(tmp_path):
+  rows = [records.Ranking('1', 's', 'l', 'd', '', ASKED, ['a', 'b', 'ü'], [2, 1, 2])]
+  for name in ('x.jsonl', 'x.jsonl.gz'):
+    records.write(tmp_path / name, rows)
+    assert records.read(tmp_path / name, 'ranking') == rows
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['x.jsonl', 'x.jsonl.gz']
+
+
+def test_optional_fields_may_be_left_out_and_others_are_ignored(tmp_path):
+  (tmp_path / 'x.jsonl').write_text('\n{"text": "a", "more": 1}\n')
+  assert records.read(tmp_path / 'x.jsonl', 'document') == [records.Document(f'{tmp_path}/x.jsonl:2', '', '', 'a')]
+
+
+def test_preferences_are_rankings_of_two(tmp_path):
+  (tmp_path / 'x.jsonl').write_text(json.dumps({'messages': ASKED, 'chosen': 'good', 'rejected': 'bad'}) + '\n')
+  [row] = records.read(tmp_path / 'x.jsonl', 'ranking')
+  assert (row.responses, row.ranks) == (['good', 'bad'], [1, 2])
+
+
+def test_context_stands_before_the_last_message():
+  turns = [{'role': 'assistant', 'content': 'Hi'}, {'role': 'user', 'content': 'Who?'}]
+  row = records.Ranking('', '', '', '', 'Ann is here.', turns, ['a', 'b'], [1, 2])
+  assert records.conversation(row) == [turns[0], {'role': 'user', 'content': 'Ann is here.\n\nWho?'}]
+
+
+GOOD = {'messages': ASKED, 'responses': ['a', 'b'], 'ranks': [1, 2]}
+
+
+@pytest.mark.parametrize('kind,line,message', [
+    ('document', '{"text": ', 'x.jsonl:1: not JSON'),
+    ('document', '["text"]', 'x.jsonl:1: expected a JSON object, got list'),
+    ('document', '{"body": "a"}', 'x.jsonl:1: a document needs the field "text"; found body'),
+    ('document', '{"text": 3}', 'x.jsonl:1: field "text": expected a text, got 3'),
+    ('prompt', '{"messages": "Why?"}', 'field "messages": expected a list'),
+    ('prompt', '{"messages": []}', 'expected at least one message'),
+    ('prompt', '{"messages": [{"role": "user"}]}', 'message 1 needs the texts "role" and "content"'),
+    ('prompt', json.dumps({'messages': [*ASKED, {'role': 'assistant', 'content': ''}]}), 'the user speaks last'),
+    ('prompt', json.dumps({'messages': [*ASKED, *ASKED]}), "message 1: expected the role 'assistant', got 'user'"),
+    ('ranking', json.dumps({**GOOD, 'ranks': [1]}), 'field "ranks": expected 2 whole numbers from 1 (best), got [1]'),
+    ('ranking', json.dumps({**GOOD, 'ranks': [0, 1.5]}), 'field "ranks"'),
+    ('ranking', json.dumps({**GOOD, 'responses': ['a']}), 'field "responses": expected two or more texts'),
+])
+def test_mistakes_name_file_line_and_field(tmp_path, kind, line, message):
+  (tmp_path / 'x.jsonl').write_text(line + '\n')
+  with pytest.raises(UserError) as error:
+    records.read(tmp_path / 'x.jsonl', kind)
+  assert message in str(error.value) and '\n' not in str(error.value)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+  whole = gzip.compress(b'{"text": "a"}\n' * 1000)
+  (tmp_path / 'x.jsonl.gz').write_bytes(whole[:len(whole) // 2])
+  for name in ('x.jsonl.gz', 'absent.jsonl'):
+    with pytest.raises(UserError, match=f'{name}:.* cannot read'):
+      records.read(tmp_path / name, 'document')
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason='the shared data are not here')
+@pytest.mark.parametrize('name,kind,train,validation', [
+    ('pretrain', 'document', 2214, 249), ('sft', 'demonstration', 2831, 211), ('preferences', 'preference', 7639, 973),
+    ('preferences', 'ranking', 7639, 973), ('rankings', 'ranking', 698, 91), ('prompts', 'prompt', 1421, 214)])
+def test_shared_data_are_read_whole(name, kind, train, validation):
+  counts = [len(records.read(SHARED / f'{name}.{split}.jsonl.gz', kind)) for split in ('train', 'validation')]
+  assert counts == [train, validation]

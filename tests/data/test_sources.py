@@ -1,0 +1,102 @@
+import subprocess
+import sys
+
+import ml_collections
+import pytest
+
+from rlhf_jax.data import records, sources
+from rlhf_jax.errors import UserError
+
+
+def config(**said):
+  return ml_collections.ConfigDict({**sources.DEFAULTS, **said})
+
+
+def document(text):
+  return records.Document(text, '', '', text)
+
+
+def test_globs_splits_and_counts(tmp_path):
+  records.write(tmp_path / 'a.train.jsonl', [document('1'), document('2')])
+  records.write(tmp_path / 'b.train.jsonl.gz', [document('3')])
+  records.write(tmp_path / 'a.validation.jsonl', [document('4')])
+  load = lambda split, **more: [row.text for row in sources.load(
+      config(source='jsonl', path=(f'{tmp_path}/*.{{split}}.jsonl*',), **more), 'document', split)]
+  assert load('train') == ['1', '2', '3'] and load('validation') == ['4'] and load('train', count=2) == ['1', '2']
+
+
+@pytest.mark.parametrize('said,message', [
+    (dict(source='jsonl'), 'data.path: expected a file or a glob'),
+    (dict(source='jsonl', path=('nowhere/*.jsonl',)), 'data.path: nowhere/*.jsonl: no such file'),
+    (dict(source='web'), "data.source: expected one of jsonl, tfds, tinyworld, got 'web'"),
+    (dict(source='tfds', path=()), 'data.path: expected one TFDS name or directory'),
+    (dict(path=('tfds:no_such_data_set',)), "data.path: TFDS 'no_such_data_set'"),
+])
+def test_mistakes_are_named(said, message):
+  with pytest.raises(UserError) as error:
+    sources.load(config(**said), 'document', 'train')
+  assert message in str(error.value) and '\n' not in str(error.value)
+
+
+def test_an_empty_data_set_is_an_error(tmp_path):
+  (tmp_path / 'x.jsonl').write_text('\n\n')
+  with pytest.raises(UserError, match='holds no document for train'):
+    sources.load(config(source='jsonl', path=(f'{tmp_path}/x.jsonl',)), 'document', 'train')
+
+
+def test_tinyworld_is_the_default():
+  rows = sources.load(config(count=5), 'demonstration', 'train')
+  assert len(rows) == 5 and all(isinstance(row, records.Demonstration) for row in rows)
+
+
+# In a process of its own: TFDS is slow to import, and what it imports is what the test is about.
+TFDS = '''
+import sys
+import ml_collections
+import numpy as np
+import tensorflow_datasets as tfds
+from rlhf_jax.data import records, sources
+
+class Pairs(tfds.core.GeneratorBasedBuilder):
+  VERSION = tfds.core.Version('1.0.0')
+  def _info(self):
+    text = tfds.features.Text()
+    return self.dataset_info_from_configs(features=tfds.features.FeaturesDict({
+        'turns': tfds.features.Sequence({'role': text, 'content': text}), 'better': text, 'rejected': text}))
+  def _split_generators(self, manager):
+    return {'train': self._generate_examples(3), 'test': self._generate_examples(1)}
+  def _generate_examples(self, count):
+    for i in range(count):
+      yield i, {'turns': [{'role': 'user', 'content': f'Why {i}? \\u00fc'}], 'better': 'because', 'rejected': 'no'}
+
+class Dialogues(tfds.core.GeneratorBasedBuilder):
+  VERSION = tfds.core.Version('1.0.0')
+  def _info(self):
+    text = tfds.features.Text()
+    return self.dataset_info_from_configs(features=tfds.features.FeaturesDict({'chosen': text, 'rejected': text}))
+  def _split_generators(self, manager):
+    return {'train': self._generate_examples()}
+  def _generate_examples(self):
+    start = '\\n\\nHuman: Hi\\n\\nAssistant: Hello\\n\\nHuman: Why?\\n\\nAssistant:'
+    yield 0, {'chosen': start + ' because', 'rejected': start + ' no'}
+
+def load(builder, **said):
+  builder = builder(data_dir=sys.argv[1], file_format='array_record')
+  builder.download_and_prepare()
+  fields = {**sources.DEFAULTS, 'path': ('tfds:' + str(builder.data_path),), **said}
+  return lambda split: sources.load(ml_collections.ConfigDict(fields), 'ranking', split)
+
+read = load(Pairs, fields=dict(messages='turns', chosen='better'), splits=dict(train='train', validation='test'))
+rows = list(read('train'))
+assert sorted(row.messages[0]['content'] for row in rows) == [f'Why {i}? \\u00fc' for i in range(3)], rows
+assert rows[0].responses == ['because', 'no'] and rows[0].ranks == [1, 2] and len(read('validation')) == 1
+[row] = load(Dialogues)('train')
+assert [turn['content'] for turn in row.messages] == ['Hi', 'Hello', 'Why?'] and row.responses == ['because', 'no']
+assert 'tensorflow' not in sys.modules and 'torch' not in sys.modules
+'''
+
+
+def test_tfds_without_tensorflow(tmp_path):
+  (tmp_path / 'write_and_read.py').write_text(TFDS)
+  done = subprocess.run([sys.executable, str(tmp_path / 'write_and_read.py'), str(tmp_path)], capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stderr[-2000:]
