@@ -61,7 +61,7 @@ class Pairs(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version('1.0.0')
   def _info(self):
     text = tfds.features.Text()
-    return self.dataset_info_from_configs(features=tfds.features.FeaturesDict({
+    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
         'turns': tfds.features.Sequence({'role': text, 'content': text}), 'better': text, 'rejected': text}))
   def _split_generators(self, manager):
     return {'train': self._generate_examples(3), 'test': self._generate_examples(1)}
@@ -73,7 +73,7 @@ class Dialogues(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version('1.0.0')
   def _info(self):
     text = tfds.features.Text()
-    return self.dataset_info_from_configs(features=tfds.features.FeaturesDict({'chosen': text, 'rejected': text}))
+    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({'chosen': text, 'rejected': text}))
   def _split_generators(self, manager):
     return {'train': self._generate_examples()}
   def _generate_examples(self):
