@@ -22,16 +22,16 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
   config.sft = dict(
       init='smollm2', batch_size=8, length=128, eval_records=64, data=data('sft'),
       sampling=dict(max_new_tokens=40), optimizer=dict(learning_rate=2e-5, warmup_steps=5),
-      loop=dict(steps=60, eval_every=20, save_every=30, log_every=1))
+      loop=dict(steps=40, eval_every=20, save_every=20, log_every=1))
   config.reward = dict(
-      init='sft', batch_size=2, responses_per_row=9, length=160, eval_records=160,
+      init='sft', batch_size=2, responses_per_row=9, length=128, eval_records=160,
       data=data('preferences', 'rankings'), demonstrations=data('sft'), centre_records=32,
       optimizer=dict(learning_rate=3e-5, warmup_steps=5),
-      loop=dict(steps=50, eval_every=50, save_every=25, log_every=1))
+      loop=dict(steps=40, eval_every=40, save_every=20, log_every=1))
   config.ppo = dict(
       batch_size=16, length=48, epochs=1, minibatches=1, microbatches=1, missing_eos=False, kl_coefficient=0.05,
-      eval_records=32, data=data('prompts'), sampling=sampling, optimizer=dict(learning_rate=1e-5),
-      loop=dict(steps=30, eval_every=15, save_every=15, log_every=1))
+      eval_records=32, data=data('prompts'), sampling=sampling, optimizer=dict(learning_rate=2e-5),
+      loop=dict(steps=25, eval_every=25, save_every=25, log_every=1))
   config.evaluation = dict(
       models=dict(sft='sft', ppo='ppo'), judge='reward', batch_size=16, data=dict(data('prompts'), count=64),
       sampling=sampling)

@@ -40,6 +40,13 @@ def load(config, kind: str, split: str) -> Sequence:
   return rows
 
 
+def evenly(rows: Sequence, count: int) -> list:
+  """At most `count` of the rows, evenly spread, so that every source of a mixed set is among them."""
+  if len(rows) <= count:
+    return list(rows)
+  return [rows[i * len(rows) // count] for i in range(count)]
+
+
 def _jsonl(config, kind, split):
   if not config.path:
     raise UserError('data.path: expected a file or a glob for data.source = "jsonl"')

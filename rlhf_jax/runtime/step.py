@@ -129,18 +129,22 @@ def _cut(batch, parts):
 
 
 def update(optimizer, params, opt_state, grads, metrics):
-  """One optimizer update; where the loss or the gradient is not finite, nothing changes but the metrics say so.
+  """One optimizer update; where loss, gradient or update is not finite, nothing changes but the metrics say so.
 
   Returns:
     (params, opt_state, metrics with norm/gradient, norm/update and norm/params).
   """
   updates, new_opt_state = optimizer.update(grads, opt_state, params)
-  norm = optax.tree.norm(grads)
-  fine = jnp.isfinite(norm) & jnp.isfinite(metrics['loss'])
-  keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, old)
-  metrics = {**metrics, 'norm/gradient': norm, 'norm/update': optax.tree.norm(updates),
+  metrics = {**metrics, 'norm/gradient': optax.tree.norm(grads), 'norm/update': optax.tree.norm(updates),
              'norm/params': optax.tree.norm(params)}
+  fine = finite(metrics)
+  keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, old)
   return keep(optax.apply_updates(params, updates), params), keep(new_opt_state, opt_state), metrics
+
+
+def finite(metrics):
+  """Whether an update with these metrics was made: loss, gradient and update are finite. The shape of a metric, bool."""
+  return (jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['norm/gradient']) & jnp.isfinite(metrics['norm/update']))
 
 
 def build(loss: Callable[..., Loss], optimizer, layout, microbatches: int = 1) -> Callable[..., Any]:
@@ -158,8 +162,7 @@ def build(loss: Callable[..., Loss], optimizer, layout, microbatches: int = 1) -
     key = jax.random.fold_in(state.key, state.step)
     grads, metrics = gradients(lambda p, b, k: loss(p, b, k, *frozen), state.params, batch, key, microbatches)
     params, opt_state, metrics = update(optimizer, state.params, state.opt_state, grads, metrics)
-    fine = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['norm/gradient'])
-    state = state.replace(step=state.step + fine.astype(jnp.int32), params=params, opt_state=opt_state)
+    state = state.replace(step=state.step + finite(metrics).astype(jnp.int32), params=params, opt_state=opt_state)
     return state, metrics
 
   compiled = compile_step(train_step, layout)

@@ -83,7 +83,7 @@ def build(context: common.Context) -> loop.Stage:
   reference_model, read_reference = common.open_model(context, section.reference)
   common.describe(context, model)
   read_records = lambda split: sources.load(section.data, 'prompt', split)
-  train, held_out = read_records('train'), read_records('validation')[:section.eval_records]
+  train, held_out = read_records('train'), sources.evenly(read_records('validation'), section.eval_records)
   fit = lambda records: encode.prompts(records, tokenizer, section.length, section.overlong)
   score = rewards.build(section.reward, train, tokenizer, layout)
   score_held_out = rewards.build(section.reward, held_out, tokenizer, layout)
@@ -254,7 +254,7 @@ def build_update(model, value_model, reference_model, optimizer, layout, config)
     carry = ({'policy': state.params, 'value': state.value_params}, state.opt_state)
     (params, opt_state), metrics = jax.lax.scan(epoch, carry, jax.random.split(key, config.epochs))
     # a step in which any minibatch changed something counts as made, so that half of one is never kept as none
-    fine = jnp.any(jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['norm/gradient']))
+    fine = jnp.any(steps.finite(metrics))
     metrics = {**{name: jnp.mean(x) for name, x in metrics.items()},
                'policy/first_ratio': metrics['policy/ratio'][0, 0]}
 

@@ -38,7 +38,7 @@ def build(context: common.Context) -> loop.Stage:
   """The stage, ready to run."""
   section, layout, tokenizer = context.section, context.layout, context.tokenizer
   model, optimizer, init = common.trainable(context)
-  held_out = sources.load(section.data, 'document', 'validation')[:section.eval_records]
+  held_out = sources.evenly(sources.load(section.data, 'document', 'validation'), section.eval_records)
   train = sources.load(section.data, 'document', 'train')
   examples = encode.documents(train, tokenizer, section.length)
   held_out_examples = encode.documents(held_out, tokenizer, section.length)

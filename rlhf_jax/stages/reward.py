@@ -86,7 +86,7 @@ def build(context: common.Context) -> loop.Stage:
   model, optimizer, init = common.trainable(context, head=True)
   fit = lambda rows: encode.rankings(rows, tokenizer, section.length, section.overlong)
   read = lambda split: sources.load(section.data, 'ranking', split)
-  held_out = read('validation')[:section.eval_records]
+  held_out = sources.evenly(read('validation'), section.eval_records)
   held_out_examples = fit(held_out)
   score = jax.jit(lambda params, batch: last_scores(model, params, batch.tokens, batch.positions, batch.segment_ids))
   once = lambda examples: batches.rankings_once(
@@ -97,7 +97,7 @@ def build(context: common.Context) -> loop.Stage:
         ((batch, whole(score(state.params, layout.spread(batch)))) for batch in once(held_out_examples)), held_out), []
 
   def centre(state):
-    shown = sources.load(section.demonstrations, 'demonstration', 'train')[:section.centre_records]
+    shown = sources.evenly(sources.load(section.demonstrations, 'demonstration', 'train'), section.centre_records)
     alone = encode.rankings([records.Ranking(id=r.id, source=r.source, license=r.license, domain='', context='',
                                              messages=r.messages, responses=[r.response], ranks=[1]) for r in shown],
                             tokenizer, section.length, 'drop')

@@ -39,7 +39,7 @@ def build(context: common.Context) -> loop.Stage:
   model, optimizer, init = common.trainable(context)
   read = lambda split: sources.load(section.data, 'demonstration', split)
   fit = lambda records: encode.demonstrations(records, tokenizer, section.length, section.overlong)
-  held_out = read('validation')[:section.eval_records]
+  held_out = sources.evenly(read('validation'), section.eval_records)
   measure = supervised.build_evaluation(model, layout, fit(held_out), section.batch_size, section.length)
   show = common.build_samples(context, model, [tokenizer.prompt(record.messages) for record in held_out])
 

@@ -1,0 +1,143 @@
+"""Mistakes through the real command line: one line that names the place, exit code 2, and nothing half-written."""
+
+import json
+from pathlib import Path
+import re
+import shutil
+
+import pytest
+
+from rlhf_jax.__main__ import main
+
+EXPERIMENT = '''
+import ml_collections
+
+def get_config(tiny=False):
+  c = ml_collections.ConfigDict()
+  c.stages = ('pretrain', 'sft')
+  c.model = dict(embed=16, layers=1, heads=2, kv_heads=2, head_dim=8, mlp=16)
+  c.tokenizer = dict(vocab_size=300, documents=50, data=dict(count=50))
+  loop = dict(steps=2, log_every=1, save_every=1, tensorboard=False)
+  c.pretrain = dict(batch_size=8, eval_records=4, samples=0, data=dict(count=50), loop=loop)
+  c.sft = dict(batch_size=8, length=128, eval_records=4, samples=0, data=dict(count=20), loop=loop)
+  return c
+'''
+
+
+@pytest.fixture(scope='module')
+def experiment(tmp_path_factory):
+  path = tmp_path_factory.mktemp('experiment') / 'small.py'
+  path.write_text(EXPERIMENT)
+  return path
+
+
+@pytest.fixture(scope='module')
+def trained(experiment, tmp_path_factory):
+  """A workdir that is done."""
+  workdir = tmp_path_factory.mktemp('trained') / 'run'
+  assert main([f'--config={experiment}', f'--workdir={workdir}']) == 0
+  return workdir
+
+
+def refuse(capsys, *arguments):
+  """The one line the user gets."""
+  assert main([str(argument) for argument in arguments]) == 2
+  lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('rlhf_jax: error: ')]
+  assert len(lines) == 1
+  return lines[0]
+
+
+LINE = json.dumps({'messages': [{'role': 'user', 'content': 'Why?'}], 'response': 'No.'})
+
+
+@pytest.mark.parametrize('override,message', [
+    ('pretrain.batchsize=8', "config.pretrain.batchsize is no known key; did you mean 'batch_size'?"),
+    ('pretrain.batch_size=many', "config.pretrain.batch_size must be int, got str 'many'"),
+    ('mesh.tensor=3', 'config.mesh: data -1 × fsdp 1 × tensor 3 does not fit 8 device(s)'),
+    ('pretrain.batch_size=12', 'a batch of 12 rows in 1 parts does not divide over the 8 device(s)'),
+    ('pretrain.microbatches=3', 'a batch of 8 rows in 3 parts does not divide'),
+    ('pretrain.init=nowhere', "nowhere: not found; expected 'smollm2'"),
+    ('pretrain.data.source=web', "data.source: expected one of jsonl, tfds, tinyworld, got 'web'"),
+    ('pretrain.loop.steps=0', 'pretrain: steps: expected at least 1, got 0'),
+])
+def test_mistakes_in_the_config(experiment, tmp_path, capsys, override, message):
+  assert message in refuse(capsys, f'--config={experiment}', f'--workdir={tmp_path}/run', f'--config.{override}')
+  assert not list(tmp_path.glob('run/*/checkpoints/*'))
+
+
+@pytest.mark.parametrize('lines,overrides,message', [
+    (None, (), 'sft.jsonl: no such file'),
+    ([LINE, '{"messages": '], (), 'sft.jsonl:2: not JSON'),
+    ([LINE, '{"response": "No."}'], (), 'sft.jsonl:2: a demonstration needs the field "messages"'),
+    ([''], (), 'holds no demonstration for'),
+    ([LINE], ('sft.length=8',), 'no demonstration fits 8 tokens'),
+    ([LINE], ('sft.length=8', 'sft.overlong=error'), 'tokens do not fit the limit of 8'),
+])
+def test_mistakes_in_the_data(experiment, trained, tmp_path, capsys, lines, overrides, message):
+  shutil.copytree(trained, tmp_path / 'run')
+  shutil.rmtree(tmp_path / 'run' / 'sft')
+  for path in (tmp_path / 'run').rglob('finished.json'):
+    path.unlink()  # so that another config may take the workdir over
+  for path in (tmp_path / 'run').rglob('checkpoints'):
+    shutil.rmtree(path)
+  (tmp_path / 'run' / 'results.json').unlink()
+  if lines is not None:
+    (tmp_path / 'sft.jsonl').write_text('\n'.join(lines) + '\n')
+  said = [f'--config.{override}' for override in (
+      'sft.data.source=jsonl', f'sft.data.path={tmp_path}/sft.jsonl', 'pretrain.loop.steps=1', *overrides)]
+  assert message in refuse(capsys, f'--config={experiment}', f'--workdir={tmp_path}/run', *said)
+  assert not list(tmp_path.glob('run/sft/checkpoints/*'))
+
+
+def test_files_that_are_not_there(experiment, tmp_path, capsys):
+  assert 'nowhere.py: no such file' in refuse(capsys, '--config=nowhere.py', f'--workdir={tmp_path}')
+  (tmp_path / 'file').write_text('')
+  assert 'cannot write there' in refuse(capsys, f'--config={experiment}', f'--workdir={tmp_path}/file/run')
+
+
+def test_after_a_mistake_the_corrected_command_runs(experiment, tmp_path, capsys):
+  command = [f'--config={experiment}', f'--workdir={tmp_path}/run', "--config.stages=('pretrain',)"]
+  refuse(capsys, *command, '--config.pretrain.data.source=jsonl', '--config.pretrain.data.path=nowhere.jsonl')
+  assert main([*command, '--config.pretrain.loop.steps=1']) == 0
+
+
+def test_a_workdir_of_another_config_is_refused(experiment, trained, capsys):
+  line = refuse(capsys, f'--config={experiment}', f'--workdir={trained}', '--config.sft.batch_size=16')
+  assert 'begun with another config: config.sft.batch_size: 8 → 16' in line
+
+
+def test_a_checkpoint_of_another_shape_is_named(experiment, trained, tmp_path, capsys):
+  stage = shutil.copytree(trained / 'pretrain', tmp_path / 'pretrain')
+  shape = json.loads((stage / 'model.json').read_text())
+  (stage / 'model.json').write_text(json.dumps({**shape, 'mlp': 32}))
+  line = refuse(capsys, f'--config={experiment}', f'--workdir={tmp_path}/run', "--config.stages=('sft',)",
+                f'--config.sft.init={stage}')
+  assert 'params of another shape' in line and 'layers.down expected float32[1,32,16], found float32[1,16,16]' in line
+  line = refuse(capsys, f'--config={experiment}', f'--workdir={tmp_path}/other', "--config.stages=('sft',)",
+                f'--config.sft.init={trained}/pretrain', '--config.tokenizer.vocab_size=310')
+  assert 'knows 300 tokens, the tokenizer of the run 310' in line
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(experiment, trained, tmp_path, capsys, caplog):
+  run = shutil.copytree(trained, tmp_path / 'run')
+  for name in ('finished.json', 'done.json'):
+    (run / 'sft' / name).unlink()
+  want = (run / 'sft' / 'export' / 'model.safetensors').read_bytes()
+  biggest = max((path for path in (run / 'sft/checkpoints/2/params').rglob('*') if path.is_file()),
+                key=lambda path: path.stat().st_size)
+  data = bytearray(biggest.read_bytes())
+  middle = len(data) // 2
+  data[middle:middle + 64] = bytes(255 - byte for byte in data[middle:middle + 64])
+  biggest.write_bytes(data)
+  assert main([f'--config={experiment}', f'--workdir={run}']) == 0
+  assert 'checkpoints/2: damaged checkpoint' in caplog.text and 'falling back to step 1' in caplog.text
+  assert (run / 'sft' / 'export' / 'model.safetensors').read_bytes() == want
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(experiment, tmp_path, capsys):
+  command = [f'--config={experiment}', f'--workdir={tmp_path}/run', "--config.stages=('pretrain',)"]
+  line = refuse(capsys, *command, '--config.pretrain.optimizer.learning_rate=1e30', '--config.pretrain.loop.steps=8',
+                '--config.pretrain.optimizer.clip_norm=0')
+  assert re.search(r'pretrain: step \d+: (loss|norm/\w+) is (nan|inf)', line)
+  kept = sorted(int(path.name) for path in Path(tmp_path, 'run/pretrain/checkpoints').iterdir() if path.name.isdigit())
+  assert kept and f'the state of step {kept[-1]} is kept' in line
