@@ -12,19 +12,19 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
   """tiny: every stage in a few seconds, for tests; its table means nothing."""
   config = ml_collections.ConfigDict()
   config.stages = ('pretrain', 'sft', 'feedback', 'reward', 'ppo')
-  config.model = dict(embed=256, layers=2, heads=4, kv_heads=4, head_dim=64, mlp=704)
-  sampling = dict(max_new_tokens=40)
-  config.pretrain = dict(batch_size=16, length=96, loop=dict(steps=700, eval_every=350, save_every=350),
+  config.model = dict(embed=192, layers=4, heads=6, kv_heads=6, head_dim=32, mlp=512)
+  sampling = dict(max_new_tokens=32)
+  config.pretrain = dict(batch_size=16, length=96, loop=dict(steps=800, eval_every=400, save_every=400),
                          optimizer=dict(learning_rate=3e-3), sampling=sampling)
   config.sft = dict(batch_size=16, length=96, loop=dict(steps=40, eval_every=20, save_every=40),
                     optimizer=dict(learning_rate=2e-4), sampling=sampling, data=dict(count=300))
-  config.feedback = dict(policies=('sft', 'pretrain'), samples=2, length=28, sampling=sampling)
-  config.reward = dict(batch_size=16, responses_per_row=4, length=64, loop=dict(steps=150, eval_every=50, save_every=75),
+  config.feedback = dict(policies=('sft', 'pretrain'), samples=4, length=26, sampling=sampling)
+  config.reward = dict(batch_size=8, responses_per_row=8, length=58, loop=dict(steps=150, eval_every=50, save_every=75),
                        data=dict(source='jsonl', path=('{workdir}/feedback/{split}.jsonl',)),
                        optimizer=dict(learning_rate=3e-4))
-  config.ppo = dict(batch_size=64, length=28, epochs=1, minibatches=2, kl_coefficient=0.1, sampling=sampling,
-                    loop=dict(steps=70, eval_every=35, save_every=35), optimizer=dict(learning_rate=1e-4))
-  config.evaluation = dict(models=dict(base='pretrain', sft='sft', ppo='ppo'), samples=2, length=28,
+  config.ppo = dict(batch_size=64, length=26, epochs=2, minibatches=2, kl_coefficient=0.05, sampling=sampling,
+                    loop=dict(steps=60, eval_every=30, save_every=30), optimizer=dict(learning_rate=3e-4))
+  config.evaluation = dict(models=dict(base='pretrain', sft='sft', ppo='ppo'), samples=2, length=26,
                            sampling=sampling)
   if tiny:
     config.model = dict(embed=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp=64)

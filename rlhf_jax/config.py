@@ -52,6 +52,11 @@ def load(path: str, overrides=(), *, defaults: dict, stage_defaults: dict) -> ml
     for part in reversed(key.split('.')):
       value = {part: value}
     _merge(config, value, 'config', f'--config.{override}')
+  for name in config.stages:
+    if name not in stages:
+      raise UserError(f'config.stages: the experiment has no stage {name!r}{_nearest(str(name), stages)}')
+    if config[name].kind != full[name]['kind']:
+      raise UserError(f'--config.{name}.kind={config[name].kind}: the kind of a stage can be said in the experiment only')
   return config.lock()
 
 

@@ -69,6 +69,7 @@ def run(config, workdir) -> dict:
   workdir = Path(workdir)
   cache_compilations()
   layout = mesh.make(config.mesh)
+  check(config, layout)
   claim(config, workdir)
   config = configs.resolve(config, workdir=workdir, data=config.data)
   tokenizer = open_tokenizer(config, workdir)
@@ -92,24 +93,54 @@ def cache_compilations() -> None:
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
+def shown_models(config) -> dict[str, str]:
+  """The rows of the last table, name → stage: of the stages that are run, none if the baseline is not among them."""
+  rows = {name: stage for name, stage in config.evaluation.models.items() if stage in config.stages}
+  return rows if config.evaluation.baseline in rows.values() else {}
+
+
+def check(config, layout) -> None:
+  """Raises UserError for what would be wrong with the last table, before hours of training."""
+  said = config.evaluation
+  if not len(said.models):
+    return
+  for name, stage in said.models.items():
+    if not isinstance(stage, str) or getattr(config.get(stage), 'kind', None) is None:
+      raise UserError(f'config.evaluation.models.{name}: {stage!r} is no stage of the experiment')
+  if said.baseline not in said.models.values():
+    raise UserError(f'config.evaluation.models: expected a row for the baseline {said.baseline!r}')
+  if said.batch_size < 1 or said.batch_size % layout.batch_ways:
+    raise UserError(f'config.evaluation: a batch of {said.batch_size} rows does not divide over the '
+                    f'{layout.batch_ways} device(s) of the mesh axes data and fsdp')
+
+
 def claim(config, workdir: Path) -> None:
-  """Writes config.json, or checks that the workdir belongs to this config. One in which no stage has begun, as after
-  a mistake in the config, is anyone's.
+  """Writes config.json, or checks that what is in the workdir was made with this config. A mistake can be corrected:
+  the section of a stage that has not begun may change (the evaluation's, while there are no results), and before any
+  has begun everything may.
 
   Raises:
     UserError: it belongs to another one; the first differences are named.
   """
   path, text = workdir / 'config.json', configs.as_json(config)
-  if path.is_file() and any((*workdir.glob('*/checkpoints'), *workdir.glob('*/finished.json'))):
-    changed = configs.differences(json.loads(path.read_text()), json.loads(text))
+  old, new = json.loads(path.read_text()) if path.is_file() else {}, json.loads(text)
+  begun = [name for name in old.get('stages', ()) if any(
+      any((workdir / name).glob(made)) for made in ('checkpoints/*', 'train.jsonl', 'finished.json'))]
+  if begun:
+    free = {*old['stages'], *new['stages'], 'evaluation'} - {*begun}
+    if (workdir / 'results.json').is_file():
+      free -= {'evaluation'}
+    changed = configs.differences(*({k: v for k, v in one.items() if k not in free} for one in (old, new)))
     if changed:
       more = f' and {len(changed) - 3} more' if len(changed) > 3 else ''
       raise UserError(f'{path}: this workdir was begun with another config: {"; ".join(changed[:3])}{more}; '
                       'give another --workdir, or the same config')
-    return
+    if old == new:
+      return
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / 'tokenizer' / 'ready.json').unlink(missing_ok=True)
+    if not begun:
+      (workdir / 'tokenizer' / 'ready.json').unlink(missing_ok=True)
     common.write(path, text)
   except OSError as error:
     raise UserError(f'--workdir={workdir}: cannot write there: {error.strerror}') from None
@@ -149,7 +180,7 @@ def evaluate(config, workdir: Path, layout, tokenizer) -> dict:
   started = time.monotonic()
   results = {'models': {}, 'reward': {}, 'seconds': {}}
   shown, prompts = {}, []
-  if len(config.evaluation.models):
+  if shown_models(config):
     say('— evaluation ' + '—' * 40)
     results['models'], shown, prompts = compare(config, next(iter(contexts.values())))
   curves = {name: report.read_metrics(context.directory) for name, context in contexts.items()}
@@ -190,15 +221,13 @@ def compare(config, context):
   baseline_model, read_baseline = common.open_model(context, section.baseline)
   baseline, given, judged = read_baseline(), {}, {}
   key = jax.random.fold_in(jax.random.key(config.seed), 2**31 - 2)
-  rows = sorted(section.models.items(), key=lambda row: list(config.stages).index(row[1]))
+  rows = sorted(shown_models(config).items(), key=lambda row: list(config.stages).index(row[1]))
   for number, (name, stage) in enumerate(rows):
     model, read = common.open_model(context, stage)
     answer = answers.build(model, section.sampling, tokenizer, context.layout, section.samples, baseline_model, score)
     given[stage] = answer(read(), batches.prompts_once(examples, section.batch_size), jax.random.fold_in(key, number),
                           baseline)
     judged[stage] = judges.oracle(prompts, given[stage].texts) if score is None else {'utility': given[stage].scores}
-  if section.baseline not in judged:
-    raise UserError(f'config.evaluation.models: expected a row for the baseline {section.baseline!r}')
   utility = judged[section.baseline]['utility']
   table_rows = {name: table.row(given[stage], judged[stage], utility) for name, stage in rows}
   few = np.linspace(0, len(prompts) - 1, min(24, len(prompts))).astype(int)

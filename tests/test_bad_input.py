@@ -59,6 +59,20 @@ LINE = json.dumps({'messages': [{'role': 'user', 'content': 'Why?'}], 'response'
     ('pretrain.init=nowhere', "nowhere: not found; expected 'smollm2'"),
     ('pretrain.data.source=web', "data.source: expected one of jsonl, tfds, tinyworld, got 'web'"),
     ('pretrain.loop.steps=0', 'pretrain: steps: expected at least 1, got 0'),
+    ('pretrain.length=1', 'length: expected 2 tokens or more, got 1'),
+    ('pretrain.microbatches=0', 'a batch of 8 rows in 0 parts does not divide'),
+    ('pretrain.eval_records=0', 'expected 1 or more, got 0'),
+    ('pretrain.data.count=-1', 'data.count: expected 0 (all) or more, got -1'),
+    ('pretrain.optimizer.schedule=step', "optimizer.schedule: expected one of constant, linear, cosine, got 'step'"),
+    ('pretrain.kind=sft', 'the kind of a stage can be said in the experiment only'),
+    ('model.dtype=float99', "model.dtype: expected one of float32, bfloat16, float16, got 'float99'"),
+    ('model.remat=all', "model.remat: expected one of none, dots, full, got 'all'"),
+    ('model.kv_heads=3', 'heads a multiple of kv_heads'),
+    ('model.head_dim=7', 'an even head_dim'),
+    ('tokenizer.vocab_size=10', 'tokenizer.vocab_size: expected 258 (bytes and special tokens) or more, got 10'),
+    ('stages=ppo', "config.stages: the experiment has no stage 'ppo'"),
+    ('evaluation.models={"a": "ppo"}', "config.evaluation.models.a: 'ppo' is no stage of the experiment"),
+    ('evaluation.models={"a": "pretrain"}', "config.evaluation.models: expected a row for the baseline 'sft'"),
 ])
 def test_mistakes_in_the_config(experiment, tmp_path, capsys, override, message):
   assert message in refuse(capsys, f'--config={experiment}', f'--workdir={tmp_path}/run', f'--config.{override}')
@@ -76,15 +90,11 @@ def test_mistakes_in_the_config(experiment, tmp_path, capsys, override, message)
 def test_mistakes_in_the_data(experiment, trained, tmp_path, capsys, lines, overrides, message):
   shutil.copytree(trained, tmp_path / 'run')
   shutil.rmtree(tmp_path / 'run' / 'sft')
-  for path in (tmp_path / 'run').rglob('finished.json'):
-    path.unlink()  # so that another config may take the workdir over
-  for path in (tmp_path / 'run').rglob('checkpoints'):
-    shutil.rmtree(path)
   (tmp_path / 'run' / 'results.json').unlink()
   if lines is not None:
     (tmp_path / 'sft.jsonl').write_text('\n'.join(lines) + '\n')
   said = [f'--config.{override}' for override in (
-      'sft.data.source=jsonl', f'sft.data.path={tmp_path}/sft.jsonl', 'pretrain.loop.steps=1', *overrides)]
+      'sft.data.source=jsonl', f'sft.data.path={tmp_path}/sft.jsonl', *overrides)]
   assert message in refuse(capsys, f'--config={experiment}', f'--workdir={tmp_path}/run', *said)
   assert not list(tmp_path.glob('run/sft/checkpoints/*'))
 
@@ -98,7 +108,29 @@ def test_files_that_are_not_there(experiment, tmp_path, capsys):
 def test_after_a_mistake_the_corrected_command_runs(experiment, tmp_path, capsys):
   command = [f'--config={experiment}', f'--workdir={tmp_path}/run', "--config.stages=('pretrain',)"]
   refuse(capsys, *command, '--config.pretrain.data.source=jsonl', '--config.pretrain.data.path=nowhere.jsonl')
+  refuse(capsys, *command, '--config.mesh.data=1', '--config.mesh.fsdp=8', '--config.model.embed=12')  # seen late
   assert main([*command, '--config.pretrain.loop.steps=1']) == 0
+
+
+def test_a_later_stage_can_be_corrected_and_the_earlier_ones_stay(experiment, trained, tmp_path, capsys):
+  run = shutil.copytree(trained, tmp_path / 'run')
+  shutil.rmtree(run / 'sft')
+  (run / 'results.json').unlink()
+  long = json.dumps({'messages': [{'role': 'user', 'content': 'W' * 90}], 'response': 'No.'})
+  (tmp_path / 'sft.jsonl').write_text(f'{LINE}\n{long}\n')
+  command = [f'--config={experiment}', f'--workdir={run}', '--config.sft.data.source=jsonl',
+             f'--config.sft.data.path={tmp_path}/sft.jsonl', '--config.sft.length=64', '--config.sft.overlong=']
+  assert re.search('demonstration .*sft.jsonl:2: .* tokens do not fit the limit of 64', refuse(
+      capsys, *command[:-1], command[-1] + 'error'))
+  before = (run / 'pretrain/export/model.safetensors').stat().st_mtime_ns
+  assert main([*command[:-1], command[-1] + 'drop']) == 0
+  assert '1 of 2 demonstrations are longer than 64 tokens and were left out' in capsys.readouterr().err
+  assert (run / 'pretrain/export/model.safetensors').stat().st_mtime_ns == before
+  assert 'config.sft.overlong' in refuse(capsys, *command[:-1], command[-1] + 'truncate_left')
+  shutil.rmtree(run / 'sft')
+  (run / 'results.json').unlink()
+  assert main([*command[:-1], command[-1] + 'truncate_left']) == 0
+  assert 'left out' not in capsys.readouterr().err
 
 
 def test_a_workdir_of_another_config_is_refused(experiment, trained, capsys):

@@ -24,6 +24,8 @@ def documents(rows, tokenizer, length: int) -> list[dict]:
   A document ends with the end token. A longer one is cut into windows that share one token, so that every token but
   the document's first is a target exactly once.
   """
+  if length < 2:
+    raise UserError(f'length: expected 2 tokens or more, got {length}')
   examples, start = [], [] if tokenizer.bos_id is None else [tokenizer.bos_id]
   for row in rows:
     tokens = start + tokenizer.encode(row.text) + [tokenizer.eos_id]

@@ -31,6 +31,8 @@ def load(config, kind: str, split: str) -> Sequence:
   """
   if config.source not in SOURCES:
     raise UserError(f'data.source: expected one of {", ".join(SOURCES)}, got {config.source!r}')
+  if config.count < 0:
+    raise UserError(f'data.count: expected 0 (all) or more, got {config.count}')
   given = any(str(path).startswith('tfds:') for path in config.path)
   rows = SOURCES['tfds' if given else config.source](config, kind, split)
   if config.count:
@@ -42,6 +44,8 @@ def load(config, kind: str, split: str) -> Sequence:
 
 def evenly(rows: Sequence, count: int) -> list:
   """At most `count` of the rows, evenly spread, so that every source of a mixed set is among them."""
+  if count < 1:
+    raise UserError(f'eval_records, centre_records: expected 1 or more, got {count}')
   if len(rows) <= count:
     return list(rows)
   return [rows[i * len(rows) // count] for i in range(count)]

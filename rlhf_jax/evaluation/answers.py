@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
 
 from rlhf_jax.generation import sampler
 from rlhf_jax.models import heads
@@ -56,7 +57,8 @@ def build(model, sampling, tokenizer, layout, samples: int = 1, reference_model=
 
   def answer(params, batches, key, reference=None) -> Answers:
     texts, columns = [], []
-    for number, host_prompts in enumerate(batches):
+    shown = tqdm.tqdm(batches, desc='answers', unit='batch', leave=False, disable=None)  # on a terminal
+    for number, host_prompts in enumerate(shown):
       prompts = layout.spread(host_prompts)
       answers = generate(params, prompts, jax.random.fold_in(key, number))
       column = dict(lengths=jnp.sum(answers.mask, axis=1), ended=answers.ended)

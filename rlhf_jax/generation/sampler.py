@@ -6,6 +6,7 @@ Left out: beam search, speculative decoding, continuous batching.
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.errors import UserError
 from rlhf_jax.models import heads, transformer
 from rlhf_jax.types import Prompts, Samples, Sequences
 
@@ -46,6 +47,9 @@ def build(model, sampling, stop_ids, pad_id, samples: int = 1, unroll: bool | No
   Returns:
     generate(params, prompts: Prompts [B, P], key) → Samples [B * K, R]. Stops as soon as every row has ended.
   """
+  if sampling.max_new_tokens < 1 or sampling.temperature < 0 or sampling.top_k < 0 or not 0 < sampling.top_p <= 1:
+    raise UserError('sampling: expected max_new_tokens from 1, temperature and top_k from 0, 0 < top_p ≤ 1; got '
+                    + ', '.join(f'{name} {sampling[name]}' for name in DEFAULTS))
   R, stops = sampling.max_new_tokens, jnp.asarray(stop_ids, jnp.int32)
   unroll = jax.default_backend() == 'cpu' if unroll is None else unroll
   scale = sampling.temperature or 1.0

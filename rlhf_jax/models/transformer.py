@@ -19,8 +19,10 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.errors import UserError
 from rlhf_jax.models import attention
 
+DTYPES = ('float32', 'bfloat16', 'float16')
 REMAT = {
     'none': None,
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -156,7 +158,12 @@ def build(config: ModelConfig, constrain=lambda x, names: x) -> Model:
   Args:
     config: its shape.
     constrain: (array, axis names) → array, puts a sharding on activations; the identity by default.
+
+  Raises:
+    UserError: no model has this shape.
   """
+  _check(config)
+
   def define(key):
     keys = iter(jax.random.split(key, 16))
 
@@ -209,6 +216,17 @@ def build(config: ModelConfig, constrain=lambda x, names: x) -> Model:
     return hidden, Cache(pairs, segments, start + tokens.shape[1])
 
   return Model(config, init, apply, {**_plain(names(ends)), 'layers': _plain(names(block))})
+
+
+def _check(config):
+  names = ('vocab_size', 'embed', 'layers', 'heads', 'kv_heads', 'head_dim', 'mlp')
+  sizes = {name: getattr(config, name) for name in names}
+  if min(sizes.values()) < 1 or config.heads % config.kv_heads or config.head_dim % 2:
+    raise UserError('model: expected sizes from 1, heads a multiple of kv_heads and an even head_dim; got '
+                    + ', '.join(f'{name} {size}' for name, size in sizes.items()))
+  for name, known in (('dtype', DTYPES), ('remat', tuple(REMAT))):
+    if getattr(config, name) not in known:
+      raise UserError(f'model.{name}: expected one of {", ".join(known)}, got {getattr(config, name)!r}')
 
 
 def _plain(state):

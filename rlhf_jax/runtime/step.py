@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlhf_jax.errors import UserError
 from rlhf_jax.types import TrainState
 
 OPTIMIZER = dict(
@@ -42,6 +43,8 @@ class Loss:
 
 def make_schedule(config, updates: int):
   """Learning rate by update: a linear warm-up, then the schedule down to final_scale × the peak."""
+  if config.schedule not in SCHEDULES:
+    raise UserError(f'optimizer.schedule: expected one of {", ".join(SCHEDULES)}, got {config.schedule!r}')
   peak, left = config.learning_rate, max(updates - config.warmup_steps, 1)
   decay = {
       'constant': lambda: optax.constant_schedule(peak),

@@ -125,9 +125,9 @@ def trainable(context: Context, head: bool = False):
 def check_batch(context: Context, rows: int | None = None, parts: int | None = None) -> None:
   """Raises UserError where a batch does not divide over micro-batches and devices."""
   section = context.section
-  rows, parts = rows or section.batch_size, parts or section.microbatches
+  rows, parts = section.batch_size if rows is None else rows, section.microbatches if parts is None else parts
   ways = context.layout.batch_ways
-  if rows % parts or rows // parts % ways:
+  if rows < 1 or parts < 1 or rows % parts or rows // parts % ways:
     raise UserError(f'config.{context.name}: a batch of {rows} rows in {parts} parts does not divide over the {ways} '
                     'device(s) of the mesh axes data and fsdp')
 

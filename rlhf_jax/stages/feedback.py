@@ -27,6 +27,7 @@ DEFAULTS = dict(
 def run(context: common.Context) -> None:
   """Writes train.jsonl and validation.jsonl, rankings of the prompts of each split."""
   common.check_batch(context, parts=1)
+  sources.load(context.section.data, 'prompt', 'validation')  # what is wrong with it shows before the work
   for number, split in enumerate(('train', 'validation')):
     path = context.directory / f'{split}.jsonl'
     if not path.exists():

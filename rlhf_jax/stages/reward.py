@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.data import batches, encode, records, sources
+from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation.answers import whole
 from rlhf_jax.generation import sampler
 from rlhf_jax.models import heads
@@ -61,6 +62,8 @@ def build_score(model, parts: int = 1):
 
 def build_loss(model, name):
   """loss(params, Rankings, key) → Loss, over prompts (or pairs: plain_pairs)."""
+  if name not in ranking.LOSSES:
+    raise UserError(f'reward.loss: expected one of {", ".join(ranking.LOSSES)}, got {name!r}')
   def loss(params, batch: Rankings, key) -> steps.Loss:
     del key
     scores = last_scores(model, params, batch.tokens, batch.positions, batch.segment_ids)

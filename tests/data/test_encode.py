@@ -48,6 +48,20 @@ def test_every_token_of_a_document_but_the_first_is_a_target_once(tokenizer):
     np.testing.assert_array_equal(targets, ids(tokenizer, text)[1:] + [1])
 
 
+def test_a_beginning_of_sequence_stands_before_every_document():
+  core = vocabulary.train([], 258)
+  core.add_special_tokens(['<bos>'])
+  tokenizer = Tokenizer(core, vocabulary.CHAT_TEMPLATE, eos='<eos>', pad='<pad>', bos='<bos>')
+  windows = encode.documents([records.Document('', '', '', text) for text in ('ab', '')], tokenizer, 8)
+  assert [w['tokens'].tolist() for w in windows] == [[258, *ids(tokenizer, 'ab'), 1], [258, 1]]
+  assert [w['targets'].tolist() for w in windows] == [[0, 1, 1, 1], [0, 1]]
+
+
+def test_a_row_of_one_token_predicts_nothing(tokenizer):
+  with pytest.raises(UserError, match='length: expected 2 tokens or more, got 1'):
+    encode.documents([records.Document('', '', '', 'ab')], tokenizer, 1)
+
+
 def test_rankings(tokenizer):
   row = records.Ranking('r', '', '', '', 'Ann.', ASKED, ['A', 'Bcd'], [2, 1])
   [example] = encode.rankings([row], tokenizer, 40)

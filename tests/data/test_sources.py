@@ -1,3 +1,5 @@
+import os
+from pathlib import Path
 import subprocess
 import sys
 
@@ -30,6 +32,7 @@ def test_globs_splits_and_counts(tmp_path):
     (dict(source='jsonl', path=('nowhere/*.jsonl',)), 'data.path: nowhere/*.jsonl: no such file'),
     (dict(source='web'), "data.source: expected one of jsonl, tfds, tinyworld, got 'web'"),
     (dict(source='tfds', path=()), 'data.path: expected one TFDS name or directory'),
+    (dict(count=-1), 'data.count: expected 0 (all) or more, got -1'),
     (dict(path=('tfds:no_such_data_set',)), "data.path: TFDS 'no_such_data_set'"),
 ])
 def test_mistakes_are_named(said, message):
@@ -44,6 +47,12 @@ def test_an_empty_data_set_is_an_error(tmp_path):
     sources.load(config(source='jsonl', path=(f'{tmp_path}/x.jsonl',)), 'document', 'train')
 
 
+def test_the_first_few_are_spread_over_all_sources():
+  assert sources.evenly(list('aaaabbbbcc'), 5) == ['a', 'a', 'b', 'b', 'c'] and sources.evenly([1, 2], 5) == [1, 2]
+  with pytest.raises(UserError, match='expected 1 or more, got 0'):
+    sources.evenly([1, 2], 0)
+
+
 def test_tinyworld_is_the_default():
   rows = sources.load(config(count=5), 'demonstration', 'train')
   assert len(rows) == 5 and all(isinstance(row, records.Demonstration) for row in rows)
@@ -56,6 +65,7 @@ import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
 from rlhf_jax.data import records, sources
+from rlhf_jax.errors import UserError
 
 class Pairs(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version('1.0.0')
@@ -92,11 +102,22 @@ assert sorted(row.messages[0]['content'] for row in rows) == [f'Why {i}? \\u00fc
 assert rows[0].responses == ['because', 'no'] and rows[0].ranks == [1, 2] and len(read('validation')) == 1
 [row] = load(Dialogues)('train')
 assert [turn['content'] for turn in row.messages] == ['Hi', 'Hello', 'Why?'] and row.responses == ['because', 'no']
+
+class Broken(Dialogues):
+  def _generate_examples(self):
+    yield 0, {'chosen': 'Hi', 'rejected': 'Hello'}
+
+try:
+  list(load(Broken)('train'))
+  raise AssertionError('no error')
+except UserError as error:
+  assert '[0]: a preference without "messages" must be a dialogue' in str(error) and '\\n' not in str(error)
 assert 'tensorflow' not in sys.modules and 'torch' not in sys.modules
 '''
 
 
 def test_tfds_without_tensorflow(tmp_path):
   (tmp_path / 'write_and_read.py').write_text(TFDS)
-  done = subprocess.run([sys.executable, str(tmp_path / 'write_and_read.py'), str(tmp_path)], capture_output=True, text=True, timeout=300)
+  done = subprocess.run([sys.executable, str(tmp_path / 'write_and_read.py'), str(tmp_path)], capture_output=True,
+                        text=True, timeout=300, env={**os.environ, 'PYTHONPATH': str(Path(__file__).resolve().parents[2])})
   assert done.returncode == 0, done.stderr[-2000:]

@@ -4,6 +4,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from rlhf_jax.errors import UserError
 from rlhf_jax.generation import sampler
 from rlhf_jax.models import heads, transformer
 from rlhf_jax.types import Prompts
@@ -92,3 +93,10 @@ def test_samples_of_a_prompt_differ_and_stand_together(params):
   samples = sampler.build(MODEL, sampling(), (), PAD, samples=4)(params, prompts(), jax.random.key(5))
   rows = {tuple(row) for row in samples.tokens.tolist()}
   assert len(rows) == 12
+
+
+@pytest.mark.parametrize('said', [
+    dict(max_new_tokens=0), dict(temperature=-1.0), dict(top_k=-1), dict(top_p=0.0), dict(top_p=1.5)])
+def test_what_no_sampler_does_is_refused(said):
+  with pytest.raises(UserError, match='sampling: expected max_new_tokens from 1'):
+    sampler.build(MODEL, sampling(**said), STOPS, PAD)

@@ -61,6 +61,21 @@ def test_mistakes_before_anything_is_made(tiny, tmp_path, own_cache):
   assert not (tmp_path / 'run').exists()
 
 
+def test_the_table_has_the_stages_that_are_run(tiny):
+  rows = lambda stages: pipeline.shown_models(pipeline.load_config(tiny.EXPERIMENT, [f'stages={stages}']))
+  assert rows(('pretrain', 'sft')) == {'base': 'pretrain', 'sft': 'sft'}
+  assert rows(('pretrain',)) == {}  # nothing to compare with
+
+
+def test_a_table_that_cannot_be_made_is_refused_first(tiny, tmp_path, own_cache):
+  for override, message in (('models.base=dance', "models.base: 'dance' is no stage"),
+                            ('baseline=reward', "expected a row for the baseline 'reward'"),
+                            ('batch_size=12', 'a batch of 12 rows does not divide over the 8 device')):
+    with pytest.raises(UserError, match=message):
+      pipeline.run(pipeline.load_config(tiny.EXPERIMENT, [f'evaluation.{override}']), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
 def test_names_of_models(context):
   made = context('sft')
   with pytest.raises(UserError, match="holds no model yet; is 'pretrain' an earlier stage"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.data import sources
+from rlhf_jax.errors import UserError
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.stages import reward
 from rlhf_jax.types import Prompts, Rankings, Samples
@@ -95,9 +96,14 @@ def test_score_of_an_answer_is_that_of_its_ranking(tiny):
     np.testing.assert_allclose(got, np.ravel(want), rtol=1e-5, atol=1e-5)
 
 
+def test_an_unknown_loss_is_refused(tiny):
+  with pytest.raises(UserError, match="reward.loss: expected one of pairwise, plackett_luce, plain_pairs, got 'hinge'"):
+    reward.build_loss(tiny.model(tiny.layout()), 'hinge')
+
+
 def test_demonstrations_score_0_after_the_end(context):
   made = context('reward', 'reward.data.path=', 'reward.centre_records=5')
-  rows = sources.load(made.section.demonstrations, 'demonstration', 'train')[:5]
+  rows = sources.evenly(sources.load(made.section.demonstrations, 'demonstration', 'train'), 5)
   jsonl = made.workdir / 'train.jsonl'
   jsonl.write_text('{"messages": [{"role": "user", "content": "Hi"}], "responses": ["a", "b"], "ranks": [1, 2]}\n')
   made = context('reward', f'reward.data.path={jsonl}', 'reward.centre_records=5')

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from rlhf_jax.errors import UserError
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'user' %}"
     "{% if not loop.first %}{{ '\\n\\n' }}{% endif %}"
@@ -18,7 +20,12 @@ def train(texts: Iterable[str], vocab_size: int = 1024) -> tokenizers.Tokenizer:
 
   Args:
     vocab_size: how many entries, 258 (bytes and special tokens) or more.
+
+  Raises:
+    UserError: fewer.
   """
+  if vocab_size < 258:
+    raise UserError(f'tokenizer.vocab_size: expected 258 (bytes and special tokens) or more, got {vocab_size}')
   tokenizer = tokenizers.Tokenizer(models.BPE())
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = decoders.ByteLevel()
