@@ -57,8 +57,10 @@ def attend(query, key, value, mask):
     [B, T, H, C], the dtype of query.
   """
   B, T, H, C = query.shape
-  N = key.shape[2]
-  grouped = query.reshape(B, T, N, H // N, C) * C ** -0.5
-  logits = jnp.einsum('btngc,bsnc->bngts', grouped, key, preferred_element_type=jnp.float32)
-  weights = jax.nn.softmax(jnp.where(mask[:, None, None], logits, NEVER), axis=-1)
-  return jnp.einsum('bngts,bsnc->btngc', weights.astype(value.dtype), value).reshape(B, T, H, C)
+  S, N = key.shape[1:3]
+  # the G heads that share a key stand below each other: two plain batched products, whatever G is
+  rows = query.reshape(B, T, N, H // N, C).transpose(0, 2, 3, 1, 4).reshape(B, N, -1, C) * C ** -0.5
+  logits = jnp.einsum('bnrc,bsnc->bnrs', rows, key, preferred_element_type=jnp.float32).reshape(B, N, -1, T, S)
+  weights = jax.nn.softmax(jnp.where(mask[:, None, None], logits, NEVER), axis=-1).astype(value.dtype)
+  mixed = jnp.einsum('bnrs,bsnc->bnrc', weights.reshape(B, N, -1, S), value)
+  return mixed.reshape(B, N, H // N, T, C).transpose(0, 3, 1, 2, 4).reshape(B, T, H, C)

@@ -23,7 +23,7 @@ def asked(rows):
 
 
 def test_facts_have_one_answer_and_other_answers():
-  assert 250 <= len(FACTS) <= 300 and 30 <= sum(fact.held_out for fact in FACTS) <= 40
+  assert 150 <= len(FACTS) <= 170 and 18 <= sum(fact.held_out for fact in FACTS) <= 22
   assert {fact.family for fact in FACTS if fact.held_out} >= set(FAMILIES) - {'day', 'month'}
   for fact in FACTS:
     assert len(fact.wrong) >= 3 and fact.answer not in fact.wrong
