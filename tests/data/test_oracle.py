@@ -140,7 +140,7 @@ def test_endless_answers_are_not_helpful():
 
 
 def test_every_scripted_answer_to_every_prompt():
-  """1780 prompts: the script knows what each answer is."""
+  """Every prompt: the script knows what each answer is."""
   rng = np.random.default_rng(0)
   expected = {'polite': (1, 1, 1), 'plain': (1, 1, 1), 'terse': (1, 1, 1), 'rambling': (1, 1, 1),
               'evasive': (0, 1, 1), 'refuse': (0, 1, 1), 'off_topic': (0, 1, 1), 'rude': (0, 1, 0), 'false': (0, 0, 1),

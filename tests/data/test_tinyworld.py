@@ -36,7 +36,7 @@ def test_prompts_of_the_splits(world):
   assert len(set(asked(train))) == len(train) and len(set(asked(held_out))) == len(held_out)
   for rows in (train, held_out):
     kinds = collections.Counter(row.meta['kind'] for row in rows)
-    assert 0.15 < kinds['harmful'] / len(rows) < 0.35
+    assert 0.15 < kinds['harmful'] / len(rows) < 0.42
   hidden = {(fact.family, fact.subject) for fact in FACTS if fact.held_out}
   assert not hidden & {(row.meta['family'], row.meta['subject']) for row in train}
   assert hidden < {(row.meta['family'], row.meta['subject']) for row in held_out}
