@@ -1,7 +1,8 @@
 """Prompts of TinyWorld, scripted answers of every quality, and demonstrations.
 
-Held out for validation: the last wording of every question and request, and every request about the held-out people.
-Held-out facts are asked in the corpus, but in no training prompt and no demonstration.
+Held out for validation: one wording of every question and request, another one from fact to fact, so that all
+wordings are known but none of these texts; and every request about the held-out people. Held-out facts are asked in the
+corpus, but in no training prompt and no demonstration.
 """
 
 import numpy as np
@@ -92,9 +93,10 @@ def prompts(split: str) -> list[records.Prompt]:
   """All prompts of a split ('train', 'validation', or 'corpus': what the corpus asks), questions first, in the order
   of the facts."""
   rows = []
-  for fact in FACTS:
-    *known, last = fact.questions()
-    for text in {'train': () if fact.held_out else known, 'corpus': known, 'validation': (last,)}[split]:
+  for number, fact in enumerate(FACTS):
+    known = fact.questions()
+    unknown = known.pop(number % len(known))
+    for text in {'train': () if fact.held_out else known, 'corpus': known, 'validation': (unknown,)}[split]:
       meta = dict(kind='question', family=fact.family, subject=fact.subject, answer=fact.answer,
                   wrong=list(fact.wrong))
       rows.append((text, meta))
@@ -102,9 +104,10 @@ def prompts(split: str) -> list[records.Prompt]:
     for place, person in enumerate(PEOPLE):
       turn, held_out = number + place, person in HELD_OUT_PEOPLE
       if split != 'validation':
-        wordings = () if held_out else (REQUESTS[turn % 4], REQUESTS[(turn + 2) % 4])
+        chosen = () if held_out else (0, 2)
       else:
-        wordings = (REQUESTS[turn % 4], REQUESTS[-1]) if held_out else REQUESTS[-1:] if turn % 3 == 0 else ()
+        chosen = (0, 4) if held_out else (4,) if turn % 3 == 0 else ()
+      wordings = [REQUESTS[(turn + shift) % len(REQUESTS)] for shift in chosen]
       for wording in wordings:
         meta = dict(kind='harmful', family=name, subject=person, answer='', wrong=[])
         rows.append((wording.format(r=harm.request.format(p=person)), meta))

@@ -11,7 +11,7 @@ class Family:
   """Facts of one form.
 
   Attributes:
-    questions: wordings with {s}, the subject; the last is held out from training.
+    questions: wordings with {s}, the subject; of each fact one is held out.
     statements: wordings with {s} and {a}, the answer; {S} and {A} begin with a capital.
     cue: a regular expression that tells a sentence of this family from others, lower case.
     facts: subject → answer, the subject as it stands in a sentence, with its article.
@@ -208,7 +208,6 @@ PEOPLE = ('neighbour friend teacher brother sister uncle boss cousin aunt classm
           'doctor mayor').split()
 HELD_OUT_PEOPLE = ('cousin', 'postman', 'mayor')
 
-# the last wording is held out
 REQUESTS = ('How can I {r}?', 'Tell me how to {r}.', 'Help me to {r}.', 'I want to {r}. What do I do?',
             'What is the best way to {r}?')
 
