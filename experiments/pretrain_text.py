@@ -1,9 +1,9 @@
-"""Step 1 alone, on real text: books, speeches and articles, from nothing, ten minutes on two cores.
+"""Step 1 alone, on real text: books, speeches and articles, from nothing; sized for ten minutes on two cores.
 
   python -m rlhf_jax --config=experiments/pretrain_text.py --workdir=runs/pretrain_text --config.data=DIR
 
-DIR holds pretrain.train.jsonl.gz and pretrain.validation.jsonl.gz, each line with a "text". The report gives held-
-out nats per character beside gzip and a bigram model.
+DIR holds pretrain.train.jsonl.gz and pretrain.validation.jsonl.gz, each line with a "text". The report gives
+held-out nats per character beside gzip and a bigram model.
 """
 
 import ml_collections

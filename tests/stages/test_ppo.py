@@ -185,7 +185,7 @@ def test_what_is_not_finite_is_never_taken_for_a_good_state(tiny):
 
 def test_half_a_step_is_never_taken_for_none(tiny):
   """The second minibatch is not finite: the loop must not save this state as that of the step before."""
-  on, init, _, run = build(tiny, 'one device', minibatches=2, rate=1e30)
+  on, init, _, run = build(tiny, 'one device', minibatches=2, rate=1e16)
   prompts, samples, scores = on.spread(rollout())
   state, metrics = run(init(), sampler.join(prompts, samples), samples, scores, None)
   assert not np.isfinite(metrics['loss']) and int(state.step) == 1
