@@ -3,7 +3,8 @@
   python -m rlhf_jax --config=experiments/quickstart.py --workdir=runs/quickstart
 
 Seed 0, two shared cores, nine minutes: base 10% helpful and 62% harmless, SFT 41% and 94%, PPO 30% and 100%; PPO wins
-57% (53 – 61) against SFT at 3.8 nats. Another seed: --config.seed=1. More pressure from the reward: --config.ppo.kl_coefficient=0.02.
+57% (53 – 61) against SFT at 3.8 nats, by exploiting the reward model. Another seed: --config.seed=1. Less pressure from
+the reward: --config.ppo.kl_coefficient=0.2.
 """
 
 import ml_collections
