@@ -56,7 +56,7 @@ def rankings(examples, batch_size: int, places: int, length: int, seed: int, pro
 
 
 def rankings_once(examples, batch_size: int, places: int, length: int):
-  """Every ranking once, in order; the last batch is filled with empty places."""
+  """Every ranking once, in order; the last batch is filled with empty places (group 0, index -1)."""
   _check_places(examples, places)
   rows, used = [[]], 0
   for example in examples:
@@ -121,6 +121,8 @@ def _share(batch_size, process_count):
 def _shuffled(examples, seed, process_index, process_count):
   if not examples:
     raise UserError('data: nothing to make batches of')
+  if seed < 0:
+    raise UserError(f'seed: expected 0 or more, got {seed}')
   data = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
   if process_count > 1:
     data = data[process_index::process_count]
@@ -148,7 +150,7 @@ def _rankings(tokens, lengths, group, ranks, index):
   inside = np.arange(tokens.shape[-1]) < lengths[..., None]
   positions = np.where(inside, np.arange(tokens.shape[-1]), 0).astype(np.int32)
   return Rankings(tokens=tokens, positions=positions, segment_ids=inside.astype(np.int32),
-                  group=group.astype(np.int32), ranks=ranks, index=index)
+                  group=group.astype(np.int32), ranks=ranks, index=np.where(group > 0, index, -1))
 
 
 def _check_places(examples, places):

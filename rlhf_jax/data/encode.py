@@ -4,8 +4,8 @@ Everything is encoded once, when a stage begins, and kept in memory: lengths are
 what does not fit is counted and said at once, and shuffling and resuming are plain. Left out: corpora larger than a
 host's memory.
 
-What does not fit, `overlong`: 'drop' (and say how many), 'truncate_left' (the prompt loses its beginning, the response
-is never cut), 'error' (names the record).
+What does not fit, `overlong`: 'drop' (and say how many), 'truncate_left' (the prompt loses its beginning but for the
+beginning-of-sequence token, the response is never cut), 'error' (names the record).
 """
 
 import sys
@@ -22,14 +22,14 @@ def documents(rows, tokenizer, length: int) -> list[dict]:
   """Documents → {'tokens' [n] int32, 'targets' [n] float32}, n ≤ length.
 
   A document ends with the end token. A longer one is cut into windows that share one token, so that every token but
-  the document's first is a target exactly once.
+  the document's first is a target exactly once. A document of one token gives nothing.
   """
   if length < 2:
     raise UserError(f'length: expected 2 tokens or more, got {length}')
   examples, start = [], [] if tokenizer.bos_id is None else [tokenizer.bos_id]
   for row in rows:
     tokens = start + tokenizer.encode(row.text) + [tokenizer.eos_id]
-    for begin in range(0, max(len(tokens) - 1, 1), length - 1):
+    for begin in range(0, len(tokens) - 1, length - 1):
       window = tokens[begin:begin + length]
       examples.append(_example(window, 1))
   return _some(examples, 'document', length)
@@ -40,7 +40,7 @@ def demonstrations(rows, tokenizer, length: int, overlong: str = 'drop') -> list
   examples = []
   for row in rows:
     prompt, response = tokenizer.prompt(records.conversation(row)), tokenizer.response(row.response)
-    prompt = _fit(prompt, length - len(response), overlong, row, 'demonstration', length)
+    prompt = _fit(prompt, length - len(response), overlong, row, 'demonstration', length, tokenizer.bos_id)
     if prompt is not None:
       examples.append(_example(prompt + response, len(prompt)))
   return _some(examples, 'demonstration', length, len(rows))
@@ -55,7 +55,7 @@ def rankings(rows, tokenizer, length: int, overlong: str = 'drop') -> list[dict]
   for index, row in enumerate(rows):
     prompt = tokenizer.prompt(records.conversation(row))
     responses = [tokenizer.response(response) for response in row.responses]
-    prompt = _fit(prompt, length - max(map(len, responses)), overlong, row, 'ranking', length)
+    prompt = _fit(prompt, length - max(map(len, responses)), overlong, row, 'ranking', length, tokenizer.bos_id)
     if prompt is None:
       continue
     tokens = np.full((len(responses), length), tokenizer.pad_id, np.int32)
@@ -71,7 +71,8 @@ def prompts(rows, tokenizer, length: int, overlong: str = 'drop') -> list[dict]:
   """Prompts → {'tokens' [length] int32, 'mask' [length] bool, 'index' [] int32}, left-padded."""
   examples = []
   for index, row in enumerate(rows):
-    prompt = _fit(tokenizer.prompt(records.conversation(row)), length, overlong, row, 'prompt', length)
+    prompt = tokenizer.prompt(records.conversation(row))
+    prompt = _fit(prompt, length, overlong, row, 'prompt', length, tokenizer.bos_id)
     if prompt is not None:
       examples.append(left_padded(prompt, length, tokenizer.pad_id, index))
   return _some(examples, 'prompt', length, len(rows))
@@ -90,7 +91,7 @@ def _example(tokens, first_target):
   return {'tokens': np.array(tokens, np.int32), 'targets': targets}
 
 
-def _fit(prompt, room, overlong, row, kind, length):
+def _fit(prompt, room, overlong, row, kind, length, bos_id):
   """The prompt, cut if the policy says so; None = leave the record out."""
   if overlong not in POLICIES:
     raise UserError(f'overlong: expected one of {", ".join(POLICIES)}, got {overlong!r}')
@@ -99,7 +100,10 @@ def _fit(prompt, room, overlong, row, kind, length):
   if overlong == 'error':
     raise UserError(f'{kind} {row.id}: {len(prompt) + length - room} tokens do not fit the limit of {length} '
                     '(length); raise it, or set overlong to "drop" or "truncate_left"')
-  return prompt[-room:] if overlong == 'truncate_left' and room > 0 else None
+  start = [bos_id] if prompt[0] == bos_id else []
+  if overlong == 'drop' or room <= len(start):
+    return None
+  return start + prompt[len(prompt) - room + len(start):]
 
 
 def _some(examples, kind, length, count=None):

@@ -1,7 +1,7 @@
 """What people and the world give us, one JSON object a line: documents, demonstrations, preferences, rankings, prompts.
 
-`id`, `source` and `license` may be left out of a file. `messages` alternate between user and assistant, the user
-speaks last. The types say nothing of tokens.
+`id`, `source` and `license` may be left out of a file, or be null. `messages` alternate between user and assistant,
+the user speaks last. The types say nothing of tokens.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import gzip
 import json
 import os
 from pathlib import Path
+import zlib
 
 from rlhf_jax.errors import UserError
 
@@ -87,8 +88,9 @@ def parse(kind: str, fields: dict, where: str):
     raise UserError(f'{where}: expected a JSON object, got {type(fields).__name__}')
   values = {}
   for field in dataclasses.fields(TYPES[kind]):
-    default = where if field.name == 'id' else _OPTIONAL.get(field.name)
-    value = fields.get(field.name, default)
+    value = fields.get(field.name)
+    if value is None:
+      value = where if field.name == 'id' else _OPTIONAL.get(field.name)
     if value is None:
       raise UserError(f'{where}: a {kind} needs the field "{field.name}"; found {", ".join(sorted(fields)) or "none"}')
     expected = _KINDS.get(field.name, str)
@@ -150,20 +152,20 @@ def read(path, kind: str) -> list:
   """
   rows, number = [], 0
   try:
-    with (gzip.open if str(path).endswith('.gz') else open)(path, 'rt', encoding='utf-8') as file:
+    with (gzip.open if str(path).endswith('.gz') else open)(path, 'rb') as file:
       for number, line in enumerate(file, start=1):
         if not line.strip():
           continue
         where = f'{path}:{number}'
         try:
-          fields = json.loads(line)
-        except ValueError as error:
+          fields = json.loads(line.decode('utf-8-sig'))
+        except (ValueError, RecursionError) as error:
           raise UserError(f'{where}: not JSON: {error}') from None
         if kind == 'ranking' and isinstance(fields, dict) and 'chosen' in fields:
           rows.append(ranking(parse('preference', fields, where)))
         else:
           rows.append(parse(kind, fields, where))
-  except (OSError, EOFError, UnicodeDecodeError) as error:
+  except (OSError, EOFError, zlib.error) as error:
     raise UserError(f'{path}:{number + 1}: cannot read: {error}') from None
   return rows
 
@@ -172,7 +174,9 @@ def write(path, rows) -> None:
   """Writes records as JSONL (.gz by the name), whole or not at all."""
   part = Path(f'{path}.part')
   part.parent.mkdir(parents=True, exist_ok=True)
-  with (gzip.open if str(path).endswith('.gz') else open)(part, 'wt', encoding='utf-8') as file:
+  # half a surrogate pair, which UTF-8 cannot hold, becomes its JSON escape
+  with (gzip.open if str(path).endswith('.gz') else open)(
+      part, 'wt', encoding='utf-8', errors='backslashreplace') as file:
     for row in rows:
       file.write(json.dumps(dataclasses.asdict(row) if dataclasses.is_dataclass(row) else row, ensure_ascii=False) + '\n')
   os.replace(part, path)

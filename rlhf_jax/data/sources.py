@@ -1,8 +1,11 @@
 """Where records come from: JSON Lines files, TFDS (without TensorFlow), the embedded world."""
 
 from collections.abc import Sequence
+import dataclasses
 import glob
+import itertools
 from pathlib import Path
+import re
 
 from rlhf_jax.data import records
 from rlhf_jax.errors import UserError
@@ -33,6 +36,8 @@ def load(config, kind: str, split: str) -> Sequence:
     raise UserError(f'data.source: expected one of {", ".join(SOURCES)}, got {config.source!r}')
   if config.count < 0:
     raise UserError(f'data.count: expected 0 (all) or more, got {config.count}')
+  if config.seed < 0:
+    raise UserError(f'data.seed: expected 0 or more, got {config.seed}')
   given = any(str(path).startswith('tfds:') for path in config.path)
   rows = SOURCES['tfds' if given else config.source](config, kind, split)
   if config.count:
@@ -57,7 +62,7 @@ def _jsonl(config, kind, split):
   rows = []
   for pattern in config.path:
     pattern = str(pattern).replace('{split}', split)
-    files = sorted(glob.glob(pattern, recursive=True))
+    files = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
     if not files:
       raise UserError(f'data.path: {pattern}: no such file')
     for file in files:
@@ -73,6 +78,9 @@ def _tinyworld(config, kind, split):
 def _tfds(config, kind, split):
   if len(config.path) != 1:
     raise UserError('data.path: expected one TFDS name or directory for data.source = "tfds"')
+  known = {field.name for record in records.TYPES.values() for field in dataclasses.fields(record)}
+  for ours in set(config.fields) - known:
+    raise UserError(f'data.fields: no record has a field {ours!r}; expected some of {", ".join(sorted(known))}')
   import tensorflow_datasets as tfds  # needs no TensorFlow for data sources
   name = str(config.path[0]).removeprefix('tfds:')
   try:
@@ -81,7 +89,8 @@ def _tfds(config, kind, split):
     else:
       source = tfds.data_source(name, split=config.splits[split])
   except Exception as error:  # TFDS raises many kinds
-    raise UserError(f'data.path: TFDS {name!r}, split {config.splits[split]!r}: {str(error).splitlines()[0]}') from error
+    said = f'{type(error).__name__}: {error}'.splitlines()[0]
+    raise UserError(f'data.path: TFDS {name!r}, split {config.splits[split]!r}: {said}') from error
   return _Rows(source, kind, dict(config.fields), name)
 
 
@@ -99,13 +108,17 @@ class _Rows(Sequence):
 
   def __getitem__(self, number):
     if isinstance(number, slice):
-      return [self[i] for i in range(*number.indices(len(self)))]
-    if number >= len(self):
-      raise IndexError(number)  # ends an iteration; TFDS raises ValueError
-    row = _text(self._source[number])
-    row = {**row, **{ours: row[theirs] for ours, theirs in self._fields.items() if theirs in row}}
+      return [self[i] for i in range(len(self))[number]]
+    number = range(len(self))[number]  # IndexError ends an iteration; TFDS raises ValueError
     where = f'{self._name}[{number}]'
-    if 'chosen' in row and 'messages' not in row:
+    try:
+      row = _text(self._source[number])
+    except UnicodeDecodeError as error:
+      raise UserError(f'{where}: not UTF-8: {error}') from None
+    for theirs in set(self._fields.values()) - set(row):
+      raise UserError(f'data.fields: {where} has no field {theirs!r}; found {", ".join(sorted(row))}')
+    row = {**row, **{ours: row[theirs] for ours, theirs in self._fields.items()}}
+    if 'messages' not in row and all(isinstance(row.get(name), str) for name in ('chosen', 'rejected')):
       row |= _shared_conversation(row['chosen'], row['rejected'], where)
     if self._kind == 'ranking' and 'chosen' in row:
       return records.ranking(records.parse('preference', row, where))
@@ -130,13 +143,18 @@ def _text(value):
 
 def _shared_conversation(chosen, rejected, where):
   """Two whole dialogues '\\n\\nHuman: …\\n\\nAssistant: …' that differ in the last turn (hh-rlhf) → fields."""
-  first, second = (text.rpartition('\n\nAssistant:') for text in (chosen, rejected))
-  if not first[1] or not second[1]:
-    raise UserError(f'{where}: a preference without "messages" must be a dialogue of "\\n\\nHuman:" and '
-                    '"\\n\\nAssistant:" turns')
-  messages = []
-  for turn in first[0].split('\n\nHuman:')[1:]:
-    question, *answers = turn.split('\n\nAssistant:')
-    messages.append(dict(role='user', content=question.strip()))
-    messages += [dict(role='assistant', content=answer.strip()) for answer in answers[:1]]
-  return dict(messages=messages, chosen=first[2].strip(), rejected=second[2].strip())
+  first, second = _turns(chosen), _turns(rejected)
+  answered = all(turns and turns[-1]['role'] == 'assistant' for turns in (first, second))
+  if not answered or first[:-1] != second[:-1]:
+    raise UserError(f'{where}: a preference without "messages" must be two dialogues of "\\n\\nHuman:" and '
+                    '"\\n\\nAssistant:" turns that differ in the last answer only')
+  return dict(messages=first[:-1], chosen=first[-1]['content'], rejected=second[-1]['content'])
+
+
+def _turns(dialogue):
+  """Messages; turns of one speaker in a row, which hh-rlhf has, are one message. [] = not a dialogue."""
+  before, *parts = re.split(r'(?:^|\n\n)(Human|Assistant):', dialogue)
+  spoken = itertools.groupby(zip(parts[::2], parts[1::2]), key=lambda turn: turn[0])
+  return [] if before.strip() else [
+      dict(role={'Human': 'user', 'Assistant': 'assistant'}[speaker], content='\n\n'.join(t.strip() for _, t in turns))
+      for speaker, turns in spoken]

@@ -58,6 +58,13 @@ def test_examples_stay_whole_and_none_is_lost(name):
   assert len(seen) == 20 and max(seen.values()) - min(seen.values()) <= 2  # every epoch holds each once
 
 
+def test_a_batch_may_be_larger_than_the_data_set():
+  few = batches.prompts(ASKED[:3], 8, 0)
+  assert sorted(next(few).index.tolist() + next(few).index.tolist()) == sorted([0, 1, 2] * 5 + [next(
+      iter(batches.prompts(ASKED[:3], 16, 0))).index[15]])
+  assert {int(tokens[0]) for tokens, _, _ in segments(next(batches.sequences(TEXTS[:2], 4, 16, 0)))} == {1, 2}
+
+
 def test_two_hosts_read_what_one_reads():
   one = MAKERS['prompts']()
   hosts = [MAKERS['prompts'](process_index=i, process_count=2) for i in range(2)]
@@ -112,7 +119,7 @@ def test_rankings_are_never_split(source):
         assert ranks[group == g].tolist() == RANKED[number]['ranks'].tolist()
         assert inside[group == g].sum(-1).tolist() == [3] * len(RANKED[number]['ranks'])
         seen[number] += 1
-      assert (inside[group == 0] == 0).all()
+      assert (inside[group == 0] == 0).all() and (index[group == 0] == -1).all()
   assert source == 'endless' or seen == dict.fromkeys(range(15), 1)
 
 
@@ -127,6 +134,7 @@ def test_once_gives_everything_once_in_order():
 @pytest.mark.parametrize('make,message', [
     (lambda: batches.sequences([], 4, 16, 0), 'nothing to make batches of'),
     (lambda: batches.sequences(TEXTS, 5, 16, 0, process_count=2), 'batch_size: 5 does not divide over 2 host'),
+    (lambda: batches.sequences(TEXTS, 4, 16, -1), 'seed: expected 0 or more, got -1'),
     (lambda: batches.rankings(RANKED, 2, 3, 5, 0), 'responses_per_row: record .* responses, a row has 3 places'),
 ])
 def test_mistakes_are_named(make, message):

@@ -48,13 +48,40 @@ def test_every_token_of_a_document_but_the_first_is_a_target_once(tokenizer):
     np.testing.assert_array_equal(targets, ids(tokenizer, text)[1:] + [1])
 
 
-def test_a_beginning_of_sequence_stands_before_every_document():
+def with_beginning():
   core = vocabulary.train([], 258)
   core.add_special_tokens(['<bos>'])
-  tokenizer = Tokenizer(core, vocabulary.CHAT_TEMPLATE, eos='<eos>', pad='<pad>', bos='<bos>')
+  return Tokenizer(core, '{{ bos_token }}' + vocabulary.CHAT_TEMPLATE, eos='<eos>', pad='<pad>', bos='<bos>')
+
+
+def test_a_beginning_of_sequence_stands_before_every_document():
+  tokenizer = with_beginning()
   windows = encode.documents([records.Document('', '', '', text) for text in ('ab', '')], tokenizer, 8)
   assert [w['tokens'].tolist() for w in windows] == [[258, *ids(tokenizer, 'ab'), 1], [258, 1]]
   assert [w['targets'].tolist() for w in windows] == [[0, 1, 1, 1], [0, 1]]
+
+
+def test_an_empty_document_is_no_example(tokenizer):
+  rows = [records.Document('', '', '', text) for text in ('', 'ab')]
+  assert [w['tokens'].tolist() for w in encode.documents(rows, tokenizer, 8)] == [ids(tokenizer, 'ab') + [1]]
+  with pytest.raises(UserError, match='no document fits'):
+    encode.documents(rows[:1], tokenizer, 8)
+
+
+def test_what_is_cut_from_the_left_keeps_its_beginning_of_sequence():
+  tokenizer = with_beginning()
+  asked = [{'role': 'user', 'content': 'W' * 60}]
+  prompt = tokenizer.prompt(asked)
+  assert prompt[0] == 258 and prompt.count(258) == 1
+  [example] = encode.prompts([records.Prompt('p', '', '', asked, {})], tokenizer, 20, 'truncate_left')
+  assert example['tokens'].tolist() == [258, *prompt[-19:]] and example['mask'].all()
+  response = ids(tokenizer, ' No.') + [1]
+  [example] = encode.demonstrations([demonstration('No.', asked)], tokenizer, 20, 'truncate_left')
+  assert example['tokens'].tolist() == [258, *prompt[len(response) - 19:], *response]
+  assert example['targets'].tolist() == [0] * (20 - len(response)) + [1] * len(response)
+  for room in (0, 1):  # nothing of the prompt but its beginning would be left
+    with pytest.raises(UserError, match='no demonstration fits'):
+      encode.demonstrations([demonstration('No.', asked)], tokenizer, len(response) + room, 'truncate_left')
 
 
 def test_a_row_of_one_token_predicts_nothing(tokenizer):

@@ -2,6 +2,7 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rlhf_jax.data import records
@@ -22,6 +23,20 @@ def test_what_is_written_is_read(tmp_path):
 def test_optional_fields_may_be_left_out_and_others_are_ignored(tmp_path):
   (tmp_path / 'x.jsonl').write_text('\n{"text": "a", "more": 1}\n')
   assert records.read(tmp_path / 'x.jsonl', 'document') == [records.Document(f'{tmp_path}/x.jsonl:2', '', '', 'a')]
+
+
+def test_null_is_as_good_as_absent():
+  row = records.parse('ranking', {**GOOD, 'id': None, 'source': None, 'context': None}, 'f:1')
+  assert (row.id, row.source, row.context) == ('f:1', '', '')
+  with pytest.raises(UserError, match='a document needs the field "text"'):
+    records.parse('document', {'text': None}, 'f:1')
+
+
+def test_half_a_surrogate_pair_survives_and_a_byte_order_mark_is_no_text(tmp_path):
+  (tmp_path / 'x.jsonl').write_bytes(b'\xef\xbb\xbf{"text": "a\\ud83d"}\r\n')
+  rows = records.read(tmp_path / 'x.jsonl', 'document')
+  records.write(tmp_path / 'y.jsonl.gz', rows)
+  assert [row.text for row in rows] == ['a\ud83d'] == [row.text for row in records.read(tmp_path / 'y.jsonl.gz', 'document')]
 
 
 def test_preferences_are_rankings_of_two(tmp_path):
@@ -58,6 +73,23 @@ def test_mistakes_name_file_line_and_field(tmp_path, kind, line, message):
   with pytest.raises(UserError) as error:
     records.read(tmp_path / 'x.jsonl', kind)
   assert message in str(error.value) and '\n' not in str(error.value)
+
+
+def test_a_line_that_is_not_utf8_is_named_by_its_number(tmp_path):
+  (tmp_path / 'x.jsonl').write_bytes(b'{"text": "a"}\n' * 3 + b'{"text": "\xe9"}\n' + b'{"text": "a"}\n')
+  with pytest.raises(UserError, match="x.jsonl:4: not JSON: 'utf-8' codec"):
+    records.read(tmp_path / 'x.jsonl', 'document')
+
+
+def test_bytes_damaged_in_the_middle_of_a_gz_are_an_error_of_one_line(tmp_path):
+  text = ''.join(json.dumps({'text': f'{i * 7919 % 10007}'}) + '\n' for i in range(500))
+  whole = gzip.compress(text.encode())
+  for seed in range(20):  # some break the compression, some only the text
+    rng = np.random.default_rng(seed)
+    start = int(rng.integers(20, len(whole) - 90))
+    (tmp_path / 'x.jsonl.gz').write_bytes(whole[:start] + rng.bytes(64) + whole[start + 64:])
+    with pytest.raises(UserError, match='^[^\n]*x.jsonl.gz:[0-9]+: [^\n]*$'):
+      records.read(tmp_path / 'x.jsonl.gz', 'document')
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):

@@ -27,12 +27,29 @@ def test_globs_splits_and_counts(tmp_path):
   assert load('train') == ['1', '2', '3'] and load('validation') == ['4'] and load('train', count=2) == ['1', '2']
 
 
+def test_a_file_that_exists_is_no_glob(tmp_path):
+  records.write(tmp_path / 'a[1].jsonl', [document('1')])
+  assert len(sources.load(config(source='jsonl', path=(f'{tmp_path}/a[1].jsonl',)), 'document', 'train')) == 1
+
+
+def test_rankings_and_preferences_share_a_data_set(tmp_path):
+  asked = [{'role': 'user', 'content': 'Why?'}]
+  records.write(tmp_path / 'x.jsonl', [
+      records.Ranking('r', '', '', '', '', asked, ['a', 'b', 'c'], [2, 1, 1]),
+      records.Preference('p', '', '', '', asked, 'good', 'bad')])
+  rows = sources.load(config(source='jsonl', path=(f'{tmp_path}/x.jsonl',)), 'ranking', 'train')
+  assert [(row.id, row.responses, row.ranks) for row in rows] == [
+      ('r', ['a', 'b', 'c'], [2, 1, 1]), ('p', ['good', 'bad'], [1, 2])]
+
+
 @pytest.mark.parametrize('said,message', [
     (dict(source='jsonl'), 'data.path: expected a file or a glob'),
     (dict(source='jsonl', path=('nowhere/*.jsonl',)), 'data.path: nowhere/*.jsonl: no such file'),
     (dict(source='web'), "data.source: expected one of jsonl, tfds, tinyworld, got 'web'"),
     (dict(source='tfds', path=()), 'data.path: expected one TFDS name or directory'),
     (dict(count=-1), 'data.count: expected 0 (all) or more, got -1'),
+    (dict(seed=-1), 'data.seed: expected 0 or more, got -1'),
+    (dict(path=('tfds:x',), fields=dict(contxt='passage')), "data.fields: no record has a field 'contxt'; expected"),
     (dict(path=('tfds:no_such_data_set',)), "data.path: TFDS 'no_such_data_set'"),
 ])
 def test_mistakes_are_named(said, message):
@@ -56,6 +73,15 @@ def test_the_first_few_are_spread_over_all_sources():
 def test_tinyworld_is_the_default():
   rows = sources.load(config(count=5), 'demonstration', 'train')
   assert len(rows) == 5 and all(isinstance(row, records.Demonstration) for row in rows)
+
+
+def test_dialogues_become_conversations():
+  start = '\n\nHuman: Hi\n\nAssistant: Hello\n\nAssistant: You?\n\nHuman: Why?'  # hh-rlhf has two turns of one speaker
+  first, second = start + '\n\nAssistant: One.\n\nTwo.\n\nAssistant: Three.', start + '\n\nAssistant: No.'
+  assert sources._shared_conversation(first, second, 'x') == dict(
+      messages=[dict(role='user', content='Hi'), dict(role='assistant', content='Hello\n\nYou?'),
+                dict(role='user', content='Why?')],
+      chosen='One.\n\nTwo.\n\nThree.', rejected='No.')
 
 
 # In a process of its own: TFDS is slow to import, and what it imports is what the test is about.
@@ -100,18 +126,26 @@ read = load(Pairs, fields=dict(messages='turns', chosen='better'), splits=dict(t
 rows = list(read('train'))
 assert sorted(row.messages[0]['content'] for row in rows) == [f'Why {i}? \\u00fc' for i in range(3)], rows
 assert rows[0].responses == ['because', 'no'] and rows[0].ranks == [1, 2] and len(read('validation')) == 1
+lazy = read('train')
+assert lazy[-1] == rows[2] and lazy[1:] == rows[1:]
 [row] = load(Dialogues)('train')
 assert [turn['content'] for turn in row.messages] == ['Hi', 'Hello', 'Why?'] and row.responses == ['because', 'no']
 
-class Broken(Dialogues):
-  def _generate_examples(self):
-    yield 0, {'chosen': 'Hi', 'rejected': 'Hello'}
+def refused(message, name, chosen, rejected, **said):
+  one = {'_generate_examples': lambda self: iter([(0, {'chosen': chosen, 'rejected': rejected})])}
+  try:
+    list(load(type(name, (Dialogues,), one), **said)('train'))
+  except UserError as error:
+    assert message in str(error) and '\\n' not in str(error), error
+  else:
+    raise AssertionError('no error')
 
-try:
-  list(load(Broken)('train'))
-  raise AssertionError('no error')
-except UserError as error:
-  assert '[0]: a preference without "messages" must be a dialogue' in str(error) and '\\n' not in str(error)
+asked = '\\n\\nHuman: Hi\\n\\nAssistant: Hello'
+refused('[0]: a preference without "messages" must be two dialogues', 'Bare', 'Hi', 'Hello')
+refused('differ in the last answer only', 'Asked', asked, '\\n\\nHuman: Ho\\n\\nAssistant: Hello')
+refused('differ in the last answer only', 'Unanswered', asked, asked + '\\n\\nHuman: Why?')
+refused('[0]: not UTF-8', 'Latin', b'\\xe9', asked)
+refused("data.fields: ", 'Typed', asked, asked, fields=dict(context='passage'))
 assert 'tensorflow' not in sys.modules and 'torch' not in sys.modules
 '''
 
