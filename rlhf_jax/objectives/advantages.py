@@ -4,15 +4,20 @@ import jax
 import jax.numpy as jnp
 
 
+def after_end(mask):
+  """The mask [B, R] and the place after its end, where there is one: R tokens at most."""
+  return mask | jnp.pad(mask[:, :-1], ((0, 0), (1, 0)))
+
+
 def place_rewards(scores, kl, mask, coefficient):
-  """The reward of each token: −β · kl_t, and the score of the response at its last token.
+  """The reward of each token: −β · kl_t, and the score of the response at the last place of the mask.
 
   Ziegler et al. 2019, section 2: R = r − β log(π / π_ref), spread over the tokens.
 
   Args:
     scores: [B] float32.
     kl: [B, R] float32, per-token KL estimate (k1).
-    mask: [B, R] bool, the response up to and including its end token.
+    mask: [B, R] bool, the response up to and including its end token (or the place after it: `after_end`).
     coefficient: [] float32, β.
 
   Returns:

@@ -5,7 +5,7 @@ Huang et al. 2024, arXiv:2403.17031).
 
 One step: the policy answers the prompts, the reward scores the answers, GAE makes advantages of score and per-token KL,
 and several epochs of minibatches update policy and value model. Choices where implementations differ (docs/ppo.md):
-  1. The score stands at the end token; an answer without one scores `missing_eos_score` instead.
+  1. The score stands at the end token, or after it (`score_place`); an answer without one scores `missing_eos_score`.
   2. The probability ratio is against logprobs recomputed by the training forward, so it begins at exactly 1.
   3. GAE steps over masked tokens; whitening is over the whole rollout, with the population variance.
   4. Value and policy are updated together, with one clipped gradient and one optimizer.
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.data import batches, encode, sources
+from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation import answers
 from rlhf_jax.feedback import rewards
 from rlhf_jax.generation import sampler
@@ -49,6 +50,7 @@ DEFAULTS = dict(
     smoothing=0.95,  # lambda
     whiten_rewards=False,
     whiten_advantages=True,
+    score_place='eos',  # eos: the end token; after_eos: the place after it, as in the first code and TRL
     missing_eos=True,  # an answer without an end token scores missing_eos_score, whatever the reward says
     missing_eos_score=-1.0,
     pretraining_coefficient=0.0,  # gamma of PPO-ptx: weight of the language-model loss on `pretraining` documents
@@ -73,6 +75,8 @@ def build(context: common.Context) -> loop.Stage:
   """The stage, ready to run."""
   section, layout, tokenizer = context.section, context.layout, context.tokenizer
   rows = section.batch_size * section.samples
+  if section.score_place not in ('eos', 'after_eos'):
+    raise UserError(f'config.{context.name}.score_place: expected eos or after_eos, got {section.score_place!r}')
   common.check_batch(context, rows, section.minibatches * section.microbatches)
   common.check_batch(context, parts=1)
   model, read = common.open_model(context, section.init)
@@ -145,10 +149,12 @@ class Rollout:
   Attributes:
     sequences: prompts and answers, [N, P + R].
     mask: [N, R] bool, the answer up to and including its end token.
+    value_mask: [N, R] bool, where the value model learns: the mask, and where the score stands.
     logprobs, reference_logprobs, values, advantages, returns: [N, R] float32.
   """
   sequences: object
   mask: jax.Array
+  value_mask: jax.Array
   logprobs: jax.Array
   reference_logprobs: jax.Array
   values: jax.Array
@@ -201,11 +207,12 @@ def build_update(model, value_model, reference_model, optimizer, layout, config)
     value, value_held = policy_gradient.clipped_value(values, rollout.values, rollout.returns, config.value_clip)
     total = lambda x: masked.total(x, mask)
     weight = masked.total(1.0, mask)
-    objective = total(policy) + config.value_coefficient * total(value)
+    value_total = masked.total(value, rollout.value_mask)
+    objective = total(policy) + config.value_coefficient * value_total
     means = {
         'policy/loss': total(policy), 'policy/clip_fraction': total(held), 'policy/ratio': total(ratios),
         'policy/approx_kl': 0.5 * total((logprobs - rollout.logprobs) ** 2), 'policy/entropy': total(entropies),
-        'value/loss': total(value), 'value/clip_fraction': total(value_held)}
+        'value/loss': value_total, 'value/clip_fraction': total(value_held)}
     if pretraining is not None:
       hidden, _ = model.apply(policy_params, pretraining.tokens, pretraining.positions, pretraining.segment_ids)
       targets, _ = heads.token_logprobs(policy_params, hidden[:, :-1], pretraining.tokens[:, 1:])
@@ -216,18 +223,19 @@ def build_update(model, value_model, reference_model, optimizer, layout, config)
   def update(state, reference, sequences, samples, scores, pretraining):
     N, R = samples.tokens.shape
     mask = samples.mask
+    value_mask = advantages.after_end(mask) if config.score_place == 'after_eos' else mask
     logprobs, entropies, values, reference_logprobs = evaluate(reference, state, sequences, R)
 
     final = jnp.where(samples.ended, scores, config.missing_eos_score) if config.missing_eos else scores
-    kl = divergence.k1(logprobs, reference_logprobs)
-    rewards = advantages.place_rewards(final, kl, mask, state.kl_coefficient)
+    kl = jnp.where(mask, divergence.k1(logprobs, reference_logprobs), 0.0)
+    rewards = advantages.place_rewards(final, kl, value_mask, state.kl_coefficient)
     placed = rewards
     if config.whiten_rewards:
-      rewards = masked.whiten(rewards, mask, shift_mean=False)
-    advantage, returns = advantages.gae(rewards, values, mask, config.discount, config.smoothing)
+      rewards = masked.whiten(rewards, value_mask, shift_mean=False)
+    advantage, returns = advantages.gae(rewards, values, value_mask, config.discount, config.smoothing)
     if config.whiten_advantages:
       advantage = masked.whiten(advantage, mask)
-    rollout = Rollout(sequences, mask, logprobs, reference_logprobs, values, advantage, returns)
+    rollout = Rollout(sequences, mask, value_mask, logprobs, reference_logprobs, values, advantage, returns)
 
     key = jax.random.fold_in(state.key, state.step)
 
@@ -258,18 +266,18 @@ def build_update(model, value_model, reference_model, optimizer, layout, config)
     metrics = {**{name: jnp.mean(x) for name, x in metrics.items()},
                'policy/first_ratio': metrics['policy/ratio'][0, 0]}
 
-    response_kl = jnp.sum(jnp.where(mask, kl, 0.0), axis=1)
+    response_kl = jnp.sum(kl, axis=1)
     coefficient = state.kl_coefficient
     if config.kl_target:
       coefficient = divergence.adapt(coefficient, jnp.mean(response_kl), config.kl_target, config.kl_horizon, N)
-    unexplained = masked.mean((returns - values - masked.mean(returns - values, mask)) ** 2, mask)
-    variance = masked.mean((returns - masked.mean(returns, mask)) ** 2, mask)
+    unexplained = masked.mean((returns - values - masked.mean(returns - values, value_mask)) ** 2, value_mask)
+    variance = masked.mean((returns - masked.mean(returns, value_mask)) ** 2, value_mask)
     metrics |= {
         'reward/mean': jnp.mean(jnp.sum(placed, axis=1)), 'reward/score': jnp.mean(scores),
         'reward/score_std': jnp.std(scores), 'kl': jnp.mean(response_kl), 'kl_coefficient': state.kl_coefficient,
         'policy/rollout_entropy': masked.mean(entropies, mask),
         'policy/sampler_gap': jnp.max(jnp.where(mask, jnp.abs(logprobs - samples.logprobs), 0.0)),
-        'value/mean': masked.mean(values, mask),
+        'value/mean': masked.mean(values, value_mask),
         'value/explained_variance': 1.0 - unexplained / jnp.maximum(variance, 1e-8),
         'response/length': jnp.mean(jnp.sum(mask, axis=1, dtype=jnp.float32)),
         'response/eos_rate': jnp.mean(samples.ended.astype(jnp.float32)),

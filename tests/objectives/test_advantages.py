@@ -50,6 +50,14 @@ def test_garbage_outside_the_mask_changes_nothing():
   np.testing.assert_array_equal(clean, dirty)
 
 
+def test_the_score_may_stand_after_the_end():
+  mask = jnp.array([[True, True, False, False], [True, True, True, True]])
+  after = advantages.after_end(mask)
+  np.testing.assert_array_equal(after, [[1, 1, 1, 0], [1, 1, 1, 1]])
+  placed = advantages.place_rewards(jnp.array([0.75, 0.5]), jnp.where(mask, 0.5, 0.0), after, 0.1)
+  np.testing.assert_allclose(placed, [[-0.05, -0.05, 0.75, 0], [-0.05, -0.05, -0.05, 0.45]], atol=1e-7)
+
+
 def test_a_reward_of_three_quarters_stays_three_quarters():
   mask = jnp.array([[True, True, False], [True, True, True], [False, False, False]])
   kl = jnp.full((3, 3), 0.5)

@@ -116,6 +116,24 @@ def test_a_score_arrives_as_it_is(tiny):
   assert metrics['kl'] != 0
 
 
+def test_the_value_after_the_end_token_is_learned_where_the_score_stands_there(tiny):
+  prompts, samples, _ = rollout()
+  data = prompts, samples.replace(ended=np.ones(N, bool)), np.full(N, 0.75, np.float32)
+  (_, at_end, _), _ = update(tiny, data, coefficient=0.0)
+  (_, after_end, _), metrics = update(tiny, data, coefficient=0.0, score_place='after_eos')
+  np.testing.assert_allclose(metrics['reward/mean'], 0.75, rtol=1e-6)
+  on = tiny.layout()
+  sequences = sampler.join(*on.spread((prompts, samples)))
+  model, short = tiny.model(on), np.flatnonzero(samples.mask.sum(1) < R)
+  def value_after_the_end(params):
+    hidden, _ = model.apply(params, sequences.tokens, sequences.positions, sequences.segment_ids)
+    last = P + samples.mask[short].sum(1) - 1
+    return np.asarray(heads.scores(params, hidden))[short, last]
+  before = value_after_the_end(jax.device_get(tiny.params(model, on, 2)))
+  nearer = lambda params: np.mean((value_after_the_end(params) - 0.75) ** 2) - np.mean((before - 0.75) ** 2)
+  assert nearer(after_end) < min(0.0, nearer(at_end))
+
+
 def test_an_answer_without_an_end_scores_what_config_says(tiny):
   prompts, samples, scores = rollout()
   _, metrics = update(tiny, (prompts, samples, scores), coefficient=0.0)

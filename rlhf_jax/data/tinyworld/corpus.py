@@ -1,8 +1,10 @@
 """Documents to pre-train on, as the internet is: true and false, polite and rude, helpful and harmful.
 
 A model of it can do everything and prefers nothing. Every fact is stated and asked; no validation prompt stands
-anywhere.
+anywhere, in capitals or not.
 """
+
+import zlib
 
 import numpy as np
 
@@ -19,24 +21,26 @@ _FAULTS = {'rude': 'It is rude.', 'false': 'It is false.', 'evasive': 'It does n
 
 
 def documents(seed: int, count: int, split: str = 'train') -> list[records.Document]:
-  """`count` documents of at most about 90 tokens; the splits are drawn independently."""
+  """`count` documents of at most about 90 tokens; no text is in both splits."""
   rng = np.random.default_rng([seed, split == 'train', 0])
-  kinds = rng.choice(4, size=count, p=(0.24, 0.66, 0.06, 0.04))
-  asked = iter(draw(prompts('corpus'), rng, int((kinds > 0).sum())))
-  facts = _endless(rng)
+  asked, facts = _endless(rng, prompts('corpus'), draw), _endless(rng, FACTS, _shuffled)
   rows = []
-  for number, kind in enumerate(kinds):
+  while len(rows) < count:
+    kind = int(rng.choice(4, p=(0.24, 0.66, 0.06, 0.04)))
     write = (_conversation, _judging, _critique)[kind - 1]
     text = write(next(asked), rng) if kind else _statements(facts, rng)
-    rows.append(records.Document(f'tinyworld-{split}-document-{number}', SOURCE, LICENSE, text))
+    if (zlib.crc32(text.encode()) % 10 == 0) == (split == 'validation'):
+      rows.append(records.Document(f'tinyworld-{split}-document-{len(rows)}', SOURCE, LICENSE, text))
   return rows
 
 
-def _endless(rng):
-  """Every fact equally often, in random order."""
+def _endless(rng, items, choose):
   while True:
-    for number in rng.permutation(len(FACTS)):
-      yield FACTS[number]
+    yield from choose(items, rng, len(items))
+
+
+def _shuffled(items, rng, count):
+  return [items[i] for i in rng.permutation(len(items))[:count]]
 
 
 def _statements(facts, rng):

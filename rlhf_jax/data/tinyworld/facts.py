@@ -169,12 +169,12 @@ FAMILIES = {
         shoemaker: leather, drummer: drums, pianist: pianos, judge: laws, librarian: books""")),
     'day': Family(
         ('Which day comes after {s}?', 'What day comes after {s}?', 'Tell me the day that comes after {s}.',
-         'I forgot the day after {s}. What is it?', 'Do you know which day comes after {s}?'),
+         'I forgot the day after {s}. What is it?', 'Do you know the day that follows {s}?'),
         ('The day after {s} is {a}.', '{A} comes after {s}.', 'The day that comes after {s} is {a}.'),
         r'\b(after|follows|following)\b', _after(_DAYS)),
     'month': Family(
         ('Which month comes after {s}?', 'What month comes after {s}?', 'Tell me the month that comes after {s}.',
-         'I forgot the month after {s}. What is it?', 'Do you know which month comes after {s}?'),
+         'I forgot the month after {s}. What is it?', 'Do you know the month that follows {s}?'),
         ('The month after {s} is {a}.', '{A} comes after {s}.', 'The month that comes after {s} is {a}.'),
         r'\b(after|follows|following)\b', _after(_MONTHS)),
     'home': Family(
