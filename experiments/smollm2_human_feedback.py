@@ -25,16 +25,16 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
       sampling=dict(max_new_tokens=40), optimizer=dict(learning_rate=2e-5, warmup_steps=5),
       loop=dict(steps=40, eval_every=20, save_every=20, log_every=1))
   config.reward = dict(
-      init='sft', batch_size=2, responses_per_row=9, length=128, eval_records=160,
+      init='sft', batch_size=2, responses_per_row=9, length=128, eval_records=480,
       data=data('preferences', 'rankings'), demonstrations=data('sft'), centre_records=32,
       optimizer=dict(learning_rate=3e-5, warmup_steps=5),
-      loop=dict(steps=40, eval_every=40, save_every=20, log_every=1))
+      loop=dict(steps=40, eval_every=0, save_every=20, log_every=1))
   config.ppo = dict(
       batch_size=16, length=48, epochs=1, minibatches=1, microbatches=1, missing_eos=False, kl_coefficient=0.05,
-      eval_records=32, data=data('prompts'), sampling=sampling, optimizer=dict(learning_rate=2e-5),
+      eval_records=96, data=data('prompts'), sampling=sampling, optimizer=dict(learning_rate=2e-5),
       loop=dict(steps=25, eval_every=25, save_every=25, log_every=1))
   config.evaluation = dict(
-      models=dict(sft='sft', ppo='ppo'), judge='reward', batch_size=16, data=dict(data('prompts'), count=64),
+      models=dict(sft='sft', ppo='ppo'), judge='reward', batch_size=16, data=dict(data('prompts'), count=160),
       sampling=sampling)
   if tiny:
     for name in config.stages:

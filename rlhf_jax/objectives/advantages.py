@@ -53,3 +53,44 @@ def gae(rewards, values, mask, discount: float, smoothing: float):
   _, advantages = jax.lax.scan(back, start, (rewards.T, values.T, mask.T), reverse=True)
   advantages = jnp.where(mask, advantages.T, 0.0)
   return advantages, jnp.where(mask, advantages + values, 0.0)
+
+
+def leave_one_out(rewards):
+  """r_i − mean_{j ≠ i} r_j of the answers to one prompt (RLOO: Ahmadian et al. 2024, arXiv:2402.14740, eq. 8).
+
+  Args:
+    rewards: [B, K] float32, K answers to each prompt.
+
+  Returns:
+    [B, K] float32; 0 for K = 1. A constant added to all rewards of a prompt changes nothing, here and in the next two.
+  """
+  count = rewards.shape[1]
+  return above_mean(rewards) * (count / max(count - 1, 1))
+
+
+def above_mean(rewards):
+  """r_i − mean_j r_j (Dr. GRPO: Liu et al. 2025, arXiv:2503.20783, section 3.2). [B, K] → [B, K]."""
+  return rewards - jnp.mean(rewards, axis=1, keepdims=True)
+
+
+def standardised(rewards):
+  """(r_i − mean_j r_j) / (std_j r_j + 1e-4), the unbiased deviation (GRPO: Shao et al. 2024, arXiv:2402.03300, section
+  4.1.2). [B, K] → [B, K], 0 for K = 1."""
+  centred = above_mean(rewards)
+  deviation = jnp.sqrt(jnp.sum(centred**2, axis=1, keepdims=True) / max(rewards.shape[1] - 1, 1))
+  return centred / (deviation + 1e-4)
+
+
+def batch_baseline(rewards):
+  """r − the mean of the batch (REINFORCE with a baseline: Williams 1992, section 2). [B, K] → [B, K]."""
+  return rewards - jnp.mean(rewards)
+
+
+def batch_standardised(rewards):
+  """(r − mean) / std over the batch (REINFORCE++: Hu 2025, arXiv:2501.03262, eq. 9). [B, K] → [B, K]."""
+  centred = batch_baseline(rewards)
+  return centred * jax.lax.rsqrt(jnp.mean(centred**2) + 1e-8)
+
+
+GROUP = {'leave_one_out': leave_one_out, 'above_mean': above_mean, 'standardised': standardised,
+         'batch_baseline': batch_baseline, 'batch_standardised': batch_standardised}

@@ -30,7 +30,7 @@ from rlhf_jax.runtime import metrics as metrics_lib
 DEFAULTS = dict(
     steps=1000,  # updates
     log_every=10,  # steps between lines of metrics.jsonl; 0 = the last step only, as in the next two
-    eval_every=100,  # steps between evaluations
+    eval_every=100,  # steps between evaluations; the first is of the model as it begins
     save_every=200,  # steps between checkpoints
     keep=2,  # checkpoints kept, at least 1
     tensorboard=True,  # also write TensorBoard events
@@ -97,8 +97,8 @@ def run(stage: Stage, config, directory, meta: dict):
     step = int(jax.device_get(state.step))
     if step >= config.steps and done.exists():
       return state
-    writer = stack.enter_context(
-        metrics_lib.Writer(directory, config.tensorboard, config.wandb_project, resume_step=step))
+    writer = stack.enter_context(metrics_lib.Writer(
+        directory, config.tensorboard, config.wandb_project, resume_step=step or -1))  # step 0 is evaluated again
     progress = stack.enter_context(_Progress(stage.name, step, config.steps))
     if jax.process_index() == 0:
       done.unlink(missing_ok=True)
@@ -110,6 +110,8 @@ def run(stage: Stage, config, directory, meta: dict):
         writer.flush()
         saver.save(step, state, data_state, {'user': meta, 'seconds': earlier + time.monotonic() - began})
 
+    if stage.evaluate and config.eval_every and step == 0:
+      _evaluate(stage, state, step, writer, progress)
     while step < config.steps and not signum:
       started = time.monotonic()
       try:

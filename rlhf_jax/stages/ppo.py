@@ -202,8 +202,8 @@ def build_update(model, value_model, reference_model, optimizer, layout, config)
     logprobs, entropies, values = forward(
         model, value_model, policy_params, value_params, rollout.sequences, rollout.mask.shape[1], temperature)
     mask = rollout.mask
-    policy, ratios, held = policy_gradient.clipped_policy(
-        logprobs, rollout.logprobs, rollout.advantages, config.clip)
+    policy, ratios, held = policy_gradient.clipped(
+        logprobs, rollout.logprobs, rollout.advantages, mask, config.clip, config.clip)
     value, value_held = policy_gradient.clipped_value(values, rollout.values, rollout.returns, config.value_clip)
     total = lambda x: masked.total(x, mask)
     weight = masked.total(1.0, mask)

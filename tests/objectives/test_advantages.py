@@ -67,3 +67,27 @@ def test_a_reward_of_three_quarters_stays_three_quarters():
   np.testing.assert_array_equal(whole.sum(1), [0.75, 0.75, 0.0])
   _, returns = advantages.gae(whole, jnp.zeros((3, 3)), mask, 1.0, 1.0)
   np.testing.assert_array_equal(returns[0], [0.75, 0.75, 0.0])
+
+
+def test_group_advantages_by_hand():
+  rewards = jnp.array([[1.0, 2.0, 6.0], [4.0, 4.0, 4.0]])
+  expected = {
+      'leave_one_out': [[-3.0, -1.5, 4.5], [0, 0, 0]],
+      'above_mean': [[-2.0, -1.0, 3.0], [0, 0, 0]],
+      'standardised': np.array([[-2.0, -1.0, 3.0], [0, 0, 0]]) / (7 ** 0.5 + 1e-4),
+      'batch_baseline': np.asarray(rewards) - 3.5,
+      'batch_standardised': (np.asarray(rewards) - 3.5) / np.std(rewards)}
+  assert set(expected) == set(advantages.GROUP)
+  for name, values in expected.items():
+    np.testing.assert_allclose(advantages.GROUP[name](rewards), values, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize('name', advantages.GROUP)
+def test_group_advantages_do_not_move_with_the_reward_and_know_no_order(name):
+  rewards = jnp.float32(np.random.default_rng(0).normal(size=(5, 4)))
+  of = advantages.GROUP[name]
+  np.testing.assert_allclose(of(rewards + 100.0), of(rewards), atol=2e-4)
+  order = np.random.default_rng(1).permutation(5)
+  np.testing.assert_allclose(of(rewards[order][:, ::-1]), of(rewards)[order][:, ::-1], atol=1e-6)
+  alone = of(jnp.array([[7.0]]))
+  assert np.isfinite(alone).all() and alone == 0  # no NaN
