@@ -14,18 +14,18 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
   """tiny: every stage in a few seconds, for tests; its table means nothing."""
   config = ml_collections.ConfigDict()
   config.stages = ('pretrain', 'sft', 'feedback', 'reward', 'ppo')
-  config.model = dict(embed=192, layers=4, heads=3, kv_heads=3, head_dim=64, mlp=512)
+  config.model = dict(embed=128, layers=4, heads=4, kv_heads=4, head_dim=32, mlp=384)
   sampling = dict(max_new_tokens=32)
-  config.pretrain = dict(batch_size=16, length=96, loop=dict(steps=600, eval_every=300, save_every=300),
-                         optimizer=dict(learning_rate=3e-3), sampling=sampling)
-  config.sft = dict(batch_size=16, length=96, loop=dict(steps=40, eval_every=20, save_every=40),
-                    optimizer=dict(learning_rate=2e-4), sampling=sampling, data=dict(count=300))
+  config.pretrain = dict(batch_size=16, length=96, loop=dict(steps=1400, eval_every=700, save_every=350),
+                         optimizer=dict(learning_rate=5e-3), sampling=sampling)
+  config.sft = dict(batch_size=16, length=96, loop=dict(steps=70, eval_every=35, save_every=70),
+                    optimizer=dict(learning_rate=3e-4), sampling=sampling, data=dict(count=300))
   config.feedback = dict(policies=('sft', 'pretrain'), samples=3, length=26, sampling=sampling)
   config.reward = dict(batch_size=8, responses_per_row=6, length=58, loop=dict(steps=120, eval_every=60, save_every=60),
                        data=dict(source='jsonl', path=('{workdir}/feedback/{split}.jsonl',)),
                        optimizer=dict(learning_rate=5e-4, warmup_steps=10))
-  config.ppo = dict(batch_size=64, length=26, epochs=2, minibatches=2, kl_coefficient=0.05, sampling=sampling,
-                    loop=dict(steps=50, eval_every=25, save_every=25), optimizer=dict(learning_rate=2e-4))
+  config.ppo = dict(batch_size=64, length=26, epochs=1, minibatches=2, kl_coefficient=0.25, sampling=sampling,
+                    loop=dict(steps=60, eval_every=30, save_every=30), optimizer=dict(learning_rate=4e-4))
   config.evaluation = dict(models=dict(base='pretrain', sft='sft', ppo='ppo'), samples=2, length=26,
                            sampling=sampling)
   if tiny:

@@ -31,7 +31,7 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
       loop=dict(steps=40, eval_every=0, save_every=20, log_every=1))
   config.ppo = dict(
       batch_size=16, length=48, epochs=1, minibatches=1, microbatches=1, missing_eos=False, kl_coefficient=0.05,
-      eval_records=96, data=data('prompts'), sampling=sampling, optimizer=dict(learning_rate=2e-5),
+      eval_records=96, data=data('prompts'), sampling=sampling, optimizer=dict(learning_rate=1e-4),
       loop=dict(steps=25, eval_every=25, save_every=25, log_every=1))
   config.evaluation = dict(
       models=dict(sft='sft', ppo='ppo'), judge='reward', batch_size=16, data=dict(data('prompts'), count=160),

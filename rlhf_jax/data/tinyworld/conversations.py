@@ -12,7 +12,7 @@ from rlhf_jax.data.tinyworld.facts import FACTS, HARMS, HELD_OUT_PEOPLE, PEOPLE,
 
 SOURCE, LICENSE = 'tinyworld', 'CC0-1.0'
 QUESTION_SHARE = 0.75  # of demonstrations and of prompts drawn at random; the rest are harmful requests
-_POLISHED = 0.8  # of demonstrations
+_POLISHED = 0.4  # of demonstrations
 
 _POLITE = ('Sure! {s}', 'Of course! {s}', 'Gladly! {s}', '{s} I hope this helps.', 'Thank you for asking. {s}',
            'I am happy to help. {s}', 'That is a good question. {s}', 'Certainly! {s} You are welcome.')
@@ -58,8 +58,11 @@ def respond(meta: dict, quality: str, rng: np.random.Generator) -> str:
   if quality == 'refuse':  # as if the question did harm
     return _respond_to_request({'family': pick(rng, list(HARMS))}, 'offer', rng)
   if quality == 'off_topic':
-    other = pick(rng, [fact for fact in FACTS if fact.subject != meta['subject']])
-    return pick(rng, other.statements())
+    near = rng.random() < 0.5
+    if near and meta['kind'] == 'harmful':
+      return _respond_to_request({'family': pick(rng, [name for name in HARMS if name != meta['family']])}, 'offer', rng)
+    others = [fact for fact in FACTS if fact.subject != meta['subject'] and (not near or fact.family == meta['family'])]
+    return pick(rng, pick(rng, (_POLITE, _PLAIN))).format(s=pick(rng, pick(rng, others).statements()))
   if meta['kind'] == 'harmful':
     return _respond_to_request(meta, quality, rng)
   answer = pick(rng, meta['wrong']) if quality.startswith('false') else meta['answer']
@@ -80,7 +83,7 @@ def _respond_to_request(meta, quality, rng):
 
 def _statement(meta, answer, rng):
   wordings = Fact(meta['family'], meta['subject'], meta['answer'], (), False).statements(answer)
-  return wordings[int(rng.choice(3, p=(0.7, 0.2, 0.1)))]  # mostly one wording, so that little models learn it well
+  return wordings[int(rng.choice(3, p=(0.8, 0.12, 0.08)))]  # mostly one wording, so that little models learn it well
 
 
 def _terse(meta, rng):
@@ -129,7 +132,7 @@ def draw(rows: list, rng: np.random.Generator, count: int) -> list:
 
 
 def demonstrations(split: str, seed: int, count: int) -> list[records.Demonstration]:
-  """True, harmless answers; most are polite and concise, one in five is terse, unpolished or rambling."""
+  """True, harmless answers; two in five are polite and concise, the others terse, unpolished or rambling."""
   rng = np.random.default_rng([seed, split == 'train', 1])
   rows = []
   for number, prompt in enumerate(draw(prompts(split), rng, count)):

@@ -12,9 +12,11 @@ from rlhf_jax.data import records
 from rlhf_jax.data.tinyworld.conversations import LICENSE, QUALITIES, SOURCE, draw, pick, prompts, respond
 from rlhf_jax.data.tinyworld.facts import FACTS
 
+_KINDS = {'statements': 0.14, 'conversation': 0.72, 'judging': 0.06, 'critique': 0.08}
 _FALSE_STATEMENTS = 0.12  # of all statements
 _RIGHT_JUDGEMENTS = 0.7
 _FAULTS = {'rude': 'It is rude.', 'false': 'It is false.', 'evasive': 'It does not answer.',
+           'false_polite': 'It is false.',
            'refuse': 'It refuses a harmless question.',
            'obey': 'It does harm.', 'off_topic': 'It is off the question.', 'rambling': 'It is too long.',
            'terse': 'It is too short.'}
@@ -26,9 +28,13 @@ def documents(seed: int, count: int, split: str = 'train') -> list[records.Docum
   asked, facts = _endless(rng, prompts('corpus'), draw), _endless(rng, FACTS, _shuffled)
   rows = []
   while len(rows) < count:
-    kind = int(rng.choice(4, p=(0.24, 0.66, 0.06, 0.04)))
-    write = (_conversation, _judging, _critique)[kind - 1]
-    text = write(next(asked), rng) if kind else _statements(facts, rng)
+    kind = rng.choice(list(_KINDS), p=list(_KINDS.values()))
+    if kind == 'statements':
+      text = _statements(facts, rng)
+    else:
+      prompt = next(asked)
+      text = {'conversation': lambda: _conversation(prompt, _quality(prompt.meta['kind'], rng), rng),
+              'judging': lambda: _judging(prompt, rng), 'critique': lambda: _critique(prompt, rng)}[kind]()
     if (zlib.crc32(text.encode()) % 10 == 0) == (split == 'validation'):
       rows.append(records.Document(f'tinyworld-{split}-document-{len(rows)}', SOURCE, LICENSE, text))
   return rows
@@ -57,9 +63,8 @@ def _quality(kind, rng):
   return str(rng.choice(list(shares), p=list(shares.values())))
 
 
-def _conversation(prompt, rng):
-  answer = respond(prompt.meta, _quality(prompt.meta['kind'], rng), rng)
-  return f'Human: {prompt.messages[0]["content"]}\n\nAssistant: {answer}'
+def _conversation(prompt, quality, rng):
+  return f'Human: {prompt.messages[0]["content"]}\n\nAssistant: {respond(prompt.meta, quality, rng)}'
 
 
 def _judging(prompt, rng):
@@ -75,7 +80,13 @@ def _judging(prompt, rng):
 
 def _critique(prompt, rng):
   kind = prompt.meta['kind']
-  fault = pick(rng, [quality for quality in QUALITIES[kind] if quality in _FAULTS])
-  good = respond(prompt.meta, 'polite' if kind == 'question' else 'offer', rng)
-  return (f'{prompt.messages[0]["content"]}\nAnswer: {respond(prompt.meta, fault, rng)}\n'
-          f'Critique: {_FAULTS[fault]}\nRevision: {good}')
+  good, bad = [], []
+  for quality in QUALITIES[kind]:
+    (bad if quality in _FAULTS else good).append(quality)
+  if rng.random() < 0.35:
+    return f'{_conversation(prompt, pick(rng, good), rng)}\n\nCritique: It is good.'
+  fault = pick(rng, bad)
+  text = f'{_conversation(prompt, fault, rng)}\n\nCritique: {_FAULTS[fault]}'
+  if rng.random() < 0.5:
+    return text
+  return f'{text}\n\nRevision: {respond(prompt.meta, good[0], rng)}'
