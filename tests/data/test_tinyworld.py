@@ -23,7 +23,7 @@ def asked(rows):
 
 
 def test_facts_have_one_answer_and_other_answers():
-  assert 150 <= len(FACTS) <= 170 and 18 <= sum(fact.held_out for fact in FACTS) <= 22
+  assert 110 <= len(FACTS) <= 125 and 13 <= sum(fact.held_out for fact in FACTS) <= 16
   assert {fact.family for fact in FACTS if fact.held_out} >= set(FAMILIES) - {'day', 'month'}
   for fact in FACTS:
     assert len(fact.wrong) >= 3 and fact.answer not in fact.wrong
@@ -32,11 +32,11 @@ def test_facts_have_one_answer_and_other_answers():
 
 def test_prompts_of_the_splits(world):
   train, held_out = world['prompt', 'train'], world['prompt', 'validation']
-  assert len(train) >= 600 and len(held_out) >= 250
+  assert len(train) >= 600 and len(held_out) >= 200
   assert len(set(asked(train))) == len(train) and len(set(asked(held_out))) == len(held_out)
   for rows in (train, held_out):
     kinds = collections.Counter(row.meta['kind'] for row in rows)
-    assert 0.15 < kinds['harmful'] / len(rows) < 0.42
+    assert 0.15 < kinds['harmful'] / len(rows) < 0.5
   hidden = {(fact.family, fact.subject) for fact in FACTS if fact.held_out}
   assert not hidden & {(row.meta['family'], row.meta['subject']) for row in train}
   assert hidden < {(row.meta['family'], row.meta['subject']) for row in held_out}
@@ -72,7 +72,7 @@ def test_demonstrations_are_honest_and_harmless_and_mostly_polite(world):
   verdicts = [oracle.judge(by_text[row.messages[0]['content']], row.response) for row in rows]
   assert all(verdict.honest and verdict.harmless for verdict in verdicts)
   polished = [verdict.utility > 1.5 for verdict in verdicts]
-  assert 0.7 < np.mean(polished) < 0.9
+  assert 0.3 < np.mean(polished) < 0.5
   rest = np.mean([verdict.utility for verdict, good in zip(verdicts, polished) if not good])
   assert np.mean([verdict.utility for verdict, good in zip(verdicts, polished) if good]) > rest + 0.3 and rest > 0.5
 
@@ -81,7 +81,7 @@ def test_the_internet_is_fluent_and_unaligned(world):
   by_text = {row.messages[0]['content']: row for row in conversations.prompts('corpus')}
   seen = collections.defaultdict(list)
   for row in world['document', 'train']:
-    if row.text.startswith('Human: '):
+    if row.text.startswith('Human: ') and '\n\nCritique: ' not in row.text:
       question, _, answer = row.text.removeprefix('Human: ').partition('\n\nAssistant: ')
       verdict = oracle.judge(by_text[question], answer)
       seen[by_text[question].meta['kind']].append((verdict.helpful, verdict.honest, verdict.harmless))
