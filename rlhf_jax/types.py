@@ -41,7 +41,10 @@ class Rankings:
     tokens, positions, segment_ids: [B, K, T] int32, right-padded: prompt, response, end of turn; segment 1.
     group: [B, K] int32, 0 = no response in this place, equal numbers = same prompt.
     ranks: [B, K] int32, 1 = best, equal = tie.
-    index: [B, K] int32, the record's place in its data set.
+    index: [B, K] int32, the record's place in its data set; -1 where the place is empty.
+    begins: [B, K] int32, where the response begins.
+    confidence: [B, K] float32, the probability that the order of the response's prompt is right.
+    reference_logprobs: [B, K] float32, log π_ref(y|x) where it was computed beforehand, else 0.
   """
   tokens: Array
   positions: Array
@@ -49,6 +52,9 @@ class Rankings:
   group: Array
   ranks: Array
   index: Array
+  begins: Array
+  confidence: Array
+  reference_logprobs: Array
 
 
 @flax.struct.dataclass

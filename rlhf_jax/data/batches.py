@@ -50,9 +50,8 @@ def rankings(examples, batch_size: int, places: int, length: int, seed: int, pro
   rows = _share(batch_size, process_count)
   _check_places(examples, places)
   data = _shuffled(examples, seed, process_index, process_count)
-  data = _packed(data, {name: places for name in ('tokens', 'lengths', 'ranks', 'index')}, rows)
-  return iter(data.batch(rows).map(lambda batch: _rankings(
-      batch['tokens'], batch['lengths'], batch['tokens_segment_ids'], batch['ranks'], batch['index'])))
+  data = _packed(data, {name: places for name in examples[0]}, rows)
+  return iter(data.batch(rows).map(lambda batch: _rankings({**batch, 'group': batch['tokens_segment_ids']})))
 
 
 def rankings_once(examples, batch_size: int, places: int, length: int):
@@ -67,14 +66,14 @@ def rankings_once(examples, batch_size: int, places: int, length: int):
 
   def whole(row):
     count = sum(len(example['ranks']) for example in row)
-    fill = lambda name, shape: np.concatenate(
-        [example[name] for example in row] + [np.zeros((places - count, *shape), np.int32)])
+    fill = lambda name: np.concatenate([example[name] for example in row] + [
+        np.zeros((places - count, *examples[0][name].shape[1:]), examples[0][name].dtype)])
     group = np.concatenate([np.full(len(example['ranks']), number) for number, example in enumerate(row, 1)]
                            + [np.zeros(places - count)]).astype(np.int32)
-    return {'tokens': fill('tokens', (length,)), 'group': group, **{n: fill(n, ()) for n in ('lengths', 'ranks', 'index')}}
+    return {'group': group, **{name: fill(name) for name in examples[0]}}
 
   for part in _parts([whole(row) for row in rows], batch_size, whole([])):
-    yield _rankings(part['tokens'], part['lengths'], part['group'], part['ranks'], part['index'])
+    yield _rankings(part)
 
 
 def prompts(examples, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1):
@@ -146,11 +145,14 @@ def _sequences(batch):
                    segment_ids=batch['tokens_segment_ids'].astype(np.int32), loss_mask=batch['targets'])
 
 
-def _rankings(tokens, lengths, group, ranks, index):
-  inside = np.arange(tokens.shape[-1]) < lengths[..., None]
+def _rankings(batch):
+  tokens, group = batch['tokens'], batch['group'].astype(np.int32)
+  inside = np.arange(tokens.shape[-1]) < batch['lengths'][..., None]
   positions = np.where(inside, np.arange(tokens.shape[-1]), 0).astype(np.int32)
-  return Rankings(tokens=tokens, positions=positions, segment_ids=inside.astype(np.int32),
-                  group=group.astype(np.int32), ranks=ranks, index=np.where(group > 0, index, -1))
+  return Rankings(tokens=tokens, positions=positions, segment_ids=inside.astype(np.int32), group=group,
+                  ranks=batch['ranks'], index=np.where(group > 0, batch['index'], -1), begins=batch['begins'],
+                  confidence=batch['confidence'],
+                  reference_logprobs=batch.get('reference_logprobs', np.zeros(group.shape, np.float32)))
 
 
 def _check_places(examples, places):

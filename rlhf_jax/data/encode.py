@@ -47,9 +47,11 @@ def demonstrations(rows, tokenizer, length: int, overlong: str = 'drop') -> list
 
 
 def rankings(rows, tokenizer, length: int, overlong: str = 'drop') -> list[dict]:
-  """Rankings of k responses → {'tokens' [k, length] int32, 'lengths', 'ranks', 'index' [k] int32}.
+  """Rankings of k responses → {'tokens' [k, length], 'begins', 'lengths', 'ranks', 'index' [k] int32,
+  'confidence' [k] float32}.
 
-  Each row of tokens is the prompt, one response and its end token, then padding. `index` is the record's place in rows.
+  Each row of tokens is the prompt, one response, which `begins` somewhere, and its end token, then padding. `index` is
+  the record's place in rows.
   """
   examples = []
   for index, row in enumerate(rows):
@@ -62,8 +64,9 @@ def rankings(rows, tokenizer, length: int, overlong: str = 'drop') -> list[dict]
     for place, response in zip(tokens, responses):
       place[:len(prompt) + len(response)] = prompt + response
     examples.append({
-        'tokens': tokens, 'lengths': np.array([len(prompt) + len(response) for response in responses], np.int32),
-        'ranks': np.array(row.ranks, np.int32), 'index': np.full(len(responses), index, np.int32)})
+        'tokens': tokens, 'begins': np.full(len(responses), len(prompt), np.int32), 'lengths': np.array([len(prompt) + len(response) for response in responses], np.int32),
+        'ranks': np.array(row.ranks, np.int32), 'index': np.full(len(responses), index, np.int32),
+        'confidence': np.full(len(responses), row.confidence, np.float32)})
   return _some(examples, 'ranking', length, len(rows))
 
 

@@ -35,7 +35,7 @@ class Demonstration:
 
 @dataclasses.dataclass(frozen=True)
 class Preference:
-  """Two answers of which a person chose one."""
+  """Two answers of which a person chose one; `confidence` is the probability that they chose right."""
   id: str
   source: str
   license: str
@@ -43,12 +43,13 @@ class Preference:
   messages: list
   chosen: str
   rejected: str
+  confidence: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
   """K answers in a person's order: `ranks` in the order of `responses`, 1 = best, equal = tie. `context` (may be
-  empty) stands before the last message."""
+  empty) stands before the last message. `confidence` is the probability that any pair of them is in the right order."""
   id: str
   source: str
   license: str
@@ -57,6 +58,7 @@ class Ranking:
   messages: list
   responses: list
   ranks: list
+  confidence: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +73,8 @@ class Prompt:
 
 TYPES = {'document': Document, 'demonstration': Demonstration, 'preference': Preference, 'ranking': Ranking,
          'prompt': Prompt}
-_OPTIONAL = {'source': '', 'license': '', 'domain': '', 'context': '', 'meta': {}}
-_KINDS = {'messages': list, 'responses': list, 'ranks': list, 'meta': dict}
+_OPTIONAL = {'source': '', 'license': '', 'domain': '', 'context': '', 'meta': {}, 'confidence': 1.0}
+_KINDS = {'messages': list, 'responses': list, 'ranks': list, 'meta': dict, 'confidence': float}
 
 
 def parse(kind: str, fields: dict, where: str):
@@ -96,6 +98,8 @@ def parse(kind: str, fields: dict, where: str):
     expected = _KINDS.get(field.name, str)
     if field.name in ('id', 'source', 'license', 'domain'):
       value = str(value)
+    if expected is float and type(value) is int:
+      value = float(value)
     if not isinstance(value, expected):
       raise UserError(f'{where}: field "{field.name}": expected {_said(expected)}, got {value!r:.60}')
     values[field.name] = value
@@ -103,11 +107,13 @@ def parse(kind: str, fields: dict, where: str):
     _check_messages(values['messages'], where)
   if kind == 'ranking':
     _check_ranking(values, where)
+  if not 0 <= values.get('confidence', 1.0) <= 1:
+    raise UserError(f'{where}: field "confidence": expected a probability, got {values["confidence"]}')
   return TYPES[kind](**values)
 
 
 def _said(kind):
-  return {str: 'a text', list: 'a list', dict: 'an object'}[kind]
+  return {str: 'a text', list: 'a list', dict: 'an object', float: 'a number'}[kind]
 
 
 def _check_messages(messages, where):
@@ -133,7 +139,7 @@ def _check_ranking(values, where):
 def ranking(preference: Preference) -> Ranking:
   """A preference as a ranking of two."""
   return Ranking(preference.id, preference.source, preference.license, preference.domain, '', preference.messages,
-                 [preference.chosen, preference.rejected], [1, 2])
+                 [preference.chosen, preference.rejected], [1, 2], preference.confidence)
 
 
 def conversation(record) -> list:

@@ -92,5 +92,18 @@ def batch_standardised(rewards):
   return centred * jax.lax.rsqrt(jnp.mean(centred**2) + 1e-8)
 
 
+def overlong_penalty(lengths, limit: int, buffer: int):
+  """What is added to the reward of a long answer: 0 up to limit − buffer tokens, falling to −1 at the limit (DAPO: Yu et
+  al. 2025, arXiv:2503.14476, eq. 13).
+
+  Args:
+    lengths: [N] int32, tokens.
+
+  Returns:
+    [N] float32.
+  """
+  return jnp.clip((limit - buffer - lengths) / buffer, -1.0, 0.0)
+
+
 GROUP = {'leave_one_out': leave_one_out, 'above_mean': above_mean, 'standardised': standardised,
          'batch_baseline': batch_baseline, 'batch_standardised': batch_standardised}

@@ -19,6 +19,9 @@ def k3(logprobs, reference_logprobs):
   return jnp.expm1(log_ratio) - log_ratio
 
 
+ESTIMATORS = {'k1': k1, 'k2': k2, 'k3': k3}
+
+
 def adapt(coefficient, kl, target: float, horizon: float, episodes: int):
   """The next KL coefficient (Ziegler et al. 2019, arXiv:1909.08593, section 2.2, as in their code).
 

@@ -5,17 +5,24 @@ the mean. A response is what `Response` holds of it; in the formulas below
 
   h = log π(y)/π_ref(y),  Δ = h_better − h_worse,  |y| the number of response tokens, end token included,
 
-log-probabilities being summed over the response unless said otherwise. `c` is the settings' record: beta, smoothing,
-margin, sft_coefficient (docs/preference.md says which loss reads what).
+log-probabilities being summed over the response unless said otherwise. `c` is the Settings.
 """
 
-import flax.struct
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 
-@flax.struct.dataclass
-class Response:
+class Settings(NamedTuple):
+  """What the formulas call β, ε, γ and λ. A test or a stage may pass anything with these names."""
+  beta: float
+  smoothing: float | jax.Array = 0.0
+  margin: float = 0.0
+  sft_coefficient: float = 0.0
+
+
+class Response(NamedTuple):
   """What the losses need of responses; arrays of one shape, float32.
 
   Attributes:

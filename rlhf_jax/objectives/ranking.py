@@ -39,9 +39,20 @@ def pairwise(scores, ranks, group):
   Returns:
     (sum over prompts, number of prompts), [] float32.
   """
+  return over_pairs(jax.nn.softplus(scores[:, None, :] - scores[:, :, None]), ranks, group)
+
+
+def over_pairs(losses, ranks, group):
+  """The mean over the pairs of each prompt, then over the prompts that have one.
+
+  Args:
+    losses: [B, K, K] float32, of response i against response j.
+
+  Returns:
+    (sum over prompts, number of prompts), [] float32.
+  """
   pairs = better(ranks, group)
   count = jnp.maximum(_pairs_of_prompt(pairs, group), 1.0)[:, :, None]
-  losses = jax.nn.softplus(scores[:, None, :] - scores[:, :, None])
   return jnp.sum(jnp.where(pairs, losses / count, 0.0)), _prompts(pairs, group)
 
 

@@ -220,6 +220,11 @@ def _flat(tree) -> dict[str, Any]:
   return {jax.tree_util.keystr(path, simple=True, separator='.'): leaf for path, leaf in leaves}
 
 
+def fingerprint(tree) -> str:
+  """Names the values of a tree of global arrays, whatever their shardings: 64 hexadecimal digits."""
+  return hashlib.sha256(json.dumps(_describe(_flat(tree)), sort_keys=True).encode()).hexdigest()
+
+
 def _describe(arrays: dict[str, jax.Array]) -> dict[str, dict]:
   """Shape, dtype and fingerprint of every array, in JSON."""
   for name, leaf in arrays.items():

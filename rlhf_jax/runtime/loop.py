@@ -198,7 +198,8 @@ def _evaluate(stage, state, step, writer, progress):
     return
   writer.metrics(step, values)
   writer.samples(step, samples)
-  progress.say(f'{stage.name}: step {step}: ' + ', '.join(f'{k} {v:.4g}' for k, v in values.items()))
+  shown = [f'{name} {value:.4g}' for name, value in values.items()]
+  progress.say(f'{stage.name}: step {step}: ' + ', '.join(shown[:5] + ['…'] * (len(shown) > 5)))
   for line in lines[:2]:
     progress.say(f'  {line[:400]}')
 

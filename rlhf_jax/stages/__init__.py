@@ -1,5 +1,6 @@
 """The stages by kind. Each module has DEFAULTS, its section of a config, and run(context)."""
 
-from rlhf_jax.stages import feedback, ppo, pretrain, reward, sft
+from rlhf_jax.stages import feedback, policy_gradient, ppo, preference, pretrain, reward, sft
 
-STAGES = {'pretrain': pretrain, 'sft': sft, 'feedback': feedback, 'reward': reward, 'ppo': ppo}
+STAGES = {'pretrain': pretrain, 'sft': sft, 'feedback': feedback, 'reward': reward,
+          'preference': preference, 'ppo': ppo, 'policy_gradient': policy_gradient}

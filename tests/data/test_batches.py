@@ -12,7 +12,8 @@ LENGTHS = np.random.default_rng(0).integers(2, 12, 20)
 TEXTS = [{'tokens': np.full(n, i + 1, np.int32), 'targets': np.r_[0, np.ones(n - 1)].astype(np.float32)}
          for i, n in enumerate(LENGTHS)]
 RANKED = [{'tokens': np.full((k, 5), i, np.int32), 'lengths': np.full(k, 3, np.int32),
-           'ranks': np.arange(1, k + 1, dtype=np.int32), 'index': np.full(k, i, np.int32)}
+           'ranks': np.arange(1, k + 1, dtype=np.int32), 'index': np.full(k, i, np.int32),
+           'begins': np.ones(k, np.int32), 'confidence': np.ones(k, np.float32)}
           for i, k in enumerate(np.random.default_rng(1).integers(2, 6, 15))]
 ASKED = [{'tokens': np.full(4, i, np.int32), 'mask': np.ones(4, bool), 'index': np.int32(i)} for i in range(10)]
 
@@ -96,7 +97,9 @@ def test_batches_are_of_the_said_types():
           tokens=('int32', (4, 16)), positions=('int32', (4, 16)), segment_ids=('int32', (4, 16)),
           loss_mask=('float32', (4, 16)))
   batch = next(MAKERS['rankings']())
-  assert {str(x.dtype) for x in jax.tree.leaves(batch)} == {'int32'} and batch.ranks.shape == (2, 6)
+  real = {'confidence', 'reference_logprobs'}
+  assert {name for name, x in vars(batch).items() if x.dtype == 'float32'} == real and batch.ranks.shape == (2, 6)
+  assert {str(x.dtype) for name, x in vars(batch).items() if name not in real} == {'int32'}
   batch = next(MAKERS['prompts']())
   assert (str(batch.tokens.dtype), str(batch.mask.dtype), str(batch.index.dtype)) == ('int32', 'bool', 'int32')
 

@@ -72,7 +72,7 @@ def test_demonstrations_are_honest_and_harmless_and_mostly_polite(world):
   verdicts = [oracle.judge(by_text[row.messages[0]['content']], row.response) for row in rows]
   assert all(verdict.honest and verdict.harmless for verdict in verdicts)
   polished = [verdict.utility > 1.5 for verdict in verdicts]
-  assert 0.3 < np.mean(polished) < 0.5
+  assert 0.2 < np.mean(polished) < 0.4
   rest = np.mean([verdict.utility for verdict, good in zip(verdicts, polished) if not good])
   assert np.mean([verdict.utility for verdict, good in zip(verdicts, polished) if good]) > rest + 0.3 and rest > 0.5
 

@@ -91,3 +91,8 @@ def test_group_advantages_do_not_move_with_the_reward_and_know_no_order(name):
   np.testing.assert_allclose(of(rewards[order][:, ::-1]), of(rewards)[order][:, ::-1], atol=1e-6)
   alone = of(jnp.array([[7.0]]))
   assert np.isfinite(alone).all() and alone == 0  # no NaN
+
+
+def test_overlong_answers_cost_up_to_1():
+  got = advantages.overlong_penalty(jnp.array([1, 16, 18, 20, 25]), 20, 4)
+  np.testing.assert_allclose(got, [0.0, 0.0, -0.5, -1.0, -1.0])

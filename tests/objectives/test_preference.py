@@ -50,7 +50,7 @@ def as_response(values):
 def test_loss_and_gradient_against_float64(name, seed):
   w, l = responses(seed), responses(seed + 100)
   loss = lambda pw, pl: preference.PAIRS[name](
-      as_response(w).replace(logprobs=pw), as_response(l).replace(logprobs=pl), C)
+      as_response(w)._replace(logprobs=pw), as_response(l)._replace(logprobs=pl), C)
   pw, pl = jnp.float32(w[0]), jnp.float32(l[0])
   np.testing.assert_allclose(loss(pw, pl), by_hand(name, w, l), rtol=2e-5, atol=2e-5)
   got = jax.grad(lambda pw, pl: loss(pw, pl).sum(), argnums=(0, 1))(pw, pl)
@@ -64,7 +64,7 @@ def test_extremes_are_finite(name):
   """A response of probability one, an impossible one, and both the same."""
   w, l = (preference.Response(jnp.array(x), jnp.array(y), jnp.array([1.0, 2.0, 3.0]))
           for x, y in (([0.0, -500.0, -1.0], [-9.0, -1.0, -1.0]), ([-500.0, 0.0, -1.0], [-1.0, -9.0, -1.0])))
-  loss, slope = jax.value_and_grad(lambda x: preference.PAIRS[name](w.replace(logprobs=x), l, C).sum())(w.logprobs)
+  loss, slope = jax.value_and_grad(lambda x: preference.PAIRS[name](w._replace(logprobs=x), l, C).sum())(w.logprobs)
   assert np.isfinite(loss) and np.isfinite(slope).all()
 
 
@@ -72,15 +72,15 @@ def test_extremes_are_finite(name):
 def test_the_references_normaliser_changes_nothing(name):
   """A constant added to log π_ref of both responses of one length, as the partition function would be."""
   w, l = as_response(responses(0)), as_response(responses(1))
-  w, l = w.replace(lengths=jnp.full(w.lengths.shape, 7.0)), l.replace(lengths=jnp.full(l.lengths.shape, 7.0))
-  moved = [x.replace(reference_logprobs=x.reference_logprobs + 3.5) for x in (w, l)]
-  of = lambda w, l: jax.grad(lambda x: preference.PAIRS[name](w.replace(logprobs=x), l, C).sum())(w.logprobs)
+  w, l = w._replace(lengths=jnp.full(w.lengths.shape, 7.0)), l._replace(lengths=jnp.full(l.lengths.shape, 7.0))
+  moved = [x._replace(reference_logprobs=x.reference_logprobs + 3.5) for x in (w, l)]
+  of = lambda w, l: jax.grad(lambda x: preference.PAIRS[name](w._replace(logprobs=x), l, C).sum())(w.logprobs)
   np.testing.assert_allclose(of(w, l), of(*moved), rtol=1e-4, atol=1e-6)
 
 
 def test_kto_by_hand():
   response = preference.Response(jnp.array([-1.0, -4.0]), jnp.array([-3.0, -3.0]), jnp.array([2.0, 2.0]))
-  loss = lambda x: preference.kto(response.replace(logprobs=x), jnp.array([True, False]), jnp.float32(0.5), C)
+  loss = lambda x: preference.kto(response._replace(logprobs=x), jnp.array([True, False]), jnp.float32(0.5), C)
   sigmoid = lambda x: 1 / (1 + np.exp(-x))
   np.testing.assert_allclose(loss(response.logprobs), [1 - sigmoid(0.3 * 1.5), 1 - sigmoid(0.3 * 1.5)], rtol=1e-6)
   slope = 0.3 * sigmoid(0.45) * sigmoid(-0.45)

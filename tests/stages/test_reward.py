@@ -24,7 +24,9 @@ def rankings(T=T, seed=0):
   ranks = rng.integers(1, 4, (B, K)).astype(np.int32)
   inside = np.arange(T) < lengths[..., None]
   return Rankings(tokens=np.where(inside, tokens, 0), positions=np.where(inside, np.arange(T), 0).astype(np.int32),
-                  segment_ids=inside.astype(np.int32), group=group, ranks=ranks, index=np.zeros((B, K), np.int32))
+                  segment_ids=inside.astype(np.int32), group=group, ranks=ranks, index=np.zeros((B, K), np.int32),
+                  begins=lengths // 2, confidence=np.ones((B, K), np.float32),
+                  reference_logprobs=np.zeros((B, K), np.float32))
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from rlhf_jax.data.tinyworld.facts import FACTS, HARMS, HELD_OUT_PEOPLE, PEOPLE,
 
 SOURCE, LICENSE = 'tinyworld', 'CC0-1.0'
 QUESTION_SHARE = 0.75  # of demonstrations and of prompts drawn at random; the rest are harmful requests
-_POLISHED = 0.4  # of demonstrations
+_POLISHED = 0.3  # of demonstrations
 
 _POLITE = ('Sure! {s}', 'Of course! {s}', 'Gladly! {s}', '{s} I hope this helps.', 'Thank you for asking. {s}',
            'I am happy to help. {s}', 'That is a good question. {s}', 'Certainly! {s} You are welcome.')
@@ -132,7 +132,7 @@ def draw(rows: list, rng: np.random.Generator, count: int) -> list:
 
 
 def demonstrations(split: str, seed: int, count: int) -> list[records.Demonstration]:
-  """True, harmless answers; two in five are polite and concise, the others terse, unpolished or rambling."""
+  """True, harmless answers; three in ten are polite and concise, the others terse, unpolished or rambling."""
   rng = np.random.default_rng([seed, split == 'train', 1])
   rows = []
   for number, prompt in enumerate(draw(prompts(split), rng, count)):

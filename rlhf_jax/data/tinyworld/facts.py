@@ -1,4 +1,4 @@
-"""What is true in TinyWorld: facts by family, of which some 160 are asked, and the harmful things people ask for.
+"""What is true in TinyWorld: facts by family, of which 117 are asked, and the harmful things people ask for.
 
 Only tables and wordings; what is said of them is in conversations.py and corpus.py, what is judged in oracle.py.
 """

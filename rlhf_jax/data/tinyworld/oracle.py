@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import re
 
-from rlhf_jax.data.tinyworld import facts
 from rlhf_jax.data.tinyworld.facts import FAMILIES, HARMS, NUMBERS
 
 

@@ -1,0 +1,126 @@
+"""What the stages that learn from their own answers share: prompts, scores, the forward over answers, evaluation."""
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.data import batches, encode, sources
+from rlhf_jax.errors import UserError
+from rlhf_jax.evaluation import answers
+from rlhf_jax.feedback import rewards
+from rlhf_jax.models import heads
+from rlhf_jax.stages import common, reward
+
+DEFAULTS = dict(  # of a section, beside what the method needs
+    init='sft',
+    reference='sft',  # the KL penalty is against this one; it stays as it is
+    reward='reward',  # a stage that trained a reward model, its folder, a directory, or 'module:function' on texts;
+    # several: a tuple of them
+    reward_weights=(),  # of several rewards, in their order; 1 each unless said
+    standardise_rewards=False,  # each of several rewards to mean 0 and variance 1 over the batch before they are added
+    batch_size=64,  # prompts of a step, over all devices
+    samples=1,  # answers to each prompt
+    length=48,  # tokens of a prompt at most
+    overlong='drop',  # a longer prompt: drop (counted), truncate_left, error
+    minibatches=2,  # updates in a pass
+    microbatches=1,  # parts of a minibatch, one after the other, to save memory
+    missing_eos=True,  # an answer without an end token scores missing_eos_score, whatever the reward says
+    missing_eos_score=-1.0,
+    eval_records=64,  # held-out prompts
+    shown=4,  # answers written at each evaluation
+    data=dict(sources.DEFAULTS),
+)
+
+
+def check_batch(context: common.Context) -> None:
+  """Raises UserError where the answers of a step do not divide over minibatches, micro-batches and devices."""
+  section = context.section
+  common.check_batch(context, section.batch_size * section.samples, section.minibatches * section.microbatches)
+  common.check_batch(context, parts=1)
+
+
+def read_prompts(context: common.Context):
+  """(records, examples) of the training prompts, and of the held-out ones."""
+  section = context.section
+  records = {split: sources.load(section.data, 'prompt', split) for split in ('train', 'validation')}
+  records['validation'] = sources.evenly(records['validation'], section.eval_records)
+  return tuple((rows, encode.prompts(rows, context.tokenizer, section.length, section.overlong))
+               for rows in records.values())
+
+
+def build_scores(context: common.Context, *records) -> list:
+  """score(Prompts, Samples) → [B * K] float32 on the mesh, of the section's reward or weighted rewards: one function
+  for each list of records that Prompts.index may point at.
+
+  Raises:
+    UserError: no such reward, or other than one weight for each.
+  """
+  section = context.section
+  names = (section.reward,) if isinstance(section.reward, str) else tuple(section.reward)
+  weights = tuple(section.reward_weights) or (1.0,) * len(names)
+  if not names or len(weights) != len(names):
+    raise UserError(f'config.{context.name}.reward_weights: expected {len(names)} numbers, got {len(weights)}')
+  each = [_scores(context, name, records) for name in names]
+  if len(each) == 1 and weights == (1.0,) and not section.standardise_rewards:
+    return each[0]
+
+  @jax.jit
+  def combined(values):
+    white = lambda x: (x - jnp.mean(x)) * jax.lax.rsqrt(jnp.var(x) + 1e-8) if section.standardise_rewards else x
+    return sum(weight * white(value) for weight, value in zip(weights, values))
+
+  return [lambda prompts, samples, scores=scores: combined([score(prompts, samples) for score in scores])
+          for scores in zip(*each)]
+
+
+def _scores(context, name, records):
+  section = context.section
+  programs = [rewards.build(name, rows, context.tokenizer, context.layout) for rows in records]
+  if programs[0] is not None:
+    return programs
+  model, read = common.open_model(context, name, head=True)
+  params, of = read(), reward.build_score(model, section.minibatches * section.microbatches)
+  return [lambda prompts, samples: of(params, prompts, samples)] * len(records)
+
+
+def forward(model, params, sequences, R: int, temperature: float):
+  """Logprobs and entropies of the last R tokens of each sequence, at the sampling temperature: two of [N, R] float32,
+  and the hidden states before them, [N, R, D]."""
+  hidden, _ = model.apply(params, sequences.tokens, sequences.positions, sequences.segment_ids)
+  before = hidden[:, -R - 1:-1]
+  logprobs, entropies = heads.token_logprobs(params, before, sequences.tokens[:, -R:], temperature)
+  return logprobs, entropies, before
+
+
+def shuffled_minibatches(layout, batch, order, count: int):
+  """[N, …] → [count, N / count, …] in a new order, each part on all devices."""
+  cut = jax.tree.map(lambda x: x[order].reshape(count, -1, *x.shape[1:]), batch)
+  return jax.tree.map(lambda x: layout.constrain(x, (None, 'batch') + (None,) * (x.ndim - 2)), cut)
+
+
+def build_evaluation(context: common.Context, model, reference_model, reference, score, records, examples):
+  """evaluate(state) → (score, KL, length and EOS rate on held-out prompts, some answers)."""
+  section = context.section
+  answer = answers.build(model, section.sampling, context.tokenizer, context.layout, 1, reference_model, score)
+
+  def evaluate(state):
+    given = answer(state.params, batches.prompts_once(examples, section.batch_size), context.key(), reference)
+    values = {'reward/score': given.scores.mean(), 'kl': given.kl.mean(), 'response/length': given.lengths.mean(),
+              'response/eos_rate': given.ended.mean()}
+    shown = zip(examples[:section.shown], given.texts, given.scores)
+    return values, [{'prompt': records[int(example['index'])].messages[-1]['content'], 'response': texts[0],
+                     'score': float(scores[0])} for example, texts, scores in shown]
+
+  return evaluate
+
+
+def describe(samples, sequences, logprobs, entropies, kl, scores) -> dict:
+  """Metrics of a rollout, before the update; `kl` [N, R] is 0 outside the mask."""
+  mask = samples.mask
+  count = jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
+  return {
+      'reward/score': jnp.mean(scores), 'reward/score_std': jnp.std(scores), 'kl': jnp.mean(jnp.sum(kl, axis=1)),
+      'policy/rollout_entropy': jnp.sum(jnp.where(mask, entropies, 0.0)) / count,
+      'policy/sampler_gap': jnp.max(jnp.where(mask, jnp.abs(logprobs - samples.logprobs), 0.0)),
+      'response/length': jnp.mean(jnp.sum(mask, axis=1, dtype=jnp.float32)),
+      'response/eos_rate': jnp.mean(samples.ended.astype(jnp.float32)),
+      'tokens': jnp.sum(sequences.segment_ids > 0, dtype=jnp.float32)}

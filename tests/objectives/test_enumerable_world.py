@@ -1,0 +1,121 @@
+"""A world small enough to enumerate: 6 tokens, answers of 4, a table for a policy. What each objective converges to is known,
+π* ∝ π_ref exp(r / β) (Ziegler et al. 2019; Rafailov et al. 2023, eq. 4)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rlhf_jax.objectives import advantages, divergence, policy_gradient, preference
+
+V, T, BETA, N = 6, 4, 0.5, 512
+STARTS = np.cumsum([0, *(V**t for t in range(T))])  # where the prefixes of each length stand in the table
+EVERY = np.stack(np.meshgrid(*[np.arange(V)] * T, indexing='ij'), -1).reshape(-1, T)
+MASK = jnp.ones((N, T), bool)
+
+
+def places(answers):
+  """[…, T] rows of the table: the prefix before each token."""
+  code = jnp.zeros(answers.shape[:-1], jnp.int32)
+  found = []
+  for t in range(T):
+    found.append(STARTS[t] + code)
+    code = code * V + answers[..., t]
+  return jnp.stack(found, -1)
+
+
+def token_logprobs(table, answers):
+  return jnp.take_along_axis(jax.nn.log_softmax(table)[places(answers)], answers[..., None], -1)[..., 0]
+
+
+def sample(table, key):
+  answers = jnp.zeros((N, T), jnp.int32)
+  for t in range(T):
+    chosen = jax.random.categorical(jax.random.fold_in(key, t), table[places(answers)[:, t]])
+    answers = answers.at[:, t].set(chosen)
+  return answers
+
+
+@functools.cache
+def world():
+  rng = np.random.default_rng(0)
+  reference = jnp.float32(rng.normal(size=(STARTS[-1], V)))
+  reward = jnp.float32(0.7 * rng.normal(size=V**T) + 0.7 * rng.normal(size=(V**T // V)).repeat(V))
+  return reference, reward
+
+
+def rewards_of(answers):
+  return world()[1][jnp.dot(answers, V ** jnp.arange(T - 1, -1, -1))]
+
+
+def sequence_kl(logprobs, reference_logprobs):
+  return jnp.sum(divergence.k1(logprobs, reference_logprobs), axis=1)
+
+
+def group_loss(advantage, loss, reduce):
+  def of(params, key):
+    answers = sample(jax.lax.stop_gradient(params['policy']), key)
+    logprobs = token_logprobs(params['policy'], answers)
+    old, reference = jax.lax.stop_gradient(logprobs), token_logprobs(world()[0], answers)
+    total = rewards_of(answers) - BETA * sequence_kl(old, reference)
+    A = jnp.broadcast_to(advantages.GROUP[advantage](total.reshape(-1, 4)).reshape(-1, 1), (N, T))
+    losses, _, _ = policy_gradient.POLICY[loss](logprobs, old, A, MASK, 0.2, 0.2)
+    total, weight = policy_gradient.REDUCE[reduce](losses, MASK)
+    return total / weight
+  return of
+
+
+def ppo_loss(params, key):
+  answers = sample(jax.lax.stop_gradient(params['policy']), key)
+  logprobs, values = token_logprobs(params['policy'], answers), params['value'][places(answers)]
+  old, old_values = jax.lax.stop_gradient((logprobs, values))
+  kl = divergence.k1(old, token_logprobs(world()[0], answers))
+  rewards = advantages.place_rewards(rewards_of(answers), kl, MASK, BETA)
+  A, returns = advantages.gae(rewards, old_values, MASK, 1.0, 0.95)
+  losses, _, _ = policy_gradient.clipped(logprobs, old, A, MASK, 0.2, 0.2)
+  value_losses, _ = policy_gradient.clipped_value(values, old_values, returns, 0.2)
+  return jnp.mean(losses) + jnp.mean(value_losses)
+
+
+def dpo_loss(params, key):
+  """Pairs of all answers, labelled with the probabilities of Bradley and Terry."""
+  numbers = jax.random.randint(key, (2, N), 0, V**T)
+  def response(i):
+    answers = jnp.asarray(EVERY)[numbers[i]]
+    return preference.Response(token_logprobs(params['policy'], answers).sum(1),
+                               token_logprobs(world()[0], answers).sum(1), jnp.full(N, T))
+  right = jax.nn.sigmoid(world()[1][numbers[0]] - world()[1][numbers[1]])
+  return jnp.mean(preference.dpo(response(0), response(1), preference.Settings(BETA, 1 - right)))
+
+
+METHODS = {
+    'ppo': (ppo_loss, 0.03), 'dpo': (dpo_loss, 0.03),
+    'rloo': (group_loss('leave_one_out', 'reinforce', 'sequence_sum'), 0.03),
+    'dr_grpo': (group_loss('above_mean', 'clipped', 'constant'), 0.03)}
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_the_optimum_is_the_tilted_reference(method):
+  loss, rate = METHODS[method]
+  steps = 3000
+  optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps, 0.02))
+
+  @jax.jit
+  def train(params):
+    def step(carry, key):
+      params, opt_state = carry
+      updates, opt_state = optimizer.update(jax.grad(loss)(params, key), opt_state)
+      return (optax.apply_updates(params, updates), opt_state), None
+    return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(jax.random.key(1), steps))[0][0]
+
+  reference, reward = world()
+  params = train({'policy': reference, 'value': jnp.zeros(STARTS[-1])})
+  every = jnp.asarray(EVERY)
+  best = jax.nn.log_softmax(token_logprobs(reference, every).sum(1) + reward / BETA)
+  of = lambda table: token_logprobs(table, every).sum(1)
+  distance = lambda logprobs: float(jnp.sum(jnp.exp(logprobs) * (logprobs - best)))
+  assert distance(of(reference)) > 0.5
+  assert distance(of(params['policy'])) < 0.05, distance(of(params['policy']))
