@@ -6,6 +6,7 @@ from pathlib import Path
 import sys
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 import pytest
 
@@ -83,5 +84,6 @@ def own_cache(tmp_path, monkeypatch):
   monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
   with contextlib.ExitStack() as stack:
+    stack.callback(compilation_cache.reset_cache)  # else later tests go on writing there
     stack.callback(jax.config.update, 'jax_compilation_cache_dir', before)
     yield
