@@ -1,5 +1,5 @@
-"""RLOO on the embedded world: the quickstart's first steps, then REINFORCE with the mean of a prompt's other answers as
-baseline, instead of PPO and its value model.
+"""RLOO on the embedded world: the quickstart's first steps, then REINFORCE with the mean of a prompt's other answers
+as baseline, instead of PPO and its value model.
 
   python -m rlhf_jax --config=experiments/rloo.py --workdir=runs/rloo
 
@@ -16,8 +16,8 @@ def get_config(tiny: bool = False):
   sampling = config.ppo.sampling
   config.stages = ('pretrain', 'sft', 'feedback', 'reward', 'rloo')
   config.rloo = dict(
-      kind='policy_gradient', advantage='leave_one_out', loss='reinforce', reduce='sequence_sum', batch_size=16, samples=4,
-      length=26, kl_coefficient=0.25, sampling=sampling, optimizer=dict(learning_rate=2e-4),
+      kind='policy_gradient', advantage='leave_one_out', loss='reinforce', reduce='sequence_sum',
+      batch_size=16, samples=4, length=26, kl_coefficient=0.25, sampling=sampling, optimizer=dict(learning_rate=2e-4),
       loop=dict(steps=60, eval_every=30, save_every=30))
   config.evaluation.models = dict(base='pretrain', sft='sft', rloo='rloo')
   if tiny:

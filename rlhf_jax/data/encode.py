@@ -63,10 +63,11 @@ def rankings(rows, tokenizer, length: int, overlong: str = 'drop') -> list[dict]
     tokens = np.full((len(responses), length), tokenizer.pad_id, np.int32)
     for place, response in zip(tokens, responses):
       place[:len(prompt) + len(response)] = prompt + response
+    whole = lambda value, dtype=np.int32: np.full(len(responses), value, dtype)
     examples.append({
-        'tokens': tokens, 'begins': np.full(len(responses), len(prompt), np.int32), 'lengths': np.array([len(prompt) + len(response) for response in responses], np.int32),
-        'ranks': np.array(row.ranks, np.int32), 'index': np.full(len(responses), index, np.int32),
-        'confidence': np.full(len(responses), row.confidence, np.float32)})
+        'tokens': tokens, 'begins': whole(len(prompt)), 'ranks': np.array(row.ranks, np.int32), 'index': whole(index),
+        'lengths': np.array([len(prompt) + len(response) for response in responses], np.int32),
+        'confidence': whole(row.confidence, np.float32)})
   return _some(examples, 'ranking', length, len(rows))
 
 

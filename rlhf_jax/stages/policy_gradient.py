@@ -2,13 +2,14 @@
 
   maximise E_{x ~ prompts, y_1 … y_K ~ π}[ Σ_k A(r_1 … r_K)_k · ℓ(π(y_k|x)) ]  − β KL(π ‖ π_ref)
 
-One step: the policy answers every prompt K times, the reward scores the answers, and an answer is compared with the others
-of its prompt (objectives/advantages.py: GROUP) instead of with a learned value. The methods differ in four choices, each a
-function named in the config: `advantage`, `loss`, `reduce` and the place of the KL; docs/policy_gradient.md has the table.
+One step: the policy answers every prompt K times, the reward scores the answers, and an answer is compared with the
+others of its prompt (objectives/advantages.py: GROUP) instead of with a learned value. The methods differ in four
+choices, each a function named in the config: `advantage`, `loss`, `reduce` and the place of the KL;
+docs/policy_gradient.md has the table.
 
-Dynamic sampling (DAPO): prompts whose answers all score the same teach nothing; with `resampling` > 0 other prompts take
-their place. Answers of an older policy: with `sampler_every` > 1 the policy that answers is renewed every so many steps, and
-`weight_limit` corrects for its age. Left out: dropout, an entropy bonus.
+Dynamic sampling (DAPO): prompts whose answers all score the same teach nothing; with `resampling` > 0 other prompts
+take their place. Answers of an older policy: with `sampler_every` > 1 the policy that answers is renewed every so many
+steps, and `weight_limit` corrects for its age. Left out: dropout, an entropy bonus.
 """
 
 import flax.struct

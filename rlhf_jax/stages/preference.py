@@ -78,24 +78,24 @@ def build(context: common.Context) -> loop.Stage:
           (batch, answers.whole(sums(reference, layout.spread(batch)))) for batch in tqdm.tqdm(
               once(rows), desc=said, unit='batch', leave=False, disable=None)])
   loss = build_loss(model, section)
-  step = steps.build(loss, optimizer, layout, section.microbatches)
+  step, measured = steps.build(loss, optimizer, layout, section.microbatches), jax.jit(loss)
+  anchor = None
   if section.loss == 'kto':
-    estimate, plain = jax.jit(build_anchor(model, reference_model)), step
-    step = lambda state, batch: plain(state, (batch, estimate(state.params, reference, batch)))
-    measured = lambda params, batch: loss(params, (batch, estimate(params, reference, batch)), None)
-  else:
-    measured = jax.jit(lambda params, batch: loss(params, batch, None))
+    estimate = jax.jit(build_anchor(model, reference_model))
+    anchor = lambda params, batch: estimate(params, reference, batch)
   prompts = [example['tokens'][0, :example['begins'][0]] for example in held_out[:max(section.samples, 1)]]
   show = common.build_samples(context, model, prompts)
 
   def evaluate(state):
-    found = [jax.device_get(measured(state.params, layout.spread(batch))) for batch in once(held_out)]
+    found = [jax.device_get(measured(state.params, batch, None, anchor and anchor(state.params, batch)))
+             for batch in map(layout.spread, once(held_out))]
     mean = lambda of: sum(of(one)[0] for one in found) / max(sum(of(one)[1] for one in found), 1e-9)
     values = {name: mean(lambda one, name=name: one.means[name]) for name in found[0].means}
     return {'loss': mean(lambda one: (one.total, one.weight)), **values}, show(state)
 
   return loop.Stage(
-      name=context.name, init=init, step=lambda state, batch: step(state, layout.place(batch)), evaluate=evaluate,
+      name=context.name, init=init, evaluate=evaluate,
+      step=(lambda state, batch: step(state, batch, anchor(state.params, layout.place(batch)))) if anchor else step,
       batches=batches.rankings(examples, section.batch_size, places, section.length, context.config.seed,
                                **context.hosts))
 
@@ -124,10 +124,9 @@ def response_logprobs(model, params, batch: Rankings):
 
 
 def build_loss(model, section):
-  """loss(params, Rankings, key) → Loss, over prompts; for kto over (Rankings, anchor [B]) and responses."""
-  def loss(params, batch, key) -> steps.Loss:
+  """loss(params, Rankings, key, anchor) → Loss, over prompts; for kto, which alone needs an anchor, over responses."""
+  def loss(params, batch: Rankings, key, anchor=None) -> steps.Loss:
     del key
-    batch, anchor = batch if section.loss == 'kto' else (batch, None)
     logprobs, lengths = response_logprobs(model, params, batch)
     every = preference.Response(logprobs, batch.reference_logprobs, lengths)
     better = jax.tree.map(lambda x: x[:, :, None], every)
@@ -137,7 +136,7 @@ def build_loss(model, section):
     if section.loss == 'plackett_luce':
       total, weight = ranking.plackett_luce(section.beta * every.ratio, batch.ranks, batch.group)
     elif section.loss == 'kto':
-      losses = preference.kto(every, best, anchor[:, None], section)
+      losses = preference.kto(every, best, anchor, section)
       total, weight = masked.total(losses, best | worst), masked.total(1.0, best | worst)
     else:
       wrong = 1 - batch.confidence[:, :, None]  # the label's own doubt, and the share of flipped labels beside it
@@ -175,11 +174,11 @@ def mismatched(batch: Rankings) -> Rankings:
 
 
 def build_anchor(model, reference_model):
-  """anchor(params, reference params, Rankings) → [B] float32, KTO's z, the same for every row."""
+  """anchor(params, reference params, Rankings) → [] float32, KTO's z."""
   def anchor(params, reference, batch):
     other = mismatched(batch)
     ratios = response_logprobs(model, params, other)[0] - response_logprobs(reference_model, reference, other)[0]
-    return jnp.full(batch.group.shape[0], preference.kto_anchor(ratios, other.segment_ids.any(-1)))
+    return preference.kto_anchor(ratios, other.segment_ids.any(-1))
   return anchor
 
 
