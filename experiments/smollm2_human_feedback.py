@@ -14,17 +14,21 @@ On a GPU: --config.model.dtype=bfloat16 and larger batch sizes and steps.
 
 import ml_collections
 
+TEMPLATE = (  # SmolLM2's own without its system message, which would be half of most prompts
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
+
 
 def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
   """tiny: three steps of each stage."""
   data = lambda *names: dict(source='jsonl', path=tuple(f'{{data}}/{name}.{{split}}.jsonl.gz' for name in names))
-  sampling = dict(max_new_tokens=24)
+  sampling = dict(max_new_tokens=20)
   config = ml_collections.ConfigDict()
   config.stages = ('sft', 'reward', 'ppo')
   config.data = '../shared/data'
-  config.tokenizer = dict(init='smollm2')
+  config.tokenizer = dict(init='smollm2', chat_template=TEMPLATE)
   config.sft = dict(
-      init='smollm2', batch_size=8, length=128, eval_records=64, data=data('sft'),
+      init='smollm2', batch_size=8, length=96, eval_records=64, data=data('sft'),
       sampling=dict(max_new_tokens=40), optimizer=dict(learning_rate=2e-5, warmup_steps=5),
       loop=dict(steps=40, eval_every=20, save_every=20, log_every=1))
   config.reward = dict(
@@ -33,12 +37,12 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
       optimizer=dict(learning_rate=3e-5, warmup_steps=5),
       loop=dict(steps=40, eval_every=0, save_every=20, log_every=1))
   config.ppo = dict(
-      batch_size=32, length=32, epochs=1, minibatches=2, value='', missing_eos=False, kl_coefficient=0.05,
-      eval_records=96, data=data('prompts'), sampling=sampling, optimizer=dict(learning_rate=5e-5),
-      loop=dict(steps=60, eval_every=60, save_every=20, log_every=1))
+      batch_size=48, length=28, epochs=1, minibatches=2, value='', missing_eos=False, kl_coefficient=0.05,
+      eval_records=214, data=data('prompts'), sampling=sampling,
+      optimizer=dict(learning_rate=1e-5, warmup_steps=5), loop=dict(steps=40, eval_every=20, save_every=20, log_every=1))
   config.evaluation = dict(
-      models=dict(sft='sft', ppo='ppo'), judge='reward', batch_size=16, data=dict(data('prompts'), count=160),
-      sampling=sampling)
+      models=dict(sft='sft', ppo='ppo'), judge='reward', samples=3, batch_size=48, length=28,
+      data=data('prompts'), sampling=sampling)
   if tiny:
     for name in config.stages:
       config[name].loop = dict(steps=3, eval_every=3, save_every=3, log_every=1)

@@ -24,7 +24,7 @@ from rlhf_jax.generation import sampler
 from rlhf_jax.models import pretrained
 from rlhf_jax.models.tokenizer import Tokenizer
 from rlhf_jax.runtime import mesh
-from rlhf_jax.stages import STAGES, common, reward
+from rlhf_jax.stages import STAGES, common, rollout
 
 DEFAULTS = dict(
     seed=0,  # of everything random
@@ -35,6 +35,7 @@ DEFAULTS = dict(
         max_length=2048, dtype='float32', remat='none'),
     tokenizer=dict(
         init='train',  # train (on documents), or where to take it from: 'smollm2', a directory
+        chat_template='',  # jinja2, in place of the one found there
         vocab_size=1024,
         documents=4000,  # how many to train on
         data=dict(sources.DEFAULTS)),
@@ -42,7 +43,9 @@ DEFAULTS = dict(
     evaluation=dict(  # the last table; without models there is none
         models=dict(),  # its rows: name → stage
         baseline='sft',  # the stage all are compared with, in win rate and KL
-        judge='oracle',  # who says which answer is better: oracle (of the embedded world), or a reward stage
+        judge='oracle',  # who says which answer is better: oracle (of the embedded world), a reward stage or program
+        best_of=dict(),  # row → N: its answers are the best of N by `reward`, or by the judge where it is a reward
+        reward='reward',
         samples=1,  # answers to each prompt
         batch_size=64,
         length=48,  # tokens of a prompt at most
@@ -99,6 +102,12 @@ def shown_models(config) -> dict[str, str]:
   return rows if config.evaluation.baseline in rows.values() else {}
 
 
+def baseline_row(config) -> str | None:
+  """The row of the last table that all are compared with: the baseline as it is, not the best of several."""
+  said = config.evaluation
+  return next((name for name, stage in said.models.items() if stage == said.baseline and name not in said.best_of), None)
+
+
 def check(config, layout) -> None:
   """Raises UserError for what would be wrong with the last table, before hours of training."""
   said = config.evaluation
@@ -107,8 +116,11 @@ def check(config, layout) -> None:
   for name, stage in said.models.items():
     if not isinstance(stage, str) or getattr(config.get(stage), 'kind', None) is None:
       raise UserError(f'config.evaluation.models.{name}: {stage!r} is no stage of the experiment')
-  if said.baseline not in said.models.values():
+  if baseline_row(config) is None:
     raise UserError(f'config.evaluation.models: expected a row for the baseline {said.baseline!r}')
+  for name, count in said.best_of.items():
+    if name not in said.models or not isinstance(count, int) or count < 1:
+      raise UserError(f'config.evaluation.best_of.{name}: expected a row of models and a number from 1, got {count!r}')
   if said.batch_size < 1 or said.batch_size % layout.batch_ways:
     raise UserError(f'config.evaluation: a batch of {said.batch_size} rows does not divide over the '
                     f'{layout.batch_ways} device(s) of the mesh axes data and fsdp')
@@ -159,6 +171,8 @@ def open_tokenizer(config, workdir: Path) -> Tokenizer:
     tokenizer = Tokenizer(core, vocabulary.CHAT_TEMPLATE, eos='<eos>', pad='<pad>')
   else:
     tokenizer = pretrained.open_pretrained(said.init).tokenizer
+  if said.chat_template:
+    tokenizer = tokenizer.with_template(said.chat_template)
   if jax.process_index() == 0:
     tokenizer.save(directory)
     common.write(directory / 'ready.json', '{}\n')
@@ -215,25 +229,27 @@ def compare(config, context):
   records = sources.load(section.data, 'prompt', 'validation')
   examples = encode.prompts(records, tokenizer, section.length)
   prompts = [records[int(example['index'])] for example in examples]
-  score = None
-  if section.judge != 'oracle':
-    reward_model, read_reward = common.open_model(context, section.judge, head=True)
-    reward_params, of = read_reward(), reward.build_score(reward_model)
-    score = lambda asked, samples: of(reward_params, asked, samples)
+  scored = section.judge != 'oracle'
+  name = section.judge if scored else section.reward
+  of = rollout.open_score(context, name) if scored or len(section.best_of) else None
+  score = lambda asked, samples: of(asked, samples, records)[0]
   baseline_model, read_baseline = common.open_model(context, section.baseline)
   baseline, given, judged = read_baseline(), {}, {}
   key = jax.random.fold_in(jax.random.key(config.seed), 2**31 - 2)
   rows = sorted(shown_models(config).items(), key=lambda row: list(config.stages).index(row[1]))
   for number, (name, stage) in enumerate(rows):
     model, read = common.open_model(context, stage)
-    answer = answers.build(model, section.sampling, tokenizer, context.layout, section.samples, baseline_model, score)
-    given[stage] = answer(read(), batches.prompts_once(examples, section.batch_size), jax.random.fold_in(key, number),
-                          baseline)
-    judged[stage] = judges.oracle(prompts, given[stage].texts) if score is None else {'utility': given[stage].scores}
-  utility = judged[section.baseline]['utility']
-  table_rows = {name: table.row(given[stage], judged[stage], utility) for name, stage in rows}
+    count = section.best_of.get(name)
+    answer = answers.build(model, section.sampling, tokenizer, context.layout, section.samples * (count or 1),
+                           baseline_model, score if scored or count else None)
+    answered = answer(read(), batches.prompts_once(examples, section.batch_size), jax.random.fold_in(key, number),
+                      None if count else baseline)
+    given[name] = answers.best_of(answered, count) if count else answered
+    judged[name] = {'utility': given[name].scores} if scored else judges.oracle(prompts, given[name].texts)
+  utility = judged[baseline_row(config)]['utility']
+  table_rows = {name: table.row(given[name], judged[name], utility) for name, _ in rows}
   few = np.linspace(0, len(prompts) - 1, min(24, len(prompts))).astype(int)
-  return (table_rows, {name: [given[stage].texts[i][0] for i in few] for name, stage in rows},
+  return (table_rows, {name: [given[name].texts[i][0] for i in few] for name, _ in rows},
           [prompts[i].messages[-1]['content'] for i in few])
 
 

@@ -43,9 +43,10 @@ def test_imports_run_downward(path):
     if name.startswith('flax.nnx'):
       assert part == 'models', f'{path}:{line}: flax.nnx outside models'
     if part == 'objectives' and package != 'rlhf_jax':
-      assert package in ('jax', 'typing'), f'{path}:{line}: a formula needs jax alone, not {name}'
+      assert package in ('jax', 'math', 'typing'), f'{path}:{line}: a formula needs jax alone, not {name}'
 
 
 @pytest.mark.parametrize('path', files('experiments'), ids=lambda path: path.name)
-def test_experiments_need_only_their_config(path):
-  assert {name.split('.')[0] for _, name in imported(path)} <= {'ml_collections', 'quickstart'}
+def test_experiments_need_only_their_config_and_each_other(path):
+  neighbours = {other.stem for other in files('experiments')}
+  assert {name.split('.')[0] for _, name in imported(path)} <= {'ml_collections', *neighbours}

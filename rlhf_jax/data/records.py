@@ -1,7 +1,7 @@
 """What people and the world give us, one JSON object a line: documents, demonstrations, preferences, rankings, prompts.
 
 `id`, `source` and `license` may be left out of a file, or be null. `messages` alternate between user and assistant,
-the user speaks last. The types say nothing of tokens.
+the user speaks last. An exercise, {question, answer, final}, does for a demonstration, and for a prompt with `meta.final`. The types say nothing of tokens.
 """
 
 import dataclasses
@@ -88,6 +88,8 @@ def parse(kind: str, fields: dict, where: str):
   """
   if not isinstance(fields, dict):
     raise UserError(f'{where}: expected a JSON object, got {type(fields).__name__}')
+  if isinstance(fields.get('question'), str) and 'messages' not in fields:
+    fields = _exercise(fields)
   values = {}
   for field in dataclasses.fields(TYPES[kind]):
     value = fields.get(field.name)
@@ -110,6 +112,12 @@ def parse(kind: str, fields: dict, where: str):
   if not 0 <= values.get('confidence', 1.0) <= 1:
     raise UserError(f'{where}: field "confidence": expected a probability, got {values["confidence"]}')
   return TYPES[kind](**values)
+
+
+def _exercise(fields):
+  """An exercise with a known end, as GSM8K's {question, answer, final}, as the fields of a conversation."""
+  return {**fields, 'messages': [dict(role='user', content=fields['question'])], 'response': fields.get('answer'),
+          'meta': {name: fields[name] for name in ('final',) if name in fields}}
 
 
 def _said(kind):
@@ -142,6 +150,12 @@ def ranking(preference: Preference) -> Ranking:
                  [preference.chosen, preference.rejected], [1, 2], preference.confidence)
 
 
+def best(ranking: Ranking) -> Demonstration:
+  """The response that stands first, as a demonstration."""
+  return Demonstration(ranking.id, ranking.source, ranking.license, conversation(ranking),
+                       ranking.responses[ranking.ranks.index(min(ranking.ranks))])
+
+
 def conversation(record) -> list:
   """The messages of a record as every stage sees them: a ranking's context stands before its last message."""
   if not getattr(record, 'context', ''):
@@ -151,7 +165,8 @@ def conversation(record) -> list:
 
 
 def read(path, kind: str) -> list:
-  """The records of a JSONL file (.gz by its name). A file of rankings may hold preferences too.
+  """The records of a JSONL file (.gz by its name). A file of rankings may hold preferences too, a file of
+  demonstrations rankings, of which the best response counts.
 
   Raises:
     UserError: names file and line.
@@ -169,6 +184,8 @@ def read(path, kind: str) -> list:
           raise UserError(f'{where}: not JSON: {error}') from None
         if kind == 'ranking' and isinstance(fields, dict) and 'chosen' in fields:
           rows.append(ranking(parse('preference', fields, where)))
+        elif kind == 'demonstration' and isinstance(fields, dict) and 'responses' in fields:
+          rows.append(best(parse('ranking', fields, where)))
         else:
           rows.append(parse(kind, fields, where))
   except (OSError, EOFError, zlib.error) as error:

@@ -76,6 +76,22 @@ def build(model, sampling, tokenizer, layout, samples: int = 1, reference_model=
   return answer
 
 
+def best_of(answers: Answers, count: int) -> Answers:
+  """Of every `count` answers the one that scores highest: best-of-N.
+
+  Args:
+    answers: S * count to each prompt, with scores.
+
+  Returns:
+    S answers to each prompt; `kl` is the bound log n − (n − 1)/n.
+  """
+  scores = answers.scores.reshape(len(answers.texts), -1, count)
+  chosen = np.argmax(scores, axis=2) + count * np.arange(scores.shape[1])
+  take = lambda x: np.take_along_axis(x, chosen, axis=1)
+  return Answers([[row[i] for i in places] for row, places in zip(answers.texts, chosen)], take(answers.lengths),
+                 take(answers.ended), np.full(chosen.shape, divergence.best_of(count)), take(answers.scores))
+
+
 def whole(tree):
   """Global arrays as numpy arrays, on every process."""
   if jax.process_count() == 1:

@@ -2,55 +2,94 @@
 
   def reward(prompts: list[list[dict]], responses: list[str], records: list[Prompt]) -> list[float]
 
-It gets the conversations, the answers and the prompts' records (with their `meta`), and gives a float for each.
+It gets the conversations, the answers and the prompts' records (with their `meta`), and gives a float for each. A
+config names it as 'module:function', with options as 'module:function(most=20)'; docs/rewards.md has those that ship.
+
+Answers go to worker processes in parts, a part under a time limit. A part that fails is taken again answer by answer,
+so that a bad answer costs only itself: it gets `failed_score`, is counted, and the first of each kind of error is said.
 """
 
-import importlib
-import os
-import sys
+import concurrent.futures
+import logging
+import multiprocessing
 
 import numpy as np
+import pebble
 
-from rlhf_jax.data import records
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation.answers import whole
+from rlhf_jax.feedback import calls
+
+DEFAULTS = dict(
+    workers=2,  # processes that run a program; 0 = this one, without a time limit
+    seconds=10.0,  # for an answer, or for a part of at most 16 of them
+    failed_score=0.0,  # of an answer on which the program failed or took longer
+)
+_PART = 16
 
 
-def build(name: str, rows, tokenizer, layout):
-  """The score of a program.
+def is_program(name: str) -> bool:
+  """Whether a reward of this name is a function rather than a model."""
+  return ':' in name
+
+
+def build(name: str, config=None):
+  """A program as a function of texts.
 
   Args:
-    name: 'module:function', found from the current directory too.
-    rows: the prompt records that Prompts.index points at.
+    name: 'module:function', or with options.
+    config: like DEFAULTS.
 
   Returns:
-    score(Prompts, Samples) → [B * K] float32 on the mesh, or None where the name is no program's.
+    values(prompts, responses, records) → ([N] float32, how many answers failed).
 
   Raises:
-    UserError: no such function; and, when called, what it returned is not a finite float for each answer.
+    UserError: no such function; and, when called, it gave something else than floats, or failed on every answer.
   """
-  module, colon, function_name = name.partition(':')
-  if not colon:
-    return None
-  if os.getcwd() not in sys.path:
-    sys.path.insert(0, os.getcwd())
+  config = {**DEFAULTS, **(config or {})}
+  calls.find(name)
+  said = set()
+  pool = pebble.ProcessPool(config['workers'], initializer=calls.find, initargs=(name,),
+                            context=multiprocessing.get_context('spawn')) if config['workers'] else None
+
+  def attempt(parts):
+    """For each part its floats, or the error."""
+    if pool is None:
+      return [_outcome(lambda: calls.call(name, *part)) for part in parts]
+    futures = [pool.schedule(calls.call, args=(name, *part), timeout=config['seconds']) for part in parts]
+    return [_outcome(future.result) for future in futures]
+
+  def values(prompts, responses, records):
+    rows = list(zip(prompts, responses, records))
+    parts = [rows[begin:begin + _PART] for begin in range(0, len(rows), _PART)]
+    columns = lambda part: tuple(map(list, zip(*part)))
+    outcomes = []
+    for part, outcome in zip(parts, attempt([columns(part) for part in parts])):
+      alone = isinstance(outcome, Exception) and len(part) > 1
+      outcomes += attempt([columns([row]) for row in part]) if alone else [outcome]
+    result, errors = [], []
+    for outcome in outcomes:
+      if isinstance(outcome, Exception):
+        errors.append((len(result), outcome))
+        outcome = [config['failed_score']]
+      result += outcome
+    for place, error in errors:
+      kind = 'no answer in time' if isinstance(error, concurrent.futures.TimeoutError) else type(error).__name__
+      where = f'reward {name!r}: {kind}: {" ".join(str(error).split())[:120]}'
+      if len(errors) == len(rows):
+        raise UserError(f'{where}; it failed on every answer')
+      if kind not in said:
+        said.add(kind)
+        logging.warning('%s; prompt %s, answer %.60r; such answers score %g and are counted in reward/failed', where,
+                        records[place].id, responses[place], config['failed_score'])
+    return np.asarray(result, np.float32), len(errors)
+
+  return values
+
+
+def _outcome(result):
   try:
-    function = getattr(importlib.import_module(module), function_name)
-  except (ImportError, AttributeError) as error:
-    raise UserError(f'reward {name!r}: {error}') from None
-
-  def score(prompts, samples):
-    index, tokens, mask = whole((prompts.index, samples.tokens, samples.mask))
-    asked = [rows[max(i, 0)] for i in np.repeat(index, len(tokens) // len(index))]
-    texts = [tokenizer.decode(row[seen].tolist()) for row, seen in zip(tokens, mask)]
-    given = function([records.conversation(row) for row in asked], texts, asked)
-    try:
-      values = np.asarray(given, np.float32)
-    except (TypeError, ValueError):
-      values = None
-    if values is None or values.shape != (len(texts),) or not np.isfinite(values).all():
-      said = ' '.join(repr(given).split())[:80]
-      raise UserError(f'reward {name!r}: expected {len(texts)} finite floats, got {said}')
-    return layout.spread(values)
-
-  return score
+    return result()
+  except UserError:
+    raise
+  except Exception as error:  # whatever a program does
+    return error

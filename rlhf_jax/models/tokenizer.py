@@ -78,6 +78,10 @@ class Tokenizer:
     self.bos_id = None if bos is None else core.token_to_id(bos)
     self._adds_bos = bos is not None and core.encode('').ids[:1] == [self.bos_id]
 
+  def with_template(self, template: str) -> 'Tokenizer':
+    """The same vocabulary with another chat template (jinja2)."""
+    return Tokenizer(self.core, template, **{role.removesuffix('_token'): text for role, text in self._roles.items()})
+
   def encode(self, text: str) -> list[int]:
     """Ids of a text, nothing added; special-token strings are characters like any other."""
     return self._plain.encode(_whole(text), add_special_tokens=False).ids

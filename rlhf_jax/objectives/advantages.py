@@ -86,10 +86,9 @@ def batch_baseline(rewards):
   return rewards - jnp.mean(rewards)
 
 
-def batch_standardised(rewards):
-  """(r − mean) / std over the batch (REINFORCE++: Hu 2025, arXiv:2501.03262, eq. 9). [B, K] → [B, K]."""
-  centred = batch_baseline(rewards)
-  return centred * jax.lax.rsqrt(jnp.mean(centred**2) + 1e-8)
+def to_come(x):
+  """Σ_{s ≥ t} x_s: what a token still has before it. [N, R] → [N, R]."""
+  return jnp.cumsum(x[:, ::-1], axis=1)[:, ::-1]
 
 
 def overlong_penalty(lengths, limit: int, buffer: int):
@@ -106,4 +105,4 @@ def overlong_penalty(lengths, limit: int, buffer: int):
 
 
 GROUP = {'leave_one_out': leave_one_out, 'above_mean': above_mean, 'standardised': standardised,
-         'batch_baseline': batch_baseline, 'batch_standardised': batch_standardised}
+         'batch_baseline': batch_baseline}

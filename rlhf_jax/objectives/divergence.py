@@ -1,5 +1,7 @@
 """How far the policy is from the reference: estimators over sampled tokens, and the coefficient that holds it."""
 
+import math
+
 import jax.numpy as jnp
 
 
@@ -20,6 +22,16 @@ def k3(logprobs, reference_logprobs):
 
 
 ESTIMATORS = {'k1': k1, 'k2': k2, 'k3': k3}
+
+
+def best_of(count: int) -> float:
+  """KL(best of n samples ‖ the policy) ≤ log n − (n − 1)/n, nats; equal where no two samples score the same (Beirami et
+  al. 2024, arXiv:2401.01879, theorem 1; first in Stiennon et al. 2020, appendix G.3).
+
+  Args:
+    count: n, from 1.
+  """
+  return math.log(count) - (count - 1) / count
 
 
 def adapt(coefficient, kl, target: float, horizon: float, episodes: int):

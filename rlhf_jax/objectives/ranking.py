@@ -15,6 +15,11 @@ def better(ranks, group):
   return same & (ranks[:, :, None] < ranks[:, None, :])
 
 
+def from_scores(scores):
+  """Ranks of K scored responses: 1 + how many score higher. [B, K] float32 → [B, K] int32, 1 = best, equal = tie."""
+  return 1 + jnp.sum(scores[:, None, :] > scores[:, :, None], axis=2, dtype=jnp.int32)
+
+
 def _pairs_of_prompt(pairs, group):
   """[B, K] float32: how many ordered pairs the prompt of each place has."""
   same = (group[:, :, None] == group[:, None, :]) & (group[:, :, None] > 0)

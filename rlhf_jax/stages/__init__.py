@@ -1,6 +1,6 @@
 """The stages by kind. Each module has DEFAULTS, its section of a config, and run(context)."""
 
-from rlhf_jax.stages import feedback, policy_gradient, ppo, preference, pretrain, reward, sft
+from rlhf_jax.stages import feedback, online_preference, policy_gradient, ppo, preference, pretrain, reward, sft
 
 STAGES = {'pretrain': pretrain, 'sft': sft, 'feedback': feedback, 'reward': reward,
-          'preference': preference, 'ppo': ppo, 'policy_gradient': policy_gradient}
+          'preference': preference, 'online_preference': online_preference, 'ppo': ppo, 'policy_gradient': policy_gradient}

@@ -33,13 +33,15 @@ DEFAULTS = dict(
     samples=4,  # answers to each prompt, K
     minibatches=1,  # updates in a pass
     epochs=1,  # passes over the answers of a step
-    advantage='leave_one_out',  # leave_one_out, above_mean, standardised, batch_baseline, batch_standardised
+    advantage='leave_one_out',  # leave_one_out, above_mean, standardised, batch_baseline
+    whiten_advantages=False,  # over all tokens of the step, to mean 0 and variance 1 (REINFORCE++)
     loss='clipped',  # clipped, reinforce, gspo, cispo
     reduce='token_mean',  # token_mean, sequence_mean, sequence_sum, constant
     clip_low=0.2,  # of the probability ratio
     clip_high=0.2,
     kl_coefficient=0.05,  # beta; 0 = no reference is kept
-    kl_place='reward',  # reward: subtracted from the score, as the answer's sum of k1; loss: a term of the loss
+    kl_place='reward',  # reward: subtracted from the score, as the answer's sum of k1; tokens: from a token's advantage,
+    # as the sum of what is still to come (REINFORCE++); loss: a term of the loss
     kl_estimator='k3',  # of the loss's term: k1, k2, k3
     overlong_buffer=0,  # of the last so many tokens before max_new_tokens each costs its share of 1 (DAPO)
     resampling=0,  # dynamic sampling: at most so many more batches of prompts for a step
@@ -50,7 +52,7 @@ DEFAULTS = dict(
     loop=dict(loop.DEFAULTS, eval_every=20, save_every=25, log_every=1),
 )
 _CHOICES = dict(advantage=advantages.GROUP, loss=policy_gradient.POLICY, reduce=policy_gradient.REDUCE,
-                kl_place=('reward', 'loss'), kl_estimator=divergence.ESTIMATORS)
+                kl_place=('reward', 'tokens', 'loss'), kl_estimator=divergence.ESTIMATORS)
 
 
 def run(context: common.Context) -> None:
@@ -159,11 +161,15 @@ def build_update(model, reference_model, optimizer, layout, config):
       final += advantages.overlong_penalty(jnp.sum(mask, axis=1), R, config.overlong_buffer)
     if config.kl_place == 'reward':
       final -= config.kl_coefficient * jnp.sum(kl, axis=1)
-    advantage = advantage_of(final.reshape(-1, config.samples)).reshape(-1, 1)
+    advantage = jnp.broadcast_to(advantage_of(final.reshape(-1, config.samples)).reshape(-1, 1), (N, R))
+    if config.kl_place == 'tokens':
+      advantage -= config.kl_coefficient * advantages.to_come(kl)
+    if config.whiten_advantages:
+      advantage = masked.whiten(advantage, mask)
     weights = jnp.ones((N, R))
     if config.weight_limit:
       weights = policy_gradient.truncated_weights(logprobs, samples.logprobs, mask, config.weight_limit)
-    answered = Rollout(sequences, mask, logprobs, reference_logprobs, jnp.broadcast_to(advantage, (N, R)), weights)
+    answered = Rollout(sequences, mask, logprobs, reference_logprobs, advantage, weights)
     key = jax.random.fold_in(state.key, state.step)
 
     def minibatch(carry, batch_and_key):
@@ -211,18 +217,20 @@ def build_step(generate, score, update, layout, config):
     def answers(number):
       some = layout.place(jax.tree.map(lambda x: x.reshape(1 + config.resampling, -1, *x.shape[1:])[number], prompts))
       samples = generate(params, some, jax.random.fold_in(key, number) if number else key)
-      return join(some, samples), samples, score(some, samples)
+      scores, said = score(some, samples)
+      return (join(some, samples), samples, scores), said
 
-    kept = answers(0)
+    kept, said = answers(0)
     for number in range(1, 1 + config.resampling):
       uneven = np.ptp(whole(kept[2]).reshape(-1, K), axis=1) > 0
       if uneven.all():
         break
-      new, extra = answers(number), extra + 1
+      (new, more), extra = answers(number), extra + 1
+      said = jax.tree.map(lambda a, b: (a * number + b) / (number + 1), said, more)
       better = np.r_[uneven, np.ptp(whole(new[2]).reshape(-1, K), axis=1) > 0]
       groups = np.argsort(~better, kind='stable')[:B]  # those that teach something first
       kept = merge(kept, new, (groups[:, None] * K + np.arange(K)).ravel())
     state, metrics = update(state, reference, *kept)
-    return state, {**metrics, 'response/extra': np.float32(extra * B * K)}
+    return state, {**metrics, **said, 'response/extra': np.float32(extra * B * K)}
 
   return step

@@ -247,7 +247,7 @@ def build_step(generate, score, update, layout):
 
   Args:
     generate: (params, Prompts, key) → Samples.
-    score: (Prompts, Samples) → [N] float32 on the mesh.
+    score: (Prompts, Samples) → ([N] float32 on the mesh, metrics).
     update: of build_update.
 
   Returns:
@@ -259,6 +259,8 @@ def build_step(generate, score, update, layout):
     prompts, pretraining = layout.place(batch)
     key = jax.random.fold_in(jax.random.fold_in(state.key, 1), state.step)
     samples = generate(state.params, prompts, key)
-    return update(state, reference, join(prompts, samples), samples, score(prompts, samples), pretraining)
+    scores, said = score(prompts, samples)
+    state, metrics = update(state, reference, join(prompts, samples), samples, scores, pretraining)
+    return state, {**metrics, **said}
 
   return step

@@ -4,8 +4,8 @@
   minimise E_prompt[ 1/C(K,2) Σ_{w above l} ℓ(log π(y_w|x)/π_ref(y_w|x), log π(y_l|x)/π_ref(y_l|x)) ]
 
 Two of them are not of pairs: `plackett_luce` takes the whole order of K responses, `kto` each best and worst response by
-itself. What the reference says of the responses is computed once, before the first step, and kept in the stage's folder.
-Left out: dropout.
+itself. What the reference says of the responses is computed once, before the first step, and kept in the stage's folder,
+or at every step (`reference_logprobs`). Left out: dropout.
 """
 
 import hashlib
@@ -31,6 +31,7 @@ LOSSES = (*preference.PAIRS, 'plackett_luce', 'kto')
 DEFAULTS = dict(
     init='sft',
     reference='sft',  # a stage, its folder or a directory; '' for the losses that need none
+    reference_logprobs='stored',  # stored: computed once; live: at every step, for data too large for that
     loss='dpo',  # one of LOSSES
     beta=0.1,
     smoothing=0.0,  # share of wrong labels: dpo (then cDPO), robust, length_normalised, dpop, cpo, simpo
@@ -60,6 +61,9 @@ def build(context: common.Context) -> loop.Stage:
   """The stage, ready to run."""
   section, layout, tokenizer = context.section, context.layout, context.tokenizer
   check(section, f'config.{context.name}')
+  if section.reference_logprobs not in ('stored', 'live'):
+    raise UserError(f'config.{context.name}.reference_logprobs: expected stored or live, got '
+                    f'{section.reference_logprobs!r}')
   model, optimizer, init = common.trainable(context)
   fit = lambda split: encode.rankings(split, tokenizer, section.length, section.overlong)
   read = lambda split: sources.load(section.data, 'ranking', split)
@@ -68,15 +72,19 @@ def build(context: common.Context) -> loop.Stage:
   places = section.responses_per_row
   once = lambda rows: batches.rankings_once(rows, section.batch_size, places, section.length)
   reference_model = reference = None
+  live = lambda batch: batch
   if section.reference:
     reference_model, read_reference = common.open_model(context, section.reference)
     reference = read_reference()
     sums = jax.jit(lambda params, batch: response_logprobs(reference_model, params, batch)[0])
-    said, of = f'{context.name}: the reference reads', checkpoint.fingerprint(reference)
-    for name, rows in (('train', examples), ('validation', held_out)):
-      add_reference(rows, context.directory / f'reference-{name}.npz', of, lambda rows: [
-          (batch, answers.whole(sums(reference, layout.spread(batch)))) for batch in tqdm.tqdm(
-              once(rows), desc=said, unit='batch', leave=False, disable=None)])
+    if section.reference_logprobs == 'live':
+      live = lambda batch: batch.replace(reference_logprobs=sums(reference, batch))
+    else:
+      said, of = f'{context.name}: the reference reads', checkpoint.fingerprint(reference)
+      for name, rows in (('train', examples), ('validation', held_out)):
+        add_reference(rows, context.directory / f'reference-{name}.npz', of, lambda rows: [
+            (batch, answers.whole(sums(reference, layout.spread(batch)))) for batch in tqdm.tqdm(
+                once(rows), desc=said, unit='batch', leave=False, disable=None)])
   loss = build_loss(model, section)
   step, measured = steps.build(loss, optimizer, layout, section.microbatches), jax.jit(loss)
   anchor = None
@@ -88,14 +96,17 @@ def build(context: common.Context) -> loop.Stage:
 
   def evaluate(state):
     found = [jax.device_get(measured(state.params, batch, None, anchor and anchor(state.params, batch)))
-             for batch in map(layout.spread, once(held_out))]
+             for batch in (live(layout.spread(batch)) for batch in once(held_out))]
     mean = lambda of: sum(of(one)[0] for one in found) / max(sum(of(one)[1] for one in found), 1e-9)
     values = {name: mean(lambda one, name=name: one.means[name]) for name in found[0].means}
     return {'loss': mean(lambda one: (one.total, one.weight)), **values}, show(state)
 
+  def whole_step(state, batch):
+    batch = live(layout.place(batch))
+    return step(state, batch, *([anchor(state.params, batch)] if anchor else []))
+
   return loop.Stage(
-      name=context.name, init=init, evaluate=evaluate,
-      step=(lambda state, batch: step(state, batch, anchor(state.params, layout.place(batch)))) if anchor else step,
+      name=context.name, init=init, evaluate=evaluate, step=whole_step,
       batches=batches.rankings(examples, section.batch_size, places, section.length, context.config.seed,
                                **context.hosts))
 

@@ -1,9 +1,12 @@
 """What the stages that learn from their own answers share: prompts, scores, the forward over answers, evaluation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from rlhf_jax.data import batches, encode, sources
+from rlhf_jax.data import batches, encode, records, sources
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation import answers
 from rlhf_jax.feedback import rewards
@@ -13,10 +16,11 @@ from rlhf_jax.stages import common, reward
 DEFAULTS = dict(  # of a section, beside what the method needs
     init='sft',
     reference='sft',  # the KL penalty is against this one; it stays as it is
-    reward='reward',  # a stage that trained a reward model, its folder, a directory, or 'module:function' on texts;
-    # several: a tuple of them
+    reward='reward',  # a stage that trained a reward model, its folder, a directory, or 'module:function' on texts
+    # (docs/rewards.md); several: a tuple of them
     reward_weights=(),  # of several rewards, in their order; 1 each unless said
     standardise_rewards=False,  # each of several rewards to mean 0 and variance 1 over the batch before they are added
+    programs=dict(rewards.DEFAULTS),  # how rewards that are programs are run
     batch_size=64,  # prompts of a step, over all devices
     samples=1,  # answers to each prompt
     length=48,  # tokens of a prompt at most
@@ -41,15 +45,16 @@ def check_batch(context: common.Context) -> None:
 def read_prompts(context: common.Context):
   """(records, examples) of the training prompts, and of the held-out ones."""
   section = context.section
-  records = {split: sources.load(section.data, 'prompt', split) for split in ('train', 'validation')}
-  records['validation'] = sources.evenly(records['validation'], section.eval_records)
+  train, held_out = (sources.load(section.data, 'prompt', split) for split in ('train', 'validation'))
   return tuple((rows, encode.prompts(rows, context.tokenizer, section.length, section.overlong))
-               for rows in records.values())
+               for rows in (train, sources.evenly(held_out, section.eval_records)))
 
 
 def build_scores(context: common.Context, *records) -> list:
-  """score(Prompts, Samples) → [B * K] float32 on the mesh, of the section's reward or weighted rewards: one function
-  for each list of records that Prompts.index may point at.
+  """score(Prompts, Samples) → ([B * K] float32 on the mesh, metrics), of the section's reward or weighted rewards: one
+  function for each list of records that Prompts.index may point at.
+
+  Metrics: `reward/failed`, the share of answers on which a program failed; of several rewards the mean of each.
 
   Raises:
     UserError: no such reward, or other than one weight for each.
@@ -59,27 +64,44 @@ def build_scores(context: common.Context, *records) -> list:
   weights = tuple(section.reward_weights) or (1.0,) * len(names)
   if not names or len(weights) != len(names):
     raise UserError(f'config.{context.name}.reward_weights: expected {len(names)} numbers, got {len(weights)}')
-  each = [_scores(context, name, records) for name in names]
-  if len(each) == 1 and weights == (1.0,) and not section.standardise_rewards:
-    return each[0]
+  parts = section.minibatches * section.microbatches
+  each = [open_score(context, name, parts, section.programs) for name in names]
 
   @jax.jit
   def combined(values):
     white = lambda x: (x - jnp.mean(x)) * jax.lax.rsqrt(jnp.var(x) + 1e-8) if section.standardise_rewards else x
-    return sum(weight * white(value) for weight, value in zip(weights, values))
+    return (sum(weight * white(value) for weight, value in zip(weights, values)),
+            {f'reward/{name}': jnp.mean(value) for name, value in zip(names, values)} if len(names) > 1 else {})
 
-  return [lambda prompts, samples, scores=scores: combined([score(prompts, samples) for score in scores])
-          for scores in zip(*each)]
+  def score(prompts, samples, rows):
+    values, failed = zip(*(one(prompts, samples, rows) for one in each))
+    total, metrics = combined(values)
+    return total, {**metrics, 'reward/failed': np.float32(sum(failed) / len(total))}
+
+  return [functools.partial(score, rows=rows) for rows in records]
 
 
-def _scores(context, name, records):
-  section = context.section
-  programs = [rewards.build(name, rows, context.tokenizer, context.layout) for rows in records]
-  if programs[0] is not None:
-    return programs
-  model, read = common.open_model(context, name, head=True)
-  params, of = read(), reward.build_score(model, section.minibatches * section.microbatches)
-  return [lambda prompts, samples: of(params, prompts, samples)] * len(records)
+def open_score(context: common.Context, name: str, parts: int = 1, programs=None):
+  """score(Prompts, Samples, records) → ([B * K] float32 on the mesh, how many failed), of a reward by its name.
+
+  Args:
+    parts: a reward model reads the answers in so many, to save memory.
+    programs: how a program is run, like rewards.DEFAULTS.
+  """
+  if not rewards.is_program(name):
+    model, read = common.open_model(context, name, head=True)
+    params, of = read(), reward.build_score(model, parts)
+    return lambda prompts, samples, rows: (of(params, prompts, samples), 0)
+  program, tokenizer = rewards.build(name, programs), context.tokenizer
+
+  def score(prompts, samples, rows):
+    index, tokens, mask = answers.whole((prompts.index, samples.tokens, samples.mask))
+    asked = [rows[max(i, 0)] for i in np.repeat(index, len(tokens) // len(index))]
+    texts = [tokenizer.decode(row[seen].tolist()) for row, seen in zip(tokens, mask)]
+    values, failed = program([records.conversation(row) for row in asked], texts, asked)
+    return context.layout.spread(values), failed
+
+  return score
 
 
 def forward(model, params, sequences, R: int, temperature: float):
@@ -97,17 +119,18 @@ def shuffled_minibatches(layout, batch, order, count: int):
   return jax.tree.map(lambda x: layout.constrain(x, (None, 'batch') + (None,) * (x.ndim - 2)), cut)
 
 
-def build_evaluation(context: common.Context, model, reference_model, reference, score, records, examples):
+def build_evaluation(context: common.Context, model, reference_model, reference, score, rows, examples):
   """evaluate(state) → (score, KL, length and EOS rate on held-out prompts, some answers)."""
   section = context.section
-  answer = answers.build(model, section.sampling, context.tokenizer, context.layout, 1, reference_model, score)
+  answer = answers.build(model, section.sampling, context.tokenizer, context.layout, 1, reference_model,
+                         lambda *given: score(*given)[0])
 
   def evaluate(state):
     given = answer(state.params, batches.prompts_once(examples, section.batch_size), context.key(), reference)
     values = {'reward/score': given.scores.mean(), 'kl': given.kl.mean(), 'response/length': given.lengths.mean(),
               'response/eos_rate': given.ended.mean()}
     shown = zip(examples[:section.shown], given.texts, given.scores)
-    return values, [{'prompt': records[int(example['index'])].messages[-1]['content'], 'response': texts[0],
+    return values, [{'prompt': rows[int(example['index'])].messages[-1]['content'], 'response': texts[0],
                      'score': float(scores[0])} for example, texts, scores in shown]
 
   return evaluate

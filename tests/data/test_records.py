@@ -45,6 +45,18 @@ def test_preferences_are_rankings_of_two(tmp_path):
   assert (row.responses, row.ranks) == (['good', 'bad'], [1, 2])
 
 
+def test_a_ranking_does_for_a_demonstration_by_its_best_response(tmp_path):
+  records.write(tmp_path / 'x.jsonl', [records.Ranking('1', 's', 'l', 'd', 'Read.', ASKED, ['a', 'b', 'c'], [3, 1, 1])])
+  assert records.read(tmp_path / 'x.jsonl', 'demonstration') == [
+      records.Demonstration('1', 's', 'l', [{'role': 'user', 'content': 'Read.\n\nWhy?'}], 'b')]
+
+
+def test_an_exercise_does_for_a_demonstration_and_for_a_prompt():
+  line = {'id': '1', 'question': 'Why?', 'answer': 'So: 1 + 1 = 2 #### 2', 'final': '2'}
+  assert records.parse('demonstration', line, 'f:1') == records.Demonstration('1', '', '', ASKED, line['answer'])
+  assert records.parse('prompt', line, 'f:1') == records.Prompt('1', '', '', ASKED, {'final': '2'})
+
+
 def test_context_stands_before_the_last_message():
   turns = [{'role': 'assistant', 'content': 'Hi'}, {'role': 'user', 'content': 'Who?'}]
   row = records.Ranking('', '', '', '', 'Ann is here.', turns, ['a', 'b'], [1, 2])

@@ -26,3 +26,12 @@ def test_adaptive_coefficient():
   np.testing.assert_allclose(adapt(6.6), 0.1 * 1.01)  # 10% above, a tenth of the horizon
   np.testing.assert_allclose(adapt(60.0), 0.1 * 1.02)  # clipped at 20%
   np.testing.assert_allclose(adapt(0.0), 0.1 * 0.98)
+
+
+def test_best_of_n_against_counting():
+  """Of a uniform choice among m distinct scores the best of n has a known distribution; m is large."""
+  m, n = 4000, 16
+  upto = (np.arange(m + 1) / m) ** n
+  best = np.diff(upto)
+  np.testing.assert_allclose(divergence.best_of(n), np.sum(best * np.log(best * m)), rtol=2e-3)
+  assert divergence.best_of(1) == 0

@@ -96,3 +96,8 @@ def test_order_of_places_changes_nothing(name):
 def test_accuracy_counts_equal_scores_half():
   right, pairs = ranking.accuracy(jnp.array([[2.0, 1.0, 1.0]]), jnp.array([[1, 2, 3]]), jnp.array([[1, 1, 1]]))
   assert (right, pairs) == (2.5, 3)
+
+
+def test_ranks_from_scores():
+  scores = jnp.array([[0.5, 2.0, 0.5, -1.0], [1.0, 1.0, 1.0, 1.0]])
+  np.testing.assert_array_equal(ranking.from_scores(scores), [[2, 1, 2, 4], [1, 1, 1, 1]])

@@ -77,13 +77,14 @@ def context(tmp_path, tokenizer):
   return make
 
 
-@pytest.fixture
-def own_cache(tmp_path, monkeypatch):
-  """Compiled programs go to the test's folder, and nothing of it stays."""
+@pytest.fixture(scope='module')
+def own_cache(tmp_path_factory):
+  """Compiled programs go to the module's folder, and nothing of it stays."""
   before = jax.config.jax_compilation_cache_dir
-  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
-  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
   with contextlib.ExitStack() as stack:
+    patch = stack.enter_context(pytest.MonkeyPatch.context())
+    patch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
+    patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
     stack.callback(compilation_cache.reset_cache)  # else later tests go on writing there
     stack.callback(jax.config.update, 'jax_compilation_cache_dir', before)
     yield

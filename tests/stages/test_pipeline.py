@@ -1,11 +1,15 @@
 import json
+from pathlib import Path
+import shutil
 import time
 
 import jax
 import numpy as np
 import pytest
 
+from rlhf_jax import config as configs
 from rlhf_jax import pipeline
+from rlhf_jax.data import records
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import pretrained, transformer
 from rlhf_jax.runtime import checkpoint
@@ -15,11 +19,17 @@ ROW = {'helpful', 'honest', 'harmless', 'utility', 'win_rate_vs_sft', 'win_rate_
        'response_length', 'eos_rate'}
 
 
-def test_four_steps_end_to_end(tiny, tmp_path, own_cache, capsys):
-  """The tiny quickstart on eight devices; the same command again; the models as Hugging Face directories."""
+@pytest.fixture(scope='module')
+def finished(tiny, tmp_path_factory, own_cache):
+  """The tiny quickstart on eight devices: (config, workdir, results)."""
   config = pipeline.load_config(tiny.EXPERIMENT, ['ppo.batch_size=16'])
-  workdir = tmp_path / 'run'
-  results = pipeline.run(config, workdir)
+  workdir = tmp_path_factory.mktemp('runs') / 'quickstart'
+  return config, workdir, pipeline.run(config, workdir)
+
+
+def test_four_steps_end_to_end(tiny, finished, capsys):
+  """The tiny quickstart; the same command again; the models as Hugging Face directories."""
+  config, workdir, results = finished
   assert results == json.loads((workdir / 'results.json').read_text())
   assert list(results['models']) == ['base', 'sft', 'ppo']
   assert all(set(row) == ROW for row in results['models'].values())
@@ -53,6 +63,28 @@ def test_four_steps_end_to_end(tiny, tmp_path, own_cache, capsys):
 
   with pytest.raises(UserError, match='config.seed: 0 → 1'):
     pipeline.run(pipeline.load_config(tiny.EXPERIMENT, ['ppo.batch_size=16', 'seed=1']), workdir)
+
+
+@pytest.mark.parametrize('name,row', [('raft', 'raft'), ('iterated_dpo', 'iterated_dpo'), ('best_of_n', 'best_of_4')])
+def test_other_methods_go_on_from_the_same_models(tiny, finished, tmp_path, name, row):
+  """Sampling, ranking by the reward model, SFT on the best or DPO on the order; the best of N in the table."""
+  _, workdir, _ = finished
+  config = pipeline.load_config(str(Path(tiny.EXPERIMENT).with_name(f'{name}.py:tiny')), [
+      'dpo1.reference_logprobs=live'] if name == 'iterated_dpo' else [])
+  for stage in ('tokenizer', 'pretrain', 'sft', 'feedback', 'reward'):
+    shutil.copytree(workdir / stage, tmp_path / stage)
+  (tmp_path / 'config.json').write_text(configs.as_json(config))
+  before = (tmp_path / 'reward/finished.json').stat().st_mtime_ns
+  results = pipeline.run(config, tmp_path)
+  assert (tmp_path / 'reward/finished.json').stat().st_mtime_ns == before
+  assert set(results['models'][row]) == ROW | ({'score'} if name == 'best_of_n' else set())
+  if name == 'best_of_n':
+    rows = results['models']
+    assert rows['best_of_16']['score'] > rows['best_of_4']['score']
+    assert rows['best_of_4']['kl_to_sft'] == pytest.approx(np.log(4) - 0.75) and rows['sft']['win_rate_vs_sft'] == 0.5
+  else:
+    rankings = records.read(tmp_path / ('samples2' if name == 'raft' else 'rankings2') / 'train.jsonl', 'ranking')
+    assert len(rankings) == 16 and all(min(ranking.ranks) == 1 for ranking in rankings)
 
 
 def test_mistakes_before_anything_is_made(tiny, tmp_path, own_cache):

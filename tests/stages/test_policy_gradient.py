@@ -17,7 +17,7 @@ N = G * K
 METHODS = {
     'rloo': dict(advantage='leave_one_out', loss='reinforce', reduce='sequence_sum'),
     'reinforce': dict(advantage='batch_baseline', loss='reinforce', reduce='sequence_sum'),
-    'reinforce++': dict(advantage='batch_standardised'),
+    'reinforce++': dict(advantage='batch_baseline', whiten_advantages=True, kl_place='tokens'),
     'grpo': dict(advantage='standardised', reduce='sequence_mean', kl_place='loss'),
     'dr_grpo': dict(advantage='above_mean', reduce='constant'),
     'dapo': dict(advantage='standardised', clip_high=0.28, overlong_buffer=3, kl_coefficient=0.0),
@@ -88,7 +88,8 @@ def test_reward_rises(tiny, method):
   """Twelve steps towards tokens below 32, half of what a random policy says."""
   on, section, init, generate, run = build(
       tiny, 'one device', rate=1e-2, missing_eos=False, **{**METHODS[method], 'kl_coefficient': 0.0})
-  score = jax.jit(lambda _, samples: jnp.sum(samples.mask & (samples.tokens < 32), 1) / jnp.sum(samples.mask, 1))
+  score = jax.jit(lambda _, samples: (
+      jnp.sum(samples.mask & (samples.tokens < 32), 1) / jnp.sum(samples.mask, 1), {}))
   step, reference = policy_gradient.build_step(generate, score, run, on, section), tiny.params(tiny.model(on), on)
   state, scores = init(), []
   for n in range(12):
@@ -104,18 +105,18 @@ def test_prompts_that_teach_nothing_are_replaced(tiny):
   asked = asked.replace(index=np.arange(3 * G, dtype=np.int32))
   def score(prompts, samples):
     odd = jnp.repeat(prompts.index % 2, K)
-    return jnp.where(odd == 1, 0.5, jnp.arange(odd.shape[0], dtype=jnp.float32))
+    return jnp.where(odd == 1, 0.5, jnp.arange(odd.shape[0], dtype=jnp.float32)), {'reward/failed': 0.0}
   reference = tiny.params(tiny.model(on), on)
   _, metrics = policy_gradient.build_step(generate, score, run, on, section)(init(), asked, reference)
   assert metrics['response/extra'] == G * K and metrics['reward/equal_groups'] == 0
-  never = lambda prompts, samples: jnp.zeros(N)
+  never = lambda prompts, samples: (jnp.zeros(N), {})
   _, metrics = policy_gradient.build_step(generate, never, run, on, section)(init(), asked, reference)
   assert metrics['response/extra'] == 2 * G * K and metrics['reward/equal_groups'] == 1
 
 
 def test_an_older_sampler_is_renewed_and_weighed(tiny):
   on, section, init, generate, run = build(tiny, 'one device', sampler_every=2, weight_limit=2.0, rate=1e-2)
-  score = jax.jit(lambda _, samples: jnp.sum(samples.mask, 1).astype(jnp.float32))
+  score = jax.jit(lambda _, samples: (jnp.sum(samples.mask, 1).astype(jnp.float32), {}))
   step, reference = policy_gradient.build_step(generate, score, run, on, section), tiny.params(tiny.model(on), on)
   same = lambda state: all(np.array_equal(*pair) for pair in zip(
       jax.tree.leaves(jax.device_get(state.params)), jax.tree.leaves(jax.device_get(state.sampler_params))))

@@ -1,4 +1,6 @@
 import functools
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -6,12 +8,13 @@ import ml_collections
 import numpy as np
 import pytest
 
+from rlhf_jax.data import records
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import rewards
 from rlhf_jax.generation import sampler
 from rlhf_jax.models import heads
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.stages import ppo
+from rlhf_jax.stages import rollout as rollout_lib
 from rlhf_jax.types import Prompts, Samples, Sequences
 
 N, P, R, EOS = 32, 6, 7, 1
@@ -100,7 +103,7 @@ def test_first_step_from_the_reference(tiny):
   prompts, _, _ = rollout()
   state = init()
   reference = jax.tree.map(jnp.copy, state.params)
-  score = lambda prompts, samples: jnp.sum(samples.mask, axis=1).astype(jnp.float32)
+  score = lambda prompts, samples: (jnp.sum(samples.mask, axis=1).astype(jnp.float32), {})
   step = ppo.build_step(generate, score, lambda state, reference, *rest: run(state, *rest, reference=reference), on)
   state, metrics = step(state, (prompts, None), reference)
   assert abs(metrics['kl']) < 1e-5 and abs(metrics['policy/first_ratio'] - 1) < 1e-5
@@ -178,7 +181,8 @@ def test_value_loss_falls_on_the_same_answers(tiny):
 def test_reward_rises(tiny):
   """Fifteen steps towards tokens below 32, half of what a random policy says."""
   on, init, generate, run = build(tiny, 'one device', missing_eos=False, minibatches=2, rate=1e-2)
-  score = jax.jit(lambda _, samples: jnp.sum(samples.mask & (samples.tokens < 32), 1) / jnp.sum(samples.mask, 1))
+  score = jax.jit(lambda _, samples: (
+      jnp.sum(samples.mask & (samples.tokens < 32), 1) / jnp.sum(samples.mask, 1), {}))
   step = ppo.build_step(generate, score, lambda state, reference, *rest: run(state, *rest), on)
   state, scores = init(), []
   state = state.replace(kl_coefficient=0 * state.kl_coefficient)
@@ -212,31 +216,18 @@ def test_half_a_step_is_never_taken_for_none(tiny):
 # Rewards that are programs.
 
 
-def words(prompts, responses, records):
-  return [len(said.split()) + records[i].meta['bonus'] + len(prompts[i]) for i, said in enumerate(responses)]
-
-
-def short(prompts, responses, records):
-  return [0.0]
-
-
-def nan(prompts, responses, records):
-  return [float('nan')] * len(responses)
-
-
-def text(prompts, responses, records):
-  return ['good'] * len(responses)
-
-
 @pytest.fixture
-def program(monkeypatch, tokenizer, tiny):
-  """program(name) → the score of a function of this file, over three records with two answers each."""
-  import sys
-  import types
-  from rlhf_jax.data import records
+def words(monkeypatch):
+  """A program that counts the words of an answer and adds the bonus of its prompt."""
   module = types.ModuleType('own_reward')
-  module.words, module.short, module.nan, module.text = words, short, nan, text
+  module.words = lambda prompts, responses, records: [
+      len(said.split()) + records[i].meta['bonus'] + len(prompts[i]) for i, said in enumerate(responses)]
   monkeypatch.setitem(sys.modules, 'own_reward', module)
+  return 'own_reward:words'
+
+
+def test_reward_that_is_a_program(words, tokenizer, tiny):
+  """Three records with two answers each, read from tokens, in the order of Prompts.index; the rest is padding."""
   hi = [{'role': 'user', 'content': 'Hi'}]
   rows = [records.Prompt(str(i), '', '', hi, {'bonus': 10.0 * i}) for i in range(3)]
   answers = ['one', 'one two', 'three words here', '', 'a b c d', 'x'] + [''] * 10
@@ -247,33 +238,17 @@ def program(monkeypatch, tokenizer, tiny):
   on = tiny.layout('data 8')
   prompts = Prompts(np.zeros((8, 2), np.int32), np.ones((8, 2), bool), np.array([2, 0, 1] + [-1] * 5, np.int32))
   batch = on.spread((prompts, Samples(tokens, mask, np.zeros((16, 12), np.float32), np.ones(16, bool))))
-  return lambda name: rewards.build(name, rows, tokenizer, on)(*batch)
+  context = types.SimpleNamespace(tokenizer=tokenizer, layout=on)
+  values, failed = rollout_lib.open_score(context, words, programs=dict(workers=0))(*batch, rows)
+  np.testing.assert_array_equal(values[:6], [22, 23, 4, 1, 15, 12])
+  assert failed == 0
 
 
-def test_reward_that_is_a_program(program):
-  np.testing.assert_array_equal(program('own_reward:words')[:6], [22, 23, 4, 1, 15, 12])
-
-
-@pytest.mark.parametrize('name,message', [
-    ('own_reward:short', 'expected 16 finite floats, got [0.0]'),
-    ('own_reward:nan', '16 finite floats, got [nan, nan'),
-    ('own_reward:text', "16 finite floats, got ['good', "),
-    ('own_reward:nothing', 'nothing'), ('nowhere:f', 'nowhere')])
-def test_wrong_programs_are_named(program, name, message):
-  with pytest.raises(UserError) as error:
-    program(name)
-  assert f'reward {name!r}: ' in str(error.value) and message in str(error.value) and '\n' not in str(error.value)
-
-
-def test_a_stage_name_is_no_program(tokenizer):
-  assert rewards.build('reward', [], tokenizer, None) is None
-
-
-def test_critic_on_the_policys_trunk_and_a_program_as_reward(program, context, tiny):
+def test_critic_on_the_policys_trunk_and_a_program_as_reward(words, context, tiny):
   """value='' on eight devices, as a whole stage: two steps and an evaluation."""
   on = tiny.layout('data 2, fsdp 2, tensor 2')
-  made = context('ppo', 'ppo.reward=own_reward:words', 'ppo.samples=2', 'ppo.minibatches=1', 'model.kv_heads=2',
-                 on=on)
+  made = context('ppo', f'ppo.reward={words}', 'ppo.programs.workers=0', 'ppo.samples=2', 'ppo.minibatches=1',
+                 'model.kv_heads=2', on=on)
   import own_reward
   own_reward.words = lambda prompts, responses, records: [0.5] * len(responses)
   stage = ppo.build(made)
@@ -281,6 +256,7 @@ def test_critic_on_the_policys_trunk_and_a_program_as_reward(program, context, t
   assert set(state.value_params) == {'score'} and not np.any(state.value_params['score']['kernel'])
   for n in range(2):
     state, metrics = stage.step(state, next(stage.batches))
-  assert int(state.step) == 2 and metrics['reward/score'] == 0.5 and np.any(state.value_params['score']['kernel'])
+  assert int(state.step) == 2 and np.any(state.value_params['score']['kernel'])
+  assert metrics['reward/score'] == 0.5 and metrics['reward/failed'] == 0
   values, shown = stage.evaluate(state)
   assert values['reward/score'] == 0.5 and len(shown) == 4 and shown[0]['score'] == 0.5

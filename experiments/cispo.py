@@ -1,0 +1,13 @@
+"""CISPO on the embedded world: clipped importance weights, every token keeps its gradient (arXiv:2506.13585).
+
+  python -m rlhf_jax --config=experiments/cispo.py --workdir=runs/cispo
+
+Two minibatches, so that weights differ from 1. What to expect: docs/methods.md.
+"""
+
+import rloo
+
+
+def get_config(tiny: bool = False):
+  """tiny: a few steps, for tests."""
+  return rloo.like('cispo', tiny, advantage='standardised', loss='cispo', minibatches=2, kl_coefficient=0.0)

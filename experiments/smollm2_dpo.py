@@ -1,0 +1,25 @@
+"""SFT → DPO with a real model and real people's preferences: SmolLM2-135M-Instruct on CPU, no reward model.
+
+  python -m rlhf_jax --config=experiments/smollm2_dpo.py --workdir=runs/smollm2_dpo --config.data=DIR
+
+DIR and weights: experiments/smollm2_human_feedback.py, whose SFT stage this shares. The last table would need a reward
+model as judge; here the log says how often people's choice has the higher implicit reward, held out.
+"""
+
+import smollm2_human_feedback
+
+
+def get_config(tiny: bool = False):
+  """tiny: three steps of each stage."""
+  config = smollm2_human_feedback.get_config(tiny)
+  data = config.reward.data
+  config.stages = ('sft', 'dpo')
+  config.dpo = dict(
+      kind='preference', loss='dpo', beta=0.1, batch_size=2, responses_per_row=9, length=128, eval_records=240, data=data,
+      sampling=dict(max_new_tokens=40), optimizer=dict(learning_rate=5e-6, warmup_steps=5),
+      loop=dict(steps=40, eval_every=40, save_every=20, log_every=1))
+  if tiny:
+    config.dpo.eval_records = 8
+    config.dpo.loop = dict(steps=3, eval_every=3, save_every=3, log_every=1)
+  del config.reward, config.ppo, config.evaluation
+  return config
