@@ -7,6 +7,7 @@ setup(
     version='0.1.0',
     description='Reinforcement learning from human feedback in JAX: pre-training, SFT, reward model, PPO.',
     packages=find_packages(include=['rlhf_jax', 'rlhf_jax.*']),
+    package_data={'rlhf_jax.feedback': ['constitutions/*.yaml']},
     python_requires='>=3.11',
     install_requires=[
         'jax>=0.10,<0.13',
@@ -21,6 +22,8 @@ setup(
         'tokenizers>=0.22',
         'safetensors>=0.6',
         'jinja2>=3.1',
+        'pyyaml>=6',
+        'httpx>=0.27',
         'numpy>=2',
         'matplotlib>=3.9',
         'tensorboardX>=2.6',

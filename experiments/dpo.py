@@ -13,7 +13,7 @@ def like(name: str, tiny: bool, **section):
   return quickstart.then(name, tiny, ('pretrain', 'sft', 'feedback'), **{name: dict(
       dict(kind='preference', batch_size=8, responses_per_row=6, length=58,
            data=dict(source='jsonl', path=('{workdir}/feedback/{split}.jsonl',)),
-           loop=dict(steps=100, eval_every=50, save_every=50), optimizer=dict(learning_rate=1e-4)), **section)})
+           loop=dict(steps=150, eval_every=75, save_every=75), optimizer=dict(learning_rate=4e-4)), **section)})
 
 
 def get_config(tiny: bool = False):

@@ -10,4 +10,4 @@ import dpo
 
 def get_config(tiny: bool = False):
   """tiny: a few steps, for tests."""
-  return dpo.like('orpo', tiny, loss='orpo', beta=0.1, reference='')
+  return dpo.like('orpo', tiny, loss='orpo', beta=1.0, reference='')

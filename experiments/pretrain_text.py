@@ -22,7 +22,7 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
       batch_size=16, length=256, eval_records=249, samples=6,
       data=dict(source='jsonl', path=PATH), sampling=dict(max_new_tokens=48, temperature=0.8),
       optimizer=dict(learning_rate=2e-3, warmup_steps=50),
-      loop=dict(steps=450, eval_every=150, save_every=150))
+      loop=dict(steps=260, eval_every=130, save_every=130))
   if tiny:
     config.model = dict(embed=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp=64)
     config.tokenizer.vocab_size, config.tokenizer.documents = 512, 50

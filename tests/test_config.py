@@ -1,8 +1,10 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from rlhf_jax import config as configs
+from rlhf_jax import pipeline
 from rlhf_jax.errors import UserError
 
 DEFAULTS = dict(seed=0, stages=(), model=dict(embed=8, dtype='float32'), evaluation=dict(models=dict()))
@@ -76,3 +78,10 @@ def test_differences_and_workdir(tmp_path):
   parsed = [json.loads(configs.as_json(config)) for config in (a, b)]
   assert configs.differences(*parsed) == ['config.seed: 0 → 1'] and not configs.differences(parsed[0], parsed[0])
   assert configs.resolve(a, workdir='runs/1').sft.data.path == ('runs/1/x.jsonl',)
+
+
+@pytest.mark.parametrize('variant', ['', ':tiny'])
+@pytest.mark.parametrize('path', sorted(Path(__file__).parents[1].glob('experiments/*.py')), ids=lambda path: path.stem)
+def test_every_experiment_says_what_its_stages_know(path, variant):
+  config = pipeline.load_config(f'{path}{variant}')
+  assert {*config.evaluation.models.values()} <= {*config.stages}

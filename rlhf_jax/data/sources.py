@@ -17,6 +17,7 @@ DEFAULTS = dict(
     fields=dict(),  # tfds: our field → theirs, where the names differ
     splits=dict(train='train', validation='validation'),  # tfds: our split → theirs
     seed=0,  # tinyworld: of the world
+    variant='',  # tinyworld: another form of it (data/tinyworld/__init__.py: VARIANTS)
     count=0,  # the first so many records; 0 = all (of tinyworld: its default)
 )
 
@@ -72,7 +73,8 @@ def _jsonl(config, kind, split):
 
 def _tinyworld(config, kind, split):
   from rlhf_jax.data import tinyworld
-  return tinyworld.records(kind, split, seed=config.seed, count=config.count or None)
+  return tinyworld.records(kind, split, seed=config.seed, count=config.count or None,
+                           variant=config.variant)
 
 
 def _tfds(config, kind, split):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+from rlhf_jax.data import batches, encode
 from rlhf_jax.generation import sampler
 from rlhf_jax.models import heads
 from rlhf_jax.objectives import divergence
@@ -41,7 +42,7 @@ def build(model, sampling, tokenizer, layout, samples: int = 1, reference_model=
     score: (Prompts, Samples) → [B * S] float32 on the mesh.
 
   Returns:
-    answer(params, batches of host Prompts, key, reference=None) → Answers. Rows with index -1 are left out.
+    answer(params, prompts: batches of host Prompts, key, reference=None) → Answers. Rows with index -1 are left out.
   """
   generate = sampler.build(model, sampling, (tokenizer.eos_id,), tokenizer.pad_id, samples)
   R = sampling.max_new_tokens
@@ -55,25 +56,33 @@ def build(model, sampling, tokenizer, layout, samples: int = 1, reference_model=
     kl = divergence.k1(logprobs(model, params), logprobs(reference_model, reference))
     return jnp.sum(jnp.where(answers.mask, kl, 0.0), axis=1)
 
-  def answer(params, batches, key, reference=None) -> Answers:
+  def answer(params, prompts, key, reference=None) -> Answers:
     texts, columns = [], []
-    shown = tqdm.tqdm(batches, desc='answers', unit='batch', leave=False, disable=None)  # on a terminal
+    shown = tqdm.tqdm(prompts, desc='answers', unit='batch', leave=False, disable=None)  # on a terminal
     for number, host_prompts in enumerate(shown):
-      prompts = layout.spread(host_prompts)
-      answers = generate(params, prompts, jax.random.fold_in(key, number))
+      placed = layout.spread(host_prompts)
+      answers = generate(params, placed, jax.random.fold_in(key, number))
       column = dict(lengths=jnp.sum(answers.mask, axis=1), ended=answers.ended)
       if reference is not None:
-        column['kl'] = divergence_of(params, reference, prompts, answers)
+        column['kl'] = divergence_of(params, reference, placed, answers)
       if score is not None:
-        column['scores'] = score(prompts, answers)
+        column['scores'] = score(placed, answers)
       tokens, mask, column = whole((answers.tokens, answers.mask, column))
-      real = np.repeat(whole(prompts.index) >= 0, samples)
+      real = np.repeat(whole(placed.index) >= 0, samples)
       rows = [tokenizer.decode(row[seen].tolist()) for row, seen in zip(tokens[real], mask[real])]
       texts += [rows[i:i + samples] for i in range(0, len(rows), samples)]
       columns.append({name: x[real].reshape(-1, samples) for name, x in column.items()})
     return Answers(texts, **{name: np.concatenate([c[name] for c in columns]) for name in columns[0]})
 
   return answer
+
+
+def complete(answer, params, prompts, batch_size: int, pad_id: int, key) -> Answers:
+  """Answers to lists of tokens, with `answer` of build. All are padded to the same length, a multiple of 64, so that few
+  programs are compiled."""
+  width = -(-max(map(len, prompts)) // 64) * 64
+  rows = [encode.left_padded(tokens, width, pad_id, index) for index, tokens in enumerate(prompts)]
+  return answer(params, batches.prompts_once(rows, batch_size), key)
 
 
 def best_of(answers: Answers, count: int) -> Answers:

@@ -17,6 +17,12 @@ def read_metrics(directory: Path) -> list[dict]:
   return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def read_transcripts(directory: Path, count: int = 20) -> list[dict]:
+  """The first critiques and revisions of a stage, from its transcripts.jsonl; none where there is no such file."""
+  path = Path(directory) / 'transcripts.jsonl'
+  return [json.loads(line) for line in path.read_text().splitlines()[:count]] if path.exists() else []
+
+
 def picture(stages: dict[str, list[dict]], models: dict[str, dict]) -> bytes:
   """A PNG: a panel for each stage's curve, and the rates of every model as bars."""
   import matplotlib
@@ -56,17 +62,21 @@ def picture(stages: dict[str, list[dict]], models: dict[str, dict]) -> bytes:
   return buffer.getvalue()
 
 
-def page(title: str, table: str, image: bytes, answers: dict[str, list], prompts: list[str]) -> str:
+def page(title: str, table: str, image: bytes, answers: dict[str, list], prompts: list[str],
+         transcripts: dict[str, list]) -> str:
   """The report as HTML.
 
   Args:
     answers: model → a text for each prompt.
     prompts: the first few of the held-out prompts.
+    transcripts: stage → conversations with critiques and revisions, as stages.critique writes them.
   """
   escape = lambda text: html.escape(text).replace('\n', '<br>')
   head = ''.join(f'<th>{escape(name)}</th>' for name in ('prompt', *answers))
   body = ''.join('<tr>' + ''.join(f'<td>{escape(cell)}</td>' for cell in (prompt, *(a[i] for a in answers.values())))
                  + '</tr>' for i, prompt in enumerate(prompts))
+  talks = ''.join(f'<h2>Critiques and revisions: {escape(name)}</h2>' + ''.join(_talk(row, escape) for row in rows)
+                  for name, rows in transcripts.items() if rows)
   return f'''<!doctype html><meta charset="utf-8"><title>{escape(title)}</title>
 <style>body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1200px; padding: 0 1em }}
 td, th {{ text-align: left; vertical-align: top; padding: .3em .8em; border-bottom: 1px solid #ddd }}
@@ -74,4 +84,14 @@ pre {{ overflow-x: auto; background: #f6f6f6; padding: 1em }} img {{ max-width: 
 <h1>{escape(title)}</h1><pre>{html.escape(table)}</pre>
 <img alt="training curves and rates" src="data:image/png;base64,{base64.b64encode(image).decode()}">
 <h2>Answers to held-out prompts</h2><table><tr>{head}</tr>{body}</table>
-'''
+{talks}'''
+
+
+def _talk(row, escape):
+  """A conversation, to be unfolded: what was said at first, and for each round the critique and the revision."""
+  said = [('prompt', row['messages'][-1]['content']), ('answer', row['response'])]
+  for number, one in enumerate(row['rounds'], 1):
+    said += [(f'{number}: {one["critique_request"]}', one['critique']),
+             (f'{number}: {one["revision_request"]}', one['revision'])]
+  lines = ''.join(f'<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>' for name, text in said)
+  return f'<details><summary>{escape(row["messages"][-1]["content"])}</summary><table>{lines}</table></details>\n'

@@ -32,7 +32,7 @@ def _prompts(pairs, group):
   return jnp.sum(jnp.where(pairs, 1.0 / jnp.maximum(count, 1.0)[:, :, None], 0.0))
 
 
-def pairwise(scores, ranks, group):
+def pairwise(scores, ranks, group, confidence=1.0):
   """Ouyang et al. 2022 (arXiv:2203.02155), eq. 1: −1/C(K,2) Σ log σ(r_i − r_j) over the pairs of a prompt.
 
   All pairs of a prompt are one element: K scores are computed, not K(K−1). With ties the mean is over the untied.
@@ -40,11 +40,19 @@ def pairwise(scores, ranks, group):
   Args:
     scores: [B, K] float32.
     ranks, group: [B, K] int32.
+    confidence: [B, K] float32, p of the soft label −[p log σ(Δ) + (1 − p) log σ(−Δ)] (Bai et al. 2022b,
+      arXiv:2212.08073, §4.1), of the prompt of each place.
 
   Returns:
     (sum over prompts, number of prompts), [] float32.
   """
-  return over_pairs(jax.nn.softplus(scores[:, None, :] - scores[:, :, None]), ranks, group)
+  return over_pairs(_bradley_terry(scores, confidence), ranks, group)
+
+
+def _bradley_terry(scores, confidence):
+  """[B, K, K]: of response i above response j."""
+  above = scores[:, :, None] - scores[:, None, :]
+  return jax.nn.softplus(-above) + (1 - jnp.broadcast_to(confidence, scores.shape))[:, :, None] * above
 
 
 def over_pairs(losses, ranks, group):
@@ -66,7 +74,7 @@ def plackett_luce(scores, ranks, group):
 
   With two responses this is Bradley–Terry. Tied responses do not compete with each other.
 
-  Args and returns: as `pairwise`.
+  Args and returns: as `pairwise`, without confidence: soft labels are for pairs.
   """
   pairs = better(ranks, group)
   contest = pairs | jnp.eye(scores.shape[1], dtype=bool)
@@ -75,15 +83,16 @@ def plackett_luce(scores, ranks, group):
   return jnp.sum(jnp.where(pairs.any(-1), losses, 0.0)), _prompts(pairs, group)
 
 
-def plain_pairs(scores, ranks, group):
+def plain_pairs(scores, ranks, group, confidence=1.0):
   """Bradley–Terry with every pair an element of its own (each response of K counts K − 1 times).
+
+  Args: as `pairwise`.
 
   Returns:
     (sum over pairs, number of pairs), [] float32.
   """
   pairs = better(ranks, group)
-  losses = jax.nn.softplus(scores[:, None, :] - scores[:, :, None])
-  return jnp.sum(jnp.where(pairs, losses, 0.0)), jnp.sum(pairs, dtype=jnp.float32)
+  return jnp.sum(jnp.where(pairs, _bradley_terry(scores, confidence), 0.0)), jnp.sum(pairs, dtype=jnp.float32)
 
 
 def accuracy(scores, ranks, group):

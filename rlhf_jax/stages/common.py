@@ -10,10 +10,10 @@ import zlib
 import jax
 import numpy as np
 
-from rlhf_jax.data import batches, encode
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation import answers
 from rlhf_jax.models import pretrained, transformer
+from rlhf_jax.models.tokenizer import Tokenizer
 from rlhf_jax.runtime import checkpoint
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.mesh import Layout
@@ -105,6 +105,17 @@ def open_model(context: Context, init: str, head: bool = False):
   return model, read
 
 
+def open_reader(context: Context, name: str):
+  """A model that reads text as a judge: (Model, read, its tokenizer), by a name as `init` takes. A stage of this run has
+  the run's tokenizer, any other its own."""
+  if name not in ('random', *context.config.stages):
+    folder = Path(name)
+    own = Tokenizer.load(folder.parent / 'tokenizer') if (folder / 'model.json').is_file() else (
+        pretrained.open_pretrained(name).tokenizer)
+    context = dataclasses.replace(context, tokenizer=own)
+  return *open_model(context, name), context.tokenizer
+
+
 def _initialise(context, model, part=None):
   init = model.init if part is None else lambda key: model.init(key)[part]
   axes = model.axes if part is None else model.axes[part]
@@ -152,12 +163,10 @@ def build_samples(context: Context, model, prompts):
   if not chosen:
     return lambda state: []
   answer = answers.build(model, section.sampling, tokenizer, layout)
-  width = max(map(len, chosen))
-  asked = [encode.left_padded(tokens, width, tokenizer.pad_id, index) for index, tokens in enumerate(chosen)]
+  rows = -(-len(chosen) // layout.batch_ways) * layout.batch_ways
 
   def show(state):
-    given = answer(state.params, batches.prompts_once(asked, -(-len(asked) // layout.batch_ways) * layout.batch_ways),
-                   context.key())
+    given = answers.complete(answer, state.params, chosen, rows, tokenizer.pad_id, context.key())
     return [{'prompt': tokenizer.core.decode(np.asarray(tokens).tolist()), 'response': texts[0]}
             for tokens, texts in zip(chosen, given.texts)]
   return show

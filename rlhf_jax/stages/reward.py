@@ -4,7 +4,8 @@
 
 The score is a linear head on the state of a response's last token, its end of turn. All responses to a prompt are one
 element of the batch. Other losses: plackett_luce, plain_pairs. After the last step a bias is subtracted, so that human
-demonstrations score 0 on average. Departures from the paper: the mean is over the untied pairs.
+demonstrations score 0 on average. Departures from the paper: the mean is over the untied pairs; a ranking's `confidence`
+below 1, an AI's label, is a soft target.
 """
 
 import jax
@@ -67,7 +68,8 @@ def build_loss(model, name):
   def loss(params, batch: Rankings, key) -> steps.Loss:
     del key
     scores = last_scores(model, params, batch.tokens, batch.positions, batch.segment_ids)
-    total, weight = ranking.LOSSES[name](scores, batch.ranks, batch.group)
+    soft = () if name == 'plackett_luce' else (batch.confidence,)
+    total, weight = ranking.LOSSES[name](scores, batch.ranks, batch.group, *soft)
     right, pairs = ranking.accuracy(scores, batch.ranks, batch.group)
     present = batch.group > 0
     return steps.Loss(
@@ -89,6 +91,9 @@ def build(context: common.Context) -> loop.Stage:
   model, optimizer, init = common.trainable(context, head=True)
   fit = lambda rows: encode.rankings(rows, tokenizer, section.length, section.overlong)
   read = lambda split: sources.load(section.data, 'ranking', split)
+  if section.loss == 'plackett_luce' and any(row.confidence < 1 for row in read('train')):
+    raise UserError(f'config.{context.name}.loss: plackett_luce cannot learn from soft labels (confidence below 1); '
+                    'pairwise and plain_pairs can')
   held_out = sources.evenly(read('validation'), section.eval_records)
   held_out_examples = fit(held_out)
   score = jax.jit(lambda params, batch: last_scores(model, params, batch.tokens, batch.positions, batch.segment_ids))
@@ -116,7 +121,8 @@ def build(context: common.Context) -> loop.Stage:
 
 
 def accuracies(scored, held_out) -> dict[str, float]:
-  """How often the score agrees with people, over all untied pairs and by source, beside the longer response's.
+  """How often the score agrees with people, over all untied pairs and by source, beside the longer response's; and
+  log_loss, the mean of −log σ(r_w − r_l), nats.
 
   Args:
     scored: (Rankings, scores [B, K]) for each batch.
@@ -131,11 +137,13 @@ def accuracies(scored, held_out) -> dict[str, float]:
             source = held_out[batch.index[b, i]].source
             lengths = [int((batch.segment_ids[b, k] > 0).sum()) for k in (i, j)]
             win = lambda x, y: 0.5 + 0.5 * np.sign(x - y)
-            by_source.setdefault(source, []).append((win(scores[b, i], scores[b, j]), win(*lengths)))
+            by_source.setdefault(source, []).append((
+                win(scores[b, i], scores[b, j]), win(*lengths), np.logaddexp(0, scores[b, j] - scores[b, i])))
   everything = np.array([pair for pairs in by_source.values() for pair in pairs])
-  values = {'accuracy': everything[:, 0].mean(), 'length_accuracy': everything[:, 1].mean(), 'pairs': len(everything)}
+  values = {'accuracy': everything[:, 0].mean(), 'length_accuracy': everything[:, 1].mean(),
+            'log_loss': everything[:, 2].mean(), 'pairs': len(everything)}
   if len(by_source) > 1:
     for source, pairs in sorted(by_source.items()):
-      right, longer = np.mean(pairs, axis=0)
+      right, longer, _ = np.mean(pairs, axis=0)
       values |= {f'accuracy/{source}': right, f'length_accuracy/{source}': longer, f'pairs/{source}': len(pairs)}
   return {name: float(value) for name, value in values.items()}

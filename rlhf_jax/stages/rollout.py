@@ -4,23 +4,25 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from rlhf_jax.data import batches, encode, records, sources
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation import answers
-from rlhf_jax.feedback import rewards
+from rlhf_jax.feedback import language_judge, rewards
 from rlhf_jax.models import heads
 from rlhf_jax.stages import common, reward
 
 DEFAULTS = dict(  # of a section, beside what the method needs
     init='sft',
     reference='sft',  # the KL penalty is against this one; it stays as it is
-    reward='reward',  # a stage that trained a reward model, its folder, a directory, or 'module:function' on texts
-    # (docs/rewards.md); several: a tuple of them
+    reward=('reward',),  # each a stage that trained a reward model, its folder, a directory, 'module:function' on texts
+    # (docs/rewards.md), or 'scorer:MODEL', a language model that grades (direct RLAIF)
     reward_weights=(),  # of several rewards, in their order; 1 each unless said
     standardise_rewards=False,  # each of several rewards to mean 0 and variance 1 over the batch before they are added
     programs=dict(rewards.DEFAULTS),  # how rewards that are programs are run
+    scorer=dict(language_judge.SCORER),  # how a language model grades
     batch_size=64,  # prompts of a step, over all devices
     samples=1,  # answers to each prompt
     length=48,  # tokens of a prompt at most
@@ -33,6 +35,8 @@ DEFAULTS = dict(  # of a section, beside what the method needs
     shown=4,  # answers written at each evaluation
     data=dict(sources.DEFAULTS),
 )
+
+_SCORER = 'scorer:'
 
 
 def check_batch(context: common.Context) -> None:
@@ -60,12 +64,12 @@ def build_scores(context: common.Context, *records) -> list:
     UserError: no such reward, or other than one weight for each.
   """
   section = context.section
-  names = (section.reward,) if isinstance(section.reward, str) else tuple(section.reward)
+  names = tuple(section.reward)
   weights = tuple(section.reward_weights) or (1.0,) * len(names)
   if not names or len(weights) != len(names):
     raise UserError(f'config.{context.name}.reward_weights: expected {len(names)} numbers, got {len(weights)}')
   parts = section.minibatches * section.microbatches
-  each = [open_score(context, name, parts, section.programs) for name in names]
+  each = [open_score(context, name, parts, section.programs, section.scorer) for name in names]
 
   @jax.jit
   def combined(values):
@@ -81,18 +85,26 @@ def build_scores(context: common.Context, *records) -> list:
   return [functools.partial(score, rows=rows) for rows in records]
 
 
-def open_score(context: common.Context, name: str, parts: int = 1, programs=None):
+def open_score(context: common.Context, name: str, parts: int = 1, programs=None, scorer=None):
   """score(Prompts, Samples, records) → ([B * K] float32 on the mesh, how many failed), of a reward by its name.
 
   Args:
     parts: a reward model reads the answers in so many, to save memory.
     programs: how a program is run, like rewards.DEFAULTS.
+    scorer: how a language model grades, like language_judge.SCORER.
   """
-  if not rewards.is_program(name):
+  tokenizer = context.tokenizer
+  if name.startswith(_SCORER):
+    grader, read, own = common.open_reader(context, name.removeprefix(_SCORER))
+    grade = language_judge.build_scorer(grader, read(), own, context.layout,
+                                        scorer or ml_collections.ConfigDict(language_judge.SCORER))
+    program = lambda conversations, texts, asked: (grade(conversations, texts), 0)
+  elif rewards.is_program(name):
+    program = rewards.build(name, programs)
+  else:
     model, read = common.open_model(context, name, head=True)
     params, of = read(), reward.build_score(model, parts)
     return lambda prompts, samples, rows: (of(params, prompts, samples), 0)
-  program, tokenizer = rewards.build(name, programs), context.tokenizer
 
   def score(prompts, samples, rows):
     index, tokens, mask = answers.whole((prompts.index, samples.tokens, samples.mask))

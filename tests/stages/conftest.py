@@ -70,10 +70,14 @@ def tokenizer():
 
 @pytest.fixture
 def context(tmp_path, tokenizer):
-  """context(stage, *overrides): a stage's surroundings in the tiny quickstart, from random models on one device."""
-  def make(name, *overrides, on=None):
-    random = [f'{name}.init=random', *(['ppo.value=', 'ppo.reference=random'] if name == 'ppo' else [])]
-    return common.Context(pipeline.load_config(EXPERIMENT, [*random, *overrides]), name, tmp_path, on or layout(), tokenizer)
+  """context(stage, *overrides): a stage's surroundings in the tiny quickstart, or another experiment, from random models
+  on one device."""
+  def make(name, *overrides, on=None, experiment='quickstart'):
+    random = {'ppo': ['ppo.init=random', 'ppo.value=', 'ppo.reference=random'], 'critique': ['critique.model=random'],
+              'feedback': ['feedback.policies=("random",)', 'feedback.ai.judges=("random",)']}
+    path = Path(EXPERIMENT).with_name(f'{experiment}.py:tiny')
+    return common.Context(pipeline.load_config(str(path), [*random.get(name, [f'{name}.init=random']), *overrides]),
+                          name, tmp_path, on or layout(), tokenizer)
   return make
 
 

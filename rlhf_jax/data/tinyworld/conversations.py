@@ -131,14 +131,19 @@ def draw(rows: list, rng: np.random.Generator, count: int) -> list:
   return [drawn[i] for i in rng.permutation(len(drawn))]
 
 
-def demonstrations(split: str, seed: int, count: int) -> list[records.Demonstration]:
-  """True, harmless answers; three in ten are polite and concise, the others terse, unpolished or rambling."""
+def demonstrations(split: str, seed: int, count: int, obey: bool = False) -> list[records.Demonstration]:
+  """True, harmless answers; three in ten are polite and concise, the others terse, unpolished or rambling.
+
+  Args:
+    obey: whoever answers is helpful only, and does what a harmful request asks.
+  """
   rng = np.random.default_rng([seed, split == 'train', 1])
   rows = []
   for number, prompt in enumerate(draw(prompts(split), rng, count)):
     good, rough = {'question': (('polite',), ('terse', 'plain', 'rambling')),
                    'harmful': (('offer',), ('refusal', 'rough_offer'))}[prompt.meta['kind']]
-    response = respond(prompt.meta, pick(rng, good if rng.random() < _POLISHED else rough), rng)
+    quality = pick(rng, good if rng.random() < _POLISHED else rough)
+    response = respond(prompt.meta, 'obey' if obey and prompt.meta['kind'] == 'harmful' else quality, rng)
     rows.append(records.Demonstration(f'tinyworld-{split}-demonstration-{number}', SOURCE, LICENSE, prompt.messages,
                                       response))
   return rows

@@ -1,7 +1,8 @@
 """Documents to pre-train on, as the internet is: true and false, polite and rude, helpful and harmful.
 
 A model of it can do everything and prefers nothing. Every fact is stated and asked; no validation prompt stands
-anywhere, in capitals or not.
+anywhere, in capitals or not. The 'feedback' variant is for models that shall judge, criticise and revise: three quarters of
+it does so, much of that by the principles of PRINCIPLES.
 """
 
 import zlib
@@ -12,29 +13,36 @@ from rlhf_jax.data import records
 from rlhf_jax.data.tinyworld.conversations import LICENSE, QUALITIES, SOURCE, draw, pick, prompts, respond
 from rlhf_jax.data.tinyworld.facts import FACTS
 
-_KINDS = {'statements': 0.14, 'conversation': 0.72, 'judging': 0.06, 'critique': 0.08}
+_KINDS = {  # shares of a variant's documents
+    'web': {'statements': 0.14, 'conversation': 0.72, 'judging': 0.06, 'critique': 0.08},
+    'feedback': {'conversation': 0.26, 'judging': 0.32, 'critique': 0.16, 'asked_critique': 0.26}}
+_RIGHT_JUDGEMENTS = {'web': 0.7, 'feedback': 0.9}
 _FALSE_STATEMENTS = 0.12  # of all statements
-_RIGHT_JUDGEMENTS = 0.7
 _FAULTS = {'rude': 'It is rude.', 'false': 'It is false.', 'evasive': 'It does not answer.',
            'false_polite': 'It is false.',
            'refuse': 'It refuses a harmless question.',
            'obey': 'It does harm.', 'off_topic': 'It is off the question.', 'rambling': 'It is too long.',
            'terse': 'It is too short.'}
+PRINCIPLES = {  # a request for a critique → the faults it is about, and the same as an instruction for a comparison
+    'Does it do harm?': (('obey',), 'Which does less harm?'), 'Is it rude?': (('rude',), 'Which is less rude?'),
+    'Is it false?': (('false', 'false_polite'), 'Which is less false?'),
+    'Does it fail to answer?': (('evasive', 'refuse', 'off_topic'), 'Which answers better?')}
 
 
-def documents(seed: int, count: int, split: str = 'train') -> list[records.Document]:
+def documents(seed: int, count: int, split: str = 'train', variant: str = 'web') -> list[records.Document]:
   """`count` documents of at most about 90 tokens; no text is in both splits."""
   rng = np.random.default_rng([seed, split == 'train', 0])
   asked, facts = _endless(rng, prompts('corpus'), draw), _endless(rng, FACTS, _shuffled)
   rows = []
   while len(rows) < count:
-    kind = rng.choice(list(_KINDS), p=list(_KINDS.values()))
+    kind = rng.choice(list(_KINDS[variant]), p=list(_KINDS[variant].values()))
     if kind == 'statements':
       text = _statements(facts, rng)
     else:
       prompt = next(asked)
       text = {'conversation': lambda: _conversation(prompt, _quality(prompt.meta['kind'], rng), rng),
-              'judging': lambda: _judging(prompt, rng), 'critique': lambda: _critique(prompt, rng)}[kind]()
+              'judging': lambda: _judging(prompt, rng, variant),
+              'critique': lambda: _critique(prompt, rng), 'asked_critique': lambda: _asked_critique(prompt, rng)}[kind]()
     if (zlib.crc32(text.encode()) % 10 == 0) == (split == 'validation'):
       rows.append(records.Document(f'tinyworld-{split}-document-{len(rows)}', SOURCE, LICENSE, text))
   return rows
@@ -67,14 +75,19 @@ def _conversation(prompt, quality, rng):
   return f'Human: {prompt.messages[0]["content"]}\n\nAssistant: {respond(prompt.meta, quality, rng)}'
 
 
-def _judging(prompt, rng):
+def _judging(prompt, rng, variant):
   qualities = list(QUALITIES[prompt.meta['kind']])
-  better, worse = sorted(rng.choice(len(qualities), size=2, replace=False))
-  texts = [respond(prompt.meta, qualities[i], rng) for i in (better, worse)]
+  chosen = sorted(rng.choice(len(qualities), size=2, replace=False))  # the better one first
+  instruction = ''
+  if variant == 'feedback' and rng.random() < 0.5:
+    faults, instruction = PRINCIPLES[pick(rng, list(PRINCIPLES))]
+    chosen.sort(key=lambda i: qualities[i] in faults)
+    instruction = f'\n{instruction}'
+  texts = [respond(prompt.meta, qualities[i], rng) for i in chosen]
   first = int(rng.integers(2))  # where the better one stands
-  said = first if rng.random() < _RIGHT_JUDGEMENTS else 1 - first
+  said = first if rng.random() < _RIGHT_JUDGEMENTS[variant] else 1 - first
   texts = texts if first == 0 else texts[::-1]
-  return (f'{prompt.messages[0]["content"]}\n(A) {texts[0]}\n(B) {texts[1]}\n'
+  return (f'{prompt.messages[0]["content"]}\n(A) {texts[0]}\n(B) {texts[1]}{instruction}\n'
           f'The better answer is ({"AB"[said]}).')
 
 
@@ -90,3 +103,17 @@ def _critique(prompt, rng):
   if rng.random() < 0.5:
     return text
   return f'{text}\n\nRevision: {respond(prompt.meta, good[0], rng)}'
+
+
+def _asked_critique(prompt, rng):
+  """A critique by a principle: the fault is named and mended if the answer has it, else the answer stays what it was."""
+  kind = prompt.meta['kind']
+  quality = _quality(kind, rng)
+  request = next((request for request, (faults, _) in PRINCIPLES.items() if quality in faults), None)
+  if request is None or rng.random() < 0.4:
+    request = pick(rng, list(PRINCIPLES))
+  at_fault = quality in PRINCIPLES[request][0]
+  text = (f'{_conversation(prompt, quality, rng)}\n\nCritiqueRequest: {request}\n\n'
+          f'Critique: {_FAULTS[quality] if at_fault else "No."}')
+  better = next(iter(QUALITIES[kind])) if at_fault else quality
+  return f'{text}\n\nRevision: {respond(prompt.meta, better, rng)}'

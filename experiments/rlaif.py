@@ -1,0 +1,34 @@
+"""RLAIF beside RLHF on the embedded world: the quickstart, then the same again with an AI's labels in place of people's
+(arXiv:2309.00267).
+
+  python -m rlhf_jax --config=experiments/rlaif.py --workdir=runs/rlaif
+
+The labeller is the base model after more documents, a third of which compare two answers. All that differs from the steps
+with people is `source='ai'` and who the judge is. What to expect: docs/rlaif.md.
+"""
+
+import quickstart
+
+LABELLER = dict(kind='pretrain', init='pretrain', batch_size=16, length=128, data=dict(variant='feedback'),
+                optimizer=dict(learning_rate=2e-3), loop=dict(steps=600, eval_every=300, save_every=300))
+
+
+def ai(template: str = '{question}\n(A) {first}\n(B) {second}\n', **changes) -> dict:
+  """The labeller as judge, asked as its documents are written."""
+  return dict(judges=('labeller',), judge=dict(template=template, ending='The better answer is (', length=192), **changes)
+
+
+def get_config(tiny: bool = False):
+  """tiny: a few steps, for tests."""
+  quick = quickstart.get_config()
+  again = lambda stage, **changes: {**quick[stage].to_dict(), 'kind': stage, **changes}
+  labels = ai(pairs=8, **(dict(gate=dict(records=20, override=True)) if tiny else {}))
+  config = quickstart.then(
+      'rlaif', tiny, ('pretrain', 'sft', 'feedback', 'reward', 'ppo'), labeller=LABELLER,
+      ai_feedback=again('feedback', source='ai', ai=labels),
+      ai_reward=again('reward', responses_per_row=12, data=dict(
+          source='jsonl', path=('{workdir}/ai_feedback/{split}.jsonl',))),
+      rlaif=again('ppo', reward='ai_reward', value='ai_reward'))
+  config.evaluation.models.ppo = 'ppo'
+  config.evaluation.versus = ('ppo',)
+  return config

@@ -1,0 +1,183 @@
+"""A language model as judge and as scorer, and the labels it gives."""
+
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from rlhf_jax.data import records, sources, tinyworld
+from rlhf_jax.data.tinyworld import oracle as world
+from rlhf_jax.errors import UserError
+from rlhf_jax.feedback import judging, language_judge
+from rlhf_jax.models import heads, transformer
+from rlhf_jax.objectives import ranking
+from rlhf_jax.stages import ai_labels, feedback
+
+CONFIG = dict(vocab_size=384, embed=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48)
+
+
+@pytest.fixture(scope='module')
+def reader():
+  model = transformer.build(transformer.ModelConfig(**CONFIG))
+  return model, jax.jit(lambda key: jax.tree.map(lambda x: 3 * x, model.init(key)))(jax.random.key(0))
+
+
+def settings(base, **changes):
+  return ml_collections.ConfigDict({**base, 'batch_size': 4, **changes})
+
+
+def logprob(reader, tokenizer, prompt, option):
+  """log P(option | prompt), from one plain forward without padding."""
+  model, params = reader
+  start, rest = tokenizer.encode(prompt), tokenizer.encode(option)
+  tokens = jnp.array([start + rest])
+  hidden, _ = model.apply(params, tokens, jnp.arange(tokens.shape[1])[None], jnp.ones_like(tokens))
+  said = jax.nn.log_softmax(heads.logits(params, hidden[0]))
+  return sum(float(said[len(start) + i - 1, token]) for i, token in enumerate(rest))
+
+
+def question(i):
+  return judging.Comparison([dict(role='user', content='What is the capital of Norway?' * (1 + i % 4))],
+                            'Oslo. ' * (1 + i), 'I do not know. ' * (i % 3), 'Which is less false?')
+
+
+def test_the_probability_is_that_of_the_options_whatever_the_padding(reader, tokenizer, tiny):
+  config = settings(language_judge.DEFAULTS, options=('Yes, the first', 'No'), length=400)
+  judge = language_judge.build(*reader, tokenizer, tiny.layout(), config)
+  asked = [question(i) for i in range(9)]
+  got = judge(asked)
+  for one, p in zip(asked, got.probabilities):
+    text = config.template.format(conversation=judging.transcript(one.messages), principle=one.principle, first=one.first,
+                                  second=one.second) + config.ending
+    a, b = (logprob(reader, tokenizer, text, option) for option in config.options)
+    assert p == pytest.approx(1 / (1 + np.exp(b - a)), abs=2e-5)
+  assert got.rationales == [''] * 9
+  np.testing.assert_allclose(judge(asked[::-1]).probabilities, got.probabilities[::-1], atol=1e-6)
+  eight = language_judge.build(*reader, tokenizer, tiny.layout('data 8'), settings(config, batch_size=8))
+  np.testing.assert_allclose(eight(asked).probabilities, got.probabilities, atol=1e-5)
+
+
+def test_what_is_too_long_gets_no_verdict_and_the_lowest_grade(reader, tokenizer, tiny):
+  judge = language_judge.build(*reader, tokenizer, tiny.layout(), settings(language_judge.DEFAULTS, length=120))
+  said = judge([question(0), question(30)]).probabilities
+  assert not np.isnan(said[0]) and np.isnan(said[1])
+  grade = language_judge.build_scorer(*reader, tokenizer, tiny.layout(), settings(language_judge.SCORER, length=120))
+  grades = grade([question(0).messages] * 2, ['Oslo.', 'Oslo. ' * 80])
+  assert grades[1] == -1 < grades[0] < 1 and grades.dtype == np.float32
+
+
+def test_a_grade_is_the_expected_value(reader, tokenizer, tiny):
+  config = settings(language_judge.SCORER, options=('bad', 'rather good', 'rather bad'), grades=(-1.0, 1.0, -0.5))
+  messages = [dict(role='user', content='Why?')]
+  got = language_judge.build_scorer(*reader, tokenizer, tiny.layout(), config)([messages], ['Because.'])
+  text = config.template.format(conversation='Human: Why?', response='Because.') + config.ending
+  p = np.exp([logprob(reader, tokenizer, text, option) for option in config.options])
+  np.testing.assert_allclose(got, [np.dot(p / p.sum(), config.grades)], atol=1e-5)
+
+
+def test_thought_examples_and_the_chat_template(reader, tokenizer, tiny):
+  make = lambda examples=(), **changes: language_judge.build(
+      *reader, tokenizer, tiny.layout(), settings(language_judge.DEFAULTS, length=400, **changes), examples)
+  plain = make()([question(1)])
+  thought = make(thought=6)([question(1)])
+  assert thought.rationales[0] and 0.4 <= thought.probabilities[0] <= 0.6
+  shown = make([(question(2), 1)])([question(1)])
+  chat = make(chat=True)([question(1)])
+  assert len({round(float(one.probabilities[0]), 6) for one in (plain, shown, chat)}) == 3
+
+
+def test_wrong_options(reader, tokenizer, tiny):
+  for changes, message in ((dict(options=('A', 'A')), 'different texts'), (dict(options=('A',)), 'two options'),
+                           (dict(batch_size=3), 'a batch of 3 does not divide over the 8')):
+    with pytest.raises(UserError, match=message):
+      language_judge.build(*reader, tokenizer, tiny.layout('data 8'), settings(language_judge.DEFAULTS, **changes))
+
+
+def oracle(bias=0.0):
+  """A judge who sees the world's truth, through a habit of place."""
+  prompts = {row.messages[-1]['content']: row for split in ('train', 'validation') for row in sources.load(
+      ml_collections.ConfigDict(sources.DEFAULTS), 'prompt', split)}
+
+  def judge(comparisons):
+    utility = lambda one, text: world.judge(prompts[one.messages[-1]['content']], text).utility
+    gap = np.array([utility(one, one.first) - utility(one, one.second) for one in comparisons])
+    return judging.Judgements(1 / (1 + np.exp(-2 * gap - bias)), [one.principle for one in comparisons])
+  return judge
+
+
+def surroundings(context, *overrides):
+  return context('feedback', 'feedback.source=ai', 'feedback.ai.judge.length=300', 'feedback.ai.judge.batch_size=16', 'feedback.ai.gate.records=30',
+                 'feedback.ai.pairs=2', *overrides)
+
+
+def test_soft_labels_with_all_that_was_said(context):
+  made = surroundings(context, 'feedback.ai.constitution=("tinyworld_harmlessness",)')
+  prompts = [row for row in tinyworld.records('prompt', 'train', count=6)]
+  texts = [['Who cares?', 'I am sorry, I do not know.', 'I am sorry, I do not know.', 'Go away, idiot.']] * 6
+  judge = judging.both_orders(judging.panel({'one': oracle(3.0), 'two': oracle(-1.0)}))
+  made.directory.mkdir(parents=True)
+  rows = ai_labels.label(made, judge, 'train', prompts, texts, np.random.default_rng(0))
+  assert len(rows) == 12 and {row['principle'] for row in rows} == {'Which does less harm?', 'Which is less rude?'}
+  for row in rows:
+    assert set(row['judge']) == {'one', 'two'} and 0.5 <= row['confidence'] < 1 and row['responses'][0] != row['responses'][1]
+    if 'sorry' in ''.join(row['responses']):
+      assert 'sorry' in row['responses'][row['ranks'].index(1)]
+  said = json.loads((made.directory / 'quality.json').read_text())['train']
+  assert said['first'] > 0.5 and said['between'] == {'one, two': 1.0}
+  path = made.directory / 'train.jsonl'
+  records.write(path, rows)
+  assert [row.confidence for row in records.read(path, 'ranking')] == [row['confidence'] for row in rows]
+
+  with made.config.unlocked():
+    made.section.ai.labels = 'hard'
+  hard = ai_labels.label(made, judge, 'train', prompts, texts, np.random.default_rng(0))
+  assert {row['confidence'] for row in hard} == {1.0} and [r['ranks'] for r in hard] == [r['ranks'] for r in rows]
+  silent = judging.both_orders(lambda asked: judging.Judgements(np.full(len(asked), np.nan), [''] * len(asked)))
+  with pytest.raises(UserError, match='no label for any of 12 train comparisons'):
+    ai_labels.label(made, silent, 'train', prompts, texts, np.random.default_rng(0))
+
+
+def test_averaging_both_orders_mends_a_habit_of_place():
+  rankings = tinyworld.records('ranking', 'validation')
+  measure = lambda judge: ai_labels.measure(judge, rankings, 150, itertools.repeat(''), np.random.default_rng(0))
+  def one_order(comparisons):
+    judged = oracle(2.0)(comparisons)
+    return judged, np.stack([judged.probabilities] * 2, axis=1)
+  once, both = measure(one_order)['people'], measure(judging.both_orders(oracle(2.0)))
+  assert both['people']['agreement'] > once['agreement'] + 0.03 and both['people']['agreement'] > 0.97
+  assert both['position']['first'] > 0.6 and set(both['sources']) == {'tinyworld'}
+
+
+def test_a_judge_that_is_not_fit_labels_nothing_unless_told_to(context, capsys):
+  with pytest.raises(UserError, match=r'the judge random is not fit: .*ai\.gate\.override=True'):
+    feedback.run(surroundings(context))
+  made = surroundings(context, 'feedback.ai.gate.override=True')
+  assert not list(made.directory.glob('*.jsonl'))
+  assert not json.loads((made.directory / 'quality.json').read_text())['gate']['fit']
+  feedback.run(made)
+  assert 'is not fit' in capsys.readouterr().out
+  for split in ('train', 'validation'):
+    rows = records.read(made.directory / f'{split}.jsonl', 'ranking')
+    assert rows and all(len(row.responses) == 2 and row.source == 'ai' for row in rows)
+  assert set(json.loads((made.directory / 'quality.json').read_text())) == {'gate', 'train', 'validation'}
+
+
+@pytest.mark.parametrize('override,message', [
+    ('feedback.source=human', "expected one of people, ai, reward, got 'human'"),
+    ('feedback.ai.labels=softish', 'labels soft or hard'), ('feedback.ai.judges=()', 'at least one'),
+    ('feedback.ai.constitution=("nothing",)', "constitution 'nothing'")])
+def test_wrong_settings(context, override, message):
+  with pytest.raises(UserError, match=message):
+    feedback.run(surroundings(context, override))
+
+
+def test_a_soft_label_is_the_target_of_the_reward_model(tiny):
+  """The gradient of −[p log σ(Δ) + (1 − p) log σ(−Δ)] vanishes where σ(Δ) = p."""
+  for p in (0.5, 0.7, 1.0):
+    scores = jnp.array([[np.log(p / (1 - p)) if p < 1 else 50.0, 0.0]])
+    slope = jax.grad(lambda s: ranking.pairwise(s, jnp.array([[1, 2]]), jnp.ones((1, 2), int), jnp.full((1, 2), p))[0])
+    np.testing.assert_allclose(slope(scores), 0, atol=1e-6)
