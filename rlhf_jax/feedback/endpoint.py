@@ -95,8 +95,8 @@ def build(url: str, config, cache: Path):
 
 
 async def _ask_all(server, waiting, kept, keep):
-  """Asks all that is waiting, name → request, and keeps each answer as it comes. At the first UserError no further calls
-  are made, those under way are waited for, and their answers kept."""
+  """Asks all that is waiting, name → request, and keeps each answer as it comes. At the first UserError no more
+  calls are made, those under way are waited for, and their answers kept."""
   total = lambda name: sum(row[name] for row in kept.values())
   run = types.SimpleNamespace(calls=total('calls'), tokens=total('tokens'), stopped=asyncio.Event(), problems=[])
   questions = iter(waiting.items())
@@ -127,8 +127,7 @@ async def _ask(server, run, client, request):
     if server.plain:
       request = {name: value for name, value in request.items() if 'logprobs' not in name}
     if 0 < config.max_calls <= run.calls or 0 < config.max_total_tokens <= run.tokens:
-      raise UserError(f'a bound is reached: {run.calls} calls (max_calls={config.max_calls}), {run.tokens} tokens '
-                      f'(max_total_tokens={config.max_total_tokens})')
+      raise UserError(f'max_calls or max_total_tokens is reached: {run.calls} calls, {run.tokens} tokens')
     run.calls += 1  # before it is sent, for the others to see
     status, body, pause = await _post(client, server.address, request, config.timeout)
     trouble = f'it answered {status}: {_excerpt(body, server)}' if status else body
@@ -166,12 +165,14 @@ async def _post(client, address, request, timeout):
     return 0, f'no answer in {timeout:g} s', 0.0
   except (httpx.TransportError, httpx.DecodingError) as error:
     return 0, f'{type(error).__name__}: {error}'.strip(': '), 0.0
-  return answer.status_code, answer.text, _seconds(answer.headers.get('retry-after', ''))
+  after, pause = answer.headers.get('retry-after', ''), 0.0
+  with contextlib.suppress(TypeError, ValueError):  # seconds, or a date
+    pause = float(after) if after[:1].isdigit() else email.utils.parsedate_to_datetime(after).timestamp() - time.time()
+  return answer.status_code, answer.text, max(0.0, pause)
 
 
 def _read(body, request, server):
-  """A chat completion as a row: probability (None = no verdict), by, text, tokens (estimated where it does not say). Fails
-  on anything else."""
+  """A chat completion as a row: probability (None = no verdict), by, text, tokens. Fails on anything else."""
   said = json.loads(body)
   choice = said['choices'][0]
   text = str.strip(choice['message']['content'] or '')
@@ -222,8 +223,8 @@ def _patterns(options):
 
 def _request(comparison, config):
   """The body of a request, and what its answer is kept under: all that it depends on, but not where the server is."""
-  question = config.template.format(conversation=judging.transcript(comparison.messages), principle=comparison.principle,
-                                    first=comparison.first, second=comparison.second,
+  question = config.template.format(conversation=judging.transcript(comparison.messages), first=comparison.first,
+                                    second=comparison.second, principle=comparison.principle,
                                     question=comparison.messages[-1]['content'])
   user = dict(role='user', content=question + (config.think if config.thought else config.ending))
   messages = [dict(role='system', content=config.system), user] if config.system else [user]
@@ -242,7 +243,7 @@ def _opened(path):
   """({name: row}, keep(row)) of a cache. A last line that a kill cut off is taken away."""
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, 'a+b')
+    file = open(path, 'a+b', buffering=0)
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as error:
     said = 'another process is asking with this cache' if isinstance(error, BlockingIOError) else error.strerror
@@ -261,7 +262,6 @@ def _opened(path):
 
     def keep(row):
       file.write(json.dumps(row).encode() + b'\n')
-      file.flush()
       os.fsync(file.fileno())
       rows[row['key']] = row
 
@@ -279,28 +279,18 @@ def _address(url):
     said = httpx.URL(url)
     if said.scheme in ('http', 'https') and said.host and not (said.userinfo or said.query or said.fragment):
       return str(said).rstrip('/').removesuffix('/chat/completions') + '/chat/completions'
-  raise UserError('judge: expected a URL like http://localhost:8000/v1, without user, query or fragment; a key belongs in '
-                  'the environment')
+  raise UserError('judge: expected a URL like http://localhost:8000/v1, without user or query (config: key_env)')
 
 
 def _check(config):
   words = len(set(config.options)) == 2 and all(re.fullmatch(r'\w+', option) for option in config.options)
   if not config.model or not words or config.concurrency < 1 or config.timeout <= 0:
-    raise UserError(f'judge: expected a model by the name that the server knows, two words as options, concurrency from 1 '
-                    f'and timeout above 0, got {config.model!r}, {config.options}, {config.concurrency}, {config.timeout}')
+    raise UserError('judge: expected a model, two words as options, concurrency from 1, timeout above 0, got '
+                    f'{config.model!r}, {config.options}, {config.concurrency}, {config.timeout}')
   try:
     _request(judging.Comparison([dict(role='user', content='')], '', ''), config)
   except (LookupError, ValueError) as error:
     raise UserError(f'judge: template: {type(error).__name__}: {error}') from None
-
-
-def _seconds(header) -> float:
-  """Of Retry-After: seconds or a date; 0 for anything else."""
-  with contextlib.suppress(TypeError, ValueError):
-    if re.fullmatch(r'[\d.]+', header):
-      return float(header)
-    return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
-  return 0.0
 
 
 def _excerpt(body, server) -> str:

@@ -1,7 +1,5 @@
 """Against real HTTP servers: one in this process that plays a script, and (slow) `transformers serve`."""
 
-import asyncio
-import collections
 import contextlib
 import email.utils
 import fcntl
@@ -31,8 +29,9 @@ KEY = 'sk-very/secret-0123456789'
 
 def completion(text, logprobs=None, tokens=10, **message):
   """A chat completion's body; logprobs: for each token (token, logprob, {other: logprob})."""
+  one = lambda token, said: {'token': token, 'logprob': said}
   content = logprobs and {'content': [
-      {'token': token, 'logprob': said, 'top_logprobs': [{'token': t, 'logprob': p} for t, p in {**other, token: said}.items()]}
+      {**one(token, said), 'top_logprobs': [one(*item) for item in {**other, token: said}.items()]}
       for token, said, other in logprobs]}
   return {'choices': [{'index': 0, 'message': {'role': 'assistant', 'content': text, **message}, 'logprobs': content,
                        'finish_reason': 'stop'}], 'usage': {'total_tokens': tokens} if tokens else None}
@@ -100,7 +99,8 @@ def config(**changes):
 
 
 def comparisons(count):
-  return [Comparison([dict(role='user', content=f'Why {i}?')], f'first {i}', f'second {i}', 'Be kind.') for i in range(count)]
+  return [Comparison([dict(role='user', content=f'Why {i}?')], f'first {i}', f'second {i}', 'Be kind.')
+          for i in range(count)]
 
 
 def rows(path):
@@ -122,10 +122,10 @@ def test_what_is_asked_and_the_probability_of_the_options_tokens(serve, tmp_path
   assert judged.rationales == ['(A)'] and judged.probabilities.dtype == np.float64
   path, headers, body = server.requests[0]
   assert path == '/v1/chat/completions' and headers['authorization'] == f'Bearer {KEY}'
-  question = ('Consider the following conversation between a human and an assistant:\n\nHuman: Why 0?\n\nBe kind.\nOptions:\n'
-              '(A) first 0\n(B) second 0\n\nAnswer with one letter, A or B, and nothing else.')
-  assert body == {'model': 'wise', 'temperature': 0.0, 'max_tokens': 16, 'logprobs': True, 'top_logprobs': 20, 'messages': [
-      {'role': 'system', 'content': 'Judge.'}, {'role': 'user', 'content': question}]}
+  question = ('Consider the following conversation between a human and an assistant:\n\nHuman: Why 0?\n\nBe kind.\n'
+              'Options:\n(A) first 0\n(B) second 0\n\nAnswer with one letter, A or B, and nothing else.')
+  assert body == {'model': 'wise', 'temperature': 0.0, 'max_tokens': 16, 'logprobs': True, 'top_logprobs': 20,
+                  'messages': [{'role': 'system', 'content': 'Judge.'}, {'role': 'user', 'content': question}]}
 
 
 def test_fields_of_a_request_added_and_taken_away(serve, tmp_path):
@@ -160,24 +160,26 @@ def test_verdicts_in_texts(serve, tmp_path, text, thought, expected):
 
 def test_the_tokens_of_a_verdict_behind_words_and_behind_a_thought(serve, tmp_path):
   even = {'A': math.log(0.3), 'B': math.log(0.1)}
-  words = [('The', -0.1, {'A': -3.0}), (' answer', -0.1, {}), (' is', -0.1, {}), (' B', math.log(0.2), even), ('.', -0.1, {})]
-  thought = [('A', -0.1, {'B': -9.0}), (' lies', 0.0, {}), ('.\nAnswer:', 0.0, {}), (' A', math.log(0.5), {' B': math.log(0.25)})]
+  words = [('The', -0.1, {'A': -3.0}), (' answer is', -0.1, {}), (' B', math.log(0.2), even), ('.', -0.1, {})]
+  thought = [('A', -0.1, {'B': -9.0}), (' lies', 0.0, {}), ('.\nAnswer:', 0.0, {}),
+             (' A', math.log(0.5), {' B': math.log(0.25)})]
   article = [('A', -0.1, {'B': -3.0}), (' better answer is the second', -0.1, {})]
-  by_text = {'0': words, '1': article}
   said = lambda given: completion(''.join(token for token, *_ in given), given)
-  server = serve(lambda n, request: said(by_text[str(asked_for(request))]))
+  server = serve(lambda n, request: said([words, article][asked_for(request)]))
   judged = endpoint.build(server.url, config(), tmp_path / 'a')(comparisons(2))
   np.testing.assert_allclose(judged.probabilities, [0.3 / 0.6, np.nan])
   server = serve(lambda n, request: said(thought))
   judged = endpoint.build(server.url, config(thought=100), tmp_path / 'b')(comparisons(1))
   np.testing.assert_allclose(judged.probabilities, [0.5 / 0.75])
-  assert server.requests[0][2]['max_tokens'] == 116 and 'step by step' in server.requests[0][2]['messages'][0]['content']
+  body = server.requests[0][2]
+  assert body['max_tokens'] == 116 and 'step by step' in body['messages'][0]['content']
 
 
 @pytest.mark.parametrize('status', [400, 422])
 def test_a_server_that_refuses_logprobs_is_asked_without(serve, tmp_path, caplog, status):
   def script(n, request):
-    return (status, {'error': 'logprobs: unknown'}, {}) if 'logprobs' in request or 'top_logprobs' in request else completion('B')
+    asked = 'logprobs' in request or 'top_logprobs' in request
+    return (status, {'error': 'logprobs: unknown'}, {}) if asked else completion('B')
   server = serve(script)
   judge = endpoint.build(server.url, config(concurrency=1), tmp_path / 'cache')
   assert judge(comparisons(3)).probabilities.tolist() == [0.0] * 3
@@ -202,7 +204,7 @@ TROUBLES = {
     'shape': {'choices': []},
     'other shape': (200, b'[1, 2]', {}),
     'content': completion(['A']),
-    'strange logprobs': completion('A') | {'choices': [{'message': {'content': 'A'}, 'logprobs': {'content': [{'x': 1}]}}]},
+    'strange logprobs': {'choices': [{'message': {'content': 'A'}, 'logprobs': {'content': [{'x': 1}]}}]},
     'half': (200, json.dumps(completion('A')).encode()[:40], {'content-length': 400}),
     'cut': (200, json.dumps(completion('A')).encode()[:40], {}),
     'not gzip': (200, b'hello', {'content-encoding': 'gzip'}),
@@ -277,7 +279,8 @@ def test_a_refusal_stops_at_once_and_the_key_stays_secret(serve, tmp_path, caplo
 
 
 def test_the_key_is_in_no_label_and_in_no_excerpt(serve, tmp_path, caplog):
-  server = serve(lambda n, request: completion(f'{KEY}\nA') if asked_for(request) == 0 else (500, f'no {KEY}'.encode(), {}))
+  bad = 500, f'no {KEY}'.encode(), {}
+  server = serve(lambda n, request: completion(f'{KEY}\nA') if asked_for(request) == 0 else bad)
   with pytest.raises(UserError) as error:
     endpoint.build(server.url, config(concurrency=1), tmp_path / 'cache')(comparisons(2))
   kept = (tmp_path / 'cache').read_text()
@@ -293,7 +296,7 @@ def test_without_a_key_none_is_sent(serve, tmp_path, monkeypatch, said):
   assert 'authorization' not in server.requests[0][1]
 
 
-@pytest.mark.parametrize('said', ['sk-secret\nx: y', 'sk-secret x', 'sk-sécret'])
+@pytest.mark.parametrize('said', ['sk-secret\nx: y', 'sk-secret x', 'sk-sécret', 'sk-"secret'])
 def test_a_key_that_is_no_header_is_not_shown(tmp_path, monkeypatch, said):
   monkeypatch.setenv('JUDGE_KEY', said)
   with pytest.raises(UserError, match='JUDGE_KEY') as error:
@@ -304,12 +307,12 @@ def test_a_key_that_is_no_header_is_not_shown(tmp_path, monkeypatch, said):
 def test_bounds_count_what_is_in_the_cache(serve, tmp_path):
   path, server = tmp_path / 'cache.jsonl', serve(lambda n, request: completion('A', tokens=10))
   for _ in range(2):  # the second run asks nothing
-    with pytest.raises(UserError, match=r'max_calls=5.*5 label\(s\) are kept'):
+    with pytest.raises(UserError, match=r'max_calls.*is reached: 5 calls.*5 label\(s\) are kept'):
       endpoint.build(server.url, config(max_calls=5), path)(comparisons(20))
     assert len(server.requests) == 5 == len(rows(path))
   assert endpoint.build(server.url, config(max_calls=5), path)(comparisons(5)).probabilities.tolist() == [1.0] * 5
   for _ in range(2):
-    with pytest.raises(UserError, match='80 tokens.*max_total_tokens=75.*8 label'):
+    with pytest.raises(UserError, match='max_total_tokens is reached: .*80 tokens.*8 label'):
       endpoint.build(server.url, config(max_total_tokens=75, concurrency=1), path)(comparisons(20))
     assert len(server.requests) == 8
   assert len(endpoint.build(server.url, config(max_calls=20), path)(comparisons(20)).probabilities) == 20
@@ -397,12 +400,13 @@ def test_no_proxy_stands_before_this_machine(serve, tmp_path, monkeypatch):
     monkeypatch.setenv(name, proxy.url.removesuffix('/v1'))
   monkeypatch.delenv('no_proxy', raising=False)
   monkeypatch.delenv('NO_PROXY', raising=False)
-  assert endpoint.build(server.url, config(), tmp_path / 'a')(comparisons(1)).probabilities.tolist() == [1.0]
-  assert endpoint.build('http://judge.invalid/v1', config(), tmp_path / 'b')(comparisons(1)).probabilities.tolist() == [0.0]
+  said = lambda url, name: endpoint.build(url, config(), tmp_path / name)(comparisons(1)).probabilities.tolist()
+  assert said(server.url, 'a') == [1.0] and said('http://judge.invalid/v1', 'b') == [0.0]
 
 
-@pytest.mark.parametrize('url', ['', 'localhost:8000/v1', 'ftp://host/v1', 'http://', 'http://user:secret@host/v1', 'file:///x',
-                                 'http://host/v1?key=secret', 'http://host/v1#x', 'http://[::1/v1', 'http://host:x/', None])
+@pytest.mark.parametrize('url', [
+    '', 'localhost:8000/v1', 'ftp://host/v1', 'http://', 'http://user:secret@host/v1', 'file:///x', None,
+    'http://host/v1?key=secret', 'http://host/v1#x', 'http://[::1/v1', 'http://host:x/'])
 def test_wrong_urls(tmp_path, url):
   with pytest.raises(UserError, match='expected a URL') as error:
     endpoint.build(url, config(), tmp_path / 'cache')
@@ -411,7 +415,8 @@ def test_wrong_urls(tmp_path, url):
 
 @pytest.mark.parametrize('changes, message', [
     (dict(model=''), 'model'), (dict(options=('A', 'A')), 'options'), (dict(options=('A)', 'B')), 'options'),
-    (dict(concurrency=0), 'concurrency'), (dict(template='{frist}'), 'template.*frist'), (dict(template='{'), 'template')])
+    (dict(concurrency=0), 'concurrency'), (dict(timeout=0.0), 'timeout'), (dict(template='{frist}'), 'template.*frist'),
+    (dict(template='{'), 'template')])
 def test_wrong_configs(tmp_path, changes, message):
   with pytest.raises(UserError, match=message):
     endpoint.build('http://localhost/v1', config(**changes), tmp_path / 'cache')
@@ -420,11 +425,12 @@ def test_wrong_configs(tmp_path, changes, message):
 def test_ctrl_c_leaves_at_once_with_the_labels_kept(serve, tmp_path):
   server = serve(lambda n, request: completion('A') if n < 3 else time.sleep(20) or completion('A'))
   script = (
-      'import ml_collections, pathlib\nfrom rlhf_jax.feedback import endpoint\nfrom rlhf_jax.feedback.judging import Comparison\n'
+      'import ml_collections, pathlib\nfrom rlhf_jax.feedback import endpoint, judging\n'
       'config = ml_collections.ConfigDict({**endpoint.DEFAULTS, "model": "wise", "concurrency": 2})\n'
-      'pairs = [Comparison([dict(role="user", content=f"Why {i}?")], "a", "b") for i in range(9)]\n'
+      'pairs = [judging.Comparison([dict(role="user", content=f"Why {i}?")], "a", "b") for i in range(9)]\n'
       f'endpoint.build({server.url!r}, config, pathlib.Path({str(tmp_path / "cache")!r}))(pairs)\n')
-  child = subprocess.Popen([sys.executable, '-c', script], stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+  child = subprocess.Popen([sys.executable, '-c', script], stderr=subprocess.PIPE, text=True,
+                           cwd=Path(__file__).parents[2])
   while len(server.requests) < 5:
     time.sleep(0.02)
     assert child.poll() is None
@@ -435,13 +441,17 @@ def test_ctrl_c_leaves_at_once_with_the_labels_kept(serve, tmp_path):
   assert 'stopped; 3 label(s) are kept' in said
 
 
-def tiny_model(directory):
-  """A Llama of random weights with a byte-level tokenizer and a chat template, as a Hugging Face directory."""
+def tiny_model(directory, says=''):
+  """A Llama of random weights with a byte-level tokenizer and a chat template, as a Hugging Face directory.
+
+  Args:
+    says: a byte; with weights such that every answer is this byte and the end.
+  """
   import tokenizers
   import torch
   import transformers
-  bytes_ = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-  vocabulary = {token: i for i, token in enumerate(['<|end|>', *bytes_])}
+  alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+  vocabulary = {token: i for i, token in enumerate(['<|end|>', *alphabet])}
   tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -450,10 +460,15 @@ def tiny_model(directory):
                         "{% if add_generation_prompt %}assistant: {% endif %}")
   fast.save_pretrained(directory)
   torch.manual_seed(0)
-  transformers.LlamaForCausalLM(transformers.LlamaConfig(
+  model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
       vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-      num_key_value_heads=2, max_position_embeddings=2048, eos_token_id=0, pad_token_id=0, bos_token_id=None)
-  ).save_pretrained(directory)
+      num_key_value_heads=2, max_position_embeddings=2048, eos_token_id=0, pad_token_id=0, bos_token_id=None))
+  if says:
+    with torch.no_grad():
+      embedding, head = model.model.embed_tokens.weight.zero_(), model.lm_head.weight.zero_()
+      embedding[:, 0], embedding[vocabulary[says], :2] = 100, torch.tensor([0.0, 100.0])
+      head[vocabulary[says], 0], head[0, 1] = 1, 1
+  model.save_pretrained(directory)
 
 
 @contextlib.contextmanager
@@ -462,8 +477,8 @@ def transformers_serve(directory, log):
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     port = free.getsockname()[1]
-  command = [sys.executable, '-m', 'transformers.cli.transformers', 'serve', str(directory), '--host', '127.0.0.1', '--port',
-             str(port), '--device', 'cpu']
+  command = [sys.executable, '-m', 'transformers.cli.transformers', 'serve', str(directory), '--host', '127.0.0.1',
+             '--port', str(port), '--device', 'cpu']
   environment = {**os.environ, 'HF_HUB_OFFLINE': '1', 'CUDA_VISIBLE_DEVICES': ''}
   with open(log, 'wb') as file:
     child = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
@@ -487,16 +502,17 @@ def test_transformers_serve(tmp_path, monkeypatch, caplog):
     pytest.importorskip(module)
   monkeypatch.setenv('HF_HUB_OFFLINE', '1')
   monkeypatch.delenv('JUDGE_KEY')
-  model, path = tmp_path / 'model', tmp_path / 'cache.jsonl'
-  tiny_model(model)
-  with transformers_serve(model, tmp_path / 'log') as url:
+  for says, expected in (('A', 1.0), ('B', 0.0), ('', np.nan)):  # random words state no verdict
+    model, path = tmp_path / f'model{says}', tmp_path / f'cache{says}.jsonl'
+    tiny_model(model, says)
     settings = config(model=str(model), concurrency=2, timeout=120.0)
-    judged = endpoint.build(url, settings, path)(comparisons(4))
-    with pytest.raises(UserError, match='it answered 4..: .*label'):
-      endpoint.build(url, config(model='no such model', timeout=120.0), path)(comparisons(1))
-  assert 'gives no log-probabilities' in caplog.text
-  said = rows(path)
-  assert len(said) == 4 and all(row['by'] == 'text' and row['text'] and row['tokens'] > 100 for row in said)
-  assert len(judged.rationales) == 4 and np.isnan(judged.probabilities).all()  # random words state no verdict
-  again = endpoint.build(url, settings, path)(comparisons(4))  # the server is gone
-  np.testing.assert_array_equal(again.probabilities, judged.probabilities)
+    with transformers_serve(model, tmp_path / 'log') as url:
+      judged = endpoint.build(url, settings, path)(comparisons(4))
+      with pytest.raises(UserError, match='it answered 4..: .*4 label'):
+        endpoint.build(url, config(model='no such model', timeout=120.0), path)(comparisons(1))
+    np.testing.assert_array_equal(judged.probabilities, [expected] * 4)
+    assert 'gives no log-probabilities' in caplog.text and len(rows(path)) == 4
+    for row, text in zip(rows(path), judged.rationales):
+      assert row['by'] == 'text' and row['text'] == text and row['tokens'] > 100 and text.startswith(says)
+    again = endpoint.build(url, settings, path)(comparisons(4))  # the server is gone
+    np.testing.assert_array_equal(again.probabilities, judged.probabilities)

@@ -48,14 +48,14 @@ def question(i):
 def test_the_probability_is_that_of_the_options_whatever_the_padding(reader, tokenizer, tiny):
   config = settings(language_judge.DEFAULTS, options=('Yes, the first', 'No'), length=400)
   judge = language_judge.build(*reader, tokenizer, tiny.layout(), config)
-  asked = [question(i) for i in range(9)]
+  asked = [question(i) for i in (0, 5, 8)]
   got = judge(asked)
   for one, p in zip(asked, got.probabilities):
     text = config.template.format(conversation=judging.transcript(one.messages), principle=one.principle, first=one.first,
                                   second=one.second) + config.ending
     a, b = (logprob(reader, tokenizer, text, option) for option in config.options)
     assert p == pytest.approx(1 / (1 + np.exp(b - a)), abs=2e-5)
-  assert got.rationales == [''] * 9
+  assert got.rationales == [''] * 3
   np.testing.assert_allclose(judge(asked[::-1]).probabilities, got.probabilities[::-1], atol=1e-6)
   eight = language_judge.build(*reader, tokenizer, tiny.layout('data 8'), settings(config, batch_size=8))
   np.testing.assert_allclose(eight(asked).probabilities, got.probabilities, atol=1e-5)
