@@ -14,12 +14,12 @@ from pathlib import Path
 import sys
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ('tokenizer', 'pretrain', 'sft', 'feedback', 'reward')
+SHARED = ('tokenizer', 'pretrain', 'sft', 'feedback', 'reward', 'ppo')
 METHODS = {  # experiment → the row of its table, where the names differ
     'best_of_n': 'best_of_16', 'raft': '', 'dpo': '', 'cdpo': '', 'robust_dpo': '', 'ipo': '', 'hinge_dpo': '',
     'length_normalised_dpo': '', 'dpop': '', 'plackett_luce_dpo': '', 'kto': '', 'cpo': '', 'simpo': '', 'orpo': '',
     'iterated_dpo': '', 'online_dpo': '', 'reinforce': '', 'reinforce_plus_plus': '', 'rloo': '', 'grpo': '',
-    'dr_grpo': '', 'dapo': '', 'gspo': '', 'cispo': ''}
+    'dr_grpo': '', 'dapo': '', 'gspo': '', 'cispo': '', 'rlaif': '', 'direct_rlaif': ''}
 COLUMNS = ('utility', 'helpful', 'honest', 'harmless', 'win_rate_vs_sft', 'kl_to_sft', 'response_length', 'eos_rate')
 PERCENT = ('helpful', 'honest', 'harmless', 'win_rate_vs_sft', 'eos_rate')
 
@@ -40,8 +40,9 @@ def run(method: str, quickstart: Path, out: Path, overrides) -> dict:
   return pipeline.run(config, workdir)
 
 
-def row(name: str, results: list[dict], shown: str) -> str:
-  """A line of the table: the mean of each column over the seeds."""
+def row(name: str, results: list[dict], shown: str, stages=()) -> str:
+  """A line of the table: the mean of each column over the seeds; seconds of `stages`, of those the quickstart lacks unless
+  said."""
   values = [result['models'][shown] for result in results]
   cells = [name]
   for column in COLUMNS:
@@ -49,8 +50,8 @@ def row(name: str, results: list[dict], shown: str) -> str:
     cells.append(f'{100 * mean:.0f}%' if column in PERCENT else f'{mean:.2f}')
     if column == 'win_rate_vs_sft':
       cells.append(f'{100 * min(value["win_rate_vs_sft_ci95"][0] for value in values):.0f}%')
-  own = [sum(seconds for stage, seconds in result['seconds'].items() if stage not in (*SHARED, 'evaluation') and seconds)
-         for result in results]
+  own = [sum(seconds for stage, seconds in result['seconds'].items() if seconds and (
+      stage in stages if stages else stage not in (*SHARED, 'evaluation'))) for result in results]
   return '| ' + ' | '.join([*cells, f'{sum(own) / len(own):.0f}']) + ' |'
 
 
@@ -76,7 +77,8 @@ def write(options, found) -> None:
   """OUT/methods.md of what is there so far."""
   heads = ['method', 'utility', 'helpful', 'honest', 'harmless', 'win rate', 'lowest bound', 'KL', 'length', 'EOS', 's']
   plain = [json.loads((path / 'results.json').read_text()) for path in options.quickstarts]
-  lines = ['| ' + ' | '.join(heads) + ' |', '|' + ' --- |' * len(heads), row('SFT', plain, 'sft'), row('PPO', plain, 'ppo')]
+  lines = ['| ' + ' | '.join(heads) + ' |', '|' + ' --- |' * len(heads), row('SFT', plain, 'sft', ['sft']),
+           row('PPO', plain, 'ppo', ['ppo'])]
   lines += [row(name, results, METHODS[name] or name) for name, results in found.items() if results]
   options.out.mkdir(parents=True, exist_ok=True)
   (options.out / 'methods.md').write_text('\n'.join(lines) + '\n')
