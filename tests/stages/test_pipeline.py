@@ -77,7 +77,7 @@ def test_other_methods_go_on_from_the_same_models(tiny, finished, tmp_path, name
   before = (tmp_path / 'reward/finished.json').stat().st_mtime_ns
   results = pipeline.run(config, tmp_path)
   assert (tmp_path / 'reward/finished.json').stat().st_mtime_ns == before
-  assert set(results['models'][row]) == ROW | ({'score'} if name == 'best_of_n' else set())
+  assert ROW | ({'score'} if name == 'best_of_n' else set()) <= set(results['models'][row])
   if name == 'best_of_n':
     rows = results['models']
     assert rows['best_of_16']['score'] > rows['best_of_4']['score']
