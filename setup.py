@@ -31,7 +31,7 @@ setup(
         'tqdm>=4.66',
     ],
     extras_require={
-        'test': ['pytest>=8', 'math-verify>=0.9,<0.10', 'langdetect>=1.0.9,<2'],
+        'test': ['pytest>=8', 'pytest-xdist>=3.6', 'math-verify>=0.9,<0.10', 'langdetect>=1.0.9,<2'],
         'math': ['math-verify>=0.9,<0.10'],  # rewards that compare TeX answers
         'ifeval': ['langdetect>=1.0.9,<2'],  # rewards that ask for a language
         'parity': ['torch>=2.6', 'transformers[serving]>=5,<6'],  # tests beside other people's code and servers
