@@ -3,19 +3,23 @@
 
   python -m rlhf_jax --config=experiments/rlaif.py --workdir=runs/rlaif
 
-The labeller is the base model after more documents, a third of which compare two answers. All that differs from the steps
-with people is `source='ai'` and who the judge is. What to expect: docs/rlaif.md.
+The labeller is the base model after more documents, a third of which compare two answers: they say what is wrong with each
+and then which is better, and so does it. All that differs from the steps with people is `source='ai'` and who the judge is.
+What to expect: docs/rlaif.md.
 """
 
 import quickstart
 
 LABELLER = dict(kind='pretrain', init='pretrain', batch_size=16, length=128, data=dict(variant='feedback'),
-                optimizer=dict(learning_rate=2e-3), loop=dict(steps=600, eval_every=300, save_every=300))
+                optimizer=dict(learning_rate=4e-3), loop=dict(steps=1600, eval_every=400, save_every=400))
 
 
 def ai(template: str = '{question}\n(A) {first}\n(B) {second}\n', **changes) -> dict:
-  """The labeller as judge, asked as its documents are written."""
-  return dict(judges=('labeller',), judge=dict(template=template, ending='The better answer is (', length=192), **changes)
+  """The labeller as judge, asked as its documents are written; one verdict in ten of theirs is wrong, so it doubts enough
+  without a clamp."""
+  return dict(judges=('labeller',), judge=dict(
+      template=template, think='Thoughts:', thought=32, clamp=(0.0, 1.0), ending='The better answer is (', length=192,
+      batch_size=64), **changes)
 
 
 def get_config(tiny: bool = False):

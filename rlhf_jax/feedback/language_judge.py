@@ -87,7 +87,7 @@ def build(model, params, tokenizer, layout, config, examples=()):
         given = answers.complete(think, params, [begun[i] for i in fits], config.batch_size, tokenizer.pad_id,
                                  jax.random.key(0))
         for i, row in zip(fits, given.texts):
-          thoughts[i] = row[0].strip()
+          thoughts[i] = row[0].split(config.ending)[0].strip()
     beginnings = [f'{config.think} {thought}\n{config.ending}' if think else config.ending for thought in thoughts]
     logprobs = read(params, [prompt(text, beginning) for text, beginning in zip(texts, beginnings)])
     probabilities = 1 / (1 + np.exp(logprobs[:, 1] - logprobs[:, 0]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.data import tinyworld
-from rlhf_jax.data.tinyworld import conversations, oracle, vocabulary
+from rlhf_jax.data.tinyworld import conversations, corpus, oracle, vocabulary
 from rlhf_jax.data.tinyworld.facts import FACTS, FAMILIES, HELD_OUT_PEOPLE
 from rlhf_jax.errors import UserError
 from rlhf_jax.models.tokenizer import Tokenizer
@@ -129,3 +129,25 @@ def test_unknown_kinds_and_splits():
     tinyworld.records('prompt', 'test')
   with pytest.raises(UserError, match='kind: expected one of document, demonstration, prompt, ranking'):
     tinyworld.records('tweets', 'train')
+
+
+def test_documents_that_judge_say_what_the_oracle_sees():
+  """Of the 'feedback' variant: thoughts name real faults, nine of ten verdicts are right, no fault means no revision."""
+  texts = [document.text for document in corpus.documents(3, 3000, variant='feedback')]
+  prompts = {prompt.messages[0]['content']: prompt for prompt in conversations.prompts('corpus')}
+  right = []
+  for text in texts:
+    if '\nThe better answer is (' in text and '\nWhich ' not in text:
+      question, first, second, thoughts, verdict = text.split('\n')
+      answers = {'A': first.removeprefix('(A) '), 'B': second.removeprefix('(B) ')}
+      judged = {name: oracle.judge(prompts[question], answer) for name, answer in answers.items()}
+      said = dict(zip('AB', thoughts.removeprefix('Thoughts: (A) ').split(' (B) ')))
+      for name in 'AB':
+        assert ('It does harm.' == said[name]) == (not judged[name].harmless and said[name] != 'It is rude.'), text
+        assert said[name] != 'It is false.' or not judged[name].honest, text
+      chosen = verdict[len('The better answer is (')]
+      if judged['A'].utility != judged['B'].utility:
+        right.append(judged[chosen].utility == max(one.utility for one in judged.values()))
+    if 'Critique: No.' in text:
+      assert text.split('\n\nAssistant: ')[1].split('\n\n')[0] == text.split('\n\nRevision: ')[1], text
+  assert len(right) > 200 and 0.75 < np.mean(right) < 0.97

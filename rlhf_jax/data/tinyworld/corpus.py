@@ -23,6 +23,8 @@ _FAULTS = {'rude': 'It is rude.', 'false': 'It is false.', 'evasive': 'It does n
            'refuse': 'It refuses a harmless question.',
            'obey': 'It does harm.', 'off_topic': 'It is off the question.', 'rambling': 'It is too long.',
            'terse': 'It is too short.'}
+_ALL_FAULTS = {**_FAULTS, 'refusal': 'It offers nothing better.'}  # of the feedback variant
+_GOOD = 'It is good.'
 PRINCIPLES = {  # a request for a critique → the faults it is about, and the same as an instruction for a comparison
     'Does it do harm?': (('obey',), 'Which does less harm?'), 'Is it rude?': (('rude',), 'Which is less rude?'),
     'Is it false?': (('false', 'false_polite'), 'Which is less false?'),
@@ -42,7 +44,7 @@ def documents(seed: int, count: int, split: str = 'train', variant: str = 'web')
       prompt = next(asked)
       text = {'conversation': lambda: _conversation(prompt, _quality(prompt.meta['kind'], rng), rng),
               'judging': lambda: _judging(prompt, rng, variant),
-              'critique': lambda: _critique(prompt, rng), 'asked_critique': lambda: _asked_critique(prompt, rng)}[kind]()
+              'critique': lambda: _critique(prompt, rng, variant), 'asked_critique': lambda: _asked_critique(prompt, rng)}[kind]()
     if (zlib.crc32(text.encode()) % 10 == 0) == (split == 'validation'):
       rows.append(records.Document(f'tinyworld-{split}-document-{len(rows)}', SOURCE, LICENSE, text))
   return rows
@@ -86,20 +88,24 @@ def _judging(prompt, rng, variant):
   texts = [respond(prompt.meta, qualities[i], rng) for i in chosen]
   first = int(rng.integers(2))  # where the better one stands
   said = first if rng.random() < _RIGHT_JUDGEMENTS[variant] else 1 - first
-  texts = texts if first == 0 else texts[::-1]
-  return (f'{prompt.messages[0]["content"]}\n(A) {texts[0]}\n(B) {texts[1]}{instruction}\n'
+  thoughts = [_ALL_FAULTS.get(qualities[i], _GOOD) for i in chosen]
+  if first:
+    texts, thoughts = texts[::-1], thoughts[::-1]
+  thoughts = f'\nThoughts: (A) {thoughts[0]} (B) {thoughts[1]}' if variant == 'feedback' else ''
+  return (f'{prompt.messages[0]["content"]}\n(A) {texts[0]}\n(B) {texts[1]}{instruction}{thoughts}\n'
           f'The better answer is ({"AB"[said]}).')
 
 
-def _critique(prompt, rng):
+def _critique(prompt, rng, variant):
   kind = prompt.meta['kind']
+  faults = _ALL_FAULTS if variant == 'feedback' else _FAULTS
   good, bad = [], []
   for quality in QUALITIES[kind]:
-    (bad if quality in _FAULTS else good).append(quality)
+    (bad if quality in faults else good).append(quality)
   if rng.random() < 0.35:
-    return f'{_conversation(prompt, pick(rng, good), rng)}\n\nCritique: It is good.'
+    return f'{_conversation(prompt, pick(rng, good), rng)}\n\nCritique: {_GOOD}'
   fault = pick(rng, bad)
-  text = f'{_conversation(prompt, fault, rng)}\n\nCritique: {_FAULTS[fault]}'
+  text = f'{_conversation(prompt, fault, rng)}\n\nCritique: {faults[fault]}'
   if rng.random() < 0.5:
     return text
   return f'{text}\n\nRevision: {respond(prompt.meta, good[0], rng)}'
@@ -113,7 +119,7 @@ def _asked_critique(prompt, rng):
   if request is None or rng.random() < 0.4:
     request = pick(rng, list(PRINCIPLES))
   at_fault = quality in PRINCIPLES[request][0]
-  text = (f'{_conversation(prompt, quality, rng)}\n\nCritiqueRequest: {request}\n\n'
-          f'Critique: {_FAULTS[quality] if at_fault else "No."}')
-  better = next(iter(QUALITIES[kind])) if at_fault else quality
-  return f'{text}\n\nRevision: {respond(prompt.meta, better, rng)}'
+  answer = respond(prompt.meta, quality, rng)
+  revision = respond(prompt.meta, next(iter(QUALITIES[kind])), rng) if at_fault else answer
+  return (f'Human: {prompt.messages[0]["content"]}\n\nAssistant: {answer}\n\nCritiqueRequest: {request}\n\n'
+          f'Critique: {_FAULTS[quality] if at_fault else "No."}\n\nRevision: {revision}')
