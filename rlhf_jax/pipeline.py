@@ -23,7 +23,7 @@ from rlhf_jax.evaluation import answers, judges, report, table
 from rlhf_jax.generation import sampler
 from rlhf_jax.models import pretrained
 from rlhf_jax.models.tokenizer import Tokenizer
-from rlhf_jax.runtime import mesh
+from rlhf_jax.runtime import hosts, mesh
 from rlhf_jax.stages import STAGES, common, rollout
 
 DEFAULTS = dict(
@@ -75,17 +75,21 @@ def run(config, workdir) -> dict:
   layout = mesh.make(config.mesh)
   check(config, layout)
   claim(config, workdir)
+  hosts.meet('claimed')
   config = configs.resolve(config, workdir=workdir, data=config.data)
   tokenizer = open_tokenizer(config, workdir)
+  hosts.meet('tokenizer')
   for number, name in enumerate(config.stages, 1):
     context = common.Context(config, name, workdir, layout, tokenizer)
     if finished(context) is None:
       say(f'— {number}/{len(config.stages)} {name} ' + '—' * 40)
       started = time.monotonic()
       STAGES[config[name].kind].run(context)
+      hosts.meet(f'{name} ran')
       trained = context.directory / 'done.json'  # knows the time before a resume too
       seconds = json.loads(trained.read_text())['seconds'] if trained.is_file() else time.monotonic() - started
       common.write(context.directory / 'finished.json', json.dumps({'seconds': seconds}) + '\n')
+      hosts.meet(f'{name} finished')
   return evaluate(config, workdir, layout, tokenizer)
 
 

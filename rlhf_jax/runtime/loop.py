@@ -24,7 +24,7 @@ import numpy as np
 import tqdm
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.runtime import checkpoint
+from rlhf_jax.runtime import checkpoint, hosts
 from rlhf_jax.runtime import metrics as metrics_lib
 
 DEFAULTS = dict(
@@ -93,6 +93,7 @@ def run(stage: Stage, config, directory, meta: dict):
     signals = stack.enter_context(_signals())
     saver = checkpoint.Checkpoints(directory / 'checkpoints', config.keep)
     stack.callback(saver.close)
+    stack.enter_context(hosts.together())  # inside, as closing waits for a process that died
     state, earlier = _start(stage, saver)
     step = int(jax.device_get(state.step))
     if step >= config.steps and done.exists():

@@ -108,7 +108,7 @@ def make(config, devices=None) -> Layout:
   """The layout of a mesh config (see DEFAULTS) over all devices, or those given.
 
   Raises:
-    UserError: the axes do not multiply to the number of devices.
+    UserError: the axes do not multiply to the number of devices, or the axis tensor crosses hosts.
   """
   devices = list(jax.devices() if devices is None else devices)
   sizes = {name: int(config[name]) for name in DEFAULTS}
@@ -123,4 +123,7 @@ def make(config, devices=None) -> Layout:
     raise UserError(f'config.mesh: {text} does not fit {len(devices)} device(s)')
   mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), devices=devices,
                        axis_types=(jax.sharding.AxisType.Auto,) * len(sizes))
+  if any(len({device.process_index for device in row}) > 1 for row in mesh.devices.reshape(-1, sizes['tensor'])):
+    raise UserError(f'config.mesh: {text}: the axis tensor must lie within one process, which reads whole rows of a '
+                    f'batch; each has {jax.local_device_count()} device(s)')
   return Layout(mesh)
