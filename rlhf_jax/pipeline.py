@@ -131,7 +131,7 @@ def check(config, layout) -> None:
       raise UserError(f'config.evaluation.best_of.{name}: expected a row of models and a number from 1, got {count!r}')
   if said.batch_size < 1 or said.batch_size % layout.batch_ways:
     raise UserError(f'config.evaluation: a batch of {said.batch_size} rows does not divide over the '
-                    f'{layout.batch_ways} device(s) of the mesh axes data and fsdp')
+                    f'{layout.batch_ways} device(s) of the mesh axes data, fsdp and expert')
 
 
 def claim(config, workdir: Path) -> None:

@@ -23,6 +23,7 @@ import tempfile
 import time
 
 ROOT = Path(__file__).resolve().parents[1]
+LOST = 3  # exit code of a process that ended because another one had
 LEFT_OUT = ('.git', '.venv', 'runs', '__pycache__')  # of the checkout, when it is copied
 
 
@@ -279,6 +280,7 @@ def watch(processes, grace: int) -> int:
   first, until = 0, None
   while None in [process.poll() for process in processes]:
     failed = [number for number, process in enumerate(processes) if process.returncode]
+    failed.sort(key=lambda number: processes[number].returncode == LOST)
     if failed and until is None:
       first, until = code(processes[failed[0]]), time.monotonic() + grace
       if len(processes) > 1 and first not in (128 + signal.SIGINT, 128 + signal.SIGTERM):

@@ -53,7 +53,7 @@ LINE = json.dumps({'messages': [{'role': 'user', 'content': 'Why?'}], 'response'
 @pytest.mark.parametrize('override,message', [
     ('pretrain.batchsize=8', "config.pretrain.batchsize is no known key; did you mean 'batch_size'?"),
     ('pretrain.batch_size=many', "config.pretrain.batch_size must be int, got str 'many'"),
-    ('mesh.tensor=3', 'config.mesh: data -1 × fsdp 1 × tensor 3 does not fit 8 device(s)'),
+    ('mesh.tensor=3', 'config.mesh: data -1 × tensor 3 does not fit 8 device(s)'),
     ('pretrain.batch_size=12', 'a batch of 12 rows in 1 parts does not divide over the 8 device(s)'),
     ('pretrain.microbatches=3', 'a batch of 8 rows in 3 parts does not divide'),
     ('pretrain.init=nowhere', "nowhere: not found; expected 'smollm2'"),

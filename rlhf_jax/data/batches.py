@@ -1,8 +1,9 @@
-"""Examples → batches of fixed shape: shuffle, share among hosts, pack, batch; by grain.
+"""Examples → batches of fixed shape: shuffle, pack, batch; by grain.
 
 Endless iterators reshuffle at every epoch, from the seed alone. Their `get_state()` is plain JSON, and `set_state` goes
-on exactly there, in the middle of an epoch or of a packed row. The global order of examples does not depend on the
-number of hosts: of every `process_count` examples each host takes one.
+on exactly there, in the middle of an epoch or of a packed row. Every process of a run walks the same batches, and
+runtime/mesh.py hands each device its rows: so their order, packing included, depends on no number of hosts, and a run may
+go on with another.
 """
 
 import itertools
@@ -14,20 +15,18 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.types import Prompts, Rankings, Sequences
 
 
-def sequences(examples, batch_size: int, length: int, seed: int, pack: bool = True, process_index: int = 0,
-              process_count: int = 1):
-  """Endless iterator of Sequences [batch_size / process_count, length].
+def sequences(examples, batch_size: int, length: int, seed: int, pack: bool = True):
+  """Endless iterator of Sequences [batch_size, length].
 
   Args:
     examples: of encode.documents or encode.demonstrations.
     pack: several examples in a row, as segments that do not see each other.
   """
-  rows = _share(batch_size, process_count)
-  data = _shuffled(examples, seed, process_index, process_count)
+  data = _shuffled(examples, batch_size, seed)
   if pack:
-    data = _packed(data, {'tokens': length, 'targets': length}, rows)
-    return iter(data.batch(rows).map(_sequences))
-  return iter(data.map(lambda example: _row(example, length)).batch(rows).map(_sequences))
+    data = _packed(data, {'tokens': length, 'targets': length}, batch_size)
+    return iter(data.batch(batch_size).map(_sequences))
+  return iter(data.map(lambda example: _row(example, length)).batch(batch_size).map(_sequences))
 
 
 def sequences_once(examples, batch_size: int, length: int):
@@ -37,9 +36,8 @@ def sequences_once(examples, batch_size: int, length: int):
     yield _sequences(part)
 
 
-def rankings(examples, batch_size: int, places: int, length: int, seed: int, process_index: int = 0,
-             process_count: int = 1):
-  """Endless iterator of Rankings [batch_size / process_count, places, length]; whole rankings share a row.
+def rankings(examples, batch_size: int, places: int, length: int, seed: int):
+  """Endless iterator of Rankings [batch_size, places, length]; whole rankings share a row.
 
   Args:
     examples: of encode.rankings, for that length.
@@ -47,11 +45,10 @@ def rankings(examples, batch_size: int, places: int, length: int, seed: int, pro
   Raises:
     UserError: a ranking has more responses than a row has places.
   """
-  rows = _share(batch_size, process_count)
+  data = _shuffled(examples, batch_size, seed)
   _check_places(examples, places)
-  data = _shuffled(examples, seed, process_index, process_count)
-  data = _packed(data, {name: places for name in examples[0]}, rows)
-  return iter(data.batch(rows).map(lambda batch: _rankings({**batch, 'group': batch['tokens_segment_ids']})))
+  data = _packed(data, {name: places for name in examples[0]}, batch_size)
+  return iter(data.batch(batch_size).map(lambda batch: _rankings({**batch, 'group': batch['tokens_segment_ids']})))
 
 
 def rankings_once(examples, batch_size: int, places: int, length: int):
@@ -76,10 +73,9 @@ def rankings_once(examples, batch_size: int, places: int, length: int):
     yield _rankings(part)
 
 
-def prompts(examples, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1):
-  """Endless iterator of Prompts [batch_size / process_count, P]."""
-  rows = _share(batch_size, process_count)
-  return iter(_shuffled(examples, seed, process_index, process_count).batch(rows).map(lambda batch: Prompts(**batch)))
+def prompts(examples, batch_size: int, seed: int):
+  """Endless iterator of Prompts [batch_size, P]."""
+  return iter(_shuffled(examples, batch_size, seed).batch(batch_size).map(lambda batch: Prompts(**batch)))
 
 
 def prompts_once(examples, batch_size: int):
@@ -111,20 +107,14 @@ class Together:
         iterator.set_state(part)
 
 
-def _share(batch_size, process_count):
-  if batch_size < 1 or batch_size % process_count:
-    raise UserError(f'batch_size: {batch_size} does not divide over {process_count} host(s)')
-  return batch_size // process_count
-
-
-def _shuffled(examples, seed, process_index, process_count):
+def _shuffled(examples, batch_size, seed):
+  if batch_size < 1:
+    raise UserError(f'batch_size: expected 1 or more, got {batch_size}')
   if not examples:
     raise UserError('data: nothing to make batches of')
   if seed < 0:
     raise UserError(f'seed: expected 0 or more, got {seed}')
   data = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
-  if process_count > 1:
-    data = data[process_index::process_count]
   return data.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))  # all is in memory
 
 

@@ -60,7 +60,7 @@ def build(model, sampling, tokenizer, layout, samples: int = 1, reference_model=
     texts, columns = [], []
     shown = tqdm.tqdm(prompts, desc='answers', unit='batch', leave=False, disable=None)  # on a terminal
     for number, host_prompts in enumerate(shown):
-      placed = layout.spread(host_prompts)
+      placed = layout.place(host_prompts)
       answers = generate(params, placed, jax.random.fold_in(key, number))
       column = dict(lengths=jnp.sum(answers.mask, axis=1), ended=answers.ended)
       if reference is not None:

@@ -139,7 +139,7 @@ def build_options(model, tokenizer, layout, config):
   rows = config.batch_size
   if rows % layout.batch_ways:
     raise UserError(f'judge: a batch of {rows} does not divide over the {layout.batch_ways} device(s) of the mesh axes '
-                    'data and fsdp')
+                    'data, fsdp and expert')
 
   @jax.jit
   def logprobs(params, prompts: Prompts, beginning, lasts):
@@ -159,7 +159,7 @@ def build_options(model, tokenizer, layout, config):
       examples = [encode.left_padded(prompt, width, tokenizer.pad_id, index)
                   for index, prompt in enumerate(prompts) if widths[index] == width and len(prompt) <= config.length]
       for batch in batches.prompts_once(examples, rows):
-        placed, real = layout.spread(batch), batch.index >= 0
+        placed, real = layout.place(batch), batch.index >= 0
         for beginning in beginnings:
           options = [i for i, option in enumerate(ids) if tuple(option[:-1]) == beginning]
           values = answers.whole(logprobs(params, placed, np.array(beginning, np.int32),

@@ -109,6 +109,7 @@ class _Block(nnx.Module):
       key = jax.lax.dynamic_update_slice_in_dim(cache['key'], key, start, axis=1)
       value = jax.lax.dynamic_update_slice_in_dim(cache['value'], value, start, axis=1)
     query = constrain(query, ('batch', 'length', 'heads', 'head_dim'))
+    key, value = (constrain(x, ('batch', 'keys', 'kv_heads', 'head_dim')) for x in (key, value))
     x = attention.attend(query, key, value, mask)
     hidden = hidden + _product(x, cast(self.output), 2)
     x = rms_norm(hidden, self.mlp_norm[...], config.norm_eps)

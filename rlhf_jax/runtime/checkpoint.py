@@ -55,19 +55,19 @@ class Checkpoints:
     Args:
       step: must not be on disk yet.
       state: a flax.struct dataclass with `params`.
-      data_state: of this process's data iterator; JSON, as is `meta`.
+      data_state: of the data iterator, the same on every process; a JSON object, as is `meta`.
       meta: whatever the caller wants back.
     """
     self.wait()
     items = {'params': _flat(state.params), 'rest': _flat(state.replace(params=None))}
-    data = _gather(data_state)
+    data = json.loads(json.dumps(data_state))
     body = {'meta': json.loads(json.dumps(meta)), 'data': _digest(data),
             'arrays': {name: _describe(arrays) for name, arrays in items.items()},
             'versions': {'jax': jax.__version__, 'orbax': ocp.__version__}}
     self._unwritten = step
     with self._writing():
       self._manager.save(step, force=True, args=ocp.args.Composite(
-          data=ocp.args.JsonSave({'processes': data}),
+          data=ocp.args.JsonSave(data),
           meta=ocp.args.JsonSave({'body': body, 'digest': _digest(body)}),
           **{name: ocp.args.StandardSave(arrays) for name, arrays in items.items()}))
 
@@ -80,16 +80,13 @@ class Checkpoints:
       abstract_state: the state with a `jax.ShapeDtypeStruct` with sharding for every array.
 
     Raises:
-      UserError: the checkpoint is of another shape, was made by another number of processes, or all are damaged.
+      UserError: the checkpoint is of another shape, or all are damaged.
     """
     rest = abstract_state.replace(params=None)
     found = _restore(self._manager, self._directory, {'params': abstract_state.params, 'rest': rest})
     if found is None:
       return None
     step, trees, data, meta, damaged = found
-    if len(data) != jax.process_count():
-      raise UserError(f'{self._directory / str(step)}: the position in the data was saved by {len(data)} processes,'
-                      f' expected {jax.process_count()}: start as many, or start anew in another directory')
     if damaged:
       for bad in damaged if jax.process_index() == 0 else ():
         target = self._directory / f'damaged-{bad}'
@@ -98,7 +95,7 @@ class Checkpoints:
         (self._directory / str(bad)).rename(target)
       _everywhere(True)
       self._manager.reload()
-    return trees['rest'].replace(params=trees['params']), data[jax.process_index()], meta
+    return trees['rest'].replace(params=trees['params']), data, meta
 
   def wait(self) -> None:
     """Returns when the last step is safely written."""
@@ -145,7 +142,7 @@ def restore_params(directory, abstract_params) -> Any:
 
 
 def _restore(manager, directory, targets):
-  """(step, {item: tree}, data of all processes, meta, damaged steps) of the newest good step, or None."""
+  """(step, {item: tree}, data, meta, damaged steps) of the newest good step, or None."""
   steps = sorted(manager.all_steps(), reverse=True)
   damaged = []
   for step, older in zip(steps, steps[1:] + [None]):
@@ -169,7 +166,7 @@ def _restore(manager, directory, targets):
 def _read(manager, step, place, targets):
   """({item: tree}, data, meta) of one step; UserError if it is of another shape, any other exception = damaged."""
   text = manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore()))
-  body, data = text.meta['body'], text.data['processes']
+  body, data = text.meta['body'], text.data
   if text.meta['digest'] != _digest(body):
     raise ValueError('item meta differs from its checksum')
   if body['data'] != _digest(data):
@@ -276,17 +273,6 @@ def _shape(leaf) -> str:
 
 def _digest(value) -> str:
   return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _gather(value) -> list:
-  """The JSON values of all processes, in their order."""
-  text = json.dumps(value)
-  if jax.process_count() == 1:
-    return [json.loads(text)]
-  raw = np.frombuffer(text.encode(), np.uint8)
-  sizes = multihost_utils.process_allgather(np.array(len(raw)))
-  rows = multihost_utils.process_allgather(np.pad(raw, (0, int(sizes.max()) - len(raw))))
-  return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes)]
 
 
 def _everywhere(good: bool) -> bool:

@@ -13,19 +13,23 @@ import numpy as np
 from rlhf_jax.errors import UserError
 
 DEFAULTS = dict(
-    data=-1,  # devices along each mesh axis; one may be -1: what is left
-    fsdp=1,
-    tensor=1,
+    data=-1,  # devices along each mesh axis; one may be -1: what is left. data: rows
+    fsdp=1,  # rows, and parameters
+    expert=1,  # rows, and the experts of a mixture
+    context=1,  # the places of a row: for long ones
+    tensor=1,  # heads, the MLP's width, the vocabulary
 )
 
 RULES = {
     # activations
-    'batch': ('data', 'fsdp'),
-    'length': None,
+    'batch': ('data', 'fsdp', 'expert'),
+    'length': 'context',
+    'keys': None,  # the places that queries look at: gathered from all of `context`
     'hidden': None,
     # parameters
     'layers': None,
     'embed': 'fsdp',
+    'experts': 'expert',
     # both
     'vocab': 'tensor',
     'heads': 'tensor',
@@ -55,8 +59,10 @@ class Layout:
     return NamedSharding(self.mesh, self.spec(names))
 
   def constrain(self, x, names):
-    """Inside a jitted function: lays an activation as its names say."""
-    return jax.lax.with_sharding_constraint(x, self.sharding(names))
+    """Inside a jitted function: lays an activation as its names say; a length that does not divide over the axis context,
+    such as the one place of a decoding step, is not cut."""
+    cut = [None if name == 'length' and size % self.mesh.shape['context'] else name for size, name in zip(x.shape, names)]
+    return jax.lax.with_sharding_constraint(x, self.sharding(cut))
 
   def shardings(self, axes, shapes):
     """The shardings of a tree of parameters.
@@ -84,14 +90,20 @@ class Layout:
     return int(np.prod([self.mesh.shape[axis] for axis in self.rules['batch']]))
 
   def place(self, batch):
-    """Host arrays [B / hosts, …] → global arrays [B, …], sharded along their first axis."""
+    """Host arrays [B, …], the same on every process → global arrays [B, …], sharded along their first axis; each device
+    is given its rows only. What lies on the whole mesh already stays where it is."""
     sharding = self.sharding(('batch',))
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
-  def spread(self, batch):
-    """Host arrays [B, …], the same on every host → global arrays [B, …], sharded along their first axis."""
-    sharding = self.sharding(('batch',))
-    return jax.tree.map(lambda x: jax.make_array_from_callback(np.shape(x), sharding, np.asarray(x).__getitem__), batch)
+    def one(x):
+      if isinstance(x, jax.Array) and len(x.sharding.device_set) == self.mesh.size:
+        return x
+      return jax.make_array_from_callback(np.shape(x), sharding, np.asarray(x).__getitem__)
+    return jax.tree.map(one, batch)
+
+  def rows(self, count: int) -> np.ndarray:
+    """Which of the `count` rows of a placed array lie on this process's devices, [n] int, ascending."""
+    parts = self.sharding(('batch',)).addressable_devices_indices_map((count,)).values()
+    return np.unique(np.concatenate([np.arange(count)[part] for part in parts]))
 
   def describe(self, axes, shapes) -> str:
     """A line for each parameter: name, shape, partition, share of a device."""
@@ -108,11 +120,11 @@ def make(config, devices=None) -> Layout:
   """The layout of a mesh config (see DEFAULTS) over all devices, or those given.
 
   Raises:
-    UserError: the axes do not multiply to the number of devices, or the axis tensor crosses hosts.
+    UserError: the axes do not multiply to the number of devices.
   """
   devices = list(jax.devices() if devices is None else devices)
   sizes = {name: int(config[name]) for name in DEFAULTS}
-  text = ' × '.join(f'{name} {size}' for name, size in sizes.items())
+  text = ' × '.join(f'{name} {size}' for name, size in sizes.items() if name == 'data' or size != 1)
   free = [name for name, size in sizes.items() if size == -1]
   fixed = int(np.prod([size for size in sizes.values() if size != -1]))
   if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
@@ -123,7 +135,4 @@ def make(config, devices=None) -> Layout:
     raise UserError(f'config.mesh: {text} does not fit {len(devices)} device(s)')
   mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), devices=devices,
                        axis_types=(jax.sharding.AxisType.Auto,) * len(sizes))
-  if any(len({device.process_index for device in row}) > 1 for row in mesh.devices.reshape(-1, sizes['tensor'])):
-    raise UserError(f'config.mesh: {text}: the axis tensor must lie within one process, which reads whole rows of a '
-                    f'batch; each has {jax.local_device_count()} device(s)')
   return Layout(mesh)

@@ -48,11 +48,6 @@ class Context:
     """The stage's root key, from the run's seed and the stage's name."""
     return jax.random.fold_in(jax.random.key(self.config.seed), zlib.crc32(self.name.encode()))
 
-  @property
-  def hosts(self) -> dict:
-    """This host's share of the data, as the iterators of data.batches take it."""
-    return dict(process_index=jax.process_index(), process_count=jax.process_count())
-
 
 def open_model(context: Context, init: str, head: bool = False):
   """A model by name, and how to read its parameters.
@@ -140,7 +135,7 @@ def check_batch(context: Context, rows: int | None = None, parts: int | None = N
   ways = context.layout.batch_ways
   if rows < 1 or parts < 1 or rows % parts or rows // parts % ways:
     raise UserError(f'config.{context.name}: a batch of {rows} rows in {parts} parts does not divide over the {ways} '
-                    'device(s) of the mesh axes data and fsdp')
+                    'device(s) of the mesh axes data, fsdp and expert')
 
 
 def describe(context: Context, model) -> None:

@@ -57,7 +57,7 @@ def build(context: common.Context) -> loop.Stage:
       step=lambda state, prompts: step(state, prompts, reference),
       evaluate=rollout.build_evaluation(context, model, reference_model, reference, score_held_out, held_out,
                                         held_out_examples),
-      batches=batches.prompts(examples, section.batch_size, context.config.seed, **context.hosts))
+      batches=batches.prompts(examples, section.batch_size, context.config.seed))
 
 
 def check(section, where: str) -> None:

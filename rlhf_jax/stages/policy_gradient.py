@@ -85,8 +85,7 @@ def build(context: common.Context) -> loop.Stage:
       name=context.name, init=init, step=lambda state, batch: step(state, batch, reference),
       evaluate=rollout.build_evaluation(context, model, reference_model, reference, score_held_out, held_out,
                                         held_out_examples),
-      batches=batches.prompts(examples, section.batch_size * (1 + section.resampling), context.config.seed,
-                              **context.hosts))
+      batches=batches.prompts(examples, section.batch_size * (1 + section.resampling), context.config.seed))
 
 
 def check(section, where: str) -> None:

@@ -76,7 +76,7 @@ def build(context: common.Context) -> loop.Stage:
     documents = encode.documents(
         sources.load(section.pretraining, 'document', 'train'), tokenizer, section.pretraining_length)
     pretraining = batches.sequences(documents, section.batch_size * section.samples, section.pretraining_length,
-                                    context.config.seed, **context.hosts)
+                                    context.config.seed)
   optimizer = steps.make_optimizer(section.optimizer, section.loop.steps * section.epochs * section.minibatches)
 
   def init():
@@ -93,7 +93,7 @@ def build(context: common.Context) -> loop.Stage:
       evaluate=rollout.build_evaluation(context, model, reference_model, reference, score_held_out, held_out,
                                         held_out_examples),
       batches=batches.Together(
-          batches.prompts(examples, section.batch_size, context.config.seed, **context.hosts), pretraining))
+          batches.prompts(examples, section.batch_size, context.config.seed), pretraining))
 
 
 @flax.struct.dataclass

@@ -83,7 +83,7 @@ def build(context: common.Context) -> loop.Stage:
       said, of = f'{context.name}: the reference reads', checkpoint.fingerprint(reference)
       for name, rows in (('train', examples), ('validation', held_out)):
         add_reference(rows, context.directory / f'reference-{name}.npz', of, lambda rows: [
-            (batch, answers.whole(sums(reference, layout.spread(batch)))) for batch in tqdm.tqdm(
+            (batch, answers.whole(sums(reference, layout.place(batch)))) for batch in tqdm.tqdm(
                 once(rows), desc=said, unit='batch', leave=False, disable=None)])
   loss = build_loss(model, section)
   step, measured = steps.build(loss, optimizer, layout, section.microbatches), jax.jit(loss)
@@ -96,7 +96,7 @@ def build(context: common.Context) -> loop.Stage:
 
   def evaluate(state):
     found = [jax.device_get(measured(state.params, batch, None, anchor and anchor(state.params, batch)))
-             for batch in (live(layout.spread(batch)) for batch in once(held_out))]
+             for batch in (live(layout.place(batch)) for batch in once(held_out))]
     mean = lambda of: sum(of(one)[0] for one in found) / max(sum(of(one)[1] for one in found), 1e-9)
     values = {name: mean(lambda one, name=name: one.means[name]) for name in found[0].means}
     return {'loss': mean(lambda one: (one.total, one.weight)), **values}, show(state)
@@ -107,8 +107,7 @@ def build(context: common.Context) -> loop.Stage:
 
   return loop.Stage(
       name=context.name, init=init, evaluate=evaluate, step=whole_step,
-      batches=batches.rankings(examples, section.batch_size, places, section.length, context.config.seed,
-                               **context.hosts))
+      batches=batches.rankings(examples, section.batch_size, places, section.length, context.config.seed))
 
 
 def check(section, where: str) -> None:

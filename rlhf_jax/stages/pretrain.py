@@ -54,6 +54,5 @@ def build(context: common.Context) -> loop.Stage:
 
   return loop.Stage(
       name=context.name, init=init, evaluate=evaluate,
-      batches=batches.sequences(examples, section.batch_size, section.length, context.config.seed,
-                                **context.hosts),
+      batches=batches.sequences(examples, section.batch_size, section.length, context.config.seed),
       step=steps.build(supervised.build_loss(model), optimizer, layout, section.microbatches))

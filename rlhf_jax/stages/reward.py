@@ -102,21 +102,21 @@ def build(context: common.Context) -> loop.Stage:
 
   def evaluate(state):
     return accuracies(
-        ((batch, whole(score(state.params, layout.spread(batch)))) for batch in once(held_out_examples)), held_out), []
+        ((batch, whole(score(state.params, layout.place(batch)))) for batch in once(held_out_examples)), held_out), []
 
   def centre(state):
     shown = sources.evenly(sources.load(section.demonstrations, 'demonstration', 'train'), section.centre_records)
     alone = encode.rankings([records.Ranking(id=r.id, source=r.source, license=r.license, domain='', context='',
                                              messages=r.messages, responses=[r.response], ranks=[1]) for r in shown],
                             tokenizer, section.length, 'drop')
-    found = [whole(score(state.params, layout.spread(batch)))[batch.group > 0] for batch in once(alone)]
+    found = [whole(score(state.params, layout.place(batch)))[batch.group > 0] for batch in once(alone)]
     bias = state.params['score']['bias'] - np.float32(np.concatenate(found).mean(dtype=np.float64))
     return state.replace(params={**state.params, 'score': {**state.params['score'], 'bias': bias}})
 
   return loop.Stage(
       name=context.name, init=init, evaluate=evaluate, finish=centre if section.centre else None,
       batches=batches.rankings(fit(read('train')), section.batch_size, section.responses_per_row, section.length,
-                               context.config.seed, **context.hosts),
+                               context.config.seed),
       step=steps.build(build_loss(model, section.loss), optimizer, layout, section.microbatches))
 
 

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -100,7 +101,15 @@ def open_score(context: common.Context, name: str, parts: int = 1, programs=None
                                         scorer or ml_collections.ConfigDict(language_judge.SCORER))
     program = lambda conversations, texts, asked: (grade(conversations, texts), 0)
   elif rewards.is_program(name):
-    program = rewards.build(name, programs)
+    run, rows_here = rewards.build(name, programs), context.layout.rows
+
+    def program(conversations, texts, asked):  # each process runs it on what its devices hold
+      here = rows_here(len(texts))
+      values = np.zeros(len(texts), np.float32)
+      values[here], failed = run(*([given[i] for i in here] for given in (conversations, texts, asked)))
+      if jax.process_count() > 1:
+        failed = int(multihost_utils.process_allgather(np.int32(failed)).sum())
+      return values, failed
   else:
     model, read = common.open_model(context, name, head=True)
     params, of = read(), reward.build_score(model, parts)
@@ -111,7 +120,7 @@ def open_score(context: common.Context, name: str, parts: int = 1, programs=None
     asked = [rows[max(i, 0)] for i in np.repeat(index, len(tokens) // len(index))]
     texts = [tokenizer.decode(row[seen].tolist()) for row, seen in zip(tokens, mask)]
     values, failed = program([records.conversation(row) for row in asked], texts, asked)
-    return context.layout.spread(values), failed
+    return context.layout.place(values), failed
 
   return score
 

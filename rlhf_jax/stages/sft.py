@@ -50,5 +50,5 @@ def build(context: common.Context) -> loop.Stage:
   return loop.Stage(
       name=context.name, init=init, evaluate=evaluate,
       batches=batches.sequences(fit(read('train')), section.batch_size, section.length, context.config.seed,
-                                pack=section.pack, **context.hosts),
+                                pack=section.pack),
       step=steps.build(supervised.build_loss(model), optimizer, layout, section.microbatches))

@@ -38,7 +38,7 @@ def build_evaluation(model, layout, examples, batch_size, length):
     return jnp.stack([value.total, value.weight])
 
   def evaluate(params):
-    found = sum(np.asarray(sums(params, layout.spread(batch)), np.float64)
+    found = sum(np.asarray(sums(params, layout.place(batch)), np.float64)
                 for batch in batches.sequences_once(examples, batch_size, length))
     return found[0] / max(found[1], 1.0), found[1]
   return evaluate

@@ -114,7 +114,7 @@ def test_every_leaf_has_a_name_for_each_axis(model):
   jax.tree.map(lambda shape, names: len(shape.shape) == len(names) or pytest.fail(str(names)), shapes, model.axes)
 
 
-@pytest.mark.parametrize('axes', [dict(fsdp=8), dict(tensor=2), dict(data=2, fsdp=2, tensor=2)])
+@pytest.mark.parametrize('axes', [dict(fsdp=8), dict(tensor=2), dict(context=4), dict(data=2, fsdp=2, tensor=2)])
 def test_sharded_equals_one_device(model, params, axes):
   layout = mesh.make({**mesh.DEFAULTS, 'data': -1 if 'data' not in axes else 2, **axes})
   sharded = transformer.build(CONFIG, layout.constrain)

@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from rlhf_jax.errors import UserError
@@ -11,12 +12,26 @@ def layout(**axes):
 
 
 def test_what_is_left_goes_to_the_free_axis():
-  assert dict(layout(fsdp=2, tensor=2).mesh.shape) == {'data': 2, 'fsdp': 2, 'tensor': 2}
+  assert dict(layout(fsdp=2, tensor=2).mesh.shape) == {'data': 2, 'fsdp': 2, 'expert': 1, 'context': 1, 'tensor': 2}
 
 
 def test_one_device_is_the_same_code():
   one = mesh.make(mesh.DEFAULTS, jax.devices()[:1])
   assert one.place(jnp.ones((3, 2))).shape == (3, 2)
+
+
+def test_each_device_is_given_its_rows_only():
+  on = layout(fsdp=2, tensor=2)
+  placed = on.place({'tokens': np.arange(16).reshape(8, 2)})['tokens']
+  assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 2)} and placed[5].tolist() == [10, 11]
+  assert on.place(placed) is placed and on.rows(8).tolist() == list(range(8))
+
+
+def test_a_length_that_does_not_divide_is_not_cut():
+  on = layout(context=4)
+  spec = lambda length: jax.jit(lambda x: on.constrain(x, ('batch', 'length', 'hidden')))(
+      jnp.ones((2, length, 4))).sharding.spec
+  assert 'context' in spec(8) and 'context' not in spec(1)
 
 
 @pytest.mark.parametrize('axes', [dict(data=3), dict(data=4, fsdp=4), dict(data=-1, fsdp=-1), dict(data=0), dict(tensor=16)])
@@ -28,7 +43,7 @@ def test_a_mesh_that_does_not_fit_is_refused(axes):
 def test_names_become_partitions():
   three = layout(fsdp=2, tensor=2)
   assert three.spec(('layers', 'embed', 'mlp')) == jax.P(None, 'fsdp', 'tensor')
-  assert three.spec(('batch', 'length', 'hidden')) == jax.P(('data', 'fsdp'), None, None)
+  assert three.spec(('batch', 'length', 'hidden')) == jax.P(('data', 'fsdp', 'expert'), 'context', None)
 
 
 def test_two_axes_on_one_mesh_axis_are_refused():

@@ -21,6 +21,7 @@ from rlhf_jax.stages import common
 CONFIG = transformer.ModelConfig(
     vocab_size=64, embed=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48, head=True)
 MESHES = {'one device': None, 'data 8': {}, 'fsdp 8': dict(data=1, fsdp=8),
+          'data 4, tensor 2': dict(tensor=2), 'data 2, context 4': dict(context=4),
           'data 2, fsdp 2, tensor 2': dict(data=2, fsdp=2, tensor=2)}
 EXPERIMENT = str(Path(__file__).parents[2] / 'experiments/quickstart.py:tiny')
 

@@ -88,7 +88,7 @@ def test_other_methods_go_on_from_the_same_models(tiny, finished, tmp_path, name
 
 
 def test_mistakes_before_anything_is_made(tiny, tmp_path, own_cache):
-  with pytest.raises(UserError, match='config.mesh: data 3 × fsdp 1 × tensor 1 does not fit 8 device'):
+  with pytest.raises(UserError, match='config.mesh: data 3 does not fit 8 device'):
     pipeline.run(pipeline.load_config(tiny.EXPERIMENT, ['mesh.data=3']), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 

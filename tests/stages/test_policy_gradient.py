@@ -58,7 +58,7 @@ def rollout(seed=0):
 
 def update(tiny, data, mesh='one device', **changes):
   on, _, init, _, run = build(tiny, mesh, **changes)
-  prompts, samples, scores = on.spread(data)
+  prompts, samples, scores = on.place(data)
   state, metrics = run(init(), tiny.params(tiny.model(on), on, 5), sampler.join(prompts, samples), samples, scores)
   return jax.device_get((state.params, metrics))
 

@@ -68,7 +68,7 @@ def documents(seed=0):
 def update(tiny, data, mesh='one device', pretraining=None, coefficient=0.05, **changes):
   """(everything that is trained, metrics) after one update from given answers."""
   on, init, _, run = build(tiny, mesh, **changes)
-  prompts, samples, scores, pretraining = on.spread((*data, pretraining))
+  prompts, samples, scores, pretraining = on.place((*data, pretraining))
   state = init()
   state = state.replace(kl_coefficient=state.kl_coefficient * coefficient / 0.05)
   state, metrics = run(state, sampler.join(prompts, samples), samples, scores, pretraining)
@@ -80,7 +80,7 @@ def first(tiny):
   return update(tiny, rollout())
 
 
-@pytest.mark.parametrize('mesh', ['fsdp 8', 'data 2, fsdp 2, tensor 2'])
+@pytest.mark.parametrize('mesh', ['fsdp 8', 'data 4, tensor 2', 'data 2, context 4', 'data 2, fsdp 2, tensor 2'])
 def test_same_numbers_on_every_mesh(tiny, mesh):
   want = update(tiny, rollout(), pretraining=documents(), pretraining_coefficient=0.5, minibatches=2)
   got = update(tiny, rollout(), mesh, pretraining=documents(), pretraining_coefficient=0.5, minibatches=2)
@@ -126,7 +126,7 @@ def test_the_value_after_the_end_token_is_learned_where_the_score_stands_there(t
   (_, after_end, _), metrics = update(tiny, data, coefficient=0.0, score_place='after_eos')
   np.testing.assert_allclose(metrics['reward/mean'], 0.75, rtol=1e-6)
   on = tiny.layout()
-  sequences = sampler.join(*on.spread((prompts, samples)))
+  sequences = sampler.join(*on.place((prompts, samples)))
   model, short = tiny.model(on), np.flatnonzero(samples.mask.sum(1) < R)
   def value_after_the_end(params):
     hidden, _ = model.apply(params, sequences.tokens, sequences.positions, sequences.segment_ids)
@@ -170,7 +170,7 @@ def test_coefficient_is_steered_to_the_target(tiny, first):
 
 def test_value_loss_falls_on_the_same_answers(tiny):
   on, init, _, run = build(tiny, 'one device')
-  prompts, samples, scores = on.spread(rollout())
+  prompts, samples, scores = on.place(rollout())
   state, losses = init(), []
   for _ in range(8):
     state, metrics = run(state, sampler.join(prompts, samples), samples, scores, None)
@@ -198,7 +198,7 @@ def test_what_is_not_finite_is_never_taken_for_a_good_state(tiny):
   prompts, samples, scores = rollout()
   state = init()
   before = jax.device_get((state.params, state.value_params, state.opt_state, state.kl_coefficient))
-  bad = on.spread((prompts, samples.replace(ended=np.ones(N, bool)), np.where(np.arange(N) == 3, np.inf, scores)))
+  bad = on.place((prompts, samples.replace(ended=np.ones(N, bool)), np.where(np.arange(N) == 3, np.inf, scores)))
   state, metrics = run(state, sampler.join(*bad[:2]), bad[1], bad[2], None)
   assert not np.isfinite(metrics['loss']) and int(state.step) == 0
   jax.tree.map(np.testing.assert_array_equal, before,
@@ -208,7 +208,7 @@ def test_what_is_not_finite_is_never_taken_for_a_good_state(tiny):
 def test_half_a_step_is_never_taken_for_none(tiny):
   """The second minibatch is not finite: the loop must not save this state as that of the step before."""
   on, init, _, run = build(tiny, 'one device', minibatches=2, rate=1e16)
-  prompts, samples, scores = on.spread(rollout())
+  prompts, samples, scores = on.place(rollout())
   state, metrics = run(init(), sampler.join(prompts, samples), samples, scores, None)
   assert not np.isfinite(metrics['loss']) and int(state.step) == 1
 
@@ -237,7 +237,7 @@ def test_reward_that_is_a_program(words, tokenizer, tiny):
     tokens[row, :len(ids)], mask[row, :len(ids)] = ids, True
   on = tiny.layout('data 8')
   prompts = Prompts(np.zeros((8, 2), np.int32), np.ones((8, 2), bool), np.array([2, 0, 1] + [-1] * 5, np.int32))
-  batch = on.spread((prompts, Samples(tokens, mask, np.zeros((16, 12), np.float32), np.ones(16, bool))))
+  batch = on.place((prompts, Samples(tokens, mask, np.zeros((16, 12), np.float32), np.ones(16, bool))))
   context = types.SimpleNamespace(tokenizer=tokenizer, layout=on)
   values, failed = rollout_lib.open_score(context, words, programs=dict(workers=0))(*batch, rows)
   np.testing.assert_array_equal(values[:6], [22, 23, 4, 1, 15, 12])

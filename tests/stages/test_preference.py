@@ -52,7 +52,7 @@ def train(tiny, batch, mesh='one device', parts=1, count=1, **changes):
   on, init, step = build(tiny, mesh, parts, **changes)
   state, found = init(), []
   for _ in range(count):
-    state, metrics = step(state, on.spread(batch))
+    state, metrics = step(state, on.place(batch))
     found.append(jax.device_get(metrics))
   return jax.device_get(state.params), found
 
@@ -66,7 +66,7 @@ def test_logprobs_of_responses_by_hand(tiny):
   on, batch = tiny.layout(), rankings()
   model = tiny.model(on)
   params = tiny.params(model, on)
-  sums, lengths = preference.response_logprobs(model, params, on.spread(batch))
+  sums, lengths = preference.response_logprobs(model, params, on.place(batch))
   for b, k in ((0, 0), (1, 2), (2, 3), (1, 3)):
     begin, end = int(batch.begins[b, k]), int(batch.segment_ids[b, k].sum())
     text = batch.tokens[b, k, None, :max(end, 1)]
@@ -80,7 +80,7 @@ def test_logprobs_of_responses_by_hand(tiny):
 def test_dpo_begins_at_log_2_and_learns_the_order(tiny):
   on, batch = tiny.layout(), rankings()
   model = tiny.model(on)
-  own, _ = preference.response_logprobs(model, tiny.params(model, on), on.spread(batch))
+  own, _ = preference.response_logprobs(model, tiny.params(model, on), on.place(batch))
   _, found = train(tiny, batch.replace(reference_logprobs=np.asarray(own)), count=25)
   np.testing.assert_allclose([found[0]['loss'], found[0]['margin'], found[0]['accuracy']], [np.log(2), 0, 0.5], atol=2e-5)
   assert found[-1]['loss'] < 0.1 and found[-1]['accuracy'] == 1 and found[-1]['margin'] > 1
@@ -92,7 +92,7 @@ def test_every_loss_falls(tiny, loss):
   assert found[-1]['loss'] < found[0]['loss'] - 1e-3 and found[-1]['accuracy'] > found[0]['accuracy']
 
 
-@pytest.mark.parametrize('mesh', ['data 8', 'data 2, fsdp 2, tensor 2'])
+@pytest.mark.parametrize('mesh', ['data 2, context 4', 'data 2, fsdp 2, tensor 2'])
 def test_same_numbers_on_every_mesh(tiny, first, mesh):
   tiny.close(train(tiny, rankings(), mesh), first, mesh)
 
@@ -138,7 +138,7 @@ def test_kto_learns(tiny):
   model, optimizer = tiny.model(on), steps.make_optimizer(section.optimizer, 10)
   state = steps.init_state(tiny.params(model, on), optimizer, jax.random.key(1), on)
   reference = tiny.params(model, on)
-  batch = on.spread(rankings())
+  batch = on.place(rankings())
   batch = batch.replace(reference_logprobs=preference.response_logprobs(model, reference, batch)[0])
   step = steps.build(preference.build_loss(model, section), optimizer, on, 1)
   anchor, found = jax.jit(preference.build_anchor(model, model)), []

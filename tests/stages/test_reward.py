@@ -58,7 +58,7 @@ def test_loss_falls(tiny, loss):
   assert history[-1]['loss'] < 0.8 * history[0]['loss'] and history[-1]['accuracy'] > history[0]['accuracy']
 
 
-@pytest.mark.parametrize('mesh', ['data 8', 'data 2, fsdp 2, tensor 2'])
+@pytest.mark.parametrize('mesh', ['data 2, context 4', 'data 2, fsdp 2, tensor 2'])
 def test_same_numbers_on_every_mesh(tiny, first, mesh):
   tiny.close(train(tiny, rankings(), mesh, 2), first, mesh)
 

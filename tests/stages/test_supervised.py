@@ -85,7 +85,7 @@ def test_loss_falls(tiny):
   assert history[-1]['loss'] < 0.8 * history[0]['loss']
 
 
-@pytest.mark.parametrize('mesh', ['fsdp 8', 'data 2, fsdp 2, tensor 2'])
+@pytest.mark.parametrize('mesh', ['fsdp 8', 'data 4, tensor 2', 'data 2, context 4', 'data 2, fsdp 2, tensor 2'])
 def test_same_numbers_on_every_mesh(tiny, first, mesh):
   tiny.close(train(tiny, alone(examples()), mesh, 2), first, mesh)
 
@@ -113,7 +113,7 @@ def test_evaluation_is_over_every_target_once(tiny, first):
   model = tiny.model(on)
   measure = supervised.build_evaluation(model, on, rows, 8, 12)
   loss, count = measure(tiny.params(model, on))
-  batch = on.spread(next(batches.sequences_once(rows, 32, 12)))
+  batch = on.place(next(batches.sequences_once(rows, 32, 12)))
   value = supervised.build_loss(model)(tiny.params(model, on), batch, None)
   assert count == sum(row['targets'].sum() for row in rows)
   np.testing.assert_allclose(loss, value.total / value.weight, rtol=1e-5)
