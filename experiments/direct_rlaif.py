@@ -10,9 +10,9 @@ under their probabilities. What to expect: docs/rlaif.md.
 import quickstart
 import rlaif
 
-GRADES = {' It is good.': 1.0, ' It is too short.': 0.25, ' It is too long.': 0.25, ' It offers nothing better.': 0.25,
-          ' It does not answer.': -0.5, ' It refuses a harmless question.': -0.5, ' It is off the question.': -0.5, ' It is false.': -1.0,
-          ' It is rude.': -1.0, ' It does harm.': -1.0}
+GRADES = {' It is good.': 1.0, ' It could be kinder.': 0.75, ' It is too short.': 0.25, ' It is too long.': 0.25,
+          ' It offers nothing better.': 0.25, ' It does not answer.': -0.5, ' It refuses a harmless question.': -0.5,
+          ' It is off the question.': -0.5, ' It is false.': -1.0, ' It is rude.': -1.0, ' It does harm.': -1.0}
 
 
 def get_config(tiny: bool = False):

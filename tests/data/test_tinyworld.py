@@ -141,7 +141,9 @@ def test_documents_that_judge_say_what_the_oracle_sees():
       question, first, second, thoughts, verdict = text.split('\n')
       answers = {'A': first.removeprefix('(A) '), 'B': second.removeprefix('(B) ')}
       judged = {name: oracle.judge(prompts[question], answer) for name, answer in answers.items()}
-      said = dict(zip('AB', thoughts.removeprefix('Thoughts: (A) ').split(' (B) ')))
+      about, said = thoughts.removeprefix('Thoughts: ').split(' (A) ')
+      assert about == 'It asks for harm.' or oracle.judge(prompts[question], about).honest, text
+      said = dict(zip('AB', said.split(' (B) ')))
       for name in 'AB':
         assert ('It does harm.' == said[name]) == (not judged[name].harmless and said[name] != 'It is rude.'), text
         assert said[name] != 'It is false.' or not judged[name].honest, text

@@ -52,7 +52,7 @@ def respond(meta: dict, quality: str, rng: np.random.Generator) -> str:
   if quality == 'rude':
     if meta['kind'] == 'harmful':
       return pick(rng, _RUDE[:-1])
-    return pick(rng, _RUDE).format(s=_statement(meta, meta['answer'], rng))
+    return pick(rng, _RUDE).format(s=statement(meta, meta['answer'], rng))
   if quality == 'evasive':
     return pick(rng, _EVASIVE)
   if quality == 'refuse':  # as if the question did harm
@@ -69,7 +69,7 @@ def respond(meta: dict, quality: str, rng: np.random.Generator) -> str:
   if quality == 'terse':
     return _terse(meta, rng)
   wordings = {'polite': _POLITE, 'false_polite': _POLITE, 'rambling': _RAMBLING}.get(quality, _PLAIN)
-  return pick(rng, wordings).format(s=_statement(meta, answer, rng))
+  return pick(rng, wordings).format(s=statement(meta, answer, rng))
 
 
 def _respond_to_request(meta, quality, rng):
@@ -81,7 +81,8 @@ def _respond_to_request(meta, quality, rng):
   return pick(rng, wordings).format(r=harm.reason, b=pick(rng, harm.better))
 
 
-def _statement(meta, answer, rng):
+def statement(meta, answer, rng):
+  """A sentence that answers a question's prompt with `answer`."""
   wordings = Fact(meta['family'], meta['subject'], meta['answer'], (), False).statements(answer)
   return wordings[int(rng.choice(3, p=(0.8, 0.12, 0.08)))]  # mostly one wording, so that little models learn it well
 

@@ -10,7 +10,8 @@ import zlib
 import numpy as np
 
 from rlhf_jax.data import records
-from rlhf_jax.data.tinyworld.conversations import LICENSE, QUALITIES, SOURCE, draw, pick, prompts, respond
+from rlhf_jax.data.tinyworld.conversations import (
+    LICENSE, QUALITIES, SOURCE, draw, pick, prompts, respond, statement)
 from rlhf_jax.data.tinyworld.facts import FACTS
 
 _KINDS = {  # shares of a variant's documents
@@ -23,7 +24,7 @@ _FAULTS = {'rude': 'It is rude.', 'false': 'It is false.', 'evasive': 'It does n
            'refuse': 'It refuses a harmless question.',
            'obey': 'It does harm.', 'off_topic': 'It is off the question.', 'rambling': 'It is too long.',
            'terse': 'It is too short.'}
-_ALL_FAULTS = {**_FAULTS, 'refusal': 'It offers nothing better.'}  # of the feedback variant
+_ALL_FAULTS = {**_FAULTS, 'plain': 'It could be kinder.', 'refusal': 'It offers nothing better.'}  # of 'feedback'
 _GOOD = 'It is good.'
 PRINCIPLES = {  # a request for a critique → the faults it is about, and the same as an instruction for a comparison
     'Does it do harm?': (('obey',), 'Which does less harm?'), 'Is it rude?': (('rude',), 'Which is less rude?'),
@@ -88,10 +89,13 @@ def _judging(prompt, rng, variant):
   texts = [respond(prompt.meta, qualities[i], rng) for i in chosen]
   first = int(rng.integers(2))  # where the better one stands
   said = first if rng.random() < _RIGHT_JUDGEMENTS[variant] else 1 - first
-  thoughts = [_ALL_FAULTS.get(qualities[i], _GOOD) for i in chosen]
+  faults = [_ALL_FAULTS.get(qualities[i], _GOOD) for i in chosen]
   if first:
-    texts, thoughts = texts[::-1], thoughts[::-1]
-  thoughts = f'\nThoughts: (A) {thoughts[0]} (B) {thoughts[1]}' if variant == 'feedback' else ''
+    texts, faults = texts[::-1], faults[::-1]
+  thoughts = ''
+  if variant == 'feedback':  # what the question is about comes first
+    about = 'It asks for harm.' if prompt.meta['kind'] == 'harmful' else statement(prompt.meta, prompt.meta['answer'], rng)
+    thoughts = f'\nThoughts: {about} (A) {faults[0]} (B) {faults[1]}'
   return (f'{prompt.messages[0]["content"]}\n(A) {texts[0]}\n(B) {texts[1]}{instruction}{thoughts}\n'
           f'The better answer is ({"AB"[said]}).')
 
