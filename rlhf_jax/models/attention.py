@@ -57,10 +57,10 @@ def attend(query, key, value, mask):
     [B, T, H, C], the dtype of query.
   """
   B, T, H, C = query.shape
-  S, N = key.shape[1:3]
-  # the G heads that share a key stand below each other: two plain batched products, whatever G is
-  rows = query.reshape(B, T, N, H // N, C).transpose(0, 2, 3, 1, 4).reshape(B, N, -1, C) * C ** -0.5
-  logits = jnp.einsum('bnrc,bsnc->bnrs', rows, key, preferred_element_type=jnp.float32).reshape(B, N, -1, T, S)
+  N = key.shape[2]
+  # the G heads that share a key stay an axis of their own: with T in one, XLA could not cut T over devices
+  rows = query.reshape(B, T, N, H // N, C).transpose(0, 2, 3, 1, 4) * C ** -0.5
+  logits = jnp.einsum('bngtc,bsnc->bngts', rows, key, preferred_element_type=jnp.float32)
   weights = jax.nn.softmax(jnp.where(mask[:, None, None], logits, NEVER), axis=-1).astype(value.dtype)
-  mixed = jnp.einsum('bnrs,bsnc->bnrc', weights.reshape(B, N, -1, S), value)
-  return mixed.reshape(B, N, H // N, T, C).transpose(0, 3, 1, 2, 4).reshape(B, T, H, C)
+  mixed = jnp.einsum('bngts,bsnc->bngtc', weights, value)
+  return mixed.transpose(0, 3, 1, 2, 4).reshape(B, T, H, C)

@@ -40,11 +40,11 @@ def token_logprobs(params, hidden, targets, temperature=1.0):
 
   if T <= CHUNK:
     return chunk(hidden, targets)
-  pad = -T % CHUNK
-  hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0))).reshape(B, -1, CHUNK, D).swapaxes(0, 1)
-  targets = jnp.pad(targets, ((0, 0), (0, pad))).reshape(B, -1, CHUNK).swapaxes(0, 1)
+  pad = -T % CHUNK  # a chunk takes every n-th place: one that is cut over devices keeps all of them busy
+  hidden = jnp.moveaxis(jnp.pad(hidden, ((0, 0), (0, pad), (0, 0))).reshape(B, CHUNK, -1, D), 2, 0)
+  targets = jnp.moveaxis(jnp.pad(targets, ((0, 0), (0, pad))).reshape(B, CHUNK, -1), 2, 0)
   chunks = jax.lax.map(lambda x: jax.checkpoint(chunk)(*x), (hidden, targets))
-  return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(B, -1)[:, :T], chunks)
+  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2).reshape(B, -1)[:, :T], chunks)
 
 
 def scores(params, hidden):
