@@ -72,9 +72,12 @@ def run(config, workdir) -> dict:
   """
   workdir = Path(workdir)
   cache_compilations()
-  layout = mesh.make(config.mesh)
+  layout = mesh.make(config.mesh, need=common.need(configs.resolve(config, workdir=workdir, data=config.data))
+                     if config.mesh.preset == 'auto' else None)
   check(config, layout)
   claim(config, workdir)
+  if layout.why:
+    say(layout.why)
   hosts.meet('claimed')
   config = configs.resolve(config, workdir=workdir, data=config.data)
   tokenizer = open_tokenizer(config, workdir)

@@ -180,6 +180,8 @@ def test_what_jax_does_not_find_is_one_line(joined, monkeypatch):
 
 
 EXPERIMENT = f'--config={ROOT}/experiments/quickstart.py:tiny'
+
+
 def two(workdir, devices, *overrides):
   """A run of two processes, begun."""
   return subprocess.Popen([sys.executable, ROOT / 'scripts/launch.py', 'local', '--processes=2', f'--devices={devices}',
@@ -192,7 +194,7 @@ def alone(workdir, devices, *overrides):
   env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT),
          'XLA_FLAGS': os.environ.get('XLA_FLAGS', '') + f' --xla_force_host_platform_device_count={devices}'}
   return subprocess.run([sys.executable, '-m', 'rlhf_jax', EXPERIMENT, f'--workdir={workdir}', *overrides], env=env,
-                        check=True, capture_output=True, text=True).stdout
+                        check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
 
 
 def metrics(workdir, stage):

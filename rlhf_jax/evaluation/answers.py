@@ -44,7 +44,7 @@ def build(model, sampling, tokenizer, layout, samples: int = 1, reference_model=
   Returns:
     answer(params, prompts: batches of host Prompts, key, reference=None) → Answers. Rows with index -1 are left out.
   """
-  generate = sampler.build(model, sampling, (tokenizer.eos_id,), tokenizer.pad_id, samples)
+  generate = sampler.build(model, sampling, (tokenizer.eos_id,), tokenizer.pad_id, samples, layout=layout)
   R = sampling.max_new_tokens
 
   @jax.jit

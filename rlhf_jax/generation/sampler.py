@@ -33,7 +33,7 @@ def choose(key, logits, temperature, top_k, top_p):
   return jax.random.categorical(key, logits).astype(jnp.int32)
 
 
-def build(model, sampling, stop_ids, pad_id, samples: int = 1, unroll: bool | None = None):
+def build(model, sampling, stop_ids, pad_id, samples: int = 1, unroll: bool | None = None, layout=None):
   """A sampler for a model.
 
   Args:
@@ -43,6 +43,8 @@ def build(model, sampling, stop_ids, pad_id, samples: int = 1, unroll: bool | No
     pad_id: what follows the end.
     samples: K responses to each prompt.
     unroll: unrolled layers decode faster on a CPU, where None chooses them.
+    layout: the mesh's; decoding then lays parameters and rows in its own way (runtime/mesh.py: Layout.decoding), inside
+      the compiled call, and gives samples as training has them.
 
   Returns:
     generate(params, prompts: Prompts [B, P], key) → Samples [B * K, R]. Stops as soon as every row has ended.
@@ -52,7 +54,12 @@ def build(model, sampling, stop_ids, pad_id, samples: int = 1, unroll: bool | No
                     + ', '.join(f'{name} {sampling[name]}' for name in DEFAULTS))
   R, stops = sampling.max_new_tokens, jnp.asarray(stop_ids, jnp.int32)
   unroll = jax.default_backend() == 'cpu' if unroll is None else unroll
-  scale = sampling.temperature or 1.0
+  scale, axes = sampling.temperature or 1.0, model.axes
+  if layout is not None:
+    model = transformer.build(model.config, layout.decoding.constrain)
+
+  def lay(params):
+    return layout.decoding.lay(params, axes) if layout is not None and layout.rollout_tensor else params
 
   def draw(key, logits, place, done):
     tokens = choose(jax.random.fold_in(key, place), logits, sampling.temperature, sampling.top_k, sampling.top_p)
@@ -60,6 +67,7 @@ def build(model, sampling, stop_ids, pad_id, samples: int = 1, unroll: bool | No
     return jnp.where(done, pad_id, tokens), jnp.where(done, 0.0, chosen)
 
   def run(params, prompts, key):
+    params = params if unroll else lay(params)
     B, P = prompts.tokens.shape
     rows = B * samples
     positions = prompt_positions(prompts.mask)
@@ -90,9 +98,12 @@ def build(model, sampling, stop_ids, pad_id, samples: int = 1, unroll: bool | No
 
     state = (jnp.int32(1), done, token, cache, tokens, logprobs, mask)
     _, done, _, _, tokens, logprobs, mask = jax.lax.while_loop(more, step, state)
-    return Samples(tokens=tokens, mask=mask, logprobs=logprobs, ended=done)
+    samples = Samples(tokens=tokens, mask=mask, logprobs=logprobs, ended=done)
+    if layout is None:
+      return samples
+    return jax.tree.map(lambda x: layout.constrain(x, ('batch', None)[:x.ndim]), samples)
 
-  compiled, unstack = jax.jit(run), jax.jit(transformer.unstack)
+  compiled, unstack = jax.jit(run), jax.jit(lambda params: transformer.unstack(lay(params)))
   return lambda params, prompts, key: compiled(unstack(params) if unroll else params, prompts, key)
 
 

@@ -5,20 +5,37 @@ below knows mesh axes. A mesh of one device is the same code.
 """
 
 import dataclasses
+import functools
+import os
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from rlhf_jax.errors import UserError
 
-DEFAULTS = dict(
-    data=-1,  # devices along each mesh axis; one may be -1: what is left. data: rows
+AXES = dict(  # devices along each axis of the mesh; one may be -1: what is left
+    data=-1,  # rows; the axis that may cross slices
     fsdp=1,  # rows, and parameters
     expert=1,  # rows, and the experts of a mixture
     context=1,  # the places of a row: for long ones
     tensor=1,  # heads, the MLP's width, the vocabulary
 )
+
+DEFAULTS = dict(
+    preset='',  # a row of mesh.PRESETS, or auto: by the size of the models; axes said otherwise than here stay
+    rollout_tensor=0,  # devices, of fsdp × tensor, over which decoding cuts heads, MLP and vocabulary, while it copies
+    # the parameters along the rest; 0 = decoding leaves them as training lays them
+    **AXES,
+)
+
+PRESETS = {  # PPO with four models, Adam and float32 parameters takes 40 bytes for each parameter of one
+    'small': dict(),  # whole on each device
+    '1b': dict(fsdp=8, rollout_tensor=1),
+    '8b': dict(fsdp=16, rollout_tensor=4),
+    '70b': dict(fsdp=64, rollout_tensor=8),
+}
 
 RULES = {
     # activations
@@ -28,7 +45,7 @@ RULES = {
     'hidden': None,
     # parameters
     'layers': None,
-    'embed': 'fsdp',
+    'embed': ('fsdp', 'context'),
     'experts': 'expert',
     # both
     'vocab': 'tensor',
@@ -41,9 +58,16 @@ RULES = {
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """A mesh and the rules that lay arrays on it."""
+  """A mesh and the rules that lay arrays on it.
+
+  Attributes:
+    rollout_tensor: see DEFAULTS.
+    why: what `auto` says of its choice.
+  """
   mesh: Mesh
   rules: dict = dataclasses.field(default_factory=lambda: dict(RULES))
+  rollout_tensor: int = 0
+  why: str = ''
 
   def spec(self, names) -> PartitionSpec:
     """The partition of an array whose axes bear these names (None: not named, not sharded)."""
@@ -61,7 +85,8 @@ class Layout:
   def constrain(self, x, names):
     """Inside a jitted function: lays an activation as its names say; a length that does not divide over the axis context,
     such as the one place of a decoding step, is not cut."""
-    cut = [None if name == 'length' and size % self.mesh.shape['context'] else name for size, name in zip(x.shape, names)]
+    odd = lambda size, name: name == 'length' and size % self.mesh.shape['context']
+    cut = [None if odd(size, name) else name for size, name in zip(x.shape, names)]
     return jax.lax.with_sharding_constraint(x, self.sharding(cut))
 
   def shardings(self, axes, shapes):
@@ -84,6 +109,24 @@ class Layout:
       return self.sharding(names)
     return jax.tree_util.tree_map_with_path(one, shapes, axes)
 
+  def lay(self, params, axes):
+    """Inside a jitted function: lays a tree of parameters as its axes' names say."""
+    return jax.tree.map(jax.lax.with_sharding_constraint, params, self.shardings(axes, params))
+
+  @functools.cached_property
+  def decoding(self) -> 'Layout':
+    """How decoding lays arrays: rows are cut over `context` too, as a step has one place only, and parameters as
+    `rollout_tensor` says. The devices are the same, so that both layouts may meet in one compiled program."""
+    rules = {**self.rules, 'batch': (*self.rules['batch'], 'context'), 'length': None}
+    if not self.rollout_tensor:
+      return Layout(self.mesh, rules)
+    sizes = dict(self.mesh.shape)
+    wide = self.rollout_tensor // sizes['tensor']
+    shape = [part for name, size in sizes.items() for part in ((size // wide, wide) if name == 'fsdp' else (size,))]
+    names = [part for name in sizes for part in (('fsdp', 'wide') if name == 'fsdp' else (name,))]
+    rules |= {'embed': None} | {name: ('wide', 'tensor') for name, axis in RULES.items() if axis == 'tensor'}
+    return Layout(Mesh(self.mesh.devices.reshape(shape), names, axis_types=_auto(names)), rules)
+
   @property
   def batch_ways(self) -> int:
     """In how many parts a batch is cut."""
@@ -100,11 +143,6 @@ class Layout:
       return jax.make_array_from_callback(np.shape(x), sharding, np.asarray(x).__getitem__)
     return jax.tree.map(one, batch)
 
-  def rows(self, count: int) -> np.ndarray:
-    """Which of the `count` rows of a placed array lie on this process's devices, [n] int, ascending."""
-    parts = self.sharding(('batch',)).addressable_devices_indices_map((count,)).values()
-    return np.unique(np.concatenate([np.arange(count)[part] for part in parts]))
-
   def describe(self, axes, shapes) -> str:
     """A line for each parameter: name, shape, partition, share of a device."""
     lines = []
@@ -116,14 +154,30 @@ class Layout:
     return '\n'.join(lines)
 
 
-def make(config, devices=None) -> Layout:
+def make(config, devices=None, need=None) -> Layout:
   """The layout of a mesh config (see DEFAULTS) over all devices, or those given.
 
+  Args:
+    need: a Need, which the preset auto asks for.
+
   Raises:
-    UserError: the axes do not multiply to the number of devices.
+    UserError: the axes do not multiply to the number of devices, or do not fit slices or rollout_tensor.
   """
   devices = list(jax.devices() if devices is None else devices)
-  sizes = {name: int(config[name]) for name in DEFAULTS}
+  why, preset = '', config.get('preset', '')
+  if preset == 'auto':
+    if need is None:
+      raise UserError('config.mesh.preset: auto needs to know the models; name the axes here')
+    known, why = choose(need, len(devices), sum(one.process_index == devices[0].process_index for one in devices),
+                        memory(devices[0]))
+  elif preset and preset not in PRESETS:
+    raise UserError(f'config.mesh.preset: expected auto or one of {", ".join(PRESETS)}, got {preset!r}')
+  else:
+    known = PRESETS.get(preset, {})
+  said = {name: int(config.get(name, default)) for name, default in DEFAULTS.items() if name != 'preset'}
+  said |= {name: value for name, value in known.items() if said[name] == DEFAULTS[name]}
+  wide = said.pop('rollout_tensor')
+  sizes = {name: said[name] for name in AXES}
   text = ' × '.join(f'{name} {size}' for name, size in sizes.items() if name == 'data' or size != 1)
   free = [name for name, size in sizes.items() if size == -1]
   fixed = int(np.prod([size for size in sizes.values() if size != -1]))
@@ -133,6 +187,95 @@ def make(config, devices=None) -> Layout:
     sizes[free[0]] = len(devices) // fixed
   if int(np.prod(list(sizes.values()))) != len(devices):
     raise UserError(f'config.mesh: {text} does not fit {len(devices)} device(s)')
-  mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), devices=devices,
-                       axis_types=(jax.sharding.AxisType.Auto,) * len(sizes))
-  return Layout(mesh)
+  if wide and (wide < 0 or wide % sizes['tensor'] or sizes['fsdp'] * sizes['tensor'] % wide):
+    raise UserError(f'config.mesh.rollout_tensor: expected 0 or a multiple of tensor ({sizes["tensor"]}) that divides '
+                    f'fsdp × tensor ({sizes["fsdp"] * sizes["tensor"]}), got {wide}')
+  mesh = Mesh(arrange(devices, sizes), tuple(sizes), axis_types=_auto(sizes))
+  return Layout(mesh, rollout_tensor=wide, why=why)
+
+
+def arrange(devices, sizes: dict) -> np.ndarray:
+  """Devices as an array of these axes, neighbours close to each other: the last axes within a slice of a TPU or a host's
+  fast network, `data` (or `fsdp`, where data does not divide) across slices.
+
+  Raises:
+    UserError: neither divides over the slices.
+  """
+  slices = len({getattr(device, 'slice_index', 0) for device in devices})
+  shape = list(sizes.values())
+  if slices == 1:
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  across = next((name for name in ('data', 'fsdp') if sizes[name] % slices == 0), None)
+  if across is None:
+    raise UserError(f'config.mesh: data {sizes["data"]} or fsdp {sizes["fsdp"]} must be a multiple of the {slices} '
+                    'slices')
+  outer = [slices if name == across else 1 for name in sizes]
+  inner = [size // part for size, part in zip(shape, outer)]
+  return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+  """What a run asks of a mesh.
+
+  Attributes:
+    parameters: of the largest model.
+    state: bytes of all models of the heaviest stage, with gradients and optimizer.
+    rows: a number that the rows which are computed at once are a multiple of, in every stage.
+    width: what `fsdp` must divide.
+    heads: what `tensor` must divide.
+  """
+  parameters: int
+  state: int
+  rows: int
+  width: int
+  heads: int
+
+
+def choose(need: Need, devices: int, local: int, memory: float) -> tuple[dict, str]:
+  """Sizes of a mesh by what the models need, and why: the fewest parts in which the state fits half of a device's memory
+  (the other half is for activations, caches and decoding), the rest to `data`; `tensor`, within a process, only where
+  there are more devices than rows; decoding over as few devices as hold its parameters in a quarter.
+
+  Args:
+    devices: of all processes.
+    local: of one process.
+    memory: bytes of one device.
+
+  Raises:
+    UserError: there are fewer rows than devices, and heads cannot be cut either.
+  """
+  parts = lambda n: [k for k in range(1, n + 1) if n % k == 0]
+  tensor = next((k for k in parts(local) if need.heads % k == 0 and devices % k == 0
+                 and need.rows % (devices // k) == 0), None)
+  if tensor is None:
+    raise UserError(f'config.mesh.preset: auto finds no mesh: {need.rows} rows and {need.heads} heads do not divide '
+                    f'over {devices} devices; change batch_size, minibatches or microbatches')
+  fitting = [k for k in parts(devices // tensor) if need.width % k == 0]
+  fsdp = next((k for k in fitting if need.state / (k * tensor) <= memory / 2), fitting[-1])
+  wide = 0
+  if fsdp > 1:
+    wide = next((k for k in parts(fsdp * tensor) if k % tensor == 0 and need.heads % k == 0
+                 and 4 * need.parameters / k <= memory / 4), 0)
+  sizes = dict(data=devices // (fsdp * tensor), fsdp=fsdp, tensor=tensor, rollout_tensor=wide)
+  gib, share = 2 ** 30, need.state / (fsdp * tensor)
+  why = [f'{need.parameters / 1e9:.3g} billion parameters with all models and optimizers take {need.state / gib:.3g} '
+         f'GiB, {share / gib:.3g} on each device of {memory / gib:.3g}']
+  if share > memory / 2:
+    why.append('which leaves less than half: expect it to run out of memory')
+  if tensor > 1:
+    why.append(f'{need.rows} rows at once are fewer than {devices} devices, so heads are cut too')
+  if wide:
+    why.append(f'decoding holds {4 * need.parameters / wide / gib:.3g} GiB of parameters on each')
+  named = ' × '.join(f'{name} {size}' for name, size in sizes.items() if name != 'rollout_tensor')
+  return sizes, f'mesh: {named}{f", rollout_tensor {wide}" if wide else ""}: {"; ".join(why)}'
+
+
+def memory(device) -> float:
+  """Bytes of a device; on a CPU its share of the machine's."""
+  limit = (device.memory_stats() or {}).get('bytes_limit') if device.platform != 'cpu' else None
+  return limit or os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / jax.local_device_count()
+
+
+def _auto(names):
+  return (jax.sharding.AxisType.Auto,) * len(names)

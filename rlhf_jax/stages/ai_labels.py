@@ -126,7 +126,8 @@ def _gate(context, judge):
     if not settings.gate.override:
       raise UserError(f'{context.name}: {said}; {context.directory / "quality.json"} says more. Give another judge, or '
                       f'--config.{context.name}.ai.gate.override=True')
-    print(f'{context.name}: {said}; going on, as ai.gate.override asks')
+    if jax.process_index() == 0:
+      print(f'{context.name}: {said}; going on, as ai.gate.override asks')
 
 
 def _open(context, name, said):

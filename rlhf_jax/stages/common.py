@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from rlhf_jax.models import pretrained, transformer
 from rlhf_jax.models.tokenizer import Tokenizer
 from rlhf_jax.runtime import checkpoint
 from rlhf_jax.runtime import step as steps
-from rlhf_jax.runtime.mesh import Layout
+from rlhf_jax.runtime.mesh import Layout, Need
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +117,42 @@ def _initialise(context, model, part=None):
   axes = model.axes if part is None else model.axes[part]
   shardings = context.layout.shardings(axes, jax.eval_shape(init, jax.random.key(0)))
   return jax.jit(init, out_shardings=shardings)(jax.random.fold_in(context.key(), 2**31 - 1))
+
+
+def need(config) -> Need:
+  """What the models of an experiment ask of a mesh. Shapes are read, weights are not."""
+  vocab, made = config.tokenizer.vocab_size, {}
+  if config.tokenizer.init != 'train':
+    vocab = pretrained.open_pretrained(config.tokenizer.init).tokenizer.vocab_size
+
+  def count(init):
+    while init in config.stages:
+      init = config[init].init
+    if init not in made:
+      if init == 'random':
+        shape = transformer.ModelConfig(vocab_size=vocab, **config.model.to_dict())
+      elif (Path(init) / 'model.json').is_file():
+        shape = transformer.ModelConfig(**json.loads((Path(init) / 'model.json').read_text()))
+      else:
+        shape = pretrained.open_pretrained(init).config
+      made[init] = shape, transformer.parameter_count(transformer.build(shape))
+    return made[init][1]
+
+  heaviest, rows = 0, []
+  for section in (config[name] for name in config.stages if 'optimizer' in config[name]):
+    trained = [section.init, *filter(None, [section.get('value', '')])]
+    rewards = [name for name in section.get('reward', ()) if ':' not in name]
+    frozen = [*filter(None, [section.get('reference', '')]), *rewards]
+    heaviest = max(heaviest, 16 * sum(map(count, trained)) + 4 * sum(map(count, frozen)))  # Adam's two, and gradients
+    rows += [section.batch_size]
+    rows += [section.batch_size * (section.samples if 'minibatches' in section else 1)
+             // (section.get('minibatches', 1) * section.microbatches)]
+  if len(config.evaluation.models):
+    rows.append(config.evaluation.batch_size)
+  shapes = [shape for shape, _ in made.values()]
+  return Need(max(number for _, number in made.values()), heaviest, math.gcd(*rows),
+              math.gcd(*(shape.embed for shape in shapes)),
+              math.gcd(*(x for shape in shapes for x in (shape.heads, shape.kv_heads, shape.mlp, shape.vocab_size))))
 
 
 def trainable(context: Context, head: bool = False):

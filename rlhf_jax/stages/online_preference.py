@@ -49,7 +49,8 @@ def build(context: common.Context) -> loop.Stage:
   (train, examples), (held_out, held_out_examples) = rollout.read_prompts(context)
   score, score_held_out = rollout.build_scores(context, train, held_out)
   optimizer = steps.make_optimizer(section.optimizer, section.loop.steps)
-  generate = sampler.build(model, section.sampling, (tokenizer.eos_id,), tokenizer.pad_id, section.samples)
+  generate = sampler.build(model, section.sampling, (tokenizer.eos_id,), tokenizer.pad_id, section.samples,
+                           layout=layout)
   update = steps.build(preference.build_loss(model, section), optimizer, layout, section.microbatches)
   step, reference = build_step(generate, score, update, model, reference_model, layout, section), read_reference()
   return loop.Stage(

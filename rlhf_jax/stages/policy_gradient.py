@@ -78,7 +78,8 @@ def build(context: common.Context) -> loop.Stage:
     older = jax.tree.map(jnp.copy, state.params) if section.sampler_every > 1 else {}
     return SamplerState(**vars(state), sampler_params=older)
 
-  generate = sampler.build(model, section.sampling, (tokenizer.eos_id,), tokenizer.pad_id, section.samples)
+  generate = sampler.build(model, section.sampling, (tokenizer.eos_id,), tokenizer.pad_id, section.samples,
+                           layout=layout)
   step = build_step(generate, score, build_update(model, reference_model, optimizer, layout, section), layout, section)
   reference = read_reference()
   return loop.Stage(

@@ -85,7 +85,8 @@ def build(context: common.Context) -> loop.Stage:
                     value_params=both.params['value'],
                     kl_coefficient=jax.jit(lambda: jnp.float32(section.kl_coefficient), out_shardings=layout.sharding())())
 
-  generate = sampler.build(model, section.sampling, (tokenizer.eos_id,), tokenizer.pad_id, section.samples)
+  generate = sampler.build(model, section.sampling, (tokenizer.eos_id,), tokenizer.pad_id, section.samples,
+                           layout=layout)
   update = build_update(model, value_model, reference_model, optimizer, layout, section)
   step, reference = build_step(generate, score, update, layout), read_reference()
   return loop.Stage(

@@ -101,15 +101,15 @@ def open_score(context: common.Context, name: str, parts: int = 1, programs=None
                                         scorer or ml_collections.ConfigDict(language_judge.SCORER))
     program = lambda conversations, texts, asked: (grade(conversations, texts), 0)
   elif rewards.is_program(name):
-    run, rows_here = rewards.build(name, programs), context.layout.rows
+    run = rewards.build(name, programs)
 
-    def program(conversations, texts, asked):  # each process runs it on what its devices hold
-      here = rows_here(len(texts))
-      values = np.zeros(len(texts), np.float32)
-      values[here], failed = run(*([given[i] for i in here] for given in (conversations, texts, asked)))
+    def program(conversations, texts, asked):  # each process runs it on its share, and all know what it gave
+      here = slice(jax.process_index(), None, jax.process_count())
+      values = np.zeros(len(texts) + 1, np.float32)
+      values[:-1][here], values[-1] = run(conversations[here], texts[here], asked[here])
       if jax.process_count() > 1:
-        failed = int(multihost_utils.process_allgather(np.int32(failed)).sum())
-      return values, failed
+        values = multihost_utils.process_allgather(values).sum(axis=0)
+      return values[:-1], int(values[-1])
   else:
     model, read = common.open_model(context, name, head=True)
     params, of = read(), reward.build_score(model, parts)

@@ -7,6 +7,7 @@ import pytest
 from rlhf_jax.errors import UserError
 from rlhf_jax.generation import sampler
 from rlhf_jax.models import heads, transformer
+from rlhf_jax.runtime import mesh
 from rlhf_jax.types import Prompts
 
 CONFIG = transformer.ModelConfig(vocab_size=48, embed=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48)
@@ -100,3 +101,20 @@ def test_samples_of_a_prompt_differ_and_stand_together(params):
 def test_what_no_sampler_does_is_refused(said):
   with pytest.raises(UserError, match='sampling: expected max_new_tokens from 1'):
     sampler.build(MODEL, sampling(**said), STOPS, PAD)
+
+
+@pytest.mark.parametrize('axes', [dict(data=1, fsdp=8), dict(data=1, fsdp=8, rollout_tensor=2), dict(fsdp=4, rollout_tensor=1),
+                                  dict(data=1, fsdp=2, context=2, tensor=2, rollout_tensor=2)])
+@pytest.mark.parametrize('unroll', [True, False])
+def test_layouts_of_decoding_change_nothing(params, axes, unroll):
+  def run(on):
+    model = transformer.build(CONFIG, on.constrain)
+    asked = on.place(prompts(lengths=(6, 3, 1, 2, 4, 6, 5, 1)))
+    generate = sampler.build(model, sampling(), STOPS, PAD, samples=2, unroll=unroll, layout=on)
+    return generate(jax.device_put(params, on.shardings(model.axes, params)), asked, jax.random.key(7))
+  on = mesh.make({**mesh.DEFAULTS, **axes})
+  got, want = run(on), run(mesh.make(mesh.DEFAULTS, jax.devices()[:1]))
+  for name in ('tokens', 'mask', 'ended'):
+    np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
+  np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-5)
+  assert got.tokens.sharding.is_equivalent_to(on.sharding(('batch', None)), 2)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +26,7 @@ def test_each_device_is_given_its_rows_only():
   on = layout(fsdp=2, tensor=2)
   placed = on.place({'tokens': np.arange(16).reshape(8, 2)})['tokens']
   assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 2)} and placed[5].tolist() == [10, 11]
-  assert on.place(placed) is placed and on.rows(8).tolist() == list(range(8))
+  assert on.place(placed) is placed
 
 
 def test_a_length_that_does_not_divide_is_not_cut():
@@ -42,7 +44,7 @@ def test_a_mesh_that_does_not_fit_is_refused(axes):
 
 def test_names_become_partitions():
   three = layout(fsdp=2, tensor=2)
-  assert three.spec(('layers', 'embed', 'mlp')) == jax.P(None, 'fsdp', 'tensor')
+  assert three.spec(('layers', 'embed', 'mlp')) == jax.P(None, ('fsdp', 'context'), 'tensor')
   assert three.spec(('batch', 'length', 'hidden')) == jax.P(('data', 'fsdp', 'expert'), 'context', None)
 
 
@@ -59,3 +61,88 @@ def test_a_dimension_that_does_not_divide_is_named():
 def test_description_says_each_share():
   text = layout(fsdp=8, data=1).describe({'w': ('embed', 'mlp')}, {'w': jax.ShapeDtypeStruct((1024, 256), 'float32')})
   assert text.startswith('w ') and '0.125 MiB' in text
+
+
+def test_each_device_has_its_rows_whatever_the_order_of_the_devices():
+  mixed = np.asarray(jax.devices())[[5, 2, 7, 0, 3, 6, 1, 4]].reshape(2, 2, 1, 1, 2)
+  on = mesh.Layout(jax.sharding.Mesh(mixed, tuple(mesh.AXES)))
+  rows = np.arange(24).reshape(8, 3)
+  placed = on.place(rows)
+  for shard in placed.addressable_shards:
+    d, f, _, _, _ = np.argwhere(mixed == shard.device)[0]
+    np.testing.assert_array_equal(shard.data, rows[4 * d + 2 * f:][:2])
+  np.testing.assert_array_equal(placed, rows)
+
+
+def test_decoding_cuts_rows_over_context_and_heads_over_what_training_cuts_parameters_over():
+  on = layout(data=1, fsdp=4, context=2)
+  assert on.decoding.spec(('batch', 'length')) == jax.P(('data', 'fsdp', 'expert', 'context'), None)
+  assert on.decoding.spec(('embed', 'mlp')) == on.spec(('embed', 'mlp')) == jax.P(('fsdp', 'context'), 'tensor')
+  on = layout(data=1, fsdp=4, tensor=2, rollout_tensor=4)
+  assert dict(on.decoding.mesh.shape) == dict(data=1, fsdp=2, wide=2, expert=1, context=1, tensor=2)
+  assert on.decoding.spec(('embed', 'mlp')) == jax.P(None, ('wide', 'tensor'))
+  assert on.decoding.mesh.devices.ravel().tolist() == on.mesh.devices.ravel().tolist()
+  for wide in (3, 1, 16):  # does not divide, cuts tensor, is more than there are
+    with pytest.raises(UserError, match='rollout_tensor: expected 0 or a multiple of tensor .2. that divides'):
+      layout(data=1, fsdp=4, tensor=2, rollout_tensor=wide)
+
+
+def test_presets():
+  assert dict(layout(preset='1b').mesh.shape)['fsdp'] == 8 and layout(preset='1b').rollout_tensor == 1
+  assert dict(layout(preset='1b', fsdp=4).mesh.shape)['fsdp'] == 4  # what is said holds
+  with pytest.raises(UserError, match='expected auto or one of small, 1b, 8b, 70b'):
+    layout(preset='2b')
+  with pytest.raises(UserError, match='data -1 × fsdp 64 does not fit 8 device'):
+    layout(preset='70b')
+
+
+def billions(count, rows=64, heads=8):
+  """PPO with four models of so many parameters."""
+  return mesh.Need(parameters=int(count * 1e9), state=int(count * 40e9), rows=rows, width=4096, heads=heads)
+
+
+@pytest.mark.parametrize('need,devices,local,memory,sizes', [
+    (billions(0.1), 8, 8, 80e9, dict(data=8, fsdp=1, tensor=1, rollout_tensor=0)),  # 4 GB
+    (billions(1, rows=256), 256, 4, 16e9, dict(data=32, fsdp=8, tensor=1, rollout_tensor=1)),  # 5 GB each, decoding 4
+    (billions(8, rows=256), 64, 4, 95e9, dict(data=8, fsdp=8, tensor=1, rollout_tensor=2)),  # 40 GB each, decoding 16
+    (billions(1, rows=4), 8, 8, 80e9, dict(data=4, fsdp=1, tensor=2, rollout_tensor=0)),
+    (billions(70, rows=256), 128, 4, 95e9, dict(data=2, fsdp=64, tensor=1, rollout_tensor=0)),  # 280 GB do not fit in 8
+])
+def test_auto_takes_the_fewest_parts_that_fit(need, devices, local, memory, sizes):
+  assert mesh.choose(need, devices, local, memory)[0] == sizes
+
+
+def test_auto_says_why():
+  _, why = mesh.choose(billions(8, rows=8), 8, 8, 80 * 2**30)
+  assert why == ('mesh: data 1 × fsdp 8 × tensor 1, rollout_tensor 2: 8 billion parameters with all models and optimizers '
+                 'take 298 GiB, 37.3 on each device of 80; decoding holds 14.9 GiB of parameters on each')
+  assert 'expect it to run out of memory' in mesh.choose(billions(70), 8, 8, 80e9)[1]
+  with pytest.raises(UserError, match='3 rows and 8 heads do not divide over 8 devices; change batch_size'):
+    mesh.choose(billions(1, rows=3), 8, 8, 80e9)
+  with pytest.raises(UserError, match='preset: auto needs to know the models'):
+    layout(preset='auto')
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """A device of a TPU of several slices."""
+  id: int
+  process_index: int
+  slice_index: int
+  platform: str = 'gpu'
+  device_kind: str = 'chip'
+
+
+@pytest.mark.parametrize('sizes,across', [((4, 2, 1, 1, 2), 'data'), ((1, 8, 1, 1, 2), 'fsdp')])
+def test_the_first_axis_crosses_slices(sizes, across):
+  chips = [Chip(i, i // 4, i // 8) for i in range(16)]
+  array = mesh.arrange(chips[8:] + chips[:8], dict(zip(mesh.AXES, sizes)))
+  assert array.shape == sizes
+  slices = np.vectorize(lambda chip: chip.slice_index)(array)
+  halves = np.split(slices, 2, axis=list(mesh.AXES).index(across))
+  assert [set(half.ravel().tolist()) for half in halves] == [{0}, {1}]
+
+
+def test_slices_that_nothing_divides_over_are_refused():
+  with pytest.raises(UserError, match='data 1 or fsdp 1 must be a multiple of the 2 slices'):
+    mesh.arrange([Chip(i, i, i // 2) for i in range(4)], dict(zip(mesh.AXES, (1, 1, 1, 1, 4))))
