@@ -137,7 +137,7 @@ def check(config, layout) -> None:
 def claim(config, workdir: Path) -> None:
   """Writes config.json, or checks that what is in the workdir was made with this config. A mistake can be corrected:
   the section of a stage that has not begun may change (the evaluation's, while there are no results), such stages may
-  come and go, and before any has begun everything may.
+  come and go, the mesh may always change, and before any has begun everything may.
 
   Raises:
     UserError: it belongs to another one; the first differences are named.
@@ -147,7 +147,7 @@ def claim(config, workdir: Path) -> None:
   begun = [name for name in old.get('stages', ()) if any(
       any((workdir / name).glob(made)) for made in ('checkpoints/*', 'train.jsonl', 'finished.json'))]
   if begun:
-    free = {*old['stages'], *new['stages'], 'evaluation'} - {*begun}
+    free = {*old['stages'], *new['stages'], 'evaluation', 'mesh'} - {*begun}
     if {*begun} <= {*new['stages']}:
       free.add('stages')
     if (workdir / 'results.json').is_file():

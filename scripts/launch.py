@@ -279,8 +279,7 @@ def watch(processes, grace: int) -> int:
     signal.signal(signum, pass_on)
   first, until = 0, None
   while None in [process.poll() for process in processes]:
-    failed = [number for number, process in enumerate(processes) if process.returncode]
-    failed.sort(key=lambda number: processes[number].returncode == LOST)
+    failed = those_that_failed(processes)
     if failed and until is None:
       first, until = code(processes[failed[0]]), time.monotonic() + grace
       if len(processes) > 1 and first not in (128 + signal.SIGINT, 128 + signal.SIGTERM):
@@ -289,7 +288,13 @@ def watch(processes, grace: int) -> int:
       pass_on(signal.SIGTERM if time.monotonic() < until + 10 else signal.SIGKILL, None)
       time.sleep(1)
     time.sleep(0.1)
-  return first or next(filter(None, map(code, processes)), 0)
+  return first or next((code(processes[number]) for number in those_that_failed(processes)), 0)
+
+
+def those_that_failed(processes) -> list[int]:
+  """Their numbers; last those that ended because another had."""
+  failed = [number for number, process in enumerate(processes) if process.returncode]
+  return sorted(failed, key=lambda number: processes[number].returncode == LOST)
 
 
 def code(process) -> int:
