@@ -1,4 +1,4 @@
-"""Rotary positions, masks and grouped-query attention.
+"""Masks and grouped-query attention.
 
 Letters: B batch, T queries, S keys, H query heads, N key-value heads, G = H / N, C head_dim.
 """
@@ -7,25 +7,6 @@ import jax
 import jax.numpy as jnp
 
 NEVER = -1e30  # finite, so that a query with nothing to see yields garbage that is masked later, never NaN
-
-
-def rotate(x, positions, theta):
-  """Rotary position embedding in the half-split form of Hugging Face (Su et al. 2021, arXiv:2104.09864, eq. 34).
-
-  Args:
-    x: [B, T, H, C].
-    positions: [B, T] int32.
-    theta: base of the wavelengths.
-
-  Returns:
-    [B, T, H, C], the dtype of x.
-  """
-  half = x.shape[-1] // 2
-  frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
-  cos, sin = jnp.cos(angles), jnp.sin(angles)
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 def causal_mask(query_segments, key_segments, start=0):
@@ -39,19 +20,24 @@ def causal_mask(query_segments, key_segments, start=0):
   Returns:
     [B, T, S] bool.
   """
-  query_places = start + jnp.arange(query_segments.shape[1])[:, None]
-  key_places = jnp.arange(key_segments.shape[1])[None, :]
   same = (query_segments[:, :, None] == key_segments[:, None, :]) & (key_segments[:, None, :] > 0)
-  return same & (key_places <= query_places)
+  return same & (distances(query_segments.shape[1], key_segments.shape[1], start) >= 0)
 
 
-def attend(query, key, value, mask):
+def distances(queries, keys, start=0):
+  """How many places before the query each key stands: [T, S] int32."""
+  return start + jnp.arange(queries)[:, None] - jnp.arange(keys)[None, :]
+
+
+def attend(query, key, value, mask, scale=None, cap=0.0):
   """Grouped-query attention, softmax in float32.
 
   Args:
     query: [B, T, H, C].
     key, value: [B, S, N, C], H a multiple of N.
     mask: [B, T, S] bool.
+    scale: of the logits, C^-0.5 by default.
+    cap: logits l become cap · tanh(l / cap) (Gemma 2, arXiv:2408.00118, section 2); 0 = as they are.
 
   Returns:
     [B, T, H, C], the dtype of query.
@@ -59,8 +45,10 @@ def attend(query, key, value, mask):
   B, T, H, C = query.shape
   S, N = key.shape[1:3]
   # the G heads that share a key stand below each other: two plain batched products, whatever G is
-  rows = query.reshape(B, T, N, H // N, C).transpose(0, 2, 3, 1, 4).reshape(B, N, -1, C) * C ** -0.5
+  rows = query.reshape(B, T, N, H // N, C).transpose(0, 2, 3, 1, 4).reshape(B, N, -1, C) * (scale or C ** -0.5)
   logits = jnp.einsum('bnrc,bsnc->bnrs', rows, key, preferred_element_type=jnp.float32).reshape(B, N, -1, T, S)
+  if cap:
+    logits = cap * jnp.tanh(logits / cap)
   weights = jax.nn.softmax(jnp.where(mask[:, None, None], logits, NEVER), axis=-1).astype(value.dtype)
   mixed = jnp.einsum('bnrs,bsnc->bnrc', weights.reshape(B, N, -1, S), value)
   return mixed.reshape(B, N, H // N, T, C).transpose(0, 3, 1, 2, 4).reshape(B, T, H, C)
