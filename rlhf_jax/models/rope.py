@@ -34,8 +34,7 @@ def frequencies(config, places):
   slow, factor = _scaled(base(config.rope_theta), config, places)
   local = base(config.rope_local_theta) if config.rope_local_theta else slow
   rows = [local if window else slow for window in config.layer_windows]
-  rotary = [config.rope_layers[i % len(config.rope_layers)] if config.rope_layers else 1 for i in range(config.layers)]
-  return np.stack(rows).astype(np.float32) * np.float32(rotary)[:, None], factor
+  return np.stack(rows).astype(np.float32) * np.float32(config.rotary_layers)[:, None], factor
 
 
 def _scaled(plain, config, places):

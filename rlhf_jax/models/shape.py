@@ -105,7 +105,16 @@ class ModelConfig:
   @property
   def layer_windows(self) -> list[int]:
     """The window of every layer."""
-    return [self.windows[i % len(self.windows)] if self.windows else 0 for i in range(self.layers)]
+    return _repeated(self.windows or (0,), self.layers)
+
+  @property
+  def rotary_layers(self) -> list[int]:
+    """1 for every layer with rotary positions, else 0."""
+    return _repeated(self.rope_layers or (1,), self.layers)
+
+
+def _repeated(pattern, count):
+  return [pattern[i % len(pattern)] for i in range(count)]
 
 
 def check(config: ModelConfig) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import families, transformer
+from rlhf_jax.models import families, hf_config, transformer
 
 SMOLLM2 = {  # config.json of SmolLM2-135M-Instruct, as published
     'architectures': ['LlamaForCausalLM'], 'attention_bias': False, 'attention_dropout': 0.0, 'bos_token_id': 1,
@@ -21,13 +21,13 @@ CONFIG = transformer.ModelConfig(
 
 
 def test_smollm2_config_is_read():
-  assert families.from_hf(SMOLLM2) == transformer.ModelConfig(
+  assert hf_config.from_hf(SMOLLM2) == transformer.ModelConfig(
       vocab_size=49152, embed=576, layers=30, heads=9, kv_heads=3, head_dim=64, mlp=1536, norm_eps=1e-5,
       rope_theta=100000, tied=True, max_length=8192)
 
 
 def test_absent_keys_mean_what_transformers_means():
-  config = families.from_hf({'model_type': 'llama', 'vocab_size': 10, 'hidden_size': 32, 'num_hidden_layers': 1,
+  config = hf_config.from_hf({'model_type': 'llama', 'vocab_size': 10, 'hidden_size': 32, 'num_hidden_layers': 1,
                              'num_attention_heads': 4, 'intermediate_size': 8, 'num_key_value_heads': None})
   assert (config.kv_heads, config.head_dim, config.norm_eps, config.rope_theta) == (4, 8, 1e-6, 10000.0)
   assert (config.tied, config.max_length, config.head) == (False, 2048, False)
@@ -36,13 +36,13 @@ def test_absent_keys_mean_what_transformers_means():
 def test_rope_theta_of_transformers_5_is_read():
   values = {key: value for key, value in SMOLLM2.items() if key not in ('rope_theta', 'rope_scaling')}
   values['rope_parameters'] = {'rope_theta': 123.0, 'rope_type': 'default'}
-  assert families.from_hf(values).rope_theta == 123.0
+  assert hf_config.from_hf(values).rope_theta == 123.0
 
 
 @pytest.mark.parametrize('config', [CONFIG, dataclasses.replace(CONFIG, tied=True),
                                     dataclasses.replace(CONFIG, tied=True, head=True)])
 def test_config_survives_the_way_out_and_back(config):
-  assert families.from_hf(families.to_hf(config)) == config
+  assert hf_config.from_hf(hf_config.to_hf(config)) == config
 
 
 @pytest.mark.parametrize('change, message', [
@@ -58,7 +58,7 @@ def test_config_survives_the_way_out_and_back(config):
 ])
 def test_what_the_decoder_lacks_is_refused(change, message):
   with pytest.raises(UserError, match=message) as error:
-    families.from_hf({**SMOLLM2, **change}, 'd/config.json')
+    hf_config.from_hf({**SMOLLM2, **change}, 'd/config.json')
   assert str(error.value).startswith('d/config.json: ') and '\n' not in str(error.value)
 
 

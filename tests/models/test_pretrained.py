@@ -55,7 +55,8 @@ def test_logits_are_those_of_transformers():
   config = pretrained.read_config(FIXTURES / 'tiny_llama')
   params = pretrained.load(FIXTURES / 'tiny_llama', config)
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
-  logits = heads.logits(params, forward(config, params, reference['tokens'], reference['mask']))
+  hidden = forward(config, params, reference['tokens'], reference['mask'])
+  logits = heads.logits(transformer.build(config), params, hidden)
   seen = reference['mask'].astype(bool)
   np.testing.assert_allclose(logits[seen], reference['logits'][seen], atol=2e-5)
 
@@ -135,7 +136,7 @@ def test_transformers_computes_the_same_from_an_export(change, tokenizer, tmp_pa
   if config.head:
     ours = heads.scores(params, hidden)[:, -1:] - params['score']['bias']
   else:
-    ours = heads.logits(params, hidden)
+    ours = heads.logits(transformer.build(config), params, hidden)
   np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
@@ -268,11 +269,12 @@ def test_smollm2_golden_numbers(smollm2):
   prompt = smollm2.tokenizer.prompt([{'role': 'user', 'content': 'What is the capital of France?'}])
   tokens = np.zeros((1, len(prompt) + 8), np.int32)
   tokens[0, :len(prompt)] = prompt
+  model = transformer.build(smollm2.config)
 
   @jax.jit
   def logprobs(params, tokens, count):
     mask = jnp.arange(tokens.shape[1])[None] < count
-    return jax.nn.log_softmax(heads.logits(params, forward(smollm2.config, params, tokens, mask)))[0]
+    return jax.nn.log_softmax(heads.logits(model, params, forward(smollm2.config, params, tokens, mask)))[0]
 
   output = []
   for count in range(len(prompt), len(prompt) + 8):
