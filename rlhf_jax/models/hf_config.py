@@ -49,7 +49,8 @@ def from_hf(values: dict, where: str = 'config.json') -> ModelConfig:
   for key, value in {'quantization_config': None, **family.only}.items():
     if values.get(key) not in (None, value):
       raise UserError(f'{where}: {key} is {values[key]!r}, expected {value!r}')
-  values = {**family.defaults, **values}
+  aliases = {'num_experts': values['num_local_experts']} if 'num_local_experts' in values else {}  # transformers 5
+  values = {**family.defaults, **aliases, **values}
   missing = [family.keys[ours] for ours in NEEDED if values.get(family.keys[ours]) is None]
   if missing:
     raise UserError(f'{where}: no {", ".join(missing)}')
