@@ -181,7 +181,7 @@ FAMILIES = {
         'SmolLM3', 'SmolLM3ForCausalLM', 'SmolLM3ForSequenceClassification', LLAMA,
         {**KEYS, **ATTENTION_BIAS, 'mlp_bias': 'mlp_bias', 'rope_layers': 'no_rope_layers'},
         {**ABSENT, 'rope_theta': 2e6, 'tie_word_embeddings': True, 'max_position_embeddings': 32768,
-         'use_sliding_window': False, 'no_rope_layer_interval': 4},
+         'num_key_value_heads': 4, 'use_sliding_window': False, 'no_rope_layer_interval': 4},
         only=WHOLE, layer_types=_without_rope, listed=True, switched=True),
     'mistral': Family(
         'Mistral', 'MistralForCausalLM', 'MistralForSequenceClassification', LLAMA, KEYS,
@@ -189,14 +189,14 @@ FAMILIES = {
         only=WHOLE, layer_types=_everywhere),
     'qwen2': Family(
         'Qwen2, Qwen2.5', 'Qwen2ForCausalLM', 'Qwen2ForSequenceClassification', LLAMA, KEYS,
-        {**ABSENT, 'max_position_embeddings': 32768, 'sliding_window': 4096, 'use_sliding_window': False,
-         'max_window_layers': 28}, always={'qkv_bias': True},
+        {**ABSENT, 'max_position_embeddings': 32768, 'num_key_value_heads': 32, 'sliding_window': 4096,
+         'use_sliding_window': False, 'max_window_layers': 28}, always={'qkv_bias': True},
         only=WHOLE, layer_types=_late, listed=True, switched=True),
     'qwen3': Family(
         'Qwen3', 'Qwen3ForCausalLM', 'Qwen3ForSequenceClassification', _replaced(LLAMA, *HEAD_NORMS),
         {**KEYS, **ATTENTION_BIAS},
-        {**ABSENT, 'head_dim': 128, 'max_position_embeddings': 32768, 'sliding_window': 4096,
-         'use_sliding_window': False, 'max_window_layers': 28}, always={'qk_norm': 'head'},
+        {**ABSENT, 'head_dim': 128, 'max_position_embeddings': 32768, 'num_key_value_heads': 32,
+         'sliding_window': 4096, 'use_sliding_window': False, 'max_window_layers': 28}, always={'qk_norm': 'head'},
         only=WHOLE, layer_types=_late, listed=True, switched=True),
     'gemma2': Family(
         'Gemma 2', 'Gemma2ForCausalLM', 'Gemma2ForSequenceClassification', _replaced(LLAMA, *FOUR_NORMS), GEMMA,

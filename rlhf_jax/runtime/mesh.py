@@ -16,11 +16,12 @@ DEFAULTS = dict(
     data=-1,  # devices along each mesh axis; one may be -1: what is left
     fsdp=1,
     tensor=1,
+    expert=1,
 )
 
 RULES = {
     # activations
-    'batch': ('data', 'fsdp'),
+    'batch': ('data', 'fsdp', 'expert'),
     'length': None,
     'hidden': None,
     # parameters
@@ -32,6 +33,7 @@ RULES = {
     'kv_heads': 'tensor',
     'head_dim': None,
     'mlp': 'tensor',
+    'experts': 'expert',
 }
 
 

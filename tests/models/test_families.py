@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.models import heads, pretrained, transformer
+from rlhf_jax.models import experts, heads, pretrained, transformer
+from rlhf_jax.runtime import mesh
 
 DATA = Path(__file__).parent / 'data'
 CASES = sorted(path.name for path in DATA.iterdir())
@@ -49,3 +50,71 @@ def test_logits_of_padded_and_packed_texts_and_of_a_cache(case):
     parts.append(found)
   seen = np.asarray(segments).astype(bool)
   np.testing.assert_allclose(np.concatenate(parts, axis=1)[seen], np.asarray(hidden)[seen], atol=2e-5)
+
+
+@pytest.mark.parametrize('stacked', [True, False])
+def test_windows_shorter_and_longer_than_the_text(stacked):
+  """Local and global layers, scanned and unrolled, with and without a cache, beside a loop over masks."""
+  config = pretrained.read_config(DATA / 'gemma3')
+  params, (tokens, positions, segments) = pretrained.load(DATA / 'gemma3', config), batch()
+  weights = params if stacked else transformer.unstack(params)
+  def run(windows):
+    model = transformer.build(dataclasses.replace(config, windows=windows, rope_local_theta=0.0))
+    full, _ = jax.jit(model.apply)(weights, tokens, positions, segments)
+    cache = transformer.empty_cache(config, 7, 20, stacked)
+    parts, apply = [], jax.jit(model.apply)
+    for start in (0, 6):
+      part = slice(start, start + 6)
+      found, cache = apply(weights, tokens[:, part], positions[:, part], segments[:, part], cache)
+      parts.append(found)
+    seen = np.asarray(segments).astype(bool)
+    np.testing.assert_allclose(np.concatenate(parts, axis=1)[seen], np.asarray(full)[seen], atol=2e-5)
+    return np.asarray(full)[seen]
+  everything = run(())
+  np.testing.assert_array_equal(run((12, 0)), everything)
+  assert np.abs(run((11, 0)) - everything).max() > 1e-3  # the twelfth token no longer sees the first
+
+
+def test_experts_sorted_and_one_after_the_other():
+  keys = jax.random.split(jax.random.key(0), 5)
+  x, router = jax.random.normal(keys[0], (19, 8)), jax.random.normal(keys[1], (8, 5))
+  matrices = [jax.random.normal(key, shape) for key, shape in zip(keys[2:], ((5, 8, 6), (5, 8, 6), (5, 6, 8)))]
+  def run(x, matrices, way):
+    weights, chosen = experts.route(x, router, 2, renormalise=True)
+    return experts.mix(x, weights, chosen, *matrices, jax.nn.silu, way)
+  want = np.zeros((19, 8))
+  for i, row in enumerate(np.asarray(x, np.float64)):  # by hand, token by token
+    odds = np.exp(row @ np.asarray(router))
+    for e in np.argsort(-odds)[:2]:
+      gate, up, down = (np.asarray(matrix[e], np.float64) for matrix in matrices)
+      inner = row @ gate
+      want[i] += odds[e] / np.sort(odds)[-2:].sum() * ((inner / (1 + np.exp(-inner)) * (row @ up)) @ down)
+  loss = lambda way: jax.jit(jax.value_and_grad(lambda x, m: jnp.sum(run(x, m, way) ** 2), argnums=(0, 1)))(x, matrices)
+  for way in ('scan', 'ragged'):
+    np.testing.assert_allclose(run(x, matrices, way), want, atol=1e-4)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), loss('scan'), loss('ragged'))
+
+
+def test_experts_take_no_memory_for_all_experts_at_once():
+  E, M, D, F = 32, 1024, 32, 64
+  gate, down, x = jnp.zeros((E, D, F)), jnp.zeros((E, F, D)), jnp.zeros((M, D))
+  def loss(gate, x):
+    weights, chosen = experts.route(x, jnp.zeros((D, E)), 2, True)
+    return experts.mix(x, weights, chosen, gate, gate, down, jax.nn.silu, 'scan').sum()
+  memory = jax.jit(jax.grad(loss)).lower(gate, x).compile().memory_analysis()
+  assert memory.temp_size_in_bytes < E * M * F * 4 / 2  # one array of [experts, tokens, mlp] would be twice that
+
+
+@pytest.mark.parametrize('case, axes', [('mixtral', dict(expert=2, fsdp=2)), ('gemma2', dict(tensor=2, fsdp=2))])
+def test_sharded_equals_one_device(case, axes):
+  layout = mesh.make({**mesh.DEFAULTS, **axes})
+  config = pretrained.read_config(DATA / case)
+  plain, sharded = transformer.build(config), transformer.build(config, layout.constrain)
+  shardings = layout.shardings(sharded.axes, jax.eval_shape(sharded.init, jax.random.key(0)))
+  inputs = [jnp.concatenate([x, x[:1]]) for x in batch()]
+  want = jax.jit(plain.apply)(pretrained.load(DATA / case, config), *inputs)[0]
+  params = pretrained.load(DATA / case, config, shardings)
+  got = jax.jit(sharded.apply)(params, *layout.place(inputs))[0]
+  np.testing.assert_allclose(got, want, atol=2e-4)
+  if 'expert' in axes:
+    assert params['layers']['gate'].addressable_shards[0].data.shape == (2, 2, 16, 24)

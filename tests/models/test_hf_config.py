@@ -1,12 +1,14 @@
 import dataclasses
-import functools
+import json
+from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import families, hf_config, transformer
+
+DATA = Path(__file__).parent / 'data'
+CASES = {path.name: json.loads((path / 'config.json').read_text()) for path in sorted(DATA.iterdir())}
 
 SMOLLM2 = {  # config.json of SmolLM2-135M-Instruct, as published
     'architectures': ['LlamaForCausalLM'], 'attention_bias': False, 'attention_dropout': 0.0, 'bos_token_id': 1,
@@ -46,13 +48,14 @@ def test_config_survives_the_way_out_and_back(config):
 
 
 @pytest.mark.parametrize('change, message', [
-    ({'model_type': 'gpt2'}, "model_type is 'gpt2', expected one of llama"),
+    ({'model_type': 'mamba'}, "model_type is 'mamba', expected one of llama, smollm3"),
+    ({'model_type': 'gpt2'}, "architecture is 'LlamaForCausalLM', expected one of GPT2LMHeadModel"),
     ({'architectures': ['LlamaForTokenClassification']}, 'LlamaForCausalLM, LlamaForSequenceClassification'),
-    ({'rope_scaling': {'rope_type': 'llama3', 'factor': 8.0}}, "rotary scaling 'llama3', expected none"),
-    ({'rope_scaling': {'type': 'linear', 'factor': 2.0}}, "rotary scaling 'linear', expected none"),
-    ({'rope_parameters': {'rope_type': 'yarn', 'rope_theta': 1.0}}, "rotary scaling 'yarn', expected none"),
-    ({'attention_bias': True}, 'attention_bias is True, expected False'),
-    ({'hidden_act': 'gelu'}, "hidden_act is 'gelu', expected 'silu'"),
+    ({'rope_scaling': {'rope_type': 'llama3', 'factor': 8.0}}, 'llama3. without low_freq_factor, high_freq_factor'),
+    ({'rope_scaling': {'type': 'dynamic', 'factor': 2.0}}, "rotary scaling 'dynamic', expected none, linear, llama3"),
+    ({'rope_parameters': {'rope_type': 'yarn', 'rope_theta': 1.0}}, "rotary scaling 'yarn', expected none, linear"),
+    ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor is 0.5, expected 1.0'),
+    ({'hidden_act': 'relu'}, "hidden_act is 'relu', expected one of silu, swish"),
     ({'quantization_config': {'bits': 4}}, 'quantization_config'),
     ({'hidden_size': None}, 'no hidden_size'),
 ])
@@ -62,35 +65,45 @@ def test_what_the_decoder_lacks_is_refused(change, message):
   assert str(error.value).startswith('d/config.json: ') and '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('change', [{}, {'tied': True}, {'head': True}])
-def test_the_table_has_the_leaves_of_the_model(change):
-  config = dataclasses.replace(CONFIG, **change)
-  made = jax.eval_shape(transformer.build(config).init, jax.random.key(0))
-  if config.head:
-    del made['score']['bias']  # Hugging Face has none
-  for tensor in families.tensors(config):
-    leaf = functools.reduce(lambda tree, key: tree[key], tensor.path, made)
-    assert leaf.shape[1 if tensor.path[0] == 'layers' else 0:] == tensor.shape(config), tensor.path
-  assert len(families.tensors(config)) == len(jax.tree.leaves(made))
+@pytest.mark.parametrize('case', CASES)
+def test_every_family_survives_the_way_out_and_back(case):
+  config = hf_config.from_hf(CASES[case])
+  assert config.family == CASES[case]['model_type']
+  again = json.loads(json.dumps(dataclasses.asdict(config)))  # as model.json of a stage keeps it
+  assert transformer.ModelConfig(**again) == config
+  for head in (False, True):
+    shape = dataclasses.replace(config, head=head, tied=config.tied or head)
+    assert hf_config.from_hf(hf_config.to_hf(shape)) == shape
 
 
-def test_every_leaf_comes_back_whole_and_in_parts():
-  random = np.random.default_rng(0)
-  for tensor in families.tensors(dataclasses.replace(CONFIG, head=True)):
-    leaf = random.normal(size=tensor.shape(CONFIG))
-    matrix = tensor.write(CONFIG, leaf)
-    assert matrix.shape == tensor.file_shape(CONFIG)
-    np.testing.assert_array_equal(tensor.read(CONFIG, matrix.__getitem__), leaf)
-    index = tuple(slice(size // 2, size) for size in leaf.shape)
-    np.testing.assert_array_equal(tensor.read(CONFIG, matrix.__getitem__, index), leaf[index])
+@pytest.mark.parametrize('family', families.FAMILIES)
+def test_absent_keys_mean_what_the_family_means(family):
+  transformers = pytest.importorskip('transformers')
+  full = transformers.AutoConfig.for_model(family)
+  said = {'model_type': family, **{key: getattr(full, key) for key in (
+      'vocab_size', 'n_embd', 'n_layer', 'n_head', 'hidden_size', 'num_hidden_layers', 'num_attention_heads',
+      'intermediate_size') if key in full.to_dict()}}
+  assert hf_config.from_hf(said) == hf_config.from_hf({**full.to_dict(), 'architectures': None})
 
 
-def test_query_rows_are_heads_and_gguf_pairs_are_undone():
-  query = next(tensor for tensor in families.tensors(CONFIG) if tensor.path[-1] == 'query')
-  rows = np.repeat(np.arange(24.0)[:, None], 32, 1)  # 4 heads of 6: row r is head r // 6, place r % 6
-  assert query.read(CONFIG, rows.__getitem__)[0, 1].tolist() == [6, 7, 8, 9, 10, 11]
-  paired = rows.copy()
-  paired[:6] = rows[[0, 3, 1, 4, 2, 5]]  # llama.cpp's order of the first head
-  for i in range(1, 4):
-    paired[6 * i:6 * i + 6] = paired[:6] + 6 * i
-  np.testing.assert_array_equal(query.unpair(CONFIG, paired), rows)
+def test_patterns_over_layers():
+  gemma3 = {**CASES['gemma3'], 'num_hidden_layers': 8, 'layer_types': None, 'sliding_window': 512}
+  config = hf_config.from_hf(gemma3)
+  assert config.windows == (512,) * 5 + (0,) and config.layer_windows == [512] * 5 + [0, 512, 512]
+  smollm3 = {**CASES['smollm3'], 'num_hidden_layers': 5, 'no_rope_layers': None, 'layer_types': None,
+             'use_sliding_window': False}
+  config = hf_config.from_hf(smollm3)
+  assert (config.rope_layers, config.windows) == ((1, 1, 1, 0), ())
+  assert hf_config.from_hf({**CASES['mistral'], 'sliding_window': None}).windows == ()
+  absent = {key: value for key, value in CASES['mistral'].items() if key != 'sliding_window'}
+  assert hf_config.from_hf(absent).windows == (4096,)
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'qk_norm': 'head'}, "'llama' has no model with qk_norm 'head'"),
+    ({'windows': (4, 0)}, "'llama' has no model with windows .4, 0."),
+    ({'family': 'gemma2'}, "'gemma2' has no model with norm 'rms'"),
+])
+def test_a_model_that_its_family_does_not_have_is_not_exported(change, message):
+  with pytest.raises(UserError, match=message):
+    hf_config.to_hf(dataclasses.replace(CONFIG, **change))

@@ -11,7 +11,7 @@ def layout(**axes):
 
 
 def test_what_is_left_goes_to_the_free_axis():
-  assert dict(layout(fsdp=2, tensor=2).mesh.shape) == {'data': 2, 'fsdp': 2, 'tensor': 2}
+  assert dict(layout(fsdp=2, tensor=2).mesh.shape) == {'data': 2, 'fsdp': 2, 'tensor': 2, 'expert': 1}
 
 
 def test_one_device_is_the_same_code():
@@ -28,7 +28,7 @@ def test_a_mesh_that_does_not_fit_is_refused(axes):
 def test_names_become_partitions():
   three = layout(fsdp=2, tensor=2)
   assert three.spec(('layers', 'embed', 'mlp')) == jax.P(None, 'fsdp', 'tensor')
-  assert three.spec(('batch', 'length', 'hidden')) == jax.P(('data', 'fsdp'), None, None)
+  assert three.spec(('batch', 'length', 'hidden')) == jax.P(('data', 'fsdp', 'expert'), None, None)
 
 
 def test_two_axes_on_one_mesh_axis_are_refused():
