@@ -30,7 +30,7 @@ def frequencies(config, places):
     ([L, R / 2] float32 numpy, float).
   """
   turning = int(config.head_dim * config.rope_fraction)
-  base = lambda theta: 1.0 / np.float32(theta) ** (np.arange(0, turning, 2, dtype=np.float32) / np.float32(turning))
+  base = lambda theta: (float(theta) ** -(np.arange(0, turning, 2) / turning)).astype(np.float32)
   slow, factor = _scaled(base(config.rope_theta), config, places)
   local = base(config.rope_local_theta) if config.rope_local_theta else slow
   rows = [local if window else slow for window in config.layer_windows]

@@ -11,6 +11,7 @@ Letters: B batch, T length, S places in the cache, V vocabulary, D width, N key-
 """
 
 import dataclasses
+import functools
 from typing import Any, Callable
 
 import flax.struct
@@ -19,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax.errors import UserError
 from rlhf_jax.models import attention, rope
 from rlhf_jax.models.block import Block, make_norm, normalise
 from rlhf_jax.models.shape import REMAT, ModelConfig, check
@@ -76,12 +78,14 @@ class _Score(nnx.Module):
     self.bias = leaf((), ())
 
 
-def build(config: ModelConfig, constrain=lambda x, names: x) -> Model:
+def build(config: ModelConfig, constrain=lambda x, names: x, shards=lambda function, inputs, output: function) -> Model:
   """The model of a config.
 
   Args:
     config: its shape.
     constrain: (array, axis names) → array, puts a sharding on activations; the identity by default.
+    shards: (function, axis names of its arguments, of its result) → the function on each device's own part of them,
+      for kernels that XLA cannot cut; the function itself by default, which is right on one device.
 
   Raises:
     UserError: no model has this shape.
@@ -89,10 +93,10 @@ def build(config: ModelConfig, constrain=lambda x, names: x) -> Model:
   check(config)
 
   def define(key):
-    keys = iter(jax.random.split(key, 16))
+    keys = iter(jax.random.split(key, 32))
 
-    def leaf(shape, names, std=0.0, fill=0.0):
-      value = std * jax.random.normal(next(keys), shape) if std else jnp.full(shape, fill)
+    def leaf(shape, names, std=0.0, fill=None):
+      value = std * jax.random.normal(next(keys), shape) if fill is None else jnp.full(shape, fill)
       return nnx.Param(value, out_sharding=names)
 
     return _Ends(config, leaf), Block(config, leaf)
@@ -120,7 +124,9 @@ def build(config: ModelConfig, constrain=lambda x, names: x) -> Model:
     else:
       start, pairs = cache.length, cache.layers
       segments = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids, segment_ids, start, axis=1)
-    layer, differs = _layer(config, graph, constrain, positions, segment_ids, segments, start)
+    if config.learned_positions and segments.shape[1] > config.max_length:
+      raise UserError(f'model: rows of {segments.shape[1]} places, expected at most its {config.max_length} positions')
+    layer, differs = _layer(config, graph, constrain, shards, positions, segment_ids, segments, start)
 
     if isinstance(params['layers'], dict):
       hidden, pairs = jax.lax.scan(layer, hidden, (params['layers'], pairs, differs))
@@ -138,7 +144,7 @@ def build(config: ModelConfig, constrain=lambda x, names: x) -> Model:
   return Model(config, init, apply, {**names(ends), 'layers': names(block)})
 
 
-def _layer(config, graph, constrain, positions, segment_ids, segments, start):
+def _layer(config, graph, constrain, shards, positions, segment_ids, segments, start):
   """The body of the scan, and what it takes from layer to layer beside weights and cache.
 
   Args:
@@ -161,17 +167,25 @@ def _layer(config, graph, constrain, positions, segment_ids, segments, start):
   if not config.learned_positions:
     table, factor = rope.frequencies(config, S)
     differs['frequencies'] = table
-  scale = config.attention_scalar ** -0.5 if config.attention_scalar else None
+  scale, cap = config.attention_scalar ** -0.5 if config.attention_scalar else None, config.attention_cap
+  way = attention.pick(config, T, segments is not segment_ids, jax.default_backend())
 
   def layer(hidden, given):
     weights, pair, own = given
     seen = mask & (distance < own['window']) if 'window' in own else mask
     angles = None if config.learned_positions else rope.angles(positions, own['frequencies'], factor)
     turn = lambda x: rope.rotate(x, *angles) if angles else x
-    attend = lambda query, key, value: attention.attend(query, key, value, seen, scale, config.attention_cap)
+    attend = {
+        'plain': lambda *qkv: attention.attend(*qkv, seen, scale, cap),
+        'cudnn': lambda *qkv: attention.library(*qkv, seen, scale),
+        'splash': lambda *qkv: splash(*qkv, segments, own.get('window', windows[0])),
+    }[way]
     hidden, new = nnx.merge(graph, weights)(hidden, turn, attend, constrain, pair, start)
     return hidden, None if pair is None else new
 
+  names = lambda heads: ('batch', 'length', heads, 'head_dim')
+  splash = shards(functools.partial(attention.splash, windows=sorted(set(windows)), scale=scale, cap=cap),
+                  (names('heads'), names('kv_heads'), names('kv_heads'), ('batch', 'length'), ()), names('heads'))
   if config.remat != 'none':
     layer = jax.checkpoint(layer, policy=REMAT[config.remat])
   return layer, differs
