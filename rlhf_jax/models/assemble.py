@@ -82,8 +82,9 @@ def _place(shape, read, shardings, keys):
     pieces.setdefault(tuple((cut.start, cut.stop) for cut in index), (index, []))[1].append(device)
   for index, devices in pieces.values():
     piece = read(index=index)
-    copies = [jax.device_put(piece, device) for device in devices]
-    arrays += jax.block_until_ready(copies)  # or the host would hold many pieces at a time
+    arrays += jax.block_until_ready([jax.device_put(piece, device) for device in devices])
+    del piece
+    jax.device_put(np.zeros(()), devices[0])  # JAX lets go of the host's piece at the next transfer: make it this one
   return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 

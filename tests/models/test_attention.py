@@ -26,30 +26,43 @@ def inputs(T=128):
   return tokens, jnp.asarray(positions, jnp.int32), jnp.asarray(segments)
 
 
-def test_splash_equals_plain_with_windows_caps_and_segments():
-  """The kernel interpreted, in scanned layers, on one device and on a mesh, forward and backward."""
-  x, params = inputs(), jax.tree.map(lambda x: 4 * x, transformer.build(CONFIG).init(jax.random.key(0)))
-  layout = mesh.make({**mesh.DEFAULTS, 'data': 2, 'tensor': 2}, jax.devices()[:4])
-  build = lambda way, *on: transformer.build(dataclasses.replace(CONFIG, attention=way), *on)
-  def loss(params, model):
-    hidden = jnp.where(x[2][..., None] > 0, model.apply(params, *x)[0], 0.0)
-    return jnp.mean(hidden ** 3), hidden
-  run = lambda model: jax.jit(jax.grad(lambda params: loss(params, model), has_aux=True))(params)
-  (grads, want), (others, got) = run(build('plain')), run(build('splash'))
-  np.testing.assert_allclose(got, want, atol=2e-5)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max()), others, grads)
-  placed = build('splash', layout.constrain, layout.shards)
-  np.testing.assert_allclose(jax.jit(lambda params: loss(params, placed)[1])(params), want, atol=2e-5)
+def build(way, *on):
+  return transformer.build(dataclasses.replace(CONFIG, attention=way), *on)
+
+
+def seen(model, params, x):
+  return jnp.where(x[2][..., None] > 0, model.apply(params, *x)[0], 0.0)
+
+
+@pytest.fixture(scope='module')
+def params():
+  return jax.tree.map(lambda x: 4 * x, transformer.build(CONFIG).init(jax.random.key(0)))
+
+
+def test_splash_equals_plain_with_windows_caps_and_segments(params):
+  """The kernel interpreted, one window after the other in scanned layers."""
+  x = inputs()
+  run = lambda model: jax.jit(lambda params: seen(model, params, x))(params)
+  np.testing.assert_allclose(run(build('splash')), run(build('plain')), atol=2e-5)
+
+
+@pytest.mark.slow
+def test_splash_has_the_gradients_of_plain_and_runs_on_a_mesh(params):
+  x, layout = inputs(), mesh.make({**mesh.DEFAULTS, 'data': 2, 'tensor': 2}, jax.devices()[:4])
+  run = lambda model: jax.jit(jax.value_and_grad(lambda params: jnp.mean(seen(model, params, x) ** 3)))(params)
+  want = run(build('plain'))
+  for model in (build('splash'), build('splash', layout.constrain, layout.shards)):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max()), run(model), want)
 
 
 def test_the_library_equals_plain():
   """What cuDNN is asked, asked of XLA."""
-  keys, (_, _, segments) = jax.random.split(jax.random.key(0), 3), inputs()
-  query, key, value = (jax.random.normal(k, (4, 128, heads, 8)) for k, heads in zip(keys, (4, 2, 2)))
-  mask = attention.causal_mask(segments, segments) & (attention.distances(128, 128) < 40)
-  got = attention.library(query, key, value, mask, 0.3, implementation='xla')
-  seen = np.asarray(segments) > 0
-  np.testing.assert_allclose(got[seen], attention.attend(query, key, value, mask, 0.3)[seen], atol=2e-6)
+  random, segments = np.random.default_rng(0), np.repeat([[0, 1, 1, 2], [1, 1, 2, 0]], 4, axis=1)
+  query, key, value = (random.normal(size=(2, 16, heads, 8)).astype(np.float32) for heads in (4, 2, 2))
+  mask = attention.causal_mask(segments, segments) & (attention.distances(16, 16) < 5)
+  got, want = (np.asarray(jax.jit(f)(query, key, value, mask)) for f in (
+      lambda *x: attention.library(*x, 0.3, implementation='xla'), lambda *x: attention.attend(*x, 0.3)))
+  np.testing.assert_allclose(got[segments > 0], want[segments > 0], atol=2e-6)
   assert np.isfinite(got).all()
 
 

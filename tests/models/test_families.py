@@ -52,27 +52,37 @@ def test_logits_of_padded_and_packed_texts_and_of_a_cache(case):
   np.testing.assert_allclose(np.concatenate(parts, axis=1)[seen], np.asarray(hidden)[seen], atol=2e-5)
 
 
-@pytest.mark.parametrize('stacked', [True, False])
-def test_windows_shorter_and_longer_than_the_text(stacked):
-  """Local and global layers, scanned and unrolled, with and without a cache, beside a loop over masks."""
-  config = pretrained.read_config(DATA / 'gemma3')
-  params, (tokens, positions, segments) = pretrained.load(DATA / 'gemma3', config), batch()
-  weights = params if stacked else transformer.unstack(params)
-  def run(windows):
-    model = transformer.build(dataclasses.replace(config, windows=windows, rope_local_theta=0.0))
-    full, _ = jax.jit(model.apply)(weights, tokens, positions, segments)
-    cache = transformer.empty_cache(config, 7, 20, stacked)
-    parts, apply = [], jax.jit(model.apply)
-    for start in (0, 6):
-      part = slice(start, start + 6)
-      found, cache = apply(weights, tokens[:, part], positions[:, part], segments[:, part], cache)
+def test_windows_shorter_and_longer_than_the_text():
+  """Local and global layers, scanned and unrolled, without and with a cache."""
+  config = dataclasses.replace(pretrained.read_config(DATA / 'gemma3'), rope_local_theta=0.0)
+  params, x = pretrained.load(DATA / 'gemma3', config), batch()
+  seen = np.asarray(x[2]).astype(bool)
+  def run(windows, weights=params, cache=None):
+    model = transformer.build(dataclasses.replace(config, windows=windows))
+    apply, size, parts = jax.jit(model.apply), 6 if cache else 12, []
+    for start in range(0, 12, size):
+      found, cache = apply(weights, *(values[:, start:start + size] for values in x), cache)
       parts.append(found)
-    seen = np.asarray(segments).astype(bool)
-    np.testing.assert_allclose(np.concatenate(parts, axis=1)[seen], np.asarray(full)[seen], atol=2e-5)
-    return np.asarray(full)[seen]
-  everything = run(())
-  np.testing.assert_array_equal(run((12, 0)), everything)
-  assert np.abs(run((11, 0)) - everything).max() > 1e-3  # the twelfth token no longer sees the first
+    return np.concatenate(parts, axis=1)[seen]
+  everything, short = run(()), run((11, 0))
+  np.testing.assert_allclose(run((12, 0)), everything, atol=1e-6)
+  assert np.abs(short - everything).max() > 1e-3  # the twelfth token no longer sees the first
+  for stacked in (True, False):  # the cache has room for more than the text
+    weights, cache = params if stacked else transformer.unstack(params), transformer.empty_cache(config, 7, 20, stacked)
+    np.testing.assert_allclose(run((11, 0), weights, cache), short, atol=2e-5)
+
+
+def test_bfloat16_computes_and_float32_remembers():
+  config = pretrained.read_config(DATA / 'llama')
+  params, x = pretrained.load(DATA / 'llama', config), [values[:1] for values in batch()]
+  exact, half = (transformer.build(dataclasses.replace(config, dtype=dtype)) for dtype in ('float32', 'bfloat16'))
+  got = half.apply(params, *x)[0]
+  assert got.dtype == jnp.bfloat16
+  np.testing.assert_allclose(got, exact.apply(params, *x)[0], atol=0.1, rtol=0.05)
+  logprobs = lambda params: heads.token_logprobs(half, params, half.apply(params, *x)[0], x[0])[0]
+  assert jax.eval_shape(logprobs, params).dtype == jnp.float32
+  grads = jax.eval_shape(jax.grad(lambda params: logprobs(params).sum()), params)
+  assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(grads))
 
 
 def test_experts_sorted_and_one_after_the_other():
