@@ -22,7 +22,7 @@ import tqdm
 
 from rlhf_jax import pipeline
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import pretrained, transformer
+from rlhf_jax.models import pretrained, shape, transformer
 from rlhf_jax.models.tokenizer import Tokenizer
 from rlhf_jax.runtime import checkpoint, mesh
 
@@ -49,7 +49,7 @@ def parser(command: str, text: str) -> argparse.ArgumentParser:
   made.add_argument('--output', required=True, metavar='FILE', type=Path, help='the same lines with more in them; '
                     'repeat the command to go on where it was cut')
   made.add_argument('--batch_size', type=int, default=32, help='lines at once, over all devices; default 32')
-  made.add_argument('--dtype', default='float32', choices=transformer.DTYPES, help='to compute in; default float32')
+  made.add_argument('--dtype', default='float32', choices=shape.DTYPES, help='to compute in; default float32')
   made.add_argument('--mesh', default='', metavar='AXIS=N,…', help='devices along data, fsdp, expert, context, tensor; '
                     'default: all along data')
   return made
@@ -93,12 +93,12 @@ def open_model(options) -> Opened:
   else:
     found = pretrained.open_pretrained(options.model)
     config, tokenizer = found.config, found.tokenizer
-  model = transformer.build(dataclasses.replace(config, dtype=options.dtype), layout.constrain)
+  model = transformer.build(dataclasses.replace(config, dtype=options.dtype), layout.constrain, layout.shards)
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   shardings = layout.shardings(model.axes, shapes)
   if (folder / 'model.json').is_file():
     params = checkpoint.restore_params(folder / 'checkpoints', jax.tree.map(
-        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding), shapes, shardings))
+        lambda one, sharding: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding), shapes, shardings))
   elif tokenizer is None:
     params = pretrained.load(folder, config, shardings)
   else:

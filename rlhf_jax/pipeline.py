@@ -32,7 +32,8 @@ DEFAULTS = dict(
     data='',  # what {data} stands for in paths: the folder of an experiment's files
     model=dict(  # the shape of a model that starts at random, and how every model computes
         embed=128, layers=4, heads=4, kv_heads=2, head_dim=32, mlp=384, norm_eps=1e-5, rope_theta=10000.0, tied=True,
-        max_length=2048, dtype='float32', remat='none'),
+        max_length=2048, dtype='float32', remat='none', attention='auto'),
+    export=dict(dtype='float32', shard_gigabytes=5.0),  # of the Hugging Face directories that stages leave
     tokenizer=dict(
         init='train',  # train (on documents), or where to take it from: 'smollm2', a directory
         chat_template='',  # jinja2, in place of the one found there

@@ -35,7 +35,7 @@ def score(options) -> None:
     if model.config.head:
       return reward.last_scores(model, params, tokens, positions, segments)
     hidden, _ = model.apply(params, tokens, positions, segments)
-    return heads.token_logprobs(params, hidden[:, :-1], tokens[:, 1:])[0]
+    return heads.token_logprobs(model, params, hidden[:, :-1], tokens[:, 1:])[0]
 
   def work(numbers, length, _):
     tokens, mask = np.zeros((B, length), np.int32), np.zeros((B, length), bool)

@@ -62,7 +62,7 @@ def test_logprobs_are_those_of_each_text_alone(folder, tmp_path):
   for row in rows[:4]:
     tokens = jnp.asarray([row['tokens']])
     hidden, _ = model.apply(params, tokens, jnp.arange(tokens.shape[1])[None], jnp.ones_like(tokens))
-    every = jax.nn.log_softmax(heads.logits(params, hidden), axis=-1)[0]
+    every = jax.nn.log_softmax(heads.logits(model, params, hidden), axis=-1)[0]
     np.testing.assert_allclose(row['logprobs'], every[np.arange(len(row['tokens']) - 1), row['tokens'][1:]], rtol=1e-5, atol=1e-5)
 
 
@@ -93,7 +93,7 @@ def test_greedy_answers_are_the_likeliest_tokens(folder, tmp_path):
     assert row['responses'] == [tokenizer.decode(answer)] and len(row['logprobs'][0]) == len(answer)
     tokens = jnp.asarray([ids + answer])
     hidden, _ = model.apply(params, tokens, jnp.arange(tokens.shape[1])[None], jnp.ones_like(tokens))
-    assert heads.logits(params, hidden)[0, len(ids) - 1:-1].argmax(axis=-1).tolist() == answer
+    assert heads.logits(model, params, hidden)[0, len(ids) - 1:-1].argmax(axis=-1).tolist() == answer
 
 
 @pytest.mark.parametrize('command,words', [(score, ()), (generate, ('--samples=2', '--max_new_tokens=4'))])

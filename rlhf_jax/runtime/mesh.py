@@ -64,6 +64,11 @@ class Layout:
     cut = [None if name == 'length' and size % self.mesh.shape['context'] else name for size, name in zip(x.shape, names)]
     return jax.lax.with_sharding_constraint(x, self.sharding(cut))
 
+  def shards(self, function, inputs, output):
+    """Inside a jitted function: `function` on each device's own part of arrays whose axes bear these names."""
+    return jax.shard_map(function, mesh=self.mesh, in_specs=tuple(map(self.spec, inputs)),
+                         out_specs=self.spec(output), check_vma=False)
+
   def shardings(self, axes, shapes):
     """The shardings of a tree of parameters.
 

@@ -127,7 +127,7 @@ def response_logprobs(model, params, batch: Rankings):
   flat = lambda x: x.reshape(-1, x.shape[-1])
   tokens, segment_ids = flat(batch.tokens), flat(batch.segment_ids)
   hidden, _ = model.apply(params, tokens, flat(batch.positions), segment_ids)
-  logprobs, _ = heads.token_logprobs(params, hidden[:, :-1], tokens[:, 1:])
+  logprobs, _ = heads.token_logprobs(model, params, hidden[:, :-1], tokens[:, 1:])
   mask = (jnp.arange(1, tokens.shape[1]) >= batch.begins.reshape(-1, 1)) & (segment_ids[:, 1:] > 0)
   sums = jnp.sum(jnp.where(mask, logprobs, 0.0), axis=1)
   return sums.reshape(shape), jnp.maximum(jnp.sum(mask, axis=1, dtype=jnp.float32), 1.0).reshape(shape)

@@ -71,7 +71,7 @@ def test_logprobs_of_responses_by_hand(tiny):
     begin, end = int(batch.begins[b, k]), int(batch.segment_ids[b, k].sum())
     text = batch.tokens[b, k, None, :max(end, 1)]
     hidden, _ = model.apply(params, text, np.arange(text.shape[1])[None], np.ones(text.shape, np.int32))
-    logprobs = np.asarray(jax.nn.log_softmax(heads.logits(params, hidden)))[0]
+    logprobs = np.asarray(jax.nn.log_softmax(heads.logits(model, params, hidden)))[0]
     want = sum(logprobs[t - 1, text[0, t]] for t in range(begin, end)) if end else 0.0
     np.testing.assert_allclose(sums[b, k], want, rtol=1e-5, atol=1e-5)
     assert lengths[b, k] == max(end - begin, 1)
