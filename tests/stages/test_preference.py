@@ -120,12 +120,12 @@ def test_two_responses_are_one_pair_whatever_the_loss_of_rankings(tiny):
   tiny.close(train(tiny, pairs, loss='plackett_luce')[0], train(tiny, pairs)[0], 'Plackett–Luce of two')
 
 
-def test_kto_pairs_prompts_with_the_next_response():
+def test_kto_pairs_prompts_with_responses_to_others():
   batch = rankings()
   other = jax.device_get(preference.mismatched(batch))
   flat = lambda x: x.reshape(B * K, -1)
   for n in range(B * K):
-    m = (n + 1) % (B * K)
+    m = (n + K) % (B * K)  # the next row
     begin, there = flat(batch.begins)[n, 0], flat(batch.group)[[n, m]].all()
     response = flat(batch.tokens)[m, flat(batch.begins)[m, 0]:flat(batch.segment_ids)[m].sum()]
     want = np.r_[flat(batch.tokens)[n, :begin], response][:T] if there else []
