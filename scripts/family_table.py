@@ -22,7 +22,8 @@ def table() -> str:
     cases.setdefault(said['model_type'], []).append(path.parent.name)
     version.add(said['transformers_version'])
   lines = [f'Checked against transformers {", ".join(sorted(version))}, float32, tiny random models:', '',
-           '| `model_type` | models | logits within 1e-4 | export opens as | real weights |', '| --- | --- | --- | --- | --- |']
+           '| `model_type` | models | logits within 1e-4 | export opens as | real weights |',
+           '| --- | --- | --- | --- | --- |']
   for name, family in FAMILIES.items():
     scorer = f', `{family.scorer}`' if family.scorer_exists else '; transformers has no class for its reward model'
     lines.append(f'| `{name}` | {family.title} | {", ".join(cases.get(name, ["not checked"]))} | '

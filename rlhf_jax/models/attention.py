@@ -94,8 +94,8 @@ def pick(config, places, cached, platform):
 
 
 def library(query, key, value, mask, scale=None, implementation='cudnn'):
-  """`attend` by jax.nn.dot_product_attention, where T = S. Queries that see nothing see themselves: no library says what
-  comes of a softmax over nothing."""
+  """`attend` by jax.nn.dot_product_attention, where T = S. Queries that see nothing see themselves: no library says
+  what comes of a softmax over nothing."""
   mask = mask | jnp.eye(mask.shape[1], dtype=bool)
   return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], scale=scale, implementation=implementation)
 

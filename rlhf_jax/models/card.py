@@ -34,4 +34,5 @@ def write(config, title: str, method: str, base: str, data: dict, results: dict,
   lines += ['## Data', ''] + [f'- {purpose}: {source}' for purpose, source in data.items()] + ['']
   lines += ['## Results', '', '| held out | |', '| --- | --- |'] + [
       f'| {name} | {value:.6g} |' for name, value in results.items()] + [''] if results else []
-  return '\n'.join(lines + ['## Config', '', '```json', json.dumps(section, indent=2, sort_keys=True, default=list), '```', ''])
+  said = json.dumps(section, indent=2, sort_keys=True, default=list)
+  return '\n'.join(lines + ['## Config', '', '```json', said, '```', ''])
