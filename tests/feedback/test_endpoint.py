@@ -425,7 +425,8 @@ def test_wrong_configs(tmp_path, changes, message):
 def test_ctrl_c_leaves_at_once_with_the_labels_kept(serve, tmp_path):
   server = serve(lambda n, request: completion('A') if n < 3 else time.sleep(60) or completion('A'))
   script = (
-      'import ml_collections, pathlib\nfrom rlhf_jax.feedback import endpoint, judging\n'
+      'import ml_collections, pathlib, signal\nfrom rlhf_jax.feedback import endpoint, judging\n'
+      'signal.signal(signal.SIGINT, signal.default_int_handler)\n'  # workers of pytest-xdist hand on that it is ignored
       'config = ml_collections.ConfigDict({**endpoint.DEFAULTS, "model": "wise", "concurrency": 2})\n'
       'pairs = [judging.Comparison([dict(role="user", content=f"Why {i}?")], "a", "b") for i in range(9)]\n'
       f'endpoint.build({server.url!r}, config, pathlib.Path({str(tmp_path / "cache")!r}))(pairs)\n')
