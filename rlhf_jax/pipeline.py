@@ -32,7 +32,8 @@ DEFAULTS = dict(
     data='',  # what {data} stands for in paths: the folder of an experiment's files
     model=dict(  # the shape of a model that starts at random, and how every model computes
         embed=128, layers=4, heads=4, kv_heads=2, head_dim=32, mlp=384, norm_eps=1e-5, rope_theta=10000.0, tied=True,
-        max_length=2048, dtype='float32', remat='none'),
+        max_length=2048, dtype='float32', remat='none', attention='auto'),
+    export=dict(dtype='float32', shard_gigabytes=5.0),  # of the Hugging Face directories that stages leave
     tokenizer=dict(
         init='train',  # train (on documents), or where to take it from: 'smollm2', a directory
         chat_template='',  # jinja2, in place of the one found there
@@ -140,7 +141,7 @@ def check(config, layout) -> None:
 def claim(config, workdir: Path) -> None:
   """Writes config.json, or checks that what is in the workdir was made with this config. A mistake can be corrected:
   the section of a stage that has not begun may change (the evaluation's, while there are no results), such stages may
-  come and go, and before any has begun everything may.
+  come and go, the mesh may always change, and before any has begun everything may.
 
   Raises:
     UserError: it belongs to another one; the first differences are named.
@@ -150,7 +151,7 @@ def claim(config, workdir: Path) -> None:
   begun = [name for name in old.get('stages', ()) if any(
       any((workdir / name).glob(made)) for made in ('checkpoints/*', 'train.jsonl', 'finished.json'))]
   if begun:
-    free = {*old['stages'], *new['stages'], 'evaluation'} - {*begun}
+    free = {*old['stages'], *new['stages'], 'evaluation', 'mesh'} - {*begun}
     if {*begun} <= {*new['stages']}:
       free.add('stages')
     if (workdir / 'results.json').is_file():

@@ -40,11 +40,17 @@ def run(method: str, quickstart: Path, out: Path, overrides) -> dict:
   return pipeline.run(config, workdir)
 
 
+def linked(name: str) -> str:
+  """The name as a link from docs/methods.md to the method's page, where there is one."""
+  pages = (f'methods/{name}.md', f'{name.lower()}.md')
+  return next((f'[{name}]({page})' for page in pages if (ROOT / 'docs' / page).is_file()), name)
+
+
 def row(name: str, results: list[dict], shown: str, stages=()) -> str:
   """A line of the table: the mean of each column over the seeds; seconds of `stages`, of those the quickstart lacks unless
   said."""
   values = [result['models'][shown] for result in results]
-  cells = [name]
+  cells = [linked(name)]
   for column in COLUMNS:
     mean = sum(value[column] for value in values) / len(values)
     cells.append(f'{100 * mean:.0f}%' if column in PERCENT else f'{mean:.2f}')

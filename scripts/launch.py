@@ -277,19 +277,20 @@ def watch(processes, grace: int) -> int:
 
   for signum in (signal.SIGINT, signal.SIGTERM):
     signal.signal(signum, pass_on)
-  first, until = 0, None
-  while None in [process.poll() for process in processes]:
+  first, until, running = 0, None, True
+  while running:
+    running = None in [process.poll() for process in processes]
     failed = [number for number, process in enumerate(processes) if process.returncode]
-    failed.sort(key=lambda number: processes[number].returncode == LOST)
     if failed and until is None:
+      failed.sort(key=lambda number: processes[number].returncode == LOST)
       first, until = code(processes[failed[0]]), time.monotonic() + grace
       if len(processes) > 1 and first not in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         print(f'launch: process {failed[0]} ended with exit code {first}; the others have {grace} s', file=sys.stderr)
-    if until and time.monotonic() > until:
+    if running and until and time.monotonic() > until:
       pass_on(signal.SIGTERM if time.monotonic() < until + 10 else signal.SIGKILL, None)
       time.sleep(1)
     time.sleep(0.1)
-  return first or next(filter(None, map(code, processes)), 0)
+  return first
 
 
 def code(process) -> int:

@@ -1,24 +1,97 @@
 """Records what transformers computes for tiny random models, for the tests that run without torch.
 
   pip install torch transformers
-  python scripts/record_references.py   # rewrites tests/models/fixtures
+  python scripts/record_references.py            # rewrites tests/models/fixtures and tests/models/data
+  python scripts/record_references.py gemma2     # one case of tests/models/data
 
-Two directories as `save_pretrained` writes them, and what the models in them say:
+fixtures: two directories as `save_pretrained` writes them, and what the models in them say:
   tiny_llama        LlamaForCausalLM, untied, grouped heads, bfloat16 weights in several files
   tiny_llama_score  LlamaForSequenceClassification with one label
   tiny_llama.npz    tokens [2, 9], mask [2, 9], logits [2, 9, 61] and scores [2] (at the last token), float32
+data: one directory for each of CASES, bfloat16 weights, and `logits.npz` in it: float32 logits [3, 12, 64] of the same
+three texts padded on the right and on the left.
 """
 
 from pathlib import Path
+import sys
 
 import numpy as np
 import torch
 import transformers
 
-FIXTURES = Path(__file__).resolve().parents[1] / 'tests' / 'models' / 'fixtures'
+MODELS = Path(__file__).resolve().parents[1] / 'tests' / 'models'
+FIXTURES, DATA = MODELS / 'fixtures', MODELS / 'data'
+TOKENS = np.array([[5, 9, 60, 7, 33, 2, 18, 41, 4, 11, 50, 22], [3, 50, 1, 27, 6, 12, 44, 19, 8, 0, 0, 0],
+                   [63, 10, 31, 2, 5, 0, 0, 0, 0, 0, 0, 0]])
+LENGTHS = (12, 9, 5)
+SIZES = dict(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+             intermediate_size=48, max_position_embeddings=64, pad_token_id=0, bos_token_id=None, eos_token_id=None)
+THETA = {'rope_type': 'default', 'rope_theta': 500.0}
+LOCAL_GLOBAL = ['sliding_attention', 'full_attention']
+LONGROPE = {'rope_type': 'longrope', 'rope_theta': 500.0, 'short_factor': [1.0, 1.5, 2.0],
+            'long_factor': [1.0, 3.0, 6.0], 'partial_rotary_factor': 0.75}
+EXPERTS = dict(num_experts_per_tok=2, intermediate_size=24)
+CASES = {
+    'gpt2': ('GPT2', dict(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=16, pad_token_id=0,
+                          bos_token_id=None, eos_token_id=None)),
+    'llama': ('Llama', dict(rope_parameters=THETA)),
+    'llama3': ('Llama', dict(attention_bias=True, mlp_bias=True, tie_word_embeddings=True, head_dim=16, rope_parameters={
+        'rope_type': 'llama3', 'rope_theta': 500.0, 'factor': 8.0, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0,
+        'original_max_position_embeddings': 32})),
+    'smollm3': ('SmolLM3', dict(no_rope_layers=[1, 0], use_sliding_window=True, sliding_window=5, rope_parameters=THETA)),
+    'mistral': ('Mistral', dict(sliding_window=4, rope_parameters=THETA)),
+    'qwen2': ('Qwen2', dict(use_sliding_window=True, sliding_window=4, max_window_layers=1, rope_parameters=THETA)),
+    'qwen3': ('Qwen3', dict(head_dim=16, rope_parameters=THETA)),
+    'gemma2': ('Gemma2', dict(head_dim=16, query_pre_attn_scalar=24, sliding_window=4, layer_types=LOCAL_GLOBAL,
+                              attn_logit_softcapping=2.0, final_logit_softcapping=3.0, rope_parameters=THETA)),
+    'gemma3': ('Gemma3Text', dict(head_dim=16, query_pre_attn_scalar=24, sliding_window=4, layer_types=LOCAL_GLOBAL,
+                                  rope_parameters={'sliding_attention': THETA, 'full_attention': {
+                                      'rope_type': 'linear', 'factor': 8.0, 'rope_theta': 90000.0}})),
+    'olmo2': ('Olmo2', dict(rope_parameters=THETA)),
+    'phi3': ('Phi3', dict(sliding_window=4, rope_parameters=THETA)),
+    'phi3_short': ('Phi3', dict(original_max_position_embeddings=16, rope_parameters=LONGROPE)),
+    'phi3_long': ('Phi3', dict(original_max_position_embeddings=8, rope_parameters=LONGROPE)),
+    'mixtral': ('Mixtral', dict(EXPERTS, num_local_experts=4, rope_parameters=THETA)),
+    'qwen3_moe': ('Qwen3Moe', dict(EXPERTS, moe_intermediate_size=24, num_experts=4, norm_topk_prob=True, head_dim=16,
+                                   rope_parameters=THETA)),
+    'olmoe': ('Olmoe', dict(EXPERTS, num_experts=4, rope_parameters=THETA)),
+}
 
 
-def main():
+def build(case, **changes):
+  """The random model of a case: the numbers that a bfloat16 file can hold, computing in float32."""
+  name, said = CASES[case]
+  config = getattr(transformers, name + 'Config')(**{**(SIZES if name != 'GPT2' else {}), **said, **changes})
+  config._attn_implementation = 'eager'  # the one that caps logits
+  model = transformers.AutoModelForCausalLM.from_config(config).eval()
+  random, middle = np.random.default_rng(len(case)), 0.0 if name.startswith('Gemma') else 1.0
+  with torch.no_grad():
+    for key, weight in model.named_parameters():
+      norm = key.endswith('weight') and ('norm' in key or '.ln_' in key)
+      values = random.uniform(middle - 0.5, middle + 0.5, weight.shape) if norm else random.normal(0, 0.3, weight.shape)
+      weight.copy_(torch.tensor(values, dtype=torch.bfloat16))
+  return model
+
+
+def logits(model, left):
+  """[3, 12, 64] float32 of the texts, padded on the left or the right."""
+  rows = [(np.roll(row, 12 - n), np.roll(np.arange(12) < n, 12 - n)) if left else (row, np.arange(12) < n)
+          for row, n in zip(TOKENS, LENGTHS)]
+  tokens, mask = (torch.tensor(np.stack(x)) for x in zip(*rows))
+  positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+  with torch.no_grad():
+    return model(tokens, attention_mask=mask.long(), position_ids=positions).logits.float().numpy()
+
+
+def record(case):
+  model = build(case)
+  right, left = logits(model, left=False), logits(model, left=True)
+  model.bfloat16().save_pretrained(DATA / case)
+  (DATA / case / 'generation_config.json').unlink()
+  np.savez_compressed(DATA / case / 'logits.npz', right=right, left=left)
+
+
+def fixtures():
   shape = dict(vocab_size=61, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
                head_dim=8, intermediate_size=40, max_position_embeddings=64, rms_norm_eps=1e-4, pad_token_id=0,
                initializer_range=0.3, rope_parameters={'rope_type': 'default', 'rope_theta': 500.0})
@@ -43,4 +116,7 @@ def main():
 
 
 if __name__ == '__main__':
-  main()
+  for chosen in sys.argv[1:] or CASES:
+    record(chosen)
+  if not sys.argv[1:]:
+    fixtures()

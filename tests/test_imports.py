@@ -16,7 +16,8 @@ BELOW['feedback'] = 'evaluation', *BELOW['evaluation']
 BELOW['stages'] = 'feedback', *BELOW['feedback']
 BELOW['config'] = 'errors',
 BELOW['pipeline'] = 'config', 'stages', *BELOW['stages']
-BELOW['__main__'] = 'pipeline', *BELOW['pipeline']
+BELOW['__main__'] = BELOW['lines'] = 'pipeline', *BELOW['pipeline']
+BELOW['generate'] = BELOW['score'] = 'lines', *BELOW['lines']
 
 
 def imported(path):

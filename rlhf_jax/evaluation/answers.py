@@ -52,7 +52,7 @@ def build(model, sampling, tokenizer, layout, samples: int = 1, reference_model=
     sequences = sampler.join(prompts, answers)
     def logprobs(model, params):
       hidden, _ = model.apply(params, sequences.tokens, sequences.positions, sequences.segment_ids)
-      return heads.token_logprobs(params, hidden[:, -R - 1:-1], answers.tokens, sampling.temperature)[0]
+      return heads.token_logprobs(model, params, hidden[:, -R - 1:-1], answers.tokens, sampling.temperature)[0]
     kl = divergence.k1(logprobs(model, params), logprobs(reference_model, reference))
     return jnp.sum(jnp.where(answers.mask, kl, 0.0), axis=1)
 

@@ -149,8 +149,10 @@ def build_options(model, tokenizer, layout, config):
     tokens = jnp.concatenate([prompts.tokens, repeat(beginning, jnp.int32)], axis=1)
     mask = jnp.concatenate([prompts.mask, repeat(jnp.ones_like(beginning), bool)], axis=1)
     hidden, _ = model.apply(params, tokens, sampler.prompt_positions(mask), mask.astype(jnp.int32))
-    said = heads.token_logprobs(params, hidden[:, P - 1:-1], tokens[:, P:])[0] if len(beginning) else jnp.zeros((B, 1))
-    return jnp.sum(said, axis=1, keepdims=True) + jax.nn.log_softmax(heads.logits(params, hidden[:, -1]))[:, lasts]
+    before = hidden[:, P - 1:-1]
+    said = heads.token_logprobs(model, params, before, tokens[:, P:])[0] if len(beginning) else jnp.zeros((B, 1))
+    next_token = jax.nn.log_softmax(heads.logits(model, params, hidden[:, -1]))
+    return jnp.sum(said, axis=1, keepdims=True) + next_token[:, lasts]
 
   def read(params, prompts):
     result = np.full((len(prompts), len(ids)), np.nan)

@@ -78,7 +78,7 @@ def build(model, sampling, stop_ids, pad_id, samples: int = 1, unroll: bool | No
                           segment_ids=repeat(0)(cache.segment_ids))
     lengths = repeat(0)(positions[:, -1]) + 1
     done = jnp.zeros(rows, bool)
-    token, logprob = draw(key, heads.logits(params, repeat(0)(hidden[:, -1])), 0, done)
+    token, logprob = draw(key, heads.logits(model, params, repeat(0)(hidden[:, -1])), 0, done)
     tokens = jnp.full((rows, R), pad_id, jnp.int32).at[:, 0].set(token)
     logprobs = jnp.zeros((rows, R)).at[:, 0].set(logprob)
     mask = jnp.zeros((rows, R), bool).at[:, 0].set(True)
@@ -91,7 +91,7 @@ def build(model, sampling, stop_ids, pad_id, samples: int = 1, unroll: bool | No
       place, done, token, cache, tokens, logprobs, mask = state
       hidden, cache = model.apply(params, token[:, None], (lengths + place - 1)[:, None],
                                   jnp.ones((rows, 1), jnp.int32), cache)
-      token, logprob = draw(key, heads.logits(params, hidden[:, 0]), place, done)
+      token, logprob = draw(key, heads.logits(model, params, hidden[:, 0]), place, done)
       tokens, logprobs = tokens.at[:, place].set(token), logprobs.at[:, place].set(logprob)
       mask = mask.at[:, place].set(~done)
       return place + 1, done | jnp.isin(token, stops), token, cache, tokens, logprobs, mask

@@ -1,90 +1,16 @@
-"""Other people's names for our parameters: Hugging Face `config.json` and tensor names, GGUF metadata and names.
+"""Families of decoders: what config.json calls things, and where the tensors are.
 
-One table per family; now only Llama's (Llama, SmolLM2 and whatever else says `"model_type": "llama"`).
-A line of the table names the axes of our leaf and of the file's matrix by letters:
-
-  v vocab_size, d embed, h heads, n kv_heads, c head_dim, f mlp
-
-so `'dhc', 'hc,d'` reads: our leaf [D, H, C] stands in the file as the matrix [H * C, D]. Leaves under `layers`
-carry one more leading axis here and one tensor per layer there. No file is opened here: see pretrained.py.
+A family is a section below: Hugging Face's names of our fields, what an absent key means, the features that are the
+same in the whole family, and a table of tensors (see tensors.py) over Llama's. hf_config.py reads and writes
+config.json by it. No file is opened here.
 """
 
 import dataclasses
-import math
+import functools
+from typing import Any, Callable
 
-import numpy as np
-
-from rlhf_jax.errors import UserError
-from rlhf_jax.models.transformer import ModelConfig
-
-SIZES = {'v': 'vocab_size', 'd': 'embed', 'h': 'heads', 'n': 'kv_heads', 'c': 'head_dim', 'f': 'mlp'}
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-  """One leaf of ours and its place in files.
-
-  Attributes:
-    path: keys of the leaf in params.
-    axes: letters of our axes, without `layers`.
-    name: Hugging Face's name, `{}` for the layer.
-    matrix: letters of the file's axes, a comma between two; an axis without letters has size 1.
-    gguf: GGUF's name.
-    paired: GGUF keeps the rows in pairs (i, i + C/2), Hugging Face in halves.
-  """
-  path: tuple[str, ...]
-  axes: str
-  name: str
-  matrix: str
-  gguf: str = ''
-  paired: bool = False
-
-  def names(self, config, gguf=False):
-    """Its names in a file: one, or one per layer."""
-    name = self.gguf if gguf else self.name
-    return [name.format(i) for i in range(config.layers)] if self.path[0] == 'layers' else [name]
-
-  def shape(self, config):
-    """Shape of our leaf (one layer of it)."""
-    return tuple(getattr(config, SIZES[axis]) for axis in self.axes)
-
-  def file_shape(self, config):
-    """Shape of the file's matrix or vector."""
-    return tuple(math.prod(getattr(config, SIZES[axis]) for axis in group) for group in self.matrix.split(','))
-
-  def read(self, config, matrix, index=None):
-    """Our leaf (one layer of it) out of the file's.
-
-    Args:
-      config: shape of the model.
-      matrix: (slices) → the part of the file's matrix, numpy; called once, with the least part that is needed.
-      index: slices of our axes; all of them by default.
-    """
-    sizes = dict(zip(self.axes, self.shape(config)))
-    cuts = dict(zip(self.axes, index or [slice(None)] * len(self.axes)))
-    slices, parts = [], []
-    for group in self.matrix.split(','):  # an axis of the file is cut at its first letter, the others afterwards
-      start, stop, _ = cuts[group[0]].indices(sizes[group[0]]) if group else (0, 1, 1)
-      inner = math.prod(sizes[axis] for axis in group[1:])
-      slices.append(slice(start * inner, stop * inner))
-      parts += [stop - start] * bool(group) + [sizes[axis] for axis in group[1:]]
-    letters = self.matrix.replace(',', '')
-    first = {group[0] for group in self.matrix.split(',') if group}
-    part = matrix(tuple(slices)).reshape(parts).transpose([letters.index(axis) for axis in self.axes])
-    return part[tuple(slice(None) if axis in first else cuts[axis] for axis in self.axes)]
-
-  def write(self, config, leaf):
-    """The file's matrix out of our leaf (one layer of it), numpy."""
-    letters = self.matrix.replace(',', '')
-    order = [self.axes.index(axis) for axis in letters]
-    return np.ascontiguousarray(leaf.transpose(order).reshape(self.file_shape(config)))
-
-  def unpair(self, config, matrix):
-    """GGUF's matrix in Hugging Face's order of rows."""
-    if not self.paired:
-      return matrix
-    heads = self.shape(config)[self.axes.index(self.matrix[0])]
-    return matrix.reshape(heads, -1, 2, matrix.shape[-1]).swapaxes(1, 2).reshape(matrix.shape)
+from rlhf_jax.models import transformer
+from rlhf_jax.models.tensors import Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,143 +18,264 @@ class Family:
   """What is particular to a family.
 
   Attributes:
-    architecture: what stands before `ForCausalLM` in Hugging Face's class name.
-    only: keys of config.json and the one value of each that our decoder computes; absent counts as that value.
+    title: what people call its models.
+    causal, scorer: Hugging Face's classes of the language model and of the reward model.
+    table: Tensors of all leaves that a model of this family can have.
+    keys: our fields by Hugging Face's key of config.json.
     defaults: what an absent key of config.json means.
-    tensors: the table.
+    always: fields of ours that are the same in the whole family.
+    only: keys of config.json and the one value of each that is computed here; absent counts as that value.
+    layer_types: (values of config.json) → the kind of each layer, where the file has no list; None: no windows.
+    listed: layer_types can stand in config.json.
+    switched: a window counts only with `use_sliding_window`.
+    prefix: of all names but the output matrix and the score; some files leave it out.
     ignored: endings of tensor names that carry nothing to learn.
+    scorer_exists: whether transformers has the scorer.
   """
-  architecture: str
-  only: dict
-  defaults: dict
-  tensors: tuple[Tensor, ...]
-  ignored: tuple[str, ...] = ()
+  title: str
+  causal: str
+  scorer: str
+  table: tuple[Tensor, ...]
+  keys: dict[str, str]
+  defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
+  always: dict[str, Any] = dataclasses.field(default_factory=dict)
+  only: dict[str, Any] = dataclasses.field(default_factory=dict)
+  layer_types: Callable[[dict], list[str]] | None = None
+  listed: bool = False
+  switched: bool = False
+  prefix: str = 'model.'
+  ignored: tuple[str, ...] = ('rotary_emb.inv_freq',)
+  scorer_exists: bool = True
 
 
-def _layer(leaf, axes, name, matrix, gguf, paired=False):
-  return Tensor(('layers', leaf), axes, f'model.layers.{{}}.{name}.weight', matrix, f'blk.{{}}.{gguf}.weight',
-                paired)
+LOCAL, GLOBAL = 'sliding_attention', 'full_attention'
+
+
+def _layer(leaf, axes, name, matrix, gguf='', **more):
+  gguf = gguf and f'blk.{{}}.{gguf}.weight'
+  return Tensor(f'layers.{leaf}', 'l' + axes, f'model.layers.{{}}.{name}', matrix, gguf=gguf, **more)
+
+
+def _replaced(table, *lines):
+  """A table with the lines of these leaves in place of its own, and those that are new to it."""
+  return tuple({**{line.path: line for line in table}, **{line.path: line for line in lines}}.values())
+
+
+def _norms(attention='', attention_post='', mlp='', mlp_post=''):
+  names = {'attention_norm': attention, 'attention_post_norm': attention_post, 'mlp_norm': mlp,
+           'mlp_post_norm': mlp_post}
+  return tuple(_layer(leaf, 'd', f'{name}.weight', 'd') for leaf, name in names.items() if name)
+
+
+LLAMA = (
+    Tensor('embedding', 'vd', 'model.embed_tokens.weight', 'v,d', gguf='token_embd.weight'),
+    _layer('attention_norm', 'd', 'input_layernorm.weight', 'd', 'attn_norm'),
+    _layer('query', 'dhc', 'self_attn.q_proj.weight', 'hc,d', 'attn_q', paired=True),
+    _layer('key', 'dnc', 'self_attn.k_proj.weight', 'nc,d', 'attn_k', paired=True),
+    _layer('value', 'dnc', 'self_attn.v_proj.weight', 'nc,d', 'attn_v'),
+    _layer('output', 'hcd', 'self_attn.o_proj.weight', 'd,hc', 'attn_output'),
+    _layer('query_bias', 'hc', 'self_attn.q_proj.bias', 'hc'),
+    _layer('key_bias', 'nc', 'self_attn.k_proj.bias', 'nc'),
+    _layer('value_bias', 'nc', 'self_attn.v_proj.bias', 'nc'),
+    _layer('output_bias', 'd', 'self_attn.o_proj.bias', 'd'),
+    _layer('mlp_norm', 'd', 'post_attention_layernorm.weight', 'd', 'ffn_norm'),
+    _layer('gate', 'df', 'mlp.gate_proj.weight', 'f,d', 'ffn_gate'),
+    _layer('up', 'df', 'mlp.up_proj.weight', 'f,d', 'ffn_up'),
+    _layer('down', 'fd', 'mlp.down_proj.weight', 'd,f', 'ffn_down'),
+    _layer('gate_bias', 'f', 'mlp.gate_proj.bias', 'f'),
+    _layer('up_bias', 'f', 'mlp.up_proj.bias', 'f'),
+    _layer('down_bias', 'd', 'mlp.down_proj.bias', 'd'),
+    Tensor('norm', 'd', 'model.norm.weight', 'd', gguf='output_norm.weight'),
+    Tensor('unembedding', 'dv', 'lm_head.weight', 'v,d', gguf='output.weight'),
+    Tensor('score.kernel', 'd', 'score.weight', ',d'),
+)
+HEAD_NORMS = (_layer('query_norm', 'c', 'self_attn.q_norm.weight', 'c'),
+              _layer('key_norm', 'c', 'self_attn.k_norm.weight', 'c'))
+ALL_NORMS = (_layer('query_norm', 'hc', 'self_attn.q_norm.weight', 'hc'),
+             _layer('key_norm', 'nc', 'self_attn.k_norm.weight', 'nc'))
+FOUR_NORMS = _norms('input_layernorm', 'post_attention_layernorm', 'pre_feedforward_layernorm',
+                    'post_feedforward_layernorm')
+PHI3 = tuple(_layer(leaf, axes, name, matrix, part=part) for leaf, axes, name, matrix, part in (
+    ('query', 'dhc', 'self_attn.qkv_proj.weight', 'hc|nc|nc,d', 0),
+    ('key', 'dnc', 'self_attn.qkv_proj.weight', 'hc|nc|nc,d', 1),
+    ('value', 'dnc', 'self_attn.qkv_proj.weight', 'hc|nc|nc,d', 2),
+    ('gate', 'df', 'mlp.gate_up_proj.weight', 'f|f,d', 0),
+    ('up', 'df', 'mlp.gate_up_proj.weight', 'f|f,d', 1)))
+
+
+def _gpt2(leaf, axes, name, matrix, **more):
+  return Tensor(f'layers.{leaf}', 'l' + axes, f'transformer.h.{{}}.{name}', matrix, **more)
+
+
+GPT2 = (
+    Tensor('embedding', 'vd', 'transformer.wte.weight', 'v,d'),
+    Tensor('positions', 'pd', 'transformer.wpe.weight', 'p,d'),
+    _gpt2('attention_norm', 'd', 'ln_1.weight', 'd'),
+    _gpt2('attention_norm_bias', 'd', 'ln_1.bias', 'd'),
+    *(_gpt2(leaf, axes, 'attn.c_attn.weight', 'd,hc|nc|nc', part=part)
+      for part, (leaf, axes) in enumerate((('query', 'dhc'), ('key', 'dnc'), ('value', 'dnc')))),
+    *(_gpt2(leaf, axes, 'attn.c_attn.bias', 'hc|nc|nc', part=part)
+      for part, (leaf, axes) in enumerate((('query_bias', 'hc'), ('key_bias', 'nc'), ('value_bias', 'nc')))),
+    _gpt2('output', 'hcd', 'attn.c_proj.weight', 'hc,d'),
+    _gpt2('output_bias', 'd', 'attn.c_proj.bias', 'd'),
+    _gpt2('mlp_norm', 'd', 'ln_2.weight', 'd'),
+    _gpt2('mlp_norm_bias', 'd', 'ln_2.bias', 'd'),
+    _gpt2('up', 'df', 'mlp.c_fc.weight', 'd,f'),
+    _gpt2('up_bias', 'f', 'mlp.c_fc.bias', 'f'),
+    _gpt2('down', 'fd', 'mlp.c_proj.weight', 'f,d'),
+    _gpt2('down_bias', 'd', 'mlp.c_proj.bias', 'd'),
+    Tensor('norm', 'd', 'transformer.ln_f.weight', 'd'),
+    Tensor('norm_bias', 'd', 'transformer.ln_f.bias', 'd'),
+    Tensor('unembedding', 'dv', 'lm_head.weight', 'v,d'),
+    Tensor('score.kernel', 'd', 'score.weight', ',d'),
+)
+
+
+def _experts(block, router, gate, up, down):
+  """Lines of a mixture of experts, each expert's matrices in tensors of their own."""
+  expert = lambda leaf, axes, name, matrix: Tensor(
+      f'layers.{leaf}', 'le' + axes, f'model.layers.{{}}.{block}.experts.{{}}.{name}.weight', matrix)
+  return (_layer('router', 'de', f'{block}.{router}.weight', 'e,d'), expert('gate', 'df', gate, 'f,d'),
+          expert('up', 'df', up, 'f,d'), expert('down', 'fd', down, 'd,f'))
+
+
+MIXTRAL = _replaced(LLAMA, *_experts('block_sparse_moe', 'gate', 'w1', 'w3', 'w2'))
+EXPERTS = _experts('mlp', 'gate', 'gate_proj', 'up_proj', 'down_proj')
+
+KEYS = {  # ours: Hugging Face's
+    'vocab_size': 'vocab_size', 'embed': 'hidden_size', 'layers': 'num_hidden_layers', 'heads': 'num_attention_heads',
+    'kv_heads': 'num_key_value_heads', 'head_dim': 'head_dim', 'mlp': 'intermediate_size', 'norm_eps': 'rms_norm_eps',
+    'tied': 'tie_word_embeddings', 'max_length': 'max_position_embeddings', 'activation': 'hidden_act',
+}
+ATTENTION_BIAS = {'qkv_bias': 'attention_bias', 'output_bias': 'attention_bias'}
+GEMMA = {**KEYS, **ATTENTION_BIAS, 'activation': 'hidden_activation', 'attention_scalar': 'query_pre_attn_scalar',
+         'attention_cap': 'attn_logit_softcapping', 'logit_cap': 'final_logit_softcapping'}
+ROUTING = {'experts': 'num_experts', 'experts_per_token': 'num_experts_per_tok', 'renormalise': 'norm_topk_prob'}
+ABSENT = {'rms_norm_eps': 1e-6, 'rope_theta': 10000.0, 'tie_word_embeddings': False, 'hidden_act': 'silu',
+          'attention_bias': False, 'mlp_bias': False}
+WHOLE = {'partial_rotary_factor': 1.0}  # all of a head turns
+
+
+def _everywhere(values):
+  return [LOCAL] * values['num_hidden_layers']
+
+
+def _late(values):
+  return [LOCAL if i >= values['max_window_layers'] else GLOBAL for i in range(values['num_hidden_layers'])]
+
+
+def _every(pattern, values):
+  return [LOCAL if (i + 1) % pattern else GLOBAL for i in range(values['num_hidden_layers'])]
+
+
+def _without_rope(values):
+  return [GLOBAL if rotary else LOCAL for rotary in values['no_rope_layers']]
 
 
 FAMILIES = {
     'llama': Family(
-        architecture='Llama',
-        only={'hidden_act': 'silu', 'attention_bias': False, 'mlp_bias': False, 'rope_scaling': None,
-              'partial_rotary_factor': 1.0, 'quantization_config': None},
-        defaults={'rms_norm_eps': 1e-6, 'rope_theta': 10000.0, 'tie_word_embeddings': False,
-                  'max_position_embeddings': 2048},
-        tensors=(
-            Tensor(('embedding',), 'vd', 'model.embed_tokens.weight', 'v,d', 'token_embd.weight'),
-            _layer('attention_norm', 'd', 'input_layernorm', 'd', 'attn_norm'),
-            _layer('query', 'dhc', 'self_attn.q_proj', 'hc,d', 'attn_q', paired=True),
-            _layer('key', 'dnc', 'self_attn.k_proj', 'nc,d', 'attn_k', paired=True),
-            _layer('value', 'dnc', 'self_attn.v_proj', 'nc,d', 'attn_v'),
-            _layer('output', 'hcd', 'self_attn.o_proj', 'd,hc', 'attn_output'),
-            _layer('mlp_norm', 'd', 'post_attention_layernorm', 'd', 'ffn_norm'),
-            _layer('gate', 'df', 'mlp.gate_proj', 'f,d', 'ffn_gate'),
-            _layer('up', 'df', 'mlp.up_proj', 'f,d', 'ffn_up'),
-            _layer('down', 'fd', 'mlp.down_proj', 'd,f', 'ffn_down'),
-            Tensor(('norm',), 'd', 'model.norm.weight', 'd', 'output_norm.weight'),
-            Tensor(('unembedding',), 'dv', 'lm_head.weight', 'v,d', 'output.weight'),
-            Tensor(('score', 'kernel'), 'd', 'score.weight', ',d'),
-        ),
-        ignored=('rotary_emb.inv_freq',),
-    ),
+        'Llama 2, Llama 3.x, SmolLM2', 'LlamaForCausalLM', 'LlamaForSequenceClassification', LLAMA,
+        {**KEYS, **ATTENTION_BIAS, 'mlp_bias': 'mlp_bias'},
+        {**ABSENT, 'max_position_embeddings': 2048}, only=WHOLE),
+    'smollm3': Family(
+        'SmolLM3', 'SmolLM3ForCausalLM', 'SmolLM3ForSequenceClassification', LLAMA,
+        {**KEYS, **ATTENTION_BIAS, 'mlp_bias': 'mlp_bias', 'rope_layers': 'no_rope_layers'},
+        {**ABSENT, 'rope_theta': 2e6, 'tie_word_embeddings': True, 'max_position_embeddings': 32768,
+         'num_key_value_heads': 4, 'use_sliding_window': False, 'no_rope_layer_interval': 4},
+        only=WHOLE, layer_types=_without_rope, listed=True, switched=True),
+    'mistral': Family(
+        'Mistral', 'MistralForCausalLM', 'MistralForSequenceClassification', LLAMA, KEYS,
+        {**ABSENT, 'sliding_window': 4096, 'num_key_value_heads': 8, 'max_position_embeddings': 131072},
+        only=WHOLE, layer_types=_everywhere),
+    'qwen2': Family(
+        'Qwen2, Qwen2.5', 'Qwen2ForCausalLM', 'Qwen2ForSequenceClassification', LLAMA, KEYS,
+        {**ABSENT, 'max_position_embeddings': 32768, 'num_key_value_heads': 32, 'sliding_window': 4096,
+         'use_sliding_window': False, 'max_window_layers': 28}, always={'qkv_bias': True},
+        only=WHOLE, layer_types=_late, listed=True, switched=True),
+    'qwen3': Family(
+        'Qwen3', 'Qwen3ForCausalLM', 'Qwen3ForSequenceClassification', _replaced(LLAMA, *HEAD_NORMS),
+        {**KEYS, **ATTENTION_BIAS},
+        {**ABSENT, 'head_dim': 128, 'max_position_embeddings': 32768, 'num_key_value_heads': 32,
+         'sliding_window': 4096, 'use_sliding_window': False, 'max_window_layers': 28}, always={'qk_norm': 'head'},
+        only=WHOLE, layer_types=_late, listed=True, switched=True),
+    'gemma2': Family(
+        'Gemma 2', 'Gemma2ForCausalLM', 'Gemma2ForSequenceClassification', _replaced(LLAMA, *FOUR_NORMS), GEMMA,
+        {**ABSENT, 'tie_word_embeddings': True, 'head_dim': 256, 'num_key_value_heads': 4, 'sliding_window': 4096,
+         'hidden_activation': 'gelu_pytorch_tanh', 'query_pre_attn_scalar': 256, 'max_position_embeddings': 8192,
+         'attn_logit_softcapping': 50.0, 'final_logit_softcapping': 30.0},
+        always={'norm': 'rms_offset', 'post_norm': True, 'embed_scale': True},
+        only={**WHOLE, 'use_bidirectional_attention': False},
+        layer_types=functools.partial(_every, 2), listed=True),
+    'gemma3_text': Family(
+        'Gemma 3 (text)', 'Gemma3ForCausalLM', 'Gemma3TextForSequenceClassification',
+        _replaced(LLAMA, *FOUR_NORMS, *HEAD_NORMS), {**GEMMA, 'rope_local_theta': 'rope_local_base_freq'},
+        {**ABSENT, 'tie_word_embeddings': True, 'head_dim': 256, 'num_key_value_heads': 4, 'sliding_window': 4096,
+         'hidden_activation': 'gelu_pytorch_tanh', 'query_pre_attn_scalar': 256, 'max_position_embeddings': 131072,
+         'rope_theta': 1e6, 'rope_local_base_freq': 10000.0, 'sliding_window_pattern': 6},
+        always={'norm': 'rms_offset', 'post_norm': True, 'embed_scale': True, 'qk_norm': 'head'},
+        only={**WHOLE, 'use_bidirectional_attention': False},
+        layer_types=lambda values: _every(values['sliding_window_pattern'], values), listed=True),
+    'olmo2': Family(
+        'OLMo 2', 'Olmo2ForCausalLM', 'Olmo2ForSequenceClassification',
+        _replaced(LLAMA, *_norms(attention_post='post_attention_layernorm', mlp_post='post_feedforward_layernorm'),
+                  *ALL_NORMS), {**KEYS, **ATTENTION_BIAS},
+        {**ABSENT, 'rms_norm_eps': 1e-5, 'max_position_embeddings': 2048},
+        always={'pre_norm': False, 'post_norm': True, 'qk_norm': 'all'}, only=WHOLE),
+    'phi3': Family(
+        'Phi-3, Phi-3.5-mini, Phi-4-mini', 'Phi3ForCausalLM', 'Phi3ForSequenceClassification',
+        _replaced(LLAMA, *PHI3), {**KEYS, 'rope_fraction': 'partial_rotary_factor'},
+        {**ABSENT, 'rms_norm_eps': 1e-5, 'max_position_embeddings': 4096, 'partial_rotary_factor': 1.0,
+         'original_max_position_embeddings': 4096}, layer_types=_everywhere),
+    'gpt2': Family(
+        'GPT-2', 'GPT2LMHeadModel', 'GPT2ForSequenceClassification', GPT2,
+        {'vocab_size': 'vocab_size', 'embed': 'n_embd', 'layers': 'n_layer', 'heads': 'n_head', 'mlp': 'n_inner',
+         'norm_eps': 'layer_norm_epsilon', 'max_length': 'n_positions', 'activation': 'activation_function',
+         'tied': 'tie_word_embeddings'},
+        {'layer_norm_epsilon': 1e-5, 'n_positions': 1024, 'activation_function': 'gelu_new',
+         'tie_word_embeddings': True},
+        always={'norm': 'layer', 'qkv_bias': True, 'output_bias': True, 'mlp_bias': True, 'gated': False,
+                'learned_positions': True},
+        only={'scale_attn_weights': True, 'scale_attn_by_inverse_layer_idx': False, 'add_cross_attention': False},
+        prefix='transformer.', ignored=('.attn.bias', '.attn.masked_bias')),
+    'mixtral': Family(
+        'Mixtral', 'MixtralForCausalLM', 'MixtralForSequenceClassification', MIXTRAL,
+        {**KEYS, 'experts': 'num_local_experts', 'experts_per_token': 'num_experts_per_tok'},
+        {**ABSENT, 'rms_norm_eps': 1e-5, 'rope_theta': 1e6, 'max_position_embeddings': 131072,
+         'num_key_value_heads': 8, 'num_local_experts': 8, 'num_experts_per_tok': 2},
+        only=WHOLE, layer_types=_everywhere),
+    'qwen3_moe': Family(
+        'Qwen3-MoE', 'Qwen3MoeForCausalLM', 'Qwen3MoeForSequenceClassification',
+        _replaced(LLAMA, *HEAD_NORMS, *EXPERTS),
+        {**KEYS, **ATTENTION_BIAS, **ROUTING, 'mlp': 'moe_intermediate_size'},
+        {**ABSENT, 'num_key_value_heads': 4, 'max_position_embeddings': 32768, 'sliding_window': 4096,
+         'use_sliding_window': False, 'moe_intermediate_size': 768, 'num_experts': 128, 'num_experts_per_tok': 8,
+         'norm_topk_prob': False},
+        always={'qk_norm': 'head'}, only={**WHOLE, 'decoder_sparse_step': 1, 'mlp_only_layers': []},
+        layer_types=_everywhere, switched=True),
+    'olmoe': Family(
+        'OLMoE', 'OlmoeForCausalLM', 'OlmoeForSequenceClassification', _replaced(LLAMA, *ALL_NORMS, *EXPERTS),
+        {**KEYS, **ATTENTION_BIAS, **ROUTING},
+        {**ABSENT, 'rms_norm_eps': 1e-5, 'max_position_embeddings': 4096, 'num_experts': 64,
+         'num_experts_per_tok': 8, 'norm_topk_prob': False},
+        always={'qk_norm': 'all'}, only={**WHOLE, 'clip_qkv': None}, scorer_exists=False),
 }
 
-_KEYS = {  # ours: Hugging Face's
-    'vocab_size': 'vocab_size', 'embed': 'hidden_size', 'layers': 'num_hidden_layers',
-    'heads': 'num_attention_heads', 'kv_heads': 'num_key_value_heads', 'head_dim': 'head_dim',
-    'mlp': 'intermediate_size', 'norm_eps': 'rms_norm_eps',
-    'rope_theta': 'rope_theta', 'tied': 'tie_word_embeddings', 'max_length': 'max_position_embeddings',
-}
-_GGUF_KEYS = {  # Hugging Face's: GGUF's, after the family's name
-    'hidden_size': 'embedding_length', 'num_hidden_layers': 'block_count',
-    'num_attention_heads': 'attention.head_count', 'num_key_value_heads': 'attention.head_count_kv',
-    'head_dim': 'rope.dimension_count', 'intermediate_size': 'feed_forward_length',
-    'rms_norm_eps': 'attention.layer_norm_rms_epsilon', 'rope_theta': 'rope.freq_base',
-    'max_position_embeddings': 'context_length',
-}
+
+def tensors(config) -> list[Tensor]:
+  """The lines of its family's table for the leaves that a model of this shape has, but the bias of a scalar head,
+  for which Hugging Face has no place."""
+  leaves = {'.'.join(keys) for keys in _paths(transformer.build(config).axes)}
+  return [tensor for tensor in FAMILIES[config.family].table if tensor.path in leaves]
 
 
-def tensors(config: ModelConfig) -> list[Tensor]:
-  """The lines of the table that a model of this shape has."""
-  absent = {'unembedding': config.tied, 'score': not config.head}
-  return [tensor for tensor in FAMILIES['llama'].tensors if not absent.get(tensor.path[0])]
+def _paths(tree):
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      yield from ((key, *rest) for rest in _paths(value))
+    else:
+      yield (key,)
 
 
-def ignorable(config: ModelConfig, name: str) -> bool:
-  """Whether a tensor of a file may be passed over: constants, and the copy of a tied output matrix."""
-  return name.endswith(FAMILIES['llama'].ignored) or (config.tied and name == 'lm_head.weight')
-
-
-def from_hf(values: dict, where: str = 'config.json') -> ModelConfig:
-  """The shape that a `config.json` describes.
-
-  A `…ForSequenceClassification` gives `head=True` and `tied=True`: it has no output matrix.
-
-  Args:
-    values: the parsed file.
-    where: what errors call it.
-
-  Raises:
-    UserError: for an unknown architecture, a feature our decoder lacks, or a missing key.
-  """
-  family = FAMILIES.get(values.get('model_type'))
-  if family is None:
-    raise UserError(f'{where}: model_type is {values.get("model_type")!r}, expected one of {", ".join(FAMILIES)}')
-  kinds = [family.architecture + 'ForCausalLM', family.architecture + 'ForSequenceClassification']
-  kind = (values.get('architectures') or kinds)[0]
-  if kind not in kinds:
-    raise UserError(f'{where}: architecture is {kind!r}, expected one of {", ".join(kinds)}')
-  values = dict(values)
-  rope = values.get('rope_parameters') or {}  # where transformers 5 writes it
-  values.setdefault('rope_theta', rope.get('rope_theta', family.defaults['rope_theta']))
-  for scaling in (rope, values.get('rope_scaling') or {}):
-    if scaling.get('rope_type', scaling.get('type', 'default')) != 'default':
-      raise UserError(f'{where}: rotary scaling {scaling.get("rope_type", scaling.get("type"))!r}, expected none')
-  values['rope_scaling'] = None
-  for key, value in family.only.items():
-    if values.get(key, value) != value:
-      raise UserError(f'{where}: {key} is {values[key]!r}, expected {value!r}')
-  values = {**family.defaults, **{key: value for key, value in values.items() if value is not None}}
-  missing = [key for key in ('vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads',
-                             'intermediate_size') if key not in values]
-  if missing:
-    raise UserError(f'{where}: no {", ".join(missing)}')
-  values.setdefault('num_key_value_heads', values['num_attention_heads'])
-  values.setdefault('head_dim', values['hidden_size'] // values['num_attention_heads'])
-  head = kind == kinds[1]
-  config = ModelConfig(**{ours: values[theirs] for ours, theirs in _KEYS.items()}, head=head)
-  return dataclasses.replace(config, tied=config.tied or head)
-
-
-def to_hf(config: ModelConfig) -> dict:
-  """The `config.json` of a shape: a `LlamaForCausalLM`, or with a head a `LlamaForSequenceClassification`."""
-  family = FAMILIES['llama']
-  kind = 'ForSequenceClassification' if config.head else 'ForCausalLM'
-  values = {'model_type': 'llama', 'architectures': [family.architecture + kind],
-            **{theirs: getattr(config, ours) for ours, theirs in _KEYS.items()},
-            'hidden_act': 'silu', 'attention_bias': False, 'mlp_bias': False}
-  return {**values, 'num_labels': 1} if config.head else values
-
-
-def from_gguf(fields: dict, names, where: str) -> ModelConfig:
-  """The shape that the metadata of a GGUF file describe.
-
-  Args:
-    fields: metadata, plain values by key.
-    names: the names of the file's tensors.
-    where: what errors call it.
-
-  Raises:
-    UserError: as from_hf.
-  """
-  kind = fields.get('general.architecture')
-  if fields.get(f'{kind}.rope.scaling.type', 'none') != 'none':
-    raise UserError(f'{where}: rotary scaling {fields[f"{kind}.rope.scaling.type"]!r}, expected none')
-  values = {theirs: fields.get(f'{kind}.{key}') for theirs, key in _GGUF_KEYS.items()}
-  values = {key: float(str(np.float32(value))) if isinstance(value, float) else value  # 9.99999974e-06 is 1e-05
-            for key, value in values.items()}
-  return from_hf({**values, 'model_type': kind, 'tie_word_embeddings': 'output.weight' not in names,
-                  'vocab_size': len(fields.get('tokenizer.ggml.tokens') or ()) or None}, where)
+def ignorable(config, name: str) -> bool:
+  """Whether a tensor of a file may be passed over: constants, and the output matrix that a reward model lacks."""
+  return name.endswith(FAMILIES[config.family].ignored) or (config.head and name == 'lm_head.weight')

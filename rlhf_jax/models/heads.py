@@ -14,16 +14,18 @@ def unembedding(params):
   return params['unembedding'] if 'unembedding' in params else params['embedding'].T
 
 
-def logits(params, hidden):
-  """Next-token logits [..., V] float32 of hidden [..., D]."""
-  return jnp.matmul(hidden, unembedding(params).astype(hidden.dtype), preferred_element_type=jnp.float32)
+def logits(model, params, hidden):
+  """Next-token logits [..., V] float32 of hidden [..., D], soft-capped where the model's are."""
+  cap = model.config.logit_cap
+  values = jnp.matmul(hidden, unembedding(params).astype(hidden.dtype), preferred_element_type=jnp.float32)
+  return cap * jnp.tanh(values / cap) if cap else values
 
 
-def token_logprobs(params, hidden, targets, temperature=1.0):
+def token_logprobs(model, params, hidden, targets, temperature=1.0):
   """Log-probabilities of targets, and entropies, under softmax(logits / temperature).
 
   Args:
-    params: of the model that made the hidden states.
+    model, params: what made the hidden states.
     hidden: [B, T, D], each place predicting the target at the same place.
     targets: [B, T] int32.
     temperature: the one the tokens were, or would be, sampled with; 0 (greedy) counts as 1.
@@ -34,7 +36,7 @@ def token_logprobs(params, hidden, targets, temperature=1.0):
   B, T, D = hidden.shape
 
   def chunk(hidden, targets):
-    logprobs = jax.nn.log_softmax(logits(params, hidden) / (temperature or 1.0), axis=-1)
+    logprobs = jax.nn.log_softmax(logits(model, params, hidden) / (temperature or 1.0), axis=-1)
     chosen = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
     return chosen, -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
 

@@ -86,6 +86,10 @@ class Tokenizer:
     """Ids of a text, nothing added; special-token strings are characters like any other."""
     return self._plain.encode(_whole(text), add_special_tokens=False).ids
 
+  def text(self, text: str) -> list[int]:
+    """Ids of a text that begins anew: behind the beginning-of-sequence token, where the tokenizer adds one."""
+    return ([self.bos_id] if self._adds_bos else []) + self.encode(text)
+
   def prompt(self, messages) -> list[int]:
     """Ids of a conversation up to where the assistant's answer begins.
 

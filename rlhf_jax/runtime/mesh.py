@@ -89,6 +89,14 @@ class Layout:
     cut = [None if odd(size, name) else name for size, name in zip(x.shape, names)]
     return jax.lax.with_sharding_constraint(x, self.sharding(cut))
 
+  def shards(self, function, inputs, output):
+    """Inside a jitted function: `function` on each device's own part of arrays whose axes bear these names;
+    None where places of a row are cut over devices: a part of them is not what such a function expects."""
+    if self.mesh.shape['context'] > 1 and self.rules['length']:
+      return None
+    return jax.shard_map(function, mesh=self.mesh, in_specs=tuple(map(self.spec, inputs)),
+                         out_specs=self.spec(output), check_vma=False)
+
   def shardings(self, axes, shapes):
     """The shardings of a tree of parameters.
 

@@ -20,6 +20,7 @@ OPTIMIZER = dict(
     eps=1e-8,
     weight_decay=0.0,  # decoupled; never on norms and biases
     clip_norm=1.0,  # global norm of the gradient; 0 = off
+    moment_dtype='float32',  # of the first moment; bfloat16 halves it (the second, whose root divides, stays float32)
 )
 
 SCHEDULES = ('constant', 'linear', 'cosine')
@@ -60,8 +61,10 @@ def make_optimizer(config, updates: int) -> optax.GradientTransformation:
   def decayed(params):
     kept = lambda path: any(word in jax.tree_util.keystr(path) for word in ('norm', 'bias'))
     return jax.tree_util.tree_map_with_path(lambda path, _: not kept(path), params)
+  if config.moment_dtype not in ('float32', 'bfloat16'):
+    raise UserError(f'optimizer.moment_dtype: expected float32 or bfloat16, got {config.moment_dtype!r}')
   adamw = optax.adamw(make_schedule(config, updates), config.b1, config.b2, config.eps,
-                      weight_decay=config.weight_decay, mask=decayed)
+                      weight_decay=config.weight_decay, mask=decayed, mu_dtype=config.moment_dtype)
   return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
 
 

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation import answers
-from rlhf_jax.models import pretrained, transformer
+from rlhf_jax.evaluation import answers, report
+from rlhf_jax.models import card, pretrained, transformer
 from rlhf_jax.models.tokenizer import Tokenizer
 from rlhf_jax.runtime import checkpoint
 from rlhf_jax.runtime import step as steps
@@ -65,7 +65,7 @@ def open_model(context: Context, init: str, head: bool = False):
     UserError: nothing of that name, or it knows fewer tokens than the tokenizer has.
   """
   layout, said = context.layout, context.config.model
-  compute = dict(dtype=said.dtype, remat=said.remat)
+  compute = dict(dtype=said.dtype, remat=said.remat, attention=said.attention)
   stage = context.workdir / init if init in context.config.stages else Path(init)
   if init == 'random':
     own = head
@@ -84,7 +84,8 @@ def open_model(context: Context, init: str, head: bool = False):
   if config.vocab_size < context.tokenizer.vocab_size:
     raise UserError(f'config.{context.name}: {init!r} knows {config.vocab_size} tokens, the tokenizer of the run '
                     f'{context.tokenizer.vocab_size}')
-  build = lambda head: transformer.build(dataclasses.replace(config, head=head, **compute), layout.constrain)
+  build = lambda head: transformer.build(dataclasses.replace(config, head=head, **compute), layout.constrain,
+                                         layout.shards)
   model, source_model = build(head), build(own)
 
   def read():
@@ -182,9 +183,17 @@ def describe(context: Context, model) -> None:
 
 
 def export(context: Context, params) -> None:
-  """Leaves the model in the stage's folder as a Hugging Face directory."""
+  """Leaves the model in the stage's folder as a Hugging Face directory, with a card."""
+  said, section = context.config.export, context.section.to_dict()
   config = transformer.ModelConfig(**json.loads((context.directory / 'model.json').read_text()))
-  pretrained.export(context.directory / 'export', config, params, context.tokenizer)
+  evaluated = [line for line in report.read_metrics(context.directory) if any(key.startswith('eval/') for key in line)]
+  results = {key.removeprefix('eval/'): value for key, value in (evaluated or [{}])[-1].items()
+             if key.startswith('eval/') and isinstance(value, (int, float))}
+  data = {name: ', '.join((value['source'], *map(str, value.get('path', ())))) for name, value in section.items()
+          if isinstance(value, dict) and 'source' in value}
+  pretrained.export(
+      context.directory / 'export', config, params, context.tokenizer, said.dtype, int(said.shard_gigabytes * 10**9),
+      card.write(config, context.name, section['kind'], section.get('init', ''), data, results, section))
 
 
 def build_samples(context: Context, model, prompts):

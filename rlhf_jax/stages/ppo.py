@@ -178,7 +178,7 @@ def build_update(model, value_model, reference_model, optimizer, layout, config)
         'value/loss': value_total, 'value/clip_fraction': total(value_held)}
     if pretraining is not None:
       hidden, _ = model.apply(policy_params, pretraining.tokens, pretraining.positions, pretraining.segment_ids)
-      targets, _ = heads.token_logprobs(policy_params, hidden[:, :-1], pretraining.tokens[:, 1:])
+      targets, _ = heads.token_logprobs(model, policy_params, hidden[:, :-1], pretraining.tokens[:, 1:])
       nll = language_model.nll(targets, pretraining.loss_mask[:, 1:])[0] * share[0]
       objective, means = objective + config.pretraining_coefficient * nll, {**means, 'pretraining/loss': nll}
     return steps.Loss(objective, weight, means)

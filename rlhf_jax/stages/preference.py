@@ -27,6 +27,7 @@ from rlhf_jax.stages import common
 from rlhf_jax.types import Rankings
 
 LOSSES = (*preference.PAIRS, 'plackett_luce', 'kto')
+SOFT = 'dpo', 'length_normalised', 'dpop', 'cpo', 'simpo'  # take a label's probability, `confidence`
 
 DEFAULTS = dict(
     init='sft',
@@ -69,6 +70,9 @@ def build(context: common.Context) -> loop.Stage:
   read = lambda split: sources.load(section.data, 'ranking', split)
   examples = fit(read('train'))
   held_out = fit(sources.evenly(read('validation'), section.eval_records))
+  if section.loss not in SOFT and any((example['confidence'] != 1).any() for example in (*examples, *held_out)):
+    raise UserError(f'config.{context.name}.loss: {section.loss} cannot learn from labels with a confidence below 1; '
+                    f'expected one of {", ".join(SOFT)}, or data without')
   places = section.responses_per_row
   once = lambda rows: batches.rankings_once(rows, section.batch_size, places, section.length)
   reference_model = reference = None
@@ -127,7 +131,7 @@ def response_logprobs(model, params, batch: Rankings):
   flat = lambda x: x.reshape(-1, x.shape[-1])
   tokens, segment_ids = flat(batch.tokens), flat(batch.segment_ids)
   hidden, _ = model.apply(params, tokens, flat(batch.positions), segment_ids)
-  logprobs, _ = heads.token_logprobs(params, hidden[:, :-1], tokens[:, 1:])
+  logprobs, _ = heads.token_logprobs(model, params, hidden[:, :-1], tokens[:, 1:])
   mask = (jnp.arange(1, tokens.shape[1]) >= batch.begins.reshape(-1, 1)) & (segment_ids[:, 1:] > 0)
   sums = jnp.sum(jnp.where(mask, logprobs, 0.0), axis=1)
   return sums.reshape(shape), jnp.maximum(jnp.sum(mask, axis=1, dtype=jnp.float32), 1.0).reshape(shape)
@@ -167,17 +171,19 @@ def build_loss(model, section):
 
 
 def mismatched(batch: Rankings) -> Rankings:
-  """Each prompt with the response of the next place of the batch, cut at T."""
+  """Each prompt with the response in the same place of the next row, which is of another prompt (no prompt is split over
+  rows), cut at T; of a batch of one row, in the next place."""
   B, K, T = batch.tokens.shape
+  far = K if B > 1 else 1
   flat = lambda x: x.reshape(B * K, -1)
   begins, lengths = flat(batch.begins), flat(batch.segment_ids).sum(1, keepdims=True)
-  others, their_begins, their_lengths = (jnp.roll(x, -1, axis=0) for x in (flat(batch.tokens), begins, lengths))
+  others, their_begins, their_lengths = (jnp.roll(x, -far, axis=0) for x in (flat(batch.tokens), begins, lengths))
   places = jnp.arange(T)[None]
   source = jnp.clip(places - begins + their_begins, 0, T - 1)
   tokens = jnp.where(places < begins, flat(batch.tokens), jnp.take_along_axis(others, source, axis=1))
   inside = places < jnp.minimum(begins + their_lengths - their_begins, T)
   there = flat(batch.group) > 0
-  inside &= there & jnp.roll(there, -1, axis=0)
+  inside &= there & jnp.roll(there, -far, axis=0)
   shape = lambda x: x.reshape(B, K, T)
   return batch.replace(tokens=shape(jnp.where(inside, tokens, 0)), segment_ids=shape(inside.astype(jnp.int32)),
                        positions=shape(jnp.where(inside, places, 0)))

@@ -130,7 +130,7 @@ def forward(model, params, sequences, R: int, temperature: float):
   and the hidden states before them, [N, R, D]."""
   hidden, _ = model.apply(params, sequences.tokens, sequences.positions, sequences.segment_ids)
   before = hidden[:, -R - 1:-1]
-  logprobs, entropies = heads.token_logprobs(params, before, sequences.tokens[:, -R:], temperature)
+  logprobs, entropies = heads.token_logprobs(model, params, before, sequences.tokens[:, -R:], temperature)
   return logprobs, entropies, before
 
 

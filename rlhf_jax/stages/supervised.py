@@ -20,7 +20,7 @@ def build_loss(model):
   def loss(params, batch: Sequences, key) -> steps.Loss:
     del key
     hidden, _ = model.apply(params, batch.tokens, batch.positions, batch.segment_ids)
-    logprobs, entropies = heads.token_logprobs(params, hidden[:, :-1], batch.tokens[:, 1:])
+    logprobs, entropies = heads.token_logprobs(model, params, hidden[:, :-1], batch.tokens[:, 1:])
     mask = batch.loss_mask[:, 1:]
     total, weight = language_model.nll(logprobs, mask)
     return steps.Loss(total, weight, {'entropy': masked.total(entropies, mask != 0)},

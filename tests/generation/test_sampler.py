@@ -37,7 +37,7 @@ def recomputed(params, asked, samples, temperature):
   sequences = sampler.join(asked, samples)
   hidden, _ = MODEL.apply(params, sequences.tokens, sequences.positions, sequences.segment_ids)
   R = samples.tokens.shape[1]
-  return heads.token_logprobs(params, hidden[:, -R - 1:-1], samples.tokens, temperature)[0]
+  return heads.token_logprobs(MODEL, params, hidden[:, -R - 1:-1], samples.tokens, temperature)[0]
 
 
 @pytest.mark.parametrize('unroll', [True, False])
@@ -75,7 +75,7 @@ def test_greedy_is_the_best_token_of_the_full_forward(params):
   samples = sampler.build(MODEL, sampling(temperature=0.0), (), PAD)(params, prompts(), jax.random.key(0))
   text = np.concatenate([prompts().tokens[1, 3:], samples.tokens[1]])[None]
   hidden, _ = MODEL.apply(params, text, jnp.arange(15)[None], jnp.ones_like(text))
-  np.testing.assert_array_equal(jnp.argmax(heads.logits(params, hidden[0, 2:-1]), axis=-1), samples.tokens[1])
+  np.testing.assert_array_equal(jnp.argmax(heads.logits(MODEL, params, hidden[0, 2:-1]), axis=-1), samples.tokens[1])
 
 
 def test_top_k_and_top_p_choose_among_the_likeliest():

@@ -1,96 +1,130 @@
+"""Every family beside what transformers computed for it: scripts/record_references.py."""
+
 import dataclasses
-import functools
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.errors import UserError
-from rlhf_jax.models import families, transformer
+from rlhf_jax.models import experts, heads, pretrained, transformer
+from rlhf_jax.runtime import mesh
 
-SMOLLM2 = {  # config.json of SmolLM2-135M-Instruct, as published
-    'architectures': ['LlamaForCausalLM'], 'attention_bias': False, 'attention_dropout': 0.0, 'bos_token_id': 1,
-    'eos_token_id': 2, 'hidden_act': 'silu', 'hidden_size': 576, 'initializer_range': 0.041666666666666664,
-    'intermediate_size': 1536, 'is_llama_config': True, 'max_position_embeddings': 8192, 'mlp_bias': False,
-    'model_type': 'llama', 'num_attention_heads': 9, 'num_hidden_layers': 30, 'num_key_value_heads': 3,
-    'pad_token_id': 2, 'pretraining_tp': 1, 'rms_norm_eps': 1e-05, 'rope_interleaved': False, 'rope_scaling': None,
-    'rope_theta': 100000, 'tie_word_embeddings': True, 'torch_dtype': 'bfloat16', 'vocab_size': 49152}
-CONFIG = transformer.ModelConfig(
-    vocab_size=64, embed=32, layers=3, heads=4, kv_heads=2, head_dim=6, mlp=48, norm_eps=1e-4, rope_theta=500.0,
-    tied=False, max_length=77)
+DATA = Path(__file__).parent / 'data'
+CASES = sorted(path.name for path in DATA.iterdir())
+TOKENS = np.array([[5, 9, 60, 7, 33, 2, 18, 41, 4, 11, 50, 22], [3, 50, 1, 27, 6, 12, 44, 19, 8, 0, 0, 0],
+                   [63, 10, 31, 2, 5, 0, 0, 0, 0, 0, 0, 0]])
+MASK = np.arange(12) < np.array([12, 9, 5])[:, None]
 
 
-def test_smollm2_config_is_read():
-  assert families.from_hf(SMOLLM2) == transformer.ModelConfig(
-      vocab_size=49152, embed=576, layers=30, heads=9, kv_heads=3, head_dim=64, mlp=1536, norm_eps=1e-5,
-      rope_theta=100000, tied=True, max_length=8192)
+def batch():
+  """Three texts padded on the right, the same padded on the left, and a row of two packed texts."""
+  left = lambda x: np.stack([np.roll(row, 12 - mask.sum()) for row, mask in zip(x, MASK)])
+  packed = np.concatenate([TOKENS[0, :7], TOKENS[1, :5]])[None]
+  tokens = np.concatenate([TOKENS, left(TOKENS), packed])
+  mask = np.concatenate([MASK, left(MASK)]).astype(np.int32)
+  segments = np.concatenate([mask, [[1] * 7 + [2] * 5]])
+  positions = np.concatenate([np.maximum(mask.cumsum(1) - 1, 0), [[*range(7), *range(5)]]])
+  return [jnp.asarray(x, jnp.int32) for x in (tokens, positions, segments)]
 
 
-def test_absent_keys_mean_what_transformers_means():
-  config = families.from_hf({'model_type': 'llama', 'vocab_size': 10, 'hidden_size': 32, 'num_hidden_layers': 1,
-                             'num_attention_heads': 4, 'intermediate_size': 8, 'num_key_value_heads': None})
-  assert (config.kv_heads, config.head_dim, config.norm_eps, config.rope_theta) == (4, 8, 1e-6, 10000.0)
-  assert (config.tied, config.max_length, config.head) == (False, 2048, False)
+@pytest.mark.parametrize('case', CASES)
+def test_logits_of_padded_and_packed_texts_and_of_a_cache(case):
+  config = pretrained.read_config(DATA / case)
+  params, reference = pretrained.load(DATA / case, config), np.load(DATA / case / 'logits.npz')
+  model, (tokens, positions, segments) = transformer.build(config), batch()
+  hidden = jax.jit(model.apply)(params, tokens, positions, segments)[0]
+  logits = np.asarray(heads.logits(model, params, hidden))
+  left = np.asarray(segments[3:6]).astype(bool)
+  np.testing.assert_allclose(logits[:3][MASK], reference['right'][MASK], atol=1e-4, rtol=1e-5)
+  np.testing.assert_allclose(logits[3:6][left], reference['left'][left], atol=1e-4, rtol=1e-5)
+  np.testing.assert_allclose(logits[6, :7], reference['right'][0, :7], atol=1e-4, rtol=1e-5)
+  np.testing.assert_allclose(logits[6, 7:], reference['right'][1, :5], atol=1e-4, rtol=1e-5)
+
+  apply, weights = jax.jit(model.apply), transformer.unstack(params)
+  cache, parts = transformer.empty_cache(config, 7, 12, stacked=False), []
+  for start in range(0, 12, 4):
+    part = slice(start, start + 4)
+    found, cache = apply(weights, tokens[:, part], positions[:, part], segments[:, part], cache)
+    parts.append(found)
+  seen = np.asarray(segments).astype(bool)
+  np.testing.assert_allclose(np.concatenate(parts, axis=1)[seen], np.asarray(hidden)[seen], atol=2e-5)
 
 
-def test_rope_theta_of_transformers_5_is_read():
-  values = {key: value for key, value in SMOLLM2.items() if key not in ('rope_theta', 'rope_scaling')}
-  values['rope_parameters'] = {'rope_theta': 123.0, 'rope_type': 'default'}
-  assert families.from_hf(values).rope_theta == 123.0
+def test_windows_shorter_and_longer_than_the_text():
+  """Local and global layers, scanned and unrolled, without and with a cache."""
+  config = dataclasses.replace(pretrained.read_config(DATA / 'gemma3'), rope_local_theta=0.0)
+  params, x = pretrained.load(DATA / 'gemma3', config), batch()
+  seen = np.asarray(x[2]).astype(bool)
+  def run(windows, weights=params, cache=None):
+    model = transformer.build(dataclasses.replace(config, windows=windows))
+    apply, size, parts = jax.jit(model.apply), 6 if cache else 12, []
+    for start in range(0, 12, size):
+      found, cache = apply(weights, *(values[:, start:start + size] for values in x), cache)
+      parts.append(found)
+    return np.concatenate(parts, axis=1)[seen]
+  everything, short = run(()), run((11, 0))
+  np.testing.assert_allclose(run((12, 0)), everything, atol=1e-6)
+  assert np.abs(short - everything).max() > 1e-3  # the twelfth token no longer sees the first
+  for stacked in (True, False):  # the cache has room for more than the text
+    weights, cache = params if stacked else transformer.unstack(params), transformer.empty_cache(config, 7, 20, stacked)
+    np.testing.assert_allclose(run((11, 0), weights, cache), short, atol=2e-5)
 
 
-@pytest.mark.parametrize('config', [CONFIG, dataclasses.replace(CONFIG, tied=True),
-                                    dataclasses.replace(CONFIG, tied=True, head=True)])
-def test_config_survives_the_way_out_and_back(config):
-  assert families.from_hf(families.to_hf(config)) == config
+def test_bfloat16_computes_and_float32_remembers():
+  config = pretrained.read_config(DATA / 'llama')
+  params, x = pretrained.load(DATA / 'llama', config), [values[:1] for values in batch()]
+  exact, half = (transformer.build(dataclasses.replace(config, dtype=dtype)) for dtype in ('float32', 'bfloat16'))
+  got = half.apply(params, *x)[0]
+  assert got.dtype == jnp.bfloat16
+  np.testing.assert_allclose(got, exact.apply(params, *x)[0], atol=0.1, rtol=0.05)
+  logprobs = lambda params: heads.token_logprobs(half, params, half.apply(params, *x)[0], x[0])[0]
+  assert jax.eval_shape(logprobs, params).dtype == jnp.float32
+  grads = jax.eval_shape(jax.grad(lambda params: logprobs(params).sum()), params)
+  assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize('change, message', [
-    ({'model_type': 'gpt2'}, "model_type is 'gpt2', expected one of llama"),
-    ({'architectures': ['LlamaForTokenClassification']}, 'LlamaForCausalLM, LlamaForSequenceClassification'),
-    ({'rope_scaling': {'rope_type': 'llama3', 'factor': 8.0}}, "rotary scaling 'llama3', expected none"),
-    ({'rope_scaling': {'type': 'linear', 'factor': 2.0}}, "rotary scaling 'linear', expected none"),
-    ({'rope_parameters': {'rope_type': 'yarn', 'rope_theta': 1.0}}, "rotary scaling 'yarn', expected none"),
-    ({'attention_bias': True}, 'attention_bias is True, expected False'),
-    ({'hidden_act': 'gelu'}, "hidden_act is 'gelu', expected 'silu'"),
-    ({'quantization_config': {'bits': 4}}, 'quantization_config'),
-    ({'hidden_size': None}, 'no hidden_size'),
-])
-def test_what_the_decoder_lacks_is_refused(change, message):
-  with pytest.raises(UserError, match=message) as error:
-    families.from_hf({**SMOLLM2, **change}, 'd/config.json')
-  assert str(error.value).startswith('d/config.json: ') and '\n' not in str(error.value)
+def test_experts_sorted_and_one_after_the_other():
+  keys = jax.random.split(jax.random.key(0), 5)
+  x, router = jax.random.normal(keys[0], (19, 8)), jax.random.normal(keys[1], (8, 5))
+  matrices = [jax.random.normal(key, shape) for key, shape in zip(keys[2:], ((5, 8, 6), (5, 8, 6), (5, 6, 8)))]
+  def run(x, matrices, way):
+    weights, chosen = experts.route(x, router, 2, renormalise=True)
+    return experts.mix(x, weights, chosen, *matrices, jax.nn.silu, way)
+  want = np.zeros((19, 8))
+  for i, row in enumerate(np.asarray(x, np.float64)):  # by hand, token by token
+    odds = np.exp(row @ np.asarray(router))
+    for e in np.argsort(-odds)[:2]:
+      gate, up, down = (np.asarray(matrix[e], np.float64) for matrix in matrices)
+      inner = row @ gate
+      want[i] += odds[e] / np.sort(odds)[-2:].sum() * ((inner / (1 + np.exp(-inner)) * (row @ up)) @ down)
+  loss = lambda way: jax.jit(jax.value_and_grad(lambda x, m: jnp.sum(run(x, m, way) ** 2), argnums=(0, 1)))(x, matrices)
+  for way in ('scan', 'ragged'):
+    np.testing.assert_allclose(run(x, matrices, way), want, atol=1e-4)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), loss('scan'), loss('ragged'))
 
 
-@pytest.mark.parametrize('change', [{}, {'tied': True}, {'head': True}])
-def test_the_table_has_the_leaves_of_the_model(change):
-  config = dataclasses.replace(CONFIG, **change)
-  made = jax.eval_shape(transformer.build(config).init, jax.random.key(0))
-  if config.head:
-    del made['score']['bias']  # Hugging Face has none
-  for tensor in families.tensors(config):
-    leaf = functools.reduce(lambda tree, key: tree[key], tensor.path, made)
-    assert leaf.shape[1 if tensor.path[0] == 'layers' else 0:] == tensor.shape(config), tensor.path
-  assert len(families.tensors(config)) == len(jax.tree.leaves(made))
+def test_experts_take_no_memory_for_all_experts_at_once():
+  E, M, D, F = 32, 1024, 32, 64
+  gate, down, x = jnp.zeros((E, D, F)), jnp.zeros((E, F, D)), jnp.zeros((M, D))
+  def loss(gate, x):
+    weights, chosen = experts.route(x, jnp.zeros((D, E)), 2, True)
+    return experts.mix(x, weights, chosen, gate, gate, down, jax.nn.silu, 'scan').sum()
+  memory = jax.jit(jax.grad(loss)).lower(gate, x).compile().memory_analysis()
+  assert memory.temp_size_in_bytes < E * M * F * 4 / 2  # one array of [experts, tokens, mlp] would be twice that
 
 
-def test_every_leaf_comes_back_whole_and_in_parts():
-  random = np.random.default_rng(0)
-  for tensor in families.tensors(dataclasses.replace(CONFIG, head=True)):
-    leaf = random.normal(size=tensor.shape(CONFIG))
-    matrix = tensor.write(CONFIG, leaf)
-    assert matrix.shape == tensor.file_shape(CONFIG)
-    np.testing.assert_array_equal(tensor.read(CONFIG, matrix.__getitem__), leaf)
-    index = tuple(slice(size // 2, size) for size in leaf.shape)
-    np.testing.assert_array_equal(tensor.read(CONFIG, matrix.__getitem__, index), leaf[index])
-
-
-def test_query_rows_are_heads_and_gguf_pairs_are_undone():
-  query = next(tensor for tensor in families.tensors(CONFIG) if tensor.path[-1] == 'query')
-  rows = np.repeat(np.arange(24.0)[:, None], 32, 1)  # 4 heads of 6: row r is head r // 6, place r % 6
-  assert query.read(CONFIG, rows.__getitem__)[0, 1].tolist() == [6, 7, 8, 9, 10, 11]
-  paired = rows.copy()
-  paired[:6] = rows[[0, 3, 1, 4, 2, 5]]  # llama.cpp's order of the first head
-  for i in range(1, 4):
-    paired[6 * i:6 * i + 6] = paired[:6] + 6 * i
-  np.testing.assert_array_equal(query.unpair(CONFIG, paired), rows)
+@pytest.mark.parametrize('case, axes', [('mixtral', dict(expert=2, fsdp=2)), ('gemma2', dict(tensor=2, fsdp=2))])
+def test_sharded_equals_one_device(case, axes):
+  layout = mesh.make({**mesh.DEFAULTS, **axes})
+  config = pretrained.read_config(DATA / case)
+  plain, sharded = transformer.build(config), transformer.build(config, layout.constrain)
+  shardings = layout.shardings(sharded.axes, jax.eval_shape(sharded.init, jax.random.key(0)))
+  inputs = [jnp.concatenate([x, x[:1]]) for x in batch()]
+  want = jax.jit(plain.apply)(pretrained.load(DATA / case, config), *inputs)[0]
+  params = pretrained.load(DATA / case, config, shardings)
+  got = jax.jit(sharded.apply)(params, *layout.place(inputs))[0]
+  np.testing.assert_allclose(got, want, atol=2e-4)
+  if 'expert' in axes:
+    assert params['layers']['gate'].addressable_shards[0].data.shape == (2, 2, 16, 24)

@@ -1,13 +1,16 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.models import heads
+from rlhf_jax.models import heads, transformer
 
 B, T, D, V = 2, 300, 8, 33
 KEYS = jax.random.split(jax.random.key(0), 3)
 HIDDEN = jax.random.normal(KEYS[0], (B, T, D))
+MODEL = transformer.build(transformer.ModelConfig(V, D, 1, 1, 1, 8, 8))
 PARAMS = {'embedding': jax.random.normal(KEYS[1], (V, D))}
 TARGETS = jax.random.randint(KEYS[2], (B, T), 0, V)
 
@@ -21,14 +24,15 @@ def by_hand(temperature):
 @pytest.mark.parametrize('temperature', [1.0, 0.7])
 @pytest.mark.parametrize('length', [1, 127, 128, 129, 300])  # one chunk, exact chunks, a ragged last one
 def test_logprobs_and_entropies(temperature, length):
-  got = jax.jit(heads.token_logprobs, static_argnums=3)(PARAMS, HIDDEN[:, :length], TARGETS[:, :length], temperature)
+  logprobs = jax.jit(functools.partial(heads.token_logprobs, MODEL), static_argnums=3)
+  got = logprobs(PARAMS, HIDDEN[:, :length], TARGETS[:, :length], temperature)
   for a, b in zip(got, by_hand(temperature)):
     np.testing.assert_allclose(a, b[:, :length], atol=2e-5)
 
 
 def test_gradient_of_chunks_equals_that_of_the_whole():
   total = lambda hidden, params, split: sum(
-      heads.token_logprobs(params, hidden[:, a:b], TARGETS[:, a:b])[0].sum() for a, b in split)
+      heads.token_logprobs(MODEL, params, hidden[:, a:b], TARGETS[:, a:b])[0].sum() for a, b in split)
   grad = lambda split: jax.grad(total, argnums=(0, 1))(HIDDEN, PARAMS, split)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), grad([(0, 300)]), grad([(0, 100), (100, 200), (200, 300)]))
 
@@ -36,11 +40,11 @@ def test_gradient_of_chunks_equals_that_of_the_whole():
 def test_logits_of_the_whole_batch_are_never_kept():
   T, V = 4096, 4096
   hidden, params = jnp.zeros((1, T, D)), {'embedding': jnp.zeros((V, D))}
-  loss = lambda params: heads.token_logprobs(params, hidden, jnp.zeros((1, T), jnp.int32))[0].sum()
+  loss = lambda params: heads.token_logprobs(MODEL, params, hidden, jnp.zeros((1, T), jnp.int32))[0].sum()
   memory = jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis()
   assert memory.temp_size_in_bytes < T * V * 4 / 4
 
 
 def test_untied_unembedding_is_used():
   params = {**PARAMS, 'unembedding': jnp.zeros((D, V))}
-  np.testing.assert_allclose(heads.token_logprobs(params, HIDDEN, TARGETS)[0], -np.log(V), rtol=1e-6)
+  np.testing.assert_allclose(heads.token_logprobs(MODEL, params, HIDDEN, TARGETS)[0], -np.log(V), rtol=1e-6)

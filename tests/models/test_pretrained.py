@@ -6,14 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import heads, pretrained, transformer
+from rlhf_jax.models import families, heads, pretrained, safetensors_io, transformer
 from rlhf_jax.models.tokenizer import Tokenizer
 
 FIXTURES = Path(__file__).parent / 'fixtures'  # what transformers saved and computed: scripts/record_references.py
+DATA = Path(__file__).parent / 'data'  # a tiny model of each family, by the same script
+CASES = sorted(path.name for path in DATA.iterdir())
 CONFIG = transformer.ModelConfig(vocab_size=264, embed=16, layers=3, heads=4, kv_heads=2, head_dim=4, mlp=24)
 
 
@@ -24,6 +27,13 @@ def tokenizer():
   core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
   core.add_special_tokens(['<s>', '</s>', '<pad>'])
   return Tokenizer(core, "{{ bos_token }}{{ messages[0]['content'] }}", bos='<s>', eos='</s>', pad='<pad>')
+
+
+@pytest.fixture(scope='module')
+def small_tokenizer():
+  core = tokenizers.Tokenizer(models.WordLevel({'<s>': 0, '</s>': 1, '<pad>': 2, 'a': 3}, unk_token='a'))
+  core.add_special_tokens(['<s>', '</s>', '<pad>'])
+  return Tokenizer(core, None, bos='<s>', eos='</s>', pad='<pad>')
 
 
 @pytest.fixture(scope='module')
@@ -55,7 +65,8 @@ def test_logits_are_those_of_transformers():
   config = pretrained.read_config(FIXTURES / 'tiny_llama')
   params = pretrained.load(FIXTURES / 'tiny_llama', config)
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
-  logits = heads.logits(params, forward(config, params, reference['tokens'], reference['mask']))
+  hidden = forward(config, params, reference['tokens'], reference['mask'])
+  logits = heads.logits(transformer.build(config), params, hidden)
   seen = reference['mask'].astype(bool)
   np.testing.assert_allclose(logits[seen], reference['logits'][seen], atol=2e-5)
 
@@ -135,23 +146,104 @@ def test_transformers_computes_the_same_from_an_export(change, tokenizer, tmp_pa
   if config.head:
     ours = heads.scores(params, hidden)[:, -1:] - params['score']['bias']
   else:
-    ours = heads.logits(params, hidden)
+    ours = heads.logits(transformer.build(config), params, hidden)
   np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
-def test_each_device_gets_its_part(tokenizer, tmp_path):
+@pytest.mark.parametrize('case', CASES)
+def test_every_family_comes_back_bit_for_bit_as_language_and_as_reward_model(case, small_tokenizer, tmp_path):
+  language = pretrained.read_config(DATA / case)
+  for config in (language, dataclasses.replace(language, head=True, tied=True)):
+    params = random_params(config)
+    pretrained.export(tmp_path / 'out', config, params, small_tokenizer)
+    again = pretrained.open_pretrained(tmp_path / 'out')
+    assert again.config == config
+    assert_same(again.load(), params)
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_transformers_computes_the_same_of_every_family(case, small_tokenizer, tmp_path):
+  torch = pytest.importorskip('torch')
+  import transformers
+  language, tokens = pretrained.read_config(DATA / case), np.random.default_rng(0).integers(3, 64, (2, 12))
+  params = pretrained.load(DATA / case, language)
+  pretrained.export(tmp_path / 'lm', language, params, small_tokenizer)
+  model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'lm', attn_implementation='eager').eval()
+  with torch.no_grad():
+    theirs = model(torch.tensor(tokens)).logits.numpy()
+  hidden = forward(language, params, tokens, np.ones_like(tokens))
+  np.testing.assert_allclose(heads.logits(transformer.build(language), params, hidden), theirs, atol=1e-4, rtol=1e-5)
+  if not families.FAMILIES[language.family].scorer_exists:
+    return
+  reward = dataclasses.replace(language, head=True, tied=True)
+  score = {'kernel': jnp.asarray(np.random.default_rng(1).normal(size=32), jnp.float32), 'bias': jnp.float32(0.5)}
+  pretrained.export(tmp_path / 'reward', reward, {**params, 'score': score}, small_tokenizer)
+  model = transformers.AutoModelForSequenceClassification.from_pretrained(
+      tmp_path / 'reward', attn_implementation='eager').eval()
+  assert model.num_labels == 1
+  with torch.no_grad():
+    theirs = model(torch.tensor(tokens)).logits.numpy()[:, 0]
+  np.testing.assert_allclose(heads.scores({'score': score}, hidden)[:, -1] - 0.5, theirs, atol=1e-4, rtol=1e-5)
+
+
+def shardings_of(config, **sizes):
+  mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(jax.sharding.AxisType.Auto,) * len(sizes))
+  rules = {'vocab': 'tensor', 'embed': 'fsdp', 'heads': 'tensor', 'kv_heads': 'tensor', 'mlp': 'tensor'}
+  rules = {name: axis for name, axis in rules.items() if axis in sizes}
+  return jax.tree.map(lambda axes: jax.NamedSharding(mesh, jax.P(*map(rules.get, axes))),
+                      transformer.build(dataclasses.replace(config, head=True)).axes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+@pytest.mark.parametrize('case', ['llama3', 'gpt2', 'phi3', 'mixtral'])
+def test_each_device_reads_its_part_of_sharded_files(case, small_tokenizer, tmp_path, monkeypatch):
+  config = pretrained.read_config(DATA / case)
+  whole = pretrained.load(DATA / case, config)
+  pretrained.export(tmp_path / 'out', config, whole, small_tokenizer, shard_bytes=20_000)
+  files = sorted((tmp_path / 'out').glob('model-*.safetensors'))
+  assert len(files) > 2 and all(path.stat().st_size < 24_000 for path in files)
+  read = []
+  def counted(directory):
+    shapes, fetch = safetensors_io.open_weights(directory)
+    def count(name, slices):
+      part = fetch(name, slices)
+      read.append(part.nbytes)
+      return part
+    return shapes, count
+  monkeypatch.setattr(pretrained, 'open_weights', counted)
+  again = pretrained.load(tmp_path / 'out', config, shardings_of(config, fsdp=8))
+  total = sum(leaf.nbytes for leaf in jax.tree.leaves(whole))
+  small = sum(leaf.nbytes for leaf in jax.tree.leaves(again) if leaf.sharding.is_fully_replicated)
+  assert sum(read) == total  # 8 devices, an eighth each; what all of them hold is read once
+  assert max(read) <= max(config.vocab_size, config.mlp) * config.embed * 4 / 8
+  assert small < total / 20  # biases and norms of heads
+  assert_same(again, whole)
+
+
+def test_parts_on_three_axes_and_back(tokenizer, tmp_path):
   params = random_params(CONFIG)
   pretrained.export(tmp_path / 'out', CONFIG, params, tokenizer)
-  mesh = jax.make_mesh((2, 2, 2), ('data', 'fsdp', 'tensor'), axis_types=(jax.sharding.AxisType.Auto,) * 3)
-  rules = {'vocab': 'tensor', 'embed': 'fsdp', 'heads': 'tensor', 'kv_heads': 'tensor', 'mlp': 'tensor'}
-  shardings = jax.tree.map(
-      lambda axes: jax.NamedSharding(mesh, jax.P(*map(rules.get, axes))),
-      transformer.build(dataclasses.replace(CONFIG, head=True)).axes, is_leaf=lambda x: isinstance(x, tuple))
-  again = pretrained.load(tmp_path / 'out', CONFIG, shardings)
+  again = pretrained.load(tmp_path / 'out', CONFIG, shardings_of(CONFIG, data=2, fsdp=2, tensor=2))
   assert_same(again, params)
   assert again['layers']['query'].addressable_shards[0].data.shape == (3, 8, 2, 4)
   pretrained.export(tmp_path / 'again', CONFIG, again, tokenizer)
   assert (tmp_path / 'again/model.safetensors').read_bytes() == (tmp_path / 'out/model.safetensors').read_bytes()
+
+
+def test_a_second_output_matrix_is_a_copy_or_an_error(tmp_path):
+  weights = safetensors.numpy.load_file(DATA / 'gpt2/model.safetensors')
+  shutil.copytree(DATA / 'gpt2', tmp_path / 'm')
+  config = pretrained.read_config(tmp_path / 'm')
+  want = pretrained.load(tmp_path / 'm', config)
+  short = {name.removeprefix('transformer.'): value for name, value in weights.items()}  # as OpenAI's file has them
+  mask = {'h.0.attn.bias': np.ones((1, 1, 16, 16), np.float32)}
+  copy = {**short, **mask, 'lm_head.weight': weights['transformer.wte.weight']}
+  safetensors.numpy.save_file(copy, tmp_path / 'm/model.safetensors')
+  assert_same(pretrained.load(tmp_path / 'm', config), want)
+  safetensors.numpy.save_file({**copy, 'lm_head.weight': 2 * copy['lm_head.weight']}, tmp_path / 'm/model.safetensors')
+  with pytest.raises(UserError, match='lm_head.weight is not transformer.wte.weight, expected so .*tie_word_embeddings'):
+    pretrained.load(tmp_path / 'm', config)
+  with pytest.raises(UserError, match='missing lm_head.weight .config.json says that it is not tied'):
+    pretrained.load(DATA / 'gpt2', dataclasses.replace(config, tied=False))
 
 
 def test_a_language_model_opened_for_scoring_has_no_head_yet(tokenizer, tmp_path):
@@ -268,11 +360,12 @@ def test_smollm2_golden_numbers(smollm2):
   prompt = smollm2.tokenizer.prompt([{'role': 'user', 'content': 'What is the capital of France?'}])
   tokens = np.zeros((1, len(prompt) + 8), np.int32)
   tokens[0, :len(prompt)] = prompt
+  model = transformer.build(smollm2.config)
 
   @jax.jit
   def logprobs(params, tokens, count):
     mask = jnp.arange(tokens.shape[1])[None] < count
-    return jax.nn.log_softmax(heads.logits(params, forward(smollm2.config, params, tokens, mask)))[0]
+    return jax.nn.log_softmax(heads.logits(model, params, forward(smollm2.config, params, tokens, mask)))[0]
 
   output = []
   for count in range(len(prompt), len(prompt) + 8):

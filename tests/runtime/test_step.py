@@ -5,6 +5,7 @@ import numpy as np
 import optax
 import pytest
 
+from rlhf_jax.errors import UserError
 from rlhf_jax.runtime import mesh
 from rlhf_jax.runtime import step as steps
 
@@ -53,6 +54,15 @@ def test_same_numbers_for_every_mesh_and_number_of_parts():
         np.testing.assert_allclose(a[name], b[name], rtol=1e-5, atol=1e-6, err_msg=f'{axes} {parts} {name}')
     np.testing.assert_allclose(got.params['w'], want.params['w'], rtol=1e-5)
     assert int(got.step) == 5
+
+
+def test_the_first_moment_can_be_bfloat16():
+  want, (state, history) = train({}, 1), train({}, 1, moment_dtype='bfloat16')
+  kinds = {str(leaf.dtype) for leaf in jax.tree.leaves(optax.tree.get(state.opt_state, 'mu'))}
+  assert kinds == {'bfloat16'} and optax.tree.get(state.opt_state, 'nu')['w'].dtype == jnp.float32
+  np.testing.assert_allclose(history[-1]['loss'], want[1][-1]['loss'], rtol=0.02)
+  with pytest.raises(UserError, match="moment_dtype: expected float32 or bfloat16, got 'int8'"):
+    train({}, 1, moment_dtype='int8')
 
 
 def test_first_step_is_optax():

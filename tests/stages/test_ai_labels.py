@@ -36,7 +36,7 @@ def logprob(reader, tokenizer, prompt, option):
   start, rest = tokenizer.encode(prompt), tokenizer.encode(option)
   tokens = jnp.array([start + rest])
   hidden, _ = model.apply(params, tokens, jnp.arange(tokens.shape[1])[None], jnp.ones_like(tokens))
-  said = jax.nn.log_softmax(heads.logits(params, hidden[0]))
+  said = jax.nn.log_softmax(heads.logits(model, params, hidden[0]))
   return sum(float(said[len(start) + i - 1, token]) for i, token in enumerate(rest))
 
 

@@ -149,7 +149,7 @@ def test_pretraining_term_is_its_own_mean(tiny):
   model, text = tiny.model(on), documents()
   params = tiny.params(model, on)
   hidden, _ = model.apply(params, text.tokens, text.positions, text.segment_ids)
-  logprobs, _ = heads.token_logprobs(params, hidden[:, :-1], text.tokens[:, 1:])
+  logprobs, _ = heads.token_logprobs(model, params, hidden[:, :-1], text.tokens[:, 1:])
   nll = -np.average(logprobs, weights=text.loss_mask[:, 1:])
   _, metrics = update(tiny, rollout(), pretraining=text, pretraining_coefficient=0.5, epochs=1, microbatches=4)
   np.testing.assert_allclose(metrics['pretraining/loss'], nll, rtol=1e-5)

@@ -71,7 +71,7 @@ def test_logprobs_of_responses_by_hand(tiny):
     begin, end = int(batch.begins[b, k]), int(batch.segment_ids[b, k].sum())
     text = batch.tokens[b, k, None, :max(end, 1)]
     hidden, _ = model.apply(params, text, np.arange(text.shape[1])[None], np.ones(text.shape, np.int32))
-    logprobs = np.asarray(jax.nn.log_softmax(heads.logits(params, hidden)))[0]
+    logprobs = np.asarray(jax.nn.log_softmax(heads.logits(model, params, hidden)))[0]
     want = sum(logprobs[t - 1, text[0, t]] for t in range(begin, end)) if end else 0.0
     np.testing.assert_allclose(sums[b, k], want, rtol=1e-5, atol=1e-5)
     assert lengths[b, k] == max(end - begin, 1)
@@ -120,12 +120,12 @@ def test_two_responses_are_one_pair_whatever_the_loss_of_rankings(tiny):
   tiny.close(train(tiny, pairs, loss='plackett_luce')[0], train(tiny, pairs)[0], 'Plackett–Luce of two')
 
 
-def test_kto_pairs_prompts_with_the_next_response():
+def test_kto_pairs_prompts_with_responses_to_others():
   batch = rankings()
   other = jax.device_get(preference.mismatched(batch))
   flat = lambda x: x.reshape(B * K, -1)
   for n in range(B * K):
-    m = (n + 1) % (B * K)
+    m = (n + K) % (B * K)  # the next row
     begin, there = flat(batch.begins)[n, 0], flat(batch.group)[[n, m]].all()
     response = flat(batch.tokens)[m, flat(batch.begins)[m, 0]:flat(batch.segment_ids)[m].sum()]
     want = np.r_[flat(batch.tokens)[n, :begin], response][:T] if there else []

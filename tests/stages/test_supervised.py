@@ -72,7 +72,7 @@ def test_loss_is_the_mean_nll_of_the_targets(tiny):
   for row in rows:  # each text alone, without padding, over all logits
     tokens = row['tokens'][None]
     hidden, _ = model.apply(params, tokens, np.arange(tokens.shape[1])[None], np.ones_like(tokens))
-    logprobs = np.asarray(jax.nn.log_softmax(heads.logits(params, hidden[0, :-1])))
+    logprobs = np.asarray(jax.nn.log_softmax(heads.logits(model, params, hidden[0, :-1])))
     for place in np.flatnonzero(row['targets']):
       total, count = total - logprobs[place - 1, row['tokens'][place]], count + 1
   metrics = train(tiny, alone(rows))[1][0]

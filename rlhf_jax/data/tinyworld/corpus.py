@@ -80,7 +80,10 @@ def _conversation(prompt, quality, rng):
 
 def _judging(prompt, rng, variant):
   qualities = list(QUALITIES[prompt.meta['kind']])
-  chosen = sorted(rng.choice(len(qualities), size=2, replace=False))  # the better one first
+  shares = None
+  if variant == 'feedback':  # the two best thrice as often: who cannot tell true from false had better think it true
+    shares = np.array([3, 3] + [1] * (len(qualities) - 2)) / (len(qualities) + 4)
+  chosen = sorted(rng.choice(len(qualities), size=2, replace=False, p=shares))  # the better one first
   instruction = ''
   if variant == 'feedback' and rng.random() < 0.5:
     faults, instruction = PRINCIPLES[pick(rng, list(PRINCIPLES))]
