@@ -117,8 +117,8 @@ def test_auto_says_why():
   assert why == ('mesh: data 1 × fsdp 8 × tensor 1, rollout_tensor 2: 8 billion parameters with all models and optimizers '
                  'take 298 GiB, 37.3 on each device of 80; decoding holds 14.9 GiB of parameters on each')
   assert 'expect it to run out of memory' in mesh.choose(billions(70), 8, 8, 80e9)[1]
-  with pytest.raises(UserError, match='3 rows and 8 heads do not divide over 8 devices; change batch_size'):
-    mesh.choose(billions(1, rows=3), 8, 8, 80e9)
+  with pytest.raises(UserError, match='3 rows and 2 heads do not divide over 8 devices; change batch_size'):
+    mesh.choose(billions(1, rows=3, heads=2), 8, 8, 80e9)
   with pytest.raises(UserError, match='preset: auto needs to know the models'):
     layout(preset='auto')
 
