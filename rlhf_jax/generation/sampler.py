@@ -59,7 +59,7 @@ def build(model, sampling, stop_ids, pad_id, samples: int = 1, unroll: bool | No
     model = transformer.build(model.config, layout.decoding.constrain)
 
   def lay(params):
-    return layout.decoding.lay(params, axes) if layout is not None and layout.rollout_tensor else params
+    return params if layout is None else layout.lay_for_decoding(params, axes)
 
   def draw(key, logits, place, done):
     tokens = choose(jax.random.fold_in(key, place), logits, sampling.temperature, sampling.top_k, sampling.top_p)
@@ -98,10 +98,8 @@ def build(model, sampling, stop_ids, pad_id, samples: int = 1, unroll: bool | No
 
     state = (jnp.int32(1), done, token, cache, tokens, logprobs, mask)
     _, done, _, _, tokens, logprobs, mask = jax.lax.while_loop(more, step, state)
-    samples = Samples(tokens=tokens, mask=mask, logprobs=logprobs, ended=done)
-    if layout is None:
-      return samples
-    return jax.tree.map(lambda x: layout.constrain(x, ('batch', None)[:x.ndim]), samples)
+    made = Samples(tokens=tokens, mask=mask, logprobs=logprobs, ended=done)
+    return made if layout is None else jax.tree.map(lambda x: layout.constrain(x, ('batch', None)[:x.ndim]), made)
 
   compiled, unstack = jax.jit(run), jax.jit(lambda params: transformer.unstack(lay(params)))
   return lambda params, prompts, key: compiled(unstack(params) if unroll else params, prompts, key)

@@ -117,10 +117,6 @@ class Layout:
       return self.sharding(names)
     return jax.tree_util.tree_map_with_path(one, shapes, axes)
 
-  def lay(self, params, axes):
-    """Inside a jitted function: lays a tree of parameters as its axes' names say."""
-    return jax.tree.map(jax.lax.with_sharding_constraint, params, self.shardings(axes, params))
-
   @functools.cached_property
   def decoding(self) -> 'Layout':
     """How decoding lays arrays: rows are cut over `context` too, as a step has one place only, and parameters as
@@ -132,8 +128,23 @@ class Layout:
     wide = self.rollout_tensor // sizes['tensor']
     shape = [part for name, size in sizes.items() for part in ((size // wide, wide) if name == 'fsdp' else (size,))]
     names = [part for name in sizes for part in (('fsdp', 'wide') if name == 'fsdp' else (name,))]
-    rules |= {'embed': None} | {name: ('wide', 'tensor') for name, axis in RULES.items() if axis == 'tensor'}
+    rules |= {'embed': None} | {name: ('tensor', 'wide') for name, axis in RULES.items() if axis == 'tensor'}
     return Layout(Mesh(self.mesh.devices.reshape(shape), names, axis_types=_auto(names)), rules)
+
+  def lay_for_decoding(self, params, axes):
+    """Inside a jitted function: a tree of parameters as decoding wants it.
+
+    Args:
+      axes: a tree of tuples of axis names.
+    """
+    if not self.rollout_tensor:
+      return params
+    heads = {name: axis for name, axis in RULES.items() if axis == 'tensor'}
+    # as training has them; heads cut further; gathered along the rest: XLA does each without a whole copy, not all at once
+    for rules in (heads | {'embed': ('fsdp', 'wide', 'context')}, {'embed': ('fsdp', 'context')}, {}):
+      step = dataclasses.replace(self.decoding, rules=self.decoding.rules | rules)
+      params = jax.tree.map(jax.lax.with_sharding_constraint, params, step.shardings(axes, params))
+    return params
 
   @property
   def batch_ways(self) -> int:

@@ -80,7 +80,7 @@ def test_decoding_cuts_rows_over_context_and_heads_over_what_training_cuts_param
   assert on.decoding.spec(('embed', 'mlp')) == on.spec(('embed', 'mlp')) == jax.P(('fsdp', 'context'), 'tensor')
   on = layout(data=1, fsdp=4, tensor=2, rollout_tensor=4)
   assert dict(on.decoding.mesh.shape) == dict(data=1, fsdp=2, wide=2, expert=1, context=1, tensor=2)
-  assert on.decoding.spec(('embed', 'mlp')) == jax.P(None, ('wide', 'tensor'))
+  assert on.decoding.spec(('embed', 'mlp')) == jax.P(None, ('tensor', 'wide'))
   assert on.decoding.mesh.devices.ravel().tolist() == on.mesh.devices.ravel().tolist()
   for wide in (3, 1, 16):  # does not divide, cuts tensor, is more than there are
     with pytest.raises(UserError, match='rollout_tensor: expected 0 or a multiple of tensor .2. that divides'):
