@@ -43,7 +43,7 @@ def generate(options) -> None:
   ids = lines.encode(rows, places, opened, whole=False, room=options.max_new_tokens)
   settings = {name: getattr(options, name) for name in sampler.DEFAULTS}
   stop, pad = (-1, 0) if tokenizer is None else (tokenizer.eos_id, tokenizer.pad_id)
-  sample = sampler.build(opened.model, ml_collections.ConfigDict(settings), (stop,), pad, K)
+  sample = sampler.build(opened.model, ml_collections.ConfigDict(settings), (stop,), pad, K, layout=opened.layout)
 
   def work(numbers, length, key):
     prompts, = batches.prompts_once([encode.left_padded(ids[number], length, pad, number) for number in numbers], B)

@@ -75,11 +75,11 @@ def open_model(options) -> Opened:
   Raises:
     UserError: nothing there that can be read, or a mesh or batch that does not fit.
   """
-  axes = dict(mesh.DEFAULTS)
+  axes = dict(mesh.AXES, rollout_tensor=0)
   for part in filter(None, options.mesh.split(',')):
     name, _, size = part.partition('=')
     if name not in axes or not size.lstrip('-').isdecimal():
-      raise UserError(f'--mesh: expected AXIS=N with an axis of {", ".join(axes)}, got {part!r}')
+      raise UserError(f'--mesh: expected AXIS=N with AXIS of {", ".join(axes)}, got {part!r}')
     axes[name] = int(size)
   layout = mesh.make(axes)
   if options.batch_size < 1 or options.batch_size % layout.batch_ways:

@@ -40,3 +40,10 @@ def test_no_array_is_whole_on_a_device(context):
   common.export(context, state.params)
   _, read = common.open_model(context, str(context.directory / 'export'))
   assert whole(read()) == []
+
+
+def test_what_the_models_need(tiny):
+  """PPO is the heaviest stage: policy and value model trained, reference and reward frozen, all of one shape."""
+  need = common.need(pipeline.load_config(tiny.EXPERIMENT, ['tokenizer.vocab_size=512', 'ppo.batch_size=16']))
+  layers = 2 * (2 * 32 + 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)  # norms, queries and output, keys and values, MLP
+  assert need == mesh.Need(parameters=512 * 32 + 32 + layers, state=40 * (512 * 32 + 32 + layers), rows=8, width=32, heads=1)
