@@ -192,7 +192,7 @@ def alone(workdir, devices, *overrides):
   env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT),
          'XLA_FLAGS': os.environ.get('XLA_FLAGS', '') + f' --xla_force_host_platform_device_count={devices}'}
   return subprocess.run([sys.executable, '-m', 'rlhf_jax', EXPERIMENT, f'--workdir={workdir}', *overrides], env=env,
-                        check=True, capture_output=True, text=True).stdout
+                        check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
 
 
 def metrics(workdir, stage):
