@@ -64,13 +64,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
     status, answer, headers = said if isinstance(said, tuple) else (200, said, {})
     answer = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
     self.send_response(status)
-    for name, value in {'content-length': len(answer), **headers}.items():
+    for name, value in {'content-length': len(answer), 'connection': 'close', **headers}.items():
       self.send_header(name, value)
     with server.lock:
       server.busy -= 1
     self.end_headers()
     self.wfile.write(answer)
-    self.close_connection = True
 
   def log_message(self, *_):
     pass
