@@ -18,7 +18,7 @@ B, K, P, R, EOS = 8, 4, 6, 7, 1
 def settings(rate=1e-2, **changes):
   section = ml_collections.ConfigDict(
       {**online_preference.DEFAULTS, 'batch_size': B, 'samples': K, 'missing_eos': False, 'beta': 0.3, **changes})
-  section.optimizer.update(learning_rate=rate, schedule='constant', warmup_steps=0)
+  section.optimizer.update(learning_rate=rate, schedule='constant', warmup_steps=0, eps=1e-5)  # not all noise
   section.sampling.update(max_new_tokens=R)
   online_preference.check(section, 'config.online')
   return section

@@ -36,7 +36,7 @@ def rankings(seed=0):
 
 def settings(**changes):
   section = ml_collections.ConfigDict({**preference.DEFAULTS, 'beta': 0.3, **changes})
-  section.optimizer.update(learning_rate=1e-2, schedule='constant', warmup_steps=0)
+  section.optimizer.update(learning_rate=1e-2, schedule='constant', warmup_steps=0, eps=1e-5)  # not all noise
   return section
 
 
