@@ -22,9 +22,10 @@ import tqdm
 
 from rlhf_jax import pipeline
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import pretrained, shape, transformer
+from rlhf_jax.models import shape, transformer
 from rlhf_jax.models.tokenizer import Tokenizer
-from rlhf_jax.runtime import checkpoint, mesh
+from rlhf_jax.runtime import mesh
+from rlhf_jax.stages import weights
 
 _WINDOW = 16  # batches
 _FORMS = '{"text": …}, {"messages": …}, {"prompt": …} with or without "response", or {"tokens": [ids]}'
@@ -84,26 +85,11 @@ def open_model(options) -> Opened:
   layout = mesh.make(axes)
   if options.batch_size < 1 or options.batch_size % layout.batch_ways:
     raise UserError(f'--batch_size: {options.batch_size} lines do not divide over {layout.batch_ways} device(s)')
-  folder = Path(options.model)
-  if (folder / 'model.json').is_file():
-    config = transformer.ModelConfig(**json.loads((folder / 'model.json').read_text()))
-    tokenizer = Tokenizer.load(folder.parent / 'tokenizer')
-  elif (folder / 'config.json').is_file() and not (folder / 'tokenizer.json').is_file():
-    config, tokenizer = pretrained.read_config(folder), None
-  else:
-    found = pretrained.open_pretrained(options.model)
-    config, tokenizer = found.config, found.tokenizer
-  model = transformer.build(dataclasses.replace(config, dtype=options.dtype), layout.constrain, layout.shards)
-  shapes = jax.eval_shape(model.init, jax.random.key(0))
-  shardings = layout.shardings(model.axes, shapes)
-  if (folder / 'model.json').is_file():
-    params = checkpoint.restore_params(folder / 'checkpoints', jax.tree.map(
-        lambda one, sharding: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding), shapes, shardings))
-  elif tokenizer is None:
-    params = pretrained.load(folder, config, shardings)
-  else:
-    params = found.load(shardings)
-  return Opened(model, params, tokenizer, layout)
+  source = weights.find(options.model)
+  model = transformer.build(dataclasses.replace(source.config, dtype=options.dtype), layout.constrain, layout.shards)
+  shardings = layout.shardings(model.axes, jax.eval_shape(model.init, jax.random.key(0)))
+  params = weights.fitted(weights.read(source, layout, source.config.base, {}), model.init, shardings)
+  return Opened(model, params, source.tokenizer(), layout)
 
 
 def read(path: Path) -> tuple[list[dict], list[str]]:

@@ -24,7 +24,7 @@ from rlhf_jax.generation import sampler
 from rlhf_jax.models import pretrained
 from rlhf_jax.models.tokenizer import Tokenizer
 from rlhf_jax.runtime import hosts, mesh
-from rlhf_jax.stages import STAGES, common, rollout
+from rlhf_jax.stages import STAGES, common, rollout, weights
 
 DEFAULTS = dict(
     seed=0,  # of everything random
@@ -33,7 +33,8 @@ DEFAULTS = dict(
     model=dict(  # the shape of a model that starts at random, and how every model computes
         embed=128, layers=4, heads=4, kv_heads=2, head_dim=32, mlp=384, norm_eps=1e-5, rope_theta=10000.0, tied=True,
         max_length=2048, dtype='float32', remat='none', attention='auto'),
-    export=dict(dtype='float32', shard_gigabytes=5.0),  # of the Hugging Face directories that stages leave
+    export=dict(dtype='float32', shard_gigabytes=5.0, merged=True),  # of the Hugging Face directories that stages leave;
+    # merged: a stage of adapters leaves the whole model too
     tokenizer=dict(
         init='train',  # train (on documents), or where to take it from: 'smollm2', a directory
         chat_template='',  # jinja2, in place of the one found there
@@ -73,7 +74,7 @@ def run(config, workdir) -> dict:
   """
   workdir = Path(workdir)
   cache_compilations()
-  layout = mesh.make(config.mesh, need=common.need(configs.resolve(config, workdir=workdir, data=config.data))
+  layout = mesh.make(config.mesh, need=weights.need(configs.resolve(config, workdir=workdir, data=config.data))
                      if config.mesh.preset == 'auto' else None)
   check(config, layout)
   claim(config, workdir)

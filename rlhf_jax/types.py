@@ -94,11 +94,26 @@ class TrainState:
 
   Attributes:
     step: [] int32, updates made.
-    params: the trained parameters, float32.
+    trained: the parameters that are trained, float32.
     opt_state: the optimizer's.
     key: the root random key; step n uses fold_in(key, n).
+    frozen: parameters beside the trained ones that stay as they are and are shared with other models: they are neither
+      given up by a step nor saved. Trees by the name of what they belong to: {'params': …}.
   """
   step: Array
-  params: Params
+  trained: Params
   opt_state: Any
   key: Array
+  frozen: dict = flax.struct.field(default_factory=dict, kw_only=True)
+
+  @property
+  def params(self) -> Params:
+    """The whole model: what is trained and what is not."""
+    return joined(self.trained, self.frozen.get('params', {}))
+
+
+def joined(one: Params, other: Params) -> Params:
+  """Two trees of parameters as one; where both have a leaf, the first one's."""
+  both = {name: joined(leaf, other[name]) if isinstance(leaf, dict) and name in other else leaf
+          for name, leaf in one.items()}
+  return {**other, **both}

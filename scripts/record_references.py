@@ -1,6 +1,6 @@
 """Records what transformers computes for tiny random models, for the tests that run without torch.
 
-  pip install torch transformers
+  pip install torch transformers peft
   python scripts/record_references.py            # rewrites tests/models/fixtures and tests/models/data
   python scripts/record_references.py gemma2     # one case of tests/models/data
 
@@ -10,17 +10,20 @@ fixtures: two directories as `save_pretrained` writes them, and what the models 
   tiny_llama.npz    tokens [2, 9], mask [2, 9], logits [2, 9, 61] and scores [2] (at the last token), float32
 data: one directory for each of CASES, bfloat16 weights, and `logits.npz` in it: float32 logits [3, 12, 64] of the same
 three texts padded on the right and on the left.
+adapters: one directory for each of ADAPTERS, as PEFT saves it, on the model of that name in data, and `logits.npz` in it:
+the same of the texts padded on the right.
 """
 
 from pathlib import Path
 import sys
 
 import numpy as np
+import peft
 import torch
 import transformers
 
 MODELS = Path(__file__).resolve().parents[1] / 'tests' / 'models'
-FIXTURES, DATA = MODELS / 'fixtures', MODELS / 'data'
+FIXTURES, DATA, ADAPTED = MODELS / 'fixtures', MODELS / 'data', MODELS / 'adapters'
 TOKENS = np.array([[5, 9, 60, 7, 33, 2, 18, 41, 4, 11, 50, 22], [3, 50, 1, 27, 6, 12, 44, 19, 8, 0, 0, 0],
                    [63, 10, 31, 2, 5, 0, 0, 0, 0, 0, 0, 0]])
 LENGTHS = (12, 9, 5)
@@ -57,6 +60,13 @@ CASES = {
     'olmoe': ('Olmoe', dict(EXPERTS, num_experts=4, rope_parameters=THETA)),
 }
 
+ADAPTERS = {
+    'llama': dict(r=4, lora_alpha=8, target_modules=['q_proj', 'v_proj', 'o_proj', 'down_proj'], rank_pattern={'down_proj': 2},
+                  alpha_pattern={'o_proj': 3}),
+    'gpt2': dict(r=3, lora_alpha=6, target_modules=['c_attn', 'c_proj', 'c_fc'], fan_in_fan_out=True),
+    'phi3': dict(r=2, lora_alpha=4, target_modules=['qkv_proj', 'gate_up_proj'], use_rslora=True),
+}
+
 
 def build(case, **changes):
   """The random model of a case: the numbers that a bfloat16 file can hold, computing in float32."""
@@ -91,6 +101,19 @@ def record(case):
   np.savez_compressed(DATA / case / 'logits.npz', right=right, left=left)
 
 
+def adapter(case):
+  model = peft.get_peft_model(build(case), peft.LoraConfig(task_type='CAUSAL_LM', **ADAPTERS[case])).eval()
+  random = np.random.default_rng(len(case))
+  with torch.no_grad():
+    for name, weight in model.named_parameters():
+      if 'lora_' in name:
+        weight.copy_(torch.tensor(random.normal(0, 0.3, weight.shape)))
+  model.peft_config['default'].base_model_name_or_path = f'../../data/{case}'
+  model.save_pretrained(ADAPTED / case)
+  (ADAPTED / case / 'README.md').unlink()
+  np.savez_compressed(ADAPTED / case / 'logits.npz', right=logits(model, left=False))
+
+
 def fixtures():
   shape = dict(vocab_size=61, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
                head_dim=8, intermediate_size=40, max_position_embeddings=64, rms_norm_eps=1e-4, pad_token_id=0,
@@ -118,5 +141,8 @@ def fixtures():
 if __name__ == '__main__':
   for chosen in sys.argv[1:] or CASES:
     record(chosen)
+  for chosen in sys.argv[1:] or ADAPTERS:
+    if chosen in ADAPTERS:
+      adapter(chosen)
   if not sys.argv[1:]:
     fixtures()

@@ -114,10 +114,11 @@ def text(rows: dict[str, dict]) -> str:
   """The agreement of a judge with people as an aligned table, a line for each source (of against_people)."""
   lines = [('source', 'pairs', 'agreement', '95% interval', 'kappa', 'log-loss', 'longer', 'people longer')]
   for name, row in rows.items():
-    low, high = row['agreement_ci95']
-    cells = [name, str(row['pairs']), f'{row["agreement"]:.1%}', f'{low:.1%} – {high:.1%}']
-    cells += [f'{row["kappa"]:.2f}', f'{row["log_loss"]:.3f}', f'{row["longer"]:.0%}',
-              f'{row["people_longer"]:.0%}'] if row['pairs'] else ['–'] * 4
+    cells = [name, str(row['pairs']), *['–'] * 6]
+    if row['pairs']:
+      low, high = row['agreement_ci95']
+      cells[2:] = [f'{row["agreement"]:.1%}', f'{low:.1%} – {high:.1%}', f'{row["kappa"]:.2f}', f'{row["log_loss"]:.3f}',
+                   f'{row["longer"]:.0%}', f'{row["people_longer"]:.0%}']
     lines.append(tuple(cells))
   widths = [max(map(len, column)) for column in zip(*lines)]
   return '\n'.join('  '.join(cell.rjust(width) if i else cell.ljust(width)

@@ -10,7 +10,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.models import experts
+from rlhf_jax.models import experts, lora
 from rlhf_jax.models.shape import ACTIVATIONS
 
 NEUTRAL = {'rms': 1.0, 'rms_offset': 0.0, 'layer': 1.0}  # the scale that changes nothing
@@ -56,6 +56,13 @@ class Block(nnx.Module):
       self.down_bias = stacked((D,), ('embed',))
     if config.post_norm:
       make_norm(self, 'mlp_post_norm', config, stacked)
+
+    d, h, n, c, f = (D, 'embed'), (H, 'heads'), (N, 'kv_heads'), (C, 'head_dim'), (F, 'mlp')
+    maps = dict(query=([d], [h, c]), key=([d], [n, c]), value=([d], [n, c]), output=([h, c], [d]), gate=([d], [f]),
+                up=([d], [f]), down=([f], [d]))
+    for target in config.lora_targets if config.lora_rank else ():
+      for name, shape, names, how in lora.leaves(config, target, *maps[target]):
+        setattr(self, name, stacked(shape, names, **how))
     self.config = config
 
   def __call__(self, hidden, turn, attend, constrain, cache=None, start=0):
@@ -100,8 +107,12 @@ class Block(nnx.Module):
     return mixed.reshape(x.shape)
 
   def _times(self, name, x, contracted=1):
-    x = product(x, getattr(self, name)[...].astype(x.dtype), contracted)
-    return x + getattr(self, name + '_bias')[...].astype(x.dtype) if hasattr(self, name + '_bias') else x
+    leaf = lambda ending: getattr(self, name + ending)[...].astype(x.dtype)
+    y = product(x, leaf(''), contracted)
+    if hasattr(self, name + lora.A):
+      scale = self.config.lora_alpha / self.config.lora_rank
+      y = y + scale * product(product(x, leaf(lora.A), contracted), leaf(lora.B))
+    return y + leaf('_bias') if hasattr(self, name + '_bias') else y
 
   def _norm(self, name, x):
     if not hasattr(self, name):

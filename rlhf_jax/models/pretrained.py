@@ -22,7 +22,7 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.models import families, hf_config
 from rlhf_jax.models.assemble import assemble
 from rlhf_jax.models.gguf_io import find_smollm2, open_gguf
-from rlhf_jax.models.safetensors_io import Entry, open_weights, read_json, write_weights
+from rlhf_jax.models.safetensors_io import Entry, on_host, open_weights, read_json, write_weights
 from rlhf_jax.models.tokenizer import Tokenizer
 from rlhf_jax.models.transformer import ModelConfig
 
@@ -125,7 +125,7 @@ def export(directory, config: ModelConfig, params, tokenizer: Tokenizer, dtype='
   ids = {'bos_token_id': tokenizer.bos_id, 'eos_token_id': tokenizer.eos_id, 'pad_token_id': tokenizer.pad_id}
   values = {**hf_config.to_hf(config), **ids, 'dtype': str(dtype), 'torch_dtype': str(dtype)}
   if config.head:
-    values['reward_bias'] = float(_on_host(params['score']['bias']))
+    values['reward_bias'] = float(on_host(params['score']['bias']))
   writes, temporary = jax.process_index() == 0, directory.with_name(directory.name + '.tmp')
   if writes:
     shutil.rmtree(temporary, ignore_errors=True)
@@ -149,7 +149,7 @@ def _entries(config, params, dtype):
       parts.setdefault(name, []).append((tensor, place))
 
   def make(held):
-    written = [tensor.write(config, _on_host(_take(
+    written = [tensor.write(config, on_host(_take(
         functools.reduce(lambda tree, key: tree[key], tensor.keys, params), place, dtype))) for tensor, place in held]
     return written[0] if len(written) == 1 else np.concatenate(written, axis=held[0][0].fused_axis)
 
@@ -162,10 +162,3 @@ def _entries(config, params, dtype):
 def _take(leaf, place, dtype):
   """One place of a stacked leaf; the index is an argument, so that one program serves all layers."""
   return leaf[tuple(place)].astype(dtype)
-
-
-def _on_host(leaf):
-  if getattr(leaf, 'is_fully_addressable', True):
-    return np.asarray(leaf)
-  from jax.experimental import multihost_utils
-  return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Callable, NamedTuple
 
+from jax.experimental import multihost_utils
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -95,3 +96,10 @@ def write_weights(directory: Path, entries: list[Entry], shard_bytes: int, write
   if writes and len(shards) > 1:
     index = {'metadata': {'total_size': sum(entry.size for entry in entries)}, 'weight_map': weight_map}
     (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + '\n', 'utf-8')
+
+
+def on_host(leaf) -> np.ndarray:
+  """A global array, whole, on every process."""
+  if getattr(leaf, 'is_fully_addressable', True):
+    return np.asarray(leaf)
+  return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))

@@ -24,6 +24,7 @@ ACTIVATIONS = {
 }
 NORMS = ('rms', 'rms_offset', 'layer')
 QK_NORMS = ('', 'head', 'all')
+TARGETS = ('query', 'key', 'value', 'output', 'gate', 'up', 'down')  # the matrices of a layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,8 @@ class ModelConfig:
     rope_scaling: as in Hugging Face's config.json: `rope_type` (see rope.SCALINGS) and its numbers; {} = none.
     experts, experts_per_token: mixture of experts in every layer; 0 = none.
     renormalise: the weights of a token's experts sum to 1.
+    lora_rank, lora_alpha, lora_targets: low-rank adapters on these matrices (see lora.py); rank 0 = none.
+    base: how the parameters are kept that adapters leave as they are (see quantised.py).
     dtype: what it computes in; parameters, norms, softmax and losses are float32.
     remat: what the backward pass recomputes: none, dots (all but matrix products), full.
     attention: who computes it: plain, cudnn, splash, or auto (see attention.py).
@@ -97,10 +100,19 @@ class ModelConfig:
   experts: int = 0
   experts_per_token: int = 0
   renormalise: bool = True
+  lora_rank: int = 0
+  lora_alpha: float = 16.0
+  lora_targets: tuple[str, ...] = ()
+  base: str = 'float32'
 
   def __post_init__(self):
-    for name in ('windows', 'rope_layers'):  # JSON knows lists only
+    for name in ('windows', 'rope_layers', 'lora_targets'):  # JSON knows lists only
       object.__setattr__(self, name, tuple(getattr(self, name)))
+
+  @property
+  def matrices(self) -> tuple[str, ...]:
+    """The matrices of a layer that may have adapters; those of experts may not."""
+    return TARGETS[:4] + (() if self.experts else TARGETS[4:] if self.gated else TARGETS[5:])
 
   @property
   def layer_windows(self) -> list[int]:
@@ -131,6 +143,11 @@ def check(config: ModelConfig) -> None:
   if config.experts and not (0 < config.experts_per_token <= config.experts and config.gated and not config.mlp_bias):
     raise UserError(f'model.experts: expected 1 to {config.experts} experts_per_token, gated, without biases; got '
                     f'{config.experts_per_token}')
+  if config.lora_rank:
+    can = config.matrices
+    if config.lora_rank < 0 or not config.lora_targets or not set(config.lora_targets) <= set(can):
+      raise UserError(f'lora: expected a rank from 1 and targets of {", ".join(can)}; got {config.lora_rank} and '
+                      f'{", ".join(config.lora_targets) or "none"}')
   kind = config.rope_scaling.get('rope_type')
   missing = [key for key in rope.SCALINGS.get(kind, ()) if config.rope_scaling.get(key) is None]
   if config.rope_scaling and (kind not in rope.SCALINGS or missing):

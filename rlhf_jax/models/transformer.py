@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import attention, rope
+from rlhf_jax.models import attention, quantised, rope
 from rlhf_jax.models.block import Block, make_norm, normalise
 from rlhf_jax.models.shape import REMAT, ModelConfig, check
 
@@ -94,7 +94,7 @@ def build(config: ModelConfig, constrain=lambda x, names: x, shards=lambda funct
   check(config)
 
   def define(key):
-    keys = iter(jax.random.split(key, 32))
+    keys = iter(jax.random.split(key, 64))
 
     def leaf(shape, names, std=0.0, fill=None):
       value = std * jax.random.normal(next(keys), shape) if fill is None else jnp.full(shape, fill)
@@ -184,6 +184,7 @@ def _layer(config, graph, constrain, shards, positions, segment_ids, segments, s
         'cudnn': lambda *qkv: attention.library(*qkv, seen, scale),
         'splash': lambda *qkv: splash(*qkv, segments, own.get('window', windows[0])),
     }[way]
+    weights = quantised.restore_all(weights, hidden.dtype)
     hidden, new = nnx.merge(graph, weights)(hidden, turn, attend, constrain, pair, start)
     return hidden, None if pair is None else new
 

@@ -54,12 +54,12 @@ class Checkpoints:
 
     Args:
       step: must not be on disk yet.
-      state: a flax.struct dataclass with `params`.
+      state: a flax.struct dataclass with `trained`, saved as `params`, and `frozen`, which is not saved.
       data_state: of the data iterator, the same on every process; a JSON object, as is `meta`.
       meta: whatever the caller wants back.
     """
     self.wait()
-    items = {'params': _flat(state.params), 'rest': _flat(state.replace(params=None))}
+    items = {'params': _flat(state.trained), 'rest': _flat(state.replace(trained=None, frozen={}))}
     data = json.loads(json.dumps(data_state))
     body = {'meta': json.loads(json.dumps(meta)), 'data': _digest(data),
             'arrays': {name: _describe(arrays) for name, arrays in items.items()},
@@ -77,13 +77,13 @@ class Checkpoints:
     Damaged steps newer than it are renamed to `damaged-STEP`, so that the run can write those steps again.
 
     Args:
-      abstract_state: the state with a `jax.ShapeDtypeStruct` with sharding for every array.
+      abstract_state: the state with a `jax.ShapeDtypeStruct` with sharding for every array, and nothing frozen.
 
     Raises:
       UserError: the checkpoint is of another shape, or all are damaged.
     """
-    rest = abstract_state.replace(params=None)
-    found = _restore(self._manager, self._directory, {'params': abstract_state.params, 'rest': rest})
+    rest = abstract_state.replace(trained=None)
+    found = _restore(self._manager, self._directory, {'params': abstract_state.trained, 'rest': rest})
     if found is None:
       return None
     step, trees, data, meta, damaged = found
@@ -95,7 +95,7 @@ class Checkpoints:
         (self._directory / str(bad)).rename(target)
       _everywhere(True)
       self._manager.reload()
-    return trees['rest'].replace(params=trees['params']), data, meta
+    return trees['rest'].replace(trained=trees['params']), data, meta
 
   def wait(self) -> None:
     """Returns when the last step is safely written."""

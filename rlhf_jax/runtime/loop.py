@@ -44,8 +44,8 @@ class Stage:
 
   Attributes:
     name: shown to the user.
-    init: () → state, a flax.struct dataclass of global arrays with at least `step` ([] int32, updates made) and
-      `params`. Also called before a restore, which then replaces its arrays.
+    init: () → state, a flax.struct dataclass of global arrays with at least `step` ([] int32, updates made), `trained`
+      and `frozen`. Also called before a restore, which then replaces all arrays but the frozen ones.
     batches: next() → host batch; get_state() → JSON dict that later calls of next() leave alone; set_state(dict).
     step: (state, batch) → (state, metrics); may donate the state. Metrics: name → scalar, finite; `tokens` counts
       the batch's tokens. Where the update would not be finite the state comes back as it was, `step` included.
@@ -169,11 +169,12 @@ def _start(stage, saver):
   state = stage.init()
   if saver.latest_step() is None:
     return state, 0.0
-  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+  frozen, abstract = state.frozen, jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state.replace(frozen={}))
   del state  # never two of them in memory
   state, data_state, meta = saver.restore(abstract)
   stage.batches.set_state(data_state)
-  return state, meta['seconds']
+  return state.replace(frozen=frozen), meta['seconds']
 
 
 def _rewind(batches, data_state, count):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.types import TrainState
+from rlhf_jax.types import TrainState, joined
 
 OPTIMIZER = dict(
     learning_rate=3e-4,  # the peak
@@ -75,18 +75,19 @@ def optimizer_shardings(optimizer, params_shapes, params_shardings, replicated):
                                transform_non_params=lambda _: replicated)
 
 
-def init_state(params, optimizer, key, layout) -> TrainState:
+def init_state(params, optimizer, key, layout, frozen=None) -> TrainState:
   """The state before the first update; every leaf is born sharded.
 
   Args:
-    params: sharded parameters; given up to the state.
+    params: sharded parameters to train; given up to the state.
     key: [] the run's root key.
+    frozen: the rest of the model, which stays as it is.
   """
   shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
   opt_shardings = optimizer_shardings(optimizer, params, shardings, layout.sharding())
   opt_state = jax.jit(optimizer.init, out_shardings=opt_shardings)(params)
   step, key = jax.jit(lambda: (jnp.zeros((), jnp.int32), key), out_shardings=layout.sharding())()
-  return TrainState(step=step, params=params, opt_state=opt_state, key=key)
+  return TrainState(step=step, trained=params, opt_state=opt_state, key=key, frozen={'params': frozen} if frozen else {})
 
 
 def gradients(loss: Callable[..., Loss], params, batch, key, microbatches: int = 1):
@@ -166,9 +167,10 @@ def build(loss: Callable[..., Loss], optimizer, layout, microbatches: int = 1) -
   """
   def train_step(state, batch, *frozen):
     key = jax.random.fold_in(state.key, state.step)
-    grads, metrics = gradients(lambda p, b, k: loss(p, b, k, *frozen), state.params, batch, key, microbatches)
-    params, opt_state, metrics = update(optimizer, state.params, state.opt_state, grads, metrics)
-    state = state.replace(step=state.step + finite(metrics).astype(jnp.int32), params=params, opt_state=opt_state)
+    rest = state.frozen.get('params', {})
+    grads, metrics = gradients(lambda p, b, k: loss(joined(p, rest), b, k, *frozen), state.trained, batch, key, microbatches)
+    trained, opt_state, metrics = update(optimizer, state.trained, state.opt_state, grads, metrics)
+    state = state.replace(step=state.step + finite(metrics).astype(jnp.int32), trained=trained, opt_state=opt_state)
     return state, metrics
 
   compiled = compile_step(train_step, layout)
@@ -176,15 +178,21 @@ def build(loss: Callable[..., Loss], optimizer, layout, microbatches: int = 1) -
 
 
 def compile_step(train_step, layout):
-  """Jit of (state, batch, *frozen) → (state, metrics): the state keeps its shardings and gives up its buffers,
-  metrics are whole on every device. Compiled once for each tree and shape of its arguments."""
+  """Jit of (state, batch, *frozen) → (state, metrics): the state keeps its shardings and gives up its buffers (but the
+  frozen ones), metrics are whole on every device. Compiled once for each tree and shape of its arguments."""
   compiled = {}
 
+  def apart(state, frozen, *rest):
+    state, metrics = train_step(state.replace(frozen=frozen), *rest)
+    return state.replace(frozen={}), metrics
+
   def call(state, *rest):
+    state, frozen = state.replace(frozen={}), state.frozen
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     which = jax.tree.structure(state)
     if which not in compiled:
-      compiled[which] = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, layout.sharding()))
-    return compiled[which](state, *rest)
+      compiled[which] = jax.jit(apart, donate_argnums=0, out_shardings=(shardings, layout.sharding()))
+    state, metrics = compiled[which](state, frozen, *rest)
+    return state.replace(frozen=frozen), metrics
 
   return call

@@ -1,23 +1,23 @@
 """What every stage is handed, and how stages find each other's models."""
 
 import dataclasses
+import functools
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
 import zlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation import answers, report
-from rlhf_jax.models import card, pretrained, transformer
-from rlhf_jax.models.tokenizer import Tokenizer
-from rlhf_jax.runtime import checkpoint
+from rlhf_jax.models import card, lora, peft_io, pretrained, quantised, transformer
 from rlhf_jax.runtime import step as steps
-from rlhf_jax.runtime.mesh import Layout, Need
+from rlhf_jax.runtime.mesh import Layout
+from rlhf_jax.stages import weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,16 +30,23 @@ class Context:
     workdir: where the run keeps everything.
     layout: mesh and rules.
     tokenizer: one for the whole run.
+    bases: frozen parameters that several models of a stage share, by name.
   """
   config: Any
   name: str
   workdir: Path
   layout: Layout
   tokenizer: Any
+  bases: dict = dataclasses.field(default_factory=dict)
 
   @property
   def section(self):
     return self.config[self.name]
+
+  @property
+  def lora(self):
+    """The section's adapters; None where it trains nothing."""
+    return self.section.get('lora') if self.name in self.config else None
 
   @property
   def directory(self) -> Path:
@@ -50,54 +57,55 @@ class Context:
     return jax.random.fold_in(jax.random.key(self.config.seed), zlib.crc32(self.name.encode()))
 
 
-def open_model(context: Context, init: str, head: bool = False):
+def open_model(context: Context, init: str, head: bool = False, trained: bool = False):
   """A model by name, and how to read its parameters.
 
+  A model that is trained with adapters (the section's `lora`) goes on with those that `init` has, or begins with new ones;
+  one that is trained without has its adapters added to its matrices first. In a stage with adapters all models that stand
+  on one base share its arrays.
+
   Args:
-    init: 'random' (the shape of config.model), an earlier stage's name, a stage's folder of another run, 'smollm2', a
-      .gguf file or a Hugging Face directory.
+    init: 'random' (the shape of config.model), or a name as weights.find takes it; also an earlier stage's.
     head: with a scalar head; a new one where the source has none.
+    trained: the stage trains it.
 
   Returns:
-    (Model, read): read() gives sharded parameters, float32.
+    (Model, read): read() gives sharded parameters, float32 but for a frozen base.
 
   Raises:
-    UserError: nothing of that name, or it knows fewer tokens than the tokenizer has.
+    UserError: nothing of that name, it knows fewer tokens than the tokenizer has, or other adapters than the section's.
   """
-  layout, said = context.layout, context.config.model
-  compute = dict(dtype=said.dtype, remat=said.remat, attention=said.attention)
-  stage = context.workdir / init if init in context.config.stages else Path(init)
+  said, layout, wanted = context.config.model, context.layout, context.lora
+  adapted = bool(wanted and wanted.rank)
   if init == 'random':
-    own = head
-    config = transformer.ModelConfig(vocab_size=context.tokenizer.vocab_size, **said.to_dict())
-    load = None
-  elif (stage / 'model.json').is_file():
-    config = transformer.ModelConfig(**json.loads((stage / 'model.json').read_text()))
-    own, load = config.head, lambda shapes, shardings: checkpoint.restore_params(stage / 'checkpoints', jax.tree.map(
-        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding), shapes, shardings))
-  elif init in context.config.stages:
-    raise UserError(f'config.{context.name}: {stage} holds no model yet; is {init!r} an earlier stage that trains one?')
+    source, config = None, weights.random_shape(context.config, context.tokenizer.vocab_size)
+    if adapted and trained:
+      raise UserError(f'config.{context.name}.lora: adapters stand on a model that stays, but init is random')
   else:
-    source = pretrained.open_pretrained(init)
+    source = weights.find(init, context.workdir, context.config.stages)
     config = source.config
-    own, load = config.head, lambda shapes, shardings: source.load(shardings)
   if config.vocab_size < context.tokenizer.vocab_size:
     raise UserError(f'config.{context.name}: {init!r} knows {config.vocab_size} tokens, the tokenizer of the run '
                     f'{context.tokenizer.vocab_size}')
-  build = lambda head: transformer.build(dataclasses.replace(config, head=head, **compute), layout.constrain,
-                                         layout.shards)
-  model, source_model = build(head), build(own)
+  if trained:
+    config = weights.with_adapters(config, wanted, f'config.{context.name}.lora: {init!r}')
+  elif adapted:
+    config = dataclasses.replace(config, base=wanted.base)
+  config = dataclasses.replace(config, head=head, dtype=said.dtype, remat=said.remat, attention=said.attention)
+  model = transformer.build(config, layout.constrain, layout.shards)
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  shardings = layout.shardings(model.axes, shapes)
+  if config.base in quantised.SMALL and layout.rollout_tensor:
+    raise UserError(f'config.mesh.rollout_tensor: expected 0 where lora.base is {config.base}')
 
   def read():
-    if load is None:
-      return _initialise(context, model)
-    shapes = jax.eval_shape(source_model.init, jax.random.key(0))
-    params = dict(load(shapes, layout.shardings(source_model.axes, shapes)))
-    if head and not own:
-      params['score'] = _initialise(context, model, 'score')
-    elif own and not head:
-      del params['score']
-    return params
+    shared = adapted or (source is not None and bool(source.base) and not trained)
+    params = weights.read(source, layout, config.base, context.bases if shared else {}) if source else {}
+    if trained and source and source.config.lora_rank and not config.lora_rank:
+      params = jax.jit(functools.partial(lora.merge, source.config))(params)
+    if trained and adapted and 'score' in params:  # a base's head may be another model's too, and steps give it up
+      params = {**params, 'score': jax.tree.map(jnp.copy, params['score'])}
+    return weights.fitted(params, model.init, shardings, jax.random.fold_in(context.key(), 2**31 - 1))
 
   return model, read
 
@@ -106,64 +114,24 @@ def open_reader(context: Context, name: str):
   """A model that reads text as a judge: (Model, read, its tokenizer), by a name as `init` takes. A stage of this run has
   the run's tokenizer, any other its own."""
   if name not in ('random', *context.config.stages):
-    folder = Path(name)
-    own = Tokenizer.load(folder.parent / 'tokenizer') if (folder / 'model.json').is_file() else (
-        pretrained.open_pretrained(name).tokenizer)
-    context = dataclasses.replace(context, tokenizer=own)
+    context = dataclasses.replace(context, tokenizer=weights.find(name).tokenizer())
   return *open_model(context, name), context.tokenizer
 
 
-def _initialise(context, model, part=None):
-  init = model.init if part is None else lambda key: model.init(key)[part]
-  axes = model.axes if part is None else model.axes[part]
-  shardings = context.layout.shardings(axes, jax.eval_shape(init, jax.random.key(0)))
-  return jax.jit(init, out_shardings=shardings)(jax.random.fold_in(context.key(), 2**31 - 1))
-
-
-def need(config) -> Need:
-  """What the models of an experiment ask of a mesh. Shapes are read, weights are not."""
-  vocab, made = config.tokenizer.vocab_size, {}
-  if config.tokenizer.init != 'train':
-    vocab = pretrained.open_pretrained(config.tokenizer.init).tokenizer.vocab_size
-
-  def count(init):
-    while init in config.stages:
-      init = config[init].init
-    if init not in made:
-      if init == 'random':
-        shape = transformer.ModelConfig(vocab_size=vocab, **config.model.to_dict())
-      elif (Path(init) / 'model.json').is_file():
-        shape = transformer.ModelConfig(**json.loads((Path(init) / 'model.json').read_text()))
-      else:
-        shape = pretrained.open_pretrained(init).config
-      made[init] = shape, transformer.parameter_count(transformer.build(shape))
-    return made[init][1]
-
-  heaviest, rows = 0, []
-  for section in (config[name] for name in config.stages if 'optimizer' in config[name]):
-    trained = [section.init, *filter(None, [section.get('value', '')])]
-    rewards = [name for name in section.get('reward', ()) if ':' not in name]
-    frozen = [*filter(None, [section.get('reference', '')]), *rewards]
-    heaviest = max(heaviest, 16 * sum(map(count, trained)) + 4 * sum(map(count, frozen)))  # Adam's two, and gradients
-    rows += [section.batch_size]
-    rows += [section.batch_size * (section.samples if 'minibatches' in section else 1)
-             // (section.get('minibatches', 1) * section.microbatches)]
-  if len(config.evaluation.models):
-    rows.append(config.evaluation.batch_size)
-  shapes = [shape for shape, _ in made.values()]
-  return Need(max(number for _, number in made.values()), heaviest, math.gcd(*rows),
-              math.gcd(*(shape.embed for shape in shapes)),
-              math.gcd(*(x for shape in shapes for x in (shape.heads, shape.kv_heads, shape.mlp, shape.vocab_size))))
+def init_state(context: Context, params, optimizer):
+  """The TrainState of a stage: what `params` has to train, and the rest of it frozen."""
+  trained, frozen = lora.split(params)
+  return steps.init_state(trained, optimizer, context.key(), context.layout, frozen)
 
 
 def trainable(context: Context, head: bool = False):
   """What a supervised stage trains: (model, optimizer, init: () → TrainState). Checks the section's batch first."""
   check_batch(context)
   section = context.section
-  model, read = open_model(context, section.init, head)
+  model, read = open_model(context, section.init, head, trained=True)
   optimizer = steps.make_optimizer(section.optimizer, section.loop.steps)
   describe(context, model)
-  return model, optimizer, lambda: steps.init_state(read(), optimizer, context.key(), context.layout)
+  return model, optimizer, lambda: init_state(context, read(), optimizer)
 
 
 def check_batch(context: Context, rows: int | None = None, parts: int | None = None) -> None:
@@ -177,23 +145,34 @@ def check_batch(context: Context, rows: int | None = None, parts: int | None = N
 
 
 def describe(context: Context, model) -> None:
-  """Writes model.json into the stage's folder, by which later stages know its shape."""
+  """Writes model.json into the stage's folder, by which later stages know its shape, and the base of its adapters."""
   context.directory.mkdir(parents=True, exist_ok=True)
-  write(context.directory / 'model.json', json.dumps(dataclasses.asdict(model.config), indent=2) + '\n')
+  base = weights.base_name(context.section.init, context.workdir, context.config.stages) if model.config.lora_rank else ''
+  write(context.directory / 'model.json', json.dumps({**dataclasses.asdict(model.config), 'base_model': base}, indent=2) + '\n')
 
 
 def export(context: Context, params) -> None:
-  """Leaves the model in the stage's folder as a Hugging Face directory, with a card."""
+  """Leaves the model in the stage's folder as a Hugging Face directory, with a card: `export`. Adapters are left in PEFT's
+  format, `adapter`, and added to their matrices for the export (unless export.merged is False)."""
   said, section = context.config.export, context.section.to_dict()
-  config = transformer.ModelConfig(**json.loads((context.directory / 'model.json').read_text()))
+  source = weights.find(context.name, context.workdir, context.config.stages)
+  config = source.config
   evaluated = [line for line in report.read_metrics(context.directory) if any(key.startswith('eval/') for key in line)]
   results = {key.removeprefix('eval/'): value for key, value in (evaluated or [{}])[-1].items()
              if key.startswith('eval/') and isinstance(value, (int, float))}
   data = {name: ', '.join((value['source'], *map(str, value.get('path', ())))) for name, value in section.items()
           if isinstance(value, dict) and 'source' in value}
-  pretrained.export(
-      context.directory / 'export', config, params, context.tokenizer, said.dtype, int(said.shard_gigabytes * 10**9),
-      card.write(config, context.name, section['kind'], section.get('init', ''), data, results, section))
+  text = card.write(config, context.name, section['kind'], section.get('init', ''), data, results, section)
+  if config.lora_rank:
+    base = Path(source.base.name)
+    peft_io.save(context.directory / 'adapter', config, params,
+                 str(base / 'export' if (base / 'model.json').is_file() else base), said.dtype, text)
+    if not said.merged:
+      return
+    params = jax.jit(functools.partial(lora.merge, config))(params)
+    config = weights.with_adapters(config, None, '')
+  pretrained.export(context.directory / 'export', config, params, context.tokenizer, said.dtype,
+                    int(said.shard_gigabytes * 10**9), text)
 
 
 def build_samples(context: Context, model, prompts):

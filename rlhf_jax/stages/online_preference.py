@@ -43,7 +43,7 @@ def build(context: common.Context) -> loop.Stage:
   section, layout, tokenizer = context.section, context.layout, context.tokenizer
   check(section, f'config.{context.name}')
   rollout.check_batch(context)
-  model, read = common.open_model(context, section.init)
+  model, read = common.open_model(context, section.init, trained=True)
   reference_model, read_reference = common.open_model(context, section.reference)
   common.describe(context, model)
   (train, examples), (held_out, held_out_examples) = rollout.read_prompts(context)
@@ -54,7 +54,7 @@ def build(context: common.Context) -> loop.Stage:
   update = steps.build(preference.build_loss(model, section), optimizer, layout, section.microbatches)
   step, reference = build_step(generate, score, update, model, reference_model, layout, section), read_reference()
   return loop.Stage(
-      name=context.name, init=lambda: steps.init_state(read(), optimizer, context.key(), layout),
+      name=context.name, init=lambda: common.init_state(context, read(), optimizer),
       step=lambda state, prompts: step(state, prompts, reference),
       evaluate=rollout.build_evaluation(context, model, reference_model, reference, score_held_out, held_out,
                                         held_out_examples),

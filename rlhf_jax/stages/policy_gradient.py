@@ -25,7 +25,7 @@ from rlhf_jax.objectives import advantages, divergence, masked, policy_gradient
 from rlhf_jax.runtime import loop
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.stages import common, rollout
-from rlhf_jax.types import TrainState
+from rlhf_jax.types import TrainState, joined
 
 DEFAULTS = dict(
     rollout.DEFAULTS,
@@ -66,7 +66,7 @@ def build(context: common.Context) -> loop.Stage:
   section, layout, tokenizer = context.section, context.layout, context.tokenizer
   check(section, f'config.{context.name}')
   rollout.check_batch(context)
-  model, read = common.open_model(context, section.init)
+  model, read = common.open_model(context, section.init, trained=True)
   reference_model, read_reference = common.open_model(context, section.reference)
   common.describe(context, model)
   (train, examples), (held_out, held_out_examples) = rollout.read_prompts(context)
@@ -74,9 +74,9 @@ def build(context: common.Context) -> loop.Stage:
   optimizer = steps.make_optimizer(section.optimizer, section.loop.steps * section.epochs * section.minibatches)
 
   def init():
-    state = steps.init_state(read(), optimizer, context.key(), layout)
-    older = jax.tree.map(jnp.copy, state.params) if section.sampler_every > 1 else {}
-    return SamplerState(**vars(state), sampler_params=older)
+    state = common.init_state(context, read(), optimizer)
+    older = jax.tree.map(jnp.copy, state.trained) if section.sampler_every > 1 else {}
+    return SamplerState(**vars(state), sampler_trained=older)
 
   generate = sampler.build(model, section.sampling, (tokenizer.eos_id,), tokenizer.pad_id, section.samples,
                            layout=layout)
@@ -103,8 +103,13 @@ def check(section, where: str) -> None:
 
 @flax.struct.dataclass
 class SamplerState(TrainState):
-  """A train state with the policy that answers, where it is an older one (else an empty tree)."""
-  sampler_params: dict
+  """A train state with what was trained of the policy that answers, where it is an older one (else an empty tree)."""
+  sampler_trained: dict
+
+  @property
+  def sampler_params(self):
+    """The whole policy that answers."""
+    return joined(self.sampler_trained or self.trained, self.frozen.get('params', {}))
 
 
 @flax.struct.dataclass
@@ -170,20 +175,21 @@ def build_update(model, reference_model, optimizer, layout, config):
     if config.weight_limit:
       weights = policy_gradient.truncated_weights(logprobs, samples.logprobs, mask, config.weight_limit)
     answered = Rollout(sequences, mask, logprobs, reference_logprobs, advantage, weights)
-    key = jax.random.fold_in(state.key, state.step)
+    key, frozen = jax.random.fold_in(state.key, state.step), state.frozen.get('params', {})
 
     def minibatch(carry, batch_and_key):
-      params, opt_state = carry
-      grads, metrics = steps.gradients(loss, params, *batch_and_key, config.microbatches)
-      params, opt_state, metrics = steps.update(optimizer, params, opt_state, grads, metrics)
-      return (params, opt_state), metrics
+      trained, opt_state = carry
+      grads, metrics = steps.gradients(lambda p, b, k: loss(joined(p, frozen), b, k), trained, *batch_and_key,
+                                       config.microbatches)
+      trained, opt_state, metrics = steps.update(optimizer, trained, opt_state, grads, metrics)
+      return (trained, opt_state), metrics
 
     def epoch(carry, key):
       parts = rollout.shuffled_minibatches(layout, answered, jax.random.permutation(key, N), config.minibatches)
       return jax.lax.scan(minibatch, carry, (parts, jax.random.split(key, config.minibatches)))
 
-    (params, opt_state), metrics = jax.lax.scan(
-        epoch, (state.params, state.opt_state), jax.random.split(key, config.epochs))
+    (trained, opt_state), metrics = jax.lax.scan(
+        epoch, (state.trained, state.opt_state), jax.random.split(key, config.epochs))
     fine = jnp.any(steps.finite(metrics))  # half a step counts as one
     step = state.step + fine.astype(jnp.int32)
     metrics = {**{name: jnp.mean(x) for name, x in metrics.items()},
@@ -192,9 +198,9 @@ def build_update(model, reference_model, optimizer, layout, config):
         'reward/mean': jnp.mean(final), 'weight/mean': masked.mean(weights, mask),
         'reward/equal_groups': jnp.mean(jnp.ptp(scores.reshape(-1, config.samples), axis=1) == 0, dtype=jnp.float32)}
     renew = step % config.sampler_every == 0
-    older = jax.tree.map(lambda new, old: jnp.where(renew, new, old), params,
-                         state.sampler_params) if config.sampler_every > 1 else {}
-    return state.replace(step=step, params=params, opt_state=opt_state, sampler_params=older), metrics
+    older = jax.tree.map(lambda new, old: jnp.where(renew, new, old), trained,
+                         state.sampler_trained) if config.sampler_every > 1 else {}
+    return state.replace(step=step, trained=trained, opt_state=opt_state, sampler_trained=older), metrics
 
   return steps.compile_step(update, layout)
 
@@ -211,7 +217,7 @@ def build_step(generate, score, update, layout, config):
   B, K = config.batch_size, config.samples
 
   def step(state, prompts, reference):
-    params = state.sampler_params or state.params
+    params = state.sampler_params
     key, extra = jax.random.fold_in(jax.random.fold_in(state.key, 1), state.step), 0
 
     def answers(number):

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 from rlhf_jax.data import batches, encode, sources
 from rlhf_jax.errors import UserError
 from rlhf_jax.generation import sampler
-from rlhf_jax.models import heads
+from rlhf_jax.models import heads, lora
 from rlhf_jax.objectives import advantages, divergence, language_model, masked, policy_gradient
 from rlhf_jax.runtime import loop
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.stages import common, rollout
-from rlhf_jax.types import TrainState
+from rlhf_jax.types import TrainState, joined
 
 DEFAULTS = dict(
     rollout.DEFAULTS,
@@ -62,8 +62,8 @@ def build(context: common.Context) -> loop.Stage:
   if section.score_place not in ('eos', 'after_eos'):
     raise UserError(f'config.{context.name}.score_place: expected eos or after_eos, got {section.score_place!r}')
   rollout.check_batch(context)
-  model, read = common.open_model(context, section.init)
-  value_model, read_value = common.open_model(context, section.value or section.init, head=True)
+  model, read = common.open_model(context, section.init, trained=True)
+  value_model, read_value = common.open_model(context, section.value or section.init, head=True, trained=True)
   if not section.value:  # only the head; it begins at 0 (Ziegler et al. 2019)
     value_model, whole_model = model, read_value
     read_value = lambda: {'score': jax.tree.map(jnp.zeros_like, whole_model()['score'])}
@@ -80,9 +80,10 @@ def build(context: common.Context) -> loop.Stage:
   optimizer = steps.make_optimizer(section.optimizer, section.loop.steps * section.epochs * section.minibatches)
 
   def init():
-    both = steps.init_state({'policy': read(), 'value': read_value()}, optimizer, context.key(), layout)
-    return PPOState(step=both.step, params=both.params['policy'], opt_state=both.opt_state, key=both.key,
-                    value_params=both.params['value'],
+    (policy, rest), (value, value_rest) = lora.split(read()), lora.split(read_value())
+    both = steps.init_state({'policy': policy, 'value': value}, optimizer, context.key(), layout)
+    return PPOState(step=both.step, trained=policy, opt_state=both.opt_state, key=both.key, value_trained=value,
+                    frozen={'params': rest, 'value_params': value_rest},
                     kl_coefficient=jax.jit(lambda: jnp.float32(section.kl_coefficient), out_shardings=layout.sharding())())
 
   generate = sampler.build(model, section.sampling, (tokenizer.eos_id,), tokenizer.pad_id, section.samples,
@@ -102,11 +103,16 @@ class PPOState(TrainState):
   """A train state with its critic.
 
   Attributes:
-    value_params: the value model's; only its head where it shares the policy's trunk.
+    value_trained: what is trained of the value model; only its head where it shares the policy's trunk.
     kl_coefficient: [] float32, β.
   """
-  value_params: dict
+  value_trained: dict
   kl_coefficient: jax.Array
+
+  @property
+  def value_params(self):
+    """The whole value model."""
+    return joined(self.value_trained, self.frozen.get('value_params', {}))
 
 
 @flax.struct.dataclass
@@ -201,17 +207,19 @@ def build_update(model, value_model, reference_model, optimizer, layout, config)
     answered = Rollout(sequences, mask, value_mask, logprobs, reference_logprobs, values, advantage, returns)
 
     key = jax.random.fold_in(state.key, state.step)
+    frozen = {name: state.frozen.get(whole, {}) for name, whole in (('policy', 'params'), ('value', 'value_params'))}
 
     def minibatch(carry, batch_and_key):
-      params, opt_state = carry
+      trained, opt_state = carry
       (answered, pretraining), key = batch_and_key
       batch = answered, pretraining, None
       if pretraining is not None:  # a mean over its own tokens, however the minibatch is cut into parts
         share = masked.total(1.0, answered.mask) / jnp.maximum(masked.total(1.0, pretraining.loss_mask != 0), 1.0)
         batch = answered, pretraining, jnp.full(answered.mask.shape[0], share)
-      grads, metrics = steps.gradients(loss, params, batch, key, config.microbatches)
-      params, opt_state, metrics = steps.update(optimizer, params, opt_state, grads, metrics)
-      return (params, opt_state), metrics
+      grads, metrics = steps.gradients(lambda p, b, k: loss(joined(p, frozen), b, k), trained, batch, key,
+                                       config.microbatches)
+      trained, opt_state, metrics = steps.update(optimizer, trained, opt_state, grads, metrics)
+      return (trained, opt_state), metrics
 
     def epoch(carry, key):
       order = jax.random.permutation(key, N)
@@ -219,8 +227,8 @@ def build_update(model, value_model, reference_model, optimizer, layout, config)
       extra = jax.tree.map(lambda x: x.reshape(config.minibatches, -1, *x.shape[1:]), pretraining)
       return jax.lax.scan(minibatch, carry, ((shuffled, extra), jax.random.split(key, config.minibatches)))
 
-    carry = ({'policy': state.params, 'value': state.value_params}, state.opt_state)
-    (params, opt_state), metrics = jax.lax.scan(epoch, carry, jax.random.split(key, config.epochs))
+    carry = ({'policy': state.trained, 'value': state.value_trained}, state.opt_state)
+    (trained, opt_state), metrics = jax.lax.scan(epoch, carry, jax.random.split(key, config.epochs))
     # a step in which any minibatch changed something counts as made, so that half of one is never kept as none
     fine = jnp.any(steps.finite(metrics))
     metrics = {**{name: jnp.mean(x) for name, x in metrics.items()},
@@ -236,8 +244,8 @@ def build_update(model, value_model, reference_model, optimizer, layout, config)
         'reward/mean': jnp.mean(jnp.sum(placed, axis=1)), 'kl_coefficient': state.kl_coefficient,
         'value/mean': masked.mean(values, value_mask),
         'value/explained_variance': 1.0 - unexplained / jnp.maximum(variance, 1e-8)}
-    return state.replace(step=state.step + fine.astype(jnp.int32), params=params['policy'], opt_state=opt_state,
-                         value_params=params['value'],
+    return state.replace(step=state.step + fine.astype(jnp.int32), trained=trained['policy'], opt_state=opt_state,
+                         value_trained=trained['value'],
                          kl_coefficient=jnp.where(fine, coefficient, state.kl_coefficient)), metrics
 
   return steps.compile_step(update, layout)

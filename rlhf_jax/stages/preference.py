@@ -19,7 +19,7 @@ from rlhf_jax.data import batches, encode, sources
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation import answers
 from rlhf_jax.generation import sampler
-from rlhf_jax.models import heads
+from rlhf_jax.models import heads, lora
 from rlhf_jax.objectives import masked, preference, ranking
 from rlhf_jax.runtime import checkpoint, loop
 from rlhf_jax.runtime import step as steps
@@ -31,6 +31,7 @@ SOFT = 'dpo', 'length_normalised', 'dpop', 'cpo', 'simpo'  # take a label's prob
 
 DEFAULTS = dict(
     init='sft',
+    lora=dict(lora.DEFAULTS),  # adapters beside frozen matrices, in place of training all parameters
     reference='sft',  # a stage, its folder or a directory; '' for the losses that need none
     reference_logprobs='stored',  # stored: computed once; live: at every step, for data too large for that
     loss='dpo',  # one of LOSSES

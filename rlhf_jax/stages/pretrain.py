@@ -10,12 +10,14 @@ import math
 from rlhf_jax.data import batches, encode, sources
 from rlhf_jax.evaluation import baselines
 from rlhf_jax.generation import sampler
+from rlhf_jax.models import lora
 from rlhf_jax.runtime import loop
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.stages import common, supervised
 
 DEFAULTS = dict(
     init='random',  # 'random', an earlier stage, a stage's folder or a Hugging Face directory
+    lora=dict(lora.DEFAULTS),  # adapters beside frozen matrices, in place of training all parameters
     batch_size=64,  # rows in a batch, over all devices
     length=96,  # tokens in a row
     microbatches=1,  # parts of a batch, one after the other, to save memory

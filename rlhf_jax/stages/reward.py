@@ -16,7 +16,7 @@ from rlhf_jax.data import batches, encode, records, sources
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation.answers import whole
 from rlhf_jax.generation import sampler
-from rlhf_jax.models import heads
+from rlhf_jax.models import heads, lora
 from rlhf_jax.objectives import ranking
 from rlhf_jax.runtime import loop
 from rlhf_jax.runtime import step as steps
@@ -25,6 +25,7 @@ from rlhf_jax.types import Rankings
 
 DEFAULTS = dict(
     init='sft',
+    lora=dict(lora.DEFAULTS),  # adapters beside frozen matrices, in place of training all parameters
     loss='pairwise',  # pairwise, plackett_luce, plain_pairs
     batch_size=16,  # rows in a batch, over all devices
     responses_per_row=4,  # places in a row; whole rankings share a row, none is split
@@ -110,8 +111,8 @@ def build(context: common.Context) -> loop.Stage:
                                              messages=r.messages, responses=[r.response], ranks=[1]) for r in shown],
                             tokenizer, section.length, 'drop')
     found = [whole(score(state.params, layout.place(batch)))[batch.group > 0] for batch in once(alone)]
-    bias = state.params['score']['bias'] - np.float32(np.concatenate(found).mean(dtype=np.float64))
-    return state.replace(params={**state.params, 'score': {**state.params['score'], 'bias': bias}})
+    bias = state.trained['score']['bias'] - np.float32(np.concatenate(found).mean(dtype=np.float64))
+    return state.replace(trained={**state.trained, 'score': {**state.trained['score'], 'bias': bias}})
 
   return loop.Stage(
       name=context.name, init=init, evaluate=evaluate, finish=centre if section.centre else None,

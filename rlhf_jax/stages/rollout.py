@@ -12,11 +12,12 @@ from rlhf_jax.data import batches, encode, records, sources
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation import answers
 from rlhf_jax.feedback import language_judge, rewards
-from rlhf_jax.models import heads
+from rlhf_jax.models import heads, lora
 from rlhf_jax.stages import common, reward
 
 DEFAULTS = dict(  # of a section, beside what the method needs
     init='sft',
+    lora=dict(lora.DEFAULTS),  # adapters beside frozen matrices, in place of training all parameters
     reference='sft',  # the KL penalty is against this one; it stays as it is
     reward=('reward',),  # each a stage that trained a reward model, its folder, a directory, 'module:function' on texts
     # (docs/rewards.md), or 'scorer:MODEL', a language model that grades (direct RLAIF)

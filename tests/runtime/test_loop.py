@@ -67,7 +67,7 @@ def _compiled(rows):
     noise = jax.random.normal(jax.random.fold_in(state.key, state.step), y.shape)
     loss, grads = jax.value_and_grad(lambda p: jnp.mean((x @ p['w'] - y - 0.1 * noise) ** 2))(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    new = state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+    new = state.replace(step=state.step + 1, trained=optax.apply_updates(state.params, updates), opt_state=opt_state)
     state = new.replace(key=None), state.replace(key=None)
     kept = jax.tree.map(lambda a, b: jnp.where(jnp.isfinite(loss), a, b), *state).replace(key=new.key)
     return kept, {'loss': loss, 'norm/gradient': optax.tree.norm(grads), 'tokens': jnp.int32(x.size)}

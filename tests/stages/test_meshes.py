@@ -82,14 +82,14 @@ def build(tiny, kind, on):
     both = steps.init_state({'policy': state.params, 'value': tiny.params(model, on, 2)}, optimizer,
                             jax.random.key(1), on)
     state = ppo.PPOState(
-        step=both.step, params=both.params['policy'], opt_state=both.opt_state, key=both.key,
-        value_params=both.params['value'],
+        step=both.step, trained=both.params['policy'], opt_state=both.opt_state, key=both.key,
+        value_trained=both.params['value'],
         kl_coefficient=jax.jit(lambda: jnp.float32(0.05), out_shardings=on.sharding())())
     update = ppo.build_update(model, model, model, optimizer, on, section)
     step = ppo.build_step(generate, score, update, on)
     return state, lambda state, rng: step(state, (prompts(rng), None), reference)
   if kind == 'policy_gradient':
-    state = policy_gradient.SamplerState(**vars(state), sampler_params={})
+    state = policy_gradient.SamplerState(**vars(state), sampler_trained={})
     update = policy_gradient.build_update(model, model, optimizer, on, section)
     step = policy_gradient.build_step(generate, score, update, on, section)
   else:

@@ -53,6 +53,7 @@ def test_four_steps_end_to_end(tiny, finished, capsys):
     source = pretrained.open_pretrained(str(workdir / name / 'export'))
     assert source.config.head == (name == 'reward') and source.tokenizer.vocab_size == source.config.vocab_size
     saved = json.loads((workdir / name / 'model.json').read_text())
+    assert saved.pop('base_model') == ''
     model = transformer.build(transformer.ModelConfig(**saved))
     on = tiny.layout()
     shapes = jax.eval_shape(model.init, jax.random.key(0))

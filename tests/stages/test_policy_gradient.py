@@ -27,7 +27,7 @@ METHODS = {
 
 def settings(rate=3e-3, **changes):
   section = ml_collections.ConfigDict({**policy_gradient.DEFAULTS, 'batch_size': G, 'samples': K, **changes})
-  section.optimizer.update(learning_rate=rate, schedule='constant')
+  section.optimizer.update(learning_rate=rate, schedule='constant', eps=1e-5)  # not all noise
   section.sampling.update(max_new_tokens=R, temperature=0.7)
   policy_gradient.check(section, 'config.rl')
   return section
@@ -40,7 +40,7 @@ def build(tiny, mesh, **changes):
   def init():
     state = steps.init_state(tiny.params(model, on), optimizer, jax.random.key(1), on)
     older = jax.tree.map(jnp.copy, state.params) if section.sampler_every > 1 else {}
-    return policy_gradient.SamplerState(**vars(state), sampler_params=older)
+    return policy_gradient.SamplerState(**vars(state), sampler_trained=older)
   generate = sampler.build(model, section.sampling, (EOS,), 0, K)
   return on, section, init, generate, policy_gradient.build_update(model, model, optimizer, on, section)
 

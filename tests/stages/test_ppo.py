@@ -23,7 +23,7 @@ N, P, R, EOS = 32, 6, 7, 1
 def settings(rate=3e-3, **changes):
   """A section that shows every term: KL, whitening, two epochs; one minibatch unless said otherwise."""
   section = ml_collections.ConfigDict({**ppo.DEFAULTS, 'minibatches': 1, **changes})
-  section.optimizer.update(learning_rate=rate, schedule='constant')
+  section.optimizer.update(learning_rate=rate, schedule='constant', eps=1e-5)  # not all noise
   section.sampling.update(max_new_tokens=R, temperature=0.7)
   return section
 
@@ -36,8 +36,8 @@ def build(tiny, mesh, **changes):
   def init():
     both = {'policy': tiny.params(model, on), 'value': tiny.params(model, on, 2)}
     state = steps.init_state(both, optimizer, jax.random.key(1), on)
-    return ppo.PPOState(step=state.step, params=state.params['policy'], opt_state=state.opt_state, key=state.key,
-                        value_params=state.params['value'],
+    return ppo.PPOState(step=state.step, trained=state.params['policy'], opt_state=state.opt_state, key=state.key,
+                        value_trained=state.params['value'],
                         kl_coefficient=jax.device_put(jnp.float32(section.kl_coefficient), on.sharding()))
   generate = sampler.build(model, section.sampling, (EOS,), 0)
   update = ppo.build_update(model, model, model, optimizer, on, section)

@@ -6,7 +6,7 @@ import pytest
 from rlhf_jax import config as configs
 from rlhf_jax import pipeline
 from rlhf_jax.runtime import checkpoint, mesh
-from rlhf_jax.stages import common, pretrain
+from rlhf_jax.stages import common, pretrain, weights
 
 
 @pytest.fixture(scope='module')
@@ -44,6 +44,6 @@ def test_no_array_is_whole_on_a_device(context):
 
 def test_what_the_models_need(tiny):
   """PPO is the heaviest stage: policy and value model trained, reference and reward frozen, all of one shape."""
-  need = common.need(pipeline.load_config(tiny.EXPERIMENT, ['tokenizer.vocab_size=512', 'ppo.batch_size=16']))
+  need = weights.need(pipeline.load_config(tiny.EXPERIMENT, ['tokenizer.vocab_size=512', 'ppo.batch_size=16']))
   layers = 2 * (2 * 32 + 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)  # norms, queries and output, keys and values, MLP
   assert need == mesh.Need(parameters=512 * 32 + 32 + layers, state=40 * (512 * 32 + 32 + layers), rows=8, width=32, heads=1)
