@@ -53,10 +53,12 @@ def build(model, sampling, stop_ids, pad_id, samples: int = 1, unroll: bool | No
     raise UserError('sampling: expected max_new_tokens from 1, temperature and top_k from 0, 0 < top_p ≤ 1; got '
                     + ', '.join(f'{name} {sampling[name]}' for name in DEFAULTS))
   R, stops = sampling.max_new_tokens, jnp.asarray(stop_ids, jnp.int32)
-  unroll = jax.default_backend() == 'cpu' if unroll is None else unroll
+  platform = layout.platform if layout else jax.default_backend()
+  if unroll is None:
+    unroll = platform == 'cpu' and not (layout and layout.described)
   scale, axes = sampling.temperature or 1.0, model.axes
   if layout is not None:
-    model = transformer.build(model.config, layout.decoding.constrain)
+    model = transformer.build(model.config, layout.decoding.constrain, platform=platform)
 
   def lay(params):
     return params if layout is None else layout.lay_for_decoding(params, axes)
@@ -101,8 +103,11 @@ def build(model, sampling, stop_ids, pad_id, samples: int = 1, unroll: bool | No
     made = Samples(tokens=tokens, mask=mask, logprobs=logprobs, ended=done)
     return made if layout is None else jax.tree.map(lambda x: layout.constrain(x, ('batch', None)[:x.ndim]), made)
 
-  compiled, unstack = jax.jit(run), jax.jit(lambda params: transformer.unstack(lay(params)))
-  return lambda params, prompts, key: compiled(unstack(params) if unroll else params, prompts, key)
+  compiled = jax.jit(run)
+  if not unroll:
+    return compiled
+  unstack = jax.jit(lambda params: transformer.unstack(lay(params)))
+  return lambda params, prompts, key: compiled(unstack(params), prompts, key)
 
 
 def prompt_positions(mask):

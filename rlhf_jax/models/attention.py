@@ -103,7 +103,7 @@ def library(query, key, value, mask, scale=None, implementation='cudnn'):
   return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], scale=scale, implementation=implementation)
 
 
-def splash(query, key, value, segments, window, windows, scale=None, cap=0.0):
+def splash(query, key, value, segments, window, windows, scale=None, cap=0.0, interpret=False):
   """`attend` by JAX's Pallas kernel, where T = S. It never makes [T, S], and passes over blocks that nobody sees.
 
   Args:
@@ -111,15 +111,17 @@ def splash(query, key, value, segments, window, windows, scale=None, cap=0.0):
     segments: [B, T] int32; padding sees padding.
     window: how many places back a query sees; may be traced.
     windows: all values that window can have, sorted.
+    interpret: step by step, where there is no TPU.
   """
-  one = lambda size: functools.partial(_splash, window=size, scale=scale or query.shape[-1] ** -0.5, cap=cap)
+  one = lambda size: functools.partial(_splash, window=size, scale=scale or query.shape[-1] ** -0.5, cap=cap,
+                                       interpret=interpret)
   if len(windows) == 1:
     return one(windows[0])(query, key, value, segments)
   which = jnp.searchsorted(jnp.asarray(windows), window)
   return jax.lax.switch(which, [one(size) for size in windows], query, key, value, segments)
 
 
-def _splash(query, key, value, segments, window, scale, cap):
+def _splash(query, key, value, segments, window, scale, cap, interpret):
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
   T, H = query.shape[1:3]
@@ -130,7 +132,7 @@ def _splash(query, key, value, segments, window, scale, cap):
   seen = masks.LocalMask((T, T), (window - 1, 0), 0) if window < T else masks.CausalMask((T, T))
   kernel = kernels.make_splash_mha(
       masks.MultiHeadMask([seen] * H), head_shards=1, q_seq_shards=1, block_sizes=sizes,
-      attn_logits_soft_cap=cap or None, interpret=jax.default_backend() != 'tpu')
+      attn_logits_soft_cap=cap or None, interpret=interpret)
   row = lambda q, k, v, ids: kernel(q, k, v, kernels.SegmentIds(ids, ids))
   heads_first = [x.swapaxes(1, 2) for x in (query * scale, key, value)]
   return jax.vmap(row)(*heads_first, segments).swapaxes(1, 2).astype(query.dtype)

@@ -65,7 +65,7 @@ class Block(nnx.Module):
         setattr(self, name, stacked(shape, names, **how))
     self.config = config
 
-  def __call__(self, hidden, turn, attend, constrain, cache=None, start=0):
+  def __call__(self, hidden, turn, attend, constrain, ragged, cache=None, start=0):
     """One layer.
 
     Args:
@@ -73,6 +73,7 @@ class Block(nnx.Module):
       turn: (x [B, T, H or N, C]) → the same with its positions in it.
       attend: (query, key, value) → [B, T, H, C].
       constrain: as transformer.build takes it.
+      ragged: how experts are computed, see experts.py.
       cache: {'key', 'value'} [B, S, N, C], or None.
       start: the first free place of the cache, [] int32.
 
@@ -90,7 +91,7 @@ class Block(nnx.Module):
     x = self._times('output', attend(query, key, value), 2)
     hidden = hidden + self._norm('attention_post_norm', x)
     x = self._norm('mlp_norm', hidden)
-    x = self._experts(x) if self.config.experts else self._mlp(x, constrain)
+    x = self._experts(x, ragged) if self.config.experts else self._mlp(x, constrain)
     hidden = constrain(hidden + self._norm('mlp_post_norm', x), ('batch', 'length', 'hidden'))
     return hidden, {'key': key, 'value': value}
 
@@ -99,11 +100,11 @@ class Block(nnx.Module):
     x = activation(self._times('gate', x)) * up if self.config.gated else activation(up)
     return self._times('down', constrain(x, ('batch', 'length', 'mlp')))
 
-  def _experts(self, x):
+  def _experts(self, x, ragged):
     config, rows = self.config, x.reshape(-1, x.shape[-1])
     weights, chosen = experts.route(rows, self.router[...], config.experts_per_token, config.renormalise)
     mixed = experts.mix(rows, weights, chosen, self.gate[...], self.up[...], self.down[...],
-                        ACTIVATIONS[config.activation])
+                        ACTIVATIONS[config.activation], ragged)
     return mixed.reshape(x.shape)
 
   def _times(self, name, x, contracted=1):

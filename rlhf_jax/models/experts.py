@@ -1,9 +1,9 @@
 """Mixture of experts: each token goes to the few experts its router likes best, and none is dropped.
 
 Two ways that give the same numbers:
-  ragged  tokens sorted by expert, one grouped product (`jax.lax.ragged_dot`): work for the chosen experts only
-  scan    one expert after the other over all tokens: E / k times the work, but nothing of [experts, tokens, …]; on a
-          CPU XLA would write the grouped product out as just that
+  ragged, on a TPU  tokens sorted by expert, one grouped product (`jax.lax.ragged_dot`): work for the chosen experts only
+  scan, elsewhere   one expert after the other over all tokens: E / k times the work, but nothing of [experts, tokens, …];
+                    on a CPU XLA would write the grouped product out as just that
 
 The auxiliary loss that balances a router is left out: fine-tuning keeps the balance of pre-training or loses it.
 
@@ -31,7 +31,7 @@ def route(x, router, count, renormalise):
   return weights / jnp.sum(weights, axis=-1, keepdims=True) if renormalise else weights, chosen
 
 
-def mix(x, weights, chosen, gate, up, down, activation, way='auto'):
+def mix(x, weights, chosen, gate, up, down, activation, ragged):
   """Σ_k weight · down(activation(gate x) · up x) over the chosen experts.
 
   Args:
@@ -39,14 +39,12 @@ def mix(x, weights, chosen, gate, up, down, activation, way='auto'):
     weights, chosen: [M, k], as `route` gives them.
     gate, up: [E, D, F].
     down: [E, F, D].
-    way: 'ragged', 'scan', or 'auto': ragged on TPU, else scan.
+    ragged: in one grouped product; else one expert after the other.
 
   Returns:
     [M, D], the dtype of x.
   """
-  if way == 'auto':
-    way = 'ragged' if jax.default_backend() == 'tpu' else 'scan'
-  return (_ragged if way == 'ragged' else _scan)(x, weights, chosen, gate, up, down, activation)
+  return (_ragged if ragged else _scan)(x, weights, chosen, gate, up, down, activation)
 
 
 def _scan(x, weights, chosen, gate, up, down, activation):

@@ -21,8 +21,11 @@ SMALL = KINDS[2:]
 BLOCK = 64
 
 
-def keep(params, kind: str):
+def keep(params, kind: str, born=lambda function, shardings, leaf: jax.jit(function, out_shardings=shardings)(leaf)):
   """A tree of parameters as `kind` says, leaf by leaf, each where it was.
+
+  Args:
+    born: (function, shardings, leaf) → its result.
 
   Raises:
     UserError: there is no such kind, or qwix is not installed.
@@ -35,9 +38,9 @@ def keep(params, kind: str):
   for path, leaf in traverse_util.flatten_dict(params).items():
     matrix = path[0] == 'layers' and path[-1] in TARGETS
     if kind != 'bfloat16' and matrix:
-      kept[path] = _quantise(leaf, kind, path[-1])
+      kept[path] = _quantise(leaf, kind, path[-1], born)
     elif matrix or path[0] in ('embedding', 'unembedding', 'positions'):
-      kept[path] = leaf.astype(jnp.bfloat16)
+      kept[path] = born(lambda x: x.astype(jnp.bfloat16), leaf.sharding, leaf)
     else:
       kept[path] = leaf
   return traverse_util.unflatten_dict(kept)
@@ -57,7 +60,7 @@ def is_quantised(leaf) -> bool:
   return hasattr(leaf, 'qvalue')
 
 
-def _quantise(leaf, kind, name):
+def _quantise(leaf, kind, name, born):
   """[L, (E,) inputs…, outputs…] → QArray, laid on the devices as the leaf is."""
   first = leaf.ndim - 2 if name in ('gate', 'up', 'down') else 1
   last = first + (name == 'output')  # the inputs' last axis
@@ -76,7 +79,7 @@ def _quantise(leaf, kind, name):
     cut = lambda part: [entry if entry and n % size(entry) == 0 else None for n, entry in zip(part.shape, spec)]
     sharding = jax.tree.map(lambda part: jax.sharding.NamedSharding(
         leaf.sharding.mesh, jax.sharding.PartitionSpec(*cut(part))), jax.eval_shape(quantise, leaf))
-  return jax.jit(quantise, out_shardings=sharding)(leaf)
+  return born(quantise, sharding, leaf)
 
 
 def _qwix():

@@ -78,7 +78,8 @@ class _Score(nnx.Module):
     self.bias = leaf((), ())
 
 
-def build(config: ModelConfig, constrain=lambda x, names: x, shards=lambda function, inputs, output: function) -> Model:
+def build(config: ModelConfig, constrain=lambda x, names: x, shards=lambda function, inputs, output: function,
+          platform: str | None = None) -> Model:
   """The model of a config.
 
   Args:
@@ -87,11 +88,13 @@ def build(config: ModelConfig, constrain=lambda x, names: x, shards=lambda funct
     shards: (function, axis names of its arguments, of its result) → the function on each device's own part of them,
       for kernels that XLA cannot cut, None where these are cut along their places; the function itself by default,
       which is right on one device.
+    platform: 'cpu', 'gpu' or 'tpu', where it will run; this process's by default.
 
   Raises:
     UserError: no model has this shape.
   """
   check(config)
+  platform = platform or jax.default_backend()
 
   def define(key):
     keys = iter(jax.random.split(key, 64))
@@ -127,7 +130,7 @@ def build(config: ModelConfig, constrain=lambda x, names: x, shards=lambda funct
       segments = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids, segment_ids, start, axis=1)
     if config.learned_positions and segments.shape[1] > config.max_length:
       raise UserError(f'model: rows of {segments.shape[1]} places, expected at most its {config.max_length} positions')
-    layer, differs = _layer(config, graph, constrain, shards, positions, segment_ids, segments, start)
+    layer, differs = _layer(config, graph, constrain, shards, platform, positions, segment_ids, segments, start)
 
     if isinstance(params['layers'], dict):
       hidden, pairs = jax.lax.scan(layer, hidden, (params['layers'], pairs, differs))
@@ -145,7 +148,7 @@ def build(config: ModelConfig, constrain=lambda x, names: x, shards=lambda funct
   return Model(config, init, apply, {**names(ends), 'layers': names(block)})
 
 
-def _layer(config, graph, constrain, shards, positions, segment_ids, segments, start):
+def _layer(config, graph, constrain, shards, platform, positions, segment_ids, segments, start):
   """The body of the scan, and what it takes from layer to layer beside weights and cache.
 
   Args:
@@ -170,9 +173,11 @@ def _layer(config, graph, constrain, shards, positions, segment_ids, segments, s
     differs['frequencies'] = table
   scale, cap = config.attention_scalar ** -0.5 if config.attention_scalar else None, config.attention_cap
   names = lambda heads: ('batch', 'length', heads, 'head_dim')
-  splash = shards(functools.partial(attention.splash, windows=sorted(set(windows)), scale=scale, cap=cap),
+  splash = shards(functools.partial(attention.splash, windows=sorted(set(windows)), scale=scale, cap=cap,
+                                    interpret=platform != 'tpu'),
                   (names('heads'), names('kv_heads'), names('kv_heads'), ('batch', 'length'), ()), names('heads'))
-  way = attention.pick(config, T, segments is not segment_ids, jax.default_backend(), cut=splash is None)
+  way = attention.pick(config, T, segments is not segment_ids, platform, cut=splash is None)
+  ragged = platform == 'tpu'
 
   def layer(hidden, given):
     weights, pair, own = given
@@ -185,7 +190,7 @@ def _layer(config, graph, constrain, shards, positions, segment_ids, segments, s
         'splash': lambda *qkv: splash(*qkv, segments, own.get('window', windows[0])),
     }[way]
     weights = quantised.restore_all(weights, hidden.dtype)
-    hidden, new = nnx.merge(graph, weights)(hidden, turn, attend, constrain, pair, start)
+    hidden, new = nnx.merge(graph, weights)(hidden, turn, attend, constrain, ragged, pair, start)
     return hidden, None if pair is None else new
 
   if config.remat != 'none':

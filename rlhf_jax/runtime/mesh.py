@@ -63,11 +63,18 @@ class Layout:
   Attributes:
     rollout_tensor: see DEFAULTS.
     why: what `auto` says of its choice.
+    described: the devices are not here, only known by their topology (a plan's); arrays are then shapes.
   """
   mesh: Mesh
   rules: dict = dataclasses.field(default_factory=lambda: dict(RULES))
   rollout_tensor: int = 0
   why: str = ''
+  described: bool = False
+
+  @property
+  def platform(self) -> str:
+    """'cpu', 'gpu' or 'tpu'."""
+    return self.mesh.devices.flat[0].platform
 
   def spec(self, names) -> PartitionSpec:
     """The partition of an array whose axes bear these names (None: not named, not sharded)."""
@@ -116,6 +123,17 @@ class Layout:
                           f'does not divide over {ways} devices ({", ".join(entry)}); choose another mesh')
       return self.sharding(names)
     return jax.tree_util.tree_map_with_path(one, shapes, axes)
+
+  def born(self, function, shardings, *arguments):
+    """function(*arguments), compiled, its result laid as `shardings` (a tree, or one for all leaves) say from the first
+    moment; on devices that are only described the shapes of it."""
+    if not self.described:
+      return jax.jit(function, out_shardings=shardings)(*arguments)
+    shapes = jax.eval_shape(function, *arguments)
+    if isinstance(shardings, NamedSharding):
+      shardings = jax.tree.map(lambda _: shardings, shapes)
+    return jax.tree.map(lambda one, sharding: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding), shapes,
+                        shardings)
 
   @functools.cached_property
   def decoding(self) -> 'Layout':

@@ -85,8 +85,8 @@ def init_state(params, optimizer, key, layout, frozen=None) -> TrainState:
   """
   shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
   opt_shardings = optimizer_shardings(optimizer, params, shardings, layout.sharding())
-  opt_state = jax.jit(optimizer.init, out_shardings=opt_shardings)(params)
-  step, key = jax.jit(lambda: (jnp.zeros((), jnp.int32), key), out_shardings=layout.sharding())()
+  opt_state = layout.born(optimizer.init, opt_shardings, params)
+  step, key = layout.born(lambda: (jnp.zeros((), jnp.int32), key), layout.sharding())
   return TrainState(step=step, trained=params, opt_state=opt_state, key=key, frozen={'params': frozen} if frozen else {})
 
 
@@ -174,25 +174,39 @@ def build(loss: Callable[..., Loss], optimizer, layout, microbatches: int = 1) -
     return state, metrics
 
   compiled = compile_step(train_step, layout)
-  return lambda state, batch, *frozen: compiled(state, layout.place(batch), *frozen)
+
+  def step(state, batch, *frozen):
+    return compiled(state, layout.place(batch), *frozen)
+
+  step.lower = compiled.lower
+  return step
 
 
 def compile_step(train_step, layout):
   """Jit of (state, batch, *frozen) → (state, metrics): the state keeps its shardings and gives up its buffers (but the
-  frozen ones), metrics are whole on every device. Compiled once for each tree and shape of its arguments."""
+  frozen ones), metrics are whole on every device. Compiled once for each tree and shape of its arguments; `lower` of it
+  takes the same, or shapes with shardings."""
   compiled = {}
 
   def apart(state, frozen, *rest):
     state, metrics = train_step(state.replace(frozen=frozen), *rest)
     return state.replace(frozen={}), metrics
 
-  def call(state, *rest):
-    state, frozen = state.replace(frozen={}), state.frozen
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+  def program(state):
     which = jax.tree.structure(state)
     if which not in compiled:
+      shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
       compiled[which] = jax.jit(apart, donate_argnums=0, out_shardings=(shardings, layout.sharding()))
-    state, metrics = compiled[which](state, frozen, *rest)
+    return compiled[which]
+
+  def call(state, *rest):
+    state, frozen = state.replace(frozen={}), state.frozen
+    state, metrics = program(state)(state, frozen, *rest)
     return state.replace(frozen=frozen), metrics
 
+  def lower(state, *rest):
+    state, frozen = state.replace(frozen={}), state.frozen
+    return program(state).lower(state, frozen, *rest)
+
+  call.lower = lower
   return call

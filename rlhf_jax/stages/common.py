@@ -92,22 +92,29 @@ def open_model(context: Context, init: str, head: bool = False, trained: bool = 
   elif adapted:
     config = dataclasses.replace(config, base=wanted.base)
   config = dataclasses.replace(config, head=head, dtype=said.dtype, remat=said.remat, attention=said.attention)
-  model = transformer.build(config, layout.constrain, layout.shards)
+  model = transformer.build(config, layout.constrain, layout.shards, layout.platform)
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   shardings = layout.shardings(model.axes, shapes)
   if config.base in quantised.SMALL and layout.rollout_tensor:
     raise UserError(f'config.mesh.rollout_tensor: expected 0 where lora.base is {config.base}')
 
   def read():
+    if layout.described and not adapted:
+      return layout.born(model.init, shardings, jax.random.key(0))
     shared = adapted or (source is not None and bool(source.base) and not trained)
     params = weights.read(source, layout, config.base, context.bases if shared else {}) if source else {}
     if trained and source and source.config.lora_rank and not config.lora_rank:
       params = jax.jit(functools.partial(lora.merge, source.config))(params)
     if trained and adapted and 'score' in params:  # a base's head may be another model's too, and steps give it up
-      params = {**params, 'score': jax.tree.map(jnp.copy, params['score'])}
-    return weights.fitted(params, model.init, shardings, jax.random.fold_in(context.key(), 2**31 - 1))
+      params = {**params, 'score': copied(layout, params['score'])}
+    return weights.fitted(params, model.init, shardings, layout, jax.random.fold_in(context.key(), 2**31 - 1))
 
   return model, read
+
+
+def copied(layout, tree):
+  """A tree of arrays again, in memory of its own."""
+  return layout.born(lambda tree: jax.tree.map(jnp.copy, tree), jax.tree.map(lambda leaf: leaf.sharding, tree), tree)
 
 
 def open_reader(context: Context, name: str):

@@ -38,26 +38,32 @@ def run(context: common.Context) -> None:
   common.export(context, state.params)
 
 
-def build(context: common.Context) -> loop.Stage:
-  """The stage, ready to run."""
+def define(context: common.Context) -> rollout.Parts:
+  """What a step is made of, before data and parameters are read."""
   section, layout, tokenizer = context.section, context.layout, context.tokenizer
   check(section, f'config.{context.name}')
   rollout.check_batch(context)
   model, read = common.open_model(context, section.init, trained=True)
   reference_model, read_reference = common.open_model(context, section.reference)
   common.describe(context, model)
-  (train, examples), (held_out, held_out_examples) = rollout.read_prompts(context)
-  score, score_held_out = rollout.build_scores(context, train, held_out)
   optimizer = steps.make_optimizer(section.optimizer, section.loop.steps)
   generate = sampler.build(model, section.sampling, (tokenizer.eos_id,), tokenizer.pad_id, section.samples,
                            layout=layout)
   update = steps.build(preference.build_loss(model, section), optimizer, layout, section.microbatches)
-  step, reference = build_step(generate, score, update, model, reference_model, layout, section), read_reference()
+  return rollout.Parts(model, lambda: common.init_state(context, read(), optimizer), generate, update, reference_model,
+                       read_reference)
+
+
+def build(context: common.Context) -> loop.Stage:
+  """The stage, ready to run."""
+  section, parts = context.section, define(context)
+  (train, examples), (held_out, held_out_examples) = rollout.read_prompts(context)
+  score, score_held_out = rollout.build_scores(context, train, held_out)
+  step = build_step(parts.generate, score, parts.update, parts.model, parts.reference_model, context.layout, section)
+  reference = parts.read_reference()
   return loop.Stage(
-      name=context.name, init=lambda: common.init_state(context, read(), optimizer),
-      step=lambda state, prompts: step(state, prompts, reference),
-      evaluate=rollout.build_evaluation(context, model, reference_model, reference, score_held_out, held_out,
-                                        held_out_examples),
+      name=context.name, init=parts.init, step=lambda state, prompts: step(state, prompts, reference),
+      evaluate=rollout.build_evaluation(context, parts, reference, score_held_out, held_out, held_out_examples),
       batches=batches.prompts(examples, section.batch_size, context.config.seed))
 
 

@@ -61,31 +61,37 @@ def run(context: common.Context) -> None:
   common.export(context, state.params)
 
 
-def build(context: common.Context) -> loop.Stage:
-  """The stage, ready to run."""
+def define(context: common.Context) -> rollout.Parts:
+  """What a step is made of, before data and parameters are read."""
   section, layout, tokenizer = context.section, context.layout, context.tokenizer
   check(section, f'config.{context.name}')
   rollout.check_batch(context)
   model, read = common.open_model(context, section.init, trained=True)
   reference_model, read_reference = common.open_model(context, section.reference)
   common.describe(context, model)
-  (train, examples), (held_out, held_out_examples) = rollout.read_prompts(context)
-  score, score_held_out = rollout.build_scores(context, train, held_out)
   optimizer = steps.make_optimizer(section.optimizer, section.loop.steps * section.epochs * section.minibatches)
 
   def init():
     state = common.init_state(context, read(), optimizer)
-    older = jax.tree.map(jnp.copy, state.trained) if section.sampler_every > 1 else {}
+    older = common.copied(layout, state.trained) if section.sampler_every > 1 else {}
     return SamplerState(**vars(state), sampler_trained=older)
 
   generate = sampler.build(model, section.sampling, (tokenizer.eos_id,), tokenizer.pad_id, section.samples,
                            layout=layout)
-  step = build_step(generate, score, build_update(model, reference_model, optimizer, layout, section), layout, section)
-  reference = read_reference()
+  update = build_update(model, reference_model, optimizer, layout, section)
+  return rollout.Parts(model, init, generate, update, reference_model, read_reference)
+
+
+def build(context: common.Context) -> loop.Stage:
+  """The stage, ready to run."""
+  section, parts = context.section, define(context)
+  (train, examples), (held_out, held_out_examples) = rollout.read_prompts(context)
+  score, score_held_out = rollout.build_scores(context, train, held_out)
+  step = build_step(parts.generate, score, parts.update, context.layout, section)
+  reference = parts.read_reference()
   return loop.Stage(
-      name=context.name, init=init, step=lambda state, batch: step(state, batch, reference),
-      evaluate=rollout.build_evaluation(context, model, reference_model, reference, score_held_out, held_out,
-                                        held_out_examples),
+      name=context.name, init=parts.init, step=lambda state, batch: step(state, batch, reference),
+      evaluate=rollout.build_evaluation(context, parts, reference, score_held_out, held_out, held_out_examples),
       batches=batches.prompts(examples, section.batch_size * (1 + section.resampling), context.config.seed))
 
 

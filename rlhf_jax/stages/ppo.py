@@ -56,8 +56,8 @@ def run(context: common.Context) -> None:
   common.export(context, state.params)
 
 
-def build(context: common.Context) -> loop.Stage:
-  """The stage, ready to run."""
+def define(context: common.Context) -> rollout.Parts:
+  """What a step is made of, before data and parameters are read."""
   section, layout, tokenizer = context.section, context.layout, context.tokenizer
   if section.score_place not in ('eos', 'after_eos'):
     raise UserError(f'config.{context.name}.score_place: expected eos or after_eos, got {section.score_place!r}')
@@ -66,17 +66,11 @@ def build(context: common.Context) -> loop.Stage:
   value_model, read_value = common.open_model(context, section.value or section.init, head=True, trained=True)
   if not section.value:  # only the head; it begins at 0 (Ziegler et al. 2019)
     value_model, whole_model = model, read_value
-    read_value = lambda: {'score': jax.tree.map(jnp.zeros_like, whole_model()['score'])}
+    zeros = lambda tree: layout.born(
+        lambda tree: jax.tree.map(jnp.zeros_like, tree), jax.tree.map(lambda leaf: leaf.sharding, tree), tree)
+    read_value = lambda: {'score': zeros(whole_model()['score'])}
   reference_model, read_reference = common.open_model(context, section.reference)
   common.describe(context, model)
-  (train, examples), (held_out, held_out_examples) = rollout.read_prompts(context)
-  score, score_held_out = rollout.build_scores(context, train, held_out)
-  pretraining = None
-  if section.pretraining_coefficient:
-    documents = encode.documents(
-        sources.load(section.pretraining, 'document', 'train'), tokenizer, section.pretraining_length)
-    pretraining = batches.sequences(documents, section.batch_size * section.samples, section.pretraining_length,
-                                    context.config.seed)
   optimizer = steps.make_optimizer(section.optimizer, section.loop.steps * section.epochs * section.minibatches)
 
   def init():
@@ -84,16 +78,29 @@ def build(context: common.Context) -> loop.Stage:
     both = steps.init_state({'policy': policy, 'value': value}, optimizer, context.key(), layout)
     return PPOState(step=both.step, trained=policy, opt_state=both.opt_state, key=both.key, value_trained=value,
                     frozen={'params': rest, 'value_params': value_rest},
-                    kl_coefficient=jax.jit(lambda: jnp.float32(section.kl_coefficient), out_shardings=layout.sharding())())
+                    kl_coefficient=layout.born(lambda: jnp.float32(section.kl_coefficient), layout.sharding()))
 
   generate = sampler.build(model, section.sampling, (tokenizer.eos_id,), tokenizer.pad_id, section.samples,
                            layout=layout)
   update = build_update(model, value_model, reference_model, optimizer, layout, section)
-  step, reference = build_step(generate, score, update, layout), read_reference()
+  return rollout.Parts(model, init, generate, update, reference_model, read_reference)
+
+
+def build(context: common.Context) -> loop.Stage:
+  """The stage, ready to run."""
+  section, parts = context.section, define(context)
+  (train, examples), (held_out, held_out_examples) = rollout.read_prompts(context)
+  score, score_held_out = rollout.build_scores(context, train, held_out)
+  pretraining = None
+  if section.pretraining_coefficient:
+    documents = encode.documents(
+        sources.load(section.pretraining, 'document', 'train'), context.tokenizer, section.pretraining_length)
+    pretraining = batches.sequences(documents, section.batch_size * section.samples, section.pretraining_length,
+                                    context.config.seed)
+  step, reference = build_step(parts.generate, score, parts.update, context.layout), parts.read_reference()
   return loop.Stage(
-      name=context.name, init=init, step=lambda state, batch: step(state, batch, reference),
-      evaluate=rollout.build_evaluation(context, model, reference_model, reference, score_held_out, held_out,
-                                        held_out_examples),
+      name=context.name, init=parts.init, step=lambda state, batch: step(state, batch, reference),
+      evaluate=rollout.build_evaluation(context, parts, reference, score_held_out, held_out, held_out_examples),
       batches=batches.Together(
           batches.prompts(examples, section.batch_size, context.config.seed), pretraining))
 

@@ -1,6 +1,7 @@
 """What the stages that learn from their own answers share: prompts, scores, the forward over answers, evaluation."""
 
 import functools
+from typing import Any, Callable, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
@@ -39,6 +40,24 @@ DEFAULTS = dict(  # of a section, beside what the method needs
 )
 
 _SCORER = 'scorer:'
+
+
+class Parts(NamedTuple):
+  """What a step of a stage that learns from its own answers is made of.
+
+  Attributes:
+    model, reference_model: definitions of the policy and of the model that the KL is against.
+    init: () → the state before the first step.
+    generate: (params, Prompts, key) → Samples.
+    update: the compiled rest of a step, after the scores; its arguments are the method's.
+    read_reference: () → the reference's parameters.
+  """
+  model: Any
+  init: Callable[[], Any]
+  generate: Callable[..., Any]
+  update: Callable[..., Any]
+  reference_model: Any
+  read_reference: Callable[[], Any]
 
 
 def check_batch(context: common.Context) -> None:
@@ -141,10 +160,10 @@ def shuffled_minibatches(layout, batch, order, count: int):
   return jax.tree.map(lambda x: layout.constrain(x, (None, 'batch') + (None,) * (x.ndim - 2)), cut)
 
 
-def build_evaluation(context: common.Context, model, reference_model, reference, score, rows, examples):
+def build_evaluation(context: common.Context, parts: Parts, reference, score, rows, examples):
   """evaluate(state) → (score, KL, length and EOS rate on held-out prompts, some answers)."""
   section = context.section
-  answer = answers.build(model, section.sampling, context.tokenizer, context.layout, 1, reference_model,
+  answer = answers.build(parts.model, section.sampling, context.tokenizer, context.layout, 1, parts.reference_model,
                          lambda *given: score(*given)[0])
 
   def evaluate(state):

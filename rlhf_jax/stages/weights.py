@@ -115,15 +115,19 @@ def read(source: Source, layout, base: str, kept: dict):
   def whole(source):
     model = transformer.build(source.config)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return dict(source.load(shapes, layout.shardings(model.axes, shapes)))
+    shardings = layout.shardings(model.axes, shapes)
+    if not layout.described:
+      return dict(source.load(shapes, shardings))
+    held = layout.born(model.init, shardings, jax.random.key(0))
+    return lora.split(held)[0] if source.base else held
 
   bottom = source.base or source
   if (bottom.name, base) not in kept:
-    kept[bottom.name, base] = quantised.keep(whole(bottom), base)
+    kept[bottom.name, base] = quantised.keep(whole(bottom), base, layout.born)
   return joined(whole(source), kept[bottom.name, base]) if source.base else dict(kept[bottom.name, base])
 
 
-def fitted(params, init, shardings, key=None):
+def fitted(params, init, shardings, layout, key=None):
   """The leaves that a model has: those of params, new ones where there are none.
 
   Raises:
@@ -135,8 +139,8 @@ def fitted(params, init, shardings, key=None):
   if new and key is None:
     raise UserError(f'the model lacks {", ".join(map(".".join, new[:3]))}')
   if new:
-    made = jax.jit(lambda key: [traverse_util.flatten_dict(init(key))[path] for path in new],
-                   out_shardings=[places[path] for path in new])(key)
+    made = layout.born(lambda key: [traverse_util.flatten_dict(init(key))[path] for path in new],
+                       [places[path] for path in new], key)
     have |= dict(zip(new, made))
   return traverse_util.unflatten_dict({path: have[path] for path in places})
 
