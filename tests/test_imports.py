@@ -16,6 +16,8 @@ BELOW['feedback'] = 'evaluation', *BELOW['evaluation']
 BELOW['stages'] = 'feedback', *BELOW['feedback']
 BELOW['config'] = 'errors',
 BELOW['pipeline'] = 'config', 'stages', *BELOW['stages']
+BELOW['planning'] = 'pipeline', *BELOW['pipeline']
+BELOW['plan'] = 'planning', *BELOW['planning']
 BELOW['__main__'] = BELOW['lines'] = 'pipeline', *BELOW['pipeline']
 BELOW['generate'] = BELOW['score'] = 'lines', *BELOW['lines']
 

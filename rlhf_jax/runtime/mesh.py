@@ -191,11 +191,12 @@ class Layout:
     return '\n'.join(lines)
 
 
-def make(config, devices=None, need=None) -> Layout:
+def make(config, devices=None, need=None, capacity: float | None = None) -> Layout:
   """The layout of a mesh config (see DEFAULTS) over all devices, or those given.
 
   Args:
     need: a Need, which the preset auto asks for.
+    capacity: bytes of a device, where it cannot be asked.
 
   Raises:
     UserError: the axes do not multiply to the number of devices, or do not fit slices or rollout_tensor.
@@ -206,7 +207,7 @@ def make(config, devices=None, need=None) -> Layout:
     if need is None:
       raise UserError('config.mesh.preset: auto needs to know the models; name the axes here')
     known, why = choose(need, len(devices), sum(one.process_index == devices[0].process_index for one in devices),
-                        memory(devices[0]))
+                        capacity or memory(devices[0]))
   elif preset and preset not in PRESETS:
     raise UserError(f'config.mesh.preset: expected auto or one of {", ".join(PRESETS)}, got {preset!r}')
   else:

@@ -1,0 +1,130 @@
+"""From programs to numbers: memory by kind, seconds by what bounds them, and what to change where it does not fit."""
+
+import collections
+import dataclasses
+import time
+
+from rlhf_jax.planning import chips, hlo, programs, work
+
+GIB = 2**30
+
+
+def stage(context, topology: chips.Topology, compiles: bool, say=lambda text: None) -> dict:
+  """The plan of a stage as JSON: bytes, FLOPs and seconds of one device and one step.
+
+  Args:
+    context: on a layout whose devices are described.
+    compiles: ask XLA too.
+    say: told what is being compiled.
+  """
+  plan, chip, layout = programs.of_stage(context), topology.chip, context.layout
+  memory = {name: work.on_device(tree) for name, tree in plan.resident.items()}
+  memory = {name: size for name, size in memory.items() if size}
+  resident = work.on_device(plan.resident)
+  made = []
+  for program in plan.programs:
+    least = program.work
+    row = dict(name=program.name, flops=least.flops / layout.mesh.size, moved=least.moved, sent=least.sent, held=least.held)
+    if compiles:
+      began = time.monotonic()
+      say(f'compiling {context.name}: {program.name} …')
+      row['compiled'] = _compiled(program, layout, topology)
+      row['compiled']['seconds'] = time.monotonic() - began
+    made.append(_timed(row, chip) | dict(total=resident + (row['compiled']['temporary'] if compiles else row['held'])))
+  peak = max(row['total'] for row in made)
+  result = dict(stage=context.name, memory=memory, resident=resident, programs=made, peak=peak, capacity=chip.memory,
+                fits=peak <= chip.memory, seconds=sum(row['seconds'] for row in made), notes=plan.notes)
+  useful = sum(program.work.flops for program in plan.programs) / layout.mesh.size
+  result['flops_share'] = useful / chip.flops / max(result['seconds'], 1e-12)
+  return result | dict(advice=advice(context, result, layout))
+
+
+def _compiled(program, layout, topology) -> dict:
+  """What the compiler says: bytes of a device, FLOPs, and by kind of collective (bytes sent, times, across slices)."""
+  compiled = program.lower().compile()
+  said, place = compiled.memory_analysis(), 'slice_index' if topology.platform == 'tpu' else 'process_index'
+  domains = [getattr(device, place, 0) for device in layout.mesh.devices.flat]
+  read = hlo.read(compiled.as_text(), domains)
+  kinds = collections.defaultdict(lambda: [0.0, 0])
+  for one in read.collectives:
+    entry = kinds[f'{one.kind} of {one.group}' + ' across' * one.across]
+    entry[0] += one.sent
+    entry[1] += one.times
+  return dict(
+      arguments=said.argument_size_in_bytes, flops=read.flops,
+      temporary=said.temp_size_in_bytes + said.output_size_in_bytes - said.alias_size_in_bytes
+      + said.generated_code_size_in_bytes, collectives={name: dict(sent=sent, times=times) for name, (sent, times) in
+                                                        sorted(kinds.items())})
+
+
+def _timed(row, chip) -> dict:
+  """Adds seconds at the chip's limits, were each perfectly used and hidden behind the longest, which is the bound."""
+  found = row.get('compiled')
+  sent = {False: row['sent'], True: 0.0}
+  if found:
+    sent = {across: sum(one['sent'] for name, one in found['collectives'].items() if name.endswith('across') == across)
+            for across in (False, True)}
+  times = dict(compute=max(row['flops'], found['flops'] if found else 0.0) / chip.flops, memory=row['moved'] / chip.bandwidth,
+               interconnect=sent[False] / chip.link + sent[True] / chip.network)
+  bound = max(times, key=times.get)
+  return row | dict(times=times, seconds=times[bound], bound=bound)
+
+
+def advice(context, result, layout) -> list[str]:
+  """What to change where a stage does not fit, or wastes its devices."""
+  section, name, capacity = context.section, context.name, result['capacity']
+  lines, ways = [], work.Ways(layout)
+  worst = max(result['programs'], key=lambda row: row['total'])
+  temporary = worst['total'] - result['resident']
+  if not result['fits']:
+    if ways.data > 1:
+      lines.append(f'mesh.fsdp={ways.fsdp * ways.data}: cuts parameters and moments {ways.data} times finer')
+    if result['resident'] > 0.6 * capacity:
+      need = result['resident'] * layout.mesh.size / ways.data / (0.6 * capacity)
+      lines.append(f'about {int(need) + 1} of these devices, for what lies on them all the time')
+      if 'lora' in section and not section.lora.rank:
+        lines.append(f'{name}.lora.rank=16 {name}.lora.base=bfloat16: one frozen base for all models, moments of adapters only')
+      if 'optimizer' in section and section.optimizer.moment_dtype == 'float32':
+        lines.append(f'{name}.optimizer.moment_dtype=bfloat16: {result["memory"].get("optimizer", 0) / 4 / GIB:.1f} GiB less')
+    if temporary > 0.3 * capacity:
+      if worst['name'] in ('rollout',) or worst['name'].startswith('answers'):
+        lines.append(f'{name}.batch_size or samples lower, for the cache of {worst["name"]}')
+        wide = layout.rollout_tensor
+        lines.append(f'mesh.rollout_tensor={2 * wide if wide else ways.tensor}: decoding keeps a smaller part of the parameters'
+                     if wide and wide < ways.fsdp * ways.tensor else 'mesh.rollout_tensor=0: decoding gathers layer by layer')
+      elif 'microbatches' in section:
+        lines.append(f'{name}.microbatches={2 * section.microbatches}: half the activations at once')
+        if context.config.model.remat != 'full':
+          lines.append('model.remat=full: keeps one array a layer')
+    lines = lines or ['more devices']
+  elif result['peak'] < 0.4 * capacity and worst['bound'] == 'interconnect':
+    lines.append('less than half of the memory is used and the interconnect is the bound: a smaller fsdp, or a larger batch')
+  return lines
+
+
+def text(result: dict, topology: chips.Topology) -> str:
+  """A stage's plan to read."""
+  gib = lambda size: f'{size / GIB:.2f}'
+  lines = [f'{result["stage"]}: {"fits" if result["fits"] else "DOES NOT FIT"}: {gib(result["peak"])} of '
+           f'{gib(result["capacity"])} GiB on each device, {_seconds(result["seconds"])} a step at best',
+           '  always there, GiB  ' + ', '.join(f'{name} {gib(size)}' for name, size in result['memory'].items())]
+  rows = [('program', 'temporary', 'total', 'by shapes', 'TFLOP', 'compiled', 'compute', 'memory', 'interconnect', 'bound')]
+  for row in result['programs']:
+    found = row.get('compiled')
+    rows.append((row['name'], gib(found['temporary']) if found else '–', gib(row['total']), gib(row['held']),
+                 f'{row["flops"] / 1e12:.3g}', f'{found["flops"] / 1e12:.3g}' if found else '–',
+                 *(_seconds(row['times'][name]) for name in ('compute', 'memory', 'interconnect')), row['bound']))
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  lines += ['  ' + '  '.join(cell.ljust(width) if not i else cell.rjust(width)
+                             for i, (cell, width) in enumerate(zip(row, widths))) for row in rows]
+  for row in result['programs']:
+    if row.get('compiled', {}).get('collectives'):
+      lines.append(f'  {row["name"]} sends  ' + ', '.join(
+          f'{kind} {gib(one["sent"])} GiB ({one["times"]}×)' for kind, one in row['compiled']['collectives'].items()))
+  lines += [f'  left out: {note}' for note in result['notes']]
+  lines += [f'  change: {line}' for line in result['advice']]
+  return '\n'.join(lines)
+
+
+def _seconds(value):
+  return f'{value:.3g} s' if value >= 1 else f'{1e3 * value:.3g} ms'
