@@ -117,7 +117,7 @@ def build(config: ModelConfig, constrain=lambda x, names: x, shards=lambda funct
       return {**nnx.to_pure_dict(nnx.state(ends)), 'layers': nnx.to_pure_dict(nnx.state(block))}
 
   def apply(params, tokens, positions, segment_ids, cache=None):
-    hidden = params['embedding'][tokens].astype(config.dtype)
+    hidden = constrain(params['embedding'][tokens].astype(config.dtype), ('rows', None, 'embed'))
     if config.embed_scale:
       hidden = hidden * jnp.asarray(config.embed ** 0.5, config.dtype)
     if config.learned_positions:

@@ -43,6 +43,7 @@ RULES = {
     'length': 'context',
     'keys': None,  # the places that queries look at: gathered from all of `context`
     'hidden': None,
+    'rows': ('data', 'expert'),  # of what an embedding cut along `embed` gives: fsdp is needed there
     # parameters
     'layers': None,
     'embed': ('fsdp', 'context'),
