@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 import sys
 
@@ -24,6 +25,8 @@ def main(arguments=None) -> int:
   if unknown:
     parser.error(f'unknown argument {unknown[0]}; overrides look like --config.section.key=value')
 
+  os.environ['JAX_PLATFORMS'] = 'cpu'  # devices of this machine are not asked
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   from rlhf_jax.errors import UserError  # after --help: jax takes a moment
   from rlhf_jax.planning import planner
   try:

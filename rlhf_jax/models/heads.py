@@ -16,8 +16,12 @@ def unembedding(params):
 
 def logits(model, params, hidden):
   """Next-token logits [..., V] float32 of hidden [..., D], soft-capped where the model's are."""
+  return _logits(model, unembedding(params), hidden)
+
+
+def _logits(model, matrix, hidden):
   cap = model.config.logit_cap
-  values = jnp.matmul(hidden, unembedding(params).astype(hidden.dtype), preferred_element_type=jnp.float32)
+  values = jnp.matmul(hidden, matrix.astype(hidden.dtype), preferred_element_type=jnp.float32)
   return cap * jnp.tanh(values / cap) if cap else values
 
 
@@ -34,9 +38,10 @@ def token_logprobs(model, params, hidden, targets, temperature=1.0):
     (logprobs, entropies), both [B, T] float32, nats.
   """
   B, T, D = hidden.shape
+  matrix = model.constrain(unembedding(params), ('hidden', 'vocab'))  # gathered once, not in every chunk
 
   def chunk(hidden, targets):
-    logprobs = jax.nn.log_softmax(logits(model, params, hidden) / (temperature or 1.0), axis=-1)
+    logprobs = jax.nn.log_softmax(_logits(model, matrix, hidden) / (temperature or 1.0), axis=-1)
     chosen = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
     return chosen, -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
 

@@ -36,11 +36,13 @@ class Model:
     apply: (params, tokens [B, T], positions [B, T], segment_ids [B, T], cache=None) → (hidden [B, T, D], cache).
       With a cache the tokens take its next T places.
     axes: the tree of params with a tuple of axis names for each leaf.
+    constrain: (array, axis names) → array, as build takes it.
   """
   config: ModelConfig
   init: Callable[..., Any]
   apply: Callable[..., Any]
   axes: Any
+  constrain: Callable[..., Any]
 
 
 @flax.struct.dataclass
@@ -145,7 +147,7 @@ def build(config: ModelConfig, constrain=lambda x, names: x, shards=lambda funct
       return hidden, None
     return hidden, Cache(pairs, segments, start + tokens.shape[1])
 
-  return Model(config, init, apply, {**names(ends), 'layers': names(block)})
+  return Model(config, init, apply, {**names(ends), 'layers': names(block)}, constrain)
 
 
 def _layer(config, graph, constrain, shards, platform, positions, segment_ids, segments, start):

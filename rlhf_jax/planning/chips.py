@@ -42,9 +42,9 @@ CHIPS = {
     'v5e': Chip(16 * 2**30, 197e12, 819e9, 90e9, 3.1e9),
     'v5p': Chip(95 * 2**30, 459e12, 2765e9, 180e9, 6.2e9),
     'v6e': Chip(32 * 2**30, 918e12, 1640e9, 180e9, 12.5e9),
-    'a100': Chip(80e9, 312e12, 2039e9, 300e9, 25e9),
-    'h100': Chip(80e9, 989e12, 3350e9, 450e9, 50e9),
-    'h200': Chip(141e9, 989e12, 4800e9, 450e9, 50e9),
+    'a100': Chip(85.1e9, 312e12, 2039e9, 300e9, 25e9),
+    'h100': Chip(84.9e9, 989e12, 3350e9, 450e9, 50e9),
+    'h200': Chip(150.1e9, 989e12, 4800e9, 450e9, 50e9),
     'cpu': Chip(2 * 2**30, 1e11, 1e10, 1e10, 1e9),
 }
 GPUS = {  # what XLA asks of a GPU: its name, compute capability, processors, clock in GHz, and KiB of shared memory
@@ -134,7 +134,9 @@ def _described(chip, sizes, slices, platform, name):
         registers_per_core_limit: 65536 registers_per_block_limit: 65536 }}
         platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 8 patch: 0 }} device_description_str: "{title}"'''
     return topologies.get_topology_desc(chip, 'cuda', target_config=target, topology='x'.join(map(str, (1, *sizes)))).devices
-  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no machine to ask
+  for key, value in dict(TPU_SKIP_MDS_QUERY=1, TPU_ACCELERATOR_TYPE=f'{chip}-1', TPU_WORKER_HOSTNAMES='localhost',
+                         TPU_STDERR_LOG_LEVEL=3, TPU_MIN_LOG_LEVEL=3).items():  # there is no machine to ask
+    os.environ.setdefault(key, str(value))
   few = dict(chips_per_host_bounds=[1, 1, 1]) if math.prod(sizes) == 1 else {}
   many = dict(num_slices=slices) if slices > 1 else {}
   shape = 'x'.join(map(str, sizes))
