@@ -61,6 +61,7 @@ def build(model, sampling, stop_ids, pad_id, samples: int = 1, unroll: bool | No
     model = transformer.build(model.config, layout.decoding.constrain, platform=platform)
 
   def lay(params):
+    params = transformer.halved(params, model.config.dtype)
     return params if layout is None else layout.lay_for_decoding(params, axes)
 
   def draw(key, logits, place, done):

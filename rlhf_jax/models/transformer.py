@@ -207,6 +207,15 @@ def unstack(params):
       jax.tree.map(lambda leaf, i=i: leaf[i], params['layers']) for i in range(count))}
 
 
+def halved(params, dtype):
+  """The same parameters in the dtype that they compute in, for a call that reads them many times; norms, which compute
+  in float32, and quantised matrices stay."""
+  def one(path, leaf):
+    kept = any('norm' in key.key for key in path if hasattr(key, 'key')) or quantised.is_quantised(leaf)
+    return leaf if kept else leaf.astype(dtype)
+  return jax.tree_util.tree_map_with_path(one, params, is_leaf=quantised.is_quantised)
+
+
 def empty_cache(config: ModelConfig, batch: int, places: int, stacked: bool) -> Cache:
   """A cache with room for `places` tokens of each of `batch` rows, for scanned (stacked) or unrolled layers."""
   shape = (batch, places, config.kv_heads, config.head_dim)

@@ -260,12 +260,14 @@ class Need:
   Attributes:
     parameters: of the largest model.
     state: bytes of all models of the heaviest stage, with gradients and optimizer.
+    decoded: bytes of the largest model in what it computes in.
     rows: a number that the rows which are computed at once are a multiple of, in every stage.
     width: what `fsdp` must divide.
     heads: what `tensor` must divide.
   """
   parameters: int
   state: int
+  decoded: int
   rows: int
   width: int
   heads: int
@@ -274,7 +276,7 @@ class Need:
 def choose(need: Need, devices: int, local: int, memory: float) -> tuple[dict, str]:
   """Sizes of a mesh by what the models need, and why: the fewest parts in which the state fits half of a device's memory
   (the other half is for activations, caches and decoding), the rest to `data`; `tensor`, within a process, only where
-  there are more devices than rows; decoding over as few devices as hold its parameters in a quarter.
+  there are more devices than rows; decoding over as few devices as hold its parameters in a quarter, or as many as can.
 
   Args:
     devices: of all processes.
@@ -292,12 +294,11 @@ def choose(need: Need, devices: int, local: int, memory: float) -> tuple[dict, s
                     f'over {devices} devices; change batch_size, minibatches or microbatches')
   fitting = [k for k in parts(devices // tensor) if need.width % k == 0]
   fsdp = next((k for k in fitting if need.state / (k * tensor) <= memory / 2), fitting[-1])
-  wide = 0
-  if fsdp > 1:
-    wide = next((k for k in parts(fsdp * tensor) if k % tensor == 0 and need.heads % k == 0
-                 and 4 * need.parameters / k <= memory / 4), 0)
-  sizes = dict(data=devices // (fsdp * tensor), fsdp=fsdp, tensor=tensor, rollout_tensor=wide)
   gib, share = 2 ** 30, need.state / (fsdp * tensor)
+  can = [k for k in parts(fsdp * tensor) if k % tensor == 0 and need.heads % k == 0
+         and need.decoded / k + share <= 0.9 * memory] if fsdp > 1 else []
+  wide = next((k for k in can if need.decoded / k <= memory / 4), max(can, default=0))
+  sizes = dict(data=devices // (fsdp * tensor), fsdp=fsdp, tensor=tensor, rollout_tensor=wide)
   why = [f'{need.parameters / 1e9:.3g} billion parameters with all models and optimizers take {need.state / gib:.3g} '
          f'GiB, {share / gib:.3g} on each device of {memory / gib:.3g}']
   if share > memory / 2:
@@ -305,7 +306,7 @@ def choose(need: Need, devices: int, local: int, memory: float) -> tuple[dict, s
   if tensor > 1:
     why.append(f'{need.rows} rows at once are fewer than {devices} devices, so heads are cut too')
   if wide:
-    why.append(f'decoding holds {4 * need.parameters / wide / gib:.3g} GiB of parameters on each')
+    why.append(f'decoding holds {need.decoded / wide / gib:.3g} GiB of parameters on each')
   named = ' × '.join(f'{name} {size}' for name, size in sizes.items() if name != 'rollout_tensor')
   return sizes, f'mesh: {named}{f", rollout_tensor {wide}" if wide else ""}: {"; ".join(why)}'
 

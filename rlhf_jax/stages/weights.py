@@ -10,6 +10,7 @@ from typing import Any, Callable
 
 from flax import traverse_util
 import jax
+import jax.numpy as jnp
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import lora, peft_io, pretrained, quantised, transformer
@@ -177,6 +178,7 @@ def need(config) -> Need:
   if len(config.evaluation.models):
     rows.append(config.evaluation.batch_size)
   shapes = [shape for shape, _ in made.values()]
-  return Need(max(number for _, number in made.values()), heaviest, math.gcd(*rows),
+  largest = max(number for _, number in made.values())
+  return Need(largest, heaviest, largest * jnp.dtype(config.model.dtype).itemsize, math.gcd(*rows),
               math.gcd(*(shape.embed for shape in shapes)),
               math.gcd(*(x for shape in shapes for x in (shape.heads, shape.kv_heads, shape.mlp, shape.vocab_size))))

@@ -98,7 +98,8 @@ def test_presets():
 
 def billions(count, rows=64, heads=8):
   """PPO with four models of so many parameters."""
-  return mesh.Need(parameters=int(count * 1e9), state=int(count * 40e9), rows=rows, width=4096, heads=heads)
+  return mesh.Need(parameters=int(count * 1e9), state=int(count * 40e9), decoded=int(count * 4e9), rows=rows, width=4096,
+                   heads=heads)
 
 
 @pytest.mark.parametrize('need,devices,local,memory,sizes', [
@@ -106,7 +107,8 @@ def billions(count, rows=64, heads=8):
     (billions(1, rows=256), 256, 4, 16e9, dict(data=32, fsdp=8, tensor=1, rollout_tensor=1)),  # 5 GB each, decoding 4
     (billions(8, rows=256), 64, 4, 95e9, dict(data=8, fsdp=8, tensor=1, rollout_tensor=2)),  # 40 GB each, decoding 16
     (billions(1, rows=4), 8, 8, 80e9, dict(data=4, fsdp=1, tensor=2, rollout_tensor=0)),
-    (billions(70, rows=256), 128, 4, 95e9, dict(data=2, fsdp=64, tensor=1, rollout_tensor=0)),  # 280 GB do not fit in 8
+    (billions(70, rows=256), 128, 4, 95e9, dict(data=2, fsdp=64, tensor=1, rollout_tensor=8)),  # 44 GB, decoding 35
+    (billions(70, rows=256), 256, 4, 16e9, dict(data=1, fsdp=256, tensor=1, rollout_tensor=0)),  # 280 GB do not fit in 8
 ])
 def test_auto_takes_the_fewest_parts_that_fit(need, devices, local, memory, sizes):
   assert mesh.choose(need, devices, local, memory)[0] == sizes

@@ -46,4 +46,5 @@ def test_what_the_models_need(tiny):
   """PPO is the heaviest stage: policy and value model trained, reference and reward frozen, all of one shape."""
   need = weights.need(pipeline.load_config(tiny.EXPERIMENT, ['tokenizer.vocab_size=512', 'ppo.batch_size=16']))
   layers = 2 * (2 * 32 + 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)  # norms, queries and output, keys and values, MLP
-  assert need == mesh.Need(parameters=512 * 32 + 32 + layers, state=40 * (512 * 32 + 32 + layers), rows=8, width=32, heads=1)
+  assert need == mesh.Need(parameters=512 * 32 + 32 + layers, state=40 * (512 * 32 + 32 + layers),
+                           decoded=4 * (512 * 32 + 32 + layers), rows=8, width=32, heads=1)
