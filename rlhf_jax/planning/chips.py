@@ -18,6 +18,7 @@ import jax
 from jax.experimental import topologies
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.runtime import mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Chip:
   """What one device can do.
 
   Attributes:
-    memory: bytes of HBM.
+    memory: bytes of HBM that programs can have.
     flops: bfloat16 products, FLOP/s, dense.
     bandwidth: of HBM, bytes/s.
     link: bytes/s that leave it in a collective within a slice or host: on a TPU both directions of one axis of the torus.
@@ -39,13 +40,13 @@ class Chip:
 
 
 CHIPS = {
-    'v5e': Chip(16 * 2**30, 197e12, 819e9, 90e9, 3.1e9),
+    'v5e': Chip(15.75 * 2**30, 197e12, 819e9, 90e9, 3.1e9),
     'v5p': Chip(95 * 2**30, 459e12, 2765e9, 180e9, 6.2e9),
-    'v6e': Chip(32 * 2**30, 918e12, 1640e9, 180e9, 12.5e9),
+    'v6e': Chip(31.25 * 2**30, 918e12, 1640e9, 180e9, 12.5e9),
     'a100': Chip(85.1e9, 312e12, 2039e9, 300e9, 25e9),
     'h100': Chip(84.9e9, 989e12, 3350e9, 450e9, 50e9),
     'h200': Chip(150.1e9, 989e12, 4800e9, 450e9, 50e9),
-    'cpu': Chip(2 * 2**30, 1e11, 1e10, 1e10, 1e9),
+    'cpu': Chip(0.0, 1e11, 1e10, 1e10, 1e9),  # memory: a share of the machine's
 }
 GPUS = {  # what XLA asks of a GPU: its name, compute capability, processors, clock in GHz, and KiB of shared memory
     'a100': ('NVIDIA A100-SXM4-80GB', 8, 108, 1.41, 164, 40),
@@ -100,15 +101,24 @@ def topology(name: str, compiles: bool = True) -> Topology:
     compiles: XLA shall compile for it.
 
   Raises:
-    UserError: as parse; or a shape that this TPU does not come in.
+    UserError: as parse; a shape that this TPU does not come in, or more devices than this process has in their place.
   """
   chip, sizes, slices = parse(name)
   platform = 'gpu' if chip in GPUS else 'cpu' if chip == 'cpu' else 'tpu'
   missing = '' if platform == 'cpu' or not compiles else _missing(platform)
   if not missing and platform != 'cpu' and compiles:
     return Topology(name, CHIPS[chip], _described(chip, sizes, slices, platform, name), platform)
-  jax.config.update('jax_num_cpu_devices', math.prod(sizes) * slices)
-  return Topology(name, CHIPS[chip], jax.devices('cpu'), platform, missing)
+  count = math.prod(sizes) * slices
+  try:
+    jax.config.update('jax_num_cpu_devices', count)
+  except RuntimeError:  # JAX has begun with as many as it was told then
+    pass
+  if len(jax.devices('cpu')) < count:
+    raise UserError(f'--topology={name}: this process has {len(jax.devices("cpu"))} devices; unset XLA_FLAGS')
+  devices, said = jax.devices('cpu')[:count], CHIPS[chip]
+  if chip == 'cpu':
+    said = dataclasses.replace(said, memory=mesh.memory(devices[0]))
+  return Topology(name, said, devices, platform, missing)
 
 
 def _missing(platform):

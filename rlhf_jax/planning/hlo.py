@@ -213,7 +213,7 @@ def _flops(line, types):
     axes = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', line.rest)[1]
     return 2 * out * math.prod(left[int(axis)] for axis in axes.split(',') if axis)
   if line.op == 'convolution':
-    return _convolution(line, types, out)
+    return _convolution(line, types)
   if line.op == 'custom-call' and re.search(r'custom_call_target="__cublas', line.rest):
     said = json.loads(re.search(r'backend_config=(\{.*\})', line.rest)[1])
     dims = said.get('gemm_backend_config', said)['dot_dimension_numbers']
@@ -222,7 +222,7 @@ def _flops(line, types):
   return 0
 
 
-def _convolution(line, types, out):
+def _convolution(line, types):
   """TPUs write products as convolutions, with batches and heads as windows; places outside of the array do not count."""
   left, kernel = (_arrays(one)[0][1] for one in _operands(line, types)[:2])
   inputs, weights, outputs = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', line.rest).groups()

@@ -1,8 +1,10 @@
 """From programs to numbers: memory by kind, seconds by what bounds them, and what to change where it does not fit."""
 
 import collections
-import dataclasses
+import re
 import time
+
+import jax
 
 from rlhf_jax.planning import chips, hlo, programs, work
 
@@ -18,9 +20,11 @@ def stage(context, topology: chips.Topology, compiles: bool, say=lambda text: No
     say: told what is being compiled.
   """
   plan, chip, layout = programs.of_stage(context), topology.chip, context.layout
-  memory = {name: work.on_device(tree) for name, tree in plan.resident.items()}
-  memory = {name: size for name, size in memory.items() if size}
-  resident = work.on_device(plan.resident)
+  memory, before = {}, 0
+  for number, name in enumerate(plan.resident, 1):  # what several share counts for the first
+    resident = work.on_device(list(plan.resident.values())[:number])
+    memory[name], before = resident - before, resident
+  memory = {name: size for name, size in memory.items() if size > 0.001 * resident}
   made = []
   for program in plan.programs:
     least = program.work
@@ -28,9 +32,10 @@ def stage(context, topology: chips.Topology, compiles: bool, say=lambda text: No
     if compiles:
       began = time.monotonic()
       say(f'compiling {context.name}: {program.name} …')
-      row['compiled'] = _compiled(program, layout, topology)
-      row['compiled']['seconds'] = time.monotonic() - began
-    made.append(_timed(row, chip) | dict(total=resident + (row['compiled']['temporary'] if compiles else row['held'])))
+      row |= _compiled(program, layout, topology)
+      say(f'  {time.monotonic() - began:.0f} s')
+    held = row['compiled']['temporary'] if 'compiled' in row else row.get('refused', row['held'])
+    made.append(_timed(row, chip) | dict(total=resident + held))
   peak = max(row['total'] for row in made)
   result = dict(stage=context.name, memory=memory, resident=resident, programs=made, peak=peak, capacity=chip.memory,
                 fits=peak <= chip.memory, seconds=sum(row['seconds'] for row in made), notes=plan.notes)
@@ -40,8 +45,15 @@ def stage(context, topology: chips.Topology, compiles: bool, say=lambda text: No
 
 
 def _compiled(program, layout, topology) -> dict:
-  """What the compiler says: bytes of a device, FLOPs, and by kind of collective (bytes sent, times, across slices)."""
-  compiled = program.lower().compile()
+  """What the compiler says, `compiled`: bytes of a device, FLOPs, and by kind of collective bytes sent and how often; or
+  `refused`: bytes of temporary memory for which it found no room."""
+  try:
+    compiled = program.lower().compile()
+  except jax.errors.JaxRuntimeError as error:
+    needed = re.search(r'RESOURCE_EXHAUSTED.*?\(([\d.]+)([KMG])\)', str(error), re.DOTALL)
+    if not needed:
+      raise
+    return dict(refused=float(needed[1]) * 2 ** {'K': 10, 'M': 20, 'G': 30}[needed[2]])
   said, place = compiled.memory_analysis(), 'slice_index' if topology.platform == 'tpu' else 'process_index'
   domains = [getattr(device, place, 0) for device in layout.mesh.devices.flat]
   read = hlo.read(compiled.as_text(), domains)
@@ -50,11 +62,11 @@ def _compiled(program, layout, topology) -> dict:
     entry = kinds[f'{one.kind} of {one.group}' + ' across' * one.across]
     entry[0] += one.sent
     entry[1] += one.times
-  return dict(
+  return dict(compiled=dict(
       arguments=said.argument_size_in_bytes, flops=read.flops,
       temporary=said.temp_size_in_bytes + said.output_size_in_bytes - said.alias_size_in_bytes
       + said.generated_code_size_in_bytes, collectives={name: dict(sent=sent, times=times) for name, (sent, times) in
-                                                        sorted(kinds.items())})
+                                                        sorted(kinds.items())}))
 
 
 def _timed(row, chip) -> dict:
@@ -83,7 +95,7 @@ def advice(context, result, layout) -> list[str]:
       need = result['resident'] * layout.mesh.size / ways.data / (0.6 * capacity)
       lines.append(f'about {int(need) + 1} of these devices, for what lies on them all the time')
       if 'lora' in section and not section.lora.rank:
-        lines.append(f'{name}.lora.rank=16 {name}.lora.base=bfloat16: one frozen base for all models, moments of adapters only')
+        lines.append('lora.rank=16 and lora.base=bfloat16 in every stage: one frozen base for all models, moments of adapters only')
       if 'optimizer' in section and section.optimizer.moment_dtype == 'float32':
         lines.append(f'{name}.optimizer.moment_dtype=bfloat16: {result["memory"].get("optimizer", 0) / 4 / GIB:.1f} GiB less')
     if temporary > 0.3 * capacity:
@@ -106,12 +118,12 @@ def text(result: dict, topology: chips.Topology) -> str:
   """A stage's plan to read."""
   gib = lambda size: f'{size / GIB:.2f}'
   lines = [f'{result["stage"]}: {"fits" if result["fits"] else "DOES NOT FIT"}: {gib(result["peak"])} of '
-           f'{gib(result["capacity"])} GiB on each device, {_seconds(result["seconds"])} a step at best',
+           f'{gib(result["capacity"])} GiB on each device, {_seconds(result["seconds"])} a step at best (products at {result["flops_share"]:.0%} of the peak)',
            '  always there, GiB  ' + ', '.join(f'{name} {gib(size)}' for name, size in result['memory'].items())]
   rows = [('program', 'temporary', 'total', 'by shapes', 'TFLOP', 'compiled', 'compute', 'memory', 'interconnect', 'bound')]
   for row in result['programs']:
     found = row.get('compiled')
-    rows.append((row['name'], gib(found['temporary']) if found else '–', gib(row['total']), gib(row['held']),
+    rows.append((row['name'], gib(found['temporary']) if found else gib(row['refused']) if 'refused' in row else '–', gib(row['total']), gib(row['held']),
                  f'{row["flops"] / 1e12:.3g}', f'{found["flops"] / 1e12:.3g}' if found else '–',
                  *(_seconds(row['times'][name]) for name in ('compute', 'memory', 'interconnect')), row['bound']))
   widths = [max(map(len, column)) for column in zip(*rows)]

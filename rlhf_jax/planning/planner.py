@@ -27,12 +27,14 @@ def plan(path: str, overrides, topology: str, stage: str | None, analytic: bool,
   config = pipeline.load_config(path, overrides)
   if stage and stage not in config.stages:
     raise UserError(f'--stage={stage}: the experiment has {", ".join(config.stages)}')
-  say(f'{topology}: {len(where.devices)} devices of {where.chip.memory / measure.GIB:.0f} GiB, '
-      f'{where.chip.flops / 1e12:.0f} TFLOP/s')
+  say(f'{topology}: {len(where.devices)} devices of {where.chip.memory / measure.GIB:.3g} GiB, '
+      f'{where.chip.flops / 1e12:.3g} TFLOP/s')
   if where.missing:
     say(f'By shapes alone: the compiler for these devices is missing ({where.missing})')
   compiles = not (analytic or where.missing)
   attention = config.model.attention
+  if where.platform == 'cpu' and attention == 'auto':
+    attention = 'plain'
   if where.platform == 'gpu' and attention in ('auto', 'cudnn'):
     attention = 'plain'
     say("attention: plain, as cuDNN's kernel cannot be compiled without a GPU; with it less memory is needed")
@@ -80,6 +82,8 @@ def of_mesh(config, where: chips.Topology, stage, compiles: bool, say) -> dict:
       context = common.Context(config, name, workdir, layout, tokenizer)
       if stage in (None, name):
         results.append(measure.stage(context, where, compiles, say))
+        if stage:
+          break
       elif 'optimizer' in context.section:
         programs.of_stage(context)  # later ones stand on its model
   sizes = {**dict(layout.mesh.shape), 'rollout_tensor': layout.rollout_tensor}
@@ -95,8 +99,9 @@ def candidates(devices: int) -> list[dict]:
 
 
 def _named(sizes):
+  sizes = {name: size for name, size in sizes.items() if name != 'preset'}
   return ' × '.join(f'{name} {size}' for name, size in sizes.items()
-                    if name != 'preset' and (name == 'data' or size not in (0, 1)))
+                    if name == 'data' or size > (name != 'rollout_tensor'))
 
 
 def _changed(config, **sections):

@@ -78,8 +78,9 @@ def _reward(context):
   model, optimizer, init = common.trainable(context, head=True)
   state, batch = init(), _rankings(layout, section.batch_size, section.responses_per_row, section.length)
   step = steps.build(reward.build_loss(model, section.loss), optimizer, layout, section.microbatches)
+  rows = section.batch_size * section.responses_per_row
   return Plan(_resident(state), [Program('step', lambda: step.lower(state, batch), work.training(
-      model.config, layout, section.batch_size * section.responses_per_row, section.length, 0, section.microbatches, state.trained))], [])
+      model.config, layout, rows, section.length, 0, section.microbatches, state.trained))], [])
 
 
 def _preference(context):
@@ -108,6 +109,7 @@ def _rollout(context, define):
   state, reference = made.init(), made.read_reference()
   resident, notes = {**_resident(state), 'reference': reference}, []
   B, P, R, K = section.batch_size, section.length, section.sampling.max_new_tokens, section.samples
+  parts = section.minibatches * section.microbatches
   rows, N, config = _rows(layout), B * K, made.model.config
   prompts = Prompts(rows((B, P), jnp.int32), rows((B, P), bool), rows((B,), jnp.int32))
   key = jax.ShapeDtypeStruct((), state.key.dtype, sharding=layout.sharding())
@@ -123,22 +125,24 @@ def _rollout(context, define):
       continue
     model, read = common.open_model(context, name, head=True)
     resident['reward'] = params = read()
-    score = reward.build_score(model, section.minibatches * section.microbatches)
+    score = reward.build_score(model, parts)
     programs.append(Program('score', lambda: score.lower(params, prompts, samples), work.forward(
-        model.config, layout, N, P + R, 0)))
+        model.config, layout, N // parts, P + R, 0) * parts))
+  trunks = [(state.trained, R)]
   if define is ppo.define:
     pretraining = None
     if section.pretraining_coefficient:
       pretraining = _sequences(layout, N, section.pretraining_length)
-    given, trees = (reference, sequences, samples, scores, pretraining), [state.trained, state.value_trained]
+    given = (reference, sequences, samples, scores, pretraining)
+    trunks += [(state.value_trained, 0)] if section.value else []  # scalar, no vocabulary
   elif define is policy_gradient.define:
-    given, trees = (reference, sequences, samples, scores), [state.trained]
+    given = (reference, sequences, samples, scores)
   else:
-    given, trees = (_rankings(layout, B, K, P + R),), [state.trained]
-  parts, passes = section.minibatches * section.microbatches, getattr(section, 'epochs', 1)
-  before = work.forward(config, layout, N // parts, P + R, R) * (parts * (len(trees) + 1))
-  training = [work.training(config, layout, N, P + R, R, parts, tree) * passes for tree in trees]
-  programs.append(Program('update', lambda: made.update.lower(state, *given), sum(training, before)))
+    given = (_rankings(layout, B, K, P + R),)
+  passes = getattr(section, 'epochs', 1)
+  before = [work.forward(config, layout, N // parts, P + R, head) * parts for head in (R, *(head for _, head in trunks))]
+  training = [work.training(config, layout, N, P + R, head, parts, tree) * passes for tree, head in trunks]
+  programs.append(Program('update', lambda: made.update.lower(state, *given), sum(before + training, work.Work())))
   return Plan(resident, programs, notes)
 
 
@@ -151,7 +155,8 @@ def _answers(context):
     P = getattr(section, 'context', section.length)
     B, K = section.batch_size, getattr(section, 'samples', 1)
     prompts = Prompts(rows((B, P), jnp.int32), rows((B, P), bool), rows((B,), jnp.int32))
-    generate = sampler.build(model, section.sampling, (context.tokenizer.eos_id,), context.tokenizer.pad_id, K, layout=layout)
+    tokens = context.tokenizer
+    generate = sampler.build(model, section.sampling, (tokens.eos_id,), tokens.pad_id, K, layout=layout)
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=layout.sharding())
     programs.append(Program(f'answers of {name}', lambda generate=generate, params=params: generate.lower(
         params, prompts, key), work.rollout(model.config, layout, B, P, section.sampling.max_new_tokens, K)))
@@ -173,7 +178,6 @@ def _rows(layout):
 
 
 def _resident(state):
-  """The trees of a state by what they are for; frozen ones are shared and count once."""
-  trained = {name.removesuffix('trained') or 'policy': getattr(state, name) for name in ('trained', 'value_trained',
-                                                                                   'sampler_trained') if hasattr(state, name)}
+  """The trees of a state by what they are for."""
+  trained = [getattr(state, name, {}) for name in ('trained', 'value_trained', 'sampler_trained')]
   return {'parameters': trained, 'optimizer': state.opt_state, 'frozen base': state.frozen}

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 class Work:
   """
   Attributes:
-    flops: of all products, over all devices; attention counts what a query may see, and recomputation is counted.
+    flops: of all products, over all devices; recomputation counts, and what a query may not see only in plain attention.
     moved: bytes that one device reads from its memory or writes to it.
     sent: bytes that leave one device for others.
     held: bytes of temporary arrays on one device at once.
@@ -42,14 +42,16 @@ def matrices(config, experts: int) -> int:
 
 
 def forward(config, layout, rows: int, length: int, head: int, start: int = 0) -> Work:
-  """A forward pass over rows of `length` places after `start` cached ones; the unembedding at `head` places of each.
+  """A forward pass over rows of `length` places beside `start` cached ones; the unembedding at `head` places of each.
 
   Args:
     layout: whose axes fsdp and tensor cut parameters; a decoding layout's too.
   """
   D, V, width, ways = config.embed, config.vocab_size, jnp.dtype(config.dtype).itemsize, Ways(layout)
-  seen = sum(length * start + length * length / 2 if not 0 < window < start + length else length * window
-             for window in config.layer_windows)
+  whole = length * (start + length)
+  seen = config.layers * whole
+  if config.attention != 'plain':
+    seen = sum(length * min(window or whole, start + length / 2) for window in config.layer_windows)
   flops = 2 * rows * length * matrices(config, config.experts_per_token)
   flops += 4 * rows * seen * config.heads * config.head_dim + 2 * rows * head * D * V
   here = rows * length / ways.rows / ways.context  # tokens on this device
@@ -88,9 +90,10 @@ def rollout(config, layout, prompts: int, P: int, R: int, K: int) -> Work:
   ways, trained = Ways(decoding), Ways(layout)
   cut = ways.tensor if config.kv_heads % ways.tensor == 0 else 1
   cache = 2 * config.layers * config.kv_heads * config.head_dim * width / cut * prompts * K / ways.rows
-  step = forward(config, decoding, prompts * K, 1, 1, P + R // 2)
-  step = dataclasses.replace(step, moved=step.moved + cache * (P + R / 2))
-  whole = forward(config, decoding, prompts, P, 1) + step * R
+  config = dataclasses.replace(config, attention='plain')  # looks at the whole cache, filled or not
+  step = forward(config, decoding, prompts * K, 1, 1, P + R - 1)
+  step = dataclasses.replace(step, moved=step.moved + cache * (P + R))
+  whole = forward(config, decoding, prompts, P, 1, R) + step * (R - 1)
   laid = 0.0
   if layout.rollout_tensor:
     weights = (matrices(config, config.experts) + config.embed * config.vocab_size * (1 if config.tied else 2)) * width

@@ -260,7 +260,7 @@ class Need:
   Attributes:
     parameters: of the largest model.
     state: bytes of all models of the heaviest stage, with gradients and optimizer.
-    decoded: bytes of the largest model in what it computes in.
+    decoded: bytes of the largest model in what it computes in; 0 = decoding cannot lay it otherwise.
     rows: a number that the rows which are computed at once are a multiple of, in every stage.
     width: what `fsdp` must divide.
     heads: what `tensor` must divide.
@@ -296,7 +296,7 @@ def choose(need: Need, devices: int, local: int, memory: float) -> tuple[dict, s
   fsdp = next((k for k in fitting if need.state / (k * tensor) <= memory / 2), fitting[-1])
   gib, share = 2 ** 30, need.state / (fsdp * tensor)
   can = [k for k in parts(fsdp * tensor) if k % tensor == 0 and need.heads % k == 0
-         and need.decoded / k + share <= 0.9 * memory] if fsdp > 1 else []
+         and need.decoded / k + share <= 0.9 * memory] if fsdp > 1 and need.decoded else []
   wide = next((k for k in can if need.decoded / k <= memory / 4), max(can, default=0))
   sizes = dict(data=devices // (fsdp * tensor), fsdp=fsdp, tensor=tensor, rollout_tensor=wide)
   why = [f'{need.parameters / 1e9:.3g} billion parameters with all models and optimizers take {need.state / gib:.3g} '

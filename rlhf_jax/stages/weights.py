@@ -165,13 +165,17 @@ def need(config) -> Need:
       made[init] = shape, transformer.parameter_count(transformer.build(shape))
     return made[init][1]
 
-  heaviest, rows = 0, []
+  heaviest, rows, movable = 0, [], True
   for section in (config[name] for name in config.stages if 'optimizer' in config[name]):
     trained = [section.init, *filter(None, [section.get('value', '')])]
     rewards = [name for name in section.get('reward', ()) if ':' not in name]
     frozen = [*filter(None, [section.get('reference', '')]), *rewards]
-    adapted = 'lora' in section and section.lora.rank  # then only they have gradients and Adam's two moments
-    heaviest = max(heaviest, (4 if adapted else 16) * sum(map(count, trained)) + 4 * sum(map(count, frozen)))
+    if 'lora' in section and section.lora.rank:  # one base for all, and only adapters have gradients and moments
+      state = quantised.BYTES[section.lora.base] * max(map(count, [*trained, *frozen]))
+      movable &= section.lora.base not in quantised.SMALL
+    else:
+      state = 16 * sum(map(count, trained)) + 4 * sum(map(count, frozen))
+    heaviest = max(heaviest, state)
     rows += [section.batch_size]
     rows += [section.batch_size * (section.samples if 'minibatches' in section else 1)
              // (section.get('minibatches', 1) * section.microbatches)]
@@ -179,6 +183,6 @@ def need(config) -> Need:
     rows.append(config.evaluation.batch_size)
   shapes = [shape for shape, _ in made.values()]
   largest = max(number for _, number in made.values())
-  return Need(largest, heaviest, largest * jnp.dtype(config.model.dtype).itemsize, math.gcd(*rows),
+  return Need(largest, heaviest, largest * jnp.dtype(config.model.dtype).itemsize * movable, math.gcd(*rows),
               math.gcd(*(shape.embed for shape in shapes)),
               math.gcd(*(x for shape in shapes for x in (shape.heads, shape.kv_heads, shape.mlp, shape.vocab_size))))
