@@ -10,10 +10,10 @@ import sys
 def main(arguments=None) -> int:
   """Plans an experiment for hardware that is not here; returns the exit code: 0 it fits, 1 it does not, 2 a mistake."""
   parser = argparse.ArgumentParser(
-      prog='python -m rlhf_jax.plan', description='Compiles every step of an experiment for hardware that is not here, and '
-      'says per device: memory, FLOPs, bytes sent, and how long a step takes at least. Nothing is read but shapes.',
-      epilog='Topologies: v5p:4x4x8, v5e:16x16, v6e:8x8, 2*v5e:16x16 (two slices), gpu:8xh100, gpu:4x8xh100 (four hosts), '
-      'cpu:8. docs/plan.md explains every number.', allow_abbrev=False)
+      prog='python -m rlhf_jax.plan', description='Compiles every step of an experiment for hardware that is not here, '
+      'and says per device: memory, FLOPs, bytes sent, and how long a step takes at least. Nothing is read but shapes.',
+      epilog='Topologies: v5p:4x4x8, v5e:16x16, v6e:8x8, 2*v5e:16x16 (two slices), gpu:8xh100, gpu:4x8xh100 (four '
+      'hosts), cpu:8. docs/plan.md explains every number.', allow_abbrev=False)
   parser.add_argument('--config', required=True, metavar='FILE', help='the experiment; FILE:tiny is its smallest form')
   parser.add_argument('--topology', required=True, metavar='T', help='the devices')
   parser.add_argument('--stage', metavar='NAME', help='this stage only')

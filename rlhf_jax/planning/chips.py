@@ -29,7 +29,8 @@ class Chip:
     memory: bytes of HBM that programs can have.
     flops: bfloat16 products, FLOP/s, dense.
     bandwidth: of HBM, bytes/s.
-    link: bytes/s that leave it in a collective within a slice or host: on a TPU both directions of one axis of the torus.
+    link: bytes/s that leave it in a collective within a slice or host; on a TPU in both directions of one axis of the
+      torus.
     network: bytes/s that leave it between slices or hosts.
   """
   memory: float
@@ -101,7 +102,7 @@ def topology(name: str, compiles: bool = True) -> Topology:
     compiles: XLA shall compile for it.
 
   Raises:
-    UserError: as parse; a shape that this TPU does not come in, or more devices than this process has in their place.
+    UserError: as parse; a shape that this TPU does not come in, or more devices than this process has.
   """
   chip, sizes, slices = parse(name)
   platform = 'gpu' if chip in GPUS else 'cpu' if chip == 'cpu' else 'tpu'
@@ -143,7 +144,8 @@ def _described(chip, sizes, slices, platform, name):
         device_memory_size: {int(said.memory)} cuda_compute_capability {{ major: {major} minor: 0 }}
         registers_per_core_limit: 65536 registers_per_block_limit: 65536 }}
         platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 8 patch: 0 }} device_description_str: "{title}"'''
-    return topologies.get_topology_desc(chip, 'cuda', target_config=target, topology='x'.join(map(str, (1, *sizes)))).devices
+    shape = 'x'.join(map(str, (1, *sizes)))
+    return topologies.get_topology_desc(chip, 'cuda', target_config=target, topology=shape).devices
   for key, value in dict(TPU_SKIP_MDS_QUERY=1, TPU_ACCELERATOR_TYPE=f'{chip}-1', TPU_WORKER_HOSTNAMES='localhost',
                          TPU_STDERR_LOG_LEVEL=3, TPU_MIN_LOG_LEVEL=3).items():  # there is no machine to ask
     os.environ.setdefault(key, str(value))

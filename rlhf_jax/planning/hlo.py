@@ -1,6 +1,6 @@
 """What a compiled program says of itself, read from its text (HLO): products and collectives, with how often they run.
 
-XLA's own cost analysis counts the body of a loop once; here each instruction counts as often as the loops around it turn.
+XLA's own cost analysis counts the body of a loop once; here each instruction counts as often as its loops turn.
 """
 
 import collections
@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-BITS = dict(pred=8, s4=4, u4=4, s8=8, u8=8, s16=16, u16=16, s32=32, u32=32, s64=64, u64=64, f8e4m3fn=8, f8e5m2=8, bf16=16,
-            f16=16, f32=32, f64=64, c64=64, c128=128)
+BITS = dict(pred=8, s4=4, u4=4, s8=8, u8=8, s16=16, u16=16, s32=32, u32=32, s64=64, u64=64, f8e4m3fn=8, f8e5m2=8,
+            bf16=16, f16=16, f32=32, f64=64, c64=64, c128=128)
 COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute', 'collective-broadcast',
                'ragged-all-to-all')
 
@@ -127,7 +127,8 @@ def _trips(line, bodies):
   lines = bodies[re.search(r'condition=%?([\w.\-]+)', line.rest)[1]]
   lines = lines + [inner for one in lines if one.op == 'fusion'
                    for inner in bodies[re.search(r'calls=%?([\w.\-]+)', one.rest)[1]]]
-  numbers = {one.name: int(one.rest.split(')')[0]) for one in lines if one.op == 'constant' and one.type.startswith('s32[]')}
+  numbers = {one.name: int(one.rest.split(')')[0]) for one in lines
+             if one.op == 'constant' and one.type.startswith('s32[]')}
   compared = [number for one in lines if one.op == 'compare' and 'direction=LT' in one.rest
               for name, number in numbers.items() if re.search(rf'%?{re.escape(name)}\b', one.rest)]
   return max(compared or numbers.values(), default=1)
@@ -151,7 +152,8 @@ def _bodies_of_loops(bodies):
 
 def _arrays(text):
   """[(bits an element, dimensions)] of a type."""
-  return [(BITS[dtype], [int(n) for n in sizes.split(',') if n]) for dtype, sizes in _ARRAY.findall(text) if dtype in BITS]
+  return [(BITS[dtype], [int(n) for n in sizes.split(',') if n]) for dtype, sizes in _ARRAY.findall(text)
+          if dtype in BITS]
 
 
 def _bytes(text):
@@ -183,7 +185,8 @@ def _collective(kind, line, types, times, domains):
 def _groups(text, devices):
   """The groups of devices of a collective, in each of the ways that XLA writes them."""
   tiled = re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', text)
-  mesh = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}", text)
+  mesh = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? "
+                   r"\{([^}]*)\}", text)
   pairs = re.search(r'source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}', text)
   named = re.search(r'replica_groups=\{((?:\{[\d,]*\},?)*)\}', text)
   numbers = lambda text: [int(n) for n in text.split(',')]
@@ -223,7 +226,7 @@ def _flops(line, types):
 
 
 def _convolution(line, types):
-  """TPUs write products as convolutions, with batches and heads as windows; places outside of the array do not count."""
+  """TPUs write products as convolutions, batches and heads as windows; places outside of the array do not count."""
   left, kernel = (_arrays(one)[0][1] for one in _operands(line, types)[:2])
   inputs, weights, outputs = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', line.rest).groups()
   window = re.search(r'window=\{([^}]*)\}', line.rest)

@@ -28,7 +28,8 @@ def stage(context, topology: chips.Topology, compiles: bool, say=lambda text: No
   made = []
   for program in plan.programs:
     least = program.work
-    row = dict(name=program.name, flops=least.flops / layout.mesh.size, moved=least.moved, sent=least.sent, held=least.held)
+    row = dict(name=program.name, flops=least.flops / layout.mesh.size, moved=least.moved, sent=least.sent,
+               held=least.held)
     if compiles:
       began = time.monotonic()
       say(f'compiling {context.name}: {program.name} …')
@@ -45,8 +46,8 @@ def stage(context, topology: chips.Topology, compiles: bool, say=lambda text: No
 
 
 def _compiled(program, layout, topology) -> dict:
-  """What the compiler says, `compiled`: bytes of a device, FLOPs, and by kind of collective bytes sent and how often; or
-  `refused`: bytes of temporary memory for which it found no room."""
+  """What the compiler says, `compiled`: bytes of a device, FLOPs, and by kind of collective bytes sent and how often;
+  or `refused`: bytes of temporary memory for which it found no room."""
   try:
     compiled = program.lower().compile()
   except jax.errors.JaxRuntimeError as error:
@@ -76,7 +77,8 @@ def _timed(row, chip) -> dict:
   if found:
     sent = {across: sum(one['sent'] for name, one in found['collectives'].items() if name.endswith('across') == across)
             for across in (False, True)}
-  times = dict(compute=max(row['flops'], found['flops'] if found else 0.0) / chip.flops, memory=row['moved'] / chip.bandwidth,
+  times = dict(compute=max(row['flops'], found['flops'] if found else 0.0) / chip.flops,
+               memory=row['moved'] / chip.bandwidth,
                interconnect=sent[False] / chip.link + sent[True] / chip.network)
   bound = max(times, key=times.get)
   return row | dict(times=times, seconds=times[bound], bound=bound)
@@ -87,55 +89,70 @@ def advice(context, result, layout) -> list[str]:
   section, name, capacity = context.section, context.name, result['capacity']
   lines, ways = [], work.Ways(layout)
   worst = max(result['programs'], key=lambda row: row['total'])
-  temporary = worst['total'] - result['resident']
-  if not result['fits']:
-    if ways.data > 1:
-      lines.append(f'mesh.fsdp={ways.fsdp * ways.data}: cuts parameters and moments {ways.data} times finer')
-    if result['resident'] > 0.6 * capacity:
-      need = result['resident'] * layout.mesh.size / ways.data / (0.6 * capacity)
-      lines.append(f'about {int(need) + 1} of these devices, for what lies on them all the time')
-      if 'lora' in section and not section.lora.rank:
-        lines.append('lora.rank=16 and lora.base=bfloat16 in every stage: one frozen base for all models, moments of adapters only')
-      if 'optimizer' in section and section.optimizer.moment_dtype == 'float32':
-        lines.append(f'{name}.optimizer.moment_dtype=bfloat16: {result["memory"].get("optimizer", 0) / 4 / GIB:.1f} GiB less')
-    if temporary > 0.3 * capacity:
-      if worst['name'] in ('rollout',) or worst['name'].startswith('answers'):
-        lines.append(f'{name}.batch_size or samples lower, for the cache of {worst["name"]}')
-        wide = layout.rollout_tensor
-        lines.append(f'mesh.rollout_tensor={2 * wide if wide else ways.tensor}: decoding keeps a smaller part of the parameters'
-                     if wide and wide < ways.fsdp * ways.tensor else 'mesh.rollout_tensor=0: decoding gathers layer by layer')
-      elif 'microbatches' in section:
-        lines.append(f'{name}.microbatches={2 * section.microbatches}: half the activations at once')
-        if context.config.model.remat != 'full':
-          lines.append('model.remat=full: keeps one array a layer')
-    lines = lines or ['more devices']
-  elif result['peak'] < 0.4 * capacity and worst['bound'] == 'interconnect':
-    lines.append('less than half of the memory is used and the interconnect is the bound: a smaller fsdp, or a larger batch')
-  return lines
+  temporary, wide = worst['total'] - result['resident'], layout.rollout_tensor
+  if result['fits']:
+    if result['peak'] < 0.4 * capacity and worst['bound'] == 'interconnect':
+      lines.append('less than half of the memory is used and the interconnect is the bound: a smaller fsdp, or more rows')
+    return lines
+  if ways.data > 1:
+    lines.append(f'mesh.fsdp={ways.fsdp * ways.data}: cuts parameters and moments {ways.data} times finer')
+  if result['resident'] > 0.6 * capacity:
+    need = result['resident'] * layout.mesh.size / ways.data / (0.6 * capacity)
+    lines.append(f'about {int(need) + 1} of these devices, for what lies on them all the time')
+    if 'lora' in section and not section.lora.rank:
+      lines.append('lora.rank=16, lora.base=bfloat16 in every stage: one frozen base for all models, moments of adapters')
+    if 'optimizer' in section and section.optimizer.moment_dtype == 'float32':
+      less = result['memory'].get('optimizer', 0) / 4
+      lines.append(f'{name}.optimizer.moment_dtype=bfloat16: {_gib(less)} GiB less')
+  if temporary > 0.3 * capacity:
+    if worst['name'] == 'rollout' or worst['name'].startswith('answers'):
+      lines.append(f'{name}.batch_size or samples lower, for the cache of {worst["name"]}')
+      if wide and wide < ways.fsdp * ways.tensor:
+        lines.append(f'mesh.rollout_tensor={2 * wide}: decoding keeps a smaller part of the parameters')
+      elif wide:
+        lines.append('mesh.rollout_tensor=0: decoding gathers layer by layer, slowly')
+    elif 'microbatches' in section:
+      lines.append(f'{name}.microbatches={2 * section.microbatches}: half the activations at once')
+      if context.config.model.remat != 'full':
+        lines.append('model.remat=full: keeps one array a layer')
+  return lines or ['more devices']
 
 
-def text(result: dict, topology: chips.Topology) -> str:
+def line(result: dict) -> str:
+  """A stage's plan in a line."""
+  return (f'{result["stage"]}: {"fits" if result["fits"] else "does not fit"}, {_gib(result["peak"])} GiB, '
+          f'{_seconds(result["seconds"])}, ' + ', '.join(f'{row["name"]} {row["bound"]}' for row in result['programs']))
+
+
+def text(result: dict) -> str:
   """A stage's plan to read."""
-  gib = lambda size: f'{size / GIB:.2f}'
-  lines = [f'{result["stage"]}: {"fits" if result["fits"] else "DOES NOT FIT"}: {gib(result["peak"])} of '
-           f'{gib(result["capacity"])} GiB on each device, {_seconds(result["seconds"])} a step at best (products at {result["flops_share"]:.0%} of the peak)',
-           '  always there, GiB  ' + ', '.join(f'{name} {gib(size)}' for name, size in result['memory'].items())]
-  rows = [('program', 'temporary', 'total', 'by shapes', 'TFLOP', 'compiled', 'compute', 'memory', 'interconnect', 'bound')]
+  lines = [f'{result["stage"]}: {"fits" if result["fits"] else "DOES NOT FIT"}: {_gib(result["peak"])} of '
+           f'{_gib(result["capacity"])} GiB on each device, {_seconds(result["seconds"])} a step at best (products at '
+           f'{result["flops_share"]:.0%} of the peak)',
+           '  always there, GiB  ' + ', '.join(f'{name} {_gib(size)}' for name, size in result['memory'].items())]
+  table = [('program', 'temporary', 'by shapes', 'total', 'TFLOP', 'compiled', 'compute', 'memory', 'interconnect',
+            'bound')]
   for row in result['programs']:
-    found = row.get('compiled')
-    rows.append((row['name'], gib(found['temporary']) if found else gib(row['refused']) if 'refused' in row else '–', gib(row['total']), gib(row['held']),
-                 f'{row["flops"] / 1e12:.3g}', f'{found["flops"] / 1e12:.3g}' if found else '–',
-                 *(_seconds(row['times'][name]) for name in ('compute', 'memory', 'interconnect')), row['bound']))
-  widths = [max(map(len, column)) for column in zip(*rows)]
-  lines += ['  ' + '  '.join(cell.ljust(width) if not i else cell.rjust(width)
-                             for i, (cell, width) in enumerate(zip(row, widths))) for row in rows]
+    found = row.get('compiled', {})
+    table.append((row['name'], _gib(found.get('temporary', row.get('refused'))), _gib(row['held']), _gib(row['total']),
+                  f'{row["flops"] / 1e12:.3g}', f'{found["flops"] / 1e12:.3g}' if found else '–',
+                  *(_seconds(row['times'][name]) for name in ('compute', 'memory', 'interconnect')), row['bound']))
+  widths = [max(map(len, column)) for column in zip(*table)]
+  lines += ['  ' + '  '.join(cell.rjust(width) if i else cell.ljust(width)
+                             for i, (cell, width) in enumerate(zip(row, widths))) for row in table]
   for row in result['programs']:
-    if row.get('compiled', {}).get('collectives'):
+    sends = row.get('compiled', {}).get('collectives', {}).items()
+    if sends:
       lines.append(f'  {row["name"]} sends  ' + ', '.join(
-          f'{kind} {gib(one["sent"])} GiB ({one["times"]}×)' for kind, one in row['compiled']['collectives'].items()))
+          f'{kind} {_gib(one["sent"])} GiB ({one["times"]}×)' for kind, one in sends))
+  lines += [f'  the compiler refuses {row["name"]}: no room for its temporary arrays' for row in result['programs']
+            if 'refused' in row]
   lines += [f'  left out: {note}' for note in result['notes']]
-  lines += [f'  change: {line}' for line in result['advice']]
-  return '\n'.join(lines)
+  return '\n'.join(lines + [f'  change: {one}' for one in result['advice']])
+
+
+def _gib(size):
+  return '–' if size is None else f'{size / GIB:.2f}'
 
 
 def _seconds(value):

@@ -56,9 +56,7 @@ def plan(path: str, overrides, topology: str, stage: str | None, analytic: bool,
     if not sweep:
       say(one['why'])
     for result in one['stages']:
-      say(measure.text(result, where) if not sweep else f'{one["mesh"]}: {result["stage"]}: '
-          f'{"fits" if result["fits"] else "does not fit"}, {result["peak"] / measure.GIB:.1f} GiB, {result["seconds"]:.3g} s, '
-          + ', '.join(f'{row["name"]} {row["bound"]}' for row in result['programs']))
+      say(f'{one["mesh"]}: {measure.line(result)}' if sweep else measure.text(result))
   if sweep:
     if not found:
       raise UserError('--sweep: no mesh fits this experiment; change batch_size')
@@ -91,7 +89,7 @@ def of_mesh(config, where: chips.Topology, stage, compiles: bool, say) -> dict:
 
 
 def candidates(devices: int) -> list[dict]:
-  """Meshes of data, fsdp and tensor in powers of two, tensor up to 8, with the parameters cut or whole in decoding."""
+  """Meshes of data, fsdp and tensor in powers of two, tensor up to 8; decoding with parameters cut or whole."""
   powers = [2**i for i in range(devices.bit_length()) if devices % 2**i == 0]
   return [dict(data=devices // (fsdp * tensor), fsdp=fsdp, tensor=tensor, rollout_tensor=wide)
           for tensor in powers[:4] for fsdp in powers if devices % (fsdp * tensor) == 0

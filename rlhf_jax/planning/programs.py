@@ -58,8 +58,9 @@ def _supervised(context):
   model, optimizer, init = common.trainable(context)
   state, batch = init(), _sequences(layout, section.batch_size, section.length)
   step = steps.build(supervised.build_loss(model), optimizer, layout, section.microbatches)
+  rows, length = section.batch_size, section.length
   return Plan(_resident(state), [Program('step', lambda: step.lower(state, batch), work.training(
-      model.config, layout, section.batch_size, section.length, section.length, section.microbatches, state.trained))], [])
+      model.config, layout, rows, length, length, section.microbatches, state.trained))], [])
 
 
 def _sequences(layout, rows, length):
@@ -140,7 +141,8 @@ def _rollout(context, define):
   else:
     given = (_rankings(layout, B, K, P + R),)
   passes = getattr(section, 'epochs', 1)
-  before = [work.forward(config, layout, N // parts, P + R, head) * parts for head in (R, *(head for _, head in trunks))]
+  before = [work.forward(config, layout, N // parts, P + R, head) * parts
+            for head in (R, *(head for _, head in trunks))]
   training = [work.training(config, layout, N, P + R, head, parts, tree) * passes for tree, head in trunks]
   programs.append(Program('update', lambda: made.update.lower(state, *given), sum(before + training, work.Work())))
   return Plan(resident, programs, notes)

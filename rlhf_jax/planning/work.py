@@ -15,7 +15,7 @@ import jax.numpy as jnp
 class Work:
   """
   Attributes:
-    flops: of all products, over all devices; recomputation counts, and what a query may not see only in plain attention.
+    flops: of all products, over all devices; recomputation counts, what a query may not see only in plain attention.
     moved: bytes that one device reads from its memory or writes to it.
     sent: bytes that leave one device for others.
     held: bytes of temporary arrays on one device at once.
@@ -80,8 +80,8 @@ def training(config, layout, rows: int, length: int, head: int, parts: int, trai
     kept += 4 * config.layers * rows // parts / ways.rows * config.heads / ways.tensor * length * length / ways.context
   reduced = own * (ways.fsdp - 1) * width / 4 + 2 * own * (1 - 1 / ways.data)  # scattered over fsdp, then over data
   again = one * ((4 if config.remat == 'full' else 3) * parts)
-  return dataclasses.replace(again, moved=again.moved + 10 * own, sent=one.sent * (3 if config.remat == 'full' else 2) * parts
-                             + reduced * parts, held=one.held * 2 + kept)
+  sent = (one.sent * (3 if config.remat == 'full' else 2) + reduced) * parts
+  return dataclasses.replace(again, moved=again.moved + 10 * own, sent=sent, held=one.held * 2 + kept)
 
 
 def rollout(config, layout, prompts: int, P: int, R: int, K: int) -> Work:
