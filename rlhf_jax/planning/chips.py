@@ -146,8 +146,9 @@ def _described(chip, sizes, slices, platform, name):
         platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 8 patch: 0 }} device_description_str: "{title}"'''
     shape = 'x'.join(map(str, (1, *sizes)))
     return topologies.get_topology_desc(chip, 'cuda', target_config=target, topology=shape).devices
-  for key, value in dict(TPU_SKIP_MDS_QUERY=1, TPU_ACCELERATOR_TYPE=f'{chip}-1', TPU_WORKER_HOSTNAMES='localhost',
-                         TPU_STDERR_LOG_LEVEL=3, TPU_MIN_LOG_LEVEL=3).items():  # there is no machine to ask
+  alone = dict(TPU_SKIP_MDS_QUERY=1, TPU_ACCELERATOR_TYPE=f'{chip}-1', TPU_WORKER_HOSTNAMES='localhost',
+               TPU_STDERR_LOG_LEVEL=3, TPU_MIN_LOG_LEVEL=3, ALLOW_MULTIPLE_LIBTPU_LOAD=1)  # there is no machine to ask
+  for key, value in alone.items():
     os.environ.setdefault(key, str(value))
   few = dict(chips_per_host_bounds=[1, 1, 1]) if math.prod(sizes) == 1 else {}
   many = dict(num_slices=slices) if slices > 1 else {}

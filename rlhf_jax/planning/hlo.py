@@ -128,7 +128,7 @@ def _trips(line, bodies):
   lines = lines + [inner for one in lines if one.op == 'fusion'
                    for inner in bodies[re.search(r'calls=%?([\w.\-]+)', one.rest)[1]]]
   numbers = {one.name: int(one.rest.split(')')[0]) for one in lines
-             if one.op == 'constant' and one.type.startswith('s32[]')}
+             if one.op == 'constant' and one.type.startswith(('s32[]', 'u32[]'))}
   compared = [number for one in lines if one.op == 'compare' and 'direction=LT' in one.rest
               for name, number in numbers.items() if re.search(rf'%?{re.escape(name)}\b', one.rest)]
   return max(compared or numbers.values(), default=1)

@@ -67,7 +67,7 @@ TPU = '''HloModule jit_step
 }
 
 %condition (p.1: (s32[], bf16[4,64])) -> pred[] {
-  %limit = s32[]{:T(128)} constant(6)
+  %limit = u32[]{:T(128)} constant(6)
   %p.1 = (s32[]{:T(128)}, bf16[4,64]{1,0:T(8,128)(2,1)}) parameter(0)
   %i = s32[]{:T(128)} get-tuple-element(%p.1), index=0
   ROOT %lt = pred[]{:T(512)} compare(%i, %limit), direction=LT
