@@ -12,8 +12,8 @@ def softplus(x):
   return np.logaddexp(0.0, x)
 
 
-def by_hand(name, scores, ranks, group):
-  """Loops over prompts and pairs in float64: (sum, count)."""
+def by_hand(name, scores, ranks, group, sure=None):
+  """Loops over prompts and pairs in float64: (sum, count). `sure` is the probability that a place's order is right."""
   total, count = 0.0, 0
   for b in range(len(scores)):
     for g in set(group[b]) - {0}:
@@ -21,7 +21,9 @@ def by_hand(name, scores, ranks, group):
       pairs = [(i, j) for i, j in itertools.permutations(places, 2) if ranks[b][i] < ranks[b][j]]
       if not pairs:
         continue
-      losses = [softplus(scores[b][j] - scores[b][i]) for i, j in pairs]
+      p = 1.0 if sure is None else sure[b][places[0]]
+      losses = [p * softplus(scores[b][j] - scores[b][i]) + (1 - p) * softplus(scores[b][i] - scores[b][j])
+                for i, j in pairs]
       if name == 'pairwise':
         total, count = total + np.mean(losses), count + 1
       elif name == 'plain_pairs':
@@ -63,6 +65,31 @@ def test_losses_and_gradients_equal_the_slow_loops(name, seed):
     np.testing.assert_allclose(gradient[b, k], slope, atol=1e-4)
   same = (group[:, :, None] == group[:, None, :]) & (group > 0)[:, :, None]
   np.testing.assert_allclose((gradient[:, None, :] * same).sum(-1), 0.0, atol=1e-5)  # only differences matter
+
+
+@pytest.mark.parametrize('K', range(2, 10))
+@pytest.mark.parametrize('name', list(ranking.LOSSES))
+def test_every_size_with_soft_labels_and_ties(name, K):
+  """Loss and the whole gradient; one row is empty, one all tied, and labels are soft where a loss takes such."""
+  rng = np.random.default_rng(K)
+  scores, ranks = rng.normal(size=(4, K)), rng.integers(1, K + 1, (4, K)).astype(np.int32)
+  ranks[3] = rng.permutation(K) + 1
+  ranks[1], group = 2, np.array([[1], [1], [0], [1]], np.int32).repeat(K, 1)
+  sure = None if name == 'plackett_luce' else rng.uniform(0.5, 1.0, (4, 1)).repeat(K, 1)
+  soft = () if sure is None else (jnp.float32(sure),)
+  want, count = by_hand(name, scores, ranks, group, sure)
+  loss = lambda s: ranking.LOSSES[name](s, ranks, group, *soft)
+  got, weight = loss(jnp.float32(scores))
+  np.testing.assert_allclose([got, weight], [want, count], rtol=1e-5)
+  gradient = jax.grad(lambda s: loss(s)[0])(jnp.float32(scores))
+  slopes = np.zeros_like(scores)
+  for place in np.ndindex(scores.shape):
+    step = np.zeros_like(scores)
+    step[place] = 1e-6
+    slopes[place] = (by_hand(name, scores + step, ranks, group, sure)[0]
+                     - by_hand(name, scores - step, ranks, group, sure)[0]) / 2e-6
+  np.testing.assert_allclose(gradient, slopes, rtol=1e-4, atol=1e-5)
+  assert not gradient[1].any() and not gradient[2].any()
 
 
 @pytest.mark.parametrize('name', list(ranking.LOSSES))
