@@ -128,3 +128,10 @@ def test_accuracy_counts_equal_scores_half():
 def test_ranks_from_scores():
   scores = jnp.array([[0.5, 2.0, 0.5, -1.0], [1.0, 1.0, 1.0, 1.0]])
   np.testing.assert_array_equal(ranking.from_scores(scores), [[2, 1, 2, 4], [1, 1, 1, 1]])
+
+
+def test_the_best_and_the_worst_of_each_prompt():
+  ranks, group = np.array([[1, 2, 3, 2, 2, 1, 2, 5, 0]]), np.array([[1, 1, 1, 2, 2, 3, 4, 5, 0]])
+  best, worst = ranking.ends(ranks, group)  # of three, of two that tie, and of one each
+  np.testing.assert_array_equal(best, [[1, 0, 0, 0, 0, 1, 0, 0, 0]])
+  np.testing.assert_array_equal(worst, [[0, 0, 1, 0, 0, 0, 1, 1, 0]])
