@@ -151,8 +151,11 @@ def test_fields_of_a_request_added_and_taken_away(serve, tmp_path):
 ])
 def test_verdicts_in_texts(serve, tmp_path, text, thought, expected):
   server = serve(lambda n, request: completion(text))
-  judged = endpoint.build(server.url, config(thought=thought), tmp_path / 'cache.jsonl')(comparisons(1))
+  judged = endpoint.build(server.url, config(thought=thought, clamp=(0.0, 1.0)), tmp_path / 'cache.jsonl')(comparisons(1))
   np.testing.assert_array_equal(judged.probabilities, [np.nan if expected is None else expected])
+  clamped = endpoint.build(server.url, config(thought=thought), tmp_path / 'cache.jsonl')(comparisons(1))
+  np.testing.assert_array_equal(clamped.probabilities, np.clip(judged.probabilities, 0.4, 0.6) if thought else judged.probabilities)
+  assert len(server.requests) == 1  # what is kept is what was said
   assert judged.rationales == [(text or '').strip()]
   assert rows(tmp_path / 'cache.jsonl')[0]['probability'] == expected  # no verdict is kept as such
 
@@ -168,7 +171,7 @@ def test_the_tokens_of_a_verdict_behind_words_and_behind_a_thought(serve, tmp_pa
   judged = endpoint.build(server.url, config(), tmp_path / 'a')(comparisons(2))
   np.testing.assert_allclose(judged.probabilities, [0.3 / 0.6, np.nan])
   server = serve(lambda n, request: said(thought))
-  judged = endpoint.build(server.url, config(thought=100), tmp_path / 'b')(comparisons(1))
+  judged = endpoint.build(server.url, config(thought=100, clamp=(0.0, 1.0)), tmp_path / 'b')(comparisons(1))
   np.testing.assert_allclose(judged.probabilities, [0.5 / 0.75])
   body = server.requests[0][2]
   assert body['max_tokens'] == 116 and 'step by step' in body['messages'][0]['content']
@@ -414,7 +417,7 @@ def test_wrong_urls(tmp_path, url):
 
 @pytest.mark.parametrize('changes, message', [
     (dict(model=''), 'model'), (dict(options=('A', 'A')), 'options'), (dict(options=('A)', 'B')), 'options'),
-    (dict(concurrency=0), 'concurrency'), (dict(timeout=0.0), 'timeout'), (dict(template='{frist}'), 'template.*frist'),
+    (dict(concurrency=0), 'concurrency'), (dict(clamp=(0.5,)), 'clamp'), (dict(timeout=0.0), 'timeout'), (dict(template='{frist}'), 'template.*frist'),
     (dict(template='{'), 'template')])
 def test_wrong_configs(tmp_path, changes, message):
   with pytest.raises(UserError, match=message):
