@@ -89,8 +89,23 @@ def test_thought_examples_and_the_chat_template(reader, tokenizer, tiny):
   thought = make(thought=6)([question(1)])
   assert thought.rationales[0] and 0.4 <= thought.probabilities[0] <= 0.6
   shown = make([(question(2), 1)])([question(1)])
+  told = make(['So it is (A'])([question(1)])
+  with pytest.raises(UserError, match='judge.examples: expected 0 with chat=True'):
+    make(['So it is (A'], chat=True)
   chat = make(chat=True)([question(1)])
-  assert len({round(float(one.probabilities[0]), 6) for one in (plain, shown, chat)}) == 3
+  assert len({round(float(one.probabilities[0]), 6) for one in (plain, shown, chat, told)}) == 4
+
+
+def test_examples_of_thoughts_stand_before_the_question_by_a_principle_each(context, tmp_path, monkeypatch):
+  path, seen = tmp_path / 'own.json', []
+  path.write_text(json.dumps({'principles': [dict(id='a', choose='By kindness?')],
+                              'thought_examples': ['One. {} (A)', 'Two. {} (B)', 'Three. {}']}))
+  monkeypatch.setattr(language_judge, 'build', lambda model, params, tokenizer, layout, config, examples: seen.append(examples))
+  for thought in (4, 0):
+    made = surroundings(context, f'feedback.ai.constitution=("{path}",)', 'feedback.ai.judge.examples=2',
+                        f'feedback.ai.judge.thought={thought}', 'feedback.ai.gate.records=0')
+    ai_labels.open_judge(made)
+  assert seen == [['One. By kindness? (A)', 'Two. By kindness? (B)'], []]
 
 
 def test_wrong_options(reader, tokenizer, tiny):
