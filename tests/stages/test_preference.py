@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -5,9 +6,11 @@ import ml_collections
 import numpy as np
 import pytest
 
-from rlhf_jax.data import records
+from rlhf_jax.data import records, tinyworld
+from rlhf_jax.data.tinyworld import vocabulary
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import heads
+from rlhf_jax.models.tokenizer import Tokenizer
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.stages import preference, reward
 from rlhf_jax.types import Rankings
@@ -207,3 +210,22 @@ def test_reference_logprobs_of_another_model_or_other_data_are_refused(tmp_path)
     preference.add_reference(again, path, 'b', None)
   with pytest.raises(UserError, match='computed for other data or with another tokenizer'):
     preference.add_reference([example(3), example(5)], path, 'a', None)
+
+
+def test_a_stage_of_another_reference_or_tokenizer_does_not_begin(context, tmp_path):
+  rows = [dict(messages=[dict(role='user', content='Why is the sky blue?')], chosen=f'Because of the light {n}.',
+               rejected='Who cares?') for n in range(5)]
+  for split in ('train', 'validation'):
+    records.write(tmp_path / f'{split}.jsonl', rows)
+  make = lambda *overrides: context('dpo', f'dpo.data.path=("{tmp_path}/{{split}}.jsonl",)', 'dpo.reference=random',
+                                    *overrides, experiment='dpo')
+  preference.build(make())
+  before = (tmp_path / 'dpo/reference-train.npz').stat().st_mtime_ns
+  preference.build(make())  # the same: what is stored is read
+  assert (tmp_path / 'dpo/reference-train.npz').stat().st_mtime_ns == before
+  with pytest.raises(UserError, match='reference-train.npz: computed with another reference'):
+    preference.build(make('seed=7'))
+  texts = (row.text for row in tinyworld.records('document', 'train', count=80))
+  other = Tokenizer(vocabulary.train(texts, 384), vocabulary.CHAT_TEMPLATE, eos='<eos>', pad='<pad>')
+  with pytest.raises(UserError, match='reference-train.npz: computed for other data or with another tokenizer'):
+    preference.build(dataclasses.replace(make(), tokenizer=other))
