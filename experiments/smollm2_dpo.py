@@ -3,7 +3,9 @@
   python -m rlhf_jax --config=experiments/smollm2_dpo.py --workdir=runs/smollm2_dpo --config.data=DIR
 
 DIR and weights: experiments/smollm2_human_feedback.py, whose SFT stage this shares. The last table would need a reward
-model as judge; here the log says how often people's choice has the higher implicit reward, held out.
+model as judge; here the log says how often people's choice has the higher implicit reward, held out. Measured in a short
+form, 16 steps from SmolLM2 itself without SFT, on two cores that others used too (22 minutes): 59 of 83 held-out pairs
+(71%; 95% interval 61 – 80%), margin 0.03, the better responses' log-probability from −156.0 to −155.3 nats.
 """
 
 import smollm2_human_feedback

@@ -5,8 +5,11 @@ GSM8K.
 
 DIR holds math.train.jsonl.gz and math.validation.jsonl.gz with lines of question, answer (ends "#### N") and final.
 The reward is 1 for the right number and 0.1 for a number behind the mark at all. A model of this size solves few
-exercises, so the default (two cores, an hour) mostly learns the form; on a GPU: --config.model.dtype=bfloat16,
---config.grpo.batch_size=64, --config.grpo.samples=16, more steps. The last table's utility is the share solved.
+exercises, so the default (two cores, over an hour) mostly learns the form; on a GPU: --config.model.dtype=bfloat16,
+--config.grpo.microbatches=1, --config.grpo.batch_size=64, --config.grpo.samples=16, more steps. The last table's utility
+is the share solved. Measured on two cores that others used too, and cut short: 24 steps of SFT take the held-out loss
+from 1.46 to 0.86 nats per token; of the 128 answers of the next four steps of GRPO, 140 to 185 seconds each, 5% had the
+right number and 59% the form. What more steps of GRPO would add was not measured.
 """
 
 import ml_collections
@@ -31,6 +34,7 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
   config.grpo = dict(
       kind='policy_gradient', advantage='standardised', reduce='sequence_mean', kl_place='loss', kl_coefficient=0.04,
       reward=(FINAL, FORM), reward_weights=(1.0, 0.1), missing_eos=False, batch_size=4, samples=8, length=96,
+      microbatches=4,  # in one part an update takes 20 GB
       eval_records=32, data=data, sampling=sampling, optimizer=dict(learning_rate=1e-5, warmup_steps=2),
       loop=dict(steps=20, eval_every=20, save_every=10, log_every=1))
   config.evaluation = dict(

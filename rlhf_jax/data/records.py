@@ -49,7 +49,8 @@ class Preference:
 @dataclasses.dataclass(frozen=True)
 class Ranking:
   """K answers in a person's order: `ranks` in the order of `responses`, 1 = best, equal = tie. `context` (may be
-  empty) stands before the last message. `confidence` is the probability that any pair of them is in the right order."""
+  empty) stands before the last message. `confidence` is the probability that any pair of them is in the right order. A
+  single response is good at rank 1, else bad."""
   id: str
   source: str
   license: str
@@ -150,6 +151,22 @@ def ranking(preference: Preference) -> Ranking:
                  [preference.chosen, preference.rejected], [1, 2], preference.confidence)
 
 
+def parse_ranking(fields: dict, where: str) -> Ranking:
+  """A ranking; a preference as a ranking of two; a single response with `desirable`, true or false, as one of rank 1 or 2.
+
+  Raises:
+    UserError: as `parse`.
+  """
+  if isinstance(fields, dict) and 'chosen' in fields:
+    return ranking(parse('preference', fields, where))
+  if isinstance(fields, dict) and 'desirable' in fields and 'responses' not in fields:
+    if not isinstance(fields['desirable'], bool):
+      raise UserError(f'{where}: field "desirable": expected true or false, got {fields["desirable"]!r:.60}')
+    one = parse('demonstration', fields, where)
+    return Ranking(one.id, one.source, one.license, '', '', one.messages, [one.response], [2 - fields['desirable']])
+  return parse('ranking', fields, where)
+
+
 def best(ranking: Ranking) -> Demonstration:
   """The response that stands first, as a demonstration."""
   return Demonstration(ranking.id, ranking.source, ranking.license, conversation(ranking),
@@ -165,8 +182,8 @@ def conversation(record) -> list:
 
 
 def read(path, kind: str) -> list:
-  """The records of a JSONL file (.gz by its name). A file of rankings may hold preferences too, a file of
-  demonstrations rankings, of which the best response counts.
+  """The records of a JSONL file (.gz by its name). A file of rankings may hold preferences and single responses
+  too (`parse_ranking`), a file of demonstrations rankings, of which the best response counts.
 
   Raises:
     UserError: names file and line.
@@ -182,8 +199,8 @@ def read(path, kind: str) -> list:
           fields = json.loads(line.decode('utf-8-sig'))
         except (ValueError, RecursionError) as error:
           raise UserError(f'{where}: not JSON: {error}') from None
-        if kind == 'ranking' and isinstance(fields, dict) and 'chosen' in fields:
-          rows.append(ranking(parse('preference', fields, where)))
+        if kind == 'ranking':
+          rows.append(parse_ranking(fields, where))
         elif kind == 'demonstration' and isinstance(fields, dict) and 'responses' in fields:
           rows.append(best(parse('ranking', fields, where)))
         else:

@@ -122,8 +122,8 @@ class _Rows(Sequence):
     row = {**row, **{ours: row[theirs] for ours, theirs in self._fields.items()}}
     if 'messages' not in row and all(isinstance(row.get(name), str) for name in ('chosen', 'rejected')):
       row |= _shared_conversation(row['chosen'], row['rejected'], where)
-    if self._kind == 'ranking' and 'chosen' in row:
-      return records.ranking(records.parse('preference', row, where))
+    if self._kind == 'ranking':
+      return records.parse_ranking(row, where)
     return records.parse(self._kind, row, where)
 
 

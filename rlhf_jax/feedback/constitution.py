@@ -5,6 +5,7 @@ A file (.yaml, .yml, .json) of ours holds
   principles:           - id, subject, weight (1 unless said), critique, revision, choose
   critique_examples:    - a text: a whole dialogue with critique and revision, shown before a model's own
   comparison_examples:  - human, better, worse
+  thought_examples:     - a text: a whole comparison with a chain of thought; {} stands for a principle
 
 where a principle may have critique and revision only, or choose only. Those that ship lie in constitutions/ and are
 named without a path: 'harmlessness'. The published layout of Bai et al. 2022b (arXiv:2212.08073: dicts and lists of
@@ -45,10 +46,11 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Constitution:
-  """Principles, and examples of how they are used: critique_examples are texts, comparison_examples Examples."""
+  """Principles, and examples of how they are used: comparison_examples are Examples, the others texts."""
   principles: tuple = ()
   critique_examples: tuple = ()
   comparison_examples: tuple = ()
+  thought_examples: tuple = ()
 
   def draw(self, use: str, rng: np.random.Generator) -> Principle:
     """A principle at random, by weight, among those for a use, 'critique' or 'choose'.
@@ -101,12 +103,13 @@ def _read(file) -> Constitution:
 def _ours(said, path):
   for key in {*said} - {field.name for field in dataclasses.fields(Constitution)}:
     raise UserError(f'constitution {path}: unknown key {key!r}; expected principles, critique_examples, '
-                    'comparison_examples')
+                    'comparison_examples, thought_examples')
   return Constitution(
       tuple(_principle(fields, f'{path}: principle {number}') for number, fields in enumerate(said['principles'], 1)),
       tuple(said.get('critique_examples') or ()),
       tuple(_made(Example, fields, f'{path}: comparison example {number}')
-            for number, fields in enumerate(said.get('comparison_examples') or (), 1)))
+            for number, fields in enumerate(said.get('comparison_examples') or (), 1)),
+      tuple(said.get('thought_examples') or ()))
 
 
 def _principle(fields, where):
@@ -147,7 +150,7 @@ def _published(said, path):
       return Constitution(tuple(Principle(f'{path.stem}-{number}', choose=item.strip().removesuffix('Options:').strip())
                                 for number, item in enumerate(said)))
     if said and not any('corrects' in item for item in said):
-      raise UserError(f'constitution {path}: dialogues with chains of thought, which are not used here')
+      return Constitution(thought_examples=tuple(item['prompt'].strip().removesuffix('Human:').strip() for item in said))
     return Constitution(comparison_examples=tuple(_example(item) for item in said))
   except (KeyError, IndexError, TypeError, AttributeError) as error:
     raise UserError(f'constitution {path}: neither our layout (a key "principles") nor the published one '

@@ -39,6 +39,7 @@ DEFAULTS = dict(
     ending='Answer with one letter, A or B, and nothing else.',  # behind the template
     thought=0,  # tokens of reasoning before the verdict; 0 = none
     think='Reason step by step, then write a last line that is "Answer: A" or "Answer: B".',  # then the ending
+    clamp=(0.4, 0.6),  # of a probability after a thought
     max_tokens=16,  # of an answer, beside those of its thought
     temperature=0.0,
     logprobs=20,  # most probable tokens asked for, for soft labels; 0 = verdicts are read from the text
@@ -89,7 +90,10 @@ def build(url: str, config, cache: Path):
         logging.warning(said('stopped'))
         raise
       rows = [kept[name] for _, name in requests]
-    return judging.Judgements(np.array([row['probability'] for row in rows], float), [row['text'] for row in rows])
+    probabilities = np.array([row['probability'] for row in rows], float)  # None, no verdict, is NaN
+    if config.thought:
+      probabilities = np.clip(probabilities, *config.clamp)  # leaves NaN as it is
+    return judging.Judgements(probabilities, [row['text'] for row in rows])
 
   return judge
 
@@ -284,9 +288,9 @@ def _address(url):
 
 def _check(config):
   words = len(set(config.options)) == 2 and all(re.fullmatch(r'\w+', option) for option in config.options)
-  if not config.model or not words or config.concurrency < 1 or config.timeout <= 0:
-    raise UserError('judge: expected a model, two words as options, concurrency from 1, timeout above 0, got '
-                    f'{config.model!r}, {config.options}, {config.concurrency}, {config.timeout}')
+  if not config.model or not words or config.concurrency < 1 or config.timeout <= 0 or len(config.clamp) != 2:
+    raise UserError('judge: expected a model, two words as options, concurrency from 1, timeout above 0, two numbers to '
+                    f'clamp to, got {config.model!r}, {config.options}, {config.concurrency}, {config.timeout}, {config.clamp}')
   try:
     _request(judging.Comparison([dict(role='user', content='')], '', ''), config)
   except (LookupError, ValueError) as error:

@@ -52,7 +52,7 @@ def build(model, params, tokenizer, layout, config, examples=()):
   Args:
     model, params: the model.
     config: like DEFAULTS.
-    examples: judging.Comparisons with which of the two is better (0 or 1), shown before every question.
+    examples: shown before every question: judging.Comparisons with which of the two is better (0 or 1), or texts.
   """
   if len(config.options) != 2 or len(config.clamp) != 2:
     raise UserError('judge: expected two options and two numbers to clamp to')
@@ -65,12 +65,15 @@ def build(model, params, tokenizer, layout, config, examples=()):
                                   first=comparison.first, second=comparison.second,
                                   question=comparison.messages[-1]['content'])
 
-  shown = [(question(comparison), config.ending + config.options[better] + config.close)
-           for comparison, better in examples]
+  whole = [example for example in examples if isinstance(example, str)]
+  shown = [(question(example[0]), config.ending + config.options[example[1]] + config.close)
+           for example in examples if not isinstance(example, str)]
+  if whole and config.chat:
+    raise UserError('judge.examples: expected 0 with chat=True: examples of thoughts are texts, which no chat template has')
 
   def prompt(text, beginning):
     if not config.chat:
-      before = ''.join(f'{asked}{answer}\n\n' for asked, answer in shown)
+      before = ''.join(f'{text}\n\n' for text in (*whole, *(asked + answer for asked, answer in shown)))
       return _start(tokenizer) + tokenizer.encode(before + text + beginning)
     turns = [message for asked, answer in shown
              for message in (dict(role='user', content=asked), dict(role='assistant', content=answer))]

@@ -69,8 +69,10 @@ def leave_one_out(rewards):
 
 
 def above_mean(rewards):
-  """r_i − mean_j r_j (Dr. GRPO: Liu et al. 2025, arXiv:2503.20783, section 3.2). [B, K] → [B, K]."""
-  return rewards - jnp.mean(rewards, axis=1, keepdims=True)
+  """r_i − mean_j r_j (Dr. GRPO: Liu et al. 2025, arXiv:2503.20783, section 3.2). [B, K] → [B, K]; exactly 0 where a
+  prompt's rewards are equal, as rounding would be a gradient that Adam magnifies."""
+  moved = rewards - rewards[:, :1]
+  return moved - jnp.mean(moved, axis=1, keepdims=True)
 
 
 def standardised(rewards):
@@ -82,8 +84,10 @@ def standardised(rewards):
 
 
 def batch_baseline(rewards):
-  """r − the mean of the batch (REINFORCE with a baseline: Williams 1992, section 2). [B, K] → [B, K]."""
-  return rewards - jnp.mean(rewards)
+  """r − the mean of the batch (REINFORCE with a baseline: Williams 1992, section 2). [B, K] → [B, K]; exactly 0 where
+  all are equal."""
+  moved = rewards - rewards[0, 0]
+  return moved - jnp.mean(moved)
 
 
 def to_come(x):

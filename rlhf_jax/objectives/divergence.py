@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 
 
@@ -21,7 +22,14 @@ def k3(logprobs, reference_logprobs):
   return jnp.expm1(log_ratio) - log_ratio
 
 
-ESTIMATORS = {'k1': k1, 'k2': k2, 'k3': k3}
+def k1_term(logprobs, reference_logprobs):
+  """k1 as a term of a loss: its value with the gradient of k2, which is that of KL(π ‖ π_ref). The gradient of k1 alone,
+  ∇ log π, is 0 on average over π and would hold nothing. (That of k3 is that of KL(π_ref ‖ π).)"""
+  half = k2(logprobs, reference_logprobs)
+  return half + jax.lax.stop_gradient(k1(logprobs, reference_logprobs) - half)
+
+
+TERMS = {'k1': k1_term, 'k2': k2, 'k3': k3}  # of a loss
 
 
 def best_of(count: int) -> float:

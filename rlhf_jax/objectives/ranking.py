@@ -15,6 +15,14 @@ def better(ranks, group):
   return same & (ranks[:, :, None] < ranks[:, None, :])
 
 
+def ends(ranks, group):
+  """(best, worst), two of [B, K] bool: responses that something of their prompt stands below and nothing above, and the
+  other way round. A prompt's only response is one of the best at rank 1, else of the worst."""
+  pairs, same = better(ranks, group), group[:, :, None] == group[:, None, :]
+  alone, above, below = (same.sum(2) == 1) & (group > 0), pairs.any(1), pairs.any(2)
+  return (below & ~above) | (alone & (ranks == 1)), (above & ~below) | (alone & (ranks > 1))
+
+
 def from_scores(scores):
   """Ranks of K scored responses: 1 + how many score higher. [B, K] float32 → [B, K] int32, 1 = best, equal = tie."""
   return 1 + jnp.sum(scores[:, None, :] > scores[:, :, None], axis=2, dtype=jnp.int32)

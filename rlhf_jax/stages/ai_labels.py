@@ -137,13 +137,17 @@ def _open(context, name, said):
     ask = endpoint.build(name, settings.endpoint, context.directory / 'answers.jsonl')
     return ask if jax.process_count() == 1 else _first_process(ask)
   model, read, tokenizer = common.open_reader(context, name)
-  rng, examples = np.random.default_rng(context.config.seed), []
-  for example in said.comparison_examples[:settings.judge.examples]:
+  judge, rng, examples = settings.judge, np.random.default_rng(context.config.seed), []
+  if judge.thought and said.thought_examples:
+    texts = said.thought_examples[:judge.examples]
+    examples = [text.replace('{}', next(_principles(settings, rng))) for text in texts]
+    return language_judge.build(model, read(), tokenizer, context.layout, judge, examples)
+  for example in said.comparison_examples[:judge.examples]:
     better = int(rng.integers(2))
     answers = [example.better, example.worse] if better == 0 else [example.worse, example.better]
     examples.append((judging.Comparison([dict(role='user', content=example.human)], *answers,
                                         next(_principles(settings, rng))), better))
-  return language_judge.build(model, read(), tokenizer, context.layout, settings.judge, examples)
+  return language_judge.build(model, read(), tokenizer, context.layout, judge, examples)
 
 
 def _first_process(ask):

@@ -49,6 +49,9 @@ def run(context: common.Context) -> None:
   if section.rounds < 1 or section.judge not in ('', 'oracle'):
     raise UserError(f'config.{context.name}: expected rounds from 1 and judge "oracle" or none, got {section.rounds} and '
                     f'{section.judge!r}')
+  if section.chat and section.examples:
+    raise UserError(f'config.{context.name}.examples: expected 0 with chat=True: the constitution\'s examples are dialogues '
+                    'as text, which no chat template has')
   prompts = {split: _fitting(context, section.data, split) for split in SPLITS}
   helpful = {split: _fitting(context, section.helpful, split) for split in SPLITS}
   respond, revise = build(context, said)

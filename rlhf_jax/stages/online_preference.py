@@ -96,7 +96,7 @@ def build_step(generate, score, update, model, reference_model, layout, config):
     sequences, P, R = sampler.join(prompts, samples), prompts.tokens.shape[1], samples.tokens.shape[1]
     rows = lambda x: x.reshape(-1, K, *x.shape[1:])
     places = lambda value, dtype=jnp.int32: jnp.full((len(scores) // K, K), value, dtype)
-    final = jnp.where(samples.ended, scores, config.missing_eos_score) if config.missing_eos else scores
+    final = rollout.final_scores(samples.ended, scores, config)
     batch = Rankings(
         tokens=rows(sequences.tokens), positions=rows(sequences.positions), segment_ids=rows(sequences.segment_ids),
         group=places(1), ranks=ranking.from_scores(rows(final)), index=jnp.repeat(prompts.index, K).reshape(-1, K),

@@ -52,7 +52,7 @@ DEFAULTS = dict(
     loop=dict(loop.DEFAULTS, eval_every=20, save_every=25, log_every=1),
 )
 _CHOICES = dict(advantage=advantages.GROUP, loss=policy_gradient.POLICY, reduce=policy_gradient.REDUCE,
-                kl_place=('reward', 'tokens', 'loss'), kl_estimator=divergence.ESTIMATORS)
+                kl_place=('reward', 'tokens', 'loss'), kl_estimator=divergence.TERMS)
 
 
 def run(context: common.Context) -> None:
@@ -100,6 +100,9 @@ def check(section, where: str) -> None:
   for name, known in _CHOICES.items():
     if section[name] not in known:
       raise UserError(f'{where}.{name}: expected one of {", ".join(known)}, got {section[name]!r}')
+  if section.samples < 2 and (section.advantage != 'batch_baseline' or section.resampling):
+    raise UserError(f'{where}.samples: expected 2 or more, as the answers to a prompt are compared with each other; with '
+                    'advantage=batch_baseline and without resampling one will do')
   if min(section.resampling, section.overlong_buffer, section.weight_limit) < 0 or section.sampler_every < 1:
     raise UserError(f'{where}: expected resampling, overlong_buffer and weight_limit from 0, sampler_every from 1')
   if section.overlong_buffer > section.sampling.max_new_tokens:
@@ -138,7 +141,7 @@ def build_update(model, reference_model, optimizer, layout, config):
   """
   temperature = config.sampling.temperature
   advantage_of, reduced = advantages.GROUP[config.advantage], policy_gradient.REDUCE[config.reduce]
-  policy_loss, estimate = policy_gradient.POLICY[config.loss], divergence.ESTIMATORS[config.kl_estimator]
+  policy_loss, estimate = policy_gradient.POLICY[config.loss], divergence.TERMS[config.kl_estimator]
 
   def loss(params, answered, key):
     del key
@@ -167,7 +170,7 @@ def build_update(model, reference_model, optimizer, layout, config):
         before, sequences, config.minibatches * config.microbatches)
 
     kl = jnp.where(mask, divergence.k1(logprobs, reference_logprobs), 0.0)
-    final = jnp.where(samples.ended, scores, config.missing_eos_score) if config.missing_eos else scores
+    graded = final = rollout.final_scores(samples.ended, scores, config)
     if config.overlong_buffer:
       final += advantages.overlong_penalty(jnp.sum(mask, axis=1), R, config.overlong_buffer)
     if config.kl_place == 'reward':
@@ -202,7 +205,7 @@ def build_update(model, reference_model, optimizer, layout, config):
                'policy/first_ratio': metrics['policy/ratio'][0, 0]}
     metrics |= rollout.describe(samples, sequences, logprobs, entropies, kl, scores) | {
         'reward/mean': jnp.mean(final), 'weight/mean': masked.mean(weights, mask),
-        'reward/equal_groups': jnp.mean(jnp.ptp(scores.reshape(-1, config.samples), axis=1) == 0, dtype=jnp.float32)}
+        'reward/equal_groups': jnp.mean(jnp.ptp(graded.reshape(-1, config.samples), axis=1) == 0, dtype=jnp.float32)}
     renew = step % config.sampler_every == 0
     older = jax.tree.map(lambda new, old: jnp.where(renew, new, old), trained,
                          state.sampler_trained) if config.sampler_every > 1 else {}
@@ -232,15 +235,18 @@ def build_step(generate, score, update, layout, config):
       scores, said = score(some, samples)
       return (join(some, samples), samples, scores), said
 
+    def uneven(rolled):  # groups that teach something; neither KL nor the overlong penalty makes one
+      ended, scores = whole((rolled[1].ended, rolled[2]))
+      return np.ptp(rollout.final_scores(ended, scores, config).reshape(-1, K), axis=1) > 0
+
     kept, said = answers(0)
     for number in range(1, 1 + config.resampling):
-      uneven = np.ptp(whole(kept[2]).reshape(-1, K), axis=1) > 0
-      if uneven.all():
+      good = uneven(kept)
+      if good.all():
         break
       (new, more), extra = answers(number), extra + 1
       said = jax.tree.map(lambda a, b: (a * number + b) / (number + 1), said, more)
-      better = np.r_[uneven, np.ptp(whole(new[2]).reshape(-1, K), axis=1) > 0]
-      groups = np.argsort(~better, kind='stable')[:B]  # those that teach something first
+      groups = np.argsort(~np.r_[good, uneven(new)], kind='stable')[:B]  # those that teach something first
       kept = merge(kept, new, (groups[:, None] * K + np.arange(K)).ravel())
     state, metrics = update(state, reference, *kept)
     return state, {**metrics, **said, 'response/extra': np.float32(extra * B * K)}

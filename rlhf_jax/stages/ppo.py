@@ -202,7 +202,7 @@ def build_update(model, value_model, reference_model, optimizer, layout, config)
     value_mask = advantages.after_end(mask) if config.score_place == 'after_eos' else mask
     logprobs, entropies, values, reference_logprobs = evaluate(reference, state, sequences, R)
 
-    final = jnp.where(samples.ended, scores, config.missing_eos_score) if config.missing_eos else scores
+    final = rollout.final_scores(samples.ended, scores, config)
     kl = jnp.where(mask, divergence.k1(logprobs, reference_logprobs), 0.0)
     rewards = advantages.place_rewards(final, kl, value_mask, state.kl_coefficient)
     placed = rewards

@@ -4,7 +4,7 @@
   minimise E_prompt[ 1/C(K,2) Σ_{w above l} ℓ(log π(y_w|x)/π_ref(y_w|x), log π(y_l|x)/π_ref(y_l|x)) ]
 
 Two of them are not of pairs: `plackett_luce` takes the whole order of K responses, `kto` each best and worst response by
-itself. What the reference says of the responses is computed once, before the first step, and kept in the stage's folder,
+itself, and single responses that somebody called good or bad. What the reference says of the responses is computed once, before the first step, and kept in the stage's folder,
 or at every step (`reference_logprobs`). Left out: dropout.
 """
 
@@ -26,7 +26,32 @@ from rlhf_jax.runtime import step as steps
 from rlhf_jax.stages import common
 from rlhf_jax.types import Rankings
 
-LOSSES = (*preference.PAIRS, 'plackett_luce', 'kto')
+
+def _of_pairs(formula):
+  """A loss of pairs as one of whole batches: the mean over the untied pairs of each prompt."""
+  def loss(every, batch, anchor, c):
+    del anchor
+    better, worse = (jax.tree.map(lambda x, axis=axis: jnp.expand_dims(x, axis), every) for axis in (2, 1))
+    wrong = 1 - batch.confidence[:, :, None]  # the label's own doubt, and the share of flipped labels beside it
+    settings = preference.Settings(c.beta, c.smoothing + (1 - 2 * c.smoothing) * wrong, c.margin, c.sft_coefficient)
+    return ranking.over_pairs(formula(better, worse, settings), batch.ranks, batch.group)
+  return loss
+
+
+def _plackett_luce(every, batch, anchor, c):
+  del anchor
+  return ranking.plackett_luce(c.beta * every.ratio, batch.ranks, batch.group)
+
+
+def _kto(every, batch, anchor, c):
+  best, worst = ranking.ends(batch.ranks, batch.group)
+  return masked.total(preference.kto(every, best, anchor, c), best | worst), masked.total(1.0, best | worst)
+
+
+# (Response [B, K], Rankings, KTO's anchor, the section) → (sum over prompts or responses, their number)
+LOSSES = {**{name: _of_pairs(formula) for name, formula in preference.PAIRS.items()},
+          'plackett_luce': _plackett_luce, 'kto': _kto}
+SINGLE = ('kto',)  # take single responses, and need an anchor
 SOFT = 'dpo', 'length_normalised', 'dpop', 'cpo', 'simpo'  # take a label's probability, `confidence`
 
 DEFAULTS = dict(
@@ -74,6 +99,9 @@ def build(context: common.Context) -> loop.Stage:
   if section.loss not in SOFT and any((example['confidence'] != 1).any() for example in (*examples, *held_out)):
     raise UserError(f'config.{context.name}.loss: {section.loss} cannot learn from labels with a confidence below 1; '
                     f'expected one of {", ".join(SOFT)}, or data without')
+  if section.loss not in SINGLE and any(len(example['ranks']) < 2 for example in (*examples, *held_out)):
+    raise UserError(f'config.{context.name}.loss: {section.loss} compares responses, but some prompts have one only; '
+                    f'expected {", ".join(SINGLE)}, or data without')
   places = section.responses_per_row
   once = lambda rows: batches.rankings_once(rows, section.batch_size, places, section.length)
   reference_model = reference = None
@@ -93,7 +121,7 @@ def build(context: common.Context) -> loop.Stage:
   loss = build_loss(model, section)
   step, measured = steps.build(loss, optimizer, layout, section.microbatches), jax.jit(loss)
   anchor = None
-  if section.loss == 'kto':
+  if section.loss in SINGLE:
     estimate = jax.jit(build_anchor(model, reference_model))
     anchor = lambda params, batch: estimate(params, reference, batch)
   prompts = [example['tokens'][0, :example['begins'][0]] for example in held_out[:max(section.samples, 1)]]
@@ -144,27 +172,16 @@ def build_loss(model, section):
     del key
     logprobs, lengths = response_logprobs(model, params, batch)
     every = preference.Response(logprobs, batch.reference_logprobs, lengths)
-    better = jax.tree.map(lambda x: x[:, :, None], every)
-    worse = jax.tree.map(lambda x: x[:, None, :], every)
-    pairs = ranking.better(batch.ranks, batch.group)
-    best, worst = pairs.any(2) & ~pairs.any(1), pairs.any(1) & ~pairs.any(2)
-    if section.loss == 'plackett_luce':
-      total, weight = ranking.plackett_luce(section.beta * every.ratio, batch.ranks, batch.group)
-    elif section.loss == 'kto':
-      losses = preference.kto(every, best, anchor, section)
-      total, weight = masked.total(losses, best | worst), masked.total(1.0, best | worst)
-    else:
-      wrong = 1 - batch.confidence[:, :, None]  # the label's own doubt, and the share of flipped labels beside it
-      settings = preference.Settings(section.beta, section.smoothing + (1 - 2 * section.smoothing) * wrong,
-                                     section.margin, section.sft_coefficient)
-      total, weight = ranking.over_pairs(preference.PAIRS[section.loss](better, worse, settings), batch.ranks, batch.group)
+    total, weight = LOSSES[section.loss](every, batch, anchor, section)
+    pairs, (best, worst) = ranking.better(batch.ranks, batch.group), ranking.ends(batch.ranks, batch.group)
+    margins = every.ratio[:, :, None] - every.ratio[:, None, :]
     count = masked.total(1.0, pairs)
     implicit = every.ratio if section.reference else every.mean
     right, _ = ranking.accuracy(implicit, batch.ranks, batch.group)
     return steps.Loss(
         total, weight,
         {'accuracy': (right, count),
-         'margin': (section.beta * masked.total(better.ratio - worse.ratio, pairs), count),
+         'margin': (section.beta * masked.total(margins, pairs), count),
          'logprob/best': (masked.total(logprobs, best), masked.total(1.0, best)),
          'logprob/worst': (masked.total(logprobs, worst), masked.total(1.0, worst))},
         {'tokens': jnp.sum(batch.segment_ids > 0, dtype=jnp.float32)})

@@ -92,10 +92,13 @@ def build(context: common.Context) -> loop.Stage:
   model, optimizer, init = common.trainable(context, head=True)
   fit = lambda rows: encode.rankings(rows, tokenizer, section.length, section.overlong)
   read = lambda split: sources.load(section.data, 'ranking', split)
-  if section.loss == 'plackett_luce' and any(row.confidence < 1 for row in read('train')):
+  train, held_out = read('train'), sources.evenly(read('validation'), section.eval_records)
+  if section.loss == 'plackett_luce' and any(row.confidence < 1 for row in train):
     raise UserError(f'config.{context.name}.loss: plackett_luce cannot learn from soft labels (confidence below 1); '
                     'pairwise and plain_pairs can')
-  held_out = sources.evenly(read('validation'), section.eval_records)
+  if any(len(row.responses) < 2 for row in (*train, *held_out)):
+    raise UserError(f'config.{context.name}.data: a reward model learns from responses that are compared, but some prompts '
+                    'have one only')
   held_out_examples = fit(held_out)
   score = jax.jit(lambda params, batch: last_scores(model, params, batch.tokens, batch.positions, batch.segment_ids))
   once = lambda examples: batches.rankings_once(
@@ -116,7 +119,7 @@ def build(context: common.Context) -> loop.Stage:
 
   return loop.Stage(
       name=context.name, init=init, evaluate=evaluate, finish=centre if section.centre else None,
-      batches=batches.rankings(fit(read('train')), section.batch_size, section.responses_per_row, section.length,
+      batches=batches.rankings(fit(train), section.batch_size, section.responses_per_row, section.length,
                                context.config.seed),
       step=steps.build(build_loss(model, section.loss), optimizer, layout, section.microbatches))
 

@@ -154,6 +154,11 @@ def forward(model, params, sequences, R: int, temperature: float):
   return logprobs, entropies, before
 
 
+def final_scores(ended, scores, config):
+  """The scores [N], with missing_eos_score in place of those of answers without an end token, if the section says so."""
+  return jnp.where(ended, scores, config.missing_eos_score) if config.missing_eos else scores
+
+
 def shuffled_minibatches(layout, batch, order, count: int):
   """[N, …] → [count, N / count, …] in a new order, each part on all devices."""
   cut = jax.tree.map(lambda x: x[order].reshape(count, -1, *x.shape[1:]), batch)

@@ -25,6 +25,14 @@ def test_optional_fields_may_be_left_out_and_others_are_ignored(tmp_path):
   assert records.read(tmp_path / 'x.jsonl', 'document') == [records.Document(f'{tmp_path}/x.jsonl:2', '', '', 'a')]
 
 
+def test_a_single_response_is_good_or_bad():
+  rated = dict(messages=ASKED, response='a', desirable=False)
+  assert records.parse_ranking(rated, 'f:1') == records.Ranking('f:1', '', '', '', '', ASKED, ['a'], [2])
+  assert records.parse_ranking({**rated, 'desirable': True}, 'f:1').ranks == [1]
+  with pytest.raises(UserError, match='f:1: field "desirable": expected true or false, got 1'):
+    records.parse_ranking({**rated, 'desirable': 1}, 'f:1')
+
+
 def test_null_is_as_good_as_absent():
   row = records.parse('ranking', {**GOOD, 'id': None, 'source': None, 'context': None}, 'f:1')
   assert (row.id, row.source, row.context) == ('f:1', '', '')

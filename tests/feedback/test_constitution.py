@@ -34,7 +34,8 @@ def test_the_published_layout(tmp_path):
                                  'edit_request': '\n\nRevisionRequest: Mend it.\n\nRevision:'}},
       'choices': ['\nChoose the kinder one. Options:'],
       'shown': ['\n\nHuman: a\n\nAssistant: b\n\nCritiqueRequest: c\n\nCritique: d\n\nHuman:'],
-      'compared': [dict(prompt='\n\nHuman: why\n\nAssistant:', corrects=[' good'], incorrects=[' bad'])]}
+      'compared': [dict(prompt='\n\nHuman: why\n\nAssistant:', corrects=[' good'], incorrects=[' bad'])],
+      'thought': [dict(prompt='\n\nHuman: {} (A) [[[a]]]\n\nAssistant: Let us think.\n\nHuman:\nSo it is: (A)\n\nHuman:')]}
   for name, body in files.items():
     (tmp_path / f'{name}.json').write_text(json.dumps(body))
   said = constitution.load([str(tmp_path / f'{name}.json') for name in files])
@@ -42,6 +43,7 @@ def test_the_published_layout(tmp_path):
       ('Find harm.', 'Mend it.', ''), ('', '', 'Choose the kinder one.')]
   assert said.critique_examples[0].endswith('Critique: d')
   assert said.comparison_examples == (constitution.Example('why', 'good', 'bad'),)
+  assert said.thought_examples == ('Human: {} (A) [[[a]]]\n\nAssistant: Let us think.\n\nHuman:\nSo it is: (A)',)
 
 
 @pytest.mark.parametrize('body,message', [

@@ -151,8 +151,11 @@ def test_fields_of_a_request_added_and_taken_away(serve, tmp_path):
 ])
 def test_verdicts_in_texts(serve, tmp_path, text, thought, expected):
   server = serve(lambda n, request: completion(text))
-  judged = endpoint.build(server.url, config(thought=thought), tmp_path / 'cache.jsonl')(comparisons(1))
+  judged = endpoint.build(server.url, config(thought=thought, clamp=(0.0, 1.0)), tmp_path / 'cache.jsonl')(comparisons(1))
   np.testing.assert_array_equal(judged.probabilities, [np.nan if expected is None else expected])
+  clamped = endpoint.build(server.url, config(thought=thought), tmp_path / 'cache.jsonl')(comparisons(1))
+  np.testing.assert_array_equal(clamped.probabilities, np.clip(judged.probabilities, 0.4, 0.6) if thought else judged.probabilities)
+  assert len(server.requests) == 1  # what is kept is what was said
   assert judged.rationales == [(text or '').strip()]
   assert rows(tmp_path / 'cache.jsonl')[0]['probability'] == expected  # no verdict is kept as such
 
@@ -168,7 +171,7 @@ def test_the_tokens_of_a_verdict_behind_words_and_behind_a_thought(serve, tmp_pa
   judged = endpoint.build(server.url, config(), tmp_path / 'a')(comparisons(2))
   np.testing.assert_allclose(judged.probabilities, [0.3 / 0.6, np.nan])
   server = serve(lambda n, request: said(thought))
-  judged = endpoint.build(server.url, config(thought=100), tmp_path / 'b')(comparisons(1))
+  judged = endpoint.build(server.url, config(thought=100, clamp=(0.0, 1.0)), tmp_path / 'b')(comparisons(1))
   np.testing.assert_allclose(judged.probabilities, [0.5 / 0.75])
   body = server.requests[0][2]
   assert body['max_tokens'] == 116 and 'step by step' in body['messages'][0]['content']
@@ -414,7 +417,7 @@ def test_wrong_urls(tmp_path, url):
 
 @pytest.mark.parametrize('changes, message', [
     (dict(model=''), 'model'), (dict(options=('A', 'A')), 'options'), (dict(options=('A)', 'B')), 'options'),
-    (dict(concurrency=0), 'concurrency'), (dict(timeout=0.0), 'timeout'), (dict(template='{frist}'), 'template.*frist'),
+    (dict(concurrency=0), 'concurrency'), (dict(clamp=(0.5,)), 'clamp'), (dict(timeout=0.0), 'timeout'), (dict(template='{frist}'), 'template.*frist'),
     (dict(template='{'), 'template')])
 def test_wrong_configs(tmp_path, changes, message):
   with pytest.raises(UserError, match=message):
@@ -497,7 +500,7 @@ def transformers_serve(directory, log):
 
 @pytest.mark.slow
 def test_transformers_serve(tmp_path, monkeypatch, caplog):
-  """The whole way with a server that others wrote. It offers no log-probabilities: those are tested above only."""
+  """The whole way with a server that others wrote, and verdicts read from its texts: it offers no log-probabilities."""
   for module in ('torch', 'fastapi', 'uvicorn', 'openai'):
     pytest.importorskip(module)
   monkeypatch.setenv('HF_HUB_OFFLINE', '1')
@@ -516,3 +519,49 @@ def test_transformers_serve(tmp_path, monkeypatch, caplog):
       assert row['by'] == 'text' and row['text'] == text and row['tokens'] > 100 and text.startswith(says)
     again = endpoint.build(url, settings, path)(comparisons(4))  # the server is gone
     np.testing.assert_array_equal(again.probabilities, judged.probabilities)
+
+
+@contextlib.contextmanager
+def llama_cpp(model):
+  """The url of llama.cpp's own server, out of a wheel, with the model of a GGUF file."""
+  import xllamacpp
+  settings = xllamacpp.CommonParams()
+  settings.model.path, settings.n_ctx, settings.n_parallel, settings.port = str(model), 2048, 2, 0
+  settings.cpuparams.n_threads, settings.warmup = 2, False
+  server = xllamacpp.Server(settings)
+  try:
+    yield f'{server.listening_address}/v1'
+  finally:
+    del server
+
+
+@pytest.mark.slow
+def test_llama_cpp_gives_logprobs(tmp_path):
+  """The whole way with a server that gives log-probabilities: SmolLM2 there, and in our own forward the same label."""
+  pytest.importorskip('xllamacpp')
+  import jax
+  from rlhf_jax.models import gguf_io, heads, pretrained, transformer
+  try:
+    own = pretrained.open_pretrained('smollm2')
+  except UserError as error:
+    pytest.skip(str(error))
+  model, params, tokenizer = transformer.build(own.config), own.load(), own.tokenizer
+  pairs = [Comparison([dict(role='user', content=f'What is the capital of {country}?')], first, second, 'Choose the truth.')
+           for country, first, second in (('France', 'Paris.', 'I like to eat cheese.'), ('Italy', 'No.', 'It is Rome.'),
+                                          ('Spain', 'Madrid.', 'Lisbon.'))]
+  path, settings = tmp_path / 'cache.jsonl', config(model='smollm2', concurrency=2, timeout=120.0)
+  with llama_cpp(gguf_io.find_smollm2()) as url:
+    with pytest.raises(UserError, match='no answer in 0.001 s; tried 3 times; 0 label'):  # too slow for that
+      endpoint.build(url, config(model='smollm2', timeout=0.001), path)(pairs)
+    judged = endpoint.build(url, settings, path)(pairs)
+  assert [row['by'] for row in rows(path)] == ['logprobs'] * 3 and len(set(judged.probabilities)) == 3
+  again = endpoint.build(url, settings, path)(pairs)  # the server is gone
+  np.testing.assert_array_equal(again.probabilities, judged.probabilities)
+  for pair, said, probability in zip(pairs, judged.rationales, judged.probabilities):
+    begin = said[:min(said.index(option) for option in 'AB' if option in said)]
+    request, _ = endpoint._request(pair, settings)
+    tokens = np.array([tokenizer.prompt(request['messages']) + (tokenizer.encode(begin) if begin else [])])
+    hidden, _ = model.apply(params, tokens, np.arange(tokens.shape[1])[None], np.ones_like(tokens))
+    logprobs = np.asarray(jax.nn.log_softmax(heads.logits(model, params, hidden[:, -1])))[0]
+    a, b = (math.exp(logprobs[tokenizer.encode(option)[0]]) for option in 'AB')
+    assert abs(probability - a / (a + b)) < 0.06, (said, probability, a / (a + b))  # llama.cpp rounds to 8 bits

@@ -96,6 +96,28 @@ def test_group_advantages_do_not_move_with_the_reward_and_know_no_order(name):
   assert np.isfinite(alone).all() and alone == 0  # no NaN
 
 
+@pytest.mark.parametrize('K', range(1, 10))
+def test_group_advantages_against_float64(K):
+  """Random rewards, a group that all score the same, and from K = 1 on: 0 and no NaN there."""
+  rewards = np.random.default_rng(K).normal(size=(6, K))
+  rewards[2] = 0.75
+  expected = {name: np.zeros((6, K)) for name in advantages.GROUP}
+  for b, k in np.ndindex(6, K):
+    others = np.delete(rewards[b], k)
+    expected['leave_one_out'][b, k] = rewards[b, k] - others.mean() if K > 1 else 0.0
+    expected['above_mean'][b, k] = rewards[b, k] - rewards[b].mean()
+    expected['standardised'][b, k] = expected['above_mean'][b, k] / (np.std(rewards[b], ddof=1) + 1e-4) if K > 1 else 0.0
+    expected['batch_baseline'][b, k] = rewards[b, k] - rewards.mean()
+  for name, values in expected.items():
+    got = advantages.GROUP[name](jnp.float32(rewards))
+    np.testing.assert_allclose(got, values, rtol=1e-4, atol=1e-5, err_msg=name)
+    equal = advantages.GROUP[name](jnp.full((3, K), 0.7))
+    np.testing.assert_array_equal(equal, 0, err_msg=name)  # exactly: Adam would magnify rounding
+  twice = (K - 1) * np.asarray(advantages.leave_one_out(jnp.float32(rewards))) / K  # Dr. GRPO is RLOO by a factor
+  if K > 1:
+    np.testing.assert_allclose(advantages.above_mean(jnp.float32(rewards)), twice, atol=1e-5)
+
+
 def test_overlong_answers_cost_up_to_1():
   got = advantages.overlong_penalty(jnp.array([1, 16, 18, 20, 25]), 20, 4)
   np.testing.assert_allclose(got, [0.0, 0.0, -0.5, -1.0, -1.0])

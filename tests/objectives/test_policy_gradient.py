@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.objectives import policy_gradient
+from rlhf_jax.objectives import divergence, policy_gradient
 
 
 def ragged(seed, N=6, R=9):
@@ -56,6 +56,95 @@ def test_reductions(name, expected):
   rows = [row[seen] for row, seen in zip(losses, mask) if seen.any()]
   total, weight = policy_gradient.REDUCE[name](jnp.where(mask, jnp.float32(losses), jnp.nan), mask)
   np.testing.assert_allclose(total / weight, expected(rows), rtol=1e-5)
+
+
+def reduced_by_hand(name, losses, mask):
+  """A reduction of float64 losses as loops: (loss, how much each token's loss counts)."""
+  rows = [n for n in range(len(mask)) if mask[n].any()]
+  counts = np.zeros(mask.shape)
+  for n in rows:
+    for t in np.flatnonzero(mask[n]):
+      counts[n, t] = {'token_mean': 1 / mask.sum(), 'sequence_mean': 1 / (mask[n].sum() * len(rows)),
+                      'sequence_sum': 1 / len(rows), 'constant': 1 / (len(rows) * mask.shape[1])}[name]
+  return float(np.sum(losses * counts)), counts
+
+
+@pytest.mark.parametrize('name', policy_gradient.POLICY)
+@pytest.mark.parametrize('reduce', policy_gradient.REDUCE)
+def test_reduced_losses_and_gradients_against_float64(name, reduce):
+  """What a step minimises: a term of the KL beside the policy's loss, importance weights, garbage outside the mask."""
+  logprobs, old, advantages, mask = ragged(5)
+  rng = np.random.default_rng(6)
+  weights, reference = rng.uniform(0.1, 2.0, mask.shape), old + 0.3 * rng.normal(size=mask.shape)
+  dirty = lambda x: jnp.where(mask, jnp.float32(x), 7.0)
+
+  def loss(x):
+    losses, _, _ = policy_gradient.POLICY[name](x, dirty(old), dirty(advantages), mask, 0.2, 0.28)
+    total, weight = policy_gradient.REDUCE[reduce](
+        losses * dirty(weights) + 0.1 * divergence.TERMS['k3'](x, dirty(reference)), mask)
+    return total / weight
+
+  def exact(logprobs):
+    losses, slopes = by_hand(name, logprobs, old, advantages, mask, 0.2, 0.28)
+    k3 = np.exp(reference - logprobs) + logprobs - reference - 1
+    return *reduced_by_hand(reduce, weights * losses + 0.1 * np.where(mask, k3, 0), mask), slopes
+
+  want, counts, slopes = exact(logprobs)
+  want_slope = np.where(mask, (weights * slopes + 0.1 * (1 - np.exp(reference - logprobs))) * counts, 0)
+  if name == 'gspo':  # a token moves all losses of its answer
+    for place in zip(*np.nonzero(mask)):
+      step = np.zeros(mask.shape)
+      step[place] = 1e-6
+      want_slope[place] = (exact(logprobs + step)[0] - exact(logprobs - step)[0]) / 2e-6
+  got, slope = jax.value_and_grad(loss)(dirty(logprobs))
+  np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-6)
+  np.testing.assert_allclose(slope, want_slope, rtol=2e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', policy_gradient.POLICY)
+@pytest.mark.parametrize('reduce', policy_gradient.REDUCE)
+def test_a_batch_without_any_answer_is_0_and_teaches_nothing(name, reduce):
+  logprobs, old, advantages, mask = ragged(0)
+  def total(x):
+    losses, _, _ = policy_gradient.POLICY[name](x, jnp.float32(old), jnp.float32(advantages), mask & False, 0.2, 0.2)
+    return policy_gradient.REDUCE[reduce](losses, mask & False)
+  assert total(jnp.float32(logprobs)) == (0, 0)
+  np.testing.assert_array_equal(jax.grad(lambda x: total(x)[0])(jnp.float32(logprobs)), 0)
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_value_loss_and_gradient_against_float64(seed):
+  rng = np.random.default_rng(seed)
+  values, old, returns = rng.normal(size=(3, 6, 9))
+  near = np.clip(values, old - 0.3, old + 0.3)
+  free, held = (values - returns) ** 2, (near - returns) ** 2
+  inside = np.abs(values - old) < 0.3
+  slopes = np.where(held > free, (near - returns) * inside, values - returns)
+  f = lambda x: policy_gradient.clipped_value(x, jnp.float32(old), jnp.float32(returns), 0.3)
+  np.testing.assert_allclose(f(jnp.float32(values))[0], 0.5 * np.maximum(free, held), rtol=1e-5, atol=1e-6)
+  got = jax.grad(lambda x: f(x)[0].sum())(jnp.float32(values))
+  np.testing.assert_allclose(np.where(held == free, 0, got), np.where(held == free, 0, slopes), rtol=1e-4, atol=1e-5)
+  both = jax.grad(lambda x: f(x)[0].sum())(jnp.float32(old))  # nothing has moved: the plain gradient
+  np.testing.assert_allclose(both, old - returns, rtol=1e-4, atol=1e-5)
+
+
+def test_an_older_samplers_answers_give_the_policys_gradient():
+  """Enumerated: E_sampler[w A ∇ log π] = E_π[A ∇ log π] where no weight reaches the limit, and less where one does."""
+  rng = np.random.default_rng(0)
+  logits, older, rewards = rng.normal(size=(3, 1, 8))
+  softmax = lambda x: np.exp(x) / np.exp(x).sum()
+  p, b, every = softmax(logits), jnp.float32(np.log(softmax(older))), jnp.ones((1, 8), bool)
+
+  def mean_gradient(limit):
+    old = jnp.float32(np.log(p))
+    def loss(x):
+      losses, _, _ = policy_gradient.reinforce(jax.nn.log_softmax(x), old, jnp.float32(rewards), every, 0.2, 0.2)
+      return jnp.sum(jnp.exp(b) * policy_gradient.truncated_weights(old, b, every, limit) * losses)
+    return jax.grad(loss)(jnp.float32(logits))
+
+  exact = -p * (rewards - np.sum(p * rewards))
+  np.testing.assert_allclose(mean_gradient(1e6), exact, rtol=1e-4, atol=1e-6)
+  assert np.abs(mean_gradient(0.5) - exact).max() > 1e-2
 
 
 def test_truncated_weights():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.objectives import preference
+from rlhf_jax.objectives import preference, ranking
 
 C = types.SimpleNamespace(beta=0.3, smoothing=0.1, margin=0.5, sft_coefficient=0.7)
 
@@ -59,6 +59,59 @@ def test_loss_and_gradient_against_float64(name, seed):
     np.testing.assert_allclose(got[place], (at(1) - at(-1)) / 2e-6, rtol=2e-4, atol=2e-5)
 
 
+def over_prompts_by_hand(name, logprobs, reference, lengths, ranks, group):
+  """The mean over the untied pairs of each prompt, summed over the prompts that have one: float64 loops."""
+  total, count = 0.0, 0
+  for b in range(len(group)):
+    for g in set(group[b]) - {0}:
+      one = lambda i: (logprobs[b, i], reference[b, i], lengths[b, i])
+      places = np.flatnonzero(group[b] == g)
+      losses = [by_hand(name, one(i), one(j)) for i in places for j in places if ranks[b, i] < ranks[b, j]]
+      total, count = total + (np.mean(losses) if losses else 0.0), count + bool(losses)
+  return total, count
+
+
+@pytest.mark.parametrize('name', preference.PAIRS)
+@pytest.mark.parametrize('seed', range(2))
+def test_whole_batches_against_float64(name, seed):
+  """Rankings of 2 to 9, ties, empty places, an empty row: loss and gradient; the order of rows and places is nothing."""
+  rng = np.random.default_rng(seed)
+  group = np.array([[1] * 9 + [2] * 2 + [0], [0] * 12, [1] * 3 + [2] * 4 + [3] * 5, [1] * 8 + [0] * 4], np.int32)
+  ranks = rng.integers(1, 5, group.shape).astype(np.int32)
+  ranks[2, :3] = 2  # tied
+  logprobs, reference, lengths = responses(seed, group.shape)
+  f32 = lambda x: jnp.asarray(x, jnp.float32)
+
+  def loss(x, order=lambda x: x):
+    every = preference.Response(order(x), order(f32(reference)), order(f32(lengths)))
+    better, worse = (jax.tree.map(lambda x, axis=axis: jnp.expand_dims(x, axis), every) for axis in (2, 1))
+    return ranking.over_pairs(preference.PAIRS[name](better, worse, C), order(ranks), order(group))
+
+  got, weight = loss(f32(logprobs))
+  want, count = over_prompts_by_hand(name, logprobs, reference, lengths, ranks, group)
+  np.testing.assert_allclose([got, weight], [want, count], rtol=5e-5)
+  gradient, slopes = jax.grad(lambda x: loss(x)[0])(f32(logprobs)), np.zeros(group.shape)
+  for place in zip(*np.nonzero(group)):
+    step = np.zeros(group.shape)
+    step[place] = 1e-6
+    at = lambda sign: over_prompts_by_hand(name, logprobs + sign * step, reference, lengths, ranks, group)[0]
+    slopes[place] = (at(1) - at(-1)) / 2e-6
+  np.testing.assert_allclose(gradient, slopes, rtol=1e-3, atol=5e-5)
+  rows, places = rng.permutation(4), rng.permutation(12)
+  np.testing.assert_allclose(loss(f32(logprobs), lambda x: x[rows][:, places]), [got, weight], rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['dpo', 'length_normalised', 'dpop', 'cpo', 'simpo'])
+def test_a_soft_label_is_the_mean_of_both_orders_losses(name):
+  """ℓ with ε = 1 − p is p ℓ(w, l) + (1 − p) ℓ(l, w), but for what a loss says of the better response alone."""
+  w, l = as_response(responses(0)), as_response(responses(1))
+  plain = preference.Settings(0.3, 0.0, 0.0, 0.0)
+  p = jnp.linspace(0.5, 1.0, w.lengths.size).reshape(w.lengths.shape)
+  soft = preference.PAIRS[name](w, l, plain._replace(smoothing=1 - p))
+  both = p * preference.PAIRS[name](w, l, plain) + (1 - p) * preference.PAIRS[name](l, w, plain)
+  np.testing.assert_allclose(soft, both, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize('name', preference.PAIRS)
 def test_extremes_are_finite(name):
   """A response of probability one, an impossible one, and both the same."""
@@ -76,6 +129,22 @@ def test_the_references_normaliser_changes_nothing(name):
   moved = [x._replace(reference_logprobs=x.reference_logprobs + 3.5) for x in (w, l)]
   of = lambda w, l: jax.grad(lambda x: preference.PAIRS[name](w._replace(logprobs=x), l, C).sum())(w.logprobs)
   np.testing.assert_allclose(of(w, l), of(*moved), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_kto_against_float64(seed):
+  rng = np.random.default_rng(seed)
+  logprobs, reference, lengths = responses(seed, (5, 4))
+  desirable, seen, others = rng.random((2, 5, 4)) < 0.5, rng.random((5, 4)) < 0.7, rng.normal(0.3, 1.0, (5, 4))
+  z = max(0.0, others[seen].mean())
+  h = logprobs - reference
+  want = np.where(desirable[0], 1 / (1 + np.exp(C.beta * (h - z))), 1 / (1 + np.exp(C.beta * (z - h))))
+  slope = C.beta * want * (1 - want) * np.where(desirable[0], -1, 1)
+  def loss(x):
+    anchor = preference.kto_anchor(jnp.float32(others), seen)
+    return preference.kto(as_response((logprobs, reference, lengths))._replace(logprobs=x), desirable[0], anchor, C)
+  np.testing.assert_allclose(loss(jnp.float32(logprobs)), want, rtol=1e-4)
+  np.testing.assert_allclose(jax.grad(lambda x: loss(x).sum())(jnp.float32(logprobs)), slope, rtol=1e-3, atol=1e-6)
 
 
 def test_kto_by_hand():

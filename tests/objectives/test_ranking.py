@@ -12,8 +12,8 @@ def softplus(x):
   return np.logaddexp(0.0, x)
 
 
-def by_hand(name, scores, ranks, group):
-  """Loops over prompts and pairs in float64: (sum, count)."""
+def by_hand(name, scores, ranks, group, sure=None):
+  """Loops over prompts and pairs in float64: (sum, count). `sure` is the probability that a place's order is right."""
   total, count = 0.0, 0
   for b in range(len(scores)):
     for g in set(group[b]) - {0}:
@@ -21,7 +21,9 @@ def by_hand(name, scores, ranks, group):
       pairs = [(i, j) for i, j in itertools.permutations(places, 2) if ranks[b][i] < ranks[b][j]]
       if not pairs:
         continue
-      losses = [softplus(scores[b][j] - scores[b][i]) for i, j in pairs]
+      p = 1.0 if sure is None else sure[b][places[0]]
+      losses = [p * softplus(scores[b][j] - scores[b][i]) + (1 - p) * softplus(scores[b][i] - scores[b][j])
+                for i, j in pairs]
       if name == 'pairwise':
         total, count = total + np.mean(losses), count + 1
       elif name == 'plain_pairs':
@@ -65,6 +67,31 @@ def test_losses_and_gradients_equal_the_slow_loops(name, seed):
   np.testing.assert_allclose((gradient[:, None, :] * same).sum(-1), 0.0, atol=1e-5)  # only differences matter
 
 
+@pytest.mark.parametrize('K', range(2, 10))
+@pytest.mark.parametrize('name', list(ranking.LOSSES))
+def test_every_size_with_soft_labels_and_ties(name, K):
+  """Loss and the whole gradient; one row is empty, one all tied, and labels are soft where a loss takes such."""
+  rng = np.random.default_rng(K)
+  scores, ranks = rng.normal(size=(4, K)), rng.integers(1, K + 1, (4, K)).astype(np.int32)
+  ranks[3] = rng.permutation(K) + 1
+  ranks[1], group = 2, np.array([[1], [1], [0], [1]], np.int32).repeat(K, 1)
+  sure = None if name == 'plackett_luce' else rng.uniform(0.5, 1.0, (4, 1)).repeat(K, 1)
+  soft = () if sure is None else (jnp.float32(sure),)
+  want, count = by_hand(name, scores, ranks, group, sure)
+  loss = lambda s: ranking.LOSSES[name](s, ranks, group, *soft)
+  got, weight = loss(jnp.float32(scores))
+  np.testing.assert_allclose([got, weight], [want, count], rtol=1e-5)
+  gradient = jax.grad(lambda s: loss(s)[0])(jnp.float32(scores))
+  slopes = np.zeros_like(scores)
+  for place in np.ndindex(scores.shape):
+    step = np.zeros_like(scores)
+    step[place] = 1e-6
+    slopes[place] = (by_hand(name, scores + step, ranks, group, sure)[0]
+                     - by_hand(name, scores - step, ranks, group, sure)[0]) / 2e-6
+  np.testing.assert_allclose(gradient, slopes, rtol=1e-4, atol=1e-5)
+  assert not gradient[1].any() and not gradient[2].any()
+
+
 @pytest.mark.parametrize('name', list(ranking.LOSSES))
 def test_two_responses_are_bradley_terry(name):
   total, weight = ranking.LOSSES[name](jnp.array([[0.3, 1.1]]), jnp.array([[2, 1]]), jnp.array([[1, 1]]))
@@ -101,3 +128,10 @@ def test_accuracy_counts_equal_scores_half():
 def test_ranks_from_scores():
   scores = jnp.array([[0.5, 2.0, 0.5, -1.0], [1.0, 1.0, 1.0, 1.0]])
   np.testing.assert_array_equal(ranking.from_scores(scores), [[2, 1, 2, 4], [1, 1, 1, 1]])
+
+
+def test_the_best_and_the_worst_of_each_prompt():
+  ranks, group = np.array([[1, 2, 3, 2, 2, 1, 2, 5, 0]]), np.array([[1, 1, 1, 2, 2, 3, 4, 5, 0]])
+  best, worst = ranking.ends(ranks, group)  # of three, of two that tie, and of one each
+  np.testing.assert_array_equal(best, [[1, 0, 0, 0, 0, 1, 0, 0, 0]])
+  np.testing.assert_array_equal(worst, [[0, 0, 1, 0, 0, 0, 1, 1, 0]])

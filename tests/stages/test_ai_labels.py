@@ -1,7 +1,10 @@
 """A language model as judge and as scorer, and the labels it gives."""
 
+import http.server
 import itertools
 import json
+import re
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -86,8 +89,23 @@ def test_thought_examples_and_the_chat_template(reader, tokenizer, tiny):
   thought = make(thought=6)([question(1)])
   assert thought.rationales[0] and 0.4 <= thought.probabilities[0] <= 0.6
   shown = make([(question(2), 1)])([question(1)])
+  told = make(['So it is (A'])([question(1)])
+  with pytest.raises(UserError, match='judge.examples: expected 0 with chat=True'):
+    make(['So it is (A'], chat=True)
   chat = make(chat=True)([question(1)])
-  assert len({round(float(one.probabilities[0]), 6) for one in (plain, shown, chat)}) == 3
+  assert len({round(float(one.probabilities[0]), 6) for one in (plain, shown, chat, told)}) == 4
+
+
+def test_examples_of_thoughts_stand_before_the_question_by_a_principle_each(context, tmp_path, monkeypatch):
+  path, seen = tmp_path / 'own.json', []
+  path.write_text(json.dumps({'principles': [dict(id='a', choose='By kindness?')],
+                              'thought_examples': ['One. {} (A)', 'Two. {} (B)', 'Three. {}']}))
+  monkeypatch.setattr(language_judge, 'build', lambda model, params, tokenizer, layout, config, examples: seen.append(examples))
+  for thought in (4, 0):
+    made = surroundings(context, f'feedback.ai.constitution=("{path}",)', 'feedback.ai.judge.examples=2',
+                        f'feedback.ai.judge.thought={thought}', 'feedback.ai.gate.records=0')
+    ai_labels.open_judge(made)
+  assert seen == [['One. By kindness? (A)', 'Two. By kindness? (B)'], []]
 
 
 def test_wrong_options(reader, tokenizer, tiny):
@@ -164,6 +182,54 @@ def test_a_judge_that_is_not_fit_labels_nothing_unless_told_to(context, capsys):
     rows = records.read(made.directory / f'{split}.jsonl', 'ranking')
     assert rows and all(len(row.responses) == 2 and row.source == 'ai' for row in rows)
   assert set(json.loads((made.directory / 'quality.json').read_text())) == {'gate', 'train', 'validation'}
+
+
+@pytest.fixture
+def server():
+  """An OpenAI-compatible server that prefers the shorter answer, until it has answered `left` times: then it refuses."""
+  class Handler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+      body = self.rfile.read(int(self.headers['content-length']))
+      question = json.loads(body)['messages'][-1]['content']
+      first, second = re.search(r'\(A\) (.*)\n\(B\) (.*)\n\nAnswer', question, re.DOTALL).groups()
+      with serving.lock:
+        serving.left -= 1
+        refused = serving.left < 0
+        if not refused:
+          serving.asked.append(body)
+      answer = json.dumps({'choices': [{'message': {'content': 'A' if len(first) < len(second) else 'B'}}]}).encode()
+      self.send_response(403 if refused else 200)
+      self.send_header('content-length', str(len(answer)))
+      self.end_headers()
+      self.wfile.write(answer)
+
+    def log_message(self, *_):
+      pass
+
+  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as serving:
+    serving.lock, serving.left, serving.asked = threading.Lock(), 0, []
+    threading.Thread(target=serving.serve_forever, args=(0.01,), daemon=True).start()
+    yield serving
+    serving.shutdown()
+
+
+def test_a_run_that_a_server_stops_goes_on_and_pays_nothing_twice(context, server, tmp_path):
+  url = f'http://127.0.0.1:{server.server_port}/v1'
+  made = surroundings(context, f'feedback.ai.judges=("{url}",)', 'feedback.ai.endpoint.model=wise',
+                      'feedback.ai.gate.override=True')
+  lines = lambda name: (made.directory / name).read_text().splitlines()
+  for left in (20, 50):  # in the gate, and in the labels
+    server.left = left
+    with pytest.raises(UserError, match=r'it answered 403.* label\(s\) are kept in .*answers.jsonl'):
+      feedback.run(made)
+    assert len(lines('answers.jsonl')) == len(server.asked) and not (made.directory / 'train.jsonl').exists()
+  server.left = 10**6
+  feedback.run(made)
+  assert len(set(server.asked)) == len(server.asked) == len(lines('answers.jsonl')) > 100  # no question twice
+  rows = records.read(made.directory / 'train.jsonl', 'ranking')
+  assert rows and all(len(row.responses[row.ranks.index(1)]) <= len(row.responses[1 - row.ranks.index(1)]) for row in rows)
+  said = [json.loads(line) for line in lines('train.jsonl')]
+  assert all(set(row['judge']) == {url} and len(row['as_shown']) == 2 for row in said)
 
 
 @pytest.mark.parametrize('override,message', [

@@ -60,6 +60,11 @@ def test_requests_as_messages_of_the_chat_template(context):
   assert [row['id'] for row in rows] == [prompt.id for prompt in prompts] and all(row['response'] for row in rows)
 
 
+def test_wrong_examples(context):
+  with pytest.raises(UserError, match='config.critique.examples: expected 0 with chat=True'):
+    critique.run(context('critique', 'critique.chat=True', 'critique.examples=1', experiment=EXPERIMENT))
+
+
 @pytest.mark.parametrize('override,message', [
     ('critique.rounds=0', 'rounds from 1'), ('critique.judge=reward', 'judge "oracle" or none'),
     ('critique.constitution=()', 'no principle says "critique"')])

@@ -100,7 +100,7 @@ def test_reward_rises(tiny, method):
 
 def test_prompts_that_teach_nothing_are_replaced(tiny):
   """Of 24 prompts those with an odd index score the same whatever is said."""
-  on, section, init, generate, run = build(tiny, 'one device', resampling=2)
+  on, section, init, generate, run = build(tiny, 'one device', resampling=2, missing_eos=False)
   asked = jax.tree.map(lambda *x: np.concatenate(x), *(rollout(n)[0] for n in range(3)))
   asked = asked.replace(index=np.arange(3 * G, dtype=np.int32))
   def score(prompts, samples):
@@ -112,6 +112,20 @@ def test_prompts_that_teach_nothing_are_replaced(tiny):
   never = lambda prompts, samples: (jnp.zeros(N), {})
   _, metrics = policy_gradient.build_step(generate, never, run, on, section)(init(), asked, reference)
   assert metrics['response/extra'] == 2 * G * K and metrics['reward/equal_groups'] == 1
+
+
+def test_answers_that_all_lack_an_end_token_are_equal_whatever_the_reward_says(tiny):
+  on, section, init, _, run = build(tiny, 'one device', resampling=1)
+  asked, samples, scores = rollout()
+  twice = jax.tree.map(lambda x: np.concatenate([x, x]), asked)
+  given = []
+  def generate(params, prompts, key):
+    given.append(samples.replace(ended=np.full(N, bool(given))))  # the first N answers have no end, the others do
+    return on.place(given[-1])
+  step = policy_gradient.build_step(generate, lambda prompts, samples: (on.place(scores), {}), run, on, section)
+  _, metrics = step(init(), twice, tiny.params(tiny.model(on), on))
+  assert len(given) == 2 and metrics['response/extra'] == N and metrics['reward/equal_groups'] == 0
+  assert metrics['response/eos_rate'] == 1
 
 
 def test_an_older_sampler_is_renewed_and_weighed(tiny):
@@ -129,7 +143,8 @@ def test_an_older_sampler_is_renewed_and_weighed(tiny):
 @pytest.mark.parametrize('changes,message', [
     (dict(advantage='grpo'), "config.rl.advantage: expected one of leave_one_out, .*, got 'grpo'"),
     (dict(overlong_buffer=8), 'config.rl.overlong_buffer: expected at most sampling.max_new_tokens = 7, got 8'),
-    (dict(sampler_every=0), 'sampler_every from 1')])
+    (dict(sampler_every=0), 'sampler_every from 1'), (dict(samples=1), 'config.rl.samples: expected 2 or more'),
+    (dict(samples=1, advantage='batch_baseline', resampling=1), 'without resampling one will do')])
 def test_wrong_settings(changes, message):
   with pytest.raises(UserError, match=message):
     settings(**changes)

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -5,10 +6,13 @@ import ml_collections
 import numpy as np
 import pytest
 
+from rlhf_jax.data import records, tinyworld
+from rlhf_jax.data.tinyworld import vocabulary
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import heads
+from rlhf_jax.models.tokenizer import Tokenizer
 from rlhf_jax.runtime import step as steps
-from rlhf_jax.stages import preference
+from rlhf_jax.stages import preference, reward
 from rlhf_jax.types import Rankings
 
 B, K, T = 8, 4, 14
@@ -150,6 +154,39 @@ def test_kto_learns(tiny):
   assert abs(found[0]['loss'] - 0.5) < 1e-5 and found[-1]['loss'] < 0.2 and found[-1]['accuracy'] > 0.9
 
 
+def test_kto_of_single_responses_is_that_of_pairs(tiny):
+  on, section = tiny.layout(), settings(loss='kto')
+  model = tiny.model(on)
+  params, loss = tiny.params(model, on), preference.build_loss(model, section)
+  pairs = rankings().replace(group=np.tile([1, 1, 2, 2], (B, 1)).astype(np.int32), ranks=np.tile([1, 2, 3, 1], (B, 1)))
+  alone = pairs.replace(group=np.tile([1, 2, 3, 4], (B, 1)).astype(np.int32))
+  of = lambda batch: jax.value_and_grad(lambda params: loss(params, batch, None, 0.1).total)(params)
+  tiny.close(of(alone), of(pairs), 'single')
+  found = loss(params, alone, None, 0.1)
+  assert found.weight == 4 * B and found.means['logprob/best'][1] == 2 * B and found.means['accuracy'] == (0, 0)
+
+
+def test_single_responses_are_for_kto_only(context, tmp_path):
+  rows = [dict(id=str(n), messages=[dict(role='user', content='Why?')], response=f'Because {n}.', desirable=n % 2 == 0)
+          for n in range(9)]
+  for split in ('train', 'validation'):
+    records.write(tmp_path / f'{split}.jsonl', rows)
+  assert [row.ranks for row in records.read(tmp_path / 'train.jsonl', 'ranking')] == [[1], [2]] * 4 + [[1]]
+  data = [f'dpo.data.path=("{tmp_path}/{{split}}.jsonl",)', 'dpo.reference=random']
+  with pytest.raises(UserError, match='config.dpo.loss: dpo compares responses, but some prompts have one only'):
+    preference.build(context('dpo', *data, experiment='dpo'))
+  stage = preference.build(context('dpo', *data, 'dpo.loss=kto', experiment='dpo'))
+  state, found = stage.init(), []
+  for _ in range(3):
+    state, metrics = stage.step(state, next(iter(stage.batches)))
+    found.append(float(metrics['loss']))
+  assert found[0] == pytest.approx(0.5, abs=1e-5) and found[-1] < found[0]
+  values, _ = stage.evaluate(state)
+  assert np.isfinite(list(values.values())).all()
+  with pytest.raises(UserError, match='config.reward.data: a reward model learns from responses that are compared'):
+    reward.build(context('reward', 'reward.data.source=jsonl', data[0].replace('dpo', 'reward')))
+
+
 @pytest.mark.parametrize('changes,message', [
     (dict(loss='dop'), "config.dpo.loss: expected one of dpo, robust, .*, got 'dop'"),
     (dict(beta=0.0), 'config.dpo: expected beta above 0'),
@@ -173,3 +210,22 @@ def test_reference_logprobs_of_another_model_or_other_data_are_refused(tmp_path)
     preference.add_reference(again, path, 'b', None)
   with pytest.raises(UserError, match='computed for other data or with another tokenizer'):
     preference.add_reference([example(3), example(5)], path, 'a', None)
+
+
+def test_a_stage_of_another_reference_or_tokenizer_does_not_begin(context, tmp_path):
+  rows = [dict(messages=[dict(role='user', content='Why is the sky blue?')], chosen=f'Because of the light {n}.',
+               rejected='Who cares?') for n in range(5)]
+  for split in ('train', 'validation'):
+    records.write(tmp_path / f'{split}.jsonl', rows)
+  make = lambda *overrides: context('dpo', f'dpo.data.path=("{tmp_path}/{{split}}.jsonl",)', 'dpo.reference=random',
+                                    *overrides, experiment='dpo')
+  preference.build(make())
+  before = (tmp_path / 'dpo/reference-train.npz').stat().st_mtime_ns
+  preference.build(make())  # the same: what is stored is read
+  assert (tmp_path / 'dpo/reference-train.npz').stat().st_mtime_ns == before
+  with pytest.raises(UserError, match='reference-train.npz: computed with another reference'):
+    preference.build(make('seed=7'))
+  texts = (row.text for row in tinyworld.records('document', 'train', count=80))
+  other = Tokenizer(vocabulary.train(texts, 384), vocabulary.CHAT_TEMPLATE, eos='<eos>', pad='<pad>')
+  with pytest.raises(UserError, match='reference-train.npz: computed for other data or with another tokenizer'):
+    preference.build(dataclasses.replace(make(), tokenizer=other))
