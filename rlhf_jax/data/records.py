@@ -203,6 +203,8 @@ def read(path, kind: str) -> list:
           rows.append(parse_ranking(fields, where))
         elif kind == 'demonstration' and isinstance(fields, dict) and 'responses' in fields:
           rows.append(best(parse('ranking', fields, where)))
+        elif kind == 'demonstration' and isinstance(fields, dict) and fields.get('desirable') is False:
+          raise UserError(f'{where}: a response that somebody called bad (desirable: false) is no demonstration')
         else:
           rows.append(parse(kind, fields, where))
   except (OSError, EOFError, zlib.error) as error:
