@@ -124,14 +124,25 @@ def _trips(line, bodies):
   known = re.search(r'known_trip_count"?:\{"n":"(\d+)"', line.rest)
   if known:
     return int(known[1])
-  lines = bodies[re.search(r'condition=%?([\w.\-]+)', line.rest)[1]]
-  lines = lines + [inner for one in lines if one.op == 'fusion'
-                   for inner in bodies[re.search(r'calls=%?([\w.\-]+)', one.rest)[1]]]
-  numbers = {one.name: int(one.rest.split(')')[0]) for one in lines
-             if one.op == 'constant' and one.type.startswith(('s32[]', 'u32[]'))}
-  compared = [number for one in lines if one.op == 'compare' and 'direction=LT' in one.rest
-              for name, number in numbers.items() if re.search(rf'%?{re.escape(name)}\b', one.rest)]
-  return max(compared or numbers.values(), default=1)
+  called = lambda key, one: bodies[re.search(rf'{key}=%?([\w.\-]+)', one.rest)[1]]
+  condition, body = called('condition', line), called('body', line)
+  within = condition + [inner for one in condition if one.op == 'fusion' for inner in called('calls', one)]
+  limits = [number for one in within if one.op == 'compare' and 'direction=LT' in one.rest
+            for number in _constants(within, one)]
+  limit = max(limits or _constants(within), default=1)
+  index = next((int(found[1]) for one in condition if one.op == 'get-tuple-element' and any(
+      user.op == 'compare' and one.name in _names(user) for user in condition)
+      and (found := re.search(r'index=(\d+)', one.rest))), None)
+  if index is None:
+    return limit
+  counter = _names(body[-1])[index]  # unrolled loops count in larger steps
+  return -(-limit // max((number for one in body if one.name == counter for number in _constants(body, one)), default=1))
+
+
+def _constants(lines, of=None):
+  """The whole numbers among some lines; only those that the line `of` takes."""
+  return [int(one.rest.split(')')[0]) for one in lines if one.op == 'constant'
+          and one.type.startswith(('s32[]', 'u32[]')) and (of is None or one.name in _names(of))]
 
 
 def _times(bodies, entry, callers):
@@ -160,16 +171,25 @@ def _bytes(text):
   return sum(bits * math.prod(sizes) / 8 for bits, sizes in _arrays(text))
 
 
-def _operands(line, types):
-  """The types of an instruction's operands, which its text says or the lines before it."""
-  depth, inside = 1, []
+def _inside(line):
+  """What stands between the brackets of an instruction."""
+  depth = 1
   for place, letter in enumerate(line.rest):
     depth += (letter in '([{') - (letter in ')]}')
     if not depth:
-      inside = line.rest[:place]
-      break
-  names = re.findall(r'%([\w.\-]+)', inside) if '%' in inside else [word.strip() for word in inside.split(',')]
-  return [types[name] for name in names if name in types] or [inside]
+      return line.rest[:place]
+  return line.rest
+
+
+def _names(line):
+  """The names of its operands."""
+  inside = _inside(line)
+  return re.findall(r'%([\w.\-]+)', inside) if '%' in inside else [word.strip() for word in inside.split(',')]
+
+
+def _operands(line, types):
+  """The types of its operands, which the lines before it say, or its own text."""
+  return [types[name] for name in _names(line) if name in types] or [_inside(line)]
 
 
 def _collective(kind, line, types, times, domains):

@@ -63,11 +63,14 @@ TPU = '''HloModule jit_step
   %logits = f32[2,8,4,16,16]{4,3,2,1,0:T(8,128)} convolution(%q, %k), window={size=2x8x1 stride=1x7x1 lhs_dilate=2x8x1}, dim_labels=012bf_0o1i2->012bf
   %gathered = bf16[16,64]{1,0:T(8,128)(2,1)} fusion(%x), kind=kCustom, calls=%begin
   %whole = bf16[16,64]{1,0:T(8,128)(2,1)} fusion(%x), kind=kCustom, calls=%end
-  ROOT %out = (s32[]{:T(128)}, bf16[4,64]{1,0:T(8,128)(2,1)}) tuple(%p)
+  %two = u32[]{:T(128)} constant(2)
+  %i.1 = u32[]{:T(128)} get-tuple-element(%p), index=0
+  %next = u32[]{:T(128)S(6)} add(%i.1, %two)
+  ROOT %out = (s32[]{:T(128)}, bf16[4,64]{1,0:T(8,128)(2,1)}) tuple(%next, %x)
 }
 
 %condition (p.1: (s32[], bf16[4,64])) -> pred[] {
-  %limit = u32[]{:T(128)} constant(6)
+  %limit = u32[]{:T(128)} constant(12)
   %p.1 = (s32[]{:T(128)}, bf16[4,64]{1,0:T(8,128)(2,1)}) parameter(0)
   %i = s32[]{:T(128)} get-tuple-element(%p.1), index=0
   ROOT %lt = pred[]{:T(512)} compare(%i, %limit), direction=LT
@@ -84,7 +87,7 @@ ENTRY %main (a: bf16[4,64], g: bf16[64,32]) -> bf16[16,32] {
 
 
 def test_how_a_tpu_writes_it():
-  """Heads and batches as windows, loops without a count, one gather in two fusions, a reduce-scatter as a fusion."""
+  """Heads and batches as windows, loops without a count, in steps of two, one gather in two fusions, a reduce-scatter as a fusion."""
   said = hlo.read(TPU, [0, 0, 0, 0, 1, 1, 1, 1])
   heads = 2 * 4 * 8 * 32 * 64
   windows = said.flops / 6 - heads
