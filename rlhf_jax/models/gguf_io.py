@@ -60,7 +60,9 @@ KEYS = {  # ours: GGUF's, after the architecture's name
 OTHERS = {  # read below, or of no matter
     'attention.layer_norm_rms_epsilon', 'attention.layer_norm_epsilon', 'attention.head_count_kv',
     'attention.key_length', 'attention.value_length', 'expert_feed_forward_length', 'rope.freq_base',
-    'rope.dimension_count', 'rope.scaling.type', 'rope.scaling.factor', 'rope.scaling.attn_factor', 'rope.scaling.finetuned', 'vocab_size', 'tensor_data_layout'}
+    'rope.dimension_count', 'rope.scaling.type', 'rope.scaling.factor',
+    'rope.scaling.attn_factor',
+    'rope.scaling.finetuned', 'vocab_size', 'tensor_data_layout'}
 CONSTANTS = ('rope_freqs.weight', 'rope_factors_long.weight', 'rope_factors_short.weight')
 
 
