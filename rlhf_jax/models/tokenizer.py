@@ -44,7 +44,8 @@ class Tokenizer:
       the tokenizer's end of sequence.
     bos_id: beginning of sequence, or None.
     pad_id: fills places that masks hide; never eos_id. Where the files name none (or name eos), the last special
-      token that neither the template nor the other roles use; SmolLM2's is `<empty_output>`, 16.
+      token that neither the template nor the other roles use; SmolLM2's is `<empty_output>`, 16. Where there is none
+      to spare, as in GPT-2, any other id, which files then do not name.
     response_prefix: what the template puts between the generation prompt and an answer; ' ' after 'Assistant:'.
   """
 
@@ -52,7 +53,7 @@ class Tokenizer:
     """core: `tokenizers.Tokenizer`; template: jinja2 source; eos, bos, pad, unk: texts of special tokens.
 
     Raises:
-      UserError: a special token that is not in the vocabulary, or none is left to pad with.
+      UserError: a special token that is not in the vocabulary, or no end of sequence.
     """
     core = copy.deepcopy(core)
     core.no_truncation()
@@ -77,10 +78,11 @@ class Tokenizer:
     if pad in (None, eos, bos):
       free = [x for x in self._special if x not in (eos, bos, unk) and x not in (template or '')]
       pad = free[-1] if free else None if unk in (eos, bos) else unk
-    if pad is None or eos is None:
-      raise UserError('tokenizer: expected an end-of-sequence token and another special token to pad with')
+    if eos is None:
+      raise UserError('tokenizer: expected an end-of-sequence token')
     self._roles.update(eos_token=eos, pad_token=pad)
-    self.eos_id, self.pad_id = core.token_to_id(eos), core.token_to_id(pad)
+    self.eos_id = core.token_to_id(eos)
+    self.pad_id = int(self.eos_id == 0) if pad is None else core.token_to_id(pad)
     self.bos_id = None if bos is None else core.token_to_id(bos)
     self._adds_bos = bos is not None and core.encode('').ids[:1] == [self.bos_id]
 
