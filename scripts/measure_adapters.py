@@ -2,8 +2,8 @@
 
   python scripts/measure_adapters.py           # three minutes on two cores
 
-For each way to keep a base: its bytes, and how far log-probabilities of the next token move. For PPO with adapters of rank 8
-on all matrices, and without: bytes of each part of the state.
+For each way to keep a base: its bytes, and how far log-probabilities of the next token move. For PPO with adapters of
+rank 8 on all matrices, and without: bytes of each part of the state.
 """
 
 import dataclasses
@@ -22,7 +22,8 @@ README = Path(__file__).resolve().parents[1] / 'README.md'
 
 def size(tree) -> float:
   """Megabytes; JAX says that an int4 takes a byte, a device keeps two in one."""
-  return sum(leaf.size * (0.5 if 'int4' in leaf.dtype.name else leaf.dtype.itemsize) for leaf in jax.tree.leaves(tree)) / 1e6
+  width = lambda leaf: 0.5 if 'int4' in leaf.dtype.name else leaf.dtype.itemsize
+  return sum(leaf.size * width(leaf) for leaf in jax.tree.leaves(tree)) / 1e6
 
 
 def main():
@@ -49,9 +50,9 @@ def main():
   config = dataclasses.replace(source.config, lora_rank=8, lora_targets=source.config.matrices, head=True)
   shapes = jax.eval_shape(transformer.build(config).init, jax.random.key(0))
   trained, frozen = map(size, lora.split(shapes))
-  print(f'\nadapters of rank 8: {trained:.1f} MB, their gradients {trained:.1f}, Adam {2 * trained:.1f}; base {frozen:.0f}')
-  print(f'PPO: policy, value, reference and reward model on one base {frozen + 4 * trained:.0f} MB, Adam {4 * trained:.0f}; '
-        f'all parameters trained {4 * frozen:.0f} MB, Adam {4 * frozen:.0f}')
+  print(f'\nadapters of rank 8: {trained:.1f} MB, Adam {2 * trained:.1f}; base {frozen:.0f}')
+  print(f'PPO: policy, value, reference and reward model on one base {frozen + 4 * trained:.0f} MB, '
+        f'Adam {4 * trained:.0f}; all parameters trained {4 * frozen:.0f} MB, Adam {4 * frozen:.0f}')
 
 
 if __name__ == '__main__':

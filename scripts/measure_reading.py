@@ -3,9 +3,9 @@
   python scripts/measure_reading.py            # a random model of 1 GB; a minute, 4 GB of memory, 1 GB of disk
   python scripts/measure_reading.py --layers=4
 
-The model is bfloat16 in files of at most 200 MB; it is read as float32 with fsdp=8 on 8 forced CPU devices. Host memory is
-what the process holds at its peak beyond what it held before and the arrays already placed; pages of files that the system
-caches do not count. On Linux.
+The model is bfloat16 in files of at most 200 MB; it is read as float32 with fsdp=8 on 8 forced CPU devices. Host memory
+is what the process holds at its peak beyond what it held before and the arrays already placed; pages of files that the
+system caches do not count. On Linux.
 """
 
 import argparse
@@ -54,8 +54,8 @@ def write(place, config, limit=200 * 10**6):
 def main():
   parser = argparse.ArgumentParser()
   parser.add_argument('--layers', type=int, default=16)
-  config = transformer.ModelConfig(vocab_size=32000, embed=1536, layers=parser.parse_args().layers, heads=12, kv_heads=4,
-                                   head_dim=128, mlp=6144, tied=False)
+  config = transformer.ModelConfig(vocab_size=32000, embed=1536, layers=parser.parse_args().layers, heads=12,
+                                   kv_heads=4, head_dim=128, mlp=6144, tied=False)
   layout = mesh.make({**mesh.DEFAULTS, 'data': 1, 'fsdp': 8})
   model = transformer.build(config, layout.constrain)
   shardings = layout.shardings(model.axes, jax.eval_shape(model.init, jax.random.key(0)))
