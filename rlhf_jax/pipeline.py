@@ -183,7 +183,7 @@ def open_tokenizer(config, workdir: Path) -> Tokenizer:
     core = vocabulary.train((document.text for document in documents), said.vocab_size)
     tokenizer = Tokenizer(core, vocabulary.CHAT_TEMPLATE, eos='<eos>', pad='<pad>')
   else:
-    tokenizer = pretrained.open_pretrained(said.init).tokenizer
+    tokenizer = pretrained.open_tokenizer(said.init)
   if said.chat_template:
     tokenizer = tokenizer.with_template(said.chat_template)
   if jax.process_index() == 0:

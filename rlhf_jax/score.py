@@ -47,7 +47,7 @@ def score(options) -> None:
     return [dict(tokens=ids[number], logprobs=[lines.number(x) for x in values[:len(ids[number]) - 1]])
             for number, values in zip(numbers, found)]
 
-  lines.process(options, dict(command='score'), rows, ids, work)
+  lines.process(options, dict(command='score'), rows, ids, work, lines.limit(model.config))
 
 
 if __name__ == '__main__':

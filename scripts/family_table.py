@@ -16,18 +16,22 @@ REAL = {'llama': 'SmolLM2-135M-Instruct from its GGUF file, against logprobs rec
 
 def table() -> str:
   """The table, in Markdown."""
-  cases, version = {}, set()
+  cases, from_gguf, version = {}, {'mistral': ['as `llama`, without windows']}, set()
   for path in sorted((ROOT / 'tests/models/data').glob('*/config.json')):
     said = json.loads(path.read_text())
     cases.setdefault(said['model_type'], []).append(path.parent.name)
     version.add(said['transformers_version'])
-  lines = [f'Checked against transformers {", ".join(sorted(version))}, float32, tiny random models:', '',
-           '| `model_type` | models | logits within 1e-4 | export opens as | real weights |',
-           '| --- | --- | --- | --- | --- |']
+    if (ROOT / f'tests/models/gguf/{path.parent.name}.gguf').is_file():
+      from_gguf.setdefault(said['model_type'], []).append(path.parent.name)
+  lines = [f'Checked against transformers {", ".join(sorted(version))}, float32, tiny random models, in safetensors '
+           'and in GGUF as llama.cpp converts them:', '',
+           '| `model_type` | models | logits within 1e-4 | from GGUF | export opens as | real weights |',
+           '| --- | --- | --- | --- | --- | --- |']
   for name, family in FAMILIES.items():
     scorer = f', `{family.scorer}`' if family.scorer_exists else '; transformers has no class for its reward model'
     lines.append(f'| `{name}` | {family.title} | {", ".join(cases.get(name, ["not checked"]))} | '
-                 f'`{family.causal}`{scorer} | {REAL.get(name, "not tried")} |')
+                 f'{", ".join(from_gguf.get(name, ["not read"]))} | `{family.causal}`{scorer} | '
+                 f'{REAL.get(name, "not tried")} |')
   return '\n'.join(lines) + '\n'
 
 

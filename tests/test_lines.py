@@ -1,6 +1,10 @@
 """The commands `generate` and `score`, as a user starts them."""
 
 import json
+from pathlib import Path
+import subprocess
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +17,9 @@ from rlhf_jax import generate, lines, score
 from rlhf_jax.models import heads, pretrained, transformer
 from rlhf_jax.models.tokenizer import Tokenizer
 
+MODELS = Path(__file__).parent / 'models'  # tiny models of every family: scripts/record_references.py
+FAMILIES = [path for kind in ('data', 'adapters') for path in sorted((MODELS / kind).iterdir())
+            if path.name != 'phi3_short']  # rows of 32 places have its long factors
 CONFIG = transformer.ModelConfig(vocab_size=264, embed=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp=32, max_length=96)
 TEMPLATE = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
             '{% if add_generation_prompt %}<|assistant|>{% endif %}')
@@ -94,6 +101,41 @@ def test_greedy_answers_are_the_likeliest_tokens(folder, tmp_path):
     tokens = jnp.asarray([ids + answer])
     hidden, _ = model.apply(params, tokens, jnp.arange(tokens.shape[1])[None], jnp.ones_like(tokens))
     assert heads.logits(model, params, hidden)[0, len(ids) - 1:-1].argmax(axis=-1).tolist() == answer
+
+
+@pytest.mark.parametrize('place', FAMILIES, ids=lambda path: f'{path.parent.name}-{path.name}')
+def test_both_commands_on_a_directory_of_every_family_and_on_adapters(place, tmp_path):
+  """Beside the logits that transformers and PEFT computed."""
+  texts = [[5, 9, 60, 7, 33, 2, 18, 41, 4, 11, 50, 22], [3, 50, 1, 27, 6, 12, 44, 19, 8], [63, 10, 31, 2, 5]]
+  every = np.asarray(jax.nn.log_softmax(np.load(place / 'logits.npz')['right'], axis=-1))
+  rows = [dict(tokens=text) for text in texts]
+  code, scored = run(score, place.parent, tmp_path, rows, name=place.name)
+  assert code == 0
+  code, answered = run(generate, place.parent, tmp_path, rows, '--temperature=0', '--max_new_tokens=1', '--logprobs',
+                       name=place.name, output='b.jsonl')
+  assert code == 0
+  for text, logprobs, row, answer in zip(texts, every, scored, answered):
+    want = logprobs[np.arange(len(text) - 1), text[1:]]
+    np.testing.assert_allclose(row['logprobs'], want, atol=2e-4, rtol=1e-5)
+    last = logprobs[len(text) - 1]
+    assert answer['response_tokens'] == [[last.argmax()]]
+    np.testing.assert_allclose(answer['logprobs'], [[last.max()]], atol=2e-4)
+
+
+def test_killed_and_repeated_it_ends_with_the_same_file(folder, tmp_path):
+  rows = [dict(tokens=[1 + i % 50] * (1 + i % 20)) for i in range(1600)]
+  words = ['--samples=2', '--max_new_tokens=8']
+  assert run(generate, folder, tmp_path, rows, *words, output='alone.jsonl')[0] == 0
+  out = tmp_path / 'out.jsonl'
+  command = [sys.executable, '-m', 'rlhf_jax.generate', f'--model={folder / "lm"}', f'--input={tmp_path / "in.jsonl"}',
+             f'--output={out}', '--batch_size=8', *words]
+  started = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+  while started.poll() is None and (not out.exists() or out.stat().st_size == 0):
+    time.sleep(0.01)
+  started.kill()
+  assert started.wait() == -9 and 0 < out.read_bytes().count(b'\n') < len(rows)
+  assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
+  assert out.read_bytes() == (tmp_path / 'alone.jsonl').read_bytes()
 
 
 @pytest.mark.parametrize('command,words', [(score, ()), (generate, ('--samples=2', '--max_new_tokens=4'))])

@@ -51,9 +51,8 @@ class Family:
 LOCAL, GLOBAL = 'sliding_attention', 'full_attention'
 
 
-def _layer(leaf, axes, name, matrix, gguf='', **more):
-  gguf = gguf and f'blk.{{}}.{gguf}.weight'
-  return Tensor(f'layers.{leaf}', 'l' + axes, f'model.layers.{{}}.{name}', matrix, gguf=gguf, **more)
+def _layer(leaf, axes, name, matrix, **more):
+  return Tensor(f'layers.{leaf}', 'l' + axes, f'model.layers.{{}}.{name}', matrix, **more)
 
 
 def _replaced(table, *lines):
@@ -68,25 +67,25 @@ def _norms(attention='', attention_post='', mlp='', mlp_post=''):
 
 
 LLAMA = (
-    Tensor('embedding', 'vd', 'model.embed_tokens.weight', 'v,d', gguf='token_embd.weight'),
-    _layer('attention_norm', 'd', 'input_layernorm.weight', 'd', 'attn_norm'),
-    _layer('query', 'dhc', 'self_attn.q_proj.weight', 'hc,d', 'attn_q', paired=True),
-    _layer('key', 'dnc', 'self_attn.k_proj.weight', 'nc,d', 'attn_k', paired=True),
-    _layer('value', 'dnc', 'self_attn.v_proj.weight', 'nc,d', 'attn_v'),
-    _layer('output', 'hcd', 'self_attn.o_proj.weight', 'd,hc', 'attn_output'),
+    Tensor('embedding', 'vd', 'model.embed_tokens.weight', 'v,d'),
+    _layer('attention_norm', 'd', 'input_layernorm.weight', 'd'),
+    _layer('query', 'dhc', 'self_attn.q_proj.weight', 'hc,d'),
+    _layer('key', 'dnc', 'self_attn.k_proj.weight', 'nc,d'),
+    _layer('value', 'dnc', 'self_attn.v_proj.weight', 'nc,d'),
+    _layer('output', 'hcd', 'self_attn.o_proj.weight', 'd,hc'),
     _layer('query_bias', 'hc', 'self_attn.q_proj.bias', 'hc'),
     _layer('key_bias', 'nc', 'self_attn.k_proj.bias', 'nc'),
     _layer('value_bias', 'nc', 'self_attn.v_proj.bias', 'nc'),
     _layer('output_bias', 'd', 'self_attn.o_proj.bias', 'd'),
-    _layer('mlp_norm', 'd', 'post_attention_layernorm.weight', 'd', 'ffn_norm'),
-    _layer('gate', 'df', 'mlp.gate_proj.weight', 'f,d', 'ffn_gate'),
-    _layer('up', 'df', 'mlp.up_proj.weight', 'f,d', 'ffn_up'),
-    _layer('down', 'fd', 'mlp.down_proj.weight', 'd,f', 'ffn_down'),
+    _layer('mlp_norm', 'd', 'post_attention_layernorm.weight', 'd'),
+    _layer('gate', 'df', 'mlp.gate_proj.weight', 'f,d'),
+    _layer('up', 'df', 'mlp.up_proj.weight', 'f,d'),
+    _layer('down', 'fd', 'mlp.down_proj.weight', 'd,f'),
     _layer('gate_bias', 'f', 'mlp.gate_proj.bias', 'f'),
     _layer('up_bias', 'f', 'mlp.up_proj.bias', 'f'),
     _layer('down_bias', 'd', 'mlp.down_proj.bias', 'd'),
-    Tensor('norm', 'd', 'model.norm.weight', 'd', gguf='output_norm.weight'),
-    Tensor('unembedding', 'dv', 'lm_head.weight', 'v,d', gguf='output.weight'),
+    Tensor('norm', 'd', 'model.norm.weight', 'd'),
+    Tensor('unembedding', 'dv', 'lm_head.weight', 'v,d'),
     Tensor('score.kernel', 'd', 'score.weight', ',d'),
 )
 HEAD_NORMS = (_layer('query_norm', 'c', 'self_attn.q_norm.weight', 'c'),

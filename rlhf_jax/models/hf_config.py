@@ -1,12 +1,10 @@
-"""config.json of a Hugging Face directory, and the metadata of a GGUF file ↔ the shape of a model.
+"""config.json of a Hugging Face directory ↔ the shape of a model.
 
 What is read here is not guessed: a key that changes the mathematics is computed, or refused by name. Files of
 transformers 4 (rope_theta, rope_scaling) and 5 (rope_parameters) are read; what is written both can read.
 """
 
 import dataclasses
-
-import numpy as np
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import rope
@@ -17,13 +15,6 @@ ACTIVATIONS = {'silu': 'silu', 'swish': 'silu', 'gelu': 'gelu', 'gelu_new': 'gel
                'gelu_pytorch_tanh': 'gelu_tanh'}
 NEEDED = ('vocab_size', 'embed', 'layers', 'heads')
 COMPUTE = ('dtype', 'remat', 'attention')  # fields that no file carries
-_GGUF_KEYS = {  # Hugging Face's: GGUF's, after the family's name
-    'hidden_size': 'embedding_length', 'num_hidden_layers': 'block_count',
-    'num_attention_heads': 'attention.head_count', 'num_key_value_heads': 'attention.head_count_kv',
-    'head_dim': 'rope.dimension_count', 'intermediate_size': 'feed_forward_length',
-    'rms_norm_eps': 'attention.layer_norm_rms_epsilon', 'rope_theta': 'rope.freq_base',
-    'max_position_embeddings': 'context_length',
-}
 
 
 def from_hf(values: dict, where: str = 'config.json') -> ModelConfig:
@@ -180,29 +171,3 @@ def _pattern(values, usual):
     return ()
   length = next(n for n in range(1, len(values) + 1) if all(x == values[i % n] for i, x in enumerate(values)))
   return tuple(values[:length])
-
-
-def from_gguf(fields: dict, names, where: str) -> ModelConfig:
-  """The shape that the metadata of a GGUF file describe.
-
-  Args:
-    fields: metadata, plain values by key.
-    names: the names of the file's tensors.
-    where: what errors call it.
-
-  Raises:
-    UserError: as from_hf; and for families whose GGUF files are not read.
-  """
-  kind = fields.get('general.architecture')
-  if kind != 'llama':
-    raise UserError(f'{where}: GGUF architecture {kind!r}, expected llama; others are read from their Hugging Face '
-                    'directory')
-  scaling = fields.get(f'{kind}.rope.scaling.type', 'none')
-  if scaling != 'none' or 'rope_freqs.weight' in names:
-    raise UserError(f'{where}: rotary scaling {"llama3" if scaling == "none" else scaling!r} in a GGUF file, expected '
-                    'none; use the Hugging Face directory of the model')
-  values = {theirs: fields.get(f'{kind}.{key}') for theirs, key in _GGUF_KEYS.items()}
-  values = {key: float(str(np.float32(value))) if isinstance(value, float) else value  # 9.99999974e-06 is 1e-05
-            for key, value in values.items() if value is not None}
-  return from_hf({**values, 'model_type': kind, 'tie_word_embeddings': 'output.weight' not in names,
-                  'vocab_size': len(fields.get('tokenizer.ggml.tokens') or ()) or None}, where)

@@ -172,7 +172,7 @@ def _homes(config) -> dict[str, Home]:
       fused = groups[tensor.fused_axis].split('|') if tensor.fused_axis is not None else [outputs]
       ends = [math.prod(of(part)) for part in fused]
       homes[target] = Home(tensor.name.removesuffix('.weight'), of(inputs), of(outputs), tensor.part, len(fused),
-                           sum(ends[:tensor.part]), sum(ends), groups[0] == inputs)
+                           sum(ends[:tensor.part]), sum(ends), tensor.fan_in)
   return homes
 
 

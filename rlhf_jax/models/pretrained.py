@@ -38,11 +38,11 @@ class Pretrained:
 
   Attributes:
     config: its shape.
-    tokenizer: its tokenizer.
+    tokenizer: its tokenizer; None where a GGUF file has one of another kind than we read.
     load: (shardings=None) → params, as `load`.
   """
   config: ModelConfig
-  tokenizer: Tokenizer
+  tokenizer: Tokenizer | None
   load: Callable[..., Any]
 
 
@@ -61,6 +61,18 @@ def open_pretrained(name) -> Pretrained:
   if tokenizer.vocab_size > config.vocab_size:
     raise UserError(f'{path}: the tokenizer has {tokenizer.vocab_size} ids, the model {config.vocab_size}')
   return Pretrained(config, tokenizer, functools.partial(load, path, config))
+
+
+def open_tokenizer(name) -> Tokenizer:
+  """The tokenizer of a model, by its name.
+
+  Raises:
+    UserError: as open_pretrained; and where there is none that we read.
+  """
+  found = open_pretrained(name).tokenizer
+  if found is None:
+    raise UserError(f'{name}: its tokenizer is of a kind not read from GGUF; use the Hugging Face directory')
+  return found
 
 
 def read_config(directory) -> ModelConfig:

@@ -43,10 +43,7 @@ def _scaled(plain, config, places):
   if kind == 'linear':
     return plain / said['factor'], 1.0
   if kind == 'llama3':
-    first, low, high = said['original_max_position_embeddings'], said['low_freq_factor'], said['high_freq_factor']
-    waves = 2 * math.pi / plain
-    kept = np.clip((first / waves - low) / (high - low), 0.0, 1.0)
-    return (1 - kept) * plain / said['factor'] + kept * plain, 1.0
+    return llama3(plain, said), 1.0
   if kind == 'longrope':
     first = said['original_max_position_embeddings']
     factors = np.float32(said['long_factor' if places > first else 'short_factor'])
@@ -54,6 +51,13 @@ def _scaled(plain, config, places):
     factor = said.get('attention_factor') or (math.sqrt(1 + math.log(longer) / math.log(first)) if longer > 1 else 1.0)
     return plain / factors, factor
   return plain, 1.0
+
+
+def llama3(plain, said):
+  """Frequencies with the waves that are longer than the model was first trained with slowed."""
+  first, low, high = said['original_max_position_embeddings'], said['low_freq_factor'], said['high_freq_factor']
+  kept = np.clip((first * plain / (2 * math.pi) - low) / (high - low), 0.0, 1.0)
+  return (1 - kept) * plain / said['factor'] + kept * plain
 
 
 def angles(positions, frequencies, factor=1.0):

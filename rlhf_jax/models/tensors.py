@@ -29,16 +29,12 @@ class Tensor:
     name: Hugging Face's name.
     matrix: letters of the file's axes, a comma between two.
     part: which of the fused matrices.
-    gguf: GGUF's name.
-    paired: GGUF keeps the rows in pairs (i, i + C/2), Hugging Face in halves.
   """
   path: str
   axes: str
   name: str
   matrix: str
   part: int = 0
-  gguf: str = ''
-  paired: bool = False
 
   @property
   def keys(self) -> list[str]:
@@ -57,9 +53,9 @@ class Tensor:
     """Indices along the stacked axes; the empty one where there are none."""
     return list(itertools.product(*(range(_size(config, axis)) for axis in self.stacked)))
 
-  def names(self, config, gguf=False) -> list[str]:
+  def names(self, config) -> list[str]:
     """Its names in a file, one for each place."""
-    return [(self.gguf if gguf else self.name).format(*place) for place in self.places(config)]
+    return [self.name.format(*place) for place in self.places(config)]
 
   def file_shape(self, config) -> tuple[int, ...]:
     """Shape of one tensor of the file."""
@@ -69,6 +65,12 @@ class Tensor:
   def fused_axis(self) -> int | None:
     """The axis of the file's matrix that holds more leaves than this one."""
     return next((i for i, group in enumerate(self.matrix.split(',')) if '|' in group), None)
+
+  @property
+  def fan_in(self) -> bool:
+    """A layer's matrix [inputs, outputs] in the file; most files have [outputs, inputs]."""
+    inputs, *outputs = self.matrix.split(',')
+    return bool(self.stacked and outputs) and self.axes[len(self.stacked):].startswith(inputs)
 
   def read(self, config, fetch, index=None) -> np.ndarray:
     """Our leaf, or a part of it, out of a file.
@@ -112,12 +114,6 @@ class Tensor:
     own, groups = self.axes[len(self.stacked):], [group for group, _ in self._groups()]
     turned = leaf.transpose([own.index(axis) for axis in ''.join(groups)])
     return np.ascontiguousarray(turned.reshape([_size(config, *group) for group in groups]))
-
-  def unpair(self, config, matrix):
-    """GGUF's matrix in Hugging Face's order of rows."""
-    if not self.paired:
-      return matrix
-    return matrix.reshape(_size(config, self.matrix[0]), -1, 2, matrix.shape[-1]).swapaxes(1, 2).reshape(matrix.shape)
 
   def _groups(self):
     """For each axis of the file: our letters in it, and those of the leaves fused before ours."""

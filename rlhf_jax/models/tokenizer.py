@@ -13,17 +13,23 @@ from pathlib import Path
 import re
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from rlhf_jax.errors import UserError
 
 _QUESTION, _ANSWER = '\U000f0000', '\U000f0001'  # stand-ins to find a message's place in the template
 _STAND_INS = range(0xf0002, 0xffffe)  # private-use characters
 
-# What `tokenizer.ggml.pre` stands for.
+# What `tokenizer.ggml.pre` stands for: how a text is cut before pairs are merged.
+_byte_level = functools.partial(pre_tokenizers.ByteLevel, add_prefix_space=False)
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_cut = lambda numbers: pre_tokenizers.Sequence([
+    pre_tokenizers.Split(tokenizers.Regex(_WORDS % numbers), 'isolated'), _byte_level(use_regex=False)])
 _GGUF_SPLITS = {
-    'smollm': lambda: pre_tokenizers.Sequence([
-        pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]),
+    'smollm': lambda: pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _byte_level()]),
+    'gpt-2': _byte_level,
+    'llama-bpe': lambda: _cut(r'\p{N}{1,3}'),
+    'qwen2': lambda: _cut(r'\p{N}'),
 }
 
 
@@ -38,7 +44,8 @@ class Tokenizer:
       the tokenizer's end of sequence.
     bos_id: beginning of sequence, or None.
     pad_id: fills places that masks hide; never eos_id. Where the files name none (or name eos), the last special
-      token that neither the template nor the other roles use; SmolLM2's is `<empty_output>`, 16.
+      token that neither the template nor the other roles use; SmolLM2's is `<empty_output>`, 16. Where there is none
+      to spare, as in GPT-2, any other id, which files then do not name.
     response_prefix: what the template puts between the generation prompt and an answer; ' ' after 'Assistant:'.
   """
 
@@ -46,7 +53,7 @@ class Tokenizer:
     """core: `tokenizers.Tokenizer`; template: jinja2 source; eos, bos, pad, unk: texts of special tokens.
 
     Raises:
-      UserError: a special token that is not in the vocabulary, or none is left to pad with.
+      UserError: a special token that is not in the vocabulary, or no end of sequence.
     """
     core = copy.deepcopy(core)
     core.no_truncation()
@@ -71,10 +78,11 @@ class Tokenizer:
     if pad in (None, eos, bos):
       free = [x for x in self._special if x not in (eos, bos, unk) and x not in (template or '')]
       pad = free[-1] if free else None if unk in (eos, bos) else unk
-    if pad is None or eos is None:
-      raise UserError('tokenizer: expected an end-of-sequence token and another special token to pad with')
+    if eos is None:
+      raise UserError('tokenizer: expected an end-of-sequence token')
     self._roles.update(eos_token=eos, pad_token=pad)
-    self.eos_id, self.pad_id = core.token_to_id(eos), core.token_to_id(pad)
+    self.eos_id = core.token_to_id(eos)
+    self.pad_id = int(self.eos_id == 0) if pad is None else core.token_to_id(pad)
     self.bos_id = None if bos is None else core.token_to_id(bos)
     self._adds_bos = bos is not None and core.encode('').ids[:1] == [self.bos_id]
 
@@ -162,30 +170,28 @@ class Tokenizer:
     return cls(core, template, **roles)
 
   @classmethod
-  def from_gguf(cls, fields: dict, where: str) -> 'Tokenizer':
-    """The byte-level BPE tokenizer that the metadata of a GGUF file describe.
-
-    Args:
-      fields: metadata, plain values by key.
-      where: what errors call the file.
-
-    Raises:
-      UserError: a kind of tokenizer other than those known here.
-    """
+  def from_gguf(cls, fields: dict) -> 'Tokenizer | None':
+    """The byte-level BPE tokenizer that a GGUF file's metadata describe, plain values by key; None for other kinds."""
     get = lambda key: fields.get('tokenizer.ggml.' + key)
     if get('model') != 'gpt2' or get('pre') not in _GGUF_SPLITS:
-      raise UserError(f'{where}: tokenizer {get("model")!r}/{get("pre")!r}, expected gpt2 with one of '
-                      f'{", ".join(_GGUF_SPLITS)}; use the Hugging Face directory of the model')
+      return None
     tokens = get('tokens')
     core = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)},
-                                           [tuple(merge.split(' ')) for merge in get('merges')]))
+                                           [tuple(merge.split(' ')) for merge in get('merges')],
+                                           ignore_merges=get('pre') == 'llama-bpe'))
     core.pre_tokenizer, core.decoder = _GGUF_SPLITS[get('pre')](), decoders.ByteLevel()
+    if get('pre') == 'qwen2':
+      core.normalizer = normalizers.NFC()
     for token, kind in zip(tokens, get('token_type')):
       if kind in (3, 4):  # control, user defined
         core.add_tokens([tokenizers.AddedToken(token, special=kind == 3, normalized=False)])
     name = lambda key: None if get(key + '_token_id') is None else tokens[get(key + '_token_id')]
+    adds = get('add_bos_token')
+    if name('bos') and (adds or (adds is None and get('pre') == 'llama-bpe')):
+      core.post_processor = processors.TemplateProcessing(
+          single=f'{name("bos")} $A', special_tokens=[(name('bos'), get('bos_token_id'))])
     return cls(core, fields.get('tokenizer.chat_template'), bos=name('bos'), eos=name('eos'), pad=name('padding'),
-                 unk=name('unknown'))
+               unk=name('unknown'))
 
   def _render(self, messages, **flags):
     if self.template is None:

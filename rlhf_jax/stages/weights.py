@@ -155,7 +155,7 @@ def need(config) -> Need:
   """What the models of an experiment ask of a mesh. Shapes are read, weights are not."""
   vocab, made = config.tokenizer.vocab_size, {}
   if config.tokenizer.init != 'train':
-    vocab = pretrained.open_pretrained(config.tokenizer.init).tokenizer.vocab_size
+    vocab = pretrained.open_tokenizer(config.tokenizer.init).vocab_size
 
   def count(init):
     while init in config.stages:

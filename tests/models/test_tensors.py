@@ -37,12 +37,7 @@ def test_every_leaf_of_the_model_has_its_place_and_comes_back_whole_and_in_parts
     np.testing.assert_array_equal(tensor.read(config, fetch, index), leaf[index])
 
 
-def test_query_rows_are_heads_and_gguf_pairs_are_undone():
+def test_query_rows_are_heads():
   query = next(tensor for tensor in families.tensors(CONFIG) if tensor.path == 'layers.query')
   rows = np.repeat(np.arange(24.0)[:, None], 32, 1)  # 4 heads of 6: row r is head r // 6, place r % 6
   assert query.read(CONFIG, lambda name, slices: rows[slices])[2, 0, 1].tolist() == [6, 7, 8, 9, 10, 11]
-  paired = rows.copy()
-  paired[:6] = rows[[0, 3, 1, 4, 2, 5]]  # llama.cpp's order of the first head
-  for i in range(1, 4):
-    paired[6 * i:6 * i + 6] = paired[:6] + 6 * i
-  np.testing.assert_array_equal(query.unpair(CONFIG, paired), rows)

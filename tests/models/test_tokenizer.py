@@ -191,13 +191,25 @@ def test_half_characters_of_broken_json_do_not_stop_a_run(chatml):
   assert chatml.encode('a\ud83db') == chatml.encode('a?b')
 
 
+def test_a_vocabulary_with_one_special_token_pads_with_any_other(tmp_path):
+  """GPT-2's."""
+  tokenizer = Tokenizer(letters('<|endoftext|>'), '{{ messages[0].content }}{{ eos_token }}', eos='<|endoftext|>',
+                        bos='<|endoftext|>', unk='<|endoftext|>')
+  tokenizer.save(tmp_path)
+  for one in (tokenizer, Tokenizer.load(tmp_path)):
+    assert one.pad_id == 0 != one.eos_id and one.encode('ab!') == tokenizer.encode('ab!')
+    assert one.decode([*one.encode('!'), one.eos_id, 0, 0]) == '!'
+  transformers = pytest.importorskip('transformers')
+  assert transformers.AutoTokenizer.from_pretrained(tmp_path).pad_token is None
+
+
 def test_mistakes_are_named(chatml, tmp_path):
   with pytest.raises(UserError, match='tokenizer.json: not found'):
     Tokenizer.load(tmp_path)
   with pytest.raises(UserError, match="eos token '<end>' is not in the vocabulary"):
     Tokenizer(letters('<s>'), eos='<end>')
-  with pytest.raises(UserError, match='another special token to pad with'):
-    Tokenizer(letters('</s>'), eos='</s>')
+  with pytest.raises(UserError, match='expected an end-of-sequence token'):
+    Tokenizer(letters('<s>'), eos=None)
   with pytest.raises(UserError, match='no chat template'):
     Tokenizer(letters('</s>', '<pad>'), eos='</s>', pad='<pad>').prompt(user('Hi'))
   (tmp_path / 'tokenizer.json').write_text('{')

@@ -1,6 +1,8 @@
 """Adapters in the stages: one frozen base for all models, state and files of what is trained alone."""
 
 import dataclasses
+import importlib
+import json
 import shutil
 
 import jax
@@ -100,6 +102,31 @@ def test_a_model_with_adapters_is_trained_whole_after_they_are_added(context, ba
   assert model.config.lora_rank == 0
   whole = weights.read(weights.find(str(tmp_path / 'adapter')), made.layout, 'float32', {})
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), read(), lora.merge(config, whole))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name, experiment', [
+    ('pretrain', 'quickstart'), ('sft', 'quickstart'), ('ppo', 'quickstart'), ('dpo', 'dpo'), ('reward', 'quickstart'),
+    ('rloo', 'rloo'), ('online_dpo', 'online_dpo')])
+def test_a_step_of_every_stage_moves_adapters_only(context, base, tmp_path, name, experiment):
+  pair = json.dumps(dict(messages=[dict(role='user', content='Hi?')], chosen='Hello.', rejected='No.')) + '\n'
+  for split in ('train', 'validation'):
+    (tmp_path / f'{split}.jsonl').write_text(pair * 16)
+  own = {'dpo': [f'dpo.reference={base}'], 'pretrain': [], 'sft': [], 'reward': []}.get(name, [
+      f'{name}.reward=("rlhf_jax.feedback.programs.text:matches(pattern=\'.*e.*\')",)', f'{name}.reference={base}'])
+  if name in ('dpo', 'reward'):
+    own += [f'{name}.data.source=jsonl', f'{name}.data.path=("{tmp_path}/{{split}}.jsonl",)']
+  made = context(name, f'{name}.init={base}', f'tokenizer.init={base}', *overrides(name), *own, experiment=experiment)
+  kind = made.section.get('kind', name)
+  stage = importlib.import_module(f'rlhf_jax.stages.{kind}').build(made)
+  state = stage.init()
+  trained, frozen = jax.device_get((state.trained, state.frozen))
+  assert size(state.opt_state) == pytest.approx(2 * size(trained), rel=0.5)  # PPO has the value model's too
+  for _ in range(2):  # the first rate is 0
+    state, _ = stage.step(state, next(stage.batches))
+  jax.tree.map(np.testing.assert_array_equal, frozen, jax.device_get(state.frozen))
+  moved = jax.tree.map(lambda x, y: bool((x != y).any()), trained, jax.device_get(state.trained))
+  assert any(jax.tree.leaves(moved))
 
 
 @pytest.mark.slow
