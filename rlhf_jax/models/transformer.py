@@ -208,10 +208,11 @@ def unstack(params):
 
 
 def halved(params, dtype):
-  """The same parameters in the dtype that they compute in, for a call that reads them many times; norms, which compute
-  in float32, and quantised matrices stay."""
+  """The same parameters in the dtype that they compute in, for a call that reads them many times; norms and the scalar
+  head, which compute in float32, and quantised matrices stay."""
   def one(path, leaf):
-    kept = any('norm' in key.key for key in path if hasattr(key, 'key')) or quantised.is_quantised(leaf)
+    said = jax.tree_util.keystr(path)
+    kept = 'norm' in said or 'score' in said or quantised.is_quantised(leaf)
     return leaf if kept else leaf.astype(dtype)
   return jax.tree_util.tree_map_with_path(one, params, is_leaf=quantised.is_quantised)
 

@@ -124,3 +124,13 @@ def test_sharded_equals_one_device(model, params, axes):
   np.testing.assert_allclose(hidden, model.apply(params, *inputs)[0], atol=1e-5)
   whole = [leaf for leaf in jax.tree.leaves(placed) if leaf.size > 64 and leaf.sharding.is_fully_replicated]
   assert not whole or 'fsdp' not in axes
+
+
+def test_parameters_in_the_dtype_that_they_compute_in_give_the_same_bits():
+  model = transformer.build(dataclasses.replace(CONFIG, dtype='bfloat16'))
+  params, inputs = model.init(jax.random.key(0)), ragged()
+  half = transformer.halved(params, 'bfloat16')
+  assert half['layers']['query'].dtype == half['embedding'].dtype == jnp.bfloat16
+  for kept in half['norm'], half['layers']['attention_norm'], half['score']['kernel']:
+    assert kept.dtype == jnp.float32
+  np.testing.assert_array_equal(model.apply(half, *inputs)[0], model.apply(params, *inputs)[0])
