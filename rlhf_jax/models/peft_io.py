@@ -109,7 +109,7 @@ def load(directory, config, shardings):
                                       for name, leaves in params.items()})
 
 
-def save(directory, config, params, base: str, dtype='float32', card='') -> None:
+def save(directory, config, params, base: str, dtype='float32', card='', tokenizer=None) -> None:
   """Writes the adapters of a model, whole or not at all; an earlier export there is replaced. Every process calls this,
   the first one writes. With a head its score is written too; the score's bias, for which PEFT has no place, stands in
   the weights' metadata as `reward_bias`.
@@ -119,6 +119,7 @@ def save(directory, config, params, base: str, dtype='float32', card='') -> None
     base: a name by which PEFT finds the model they stand on.
     dtype: of the file.
     card: README.md, where it is not empty.
+    tokenizer: with the chat template that the adapters were trained with; None: the base's.
   """
   directory, tensors, ranks, alphas = Path(directory), {}, {}, {}
   groups, r, metadata = {}, config.lora_rank, {'format': 'pt'}
@@ -153,6 +154,8 @@ def save(directory, config, params, base: str, dtype='float32', card='') -> None
   (temporary / CONFIG).write_text(json.dumps(said, indent=2) + '\n', 'utf-8')
   if card:
     (temporary / 'README.md').write_text(card, 'utf-8')
+  if tokenizer:
+    tokenizer.save(temporary)
   safetensors.numpy.save_file(tensors, temporary / WEIGHTS, metadata=metadata)
   shutil.rmtree(directory, ignore_errors=True)
   os.replace(temporary, directory)

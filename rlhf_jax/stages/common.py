@@ -173,7 +173,7 @@ def export(context: Context, params) -> None:
   if config.lora_rank:
     base = Path(source.base.name)
     peft_io.save(context.directory / 'adapter', config, params,
-                 str(base / 'export' if (base / 'model.json').is_file() else base), said.dtype, text)
+                 str(base / 'export' if (base / 'model.json').is_file() else base), said.dtype, text, context.tokenizer)
     if not said.merged:
       return
     params = jax.jit(functools.partial(lora.merge, config))(params)

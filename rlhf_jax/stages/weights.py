@@ -69,7 +69,8 @@ def find(name: str, workdir=None, stages=()) -> Source:
   if (folder / peft_io.CONFIG).is_file():
     base = find(peft_io.base_of(folder))
     config = peft_io.shape(folder, base.config)
-    return Source(config, lambda shapes, shardings: peft_io.load(folder, config, shardings), base.tokenizer, place, base)
+    tokenizer = (lambda: Tokenizer.load(folder)) if (folder / 'tokenizer.json').is_file() else base.tokenizer
+    return Source(config, lambda shapes, shardings: peft_io.load(folder, config, shardings), tokenizer, place, base)
   if (folder / 'config.json').is_file() and not (folder / 'tokenizer.json').is_file():
     config = pretrained.read_config(folder)
     return Source(config, lambda shapes, shardings: pretrained.load(folder, config, shardings), lambda: None, place)

@@ -92,6 +92,14 @@ def test_what_does_not_fit_is_refused(context, base, tmp_path, tiny):
     common.open_model(context('sft', *overrides('sft')), str(tmp_path / 'adapter'), trained=True)
 
 
+def test_adapters_keep_the_template_they_were_trained_with(base, tokenizer, tmp_path):
+  config = dataclasses.replace(SHAPE, lora_rank=4, lora_targets=SHAPE.matrices)
+  params, other = transformer.build(config).init(jax.random.key(0)), tokenizer.with_template('{{ eos_token }}')
+  for made, template in ((None, tokenizer.template), (other, other.template)):
+    peft_io.save(tmp_path / 'adapter', config, params, base, tokenizer=made)
+    assert weights.find(str(tmp_path / 'adapter')).tokenizer().template == template
+
+
 def test_a_model_with_adapters_is_trained_whole_after_they_are_added(context, base, tmp_path):
   config = dataclasses.replace(SHAPE, lora_rank=4, lora_targets=SHAPE.matrices)
   params = transformer.build(config).init(jax.random.key(0))
