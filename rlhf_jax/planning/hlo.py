@@ -26,7 +26,7 @@ _LINE = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = (\(?.*?\)?) ([a-z][\w\-]*)\((.
 class Collective(NamedTuple):
   """
   Attributes:
-    kind: one of COLLECTIVES.
+    kind: one of COLLECTIVES, or send.
     size: bytes on one device of the larger of what goes in and what comes out.
     group: the devices that take part in one.
     across: whether a group reaches over several slices or hosts.
@@ -42,7 +42,7 @@ class Collective(NamedTuple):
   def sent(self) -> float:
     """Bytes that leave each device in one call, in a ring."""
     rest = (self.group - 1) / self.group
-    each = {'all-reduce': 2 * rest, 'collective-permute': 1.0, 'collective-broadcast': 1.0}.get(self.kind, rest)
+    each = {'all-reduce': 2 * rest, 'collective-permute': 1.0, 'collective-broadcast': 1.0, 'send': 1.0}.get(self.kind, rest)
     return self.size * each * self.times
 
 
@@ -78,6 +78,8 @@ def read(text: str, domains=()) -> Said:
           channel = re.search(r'channel_id=(\d+)', line.rest)
           where = next((caller for caller, _ in callers[name]), name) if name not in _bodies_of_loops(bodies) else name
           collectives[(channel[1], where) if channel else (name, line.name)] = one
+      elif line.op == 'send' and 'megascale' in line.rest:  # from slice to slice of a TPU, through the hosts
+        collectives[name, line.name] = Collective('send', _bytes(_operands(line, types)[0]), 2, True, times[name])
       else:
         flops += times[name] * _flops(line, types)
   return Said(flops, list(collectives.values()))

@@ -80,6 +80,7 @@ ENTRY %main (a: bf16[4,64], g: bf16[64,32]) -> bf16[16,32] {
   %a = bf16[4,64]{1,0:T(8,128)(2,1)} parameter(0)
   %g = bf16[64,32]{1,0:T(8,128)(2,1)} parameter(1)
   %t = (s32[]{:T(128)}, bf16[4,64]{1,0:T(8,128)(2,1)}) tuple(%a)
+  %sent = (bf16[4,64]{1,0:T(8,128)(2,1)}, u32[], token[]) send(%a, %t), channel_id=9, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
   %loop = (s32[]{:T(128)}, bf16[4,64]{1,0:T(8,128)(2,1)}) while(%t), condition=%condition, body=%body
   ROOT %reduced = bf16[16,32]{1,0:T(8,128)(2,1)} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.1
 }
@@ -87,13 +88,15 @@ ENTRY %main (a: bf16[4,64], g: bf16[64,32]) -> bf16[16,32] {
 
 
 def test_how_a_tpu_writes_it():
-  """Heads and batches as windows, loops without a count, in steps of two, one gather in two fusions, a reduce-scatter as a fusion."""
+  """Heads and batches as windows, loops without a count, in steps of two, one gather in two fusions, a reduce-scatter as a fusion, a send
+  between slices."""
   said = hlo.read(TPU, [0, 0, 0, 0, 1, 1, 1, 1])
   heads = 2 * 4 * 8 * 32 * 64
   windows = said.flops / 6 - heads
   assert windows == 2 * (2 * 8 * 4) * 16 * 16 * 64  # each head with its own key only
   assert sorted((one.kind, one.group, one.across, one.times, one.sent) for one in said.collectives) == [
-      ('all-gather', 4, True, 6, 6 * 16 * 64 * 2 * 3 / 4), ('reduce-scatter', 4, False, 1, 64 * 32 * 2 * 3 / 4)]
+      ('all-gather', 4, True, 6, 6 * 16 * 64 * 2 * 3 / 4), ('reduce-scatter', 4, False, 1, 64 * 32 * 2 * 3 / 4),
+      ('send', 2, True, 1, 4 * 64 * 2)]
 
 
 @pytest.mark.parametrize('text, groups', [
