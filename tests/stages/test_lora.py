@@ -168,4 +168,5 @@ def test_every_step_with_adapters(tiny, base, tmp_path, own_cache, kind):
     jax.tree.map(np.testing.assert_array_equal, *jax.device_get((weights.read(adapter, on, 'float32', {}), params)))
     export = weights.find(str(tmp_path / stage / 'export'))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6),
-                 *jax.device_get((weights.read(export, on, 'float32', {}), lora.merge(adapter.config, params))))
+                 *jax.device_get((weights.read(export, on, 'float32', {}), lora.merge(
+                     adapter.config, weights.read(adapter, on, kind, {})))))  # onto the base as it was kept
