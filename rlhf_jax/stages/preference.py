@@ -3,9 +3,9 @@
 
   minimise E_prompt[ 1/C(K,2) Σ_{w above l} ℓ(log π(y_w|x)/π_ref(y_w|x), log π(y_l|x)/π_ref(y_l|x)) ]
 
-Two of them are not of pairs: `plackett_luce` takes the whole order of K responses, `kto` each best and worst response by
-itself, and single responses that somebody called good or bad. What the reference says of the responses is computed once, before the first step, and kept in the stage's folder,
-or at every step (`reference_logprobs`). Left out: dropout.
+Two of them are not of pairs: `plackett_luce` takes the whole order of K responses, `kto` each best and worst response
+by itself, and single responses that somebody called good or bad. What the reference says of the responses is computed
+once, before the first step, and kept in the stage's folder, or at every step (`reference_logprobs`). Left out: dropout.
 """
 
 import hashlib
