@@ -170,6 +170,7 @@ def export(context: Context, params) -> None:
   data = {name: ', '.join((value['source'], *map(str, value.get('path', ())))) for name, value in section.items()
           if isinstance(value, dict) and 'source' in value}
   text = card.write(config, context.name, section['kind'], section.get('init', ''), data, results, section)
+  text = text.replace(str(context.workdir), '{workdir}')  # a card travels, a path does not
   if config.lora_rank:
     base = Path(source.base.name)
     peft_io.save(context.directory / 'adapter', config, params,
