@@ -62,7 +62,7 @@ def read(text: str, domains=()) -> Said:
   """
   bodies, entry = _computations(text)
   callers = _callers(bodies)
-  times = _times(bodies, entry, callers)
+  times, loops = _times(bodies, entry, callers), _bodies_of_loops(bodies)
   flops, collectives = 0.0, {}
   for name, lines in bodies.items():
     if not times[name]:
@@ -76,7 +76,7 @@ def read(text: str, domains=()) -> Said:
         one = _collective(kind, line, types, times[name], domains)
         if one.group > 1:  # XLA may cut one in pieces, each in a fusion of its own that shows it whole
           channel = re.search(r'channel_id=(\d+)', line.rest)
-          where = next((caller for caller, _ in callers[name]), name) if name not in _bodies_of_loops(bodies) else name
+          where = name if name in loops else next((caller for caller, _ in callers[name]), name)
           collectives[(channel[1], where) if channel else (name, line.name)] = one
       elif line.op == 'send' and 'megascale' in line.rest:  # from slice to slice of a TPU, through the hosts
         collectives[name, line.name] = Collective('send', _bytes(_operands(line, types)[0]), 2, True, times[name])
