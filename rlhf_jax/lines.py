@@ -87,8 +87,7 @@ def open_model(options) -> Opened:
   if options.batch_size < 1 or options.batch_size % layout.batch_ways:
     raise UserError(f'--batch_size: {options.batch_size} lines do not divide over {layout.batch_ways} device(s)')
   source = weights.find(options.model)
-  model = transformer.build(dataclasses.replace(source.config, dtype=options.dtype), layout.constrain, layout.shards,
-                            layout.platform)
+  model = transformer.build(dataclasses.replace(source.config, dtype=options.dtype), layout)
   shardings = layout.shardings(model.axes, jax.eval_shape(model.init, jax.random.key(0)))
   params = weights.fitted(weights.read(source, layout, source.config.base, {}), model.init, shardings, layout)
   return Opened(model, params, source.tokenizer(), layout)

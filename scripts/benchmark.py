@@ -54,7 +54,7 @@ def main():
   config = transformer.ModelConfig(o.vocab_size, o.embed, o.layers, o.heads, o.kv_heads, o.embed // o.heads, o.mlp,
                                    dtype=o.dtype)
   layout = mesh.make(mesh.DEFAULTS)
-  model = transformer.build(config, layout.constrain)
+  model = transformer.build(config, layout)
   params = jax.jit(model.init)(jax.random.key(0))
   flops, bandwidth = limits(o.dtype)
   count = transformer.parameter_count(model)

@@ -57,7 +57,7 @@ def main():
   config = transformer.ModelConfig(vocab_size=32000, embed=1536, layers=parser.parse_args().layers, heads=12,
                                    kv_heads=4, head_dim=128, mlp=6144, tied=False)
   layout = mesh.make({**mesh.DEFAULTS, 'data': 1, 'fsdp': 8})
-  model = transformer.build(config, layout.constrain)
+  model = transformer.build(config, layout)
   shardings = layout.shardings(model.axes, jax.eval_shape(model.init, jax.random.key(0)))
   with tempfile.TemporaryDirectory() as place:
     place, read, peaks = Path(place), [], []

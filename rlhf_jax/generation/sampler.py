@@ -58,7 +58,7 @@ def build(model, sampling, stop_ids, pad_id, samples: int = 1, unroll: bool | No
     unroll = platform == 'cpu' and not (layout and layout.described)
   scale, axes = sampling.temperature or 1.0, model.axes
   if layout is not None:
-    model = transformer.build(model.config, layout.decoding.constrain, platform=platform)
+    model = transformer.build(model.config, layout.decoding)
 
   def lay(params):
     params = transformer.halved(params, model.config.dtype)

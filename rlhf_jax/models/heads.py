@@ -37,21 +37,24 @@ def token_logprobs(model, params, hidden, targets, temperature=1.0):
   Returns:
     (logprobs, entropies), both [B, T] float32, nats.
   """
-  B, T, D = hidden.shape
-  matrix = model.constrain(unembedding(params), ('hidden', 'vocab'))  # gathered once, not in every chunk
+  B, T = targets.shape
+  places = min(T, CHUNK)
+  pad = -T % places  # a chunk takes every n-th place: one that is cut over devices keeps all of them busy
+  cut = lambda x: jnp.moveaxis(
+      jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2)).reshape(B, places, -1, *x.shape[2:]), 2, 0)
 
-  def chunk(hidden, targets):
+  def chunk(matrix, hidden, targets):
     logprobs = jax.nn.log_softmax(_logits(model, matrix, hidden) / (temperature or 1.0), axis=-1)
     chosen = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
     return chosen, -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
 
-  if T <= CHUNK:
-    return chunk(hidden, targets)
-  pad = -T % CHUNK  # a chunk takes every n-th place: one that is cut over devices keeps all of them busy
-  hidden = jnp.moveaxis(jnp.pad(hidden, ((0, 0), (0, pad), (0, 0))).reshape(B, CHUNK, -1, D), 2, 0)
-  targets = jnp.moveaxis(jnp.pad(targets, ((0, 0), (0, pad))).reshape(B, CHUNK, -1), 2, 0)
-  chunks = jax.lax.map(lambda x: jax.checkpoint(chunk)(*x), (hidden, targets))
-  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2).reshape(B, -1)[:, :T], chunks)
+  def chunks(matrix, *rows):
+    matrix = matrix.astype(jnp.float32)  # in which its gradient is summed over the chunks
+    one = jax.checkpoint(chunk) if pad + T > places else chunk
+    return jax.lax.map(lambda row: one(matrix, *row), rows)
+
+  found = model.by_rows(chunks, unembedding(params).astype(hidden.dtype), cut(hidden), cut(targets))
+  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2).reshape(B, -1)[:, :T], found)
 
 
 def scores(params, hidden):

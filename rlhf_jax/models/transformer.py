@@ -12,6 +12,7 @@ Letters: B batch, T length, S places in the cache, V vocabulary, D width, N key-
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 from typing import Any, Callable
 
 import flax.struct
@@ -36,13 +37,13 @@ class Model:
     apply: (params, tokens [B, T], positions [B, T], segment_ids [B, T], cache=None) → (hidden [B, T, D], cache).
       With a cache the tokens take its next T places.
     axes: the tree of params with a tuple of axis names for each leaf.
-    constrain: (array, axis names) → array, as build takes it.
+    by_rows: (function, matrix, rows) → function(matrix, rows), see runtime/mesh.py: Layout.by_rows.
   """
   config: ModelConfig
   init: Callable[..., Any]
   apply: Callable[..., Any]
   axes: Any
-  constrain: Callable[..., Any]
+  by_rows: Callable[..., Any]
 
 
 @flax.struct.dataclass
@@ -57,6 +58,13 @@ class Cache:
   layers: Any
   segment_ids: jax.Array
   length: jax.Array
+
+
+def _one_device():
+  """What build asks of a layout, where there is none."""
+  return SimpleNamespace(platform=jax.default_backend(), constrain=lambda x, names: x,
+                         shards=lambda function, inputs, output: function,
+                         by_rows=lambda function, matrix, *rows: function(matrix, *rows))
 
 
 class _Ends(nnx.Module):
@@ -80,23 +88,18 @@ class _Score(nnx.Module):
     self.bias = leaf((), ())
 
 
-def build(config: ModelConfig, constrain=lambda x, names: x, shards=lambda function, inputs, output: function,
-          platform: str | None = None) -> Model:
+def build(config: ModelConfig, layout=None) -> Model:
   """The model of a config.
 
   Args:
     config: its shape.
-    constrain: (array, axis names) → array, puts a sharding on activations; the identity by default.
-    shards: (function, axis names of its arguments, of its result) → the function on each device's own part of them,
-      for kernels that XLA cannot cut, None where these are cut along their places; the function itself by default,
-      which is right on one device.
-    platform: 'cpu', 'gpu' or 'tpu', where it will run; this process's by default.
+    layout: where it will run, which lays activations on a mesh (runtime/mesh.py: Layout); None is one device.
 
   Raises:
     UserError: no model has this shape.
   """
   check(config)
-  platform = platform or jax.default_backend()
+  layout = layout or _one_device()
 
   def define(key):
     keys = iter(jax.random.split(key, 64))
@@ -119,12 +122,13 @@ def build(config: ModelConfig, constrain=lambda x, names: x, shards=lambda funct
       return {**nnx.to_pure_dict(nnx.state(ends)), 'layers': nnx.to_pure_dict(nnx.state(block))}
 
   def apply(params, tokens, positions, segment_ids, cache=None):
-    hidden = constrain(params['embedding'][tokens].astype(config.dtype), ('rows', None, 'embed'))
+    indices = layout.constrain(tokens, ('rows', None))
+    hidden = layout.constrain(params['embedding'][indices].astype(config.dtype), ('rows', None, 'embed'))
     if config.embed_scale:
       hidden = hidden * jnp.asarray(config.embed ** 0.5, config.dtype)
     if config.learned_positions:
       hidden = hidden + params['positions'][positions].astype(config.dtype)
-    hidden = constrain(hidden, ('batch', 'length', 'hidden'))
+    hidden = layout.constrain(hidden, ('batch', 'length', 'hidden'))
     if cache is None:
       start, segments, pairs = 0, segment_ids, None
     else:
@@ -132,7 +136,7 @@ def build(config: ModelConfig, constrain=lambda x, names: x, shards=lambda funct
       segments = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids, segment_ids, start, axis=1)
     if config.learned_positions and segments.shape[1] > config.max_length:
       raise UserError(f'model: rows of {segments.shape[1]} places, expected at most its {config.max_length} positions')
-    layer, differs = _layer(config, graph, constrain, shards, platform, positions, segment_ids, segments, start)
+    layer, differs = _layer(config, graph, layout, positions, segment_ids, segments, start)
 
     if isinstance(params['layers'], dict):
       hidden, pairs = jax.lax.scan(layer, hidden, (params['layers'], pairs, differs))
@@ -147,10 +151,10 @@ def build(config: ModelConfig, constrain=lambda x, names: x, shards=lambda funct
       return hidden, None
     return hidden, Cache(pairs, segments, start + tokens.shape[1])
 
-  return Model(config, init, apply, {**names(ends), 'layers': names(block)}, constrain)
+  return Model(config, init, apply, {**names(ends), 'layers': names(block)}, layout.by_rows)
 
 
-def _layer(config, graph, constrain, shards, platform, positions, segment_ids, segments, start):
+def _layer(config, graph, layout, positions, segment_ids, segments, start):
   """The body of the scan, and what it takes from layer to layer beside weights and cache.
 
   Args:
@@ -175,11 +179,12 @@ def _layer(config, graph, constrain, shards, platform, positions, segment_ids, s
     differs['frequencies'] = table
   scale, cap = config.attention_scalar ** -0.5 if config.attention_scalar else None, config.attention_cap
   names = lambda heads: ('batch', 'length', heads, 'head_dim')
-  splash = shards(functools.partial(attention.splash, windows=sorted(set(windows)), scale=scale, cap=cap,
-                                    interpret=platform != 'tpu'),
-                  (names('heads'), names('kv_heads'), names('kv_heads'), ('batch', 'length'), ()), names('heads'))
-  way = attention.pick(config, T, segments is not segment_ids, platform, cut=splash is None)
-  ragged = platform == 'tpu'
+  splash = layout.shards(
+      functools.partial(attention.splash, windows=sorted(set(windows)), scale=scale, cap=cap,
+                        interpret=layout.platform != 'tpu'),
+      (names('heads'), names('kv_heads'), names('kv_heads'), ('batch', 'length'), ()), names('heads'))
+  way = attention.pick(config, T, segments is not segment_ids, layout.platform, cut=splash is None)
+  ragged = layout.platform == 'tpu'
 
   def layer(hidden, given):
     weights, pair, own = given
@@ -192,7 +197,7 @@ def _layer(config, graph, constrain, shards, platform, positions, segment_ids, s
         'splash': lambda *qkv: splash(*qkv, segments, own.get('window', windows[0])),
     }[way]
     weights = quantised.restore_all(weights, hidden.dtype)
-    hidden, new = nnx.merge(graph, weights)(hidden, turn, attend, constrain, ragged, pair, start)
+    hidden, new = nnx.merge(graph, weights)(hidden, turn, attend, layout.constrain, ragged, pair, start)
     return hidden, None if pair is None else new
 
   if config.remat != 'none':

@@ -105,6 +105,26 @@ class Layout:
     return jax.shard_map(function, mesh=self.mesh, in_specs=tuple(map(self.spec, inputs)),
                          out_specs=self.spec(output), check_vma=False)
 
+  def by_rows(self, function, matrix, *rows):
+    """Inside a jitted function: function(matrix, *rows), each device with its own rows and all of a matrix that is cut
+    along its first axis. It is gathered once and its gradient, summed over a device's rows first, scattered once.
+
+    Args:
+      function: (matrix [D, V], rows) → a tree of arrays [n, B, T].
+      matrix: [D, V], named ('embed', 'vocab').
+      rows: arrays [n, B, T, …]; B is cut as a batch is, T as a length, where it divides.
+    """
+    context = self.rules['length']
+    even = rows[0].shape[2] % self.mesh.shape[context] == 0
+    spec = self.spec((None, 'batch', 'length' if even else None))
+
+    def local(matrix, *rows):
+      found = function(jax.lax.all_gather(matrix, self.rules['embed'], axis=0, tiled=True), *rows)
+      return found if even else jax.lax.pmean(found, context)  # the same on all of them
+
+    return jax.shard_map(local, mesh=self.mesh, in_specs=(self.spec(('embed',)), *(spec for _ in rows)), out_specs=spec,
+                         axis_names=frozenset(self.mesh.shape) - {self.rules['vocab']})(matrix, *rows)  # which XLA cuts
+
   def shardings(self, axes, shapes):
     """The shardings of a tree of parameters.
 

@@ -141,17 +141,17 @@ def update(optimizer, params, opt_state, grads, metrics):
   Returns:
     (params, opt_state, metrics with norm/gradient, norm/update and norm/params).
   """
-  updates, new_opt_state = optimizer.update(grads, opt_state, params)
-  metrics = {**metrics, 'norm/gradient': optax.tree.norm(grads), 'norm/update': optax.tree.norm(updates),
-             'norm/params': optax.tree.norm(params)}
+  metrics = {**metrics, 'norm/gradient': optax.tree.norm(grads)}
   fine = finite(metrics)
   keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, old)
+  updates, new_opt_state = optimizer.update(grads, opt_state, params)
+  metrics |= {'norm/update': optax.tree.norm(updates), 'norm/params': optax.tree.norm(params)}
   return keep(optax.apply_updates(params, updates), params), keep(new_opt_state, opt_state), metrics
 
 
 def finite(metrics):
   """Whether an update with these metrics was made: loss, gradient and update are finite. The shape of a metric, bool."""
-  return (jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['norm/gradient']) & jnp.isfinite(metrics['norm/update']))
+  return jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['norm/gradient'])
 
 
 def build(loss: Callable[..., Loss], optimizer, layout, microbatches: int = 1) -> Callable[..., Any]:

@@ -92,7 +92,7 @@ def open_model(context: Context, init: str, head: bool = False, trained: bool = 
   elif adapted:
     config = dataclasses.replace(config, base=wanted.base)
   config = dataclasses.replace(config, head=head, dtype=said.dtype, remat=said.remat, attention=said.attention)
-  model = transformer.build(config, layout.constrain, layout.shards, layout.platform)
+  model = transformer.build(config, layout)
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   shardings = layout.shardings(model.axes, shapes)
   if config.base in quantised.SMALL and layout.rollout_tensor:

@@ -108,7 +108,7 @@ def test_what_no_sampler_does_is_refused(said):
 @pytest.mark.parametrize('unroll', [True, False])
 def test_layouts_of_decoding_change_nothing(params, axes, unroll):
   def run(on):
-    model = transformer.build(CONFIG, on.constrain)
+    model = transformer.build(CONFIG, on)
     asked = on.place(prompts(lengths=(6, 3, 1, 2, 4, 6, 5, 1)))
     generate = sampler.build(model, sampling(), STOPS, PAD, samples=2, unroll=unroll, layout=on)
     return generate(jax.device_put(params, on.shardings(model.axes, params)), asked, jax.random.key(7))

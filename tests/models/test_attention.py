@@ -51,7 +51,7 @@ def test_splash_has_the_gradients_of_plain_and_runs_on_a_mesh(params):
   x, layout = inputs(), mesh.make({**mesh.DEFAULTS, 'data': 2, 'tensor': 2}, jax.devices()[:4])
   run = lambda model: jax.jit(jax.value_and_grad(lambda params: jnp.mean(seen(model, params, x) ** 3)))(params)
   want = run(build('plain'))
-  for model in (build('splash'), build('splash', layout.constrain, layout.shards)):
+  for model in (build('splash'), build('splash', layout)):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max()), run(model), want)
 
 

@@ -119,7 +119,7 @@ def test_experts_take_no_memory_for_all_experts_at_once():
 def test_sharded_equals_one_device(case, axes):
   layout = mesh.make({**mesh.DEFAULTS, **axes})
   config = pretrained.read_config(DATA / case)
-  plain, sharded = transformer.build(config), transformer.build(config, layout.constrain)
+  plain, sharded = transformer.build(config), transformer.build(config, layout)
   shardings = layout.shardings(sharded.axes, jax.eval_shape(sharded.init, jax.random.key(0)))
   inputs = [jnp.concatenate([x, x[:1]]) for x in batch()]
   want = jax.jit(plain.apply)(pretrained.load(DATA / case, config), *inputs)[0]

@@ -127,7 +127,7 @@ def test_a_kept_base_stays_cut_over_devices(kind):
   pytest.importorskip('qwix')
   config, params, _ = wide()
   on = mesh.make({**mesh.DEFAULTS, 'data': 1, 'fsdp': 4, 'tensor': 2})
-  model = transformer.build(config, on.constrain)
+  model = transformer.build(config, on)
   here = jax.device_put(params, on.shardings(model.axes, params))
   kept, alone = quantised.keep(here, kind), quantised.keep(params, kind)
   for name in config.matrices:

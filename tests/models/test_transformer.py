@@ -117,7 +117,7 @@ def test_every_leaf_has_a_name_for_each_axis(model):
 @pytest.mark.parametrize('axes', [dict(fsdp=8), dict(tensor=2), dict(context=4), dict(data=2, fsdp=2, tensor=2)])
 def test_sharded_equals_one_device(model, params, axes):
   layout = mesh.make({**mesh.DEFAULTS, 'data': -1 if 'data' not in axes else 2, **axes})
-  sharded = transformer.build(CONFIG, layout.constrain)
+  sharded = transformer.build(CONFIG, layout)
   placed = jax.device_put(params, layout.shardings(sharded.axes, params))
   inputs = [jnp.tile(x, (8, 1))[:8] for x in ragged()]
   hidden, _ = jax.jit(sharded.apply)(placed, *layout.place(inputs))

@@ -33,7 +33,7 @@ def layout(name='one device'):
 
 def model(on):
   """The tiny decoder with a scalar head, on a layout."""
-  return transformer.build(CONFIG, on.constrain)
+  return transformer.build(CONFIG, on)
 
 
 @functools.cache
