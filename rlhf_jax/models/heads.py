@@ -49,11 +49,10 @@ def token_logprobs(model, params, hidden, targets, temperature=1.0):
     return chosen, -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
 
   def chunks(matrix, *rows):
-    matrix = matrix.astype(jnp.float32)  # in which its gradient is summed over the chunks
     one = jax.checkpoint(chunk) if pad + T > places else chunk
     return jax.lax.map(lambda row: one(matrix, *row), rows)
 
-  found = model.by_rows(chunks, unembedding(params).astype(hidden.dtype), cut(hidden), cut(targets))
+  found = model.by_rows(chunks, unembedding(params), cut(hidden), cut(targets))
   return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2).reshape(B, -1)[:, :T], found)
 
 

@@ -145,10 +145,9 @@ def _rollout(context, define):
   before = [work.forward(config, layout, N // parts, P + R, head) * parts
             for head in (R, *(head for _, head in trunks))]
   training = [work.training(config, layout, N, P + R, head, parts, tree) * passes for tree, head in trunks]
-  if define is not online_preference.define:  # minibatches are a loop, into which XLA copies what it changes
-    copied = work.on_device([tree for tree, _ in trunks]) + work.on_device(state.opt_state)
-    training = [dataclasses.replace(one, held=one.held + copied) for one in training]
-  programs.append(Program('update', lambda: made.update.lower(state, *given), sum(before + training, work.Work())))
+  kept = sum(one.kept for one in training)  # both models' at once
+  together = dataclasses.replace(sum(training, work.Work()), held=kept + max(one.held - one.kept for one in training))
+  programs.append(Program('update', lambda: made.update.lower(state, *given), sum(before, work.Work()) + together))
   return Plan(resident, programs, notes)
 
 

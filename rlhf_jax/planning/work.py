@@ -19,18 +19,20 @@ class Work:
     moved: bytes that one device reads from its memory or writes to it.
     sent: bytes that leave one device for others.
     held: bytes of temporary arrays on one device at once.
+    kept: of them, those that stay until an update: what the backward pass needs, and gradients.
   """
   flops: float = 0.0
   moved: float = 0.0
   sent: float = 0.0
   held: float = 0.0
+  kept: float = 0.0
 
   def __add__(self, other):
     """One after the other."""
     return Work(self.flops + other.flops, self.moved + other.moved, self.sent + other.sent, max(self.held, other.held))
 
   def __mul__(self, times):
-    return Work(self.flops * times, self.moved * times, self.sent * times, self.held)
+    return Work(self.flops * times, self.moved * times, self.sent * times, self.held, self.kept)
 
 
 def matrices(config, experts: int) -> int:
@@ -59,7 +61,8 @@ def forward(config, layout, rows: int, length: int, head: int, start: int = 0) -
   inner = (config.heads + 2 * config.kv_heads) * config.head_dim + 3 * config.mlp
   passing = here * config.layers * width * (8 * D + 2 * inner / ways.tensor)
   sent = weights * (1 - 1 / ways.fsdp) + 2 * config.layers * here * D * width * 2 * (1 - 1 / ways.tensor)
-  held = here * width * (4 * D + 2 * inner / ways.tensor) + 2 * weights / config.layers
+  held = here * width * (4 * D + 2 * inner / ways.tensor) + 2 * matrices(config, config.experts) * width / (
+      ways.tensor * config.layers) + (D * V * width / ways.tensor if head else 0)
   if config.attention == 'plain':
     held += 4 * rows / ways.rows * config.heads / ways.tensor * length / ways.context * (length + start)
   return Work(flops, weights + passing, sent, held)
@@ -81,7 +84,8 @@ def training(config, layout, rows: int, length: int, head: int, parts: int, trai
   reduced = own * (ways.fsdp - 1) * width / 4 + 2 * own * (1 - 1 / ways.data)  # scattered over fsdp, then over data
   again = one * ((4 if config.remat == 'full' else 3) * parts)
   sent = (one.sent * (3 if config.remat == 'full' else 2) + reduced) * parts
-  return dataclasses.replace(again, moved=again.moved + 10 * own, sent=sent, held=one.held * 2 + kept)
+  summed = 4 * config.embed * config.vocab_size / ways.tensor if head else 0  # of the unembedding's gradient
+  return dataclasses.replace(again, moved=again.moved + 10 * own, sent=sent, held=one.held * 2 + kept + summed, kept=kept)
 
 
 def rollout(config, layout, prompts: int, P: int, R: int, K: int) -> Work:

@@ -111,19 +111,35 @@ class Layout:
 
     Args:
       function: (matrix [D, V], rows) → a tree of arrays [n, B, T].
-      matrix: [D, V], named ('embed', 'vocab').
+      matrix: [D, V], named ('embed', 'vocab'); it and its gradient are sent in the dtype of the first rows.
       rows: arrays [n, B, T, …]; B is cut as a batch is, T as a length, where it divides.
     """
-    context = self.rules['length']
+    sent, embed, context, vocab = rows[0].dtype, *(self.rules[name] for name in ('embed', 'length', 'vocab'))
+    apart = tuple(axis for axis in self.mesh.axis_names if axis != vocab)  # XLA cuts the vocabulary
     even = rows[0].shape[2] % self.mesh.shape[context] == 0
     spec = self.spec((None, 'batch', 'length' if even else None))
 
-    def local(matrix, *rows):
-      found = function(jax.lax.all_gather(matrix, self.rules['embed'], axis=0, tiled=True), *rows)
+    @jax.custom_vjp
+    def gather(part):
+      return jax.lax.all_gather(part.astype(sent), embed, axis=0, tiled=True).astype(part.dtype)
+
+    def scatter(_, slope):
+      parts = jax.lax.psum_scatter(slope.astype(sent), embed, scatter_dimension=0, tiled=True)
+      return (jax.lax.optimization_barrier(parts).astype(slope.dtype),)  # or XLA sums whole ones over micro-batches
+
+    gather.defvjp(lambda part: (gather(part), None), scatter)
+
+    def copy(part):  # one on each device, so that each has a gradient of its own
+      return gather(jax.lax.pcast(part, tuple(set(apart) - set(embed)), to='varying'))[None]
+
+    def local(copy, *rows):
+      found = function(copy[0], *rows)
       return found if even else jax.lax.pmean(found, context)  # the same on all of them
 
-    return jax.shard_map(local, mesh=self.mesh, in_specs=(self.spec(('embed',)), *(spec for _ in rows)), out_specs=spec,
-                         axis_names=frozenset(self.mesh.shape) - {self.rules['vocab']})(matrix, *rows)  # which XLA cuts
+    copies = jax.shard_map(copy, mesh=self.mesh, in_specs=self.spec(('embed', 'vocab')),
+                           out_specs=PartitionSpec(apart, None, vocab))(matrix)
+    return jax.shard_map(local, mesh=self.mesh, in_specs=(PartitionSpec(apart), *(spec for _ in rows)), out_specs=spec,
+                         axis_names=frozenset(apart))(copies, *rows)
 
   def shardings(self, axes, shapes):
     """The shardings of a tree of parameters.

@@ -1,5 +1,6 @@
 """From a loss to a compiled train step: micro-batches, gradient clipping, optimizer, guard, donation, shardings."""
 
+import math
 from typing import Any, Callable
 
 import flax.struct
@@ -57,12 +58,19 @@ def make_schedule(config, updates: int):
 
 
 def make_optimizer(config, updates: int) -> optax.GradientTransformation:
-  """AdamW with global-norm clipping (see OPTIMIZER) for a run of so many updates."""
+  """AdamW with global-norm clipping (see OPTIMIZER) for a run of so many updates.
+
+  Raises:
+    UserError: a value with which a finite gradient could make an update that is not.
+  """
   def decayed(params):
     kept = lambda path: any(word in jax.tree_util.keystr(path) for word in ('norm', 'bias'))
     return jax.tree_util.tree_map_with_path(lambda path, _: not kept(path), params)
   if config.moment_dtype not in ('float32', 'bfloat16'):
     raise UserError(f'optimizer.moment_dtype: expected float32 or bfloat16, got {config.moment_dtype!r}')
+  if not (config.eps > 0 and 0 <= config.b1 < 1 and 0 <= config.b2 < 1 and math.isfinite(config.learning_rate)):
+    raise UserError('optimizer: expected a finite learning_rate, eps above 0, b1 and b2 from 0 and below 1; got '
+                    + ', '.join(f'{name} {config[name]}' for name in ('learning_rate', 'eps', 'b1', 'b2')))
   adamw = optax.adamw(make_schedule(config, updates), config.b1, config.b2, config.eps,
                       weight_decay=config.weight_decay, mask=decayed, mu_dtype=config.moment_dtype)
   return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
@@ -136,7 +144,8 @@ def _cut(batch, parts):
 
 
 def update(optimizer, params, opt_state, grads, metrics):
-  """One optimizer update; where loss, gradient or update is not finite, nothing changes but the metrics say so.
+  """One optimizer update; where loss or gradient is not finite, nothing changes but the metrics say so. (Adam's update of
+  a finite gradient is finite. Were it looked at too, XLA would keep all of it before writing anything.)
 
   Returns:
     (params, opt_state, metrics with norm/gradient, norm/update and norm/params).
@@ -150,7 +159,7 @@ def update(optimizer, params, opt_state, grads, metrics):
 
 
 def finite(metrics):
-  """Whether an update with these metrics was made: loss, gradient and update are finite. The shape of a metric, bool."""
+  """Whether an update with these metrics was made: loss and gradient are finite. The shape of a metric, bool."""
   return jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['norm/gradient'])
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.models import heads, transformer
+from rlhf_jax.runtime import mesh
 
 B, T, D, V = 2, 300, 8, 33
 KEYS = jax.random.split(jax.random.key(0), 3)
@@ -48,3 +50,24 @@ def test_logits_of_the_whole_batch_are_never_kept():
 def test_untied_unembedding_is_used():
   params = {**PARAMS, 'unembedding': jnp.zeros((D, V))}
   np.testing.assert_allclose(heads.token_logprobs(MODEL, params, HIDDEN, TARGETS)[0], -np.log(V), rtol=1e-6)
+
+
+@pytest.mark.parametrize('length', [7, 8, 300])  # odd, even, chunks
+@pytest.mark.parametrize('axes', [dict(fsdp=8), dict(context=4), dict(fsdp=2, tensor=2), dict(context=2, tensor=2)])
+def test_every_mesh_gives_the_same_numbers_and_gradients(axes, length):
+  """The unembedding is cut, and whole on no device but where it is used."""
+  layout = mesh.make({**mesh.DEFAULTS, **axes})
+  keys = jax.random.split(jax.random.key(1), 3)
+  hidden, matrix = jax.random.normal(keys[0], (8, length, D)), jax.random.normal(keys[1], (D, 34))
+  targets, sharding = jax.random.randint(keys[2], (8, length), 0, 34), layout.sharding(('embed', 'vocab'))
+
+  def run(on, matrix, hidden, targets):
+    model = transformer.build(dataclasses.replace(MODEL.config, vocab_size=34), on)
+    def total(matrix, hidden):
+      logprobs, entropies = heads.token_logprobs(model, {'unembedding': matrix}, hidden, targets)
+      return jnp.sum(logprobs * entropies), (logprobs, entropies)
+    return jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(matrix, hidden)
+
+  got = run(layout, jax.device_put(matrix, sharding), *layout.place((hidden, targets)))
+  assert got[0][0].sharding.is_equivalent_to(sharding, 2)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-4), got, run(None, matrix, hidden, targets))

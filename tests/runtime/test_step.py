@@ -91,6 +91,24 @@ def test_a_loss_that_is_not_finite_changes_nothing():
   jax.tree.map(np.testing.assert_array_equal, before, jax.device_get((state.params, state.opt_state)))
 
 
+@pytest.mark.parametrize('size, made', [(1e17, 1), (1e19, 0)])  # the gradient's norm, too, is below and above 3e38
+def test_every_update_that_is_made_is_finite(size, made):
+  layout = mesh.make(mesh.DEFAULTS)
+  optimizer = steps.make_optimizer(config(clip_norm=0.0), 5)
+  state, step = state_of(layout, optimizer), steps.build(loss, optimizer, layout)
+  batch = data()
+  batch['y'] = np.float32(size) * (1 + np.abs(batch['y']))
+  state, metrics = step(state, batch)
+  assert int(state.step) == made == int(np.isfinite(metrics['loss'] + metrics['norm/gradient']))
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get((state.params, state.opt_state))))
+
+
+@pytest.mark.parametrize('change', [dict(eps=0.0), dict(b2=1.0), dict(b1=-0.1), dict(learning_rate=float('inf'))])
+def test_an_optimizer_whose_updates_may_not_be_finite(change):
+  with pytest.raises(UserError, match='expected a finite learning_rate, eps above 0, b1 and b2 from 0 and below 1; got'):
+    steps.make_optimizer(config(**change), 5)
+
+
 def test_a_batch_in_which_nothing_counts_changes_nothing_but_the_step():
   layout = mesh.make(mesh.DEFAULTS)
   optimizer = steps.make_optimizer(config(), 5)
