@@ -130,7 +130,7 @@ class Layout:
     gather.defvjp(lambda part: (gather(part), None), scatter)
 
     def copy(part):  # one on each device, so that each has a gradient of its own
-      return gather(jax.lax.pcast(part, tuple(set(apart) - set(embed)), to='varying'))[None]
+      return gather(jax.lax.pcast(part, tuple(axis for axis in apart if axis not in embed), to='varying'))[None]
 
     def local(copy, *rows):
       found = function(copy[0], *rows)
