@@ -52,7 +52,7 @@ def test_untied_unembedding_is_used():
   np.testing.assert_allclose(heads.token_logprobs(MODEL, params, HIDDEN, TARGETS)[0], -np.log(V), rtol=1e-6)
 
 
-@pytest.mark.parametrize('length', [7, 8, 300])  # odd, even, chunks
+@pytest.mark.parametrize('length', [7, 300])  # places that do not divide over context, chunks
 @pytest.mark.parametrize('axes', [dict(fsdp=8), dict(context=4), dict(fsdp=2, tensor=2), dict(context=2, tensor=2)])
 def test_every_mesh_gives_the_same_numbers_and_gradients(axes, length):
   """The unembedding is cut, and whole on no device but where it is used."""
