@@ -122,7 +122,7 @@ def build(config: ModelConfig, layout=None) -> Model:
       return {**nnx.to_pure_dict(nnx.state(ends)), 'layers': nnx.to_pure_dict(nnx.state(block))}
 
   def apply(params, tokens, positions, segment_ids, cache=None):
-    indices = layout.constrain(tokens, ('rows', None))
+    indices = layout.constrain(tokens, ('rows', None))  # else XLA may cut them along odd lengths, and fail
     hidden = layout.constrain(params['embedding'][indices].astype(config.dtype), ('rows', None, 'embed'))
     if config.embed_scale:
       hidden = hidden * jnp.asarray(config.embed ** 0.5, config.dtype)
