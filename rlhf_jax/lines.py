@@ -18,7 +18,6 @@ import sys
 from typing import Any
 
 import jax
-import numpy as np
 import tqdm
 
 from rlhf_jax import pipeline

@@ -10,7 +10,6 @@ import dataclasses
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.models import heads, lora, quantised, transformer

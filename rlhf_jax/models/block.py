@@ -72,7 +72,7 @@ class Block(nnx.Module):
       hidden: [B, T, D].
       turn: (x [B, T, H or N, C]) → the same with its positions in it.
       attend: (query, key, value) → [B, T, H, C].
-      constrain: as transformer.build takes it.
+      constrain: (array, axis names) → array laid so, see runtime/mesh.py: Layout.constrain.
       ragged: how experts are computed, see experts.py.
       cache: {'key', 'value'} [B, S, N, C], or None.
       start: the first free place of the cache, [] int32.

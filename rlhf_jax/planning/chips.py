@@ -49,7 +49,7 @@ CHIPS = {
     'h200': Chip(150.1e9, 989e12, 4800e9, 450e9, 50e9),
     'cpu': Chip(0.0, 1e11, 1e10, 1e10, 1e9),  # memory: a share of the machine's
 }
-GPUS = {  # what XLA asks of a GPU: its name, compute capability, processors, clock in GHz, and KiB of shared memory
+GPUS = {  # what XLA asks of a GPU: name, compute capability, processors, clock in GHz, KiB of shared memory, MiB of cache
     'a100': ('NVIDIA A100-SXM4-80GB', 8, 108, 1.41, 164, 40),
     'h100': ('NVIDIA H100 80GB HBM3', 9, 132, 1.98, 228, 50),
     'h200': ('NVIDIA H200', 9, 132, 1.98, 228, 50),

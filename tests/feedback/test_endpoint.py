@@ -1,4 +1,4 @@
-"""Against real HTTP servers: one in this process that plays a script, and (slow) `transformers serve`."""
+"""Against real HTTP servers: one in this process that plays a script, and (slow) `transformers serve` and llama.cpp's."""
 
 import contextlib
 import email.utils
@@ -417,8 +417,8 @@ def test_wrong_urls(tmp_path, url):
 
 @pytest.mark.parametrize('changes, message', [
     (dict(model=''), 'model'), (dict(options=('A', 'A')), 'options'), (dict(options=('A)', 'B')), 'options'),
-    (dict(concurrency=0), 'concurrency'), (dict(clamp=(0.5,)), 'clamp'), (dict(timeout=0.0), 'timeout'), (dict(template='{frist}'), 'template.*frist'),
-    (dict(template='{'), 'template')])
+    (dict(concurrency=0), 'concurrency'), (dict(clamp=(0.5,)), 'clamp'), (dict(timeout=0.0), 'timeout'),
+    (dict(template='{frist}'), 'template.*frist'), (dict(template='{'), 'template')])
 def test_wrong_configs(tmp_path, changes, message):
   with pytest.raises(UserError, match=message):
     endpoint.build('http://localhost/v1', config(**changes), tmp_path / 'cache')

@@ -13,7 +13,7 @@ import pytest
 from rlhf_jax import config as configs
 from rlhf_jax import pipeline, plan
 from rlhf_jax.errors import UserError
-from rlhf_jax.planning import chips, planner, work
+from rlhf_jax.planning import chips, planner
 from rlhf_jax.runtime import mesh
 from rlhf_jax.stages import common
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from rlhf_jax.data import records
-from rlhf_jax.errors import UserError
 from rlhf_jax.generation import sampler
 from rlhf_jax.models import heads
 from rlhf_jax.runtime import step as steps
