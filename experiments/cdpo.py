@@ -10,4 +10,4 @@ import dpo
 
 def get_config(tiny: bool = False):
   """tiny: a few steps, for tests."""
-  return dpo.like('cdpo', tiny, loss='dpo', beta=0.1, smoothing=0.1)
+  return dpo.like('cdpo', tiny, loss='dpo', beta=0.1, label_smoothing=0.1)

@@ -20,11 +20,11 @@ def get_config(tiny: bool = False):
   again = lambda stage, **changes: {**quick[stage].to_dict(), 'kind': stage, **changes}
   gate = dict(data=dict(variant='harmful'), **(dict(records=20, override=True) if tiny else {}))
   labels = rlaif.ai('{question}\n(A) {first}\n(B) {second}\n{principle}\n', pairs=6, constitution=HARM, gate=gate)
-  answers = dict(policies=('sl_cai', 'helpful_only'), samples=3)
+  answers = dict(policies=('sl_cai', 'helpful_only'), num_samples=3)
   config = quickstart.then(
       'rl_cai', tiny, ('pretrain',), labeller=rlaif.LABELLER,
       helpful_only=again('sft', init='labeller', data=dict(variant='helpful_only', count=300)),
-      critique=dict(model='helpful_only', constitution=HARM, revision='\n\nRevision:', length=26, context=192,
+      critique=dict(model='helpful_only', constitution=HARM, revision='\n\nRevision:', max_length=26, max_context=192,
                     judge='oracle', data=dict(variant='harmful'), helpful=dict(variant='questions')),
       sl_cai=again('sft', init='labeller', data=dict(source='jsonl', path=('{workdir}/critique/{split}.jsonl',))),
       feedback=again('feedback', **answers, data=dict(variant='questions')),

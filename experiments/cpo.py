@@ -10,4 +10,4 @@ import dpo
 
 def get_config(tiny: bool = False):
   """tiny: a few steps, for tests."""
-  return dpo.like('cpo', tiny, loss='cpo', beta=0.1, sft_coefficient=0.2, reference='')
+  return dpo.like('cpo', tiny, loss='cpo', beta=0.1, nll_coefficient=0.2, reference='')

@@ -19,7 +19,7 @@ def get_config(tiny: bool = False):
   """tiny: a few steps, for tests."""
   return quickstart.then('direct_rlaif', tiny, ('pretrain', 'sft'), labeller=rlaif.LABELLER, direct_rlaif=dict(
       kind='policy_gradient', reward='scorer:labeller', advantage='leave_one_out', loss='reinforce',
-      reduce='sequence_sum', kl_coefficient=0.05, batch_size=16, samples=4, length=26, optimizer=dict(learning_rate=3e-4),
+      reduce='sequence_sum', kl_coefficient=0.05, batch_size=16, num_samples=4, max_length=26, optimizer=dict(learning_rate=3e-4),
       scorer=dict(template='{conversation}\n\nAssistant: {response}\n\n', ending='Critique:', options=tuple(GRADES),
-                  grades=tuple(GRADES.values()), length=192),
+                  grades=tuple(GRADES.values()), max_length=192),
       loop=dict(steps=120, eval_every=60, save_every=60)))

@@ -11,7 +11,7 @@ import quickstart
 def like(name: str, tiny: bool, **section):
   """DPO's experiment with another formula, under its own name."""
   return quickstart.then(name, tiny, ('pretrain', 'sft', 'feedback'), **{name: dict(
-      dict(kind='preference', batch_size=8, responses_per_row=6, length=58,
+      dict(kind='preference', batch_size=8, responses_per_row=6, max_length=58,
            data=dict(source='jsonl', path=('{workdir}/feedback/{split}.jsonl',)),
            loop=dict(steps=150, eval_every=75, save_every=75), optimizer=dict(learning_rate=4e-4)), **section)})
 

@@ -10,4 +10,4 @@ import dpo
 
 def get_config(tiny: bool = False):
   """tiny: a few steps, for tests."""
-  return dpo.like('dpop', tiny, loss='dpop', beta=0.1, sft_coefficient=0.5)
+  return dpo.like('dpop', tiny, loss='dpop', beta=0.1, nll_coefficient=0.5)

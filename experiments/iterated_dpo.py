@@ -11,9 +11,9 @@ import quickstart
 
 def get_config(tiny: bool = False):
   """tiny: a few steps, for tests."""
-  collect = lambda policy: dict(kind='feedback', source='reward', policies=(policy,), samples=4, length=26)
+  collect = lambda policy: dict(kind='feedback', source='reward', policies=(policy,), num_samples=4, max_length=26)
   learn = lambda policy, rankings: dict(
-      kind='preference', init=policy, reference=policy, loss='dpo', beta=0.1, batch_size=8, responses_per_row=4, length=58,
+      kind='preference', init=policy, reference=policy, loss='dpo', beta=0.1, batch_size=8, responses_per_row=4, max_length=58,
       data=dict(source='jsonl', path=(f'{{workdir}}/{rankings}/{{split}}.jsonl',)),
       optimizer=dict(learning_rate=1e-4), loop=dict(steps=50, eval_every=50, save_every=50))
   return quickstart.then(

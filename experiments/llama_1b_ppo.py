@@ -21,14 +21,14 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
   config.mesh = dict(preset='auto')
   data = lambda name: dict(source='jsonl', path=('{data}/' + name + '.{split}.jsonl.gz',))
   config.data = '../shared/data'
-  config.sft = dict(init='random', batch_size=256, length=1024, data=data('sft'), optimizer=dict(learning_rate=1e-5))
-  config.reward = dict(batch_size=256, responses_per_row=4, length=1024, data=data('preferences'),
+  config.sft = dict(init='random', batch_size=256, max_length=1024, data=data('sft'), optimizer=dict(learning_rate=1e-5))
+  config.reward = dict(batch_size=256, responses_per_row=4, max_length=1024, data=data('preferences'),
                        demonstrations=data('sft'), optimizer=dict(learning_rate=1e-5))
-  config.ppo = dict(batch_size=512, length=512, data=data('prompts'), sampling=dict(max_new_tokens=512),
+  config.ppo = dict(batch_size=512, max_length=512, data=data('prompts'), sampling=dict(max_new_tokens=512),
                     optimizer=dict(learning_rate=1e-6))
   if tiny:
     config.model = dict(embed=64, layers=2, heads=4, kv_heads=2, head_dim=16, mlp=128, max_length=128)
     config.tokenizer = dict(vocab_size=256)
-    config.sft.length = config.reward.length = 64
-    config.ppo = dict(batch_size=32, length=32, data=data('prompts'), sampling=dict(max_new_tokens=32))
+    config.sft.max_length = config.reward.max_length = 64
+    config.ppo = dict(batch_size=32, max_length=32, data=data('prompts'), sampling=dict(max_new_tokens=32))
   return config

@@ -12,5 +12,5 @@ import quickstart
 def get_config(tiny: bool = False):
   """tiny: a few steps, for tests."""
   return quickstart.then('online_dpo', tiny, ('pretrain', 'sft', 'feedback', 'reward'), online_dpo=dict(
-      kind='online_preference', loss='dpo', beta=0.1, batch_size=32, samples=2, length=26,
+      kind='online_preference', loss='dpo', beta=0.1, batch_size=32, num_samples=2, max_length=26,
       optimizer=dict(learning_rate=2e-4), loop=dict(steps=60, eval_every=30, save_every=30)))

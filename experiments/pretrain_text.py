@@ -19,14 +19,14 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
   config.model = dict(embed=256, layers=6, heads=4, kv_heads=4, head_dim=64, mlp=704)
   config.tokenizer = dict(vocab_size=4096, documents=2000, data=dict(source='jsonl', path=PATH))
   config.pretrain = dict(
-      batch_size=16, length=256, eval_records=249, samples=6,
+      batch_size=16, max_length=256, eval_records=249, shown_responses=6,
       data=dict(source='jsonl', path=PATH), sampling=dict(max_new_tokens=48, temperature=0.8),
       optimizer=dict(learning_rate=2e-3, warmup_steps=50),
       loop=dict(steps=260, eval_every=130, save_every=130))
   if tiny:
     config.model = dict(embed=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp=64)
     config.tokenizer.vocab_size, config.tokenizer.documents = 512, 50
-    config.pretrain.batch_size, config.pretrain.length, config.pretrain.eval_records = 8, 64, 8
+    config.pretrain.batch_size, config.pretrain.max_length, config.pretrain.eval_records = 8, 64, 8
     config.pretrain.data.count = 40
     config.pretrain.loop = dict(steps=4, eval_every=2, save_every=2, log_every=1)
   return config

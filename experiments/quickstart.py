@@ -15,17 +15,17 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
   config.stages = ('pretrain', 'sft', 'feedback', 'reward', 'ppo')
   config.model = dict(embed=128, layers=4, heads=4, kv_heads=4, head_dim=32, mlp=384)
   sampling = dict(max_new_tokens=32)
-  config.pretrain = dict(batch_size=16, length=96, loop=dict(steps=1400, eval_every=700, save_every=350),
+  config.pretrain = dict(batch_size=16, max_length=96, loop=dict(steps=1400, eval_every=700, save_every=350),
                          optimizer=dict(learning_rate=5e-3), sampling=sampling)
-  config.sft = dict(batch_size=16, length=96, loop=dict(steps=70, eval_every=35, save_every=70),
+  config.sft = dict(batch_size=16, max_length=96, loop=dict(steps=70, eval_every=35, save_every=70),
                     optimizer=dict(learning_rate=3e-4), sampling=sampling, data=dict(count=300))
-  config.feedback = dict(policies=('sft', 'pretrain'), samples=3, length=26, sampling=sampling)
-  config.reward = dict(batch_size=8, responses_per_row=6, length=58, loop=dict(steps=120, eval_every=60, save_every=60),
+  config.feedback = dict(policies=('sft', 'pretrain'), num_samples=3, max_length=26, sampling=sampling)
+  config.reward = dict(batch_size=8, responses_per_row=6, max_length=58, loop=dict(steps=120, eval_every=60, save_every=60),
                        data=dict(source='jsonl', path=('{workdir}/feedback/{split}.jsonl',)),
                        optimizer=dict(learning_rate=5e-4, warmup_steps=10))
-  config.ppo = dict(batch_size=64, length=26, epochs=1, minibatches=2, kl_coefficient=0.25, sampling=sampling,
+  config.ppo = dict(batch_size=64, max_length=26, epochs=1, minibatches=2, kl_coefficient=0.25, sampling=sampling,
                     loop=dict(steps=80, eval_every=40, save_every=40), optimizer=dict(learning_rate=4e-4))
-  config.evaluation = dict(models=dict(base='pretrain', sft='sft', ppo='ppo'), samples=2, length=26,
+  config.evaluation = dict(models=dict(base='pretrain', sft='sft', ppo='ppo'), num_samples=2, max_length=26,
                            sampling=sampling)
   if tiny:
     config.model = dict(embed=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp=64)
@@ -36,7 +36,7 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
       config[name].eval_records = 8
     config.pretrain.data = dict(count=400)
     config.tokenizer = dict(documents=400)
-    config.reward.length = 128  # an untrained model's answers are longer when read again
+    config.reward.max_length = 128  # an untrained model's answers are longer when read again
     config.feedback.data = dict(count=16)
     config.feedback.batch_size = 16
     config.evaluation.data = dict(count=16)
@@ -46,9 +46,9 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
 
 _TINY = dict(  # of the stages after the quickstart's
     feedback=dict(data=dict(count=16), batch_size=16), sft=dict(batch_size=8, eval_records=8),
-    pretrain=dict(batch_size=8, eval_records=8), reward=dict(batch_size=8, length=128),
+    pretrain=dict(batch_size=8, eval_records=8), reward=dict(batch_size=8, max_length=128),
     ppo=dict(batch_size=8, eval_records=8), critique=dict(batch_size=16, data=dict(count=16), helpful=dict(count=16)),
-    preference=dict(batch_size=8, length=128, eval_records=8),
+    preference=dict(batch_size=8, max_length=128, eval_records=8),
     policy_gradient=dict(batch_size=8, eval_records=8), online_preference=dict(batch_size=8, eval_records=8))
 
 

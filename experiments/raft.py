@@ -11,9 +11,9 @@ import quickstart
 
 def get_config(tiny: bool = False):
   """tiny: a few steps, for tests."""
-  collect = lambda policy: dict(kind='feedback', source='reward', policies=(policy,), samples=8, length=26)
+  collect = lambda policy: dict(kind='feedback', source='reward', policies=(policy,), num_samples=8, max_length=26)
   learn = lambda policy, rankings: dict(
-      kind='sft', init=policy, batch_size=16, length=96, optimizer=dict(learning_rate=3e-4),
+      kind='sft', init=policy, batch_size=16, max_length=96, optimizer=dict(learning_rate=3e-4),
       data=dict(source='jsonl', path=(f'{{workdir}}/{rankings}/{{split}}.jsonl',)),
       loop=dict(steps=40, eval_every=40, save_every=40))
   return quickstart.then(

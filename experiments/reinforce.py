@@ -10,5 +10,5 @@ import rloo
 
 def get_config(tiny: bool = False):
   """tiny: a few steps, for tests."""
-  return rloo.like('reinforce', tiny, batch_size=64, samples=1, advantage='batch_baseline', loss='reinforce',
+  return rloo.like('reinforce', tiny, batch_size=64, num_samples=1, advantage='batch_baseline', loss='reinforce',
                    reduce='sequence_sum', kl_coefficient=0.25)

@@ -10,5 +10,5 @@ import rloo
 
 def get_config(tiny: bool = False):
   """tiny: a few steps, for tests."""
-  return rloo.like('reinforce_plus_plus', tiny, batch_size=64, samples=1, advantage='batch_baseline', whiten_advantages=True,
+  return rloo.like('reinforce_plus_plus', tiny, batch_size=64, num_samples=1, advantage='batch_baseline', whiten_advantages=True,
                    kl_place='tokens', kl_coefficient=0.25, minibatches=2)

@@ -10,7 +10,7 @@ what is wrong with each answer, then which is better; and so does it. All that d
 
 import quickstart
 
-LABELLER = dict(kind='pretrain', init='pretrain', batch_size=16, length=144, data=dict(variant='feedback'),
+LABELLER = dict(kind='pretrain', init='pretrain', batch_size=16, max_length=144, data=dict(variant='feedback'),
                 optimizer=dict(learning_rate=4e-3), loop=dict(steps=1200, eval_every=400, save_every=400))
 
 
@@ -18,7 +18,7 @@ def ai(template: str = '{question}\n(A) {first}\n(B) {second}\n', **changes) -> 
   """The labeller as judge, asked as its documents are written; one verdict in ten of theirs is wrong, so it doubts enough
   without a clamp."""
   return dict(judges=('labeller',), judge=dict(
-      template=template, think='Thoughts:', thought=40, clamp=(0.0, 1.0), ending='The better answer is (', length=192,
+      template=template, think='Thoughts:', thought=40, clamp=(0.0, 1.0), ending='The better answer is (', max_length=192,
       batch_size=64), **changes)
 
 

@@ -12,7 +12,7 @@ import quickstart
 def like(name: str, tiny: bool, **section):
   """RLOO's experiment with other choices, under its own name: 64 answers a step, as the quickstart's PPO."""
   return quickstart.then(name, tiny, ('pretrain', 'sft', 'feedback', 'reward'), **{name: dict(
-      dict(kind='policy_gradient', batch_size=16, samples=4, length=26, optimizer=dict(learning_rate=2e-4),
+      dict(kind='policy_gradient', batch_size=16, num_samples=4, max_length=26, optimizer=dict(learning_rate=2e-4),
            loop=dict(steps=60, eval_every=30, save_every=30)), **section)})
 
 

@@ -10,4 +10,4 @@ import dpo
 
 def get_config(tiny: bool = False):
   """tiny: a few steps, for tests."""
-  return dpo.like('robust_dpo', tiny, loss='robust', beta=0.1, smoothing=0.1, optimizer=dict(learning_rate=2e-4))
+  return dpo.like('robust_dpo', tiny, loss='robust', beta=0.1, label_smoothing=0.1, optimizer=dict(learning_rate=2e-4))

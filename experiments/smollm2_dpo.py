@@ -17,7 +17,7 @@ def get_config(tiny: bool = False):
   data = config.reward.data
   config.stages = ('sft', 'dpo')
   config.dpo = dict(
-      kind='preference', loss='dpo', beta=0.1, batch_size=2, responses_per_row=9, length=128, eval_records=240, data=data,
+      kind='preference', loss='dpo', beta=0.1, batch_size=2, responses_per_row=9, max_length=128, eval_records=240, data=data,
       reference_logprobs='live',  # 40 steps read a tenth of the data
       sampling=dict(max_new_tokens=40), optimizer=dict(learning_rate=5e-6, warmup_steps=5),
       loop=dict(steps=40, eval_every=40, save_every=20, log_every=1))

@@ -28,20 +28,20 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
   config.data = '../shared/data'
   config.tokenizer = dict(init='smollm2', chat_template=TEMPLATE)
   config.sft = dict(
-      init='smollm2', batch_size=8, length=96, eval_records=64, data=data('sft'),
+      init='smollm2', batch_size=8, max_length=96, eval_records=64, data=data('sft'),
       sampling=dict(max_new_tokens=40), optimizer=dict(learning_rate=2e-5, warmup_steps=5),
       loop=dict(steps=40, eval_every=20, save_every=20, log_every=1))
   config.reward = dict(
-      init='sft', batch_size=2, responses_per_row=9, length=128, eval_records=480,
+      init='sft', batch_size=2, responses_per_row=9, max_length=128, eval_records=480,
       data=data('preferences', 'rankings'), demonstrations=data('sft'), centre_records=32,
       optimizer=dict(learning_rate=3e-5, warmup_steps=5),
       loop=dict(steps=40, eval_every=0, save_every=20, log_every=1))
   config.ppo = dict(
-      batch_size=48, length=28, epochs=1, minibatches=2, value='', missing_eos=False, kl_coefficient=0.05,
+      batch_size=48, max_length=28, epochs=1, minibatches=2, value='', missing_eos=False, kl_coefficient=0.05,
       eval_records=214, data=data('prompts'), sampling=sampling,
       optimizer=dict(learning_rate=1e-5, warmup_steps=5), loop=dict(steps=40, eval_every=20, save_every=20, log_every=1))
   config.evaluation = dict(
-      models=dict(sft='sft', ppo='ppo'), judge='reward', samples=3, batch_size=48, length=28,
+      models=dict(sft='sft', ppo='ppo'), judge='reward', num_samples=3, batch_size=48, max_length=28,
       data=data('prompts'), sampling=sampling)
   if tiny:
     for name in config.stages:

@@ -17,10 +17,10 @@ def get_config(tiny: bool = False):
   config.stages = ('sft', 'feedback', 'reward', 'ppo')
   people = config.reward.data.to_dict()
   config.feedback = dict(
-      source='ai', policies=('sft',), samples=3, batch_size=16, length=28, data=config.ppo.data.to_dict(),
+      source='ai', policies=('sft',), num_samples=3, batch_size=16, max_length=28, data=config.ppo.data.to_dict(),
       sampling=config.ppo.sampling.to_dict(),
       ai=dict(judges=('smollm2',), constitution=('helpfulness', 'honesty'), pairs=2, gate=dict(data=people),
-              judge=dict(chat=True, ending='(', batch_size=8, length=512)))
+              judge=dict(chat=True, ending='(', batch_size=8, max_length=512)))
   config.reward.data = dict(source='jsonl', path=('{workdir}/feedback/{split}.jsonl',))
   if tiny:
     config.feedback.data.count = 8

@@ -19,12 +19,14 @@ from rlhf_jax import config as configs
 from rlhf_jax.data import batches, encode, sources
 from rlhf_jax.data.tinyworld import vocabulary
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation import answers, judges, report, table
+from rlhf_jax.evaluation import oracle_judge, report, table
+from rlhf_jax.generation import responses
 from rlhf_jax.generation import sampler
-from rlhf_jax.models import pretrained
-from rlhf_jax.models.tokenizer import Tokenizer
+from rlhf_jax.interop import pretrained
+from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.runtime import hosts, mesh
-from rlhf_jax.stages import STAGES, common, rollout, weights
+from rlhf_jax.stages import STAGES
+from rlhf_jax.stages.shared import common, model_sources, rollout
 
 DEFAULTS = dict(
     seed=0,  # of everything random
@@ -49,9 +51,9 @@ DEFAULTS = dict(
         judge='oracle',  # who says which answer is better: oracle (of the embedded world), a reward stage or program
         best_of=dict(),  # row → N: its answers are the best of N by `reward`, or by the judge where it is a reward
         reward='reward',
-        samples=1,  # answers to each prompt
+        num_samples=1,  # answers to each prompt
         batch_size=64,
-        length=48,  # tokens of a prompt at most
+        max_length=48,  # tokens of a prompt at most
         data=dict(sources.DEFAULTS),
         sampling=dict(sampler.DEFAULTS)),
 )
@@ -74,27 +76,27 @@ def run(config, workdir) -> dict:
   """
   workdir = Path(workdir)
   cache_compilations()
-  layout = mesh.make(config.mesh, need=weights.need(configs.resolve(config, workdir=workdir, data=config.data))
+  layout = mesh.make_layout(config.mesh, need=model_sources.mesh_need(configs.resolve(config, workdir=workdir, data=config.data))
                      if config.mesh.preset == 'auto' else None)
   check(config, layout)
   claim(config, workdir)
   if layout.why:
     say(layout.why)
-  hosts.meet('claimed')
+  hosts.barrier('claimed')
   config = configs.resolve(config, workdir=workdir, data=config.data)
   tokenizer = open_tokenizer(config, workdir)
-  hosts.meet('tokenizer')
+  hosts.barrier('tokenizer')
   for number, name in enumerate(config.stages, 1):
     context = common.Context(config, name, workdir, layout, tokenizer)
     if finished(context) is None:
       say(f'— {number}/{len(config.stages)} {name} ' + '—' * 40)
       started = time.monotonic()
       STAGES[config[name].kind].run(context)
-      hosts.meet(f'{name} ran')
+      hosts.barrier(f'{name} ran')
       trained = context.directory / 'done.json'  # knows the time before a resume too
       seconds = json.loads(trained.read_text())['seconds'] if trained.is_file() else time.monotonic() - started
-      common.write(context.directory / 'finished.json', json.dumps({'seconds': seconds}) + '\n')
-      hosts.meet(f'{name} finished')
+      common.write_text(context.directory / 'finished.json', json.dumps({'seconds': seconds}) + '\n')
+      hosts.barrier(f'{name} finished')
   return evaluate(config, workdir, layout, tokenizer)
 
 
@@ -134,9 +136,9 @@ def check(config, layout) -> None:
   for name, count in said.best_of.items():
     if name not in said.models or not isinstance(count, int) or count < 1:
       raise UserError(f'config.evaluation.best_of.{name}: expected a row of models and a number from 1, got {count!r}')
-  if said.batch_size < 1 or said.batch_size % layout.batch_ways:
+  if said.batch_size < 1 or said.batch_size % layout.batch_shards:
     raise UserError(f'config.evaluation: a batch of {said.batch_size} rows does not divide over the '
-                    f'{layout.batch_ways} device(s) of the mesh axes data, fsdp and expert')
+                    f'{layout.batch_shards} device(s) of the mesh axes data, fsdp and expert')
 
 
 def claim(config, workdir: Path) -> None:
@@ -168,7 +170,7 @@ def claim(config, workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     if not begun:
       (workdir / 'tokenizer' / 'ready.json').unlink(missing_ok=True)
-    common.write(path, text)
+    common.write_text(path, text)
   except OSError as error:
     raise UserError(f'--workdir={workdir}: cannot write there: {error.strerror}') from None
 
@@ -179,7 +181,7 @@ def open_tokenizer(config, workdir: Path) -> Tokenizer:
   if (directory / 'ready.json').is_file():
     return Tokenizer.load(directory)
   if said.init == 'train':
-    documents = sources.load(said.data, 'document', 'train')[:said.documents]
+    documents = sources.load_records(said.data, 'document', 'train')[:said.documents]
     core = vocabulary.train((document.text for document in documents), said.vocab_size)
     tokenizer = Tokenizer(core, vocabulary.CHAT_TEMPLATE, eos='<eos>', pad='<pad>')
   else:
@@ -188,7 +190,7 @@ def open_tokenizer(config, workdir: Path) -> Tokenizer:
     tokenizer = tokenizer.with_template(said.chat_template)
   if jax.process_index() == 0:
     tokenizer.save(directory)
-    common.write(directory / 'ready.json', '{}\n')
+    common.write_text(directory / 'ready.json', '{}\n')
   return tokenizer
 
 
@@ -220,7 +222,7 @@ def evaluate(config, workdir: Path, layout, tokenizer) -> dict:
       results['reward' if config[name].kind == 'reward' else name] = values
   results['seconds'] = {name: finished(context) for name, context in contexts.items()}
   results['seconds']['evaluation'] = time.monotonic() - started
-  lines = [table.text(results['models'])] if results['models'] else []
+  lines = [table.format_table(results['models'])] if results['models'] else []
   if 'accuracy' in results['reward']:
     lines.append(f'reward model: {results["reward"]["accuracy"]:.1%} of {results["reward"]["pairs"]:.0f} held-out pairs '
                  f'(the longer response: {results["reward"]["length_accuracy"]:.1%})')
@@ -230,8 +232,8 @@ def evaluate(config, workdir: Path, layout, tokenizer) -> dict:
     image = report.picture(curves, results['models'])
     (workdir / 'report.png').write_bytes(image)
     talks = {name: report.read_transcripts(context.directory) for name, context in contexts.items()}
-    common.write(workdir / 'report.html', report.page(workdir.name, results['table'], image, shown, prompts, talks))
-  common.write(done, json.dumps(results, indent=2) + '\n')
+    common.write_text(workdir / 'report.html', report.page(workdir.name, results['table'], image, shown, prompts, talks))
+  common.write_text(done, json.dumps(results, indent=2) + '\n')
   say(results['table'])
   say(f'\nReport: {workdir / "report.html"}')
   return results
@@ -240,8 +242,8 @@ def evaluate(config, workdir: Path, layout, tokenizer) -> dict:
 def compare(config, context):
   """(rows of the table, a few answers by model, their prompts)."""
   section, tokenizer = config.evaluation, context.tokenizer
-  records = sources.load(section.data, 'prompt', 'validation')
-  examples = encode.prompts(records, tokenizer, section.length)
+  records = sources.load_records(section.data, 'prompt', 'validation')
+  examples = encode.prompts(records, tokenizer, section.max_length)
   prompts = [records[int(example['index'])] for example in examples]
   scored = section.judge != 'oracle'
   name = section.judge if scored else section.reward
@@ -254,15 +256,15 @@ def compare(config, context):
   for number, (name, stage) in enumerate(rows):
     model, read = common.open_model(context, stage)
     count = section.best_of.get(name)
-    answer = answers.build(model, section.sampling, tokenizer, context.layout, section.samples * (count or 1),
+    answer = responses.build_responder(model, section.sampling, tokenizer, context.layout, section.num_samples * (count or 1),
                            baseline_model, score if scored or count else None)
     answered = answer(read(), batches.prompts_once(examples, section.batch_size), jax.random.fold_in(key, number),
                       None if count else baseline)
-    given[name] = answers.best_of(answered, count) if count else answered
-    judged[name] = {'utility': given[name].scores} if scored else judges.oracle(prompts, given[name].texts)
+    given[name] = responses.select_best_of(answered, count) if count else answered
+    judged[name] = {'utility': given[name].scores} if scored else oracle_judge.judge_with_oracle(prompts, given[name].texts)
   utility = judged[baseline_row(config)]['utility']
   others = {name: judged[name]['utility'] for name in section.versus if name in judged}
-  table_rows = {name: table.row(given[name], judged[name], utility, others) for name, _ in rows}
+  table_rows = {name: table.make_row(given[name], judged[name], utility, others) for name, _ in rows}
   few = np.linspace(0, len(prompts) - 1, min(24, len(prompts))).astype(int)
   return (table_rows, {name: [given[name].texts[i][0] for i in few] for name, _ in rows},
           [prompts[i].messages[-1]['content'] for i in few])

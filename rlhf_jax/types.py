@@ -109,11 +109,11 @@ class TrainState:
   @property
   def params(self) -> Params:
     """The whole model: what is trained and what is not."""
-    return joined(self.trained, self.frozen.get('params', {}))
+    return merge_params(self.trained, self.frozen.get('params', {}))
 
 
-def joined(one: Params, other: Params) -> Params:
+def merge_params(one: Params, other: Params) -> Params:
   """Two trees of parameters as one; where both have a leaf, the first one's."""
-  both = {name: joined(leaf, other[name]) if isinstance(leaf, dict) and name in other else leaf
+  both = {name: merge_params(leaf, other[name]) if isinstance(leaf, dict) and name in other else leaf
           for name, leaf in one.items()}
   return {**other, **both}

@@ -19,7 +19,7 @@ from rlhf_jax.generation import sampler
 from rlhf_jax.models import transformer
 from rlhf_jax.runtime import mesh
 from rlhf_jax.runtime import step as steps
-from rlhf_jax.stages import supervised
+from rlhf_jax.stages.shared import supervised
 from rlhf_jax.types import Prompts, Sequences
 
 
@@ -53,8 +53,8 @@ def main():
   o = parser.parse_args()
   config = transformer.ModelConfig(o.vocab_size, o.embed, o.layers, o.heads, o.kv_heads, o.embed // o.heads, o.mlp,
                                    dtype=o.dtype)
-  layout = mesh.make(mesh.DEFAULTS)
-  model = transformer.build(config, layout)
+  layout = mesh.make_layout(mesh.DEFAULTS)
+  model = transformer.build_model(config, layout)
   params = jax.jit(model.init)(jax.random.key(0))
   flops, bandwidth = limits(o.dtype)
   count = transformer.parameter_count(model)
@@ -62,7 +62,7 @@ def main():
         f'matrix-vector {bandwidth / 1e9:.1f} GB/s')
 
   optimizer = steps.make_optimizer(ml_collections.ConfigDict(steps.OPTIMIZER), 100)
-  state = steps.init_state(jax.device_put(params, layout.shardings(model.axes, params)), optimizer, jax.random.key(0),
+  state = steps.create_train_state(jax.device_put(params, layout.shardings(model.axes, params)), optimizer, jax.random.key(0),
                            layout)
   step = steps.build(supervised.build_loss(model), optimizer, layout)
   ones = np.ones((o.batch, o.length), np.int32)
@@ -78,7 +78,7 @@ def main():
   print(f'train: {o.batch * o.length / taken:,.0f} tokens/s, {done / 1e9:.1f} GFLOP/s = {done / flops:.0%} of the product')
 
   sampling = ml_collections.ConfigDict({**sampler.DEFAULTS, 'max_new_tokens': o.response})
-  generate = sampler.build(model, sampling, (), 0, o.samples)
+  generate = sampler.build_sampler(model, sampling, (), 0, o.samples)
   prompts = Prompts(jnp.ones((o.batch, o.prompt), jnp.int32), jnp.ones((o.batch, o.prompt), bool), jnp.arange(o.batch))
   taken = seconds(lambda: generate(keep['state'].params, prompts, jax.random.key(1)))
   rate = o.response * count * jnp.dtype(o.dtype).itemsize / taken

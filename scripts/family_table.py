@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 import re
 
-from rlhf_jax.models.families import FAMILIES
+from rlhf_jax.interop.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r'(<!-- families -->\n).*?(<!-- /families -->)', re.DOTALL)
@@ -17,11 +17,11 @@ REAL = {'llama': 'SmolLM2-135M-Instruct from its GGUF file, against logprobs rec
 def table() -> str:
   """The table, in Markdown."""
   cases, from_gguf, version = {}, {'mistral': ['as `llama`, without windows']}, set()
-  for path in sorted((ROOT / 'tests/models/data').glob('*/config.json')):
+  for path in sorted((ROOT / 'tests/interop/data').glob('*/config.json')):
     said = json.loads(path.read_text())
     cases.setdefault(said['model_type'], []).append(path.parent.name)
     version.add(said['transformers_version'])
-    if (ROOT / f'tests/models/gguf/{path.parent.name}.gguf').is_file():
+    if (ROOT / f'tests/interop/gguf/{path.parent.name}.gguf').is_file():
       from_gguf.setdefault(said['model_type'], []).append(path.parent.name)
   lines = [f'Checked against transformers {", ".join(sorted(version))}, float32, tiny random models, in safetensors '
            'and in GGUF as llama.cpp converts them:', '',

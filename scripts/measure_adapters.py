@@ -14,7 +14,7 @@ import numpy as np
 
 from rlhf_jax.models import heads, lora, quantised, transformer
 from rlhf_jax.runtime import mesh
-from rlhf_jax.stages import weights
+from rlhf_jax.stages.shared import model_sources
 
 README = Path(__file__).resolve().parents[1] / 'README.md'
 
@@ -26,16 +26,16 @@ def size(tree) -> float:
 
 
 def main():
-  layout, source = mesh.make(mesh.DEFAULTS), weights.find('smollm2')
+  layout, source = mesh.make_layout(mesh.DEFAULTS), model_sources.find_model('smollm2')
   ids = source.tokenizer().encode(README.read_text())
   tokens = np.array(ids[:len(ids) // 128 * 128], np.int32).reshape(-1, 128)[:16]
   positions = np.tile(np.arange(128, dtype=np.int32), (len(tokens), 1))
 
   def logprobs(kind):
-    model = transformer.build(dataclasses.replace(source.config, base=kind))
-    params = weights.read(source, layout, kind, {})
+    model = transformer.build_model(dataclasses.replace(source.config, base=kind))
+    params = model_sources.read_parameters(source, layout, kind, {})
     hidden = jax.jit(model.apply)(params, tokens, positions, np.ones_like(tokens))[0]
-    every = jax.jit(lambda hidden: jax.nn.log_softmax(heads.logits(model, params, hidden)))(hidden[:, :-1])
+    every = jax.jit(lambda hidden: jax.nn.log_softmax(heads.next_token_logits(model, params, hidden)))(hidden[:, :-1])
     return np.asarray(every), size(params), size([params['layers'][name] for name in model.config.matrices])
 
   print(f'{"base":10} {"MB":>5} {"matrices":>8} {"nats per token":>14} {"KL":>8}')
@@ -47,8 +47,8 @@ def main():
     print(f'{kind:10} {total:5.0f} {matrices:8.0f} {loss:14.3f} {divergence:8.4f}')
 
   config = dataclasses.replace(source.config, lora_rank=8, lora_targets=source.config.matrices, head=True)
-  shapes = jax.eval_shape(transformer.build(config).init, jax.random.key(0))
-  trained, frozen = map(size, lora.split(shapes))
+  shapes = jax.eval_shape(transformer.build_model(config).init, jax.random.key(0))
+  trained, frozen = map(size, lora.split_trainable(shapes))
   print(f'\nadapters of rank 8: {trained:.1f} MB, Adam {2 * trained:.1f}; base {frozen:.0f}')
   print(f'PPO: policy, value, reference and reward model on one base {frozen + 4 * trained:.0f} MB, '
         f'Adam {4 * trained:.0f}; all parameters trained {4 * frozen:.0f} MB, Adam {4 * frozen:.0f}')

@@ -24,7 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from rlhf_jax.models import families, pretrained, safetensors_io, transformer
+from rlhf_jax.interop import families, pretrained, safetensors_io
+from rlhf_jax.models import transformer
 from rlhf_jax.runtime import mesh
 
 
@@ -56,8 +57,8 @@ def main():
   parser.add_argument('--layers', type=int, default=16)
   config = transformer.ModelConfig(vocab_size=32000, embed=1536, layers=parser.parse_args().layers, heads=12,
                                    kv_heads=4, head_dim=128, mlp=6144, tied=False)
-  layout = mesh.make({**mesh.DEFAULTS, 'data': 1, 'fsdp': 8})
-  model = transformer.build(config, layout)
+  layout = mesh.make_layout({**mesh.DEFAULTS, 'data': 1, 'fsdp': 8})
+  model = transformer.build_model(config, layout)
   shardings = layout.shardings(model.axes, jax.eval_shape(model.init, jax.random.key(0)))
   with tempfile.TemporaryDirectory() as place:
     place, read, peaks = Path(place), [], []
@@ -84,7 +85,7 @@ def main():
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    params = pretrained.load(place, config, shardings)
+    params = pretrained.load_parameters(place, config, shardings)
     done.set()
     watcher.join()
     last = [leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(params)]

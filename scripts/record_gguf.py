@@ -1,7 +1,7 @@
 """Records tiny GGUF files as llama.cpp's own converter writes them, and what transformers computes for their models.
 
   pip install torch transformers peft sentencepiece
-  python scripts/record_gguf.py LLAMA_CPP      # a checkout of llama.cpp; rewrites tests/models/gguf
+  python scripts/record_gguf.py LLAMA_CPP      # a checkout of llama.cpp; rewrites tests/interop/gguf
 
 One `NAME.gguf` and `NAME.npz` for each of CASES: a random model of scripts/record_references.py in bfloat16, what GGUF
 cannot say left at what llama.cpp takes for it; float32 logits [3, 12, 64] of the texts padded on the right.

@@ -1,8 +1,8 @@
 """Records what transformers computes for tiny random models, for the tests that run without torch.
 
   pip install torch transformers peft
-  python scripts/record_references.py            # rewrites tests/models/fixtures and tests/models/data
-  python scripts/record_references.py gemma2     # one case of tests/models/data
+  python scripts/record_references.py            # rewrites tests/interop/fixtures and tests/interop/data
+  python scripts/record_references.py gemma2     # one case of tests/interop/data
 
 fixtures: two directories as `save_pretrained` writes them, and what the models in them say:
   tiny_llama        LlamaForCausalLM, untied, grouped heads, bfloat16 weights in several files

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from rlhf_jax.__main__ import main
+from rlhf_jax.commands.train import main
 
 EXPERIMENT = '''
 import ml_collections
@@ -18,8 +18,8 @@ def get_config(tiny=False):
   c.model = dict(embed=16, layers=1, heads=2, kv_heads=2, head_dim=8, mlp=16)
   c.tokenizer = dict(vocab_size=300, documents=50, data=dict(count=50))
   loop = dict(steps=2, log_every=1, save_every=1, tensorboard=False)
-  c.pretrain = dict(batch_size=8, eval_records=4, samples=0, data=dict(count=50), loop=loop)
-  c.sft = dict(batch_size=8, length=128, eval_records=4, samples=0, data=dict(count=20), loop=loop)
+  c.pretrain = dict(batch_size=8, eval_records=4, shown_responses=0, data=dict(count=50), loop=loop)
+  c.sft = dict(batch_size=8, max_length=128, eval_records=4, shown_responses=0, data=dict(count=20), loop=loop)
   return c
 '''
 
@@ -59,7 +59,7 @@ LINE = json.dumps({'messages': [{'role': 'user', 'content': 'Why?'}], 'response'
     ('pretrain.init=nowhere', "nowhere: not found; expected 'smollm2'"),
     ('pretrain.data.source=web', "data.source: expected one of jsonl, tfds, tinyworld, got 'web'"),
     ('pretrain.loop.steps=0', 'pretrain: steps: expected at least 1, got 0'),
-    ('pretrain.length=1', 'length: expected 2 tokens or more, got 1'),
+    ('pretrain.max_length=1', 'length: expected 2 tokens or more, got 1'),
     ('pretrain.microbatches=0', 'a batch of 8 rows in 0 parts does not divide'),
     ('pretrain.eval_records=0', 'expected 1 or more, got 0'),
     ('pretrain.data.count=-1', 'data.count: expected 0 (all) or more, got -1'),
@@ -84,8 +84,8 @@ def test_mistakes_in_the_config(experiment, tmp_path, capsys, override, message)
     ([LINE, '{"messages": '], (), 'sft.jsonl:2: not JSON'),
     ([LINE, '{"response": "No."}'], (), 'sft.jsonl:2: a demonstration needs the field "messages"'),
     ([''], (), 'holds no demonstration for'),
-    ([LINE], ('sft.length=8',), 'no demonstration fits 8 tokens'),
-    ([LINE], ('sft.length=8', 'sft.overlong=error'), 'tokens do not fit the limit of 8'),
+    ([LINE], ('sft.max_length=8',), 'no demonstration fits 8 tokens'),
+    ([LINE], ('sft.max_length=8', 'sft.overlong=error'), 'tokens do not fit the limit of 8'),
 ])
 def test_mistakes_in_the_data(experiment, trained, tmp_path, capsys, lines, overrides, message):
   shutil.copytree(trained, tmp_path / 'run')
@@ -119,7 +119,7 @@ def test_a_later_stage_can_be_corrected_and_the_earlier_ones_stay(experiment, tr
   long = json.dumps({'messages': [{'role': 'user', 'content': 'W' * 90}], 'response': 'No.'})
   (tmp_path / 'sft.jsonl').write_text(f'{LINE}\n{long}\n')
   command = [f'--config={experiment}', f'--workdir={run}', '--config.sft.data.source=jsonl',
-             f'--config.sft.data.path={tmp_path}/sft.jsonl', '--config.sft.length=64', '--config.sft.overlong=']
+             f'--config.sft.data.path={tmp_path}/sft.jsonl', '--config.sft.max_length=64', '--config.sft.overlong=']
   assert re.search('demonstration .*sft.jsonl:2: .* tokens do not fit the limit of 64', refuse(
       capsys, *command[:-1], command[-1] + 'error'))
   before = (run / 'pretrain/export/model.safetensors').stat().st_mtime_ns

@@ -6,20 +6,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BELOW = {  # part → what it may import beside itself
-    'errors': (), 'types': ('errors',), 'objectives': ('types', 'errors')}
-for part in ('models', 'data', 'runtime'):
-  BELOW[part] = 'objectives', *BELOW['objectives']
-BELOW['generation'] = 'models', 'data', 'runtime', *BELOW['models']
-BELOW['evaluation'] = 'generation', *BELOW['generation']
-BELOW['feedback'] = 'evaluation', *BELOW['evaluation']
-BELOW['stages'] = 'feedback', *BELOW['feedback']
-BELOW['config'] = 'errors',
-BELOW['pipeline'] = 'config', 'stages', *BELOW['stages']
-BELOW['planning'] = 'pipeline', *BELOW['pipeline']
-BELOW['plan'] = 'planning', *BELOW['planning']
-BELOW['__main__'] = BELOW['lines'] = 'pipeline', *BELOW['pipeline']
-BELOW['generate'] = BELOW['score'] = 'lines', *BELOW['lines']
+LAYERS = (  # from the bottom up; a room imports only from rooms above it in this list
+    ('errors',), ('types',), ('objectives',), ('models', 'data', 'runtime'), ('interop',), ('generation',),
+    ('evaluation',), ('feedback',), ('rewards',), ('planning',), ('stages',), ('config',), ('pipeline',), ('testing',),
+    ('planner',), ('commands',), ('__main__', 'generate', 'score', 'plan'))
+BELOW = {}
+for number, rooms in enumerate(LAYERS):
+  for room in rooms:
+    BELOW[room] = [other for layer in LAYERS[:number] for other in layer]
 
 
 def imported(path):

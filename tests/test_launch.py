@@ -122,7 +122,7 @@ def joined(monkeypatch):
     monkeypatch.setattr(hosts.jax.distributed, 'initialize', lambda **said: called.append(said))
     monkeypatch.setattr(hosts.jax.config, 'update', lambda *_: None)
     monkeypatch.setattr(hosts.glob, 'glob', lambda _: [])
-    assert hosts.join(*flags) == bool(called)
+    assert hosts.initialize(*flags) == bool(called)
     limits = ('timeout', 'seconds')
     return {key: said for key, said in called[0].items() if not key.endswith(limits)} if called else None
   return join
@@ -176,7 +176,7 @@ def test_what_jax_does_not_find_is_one_line(joined, monkeypatch):
   joined()
   monkeypatch.setattr(hosts.jax.distributed, 'initialize', fail)
   with pytest.raises(UserError, match='did not find each other: RuntimeError: no service; say them with --coord'):
-    hosts.join('a:1', '2', '1')
+    hosts.initialize('a:1', '2', '1')
 
 
 EXPERIMENT = f'--config={ROOT}/experiments/quickstart.py:tiny'

@@ -34,7 +34,7 @@ def test_the_code_that_a_page_names_is_there(name):
   found = re.findall(r'((?:`\w+`(?:,| and)? )+)(?:on \S+ )?in `(\w+)/(\w+)\.py`', code)
   for names, folder, module in found:
     for one in re.findall(r'`(\w+)`', names):
-      assert hasattr(importlib.import_module(f'rlhf_jax.{folder}.{module}'), one) or one == 'smoothing', (module, one)
+      assert hasattr(importlib.import_module(f'rlhf_jax.{folder}.{module}'), one) or one == 'label_smoothing', (module, one)
   assert found
 
 
@@ -47,8 +47,8 @@ def test_the_settings_of_a_page_are_those_of_its_experiment(name):
             (r'kl_coefficient=([\d.]+)', lambda: section.kl_coefficient), (r'γ = ([\d.]+)', lambda: section.margin),
             (r'rate ([\d.e-]+\d)', lambda: section.optimizer.learning_rate),
             (r'(\d+) steps', lambda: section.loop.steps),
-            (r'ε = ([\d.]+)', lambda: section.smoothing), (r'(\d+) prompts', lambda: section.batch_size),
-            (r'× (\d+) answers?', lambda: section.samples), (r'resampling=(\d+)', lambda: section.resampling),
+            (r'ε = ([\d.]+)', lambda: section.label_smoothing), (r'(\d+) prompts', lambda: section.batch_size),
+            (r'× (\d+) answers?', lambda: section.num_samples), (r'resampling=(\d+)', lambda: section.resampling),
             (r'overlong_buffer=(\d+)', lambda: section.overlong_buffer))
   for pattern, value in checks:
     for number in re.findall(pattern, said):

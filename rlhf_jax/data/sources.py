@@ -22,7 +22,7 @@ DEFAULTS = dict(
 )
 
 
-def load(config, kind: str, split: str) -> Sequence:
+def load_records(config, kind: str, split: str) -> Sequence:
   """The records of a kind, by number.
 
   Args:
@@ -48,7 +48,7 @@ def load(config, kind: str, split: str) -> Sequence:
   return rows
 
 
-def evenly(rows: Sequence, count: int) -> list:
+def spread_evenly(rows: Sequence, count: int) -> list:
   """At most `count` of the rows, evenly spread, so that every source of a mixed set is among them."""
   if count < 1:
     raise UserError(f'eval_records, centre_records: expected 1 or more, got {count}')

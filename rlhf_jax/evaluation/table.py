@@ -12,7 +12,7 @@ HEADINGS = {  # key in results.json → (heading, form)
 }
 
 
-def row(answers, judged: dict, baseline, others=None) -> dict:
+def make_row(answers, judged: dict, baseline, others=None) -> dict:
   """What the table says of one model.
 
   Args:
@@ -35,7 +35,7 @@ def row(answers, judged: dict, baseline, others=None) -> dict:
   return values | {'response_length': float(answers.lengths.mean()), 'eos_rate': float(answers.ended.mean())}
 
 
-def text(models: dict[str, dict]) -> str:
+def format_table(models: dict[str, dict]) -> str:
   """The table as aligned text, a line a model."""
   headings = {**HEADINGS}
   for key in {key: None for values in models.values() for key in values if key.startswith('win_rate_vs_')}:

@@ -65,7 +65,7 @@ class Constitution:
     return able[int(rng.choice(len(able), p=weights / weights.sum()))]
 
 
-def load(files) -> Constitution:
+def load_constitution(files) -> Constitution:
   """The constitution of one or several files, or of shipped ones by name.
 
   Raises:

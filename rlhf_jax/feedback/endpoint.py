@@ -57,7 +57,7 @@ _LEAD = (rf'(?:(?:so|thus|therefore|hence|overall)\b{_X})?(?:(?:the|my)\s+)?(?:(
          rf'(?:(?:answer|verdict|choice|option|response|boxed)\b{_X}(?:is\b{_X})?){{0,2}}')
 
 
-def build(url: str, config, cache: Path):
+def build_endpoint_judge(url: str, config, cache: Path):
   """A judge (see judging) that is a server. Only one process may ask with a cache: process 0 where there are several.
 
   Args:

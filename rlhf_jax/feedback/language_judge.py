@@ -14,7 +14,7 @@ import numpy as np
 
 from rlhf_jax.data import batches, encode
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation import answers
+from rlhf_jax.generation import responses
 from rlhf_jax.feedback import judging
 from rlhf_jax.generation import sampler
 from rlhf_jax.models import heads
@@ -32,7 +32,7 @@ DEFAULTS = dict(
     think="Let's think step by step:",  # begins it
     clamp=(0.4, 0.6),  # of a probability after a chain of thought
     batch_size=32,  # comparisons read at once, over all devices
-    length=512,  # tokens at most; a longer comparison gets no verdict
+    max_length=512,  # tokens at most; a longer comparison gets no verdict
 )
 SCORER = dict(
     template='Rate the answer from 1 (worst) to 9 (best).\n\n{conversation}\n\nAssistant: {response}\n\n',
@@ -41,12 +41,12 @@ SCORER = dict(
     grades=(-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0),
     chat=False,
     batch_size=32,
-    length=512,
+    max_length=512,
 )
 _BUCKET = 64  # lengths are rounded up to its multiples, so that few programs are compiled
 
 
-def build(model, params, tokenizer, layout, config, examples=()):
+def build_judge(model, params, tokenizer, layout, config, examples=()):
   """A judge (see judging) that is a language model.
 
   Args:
@@ -58,7 +58,7 @@ def build(model, params, tokenizer, layout, config, examples=()):
     raise UserError('judge: expected two options and two numbers to clamp to')
   read = build_options(model, tokenizer, layout, config)
   greedy = ml_collections.ConfigDict(dict(sampler.DEFAULTS, max_new_tokens=config.thought, temperature=0.0))
-  think = answers.build(model, greedy, tokenizer, layout) if config.thought else None
+  think = responses.build_responder(model, greedy, tokenizer, layout) if config.thought else None
 
   def question(comparison):
     return config.template.format(conversation=judging.transcript(comparison.messages), principle=comparison.principle,
@@ -85,9 +85,9 @@ def build(model, params, tokenizer, layout, config, examples=()):
     thoughts = [''] * len(texts)
     if think:
       begun = [prompt(text, config.think) for text in texts]
-      fits = [i for i, ids in enumerate(begun) if len(ids) + config.thought < config.length]
+      fits = [i for i, ids in enumerate(begun) if len(ids) + config.thought < config.max_length]
       if fits:
-        given = answers.complete(think, params, [begun[i] for i in fits], config.batch_size, tokenizer.pad_id,
+        given = responses.complete_prompts(think, params, [begun[i] for i in fits], config.batch_size, tokenizer.pad_id,
                                  jax.random.key(0))
         for i, row in zip(fits, given.texts):
           thoughts[i] = row[0].split(config.ending)[0].strip()
@@ -133,15 +133,15 @@ def build_options(model, tokenizer, layout, config):
   """log P(option | prompt) of the config's options, as texts of one or several tokens.
 
   Returns:
-    read(params, prompts: N lists of tokens) → [N, O] float64 nats; NaN where a prompt is longer than config.length.
+    read(params, prompts: N lists of tokens) → [N, O] float64 nats; NaN where a prompt is longer than config.max_length.
   """
   ids = [tokenizer.encode(option) for option in config.options]
   if not all(ids) or len(set(map(tuple, ids))) < len(ids):
     raise UserError(f'options: expected different texts, got {list(config.options)}')
   beginnings = sorted({tuple(option[:-1]) for option in ids})
   rows = config.batch_size
-  if rows % layout.batch_ways:
-    raise UserError(f'judge: a batch of {rows} does not divide over the {layout.batch_ways} device(s) of the mesh axes '
+  if rows % layout.batch_shards:
+    raise UserError(f'judge: a batch of {rows} does not divide over the {layout.batch_shards} device(s) of the mesh axes '
                     'data, fsdp and expert')
 
   @jax.jit
@@ -154,20 +154,20 @@ def build_options(model, tokenizer, layout, config):
     hidden, _ = model.apply(params, tokens, sampler.prompt_positions(mask), mask.astype(jnp.int32))
     before = hidden[:, P - 1:-1]
     said = heads.token_logprobs(model, params, before, tokens[:, P:])[0] if len(beginning) else jnp.zeros((B, 1))
-    next_token = jax.nn.log_softmax(heads.logits(model, params, hidden[:, -1]))
+    next_token = jax.nn.log_softmax(heads.next_token_logits(model, params, hidden[:, -1]))
     return jnp.sum(said, axis=1, keepdims=True) + next_token[:, lasts]
 
   def read(params, prompts):
     result = np.full((len(prompts), len(ids)), np.nan)
     widths = [-(-len(prompt) // _BUCKET) * _BUCKET for prompt in prompts]
-    for width in sorted({width for prompt, width in zip(prompts, widths) if len(prompt) <= config.length}):
+    for width in sorted({width for prompt, width in zip(prompts, widths) if len(prompt) <= config.max_length}):
       examples = [encode.left_padded(prompt, width, tokenizer.pad_id, index)
-                  for index, prompt in enumerate(prompts) if widths[index] == width and len(prompt) <= config.length]
+                  for index, prompt in enumerate(prompts) if widths[index] == width and len(prompt) <= config.max_length]
       for batch in batches.prompts_once(examples, rows):
         placed, real = layout.place(batch), batch.index >= 0
         for beginning in beginnings:
           options = [i for i, option in enumerate(ids) if tuple(option[:-1]) == beginning]
-          values = answers.whole(logprobs(params, placed, np.array(beginning, np.int32),
+          values = responses.to_host(logprobs(params, placed, np.array(beginning, np.int32),
                                           np.array([ids[i][-1] for i in options], np.int32)))
           result[np.ix_(batch.index[real], options)] = values[real]
     return result

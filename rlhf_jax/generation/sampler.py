@@ -18,7 +18,7 @@ DEFAULTS = dict(
 )
 
 
-def choose(key, logits, temperature, top_k, top_p):
+def choose_tokens(key, logits, temperature, top_k, top_p):
   """One token for each row of logits [B, V] float32 → [B] int32."""
   if temperature == 0:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -33,7 +33,7 @@ def choose(key, logits, temperature, top_k, top_p):
   return jax.random.categorical(key, logits).astype(jnp.int32)
 
 
-def build(model, sampling, stop_ids, pad_id, samples: int = 1, unroll: bool | None = None, layout=None):
+def build_sampler(model, sampling, stop_ids, pad_id, samples: int = 1, unroll: bool | None = None, layout=None):
   """A sampler for a model.
 
   Args:
@@ -55,17 +55,17 @@ def build(model, sampling, stop_ids, pad_id, samples: int = 1, unroll: bool | No
   R, stops = sampling.max_new_tokens, jnp.asarray(stop_ids, jnp.int32)
   platform = layout.platform if layout else jax.default_backend()
   if unroll is None:
-    unroll = platform == 'cpu' and not (layout and layout.described)
+    unroll = platform == 'cpu' and not (layout and layout.abstract)
   scale, axes = sampling.temperature or 1.0, model.axes
   if layout is not None:
-    model = transformer.build(model.config, layout.decoding)
+    model = transformer.build_model(model.config, layout.decoding)
 
   def lay(params):
-    params = transformer.halved(params, model.config.dtype)
-    return params if layout is None else layout.lay_for_decoding(params, axes)
+    params = transformer.cast_for_compute(params, model.config.dtype)
+    return params if layout is None else layout.reshard_for_decoding(params, axes)
 
   def draw(key, logits, place, done):
-    tokens = choose(jax.random.fold_in(key, place), logits, sampling.temperature, sampling.top_k, sampling.top_p)
+    tokens = choose_tokens(jax.random.fold_in(key, place), logits, sampling.temperature, sampling.top_k, sampling.top_p)
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits / scale, axis=-1), tokens[:, None], axis=-1)[:, 0]
     return jnp.where(done, pad_id, tokens), jnp.where(done, 0.0, chosen)
 
@@ -81,7 +81,7 @@ def build(model, sampling, stop_ids, pad_id, samples: int = 1, unroll: bool | No
                           segment_ids=repeat(0)(cache.segment_ids))
     lengths = repeat(0)(positions[:, -1]) + 1
     done = jnp.zeros(rows, bool)
-    token, logprob = draw(key, heads.logits(model, params, repeat(0)(hidden[:, -1])), 0, done)
+    token, logprob = draw(key, heads.next_token_logits(model, params, repeat(0)(hidden[:, -1])), 0, done)
     tokens = jnp.full((rows, R), pad_id, jnp.int32).at[:, 0].set(token)
     logprobs = jnp.zeros((rows, R)).at[:, 0].set(logprob)
     mask = jnp.zeros((rows, R), bool).at[:, 0].set(True)
@@ -94,7 +94,7 @@ def build(model, sampling, stop_ids, pad_id, samples: int = 1, unroll: bool | No
       place, done, token, cache, tokens, logprobs, mask = state
       hidden, cache = model.apply(params, token[:, None], (lengths + place - 1)[:, None],
                                   jnp.ones((rows, 1), jnp.int32), cache)
-      token, logprob = draw(key, heads.logits(model, params, hidden[:, 0]), place, done)
+      token, logprob = draw(key, heads.next_token_logits(model, params, hidden[:, 0]), place, done)
       tokens, logprobs = tokens.at[:, place].set(token), logprobs.at[:, place].set(logprob)
       mask = mask.at[:, place].set(~done)
       return place + 1, done | jnp.isin(token, stops), token, cache, tokens, logprobs, mask
@@ -107,7 +107,7 @@ def build(model, sampling, stop_ids, pad_id, samples: int = 1, unroll: bool | No
   compiled = jax.jit(run)
   if not unroll:
     return compiled
-  unstack = jax.jit(lambda params: transformer.unstack(lay(params)))
+  unstack = jax.jit(lambda params: transformer.unstack_layers(lay(params)))
   return lambda params, prompts, key: compiled(unstack(params), prompts, key)
 
 
@@ -116,7 +116,7 @@ def prompt_positions(mask):
   return jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
 
 
-def join(prompts: Prompts, samples: Samples) -> Sequences:
+def join_sequences(prompts: Prompts, samples: Samples) -> Sequences:
   """Prompts and their responses as sequences [B * K, P + R] whose targets are the responses."""
   repeat = lambda x: jnp.repeat(x, samples.tokens.shape[0] // prompts.tokens.shape[0], axis=0)
   mask = jnp.concatenate([repeat(prompts.mask), samples.mask], axis=1)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.models import experts, lora
-from rlhf_jax.models.shape import ACTIVATIONS
+from rlhf_jax.models.model_config import ACTIVATIONS
 
 NEUTRAL = {'rms': 1.0, 'rms_offset': 0.0, 'layer': 1.0}  # the scale that changes nothing
 
@@ -61,7 +61,7 @@ class Block(nnx.Module):
     maps = dict(query=([d], [h, c]), key=([d], [n, c]), value=([d], [n, c]), output=([h, c], [d]), gate=([d], [f]),
                 up=([d], [f]), down=([f], [d]))
     for target in config.lora_targets if config.lora_rank else ():
-      for name, shape, names, how in lora.leaves(config, target, *maps[target]):
+      for name, shape, names, how in lora.adapter_leaves(config, target, *maps[target]):
         setattr(self, name, stacked(shape, names, **how))
     self.config = config
 

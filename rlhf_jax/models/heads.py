@@ -14,7 +14,7 @@ def unembedding(params):
   return params['unembedding'] if 'unembedding' in params else params['embedding'].T
 
 
-def logits(model, params, hidden):
+def next_token_logits(model, params, hidden):
   """Next-token logits [..., V] float32 of hidden [..., D], soft-capped where the model's are."""
   return _logits(model, unembedding(params), hidden)
 
@@ -52,10 +52,10 @@ def token_logprobs(model, params, hidden, targets, temperature=1.0):
     one = jax.checkpoint(chunk) if pad + T > places else chunk
     return jax.lax.map(lambda row: one(matrix, *row), rows)
 
-  found = model.by_rows(chunks, unembedding(params), cut(hidden), cut(targets))
+  found = model.with_gathered_matrix(chunks, unembedding(params), cut(hidden), cut(targets))
   return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2).reshape(B, -1)[:, :T], found)
 
 
-def scores(params, hidden):
+def scalar_scores(params, hidden):
   """The scalar head at each place: [..., D] → [...] float32."""
   return hidden.astype(jnp.float32) @ params['score']['kernel'] + params['score']['bias']

@@ -22,7 +22,7 @@ DEFAULTS = dict(
 A, B = '_lora_a', '_lora_b'
 
 
-def leaves(config, name, inputs, outputs):
+def adapter_leaves(config, name, inputs, outputs):
   """The two leaves of a matrix: (name, shape, axis names, how it begins) of each, without the axis of layers.
 
   Args:
@@ -33,21 +33,21 @@ def leaves(config, name, inputs, outputs):
   yield name + B, (rank, *out_sizes), (None, *out_names), dict(fill=0.0)
 
 
-def trains(path) -> bool:
+def is_adapter(path) -> bool:
   """Whether the leaf with these keys is trained where there are adapters."""
   return path[-1].endswith((A, B)) or path[0] == 'score'
 
 
-def split(params):
+def split_trainable(params):
   """(what is trained, what is frozen): two trees; the second is empty where there are no adapters."""
   flat = traverse_util.flatten_dict(params)
   if not any(path[-1].endswith(A) for path in flat):
     return params, {}
-  parts = ({path: leaf for path, leaf in flat.items() if trains(path) == wanted} for wanted in (True, False))
+  parts = ({path: leaf for path, leaf in flat.items() if is_adapter(path) == wanted} for wanted in (True, False))
   return tuple(map(traverse_util.unflatten_dict, parts))
 
 
-def merge(config, params):
+def merge_adapters(config, params):
   """The same model without adapters, float32: they are added to their matrices. Inside jit or outside."""
   flat, merged = traverse_util.flatten_dict(params), {}
   for path, leaf in flat.items():

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models.shape import TARGETS
+from rlhf_jax.models.model_config import TARGETS
 
 BYTES = {'float32': 4, 'bfloat16': 2, 'int8': 1, 'int4': 0.5, 'nf4': 0.5}  # of a parameter of a matrix
 KINDS = tuple(BYTES)

@@ -24,7 +24,7 @@ import numpy as np
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import attention, quantised, rope
 from rlhf_jax.models.block import Block, make_norm, normalise
-from rlhf_jax.models.shape import REMAT, ModelConfig, check
+from rlhf_jax.models.model_config import ModelConfig, REMAT, check_model_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Model:
     apply: (params, tokens [B, T], positions [B, T], segment_ids [B, T], cache=None) → (hidden [B, T, D], cache).
       With a cache the tokens take its next T places.
     axes: the tree of params with a tuple of axis names for each leaf.
-    by_rows: (function, matrix, rows) → function(matrix, rows), see runtime/mesh.py: Layout.by_rows.
+    with_gathered_matrix: (function, matrix, rows) → function(matrix, rows), see runtime/mesh.py: Layout.with_gathered_matrix.
   """
   config: ModelConfig
   init: Callable[..., Any]
   apply: Callable[..., Any]
   axes: Any
-  by_rows: Callable[..., Any]
+  with_gathered_matrix: Callable[..., Any]
 
 
 @flax.struct.dataclass
@@ -63,8 +63,8 @@ class Cache:
 def _one_device():
   """What build asks of a layout, where there is none."""
   return SimpleNamespace(platform=jax.default_backend(), constrain=lambda x, names: x,
-                         shards=lambda function, inputs, output: function,
-                         by_rows=lambda function, matrix, *rows: function(matrix, *rows))
+                         shard_map=lambda function, inputs, output: function,
+                         with_gathered_matrix=lambda function, matrix, *rows: function(matrix, *rows))
 
 
 class _Ends(nnx.Module):
@@ -88,7 +88,7 @@ class _Score(nnx.Module):
     self.bias = leaf((), ())
 
 
-def build(config: ModelConfig, layout=None) -> Model:
+def build_model(config: ModelConfig, layout=None) -> Model:
   """The model of a config.
 
   Args:
@@ -98,7 +98,7 @@ def build(config: ModelConfig, layout=None) -> Model:
   Raises:
     UserError: no model has this shape.
   """
-  check(config)
+  check_model_config(config)
   layout = layout or _one_device()
 
   def define(key):
@@ -151,7 +151,7 @@ def build(config: ModelConfig, layout=None) -> Model:
       return hidden, None
     return hidden, Cache(pairs, segments, start + tokens.shape[1])
 
-  return Model(config, init, apply, {**names(ends), 'layers': names(block)}, layout.by_rows)
+  return Model(config, init, apply, {**names(ends), 'layers': names(block)}, layout.with_gathered_matrix)
 
 
 def _layer(config, graph, layout, positions, segment_ids, segments, start):
@@ -179,7 +179,7 @@ def _layer(config, graph, layout, positions, segment_ids, segments, start):
     differs['frequencies'] = table
   scale, cap = config.attention_scalar ** -0.5 if config.attention_scalar else None, config.attention_cap
   names = lambda heads: ('batch', 'length', heads, 'head_dim')
-  splash = layout.shards(
+  splash = layout.shard_map(
       functools.partial(attention.splash, windows=sorted(set(windows)), scale=scale, cap=cap,
                         interpret=layout.platform != 'tpu'),
       (names('heads'), names('kv_heads'), names('kv_heads'), ('batch', 'length'), ()), names('heads'))
@@ -205,14 +205,14 @@ def _layer(config, graph, layout, positions, segment_ids, segments, start):
   return layer, differs
 
 
-def unstack(params):
+def unstack_layers(params):
   """The same parameters with `layers` a tuple of single layers: apply then unrolls them."""
   count = jax.tree.leaves(params['layers'])[0].shape[0]
   return {**params, 'layers': tuple(
       jax.tree.map(lambda leaf, i=i: leaf[i], params['layers']) for i in range(count))}
 
 
-def halved(params, dtype):
+def cast_for_compute(params, dtype):
   """The same parameters in the dtype that they compute in, for a call that reads them many times; norms and the scalar
   head, which compute in float32, and quantised matrices stay."""
   def one(path, leaf):

@@ -90,7 +90,7 @@ def batch_baseline(rewards):
   return moved - jnp.mean(moved)
 
 
-def to_come(x):
+def reward_to_go(x):
   """Σ_{s ≥ t} x_s: what a token still has before it. [N, R] → [N, R]."""
   return jnp.cumsum(x[:, ::-1], axis=1)[:, ::-1]
 

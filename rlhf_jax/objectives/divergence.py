@@ -32,7 +32,7 @@ def k1_term(logprobs, reference_logprobs):
 TERMS = {'k1': k1_term, 'k2': k2, 'k3': k3}  # of a loss
 
 
-def best_of(count: int) -> float:
+def best_of_n_kl(count: int) -> float:
   """KL(best of n samples ‖ the policy) ≤ log n − (n − 1)/n, nats; equal where no two samples score the same (Beirami et
   al. 2024, arXiv:2401.01879, theorem 1; first in Stiennon et al. 2020, appendix G.3).
 
@@ -42,7 +42,7 @@ def best_of(count: int) -> float:
   return math.log(count) - (count - 1) / count
 
 
-def adapt(coefficient, kl, target: float, horizon: float, episodes: int):
+def adapt_kl_coefficient(coefficient, kl, target: float, horizon: float, episodes: int):
   """The next KL coefficient (Ziegler et al. 2019, arXiv:1909.08593, section 2.2, as in their code).
 
   β ← β (1 + clip(kl / target − 1, ±0.2) · episodes / horizon).

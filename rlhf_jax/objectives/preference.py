@@ -17,9 +17,9 @@ import jax.numpy as jnp
 class Settings(NamedTuple):
   """What the formulas call β, ε, γ and λ. A test or a stage may pass anything with these names."""
   beta: float
-  smoothing: float | jax.Array = 0.0
+  label_smoothing: float | jax.Array = 0.0
   margin: float = 0.0
-  sft_coefficient: float = 0.0
+  nll_coefficient: float = 0.0
 
 
 class Response(NamedTuple):
@@ -55,14 +55,14 @@ def dpo(better: Response, worse: Response, c):
 
   ε is `smoothing`, or, for labels with probabilities, one minus the probability that the order is right.
   """
-  return _logistic(c.beta * (better.ratio - worse.ratio), c.smoothing)
+  return _logistic(c.beta * (better.ratio - worse.ratio), c.label_smoothing)
 
 
 def robust(better: Response, worse: Response, c):
   """[−(1 − ε) log σ(βΔ) + ε log σ(−βΔ)] / (1 − 2ε) (Chowdhury et al. 2024, arXiv:2403.00409, eq. 12): unbiased where
   a share ε < ½ of the labels is flipped."""
   logits = c.beta * (better.ratio - worse.ratio)
-  return ((1 - c.smoothing) * jax.nn.softplus(-logits) - c.smoothing * jax.nn.softplus(logits)) / (1 - 2 * c.smoothing)
+  return ((1 - c.label_smoothing) * jax.nn.softplus(-logits) - c.label_smoothing * jax.nn.softplus(logits)) / (1 - 2 * c.label_smoothing)
 
 
 def ipo(better: Response, worse: Response, c):
@@ -84,25 +84,25 @@ def hinge(better: Response, worse: Response, c):
 
 def length_normalised(better: Response, worse: Response, c):
   """DPO on h/|y| (Lambert et al. 2024, arXiv:2411.15124, eq. 6)."""
-  return _logistic(c.beta * (better.ratio / better.lengths - worse.ratio / worse.lengths), c.smoothing)
+  return _logistic(c.beta * (better.ratio / better.lengths - worse.ratio / worse.lengths), c.label_smoothing)
 
 
 def dpop(better: Response, worse: Response, c):
   """−log σ(β(Δ − λ max(0, −h_better))) (Pal et al. 2024, arXiv:2402.13228, eq. 3): the better response may not become
-  less likely than under the reference. λ is `sft_coefficient`."""
+  less likely than under the reference. λ is `nll_coefficient`."""
   penalty = jax.nn.relu(-better.ratio)
-  return _logistic(c.beta * (better.ratio - worse.ratio - c.sft_coefficient * penalty), c.smoothing)
+  return _logistic(c.beta * (better.ratio - worse.ratio - c.nll_coefficient * penalty), c.label_smoothing)
 
 
 def cpo(better: Response, worse: Response, c):
   """−log σ(β log π(y_w)/π(y_l)) − λ log π(y_w)/|y_w| (Xu et al. 2024, arXiv:2401.08417, eq. 5; the second term per
   token)."""
-  return _logistic(c.beta * (better.logprobs - worse.logprobs), c.smoothing) - c.sft_coefficient * better.mean
+  return _logistic(c.beta * (better.logprobs - worse.logprobs), c.label_smoothing) - c.nll_coefficient * better.mean
 
 
 def simpo(better: Response, worse: Response, c):
   """−log σ(β (log π(y_w)/|y_w| − log π(y_l)/|y_l|) − γ) (Meng et al. 2024, arXiv:2405.14734, eq. 6). γ is `margin`."""
-  return _logistic(c.beta * (better.mean - worse.mean) - c.margin, c.smoothing)
+  return _logistic(c.beta * (better.mean - worse.mean) - c.margin, c.label_smoothing)
 
 
 def orpo(better: Response, worse: Response, c):

@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 
 
-def better(ranks, group):
+def better_pairs(ranks, group):
   """[B, K, K] bool: response i stands above response j of the same prompt."""
   same = (group[:, :, None] == group[:, None, :]) & (group[:, :, None] > 0)
   return same & (ranks[:, :, None] < ranks[:, None, :])
 
 
-def ends(ranks, group):
+def best_and_worst(ranks, group):
   """(best, worst), two of [B, K] bool: responses that something of their prompt stands below and nothing above, and the
   other way round. A prompt's only response is one of the best at rank 1, else of the worst."""
-  pairs, same = better(ranks, group), group[:, :, None] == group[:, None, :]
+  pairs, same = better_pairs(ranks, group), group[:, :, None] == group[:, None, :]
   alone, above, below = (same.sum(2) == 1) & (group > 0), pairs.any(1), pairs.any(2)
   return (below & ~above) | (alone & (ranks == 1)), (above & ~below) | (alone & (ranks > 1))
 
@@ -72,7 +72,7 @@ def over_pairs(losses, ranks, group):
   Returns:
     (sum over prompts, number of prompts), [] float32.
   """
-  pairs = better(ranks, group)
+  pairs = better_pairs(ranks, group)
   count = jnp.maximum(_pairs_of_prompt(pairs, group), 1.0)[:, :, None]
   return jnp.sum(jnp.where(pairs, losses / count, 0.0)), _prompts(pairs, group)
 
@@ -84,7 +84,7 @@ def plackett_luce(scores, ranks, group):
 
   Args and returns: as `pairwise`, without confidence: soft labels are for pairs.
   """
-  pairs = better(ranks, group)
+  pairs = better_pairs(ranks, group)
   contest = pairs | jnp.eye(scores.shape[1], dtype=bool)
   rivals = jnp.where(contest, scores[:, None, :], -jnp.inf)
   losses = jax.nn.logsumexp(rivals, axis=-1) - scores
@@ -99,7 +99,7 @@ def plain_pairs(scores, ranks, group, confidence=1.0):
   Returns:
     (sum over pairs, number of pairs), [] float32.
   """
-  pairs = better(ranks, group)
+  pairs = better_pairs(ranks, group)
   return jnp.sum(jnp.where(pairs, _bradley_terry(scores, confidence), 0.0)), jnp.sum(pairs, dtype=jnp.float32)
 
 
@@ -109,7 +109,7 @@ def accuracy(scores, ranks, group):
   Returns:
     (sum over untied pairs, number of untied pairs), [] float32.
   """
-  pairs = better(ranks, group)
+  pairs = better_pairs(ranks, group)
   difference = scores[:, :, None] - scores[:, None, :]
   return jnp.sum(jnp.where(pairs, 0.5 + 0.5 * jnp.sign(difference), 0.0)), jnp.sum(pairs, dtype=jnp.float32)
 

@@ -118,7 +118,7 @@ def topology(name: str, compiles: bool = True) -> Topology:
     raise UserError(f'--topology={name}: this process has {len(jax.devices("cpu"))} devices; unset XLA_FLAGS')
   devices, said = jax.devices('cpu')[:count], CHIPS[chip]
   if chip == 'cpu':
-    said = dataclasses.replace(said, memory=mesh.memory(devices[0]))
+    said = dataclasses.replace(said, memory=mesh.device_memory(devices[0]))
   return Topology(name, said, devices, platform, missing)
 
 

@@ -7,12 +7,13 @@ from typing import Any, Callable, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.feedback import rewards
+from rlhf_jax.rewards import functions
 from rlhf_jax.generation import sampler
-from rlhf_jax.models import pretrained
+from rlhf_jax.interop import pretrained
 from rlhf_jax.planning import work
 from rlhf_jax.runtime import step as steps
-from rlhf_jax.stages import common, online_preference, policy_gradient, ppo, preference, reward, supervised
+from rlhf_jax.stages import online_preference, policy_gradient, ppo, preference, reward
+from rlhf_jax.stages.shared import common, supervised
 from rlhf_jax.types import Prompts, Rankings, Sequences
 
 
@@ -56,10 +57,10 @@ def of_stage(context: common.Context) -> Plan:
 
 def _supervised(context):
   section, layout = context.section, context.layout
-  model, optimizer, init = common.trainable(context)
-  state, batch = init(), _sequences(layout, section.batch_size, section.length)
+  model, optimizer, init = common.open_trainable(context)
+  state, batch = init(), _sequences(layout, section.batch_size, section.max_length)
   step = steps.build(supervised.build_loss(model), optimizer, layout, section.microbatches)
-  rows, length = section.batch_size, section.length
+  rows, length = section.batch_size, section.max_length
   return Plan(_resident(state), [Program('step', lambda: step.lower(state, batch), work.training(
       model.config, layout, rows, length, length, section.microbatches, state.trained))], [])
 
@@ -77,18 +78,18 @@ def _rankings(layout, rows, places, length):
 
 def _reward(context):
   section, layout = context.section, context.layout
-  model, optimizer, init = common.trainable(context, head=True)
-  state, batch = init(), _rankings(layout, section.batch_size, section.responses_per_row, section.length)
+  model, optimizer, init = common.open_trainable(context, head=True)
+  state, batch = init(), _rankings(layout, section.batch_size, section.responses_per_row, section.max_length)
   step = steps.build(reward.build_loss(model, section.loss), optimizer, layout, section.microbatches)
   rows = section.batch_size * section.responses_per_row
   return Plan(_resident(state), [Program('step', lambda: step.lower(state, batch), work.training(
-      model.config, layout, rows, section.length, 0, section.microbatches, state.trained))], [])
+      model.config, layout, rows, section.max_length, 0, section.microbatches, state.trained))], [])
 
 
 def _preference(context):
   section, layout = context.section, context.layout
-  model, optimizer, init = common.trainable(context)
-  state, batch, anchor = init(), _rankings(layout, section.batch_size, section.responses_per_row, section.length), []
+  model, optimizer, init = common.open_trainable(context)
+  state, batch, anchor = init(), _rankings(layout, section.batch_size, section.responses_per_row, section.max_length), []
   step = steps.build(preference.build_loss(model, section), optimizer, layout, section.microbatches)
   rows, programs, resident = section.batch_size * section.responses_per_row, [], _resident(state)
   if section.reference:
@@ -96,11 +97,11 @@ def _preference(context):
     resident['reference'] = reference = read()
     sums = jax.jit(lambda params, batch: preference.response_logprobs(reference_model, params, batch)[0])
     programs.append(Program('reference', lambda: sums.lower(reference, batch), work.forward(
-        reference_model.config, layout, rows, section.length, section.length)))
+        reference_model.config, layout, rows, section.max_length, section.max_length)))
     if section.loss == 'kto':
       anchor = [jax.ShapeDtypeStruct((), jnp.float32, sharding=layout.sharding())]
   programs.append(Program('step', lambda: step.lower(state, batch, *anchor), work.training(
-      model.config, layout, rows, section.length, section.length, section.microbatches, state.trained)))
+      model.config, layout, rows, section.max_length, section.max_length, section.microbatches, state.trained)))
   return Plan(resident, programs, [])
 
 
@@ -110,19 +111,19 @@ def _rollout(context, define):
   made = define(context)
   state, reference = made.init(), made.read_reference()
   resident, notes = {**_resident(state), 'reference': reference}, []
-  B, P, R, K = section.batch_size, section.length, section.sampling.max_new_tokens, section.samples
+  B, P, R, K = section.batch_size, section.max_length, section.sampling.max_new_tokens, section.num_samples
   parts = section.minibatches * section.microbatches
   rows, N, config = _rows(layout), B * K, made.model.config
   prompts = Prompts(rows((B, P), jnp.int32), rows((B, P), bool), rows((B,), jnp.int32))
   key = jax.ShapeDtypeStruct((), state.key.dtype, sharding=layout.sharding())
   placed = lambda tree: jax.tree.map(lambda x: rows(x.shape, x.dtype), tree)
   samples = placed(jax.eval_shape(made.generate, state.params, prompts, key))
-  sequences = placed(jax.eval_shape(sampler.join, prompts, samples))
+  sequences = placed(jax.eval_shape(sampler.join_sequences, prompts, samples))
   scores = rows((N,), jnp.float32)
   programs = [Program('rollout', lambda: made.generate.lower(state.params, prompts, key),
                       work.rollout(config, layout, B, P, R, K))]
   for name in section.reward:
-    if ':' in name or rewards.is_program(name):
+    if ':' in name or functions.is_function_name(name):
       notes.append(f'{name} runs on the hosts')
       continue
     model, read = common.open_model(context, name, head=True)
@@ -134,7 +135,7 @@ def _rollout(context, define):
   if define is ppo.define:
     pretraining = None
     if section.pretraining_coefficient:
-      pretraining = _sequences(layout, N, section.pretraining_length)
+      pretraining = _sequences(layout, N, section.pretraining_max_length)
     given = (reference, sequences, samples, scores, pretraining)
     trunks += [(state.value_trained, 0)] if section.value else []  # scalar, no vocabulary
   elif define is policy_gradient.define:
@@ -157,11 +158,11 @@ def _answers(context):
   for name in getattr(section, 'policies', None) or (section.model,):
     model, read = common.open_model(context, name)
     resident[name] = params = read()
-    P = getattr(section, 'context', section.length)
-    B, K = section.batch_size, getattr(section, 'samples', 1)
+    P = getattr(section, 'max_context', section.max_length)
+    B, K = section.batch_size, getattr(section, 'num_samples', 1)
     prompts = Prompts(rows((B, P), jnp.int32), rows((B, P), bool), rows((B,), jnp.int32))
     tokens = context.tokenizer
-    generate = sampler.build(model, section.sampling, (tokens.eos_id,), tokens.pad_id, K, layout=layout)
+    generate = sampler.build_sampler(model, section.sampling, (tokens.eos_id,), tokens.pad_id, K, layout=layout)
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=layout.sharding())
     programs.append(Program(f'answers of {name}', lambda generate=generate, params=params: generate.lower(
         params, prompts, key), work.rollout(model.config, layout, B, P, section.sampling.max_new_tokens, K)))

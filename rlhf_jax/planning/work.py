@@ -115,7 +115,7 @@ class Ways:
 
   def __init__(self, layout):
     sizes, wide = layout.mesh.shape, layout.mesh.shape.get('wide', 1)
-    self.rows = layout.batch_ways
+    self.rows = layout.batch_shards
     self.tensor = sizes['tensor'] * wide
     self.fsdp = math.prod(sizes[axis] for axis in layout.rules['embed'] or ())
     self.context = sizes['context'] if layout.rules['length'] else 1

@@ -27,7 +27,7 @@ _NAMES = 'coordinator', 'processes', 'process'
 _PEER = re.compile('gloo|nccl|coordination|heartbeat|connection (closed|reset|refused)|shutting down', re.IGNORECASE)
 
 
-def join(coordinator: str | None = None, processes: str | None = None, process: str | None = None) -> bool:
+def initialize(coordinator: str | None = None, processes: str | None = None, process: str | None = None) -> bool:
   """Connects this process with the others, if there are any; call it once, before anything touches a device.
 
   Args:
@@ -58,7 +58,7 @@ def join(coordinator: str | None = None, processes: str | None = None, process: 
 
 
 @contextlib.contextmanager
-def together():
+def exit_with_peers():
   """Around the work: what fails because another process died ends this one at once, with a line and exit code 3. It
   does not return, as the usual way out (closing checkpoints, leaving jax) waits for all. A process that only waits is
   ended by jax, with exit code 134, once that other has been silent for HEARTBEAT seconds."""
@@ -75,7 +75,7 @@ def together():
     os._exit(LOST)
 
 
-def meet(place: str) -> None:
+def barrier(place: str) -> None:
   """Returns when all processes are here: what the first one wrote before can be read by all."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(place)

@@ -39,7 +39,7 @@ DEFAULTS = dict(
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class Training:
   """What to train.
 
   Attributes:
@@ -68,7 +68,7 @@ class Interrupted(SystemExit):
     self.signum = signum
 
 
-def run(stage: Stage, config, directory, meta: dict):
+def run(stage: Training, config, directory, meta: dict):
   """Trains `stage` up to `config.steps` and returns the final state.
 
   `directory` gets checkpoints/, metrics.jsonl, samples.jsonl, TensorBoard events and, at the very end, done.json
@@ -93,7 +93,7 @@ def run(stage: Stage, config, directory, meta: dict):
     signals = stack.enter_context(_signals())
     saver = checkpoint.Checkpoints(directory / 'checkpoints', config.keep)
     stack.callback(saver.close)
-    stack.enter_context(hosts.together())  # inside, as closing waits for a process that died
+    stack.enter_context(hosts.exit_with_peers())  # inside, as closing waits for a process that died
     state, earlier = _start(stage, saver)
     step = int(jax.device_get(state.step))
     if step >= config.steps and done.exists():

@@ -64,13 +64,13 @@ class Layout:
   Attributes:
     rollout_tensor: see DEFAULTS.
     why: what `auto` says of its choice.
-    described: the devices are not here, only known by their topology (a plan's); arrays are then shapes.
+    abstract: the devices are not here, only known by their topology (a plan's); arrays are then shapes.
   """
   mesh: Mesh
   rules: dict = dataclasses.field(default_factory=lambda: dict(RULES))
   rollout_tensor: int = 0
   why: str = ''
-  described: bool = False
+  abstract: bool = False
 
   @property
   def platform(self) -> str:
@@ -97,7 +97,7 @@ class Layout:
     cut = [None if odd(size, name) else name for size, name in zip(x.shape, names)]
     return jax.lax.with_sharding_constraint(x, self.sharding(cut))
 
-  def shards(self, function, inputs, output):
+  def shard_map(self, function, inputs, output):
     """Inside a jitted function: `function` on each device's own part of arrays whose axes bear these names;
     None where places of a row are cut over devices: a part of them is not what such a function expects."""
     if self.mesh.shape['context'] > 1 and self.rules['length']:
@@ -105,7 +105,7 @@ class Layout:
     return jax.shard_map(function, mesh=self.mesh, in_specs=tuple(map(self.spec, inputs)),
                          out_specs=self.spec(output), check_vma=False)
 
-  def by_rows(self, function, matrix, *rows):
+  def with_gathered_matrix(self, function, matrix, *rows):
     """Inside a jitted function: function(matrix, *rows), each device with its own rows and all of a matrix that is cut
     along its first axis. It is gathered once and its gradient, summed over a device's rows first, scattered once.
 
@@ -161,10 +161,10 @@ class Layout:
       return self.sharding(names)
     return jax.tree_util.tree_map_with_path(one, shapes, axes)
 
-  def born(self, function, shardings, *arguments):
+  def create(self, function, shardings, *arguments):
     """function(*arguments), compiled, its result laid as `shardings` (a tree, or one for all leaves) say from the first
     moment; on devices that are only described the shapes of it."""
-    if not self.described:
+    if not self.abstract:
       return jax.jit(function, out_shardings=shardings)(*arguments)
     shapes = jax.eval_shape(function, *arguments)
     if isinstance(shardings, NamedSharding):
@@ -186,7 +186,7 @@ class Layout:
     rules |= {'embed': None} | {name: ('tensor', 'wide') for name, axis in RULES.items() if axis == 'tensor'}
     return Layout(Mesh(self.mesh.devices.reshape(shape), names, axis_types=_auto(names)), rules)
 
-  def lay_for_decoding(self, params, axes):
+  def reshard_for_decoding(self, params, axes):
     """Inside a jitted function: a tree of parameters as decoding wants it.
 
     Args:
@@ -202,7 +202,7 @@ class Layout:
     return params
 
   @property
-  def batch_ways(self) -> int:
+  def batch_shards(self) -> int:
     """In how many parts a batch is cut."""
     return int(np.prod([self.mesh.shape[axis] for axis in self.rules['batch']]))
 
@@ -228,11 +228,11 @@ class Layout:
     return '\n'.join(lines)
 
 
-def make(config, devices=None, need=None, capacity: float | None = None) -> Layout:
+def make_layout(config, devices=None, need=None, capacity: float | None = None) -> Layout:
   """The layout of a mesh config (see DEFAULTS) over all devices, or those given.
 
   Args:
-    need: a Need, which the preset auto asks for.
+    need: a MeshNeed, which the preset auto asks for.
     capacity: bytes of a device, where it cannot be asked.
 
   Raises:
@@ -243,8 +243,8 @@ def make(config, devices=None, need=None, capacity: float | None = None) -> Layo
   if preset == 'auto':
     if need is None:
       raise UserError('config.mesh.preset: auto needs to know the models; name the axes here')
-    known, why = choose(need, len(devices), sum(one.process_index == devices[0].process_index for one in devices),
-                        capacity or memory(devices[0]))
+    known, why = choose_mesh(need, len(devices), sum(one.process_index == devices[0].process_index for one in devices),
+                        capacity or device_memory(devices[0]))
   elif preset and preset not in PRESETS:
     raise UserError(f'config.mesh.preset: expected auto or one of {", ".join(PRESETS)}, got {preset!r}')
   else:
@@ -265,11 +265,11 @@ def make(config, devices=None, need=None, capacity: float | None = None) -> Layo
   if wide and (wide < 0 or wide % sizes['tensor'] or sizes['fsdp'] * sizes['tensor'] % wide):
     raise UserError(f'config.mesh.rollout_tensor: expected 0 or a multiple of tensor ({sizes["tensor"]}) that divides '
                     f'fsdp × tensor ({sizes["fsdp"] * sizes["tensor"]}), got {wide}')
-  mesh = Mesh(arrange(devices, sizes), tuple(sizes), axis_types=_auto(sizes))
+  mesh = Mesh(arrange_devices(devices, sizes), tuple(sizes), axis_types=_auto(sizes))
   return Layout(mesh, rollout_tensor=wide, why=why)
 
 
-def arrange(devices, sizes: dict) -> np.ndarray:
+def arrange_devices(devices, sizes: dict) -> np.ndarray:
   """Devices as an array of these axes, neighbours close to each other: the last axes within a slice of a TPU or a host's
   fast network, `data` (or `fsdp`, where data does not divide) across slices.
 
@@ -290,7 +290,7 @@ def arrange(devices, sizes: dict) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Need:
+class MeshNeed:
   """What a run asks of a mesh.
 
   Attributes:
@@ -309,7 +309,7 @@ class Need:
   heads: int
 
 
-def choose(need: Need, devices: int, local: int, memory: float) -> tuple[dict, str]:
+def choose_mesh(need: MeshNeed, devices: int, local: int, memory: float) -> tuple[dict, str]:
   """Sizes of a mesh by what the models need, and why: the fewest parts in which the state fits half of a device's memory
   (the other half is for activations, caches and decoding), the rest to `data`; `tensor`, within a process, only where
   there are more devices than rows; decoding over as few devices as hold its parameters in a quarter, or as many as can.
@@ -347,7 +347,7 @@ def choose(need: Need, devices: int, local: int, memory: float) -> tuple[dict, s
   return sizes, f'mesh: {named}{f", rollout_tensor {wide}" if wide else ""}: {"; ".join(why)}'
 
 
-def memory(device) -> float:
+def device_memory(device) -> float:
   """Bytes of a device; on a CPU its share of the machine's."""
   limit = (device.memory_stats() or {}).get('bytes_limit') if device.platform != 'cpu' else None
   return limit or os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / jax.local_device_count()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.types import TrainState, joined
+from rlhf_jax.types import TrainState, merge_params
 
 OPTIMIZER = dict(
     learning_rate=3e-4,  # the peak
@@ -83,7 +83,7 @@ def optimizer_shardings(optimizer, params_shapes, params_shardings, replicated):
                                transform_non_params=lambda _: replicated)
 
 
-def init_state(params, optimizer, key, layout, frozen=None) -> TrainState:
+def create_train_state(params, optimizer, key, layout, frozen=None) -> TrainState:
   """The state before the first update; every leaf is born sharded.
 
   Args:
@@ -93,12 +93,12 @@ def init_state(params, optimizer, key, layout, frozen=None) -> TrainState:
   """
   shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
   opt_shardings = optimizer_shardings(optimizer, params, shardings, layout.sharding())
-  opt_state = layout.born(optimizer.init, opt_shardings, params)
-  step, key = layout.born(lambda: (jnp.zeros((), jnp.int32), key), layout.sharding())
+  opt_state = layout.create(optimizer.init, opt_shardings, params)
+  step, key = layout.create(lambda: (jnp.zeros((), jnp.int32), key), layout.sharding())
   return TrainState(step=step, trained=params, opt_state=opt_state, key=key, frozen={'params': frozen} if frozen else {})
 
 
-def gradients(loss: Callable[..., Loss], params, batch, key, microbatches: int = 1):
+def compute_gradients(loss: Callable[..., Loss], params, batch, key, microbatches: int = 1):
   """Loss and gradient of a batch, in equal parts one after the other: the same numbers for any number of parts.
 
   Args:
@@ -130,7 +130,7 @@ def gradients(loss: Callable[..., Loss], params, batch, key, microbatches: int =
   return jax.tree.map(lambda g: g / weight, grads), metrics
 
 
-def in_parts(function: Callable[..., Any], batch, parts: int):
+def map_in_parts(function: Callable[..., Any], batch, parts: int):
   """function(batch) computed part by part to save memory; arrays [B, …] in and out, B a multiple of parts."""
   if parts == 1:
     return function(batch)
@@ -143,7 +143,7 @@ def _cut(batch, parts):
   return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
-def update(optimizer, params, opt_state, grads, metrics):
+def apply_update(optimizer, params, opt_state, grads, metrics):
   """One optimizer update; where loss or gradient is not finite, nothing changes but the metrics say so. (Adam's update of
   a finite gradient is finite. Were it looked at too, XLA would keep all of it before writing anything.)
 
@@ -151,14 +151,14 @@ def update(optimizer, params, opt_state, grads, metrics):
     (params, opt_state, metrics with norm/gradient, norm/update and norm/params).
   """
   metrics = {**metrics, 'norm/gradient': optax.tree.norm(grads)}
-  fine = finite(metrics)
+  fine = update_is_finite(metrics)
   keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, old)
   updates, new_opt_state = optimizer.update(grads, opt_state, params)
   metrics |= {'norm/update': optax.tree.norm(updates), 'norm/params': optax.tree.norm(params)}
   return keep(optax.apply_updates(params, updates), params), keep(new_opt_state, opt_state), metrics
 
 
-def finite(metrics):
+def update_is_finite(metrics):
   """Whether an update with these metrics was made: loss and gradient are finite. The shape of a metric, bool."""
   return jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['norm/gradient'])
 
@@ -177,9 +177,9 @@ def build(loss: Callable[..., Loss], optimizer, layout, microbatches: int = 1) -
   def train_step(state, batch, *frozen):
     key = jax.random.fold_in(state.key, state.step)
     rest = state.frozen.get('params', {})
-    grads, metrics = gradients(lambda p, b, k: loss(joined(p, rest), b, k, *frozen), state.trained, batch, key, microbatches)
-    trained, opt_state, metrics = update(optimizer, state.trained, state.opt_state, grads, metrics)
-    state = state.replace(step=state.step + finite(metrics).astype(jnp.int32), trained=trained, opt_state=opt_state)
+    grads, metrics = compute_gradients(lambda p, b, k: loss(merge_params(p, rest), b, k, *frozen), state.trained, batch, key, microbatches)
+    trained, opt_state, metrics = apply_update(optimizer, state.trained, state.opt_state, grads, metrics)
+    state = state.replace(step=state.step + update_is_finite(metrics).astype(jnp.int32), trained=trained, opt_state=opt_state)
     return state, metrics
 
   compiled = compile_step(train_step, layout)

@@ -15,11 +15,12 @@ import numpy as np
 
 from rlhf_jax.data import encode, records, sources
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation import answers, judges
+from rlhf_jax.evaluation import oracle_judge
+from rlhf_jax.generation import responses
 from rlhf_jax.feedback import constitution, judging
 from rlhf_jax.generation import sampler
 from rlhf_jax.runtime import metrics
-from rlhf_jax.stages import common
+from rlhf_jax.stages.shared import common
 
 SPLITS = ('train', 'validation')
 DEFAULTS = dict(
@@ -31,8 +32,8 @@ DEFAULTS = dict(
     revision='\n\nRevisionRequest: {request}\n\nRevision:',  # behind the critique
     chat=False,  # requests are a user's messages in the model's chat template
     batch_size=64,  # prompts at once, over all devices
-    length=48,  # tokens of a prompt at most
-    context=512,  # tokens of a request with all before it; a longer one leaves the answer as it is
+    max_length=48,  # tokens of a prompt at most
+    max_context=512,  # tokens of a request with all before it; a longer one leaves the answer as it is
     judge='',  # oracle: of the embedded world, rates of every round's answers go to metrics.jsonl
     data=dict(sources.DEFAULTS),  # prompts that tempt to do harm
     helpful=dict(sources.DEFAULTS),  # other prompts
@@ -44,7 +45,7 @@ def run(context: common.Context) -> None:
   """Writes SPLIT-round-N.jsonl and SPLIT-helpful.jsonl, and of them transcripts.jsonl, train.jsonl, validation.jsonl."""
   common.check_batch(context, parts=1)
   section = context.section
-  said = constitution.load(section.constitution)
+  said = constitution.load_constitution(section.constitution)
   said.draw('critique', np.random.default_rng(0))  # there are some
   if section.rounds < 1 or section.judge not in ('', 'oracle'):
     raise UserError(f'config.{context.name}: expected rounds from 1 and judge "oracle" or none, got {section.rounds} and '
@@ -81,11 +82,11 @@ def build(context: common.Context, said: constitution.Constitution):
   """
   section, tokenizer = context.section, context.tokenizer
   model, read = common.open_model(context, section.model)
-  sample, params = answers.build(model, section.sampling, tokenizer, context.layout), read()
+  sample, params = responses.build_responder(model, section.sampling, tokenizer, context.layout), read()
   shown = ''.join(f'{example}\n\n' for example in said.critique_examples[:section.examples])
 
   def complete(prompts, key):
-    return [texts[0].strip() for texts in answers.complete(
+    return [texts[0].strip() for texts in responses.complete_prompts(
         sample, params, prompts, section.batch_size, tokenizer.pad_id, key).texts]
 
   def respond(prompts, key):
@@ -102,7 +103,7 @@ def build(context: common.Context, said: constitution.Constitution):
       start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
       texts = [start + tokenizer.encode(shown + text + form.format(request=request))
                for text, request in zip(conversations, requests)]
-    fits = [i for i, tokens in enumerate(texts) if len(tokens) <= section.context]
+    fits = [i for i, tokens in enumerate(texts) if len(tokens) <= section.max_context]
     given = dict(zip(fits, complete([texts[i] for i in fits], key) if fits else ()))
     return [given.get(i, '') if section.chat else given.get(i, '').split('\n\n')[0].strip() for i in range(len(texts))]
 
@@ -143,15 +144,15 @@ def _measure(context, prompts, whole):
     for number in range(context.section.rounds + 1):
       values = {}
       for split, prefix in (('train', ''), ('validation', 'eval/')):
-        judged = judges.oracle(prompts[split], [[row['response']] for row in whole[split][number]])
+        judged = oracle_judge.judge_with_oracle(prompts[split], [[row['response']] for row in whole[split][number]])
         values |= {prefix + name: float(np.nanmean(x)) for name, x in judged.items() if not np.isnan(x).all()}
       writer.metrics(number, values)
 
 
 def _fitting(context, data, split):
   """The prompts of a split that are not too long."""
-  prompts = sources.load(data, 'prompt', split)
-  fits = encode.prompts(prompts, context.tokenizer, context.section.length)
+  prompts = sources.load_records(data, 'prompt', split)
+  fits = encode.prompts(prompts, context.tokenizer, context.section.max_length)
   return [prompts[int(example['index'])] for example in fits]
 
 

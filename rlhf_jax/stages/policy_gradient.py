@@ -19,18 +19,18 @@ import numpy as np
 
 from rlhf_jax.data import batches
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation.answers import whole
+from rlhf_jax.generation.responses import to_host
 from rlhf_jax.generation import sampler
 from rlhf_jax.objectives import advantages, divergence, masked, policy_gradient
 from rlhf_jax.runtime import loop
 from rlhf_jax.runtime import step as steps
-from rlhf_jax.stages import common, rollout
-from rlhf_jax.types import TrainState, joined
+from rlhf_jax.stages.shared import common, rollout
+from rlhf_jax.types import TrainState, merge_params
 
 DEFAULTS = dict(
     rollout.DEFAULTS,
     batch_size=16,  # prompts of a step, over all devices
-    samples=4,  # answers to each prompt, K
+    num_samples=4,  # answers to each prompt, K
     minibatches=1,  # updates in a pass
     epochs=1,  # passes over the answers of a step
     advantage='leave_one_out',  # leave_one_out, above_mean, standardised, batch_baseline
@@ -61,35 +61,35 @@ def run(context: common.Context) -> None:
   common.export(context, state.params)
 
 
-def define(context: common.Context) -> rollout.Parts:
+def define(context: common.Context) -> rollout.RolloutParts:
   """What a step is made of, before data and parameters are read."""
   section, layout, tokenizer = context.section, context.layout, context.tokenizer
   check(section, f'config.{context.name}')
   rollout.check_batch(context)
   model, read = common.open_model(context, section.init, trained=True)
   reference_model, read_reference = common.open_model(context, section.reference)
-  common.describe(context, model)
+  common.write_model_json(context, model)
   optimizer = steps.make_optimizer(section.optimizer, section.loop.steps * section.epochs * section.minibatches)
 
   def init():
     state = common.init_state(context, read(), optimizer)
-    older = common.copied(layout, state.trained) if section.sampler_every > 1 else {}
+    older = common.copy_tree(layout, state.trained) if section.sampler_every > 1 else {}
     return SamplerState(**vars(state), sampler_trained=older)
 
-  generate = sampler.build(model, section.sampling, (tokenizer.eos_id,), tokenizer.pad_id, section.samples,
+  generate = sampler.build_sampler(model, section.sampling, (tokenizer.eos_id,), tokenizer.pad_id, section.num_samples,
                            layout=layout)
   update = build_update(model, reference_model, optimizer, layout, section)
-  return rollout.Parts(model, init, generate, update, reference_model, read_reference)
+  return rollout.RolloutParts(model, init, generate, update, reference_model, read_reference)
 
 
-def build(context: common.Context) -> loop.Stage:
+def build(context: common.Context) -> loop.Training:
   """The stage, ready to run."""
   section, parts = context.section, define(context)
   (train, examples), (held_out, held_out_examples) = rollout.read_prompts(context)
   score, score_held_out = rollout.build_scores(context, train, held_out)
   step = build_step(parts.generate, score, parts.update, context.layout, section)
   reference = parts.read_reference()
-  return loop.Stage(
+  return loop.Training(
       name=context.name, init=parts.init, step=lambda state, batch: step(state, batch, reference),
       evaluate=rollout.build_evaluation(context, parts, reference, score_held_out, held_out, held_out_examples),
       batches=batches.prompts(examples, section.batch_size * (1 + section.resampling), context.config.seed))
@@ -100,7 +100,7 @@ def check(section, where: str) -> None:
   for name, known in _CHOICES.items():
     if section[name] not in known:
       raise UserError(f'{where}.{name}: expected one of {", ".join(known)}, got {section[name]!r}')
-  if section.samples < 2 and (section.advantage != 'batch_baseline' or section.resampling):
+  if section.num_samples < 2 and (section.advantage != 'batch_baseline' or section.resampling):
     raise UserError(f'{where}.samples: expected 2 or more, as the answers to a prompt are compared with each other; with '
                     'advantage=batch_baseline and without resampling one will do')
   if min(section.resampling, section.overlong_buffer, section.weight_limit) < 0 or section.sampler_every < 1:
@@ -118,7 +118,7 @@ class SamplerState(TrainState):
   @property
   def sampler_params(self):
     """The whole policy that answers."""
-    return joined(self.sampler_trained or self.trained, self.frozen.get('params', {}))
+    return merge_params(self.sampler_trained or self.trained, self.frozen.get('params', {}))
 
 
 @flax.struct.dataclass
@@ -166,7 +166,7 @@ def build_update(model, reference_model, optimizer, layout, config):
     def before(sequences):
       logprobs, entropies, _ = rollout.forward(model, state.params, sequences, R, temperature)
       return logprobs, entropies, rollout.forward(reference_model, reference, sequences, R, temperature)[0]
-    logprobs, entropies, reference_logprobs = steps.in_parts(
+    logprobs, entropies, reference_logprobs = steps.map_in_parts(
         before, sequences, config.minibatches * config.microbatches)
 
     kl = jnp.where(mask, divergence.k1(logprobs, reference_logprobs), 0.0)
@@ -175,9 +175,9 @@ def build_update(model, reference_model, optimizer, layout, config):
       final += advantages.overlong_penalty(jnp.sum(mask, axis=1), R, config.overlong_buffer)
     if config.kl_place == 'reward':
       final -= config.kl_coefficient * jnp.sum(kl, axis=1)
-    advantage = jnp.broadcast_to(advantage_of(final.reshape(-1, config.samples)).reshape(-1, 1), (N, R))
+    advantage = jnp.broadcast_to(advantage_of(final.reshape(-1, config.num_samples)).reshape(-1, 1), (N, R))
     if config.kl_place == 'tokens':
-      advantage -= config.kl_coefficient * advantages.to_come(kl)
+      advantage -= config.kl_coefficient * advantages.reward_to_go(kl)
     if config.whiten_advantages:
       advantage = masked.whiten(advantage, mask)
     weights = jnp.ones((N, R))
@@ -188,9 +188,9 @@ def build_update(model, reference_model, optimizer, layout, config):
 
     def minibatch(carry, batch_and_key):
       trained, opt_state = carry
-      grads, metrics = steps.gradients(lambda p, b, k: loss(joined(p, frozen), b, k), trained, *batch_and_key,
+      grads, metrics = steps.compute_gradients(lambda p, b, k: loss(merge_params(p, frozen), b, k), trained, *batch_and_key,
                                        config.microbatches)
-      trained, opt_state, metrics = steps.update(optimizer, trained, opt_state, grads, metrics)
+      trained, opt_state, metrics = steps.apply_update(optimizer, trained, opt_state, grads, metrics)
       return (trained, opt_state), metrics
 
     def epoch(carry, key):
@@ -199,13 +199,13 @@ def build_update(model, reference_model, optimizer, layout, config):
 
     (trained, opt_state), metrics = jax.lax.scan(
         epoch, (state.trained, state.opt_state), jax.random.split(key, config.epochs))
-    fine = jnp.any(steps.finite(metrics))  # half a step counts as one
+    fine = jnp.any(steps.update_is_finite(metrics))  # half a step counts as one
     step = state.step + fine.astype(jnp.int32)
     metrics = {**{name: jnp.mean(x) for name, x in metrics.items()},
                'policy/first_ratio': metrics['policy/ratio'][0, 0]}
-    metrics |= rollout.describe(samples, sequences, logprobs, entropies, kl, scores) | {
+    metrics |= rollout.rollout_metrics(samples, sequences, logprobs, entropies, kl, scores) | {
         'reward/mean': jnp.mean(final), 'weight/mean': masked.mean(weights, mask),
-        'reward/equal_groups': jnp.mean(jnp.ptp(graded.reshape(-1, config.samples), axis=1) == 0, dtype=jnp.float32)}
+        'reward/equal_groups': jnp.mean(jnp.ptp(graded.reshape(-1, config.num_samples), axis=1) == 0, dtype=jnp.float32)}
     renew = step % config.sampler_every == 0
     older = jax.tree.map(lambda new, old: jnp.where(renew, new, old), trained,
                          state.sampler_trained) if config.sampler_every > 1 else {}
@@ -220,10 +220,10 @@ def build_step(generate, score, update, layout, config):
   Returns:
     step(state, Prompts [B * (1 + resampling)], reference) → (state, metrics).
   """
-  join = jax.jit(sampler.join)
+  join = jax.jit(sampler.join_sequences)
   merge = jax.jit(lambda kept, new, order: jax.tree.map(lambda a, b: layout.constrain(
       jnp.concatenate([a, b])[order], ('batch',) + (None,) * (a.ndim - 1)), kept, new))
-  B, K = config.batch_size, config.samples
+  B, K = config.batch_size, config.num_samples
 
   def step(state, prompts, reference):
     params = state.sampler_params
@@ -236,7 +236,7 @@ def build_step(generate, score, update, layout, config):
       return (join(some, samples), samples, scores), said
 
     def uneven(rolled):  # groups that teach something; neither KL nor the overlong penalty makes one
-      ended, scores = whole((rolled[1].ended, rolled[2]))
+      ended, scores = to_host((rolled[1].ended, rolled[2]))
       return np.ptp(rollout.final_scores(ended, scores, config).reshape(-1, K), axis=1) > 0
 
     kept, said = answers(0)

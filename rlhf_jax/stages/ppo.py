@@ -23,8 +23,8 @@ from rlhf_jax.models import heads, lora
 from rlhf_jax.objectives import advantages, divergence, language_model, masked, policy_gradient
 from rlhf_jax.runtime import loop
 from rlhf_jax.runtime import step as steps
-from rlhf_jax.stages import common, rollout
-from rlhf_jax.types import TrainState, joined
+from rlhf_jax.stages.shared import common, rollout
+from rlhf_jax.types import TrainState, merge_params
 
 DEFAULTS = dict(
     rollout.DEFAULTS,
@@ -37,12 +37,12 @@ DEFAULTS = dict(
     value_clip=0.2,  # of the value's change
     value_coefficient=0.1,  # of the value loss beside the policy's
     discount=1.0,  # gamma
-    smoothing=0.95,  # lambda
+    gae_lambda=0.95,  # lambda
     whiten_rewards=False,
     whiten_advantages=True,
     score_place='eos',  # eos: the end token; after_eos: the place after it, as in the first code and TRL
     pretraining_coefficient=0.0,  # gamma of PPO-ptx: weight of the language-model loss on `pretraining` documents
-    pretraining_length=96,
+    pretraining_max_length=96,
     pretraining=dict(sources.DEFAULTS),
     sampling=dict(sampler.DEFAULTS),
     optimizer=dict(steps.OPTIMIZER, learning_rate=3e-5, schedule='linear', final_scale=0.0, eps=1e-5),
@@ -56,7 +56,7 @@ def run(context: common.Context) -> None:
   common.export(context, state.params)
 
 
-def define(context: common.Context) -> rollout.Parts:
+def define(context: common.Context) -> rollout.RolloutParts:
   """What a step is made of, before data and parameters are read."""
   section, layout, tokenizer = context.section, context.layout, context.tokenizer
   if section.score_place not in ('eos', 'after_eos'):
@@ -66,27 +66,27 @@ def define(context: common.Context) -> rollout.Parts:
   value_model, read_value = common.open_model(context, section.value or section.init, head=True, trained=True)
   if not section.value:  # only the head; it begins at 0 (Ziegler et al. 2019)
     value_model, whole_model = model, read_value
-    zeros = lambda tree: layout.born(
+    zeros = lambda tree: layout.create(
         lambda tree: jax.tree.map(jnp.zeros_like, tree), jax.tree.map(lambda leaf: leaf.sharding, tree), tree)
     read_value = lambda: {'score': zeros(whole_model()['score'])}
   reference_model, read_reference = common.open_model(context, section.reference)
-  common.describe(context, model)
+  common.write_model_json(context, model)
   optimizer = steps.make_optimizer(section.optimizer, section.loop.steps * section.epochs * section.minibatches)
 
   def init():
-    (policy, rest), (value, value_rest) = lora.split(read()), lora.split(read_value())
-    both = steps.init_state({'policy': policy, 'value': value}, optimizer, context.key(), layout)
+    (policy, rest), (value, value_rest) = lora.split_trainable(read()), lora.split_trainable(read_value())
+    both = steps.create_train_state({'policy': policy, 'value': value}, optimizer, context.key(), layout)
     return PPOState(step=both.step, trained=policy, opt_state=both.opt_state, key=both.key, value_trained=value,
                     frozen={'params': rest, 'value_params': value_rest},
-                    kl_coefficient=layout.born(lambda: jnp.float32(section.kl_coefficient), layout.sharding()))
+                    kl_coefficient=layout.create(lambda: jnp.float32(section.kl_coefficient), layout.sharding()))
 
-  generate = sampler.build(model, section.sampling, (tokenizer.eos_id,), tokenizer.pad_id, section.samples,
+  generate = sampler.build_sampler(model, section.sampling, (tokenizer.eos_id,), tokenizer.pad_id, section.num_samples,
                            layout=layout)
   update = build_update(model, value_model, reference_model, optimizer, layout, section)
-  return rollout.Parts(model, init, generate, update, reference_model, read_reference)
+  return rollout.RolloutParts(model, init, generate, update, reference_model, read_reference)
 
 
-def build(context: common.Context) -> loop.Stage:
+def build(context: common.Context) -> loop.Training:
   """The stage, ready to run."""
   section, parts = context.section, define(context)
   (train, examples), (held_out, held_out_examples) = rollout.read_prompts(context)
@@ -94,11 +94,11 @@ def build(context: common.Context) -> loop.Stage:
   pretraining = None
   if section.pretraining_coefficient:
     documents = encode.documents(
-        sources.load(section.pretraining, 'document', 'train'), context.tokenizer, section.pretraining_length)
-    pretraining = batches.sequences(documents, section.batch_size * section.samples, section.pretraining_length,
+        sources.load_records(section.pretraining, 'document', 'train'), context.tokenizer, section.pretraining_max_length)
+    pretraining = batches.sequences(documents, section.batch_size * section.num_samples, section.pretraining_max_length,
                                     context.config.seed)
   step, reference = build_step(parts.generate, score, parts.update, context.layout), parts.read_reference()
-  return loop.Stage(
+  return loop.Training(
       name=context.name, init=parts.init, step=lambda state, batch: step(state, batch, reference),
       evaluate=rollout.build_evaluation(context, parts, reference, score_held_out, held_out, held_out_examples),
       batches=batches.Together(
@@ -119,7 +119,7 @@ class PPOState(TrainState):
   @property
   def value_params(self):
     """The whole value model."""
-    return joined(self.value_trained, self.frozen.get('value_params', {}))
+    return merge_params(self.value_trained, self.frozen.get('value_params', {}))
 
 
 @flax.struct.dataclass
@@ -148,7 +148,7 @@ def forward(model, value_model, params, value_params, sequences, R, temperature)
   if 'embedding' in value_params:  # a trunk of its own
     hidden, _ = value_model.apply(value_params, sequences.tokens, sequences.positions, sequences.segment_ids)
     hidden = hidden[:, -R - 1:-1]
-  return logprobs, entropies, heads.scores(value_params, hidden)
+  return logprobs, entropies, heads.scalar_scores(value_params, hidden)
 
 
 def build_update(model, value_model, reference_model, optimizer, layout, config):
@@ -169,7 +169,7 @@ def build_update(model, value_model, reference_model, optimizer, layout, config)
       logprobs, entropies, values = forward(
           model, value_model, state.params, state.value_params, sequences, R, temperature)
       return logprobs, entropies, values, rollout.forward(reference_model, reference, sequences, R, temperature)[0]
-    return steps.in_parts(part, sequences, config.minibatches * config.microbatches)
+    return steps.map_in_parts(part, sequences, config.minibatches * config.microbatches)
 
   def loss(params, batch, key):
     del key
@@ -208,7 +208,7 @@ def build_update(model, value_model, reference_model, optimizer, layout, config)
     placed = rewards
     if config.whiten_rewards:
       rewards = masked.whiten(rewards, value_mask, shift_mean=False)
-    advantage, returns = advantages.gae(rewards, values, value_mask, config.discount, config.smoothing)
+    advantage, returns = advantages.gae(rewards, values, value_mask, config.discount, config.gae_lambda)
     if config.whiten_advantages:
       advantage = masked.whiten(advantage, mask)
     answered = Rollout(sequences, mask, value_mask, logprobs, reference_logprobs, values, advantage, returns)
@@ -223,9 +223,9 @@ def build_update(model, value_model, reference_model, optimizer, layout, config)
       if pretraining is not None:  # a mean over its own tokens, however the minibatch is cut into parts
         share = masked.total(1.0, answered.mask) / jnp.maximum(masked.total(1.0, pretraining.loss_mask != 0), 1.0)
         batch = answered, pretraining, jnp.full(answered.mask.shape[0], share)
-      grads, metrics = steps.gradients(lambda p, b, k: loss(joined(p, frozen), b, k), trained, batch, key,
+      grads, metrics = steps.compute_gradients(lambda p, b, k: loss(merge_params(p, frozen), b, k), trained, batch, key,
                                        config.microbatches)
-      trained, opt_state, metrics = steps.update(optimizer, trained, opt_state, grads, metrics)
+      trained, opt_state, metrics = steps.apply_update(optimizer, trained, opt_state, grads, metrics)
       return (trained, opt_state), metrics
 
     def epoch(carry, key):
@@ -237,17 +237,17 @@ def build_update(model, value_model, reference_model, optimizer, layout, config)
     carry = ({'policy': state.trained, 'value': state.value_trained}, state.opt_state)
     (trained, opt_state), metrics = jax.lax.scan(epoch, carry, jax.random.split(key, config.epochs))
     # a step in which any minibatch changed something counts as made, so that half of one is never kept as none
-    fine = jnp.any(steps.finite(metrics))
+    fine = jnp.any(steps.update_is_finite(metrics))
     metrics = {**{name: jnp.mean(x) for name, x in metrics.items()},
                'policy/first_ratio': metrics['policy/ratio'][0, 0]}
 
     response_kl = jnp.sum(kl, axis=1)
     coefficient = state.kl_coefficient
     if config.kl_target:
-      coefficient = divergence.adapt(coefficient, jnp.mean(response_kl), config.kl_target, config.kl_horizon, N)
+      coefficient = divergence.adapt_kl_coefficient(coefficient, jnp.mean(response_kl), config.kl_target, config.kl_horizon, N)
     unexplained = masked.mean((returns - values - masked.mean(returns - values, value_mask)) ** 2, value_mask)
     variance = masked.mean((returns - masked.mean(returns, value_mask)) ** 2, value_mask)
-    metrics |= rollout.describe(samples, sequences, logprobs, entropies, kl, scores) | {
+    metrics |= rollout.rollout_metrics(samples, sequences, logprobs, entropies, kl, scores) | {
         'reward/mean': jnp.mean(jnp.sum(placed, axis=1)), 'kl_coefficient': state.kl_coefficient,
         'value/mean': masked.mean(values, value_mask),
         'value/explained_variance': 1.0 - unexplained / jnp.maximum(variance, 1e-8)}
@@ -269,7 +269,7 @@ def build_step(generate, score, update, layout):
   Returns:
     step(state, (Prompts, Sequences or None), reference) → (state, metrics).
   """
-  join = jax.jit(sampler.join)
+  join = jax.jit(sampler.join_sequences)
 
   def step(state, batch, reference):
     prompts, pretraining = layout.place(batch)

@@ -17,13 +17,13 @@ import tqdm
 
 from rlhf_jax.data import batches, encode, sources
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation import answers
+from rlhf_jax.generation import responses
 from rlhf_jax.generation import sampler
 from rlhf_jax.models import heads, lora
 from rlhf_jax.objectives import masked, preference, ranking
 from rlhf_jax.runtime import checkpoint, loop
 from rlhf_jax.runtime import step as steps
-from rlhf_jax.stages import common
+from rlhf_jax.stages.shared import common
 from rlhf_jax.types import Rankings
 
 
@@ -33,7 +33,7 @@ def _of_pairs(formula):
     del anchor
     better, worse = (jax.tree.map(lambda x, axis=axis: jnp.expand_dims(x, axis), every) for axis in (2, 1))
     wrong = 1 - batch.confidence[:, :, None]  # the label's own doubt, and the share of flipped labels beside it
-    settings = preference.Settings(c.beta, c.smoothing + (1 - 2 * c.smoothing) * wrong, c.margin, c.sft_coefficient)
+    settings = preference.Settings(c.beta, c.label_smoothing + (1 - 2 * c.label_smoothing) * wrong, c.margin, c.nll_coefficient)
     return ranking.over_pairs(formula(better, worse, settings), batch.ranks, batch.group)
   return loss
 
@@ -44,7 +44,7 @@ def _plackett_luce(every, batch, anchor, c):
 
 
 def _kto(every, batch, anchor, c):
-  best, worst = ranking.ends(batch.ranks, batch.group)
+  best, worst = ranking.best_and_worst(batch.ranks, batch.group)
   return masked.total(preference.kto(every, best, anchor, c), best | worst), masked.total(1.0, best | worst)
 
 
@@ -61,16 +61,16 @@ DEFAULTS = dict(
     reference_logprobs='stored',  # stored: computed once; live: at every step, for data too large for that
     loss='dpo',  # one of LOSSES
     beta=0.1,
-    smoothing=0.0,  # share of wrong labels: dpo (then cDPO), robust, length_normalised, dpop, cpo, simpo
+    label_smoothing=0.0,  # share of wrong labels: dpo (then cDPO), robust, length_normalised, dpop, cpo, simpo
     margin=0.5,  # gamma of simpo
-    sft_coefficient=1.0,  # lambda of cpo and dpop
+    nll_coefficient=1.0,  # lambda of cpo and dpop
     batch_size=16,  # rows in a batch, over all devices
     responses_per_row=4,  # places in a row; whole rankings share a row, none is split
-    length=96,  # tokens of a prompt with one response
+    max_length=96,  # tokens of a prompt with one response
     overlong='drop',  # a ranking with a longer response: drop (counted), truncate_left (the prompt), error
     microbatches=1,
     eval_records=200,  # held-out rankings
-    samples=4,  # texts written at each evaluation
+    shown_responses=4,  # texts written at each evaluation
     data=dict(sources.DEFAULTS),
     sampling=dict(sampler.DEFAULTS),
     optimizer=dict(steps.OPTIMIZER, learning_rate=5e-6, schedule='linear', final_scale=0.0, warmup_steps=10),
@@ -84,18 +84,18 @@ def run(context: common.Context) -> None:
   common.export(context, state.params)
 
 
-def build(context: common.Context) -> loop.Stage:
+def build(context: common.Context) -> loop.Training:
   """The stage, ready to run."""
   section, layout, tokenizer = context.section, context.layout, context.tokenizer
   check(section, f'config.{context.name}')
   if section.reference_logprobs not in ('stored', 'live'):
     raise UserError(f'config.{context.name}.reference_logprobs: expected stored or live, got '
                     f'{section.reference_logprobs!r}')
-  model, optimizer, init = common.trainable(context)
-  fit = lambda split: encode.rankings(split, tokenizer, section.length, section.overlong)
-  read = lambda split: sources.load(section.data, 'ranking', split)
+  model, optimizer, init = common.open_trainable(context)
+  fit = lambda split: encode.rankings(split, tokenizer, section.max_length, section.overlong)
+  read = lambda split: sources.load_records(section.data, 'ranking', split)
   examples = fit(read('train'))
-  held_out = fit(sources.evenly(read('validation'), section.eval_records))
+  held_out = fit(sources.spread_evenly(read('validation'), section.eval_records))
   if section.loss not in SOFT and any((example['confidence'] != 1).any() for example in (*examples, *held_out)):
     raise UserError(f'config.{context.name}.loss: {section.loss} cannot learn from labels with a confidence below 1; '
                     f'expected one of {", ".join(SOFT)}, or data without')
@@ -103,7 +103,7 @@ def build(context: common.Context) -> loop.Stage:
     raise UserError(f'config.{context.name}.loss: {section.loss} compares responses, but some prompts have one only; '
                     f'expected {", ".join(SINGLE)}, or data without')
   places = section.responses_per_row
-  once = lambda rows: batches.rankings_once(rows, section.batch_size, places, section.length)
+  once = lambda rows: batches.rankings_once(rows, section.batch_size, places, section.max_length)
   reference_model = reference = None
   live = lambda batch: batch
   if section.reference:
@@ -116,7 +116,7 @@ def build(context: common.Context) -> loop.Stage:
       said, of = f'{context.name}: the reference reads', checkpoint.fingerprint(reference)
       for name, rows in (('train', examples), ('validation', held_out)):
         add_reference(rows, context.directory / f'reference-{name}.npz', of, lambda rows: [
-            (batch, answers.whole(sums(reference, layout.place(batch)))) for batch in tqdm.tqdm(
+            (batch, responses.to_host(sums(reference, layout.place(batch)))) for batch in tqdm.tqdm(
                 once(rows), desc=said, unit='batch', leave=False, disable=None)])
   loss = build_loss(model, section)
   step, measured = steps.build(loss, optimizer, layout, section.microbatches), jax.jit(loss)
@@ -124,7 +124,7 @@ def build(context: common.Context) -> loop.Stage:
   if section.loss in SINGLE:
     estimate = jax.jit(build_anchor(model, reference_model))
     anchor = lambda params, batch: estimate(params, reference, batch)
-  prompts = [example['tokens'][0, :example['begins'][0]] for example in held_out[:max(section.samples, 1)]]
+  prompts = [example['tokens'][0, :example['begins'][0]] for example in held_out[:max(section.shown_responses, 1)]]
   show = common.build_samples(context, model, prompts)
 
   def evaluate(state):
@@ -138,18 +138,18 @@ def build(context: common.Context) -> loop.Stage:
     batch = live(layout.place(batch))
     return step(state, batch, *([anchor(state.params, batch)] if anchor else []))
 
-  return loop.Stage(
+  return loop.Training(
       name=context.name, init=init, evaluate=evaluate, step=whole_step,
-      batches=batches.rankings(examples, section.batch_size, places, section.length, context.config.seed))
+      batches=batches.rankings(examples, section.batch_size, places, section.max_length, context.config.seed))
 
 
 def check(section, where: str) -> None:
   """Raises UserError for a loss that is none, or settings it cannot have."""
   if section.loss not in LOSSES:
     raise UserError(f'{where}.loss: expected one of {", ".join(LOSSES)}, got {section.loss!r}')
-  if not section.beta > 0 or not 0 <= section.smoothing < 0.5:
+  if not section.beta > 0 or not 0 <= section.label_smoothing < 0.5:
     raise UserError(f'{where}: expected beta above 0 and smoothing in [0, 0.5), got {section.beta} and '
-                    f'{section.smoothing}')
+                    f'{section.label_smoothing}')
   if not section.reference and section.loss not in preference.WITHOUT_REFERENCE:
     raise UserError(f'{where}.reference: {section.loss} needs one; without: {", ".join(preference.WITHOUT_REFERENCE)}')
 
@@ -173,7 +173,7 @@ def build_loss(model, section):
     logprobs, lengths = response_logprobs(model, params, batch)
     every = preference.Response(logprobs, batch.reference_logprobs, lengths)
     total, weight = LOSSES[section.loss](every, batch, anchor, section)
-    pairs, (best, worst) = ranking.better(batch.ranks, batch.group), ranking.ends(batch.ranks, batch.group)
+    pairs, (best, worst) = ranking.better_pairs(batch.ranks, batch.group), ranking.best_and_worst(batch.ranks, batch.group)
     margins = every.ratio[:, :, None] - every.ratio[:, None, :]
     count = masked.total(1.0, pairs)
     implicit = every.ratio if section.reference else every.mean

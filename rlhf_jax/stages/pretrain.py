@@ -13,16 +13,16 @@ from rlhf_jax.generation import sampler
 from rlhf_jax.models import lora
 from rlhf_jax.runtime import loop
 from rlhf_jax.runtime import step as steps
-from rlhf_jax.stages import common, supervised
+from rlhf_jax.stages.shared import common, supervised
 
 DEFAULTS = dict(
     init='random',  # 'random', an earlier stage, a stage's folder or a Hugging Face directory
     lora=dict(lora.DEFAULTS),  # adapters beside frozen matrices, in place of training all parameters
     batch_size=64,  # rows in a batch, over all devices
-    length=96,  # tokens in a row
+    max_length=96,  # tokens in a row
     microbatches=1,  # parts of a batch, one after the other, to save memory
     eval_records=200,  # held-out documents
-    samples=4,  # texts written at each evaluation
+    shown_responses=4,  # texts written at each evaluation
     data=dict(sources.DEFAULTS),
     sampling=dict(sampler.DEFAULTS),
     optimizer=dict(steps.OPTIMIZER, learning_rate=1e-3, weight_decay=0.1, b2=0.95, warmup_steps=20),
@@ -36,17 +36,17 @@ def run(context: common.Context) -> None:
   common.export(context, state.params)
 
 
-def build(context: common.Context) -> loop.Stage:
+def build(context: common.Context) -> loop.Training:
   """The stage, ready to run."""
   section, layout, tokenizer = context.section, context.layout, context.tokenizer
-  model, optimizer, init = common.trainable(context)
-  held_out = sources.evenly(sources.load(section.data, 'document', 'validation'), section.eval_records)
-  train = sources.load(section.data, 'document', 'train')
-  examples = encode.documents(train, tokenizer, section.length)
-  held_out_examples = encode.documents(held_out, tokenizer, section.length)
+  model, optimizer, init = common.open_trainable(context)
+  held_out = sources.spread_evenly(sources.load_records(section.data, 'document', 'validation'), section.eval_records)
+  train = sources.load_records(section.data, 'document', 'train')
+  examples = encode.documents(train, tokenizer, section.max_length)
+  held_out_examples = encode.documents(held_out, tokenizer, section.max_length)
   characters = sum(len(record.text) for record in held_out)
   compared = baselines.nats_per_character(train, held_out)
-  measure = supervised.build_evaluation(model, layout, held_out_examples, section.batch_size, section.length)
+  measure = supervised.build_evaluation(model, layout, held_out_examples, section.batch_size, section.max_length)
   show = common.build_samples(context, model, [example['tokens'][:8] for example in held_out_examples])
 
   def evaluate(state):
@@ -54,7 +54,7 @@ def build(context: common.Context) -> loop.Stage:
     values = {'loss': loss, 'perplexity': math.exp(min(loss, 50)), 'nats_per_character': loss * count / characters}
     return values | compared, show(state)
 
-  return loop.Stage(
+  return loop.Training(
       name=context.name, init=init, evaluate=evaluate,
-      batches=batches.sequences(examples, section.batch_size, section.length, context.config.seed),
+      batches=batches.sequences(examples, section.batch_size, section.max_length, context.config.seed),
       step=steps.build(supervised.build_loss(model), optimizer, layout, section.microbatches))

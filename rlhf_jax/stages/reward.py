@@ -14,13 +14,13 @@ import numpy as np
 
 from rlhf_jax.data import batches, encode, records, sources
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation.answers import whole
+from rlhf_jax.generation.responses import to_host
 from rlhf_jax.generation import sampler
 from rlhf_jax.models import heads, lora
 from rlhf_jax.objectives import ranking
 from rlhf_jax.runtime import loop
 from rlhf_jax.runtime import step as steps
-from rlhf_jax.stages import common
+from rlhf_jax.stages.shared import common
 from rlhf_jax.types import Rankings
 
 DEFAULTS = dict(
@@ -29,7 +29,7 @@ DEFAULTS = dict(
     loss='pairwise',  # pairwise, plackett_luce, plain_pairs
     batch_size=16,  # rows in a batch, over all devices
     responses_per_row=4,  # places in a row; whole rankings share a row, none is split
-    length=96,  # tokens of a prompt with one response
+    max_length=96,  # tokens of a prompt with one response
     overlong='drop',  # a ranking with a longer response: drop (counted), truncate_left (the prompt), error
     microbatches=1,
     eval_records=400,  # held-out rankings
@@ -50,7 +50,7 @@ def last_scores(model, params, tokens, positions, segment_ids):
   hidden, _ = model.apply(params, flat(tokens), flat(positions), segment_ids)
   places = jnp.arange(segment_ids.shape[1])
   last = jnp.max(jnp.where(segment_ids > 0, places, 0), axis=1)
-  return heads.scores(params, jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]).reshape(shape)
+  return heads.scalar_scores(params, jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]).reshape(shape)
 
 
 def build_score(model, parts: int = 1):
@@ -58,7 +58,7 @@ def build_score(model, parts: int = 1):
   @jax.jit
   def score(params, prompts, samples):
     one = lambda x: last_scores(model, params, x.tokens, x.positions, x.segment_ids)
-    return steps.in_parts(one, sampler.join(prompts, samples), parts)
+    return steps.map_in_parts(one, sampler.join_sequences(prompts, samples), parts)
   return score
 
 
@@ -86,13 +86,13 @@ def run(context: common.Context) -> None:
   common.export(context, state.params)
 
 
-def build(context: common.Context) -> loop.Stage:
+def build(context: common.Context) -> loop.Training:
   """The stage, ready to run."""
   section, layout, tokenizer = context.section, context.layout, context.tokenizer
-  model, optimizer, init = common.trainable(context, head=True)
-  fit = lambda rows: encode.rankings(rows, tokenizer, section.length, section.overlong)
-  read = lambda split: sources.load(section.data, 'ranking', split)
-  train, held_out = read('train'), sources.evenly(read('validation'), section.eval_records)
+  model, optimizer, init = common.open_trainable(context, head=True)
+  fit = lambda rows: encode.rankings(rows, tokenizer, section.max_length, section.overlong)
+  read = lambda split: sources.load_records(section.data, 'ranking', split)
+  train, held_out = read('train'), sources.spread_evenly(read('validation'), section.eval_records)
   if section.loss == 'plackett_luce' and any(row.confidence < 1 for row in train):
     raise UserError(f'config.{context.name}.loss: plackett_luce cannot learn from soft labels (confidence below 1); '
                     'pairwise and plain_pairs can')
@@ -102,24 +102,24 @@ def build(context: common.Context) -> loop.Stage:
   held_out_examples = fit(held_out)
   score = jax.jit(lambda params, batch: last_scores(model, params, batch.tokens, batch.positions, batch.segment_ids))
   once = lambda examples: batches.rankings_once(
-      examples, section.batch_size, section.responses_per_row, section.length)
+      examples, section.batch_size, section.responses_per_row, section.max_length)
 
   def evaluate(state):
     return accuracies(
-        ((batch, whole(score(state.params, layout.place(batch)))) for batch in once(held_out_examples)), held_out), []
+        ((batch, to_host(score(state.params, layout.place(batch)))) for batch in once(held_out_examples)), held_out), []
 
   def centre(state):
-    shown = sources.evenly(sources.load(section.demonstrations, 'demonstration', 'train'), section.centre_records)
+    shown = sources.spread_evenly(sources.load_records(section.demonstrations, 'demonstration', 'train'), section.centre_records)
     alone = encode.rankings([records.Ranking(id=r.id, source=r.source, license=r.license, domain='', context='',
                                              messages=r.messages, responses=[r.response], ranks=[1]) for r in shown],
-                            tokenizer, section.length, 'drop')
-    found = [whole(score(state.params, layout.place(batch)))[batch.group > 0] for batch in once(alone)]
+                            tokenizer, section.max_length, 'drop')
+    found = [to_host(score(state.params, layout.place(batch)))[batch.group > 0] for batch in once(alone)]
     bias = state.trained['score']['bias'] - np.float32(np.concatenate(found).mean(dtype=np.float64))
     return state.replace(trained={**state.trained, 'score': {**state.trained['score'], 'bias': bias}})
 
-  return loop.Stage(
+  return loop.Training(
       name=context.name, init=init, evaluate=evaluate, finish=centre if section.centre else None,
-      batches=batches.rankings(fit(train), section.batch_size, section.responses_per_row, section.length,
+      batches=batches.rankings(fit(train), section.batch_size, section.responses_per_row, section.max_length,
                                context.config.seed),
       step=steps.build(build_loss(model, section.loss), optimizer, layout, section.microbatches))
 

@@ -4,7 +4,7 @@ import pytest
 from rlhf_jax.data import encode, records
 from rlhf_jax.data.tinyworld import vocabulary
 from rlhf_jax.errors import UserError
-from rlhf_jax.models.tokenizer import Tokenizer
+from rlhf_jax.interop.tokenizer import Tokenizer
 
 ASKED = [{'role': 'user', 'content': 'Why?'}]
 

@@ -22,14 +22,14 @@ def test_globs_splits_and_counts(tmp_path):
   records.write(tmp_path / 'a.train.jsonl', [document('1'), document('2')])
   records.write(tmp_path / 'b.train.jsonl.gz', [document('3')])
   records.write(tmp_path / 'a.validation.jsonl', [document('4')])
-  load = lambda split, **more: [row.text for row in sources.load(
+  load = lambda split, **more: [row.text for row in sources.load_records(
       config(source='jsonl', path=(f'{tmp_path}/*.{{split}}.jsonl*',), **more), 'document', split)]
   assert load('train') == ['1', '2', '3'] and load('validation') == ['4'] and load('train', count=2) == ['1', '2']
 
 
 def test_a_file_that_exists_is_no_glob(tmp_path):
   records.write(tmp_path / 'a[1].jsonl', [document('1')])
-  assert len(sources.load(config(source='jsonl', path=(f'{tmp_path}/a[1].jsonl',)), 'document', 'train')) == 1
+  assert len(sources.load_records(config(source='jsonl', path=(f'{tmp_path}/a[1].jsonl',)), 'document', 'train')) == 1
 
 
 def test_rankings_and_preferences_share_a_data_set(tmp_path):
@@ -37,7 +37,7 @@ def test_rankings_and_preferences_share_a_data_set(tmp_path):
   records.write(tmp_path / 'x.jsonl', [
       records.Ranking('r', '', '', '', '', asked, ['a', 'b', 'c'], [2, 1, 1]),
       records.Preference('p', '', '', '', asked, 'good', 'bad')])
-  rows = sources.load(config(source='jsonl', path=(f'{tmp_path}/x.jsonl',)), 'ranking', 'train')
+  rows = sources.load_records(config(source='jsonl', path=(f'{tmp_path}/x.jsonl',)), 'ranking', 'train')
   assert [(row.id, row.responses, row.ranks) for row in rows] == [
       ('r', ['a', 'b', 'c'], [2, 1, 1]), ('p', ['good', 'bad'], [1, 2])]
 
@@ -54,24 +54,24 @@ def test_rankings_and_preferences_share_a_data_set(tmp_path):
 ])
 def test_mistakes_are_named(said, message):
   with pytest.raises(UserError) as error:
-    sources.load(config(**said), 'document', 'train')
+    sources.load_records(config(**said), 'document', 'train')
   assert message in str(error.value) and '\n' not in str(error.value)
 
 
 def test_an_empty_data_set_is_an_error(tmp_path):
   (tmp_path / 'x.jsonl').write_text('\n\n')
   with pytest.raises(UserError, match='holds no document for train'):
-    sources.load(config(source='jsonl', path=(f'{tmp_path}/x.jsonl',)), 'document', 'train')
+    sources.load_records(config(source='jsonl', path=(f'{tmp_path}/x.jsonl',)), 'document', 'train')
 
 
 def test_the_first_few_are_spread_over_all_sources():
-  assert sources.evenly(list('aaaabbbbcc'), 5) == ['a', 'a', 'b', 'b', 'c'] and sources.evenly([1, 2], 5) == [1, 2]
+  assert sources.spread_evenly(list('aaaabbbbcc'), 5) == ['a', 'a', 'b', 'b', 'c'] and sources.spread_evenly([1, 2], 5) == [1, 2]
   with pytest.raises(UserError, match='expected 1 or more, got 0'):
-    sources.evenly([1, 2], 0)
+    sources.spread_evenly([1, 2], 0)
 
 
 def test_tinyworld_is_the_default():
-  rows = sources.load(config(count=5), 'demonstration', 'train')
+  rows = sources.load_records(config(count=5), 'demonstration', 'train')
   assert len(rows) == 5 and all(isinstance(row, records.Demonstration) for row in rows)
 
 
@@ -120,7 +120,7 @@ def load(builder, **said):
   builder = builder(data_dir=sys.argv[1], file_format='array_record')
   builder.download_and_prepare()
   fields = {**sources.DEFAULTS, 'path': ('tfds:' + str(builder.data_path),), **said}
-  return lambda split: sources.load(ml_collections.ConfigDict(fields), 'ranking', split)
+  return lambda split: sources.load_records(ml_collections.ConfigDict(fields), 'ranking', split)
 
 read = load(Pairs, fields=dict(messages='turns', chosen='better'), splits=dict(train='train', validation='test'))
 rows = list(read('train'))

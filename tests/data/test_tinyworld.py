@@ -9,7 +9,7 @@ from rlhf_jax.data import tinyworld
 from rlhf_jax.data.tinyworld import conversations, corpus, oracle, vocabulary
 from rlhf_jax.data.tinyworld.facts import FACTS, FAMILIES, HELD_OUT_PEOPLE
 from rlhf_jax.errors import UserError
-from rlhf_jax.models.tokenizer import Tokenizer
+from rlhf_jax.interop.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope='module')

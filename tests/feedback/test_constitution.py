@@ -10,7 +10,7 @@ from rlhf_jax.feedback import constitution
 
 @pytest.mark.parametrize('path', sorted(constitution.SHIPPED.glob('*.yaml')), ids=lambda path: path.stem)
 def test_those_that_ship(path):
-  said = constitution.load(path.stem)
+  said = constitution.load_constitution(path.stem)
   rng = np.random.default_rng(0)
   assert said.draw('critique', rng).revision and said.draw('choose', rng).choose
   if not path.stem.startswith('tinyworld'):
@@ -23,9 +23,9 @@ def test_principles_are_drawn_by_weight(tmp_path):
   path.write_text(json.dumps({'principles': [
       dict(id='a', choose='A?', weight=3), dict(id='b', choose='B?'), dict(id='c', critique='C?', revision='C!')]}))
   rng = np.random.default_rng(0)
-  drawn = collections.Counter(constitution.load((str(path),)).draw('choose', rng).id for _ in range(2000))
+  drawn = collections.Counter(constitution.load_constitution((str(path),)).draw('choose', rng).id for _ in range(2000))
   assert drawn['a'] / 2000 == pytest.approx(0.75, abs=0.04) and set(drawn) == {'a', 'b'}
-  assert constitution.load(str(path)).draw('critique', rng).id == 'c'
+  assert constitution.load_constitution(str(path)).draw('critique', rng).id == 'c'
 
 
 def test_the_published_layout(tmp_path):
@@ -38,7 +38,7 @@ def test_the_published_layout(tmp_path):
       'thought': [dict(prompt='\n\nHuman: {} (A) [[[a]]]\n\nAssistant: Let us think.\n\nHuman:\nSo it is: (A)\n\nHuman:')]}
   for name, body in files.items():
     (tmp_path / f'{name}.json').write_text(json.dumps(body))
-  said = constitution.load([str(tmp_path / f'{name}.json') for name in files])
+  said = constitution.load_constitution([str(tmp_path / f'{name}.json') for name in files])
   assert [(one.critique, one.revision, one.choose) for one in said.principles] == [
       ('Find harm.', 'Mend it.', ''), ('', '', 'Choose the kinder one.')]
   assert said.critique_examples[0].endswith('Critique: d')
@@ -58,9 +58,9 @@ def test_what_is_wrong_is_named(tmp_path, body, message):
   path = tmp_path / 'own.yaml'
   path.write_text(body)
   with pytest.raises(UserError, match=message):
-    constitution.load(str(path))
+    constitution.load_constitution(str(path))
 
 
 def test_a_file_that_is_not_there_names_those_that_ship():
   with pytest.raises(UserError, match='harmlessness, helpfulness, honesty'):
-    constitution.load('harmlesness')
+    constitution.load_constitution('harmlesness')

@@ -116,7 +116,7 @@ def test_what_is_asked_and_the_probability_of_the_options_tokens(serve, tmp_path
   server = serve(lambda n, request: completion('(A)', [
       ('(', log(0.9), {'A': log(0.05), 'B': log(0.01)}),
       ('A', log(0.5), {' A': log(0.1), 'B': log(0.15), 'B)': log(0.05), 'C': log(0.1), 'b': log(0.1)})]))
-  judged = endpoint.build(server.url, config(system='Judge.'), tmp_path / 'a' / 'cache.jsonl')(comparisons(1))
+  judged = endpoint.build_endpoint_judge(server.url, config(system='Judge.'), tmp_path / 'a' / 'cache.jsonl')(comparisons(1))
   np.testing.assert_allclose(judged.probabilities, [0.6 / 0.8])
   assert judged.rationales == ['(A)'] and judged.probabilities.dtype == np.float64
   path, headers, body = server.requests[0]
@@ -130,7 +130,7 @@ def test_what_is_asked_and_the_probability_of_the_options_tokens(serve, tmp_path
 def test_fields_of_a_request_added_and_taken_away(serve, tmp_path):
   server = serve(lambda n, request: completion('B'))
   extra = {'max_tokens': None, 'max_completion_tokens': 7, 'chat_template_kwargs': {'enable_thinking': False}}
-  endpoint.build(server.url + '/chat/completions', config(extra=extra, logprobs=0), tmp_path / 'c')(comparisons(1))
+  endpoint.build_endpoint_judge(server.url + '/chat/completions', config(extra=extra, logprobs=0), tmp_path / 'c')(comparisons(1))
   path, _, body = server.requests[0]
   assert path == '/v1/chat/completions' and body.pop('messages')
   assert body == {'model': 'wise', 'temperature': 0.0, 'max_completion_tokens': 7,
@@ -151,9 +151,9 @@ def test_fields_of_a_request_added_and_taken_away(serve, tmp_path):
 ])
 def test_verdicts_in_texts(serve, tmp_path, text, thought, expected):
   server = serve(lambda n, request: completion(text))
-  judged = endpoint.build(server.url, config(thought=thought, clamp=(0.0, 1.0)), tmp_path / 'cache.jsonl')(comparisons(1))
+  judged = endpoint.build_endpoint_judge(server.url, config(thought=thought, clamp=(0.0, 1.0)), tmp_path / 'cache.jsonl')(comparisons(1))
   np.testing.assert_array_equal(judged.probabilities, [np.nan if expected is None else expected])
-  clamped = endpoint.build(server.url, config(thought=thought), tmp_path / 'cache.jsonl')(comparisons(1))
+  clamped = endpoint.build_endpoint_judge(server.url, config(thought=thought), tmp_path / 'cache.jsonl')(comparisons(1))
   np.testing.assert_array_equal(clamped.probabilities, np.clip(judged.probabilities, 0.4, 0.6) if thought else judged.probabilities)
   assert len(server.requests) == 1  # what is kept is what was said
   assert judged.rationales == [(text or '').strip()]
@@ -168,10 +168,10 @@ def test_the_tokens_of_a_verdict_behind_words_and_behind_a_thought(serve, tmp_pa
   article = [('A', -0.1, {'B': -3.0}), (' better answer is the second', -0.1, {})]
   said = lambda given: completion(''.join(token for token, *_ in given), given)
   server = serve(lambda n, request: said([words, article][asked_for(request)]))
-  judged = endpoint.build(server.url, config(), tmp_path / 'a')(comparisons(2))
+  judged = endpoint.build_endpoint_judge(server.url, config(), tmp_path / 'a')(comparisons(2))
   np.testing.assert_allclose(judged.probabilities, [0.3 / 0.6, np.nan])
   server = serve(lambda n, request: said(thought))
-  judged = endpoint.build(server.url, config(thought=100, clamp=(0.0, 1.0)), tmp_path / 'b')(comparisons(1))
+  judged = endpoint.build_endpoint_judge(server.url, config(thought=100, clamp=(0.0, 1.0)), tmp_path / 'b')(comparisons(1))
   np.testing.assert_allclose(judged.probabilities, [0.5 / 0.75])
   body = server.requests[0][2]
   assert body['max_tokens'] == 116 and 'step by step' in body['messages'][0]['content']
@@ -183,18 +183,18 @@ def test_a_server_that_refuses_logprobs_is_asked_without(serve, tmp_path, caplog
     asked = 'logprobs' in request or 'top_logprobs' in request
     return (status, {'error': 'logprobs: unknown'}, {}) if asked else completion('B')
   server = serve(script)
-  judge = endpoint.build(server.url, config(concurrency=1), tmp_path / 'cache')
+  judge = endpoint.build_endpoint_judge(server.url, config(concurrency=1), tmp_path / 'cache')
   assert judge(comparisons(3)).probabilities.tolist() == [0.0] * 3
   assert len(server.requests) == 4 and 'read from the text' in caplog.text
   assert judge(comparisons(4)).probabilities.tolist() == [0.0] * 4 and len(server.requests) == 5  # remembered, and kept
-  again = endpoint.build(server.url, config(), tmp_path / 'cache')
+  again = endpoint.build_endpoint_judge(server.url, config(), tmp_path / 'cache')
   assert again(comparisons(4)).probabilities.tolist() == [0.0] * 4 and len(server.requests) == 5
 
 
 def test_another_400_is_no_matter_of_logprobs(serve, tmp_path):
   server = serve(lambda n, request: (400, {'error': 'too long'}, {}))
   with pytest.raises(UserError, match='it answered 400: .*too long.*0 label'):
-    endpoint.build(server.url, config(concurrency=1), tmp_path / 'cache')(comparisons(3))
+    endpoint.build_endpoint_judge(server.url, config(concurrency=1), tmp_path / 'cache')(comparisons(3))
   assert len(server.requests) == 2
 
 
@@ -216,7 +216,7 @@ TROUBLES = {
 @pytest.mark.parametrize('trouble', TROUBLES)
 def test_a_trouble_that_passes(serve, tmp_path, trouble):
   server = serve(lambda n, request: TROUBLES[trouble] if n < 2 else completion('A'))
-  judged = endpoint.build(server.url, config(), tmp_path / 'cache')(comparisons(1))
+  judged = endpoint.build_endpoint_judge(server.url, config(), tmp_path / 'cache')(comparisons(1))
   assert judged.probabilities.tolist() == [1.0] and len(server.requests) == 3
 
 
@@ -225,12 +225,12 @@ def test_a_trouble_that_stays_stops_with_the_labels_kept(serve, tmp_path, troubl
   path = tmp_path / 'cache.jsonl'
   server = serve(lambda n, request: completion('A') if asked_for(request) < 3 else TROUBLES[trouble])
   with pytest.raises(UserError) as error:
-    endpoint.build(server.url, config(concurrency=1), path)(comparisons(9))
+    endpoint.build_endpoint_judge(server.url, config(concurrency=1), path)(comparisons(9))
   said = str(error.value)
   assert '3 label(s) are kept in ' + str(path) in said and 'the same command goes on' in said and server.url in said
   assert 'tried 3 times' in said and len(server.requests) == 6 and len(rows(path)) == 3 and '\n' not in said
   server.script = lambda n, request: completion('B')
-  judged = endpoint.build(server.url, config(), path)(comparisons(9))
+  judged = endpoint.build_endpoint_judge(server.url, config(), path)(comparisons(9))
   assert judged.probabilities.tolist() == [1.0] * 3 + [0.0] * 6 and len(server.requests) == 12
 
 
@@ -239,7 +239,7 @@ def test_a_server_that_is_down(tmp_path):
     free.bind(('127.0.0.1', 0))
     url = f'http://127.0.0.1:{free.getsockname()[1]}/v1'
   with pytest.raises(UserError, match=f'judge {url}/chat/completions: ConnectError.*tried 3 times; 0 label'):
-    endpoint.build(url, config(), tmp_path / 'cache')(comparisons(20))
+    endpoint.build_endpoint_judge(url, config(), tmp_path / 'cache')(comparisons(20))
 
 
 def test_a_slow_answer_is_asked_for_again_and_the_limit_is_of_the_whole_call(serve, tmp_path):
@@ -249,11 +249,11 @@ def test_a_slow_answer_is_asked_for_again_and_the_limit_is_of_the_whole_call(ser
     return completion('A')
   server = serve(script)
   began = time.monotonic()
-  assert endpoint.build(server.url, config(timeout=0.3), tmp_path / 'a')(comparisons(1)).probabilities.tolist() == [1.0]
+  assert endpoint.build_endpoint_judge(server.url, config(timeout=0.3), tmp_path / 'a')(comparisons(1)).probabilities.tolist() == [1.0]
   assert time.monotonic() - began < 1.2
   with pytest.raises(UserError, match='no answer in 0.2 s; tried 2 times'):
     server.script = lambda n, request: time.sleep(0.5) or completion('A')
-    endpoint.build(server.url, config(timeout=0.2, retries=1), tmp_path / 'b')(comparisons(1))
+    endpoint.build_endpoint_judge(server.url, config(timeout=0.2, retries=1), tmp_path / 'b')(comparisons(1))
 
 
 @pytest.mark.parametrize('as_date', [False, True])
@@ -261,11 +261,11 @@ def test_retry_after_is_honoured(serve, tmp_path, as_date):
   said = lambda: email.utils.formatdate(time.time() + 2, usegmt=True) if as_date else '1'
   server = serve(lambda n, request: (429, b'', {'retry-after': said()}) if n == 0 else completion('A'))
   began = time.monotonic()
-  endpoint.build(server.url, config(), tmp_path / 'cache')(comparisons(1))
+  endpoint.build_endpoint_judge(server.url, config(), tmp_path / 'cache')(comparisons(1))
   assert 0.9 < time.monotonic() - began < 3
   server.script = lambda n, request: (429, b'', {'retry-after': '3600'})
   with pytest.raises(UserError, match='429.*asks to wait 3600 s'):
-    endpoint.build(server.url, config(), tmp_path / 'other')(comparisons(1))
+    endpoint.build_endpoint_judge(server.url, config(), tmp_path / 'other')(comparisons(1))
 
 
 @pytest.mark.parametrize('status', [301, 307, 401, 403, 404, 413])
@@ -274,7 +274,7 @@ def test_a_refusal_stops_at_once_and_the_key_stays_secret(serve, tmp_path, caplo
   echo = json.dumps({'error': f'wrong key {KEY}', 'again': KEY}).replace('/', '\\/').encode()
   server = serve(lambda n, request: (status, echo, {'location': elsewhere.url}))
   with pytest.raises(UserError, match=f'{status}: .*wrong key …') as error:
-    endpoint.build(server.url, config(concurrency=1), tmp_path / 'cache')(comparisons(3))
+    endpoint.build_endpoint_judge(server.url, config(concurrency=1), tmp_path / 'cache')(comparisons(3))
   assert len(server.requests) == 1 and not elsewhere.requests
   assert 'secret' not in str(error.value) + caplog.text and server.url in str(error.value)
   assert ('JUDGE_KEY' in str(error.value)) == (status in (401, 403))
@@ -284,7 +284,7 @@ def test_the_key_is_in_no_label_and_in_no_excerpt(serve, tmp_path, caplog):
   bad = 500, f'no {KEY}'.encode(), {}
   server = serve(lambda n, request: completion(f'{KEY}\nA') if asked_for(request) == 0 else bad)
   with pytest.raises(UserError) as error:
-    endpoint.build(server.url, config(concurrency=1), tmp_path / 'cache')(comparisons(2))
+    endpoint.build_endpoint_judge(server.url, config(concurrency=1), tmp_path / 'cache')(comparisons(2))
   kept = (tmp_path / 'cache').read_text()
   assert rows(tmp_path / 'cache')[0]['text'] == '…\nA' and rows(tmp_path / 'cache')[0]['probability'] == 1.0
   assert 'secret' not in kept + str(error.value) + caplog.text and KEY in server.requests[0][1]['authorization']
@@ -294,7 +294,7 @@ def test_the_key_is_in_no_label_and_in_no_excerpt(serve, tmp_path, caplog):
 def test_without_a_key_none_is_sent(serve, tmp_path, monkeypatch, said):
   monkeypatch.delenv('JUDGE_KEY') if said is None else monkeypatch.setenv('JUDGE_KEY', said)
   server = serve(lambda n, request: completion('A'))
-  endpoint.build(server.url, config(), tmp_path / 'cache')(comparisons(1))
+  endpoint.build_endpoint_judge(server.url, config(), tmp_path / 'cache')(comparisons(1))
   assert 'authorization' not in server.requests[0][1]
 
 
@@ -302,7 +302,7 @@ def test_without_a_key_none_is_sent(serve, tmp_path, monkeypatch, said):
 def test_a_key_that_is_no_header_is_not_shown(tmp_path, monkeypatch, said):
   monkeypatch.setenv('JUDGE_KEY', said)
   with pytest.raises(UserError, match='JUDGE_KEY') as error:
-    endpoint.build('http://localhost:1/v1', config(), tmp_path / 'cache')
+    endpoint.build_endpoint_judge('http://localhost:1/v1', config(), tmp_path / 'cache')
   assert 'cret' not in str(error.value)
 
 
@@ -310,19 +310,19 @@ def test_bounds_count_what_is_in_the_cache(serve, tmp_path):
   path, server = tmp_path / 'cache.jsonl', serve(lambda n, request: completion('A', tokens=10))
   for _ in range(2):  # the second run asks nothing
     with pytest.raises(UserError, match=r'max_calls.*is reached: 5 calls.*5 label\(s\) are kept'):
-      endpoint.build(server.url, config(max_calls=5), path)(comparisons(20))
+      endpoint.build_endpoint_judge(server.url, config(max_calls=5), path)(comparisons(20))
     assert len(server.requests) == 5 == len(rows(path))
-  assert endpoint.build(server.url, config(max_calls=5), path)(comparisons(5)).probabilities.tolist() == [1.0] * 5
+  assert endpoint.build_endpoint_judge(server.url, config(max_calls=5), path)(comparisons(5)).probabilities.tolist() == [1.0] * 5
   for _ in range(2):
     with pytest.raises(UserError, match='max_total_tokens is reached: .*80 tokens.*8 label'):
-      endpoint.build(server.url, config(max_total_tokens=75, concurrency=1), path)(comparisons(20))
+      endpoint.build_endpoint_judge(server.url, config(max_total_tokens=75, concurrency=1), path)(comparisons(20))
     assert len(server.requests) == 8
-  assert len(endpoint.build(server.url, config(max_calls=20), path)(comparisons(20)).probabilities) == 20
+  assert len(endpoint.build_endpoint_judge(server.url, config(max_calls=20), path)(comparisons(20)).probabilities) == 20
 
 
 def test_answers_that_are_garbage_count_as_calls_and_unsaid_tokens_are_estimated(serve, tmp_path):
   server = serve(lambda n, request: b'' if n == 0 else completion('A', tokens=0))
-  endpoint.build(server.url, config(), tmp_path / 'cache')(comparisons(1))
+  endpoint.build_endpoint_judge(server.url, config(), tmp_path / 'cache')(comparisons(1))
   row, = rows(tmp_path / 'cache')
   assert row['calls'] == 2 and 40 < row['tokens'] < 90
 
@@ -330,7 +330,7 @@ def test_answers_that_are_garbage_count_as_calls_and_unsaid_tokens_are_estimated
 @pytest.mark.parametrize('most', [1, 4])
 def test_so_many_calls_at_once_and_no_more(serve, tmp_path, most):
   server = serve(lambda n, request: time.sleep(0.03) or completion('A' if asked_for(request) % 3 else 'B'))
-  judged = endpoint.build(server.url, config(concurrency=most), tmp_path / 'cache')(comparisons(20))
+  judged = endpoint.build_endpoint_judge(server.url, config(concurrency=most), tmp_path / 'cache')(comparisons(20))
   assert judged.probabilities.tolist() == [float(i % 3 > 0) for i in range(20)]
   assert server.most == most and len(server.requests) == 20
 
@@ -340,38 +340,38 @@ def test_nothing_is_asked_twice(serve, tmp_path):
   server = serve(lambda n, request: completion('A' if asked_for(request) % 2 else 'hm'))
   pairs = comparisons(6)
   for expected in (6, 6):
-    judged = endpoint.build(server.url, config(), path)([*pairs, *pairs[::-1]])
+    judged = endpoint.build_endpoint_judge(server.url, config(), path)([*pairs, *pairs[::-1]])
     np.testing.assert_array_equal(judged.probabilities, [np.nan, 1.0] * 3 + [1.0, np.nan] * 3)
     assert len(server.requests) == expected and len(rows(path)) == 6
   other = serve(lambda n, request: completion('B'))
-  endpoint.build(other.url, config(timeout=9.0), path)(pairs)  # the same server at another address
+  endpoint.build_endpoint_judge(other.url, config(timeout=9.0), path)(pairs)  # the same server at another address
   assert not other.requests
-  endpoint.build(other.url, config(temperature=0.5), path)(pairs)
-  endpoint.build(other.url, config(model='another'), path)(pairs[:1])
-  endpoint.build(other.url, config(), path)([pairs[0].swapped()])
+  endpoint.build_endpoint_judge(other.url, config(temperature=0.5), path)(pairs)
+  endpoint.build_endpoint_judge(other.url, config(model='another'), path)(pairs[:1])
+  endpoint.build_endpoint_judge(other.url, config(), path)([pairs[0].swapped()])
   assert len(other.requests) == 8 and len(rows(path)) == 14
-  assert endpoint.build(other.url, config(), path)([]).probabilities.shape == (0,)
+  assert endpoint.build_endpoint_judge(other.url, config(), path)([]).probabilities.shape == (0,)
 
 
 def test_a_line_that_a_kill_cut_off_is_asked_again(serve, tmp_path):
   path, server = tmp_path / 'cache.jsonl', serve(lambda n, request: completion('A'))
-  endpoint.build(server.url, config(), path)(comparisons(3))
+  endpoint.build_endpoint_judge(server.url, config(), path)(comparisons(3))
   whole = path.read_bytes()
   for cut in (1, 30, whole.rindex(b'{"key"') and len(whole) - whole.rindex(b'{"key"') - 1):
     path.write_bytes(whole[:-cut])
     asked = len(server.requests)
-    assert endpoint.build(server.url, config(), path)(comparisons(3)).probabilities.tolist() == [1.0] * 3
+    assert endpoint.build_endpoint_judge(server.url, config(), path)(comparisons(3)).probabilities.tolist() == [1.0] * 3
     assert len(server.requests) == asked + 1 and path.read_bytes() == whole
   path.write_bytes(b'{"key": 1}\n' + whole)
   with pytest.raises(UserError, match=f'{path}:1: expected'):
-    endpoint.build(server.url, config(), path)(comparisons(3))
+    endpoint.build_endpoint_judge(server.url, config(), path)(comparisons(3))
 
 
 def test_odd_texts_are_sent_and_kept(serve, tmp_path):
   server = serve(lambda n, request: completion('\ud800 {x}\u2028\r\nA'))
   pair = Comparison([dict(role='user', content='Why 0? \udfff {first} \x00')], '{second}', '')
   for _ in range(2):
-    judged = endpoint.build(server.url, config(), tmp_path / 'cache')([pair])
+    judged = endpoint.build_endpoint_judge(server.url, config(), tmp_path / 'cache')([pair])
     assert judged.rationales == ['\ud800 {x}\u2028\r\nA'] and judged.probabilities.tolist() == [1.0]
   assert '(A) {second}\n(B) \n' in server.requests[0][2]['messages'][0]['content'] and len(server.requests) == 1
 
@@ -382,18 +382,18 @@ def test_answers_under_way_are_kept_when_another_call_stops_the_run(serve, tmp_p
     return completion('A') if asked_for(request) < 3 else (404, b'', {})
   server = serve(script)
   with pytest.raises(UserError, match=r'404.*3 label\(s\)'):
-    endpoint.build(server.url, config(concurrency=4), tmp_path / 'cache')(comparisons(50))
+    endpoint.build_endpoint_judge(server.url, config(concurrency=4), tmp_path / 'cache')(comparisons(50))
   assert len(server.requests) == 4
 
 
 def test_a_cache_in_use_or_not_to_be_written(tmp_path):
-  judge = endpoint.build('http://127.0.0.1:9/v1', config(), tmp_path / 'cache')
+  judge = endpoint.build_endpoint_judge('http://127.0.0.1:9/v1', config(), tmp_path / 'cache')
   with open(tmp_path / 'cache', 'w') as other:
     fcntl.flock(other, fcntl.LOCK_EX)
     with pytest.raises(UserError, match='another process'):
       judge(comparisons(1))
   with pytest.raises(UserError, match='irectory'):
-    endpoint.build('http://127.0.0.1:9/v1', config(), tmp_path)(comparisons(1))
+    endpoint.build_endpoint_judge('http://127.0.0.1:9/v1', config(), tmp_path)(comparisons(1))
 
 
 def test_no_proxy_stands_before_this_machine(serve, tmp_path, monkeypatch):
@@ -402,7 +402,7 @@ def test_no_proxy_stands_before_this_machine(serve, tmp_path, monkeypatch):
     monkeypatch.setenv(name, proxy.url.removesuffix('/v1'))
   monkeypatch.delenv('no_proxy', raising=False)
   monkeypatch.delenv('NO_PROXY', raising=False)
-  said = lambda url, name: endpoint.build(url, config(), tmp_path / name)(comparisons(1)).probabilities.tolist()
+  said = lambda url, name: endpoint.build_endpoint_judge(url, config(), tmp_path / name)(comparisons(1)).probabilities.tolist()
   assert said(server.url, 'a') == [1.0] and said('http://judge.invalid/v1', 'b') == [0.0]
 
 
@@ -411,7 +411,7 @@ def test_no_proxy_stands_before_this_machine(serve, tmp_path, monkeypatch):
     'http://host/v1?key=secret', 'http://host/v1#x', 'http://[::1/v1', 'http://host:x/'])
 def test_wrong_urls(tmp_path, url):
   with pytest.raises(UserError, match='expected a URL') as error:
-    endpoint.build(url, config(), tmp_path / 'cache')
+    endpoint.build_endpoint_judge(url, config(), tmp_path / 'cache')
   assert 'secret' not in str(error.value)
 
 
@@ -421,7 +421,7 @@ def test_wrong_urls(tmp_path, url):
     (dict(template='{frist}'), 'template.*frist'), (dict(template='{'), 'template')])
 def test_wrong_configs(tmp_path, changes, message):
   with pytest.raises(UserError, match=message):
-    endpoint.build('http://localhost/v1', config(**changes), tmp_path / 'cache')
+    endpoint.build_endpoint_judge('http://localhost/v1', config(**changes), tmp_path / 'cache')
 
 
 def test_ctrl_c_leaves_at_once_with_the_labels_kept(serve, tmp_path):
@@ -431,7 +431,7 @@ def test_ctrl_c_leaves_at_once_with_the_labels_kept(serve, tmp_path):
       'signal.signal(signal.SIGINT, signal.default_int_handler)\n'  # workers of pytest-xdist hand on that it is ignored
       'config = ml_collections.ConfigDict({**endpoint.DEFAULTS, "model": "wise", "concurrency": 2})\n'
       'pairs = [judging.Comparison([dict(role="user", content=f"Why {i}?")], "a", "b") for i in range(9)]\n'
-      f'endpoint.build({server.url!r}, config, pathlib.Path({str(tmp_path / "cache")!r}))(pairs)\n')
+      f'endpoint.build_endpoint_judge({server.url!r}, config, pathlib.Path({str(tmp_path / "cache")!r}))(pairs)\n')
   child = subprocess.Popen([sys.executable, '-c', script], stderr=subprocess.PIPE, text=True,
                            cwd=Path(__file__).parents[2])
   while len(server.requests) < 5:
@@ -510,14 +510,14 @@ def test_transformers_serve(tmp_path, monkeypatch, caplog):
     tiny_model(model, says)
     settings = config(model=str(model), concurrency=2, timeout=120.0)
     with transformers_serve(model, tmp_path / 'log') as url:
-      judged = endpoint.build(url, settings, path)(comparisons(4))
+      judged = endpoint.build_endpoint_judge(url, settings, path)(comparisons(4))
       with pytest.raises(UserError, match='it answered 4..: .*4 label'):
-        endpoint.build(url, config(model='no such model', timeout=120.0), path)(comparisons(1))
+        endpoint.build_endpoint_judge(url, config(model='no such model', timeout=120.0), path)(comparisons(1))
     np.testing.assert_array_equal(judged.probabilities, [expected] * 4)
     assert 'gives no log-probabilities' in caplog.text and len(rows(path)) == 4
     for row, text in zip(rows(path), judged.rationales):
       assert row['by'] == 'text' and row['text'] == text and row['tokens'] > 100 and text.startswith(says)
-    again = endpoint.build(url, settings, path)(comparisons(4))  # the server is gone
+    again = endpoint.build_endpoint_judge(url, settings, path)(comparisons(4))  # the server is gone
     np.testing.assert_array_equal(again.probabilities, judged.probabilities)
 
 
@@ -540,28 +540,29 @@ def test_llama_cpp_gives_logprobs(tmp_path):
   """The whole way with a server that gives log-probabilities: SmolLM2 there, and in our own forward the same label."""
   pytest.importorskip('xllamacpp')
   import jax
-  from rlhf_jax.models import gguf_io, heads, pretrained, transformer
+  from rlhf_jax.interop import gguf_io, pretrained
+  from rlhf_jax.models import heads, transformer
   try:
     own = pretrained.open_pretrained('smollm2')
   except UserError as error:
     pytest.skip(str(error))
-  model, params, tokenizer = transformer.build(own.config), own.load(), own.tokenizer
+  model, params, tokenizer = transformer.build_model(own.config), own.load(), own.tokenizer
   pairs = [Comparison([dict(role='user', content=f'What is the capital of {country}?')], first, second, 'Choose the truth.')
            for country, first, second in (('France', 'Paris.', 'I like to eat cheese.'), ('Italy', 'No.', 'It is Rome.'),
                                           ('Spain', 'Madrid.', 'Lisbon.'))]
   path, settings = tmp_path / 'cache.jsonl', config(model='smollm2', concurrency=2, timeout=120.0)
   with llama_cpp(gguf_io.find_smollm2()) as url:
     with pytest.raises(UserError, match='no answer in 0.001 s; tried 3 times; 0 label'):  # too slow for that
-      endpoint.build(url, config(model='smollm2', timeout=0.001), path)(pairs)
-    judged = endpoint.build(url, settings, path)(pairs)
+      endpoint.build_endpoint_judge(url, config(model='smollm2', timeout=0.001), path)(pairs)
+    judged = endpoint.build_endpoint_judge(url, settings, path)(pairs)
   assert [row['by'] for row in rows(path)] == ['logprobs'] * 3 and len(set(judged.probabilities)) == 3
-  again = endpoint.build(url, settings, path)(pairs)  # the server is gone
+  again = endpoint.build_endpoint_judge(url, settings, path)(pairs)  # the server is gone
   np.testing.assert_array_equal(again.probabilities, judged.probabilities)
   for pair, said, probability in zip(pairs, judged.rationales, judged.probabilities):
     begin = said[:min(said.index(option) for option in 'AB' if option in said)]
     request, _ = endpoint._request(pair, settings)
     tokens = np.array([tokenizer.prompt(request['messages']) + (tokenizer.encode(begin) if begin else [])])
     hidden, _ = model.apply(params, tokens, np.arange(tokens.shape[1])[None], np.ones_like(tokens))
-    logprobs = np.asarray(jax.nn.log_softmax(heads.logits(model, params, hidden[:, -1])))[0]
+    logprobs = np.asarray(jax.nn.log_softmax(heads.next_token_logits(model, params, hidden[:, -1])))[0]
     a, b = (math.exp(logprobs[tokenizer.encode(option)[0]]) for option in 'AB')
     assert abs(probability - a / (a + b)) < 0.06, (said, probability, a / (a + b))  # llama.cpp rounds to 8 bits

@@ -27,7 +27,7 @@ def inputs(T=128):
 
 
 def build(way, *on):
-  return transformer.build(dataclasses.replace(CONFIG, attention=way), *on)
+  return transformer.build_model(dataclasses.replace(CONFIG, attention=way), *on)
 
 
 def seen(model, params, x):
@@ -36,7 +36,7 @@ def seen(model, params, x):
 
 @pytest.fixture(scope='module')
 def params():
-  return jax.tree.map(lambda x: 4 * x, transformer.build(CONFIG).init(jax.random.key(0)))
+  return jax.tree.map(lambda x: 4 * x, transformer.build_model(CONFIG).init(jax.random.key(0)))
 
 
 def test_splash_equals_plain_with_windows_caps_and_segments(params):
@@ -48,7 +48,7 @@ def test_splash_equals_plain_with_windows_caps_and_segments(params):
 
 @pytest.mark.slow
 def test_splash_has_the_gradients_of_plain_and_runs_on_a_mesh(params):
-  x, layout = inputs(), mesh.make({**mesh.DEFAULTS, 'data': 2, 'tensor': 2}, jax.devices()[:4])
+  x, layout = inputs(), mesh.make_layout({**mesh.DEFAULTS, 'data': 2, 'tensor': 2}, jax.devices()[:4])
   run = lambda model: jax.jit(jax.value_and_grad(lambda params: jnp.mean(seen(model, params, x) ** 3)))(params)
   want = run(build('plain'))
   for model in (build('splash'), build('splash', layout)):
@@ -82,7 +82,7 @@ def test_who_computes(change, places, cached, platform, want):
 
 @pytest.mark.parametrize('way, message', [('cudnn', 'cudnn needs bfloat16'), ('splash', 'multiple of 128 places, got 9')])
 def test_a_wish_that_cannot_be_granted(way, message):
-  model = transformer.build(dataclasses.replace(CONFIG, attention=way))
+  model = transformer.build_model(dataclasses.replace(CONFIG, attention=way))
   with pytest.raises(UserError, match=message):
     jax.eval_shape(model.apply, jax.eval_shape(model.init, jax.random.key(0)), *inputs() if way == 'cudnn' else (
         jnp.zeros((1, 9), jnp.int32),) * 3)
@@ -90,6 +90,6 @@ def test_a_wish_that_cannot_be_granted(way, message):
 
 def test_learned_positions_end():
   config = dataclasses.replace(CONFIG, learned_positions=True, max_length=8)
-  model = transformer.build(config)
+  model = transformer.build_model(config)
   with pytest.raises(UserError, match='rows of 9 places, expected at most its 8 positions'):
     jax.eval_shape(model.apply, jax.eval_shape(model.init, jax.random.key(0)), *(jnp.zeros((1, 9), jnp.int32),) * 3)

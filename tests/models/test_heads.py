@@ -12,7 +12,7 @@ from rlhf_jax.runtime import mesh
 B, T, D, V = 2, 300, 8, 33
 KEYS = jax.random.split(jax.random.key(0), 3)
 HIDDEN = jax.random.normal(KEYS[0], (B, T, D))
-MODEL = transformer.build(transformer.ModelConfig(V, D, 1, 1, 1, 8, 8))
+MODEL = transformer.build_model(transformer.ModelConfig(V, D, 1, 1, 1, 8, 8))
 PARAMS = {'embedding': jax.random.normal(KEYS[1], (V, D))}
 TARGETS = jax.random.randint(KEYS[2], (B, T), 0, V)
 
@@ -56,13 +56,13 @@ def test_untied_unembedding_is_used():
 @pytest.mark.parametrize('axes', [dict(fsdp=8), dict(context=4), dict(fsdp=2, tensor=2), dict(context=2, tensor=2)])
 def test_every_mesh_gives_the_same_numbers_and_gradients(axes, length):
   """The unembedding is cut, and whole on no device but where it is used."""
-  layout = mesh.make({**mesh.DEFAULTS, **axes})
+  layout = mesh.make_layout({**mesh.DEFAULTS, **axes})
   keys = jax.random.split(jax.random.key(1), 3)
   hidden, matrix = jax.random.normal(keys[0], (8, length, D)), jax.random.normal(keys[1], (D, 34))
   targets, sharding = jax.random.randint(keys[2], (8, length), 0, 34), layout.sharding(('embed', 'vocab'))
 
   def run(on, matrix, hidden, targets):
-    model = transformer.build(dataclasses.replace(MODEL.config, vocab_size=34), on)
+    model = transformer.build_model(dataclasses.replace(MODEL.config, vocab_size=34), on)
     def total(matrix, hidden):
       logprobs, entropies = heads.token_logprobs(model, {'unembedding': matrix}, hidden, targets)
       return jnp.sum(logprobs * entropies), (logprobs, entropies)

@@ -8,24 +8,25 @@ import numpy as np
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import heads, lora, pretrained, quantised, transformer
+from rlhf_jax.interop import pretrained
+from rlhf_jax.models import heads, lora, quantised, transformer
 from rlhf_jax.runtime import mesh
 
-DATA = Path(__file__).parent / 'data'
+DATA = Path(__file__).parents[1] / 'interop' / 'data'
 TOKENS = np.random.default_rng(0).integers(3, 64, (2, 12)).astype(np.int32)
 
 
 def forward(config, params, tokens=TOKENS):
-  model = transformer.build(config)
+  model = transformer.build_model(config)
   hidden, _ = model.apply(params, tokens, jnp.tile(jnp.arange(12), (2, 1)), jnp.ones((2, 12), jnp.int32))
-  return heads.logits(model, params, hidden)
+  return heads.next_token_logits(model, params, hidden)
 
 
 def adapted(case, **changes):
   """A family's tiny model and its config with adapters on all that it has; both parts of them random."""
   base = pretrained.read_config(DATA / case)
   config = dataclasses.replace(base, **{'lora_rank': 3, 'lora_alpha': 6.0, 'lora_targets': base.matrices, **changes})
-  params, new = pretrained.load(DATA / case, base), transformer.build(config).init(jax.random.key(0))
+  params, new = pretrained.load_parameters(DATA / case, base), transformer.build_model(config).init(jax.random.key(0))
   rng = np.random.default_rng(0)
   params['layers'] |= {name: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32)
                        for name, leaf in new['layers'].items() if '_lora_' in name}
@@ -37,16 +38,16 @@ def test_a_new_adapter_is_its_base_and_a_merged_one_is_itself(case):
   base, config, params = adapted(case)
   assert set(config.matrices) == {name.removesuffix(lora.A) for name in params['layers'] if name.endswith(lora.A)}
   fresh = {**params, 'layers': {name: 0 * leaf if name.endswith(lora.B) else leaf for name, leaf in params['layers'].items()}}
-  before = forward(base, pretrained.load(DATA / case, base))
+  before = forward(base, pretrained.load_parameters(DATA / case, base))
   np.testing.assert_array_equal(forward(config, fresh), before)
   got = forward(config, params)
   assert np.abs(got - before).max() > 0.1
-  np.testing.assert_allclose(got, forward(base, lora.merge(config, params)), atol=1e-4, rtol=1e-4)
+  np.testing.assert_allclose(got, forward(base, lora.merge_adapters(config, params)), atol=1e-4, rtol=1e-4)
 
 
 def test_a_model_begins_at_zero_change():
   config = adapted('llama')[1]
-  layers = transformer.build(config).init(jax.random.key(0))['layers']
+  layers = transformer.build_model(config).init(jax.random.key(0))['layers']
   assert not any(leaf.any() for name, leaf in layers.items() if name.endswith(lora.B))
   for name in config.lora_targets:
     a = layers[name + lora.A]
@@ -68,10 +69,10 @@ def test_all_matrices_at_full_rank_go_where_a_full_step_goes():
     logprobs = jax.nn.log_softmax(forward(config, {**frozen, 'layers': {**frozen['layers'], **trained['layers']}}))
     return -jnp.take_along_axis(logprobs[:, :-1], TOKENS[:, 1:, None], -1).mean()
 
-  trained, frozen = lora.split(params)
+  trained, frozen = lora.split_trainable(params)
   stepped = jax.tree.map(lambda x, g: x - 0.1 * g, trained, jax.grad(loss)(trained, frozen, config))
   stepped['layers'] |= {name: leaf for name, leaf in trained['layers'].items() if name.endswith(lora.A)}
-  after = lora.merge(config, {**frozen, 'layers': {**frozen['layers'], **stepped['layers']}})
+  after = lora.merge_adapters(config, {**frozen, 'layers': {**frozen['layers'], **stepped['layers']}})
   full = jax.grad(lambda params: loss(params, params, base))(frozen)
   for name in config.lora_targets:
     change, want = after['layers'][name] - frozen['layers'][name], -0.1 * 0.25 * full['layers'][name]
@@ -81,16 +82,16 @@ def test_all_matrices_at_full_rank_go_where_a_full_step_goes():
 def test_what_is_trained_and_what_is_not():
   _, config, params = adapted('llama')
   params['score'] = {'kernel': jnp.ones(32), 'bias': jnp.zeros(())}
-  trained, frozen = lora.split(params)
+  trained, frozen = lora.split_trainable(params)
   assert set(trained) == {'layers', 'score'} and 'score' not in frozen
   assert len(trained['layers']) == 14 and set(frozen['layers']) == {name for name in params['layers'] if 'lora' not in name}
-  assert lora.split(frozen) == (frozen, {})
+  assert lora.split_trainable(frozen) == (frozen, {})
 
 
 def test_what_has_no_place():
   for case, targets in ('gpt2', ('gate',)), ('mixtral', ('up',)), ('llama', ('querry',)), ('llama', ()):
     with pytest.raises(UserError, match='lora: expected a rank from 1 and targets of query, key, value, output'):
-      transformer.build(dataclasses.replace(
+      transformer.build_model(dataclasses.replace(
           pretrained.read_config(DATA / case), lora_rank=2, lora_targets=targets))
 
 
@@ -99,7 +100,7 @@ def wide():
   """A model of wide matrices, quantised or not, with adapters; (config, float32 params, logits)."""
   config = transformer.ModelConfig(vocab_size=64, embed=128, layers=2, heads=4, kv_heads=2, head_dim=32, mlp=256,
                                    lora_rank=2, lora_targets=('query', 'down'))
-  params = transformer.build(config).init(jax.random.key(0))
+  params = transformer.build_model(config).init(jax.random.key(0))
   return config, params, forward(config, params)
 
 
@@ -108,7 +109,7 @@ def test_a_kept_base_is_close_and_small(kind, error, bits):
   if kind in quantised.SMALL:
     pytest.importorskip('qwix')
   config, params, want = wide()
-  trained, frozen = lora.split(params)
+  trained, frozen = lora.split_trainable(params)
   kept = quantised.keep(frozen, kind)
   got = forward(config, {**kept, 'layers': {**kept['layers'], **trained['layers']}})
   assert float(jnp.linalg.norm(got - want) / jnp.linalg.norm(want)) < error
@@ -126,8 +127,8 @@ def test_a_kept_base_is_close_and_small(kind, error, bits):
 def test_a_kept_base_stays_cut_over_devices(kind):
   pytest.importorskip('qwix')
   config, params, _ = wide()
-  on = mesh.make({**mesh.DEFAULTS, 'data': 1, 'fsdp': 4, 'tensor': 2})
-  model = transformer.build(config, on)
+  on = mesh.make_layout({**mesh.DEFAULTS, 'data': 1, 'fsdp': 4, 'tensor': 2})
+  model = transformer.build_model(config, on)
   here = jax.device_put(params, on.shardings(model.axes, params))
   kept, alone = quantised.keep(here, kind), quantised.keep(params, kind)
   for name in config.matrices:

@@ -13,7 +13,7 @@ CONFIG = transformer.ModelConfig(vocab_size=64, embed=32, layers=2, heads=4, kv_
 
 @pytest.fixture(scope='module')
 def model():
-  built = transformer.build(CONFIG)
+  built = transformer.build_model(CONFIG)
   return dataclasses.replace(built, apply=jax.jit(built.apply))
 
 
@@ -66,21 +66,21 @@ def test_equals_the_slow_loops(model, params):
 
 @pytest.mark.parametrize('change', [dict(remat='full'), dict(remat='dots')])
 def test_remat_changes_neither_values_nor_gradients(model, params, change):
-  other, inputs = transformer.build(dataclasses.replace(CONFIG, **change)), ragged()
+  other, inputs = transformer.build_model(dataclasses.replace(CONFIG, **change)), ragged()
   total = lambda m: jax.jit(jax.value_and_grad(lambda p: jnp.sum(m.apply(p, *inputs)[0] ** 3)))(params)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), total(model), total(other))
 
 
 def test_scanned_and_unrolled_are_equal(model, params):
   inputs = ragged()
-  np.testing.assert_allclose(model.apply(params, *inputs)[0], model.apply(transformer.unstack(params), *inputs)[0], atol=1e-5)
+  np.testing.assert_allclose(model.apply(params, *inputs)[0], model.apply(transformer.unstack_layers(params), *inputs)[0], atol=1e-5)
 
 
 @pytest.mark.parametrize('stacked', [True, False])
 def test_prefill_and_decode_equal_the_full_forward(model, params, stacked):
   tokens, positions, segments = ragged()
   want, _ = model.apply(params, tokens, positions, segments)
-  weights = params if stacked else transformer.unstack(params)
+  weights = params if stacked else transformer.unstack_layers(params)
   cache = transformer.empty_cache(CONFIG, 3, 16, stacked)
   got = []
   for start, end in [(0, 6), (6, 7), (7, 8), (8, 10)]:
@@ -116,8 +116,8 @@ def test_every_leaf_has_a_name_for_each_axis(model):
 
 @pytest.mark.parametrize('axes', [dict(fsdp=8), dict(tensor=2), dict(context=4), dict(data=2, fsdp=2, tensor=2)])
 def test_sharded_equals_one_device(model, params, axes):
-  layout = mesh.make({**mesh.DEFAULTS, 'data': -1 if 'data' not in axes else 2, **axes})
-  sharded = transformer.build(CONFIG, layout)
+  layout = mesh.make_layout({**mesh.DEFAULTS, 'data': -1 if 'data' not in axes else 2, **axes})
+  sharded = transformer.build_model(CONFIG, layout)
   placed = jax.device_put(params, layout.shardings(sharded.axes, params))
   inputs = [jnp.tile(x, (8, 1))[:8] for x in ragged()]
   hidden, _ = jax.jit(sharded.apply)(placed, *layout.place(inputs))
@@ -127,9 +127,9 @@ def test_sharded_equals_one_device(model, params, axes):
 
 
 def test_parameters_in_the_dtype_that_they_compute_in_give_the_same_bits():
-  model = transformer.build(dataclasses.replace(CONFIG, dtype='bfloat16'))
+  model = transformer.build_model(dataclasses.replace(CONFIG, dtype='bfloat16'))
   params, inputs = model.init(jax.random.key(0)), ragged()
-  half = transformer.halved(params, 'bfloat16')
+  half = transformer.cast_for_compute(params, 'bfloat16')
   assert half['layers']['query'].dtype == half['embedding'].dtype == jnp.bfloat16
   for kept in half['norm'], half['layers']['attention_norm'], half['score']['kernel']:
     assert kept.dtype == jnp.float32

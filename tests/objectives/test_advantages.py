@@ -70,7 +70,7 @@ def test_a_reward_of_three_quarters_stays_three_quarters():
 
 
 def test_what_is_to_come():
-  np.testing.assert_allclose(advantages.to_come(jnp.array([[1.0, -2.0, 4.0], [0.5, 0, 0]])), [[3, 2, 4], [0.5, 0, 0]])
+  np.testing.assert_allclose(advantages.reward_to_go(jnp.array([[1.0, -2.0, 4.0], [0.5, 0, 0]])), [[3, 2, 4], [0.5, 0, 0]])
 
 
 def test_group_advantages_by_hand():

@@ -39,7 +39,7 @@ def test_gradients_of_the_terms_of_a_loss_against_enumeration():
 
 
 def test_adaptive_coefficient():
-  adapt = lambda kl: float(divergence.adapt(0.1, kl, 6.0, 1000.0, 100))
+  adapt = lambda kl: float(divergence.adapt_kl_coefficient(0.1, kl, 6.0, 1000.0, 100))
   np.testing.assert_allclose(adapt(6.0), 0.1)
   np.testing.assert_allclose(adapt(6.6), 0.1 * 1.01)  # 10% above, a tenth of the horizon
   np.testing.assert_allclose(adapt(60.0), 0.1 * 1.02)  # clipped at 20%
@@ -51,5 +51,5 @@ def test_best_of_n_against_counting():
   m, n = 4000, 16
   upto = (np.arange(m + 1) / m) ** n
   best = np.diff(upto)
-  np.testing.assert_allclose(divergence.best_of(n), np.sum(best * np.log(best * m)), rtol=2e-3)
-  assert divergence.best_of(1) == 0
+  np.testing.assert_allclose(divergence.best_of_n_kl(n), np.sum(best * np.log(best * m)), rtol=2e-3)
+  assert divergence.best_of_n_kl(1) == 0

@@ -7,7 +7,7 @@ import pytest
 
 from rlhf_jax.objectives import preference, ranking
 
-C = types.SimpleNamespace(beta=0.3, smoothing=0.1, margin=0.5, sft_coefficient=0.7)
+C = types.SimpleNamespace(beta=0.3, label_smoothing=0.1, margin=0.5, nll_coefficient=0.7)
 
 
 def log_sigmoid(x):
@@ -16,7 +16,7 @@ def log_sigmoid(x):
 
 def by_hand(name, w, l):
   """float64; w and l are (log π, log π_ref, length)."""
-  (pw, rw, nw), (pl, rl, nl), b, e = w, l, C.beta, C.smoothing
+  (pw, rw, nw), (pl, rl, nl), b, e = w, l, C.beta, C.label_smoothing
   delta = pw - rw - pl + rl
   logistic = lambda z: -(1 - e) * log_sigmoid(z) - e * log_sigmoid(-z)
   odds = lambda p, n: np.log(np.exp(p / n) / (1 - np.exp(p / n)))
@@ -107,7 +107,7 @@ def test_a_soft_label_is_the_mean_of_both_orders_losses(name):
   w, l = as_response(responses(0)), as_response(responses(1))
   plain = preference.Settings(0.3, 0.0, 0.0, 0.0)
   p = jnp.linspace(0.5, 1.0, w.lengths.size).reshape(w.lengths.shape)
-  soft = preference.PAIRS[name](w, l, plain._replace(smoothing=1 - p))
+  soft = preference.PAIRS[name](w, l, plain._replace(label_smoothing=1 - p))
   both = p * preference.PAIRS[name](w, l, plain) + (1 - p) * preference.PAIRS[name](l, w, plain)
   np.testing.assert_allclose(soft, both, rtol=1e-5, atol=1e-6)
 
@@ -166,7 +166,7 @@ def test_kto_anchor_is_never_negative_and_bears_no_gradient():
 def test_ipo_stops_at_its_margin_and_dpo_goes_on():
   """Two responses, always the same one better: IPO's margin becomes 1/(2β), DPO's grows for ever."""
   def margins(name, steps, rate):
-    c = types.SimpleNamespace(beta=0.1, smoothing=0.0, margin=0.0, sft_coefficient=0.0)
+    c = types.SimpleNamespace(beta=0.1, label_smoothing=0.0, margin=0.0, nll_coefficient=0.0)
     def loss(logits):
       logprobs = jax.nn.log_softmax(logits)
       one = lambda i: preference.Response(logprobs[i], jnp.log(0.5), jnp.float32(1.0))

@@ -132,6 +132,6 @@ def test_ranks_from_scores():
 
 def test_the_best_and_the_worst_of_each_prompt():
   ranks, group = np.array([[1, 2, 3, 2, 2, 1, 2, 5, 0]]), np.array([[1, 1, 1, 2, 2, 3, 4, 5, 0]])
-  best, worst = ranking.ends(ranks, group)  # of three, of two that tie, and of one each
+  best, worst = ranking.best_and_worst(ranks, group)  # of three, of two that tie, and of one each
   np.testing.assert_array_equal(best, [[1, 0, 0, 0, 0, 1, 0, 0, 0]])
   np.testing.assert_array_equal(worst, [[0, 0, 1, 0, 0, 0, 1, 1, 0]])

@@ -11,11 +11,13 @@ import jax
 import pytest
 
 from rlhf_jax import config as configs
-from rlhf_jax import pipeline, plan
+from rlhf_jax import pipeline
+from rlhf_jax.commands import plan
 from rlhf_jax.errors import UserError
-from rlhf_jax.planning import chips, planner
+from rlhf_jax import planner
+from rlhf_jax.planning import chips
 from rlhf_jax.runtime import mesh
-from rlhf_jax.stages import common
+from rlhf_jax.stages.shared import common
 
 ROOT = Path(__file__).parents[2]
 BATCH = 'ppo.batch_size=16'
@@ -49,9 +51,9 @@ def test_what_lies_on_a_device_is_what_a_plan_says(tmp_path):
   config = pipeline.load_config(QUICKSTART, overrides)
   config = configs.resolve(config, workdir=tmp_path, data=config.data)
   said = stages(QUICKSTART, *overrides)
-  on = mesh.make(config.mesh)
+  on = mesh.make_layout(config.mesh)
   context = common.Context(config, 'pretrain', tmp_path, on, pipeline.open_tokenizer(config, tmp_path))
-  _, _, init = common.trainable(context)
+  _, _, init = common.open_trainable(context)
   state = init()
   here = lambda tree: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
   memory = said['pretrain']['memory']
@@ -87,7 +89,7 @@ def test_every_experiment_can_be_planned(path):
 
 
 def test_adapters_share_a_base_that_counts_once():
-  base = str(ROOT / 'tests/models/data/llama')
+  base = str(ROOT / 'tests/interop/data/llama')
   lora = [f'{name}.lora.{key}' for name in ('sft', 'reward', 'ppo') for key in ('rank=2', 'base=bfloat16')]
   common_ = (QUICKSTART, "stages=('sft','reward','ppo')", f'sft.init={base}', 'tokenizer.vocab_size=64')
   plain, adapted = (stages(*common_, *extra, topology='cpu:1')['ppo']['memory'] for extra in ((), lora))

@@ -80,7 +80,7 @@ def _stage(batches=None, evaluate=None, rows=8):
     return {'error': jnp.abs(state.params['w'] - jnp.arange(8)).max()}, [{'text': f'w {int(state.step)}'}]
 
   init, step = _compiled(rows)
-  return loop.Stage('toy', init, batches or _Batches(), step, evaluate or measure)
+  return loop.Training('toy', init, batches or _Batches(), step, evaluate or measure)
 
 
 def _config(**changes):
@@ -213,7 +213,7 @@ def test_step_that_lets_a_bad_update_through_does_not_spoil_the_checkpoint(tmp_p
   def step(state, batch):
     state, metrics = stage.step(state, batch)
     return state, {**metrics, 'kl': jnp.where(state.step == 6, jnp.inf, 0.0)}
-  careless = loop.Stage('toy', stage.init, stage.batches, step)
+  careless = loop.Training('toy', stage.init, stage.batches, step)
   with pytest.raises(UserError, match='toy: step 6: kl is inf; the state of step 4 is kept in'):
     loop.run(careless, _config(), tmp_path, {})
   assert [path.name for path in (tmp_path / 'checkpoints').iterdir()] == ['4']

@@ -10,7 +10,7 @@ from rlhf_jax.runtime import mesh
 
 
 def layout(**axes):
-  return mesh.make({**mesh.DEFAULTS, **axes})
+  return mesh.make_layout({**mesh.DEFAULTS, **axes})
 
 
 def test_what_is_left_goes_to_the_free_axis():
@@ -18,7 +18,7 @@ def test_what_is_left_goes_to_the_free_axis():
 
 
 def test_one_device_is_the_same_code():
-  one = mesh.make(mesh.DEFAULTS, jax.devices()[:1])
+  one = mesh.make_layout(mesh.DEFAULTS, jax.devices()[:1])
   assert one.place(jnp.ones((3, 2))).shape == (3, 2)
 
 
@@ -98,7 +98,7 @@ def test_presets():
 
 def billions(count, rows=64, heads=8):
   """PPO with four models of so many parameters."""
-  return mesh.Need(parameters=int(count * 1e9), state=int(count * 40e9), decoded=int(count * 4e9), rows=rows, width=4096,
+  return mesh.MeshNeed(parameters=int(count * 1e9), state=int(count * 40e9), decoded=int(count * 4e9), rows=rows, width=4096,
                    heads=heads)
 
 
@@ -111,16 +111,16 @@ def billions(count, rows=64, heads=8):
     (billions(70, rows=256), 256, 4, 16e9, dict(data=1, fsdp=256, tensor=1, rollout_tensor=0)),  # 280 GB do not fit in 8
 ])
 def test_auto_takes_the_fewest_parts_that_fit(need, devices, local, memory, sizes):
-  assert mesh.choose(need, devices, local, memory)[0] == sizes
+  assert mesh.choose_mesh(need, devices, local, memory)[0] == sizes
 
 
 def test_auto_says_why():
-  _, why = mesh.choose(billions(8, rows=8), 8, 8, 80 * 2**30)
+  _, why = mesh.choose_mesh(billions(8, rows=8), 8, 8, 80 * 2**30)
   assert why == ('mesh: data 1 × fsdp 8 × tensor 1, rollout_tensor 2: 8 billion parameters with all models and optimizers '
                  'take 298 GiB, 37.3 on each device of 80; decoding holds 14.9 GiB of parameters on each')
-  assert 'expect it to run out of memory' in mesh.choose(billions(70), 8, 8, 80e9)[1]
+  assert 'expect it to run out of memory' in mesh.choose_mesh(billions(70), 8, 8, 80e9)[1]
   with pytest.raises(UserError, match='3 rows and 2 heads do not divide over 8 devices; change batch_size'):
-    mesh.choose(billions(1, rows=3, heads=2), 8, 8, 80e9)
+    mesh.choose_mesh(billions(1, rows=3, heads=2), 8, 8, 80e9)
   with pytest.raises(UserError, match='preset: auto needs to know the models'):
     layout(preset='auto')
 
@@ -138,7 +138,7 @@ class Chip:
 @pytest.mark.parametrize('sizes,across', [((4, 2, 1, 1, 2), 'data'), ((1, 8, 1, 1, 2), 'fsdp')])
 def test_the_first_axis_crosses_slices(sizes, across):
   chips = [Chip(i, i // 4, i // 8) for i in range(16)]
-  array = mesh.arrange(chips[8:] + chips[:8], dict(zip(mesh.AXES, sizes)))
+  array = mesh.arrange_devices(chips[8:] + chips[:8], dict(zip(mesh.AXES, sizes)))
   assert array.shape == sizes
   slices = np.vectorize(lambda chip: chip.slice_index)(array)
   halves = np.split(slices, 2, axis=list(mesh.AXES).index(across))
@@ -147,4 +147,4 @@ def test_the_first_axis_crosses_slices(sizes, across):
 
 def test_slices_that_nothing_divides_over_are_refused():
   with pytest.raises(UserError, match='data 1 or fsdp 1 must be a multiple of the 2 slices'):
-    mesh.arrange([Chip(i, i, i // 2) for i in range(4)], dict(zip(mesh.AXES, (1, 1, 1, 1, 4))))
+    mesh.arrange_devices([Chip(i, i, i // 2) for i in range(4)], dict(zip(mesh.AXES, (1, 1, 1, 1, 4))))

@@ -30,11 +30,11 @@ def data(seed=0, n=16):
 def state_of(layout, optimizer):
   params = jax.device_put({'w': jnp.ones(4), 'bias': jnp.zeros(())}, {
       'w': layout.sharding(('embed',)), 'bias': layout.sharding()})
-  return steps.init_state(params, optimizer, jax.random.key(0), layout)
+  return steps.create_train_state(params, optimizer, jax.random.key(0), layout)
 
 
 def train(axes, microbatches, devices=None, count=5, **changes):
-  layout = mesh.make({**mesh.DEFAULTS, **axes}, devices)
+  layout = mesh.make_layout({**mesh.DEFAULTS, **axes}, devices)
   optimizer = steps.make_optimizer(config(learning_rate=0.1, **changes), count)
   state, step = state_of(layout, optimizer), steps.build(loss, optimizer, layout, microbatches)
   history = []
@@ -80,7 +80,7 @@ def test_first_step_is_optax():
 
 
 def test_a_loss_that_is_not_finite_changes_nothing():
-  layout = mesh.make(mesh.DEFAULTS)
+  layout = mesh.make_layout(mesh.DEFAULTS)
   optimizer = steps.make_optimizer(config(), 5)
   state, step = state_of(layout, optimizer), steps.build(loss, optimizer, layout)
   before = jax.device_get((state.params, state.opt_state))
@@ -93,7 +93,7 @@ def test_a_loss_that_is_not_finite_changes_nothing():
 
 @pytest.mark.parametrize('size, made', [(1e17, 1), (1e19, 0)])  # the gradient's norm, too, is below and above 3e38
 def test_every_update_that_is_made_is_finite(size, made):
-  layout = mesh.make(mesh.DEFAULTS)
+  layout = mesh.make_layout(mesh.DEFAULTS)
   optimizer = steps.make_optimizer(config(clip_norm=0.0), 5)
   state, step = state_of(layout, optimizer), steps.build(loss, optimizer, layout)
   batch = data()
@@ -110,7 +110,7 @@ def test_an_optimizer_whose_updates_may_not_be_finite(change):
 
 
 def test_a_batch_in_which_nothing_counts_changes_nothing_but_the_step():
-  layout = mesh.make(mesh.DEFAULTS)
+  layout = mesh.make_layout(mesh.DEFAULTS)
   optimizer = steps.make_optimizer(config(), 5)
   state, step = state_of(layout, optimizer), steps.build(loss, optimizer, layout)
   state, metrics = step(state, {**data(), 'mask': np.zeros(16, np.float32)})
@@ -119,7 +119,7 @@ def test_a_batch_in_which_nothing_counts_changes_nothing_but_the_step():
 
 
 def test_nothing_compiles_twice():
-  layout = mesh.make(mesh.DEFAULTS)
+  layout = mesh.make_layout(mesh.DEFAULTS)
   optimizer = steps.make_optimizer(config(), 5)
   state, step = state_of(layout, optimizer), steps.build(loss, optimizer, layout)
   state, _ = step(state, data(0))

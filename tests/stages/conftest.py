@@ -14,9 +14,9 @@ from rlhf_jax import pipeline
 from rlhf_jax.data import sources
 from rlhf_jax.data.tinyworld import vocabulary
 from rlhf_jax.models import transformer
-from rlhf_jax.models.tokenizer import Tokenizer
+from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.runtime import mesh
-from rlhf_jax.stages import common
+from rlhf_jax.stages.shared import common
 
 CONFIG = transformer.ModelConfig(
     vocab_size=64, embed=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48, head=True)
@@ -28,17 +28,17 @@ EXPERIMENT = str(Path(__file__).parents[2] / 'experiments/quickstart.py:tiny')
 
 def layout(name='one device'):
   axes = MESHES[name]
-  return mesh.make(mesh.DEFAULTS, jax.devices()[:1]) if axes is None else mesh.make({**mesh.DEFAULTS, **axes})
+  return mesh.make_layout(mesh.DEFAULTS, jax.devices()[:1]) if axes is None else mesh.make_layout({**mesh.DEFAULTS, **axes})
 
 
 def model(on):
   """The tiny decoder with a scalar head, on a layout."""
-  return transformer.build(CONFIG, on)
+  return transformer.build_model(CONFIG, on)
 
 
 @functools.cache
 def values(seed):
-  return jax.device_get(jax.jit(lambda key: jax.tree.map(lambda x: 2 * x, transformer.build(CONFIG).init(key)))(
+  return jax.device_get(jax.jit(lambda key: jax.tree.map(lambda x: 2 * x, transformer.build_model(CONFIG).init(key)))(
       jax.random.key(seed)))
 
 
@@ -64,7 +64,7 @@ def tiny():
 @pytest.fixture(scope='session')
 def tokenizer():
   config = pipeline.load_config(EXPERIMENT)
-  documents = sources.load(config.tokenizer.data, 'document', 'train')[:200]
+  documents = sources.load_records(config.tokenizer.data, 'document', 'train')[:200]
   return Tokenizer(vocabulary.train((row.text for row in documents), 384), vocabulary.CHAT_TEMPLATE, eos='<eos>',
                    pad='<pad>')
 

@@ -18,14 +18,15 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import judging, language_judge
 from rlhf_jax.models import heads, transformer
 from rlhf_jax.objectives import ranking
-from rlhf_jax.stages import ai_labels, feedback
+from rlhf_jax.stages import feedback
+from rlhf_jax.stages.shared import ai_labels
 
 CONFIG = dict(vocab_size=384, embed=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48)
 
 
 @pytest.fixture(scope='module')
 def reader():
-  model = transformer.build(transformer.ModelConfig(**CONFIG))
+  model = transformer.build_model(transformer.ModelConfig(**CONFIG))
   return model, jax.jit(lambda key: jax.tree.map(lambda x: 3 * x, model.init(key)))(jax.random.key(0))
 
 
@@ -39,7 +40,7 @@ def logprob(reader, tokenizer, prompt, option):
   start, rest = tokenizer.encode(prompt), tokenizer.encode(option)
   tokens = jnp.array([start + rest])
   hidden, _ = model.apply(params, tokens, jnp.arange(tokens.shape[1])[None], jnp.ones_like(tokens))
-  said = jax.nn.log_softmax(heads.logits(model, params, hidden[0]))
+  said = jax.nn.log_softmax(heads.next_token_logits(model, params, hidden[0]))
   return sum(float(said[len(start) + i - 1, token]) for i, token in enumerate(rest))
 
 
@@ -49,8 +50,8 @@ def question(i):
 
 
 def test_the_probability_is_that_of_the_options_whatever_the_padding(reader, tokenizer, tiny):
-  config = settings(language_judge.DEFAULTS, options=('Yes, the first', 'No'), length=400)
-  judge = language_judge.build(*reader, tokenizer, tiny.layout(), config)
+  config = settings(language_judge.DEFAULTS, options=('Yes, the first', 'No'), max_length=400)
+  judge = language_judge.build_judge(*reader, tokenizer, tiny.layout(), config)
   asked = [question(i) for i in (0, 5, 8)]
   got = judge(asked)
   for one, p in zip(asked, got.probabilities):
@@ -60,15 +61,15 @@ def test_the_probability_is_that_of_the_options_whatever_the_padding(reader, tok
     assert p == pytest.approx(1 / (1 + np.exp(b - a)), abs=2e-5)
   assert got.rationales == [''] * 3
   np.testing.assert_allclose(judge(asked[::-1]).probabilities, got.probabilities[::-1], atol=1e-6)
-  eight = language_judge.build(*reader, tokenizer, tiny.layout('data 8'), settings(config, batch_size=8))
+  eight = language_judge.build_judge(*reader, tokenizer, tiny.layout('data 8'), settings(config, batch_size=8))
   np.testing.assert_allclose(eight(asked).probabilities, got.probabilities, atol=1e-5)
 
 
 def test_what_is_too_long_gets_no_verdict_and_the_lowest_grade(reader, tokenizer, tiny):
-  judge = language_judge.build(*reader, tokenizer, tiny.layout(), settings(language_judge.DEFAULTS, length=120))
+  judge = language_judge.build_judge(*reader, tokenizer, tiny.layout(), settings(language_judge.DEFAULTS, max_length=120))
   said = judge([question(0), question(30)]).probabilities
   assert not np.isnan(said[0]) and np.isnan(said[1])
-  grade = language_judge.build_scorer(*reader, tokenizer, tiny.layout(), settings(language_judge.SCORER, length=120))
+  grade = language_judge.build_scorer(*reader, tokenizer, tiny.layout(), settings(language_judge.SCORER, max_length=120))
   grades = grade([question(0).messages] * 2, ['Oslo.', 'Oslo. ' * 80])
   assert grades[1] == -1 < grades[0] < 1 and grades.dtype == np.float32
 
@@ -83,8 +84,8 @@ def test_a_grade_is_the_expected_value(reader, tokenizer, tiny):
 
 
 def test_thought_examples_and_the_chat_template(reader, tokenizer, tiny):
-  make = lambda examples=(), **changes: language_judge.build(
-      *reader, tokenizer, tiny.layout(), settings(language_judge.DEFAULTS, length=400, **changes), examples)
+  make = lambda examples=(), **changes: language_judge.build_judge(
+      *reader, tokenizer, tiny.layout(), settings(language_judge.DEFAULTS, max_length=400, **changes), examples)
   plain = make()([question(1)])
   thought = make(thought=6)([question(1)])
   assert thought.rationales[0] and 0.4 <= thought.probabilities[0] <= 0.6
@@ -112,12 +113,12 @@ def test_wrong_options(reader, tokenizer, tiny):
   for changes, message in ((dict(options=('A', 'A')), 'different texts'), (dict(options=('A',)), 'two options'),
                            (dict(batch_size=3), 'a batch of 3 does not divide over the 8')):
     with pytest.raises(UserError, match=message):
-      language_judge.build(*reader, tokenizer, tiny.layout('data 8'), settings(language_judge.DEFAULTS, **changes))
+      language_judge.build_judge(*reader, tokenizer, tiny.layout('data 8'), settings(language_judge.DEFAULTS, **changes))
 
 
 def oracle(bias=0.0):
   """A judge who sees the world's truth, through a habit of place."""
-  prompts = {row.messages[-1]['content']: row for split in ('train', 'validation') for row in sources.load(
+  prompts = {row.messages[-1]['content']: row for split in ('train', 'validation') for row in sources.load_records(
       ml_collections.ConfigDict(sources.DEFAULTS), 'prompt', split)}
 
   def judge(comparisons):
@@ -128,7 +129,7 @@ def oracle(bias=0.0):
 
 
 def surroundings(context, *overrides):
-  return context('feedback', 'feedback.source=ai', 'feedback.ai.judge.length=300', 'feedback.ai.judge.batch_size=16', 'feedback.ai.gate.records=30',
+  return context('feedback', 'feedback.source=ai', 'feedback.ai.judge.max_length=300', 'feedback.ai.judge.batch_size=16', 'feedback.ai.gate.records=30',
                  'feedback.ai.pairs=2', *overrides)
 
 

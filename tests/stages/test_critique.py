@@ -46,7 +46,7 @@ def test_rounds_are_kept_and_a_cut_run_goes_on(context):
 
 def test_a_request_that_is_too_long_leaves_the_answer(context):
   made = context('critique', 'critique.context=64', experiment=EXPERIMENT)
-  _, revise = critique.build(made, constitution.load(made.section.constitution))
+  _, revise = critique.build(made, constitution.load_constitution(made.section.constitution))
   row = dict(id='a', messages=[dict(role='user', content='Why? ' * 40)], response='Because.')
   revised, = revise([row], jax.random.key(0))
   assert revised['response'] == 'Because.' and revised['critique'] == ''
@@ -54,7 +54,7 @@ def test_a_request_that_is_too_long_leaves_the_answer(context):
 
 def test_requests_as_messages_of_the_chat_template(context):
   made = context('critique', 'critique.chat=True', experiment=EXPERIMENT)
-  respond, revise = critique.build(made, constitution.load(made.section.constitution))
+  respond, revise = critique.build(made, constitution.load_constitution(made.section.constitution))
   prompts = tinyworld.records('prompt', 'train', count=3)
   rows = revise(respond(prompts, jax.random.key(0)), jax.random.key(1))
   assert [row['id'] for row in rows] == [prompt.id for prompt in prompts] and all(row['response'] for row in rows)

@@ -11,9 +11,11 @@ import pytest
 
 from rlhf_jax import pipeline
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import lora, peft_io, pretrained, quantised, transformer
+from rlhf_jax.interop import peft_io, pretrained
+from rlhf_jax.models import lora, quantised, transformer
 from rlhf_jax.runtime import checkpoint, mesh
-from rlhf_jax.stages import common, sft, weights
+from rlhf_jax.stages import sft
+from rlhf_jax.stages.shared import common, model_sources
 
 SHAPE = transformer.ModelConfig(vocab_size=384, embed=64, layers=2, heads=4, kv_heads=2, head_dim=16, mlp=128,
                                 max_length=256)
@@ -23,8 +25,8 @@ SHAPE = transformer.ModelConfig(vocab_size=384, embed=64, layers=2, heads=4, kv_
 def base(tmp_path_factory, tokenizer):
   """A random model at rest, of a size that says something."""
   directory = tmp_path_factory.mktemp('models') / 'base'
-  params = transformer.build(SHAPE).init(jax.random.key(0))
-  pretrained.export(directory, SHAPE, jax.tree.map(lambda x: 2 * x if x.ndim > 2 else x, params), tokenizer)
+  params = transformer.build_model(SHAPE).init(jax.random.key(0))
+  pretrained.export_model(directory, SHAPE, jax.tree.map(lambda x: 2 * x if x.ndim > 2 else x, params), tokenizer)
   return str(directory)
 
 
@@ -71,10 +73,10 @@ def test_models_of_a_stage_share_their_base(context, base):
   made = context('ppo', *overrides('ppo'))
   trees = [common.open_model(made, base, **how)[1]() for how in (
       dict(trained=True), dict(), dict(head=True, trained=True), dict(head=True))]
-  places = [{path: leaf.unsafe_buffer_pointer() for path, leaf in jax.tree_util.tree_leaves_with_path(lora.split(tree)[1] or tree)
+  places = [{path: leaf.unsafe_buffer_pointer() for path, leaf in jax.tree_util.tree_leaves_with_path(lora.split_trainable(tree)[1] or tree)
              if 'score' not in jax.tree_util.keystr(path)} for tree in trees]
   assert places[0] == places[1] == places[2] == places[3]
-  trained = [{leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(lora.split(tree)[0])} for tree in (trees[0], trees[2])]
+  trained = [{leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(lora.split_trainable(tree)[0])} for tree in (trees[0], trees[2])]
   assert not trained[0] & trained[1]  # each is given up by a step
 
 
@@ -84,32 +86,32 @@ def test_what_does_not_fit_is_refused(context, base, tmp_path, tiny):
   with pytest.raises(UserError, match='targets: expected some of query, .*, got querry'):
     common.open_model(context('sft', *overrides('sft'), 'sft.lora.targets=("querry",)'), base, trained=True)
   with pytest.raises(UserError, match='config.mesh.rollout_tensor: expected 0 where lora.base is int8'):
-    on = dataclasses.replace(mesh.make({**mesh.DEFAULTS, 'data': 1, 'fsdp': 8}), rollout_tensor=2)
+    on = dataclasses.replace(mesh.make_layout({**mesh.DEFAULTS, 'data': 1, 'fsdp': 8}), rollout_tensor=2)
     common.open_model(context('sft', *overrides('sft'), 'sft.lora.base=int8', on=on), base, trained=True)
   config = dataclasses.replace(SHAPE, lora_rank=4, lora_targets=('query',))
-  peft_io.save(tmp_path / 'adapter', config, transformer.build(config).init(jax.random.key(0)), base)
+  peft_io.save_adapters(tmp_path / 'adapter', config, transformer.build_model(config).init(jax.random.key(0)), base)
   with pytest.raises(UserError, match="adapters of .*'lora_rank': 4.*expected .*'lora_rank': 2"):
     common.open_model(context('sft', *overrides('sft')), str(tmp_path / 'adapter'), trained=True)
 
 
 def test_adapters_keep_the_template_they_were_trained_with(base, tokenizer, tmp_path):
   config = dataclasses.replace(SHAPE, lora_rank=4, lora_targets=SHAPE.matrices)
-  params, other = transformer.build(config).init(jax.random.key(0)), tokenizer.with_template('{{ eos_token }}')
+  params, other = transformer.build_model(config).init(jax.random.key(0)), tokenizer.with_template('{{ eos_token }}')
   for made, template in ((None, tokenizer.template), (other, other.template)):
-    peft_io.save(tmp_path / 'adapter', config, params, base, tokenizer=made)
-    assert weights.find(str(tmp_path / 'adapter')).tokenizer().template == template
+    peft_io.save_adapters(tmp_path / 'adapter', config, params, base, tokenizer=made)
+    assert model_sources.find_model(str(tmp_path / 'adapter')).tokenizer().template == template
 
 
 def test_a_model_with_adapters_is_trained_whole_after_they_are_added(context, base, tmp_path):
   config = dataclasses.replace(SHAPE, lora_rank=4, lora_targets=SHAPE.matrices)
-  params = transformer.build(config).init(jax.random.key(0))
-  new = lora.split(jax.tree.map(lambda x: x + 0.1, params))[0]
-  peft_io.save(tmp_path / 'adapter', config, new, base)
+  params = transformer.build_model(config).init(jax.random.key(0))
+  new = lora.split_trainable(jax.tree.map(lambda x: x + 0.1, params))[0]
+  peft_io.save_adapters(tmp_path / 'adapter', config, new, base)
   made = context('sft')
   model, read = common.open_model(made, str(tmp_path / 'adapter'), trained=True)
   assert model.config.lora_rank == 0
-  whole = weights.read(weights.find(str(tmp_path / 'adapter')), made.layout, 'float32', {})
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), read(), lora.merge(config, whole))
+  whole = model_sources.read_parameters(model_sources.find_model(str(tmp_path / 'adapter')), made.layout, 'float32', {})
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), read(), lora.merge_adapters(config, whole))
 
 
 @pytest.mark.slow
@@ -121,7 +123,7 @@ def test_a_step_of_every_stage_moves_adapters_only(context, base, tmp_path, name
   for split in ('train', 'validation'):
     (tmp_path / f'{split}.jsonl').write_text(pair * 16)
   own = {'dpo': [f'dpo.reference={base}'], 'pretrain': [], 'sft': [], 'reward': []}.get(name, [
-      f'{name}.reward=("rlhf_jax.feedback.programs.text:matches(pattern=\'.*e.*\')",)', f'{name}.reference={base}'])
+      f'{name}.reward=("rlhf_jax.rewards.builtin.text:matches(pattern=\'.*e.*\')",)', f'{name}.reference={base}'])
   if name in ('dpo', 'reward'):
     own += [f'{name}.data.source=jsonl', f'{name}.data.path=("{tmp_path}/{{split}}.jsonl",)']
   made = context(name, f'{name}.init={base}', f'tokenizer.init={base}', *overrides(name), *own, experiment=experiment)
@@ -148,11 +150,11 @@ def test_every_step_with_adapters(tiny, base, tmp_path, own_cache, kind):
   results = pipeline.run(config, tmp_path)
   assert set(results['models']) == {'sft', 'ppo'}
   saved = lambda: jax.device_get(dict(checkpoint.restore_params(tmp_path / 'ppo/checkpoints', shapes)))
-  source = weights.find('ppo', tmp_path, config.stages)
+  source = model_sources.find_model('ppo', tmp_path, config.stages)
   on = tiny.layout()
-  model = transformer.build(source.config)
+  model = transformer.build_model(source.config)
   shapes = jax.eval_shape(model.init, jax.random.key(0))
-  shapes = lora.split(jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes,
+  shapes = lora.split_trainable(jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes,
                                    on.shardings(model.axes, shapes)))[0]
   last = saved()
   for name in ('finished.json', 'done.json', 'checkpoints/4'):
@@ -163,10 +165,10 @@ def test_every_step_with_adapters(tiny, base, tmp_path, own_cache, kind):
   jax.tree.map(np.testing.assert_array_equal, saved(), last)
 
   for stage in trained:
-    params = weights.read(weights.find(stage, tmp_path, config.stages), on, 'float32', {})
-    adapter = weights.find(str(tmp_path / stage / 'adapter'))
-    jax.tree.map(np.testing.assert_array_equal, *jax.device_get((weights.read(adapter, on, 'float32', {}), params)))
-    export = weights.find(str(tmp_path / stage / 'export'))
+    params = model_sources.read_parameters(model_sources.find_model(stage, tmp_path, config.stages), on, 'float32', {})
+    adapter = model_sources.find_model(str(tmp_path / stage / 'adapter'))
+    jax.tree.map(np.testing.assert_array_equal, *jax.device_get((model_sources.read_parameters(adapter, on, 'float32', {}), params)))
+    export = model_sources.find_model(str(tmp_path / stage / 'export'))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6),
-                 *jax.device_get((weights.read(export, on, 'float32', {}), lora.merge(
-                     adapter.config, weights.read(adapter, on, kind, {})))))  # onto the base as it was kept
+                 *jax.device_get((model_sources.read_parameters(export, on, 'float32', {}), lora.merge_adapters(
+                     adapter.config, model_sources.read_parameters(adapter, on, kind, {})))))  # onto the base as it was kept

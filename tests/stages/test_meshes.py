@@ -16,7 +16,8 @@ import pytest
 from rlhf_jax.generation import sampler
 from rlhf_jax.runtime import hosts, mesh
 from rlhf_jax.runtime import step as steps
-from rlhf_jax.stages import online_preference, policy_gradient, ppo, preference, reward, supervised
+from rlhf_jax.stages import online_preference, policy_gradient, ppo, preference, reward
+from rlhf_jax.stages.shared import supervised
 from rlhf_jax.types import Prompts, Rankings, Sequences
 
 B, K, P, R, T, EOS = 8, 2, 5, 6, 12, 1
@@ -29,11 +30,11 @@ MIXED = 'processes mixed'  # neighbours on an axis are of different processes
 
 def layout(name):
   if name == 'one device':
-    return mesh.make(mesh.DEFAULTS, jax.devices()[:1])
+    return mesh.make_layout(mesh.DEFAULTS, jax.devices()[:1])
   if name == MIXED:
     devices = np.asarray(jax.devices()).reshape(2, 4).T.reshape(2, 2, 1, 1, 2)
     return mesh.Layout(jax.sharding.Mesh(devices, tuple(mesh.AXES)))
-  return mesh.make({**mesh.DEFAULTS, **MESHES[name]})
+  return mesh.make_layout({**mesh.DEFAULTS, **MESHES[name]})
 
 
 def texts(rng):
@@ -64,22 +65,22 @@ def build(tiny, kind, on):
                 preference=preference).get(kind)
   model, optimizer = tiny.model(on), steps.make_optimizer(
       ml_collections.ConfigDict({**steps.OPTIMIZER, 'learning_rate': 1e-3, 'schedule': 'constant', 'eps': 1e-5}), 100)
-  state = steps.init_state(tiny.params(model, on), optimizer, jax.random.key(1), on)
+  state = steps.create_train_state(tiny.params(model, on), optimizer, jax.random.key(1), on)
   if kind in ('supervised', 'reward'):
     loss = supervised.build_loss(model) if kind == 'supervised' else reward.build_loss(model, 'pairwise')
     step, batch = steps.build(loss, optimizer, on), texts if kind == 'supervised' else orders
     return state, lambda state, rng: step(state, batch(rng))
   samples = 1 if kind == 'ppo' else K
-  section = ml_collections.ConfigDict({**module.DEFAULTS, 'samples': samples, 'batch_size': B, 'minibatches': 1})
+  section = ml_collections.ConfigDict({**module.DEFAULTS, 'num_samples': samples, 'batch_size': B, 'minibatches': 1})
   section.sampling.update(max_new_tokens=R)
   if kind == 'preference':
     step = steps.build(preference.build_loss(model, section), optimizer, on)
     return state, lambda state, rng: step(state, orders(rng))
   reference = tiny.params(model, on, 5)
-  generate = sampler.build(model, section.sampling, (EOS,), 0, samples, layout=on)
+  generate = sampler.build_sampler(model, section.sampling, (EOS,), 0, samples, layout=on)
   score = jax.jit(lambda _, given: (jnp.sum(given.mask & (given.tokens < 32), 1) / jnp.sum(given.mask, 1), {}))
   if kind == 'ppo':
-    both = steps.init_state({'policy': state.params, 'value': tiny.params(model, on, 2)}, optimizer,
+    both = steps.create_train_state({'policy': state.params, 'value': tiny.params(model, on, 2)}, optimizer,
                             jax.random.key(1), on)
     state = ppo.PPOState(
         step=both.step, trained=both.params['policy'], opt_state=both.opt_state, key=both.key,
@@ -154,7 +155,7 @@ def test_ten_steps_on_two_processes_of_four_devices(alone, tmp_path):
 
 def main(address, number, path):
   """One of two processes; the first writes what it found."""
-  hosts.join(address, '2', number)
+  hosts.initialize(address, '2', number)
   spec = importlib.util.spec_from_file_location('tiny', Path(__file__).with_name('conftest.py'))
   tiny = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(tiny)

@@ -17,7 +17,7 @@ B, K, P, R, EOS = 8, 4, 6, 7, 1
 
 def settings(rate=1e-2, **changes):
   section = ml_collections.ConfigDict(
-      {**online_preference.DEFAULTS, 'batch_size': B, 'samples': K, 'missing_eos': False, 'beta': 0.3, **changes})
+      {**online_preference.DEFAULTS, 'batch_size': B, 'num_samples': K, 'missing_eos': False, 'beta': 0.3, **changes})
   section.optimizer.update(learning_rate=rate, schedule='constant', warmup_steps=0, eps=1e-5)  # not all noise
   section.sampling.update(max_new_tokens=R)
   online_preference.check(section, 'config.online')
@@ -29,11 +29,11 @@ def build(tiny, mesh, parts=1, **changes):
   """(layout, init, step, reference)."""
   on, section = tiny.layout(mesh), settings(**changes)
   model, optimizer = tiny.model(on), steps.make_optimizer(section.optimizer, 100)
-  init = lambda: steps.init_state(tiny.params(model, on), optimizer, jax.random.key(1), on)
+  init = lambda: steps.create_train_state(tiny.params(model, on), optimizer, jax.random.key(1), on)
   update = steps.build(preference.build_loss(model, section), optimizer, on, parts)
   score = jax.jit(lambda _, samples: (
       jnp.sum(samples.mask & (samples.tokens < 32), 1) / jnp.sum(samples.mask, 1), {}))
-  generate = sampler.build(model, section.sampling, (EOS,), 0, K)
+  generate = sampler.build_sampler(model, section.sampling, (EOS,), 0, K)
   step = online_preference.build_step(generate, score, update, model, model, on, section)
   return on, init, step, tiny.params(model, on)
 
@@ -68,7 +68,7 @@ def test_parts_and_meshes_change_nothing(tiny, mesh, parts):
 
 
 @pytest.mark.parametrize('changes,message', [
-    (dict(loss='kto'), 'config.online.loss: kto is for'), (dict(samples=1), 'samples from 2'),
+    (dict(loss='kto'), 'config.online.loss: kto is for'), (dict(num_samples=1), 'num_samples from 2'),
     (dict(loss='dpoo'), "got 'dpoo'")])
 def test_wrong_settings(changes, message):
   with pytest.raises(UserError, match=message):

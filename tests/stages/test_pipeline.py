@@ -11,9 +11,10 @@ from rlhf_jax import config as configs
 from rlhf_jax import pipeline
 from rlhf_jax.data import records
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import pretrained, transformer
+from rlhf_jax.interop import pretrained
+from rlhf_jax.models import transformer
 from rlhf_jax.runtime import checkpoint
-from rlhf_jax.stages import common
+from rlhf_jax.stages.shared import common
 
 ROW = {'helpful', 'honest', 'harmless', 'evasive', 'utility', 'win_rate_vs_sft', 'win_rate_vs_sft_ci95', 'kl_to_sft',
        'response_length', 'eos_rate'}
@@ -54,7 +55,7 @@ def test_four_steps_end_to_end(tiny, finished, capsys):
     assert source.config.head == (name == 'reward') and source.tokenizer.vocab_size == source.config.vocab_size
     saved = json.loads((workdir / name / 'model.json').read_text())
     assert saved.pop('base_model') == ''
-    model = transformer.build(transformer.ModelConfig(**saved))
+    model = transformer.build_model(transformer.ModelConfig(**saved))
     on = tiny.layout()
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     want = checkpoint.restore_params(workdir / name / 'checkpoints', jax.tree.map(

@@ -26,7 +26,7 @@ METHODS = {
 
 
 def settings(rate=3e-3, **changes):
-  section = ml_collections.ConfigDict({**policy_gradient.DEFAULTS, 'batch_size': G, 'samples': K, **changes})
+  section = ml_collections.ConfigDict({**policy_gradient.DEFAULTS, 'batch_size': G, 'num_samples': K, **changes})
   section.optimizer.update(learning_rate=rate, schedule='constant', eps=1e-5)  # not all noise
   section.sampling.update(max_new_tokens=R, temperature=0.7)
   policy_gradient.check(section, 'config.rl')
@@ -38,10 +38,10 @@ def build(tiny, mesh, **changes):
   on, section = tiny.layout(mesh), settings(**changes)
   model, optimizer = tiny.model(on), steps.make_optimizer(section.optimizer, 100)
   def init():
-    state = steps.init_state(tiny.params(model, on), optimizer, jax.random.key(1), on)
+    state = steps.create_train_state(tiny.params(model, on), optimizer, jax.random.key(1), on)
     older = jax.tree.map(jnp.copy, state.params) if section.sampler_every > 1 else {}
     return policy_gradient.SamplerState(**vars(state), sampler_trained=older)
-  generate = sampler.build(model, section.sampling, (EOS,), 0, K)
+  generate = sampler.build_sampler(model, section.sampling, (EOS,), 0, K)
   return on, section, init, generate, policy_gradient.build_update(model, model, optimizer, on, section)
 
 
@@ -59,7 +59,7 @@ def rollout(seed=0):
 def update(tiny, data, mesh='one device', **changes):
   on, _, init, _, run = build(tiny, mesh, **changes)
   prompts, samples, scores = on.place(data)
-  state, metrics = run(init(), tiny.params(tiny.model(on), on, 5), sampler.join(prompts, samples), samples, scores)
+  state, metrics = run(init(), tiny.params(tiny.model(on), on, 5), sampler.join_sequences(prompts, samples), samples, scores)
   return jax.device_get((state.params, metrics))
 
 
@@ -143,8 +143,8 @@ def test_an_older_sampler_is_renewed_and_weighed(tiny):
 @pytest.mark.parametrize('changes,message', [
     (dict(advantage='grpo'), "config.rl.advantage: expected one of leave_one_out, .*, got 'grpo'"),
     (dict(overlong_buffer=8), 'config.rl.overlong_buffer: expected at most sampling.max_new_tokens = 7, got 8'),
-    (dict(sampler_every=0), 'sampler_every from 1'), (dict(samples=1), 'config.rl.samples: expected 2 or more'),
-    (dict(samples=1, advantage='batch_baseline', resampling=1), 'without resampling one will do')])
+    (dict(sampler_every=0), 'sampler_every from 1'), (dict(num_samples=1), 'config.rl.num_samples: expected 2 or more'),
+    (dict(num_samples=1, advantage='batch_baseline', resampling=1), 'without resampling one will do')])
 def test_wrong_settings(changes, message):
   with pytest.raises(UserError, match=message):
     settings(**changes)

@@ -13,7 +13,7 @@ from rlhf_jax.generation import sampler
 from rlhf_jax.models import heads
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.stages import ppo
-from rlhf_jax.stages import rollout as rollout_lib
+from rlhf_jax.stages.shared import rollout as rollout_lib
 from rlhf_jax.types import Prompts, Samples, Sequences
 
 N, P, R, EOS = 32, 6, 7, 1
@@ -34,11 +34,11 @@ def build(tiny, mesh, **changes):
   model, optimizer = tiny.model(on), steps.make_optimizer(section.optimizer, 100)
   def init():
     both = {'policy': tiny.params(model, on), 'value': tiny.params(model, on, 2)}
-    state = steps.init_state(both, optimizer, jax.random.key(1), on)
+    state = steps.create_train_state(both, optimizer, jax.random.key(1), on)
     return ppo.PPOState(step=state.step, trained=state.params['policy'], opt_state=state.opt_state, key=state.key,
                         value_trained=state.params['value'],
                         kl_coefficient=jax.device_put(jnp.float32(section.kl_coefficient), on.sharding()))
-  generate = sampler.build(model, section.sampling, (EOS,), 0)
+  generate = sampler.build_sampler(model, section.sampling, (EOS,), 0)
   update = ppo.build_update(model, model, model, optimizer, on, section)
   reference = tiny.params(model, on, 5)
   return on, init, generate, lambda state, *rest, reference=reference: update(state, reference, *rest)
@@ -70,7 +70,7 @@ def update(tiny, data, mesh='one device', pretraining=None, coefficient=0.05, **
   prompts, samples, scores, pretraining = on.place((*data, pretraining))
   state = init()
   state = state.replace(kl_coefficient=state.kl_coefficient * coefficient / 0.05)
-  state, metrics = run(state, sampler.join(prompts, samples), samples, scores, pretraining)
+  state, metrics = run(state, sampler.join_sequences(prompts, samples), samples, scores, pretraining)
   return jax.device_get(((state.params, state.value_params, state.kl_coefficient), metrics))
 
 
@@ -125,12 +125,12 @@ def test_the_value_after_the_end_token_is_learned_where_the_score_stands_there(t
   (_, after_end, _), metrics = update(tiny, data, coefficient=0.0, score_place='after_eos')
   np.testing.assert_allclose(metrics['reward/mean'], 0.75, rtol=1e-6)
   on = tiny.layout()
-  sequences = sampler.join(*on.place((prompts, samples)))
+  sequences = sampler.join_sequences(*on.place((prompts, samples)))
   model, short = tiny.model(on), np.flatnonzero(samples.mask.sum(1) < R)
   def value_after_the_end(params):
     hidden, _ = model.apply(params, sequences.tokens, sequences.positions, sequences.segment_ids)
     last = P + samples.mask[short].sum(1) - 1
-    return np.asarray(heads.scores(params, hidden))[short, last]
+    return np.asarray(heads.scalar_scores(params, hidden))[short, last]
   before = value_after_the_end(jax.device_get(tiny.params(model, on, 2)))
   nearer = lambda params: np.mean((value_after_the_end(params) - 0.75) ** 2) - np.mean((before - 0.75) ** 2)
   assert nearer(after_end) < min(0.0, nearer(at_end))
@@ -172,7 +172,7 @@ def test_value_loss_falls_on_the_same_answers(tiny):
   prompts, samples, scores = on.place(rollout())
   state, losses = init(), []
   for _ in range(8):
-    state, metrics = run(state, sampler.join(prompts, samples), samples, scores, None)
+    state, metrics = run(state, sampler.join_sequences(prompts, samples), samples, scores, None)
     losses.append(float(metrics['value/loss']))
   assert losses[-1] < 0.8 * losses[0], losses
 
@@ -198,7 +198,7 @@ def test_what_is_not_finite_is_never_taken_for_a_good_state(tiny):
   state = init()
   before = jax.device_get((state.params, state.value_params, state.opt_state, state.kl_coefficient))
   bad = on.place((prompts, samples.replace(ended=np.ones(N, bool)), np.where(np.arange(N) == 3, np.inf, scores)))
-  state, metrics = run(state, sampler.join(*bad[:2]), bad[1], bad[2], None)
+  state, metrics = run(state, sampler.join_sequences(*bad[:2]), bad[1], bad[2], None)
   assert not np.isfinite(metrics['loss']) and int(state.step) == 0
   jax.tree.map(np.testing.assert_array_equal, before,
                jax.device_get((state.params, state.value_params, state.opt_state, state.kl_coefficient)))
@@ -208,7 +208,7 @@ def test_half_a_step_is_never_taken_for_none(tiny):
   """The second minibatch is not finite: the loop must not save this state as that of the step before."""
   on, init, _, run = build(tiny, 'one device', minibatches=2, rate=1e16)
   prompts, samples, scores = on.place(rollout())
-  state, metrics = run(init(), sampler.join(prompts, samples), samples, scores, None)
+  state, metrics = run(init(), sampler.join_sequences(prompts, samples), samples, scores, None)
   assert not np.isfinite(metrics['loss']) and int(state.step) == 1
 
 
@@ -246,7 +246,7 @@ def test_reward_that_is_a_program(words, tokenizer, tiny):
 def test_critic_on_the_policys_trunk_and_a_program_as_reward(words, context, tiny):
   """value='' on eight devices, as a whole stage: two steps and an evaluation."""
   on = tiny.layout('data 2, fsdp 2, tensor 2')
-  made = context('ppo', f'ppo.reward={words}', 'ppo.programs.workers=0', 'ppo.samples=2', 'ppo.minibatches=1',
+  made = context('ppo', f'ppo.reward={words}', 'ppo.reward_functions.workers=0', 'ppo.num_samples=2', 'ppo.minibatches=1',
                  'model.kv_heads=2', on=on)
   import own_reward
   own_reward.words = lambda prompts, responses, records: [0.5] * len(responses)

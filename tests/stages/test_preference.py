@@ -10,7 +10,7 @@ from rlhf_jax.data import records, tinyworld
 from rlhf_jax.data.tinyworld import vocabulary
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import heads
-from rlhf_jax.models.tokenizer import Tokenizer
+from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.stages import preference, reward
 from rlhf_jax.types import Rankings
@@ -48,7 +48,7 @@ def settings(**changes):
 def build(tiny, mesh, parts, **changes):
   on, section = tiny.layout(mesh), settings(**changes)
   model, optimizer = tiny.model(on), steps.make_optimizer(section.optimizer, 10)
-  init = lambda: steps.init_state(tiny.params(model, on), optimizer, jax.random.key(1), on)
+  init = lambda: steps.create_train_state(tiny.params(model, on), optimizer, jax.random.key(1), on)
   return on, init, steps.build(preference.build_loss(model, section), optimizer, on, parts)
 
 
@@ -75,7 +75,7 @@ def test_logprobs_of_responses_by_hand(tiny):
     begin, end = int(batch.begins[b, k]), int(batch.segment_ids[b, k].sum())
     text = batch.tokens[b, k, None, :max(end, 1)]
     hidden, _ = model.apply(params, text, np.arange(text.shape[1])[None], np.ones(text.shape, np.int32))
-    logprobs = np.asarray(jax.nn.log_softmax(heads.logits(model, params, hidden)))[0]
+    logprobs = np.asarray(jax.nn.log_softmax(heads.next_token_logits(model, params, hidden)))[0]
     want = sum(logprobs[t - 1, text[0, t]] for t in range(begin, end)) if end else 0.0
     np.testing.assert_allclose(sums[b, k], want, rtol=1e-5, atol=1e-5)
     assert lengths[b, k] == max(end - begin, 1)
@@ -113,7 +113,7 @@ def test_microbatches_padding_and_order_change_nothing(tiny, first):
 
 def test_doubtful_labels_count_as_smoothing(tiny):
   batch = rankings()
-  sure, _ = train(tiny, batch, smoothing=0.2)
+  sure, _ = train(tiny, batch, label_smoothing=0.2)
   doubtful, _ = train(tiny, batch.replace(confidence=np.full((B, K), 0.8, np.float32)))
   tiny.close(doubtful, sure, 'confidence', 1e-4)
 
@@ -140,7 +140,7 @@ def test_kto_pairs_prompts_with_responses_to_others():
 def test_kto_learns(tiny):
   on, section = tiny.layout(), settings(loss='kto', beta=1.0)
   model, optimizer = tiny.model(on), steps.make_optimizer(section.optimizer, 10)
-  state = steps.init_state(tiny.params(model, on), optimizer, jax.random.key(1), on)
+  state = steps.create_train_state(tiny.params(model, on), optimizer, jax.random.key(1), on)
   reference = tiny.params(model, on)
   batch = on.place(rankings())
   batch = batch.replace(reference_logprobs=preference.response_logprobs(model, reference, batch)[0])
@@ -190,7 +190,7 @@ def test_single_responses_are_for_kto_only(context, tmp_path):
 @pytest.mark.parametrize('changes,message', [
     (dict(loss='dop'), "config.dpo.loss: expected one of dpo, robust, .*, got 'dop'"),
     (dict(beta=0.0), 'config.dpo: expected beta above 0'),
-    (dict(smoothing=0.5), 'smoothing in'),
+    (dict(label_smoothing=0.5), 'smoothing in'),
     (dict(reference=''), 'config.dpo.reference: dpo needs one; without: cpo, simpo, orpo')])
 def test_wrong_settings(changes, message):
   with pytest.raises(UserError, match=message):

@@ -33,7 +33,7 @@ def rankings(T=T, seed=0):
 def build(tiny, mesh, parts, loss):
   on = tiny.layout(mesh)
   model, optimizer = tiny.model(on), steps.make_optimizer(OPTIMIZER, 10)
-  init = lambda: steps.init_state(tiny.params(model, on), optimizer, jax.random.key(1), on)
+  init = lambda: steps.create_train_state(tiny.params(model, on), optimizer, jax.random.key(1), on)
   return init, steps.build(reward.build_loss(model, loss), optimizer, on, parts)
 
 
@@ -105,7 +105,7 @@ def test_an_unknown_loss_is_refused(tiny):
 
 def test_demonstrations_score_0_after_the_end(context):
   made = context('reward', 'reward.data.path=', 'reward.centre_records=5')
-  rows = sources.evenly(sources.load(made.section.demonstrations, 'demonstration', 'train'), 5)
+  rows = sources.spread_evenly(sources.load_records(made.section.demonstrations, 'demonstration', 'train'), 5)
   jsonl = made.workdir / 'train.jsonl'
   jsonl.write_text('{"messages": [{"role": "user", "content": "Hi"}], "responses": ["a", "b"], "ranks": [1, 2]}\n')
   made = context('reward', f'reward.data.path={jsonl}', 'reward.centre_records=5')

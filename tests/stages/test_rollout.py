@@ -6,15 +6,15 @@ import pytest
 
 from rlhf_jax.data import batches
 from rlhf_jax.errors import UserError
-from rlhf_jax.stages import rollout
+from rlhf_jax.stages.shared import rollout
 from rlhf_jax.types import Samples
 
-MODEL, SHORT = 'random', 'rlhf_jax.feedback.programs.text:length(most=8,unit="characters")'
+MODEL, SHORT = 'random', 'rlhf_jax.rewards.builtin.text:length(most=8,unit="characters")'
 
 
 def made(context, *overrides):
   """(scores, metrics) of eight answers by the reward of the tiny RLOO."""
-  on = context('rloo', 'rloo.programs.workers=0', 'rloo.reference=random', *overrides, experiment='rloo')
+  on = context('rloo', 'rloo.reward_functions.workers=0', 'rloo.reference=random', *overrides, experiment='rloo')
   (rows, examples), _ = rollout.read_prompts(on)
   prompts = next(iter(batches.prompts_once(examples[:4], 4)))
   rng = np.random.default_rng(0)
@@ -41,7 +41,7 @@ def test_a_reward_model_and_a_program_are_weighed_and_standardised_apart(context
 
 def test_a_reward_that_is_all_the_same_adds_nothing_when_standardised(context):
   alone, _ = made(context, f'rloo.reward=({MODEL!r},)', 'rloo.standardise_rewards=True')
-  both, _ = made(context, f'rloo.reward=({MODEL!r}, "rlhf_jax.feedback.programs.text:length(most=99)")',
+  both, _ = made(context, f'rloo.reward=({MODEL!r}, "rlhf_jax.rewards.builtin.text:length(most=99)")',
                  'rloo.standardise_rewards=True')
   np.testing.assert_allclose(both, alone, atol=1e-4)
 

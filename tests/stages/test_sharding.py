@@ -6,7 +6,8 @@ import pytest
 from rlhf_jax import config as configs
 from rlhf_jax import pipeline
 from rlhf_jax.runtime import checkpoint, mesh
-from rlhf_jax.stages import common, pretrain, weights
+from rlhf_jax.stages import pretrain
+from rlhf_jax.stages.shared import common, model_sources
 
 
 @pytest.fixture(scope='module')
@@ -14,7 +15,7 @@ def context(tiny, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('run')
   config = pipeline.load_config(tiny.EXPERIMENT, ["stages=('pretrain','sft')", 'mesh.data=1', 'mesh.fsdp=8'])
   config = configs.resolve(config, workdir=workdir, data=config.data)
-  return common.Context(config, 'pretrain', workdir, mesh.make(config.mesh), pipeline.open_tokenizer(config, workdir))
+  return common.Context(config, 'pretrain', workdir, mesh.make_layout(config.mesh), pipeline.open_tokenizer(config, workdir))
 
 
 def whole(tree):
@@ -44,7 +45,7 @@ def test_no_array_is_whole_on_a_device(context):
 
 def test_what_the_models_need(tiny):
   """PPO is the heaviest stage: policy and value model trained, reference and reward frozen, all of one shape."""
-  need = weights.need(pipeline.load_config(tiny.EXPERIMENT, ['tokenizer.vocab_size=512', 'ppo.batch_size=16']))
+  need = model_sources.mesh_need(pipeline.load_config(tiny.EXPERIMENT, ['tokenizer.vocab_size=512', 'ppo.batch_size=16']))
   layers = 2 * (2 * 32 + 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)  # norms, queries and output, keys and values, MLP
-  assert need == mesh.Need(parameters=512 * 32 + 32 + layers, state=40 * (512 * 32 + 32 + layers),
+  assert need == mesh.MeshNeed(parameters=512 * 32 + 32 + layers, state=40 * (512 * 32 + 32 + layers),
                            decoded=4 * (512 * 32 + 32 + layers), rows=8, width=32, heads=1)

@@ -8,7 +8,7 @@ import pytest
 from rlhf_jax.data import batches
 from rlhf_jax.models import heads
 from rlhf_jax.runtime import step as steps
-from rlhf_jax.stages import supervised
+from rlhf_jax.stages.shared import supervised
 from rlhf_jax.types import Sequences
 
 OPTIMIZER = ml_collections.ConfigDict({**steps.OPTIMIZER, 'learning_rate': 1e-2, 'eps': 1e-5})  # not all noise
@@ -45,7 +45,7 @@ def alone(rows, length=12):
 def build(tiny, mesh, parts):
   on = tiny.layout(mesh)
   model, optimizer = tiny.model(on), steps.make_optimizer(OPTIMIZER, 10)
-  init = lambda: steps.init_state(tiny.params(model, on), optimizer, jax.random.key(1), on)
+  init = lambda: steps.create_train_state(tiny.params(model, on), optimizer, jax.random.key(1), on)
   return init, steps.build(supervised.build_loss(model), optimizer, on, parts)
 
 
@@ -72,7 +72,7 @@ def test_loss_is_the_mean_nll_of_the_targets(tiny):
   for row in rows:  # each text alone, without padding, over all logits
     tokens = row['tokens'][None]
     hidden, _ = model.apply(params, tokens, np.arange(tokens.shape[1])[None], np.ones_like(tokens))
-    logprobs = np.asarray(jax.nn.log_softmax(heads.logits(model, params, hidden[0, :-1])))
+    logprobs = np.asarray(jax.nn.log_softmax(heads.next_token_logits(model, params, hidden[0, :-1])))
     for place in np.flatnonzero(row['targets']):
       total, count = total - logprobs[place - 1, row['tokens'][place]], count + 1
   metrics = train(tiny, alone(rows))[1][0]

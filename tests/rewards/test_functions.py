@@ -1,0 +1,92 @@
+import textwrap
+
+import numpy as np
+import pytest
+
+from rlhf_jax.data import records
+from rlhf_jax.errors import UserError
+from rlhf_jax.rewards import calls, functions
+
+PROGRAMS = """
+  import os, time
+
+  def words(prompts, responses, records, each=1.0):
+    return [each * len(said.split()) + records[i].meta['bonus'] for i, said in enumerate(responses)]
+
+  def fragile(prompts, responses, records):
+    for said in responses:
+      if said == 'bad':
+        raise KeyError('no such word')
+      if said == 'slow':
+        time.sleep(60)
+      if said == 'deadly':
+        os._exit(3)
+    return [0.75] * len(responses)
+
+  def short(prompts, responses, records):
+    return [0.0]
+
+  def nan(prompts, responses, records):
+    return [float('nan')] * len(responses)
+
+  def text(prompts, responses, records):
+    return ['good'] * len(responses)
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+  """A module of programs in the current directory."""
+  (tmp_path / 'own_programs.py').write_text(textwrap.dedent(PROGRAMS))
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(str(tmp_path))
+  monkeypatch.delitem(__import__('sys').modules, 'own_programs', raising=False)
+  return 'own_programs'
+
+
+def asked(responses, **config):
+  def run(name):
+    rows = [records.Prompt(f'p{i}', '', '', [{'role': 'user', 'content': 'Hi'}], {'bonus': 10.0 * i})
+            for i in range(len(responses))]
+    return functions.build_reward_function(name, config)([row.messages for row in rows], responses, rows)
+  return run
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_floats_of_many_answers_in_their_order(module, workers):
+  responses = ['w ' * (i % 5) for i in range(70)]
+  values, failed = asked(responses, workers=workers)(f'{module}:words(each=0.25)')
+  np.testing.assert_array_equal(values, [0.25 * (i % 5) + 10 * i for i in range(70)])
+  assert failed == 0 and values.dtype == np.float32
+
+
+def test_a_bad_a_slow_and_a_deadly_answer_cost_only_themselves(module, caplog):
+  responses = ['fine'] * 20
+  responses[3], responses[7], responses[11] = 'bad', 'slow', 'deadly'
+  values, failed = asked(responses, workers=2, seconds=1.5, failed_score=-1.0)(f'{module}:fragile')
+  assert failed == 3
+  np.testing.assert_array_equal(values, [-1.0 if said != 'fine' else 0.75 for said in responses])
+  said = caplog.text
+  assert "KeyError: 'no such word'; prompt p3, answer 'bad'" in said and 'no answer in time' in said and 'p11' in said
+
+
+def test_a_program_that_always_fails_stops_the_run(module):
+  with pytest.raises(UserError, match="reward 'own_programs:fragile': KeyError: 'no such word'; it failed on every answer"):
+    asked(['bad', 'bad'], workers=0)(f'{module}:fragile')
+
+
+@pytest.mark.parametrize('name,message', [
+    ('own_programs:short', 'expected 3 finite floats, got [0.0]'),
+    ('own_programs:nan', '3 finite floats, got [nan, nan'),
+    ('own_programs:text', "3 finite floats, got ['good', "),
+    ('own_programs:nothing', 'nothing'), ('nowhere:f', 'nowhere'),
+    ('own_programs:words(1)', 'options are given by name'), ('own_programs:words(each=open)', 'option=value')])
+def test_wrong_programs_are_named(module, name, message):
+  with pytest.raises(UserError) as error:
+    asked(['a', 'b', 'c'], workers=0)(name)
+  assert f'reward {name!r}: ' in str(error.value) and message in str(error.value) and '\n' not in str(error.value)
+
+
+def test_options(module):
+  assert calls.find_function('own_programs:words(each=2)').keywords == {'each': 2}
+  assert functions.is_function_name('a.b:c') and not functions.is_function_name('reward')
