@@ -1,0 +1,27 @@
+"""Reinforcement learning from human feedback in JAX, from pre-training to PPO and beyond.
+
+  python -m rlhf_jax --config=FILE --workdir=DIR     run an experiment
+  python -m rlhf_jax.generate, score, plan           use a model; plan for other hardware
+
+In code, stages are modules with pure train steps, such as `rlhf_jax.stages.ppo.train_step`;
+`rlhf_jax.testing` makes tiny models, states and batches for them. Nothing heavy is imported here.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = '0.2.0'
+__all__ = ['UserError', '__version__', 'load_config', 'run']
+
+# Public name → the module that has it, imported when it is first asked for.
+_FACE = {
+    'UserError': 'rlhf_jax.errors',
+    'load_config': 'rlhf_jax.pipeline',
+    'run': 'rlhf_jax.pipeline',
+}
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _FACE:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  return getattr(importlib.import_module(_FACE[name]), name)

@@ -1,146 +1,294 @@
-"""An experiment's config: what it says, over the defaults of its stages, checked before anything compiles.
+"""The config of an experiment: what it changes, over the defaults of its stages.
 
-An experiment file gives `get_config(tiny=False) → ConfigDict` and says only what it changes. Its sections: `model,
-tokenizer, mesh, evaluation, seed, stages`, and one for each name in `stages`. The section's `kind` says which stage it
-is (its own name by default), so that one experiment can run a stage twice. The names a stage lists in `init` and the
-like are earlier sections, stage folders of other runs, or Hugging Face directories.
+An experiment's file gives `get_config() → ConfigDict` and names only what it changes. Its sections
+are `model, tokenizer, mesh, evaluation, export, seed, stages, data`, and one for each name in
+`stages`. A section's `kind` says which stage it is (its own name by default), so that one
+experiment can run a stage twice. Everything is checked before anything compiles.
 """
 
 import ast
 import difflib
 import importlib.util
+import inspect
 import json
 from pathlib import Path
 import sys
+from types import ModuleType
+from typing import Any, Iterable, Mapping
 
 import ml_collections
 
+from rlhf_jax import options as options_lib
+from rlhf_jax import stages
 from rlhf_jax.errors import UserError
+from rlhf_jax.stages.shared.kind import StageKind
+
+TINY = 'tiny'  # FILE:tiny asks for the smallest form of an experiment
+
+# The tiny form of the common sections, for experiments that have no `tiny` of their own.
+TINY_COMMON: dict[str, Any] = {
+    'model': {'embed': 32, 'layers': 2, 'heads': 2, 'kv_heads': 1, 'head_dim': 16, 'mlp': 64},
+    'tokenizer': {'documents': 400},
+    'evaluation': {'data': {'count': 16}, 'batch_size': 16},
+}
 
 
-def load(path: str, overrides=(), *, defaults: dict, stage_defaults: dict) -> ml_collections.ConfigDict:
-  """The full, locked config of an experiment.
+def load(
+    path: str,
+    overrides: Iterable[str] = (),
+    *,
+    defaults: Mapping[str, Any],
+) -> ml_collections.ConfigDict:
+  """Loads the full, locked config of an experiment.
 
   Args:
-    path: the experiment's file; `path:tiny` asks for its tiny form.
-    overrides: strings 'section.key=value'.
+    path: the experiment's file; `FILE:tiny` asks for its tiny form.
+    overrides: texts 'section.key=value', which count more than the file.
     defaults: the common sections.
-    stage_defaults: kind of stage → its section.
 
   Raises:
-    UserError: missing file, unknown key (with the nearest right one), wrong type.
+    UserError: a missing file, an unknown key (the nearest right one is named), a wrong type.
   """
-  said = _experiment(path)
-  stages = said.get('stages', ())
-  if not stages:
-    raise UserError(f'{path}: config.stages names no stage; expected some of {", ".join(stage_defaults)}')
+  overrides = list(overrides)
+  changes = _read_experiment(path)
+  names = changes.get('stages', ())
+  if not names:
+    known = ', '.join(stages.kinds())
+    raise UserError(f'{path}: config.stages names no stage; expected some of {known}')
+  override_changes = [_parse_override(override) for override in overrides]
   full = dict(defaults)
-  for name in stages:
-    kind = said.get(name, {}).get('kind', name)
-    if kind not in stage_defaults:
-      raise UserError(f'config.{name}.kind: no stage is called {kind!r}{_nearest(kind, stage_defaults)}')
-    full[name] = dict(kind=kind, **stage_defaults[kind])
-  config = ml_collections.ConfigDict(_copy(full))  # sections that share a default must not share its changes
-  _merge(config, said, 'config', path)
-  for override in overrides:
-    key, equals, value = override.partition('=')
-    if not equals:
-      raise UserError(f'--config.{override}: expected --config.{key}=VALUE')
-    try:
-      value = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-      pass  # a bare word is a string
-    for part in reversed(key.split('.')):
-      value = {part: value}
-    _merge(config, value, 'config', f'--config.{override}')
-  for name in config.stages:
-    if name not in stages:
-      raise UserError(f'config.stages: the experiment has no stage {name!r}{_nearest(str(name), stages)}')
-    if config[name].kind != full[name]['kind']:
-      raise UserError(f'--config.{name}.kind={config[name].kind}: the kind of a stage can be said in the experiment only')
+  for name in names:
+    layers = [changes, *override_changes]
+    full[name] = _section_defaults(name, layers)
+  # Sections that share a default must not share its changes, so all of it is copied.
+  config = ml_collections.ConfigDict(_copy(full))
+  _merge(config, changes, 'config', path)
+  for override, values in zip(overrides, override_changes, strict=True):
+    _merge(config, values, 'config', f'--config.{override}')
+  _check_stages(config, names, full)
   return config.lock()
 
 
-def _experiment(path):
+def _section_defaults(name: str, layers: list[dict[str, Any]]) -> dict[str, Any]:
+  """Returns the defaults of a stage's section, with the settings of what it chooses.
+
+  Args:
+    name: of the section.
+    layers: nested changes, later ones count more.
+  """
+  said = [layer[name] for layer in layers if isinstance(layer.get(name), dict)]
+  kind = said[0].get('kind', name) if said else name
+  if kind not in stages.kinds():
+    near = nearest_name(kind, stages.kinds())
+    raise UserError(f'config.{name}.kind: no stage is called {kind!r}{near}')
+  stage = stages.find(kind)
+  section = {'kind': kind, **options_lib.defaults(stage.options)}
+  for field, settings in stage.choices.items():
+    choice = section[field]
+    for layer in said:
+      choice = layer.get(field, choice)
+    section |= options_lib.defaults(_settings_of(settings, choice, f'config.{name}.{field}'))
+  return section
+
+
+def _settings_of(settings: Mapping[str, type], choice: Any, where: str) -> type:
+  """Returns the settings class of a choice; raises UserError where there is no such choice."""
+  if choice not in settings:
+    raise UserError(f'{where}: expected one of {", ".join(settings)}, got {choice!r}')
+  return settings[choice]
+
+
+def _check_stages(
+    config: ml_collections.ConfigDict, names: Iterable[str], full: Mapping[str, Any]
+) -> None:
+  """Checks that overrides named known stages and changed no kind."""
+  names = list(names)
+  for name in config.stages:
+    if name not in names:
+      near = nearest_name(str(name), names)
+      raise UserError(f'config.stages: the experiment has no stage {name!r}{near}')
+    if config[name].kind != full[name]['kind']:
+      raise UserError(
+          f'--config.{name}.kind={config[name].kind}: the kind of a stage can be given in the '
+          'experiment only'
+      )
+
+
+# The experiment's file.
+
+
+def _read_experiment(path: str) -> dict[str, Any]:
+  """Runs an experiment's file and returns what it changes, as nested dicts."""
   path, _, variant = path.partition(':')
-  if variant not in ('', 'tiny'):
+  if variant not in ('', TINY):
     raise UserError(f'--config={path}:{variant}: expected nothing or "tiny" after the colon')
   if not Path(path).is_file():
     raise UserError(f'--config={path}: no such file')
+  module = _import_file(path)
+  if not hasattr(module, 'get_config'):
+    raise UserError(f'{path}: expected a function get_config() that returns a ConfigDict')
+  wants_tiny = variant == TINY
+  if TINY in inspect.signature(module.get_config).parameters:
+    return module.get_config(tiny=wants_tiny).to_dict()
+  changes = module.get_config().to_dict()
+  return shrink(changes) if wants_tiny else changes
+
+
+def _import_file(path: str) -> ModuleType:
+  """Imports an experiment's file; its neighbours can be imported by it."""
   spec = importlib.util.spec_from_file_location('experiment', path)
+  assert spec is not None and spec.loader is not None
   module = importlib.util.module_from_spec(spec)
-  sys.path.insert(0, str(Path(path).resolve().parent))  # an experiment may begin with its neighbour
+  sys.path.insert(0, str(Path(path).resolve().parent))
   try:
     spec.loader.exec_module(module)
   finally:
     sys.path.pop(0)
-  if not hasattr(module, 'get_config'):
-    raise UserError(f'{path}: expected a function get_config(tiny=False) that returns a ConfigDict')
-  return module.get_config(tiny=variant == 'tiny').to_dict()
+  return module
 
 
-def _copy(value):
-  return {key: _copy(item) for key, item in value.items()} if isinstance(value, dict) else value
+def shrink(changes: Mapping[str, Any]) -> dict[str, Any]:
+  """Gives an experiment its tiny form: every stage's own, and a tiny model.
+
+  Args:
+    changes: what the experiment changes, as nested dicts.
+  """
+  small = _overlay(changes, TINY_COMMON)
+  for name in changes.get('stages', ()):
+    section = changes.get(name, {})
+    kind = section.get('kind', name)
+    if kind in stages.kinds():
+      small[name] = _overlay(section, stages.find(kind).tiny)
+  return small
 
 
-def _merge(config, said, name, where):
-  """Writes said over config; both nested. A key that config lacks is an error, so is another type."""
-  for key, value in said.items():
-    here = f'{name}.{key}'
+def _overlay(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns nested values with nested changes over them."""
+  result = dict(values)
+  for key, change in changes.items():
+    nested = isinstance(change, Mapping) and isinstance(result.get(key, {}), Mapping)
+    result[key] = _overlay(result.get(key, {}), change) if nested else change
+  return result
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+  """Parses 'a.b=value' to {'a': {'b': value}}; a bare word is a text."""
+  key, equals, text = override.partition('=')
+  if not equals:
+    raise UserError(f'--config.{override}: expected --config.{key}=VALUE')
+  try:
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    value = text
+  for part in reversed(key.split('.')):
+    value = {part: value}
+  return value
+
+
+# Merging changes into defaults.
+
+
+def _copy(value: Any) -> Any:
+  """Copies nested dicts."""
+  if isinstance(value, dict):
+    return {key: _copy(item) for key, item in value.items()}
+  return value
+
+
+def _merge(
+    config: ml_collections.ConfigDict, changes: Mapping[str, Any], name: str, where: str
+) -> None:
+  """Writes changes over a config.
+
+  Args:
+    config: the defaults, changed in place.
+    changes: nested dicts.
+    name: of this part of the config, for messages.
+    where: the file or word that the changes come from.
+
+  Raises:
+    UserError: a key that the config does not have, or a value of another type.
+  """
+  for key, value in changes.items():
+    full_name = f'{name}.{key}'
     if key not in config:
-      raise UserError(f'{where}: {here} is no known key{_nearest(key, config)}')
-    if isinstance(config[key], ml_collections.ConfigDict) and len(config[key]):
-      if not isinstance(value, dict):
-        raise UserError(f'{where}: {here} is a section, got {value!r}')
-      _merge(config[key], value, here, where)
+      near = nearest_name(key, config)
+      raise UserError(f'{where}: {full_name} is no known key{near}')
+    is_section = isinstance(config[key], ml_collections.ConfigDict) and len(config[key]) > 0
+    if not is_section:
+      config[key] = _as_type_of(config[key], value, full_name, where)
+    elif isinstance(value, dict):
+      _merge(config[key], value, full_name, where)
     else:
-      config[key] = _typed(value, config[key], here, where)
+      raise UserError(f'{where}: {full_name} is a section, got {value!r}')
 
 
-def _typed(value, old, name, where):
-  kind = type(old)
+def _as_type_of(default: Any, value: Any, name: str, where: str) -> Any:
+  """Returns a value as the type of its default; raises UserError where that would change it."""
+  kind = type(default)
   if kind is ml_collections.ConfigDict:  # an open table, empty by default
     kind = dict
   if kind is float and type(value) is int:
     return float(value)
-  if kind is tuple and type(value) in (list, str):
-    return (value,) if type(value) is str else tuple(value)
+  if kind is tuple and type(value) is str:
+    return (value,)
+  if kind is tuple and type(value) is list:
+    return tuple(value)
   if type(value) is not kind:
-    raise UserError(f'{where}: {name} must be {kind.__name__}, got {type(value).__name__} {value!r}')
+    raise UserError(
+        f'{where}: {name} must be {kind.__name__}, got {type(value).__name__} {value!r}'
+    )
   return value
 
 
-def _nearest(key, known):
-  close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-  return f'; did you mean {close[0]!r}?' if close else f'; known here: {", ".join(sorted(known))}'
+def nearest_name(name: str, known: Iterable[str]) -> str:
+  """Returns '; did you mean …?' with the most similar of the known names, or all of them."""
+  known = list(known)
+  close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+  if close:
+    return f'; did you mean {close[0]!r}?'
+  return f'; known here: {", ".join(sorted(known))}'
 
 
-def resolve(config, **places) -> ml_collections.ConfigDict:
-  """The config with each {name} of `places` in its texts replaced, as {workdir}."""
-  def one(value):
+# What is done with a loaded config.
+
+
+def resolve(config: ml_collections.ConfigDict, **places: Any) -> ml_collections.ConfigDict:
+  """Replaces each {name} of `places` in the config's texts, such as {workdir}."""
+
+  def replace(value: Any) -> Any:
     if isinstance(value, dict):
-      return {key: one(item) for key, item in value.items()}
+      return {key: replace(item) for key, item in value.items()}
     if isinstance(value, tuple):
-      return tuple(map(one, value))
+      return tuple(replace(item) for item in value)
     if isinstance(value, str):
       for name, place in places.items():
         value = value.replace('{' + name + '}', str(place))
     return value
-  return ml_collections.ConfigDict(one(config.to_dict())).lock()
+
+  return ml_collections.ConfigDict(replace(config.to_dict())).lock()
 
 
-def as_json(config) -> str:
-  """The config as text, equal for equal configs."""
+def as_json(config: ml_collections.ConfigDict) -> str:
+  """Returns the config as text; equal configs give equal texts."""
   return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=list) + '\n'
 
 
-def differences(old: dict, new: dict, name: str = 'config') -> list[str]:
-  """'key: old → new' for each value in which two configs (as read from JSON) differ."""
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], name: str = 'config'
+) -> list[str]:
+  """Lists 'key: old → new' for each value in which two configs, as read from JSON, differ."""
   lines = []
   for key in sorted({*old, *new}):
-    a, b = old.get(key), new.get(key)
-    if isinstance(a, dict) and isinstance(b, dict):
-      lines += differences(a, b, f'{name}.{key}')
-    elif a != b:
-      lines.append(f'{name}.{key}: {a!r} → {b!r}')
+    before = old.get(key)
+    after = new.get(key)
+    if isinstance(before, dict) and isinstance(after, dict):
+      lines += differences(before, after, f'{name}.{key}')
+    elif before != after:
+      lines.append(f'{name}.{key}: {before!r} → {after!r}')
   return lines
+
+
+def kind_of(config: ml_collections.ConfigDict, name: str) -> StageKind:
+  """Returns the kind of a stage of the config."""
+  return stages.find(config[name].kind)

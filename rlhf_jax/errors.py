@@ -1,5 +1,5 @@
-"""The one exception a user's mistake raises: shown as a single line, never as a traceback."""
+"""The error that users see."""
 
 
-class UserError(ValueError):
-  """Bad input of any kind (config, data, checkpoint, mesh). The message names the place and what was expected."""
+class UserError(Exception):
+  """Something that the user can mend; its message is one line that names the place."""

@@ -1,7 +1,7 @@
 """What flows between the parts: batches, rollouts and train states.
 
-Letters: B batch, T length, P prompt, R response, K responses of one prompt, V vocabulary, D width.
-A sequence never says by its token values what is padding: `segment_ids` does (0 = padding).
+Letters: B batch, T length, P prompt, R response, K responses to one prompt, V vocabulary, D width.
+What is padding is never read off token values: `segment_ids` say it (0 = padding).
 """
 
 from typing import Any
@@ -21,9 +21,10 @@ class Sequences:
     tokens: [B, T] int32.
     positions: [B, T] int32, from 0 in each segment.
     segment_ids: [B, T] int32, 0 = padding; tokens of one row attend only within their segment.
-    loss_mask: [B, T] float32, 1 where `tokens[b, t]` is a target, predicted from what stands before it in its
-      segment; the first token of a segment is never one.
+    loss_mask: [B, T] float32, 1 where `tokens[b, t]` is a target, predicted from what stands
+      before it in its segment; the first token of a segment is never a target.
   """
+
   tokens: Array
   positions: Array
   segment_ids: Array
@@ -34,18 +35,21 @@ class Sequences:
 class Rankings:
   """Responses to score, K to a row, and how people ordered them.
 
-  Rankings of any size share rows as sequences share a packed row: `group` says which responses belong to one
-  prompt, and a prompt is never split over rows.
+  Rankings of any size share rows as sequences share a packed row: `group` says which responses
+  belong to one prompt, and the responses to a prompt are never split over rows.
 
   Attributes:
-    tokens, positions, segment_ids: [B, K, T] int32, right-padded: prompt, response, end of turn; segment 1.
-    group: [B, K] int32, 0 = no response in this place, equal numbers = same prompt.
+    tokens: [B, K, T] int32, right-padded: prompt, response, end of turn.
+    positions: [B, K, T] int32.
+    segment_ids: [B, K, T] int32, 1 = real, 0 = padding.
+    group: [B, K] int32, 0 = no response in this place; equal numbers = same prompt.
     ranks: [B, K] int32, 1 = best, equal = tie.
     index: [B, K] int32, the record's place in its data set; -1 where the place is empty.
-    begins: [B, K] int32, where the response begins.
-    confidence: [B, K] float32, the probability that the order of the response's prompt is right.
+    begins: [B, K] int32, the place of the response's first token.
+    confidence: [B, K] float32, the probability that the order of the prompt's responses is right.
     reference_logprobs: [B, K] float32, log π_ref(y|x) where it was computed beforehand, else 0.
   """
+
   tokens: Array
   positions: Array
   segment_ids: Array
@@ -59,13 +63,14 @@ class Rankings:
 
 @flax.struct.dataclass
 class Prompts:
-  """Prompts to answer, left-padded.
+  """Prompts to respond to, left-padded.
 
   Attributes:
     tokens: [B, P] int32.
     mask: [B, P] bool, True = a token of the prompt.
-    index: [B] int32, the record's place in its data set.
+    index: [B] int32, the record's place in its data set; -1 for a row that only pads the batch.
   """
+
   tokens: Array
   mask: Array
   index: Array
@@ -73,15 +78,16 @@ class Prompts:
 
 @flax.struct.dataclass
 class Samples:
-  """Responses as generated; row b * K + k answers prompt b.
+  """Responses as they were generated; row b * K + k responds to prompt b.
 
   Attributes:
     tokens: [B * K, R] int32, PAD after the end.
     mask: [B * K, R] bool, True up to and including the stop token.
-    logprobs: [B * K, R] float32, of the chosen tokens under softmax(logits / temperature) over the whole
-      vocabulary (top-k and top-p choose, they do not renormalise); 0 where the mask is False.
+    logprobs: [B * K, R] float32, of the chosen tokens under softmax(logits / temperature) over
+      the complete vocabulary (top-k and top-p choose, they do not renormalise); 0 outside the mask.
     ended: [B * K] bool, True where a stop token was produced.
   """
+
   tokens: Array
   mask: Array
   logprobs: Array
@@ -93,13 +99,15 @@ class TrainState:
   """All that a run must remember.
 
   Attributes:
-    step: [] int32, updates made.
+    step: [] int32, steps made.
     trained: the parameters that are trained, float32.
-    opt_state: the optimizer's.
-    key: the root random key; step n uses fold_in(key, n).
-    frozen: parameters beside the trained ones that stay as they are and are shared with other models: they are neither
-      given up by a step nor saved. Trees by the name of what they belong to: {'params': …}.
+    opt_state: the optimizer's state.
+    key: [] the root random key; step n uses fold_in(key, n).
+    frozen: parameters beside the trained ones that stay as they are and may be shared with other
+      models. They are neither donated nor checkpointed. Trees by the name of what they belong to,
+      such as {'params': …}.
   """
+
   step: Array
   trained: Params
   opt_state: Any
@@ -108,12 +116,14 @@ class TrainState:
 
   @property
   def params(self) -> Params:
-    """The whole model: what is trained and what is not."""
+    """The complete model: what is trained and what is frozen."""
     return merge_params(self.trained, self.frozen.get('params', {}))
 
 
-def merge_params(one: Params, other: Params) -> Params:
-  """Two trees of parameters as one; where both have a leaf, the first one's."""
-  both = {name: merge_params(leaf, other[name]) if isinstance(leaf, dict) and name in other else leaf
-          for name, leaf in one.items()}
-  return {**other, **both}
+def merge_params(first: Params, second: Params) -> Params:
+  """Merges two trees of parameters; where both have a leaf, the first one's is taken."""
+  merged = dict(second)
+  for name, leaf in first.items():
+    both_are_trees = isinstance(leaf, dict) and name in second
+    merged[name] = merge_params(leaf, second[name]) if both_are_trees else leaf
+  return merged

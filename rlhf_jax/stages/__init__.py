@@ -1,7 +1,43 @@
-"""The stages by kind. Each module has DEFAULTS, its section of a config, and run(context)."""
+"""The stages, by kind.
 
-from rlhf_jax.stages import (
-    critique, feedback, online_preference, policy_gradient, ppo, preference, pretrain, reward, sft)
+Every module of this folder is a stage and bears the name of its kind; it registers itself whole
+in `STAGE`. What several stages share is in `shared/`. A stage is imported when it is asked for.
+"""
 
-STAGES = {'pretrain': pretrain, 'sft': sft, 'critique': critique, 'feedback': feedback, 'reward': reward,
-          'preference': preference, 'online_preference': online_preference, 'ppo': ppo, 'policy_gradient': policy_gradient}
+import importlib
+import pkgutil
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.stages.shared.kind import StageKind
+
+_REGISTERED: dict[str, StageKind] = {}  # kinds from outside the package, see `register`
+
+
+def kinds() -> tuple[str, ...]:
+  """Returns the names of all kinds of stages, those of this folder and those registered."""
+  modules = [module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg]
+  return tuple(dict.fromkeys([*modules, *_REGISTERED]))
+
+
+def find(kind: str) -> StageKind:
+  """Returns a kind of stage by its name.
+
+  Raises:
+    UserError: no stage has this name.
+  """
+  if kind in _REGISTERED:
+    return _REGISTERED[kind]
+  if kind not in kinds():
+    raise UserError(f'no stage is called {kind!r}; expected one of {", ".join(kinds())}')
+  return importlib.import_module(f'rlhf_jax.stages.{kind}').STAGE
+
+
+def register(kind: str, stage: StageKind) -> None:
+  """Adds a kind of stage from outside the package, for example from an experiment's folder.
+
+  Raises:
+    UserError: a stage of the package has this name.
+  """
+  if kind not in _REGISTERED and kind in kinds():
+    raise UserError(f'a stage is called {kind!r} already; register yours under another name')
+  _REGISTERED[kind] = stage

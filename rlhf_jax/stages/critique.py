@@ -1,175 +1,398 @@
-"""A model criticises and revises its own answers by written principles: the data of SL-CAI (Bai et al. 2022b,
-arXiv:2212.08073, §3.1).
+"""A model criticises and revises its own responses by written principles: the data of SL-CAI.
 
-  prompt → answer → `rounds` times: a principle drawn at random → critique → revision, which is the next round's answer
+  prompt → response → `rounds` times: a principle drawn at random → critique → revision,
+  which is the response of the next round
 
-The revisions of every round, and answers to helpful prompts as they are, become demonstrations; the stage after this one
-fine-tunes a pre-trained model on them. Every round is a file, so that a cut run goes on from the last whole one.
+The revisions of every round, and responses to helpful prompts as they are, become demonstrations;
+the stage after this one fine-tunes a pre-trained model on them. Every round is a file, so that a
+cut run goes on from the last complete one. Source: Bai et al. 2022b, arXiv:2212.08073, §3.1.
 """
 
+import dataclasses
 import json
+from typing import Any, Callable, Iterator, Sequence
 import zlib
 
 import jax
 import numpy as np
 
+from rlhf_jax import files
 from rlhf_jax.data import encode, records, sources
+from rlhf_jax.data.records import Prompt
+from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation import oracle_judge
-from rlhf_jax.generation import responses
 from rlhf_jax.feedback import constitution, judging
-from rlhf_jax.generation import sampler
-from rlhf_jax.runtime import metrics
-from rlhf_jax.stages.shared import common
+from rlhf_jax.feedback.constitution import Constitution
+from rlhf_jax.generation import responses
+from rlhf_jax.generation.sampler import SamplingOptions
+from rlhf_jax.interop.tokenizer import Tokenizer
+from rlhf_jax.planning.programs import StagePlan
+from rlhf_jax.runtime import hosts, metrics
+from rlhf_jax.stages.shared import response_plan, training
+from rlhf_jax.stages.shared.context import Context
+from rlhf_jax.stages.shared.kind import StageKind
+from rlhf_jax.stages.shared.model_store import ModelStore
+from rlhf_jax.types import Array
 
 SPLITS = ('train', 'validation')
-DEFAULTS = dict(
-    model='sft',  # answers, criticises and revises; in the paper one that is helpful only
-    rounds=4,
-    constitution=('harmlessness',),  # files, or shipped ones by name
-    examples=0,  # so many of the constitution's critiques before every request
-    critique='\n\nCritiqueRequest: {request}\n\nCritique:',  # behind the conversation
-    revision='\n\nRevisionRequest: {request}\n\nRevision:',  # behind the critique
-    chat=False,  # requests are a user's messages in the model's chat template
-    batch_size=64,  # prompts at once, over all devices
-    max_length=48,  # tokens of a prompt at most
-    max_context=512,  # tokens of a request with all before it; a longer one leaves the answer as it is
-    judge='',  # oracle: of the embedded world, rates of every round's answers go to metrics.jsonl
-    data=dict(sources.DEFAULTS),  # prompts that tempt to do harm
-    helpful=dict(sources.DEFAULTS),  # other prompts
-    sampling=dict(sampler.DEFAULTS),
-)
+Row = dict[str, Any]
+Message = dict[str, str]
 
 
-def run(context: common.Context) -> None:
-  """Writes SPLIT-round-N.jsonl and SPLIT-helpful.jsonl, and of them transcripts.jsonl, train.jsonl, validation.jsonl."""
-  common.check_batch(context, parts=1)
-  section = context.section
-  said = constitution.load_constitution(section.constitution)
-  said.draw('critique', np.random.default_rng(0))  # there are some
-  if section.rounds < 1 or section.judge not in ('', 'oracle'):
-    raise UserError(f'config.{context.name}: expected rounds from 1 and judge "oracle" or none, got {section.rounds} and '
-                    f'{section.judge!r}')
-  if section.chat and section.examples:
-    raise UserError(f'config.{context.name}.examples: expected 0 with chat=True: the constitution\'s examples are dialogues '
-                    'as text, which no chat template has')
-  prompts = {split: _fitting(context, section.data, split) for split in SPLITS}
-  helpful = {split: _fitting(context, section.helpful, split) for split in SPLITS}
-  respond, revise = build(context, said)
-  whole = {}
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """The section of a stage of critiques and revisions."""
+
+  model: str = 'sft'  # responds, criticises and revises; in the paper one that is helpful only
+  rounds: int = 4  # critiques and revisions, one after the other
+  constitution: tuple[str, ...] = ('harmlessness',)  # files, or shipped ones by name
+  examples: int = 0  # so many of the constitution's critiques stand before every request
+  critique: str = '\n\nCritiqueRequest: {request}\n\nCritique:'  # behind the conversation
+  revision: str = '\n\nRevisionRequest: {request}\n\nRevision:'  # behind the critique
+  chat: bool = False  # requests are a user's messages in the model's chat template
+  batch_size: int = 64  # prompts at once, over all devices
+  max_length: int = 48  # tokens of a prompt at most
+  max_context: int = 512  # tokens of a request with all before it; beyond it nothing is revised
+  judge: str = ''  # oracle: of the embedded world, rates the responses of every round
+  data: DataOptions = DataOptions()  # prompts that tempt to do harm
+  helpful: DataOptions = DataOptions()  # other prompts
+  sampling: SamplingOptions = SamplingOptions()
+
+
+# (token ids of prompts, key) → a response to each
+Complete = Callable[[Sequence[Sequence[int]], Array], list[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Critic:
+  """The model that responds, criticises and revises, with what it goes by.
+
+  Attributes:
+    complete: its compiled sampler on texts.
+    tokenizer: the tokenizer of the run.
+    principles: the constitution.
+    shown: the constitution's examples as text, before every request.
+    options: the section.
+  """
+
+  complete: Complete
+  tokenizer: Tokenizer
+  principles: Constitution
+  shown: str
+  options: Options
+
+
+def run(context: Context) -> None:
+  """Writes the rounds of each split, and of them transcripts, train.jsonl, validation.jsonl."""
+  options = context.read_options(Options)
+  training.check_batch(context, options.batch_size, 1)
+  principles = constitution.load_constitution(options.constitution)
+  principles.draw('critique', np.random.default_rng(0))  # fails if there are none
+  check_options(options, context.where)
+  prompts = {split: _fitting_prompts(context, options, options.data, split) for split in SPLITS}
+  helpful = {split: _fitting_prompts(context, options, options.helpful, split) for split in SPLITS}
+  critic = open_critic(context, options, principles)
+  rounds = {}
   for split in SPLITS:
-    rounds = [_kept(context, f'{split}-round-0', lambda: respond(prompts[split], _key(context, split, 0)))]
-    for number in range(1, section.rounds + 1):
-      rounds.append(_kept(context, f'{split}-round-{number}', lambda: revise(rounds[-1], _key(context, split, number))))
-    others = _kept(context, f'{split}-helpful', lambda: respond(helpful[split], _key(context, split, -1)))
-    whole[split] = rounds
-    _write(context, split, [
-        records.Demonstration(f'{row["id"]}/{name}', 'constitution', '', row['messages'], row['response'])
-        for name, rows in [*((f'round-{n}', rows) for n, rows in enumerate(rounds) if n), ('helpful', others)]
-        for row in rows if row['response']])
-  _write(context, 'transcripts', transcripts(whole['train']))
-  if section.judge:
-    _measure(context, prompts, whole)
+    rounds[split] = _run_rounds(context, critic, prompts[split], split)
+    others = _read_or_make(
+        context,
+        f'{split}-helpful',
+        lambda split=split: respond(critic, helpful[split], _key(context, split, -1)),
+    )
+    _write(context, split, list(_demonstrations(rounds[split], others)))
+  _write(context, 'transcripts', transcripts(rounds['train']))
+  if options.judge:
+    _measure_rounds(context, options, prompts, rounds)
 
 
-def build(context: common.Context, said: constitution.Constitution):
-  """What the section's model does.
+def check_options(options: Options, where: str) -> None:
+  """Checks the options; raises UserError for values that cannot be."""
+  if options.rounds < 1 or options.judge not in ('', 'oracle'):
+    raise UserError(
+        f'{where}: expected rounds from 1 and judge "oracle" or none, got {options.rounds} and '
+        f'{options.judge!r}'
+    )
+  if options.chat and options.examples:
+    raise UserError(
+        f"{where}.examples: expected 0 with chat=True: the constitution's examples are dialogues "
+        'as text, which no chat template has'
+    )
+
+
+def open_critic(context: Context, options: Options, principles: Constitution) -> Critic:
+  """Opens the section's model."""
+  opened = ModelStore(context).open(options.model)
+  tokenizer = context.tokenizer
+  responder = responses.build_responder(
+      opened.model, options.sampling, tokenizer, context.layout
+  )
+  params = opened.read()
+
+  def complete(prompts: Sequence[Sequence[int]], key: Array) -> list[str]:
+    completed = responses.complete_prompts(
+        responder, params, prompts, options.batch_size, tokenizer.pad_id, key
+    )
+    return [texts[0].strip() for texts in completed.texts]
+
+  examples = principles.critique_examples[: options.examples]
+  shown = ''.join(f'{example}\n\n' for example in examples)
+  return Critic(complete, tokenizer, principles, shown, options)
+
+
+def respond(critic: Critic, prompts: Sequence[Prompt], key: Array) -> list[Row]:
+  """Responds to prompts: rows {id, messages, response}."""
+  conversations = [records.conversation(prompt) for prompt in prompts]
+  tokens = [critic.tokenizer.prompt(messages) for messages in conversations]
+  texts = critic.complete(tokens, key)
+  return [
+      {'id': prompt.id, 'messages': messages, 'response': text}
+      for prompt, messages, text in zip(prompts, conversations, texts, strict=True)
+  ]
+
+
+def revise(critic: Critic, rows: Sequence[Row], key: Array) -> list[Row]:
+  """Criticises and revises the responses of rows, by a principle drawn for each.
+
+  Where a request is too long, or no revision comes, the response stays what it was.
+
+  Args:
+    critic: the model.
+    rows: {id, messages, response, …}.
+    key: of the principles and the sampling.
 
   Returns:
-    respond(prompts, key) → rows {id, messages, response};
-    revise(rows, key) → rows {id, messages, principle, critique_request, critique, revision_request, response}: a
-    principle is drawn for each. Where a request is too long, or no revision comes, the response stays what it was.
+    Rows {id, messages, principle, critique_request, critique, revision_request, response}.
   """
-  section, tokenizer = context.section, context.tokenizer
-  model, read = common.open_model(context, section.model)
-  sample, params = responses.build_responder(model, section.sampling, tokenizer, context.layout), read()
-  shown = ''.join(f'{example}\n\n' for example in said.critique_examples[:section.examples])
-
-  def complete(prompts, key):
-    return [texts[0].strip() for texts in responses.complete_prompts(
-        sample, params, prompts, section.batch_size, tokenizer.pad_id, key).texts]
-
-  def respond(prompts, key):
-    given = complete([tokenizer.prompt(records.conversation(prompt)) for prompt in prompts], key)
-    return [dict(id=prompt.id, messages=records.conversation(prompt), response=response)
-            for prompt, response in zip(prompts, given)]
-
-  def ask(conversations, requests, form, key):
-    """What the model says to a request behind each conversation; '' where that is too long."""
-    if section.chat:
-      texts = [tokenizer.prompt([*messages, dict(role='user', content=request)])
-               for messages, request in zip(conversations, requests)]
-    else:
-      start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-      texts = [start + tokenizer.encode(shown + text + form.format(request=request))
-               for text, request in zip(conversations, requests)]
-    fits = [i for i, tokens in enumerate(texts) if len(tokens) <= section.max_context]
-    given = dict(zip(fits, complete([texts[i] for i in fits], key) if fits else ()))
-    return [given.get(i, '') if section.chat else given.get(i, '').split('\n\n')[0].strip() for i in range(len(texts))]
-
-  def revise(rows, key):
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    principles = [said.draw('critique', rng) for _ in rows]
-    keys = jax.random.split(key)
-    wanted, mended = [one.critique for one in principles], [one.revision for one in principles]
-    if section.chat:
-      before = [[*row['messages'], dict(role='assistant', content=row['response'])] for row in rows]
-      critiques = ask(before, wanted, '', keys[0])
-      after = [[*messages, dict(role='user', content=request), dict(role='assistant', content=critique)]
-               for messages, request, critique in zip(before, wanted, critiques)]
-    else:
-      before = [f'{judging.transcript(row["messages"])}\n\nAssistant: {row["response"]}' for row in rows]
-      critiques = ask(before, wanted, section.critique, keys[0])
-      after = [f'{text}{section.critique.format(request=request)} {critique}'
-               for text, request, critique in zip(before, wanted, critiques)]
-    revisions = ask(after, mended, section.revision, keys[1])
-    return [dict(id=row['id'], messages=row['messages'], principle=principle.id, critique_request=principle.critique,
-                 critique=critique, revision_request=principle.revision, response=revision or row['response'])
-            for row, principle, critique, revision in zip(rows, principles, critiques, revisions)]
-
-  return respond, revise
+  rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+  principles = [critic.principles.draw('critique', rng) for _ in rows]
+  keys = jax.random.split(key)
+  requests = [principle.critique for principle in principles]
+  revision_requests = [principle.revision for principle in principles]
+  if critic.options.chat:
+    critiques, revisions = _revise_as_chat(critic, rows, requests, revision_requests, keys)
+  else:
+    critiques, revisions = _revise_as_text(critic, rows, requests, revision_requests, keys)
+  revised = []
+  for row, principle, critique, revision in zip(
+      rows, principles, critiques, revisions, strict=True
+  ):
+    revised.append({
+        'id': row['id'],
+        'messages': row['messages'],
+        'principle': principle.id,
+        'critique_request': principle.critique,
+        'critique': critique,
+        'revision_request': principle.revision,
+        'response': revision or row['response'],
+    })
+  return revised
 
 
-def transcripts(rounds: list[list[dict]]) -> list[dict]:
-  """Rows of each round → a dict a prompt: {id, messages, response, rounds: [{principle, critique_request, critique,
-  revision_request, revision}]}."""
-  steps = ('principle', 'critique_request', 'critique', 'revision_request')
-  return [dict(first, rounds=[{**{name: row[name] for name in steps}, 'revision': row['response']} for row in later])
-          for first, *later in zip(*rounds)]
+def _revise_as_chat(
+    critic: Critic,
+    rows: Sequence[Row],
+    requests: Sequence[str],
+    revision_requests: Sequence[str],
+    keys: Array,
+) -> tuple[list[str], list[str]]:
+  """Asks for critiques and revisions as a user would, in the model's chat template."""
+  conversations = [
+      [*row['messages'], {'role': 'assistant', 'content': row['response']}] for row in rows
+  ]
+  critiques = _ask_in_chat(critic, conversations, requests, keys[0])
+  criticised = []
+  for messages, request, critique in zip(conversations, requests, critiques, strict=True):
+    turn = [{'role': 'user', 'content': request}, {'role': 'assistant', 'content': critique}]
+    criticised.append([*messages, *turn])
+  return critiques, _ask_in_chat(critic, criticised, revision_requests, keys[1])
 
 
-def _measure(context, prompts, whole):
-  """Rates of the answers of every round, as the embedded world's oracle sees them: a line of metrics.jsonl each."""
+def _revise_as_text(
+    critic: Critic,
+    rows: Sequence[Row],
+    requests: Sequence[str],
+    revision_requests: Sequence[str],
+    keys: Array,
+) -> tuple[list[str], list[str]]:
+  """Asks for critiques and revisions in a transcript that the model continues."""
+  options = critic.options
+  transcript = [
+      f'{judging.transcript(row["messages"])}\n\nAssistant: {row["response"]}' for row in rows
+  ]
+  critiques = _ask_in_text(critic, transcript, requests, options.critique, keys[0])
+  criticised = []
+  for text, request, critique in zip(transcript, requests, critiques, strict=True):
+    criticised.append(f'{text}{options.critique.format(request=request)} {critique}')
+  revisions = _ask_in_text(critic, criticised, revision_requests, options.revision, keys[1])
+  return critiques, revisions
+
+
+def _ask_in_chat(
+    critic: Critic,
+    conversations: Sequence[list[Message]],
+    requests: Sequence[str],
+    key: Array,
+) -> list[str]:
+  """Asks a request behind each conversation; '' where that is too long."""
+  tokens = []
+  for messages, request in zip(conversations, requests, strict=True):
+    asked = [*messages, {'role': 'user', 'content': request}]
+    tokens.append(critic.tokenizer.prompt(asked))
+  return _complete_fitting(critic, tokens, key)
+
+
+def _ask_in_text(
+    critic: Critic, texts: Sequence[str], requests: Sequence[str], form: str, key: Array
+) -> list[str]:
+  """Asks a request behind each text; what comes is cut at the first empty line."""
+  tokenizer = critic.tokenizer
+  start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+  tokens = []
+  for text, request in zip(texts, requests, strict=True):
+    asked = critic.shown + text + form.format(request=request)
+    tokens.append(start + tokenizer.encode(asked))
+  completed = _complete_fitting(critic, tokens, key)
+  return [text.split('\n\n')[0].strip() for text in completed]
+
+
+def _complete_fitting(
+    critic: Critic, prompts: Sequence[Sequence[int]], key: Array
+) -> list[str]:
+  """Completes those prompts that are not too long; '' for the others."""
+  limit = critic.options.max_context
+  fitting = [i for i, tokens in enumerate(prompts) if len(tokens) <= limit]
+  completed = [''] * len(prompts)
+  if not fitting:
+    return completed
+  texts = critic.complete([prompts[i] for i in fitting], key)
+  for i, text in zip(fitting, texts, strict=True):
+    completed[i] = text
+  return completed
+
+
+def transcripts(rounds: Sequence[Sequence[Row]]) -> list[Row]:
+  """Puts the rounds of each prompt together.
+
+  Args:
+    rounds: the rows of each round; those of round 0 are the first responses.
+
+  Returns:
+    A dict for each prompt: {id, messages, response, rounds: [{principle, critique_request,
+    critique, revision_request, revision}]}.
+  """
+  names = ('principle', 'critique_request', 'critique', 'revision_request')
+  result = []
+  for first, *later in zip(*rounds, strict=True):
+    steps = [
+        {**{name: row[name] for name in names}, 'revision': row['response']} for row in later
+    ]
+    result.append({**first, 'rounds': steps})
+  return result
+
+
+def _run_rounds(
+    context: Context, critic: Critic, prompts: Sequence[Prompt], split: str
+) -> list[list[Row]]:
+  """Returns the rows of every round of a split, made or read."""
+  rows = _read_or_make(
+      context,
+      f'{split}-round-0',
+      lambda: respond(critic, prompts, _key(context, split, 0)),
+  )
+  rounds = [rows]
+  for number in range(1, critic.options.rounds + 1):
+    previous = rounds[-1]
+    rows = _read_or_make(
+        context,
+        f'{split}-round-{number}',
+        lambda previous=previous, number=number: revise(
+            critic, previous, _key(context, split, number)
+        ),
+    )
+    rounds.append(rows)
+  return rounds
+
+
+def _demonstrations(
+    rounds: Sequence[Sequence[Row]], others: Sequence[Row]
+) -> Iterator[records.Demonstration]:
+  """Yields the revisions of all rounds and the helpful responses as demonstrations."""
+  named = [(f'round-{number}', rows) for number, rows in enumerate(rounds) if number > 0]
+  for name, rows in [*named, ('helpful', others)]:
+    for row in rows:
+      if row['response']:
+        yield records.Demonstration(
+            id=f'{row["id"]}/{name}',
+            source='constitution',
+            license='',
+            messages=row['messages'],
+            response=row['response'],
+        )
+
+
+def _measure_rounds(
+    context: Context,
+    options: Options,
+    prompts: dict[str, list[Prompt]],
+    rounds: dict[str, list[list[Row]]],
+) -> None:
+  """Rates the responses of every round by the oracle: a line of metrics.jsonl each."""
   with metrics.Writer(context.directory, resume_step=-1) as writer:
-    for number in range(context.section.rounds + 1):
+    for number in range(options.rounds + 1):
       values = {}
       for split, prefix in (('train', ''), ('validation', 'eval/')):
-        judged = oracle_judge.judge_with_oracle(prompts[split], [[row['response']] for row in whole[split][number]])
-        values |= {prefix + name: float(np.nanmean(x)) for name, x in judged.items() if not np.isnan(x).all()}
+        texts = [[row['response']] for row in rounds[split][number]]
+        rates = oracle_judge.judge_with_oracle(prompts[split], texts)
+        for name, x in rates.items():
+          if not np.isnan(x).all():
+            values[prefix + name] = float(np.nanmean(x))
       writer.metrics(number, values)
 
 
-def _fitting(context, data, split):
-  """The prompts of a split that are not too long."""
+def _fitting_prompts(
+    context: Context, options: Options, data: DataOptions, split: str
+) -> list[Prompt]:
+  """Reads the prompts of a split that are not too long."""
   prompts = sources.load_records(data, 'prompt', split)
-  fits = encode.prompts(prompts, context.tokenizer, context.section.max_length)
-  return [prompts[int(example['index'])] for example in fits]
+  examples = encode.prompts(prompts, context.tokenizer, options.max_length)
+  return [prompts[int(example['index'])] for example in examples]
 
 
-def _key(context, split, number):
+def _key(context: Context, split: str, number: int) -> Array:
+  """Returns the key of a round; -1 is that of helpful prompts."""
   return jax.random.fold_in(context.key(), zlib.crc32(f'{split} {number}'.encode()))
 
 
-def _kept(context, name, make):
-  """The rows of a file of the stage, made and written first if need be."""
+def _read_or_make(context: Context, name: str, make: Callable[[], list[Row]]) -> list[Row]:
+  """Returns the rows of a file of the stage, which are made and written first if need be."""
   path = context.directory / f'{name}.jsonl'
   if path.is_file():
-    return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
+    with files.open_text(path) as file:
+      return [json.loads(line) for line in file]
   rows = make()
   _write(context, name, rows)
   return rows
 
 
-def _write(context, name, rows):
-  if jax.process_index() == 0:
+def _write(context: Context, name: str, rows: Sequence[Any]) -> None:
+  if hosts.is_first_process():
     records.write(context.directory / f'{name}.jsonl', rows)
+
+
+def plan(context: Context) -> StagePlan:
+  """Plans the stage for hardware that is not here."""
+  options = context.read_options(Options)
+  return response_plan.plan_responses(
+      context,
+      (options.model,),
+      options.sampling,
+      batch_size=options.batch_size,
+      max_length=options.max_context,
+      num_samples=1,
+  )
+
+
+TINY: dict[str, Any] = {'data': {'count': 16}, 'helpful': {'count': 16}, 'batch_size': 16}
+STAGE = StageKind(options=Options, run=run, plan=plan, tiny=TINY)

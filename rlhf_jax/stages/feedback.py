@@ -1,92 +1,226 @@
-"""Collecting rankings: models answer each prompt, and somebody orders the answers (step 3, first half).
+"""Collects rankings: models respond to each prompt, and somebody orders the responses.
 
-Who orders them, `source`:
-  simulated: annotators of the embedded world; what they see is text, what they give is ranks.
-  ai: one or several judges (stages/shared/ai_labels.py), which is RLAIF; they compare pairs and give probabilities.
-  reward: a reward model, or a program. Then these rankings serve iterated DPO (sample, rank, train, again), and SFT on
-    the best of each, which is rejection-sampling fine-tuning (RAFT: Dong et al. 2023, arXiv:2304.06767).
-With data from real people leave this stage out and point the next one at their files.
+This is the first half of step 3. Who orders them is said by `source`:
+  simulated: simulated people of the embedded world; what they see is text, what they give is ranks.
+  ai: one or several judges (stages/shared/ai_labels.py), which is RLAIF; they compare pairs and
+    give probabilities.
+  reward: a reward model or a reward function. These rankings serve iterated DPO (sample, rank,
+    train, again), and SFT on the best of each, which is rejection-sampling fine-tuning (RAFT: Dong
+    et al. 2023, arXiv:2304.06767).
+With data from real people, leave this stage out and point the next one at their files.
 """
+
+import dataclasses
+from typing import Any, Iterator, Sequence
 
 import jax
 import numpy as np
 
 from rlhf_jax.data import batches, encode, records, sources
+from rlhf_jax.data.records import Prompt
+from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.errors import UserError
-from rlhf_jax.generation import responses
 from rlhf_jax.feedback import simulated
-from rlhf_jax.rewards import functions
-from rlhf_jax.generation import sampler
+from rlhf_jax.feedback.language_judge import ScorerOptions
+from rlhf_jax.generation import responses
+from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.objectives import ranking
-from rlhf_jax.stages.shared import ai_labels, common, rollout
+from rlhf_jax.planning.programs import StagePlan
+from rlhf_jax.rewards.functions import RewardFunctionOptions
+from rlhf_jax.runtime import hosts
+from rlhf_jax.stages.shared import ai_labels, response_plan, scores, training
+from rlhf_jax.stages.shared.ai_labels import AILabelOptions
+from rlhf_jax.stages.shared.context import Context
+from rlhf_jax.stages.shared.kind import StageKind
+from rlhf_jax.stages.shared.model_store import ModelStore
+from rlhf_jax.types import Array, Prompts, Samples
 
-DEFAULTS = dict(
-    policies=('sft',),  # the stages whose models answer, each `samples` times
-    num_samples=4,  # answers of each policy to each prompt
-    source='simulated',  # simulated, ai, reward
-    annotators=5,  # people who rank, each with habits of their own; a prompt is one person's
-    ai=dict(ai_labels.DEFAULTS),
-    reward='reward',  # as in PPO
-    reward_functions=dict(functions.DEFAULTS),
-    batch_size=64,  # prompts answered at once, over all devices
-    max_length=48,  # tokens of a prompt at most
-    data=dict(sources.DEFAULTS),
-    sampling=dict(sampler.DEFAULTS),
-)
 SOURCES = ('simulated', 'ai', 'reward')
+SPLITS = ('train', 'validation')
 
 
-def run(context: common.Context) -> None:
-  """Writes train.jsonl and validation.jsonl, rankings of the prompts of each split."""
-  common.check_batch(context, parts=1)
-  section = context.section
-  if section.source not in SOURCES:
-    raise UserError(f'config.{context.name}.source: expected one of {", ".join(SOURCES)}, got {section.source!r}')
-  sources.load_records(section.data, 'prompt', 'validation')  # what is wrong with it shows before the work
-  judge = ai_labels.open_judge(context) if section.source == 'ai' else None
-  for number, split in enumerate(('train', 'validation')):
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """The section of a stage that collects rankings."""
+
+  policies: tuple[str, ...] = ('sft',)  # stages whose models respond, each num_samples times
+  num_samples: int = 4  # responses of each policy to each prompt
+  source: str = 'simulated'  # who orders the responses: simulated, ai, reward
+  annotators: int = 5  # simulated people, each with habits of their own; one ranks a prompt
+  ai: AILabelOptions = AILabelOptions()
+  reward: str = 'reward'  # as in PPO
+  reward_functions: RewardFunctionOptions = RewardFunctionOptions()  # how functions are run
+  scorer: ScorerOptions = ScorerOptions()  # how a language model grades
+  batch_size: int = 64  # prompts at once, over all devices
+  max_length: int = 48  # tokens of a prompt at most
+  data: DataOptions = DataOptions()
+  sampling: SamplingOptions = SamplingOptions()
+
+  @property
+  def parts(self) -> int:
+    """In how many parts a reward model reads the responses."""
+    return 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Collected:
+  """Responses to the prompts of a split.
+
+  Attributes:
+    prompts: N prompts that fit.
+    texts: N lists of responses, those of all policies.
+    scores: N lists of floats, where a reward orders them; else empty lists.
+  """
+
+  prompts: list[Prompt]
+  texts: list[list[str]]
+  scores: list[list[float]]
+
+
+def run(context: Context) -> None:
+  """Writes train.jsonl and validation.jsonl: rankings of the prompts of each split."""
+  options = context.read_options(Options)
+  training.check_batch(context, options.batch_size, 1)
+  check_options(options, context.where)
+  sources.load_records(options.data, 'prompt', 'validation')  # a fault in it shows before the work
+  judge = None
+  if options.source == 'ai':
+    judge = ai_labels.open_judge(context, ModelStore(context), options.ai)
+  for number, split in enumerate(SPLITS):
     path = context.directory / f'{split}.jsonl'
-    if not path.exists():
-      key = jax.random.fold_in(context.key(), number)
-      rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-      prompts, given, scores = answer(context, split, key)
-      if judge is not None:
-        rows = ai_labels.label(context, judge, split, prompts, given, rng)
-      else:
-        orders = _people(context, prompts, given, rng) if section.source == 'simulated' else _reward(context, scores)
-        rows = [records.Ranking(f'{prompt.id}/{split}', who, '', '', '', records.conversation(prompt), texts, ranks)
-                for prompt, texts, (who, ranks) in zip(prompts, given, orders)]
-      if jax.process_index() == 0:
-        records.write(path, rows)
+    if path.exists():
+      continue  # made before the run was cut
+    key = jax.random.fold_in(context.key(), number)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    collected = collect_responses(context, options, split, key)
+    if judge is not None:
+      rows = ai_labels.label(
+          context, options.ai, judge, split, collected.prompts, collected.texts, rng
+      )
+    else:
+      rows = _rank(context, options, split, collected, rng)
+    if hosts.is_first_process():
+      records.write(path, rows)
 
 
-def answer(context: common.Context, split: str, key):
-  """(prompts of a split, for each the texts of all answers, for each their scores where a reward orders them)."""
-  section, tokenizer = context.section, context.tokenizer
-  prompts = sources.load_records(section.data, 'prompt', split)
-  examples = encode.prompts(prompts, tokenizer, section.max_length)
+def check_options(options: Options, where: str) -> None:
+  """Checks the options; raises UserError for a source that there is not."""
+  if options.source not in SOURCES:
+    raise UserError(
+        f'{where}.source: expected one of {", ".join(SOURCES)}, got {options.source!r}'
+    )
+
+
+def collect_responses(context: Context, options: Options, split: str, key: Array) -> Collected:
+  """Lets every policy respond to the prompts of a split.
+
+  Args:
+    context: the surroundings of the stage.
+    options: the section.
+    split: 'train' or 'validation'.
+    key: of the sampling; policy n uses fold_in(key, n).
+  """
+  store = ModelStore(context)
+  prompts = sources.load_records(options.data, 'prompt', split)
+  examples = encode.prompts(prompts, context.tokenizer, options.max_length)
   score = None
-  if section.source == 'reward':
-    of = rollout.open_score(context, section.reward, programs=section.reward_functions)
-    score = lambda asked, samples: of(asked, samples, prompts)[0]
-  texts, scores = [[] for _ in examples], [[] for _ in examples]
-  for number, name in enumerate(section.policies):
-    model, read = common.open_model(context, name)
-    ask = responses.build_responder(model, section.sampling, tokenizer, context.layout, section.num_samples, score=score)
-    given = ask(read(), batches.prompts_once(examples, section.batch_size), jax.random.fold_in(key, number))
-    texts = [some + more for some, more in zip(texts, given.texts)]
+  if options.source == 'reward':
+    score = _open_score(context, store, options, prompts)
+  texts: list[list[str]] = [[] for _ in examples]
+  values: list[list[float]] = [[] for _ in examples]
+  for number, name in enumerate(options.policies):
+    policy = store.open(name)
+    respond = responses.build_responder(
+        policy.model,
+        options.sampling,
+        context.tokenizer,
+        context.layout,
+        options.num_samples,
+        score=score,
+    )
+    host_batches = batches.prompts_once(examples, options.batch_size)
+    answered = respond(policy.read(), host_batches, jax.random.fold_in(key, number))
+    for row, more in zip(texts, answered.texts, strict=True):
+      row += more
     if score is not None:
-      scores = [some + more for some, more in zip(scores, given.scores.tolist())]
-  return [prompts[int(example['index'])] for example in examples], texts, scores
+      for row, more in zip(values, answered.scores.tolist(), strict=True):
+        row += more
+  fitting = [prompts[int(example['index'])] for example in examples]
+  return Collected(fitting, texts, values)
 
 
-def _people(context, prompts, texts, rng):
-  people = simulated.draw_annotators(context.section.annotators, context.config.seed)
-  for prompt, given in zip(prompts, texts):
+def _open_score(
+    context: Context, store: ModelStore, options: Options, prompts: Sequence[Prompt]
+) -> Any:
+  """Opens the reward that orders the responses: (Prompts, Samples) → [B * K] float32."""
+  score_source = scores.open_score(context, store, options.reward, options)
+
+  def score(asked: Prompts, samples: Samples) -> Array:
+    return score_source(asked, samples, prompts)[0]
+
+  return score
+
+
+def _rank(
+    context: Context,
+    options: Options,
+    split: str,
+    collected: Collected,
+    rng: np.random.Generator,
+) -> list[records.Ranking]:
+  """Orders the responses by simulated people or by a reward."""
+  if options.source == 'simulated':
+    orders = _order_by_people(context, options, collected, rng)
+  else:
+    orders = _order_by_reward(options, collected)
+  rankings = []
+  for prompt, texts, (who, ranks) in zip(collected.prompts, collected.texts, orders, strict=True):
+    ranked = records.Ranking(
+        id=f'{prompt.id}/{split}',
+        source=who,
+        license='',
+        domain='',
+        context='',
+        messages=records.conversation(prompt),
+        responses=texts,
+        ranks=ranks,
+    )
+    rankings.append(ranked)
+  return rankings
+
+
+def _order_by_people(
+    context: Context, options: Options, collected: Collected, rng: np.random.Generator
+) -> Iterator[tuple[str, list[int]]]:
+  """Yields (who ranked, ranks) for each prompt; one simulated person ranks it."""
+  people = simulated.draw_annotators(options.annotators, context.config.seed)
+  for prompt, texts in zip(collected.prompts, collected.texts, strict=True):
     person = int(rng.integers(len(people)))
-    yield f'annotator-{person}', simulated.rank_responses(prompt, given, people[person], rng)
+    ranks = simulated.rank_responses(prompt, texts, people[person], rng)
+    yield f'annotator-{person}', ranks
 
 
-def _reward(context, scores):
-  for values in scores:
-    yield context.section.reward, ranking.from_scores(np.asarray([values], np.float32))[0].tolist()
+def _order_by_reward(
+    options: Options, collected: Collected
+) -> Iterator[tuple[str, list[int]]]:
+  """Yields (the reward's name, ranks) for each prompt."""
+  for values in collected.scores:
+    ranks = ranking.from_scores(np.asarray([values], np.float32))[0]
+    yield options.reward, ranks.tolist()
+
+
+def plan(context: Context) -> StagePlan:
+  """Plans the stage for hardware that is not here."""
+  options = context.read_options(Options)
+  return response_plan.plan_responses(
+      context,
+      options.policies,
+      options.sampling,
+      batch_size=options.batch_size,
+      max_length=options.max_length,
+      num_samples=options.num_samples,
+  )
+
+
+TINY: dict[str, Any] = {'data': {'count': 16}, 'batch_size': 16}
+STAGE = StageKind(options=Options, run=run, plan=plan, tiny=TINY)

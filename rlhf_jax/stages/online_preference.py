@@ -1,119 +1,285 @@
-"""Online preference optimisation: the policy answers, a reward or judge orders its answers, DPO or another pair loss
-learns from the order, and so on with the new policy (online DPO: Guo et al. 2024, arXiv:2402.04792, algorithm 1).
+"""Online preference optimisation: the policy's own responses are ordered, and it learns from that.
 
   minimise E_{x ~ prompts, y_1 … y_K ~ π}[ 1/C(K,2) Σ_{r(y_w) > r(y_l)} ℓ(log π(y_w|x)/π_ref(y_w|x), …) ]
 
-The losses are those of stages/preference.py but KTO's, whose anchor needs another prompt's answers. The answers are
-taken as given: no gradient flows through who answered what. Left out: dropout, an older policy's answers.
+One iteration: the policy responds, a reward or judge orders its responses, DPO or another pair
+loss learns from the order, and so on with the new policy (online DPO: Guo et al. 2024,
+arXiv:2402.04792, algorithm 1). The losses are those of stages/preference.py but KTO's, whose
+anchor needs another prompt's responses. The responses are taken as they are: no gradient flows
+through their sampling. Left out: dropout, an older policy's responses.
+
+The path of a step: `build` → `iterate` → `order_responses`, `train_step` → `preference.loss`.
 """
+
+import dataclasses
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from rlhf_jax.data import batches
 from rlhf_jax.errors import UserError
-from rlhf_jax.generation import sampler
+from rlhf_jax.objectives import preference as preference_objectives
 from rlhf_jax.objectives import ranking
-from rlhf_jax.runtime import loop
-from rlhf_jax.runtime import step as steps
+from rlhf_jax.planning.programs import StagePlan, abstract_rankings
+from rlhf_jax.runtime import loop, optimizers
+from rlhf_jax.runtime.loop import LoopOptions
+from rlhf_jax.runtime.mesh import Layout
+from rlhf_jax.runtime.optimizers import OptimizerOptions
 from rlhf_jax.stages import preference
-from rlhf_jax.stages.shared import common, rollout
-from rlhf_jax.types import Rankings
+from rlhf_jax.stages.preference import loss
+from rlhf_jax.stages.shared import rollout, rollout_plan, training
+from rlhf_jax.stages.shared.context import Context
+from rlhf_jax.stages.shared.kind import TINY_LOOP, StageKind
+from rlhf_jax.stages.shared.model_store import ModelStore
+from rlhf_jax.stages.shared.rollout import RolloutDefinitions, RolloutParts, ScoredRollout
+from rlhf_jax.stages.shared.scores import Score, open_scores
+from rlhf_jax.types import Array, Params, Prompts, Rankings, TrainState
 
-DEFAULTS = dict(
-    rollout.DEFAULTS,
-    batch_size=32,  # prompts of a step, over all devices
-    num_samples=2,  # answers to each prompt, K
-    minibatches=1,  # must stay 1: the answers of a step are one batch
-    loss='dpo',  # one of preference.LOSSES but kto
-    **{name: preference.DEFAULTS[name] for name in ('beta', 'label_smoothing', 'margin', 'nll_coefficient')},
-    sampling=dict(sampler.DEFAULTS),
-    optimizer=dict(steps.OPTIMIZER, learning_rate=5e-6, schedule='linear', final_scale=0.0, warmup_steps=10),
-    loop=dict(loop.DEFAULTS, steps=200, eval_every=20, save_every=25, log_every=1),
-)
+__all__ = ['STAGE', 'Options', 'build', 'iterate', 'loss', 'order_responses', 'train_step']
 
 
-def run(context: common.Context) -> None:
-  """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
-  state = loop.run(build(context), context.section.loop, context.directory, {'stage': context.name})
-  common.export(context, state.params)
+@dataclasses.dataclass(frozen=True)
+class Options(rollout.RolloutOptions):
+  """The section of a stage of online preference optimisation, beside its loss's settings."""
+
+  batch_size: int = 32  # prompts of a step, over all devices
+  num_samples: int = 2  # responses to each prompt, K
+  minibatches: int = 1  # must stay 1: the responses of a step are one batch
+  loss: str = 'dpo'  # a name in preference.PREFERENCE_LOSSES but kto; it brings its settings
+  optimizer: OptimizerOptions = OptimizerOptions(
+      learning_rate=5e-6,
+      schedule='linear',
+      final_scale=0.0,
+      warmup_steps=10,
+  )
+  loop: LoopOptions = LoopOptions(steps=200, eval_every=20, save_every=25, log_every=1)
+  # The settings of the chosen loss, made of the same section.
+  settings: Any = dataclasses.field(
+      default=preference_objectives.DPOSettings(), metadata={'in_config': False}
+  )
 
 
-def define(context: common.Context) -> rollout.RolloutParts:
-  """What a step is made of, before data and parameters are read."""
-  section, layout, tokenizer = context.section, context.layout, context.tokenizer
-  check(section, f'config.{context.name}')
-  rollout.check_batch(context)
-  model, read = common.open_model(context, section.init, trained=True)
-  reference_model, read_reference = common.open_model(context, section.reference)
-  common.write_model_json(context, model)
-  optimizer = steps.make_optimizer(section.optimizer, section.loop.steps)
-  generate = sampler.build_sampler(model, section.sampling, (tokenizer.eos_id,), tokenizer.pad_id, section.num_samples,
-                           layout=layout)
-  update = steps.build(preference.build_loss(model, section), optimizer, layout, section.microbatches)
-  return rollout.RolloutParts(model, lambda: common.init_state(context, read(), optimizer), generate, update, reference_model,
-                       read_reference)
+# The pure functions of a step.
 
 
-def build(context: common.Context) -> loop.Training:
-  """The stage, ready to run."""
-  section, parts = context.section, define(context)
-  (train, examples), (held_out, held_out_examples) = rollout.read_prompts(context)
-  score, score_held_out = rollout.build_scores(context, train, held_out)
-  step = build_step(parts.generate, score, parts.update, parts.model, parts.reference_model, context.layout, section)
-  reference = parts.read_reference()
-  return loop.Training(
-      name=context.name, init=parts.init, step=lambda state, prompts: step(state, prompts, reference),
-      evaluate=rollout.build_evaluation(context, parts, reference, score_held_out, held_out, held_out_examples),
-      batches=batches.prompts(examples, section.batch_size, context.config.seed))
-
-
-def check(section, where: str) -> None:
-  """Raises UserError for a loss that is none of these, or settings it cannot have."""
-  preference.check(section, where)
-  if section.loss == 'kto':
-    raise UserError(f'{where}.loss: kto is for the stage `preference` only')
-  if section.num_samples < 2 or section.minibatches != 1:
-    raise UserError(f'{where}: expected samples from 2 and minibatches 1, got {section.num_samples} and '
-                    f'{section.minibatches}')
-
-
-def build_step(generate, score, update, model, reference_model, layout, config):
-  """One step: rollout → scores → order → update.
+def order_responses(
+    params: Params,
+    reference_params: Params,
+    prompts: Prompts,
+    scored: ScoredRollout,
+    definitions: RolloutDefinitions,
+    options: Options,
+) -> tuple[Rankings, dict[str, Array]]:
+  """Makes rankings of scored responses.
 
   Args:
-    generate: (params, Prompts, key) → Samples.
-    score: (Prompts, Samples) → ([B * K] float32 on the mesh, metrics).
-    update: (state, Rankings) → (state, metrics).
+    params: the policy's parameters.
+    reference_params: the reference's.
+    prompts: [B, P].
+    scored: B * K responses with their scores.
+    definitions: of both models.
+    options: the section.
 
   Returns:
-    step(state, Prompts, reference) → (state, metrics).
+    Rankings [B, K, P + R] with the reference's log-probabilities, and the metrics of the rollout.
   """
-  K, temperature = config.num_samples, config.sampling.temperature or 1.0
+  K = options.num_samples
+  B = len(scored.scores) // K
+  sequences = scored.sequences
+  prompt_length = prompts.tokens.shape[1]
+  response_length = scored.samples.tokens.shape[1]
+  temperature = options.sampling.temperature or 1.0
 
-  @jax.jit
-  def order(params, reference, prompts, samples, scores):
-    """(Rankings, metrics) of scored answers."""
-    sequences, P, R = sampler.join_sequences(prompts, samples), prompts.tokens.shape[1], samples.tokens.shape[1]
-    rows = lambda x: x.reshape(-1, K, *x.shape[1:])
-    places = lambda value, dtype=jnp.int32: jnp.full((len(scores) // K, K), value, dtype)
-    final = rollout.final_scores(samples.ended, scores, config)
-    batch = Rankings(
-        tokens=rows(sequences.tokens), positions=rows(sequences.positions), segment_ids=rows(sequences.segment_ids),
-        group=places(1), ranks=ranking.from_scores(rows(final)), index=jnp.repeat(prompts.index, K).reshape(-1, K),
-        begins=places(P), confidence=places(1.0, jnp.float32), reference_logprobs=places(0.0, jnp.float32))
-    batch = batch.replace(reference_logprobs=preference.response_logprobs(reference_model, reference, batch)[0])
-    logprobs, entropies, _ = rollout.forward(model, params, sequences, R, temperature)
-    reference_logprobs, _, _ = rollout.forward(reference_model, reference, sequences, R, temperature)
-    kl = jnp.where(samples.mask, logprobs - reference_logprobs, 0.0)
-    return batch, rollout.rollout_metrics(samples, sequences, logprobs, entropies, kl, scores) | {'reward/mean': jnp.mean(final)}
+  def group(x: Array) -> Array:
+    return x.reshape(-1, K, *x.shape[1:])
 
-  def step(state, prompts, reference):
-    prompts = layout.place(prompts)
-    samples = generate(state.params, prompts, jax.random.fold_in(jax.random.fold_in(state.key, 1), state.step))
-    scores, said = score(prompts, samples)
-    batch, described = order(state.params, reference, prompts, samples, scores)
-    state, metrics = update(state, batch)
-    return state, {**metrics, **described, **said}
+  scores = rollout.final_scores(scored.samples.ended, scored.scores, options)
+  batch = Rankings(
+      tokens=group(sequences.tokens),
+      positions=group(sequences.positions),
+      segment_ids=group(sequences.segment_ids),
+      group=jnp.ones((B, K), jnp.int32),
+      ranks=ranking.from_scores(group(scores)),
+      index=jnp.repeat(prompts.index, K).reshape(-1, K),
+      begins=jnp.full((B, K), prompt_length, jnp.int32),
+      confidence=jnp.ones((B, K), jnp.float32),
+      reference_logprobs=jnp.zeros((B, K), jnp.float32),
+  )
+  of_reference = preference.response_logprobs(
+      definitions.reference_model, reference_params, batch
+  )
+  batch = batch.replace(reference_logprobs=of_reference.sums)
+  policy = rollout.forward_responses(
+      definitions.model, params, sequences, response_length, temperature
+  )
+  reference = rollout.forward_responses(
+      definitions.reference_model, reference_params, sequences, response_length, temperature
+  )
+  kl = jnp.where(scored.samples.mask, policy.logprobs - reference.logprobs, 0.0)
+  metrics = rollout.rollout_metrics(scored, policy.logprobs, policy.entropies, kl)
+  return batch, metrics | {'reward/mean': jnp.mean(scores)}
 
-  return step
+
+def train_step(
+    state: TrainState,
+    batch: Rankings,
+    definitions: RolloutDefinitions,
+    options: Options,
+) -> tuple[TrainState, dict[str, Array]]:
+  """Makes one update of the policy from rankings of its own responses.
+
+  Pure and un-jitted; `compile_step` in runtime/step.py compiles it over a mesh.
+
+  Args:
+    state: the policy, the optimizer's state, the step and the root key.
+    batch: what `order_responses` made.
+    definitions: of the policy, its optimizer and the layout.
+    options: the section, with the loss and its settings.
+
+  Returns:
+    The next state, and metrics as preference.train_step.
+  """
+  return preference.train_step(state, batch, definitions=definitions, options=options)
+
+
+# The stage.
+
+
+def run(context: Context) -> None:
+  """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
+  options = read_options(context)
+  training.train_and_export(context, build(context, options), options.loop)
+
+
+def read_options(context: Context) -> Options:
+  """Makes the options of the section, with the settings of its loss."""
+  entry = preference_objectives.PREFERENCE_LOSSES.get(context.section.loss)
+  settings_class = entry.settings if entry is not None else None
+  return context.read_options(Options, settings_class)
+
+
+def build(context: Context, options: Options) -> loop.Training:
+  """Builds the stage: its state, batches, step and evaluation."""
+  parts = define(context, options)
+  train, held_out = rollout.read_prompts(context, options)
+  score, score_held_out = open_scores(
+      context, parts.store, options, train.records, held_out.records
+  )
+  reference_params = parts.read_reference()
+  order = jax.jit(
+      functools.partial(order_responses, definitions=parts.definitions, options=options)
+  )
+  step = functools.partial(
+      iterate,
+      parts=parts,
+      score=score,
+      order=order,
+      reference_params=reference_params,
+      layout=context.layout,
+  )
+  return loop.Training(
+      name=context.name,
+      init=parts.init,
+      step=step,
+      evaluate=rollout.build_evaluation(
+          context, options, parts, reference_params, score_held_out, held_out
+      ),
+      batches=batches.prompts(train.examples, options.batch_size, context.config.seed),
+  )
+
+
+def iterate(
+    state: TrainState,
+    batch: Prompts,
+    parts: RolloutParts,
+    score: Score,
+    order: Any,
+    reference_params: Params,
+    layout: Layout,
+) -> tuple[TrainState, dict[str, Array]]:
+  """Makes one iteration: rollout → scores → order → update.
+
+  Args:
+    state: before the step; its buffers are donated.
+    batch: host prompts [B].
+    parts: the compiled rollout and train step.
+    score: the reward.
+    order: the compiled `order_responses`.
+    reference_params: the parameters of the reference.
+    layout: where batches are placed.
+  """
+  prompts = layout.place(batch)
+  samples = parts.generate(state.params, prompts, rollout.sampling_key(state))
+  scores, score_metrics = score(prompts, samples)
+  scored = ScoredRollout(rollout.join_sequences(prompts, samples), samples, scores)
+  rankings, metrics = order(state.params, reference_params, prompts, scored)
+  state, update_metrics = parts.update(state, rankings)
+  return state, {**update_metrics, **metrics, **score_metrics}
+
+
+def define(context: Context, options: Options) -> RolloutParts:
+  """Defines an iteration, before data and parameters are read."""
+  check_options(options, context.where)
+  rollout.check_batch(context, options)
+  store = ModelStore(context, options.lora)
+  policy = store.open(options.init, trained=True)
+  reference = store.open(options.reference)
+  training.write_model_json(context, policy.model)
+  optimizer = optimizers.make_optimizer(options.optimizer, options.loop.steps)
+  definitions = RolloutDefinitions(
+      model=policy.model,
+      reference_model=reference.model,
+      optimizer=optimizer,
+      layout=context.layout,
+  )
+
+  def init() -> TrainState:
+    return training.create_state(context, policy.read(), optimizer)
+
+  return RolloutParts(
+      definitions=definitions,
+      init=init,
+      generate=rollout.build_generate(context, policy.model, options),
+      update=training.compile_train_step(train_step, definitions, options),
+      read_reference=reference.read,
+      store=store,
+  )
+
+
+def check_options(options: Options, where: str) -> None:
+  """Checks the options; raises UserError for a loss or settings that cannot be."""
+  preference.check_options(options, where)
+  if preference_objectives.PREFERENCE_LOSSES[options.loss].needs_anchor:
+    raise UserError(f'{where}.loss: {options.loss} is for the stage `preference` only')
+  if options.num_samples < 2 or options.minibatches != 1:
+    raise UserError(
+        f'{where}: expected num_samples from 2 and minibatches 1, got {options.num_samples} and '
+        f'{options.minibatches}'
+    )
+
+
+def plan(context: Context) -> StagePlan:
+  """Plans the stage for hardware that is not here."""
+  options = read_options(context)
+  length = options.max_length + options.sampling.max_new_tokens
+
+  def update_arguments(scored: ScoredRollout, reference_params: Params) -> tuple:
+    del scored, reference_params
+    rankings = abstract_rankings(
+        context.layout, options.batch_size, options.num_samples, length
+    )
+    return (rankings,)
+
+  return rollout_plan.plan_rollout(context, options, define(context, options), update_arguments)
+
+
+TINY: dict[str, Any] = {'loop': TINY_LOOP, 'batch_size': 8, 'eval_records': 8}
+STAGE = StageKind(
+    options=Options,
+    run=run,
+    plan=plan,
+    tiny=TINY,
+    choices={'loss': preference.LOSS_SETTINGS},
+)

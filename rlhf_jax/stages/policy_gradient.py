@@ -1,16 +1,24 @@
-"""Policy gradients without a value model: REINFORCE, RLOO, REINFORCE++, GRPO, Dr. GRPO, DAPO, GSPO, CISPO.
+"""Policy gradients without a value model: REINFORCE, RLOO, REINFORCE++, GRPO, Dr. GRPO, DAPO, …
 
   maximise E_{x ~ prompts, y_1 … y_K ~ π}[ Σ_k A(r_1 … r_K)_k · ℓ(π(y_k|x)) ]  − β KL(π ‖ π_ref)
 
-One step: the policy answers every prompt K times, the reward scores the answers, and an answer is compared with the
-others of its prompt (objectives/advantages.py: GROUP) instead of with a learned value. The methods differ in four
-choices, each a function named in the config: `advantage`, `loss`, `reduce` and the place of the KL;
-docs/policy_gradient.md has the table.
+One iteration: the policy responds to every prompt K times, the reward scores the responses, and
+a response is compared with the others of its prompt (objectives/advantages.py: GROUP_ADVANTAGES)
+instead of with a learned value. The methods differ in four choices, each a function named in the
+config: `advantage`, `loss`, `reduce` and the place of the KL; docs/policy_gradient.md has the
+table. GSPO and CISPO are losses of this stage too.
 
-Dynamic sampling (DAPO): prompts whose answers all score the same teach nothing; with `resampling` > 0 other prompts
-take their place. Answers of an older policy: with `sampler_every` > 1 the policy that answers is renewed every so many
-steps, and `weight_limit` corrects for its age. Left out: dropout, an entropy bonus.
+Dynamic sampling (DAPO): prompts whose responses all score the same teach nothing; with
+`resampling` > 0 other prompts take their place. Responses of an older policy: with
+`sampler_every` > 1 the policy that responds is renewed every so many steps, and `weight_limit`
+corrects for its age. Left out: dropout, an entropy bonus.
+
+The path of a step: `build` → `iterate` → `train_step` → `assess_rollout` → `loss`.
 """
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -19,236 +27,577 @@ import numpy as np
 
 from rlhf_jax.data import batches
 from rlhf_jax.errors import UserError
-from rlhf_jax.generation.responses import to_host
-from rlhf_jax.generation import sampler
 from rlhf_jax.objectives import advantages, divergence, masked, policy_gradient
-from rlhf_jax.runtime import loop
+from rlhf_jax.planning.programs import StagePlan
+from rlhf_jax.runtime import hosts, loop, optimizers
 from rlhf_jax.runtime import step as steps
-from rlhf_jax.stages.shared import common, rollout
-from rlhf_jax.types import TrainState, merge_params
-
-DEFAULTS = dict(
-    rollout.DEFAULTS,
-    batch_size=16,  # prompts of a step, over all devices
-    num_samples=4,  # answers to each prompt, K
-    minibatches=1,  # updates in a pass
-    epochs=1,  # passes over the answers of a step
-    advantage='leave_one_out',  # leave_one_out, above_mean, standardised, batch_baseline
-    whiten_advantages=False,  # over all tokens of the step, to mean 0 and variance 1 (REINFORCE++)
-    loss='clipped',  # clipped, reinforce, gspo, cispo
-    reduce='token_mean',  # token_mean, sequence_mean, sequence_sum, constant
-    clip_low=0.2,  # of the probability ratio
-    clip_high=0.2,
-    kl_coefficient=0.05,  # beta; 0 = no reference is kept
-    kl_place='reward',  # reward: subtracted from the score, as the answer's sum of k1; tokens: from a token's advantage,
-    # as the sum of what is still to come (REINFORCE++); loss: a term of the loss
-    kl_estimator='k3',  # of the loss's term: k1, k2, k3
-    overlong_buffer=0,  # of the last so many tokens before max_new_tokens each costs its share of 1 (DAPO)
-    resampling=0,  # dynamic sampling: at most so many more batches of prompts for a step
-    sampler_every=1,  # steps after which the policy that answers is renewed
-    weight_limit=0.0,  # truncated importance weights for an older sampler; 0 = none
-    sampling=dict(sampler.DEFAULTS),
-    optimizer=dict(steps.OPTIMIZER, learning_rate=1e-5, schedule='linear', final_scale=0.0, eps=1e-5),
-    loop=dict(loop.DEFAULTS, eval_every=20, save_every=25, log_every=1),
-)
-_CHOICES = dict(advantage=advantages.GROUP, loss=policy_gradient.POLICY, reduce=policy_gradient.REDUCE,
-                kl_place=('reward', 'tokens', 'loss'), kl_estimator=divergence.TERMS)
+from rlhf_jax.runtime.loop import LoopOptions
+from rlhf_jax.runtime.mesh import Layout
+from rlhf_jax.runtime.optimizers import OptimizerOptions
+from rlhf_jax.stages.shared import rollout, rollout_plan, training
+from rlhf_jax.stages.shared.context import Context
+from rlhf_jax.stages.shared.kind import TINY_LOOP, StageKind
+from rlhf_jax.stages.shared.model_store import ModelStore, OpenModel, copy_tree
+from rlhf_jax.stages.shared.rollout import RolloutDefinitions, RolloutParts, ScoredRollout
+from rlhf_jax.stages.shared.scores import Score, open_scores
+from rlhf_jax.types import Array, Params, Prompts, Sequences, TrainState, merge_params
 
 
-def run(context: common.Context) -> None:
-  """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
-  state = loop.run(build(context), context.section.loop, context.directory, {'stage': context.name})
-  common.export(context, state.params)
+@dataclasses.dataclass(frozen=True)
+class Options(rollout.RolloutOptions):
+  """The section of a stage of policy gradients."""
+
+  batch_size: int = 16  # prompts of a step, over all devices
+  num_samples: int = 4  # responses to each prompt, K
+  minibatches: int = 1  # optimizer updates in one pass over the responses of a step
+  epochs: int = 1  # passes over the responses of a step
+  advantage: str = 'leave_one_out'  # a name in advantages.GROUP_ADVANTAGES
+  whiten_advantages: bool = False  # over all tokens of a step (REINFORCE++)
+  loss: str = 'clipped'  # clipped, reinforce, gspo, cispo
+  reduce: str = 'token_mean'  # token_mean, sequence_mean, sequence_sum, constant
+  clip_low: float = 0.2  # ε below 1, of the probability ratio
+  clip_high: float = 0.2  # ε above 1
+  kl_coefficient: float = 0.05  # β; 0 = no reference is kept
+  # Where the KL counts. reward: subtracted from the score, as the response's sum of k1; tokens:
+  # from a token's advantage, as the sum of what is still to come (REINFORCE++); loss: a term of
+  # the loss (GRPO).
+  kl_place: str = 'reward'
+  kl_estimator: str = 'k3'  # of the loss's term: k1, k2, k3
+  # Each of the last so many tokens before the limit costs its share of a reward of 1 (DAPO).
+  overlong_buffer: int = 0
+  resampling: int = 0  # dynamic sampling (DAPO): at most so many more batches for a step
+  sampler_every: int = 1  # steps after which the policy that responds is renewed
+  weight_limit: float = 0.0  # C of truncated importance weights for an older sampler; 0 = none
+  optimizer: OptimizerOptions = OptimizerOptions(
+      learning_rate=1e-5,
+      schedule='linear',
+      final_scale=0.0,
+      eps=1e-5,
+  )
+  loop: LoopOptions = LoopOptions(eval_every=20, save_every=25, log_every=1)
 
 
-def define(context: common.Context) -> rollout.RolloutParts:
-  """What a step is made of, before data and parameters are read."""
-  section, layout, tokenizer = context.section, context.layout, context.tokenizer
-  check(section, f'config.{context.name}')
-  rollout.check_batch(context)
-  model, read = common.open_model(context, section.init, trained=True)
-  reference_model, read_reference = common.open_model(context, section.reference)
-  common.write_model_json(context, model)
-  optimizer = steps.make_optimizer(section.optimizer, section.loop.steps * section.epochs * section.minibatches)
-
-  def init():
-    state = common.init_state(context, read(), optimizer)
-    older = common.copy_tree(layout, state.trained) if section.sampler_every > 1 else {}
-    return SamplerState(**vars(state), sampler_trained=older)
-
-  generate = sampler.build_sampler(model, section.sampling, (tokenizer.eos_id,), tokenizer.pad_id, section.num_samples,
-                           layout=layout)
-  update = build_update(model, reference_model, optimizer, layout, section)
-  return rollout.RolloutParts(model, init, generate, update, reference_model, read_reference)
-
-
-def build(context: common.Context) -> loop.Training:
-  """The stage, ready to run."""
-  section, parts = context.section, define(context)
-  (train, examples), (held_out, held_out_examples) = rollout.read_prompts(context)
-  score, score_held_out = rollout.build_scores(context, train, held_out)
-  step = build_step(parts.generate, score, parts.update, context.layout, section)
-  reference = parts.read_reference()
-  return loop.Training(
-      name=context.name, init=parts.init, step=lambda state, batch: step(state, batch, reference),
-      evaluate=rollout.build_evaluation(context, parts, reference, score_held_out, held_out, held_out_examples),
-      batches=batches.prompts(examples, section.batch_size * (1 + section.resampling), context.config.seed))
-
-
-def check(section, where: str) -> None:
-  """Raises UserError for a choice there is not, or numbers it cannot have."""
-  for name, known in _CHOICES.items():
-    if section[name] not in known:
-      raise UserError(f'{where}.{name}: expected one of {", ".join(known)}, got {section[name]!r}')
-  if section.num_samples < 2 and (section.advantage != 'batch_baseline' or section.resampling):
-    raise UserError(f'{where}.samples: expected 2 or more, as the answers to a prompt are compared with each other; with '
-                    'advantage=batch_baseline and without resampling one will do')
-  if min(section.resampling, section.overlong_buffer, section.weight_limit) < 0 or section.sampler_every < 1:
-    raise UserError(f'{where}: expected resampling, overlong_buffer and weight_limit from 0, sampler_every from 1')
-  if section.overlong_buffer > section.sampling.max_new_tokens:
-    raise UserError(f'{where}.overlong_buffer: expected at most sampling.max_new_tokens = '
-                    f'{section.sampling.max_new_tokens}, got {section.overlong_buffer}')
+# What a step is made of.
 
 
 @flax.struct.dataclass
 class SamplerState(TrainState):
-  """A train state with what was trained of the policy that answers, where it is an older one (else an empty tree)."""
+  """A train state with the policy that responds, where that is an older one.
+
+  Attributes:
+    sampler_trained: what is trained of the policy that responds; an empty tree where it is the
+      current one.
+  """
+
   sampler_trained: dict
 
   @property
-  def sampler_params(self):
-    """The whole policy that answers."""
-    return merge_params(self.sampler_trained or self.trained, self.frozen.get('params', {}))
+  def sampler_params(self) -> Params:
+    """The complete policy that responds."""
+    trained = self.sampler_trained or self.trained
+    return merge_params(trained, self.frozen.get('params', {}))
 
 
 @flax.struct.dataclass
-class Rollout:
-  """N = B * K answers: sequences [N, P + R]; mask [N, R] bool; logprobs, reference_logprobs, advantages, weights
-  [N, R] float32."""
-  sequences: object
-  mask: jax.Array
-  logprobs: jax.Array
-  reference_logprobs: jax.Array
-  advantages: jax.Array
-  weights: jax.Array
+class AssessedRollout:
+  """Responses with all that the update needs of them; N = B * K rows.
+
+  Attributes:
+    sequences: prompts and responses, [N, P + R].
+    mask: [N, R] bool, the response up to and including its end token.
+    logprobs: [N, R] float32, of the policy before the update.
+    reference_logprobs: [N, R] float32.
+    advantages: [N, R] float32.
+    weights: [N, R] float32, importance weights for responses of an older policy.
+  """
+
+  sequences: Sequences
+  mask: Array
+  logprobs: Array
+  reference_logprobs: Array
+  advantages: Array
+  weights: Array
 
 
-def build_update(model, reference_model, optimizer, layout, config):
-  """The compiled part of a step after the scores are known.
+class Evaluated(NamedTuple):
+  """What policy and reference say of responses: three of [N, R] float32."""
+
+  logprobs: Array
+  entropies: Array
+  reference_logprobs: Array
+
+
+# The pure functions of a step, in the order in which they are called.
+
+
+def train_step(
+    state: SamplerState,
+    scored: ScoredRollout,
+    reference_params: Params,
+    definitions: RolloutDefinitions,
+    options: Options,
+) -> tuple[SamplerState, dict[str, Array]]:
+  """Updates the policy from scored responses: assessment, then epochs of minibatches.
+
+  Pure and un-jitted; `compile_step` in runtime/step.py compiles it over a mesh.
+
+  Args:
+    state: the policy, the optimizer's state, the step and the root key.
+    scored: N = B * K responses of at most R tokens, the K of a prompt beside each other.
+    reference_params: the parameters of the reference.
+    definitions: of policy, reference, optimizer and layout.
+    options: the section.
 
   Returns:
-    update(state, reference_params, sequences, samples, scores [N]) → (state, metrics).
+    The next state, and metrics ([] float32 each; docs/metrics.md). Where loss or gradient of a
+    minibatch is not finite, that minibatch changes nothing.
   """
-  temperature = config.sampling.temperature
-  advantage_of, reduced = advantages.GROUP[config.advantage], policy_gradient.REDUCE[config.reduce]
-  policy_loss, estimate = policy_gradient.POLICY[config.loss], divergence.TERMS[config.kl_estimator]
+  evaluated = evaluate_responses(state, scored, reference_params, definitions, options)
+  assessed, metrics = assess_rollout(scored, evaluated, options)
 
-  def loss(params, answered, key):
-    del key
-    mask = answered.mask
-    logprobs, entropies, _ = rollout.forward(model, params, answered.sequences, mask.shape[1], temperature)
-    losses, ratios, held = policy_loss(logprobs, answered.logprobs, answered.advantages, mask, config.clip_low,
-                                       config.clip_high)
-    losses = losses * answered.weights
-    if config.kl_coefficient and config.kl_place == 'loss':
-      losses += config.kl_coefficient * estimate(logprobs, answered.reference_logprobs)
-    total, weight = reduced(losses, mask)
-    count = masked.total(1.0, mask)
-    mean = lambda x: (masked.total(x, mask), count)
-    return steps.Loss(total, weight, {
-        'policy/clip_fraction': mean(held), 'policy/ratio': mean(ratios), 'policy/entropy': mean(entropies),
-        'policy/approx_kl': mean(0.5 * (logprobs - answered.logprobs) ** 2)})
+  update = functools.partial(
+      update_minibatch,
+      frozen=state.frozen.get('params', {}),
+      definitions=definitions,
+      options=options,
+  )
+  (trained, opt_state), update_metrics = rollout.epochs_of_minibatches(
+      update,
+      (state.trained, state.opt_state),
+      assessed,
+      jax.random.fold_in(state.key, state.step),
+      epochs=options.epochs,
+      minibatches=options.minibatches,
+      layout=definitions.layout,
+  )
 
-  def update(state, reference, sequences, samples, scores):
-    N, R = samples.tokens.shape
-    mask = samples.mask
-
-    def before(sequences):
-      logprobs, entropies, _ = rollout.forward(model, state.params, sequences, R, temperature)
-      return logprobs, entropies, rollout.forward(reference_model, reference, sequences, R, temperature)[0]
-    logprobs, entropies, reference_logprobs = steps.map_in_parts(
-        before, sequences, config.minibatches * config.microbatches)
-
-    kl = jnp.where(mask, divergence.k1(logprobs, reference_logprobs), 0.0)
-    graded = final = rollout.final_scores(samples.ended, scores, config)
-    if config.overlong_buffer:
-      final += advantages.overlong_penalty(jnp.sum(mask, axis=1), R, config.overlong_buffer)
-    if config.kl_place == 'reward':
-      final -= config.kl_coefficient * jnp.sum(kl, axis=1)
-    advantage = jnp.broadcast_to(advantage_of(final.reshape(-1, config.num_samples)).reshape(-1, 1), (N, R))
-    if config.kl_place == 'tokens':
-      advantage -= config.kl_coefficient * advantages.reward_to_go(kl)
-    if config.whiten_advantages:
-      advantage = masked.whiten(advantage, mask)
-    weights = jnp.ones((N, R))
-    if config.weight_limit:
-      weights = policy_gradient.truncated_weights(logprobs, samples.logprobs, mask, config.weight_limit)
-    answered = Rollout(sequences, mask, logprobs, reference_logprobs, advantage, weights)
-    key, frozen = jax.random.fold_in(state.key, state.step), state.frozen.get('params', {})
-
-    def minibatch(carry, batch_and_key):
-      trained, opt_state = carry
-      grads, metrics = steps.compute_gradients(lambda p, b, k: loss(merge_params(p, frozen), b, k), trained, *batch_and_key,
-                                       config.microbatches)
-      trained, opt_state, metrics = steps.apply_update(optimizer, trained, opt_state, grads, metrics)
-      return (trained, opt_state), metrics
-
-    def epoch(carry, key):
-      parts = rollout.shuffled_minibatches(layout, answered, jax.random.permutation(key, N), config.minibatches)
-      return jax.lax.scan(minibatch, carry, (parts, jax.random.split(key, config.minibatches)))
-
-    (trained, opt_state), metrics = jax.lax.scan(
-        epoch, (state.trained, state.opt_state), jax.random.split(key, config.epochs))
-    fine = jnp.any(steps.update_is_finite(metrics))  # half a step counts as one
-    step = state.step + fine.astype(jnp.int32)
-    metrics = {**{name: jnp.mean(x) for name, x in metrics.items()},
-               'policy/first_ratio': metrics['policy/ratio'][0, 0]}
-    metrics |= rollout.rollout_metrics(samples, sequences, logprobs, entropies, kl, scores) | {
-        'reward/mean': jnp.mean(final), 'weight/mean': masked.mean(weights, mask),
-        'reward/equal_groups': jnp.mean(jnp.ptp(graded.reshape(-1, config.num_samples), axis=1) == 0, dtype=jnp.float32)}
-    renew = step % config.sampler_every == 0
-    older = jax.tree.map(lambda new, old: jnp.where(renew, new, old), trained,
-                         state.sampler_trained) if config.sampler_every > 1 else {}
-    return state.replace(step=step, trained=trained, opt_state=opt_state, sampler_trained=older), metrics
-
-  return steps.compile_step(update, layout)
+  step = state.step + rollout.made_an_update(update_metrics).astype(jnp.int32)
+  next_state = state.replace(
+      step=step,
+      trained=trained,
+      opt_state=opt_state,
+      sampler_trained=next_sampler(trained, state.sampler_trained, step, options),
+  )
+  return next_state, rollout.epoch_metrics(update_metrics) | metrics
 
 
-def build_step(generate, score, update, layout, config):
-  """One step: rollout → scores → (other prompts for those that teach nothing) → update.
+def evaluate_responses(
+    state: TrainState,
+    scored: ScoredRollout,
+    reference_params: Params,
+    definitions: RolloutDefinitions,
+    options: Options,
+) -> Evaluated:
+  """Runs both models over the responses before the update, in as many parts as the update has."""
+  response_length = scored.samples.tokens.shape[1]
+  temperature = options.sampling.temperature
+
+  def evaluate_part(sequences: Sequences) -> Evaluated:
+    policy = rollout.forward_responses(
+        definitions.model, state.params, sequences, response_length, temperature
+    )
+    reference = rollout.forward_responses(
+        definitions.reference_model, reference_params, sequences, response_length, temperature
+    )
+    return Evaluated(policy.logprobs, policy.entropies, reference.logprobs)
+
+  return steps.map_in_parts(evaluate_part, scored.sequences, options.parts)
+
+
+def assess_rollout(
+    scored: ScoredRollout, evaluated: Evaluated, options: Options
+) -> tuple[AssessedRollout, dict[str, Array]]:
+  """Makes advantages of scores and KL.
+
+  Args:
+    scored: N responses with their scores.
+    evaluated: what the models say of them, [N, R].
+    options: the section.
 
   Returns:
-    step(state, Prompts [B * (1 + resampling)], reference) → (state, metrics).
+    The responses as the update needs them, and the metrics of the rollout.
   """
-  join = jax.jit(sampler.join_sequences)
-  merge = jax.jit(lambda kept, new, order: jax.tree.map(lambda a, b: layout.constrain(
-      jnp.concatenate([a, b])[order], ('batch',) + (None,) * (a.ndim - 1)), kept, new))
-  B, K = config.batch_size, config.num_samples
+  samples = scored.samples
+  mask = samples.mask
+  N, R = samples.tokens.shape
+  K = options.num_samples
+  lengths = jnp.sum(mask, axis=1)  # [N]
+  kl = jnp.where(mask, divergence.k1(evaluated.logprobs, evaluated.reference_logprobs), 0.0)
 
-  def step(state, prompts, reference):
-    params = state.sampler_params
-    key, extra = jax.random.fold_in(jax.random.fold_in(state.key, 1), state.step), 0
+  scores = rollout.final_scores(samples.ended, scored.scores, options)
+  rewards = scores
+  if options.overlong_buffer:
+    rewards = rewards + advantages.overlong_penalty(lengths, R, options.overlong_buffer)
+  if options.kl_place == 'reward':
+    rewards = rewards - options.kl_coefficient * jnp.sum(kl, axis=1)
 
-    def answers(number):
-      some = layout.place(jax.tree.map(lambda x: x.reshape(1 + config.resampling, -1, *x.shape[1:])[number], prompts))
-      samples = generate(params, some, jax.random.fold_in(key, number) if number else key)
-      scores, said = score(some, samples)
-      return (join(some, samples), samples, scores), said
+  group_advantage = advantages.GROUP_ADVANTAGES[options.advantage]
+  of_responses = group_advantage(rewards.reshape(-1, K), lengths.reshape(-1, K))
+  advantage = jnp.broadcast_to(of_responses.reshape(-1, 1), (N, R))
+  if options.kl_place == 'tokens':
+    advantage = advantage - options.kl_coefficient * advantages.reward_to_go(kl)
+  if options.whiten_advantages:
+    advantage = masked.whiten(advantage, mask)
 
-    def uneven(rolled):  # groups that teach something; neither KL nor the overlong penalty makes one
-      ended, scores = to_host((rolled[1].ended, rolled[2]))
-      return np.ptp(rollout.final_scores(ended, scores, config).reshape(-1, K), axis=1) > 0
+  weights = jnp.ones((N, R))
+  if options.weight_limit:
+    weights = policy_gradient.truncated_weights(
+        evaluated.logprobs, samples.logprobs, mask, options.weight_limit
+    )
+  assessed = AssessedRollout(
+      sequences=scored.sequences,
+      mask=mask,
+      logprobs=evaluated.logprobs,
+      reference_logprobs=evaluated.reference_logprobs,
+      advantages=advantage,
+      weights=weights,
+  )
+  equal_groups = jnp.ptp(scores.reshape(-1, K), axis=1) == 0
+  metrics = rollout.rollout_metrics(scored, evaluated.logprobs, evaluated.entropies, kl)
+  metrics |= {
+      'reward/mean': jnp.mean(rewards),
+      'weight/mean': masked.mean(weights, mask),
+      'reward/equal_groups': jnp.mean(equal_groups, dtype=jnp.float32),
+  }
+  return assessed, metrics
 
-    kept, said = answers(0)
-    for number in range(1, 1 + config.resampling):
-      good = uneven(kept)
-      if good.all():
-        break
-      (new, more), extra = answers(number), extra + 1
-      said = jax.tree.map(lambda a, b: (a * number + b) / (number + 1), said, more)
-      groups = np.argsort(~np.r_[good, uneven(new)], kind='stable')[:B]  # those that teach something first
-      kept = merge(kept, new, (groups[:, None] * K + np.arange(K)).ravel())
-    state, metrics = update(state, reference, *kept)
-    return state, {**metrics, **said, 'response/extra': np.float32(extra * B * K)}
 
-  return step
+def update_minibatch(
+    carry: tuple[Params, Any],
+    assessed: AssessedRollout,
+    unshuffled: None,
+    key: Array,
+    frozen: Params,
+    definitions: RolloutDefinitions,
+    options: Options,
+) -> tuple[tuple[Params, Any], dict[str, Array]]:
+  """Makes one optimizer update from a minibatch of responses.
+
+  Args:
+    carry: (the trained parameters, the optimizer's state).
+    assessed: the minibatch.
+    unshuffled: nothing; PPO has documents here.
+    key: of this minibatch.
+    frozen: the parameters beside the trained ones.
+    definitions: of the policy, the optimizer and the layout.
+    options: the section.
+  """
+  del unshuffled
+  trained, opt_state = carry
+
+  def batch_loss(trained: Params, assessed: AssessedRollout, key: Array) -> steps.Loss:
+    del key  # nothing is drawn: dropout is left out
+    return loss(merge_params(trained, frozen), assessed, definitions, options)
+
+  gradients, metrics = steps.compute_gradients(
+      batch_loss, trained, assessed, key, options.microbatches
+  )
+  trained, opt_state, metrics = steps.apply_update(
+      definitions.optimizer, trained, opt_state, gradients, metrics
+  )
+  return (trained, opt_state), metrics
+
+
+def loss(
+    params: Params,
+    assessed: AssessedRollout,
+    definitions: RolloutDefinitions,
+    options: Options,
+) -> steps.Loss:
+  """Computes the policy loss that the section names, with the KL term where it is in the loss.
+
+  Args:
+    params: the complete policy.
+    assessed: n responses of at most R tokens.
+    definitions: of the policy.
+    options: the section.
+
+  Returns:
+    The sum and what it is over, as `reduce` says, with statistics over response tokens.
+  """
+  mask = assessed.mask
+  now = rollout.forward_responses(
+      definitions.model,
+      params,
+      assessed.sequences,
+      mask.shape[1],
+      options.sampling.temperature,
+  )
+  policy_loss = policy_gradient.POLICY_LOSSES[options.loss]
+  losses, ratios, clipped = policy_loss(
+      now.logprobs,
+      assessed.logprobs,
+      assessed.advantages,
+      mask,
+      options.clip_low,
+      options.clip_high,
+  )
+  losses = losses * assessed.weights
+  if options.kl_coefficient and options.kl_place == 'loss':
+    kl_term = divergence.KL_TERMS[options.kl_estimator]
+    losses = losses + options.kl_coefficient * kl_term(
+        now.logprobs, assessed.reference_logprobs
+    )
+  total, weight = policy_gradient.REDUCTIONS[options.reduce](losses, mask)
+  count = masked.total(1.0, mask)
+  approx_kl = 0.5 * (now.logprobs - assessed.logprobs) ** 2
+  means = {
+      'policy/clip_fraction': (masked.total(clipped, mask), count),
+      'policy/ratio': (masked.total(ratios, mask), count),
+      'policy/entropy': (masked.total(now.entropies, mask), count),
+      'policy/approx_kl': (masked.total(approx_kl, mask), count),
+  }
+  return steps.Loss(total=total, weight=weight, means=means)
+
+
+def next_sampler(trained: Params, older: Params, step: Array, options: Options) -> Params:
+  """Returns what is trained of the policy that responds in the next step.
+
+  Args:
+    trained: the policy after the update.
+    older: the policy that responded.
+    step: [] int32, steps made.
+    options: `sampler_every` is read.
+
+  Returns:
+    An empty tree where the current policy always responds.
+  """
+  if options.sampler_every <= 1:
+    return {}
+  renew = step % options.sampler_every == 0
+  return jax.tree.map(lambda new, old: jnp.where(renew, new, old), trained, older)
+
+
+# The stage.
+
+
+def run(context: Context) -> None:
+  """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
+  options = context.read_options(Options)
+  training.train_and_export(context, build(context, options), options.loop)
+
+
+def build(context: Context, options: Options) -> loop.Training:
+  """Builds the stage: its state, batches, step and evaluation."""
+  parts = define(context, options)
+  train, held_out = rollout.read_prompts(context, options)
+  score, score_held_out = open_scores(
+      context, parts.store, options, train.records, held_out.records
+  )
+  reference_params = parts.read_reference()
+  step = functools.partial(
+      iterate,
+      parts=parts,
+      score=score,
+      reference_params=reference_params,
+      layout=context.layout,
+      options=options,
+  )
+  prompts_per_step = options.batch_size * (1 + options.resampling)
+  return loop.Training(
+      name=context.name,
+      init=parts.init,
+      step=step,
+      evaluate=rollout.build_evaluation(
+          context, options, parts, reference_params, score_held_out, held_out
+      ),
+      batches=batches.prompts(train.examples, prompts_per_step, context.config.seed),
+  )
+
+
+def iterate(
+    state: SamplerState,
+    batch: Prompts,
+    parts: RolloutParts,
+    score: Score,
+    reference_params: Params,
+    layout: Layout,
+    options: Options,
+) -> tuple[SamplerState, dict[str, Array]]:
+  """Makes one iteration: rollout → scores → (other prompts for useless ones) → update.
+
+  Args:
+    state: before the step; its buffers are donated.
+    batch: host prompts [B * (1 + resampling)].
+    parts: the compiled rollout and train step.
+    score: the reward.
+    reference_params: the parameters of the reference.
+    layout: where batches are placed.
+    options: the section.
+  """
+  respond = functools.partial(
+      _respond, state.sampler_params, batch, rollout.sampling_key(state), parts, score, layout, options
+  )
+  scored, score_metrics = respond(0)
+  extra = 0  # batches beside the first
+  for number in range(1, 1 + options.resampling):
+    useful = _useful_groups(scored, options)
+    if useful.all():
+      break
+    more, more_metrics = respond(number)
+    extra += 1
+    score_metrics = _running_mean(score_metrics, more_metrics, number)
+    useful = np.concatenate([useful, _useful_groups(more, options)])
+    scored = _keep_useful(scored, more, useful, layout, options)
+  state, metrics = parts.update(state, scored, reference_params)
+  extra_responses = extra * options.batch_size * options.num_samples
+  return state, {**metrics, **score_metrics, 'response/extra': np.float32(extra_responses)}
+
+
+def _respond(
+    params: Params,
+    prompts: Prompts,
+    key: Array,
+    parts: RolloutParts,
+    score: Score,
+    layout: Layout,
+    options: Options,
+    number: int,
+) -> tuple[ScoredRollout, dict[str, Array]]:
+  """Responds to part `number` of a step's prompts, and scores the responses."""
+  batches_in_step = 1 + options.resampling
+
+  def take_part(x: np.ndarray) -> np.ndarray:
+    return x.reshape(batches_in_step, -1, *x.shape[1:])[number]
+
+  placed = layout.place(jax.tree.map(take_part, prompts))
+  samples = parts.generate(params, placed, jax.random.fold_in(key, number) if number else key)
+  scores, metrics = score(placed, samples)
+  sequences = rollout.join_sequences(placed, samples)
+  return ScoredRollout(sequences, samples, scores), metrics
+
+
+def _useful_groups(scored: ScoredRollout, options: Options) -> np.ndarray:
+  """Returns for each prompt whether its responses score differently, [B] bool.
+
+  Neither the KL nor the overlong penalty makes a prompt useful.
+  """
+  ended, scores = hosts.to_host((scored.samples.ended, scored.scores))
+  final = rollout.final_scores(ended, scores, options)
+  return np.ptp(np.asarray(final).reshape(-1, options.num_samples), axis=1) > 0
+
+
+def _keep_useful(
+    kept: ScoredRollout,
+    new: ScoredRollout,
+    useful: np.ndarray,
+    layout: Layout,
+    options: Options,
+) -> ScoredRollout:
+  """Keeps B groups of two batches, those first that teach something.
+
+  Args:
+    kept: B groups of K responses.
+    new: B more.
+    useful: [2 * B] bool, of both.
+    layout: how the result lies on the mesh.
+    options: batch_size and num_samples are read.
+  """
+  groups = np.argsort(~useful, kind='stable')[: options.batch_size]
+  rows = groups[:, None] * options.num_samples + np.arange(options.num_samples)
+  return _merge_rows(kept, new, rows.ravel(), layout=layout)
+
+
+@functools.partial(jax.jit, static_argnames='layout')
+def _merge_rows(kept: Any, new: Any, rows: Array, layout: Layout) -> Any:
+  """Picks rows of two trees of arrays [N, …], as if they were one after the other."""
+
+  def pick(a: Array, b: Array) -> Array:
+    picked = jnp.concatenate([a, b])[rows]
+    return layout.constrain(picked, ('batch',) + (None,) * (picked.ndim - 1))
+
+  return jax.tree.map(pick, kept, new)
+
+
+def _running_mean(mean: Any, new: Any, count: int) -> Any:
+  """Updates the mean of `count` trees by one more."""
+  return jax.tree.map(lambda a, b: (a * count + b) / (count + 1), mean, new)
+
+
+def define(context: Context, options: Options) -> RolloutParts:
+  """Defines an iteration, before data and parameters are read."""
+  check_options(options, context.where)
+  rollout.check_batch(context, options)
+  store = ModelStore(context, options.lora)
+  policy = store.open(options.init, trained=True)
+  reference = store.open(options.reference)
+  training.write_model_json(context, policy.model)
+  updates = options.loop.steps * options.epochs * options.minibatches
+  definitions = RolloutDefinitions(
+      model=policy.model,
+      reference_model=reference.model,
+      optimizer=optimizers.make_optimizer(options.optimizer, updates),
+      layout=context.layout,
+  )
+  return RolloutParts(
+      definitions=definitions,
+      init=functools.partial(_init_state, context, options, definitions, policy),
+      generate=rollout.build_generate(context, policy.model, options),
+      update=training.compile_train_step(train_step, definitions, options),
+      read_reference=reference.read,
+      store=store,
+  )
+
+
+def _init_state(
+    context: Context, options: Options, definitions: RolloutDefinitions, policy: OpenModel
+) -> SamplerState:
+  """Creates the state before the first step."""
+  state = training.create_state(context, policy.read(), definitions.optimizer)
+  older = {}
+  if options.sampler_every > 1:
+    older = copy_tree(context.layout, state.trained)
+  return SamplerState(**vars(state), sampler_trained=older)
+
+
+def check_options(options: Options, where: str) -> None:
+  """Checks the options.
+
+  Args:
+    options: the section.
+    where: the section's name, for messages.
+
+  Raises:
+    UserError: a choice there is not, or numbers that cannot be.
+  """
+  choices = {
+      'advantage': advantages.GROUP_ADVANTAGES,
+      'loss': policy_gradient.POLICY_LOSSES,
+      'reduce': policy_gradient.REDUCTIONS,
+      'kl_place': ('reward', 'tokens', 'loss'),
+      'kl_estimator': divergence.KL_TERMS,
+  }
+  for name, known in choices.items():
+    value = getattr(options, name)
+    if value not in known:
+      raise UserError(f'{where}.{name}: expected one of {", ".join(known)}, got {value!r}')
+  compares_groups = options.advantage != 'batch_baseline' or options.resampling > 0
+  if options.num_samples < 2 and compares_groups:
+    raise UserError(
+        f'{where}.num_samples: expected 2 or more, as the responses to a prompt are compared with '
+        'each other; with advantage=batch_baseline and without resampling one will do'
+    )
+  smallest = min(options.resampling, options.overlong_buffer, options.weight_limit)
+  if smallest < 0 or options.sampler_every < 1:
+    raise UserError(
+        f'{where}: expected resampling, overlong_buffer and weight_limit from 0, sampler_every '
+        'from 1'
+    )
+  limit = options.sampling.max_new_tokens
+  if options.overlong_buffer > limit:
+    raise UserError(
+        f'{where}.overlong_buffer: expected at most sampling.max_new_tokens = {limit}, got '
+        f'{options.overlong_buffer}'
+    )
+
+
+def plan(context: Context) -> StagePlan:
+  """Plans the stage for hardware that is not here."""
+  options = context.read_options(Options)
+  return rollout_plan.plan_rollout(
+      context, options, define(context, options), passes=options.epochs
+  )
+
+
+TINY: dict[str, Any] = {'loop': TINY_LOOP, 'batch_size': 8, 'eval_records': 8}
+STAGE = StageKind(options=Options, run=run, plan=plan, tiny=TINY)

@@ -1,108 +1,96 @@
-"""Proximal policy optimisation from a reward (Ouyang et al. 2022, section 3.5; Stiennon et al. 2020; details of
-Huang et al. 2024, arXiv:2403.17031).
+"""Proximal policy optimisation from a reward (step 4 of the four).
 
-  maximise E_{x ~ prompts, y ~ π}[ r(x, y) − β log π(y|x) / π_ref(y|x) ]  ( + γ E_pretrain[ log π ] : PPO-ptx )
+  maximise E_{x ~ prompts, y ~ π}[ r(x, y) − β log π(y|x) / π_ref(y|x) ]  ( + γ E_pretrain[ log π ] )
 
-One step: the policy answers the prompts, the reward scores the answers, GAE makes advantages of score and per-token KL,
-and several epochs of minibatches update policy and value model. Choices where implementations differ (docs/ppo.md):
-  1. The score stands at the end token, or after it (`score_place`); an answer without one scores `missing_eos_score`.
-  2. The probability ratio is against logprobs recomputed by the training forward, so it begins at exactly 1.
-  3. GAE steps over masked tokens; whitening is over the whole rollout, with the population variance.
+One iteration: the policy responds to prompts, the reward scores the responses, GAE makes
+advantages of the scores and the KL of each token, and several epochs of minibatches update policy
+and value model. The term in brackets is PPO-ptx. Sources: Ouyang et al. 2022, section 3.5;
+Stiennon et al. 2020; details of Huang et al. 2024, arXiv:2403.17031.
+
+Choices where implementations differ (docs/ppo.md):
+  1. The score stands at the end token, or after it (`score_place`); a response without an end
+     token scores `missing_eos_score`.
+  2. The probability ratio is against logprobs recomputed by the training forward, so it begins at
+     exactly 1.
+  3. GAE steps over masked tokens; whitening is over the whole rollout, with the population
+     variance.
   4. Value and policy are updated together, with one clipped gradient and one optimizer.
 Left out: dropout, an entropy bonus, several rollouts in flight.
+
+The path of a step: `build` → `iterate` → `train_step` → `assess_rollout` → `loss`.
 """
+
+import dataclasses
+import functools
+from typing import Any, Callable, Iterator, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from rlhf_jax.data import batches, encode, sources
+from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.errors import UserError
-from rlhf_jax.generation import sampler
 from rlhf_jax.models import heads, lora
+from rlhf_jax.models.transformer import Model
 from rlhf_jax.objectives import advantages, divergence, language_model, masked, policy_gradient
-from rlhf_jax.runtime import loop
+from rlhf_jax.planning.programs import StagePlan, abstract_sequences
+from rlhf_jax.runtime import loop, optimizers
 from rlhf_jax.runtime import step as steps
-from rlhf_jax.stages.shared import common, rollout
-from rlhf_jax.types import TrainState, merge_params
-
-DEFAULTS = dict(
-    rollout.DEFAULTS,
-    value='reward',  # whose trunk and head the value model begins with; '' = a head on the policy's own trunk
-    epochs=2,  # passes over the answers of a step
-    kl_coefficient=0.05,  # beta, in reward per nat
-    kl_target=0.0,  # nats per response the coefficient is steered to; 0 = it stays
-    kl_horizon=10000.0,  # episodes over which the steered coefficient changes by a fifth
-    clip=0.2,  # of the probability ratio
-    value_clip=0.2,  # of the value's change
-    value_coefficient=0.1,  # of the value loss beside the policy's
-    discount=1.0,  # gamma
-    gae_lambda=0.95,  # lambda
-    whiten_rewards=False,
-    whiten_advantages=True,
-    score_place='eos',  # eos: the end token; after_eos: the place after it, as in the first code and TRL
-    pretraining_coefficient=0.0,  # gamma of PPO-ptx: weight of the language-model loss on `pretraining` documents
-    pretraining_max_length=96,
-    pretraining=dict(sources.DEFAULTS),
-    sampling=dict(sampler.DEFAULTS),
-    optimizer=dict(steps.OPTIMIZER, learning_rate=3e-5, schedule='linear', final_scale=0.0, eps=1e-5),
-    loop=dict(loop.DEFAULTS, eval_every=20, save_every=25, log_every=1),
-)
+from rlhf_jax.runtime.loop import LoopOptions
+from rlhf_jax.runtime.mesh import Layout
+from rlhf_jax.runtime.optimizers import OptimizerOptions
+from rlhf_jax.stages.shared import rollout, rollout_plan, training
+from rlhf_jax.stages.shared.context import Context
+from rlhf_jax.stages.shared.kind import TINY_LOOP, StageKind
+from rlhf_jax.stages.shared.model_store import ModelStore, OpenModel
+from rlhf_jax.stages.shared.rollout import RolloutDefinitions, RolloutParts, ScoredRollout
+from rlhf_jax.stages.shared.scores import Score, open_scores
+from rlhf_jax.types import Array, Params, Prompts, Sequences, TrainState, merge_params
 
 
-def run(context: common.Context) -> None:
-  """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
-  state = loop.run(build(context), context.section.loop, context.directory, {'stage': context.name})
-  common.export(context, state.params)
+@dataclasses.dataclass(frozen=True)
+class Options(rollout.RolloutOptions):
+  """The section of a PPO stage."""
+
+  # Whose trunk and head the value model begins with; '' = a new head on the policy's own trunk.
+  value: str = 'reward'
+  epochs: int = 2  # passes over the responses of a step
+  kl_coefficient: float = 0.05  # β, in reward per nat
+  kl_target: float = 0.0  # nats per response to which β is steered; 0 = it stays
+  kl_horizon: float = 10000.0  # episodes over which a steered β changes by a fifth
+  clip: float = 0.2  # ε of the probability ratio
+  value_clip: float = 0.2  # ε of the value's change
+  value_coefficient: float = 0.1  # of the value loss beside the policy's
+  discount: float = 1.0  # γ of GAE
+  gae_lambda: float = 0.95  # λ of GAE
+  whiten_rewards: bool = False
+  whiten_advantages: bool = True
+  score_place: str = 'eos'  # eos: at the end token; after_eos: behind it, as in the first code
+  pretraining_coefficient: float = 0.0  # γ of PPO-ptx, of the loss on `pretraining` documents
+  pretraining_max_length: int = 96  # tokens of a row of documents
+  pretraining: DataOptions = DataOptions()
+  optimizer: OptimizerOptions = OptimizerOptions(
+      learning_rate=3e-5,
+      schedule='linear',
+      final_scale=0.0,
+      eps=1e-5,
+  )
+  loop: LoopOptions = LoopOptions(eval_every=20, save_every=25, log_every=1)
 
 
-def define(context: common.Context) -> rollout.RolloutParts:
-  """What a step is made of, before data and parameters are read."""
-  section, layout, tokenizer = context.section, context.layout, context.tokenizer
-  if section.score_place not in ('eos', 'after_eos'):
-    raise UserError(f'config.{context.name}.score_place: expected eos or after_eos, got {section.score_place!r}')
-  rollout.check_batch(context)
-  model, read = common.open_model(context, section.init, trained=True)
-  value_model, read_value = common.open_model(context, section.value or section.init, head=True, trained=True)
-  if not section.value:  # only the head; it begins at 0 (Ziegler et al. 2019)
-    value_model, whole_model = model, read_value
-    zeros = lambda tree: layout.create(
-        lambda tree: jax.tree.map(jnp.zeros_like, tree), jax.tree.map(lambda leaf: leaf.sharding, tree), tree)
-    read_value = lambda: {'score': zeros(whole_model()['score'])}
-  reference_model, read_reference = common.open_model(context, section.reference)
-  common.write_model_json(context, model)
-  optimizer = steps.make_optimizer(section.optimizer, section.loop.steps * section.epochs * section.minibatches)
-
-  def init():
-    (policy, rest), (value, value_rest) = lora.split_trainable(read()), lora.split_trainable(read_value())
-    both = steps.create_train_state({'policy': policy, 'value': value}, optimizer, context.key(), layout)
-    return PPOState(step=both.step, trained=policy, opt_state=both.opt_state, key=both.key, value_trained=value,
-                    frozen={'params': rest, 'value_params': value_rest},
-                    kl_coefficient=layout.create(lambda: jnp.float32(section.kl_coefficient), layout.sharding()))
-
-  generate = sampler.build_sampler(model, section.sampling, (tokenizer.eos_id,), tokenizer.pad_id, section.num_samples,
-                           layout=layout)
-  update = build_update(model, value_model, reference_model, optimizer, layout, section)
-  return rollout.RolloutParts(model, init, generate, update, reference_model, read_reference)
+# What a step is made of.
 
 
-def build(context: common.Context) -> loop.Training:
-  """The stage, ready to run."""
-  section, parts = context.section, define(context)
-  (train, examples), (held_out, held_out_examples) = rollout.read_prompts(context)
-  score, score_held_out = rollout.build_scores(context, train, held_out)
-  pretraining = None
-  if section.pretraining_coefficient:
-    documents = encode.documents(
-        sources.load_records(section.pretraining, 'document', 'train'), context.tokenizer, section.pretraining_max_length)
-    pretraining = batches.sequences(documents, section.batch_size * section.num_samples, section.pretraining_max_length,
-                                    context.config.seed)
-  step, reference = build_step(parts.generate, score, parts.update, context.layout), parts.read_reference()
-  return loop.Training(
-      name=context.name, init=parts.init, step=lambda state, batch: step(state, batch, reference),
-      evaluate=rollout.build_evaluation(context, parts, reference, score_held_out, held_out, held_out_examples),
-      batches=batches.Together(
-          batches.prompts(examples, section.batch_size, context.config.seed), pretraining))
+@dataclasses.dataclass(frozen=True)
+class Definitions(RolloutDefinitions):
+  """The definitions of a PPO step; no values.
+
+  Attributes:
+    value_model: the value model; the policy's own definition for a head on its trunk.
+  """
+
+  value_model: Model
 
 
 @flax.struct.dataclass
@@ -110,173 +98,552 @@ class PPOState(TrainState):
   """A train state with its critic.
 
   Attributes:
-    value_trained: what is trained of the value model; only its head where it shares the policy's trunk.
+    value_trained: what is trained of the value model; only its head where it stands on the
+      policy's trunk.
     kl_coefficient: [] float32, β.
   """
+
   value_trained: dict
-  kl_coefficient: jax.Array
+  kl_coefficient: Array
 
   @property
-  def value_params(self):
-    """The whole value model."""
+  def value_params(self) -> Params:
+    """The complete value model: what is trained and what is frozen."""
     return merge_params(self.value_trained, self.frozen.get('value_params', {}))
 
 
 @flax.struct.dataclass
-class Rollout:
-  """Answers and what is known of them; N = B * K rows.
+class AssessedRollout:
+  """Responses with all that the update needs of them; N = B * K rows.
 
   Attributes:
-    sequences: prompts and answers, [N, P + R].
-    mask: [N, R] bool, the answer up to and including its end token.
-    value_mask: [N, R] bool, where the value model learns: the mask, and where the score stands.
-    logprobs, reference_logprobs, values, advantages, returns: [N, R] float32.
+    sequences: prompts and responses, [N, P + R].
+    mask: [N, R] bool, the response up to and including its end token.
+    value_mask: [N, R] bool, where the value model learns: the mask and the score's place.
+    logprobs: [N, R] float32, of the policy before the update.
+    reference_logprobs: [N, R] float32.
+    values: [N, R] float32, of the value model before the update.
+    advantages: [N, R] float32.
+    returns: [N, R] float32.
   """
-  sequences: object
-  mask: jax.Array
-  value_mask: jax.Array
-  logprobs: jax.Array
-  reference_logprobs: jax.Array
-  values: jax.Array
-  advantages: jax.Array
-  returns: jax.Array
+
+  sequences: Sequences
+  mask: Array
+  value_mask: Array
+  logprobs: Array
+  reference_logprobs: Array
+  values: Array
+  advantages: Array
+  returns: Array
 
 
-def forward(model, value_model, params, value_params, sequences, R, temperature):
-  """Logprobs, entropies and values of the last R tokens of each sequence: three of [N, R] float32."""
-  logprobs, entropies, hidden = rollout.forward(model, params, sequences, R, temperature)
+class Evaluated(NamedTuple):
+  """What the models say of responses: four of [N, R] float32."""
+
+  logprobs: Array
+  entropies: Array
+  values: Array
+  reference_logprobs: Array
+
+
+class Forward(NamedTuple):
+  """What policy and value model say of responses: three of [N, R] float32."""
+
+  logprobs: Array
+  entropies: Array
+  values: Array
+
+
+# The pure functions of a step, in the order in which they are called.
+
+
+def train_step(
+    state: PPOState,
+    scored: ScoredRollout,
+    reference_params: Params,
+    definitions: Definitions,
+    options: Options,
+) -> tuple[PPOState, dict[str, Array]]:
+  """Updates policy and value model from scored responses: assessment, then epochs of minibatches.
+
+  Pure and un-jitted; `compile_step` in runtime/step.py compiles it over a mesh.
+
+  Args:
+    state: policy, value model, the optimizer's state of both, β, the step and the root key.
+    scored: N = B * K responses of at most R tokens to prompts of at most P, with their scores.
+      With `pretraining` documents their loss is added (PPO-ptx).
+    reference_params: the parameters of the reference.
+    definitions: of policy, value model, reference, optimizer and layout.
+    options: the section.
+
+  Returns:
+    The next state, and metrics ([] float32 each; docs/metrics.md). Where loss or gradient of a
+    minibatch is not finite, that minibatch changes nothing.
+  """
+  evaluated = evaluate_responses(state, scored, reference_params, definitions, options)
+  assessed, metrics = assess_rollout(scored, evaluated, state.kl_coefficient, options)
+
+  update = functools.partial(
+      update_minibatch,
+      frozen={
+          'policy': state.frozen.get('params', {}),
+          'value': state.frozen.get('value_params', {}),
+      },
+      definitions=definitions,
+      options=options,
+  )
+  (trained, opt_state), update_metrics = rollout.epochs_of_minibatches(
+      update,
+      ({'policy': state.trained, 'value': state.value_trained}, state.opt_state),
+      assessed,
+      jax.random.fold_in(state.key, state.step),
+      epochs=options.epochs,
+      minibatches=options.minibatches,
+      layout=definitions.layout,
+      unshuffled=scored.pretraining,
+  )
+
+  updated = rollout.made_an_update(update_metrics)
+  kl_coefficient = next_kl_coefficient(state.kl_coefficient, metrics['kl'], assessed, options)
+  next_state = state.replace(
+      step=state.step + updated.astype(jnp.int32),
+      trained=trained['policy'],
+      opt_state=opt_state,
+      value_trained=trained['value'],
+      kl_coefficient=jnp.where(updated, kl_coefficient, state.kl_coefficient),
+  )
+  return next_state, rollout.epoch_metrics(update_metrics) | metrics
+
+
+def forward(
+    definitions: Definitions,
+    params: Params,
+    value_params: Params,
+    sequences: Sequences,
+    response_length: int,
+    temperature: float,
+) -> Forward:
+  """Runs policy and value model over prompts with responses.
+
+  Args:
+    definitions: of both.
+    params: the policy's parameters.
+    value_params: the value model's; without a trunk they are a head on the policy's states.
+    sequences: [N, P + R].
+    response_length: R.
+    temperature: of the sampling.
+  """
+  policy = rollout.forward_responses(
+      definitions.model, params, sequences, response_length, temperature
+  )
+  hidden = policy.hidden
   if 'embedding' in value_params:  # a trunk of its own
-    hidden, _ = value_model.apply(value_params, sequences.tokens, sequences.positions, sequences.segment_ids)
-    hidden = hidden[:, -R - 1:-1]
-  return logprobs, entropies, heads.scalar_scores(value_params, hidden)
+    hidden, _ = definitions.value_model.apply(
+        value_params, sequences.tokens, sequences.positions, sequences.segment_ids
+    )
+    hidden = hidden[:, -response_length - 1 : -1]
+  return Forward(policy.logprobs, policy.entropies, heads.scalar_scores(value_params, hidden))
 
 
-def build_update(model, value_model, reference_model, optimizer, layout, config):
-  """The compiled part of a step after the scores are known.
+def evaluate_responses(
+    state: PPOState,
+    scored: ScoredRollout,
+    reference_params: Params,
+    definitions: Definitions,
+    options: Options,
+) -> Evaluated:
+  """Runs all models over the responses before the update, in as many parts as the update has."""
+  response_length = scored.samples.tokens.shape[1]
+  temperature = options.sampling.temperature
 
-  Args:
-    model, value_model, reference_model: definitions; value_model may be the policy's, for a head on its trunk.
-    config: the stage's section.
+  def evaluate_part(sequences: Sequences) -> Evaluated:
+    now = forward(
+        definitions,
+        state.params,
+        state.value_params,
+        sequences,
+        response_length,
+        temperature,
+    )
+    reference = rollout.forward_responses(
+        definitions.reference_model, reference_params, sequences, response_length, temperature
+    )
+    return Evaluated(*now, reference.logprobs)
 
-  Returns:
-    update(state, reference_params, sequences, samples, scores [N], pretraining: Sequences or None) → (state, metrics).
-  """
-  temperature = config.sampling.temperature
-
-  def evaluate(reference, state, sequences, R):
-    """Logprobs, values and reference logprobs before the update, in as many parts as the update has."""
-    def part(sequences):
-      logprobs, entropies, values = forward(
-          model, value_model, state.params, state.value_params, sequences, R, temperature)
-      return logprobs, entropies, values, rollout.forward(reference_model, reference, sequences, R, temperature)[0]
-    return steps.map_in_parts(part, sequences, config.minibatches * config.microbatches)
-
-  def loss(params, batch, key):
-    del key
-    policy_params, value_params = params['policy'], params['value']
-    answered, pretraining, share = batch
-    logprobs, entropies, values = forward(
-        model, value_model, policy_params, value_params, answered.sequences, answered.mask.shape[1], temperature)
-    mask = answered.mask
-    policy, ratios, held = policy_gradient.clipped(
-        logprobs, answered.logprobs, answered.advantages, mask, config.clip, config.clip)
-    value, value_held = policy_gradient.clipped_value(values, answered.values, answered.returns, config.value_clip)
-    total = lambda x: masked.total(x, mask)
-    weight = masked.total(1.0, mask)
-    value_total = masked.total(value, answered.value_mask)
-    objective = total(policy) + config.value_coefficient * value_total
-    means = {
-        'policy/loss': total(policy), 'policy/clip_fraction': total(held), 'policy/ratio': total(ratios),
-        'policy/approx_kl': 0.5 * total((logprobs - answered.logprobs) ** 2), 'policy/entropy': total(entropies),
-        'value/loss': value_total, 'value/clip_fraction': total(value_held)}
-    if pretraining is not None:
-      hidden, _ = model.apply(policy_params, pretraining.tokens, pretraining.positions, pretraining.segment_ids)
-      targets, _ = heads.token_logprobs(model, policy_params, hidden[:, :-1], pretraining.tokens[:, 1:])
-      nll = language_model.nll(targets, pretraining.loss_mask[:, 1:])[0] * share[0]
-      objective, means = objective + config.pretraining_coefficient * nll, {**means, 'pretraining/loss': nll}
-    return steps.Loss(objective, weight, means)
-
-  def update(state, reference, sequences, samples, scores, pretraining):
-    N, R = samples.tokens.shape
-    mask = samples.mask
-    value_mask = advantages.after_end(mask) if config.score_place == 'after_eos' else mask
-    logprobs, entropies, values, reference_logprobs = evaluate(reference, state, sequences, R)
-
-    final = rollout.final_scores(samples.ended, scores, config)
-    kl = jnp.where(mask, divergence.k1(logprobs, reference_logprobs), 0.0)
-    rewards = advantages.place_rewards(final, kl, value_mask, state.kl_coefficient)
-    placed = rewards
-    if config.whiten_rewards:
-      rewards = masked.whiten(rewards, value_mask, shift_mean=False)
-    advantage, returns = advantages.gae(rewards, values, value_mask, config.discount, config.gae_lambda)
-    if config.whiten_advantages:
-      advantage = masked.whiten(advantage, mask)
-    answered = Rollout(sequences, mask, value_mask, logprobs, reference_logprobs, values, advantage, returns)
-
-    key = jax.random.fold_in(state.key, state.step)
-    frozen = {name: state.frozen.get(whole, {}) for name, whole in (('policy', 'params'), ('value', 'value_params'))}
-
-    def minibatch(carry, batch_and_key):
-      trained, opt_state = carry
-      (answered, pretraining), key = batch_and_key
-      batch = answered, pretraining, None
-      if pretraining is not None:  # a mean over its own tokens, however the minibatch is cut into parts
-        share = masked.total(1.0, answered.mask) / jnp.maximum(masked.total(1.0, pretraining.loss_mask != 0), 1.0)
-        batch = answered, pretraining, jnp.full(answered.mask.shape[0], share)
-      grads, metrics = steps.compute_gradients(lambda p, b, k: loss(merge_params(p, frozen), b, k), trained, batch, key,
-                                       config.microbatches)
-      trained, opt_state, metrics = steps.apply_update(optimizer, trained, opt_state, grads, metrics)
-      return (trained, opt_state), metrics
-
-    def epoch(carry, key):
-      order = jax.random.permutation(key, N)
-      shuffled = rollout.shuffled_minibatches(layout, answered, order, config.minibatches)
-      extra = jax.tree.map(lambda x: x.reshape(config.minibatches, -1, *x.shape[1:]), pretraining)
-      return jax.lax.scan(minibatch, carry, ((shuffled, extra), jax.random.split(key, config.minibatches)))
-
-    carry = ({'policy': state.trained, 'value': state.value_trained}, state.opt_state)
-    (trained, opt_state), metrics = jax.lax.scan(epoch, carry, jax.random.split(key, config.epochs))
-    # a step in which any minibatch changed something counts as made, so that half of one is never kept as none
-    fine = jnp.any(steps.update_is_finite(metrics))
-    metrics = {**{name: jnp.mean(x) for name, x in metrics.items()},
-               'policy/first_ratio': metrics['policy/ratio'][0, 0]}
-
-    response_kl = jnp.sum(kl, axis=1)
-    coefficient = state.kl_coefficient
-    if config.kl_target:
-      coefficient = divergence.adapt_kl_coefficient(coefficient, jnp.mean(response_kl), config.kl_target, config.kl_horizon, N)
-    unexplained = masked.mean((returns - values - masked.mean(returns - values, value_mask)) ** 2, value_mask)
-    variance = masked.mean((returns - masked.mean(returns, value_mask)) ** 2, value_mask)
-    metrics |= rollout.rollout_metrics(samples, sequences, logprobs, entropies, kl, scores) | {
-        'reward/mean': jnp.mean(jnp.sum(placed, axis=1)), 'kl_coefficient': state.kl_coefficient,
-        'value/mean': masked.mean(values, value_mask),
-        'value/explained_variance': 1.0 - unexplained / jnp.maximum(variance, 1e-8)}
-    return state.replace(step=state.step + fine.astype(jnp.int32), trained=trained['policy'], opt_state=opt_state,
-                         value_trained=trained['value'],
-                         kl_coefficient=jnp.where(fine, coefficient, state.kl_coefficient)), metrics
-
-  return steps.compile_step(update, layout)
+  return steps.map_in_parts(evaluate_part, scored.sequences, options.parts)
 
 
-def build_step(generate, score, update, layout):
-  """One step of PPO: rollout → scores → update.
+def assess_rollout(
+    scored: ScoredRollout,
+    evaluated: Evaluated,
+    kl_coefficient: Array,
+    options: Options,
+) -> tuple[AssessedRollout, dict[str, Array]]:
+  """Makes advantages and returns of scores, KL and values.
 
   Args:
-    generate: (params, Prompts, key) → Samples.
-    score: (Prompts, Samples) → ([N] float32 on the mesh, metrics).
-    update: of build_update.
+    scored: N responses with their scores.
+    evaluated: what the models say of them, [N, R].
+    kl_coefficient: [] float32, β.
+    options: the section.
 
   Returns:
-    step(state, (Prompts, Sequences or None), reference) → (state, metrics).
+    The responses as the update needs them, and the metrics of the rollout.
   """
-  join = jax.jit(sampler.join_sequences)
+  samples = scored.samples
+  mask = samples.mask
+  value_mask = mask
+  if options.score_place == 'after_eos':
+    value_mask = advantages.after_end(mask)
+  scores = rollout.final_scores(samples.ended, scored.scores, options)
+  kl = jnp.where(mask, divergence.k1(evaluated.logprobs, evaluated.reference_logprobs), 0.0)
+  placed_rewards = advantages.place_rewards(scores, kl, value_mask, kl_coefficient)
+  rewards = placed_rewards
+  if options.whiten_rewards:
+    rewards = masked.whiten(rewards, value_mask, shift_mean=False)
+  advantage, returns = advantages.gae(
+      rewards, evaluated.values, value_mask, options.discount, options.gae_lambda
+  )
+  if options.whiten_advantages:
+    advantage = masked.whiten(advantage, mask)
 
-  def step(state, batch, reference):
-    prompts, pretraining = layout.place(batch)
-    key = jax.random.fold_in(jax.random.fold_in(state.key, 1), state.step)
-    samples = generate(state.params, prompts, key)
-    scores, said = score(prompts, samples)
-    state, metrics = update(state, reference, join(prompts, samples), samples, scores, pretraining)
-    return state, {**metrics, **said}
+  assessed = AssessedRollout(
+      sequences=scored.sequences,
+      mask=mask,
+      value_mask=value_mask,
+      logprobs=evaluated.logprobs,
+      reference_logprobs=evaluated.reference_logprobs,
+      values=evaluated.values,
+      advantages=advantage,
+      returns=returns,
+  )
+  metrics = rollout.rollout_metrics(scored, evaluated.logprobs, evaluated.entropies, kl)
+  metrics |= {
+      'reward/mean': jnp.mean(jnp.sum(placed_rewards, axis=1)),
+      'kl_coefficient': kl_coefficient,
+      'value/mean': masked.mean(evaluated.values, value_mask),
+      'value/explained_variance': explained_variance(evaluated.values, returns, value_mask),
+  }
+  return assessed, metrics
 
-  return step
+
+def explained_variance(values: Array, returns: Array, mask: Array) -> Array:
+  """Computes 1 − Var(returns − values) / Var(returns) over the mask, [] float32."""
+  errors = returns - values
+  unexplained = masked.mean((errors - masked.mean(errors, mask)) ** 2, mask)
+  variance = masked.mean((returns - masked.mean(returns, mask)) ** 2, mask)
+  return 1.0 - unexplained / jnp.maximum(variance, 1e-8)
+
+
+def next_kl_coefficient(
+    coefficient: Array, kl: Array, assessed: AssessedRollout, options: Options
+) -> Array:
+  """Returns β for the next step: steered towards `kl_target`, or as it was."""
+  if not options.kl_target:
+    return coefficient
+  episodes = assessed.mask.shape[0]
+  return divergence.adapt_kl_coefficient(
+      coefficient, kl, options.kl_target, options.kl_horizon, episodes
+  )
+
+
+def update_minibatch(
+    carry: tuple[Params, Any],
+    assessed: AssessedRollout,
+    pretraining: Sequences | None,
+    key: Array,
+    frozen: dict[str, Params],
+    definitions: Definitions,
+    options: Options,
+) -> tuple[tuple[Params, Any], dict[str, Array]]:
+  """Makes one optimizer update from a minibatch of responses.
+
+  Args:
+    carry: ({'policy', 'value'}: the trained parameters, the optimizer's state).
+    assessed: the minibatch.
+    pretraining: documents beside it, or None.
+    key: of this minibatch.
+    frozen: {'policy', 'value'}: the parameters beside the trained ones.
+    definitions: of the models, the optimizer and the layout.
+    options: the section.
+  """
+  trained, opt_state = carry
+  pretraining_weight = None
+  if pretraining is not None:
+    # The loss is divided by the number of response tokens; a mean over the documents' own tokens,
+    # however the minibatch is cut into micro-batches, needs this weight, one for each row.
+    responses = masked.total(1.0, assessed.mask)
+    targets = masked.total(1.0, pretraining.loss_mask != 0)
+    weight = responses / jnp.maximum(targets, 1.0)
+    pretraining_weight = jnp.full(assessed.mask.shape[0], weight)
+
+  def batch_loss(trained: Params, batch: Any, key: Array) -> steps.Loss:
+    del key  # nothing is drawn: dropout is left out
+    return loss(merge_params(trained, frozen), *batch, definitions, options)
+
+  gradients, metrics = steps.compute_gradients(
+      batch_loss,
+      trained,
+      (assessed, pretraining, pretraining_weight),
+      key,
+      options.microbatches,
+  )
+  trained, opt_state, metrics = steps.apply_update(
+      definitions.optimizer, trained, opt_state, gradients, metrics
+  )
+  return (trained, opt_state), metrics
+
+
+def loss(
+    params: Params,
+    assessed: AssessedRollout,
+    pretraining: Sequences | None,
+    pretraining_weight: Array | None,
+    definitions: Definitions,
+    options: Options,
+) -> steps.Loss:
+  """Computes the clipped losses of policy and value, and of PPO-ptx.
+
+  Args:
+    params: {'policy', 'value'}: complete parameters.
+    assessed: n responses of at most R tokens.
+    pretraining: [n, T] documents, or None.
+    pretraining_weight: [n] float32, what their sum is multiplied by, the same for all rows.
+    definitions: of the models.
+    options: the section.
+
+  Returns:
+    The sum over response tokens and their number, with statistics over the same.
+  """
+  mask = assessed.mask
+  now = forward(
+      definitions,
+      params['policy'],
+      params['value'],
+      assessed.sequences,
+      mask.shape[1],
+      options.sampling.temperature,
+  )
+  policy_losses, ratios, policy_clipped = policy_gradient.clipped(
+      now.logprobs, assessed.logprobs, assessed.advantages, mask, options.clip, options.clip
+  )
+  value_losses, value_clipped = policy_gradient.clipped_value(
+      now.values, assessed.values, assessed.returns, options.value_clip
+  )
+  policy_total = masked.total(policy_losses, mask)
+  value_total = masked.total(value_losses, assessed.value_mask)
+  objective = policy_total + options.value_coefficient * value_total
+  means = {
+      'policy/loss': policy_total,
+      'policy/clip_fraction': masked.total(policy_clipped, mask),
+      'policy/ratio': masked.total(ratios, mask),
+      'policy/approx_kl': 0.5 * masked.total((now.logprobs - assessed.logprobs) ** 2, mask),
+      'policy/entropy': masked.total(now.entropies, mask),
+      'value/loss': value_total,
+      'value/clip_fraction': masked.total(value_clipped, mask),
+  }
+  if pretraining is not None and pretraining_weight is not None:
+    nll = pretraining_nll(params['policy'], pretraining, definitions.model)
+    nll = nll * pretraining_weight[0]
+    objective = objective + options.pretraining_coefficient * nll
+    means['pretraining/loss'] = nll
+  return steps.Loss(total=objective, weight=masked.total(1.0, mask), means=means)
+
+
+def pretraining_nll(params: Params, documents: Sequences, model: Model) -> Array:
+  """Computes the summed negative log-likelihood of documents, [] float32, nats (PPO-ptx)."""
+  hidden, _ = model.apply(
+      params, documents.tokens, documents.positions, documents.segment_ids
+  )
+  logprobs, _ = heads.token_logprobs(model, params, hidden[:, :-1], documents.tokens[:, 1:])
+  return language_model.nll(logprobs, documents.loss_mask[:, 1:])[0]
+
+
+# The stage.
+
+
+def run(context: Context) -> None:
+  """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
+  options = context.read_options(Options)
+  training.train_and_export(context, build(context, options), options.loop)
+
+
+def build(context: Context, options: Options) -> loop.Training:
+  """Builds the stage: its state, batches, step and evaluation."""
+  parts = define(context, options)
+  train, held_out = rollout.read_prompts(context, options)
+  score, score_held_out = open_scores(
+      context, parts.store, options, train.records, held_out.records
+  )
+  reference_params = parts.read_reference()
+  step = functools.partial(
+      iterate,
+      parts=parts,
+      score=score,
+      reference_params=reference_params,
+      layout=context.layout,
+  )
+  seed = context.config.seed
+  prompts = batches.prompts(train.examples, options.batch_size, seed)
+  return loop.Training(
+      name=context.name,
+      init=parts.init,
+      step=step,
+      evaluate=rollout.build_evaluation(
+          context, options, parts, reference_params, score_held_out, held_out
+      ),
+      batches=batches.Together(prompts, _pretraining_batches(context, options)),
+  )
+
+
+def iterate(
+    state: PPOState,
+    batch: tuple[Prompts, Sequences | None],
+    parts: RolloutParts,
+    score: Score,
+    reference_params: Params,
+    layout: Layout,
+) -> tuple[PPOState, dict[str, Array]]:
+  """Makes one iteration of PPO: rollout → scores → update.
+
+  Args:
+    state: before the step; its buffers are donated.
+    batch: host prompts [B, P], and documents for PPO-ptx.
+    parts: the compiled rollout and train step.
+    score: the reward.
+    reference_params: the parameters of the reference.
+    layout: where batches are placed.
+  """
+  prompts, pretraining = layout.place(batch)
+  samples = parts.generate(state.params, prompts, rollout.sampling_key(state))
+  scores, score_metrics = score(prompts, samples)
+  sequences = rollout.join_sequences(prompts, samples)
+  scored = ScoredRollout(sequences, samples, scores, pretraining)
+  state, metrics = parts.update(state, scored, reference_params)
+  return state, {**metrics, **score_metrics}
+
+
+def define(context: Context, options: Options) -> RolloutParts:
+  """Defines an iteration, before data and parameters are read."""
+  check_options(options, context.where)
+  rollout.check_batch(context, options)
+  store = ModelStore(context, options.lora)
+  policy = store.open(options.init, trained=True)
+  value = _open_value(context, store, policy, options)
+  reference = store.open(options.reference)
+  training.write_model_json(context, policy.model)
+  updates = options.loop.steps * options.epochs * options.minibatches
+  definitions = Definitions(
+      model=policy.model,
+      value_model=value.model,
+      reference_model=reference.model,
+      optimizer=optimizers.make_optimizer(options.optimizer, updates),
+      layout=context.layout,
+  )
+  return RolloutParts(
+      definitions=definitions,
+      init=functools.partial(_init_state, context, options, definitions, policy, value),
+      generate=rollout.build_generate(context, policy.model, options),
+      update=training.compile_train_step(train_step, definitions, options),
+      read_reference=reference.read,
+      store=store,
+  )
+
+
+def check_options(options: Options, where: str) -> None:
+  """Checks the options; raises UserError for a place of the score that there is not."""
+  if options.score_place not in ('eos', 'after_eos'):
+    raise UserError(
+        f'{where}.score_place: expected eos or after_eos, got {options.score_place!r}'
+    )
+
+
+def _open_value(
+    context: Context, store: ModelStore, policy: OpenModel, options: Options
+) -> OpenModel:
+  """Opens the value model: one of its own, or a head on the policy's trunk that begins at 0."""
+  value = store.open(options.value or options.init, head=True, trained=True)
+  if options.value:
+    return value
+
+  def read_zero_head() -> Params:
+    # Zero, so that values are 0 at first (Ziegler et al. 2019).
+    head = value.read()['score']
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, head)
+    return {'score': context.layout.create(_zeros_like, shardings, head)}
+
+  return dataclasses.replace(value, model=policy.model, read=read_zero_head)
+
+
+def _zeros_like(tree: Any) -> Any:
+  return jax.tree.map(jnp.zeros_like, tree)
+
+
+def _init_state(
+    context: Context,
+    options: Options,
+    definitions: Definitions,
+    policy: OpenModel,
+    value: OpenModel,
+) -> PPOState:
+  """Creates the state before the first step."""
+  layout = context.layout
+  trained, frozen = lora.split_trainable(policy.read())
+  value_trained, value_frozen = lora.split_trainable(value.read())
+  both = steps.create_train_state(
+      {'policy': trained, 'value': value_trained}, definitions.optimizer, context.key(), layout
+  )
+  return PPOState(
+      step=both.step,
+      trained=trained,
+      opt_state=both.opt_state,
+      key=both.key,
+      value_trained=value_trained,
+      frozen={'params': frozen, 'value_params': value_frozen},
+      kl_coefficient=layout.create(
+          functools.partial(jnp.float32, options.kl_coefficient), layout.sharding()
+      ),
+  )
+
+
+def _pretraining_batches(context: Context, options: Options) -> Iterator[Sequences] | None:
+  """Reads the documents of PPO-ptx; None without its term."""
+  if not options.pretraining_coefficient:
+    return None
+  documents = encode.documents(
+      sources.load_records(options.pretraining, 'document', 'train'),
+      context.tokenizer,
+      options.pretraining_max_length,
+  )
+  return batches.sequences(
+      documents,
+      options.batch_size * options.num_samples,
+      options.pretraining_max_length,
+      context.config.seed,
+  )
+
+
+def plan(context: Context) -> StagePlan:
+  """Plans the stage for hardware that is not here."""
+  options = context.read_options(Options)
+  parts = define(context, options)
+
+  def update_arguments(scored: ScoredRollout, reference_params: Params) -> tuple:
+    if options.pretraining_coefficient:
+      rows = options.batch_size * options.num_samples
+      documents = abstract_sequences(context.layout, rows, options.pretraining_max_length)
+      scored = scored.replace(pretraining=documents)
+    return scored, reference_params
+
+  return rollout_plan.plan_rollout(
+      context,
+      options,
+      parts,
+      update_arguments,
+      passes=options.epochs,
+      has_value_trunk=bool(options.value),
+  )
+
+
+TINY: dict[str, Any] = {'loop': TINY_LOOP, 'batch_size': 8, 'eval_records': 8}
+STAGE = StageKind(options=Options, run=run, plan=plan, tiny=TINY)

@@ -1,248 +1,615 @@
-"""Preference optimisation: the policy learns from people's rankings at once, without a reward model (Rafailov et al.
-2023, arXiv:2305.18290) – DPO and its family, one formula each in objectives/preference.py.
+"""Preference optimisation: the policy learns from people's rankings without a reward model.
 
   minimise E_prompt[ 1/C(K,2) Σ_{w above l} ℓ(log π(y_w|x)/π_ref(y_w|x), log π(y_l|x)/π_ref(y_l|x)) ]
 
-Two of them are not of pairs: `plackett_luce` takes the whole order of K responses, `kto` each best and worst response
-by itself, and single responses that somebody called good or bad. What the reference says of the responses is computed
-once, before the first step, and kept in the stage's folder, or at every step (`reference_logprobs`). Left out: dropout.
+This is DPO (Rafailov et al. 2023, arXiv:2305.18290) and its family, one formula each in
+objectives/preference.py. Two of them are not of pairs: `plackett_luce` takes the complete order of
+K responses, `kto` each best and worst response by itself, and single responses that somebody
+called good or bad. What the reference says of the responses is computed once, before the first
+step, and kept in the stage's folder, or at every step (`reference_logprobs`). Left out: dropout.
 """
 
+import dataclasses
+import functools
 import hashlib
+from pathlib import Path
+from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+from rlhf_jax import files
 from rlhf_jax.data import batches, encode, sources
+from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.errors import UserError
-from rlhf_jax.generation import responses
-from rlhf_jax.generation import sampler
-from rlhf_jax.models import heads, lora
+from rlhf_jax.generation.sampler import SamplingOptions
+from rlhf_jax.models import heads
+from rlhf_jax.models.lora import LoraOptions
+from rlhf_jax.models.transformer import Model
 from rlhf_jax.objectives import masked, preference, ranking
-from rlhf_jax.runtime import checkpoint, loop
-from rlhf_jax.runtime import step as steps
-from rlhf_jax.stages.shared import common
-from rlhf_jax.types import Rankings
-
-
-def _of_pairs(formula):
-  """A loss of pairs as one of whole batches: the mean over the untied pairs of each prompt."""
-  def loss(every, batch, anchor, c):
-    del anchor
-    better, worse = (jax.tree.map(lambda x, axis=axis: jnp.expand_dims(x, axis), every) for axis in (2, 1))
-    wrong = 1 - batch.confidence[:, :, None]  # the label's own doubt, and the share of flipped labels beside it
-    settings = preference.Settings(c.beta, c.label_smoothing + (1 - 2 * c.label_smoothing) * wrong, c.margin, c.nll_coefficient)
-    return ranking.over_pairs(formula(better, worse, settings), batch.ranks, batch.group)
-  return loss
-
-
-def _plackett_luce(every, batch, anchor, c):
-  del anchor
-  return ranking.plackett_luce(c.beta * every.ratio, batch.ranks, batch.group)
-
-
-def _kto(every, batch, anchor, c):
-  best, worst = ranking.best_and_worst(batch.ranks, batch.group)
-  return masked.total(preference.kto(every, best, anchor, c), best | worst), masked.total(1.0, best | worst)
-
-
-# (Response [B, K], Rankings, KTO's anchor, the section) → (sum over prompts or responses, their number)
-LOSSES = {**{name: _of_pairs(formula) for name, formula in preference.PAIRS.items()},
-          'plackett_luce': _plackett_luce, 'kto': _kto}
-SINGLE = ('kto',)  # take single responses, and need an anchor
-SOFT = 'dpo', 'length_normalised', 'dpop', 'cpo', 'simpo'  # take a label's probability, `confidence`
-
-DEFAULTS = dict(
-    init='sft',
-    lora=dict(lora.DEFAULTS),  # adapters beside frozen matrices, in place of training all parameters
-    reference='sft',  # a stage, its folder or a directory; '' for the losses that need none
-    reference_logprobs='stored',  # stored: computed once; live: at every step, for data too large for that
-    loss='dpo',  # one of LOSSES
-    beta=0.1,
-    label_smoothing=0.0,  # share of wrong labels: dpo (then cDPO), robust, length_normalised, dpop, cpo, simpo
-    margin=0.5,  # gamma of simpo
-    nll_coefficient=1.0,  # lambda of cpo and dpop
-    batch_size=16,  # rows in a batch, over all devices
-    responses_per_row=4,  # places in a row; whole rankings share a row, none is split
-    max_length=96,  # tokens of a prompt with one response
-    overlong='drop',  # a ranking with a longer response: drop (counted), truncate_left (the prompt), error
-    microbatches=1,
-    eval_records=200,  # held-out rankings
-    shown_responses=4,  # texts written at each evaluation
-    data=dict(sources.DEFAULTS),
-    sampling=dict(sampler.DEFAULTS),
-    optimizer=dict(steps.OPTIMIZER, learning_rate=5e-6, schedule='linear', final_scale=0.0, warmup_steps=10),
-    loop=dict(loop.DEFAULTS, steps=200),
+from rlhf_jax.planning import work
+from rlhf_jax.planning.programs import (
+    Program,
+    StagePlan,
+    abstract_rankings,
+    abstract_scalar,
+    resident,
 )
+from rlhf_jax.runtime import checkpoint, hosts, loop
+from rlhf_jax.runtime import step as steps
+from rlhf_jax.runtime.loop import LoopOptions
+from rlhf_jax.runtime.mesh import Layout
+from rlhf_jax.runtime.optimizers import OptimizerOptions
+from rlhf_jax.stages.shared import training
+from rlhf_jax.stages.shared.context import Context
+from rlhf_jax.stages.shared.kind import TINY_LOOP, StageKind
+from rlhf_jax.stages.shared.model_store import ModelStore
+from rlhf_jax.stages.shared.training import Definitions
+from rlhf_jax.types import Array, Params, Rankings, TrainState
 
 
-def run(context: common.Context) -> None:
-  """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
-  state = loop.run(build(context), context.section.loop, context.directory, {'stage': context.name})
-  common.export(context, state.params)
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """The section of a stage of preference optimisation, beside the settings of its loss."""
+
+  init: str = 'sft'  # the policy that is trained
+  lora: LoraOptions = LoraOptions()  # adapters beside frozen matrices instead of all parameters
+  reference: str = 'sft'  # a stage, its folder or a directory; '' for losses that need none
+  # stored: computed once, before the first step; live: at every step, for data too large for that.
+  reference_logprobs: str = 'stored'
+  loss: str = 'dpo'  # a name in preference.PREFERENCE_LOSSES, which brings settings of its own
+  batch_size: int = 16  # rows of a batch, over all devices
+  responses_per_row: int = 4  # places of a row; complete rankings share a row, none is split
+  max_length: int = 96  # tokens of a prompt with one response
+  # What becomes of a ranking with a longer response: drop (they are counted), truncate_left (the
+  # prompt loses its beginning) or error.
+  overlong: str = 'drop'
+  microbatches: int = 1  # parts of a batch, one after the other, to save memory
+  eval_records: int = 200  # held-out rankings
+  shown_responses: int = 4  # responses written at each evaluation
+  data: DataOptions = DataOptions()
+  sampling: SamplingOptions = SamplingOptions()
+  optimizer: OptimizerOptions = OptimizerOptions(
+      learning_rate=5e-6,
+      schedule='linear',
+      final_scale=0.0,
+      warmup_steps=10,
+  )
+  loop: LoopOptions = LoopOptions(steps=200)
+  # The settings of the chosen loss, made of the same section.
+  settings: Any = dataclasses.field(
+      default=preference.DPOSettings(), metadata={'in_config': False}
+  )
 
 
-def build(context: common.Context) -> loop.Training:
-  """The stage, ready to run."""
-  section, layout, tokenizer = context.section, context.layout, context.tokenizer
-  check(section, f'config.{context.name}')
-  if section.reference_logprobs not in ('stored', 'live'):
-    raise UserError(f'config.{context.name}.reference_logprobs: expected stored or live, got '
-                    f'{section.reference_logprobs!r}')
-  model, optimizer, init = common.open_trainable(context)
-  fit = lambda split: encode.rankings(split, tokenizer, section.max_length, section.overlong)
-  read = lambda split: sources.load_records(section.data, 'ranking', split)
-  examples = fit(read('train'))
-  held_out = fit(sources.spread_evenly(read('validation'), section.eval_records))
-  if section.loss not in SOFT and any((example['confidence'] != 1).any() for example in (*examples, *held_out)):
-    raise UserError(f'config.{context.name}.loss: {section.loss} cannot learn from labels with a confidence below 1; '
-                    f'expected one of {", ".join(SOFT)}, or data without')
-  if section.loss not in SINGLE and any(len(example['ranks']) < 2 for example in (*examples, *held_out)):
-    raise UserError(f'config.{context.name}.loss: {section.loss} compares responses, but some prompts have one only; '
-                    f'expected {", ".join(SINGLE)}, or data without')
-  places = section.responses_per_row
-  once = lambda rows: batches.rankings_once(rows, section.batch_size, places, section.max_length)
-  reference_model = reference = None
-  live = lambda batch: batch
-  if section.reference:
-    reference_model, read_reference = common.open_model(context, section.reference)
-    reference = read_reference()
-    sums = jax.jit(lambda params, batch: response_logprobs(reference_model, params, batch)[0])
-    if section.reference_logprobs == 'live':
-      live = lambda batch: batch.replace(reference_logprobs=sums(reference, batch))
-    else:
-      said, of = f'{context.name}: the reference reads', checkpoint.fingerprint(reference)
-      for name, rows in (('train', examples), ('validation', held_out)):
-        add_reference(rows, context.directory / f'reference-{name}.npz', of, lambda rows: [
-            (batch, responses.to_host(sums(reference, layout.place(batch)))) for batch in tqdm.tqdm(
-                once(rows), desc=said, unit='batch', leave=False, disable=None)])
-  loss = build_loss(model, section)
-  step, measured = steps.build(loss, optimizer, layout, section.microbatches), jax.jit(loss)
-  anchor = None
-  if section.loss in SINGLE:
-    estimate = jax.jit(build_anchor(model, reference_model))
-    anchor = lambda params, batch: estimate(params, reference, batch)
-  prompts = [example['tokens'][0, :example['begins'][0]] for example in held_out[:max(section.shown_responses, 1)]]
-  show = common.build_samples(context, model, prompts)
+class ResponseLogprobs(NamedTuple):
+  """What a model says of ranked responses.
 
-  def evaluate(state):
-    found = [jax.device_get(measured(state.params, batch, None, anchor and anchor(state.params, batch)))
-             for batch in (live(layout.place(batch)) for batch in once(held_out))]
-    mean = lambda of: sum(of(one)[0] for one in found) / max(sum(of(one)[1] for one in found), 1e-9)
-    values = {name: mean(lambda one, name=name: one.means[name]) for name in found[0].means}
-    return {'loss': mean(lambda one: (one.total, one.weight)), **values}, show(state)
+  Attributes:
+    sums: [B, K] float32, log π(y|x) in nats; 0 where a place is empty.
+    lengths: [B, K] float32, |y| with the end token; 1 where a place is empty.
+  """
 
-  def whole_step(state, batch):
-    batch = live(layout.place(batch))
-    return step(state, batch, *([anchor(state.params, batch)] if anchor else []))
-
-  return loop.Training(
-      name=context.name, init=init, evaluate=evaluate, step=whole_step,
-      batches=batches.rankings(examples, section.batch_size, places, section.max_length, context.config.seed))
+  sums: Array
+  lengths: Array
 
 
-def check(section, where: str) -> None:
-  """Raises UserError for a loss that is none, or settings it cannot have."""
-  if section.loss not in LOSSES:
-    raise UserError(f'{where}.loss: expected one of {", ".join(LOSSES)}, got {section.loss!r}')
-  if not section.beta > 0 or not 0 <= section.label_smoothing < 0.5:
-    raise UserError(f'{where}: expected beta above 0 and smoothing in [0, 0.5), got {section.beta} and '
-                    f'{section.label_smoothing}')
-  if not section.reference and section.loss not in preference.WITHOUT_REFERENCE:
-    raise UserError(f'{where}.reference: {section.loss} needs one; without: {", ".join(preference.WITHOUT_REFERENCE)}')
+# The pure functions of a step.
 
 
-def response_logprobs(model, params, batch: Rankings):
-  """(log π(y|x) summed over the response, |y|): two of [B, K] float32; 0 and 1 where a place is empty."""
+def train_step(
+    state: TrainState,
+    batch: Rankings,
+    anchor: Array | None = None,
+    *,
+    definitions: Definitions,
+    options: Options,
+) -> tuple[TrainState, dict[str, Array]]:
+  """Makes one update of the policy from rankings.
+
+  Pure and un-jitted; `compile_step` in runtime/step.py compiles it over a mesh.
+
+  Args:
+    state: the policy, the optimizer's state, the step and the root key.
+    batch: B rows of K places, with `reference_logprobs` for losses that need a reference; B is a
+      multiple of `options.microbatches`.
+    anchor: [] float32, KTO's z (`estimate_anchor`); None for the other losses.
+    definitions: of the policy, its optimizer and the layout.
+    options: the section, with the loss and its settings.
+
+  Returns:
+    The next state, and metrics ([] float32 each): loss, accuracy and margin over untied pairs,
+    logprob/best, logprob/worst, tokens, and the norms of gradient, update and parameters.
+  """
+
+  def batch_loss(params: Params, batch: Rankings, key: Array) -> steps.Loss:
+    del key  # nothing is drawn: dropout is left out
+    return loss(params, batch, anchor, definitions.model, options)
+
+  return steps.gradient_step(
+      batch_loss,
+      definitions.optimizer,
+      state,
+      batch,
+      microbatches=options.microbatches,
+  )
+
+
+def loss(
+    params: Params,
+    batch: Rankings,
+    anchor: Array | None,
+    model: Model,
+    options: Any,
+) -> steps.Loss:
+  """Computes the loss that the section names.
+
+  Args:
+    params: the policy's parameters.
+    batch: B rows of K places.
+    anchor: [] float32, KTO's z; None for the other losses.
+    model: the policy's definition.
+    options: a stage's options with loss, settings and reference.
+
+  Returns:
+    The sum over prompts (KTO: over responses) and their number, with statistics over untied pairs.
+  """
+  entry = preference.PREFERENCE_LOSSES[options.loss]
+  logprobs, lengths = response_logprobs(model, params, batch)
+  responses = preference.Response(logprobs, batch.reference_logprobs, lengths)
+  total, weight = entry.compute(responses, batch, options.settings, anchor)
+
+  pairs = ranking.better_pairs(batch.ranks, batch.group)
+  best, worst = ranking.best_and_worst(batch.ranks, batch.group)
+  margins = responses.ratio[:, :, None] - responses.ratio[:, None, :]
+  pair_count = masked.total(1.0, pairs)
+  implicit_reward = responses.ratio if options.reference else responses.mean
+  correct, _ = ranking.accuracy(implicit_reward, batch.ranks, batch.group)
+  return steps.Loss(
+      total=total,
+      weight=weight,
+      means={
+          'accuracy': (correct, pair_count),
+          'margin': (options.settings.beta * masked.total(margins, pairs), pair_count),
+          'logprob/best': (masked.total(logprobs, best), masked.total(1.0, best)),
+          'logprob/worst': (masked.total(logprobs, worst), masked.total(1.0, worst)),
+      },
+      counts={'tokens': jnp.sum(batch.segment_ids > 0, dtype=jnp.float32)},
+  )
+
+
+def response_logprobs(model: Model, params: Params, batch: Rankings) -> ResponseLogprobs:
+  """Computes log π(y|x), summed over each response."""
   shape = batch.group.shape
-  flat = lambda x: x.reshape(-1, x.shape[-1])
-  tokens, segment_ids = flat(batch.tokens), flat(batch.segment_ids)
-  hidden, _ = model.apply(params, tokens, flat(batch.positions), segment_ids)
+  tokens = _as_rows(batch.tokens)
+  segment_ids = _as_rows(batch.segment_ids)
+  hidden, _ = model.apply(params, tokens, _as_rows(batch.positions), segment_ids)
+  # The state at a token predicts the next one.
   logprobs, _ = heads.token_logprobs(model, params, hidden[:, :-1], tokens[:, 1:])
-  mask = (jnp.arange(1, tokens.shape[1]) >= batch.begins.reshape(-1, 1)) & (segment_ids[:, 1:] > 0)
+  places = jnp.arange(1, tokens.shape[1])
+  is_response = places >= batch.begins.reshape(-1, 1)
+  mask = is_response & (segment_ids[:, 1:] > 0)
   sums = jnp.sum(jnp.where(mask, logprobs, 0.0), axis=1)
-  return sums.reshape(shape), jnp.maximum(jnp.sum(mask, axis=1, dtype=jnp.float32), 1.0).reshape(shape)
-
-
-def build_loss(model, section):
-  """loss(params, Rankings, key, anchor) → Loss, over prompts; for kto, which alone needs an anchor, over responses."""
-  def loss(params, batch: Rankings, key, anchor=None) -> steps.Loss:
-    del key
-    logprobs, lengths = response_logprobs(model, params, batch)
-    every = preference.Response(logprobs, batch.reference_logprobs, lengths)
-    total, weight = LOSSES[section.loss](every, batch, anchor, section)
-    pairs, (best, worst) = ranking.better_pairs(batch.ranks, batch.group), ranking.best_and_worst(batch.ranks, batch.group)
-    margins = every.ratio[:, :, None] - every.ratio[:, None, :]
-    count = masked.total(1.0, pairs)
-    implicit = every.ratio if section.reference else every.mean
-    right, _ = ranking.accuracy(implicit, batch.ranks, batch.group)
-    return steps.Loss(
-        total, weight,
-        {'accuracy': (right, count),
-         'margin': (section.beta * masked.total(margins, pairs), count),
-         'logprob/best': (masked.total(logprobs, best), masked.total(1.0, best)),
-         'logprob/worst': (masked.total(logprobs, worst), masked.total(1.0, worst))},
-        {'tokens': jnp.sum(batch.segment_ids > 0, dtype=jnp.float32)})
-  return loss
+  lengths = jnp.maximum(jnp.sum(mask, axis=1, dtype=jnp.float32), 1.0)
+  return ResponseLogprobs(sums.reshape(shape), lengths.reshape(shape))
 
 
 def mismatched(batch: Rankings) -> Rankings:
-  """Each prompt with the response in the same place of the next row, which is of another prompt (no prompt is split over
-  rows), cut at T; of a batch of one row, in the next place."""
+  """Gives each prompt a response to another prompt, for KTO's anchor.
+
+  It is the response in the same place of the next row, whose prompts are others (no prompt is
+  split over rows), cut at T; of a batch of one row, the response in the next place.
+  """
   B, K, T = batch.tokens.shape
-  far = K if B > 1 else 1
-  flat = lambda x: x.reshape(B * K, -1)
-  begins, lengths = flat(batch.begins), flat(batch.segment_ids).sum(1, keepdims=True)
-  others, their_begins, their_lengths = (jnp.roll(x, -far, axis=0) for x in (flat(batch.tokens), begins, lengths))
+  shift = K if B > 1 else 1
+  tokens = _as_rows(batch.tokens)
+  begins = batch.begins.reshape(B * K, 1)
+  lengths = _as_rows(batch.segment_ids).sum(1, keepdims=True)
+  present = batch.group.reshape(B * K, 1) > 0
+  other_tokens = jnp.roll(tokens, -shift, axis=0)
+  other_begins = jnp.roll(begins, -shift, axis=0)
+  other_lengths = jnp.roll(lengths, -shift, axis=0)
+  other_present = jnp.roll(present, -shift, axis=0)
+
   places = jnp.arange(T)[None]
-  source = jnp.clip(places - begins + their_begins, 0, T - 1)
-  tokens = jnp.where(places < begins, flat(batch.tokens), jnp.take_along_axis(others, source, axis=1))
-  inside = places < jnp.minimum(begins + their_lengths - their_begins, T)
-  there = flat(batch.group) > 0
-  inside &= there & jnp.roll(there, -far, axis=0)
-  shape = lambda x: x.reshape(B, K, T)
-  return batch.replace(tokens=shape(jnp.where(inside, tokens, 0)), segment_ids=shape(inside.astype(jnp.int32)),
-                       positions=shape(jnp.where(inside, places, 0)))
+  # Behind the own prompt stands the other response: take it from where it begins there.
+  source = jnp.clip(places - begins + other_begins, 0, T - 1)
+  joined = jnp.where(places < begins, tokens, jnp.take_along_axis(other_tokens, source, axis=1))
+  end = jnp.minimum(begins + other_lengths - other_begins, T)
+  inside = (places < end) & present & other_present
+  return batch.replace(
+      tokens=jnp.where(inside, joined, 0).reshape(B, K, T),
+      segment_ids=inside.astype(jnp.int32).reshape(B, K, T),
+      positions=jnp.where(inside, places, 0).reshape(B, K, T),
+  )
 
 
-def build_anchor(model, reference_model):
-  """anchor(params, reference params, Rankings) → [] float32, KTO's z."""
-  def anchor(params, reference, batch):
-    other = mismatched(batch)
-    ratios = response_logprobs(model, params, other)[0] - response_logprobs(reference_model, reference, other)[0]
-    return preference.kto_anchor(ratios, other.segment_ids.any(-1))
-  return anchor
+def estimate_anchor(
+    params: Params,
+    reference_params: Params,
+    batch: Rankings,
+    model: Model,
+    reference_model: Model,
+) -> Array:
+  """Estimates KTO's z, [] float32, from prompts with responses to other prompts."""
+  other = mismatched(batch)
+  policy = response_logprobs(model, params, other)
+  reference = response_logprobs(reference_model, reference_params, other)
+  return preference.kto_anchor(policy.sums - reference.sums, other.segment_ids.any(-1))
 
 
-def add_reference(examples, path, of: str, compute) -> None:
-  """Adds `reference_logprobs` [k] float32 to every example, from `path` or computed and left there.
+def _as_rows(x: Array) -> Array:
+  """Reshapes [B, K, T] to [B * K, T]."""
+  return x.reshape(-1, x.shape[-1])
+
+
+# The reference.
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+  """The reference of a stage, read.
+
+  Attributes:
+    model: its definition.
+    params: its parameters.
+    logprobs: (params, Rankings) → [B, K] float32, compiled.
+  """
+
+  model: Model
+  params: Params
+  logprobs: Callable[[Params, Rankings], Array]
+
+
+def open_reference(context: Context, options: Options) -> Reference | None:
+  """Opens the reference; None for a stage without one."""
+  if not options.reference:
+    return None
+  opened = ModelStore(context, options.lora).open(options.reference)
+  return Reference(opened.model, opened.read(), build_logprobs(opened.model))
+
+
+def build_logprobs(model: Model) -> Any:
+  """Builds the compiled log π(y|x) of ranked responses: (params, Rankings) → [B, K] float32."""
+
+  @jax.jit
+  def logprobs(params: Params, batch: Rankings) -> Array:
+    return response_logprobs(model, params, batch).sums
+
+  return logprobs
+
+
+def store_reference_logprobs(
+    context: Context,
+    options: Options,
+    reference: Reference,
+    name: str,
+    examples: Sequence[dict[str, Any]],
+) -> None:
+  """Computes what the reference says of all examples, or reads it from the stage's folder.
 
   Args:
-    of: the fingerprint of the reference's parameters.
-    compute: examples → [(Rankings, log-probabilities [B, K])].
+    context: the surroundings of the stage.
+    options: the section.
+    reference: the reference.
+    name: of the split, for the file's name.
+    examples: encoded rankings, which get `reference_logprobs`.
+  """
+
+  def compute(examples: Sequence[dict]) -> Iterator[tuple[Rankings, np.ndarray]]:
+    progress = tqdm.tqdm(
+        _iterate_once(examples, options),
+        desc=f'{context.name}: the reference reads',
+        unit='batch',
+        leave=False,
+        disable=None,  # without a terminal
+    )
+    for batch in progress:
+      logprobs = reference.logprobs(reference.params, context.layout.place(batch))
+      yield batch, hosts.to_host(logprobs)
+
+  path = context.directory / f'reference-{name}.npz'
+  add_reference(examples, path, checkpoint.fingerprint(reference.params), compute)
+
+
+def add_reference(
+    examples: Sequence[dict[str, Any]],
+    path: Path,
+    reference_fingerprint: str,
+    compute: Callable[[Sequence[dict]], Iterable[tuple[Rankings, np.ndarray]]],
+) -> None:
+  """Adds `reference_logprobs` [k] float32 to every example, read from a file or computed.
+
+  Args:
+    examples: encoded rankings.
+    path: where they are kept.
+    reference_fingerprint: of the reference's parameters.
+    compute: examples → batches with their log-probabilities [B, K].
 
   Raises:
     UserError: the file is of another reference, or of other tokens: another data set or tokenizer.
   """
+  tokens_fingerprint = _fingerprint_tokens(examples)
+  if path.is_file():
+    values = _read_reference(path, reference_fingerprint, tokens_fingerprint)
+  else:
+    parts = [logprobs[batch.group > 0] for batch, logprobs in compute(examples)]
+    values = np.concatenate(parts)
+    if hosts.is_first_process():
+      _write_reference(path, values, reference_fingerprint, tokens_fingerprint)
   counts = [len(example['ranks']) for example in examples]
-  seen = hashlib.sha256()
+  ends = np.cumsum(counts)[:-1]
+  for example, own in zip(examples, np.split(values.astype(np.float32), ends), strict=True):
+    example['reference_logprobs'] = own
+
+
+def _fingerprint_tokens(examples: Sequence[Mapping[str, np.ndarray]]) -> str:
+  """Returns a fingerprint of what the reference reads."""
+  digest = hashlib.sha256()
   for example in examples:
     for name in ('tokens', 'begins', 'lengths'):
-      seen.update(example[name].tobytes())
-  if path.is_file():
-    with np.load(path, allow_pickle=False) as kept:
-      values, kept_of, kept_tokens = kept['logprobs'], str(kept['reference']), str(kept['tokens'])
-    if kept_of != of:
-      raise UserError(f'{path}: computed with another reference; delete it to compute it anew')
-    if kept_tokens != seen.hexdigest():
-      raise UserError(f'{path}: computed for other data or with another tokenizer; delete it to compute it anew')
-  else:
-    values = np.concatenate([found[batch.group > 0] for batch, found in compute(examples)])
-    if jax.process_index() == 0:
-      part = path.with_suffix('.part.npz')
-      np.savez(part, logprobs=values, reference=of, tokens=seen.hexdigest())
-      part.replace(path)
-  for example, own in zip(examples, np.split(values.astype(np.float32), np.cumsum(counts)[:-1])):
-    example['reference_logprobs'] = own
+      digest.update(example[name].tobytes())
+  return digest.hexdigest()
+
+
+def _read_reference(path: Path, reference: str, tokens: str) -> np.ndarray:
+  """Reads stored log-probabilities; raises UserError if they are of something else."""
+  with np.load(path, allow_pickle=False) as stored:
+    values = stored['logprobs']
+    same_reference = str(stored['reference']) == reference
+    same_tokens = str(stored['tokens']) == tokens
+  if not same_reference:
+    raise UserError(f'{path}: computed with another reference; delete it to compute it anew')
+  if not same_tokens:
+    raise UserError(
+        f'{path}: computed for other data or with another tokenizer; delete it to compute it anew'
+    )
+  return values
+
+
+def _write_reference(path: Path, values: np.ndarray, reference: str, tokens: str) -> None:
+  with files.replacing(path) as temporary, open(temporary, 'wb') as file:
+    np.savez(file, logprobs=values, reference=reference, tokens=tokens)
+
+
+# The stage.
+
+
+def run(context: Context) -> None:
+  """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
+  options = read_options(context)
+  training.train_and_export(context, build(context, options), options.loop)
+
+
+def read_options(context: Context) -> Options:
+  """Makes the options of the section, with the settings of its loss."""
+  entry = preference.PREFERENCE_LOSSES.get(context.section.loss)
+  settings_class = entry.settings if entry is not None else None
+  return context.read_options(Options, settings_class)
+
+
+def build(context: Context, options: Options) -> loop.Training:
+  """Builds the stage: its state, batches, step and evaluation."""
+  check_options(options, context.where)
+  trainable = training.open_trainable(context, options)
+  definitions = trainable.definitions
+  layout = context.layout
+  train_records = sources.load_records(options.data, 'ranking', 'train')
+  examples = _encode(context, train_records, options)
+  held_out = sources.load_records(options.data, 'ranking', 'validation')
+  held_out = sources.spread_evenly(held_out, options.eval_records)
+  held_out_examples = _encode(context, held_out, options)
+  check_examples([*examples, *held_out_examples], options, context.where)
+
+  reference = open_reference(context, options)
+  if reference is not None and options.reference_logprobs == 'stored':
+    store_reference_logprobs(context, options, reference, 'train', examples)
+    store_reference_logprobs(context, options, reference, 'validation', held_out_examples)
+  prepare = functools.partial(_prepare, layout=layout, reference=reference, options=options)
+  anchor = build_anchor(definitions.model, reference, options)
+  step = training.compile_train_step(train_step, definitions, options)
+
+  def full_step(state: TrainState, batch: Rankings) -> tuple[TrainState, dict[str, Array]]:
+    placed = prepare(batch)
+    return step(state, placed, anchor(state.params, placed))
+
+  shown = held_out_examples[: max(options.shown_responses, 1)]
+  prompts = [example['tokens'][0, : example['begins'][0]] for example in shown]
+  show = training.build_show_responses(context, definitions.model, prompts, options)
+  measure = build_measure(definitions.model, options)
+
+  def evaluate(state: TrainState) -> tuple[dict[str, float], list[dict[str, str]]]:
+    losses = []
+    for batch in _iterate_once(held_out_examples, options):
+      placed = prepare(batch)
+      value = measure(state.params, placed, anchor(state.params, placed))
+      losses.append(jax.device_get(value))
+    return average_losses(losses), show(state)
+
+  return loop.Training(
+      name=context.name,
+      init=trainable.init,
+      evaluate=evaluate,
+      step=full_step,
+      batches=batches.rankings(
+          examples,
+          options.batch_size,
+          options.responses_per_row,
+          options.max_length,
+          context.config.seed,
+      ),
+  )
+
+
+def check_options(options: Any, where: str) -> None:
+  """Checks the options of a stage with such a loss.
+
+  Args:
+    options: with loss, settings and reference.
+    where: the section's name, for messages.
+
+  Raises:
+    UserError: a loss that there is not, or settings that it cannot have.
+  """
+  known = preference.PREFERENCE_LOSSES
+  if options.loss not in known:
+    raise UserError(f'{where}.loss: expected one of {", ".join(known)}, got {options.loss!r}')
+  try:
+    options.settings.check()
+  except ValueError as error:
+    raise UserError(f'{where}.{error}') from None
+  if not options.reference and known[options.loss].needs_reference:
+    without = [name for name, entry in known.items() if not entry.needs_reference]
+    raise UserError(
+        f'{where}.reference: {options.loss} needs one; without: {", ".join(without)}'
+    )
+  places = getattr(options, 'reference_logprobs', 'stored')
+  if places not in ('stored', 'live'):
+    raise UserError(f'{where}.reference_logprobs: expected stored or live, got {places!r}')
+
+
+def check_examples(
+    examples: Sequence[Mapping[str, np.ndarray]], options: Options, where: str
+) -> None:
+  """Checks that the loss can learn from these rankings; raises UserError if not."""
+  known = preference.PREFERENCE_LOSSES
+  entry = known[options.loss]
+  soft = any((example['confidence'] != 1).any() for example in examples)
+  if soft and not entry.accepts_soft_labels:
+    able = [name for name, other in known.items() if other.accepts_soft_labels]
+    raise UserError(
+        f'{where}.loss: {options.loss} cannot learn from labels with a confidence below 1; '
+        f'expected one of {", ".join(able)}, or data without'
+    )
+  single = any(len(example['ranks']) < 2 for example in examples)
+  if single and not entry.single_responses:
+    able = [name for name, other in known.items() if other.single_responses]
+    raise UserError(
+        f'{where}.loss: {options.loss} compares responses, but some prompts have one only; '
+        f'expected {", ".join(able)}, or data without'
+    )
+
+
+def build_anchor(
+    model: Model, reference: Reference | None, options: Options
+) -> Callable[[Params, Rankings], Array | None]:
+  """Builds KTO's anchor: (params, placed batch) → [] float32; None for the other losses."""
+  if not preference.PREFERENCE_LOSSES[options.loss].needs_anchor or reference is None:
+    return _no_anchor
+  estimate = jax.jit(
+      functools.partial(estimate_anchor, model=model, reference_model=reference.model)
+  )
+
+  def anchor(params: Params, batch: Rankings) -> Array:
+    return estimate(params, reference.params, batch)
+
+  return anchor
+
+
+def _no_anchor(params: Params, batch: Rankings) -> None:
+  del params, batch
+  return None
+
+
+def build_measure(model: Model, options: Options) -> Callable[..., steps.Loss]:
+  """Builds the compiled loss of held-out rankings: (params, Rankings, anchor) → Loss."""
+  return jax.jit(functools.partial(loss, model=model, options=options))
+
+
+def average_losses(losses: Sequence[steps.Loss]) -> dict[str, float]:
+  """Averages the losses of several batches, each statistic over what it is a sum over."""
+  totals = [(value.total, value.weight) for value in losses]
+  values = {'loss': _average(totals)}
+  for name in losses[0].means:
+    values[name] = _average([value.means[name] for value in losses])
+  return values
+
+
+def _average(pairs: Sequence[tuple[Any, Any]]) -> Any:
+  """Divides a sum of sums by the sum of their weights."""
+  total = sum(value for value, _ in pairs)
+  weight = sum(weight for _, weight in pairs)
+  return total / max(weight, 1e-9)
+
+
+def _prepare(
+    batch: Rankings, layout: Layout, reference: Reference | None, options: Options
+) -> Rankings:
+  """Places a batch on the mesh, and lets the reference read it where it is asked at every step."""
+  placed = layout.place(batch)
+  if reference is None or options.reference_logprobs == 'stored':
+    return placed
+  return placed.replace(reference_logprobs=reference.logprobs(reference.params, placed))
+
+
+def _encode(context: Context, records: Sequence[Any], options: Options) -> list[dict]:
+  return encode.rankings(records, context.tokenizer, options.max_length, options.overlong)
+
+
+def _iterate_once(examples: Sequence[Mapping], options: Options) -> Iterable[Rankings]:
+  return batches.rankings_once(
+      examples, options.batch_size, options.responses_per_row, options.max_length
+  )
+
+
+# The plan.
+
+
+def plan(context: Context) -> StagePlan:
+  """Plans the stage for hardware that is not here."""
+  options = read_options(context)
+  check_options(options, context.where)
+  layout = context.layout
+  trainable = training.open_trainable(context, options)
+  definitions = trainable.definitions
+  state = trainable.init()
+  batch = abstract_rankings(
+      layout, options.batch_size, options.responses_per_row, options.max_length
+  )
+  rows = options.batch_size * options.responses_per_row
+  residents = resident(state)
+  programs = []
+  anchor = None
+  if options.reference:
+    opened = ModelStore(context, options.lora).open(options.reference)
+    reference_params = opened.read()
+    residents['reference'] = reference_params
+    logprobs = build_logprobs(opened.model)
+    reading = work.forward(
+        opened.model.config, layout, rows, options.max_length, options.max_length
+    )
+    programs.append(
+        Program('reference', lambda: logprobs.lower(reference_params, batch), reading)
+    )
+    if preference.PREFERENCE_LOSSES[options.loss].needs_anchor:
+      anchor = abstract_scalar(layout)
+  step = training.compile_train_step(train_step, definitions, options)
+  update = work.training(
+      definitions.model.config,
+      layout,
+      rows,
+      options.max_length,
+      options.max_length,
+      options.microbatches,
+      state.trained,
+  )
+  programs.append(Program('step', lambda: step.lower(state, batch, anchor), update))
+  return StagePlan(residents, programs, [])
+
+
+LOSS_SETTINGS = {name: entry.settings for name, entry in preference.PREFERENCE_LOSSES.items()}
+TINY: dict[str, Any] = {
+    'loop': TINY_LOOP,
+    'batch_size': 8,
+    'max_length': 128,
+    'eval_records': 8,
+}
+STAGE = StageKind(
+    options=Options,
+    run=run,
+    plan=plan,
+    tiny=TINY,
+    choices={'loss': LOSS_SETTINGS},
+)

@@ -1,60 +1,109 @@
 """Pre-training: next-token prediction on documents (step 1 of the four).
 
-  minimise −mean_t log p(x_t | x_<t)   over every token of every document but its first.
+  minimise −mean_t log p(x_t | x_<t)   over every token of every document but its first
 
-Documents are packed into rows of `length` without seeing each other; longer ones are cut into windows.
+Documents are packed into rows of `max_length` tokens without seeing each other; longer ones are
+cut into windows. Left out: dropout.
 """
 
+import dataclasses
 import math
+from typing import Any
 
 from rlhf_jax.data import batches, encode, sources
+from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.evaluation import baselines
-from rlhf_jax.generation import sampler
-from rlhf_jax.models import lora
+from rlhf_jax.generation.sampler import SamplingOptions
+from rlhf_jax.models.lora import LoraOptions
+from rlhf_jax.planning.programs import StagePlan
 from rlhf_jax.runtime import loop
-from rlhf_jax.runtime import step as steps
-from rlhf_jax.stages.shared import common, supervised
+from rlhf_jax.runtime.loop import LoopOptions
+from rlhf_jax.runtime.optimizers import OptimizerOptions
+from rlhf_jax.stages.shared import supervised, training
+from rlhf_jax.stages.shared.context import Context
+from rlhf_jax.stages.shared.kind import TINY_LOOP, StageKind
+from rlhf_jax.stages.shared.supervised import loss, train_step
+from rlhf_jax.types import TrainState
 
-DEFAULTS = dict(
-    init='random',  # 'random', an earlier stage, a stage's folder or a Hugging Face directory
-    lora=dict(lora.DEFAULTS),  # adapters beside frozen matrices, in place of training all parameters
-    batch_size=64,  # rows in a batch, over all devices
-    max_length=96,  # tokens in a row
-    microbatches=1,  # parts of a batch, one after the other, to save memory
-    eval_records=200,  # held-out documents
-    shown_responses=4,  # texts written at each evaluation
-    data=dict(sources.DEFAULTS),
-    sampling=dict(sampler.DEFAULTS),
-    optimizer=dict(steps.OPTIMIZER, learning_rate=1e-3, weight_decay=0.1, b2=0.95, warmup_steps=20),
-    loop=dict(loop.DEFAULTS),
-)
+__all__ = ['STAGE', 'Options', 'build', 'loss', 'plan', 'run', 'train_step']
+
+PROMPT_TOKENS = 8  # of a held-out document, which the model continues at each evaluation
 
 
-def run(context: common.Context) -> None:
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """The section of a pre-training stage."""
+
+  init: str = 'random'  # random, an earlier stage, a stage's folder, a Hugging Face directory
+  lora: LoraOptions = LoraOptions()  # adapters beside frozen matrices instead of all parameters
+  batch_size: int = 64  # rows of a batch, over all devices
+  max_length: int = 96  # tokens of a row
+  microbatches: int = 1  # parts of a batch, one after the other, to save memory
+  eval_records: int = 200  # held-out documents
+  shown_responses: int = 4  # texts written at each evaluation
+  data: DataOptions = DataOptions()
+  sampling: SamplingOptions = SamplingOptions()
+  optimizer: OptimizerOptions = OptimizerOptions(
+      learning_rate=1e-3,
+      weight_decay=0.1,
+      b2=0.95,
+      warmup_steps=20,
+  )
+  loop: LoopOptions = LoopOptions()
+
+
+def run(context: Context) -> None:
   """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
-  state = loop.run(build(context), context.section.loop, context.directory, {'stage': context.name})
-  common.export(context, state.params)
+  options = context.read_options(Options)
+  training.train_and_export(context, build(context, options), options.loop)
 
 
-def build(context: common.Context) -> loop.Training:
-  """The stage, ready to run."""
-  section, layout, tokenizer = context.section, context.layout, context.tokenizer
-  model, optimizer, init = common.open_trainable(context)
-  held_out = sources.spread_evenly(sources.load_records(section.data, 'document', 'validation'), section.eval_records)
-  train = sources.load_records(section.data, 'document', 'train')
-  examples = encode.documents(train, tokenizer, section.max_length)
-  held_out_examples = encode.documents(held_out, tokenizer, section.max_length)
-  characters = sum(len(record.text) for record in held_out)
-  compared = baselines.nats_per_character(train, held_out)
-  measure = supervised.build_evaluation(model, layout, held_out_examples, section.batch_size, section.max_length)
-  show = common.build_samples(context, model, [example['tokens'][:8] for example in held_out_examples])
+def build(context: Context, options: Options) -> loop.Training:
+  """Builds the stage: its state, batches, step and evaluation."""
+  tokenizer = context.tokenizer
+  trainable = training.open_trainable(context, options)
+  definitions = trainable.definitions
+  held_out = sources.load_records(options.data, 'document', 'validation')
+  held_out = sources.spread_evenly(held_out, options.eval_records)
+  documents = sources.load_records(options.data, 'document', 'train')
+  examples = encode.documents(documents, tokenizer, options.max_length)
+  held_out_examples = encode.documents(held_out, tokenizer, options.max_length)
+  characters = sum(len(document.text) for document in held_out)
+  compared = baselines.nats_per_character(documents, held_out)
+  measure_loss = supervised.build_evaluation(
+      definitions.model,
+      context.layout,
+      held_out_examples,
+      options.batch_size,
+      options.max_length,
+  )
+  beginnings = [example['tokens'][:PROMPT_TOKENS] for example in held_out_examples]
+  show = training.build_show_responses(context, definitions.model, beginnings, options)
 
-  def evaluate(state):
-    loss, count = measure(state.params)
-    values = {'loss': loss, 'perplexity': math.exp(min(loss, 50)), 'nats_per_character': loss * count / characters}
+  def evaluate(state: TrainState) -> tuple[dict[str, float], list[dict[str, str]]]:
+    nats_per_token, tokens = measure_loss(state.params)
+    values = {
+        'loss': nats_per_token,
+        'perplexity': math.exp(min(nats_per_token, 50)),  # finite for an untrained model
+        'nats_per_character': nats_per_token * tokens / characters,
+    }
     return values | compared, show(state)
 
   return loop.Training(
-      name=context.name, init=init, evaluate=evaluate,
-      batches=batches.sequences(examples, section.batch_size, section.max_length, context.config.seed),
-      step=steps.build(supervised.build_loss(model), optimizer, layout, section.microbatches))
+      name=context.name,
+      init=trainable.init,
+      evaluate=evaluate,
+      batches=batches.sequences(
+          examples, options.batch_size, options.max_length, context.config.seed
+      ),
+      step=training.compile_train_step(train_step, definitions, options),
+  )
+
+
+def plan(context: Context) -> StagePlan:
+  """Plans the stage for hardware that is not here."""
+  return supervised.plan(context, context.read_options(Options))
+
+
+TINY: dict[str, Any] = {'loop': TINY_LOOP, 'batch_size': 8, 'eval_records': 8}
+STAGE = StageKind(options=Options, run=run, plan=plan, tiny=TINY)

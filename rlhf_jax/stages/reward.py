@@ -2,152 +2,414 @@
 
   minimise −E_prompt[ 1/C(K,2) Σ_{w above l} log σ(r(x, y_w) − r(x, y_l)) ]
 
-The score is a linear head on the state of a response's last token, its end of turn. All responses to a prompt are one
-element of the batch. Other losses: plackett_luce, plain_pairs. After the last step a bias is subtracted, so that human
-demonstrations score 0 on average. Departures from the paper: the mean is over the untied pairs; a ranking's `confidence`
-below 1, an AI's label, is a soft target.
+The score is a linear head on the hidden state of a response's last token, its end of turn. All
+responses to one prompt are one element of the batch. Other losses: `plackett_luce` and
+`plain_pairs`. After the last step a bias is subtracted, so that human demonstrations score 0 on
+average.
+
+Departures from the paper:
+  1. The mean is over the untied pairs of a prompt.
+  2. A ranking's `confidence` below 1, such as an AI's label has, is a soft target.
+Left out: dropout.
 """
+
+import dataclasses
+from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.data import batches, encode, records, sources
+from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.errors import UserError
-from rlhf_jax.generation.responses import to_host
 from rlhf_jax.generation import sampler
-from rlhf_jax.models import heads, lora
+from rlhf_jax.models import heads
+from rlhf_jax.models.lora import LoraOptions
+from rlhf_jax.models.transformer import Model
 from rlhf_jax.objectives import ranking
-from rlhf_jax.runtime import loop
+from rlhf_jax.planning import work
+from rlhf_jax.planning.programs import Program, StagePlan, abstract_rankings, resident
+from rlhf_jax.runtime import hosts, loop
 from rlhf_jax.runtime import step as steps
-from rlhf_jax.stages.shared import common
-from rlhf_jax.types import Rankings
-
-DEFAULTS = dict(
-    init='sft',
-    lora=dict(lora.DEFAULTS),  # adapters beside frozen matrices, in place of training all parameters
-    loss='pairwise',  # pairwise, plackett_luce, plain_pairs
-    batch_size=16,  # rows in a batch, over all devices
-    responses_per_row=4,  # places in a row; whole rankings share a row, none is split
-    max_length=96,  # tokens of a prompt with one response
-    overlong='drop',  # a ranking with a longer response: drop (counted), truncate_left (the prompt), error
-    microbatches=1,
-    eval_records=400,  # held-out rankings
-    centre=True,  # subtract the mean score of the demonstrations of `demonstrations`
-    centre_records=256,
-    data=dict(sources.DEFAULTS),
-    demonstrations=dict(sources.DEFAULTS),
-    optimizer=dict(steps.OPTIMIZER, learning_rate=1e-4, schedule='linear', final_scale=0.0),
-    loop=dict(loop.DEFAULTS, steps=200),
-)
+from rlhf_jax.runtime.loop import LoopOptions
+from rlhf_jax.runtime.optimizers import OptimizerOptions
+from rlhf_jax.stages.shared import training
+from rlhf_jax.stages.shared.context import Context
+from rlhf_jax.stages.shared.kind import TINY_LOOP, StageKind
+from rlhf_jax.stages.shared.training import Definitions
+from rlhf_jax.types import Params, Prompts, Rankings, Samples, Sequences, TrainState
 
 
-def last_scores(model, params, tokens, positions, segment_ids):
-  """The score at the last real token of each row: [..., T] → [...] float32, wherever the padding is."""
-  shape = tokens.shape[:-1]
-  flat = lambda x: x.reshape(-1, x.shape[-1])
-  segment_ids = flat(segment_ids)
-  hidden, _ = model.apply(params, flat(tokens), flat(positions), segment_ids)
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """The section of a reward model."""
+
+  init: str = 'sft'  # whose trunk it begins with; a new scalar head is added
+  lora: LoraOptions = LoraOptions()  # adapters beside frozen matrices instead of all parameters
+  loss: str = 'pairwise'  # pairwise, plackett_luce, plain_pairs
+  batch_size: int = 16  # rows of a batch, over all devices
+  responses_per_row: int = 4  # places of a row; complete rankings share a row, none is split
+  max_length: int = 96  # tokens of a prompt with one response
+  # What becomes of a ranking with a longer response: drop (they are counted), truncate_left (the
+  # prompt loses its beginning) or error.
+  overlong: str = 'drop'
+  microbatches: int = 1  # parts of a batch, one after the other, to save memory
+  eval_records: int = 400  # held-out rankings
+  centre: bool = True  # subtract the mean score of human demonstrations
+  centre_records: int = 256  # so many of `demonstrations`
+  data: DataOptions = DataOptions()
+  demonstrations: DataOptions = DataOptions()
+  optimizer: OptimizerOptions = OptimizerOptions(
+      learning_rate=1e-4,
+      schedule='linear',
+      final_scale=0.0,
+  )
+  loop: LoopOptions = LoopOptions(steps=200)
+
+
+# The formula and the step.
+
+
+def last_scores(
+    model: Model,
+    params: Params,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+) -> jax.Array:
+  """Computes the score at the last real token of each row, wherever the padding is.
+
+  Args:
+    model: a definition with a scalar head.
+    params: its parameters.
+    tokens: [..., T] int32.
+    positions: [..., T] int32.
+    segment_ids: [..., T] int32, 0 = padding.
+
+  Returns:
+    [...] float32.
+  """
+  leading = tokens.shape[:-1]
+  segment_ids = _as_rows(segment_ids)
+  hidden, _ = model.apply(params, _as_rows(tokens), _as_rows(positions), segment_ids)
   places = jnp.arange(segment_ids.shape[1])
-  last = jnp.max(jnp.where(segment_ids > 0, places, 0), axis=1)
-  return heads.scalar_scores(params, jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]).reshape(shape)
+  last = jnp.max(jnp.where(segment_ids > 0, places, 0), axis=1)  # [N]
+  last_hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]  # [N, D]
+  return heads.scalar_scores(params, last_hidden).reshape(leading)
 
 
-def build_score(model, parts: int = 1):
-  """score(params, Prompts [B, P], Samples [B * K, R]) → [B * K] float32: what the reward model gives each answer."""
+def loss(params: Params, batch: Rankings, model: Model, loss_name: str) -> steps.Loss:
+  """Computes the loss of a batch of rankings.
+
+  Args:
+    params: the reward model's parameters.
+    batch: B rows of K places.
+    model: its definition.
+    loss_name: a name in ranking.REWARD_LOSSES.
+
+  Returns:
+    The sum over prompts (pairs: `plain_pairs`) and their number; the accuracy over untied pairs.
+  """
+  formula = ranking.REWARD_LOSSES[loss_name]
+  scores = last_scores(model, params, batch.tokens, batch.positions, batch.segment_ids)
+  if formula.accepts_soft_labels:
+    total, weight = formula.function(scores, batch.ranks, batch.group, batch.confidence)
+  else:
+    total, weight = formula.function(scores, batch.ranks, batch.group)
+  correct, pairs = ranking.accuracy(scores, batch.ranks, batch.group)
+  present = batch.group > 0
+  return steps.Loss(
+      total=total,
+      weight=weight,
+      means={'accuracy': (correct, pairs)},
+      counts={
+          'pairs': pairs,
+          'score/sum': jnp.sum(jnp.where(present, scores, 0.0)),
+          'tokens': jnp.sum(batch.segment_ids > 0, dtype=jnp.float32),
+      },
+  )
+
+
+def train_step(
+    state: TrainState,
+    batch: Rankings,
+    definitions: Definitions,
+    options: Options,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """Makes one update of the reward model.
+
+  Pure and un-jitted; `compile_step` in runtime/step.py compiles it over a mesh.
+
+  Args:
+    state: the parameters, the optimizer's state, the step and the root key.
+    batch: B rows of K places, each with one response to a prompt; B is a multiple of
+      `options.microbatches`.
+    definitions: of the model, which has a scalar head, its optimizer and the layout.
+    options: the section; `loss` and `microbatches` are read.
+
+  Returns:
+    The next state, and metrics ([] float32 each): loss, accuracy over untied pairs, pairs,
+    score/sum, tokens, and the norms of gradient, update and parameters.
+  """
+
+  def batch_loss(params: Params, batch: Rankings, key: jax.Array) -> steps.Loss:
+    del key  # nothing is drawn: dropout is left out
+    return loss(params, batch, definitions.model, options.loss)
+
+  return steps.gradient_step(
+      batch_loss,
+      definitions.optimizer,
+      state,
+      batch,
+      microbatches=options.microbatches,
+  )
+
+
+def _as_rows(x: jax.Array) -> jax.Array:
+  """Reshapes [..., T] to [N, T]."""
+  return x.reshape(-1, x.shape[-1])
+
+
+# The score of generated responses, which other stages use.
+
+
+def score_sequences(model: Model, params: Params, sequences: Sequences) -> jax.Array:
+  """Scores whole sequences, prompts with their responses: [N, T] → [N] float32."""
+  return last_scores(
+      model, params, sequences.tokens, sequences.positions, sequences.segment_ids
+  )
+
+
+def build_score(model: Model, parts: int = 1) -> Callable[[Params, Prompts, Samples], jax.Array]:
+  """Builds the compiled score of generated responses.
+
+  Args:
+    model: a definition with a scalar head.
+    parts: the responses are read in so many parts, to save memory.
+
+  Returns:
+    score(params, prompts [B, P], samples [B * K, R]) → [B * K] float32.
+  """
+
   @jax.jit
-  def score(params, prompts, samples):
-    one = lambda x: last_scores(model, params, x.tokens, x.positions, x.segment_ids)
-    return steps.map_in_parts(one, sampler.join_sequences(prompts, samples), parts)
+  def score(params: Params, prompts: Prompts, samples: Samples) -> jax.Array:
+    def score_part(sequences: Sequences) -> jax.Array:
+      return score_sequences(model, params, sequences)
+
+    return steps.map_in_parts(score_part, sampler.join_sequences(prompts, samples), parts)
+
   return score
 
 
-def build_loss(model, name):
-  """loss(params, Rankings, key) → Loss, over prompts (or pairs: plain_pairs)."""
-  if name not in ranking.LOSSES:
-    raise UserError(f'reward.loss: expected one of {", ".join(ranking.LOSSES)}, got {name!r}')
-  def loss(params, batch: Rankings, key) -> steps.Loss:
-    del key
-    scores = last_scores(model, params, batch.tokens, batch.positions, batch.segment_ids)
-    soft = () if name == 'plackett_luce' else (batch.confidence,)
-    total, weight = ranking.LOSSES[name](scores, batch.ranks, batch.group, *soft)
-    right, pairs = ranking.accuracy(scores, batch.ranks, batch.group)
-    present = batch.group > 0
-    return steps.Loss(
-        total, weight, {'accuracy': (right, pairs)},
-        {'pairs': pairs, 'score/sum': jnp.sum(jnp.where(present, scores, 0.0)),
-         'tokens': jnp.sum(batch.segment_ids > 0, dtype=jnp.float32)})
-  return loss
+# The stage.
 
 
-def run(context: common.Context) -> None:
+def run(context: Context) -> None:
   """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
-  state = loop.run(build(context), context.section.loop, context.directory, {'stage': context.name})
-  common.export(context, state.params)
+  options = context.read_options(Options)
+  training.train_and_export(context, build(context, options), options.loop)
 
 
-def build(context: common.Context) -> loop.Training:
-  """The stage, ready to run."""
-  section, layout, tokenizer = context.section, context.layout, context.tokenizer
-  model, optimizer, init = common.open_trainable(context, head=True)
-  fit = lambda rows: encode.rankings(rows, tokenizer, section.max_length, section.overlong)
-  read = lambda split: sources.load_records(section.data, 'ranking', split)
-  train, held_out = read('train'), sources.spread_evenly(read('validation'), section.eval_records)
-  if section.loss == 'plackett_luce' and any(row.confidence < 1 for row in train):
-    raise UserError(f'config.{context.name}.loss: plackett_luce cannot learn from soft labels (confidence below 1); '
-                    'pairwise and plain_pairs can')
-  if any(len(row.responses) < 2 for row in (*train, *held_out)):
-    raise UserError(f'config.{context.name}.data: a reward model learns from responses that are compared, but some prompts '
-                    'have one only')
-  held_out_examples = fit(held_out)
-  score = jax.jit(lambda params, batch: last_scores(model, params, batch.tokens, batch.positions, batch.segment_ids))
-  once = lambda examples: batches.rankings_once(
-      examples, section.batch_size, section.responses_per_row, section.max_length)
+def build(context: Context, options: Options) -> loop.Training:
+  """Builds the stage: its state, batches, step and evaluation."""
+  check_options(options, context.where)
+  trainable = training.open_trainable(context, options, head=True)
+  definitions = trainable.definitions
+  train = sources.load_records(options.data, 'ranking', 'train')
+  held_out = sources.load_records(options.data, 'ranking', 'validation')
+  held_out = sources.spread_evenly(held_out, options.eval_records)
+  _check_records(train, held_out, options, context.where)
+  held_out_examples = _encode(context, held_out, options, options.overlong)
+  score = build_batch_score(definitions.model)
 
-  def evaluate(state):
-    return accuracies(
-        ((batch, to_host(score(state.params, layout.place(batch)))) for batch in once(held_out_examples)), held_out), []
+  def score_all(state: TrainState, examples: Sequence[Mapping]) -> Iterator:
+    for batch in _iterate_once(examples, options):
+      yield batch, hosts.to_host(score(state.params, context.layout.place(batch)))
 
-  def centre(state):
-    shown = sources.spread_evenly(sources.load_records(section.demonstrations, 'demonstration', 'train'), section.centre_records)
-    alone = encode.rankings([records.Ranking(id=r.id, source=r.source, license=r.license, domain='', context='',
-                                             messages=r.messages, responses=[r.response], ranks=[1]) for r in shown],
-                            tokenizer, section.max_length, 'drop')
-    found = [to_host(score(state.params, layout.place(batch)))[batch.group > 0] for batch in once(alone)]
-    bias = state.trained['score']['bias'] - np.float32(np.concatenate(found).mean(dtype=np.float64))
-    return state.replace(trained={**state.trained, 'score': {**state.trained['score'], 'bias': bias}})
+  def evaluate(state: TrainState) -> tuple[dict[str, float], list]:
+    return accuracies(score_all(state, held_out_examples), held_out), []
+
+  def centre(state: TrainState) -> TrainState:
+    examples = _encode(context, _demonstrations_as_rankings(options), options, 'drop')
+    scores = [values[batch.group > 0] for batch, values in score_all(state, examples)]
+    mean = np.concatenate(scores).mean(dtype=np.float64)
+    head = state.trained['score']
+    head = {**head, 'bias': head['bias'] - np.float32(mean)}
+    return state.replace(trained={**state.trained, 'score': head})
 
   return loop.Training(
-      name=context.name, init=init, evaluate=evaluate, finish=centre if section.centre else None,
-      batches=batches.rankings(fit(train), section.batch_size, section.responses_per_row, section.max_length,
-                               context.config.seed),
-      step=steps.build(build_loss(model, section.loss), optimizer, layout, section.microbatches))
+      name=context.name,
+      init=trainable.init,
+      evaluate=evaluate,
+      finish=centre if options.centre else None,
+      batches=batches.rankings(
+          _encode(context, train, options, options.overlong),
+          options.batch_size,
+          options.responses_per_row,
+          options.max_length,
+          context.config.seed,
+      ),
+      step=training.compile_train_step(train_step, definitions, options),
+  )
 
 
-def accuracies(scored, held_out) -> dict[str, float]:
-  """How often the score agrees with people, over all untied pairs and by source, beside the longer response's; and
-  log_loss, the mean of −log σ(r_w − r_l), nats.
+def build_batch_score(model: Model) -> Callable[[Params, Rankings], jax.Array]:
+  """Builds the compiled score of a batch of rankings: (params, Rankings) → [B, K] float32."""
+
+  @jax.jit
+  def score(params: Params, batch: Rankings) -> jax.Array:
+    return last_scores(model, params, batch.tokens, batch.positions, batch.segment_ids)
+
+  return score
+
+
+def check_options(options: Options, where: str) -> None:
+  """Checks the options; raises UserError for a loss that there is not."""
+  if options.loss not in ranking.REWARD_LOSSES:
+    known = ', '.join(ranking.REWARD_LOSSES)
+    raise UserError(f'{where}.loss: expected one of {known}, got {options.loss!r}')
+
+
+def _check_records(
+    train: Sequence[records.Ranking],
+    held_out: Sequence[records.Ranking],
+    options: Options,
+    where: str,
+) -> None:
+  """Checks that the loss can learn from these rankings."""
+  soft = any(row.confidence < 1 for row in train)
+  if soft and not ranking.REWARD_LOSSES[options.loss].accepts_soft_labels:
+    raise UserError(
+        f'{where}.loss: {options.loss} cannot learn from soft labels (confidence below 1); '
+        'pairwise and plain_pairs can'
+    )
+  if any(len(row.responses) < 2 for row in [*train, *held_out]):
+    raise UserError(
+        f'{where}.data: a reward model learns from responses that are compared, but some prompts '
+        'have one only'
+    )
+
+
+def _encode(
+    context: Context, rows: Sequence[records.Ranking], options: Options, overlong: str
+) -> list[dict]:
+  return encode.rankings(rows, context.tokenizer, options.max_length, overlong)
+
+
+def _iterate_once(examples: Sequence[Mapping], options: Options) -> Iterable[Rankings]:
+  return batches.rankings_once(
+      examples, options.batch_size, options.responses_per_row, options.max_length
+  )
+
+
+def _demonstrations_as_rankings(options: Options) -> list[records.Ranking]:
+  """Reads human demonstrations as rankings of one response each."""
+  demonstrations = sources.load_records(options.demonstrations, 'demonstration', 'train')
+  rankings = []
+  for row in sources.spread_evenly(demonstrations, options.centre_records):
+    ranking_of_one = records.Ranking(
+        id=row.id,
+        source=row.source,
+        license=row.license,
+        domain='',
+        context='',
+        messages=row.messages,
+        responses=[row.response],
+        ranks=[1],
+    )
+    rankings.append(ranking_of_one)
+  return rankings
+
+
+# Evaluation.
+
+
+def accuracies(
+    scored_batches: Iterable[tuple[Rankings, np.ndarray]],
+    held_out: Sequence[records.Ranking],
+) -> dict[str, float]:
+  """Measures how often the score agrees with people on pairs that they did not tie.
 
   Args:
-    scored: (Rankings, scores [B, K]) for each batch.
-    held_out: the records the batches' `index` points at.
+    scored_batches: batches with their scores [B, K] float32.
+    held_out: the records that the batches' `index` points at.
+
+  Returns:
+    accuracy, beside length_accuracy: that of preferring the longer response; log_loss, the mean
+    of −log σ(r_w − r_l) in nats; pairs. Of several sources, the first two and pairs for each.
   """
-  by_source = {}
-  for batch, scores in scored:
-    for b in range(len(scores)):
-      for i in range(scores.shape[1]):
-        for j in range(scores.shape[1]):
-          if batch.group[b, i] and batch.group[b, i] == batch.group[b, j] and batch.ranks[b, i] < batch.ranks[b, j]:
-            source = held_out[batch.index[b, i]].source
-            lengths = [int((batch.segment_ids[b, k] > 0).sum()) for k in (i, j)]
-            win = lambda x, y: 0.5 + 0.5 * np.sign(x - y)
-            by_source.setdefault(source, []).append((
-                win(scores[b, i], scores[b, j]), win(*lengths), np.logaddexp(0, scores[b, j] - scores[b, i])))
+  by_source: dict[str, list[tuple[float, float, float]]] = {}
+  for batch, scores in scored_batches:
+    for row, better, worse in _untied_pairs(batch):
+      source = held_out[batch.index[row, better]].source
+      measured = _measure_pair(batch, scores, row, better, worse)
+      by_source.setdefault(source, []).append(measured)
   everything = np.array([pair for pairs in by_source.values() for pair in pairs])
-  values = {'accuracy': everything[:, 0].mean(), 'length_accuracy': everything[:, 1].mean(),
-            'log_loss': everything[:, 2].mean(), 'pairs': len(everything)}
+  values = {
+      'accuracy': everything[:, 0].mean(),
+      'length_accuracy': everything[:, 1].mean(),
+      'log_loss': everything[:, 2].mean(),
+      'pairs': len(everything),
+  }
   if len(by_source) > 1:
     for source, pairs in sorted(by_source.items()):
-      right, longer, _ = np.mean(pairs, axis=0)
-      values |= {f'accuracy/{source}': right, f'length_accuracy/{source}': longer, f'pairs/{source}': len(pairs)}
+      correct, longer, _ = np.mean(pairs, axis=0)
+      values[f'accuracy/{source}'] = correct
+      values[f'length_accuracy/{source}'] = longer
+      values[f'pairs/{source}'] = len(pairs)
   return {name: float(value) for name, value in values.items()}
+
+
+def _untied_pairs(batch: Rankings) -> Iterator[tuple[int, int, int]]:
+  """Yields (row, better place, worse place) of all pairs of one prompt that are not tied."""
+  rows, places = batch.group.shape
+  for row in range(rows):
+    for better in range(places):
+      for worse in range(places):
+        same_prompt = batch.group[row, better] and (
+            batch.group[row, better] == batch.group[row, worse]
+        )
+        if same_prompt and batch.ranks[row, better] < batch.ranks[row, worse]:
+          yield row, better, worse
+
+
+def _measure_pair(
+    batch: Rankings, scores: np.ndarray, row: int, better: int, worse: int
+) -> tuple[float, float, float]:
+  """Measures a pair: whether the score is right, whether the longer response is, the log-loss."""
+  margin = scores[row, better] - scores[row, worse]
+  lengths = (batch.segment_ids[row] > 0).sum(axis=-1).astype(np.int64)
+  longer = 0.5 + 0.5 * np.sign(lengths[better] - lengths[worse])
+  return 0.5 + 0.5 * np.sign(margin), longer, np.logaddexp(0, -margin)
+
+
+# The plan.
+
+
+def plan(context: Context) -> StagePlan:
+  """Plans the stage for hardware that is not here."""
+  options = context.read_options(Options)
+  check_options(options, context.where)
+  trainable = training.open_trainable(context, options, head=True)
+  definitions = trainable.definitions
+  state = trainable.init()
+  batch = abstract_rankings(
+      context.layout, options.batch_size, options.responses_per_row, options.max_length
+  )
+  step = training.compile_train_step(train_step, definitions, options)
+  estimate = work.training(
+      definitions.model.config,
+      context.layout,
+      options.batch_size * options.responses_per_row,
+      options.max_length,
+      0,  # a scalar head: no vocabulary
+      options.microbatches,
+      state.trained,
+  )
+  program = Program('step', lambda: step.lower(state, batch), estimate)
+  return StagePlan(resident(state), [program], [])
+
+
+TINY: dict[str, Any] = {'loop': TINY_LOOP, 'batch_size': 8, 'max_length': 128}
+STAGE = StageKind(options=Options, run=run, plan=plan, tiny=TINY)

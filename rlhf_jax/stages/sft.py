@@ -1,56 +1,105 @@
-"""Supervised fine-tuning on human demonstrations (step 2 of the four; Ouyang et al. 2022, section 3.5).
+"""Supervised fine-tuning on human demonstrations (step 2 of the four).
 
-  minimise −mean_t log p(y_t | x, y_<t)   over the tokens of the demonstrated response y and its end of turn.
+  minimise −mean_t log p(y_t | x, y_<t)   over the tokens of the demonstrated response y
+
+The response's end of turn is a target too, so that the model learns to stop. Source: Ouyang et
+al. 2022, section 3.5. Left out: dropout.
 """
 
+import dataclasses
 import math
+from typing import Any, Sequence
 
 from rlhf_jax.data import batches, encode, sources
-from rlhf_jax.generation import sampler
-from rlhf_jax.models import lora
+from rlhf_jax.data.records import Demonstration
+from rlhf_jax.data.sources import DataOptions
+from rlhf_jax.generation.sampler import SamplingOptions
+from rlhf_jax.models.lora import LoraOptions
+from rlhf_jax.planning.programs import StagePlan
 from rlhf_jax.runtime import loop
-from rlhf_jax.runtime import step as steps
-from rlhf_jax.stages.shared import common, supervised
+from rlhf_jax.runtime.loop import LoopOptions
+from rlhf_jax.runtime.optimizers import OptimizerOptions
+from rlhf_jax.stages.shared import supervised, training
+from rlhf_jax.stages.shared.context import Context
+from rlhf_jax.stages.shared.kind import TINY_LOOP, StageKind
+from rlhf_jax.stages.shared.supervised import loss, train_step
+from rlhf_jax.types import TrainState
 
-DEFAULTS = dict(
-    init='pretrain',
-    lora=dict(lora.DEFAULTS),  # adapters beside frozen matrices, in place of training all parameters
-    batch_size=32,  # rows in a batch, over all devices
-    max_length=96,  # tokens in a row
-    pack=True,  # several demonstrations in a row
-    overlong='drop',  # a demonstration longer than a row: drop (counted), truncate_left (the prompt), error
-    microbatches=1,
-    eval_records=200,  # held-out demonstrations
-    shown_responses=4,  # answers written at each evaluation
-    data=dict(sources.DEFAULTS),
-    sampling=dict(sampler.DEFAULTS),
-    optimizer=dict(steps.OPTIMIZER, learning_rate=3e-4, warmup_steps=10),
-    loop=dict(loop.DEFAULTS, steps=300),
-)
+__all__ = ['STAGE', 'Options', 'build', 'loss', 'plan', 'run', 'train_step']
 
 
-def run(context: common.Context) -> None:
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """The section of a stage of supervised fine-tuning."""
+
+  init: str = 'pretrain'  # random, an earlier stage, a stage's folder, a Hugging Face directory
+  lora: LoraOptions = LoraOptions()  # adapters beside frozen matrices instead of all parameters
+  batch_size: int = 32  # rows of a batch, over all devices
+  max_length: int = 96  # tokens of a row
+  pack: bool = True  # several demonstrations in a row
+  # What becomes of a demonstration longer than a row: drop (they are counted), truncate_left (the
+  # prompt loses its beginning) or error.
+  overlong: str = 'drop'
+  microbatches: int = 1  # parts of a batch, one after the other, to save memory
+  eval_records: int = 200  # held-out demonstrations
+  shown_responses: int = 4  # responses written at each evaluation
+  data: DataOptions = DataOptions()
+  sampling: SamplingOptions = SamplingOptions()
+  optimizer: OptimizerOptions = OptimizerOptions(learning_rate=3e-4, warmup_steps=10)
+  loop: LoopOptions = LoopOptions(steps=300)
+
+
+def run(context: Context) -> None:
   """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
-  state = loop.run(build(context), context.section.loop, context.directory, {'stage': context.name})
-  common.export(context, state.params)
+  options = context.read_options(Options)
+  training.train_and_export(context, build(context, options), options.loop)
 
 
-def build(context: common.Context) -> loop.Training:
-  """The stage, ready to run."""
-  section, layout, tokenizer = context.section, context.layout, context.tokenizer
-  model, optimizer, init = common.open_trainable(context)
-  read = lambda split: sources.load_records(section.data, 'demonstration', split)
-  fit = lambda records: encode.demonstrations(records, tokenizer, section.max_length, section.overlong)
-  held_out = sources.spread_evenly(read('validation'), section.eval_records)
-  measure = supervised.build_evaluation(model, layout, fit(held_out), section.batch_size, section.max_length)
-  show = common.build_samples(context, model, [tokenizer.prompt(record.messages) for record in held_out])
+def build(context: Context, options: Options) -> loop.Training:
+  """Builds the stage: its state, batches, step and evaluation."""
+  tokenizer = context.tokenizer
+  trainable = training.open_trainable(context, options)
+  definitions = trainable.definitions
 
-  def evaluate(state):
-    loss, _ = measure(state.params)
-    return {'loss': loss, 'perplexity': math.exp(min(loss, 50))}, show(state)
+  def encode_all(records: Sequence[Demonstration]) -> list[dict]:
+    return encode.demonstrations(records, tokenizer, options.max_length, options.overlong)
+
+  held_out = sources.load_records(options.data, 'demonstration', 'validation')
+  held_out = sources.spread_evenly(held_out, options.eval_records)
+  measure_loss = supervised.build_evaluation(
+      definitions.model,
+      context.layout,
+      encode_all(held_out),
+      options.batch_size,
+      options.max_length,
+  )
+  prompts = [tokenizer.prompt(record.messages) for record in held_out]
+  show = training.build_show_responses(context, definitions.model, prompts, options)
+
+  def evaluate(state: TrainState) -> tuple[dict[str, float], list[dict[str, str]]]:
+    nats_per_token, _ = measure_loss(state.params)
+    perplexity = math.exp(min(nats_per_token, 50))  # finite for an untrained model
+    return {'loss': nats_per_token, 'perplexity': perplexity}, show(state)
 
   return loop.Training(
-      name=context.name, init=init, evaluate=evaluate,
-      batches=batches.sequences(fit(read('train')), section.batch_size, section.max_length, context.config.seed,
-                                pack=section.pack),
-      step=steps.build(supervised.build_loss(model), optimizer, layout, section.microbatches))
+      name=context.name,
+      init=trainable.init,
+      evaluate=evaluate,
+      batches=batches.sequences(
+          encode_all(sources.load_records(options.data, 'demonstration', 'train')),
+          options.batch_size,
+          options.max_length,
+          context.config.seed,
+          pack=options.pack,
+      ),
+      step=training.compile_train_step(train_step, definitions, options),
+  )
+
+
+def plan(context: Context) -> StagePlan:
+  """Plans the stage for hardware that is not here."""
+  return supervised.plan(context, context.read_options(Options))
+
+
+TINY: dict[str, Any] = {'loop': TINY_LOOP, 'batch_size': 8, 'eval_records': 8}
+STAGE = StageKind(options=Options, run=run, plan=plan, tiny=TINY)

@@ -1,177 +1,381 @@
-"""An AI's labels in place of people's: RLAIF (Lee et al. 2023, arXiv:2309.00267, §2.1; Bai et al. 2022b, arXiv:2212.08073,
-§4.1).
+"""An AI's labels in place of people's: RLAIF.
 
-Pairs of a prompt's answers are compared by a principle drawn anew for each, in both orders, and the two probabilities
-averaged: that is the label, a ranking of two with its `confidence`. First the judge is measured on comparisons that people
-made; one that is not fit labels nothing.
+Pairs of a prompt's responses are compared by a principle drawn anew for each, in both orders, and
+the two probabilities are averaged: that is the label, a ranking of two with its `confidence`.
+First the judge is measured on comparisons that people made; one that is not fit labels nothing.
+Sources: Lee et al. 2023, arXiv:2309.00267, §2.1; Bai et al. 2022b, arXiv:2212.08073, §4.1.
 """
 
 import dataclasses
 import itertools
 import json
-from pathlib import Path
+from typing import Any, Callable, Iterator, Sequence
 
 import jax
 import numpy as np
 
 from rlhf_jax.data import records, sources
+from rlhf_jax.data.records import Prompt, Ranking
+from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import constitution, endpoint, judging, language_judge, quality
-from rlhf_jax.stages.shared import common
-
-DEFAULTS = dict(  # of the section `ai` of a feedback stage
-    judges=('pretrain',),  # stages, models as in `init`, or addresses of OpenAI-compatible servers; several: a panel
-    weights=(),  # of several judges, in their order; 1 each unless said
-    constitution=(),  # files, or shipped ones by name, whose instructions for a comparison are drawn from
-    instruction='',  # for all comparisons, where no constitution says one
-    pairs=3,  # comparisons for each prompt, of answers drawn at random
-    labels='soft',  # soft (probabilities), hard (verdicts)
-    judge=dict(language_judge.DEFAULTS),
-    endpoint=dict(endpoint.DEFAULTS),
-    gate=dict(quality.DEFAULTS, data=dict(sources.DEFAULTS)),  # data: rankings by people
+from rlhf_jax.feedback import (
+    constitution,
+    endpoint,
+    function_judge,
+    judges,
+    judging,
+    language_judge,
+    quality,
 )
+from rlhf_jax.feedback.constitution import Constitution
+from rlhf_jax.feedback.endpoint import EndpointOptions
+from rlhf_jax.feedback.judging import Comparison, Judgements
+from rlhf_jax.feedback.language_judge import JudgeOptions
+from rlhf_jax.feedback.quality import GateOptions
+from rlhf_jax.runtime import hosts
+from rlhf_jax.stages.shared import training
+from rlhf_jax.stages.shared.context import Context
+from rlhf_jax.stages.shared.model_store import ModelStore
+
+# A judge of single comparisons, and one that compares in both orders: what it said as shown, too.
+Judge = Callable[[Sequence[Comparison]], Judgements]
+BothOrdersJudge = Callable[[Sequence[Comparison]], tuple[Judgements, np.ndarray]]
+
+QUALITY_JSON = 'quality.json'  # in the stage's folder: how the judge was measured
 
 
-def open_judge(context: common.Context):
-  """The judge of a stage's section `ai`: judge(comparisons) → (Judgements, as_shown), as judging.both_orders.
+@dataclasses.dataclass(frozen=True)
+class AIGateOptions(GateOptions):
+  """What a judge must show on comparisons by people before it labels anything."""
+
+  data: DataOptions = DataOptions()  # rankings by people
+
+
+@dataclasses.dataclass(frozen=True)
+class AILabelOptions:
+  """The section `ai` of a feedback stage."""
+
+  # Stages, models as in `init`, functions 'module:function', or addresses of OpenAI-compatible
+  # servers; several make a panel.
+  judges: tuple[str, ...] = ('pretrain',)
+  weights: tuple[float, ...] = ()  # of several judges, in their order; all 1 if empty
+  constitution: tuple[str, ...] = ()  # files, or shipped ones by name, to draw instructions from
+  instruction: str = ''  # of all comparisons, where there is no constitution
+  pairs: int = 3  # comparisons for each prompt, of responses drawn at random
+  labels: str = 'soft'  # soft (probabilities), hard (verdicts)
+  judge: JudgeOptions = JudgeOptions()  # how a language model judges
+  endpoint: EndpointOptions = EndpointOptions()  # how a server is asked
+  gate: AIGateOptions = AIGateOptions()
+
+
+def open_judge(context: Context, store: ModelStore, options: AILabelOptions) -> BothOrdersJudge:
+  """Opens the judge of a stage's section `ai`, and measures it.
+
+  Args:
+    context: the surroundings of the stage.
+    store: its models.
+    options: the section `ai`.
+
+  Returns:
+    judge(comparisons) → (Judgements, probabilities as shown), as judging.both_orders.
 
   Raises:
-    UserError: it is not fit by the section's gate, unless overridden; quality.json in the stage's folder says more.
+    UserError: the judge is not fit by the section's gate, unless that is overridden; quality.json
+      in the stage's folder says more.
   """
-  settings = context.section.ai
-  if settings.labels not in ('soft', 'hard') or settings.pairs < 1:
-    raise UserError(f'config.{context.name}.ai: expected labels soft or hard and pairs from 1, got {settings.labels!r} '
-                    f'and {settings.pairs}')
-  said = constitution.load_constitution(settings.constitution)
-  judges = {name: _open(context, name, said) for name in settings.judges}
-  if not judges:
-    raise UserError(f'config.{context.name}.ai.judges: expected at least one')
-  judge = judging.both_orders(judging.panel(judges, settings.weights))
-  if settings.gate.records:
-    _gate(context, judge)
+  where = f'{context.where}.ai'
+  if options.labels not in ('soft', 'hard') or options.pairs < 1:
+    raise UserError(
+        f'{where}: expected labels soft or hard and pairs from 1, got {options.labels!r} and '
+        f'{options.pairs}'
+    )
+  if not options.judges:
+    raise UserError(f'{where}.judges: expected at least one')
+  principles = constitution.load_constitution(options.constitution)
+  opened = {name: _open_one(context, store, options, name, principles) for name in options.judges}
+  judge = judging.both_orders(judging.panel(opened, options.weights))
+  if options.gate.records:
+    _pass_gate(context, options, judge)
   return judge
 
 
-def label(context: common.Context, judge, split: str, prompts, texts, rng) -> list[dict]:
-  """Rankings of two answers, as dicts with `judge`, `principle`, `as_shown` and `rationale` beside a Ranking's fields.
+def label(
+    context: Context,
+    options: AILabelOptions,
+    judge: BothOrdersJudge,
+    split: str,
+    prompts: Sequence[Prompt],
+    texts: Sequence[Sequence[str]],
+    rng: np.random.Generator,
+) -> list[dict[str, Any]]:
+  """Labels pairs of responses.
 
   Args:
-    judge: of open_judge.
+    context: the surroundings of the stage.
+    options: the section `ai`.
+    judge: what open_judge gave.
+    split: 'train' or 'validation'.
     prompts: N prompts.
-    texts: N lists of answers.
+    texts: N lists of responses.
+    rng: which pairs are compared, in which order and by which principle.
+
+  Returns:
+    Rankings of two responses, as dicts with `judge`, `principle`, `as_shown` and `rationale`
+    beside a Ranking's fields.
+
+  Raises:
+    UserError: no comparison got a label.
   """
-  settings = context.section.ai
-  principles = _principles(settings, rng)
-  asked = []
-  for prompt, given in zip(prompts, texts):
-    pairs = list(itertools.combinations(sorted(set(given)), 2))
-    for place in rng.permutation(len(pairs))[:settings.pairs]:
-      first, second = pairs[place] if rng.random() < 0.5 else pairs[place][::-1]
-      asked.append((prompt, judging.Comparison(records.conversation(prompt), first, second, next(principles))))
+  asked = _draw_comparisons(options, prompts, texts, rng)
   judged, as_shown = judge([comparison for _, comparison in asked])
   if not asked or np.isnan(judged.probabilities).all():
-    raise UserError(f'{context.name}: no label for any of {len(asked)} {split} comparisons: each was too long for '
-                    'ai.judge.max_length, or the judge gave no verdict')
-  lengths = np.array([[len(one.first), len(one.second)] for _, one in asked])
-  known = ~np.isnan(judged.probabilities)
-  longer = (lengths[:, 0] > lengths[:, 1]) == (judged.probabilities > 0.5)
-  _report(context, split, {
-      **quality.position(as_shown), 'longer': float(longer[known & (lengths[:, 0] != lengths[:, 1])].mean()),
-      'confidence': float(np.maximum(judged.probabilities, 1 - judged.probabilities)[known].mean()),
-      'between': quality.between(judged.each)})
+    raise UserError(
+        f'{context.name}: no label for any of {len(asked)} {split} comparisons: each was too long '
+        'for ai.judge.max_length, or the judge gave no verdict'
+    )
+  _report_labels(context, split, asked, judged, as_shown)
   rows = []
-  for number in np.flatnonzero(known):
-    (prompt, comparison), p = asked[number], float(judged.probabilities[number])
-    sure = max(p, 1 - p) if settings.labels == 'soft' else 1.0
-    ranking = records.Ranking(
-        f'{prompt.id}/{split}/{number}', 'ai', '', '', '', comparison.messages, [comparison.first, comparison.second],
-        [1, 1] if p == 0.5 else [1, 2] if p > 0.5 else [2, 1], sure)
-    rows.append({**dataclasses.asdict(ranking), 'judge': {name: float(x[number]) for name, x in judged.each.items()},
-                 'principle': comparison.principle, 'as_shown': as_shown[number].tolist(),
-                 'rationale': judged.rationales[number]})
+  for number in np.flatnonzero(~np.isnan(judged.probabilities)):
+    prompt, comparison = asked[number]
+    ranking = _label_as_ranking(
+        f'{prompt.id}/{split}/{number}',
+        comparison,
+        float(judged.probabilities[number]),
+        options.labels,
+    )
+    verdicts = {name: float(values[number]) for name, values in judged.each.items()}
+    row = {
+        **dataclasses.asdict(ranking),
+        'judge': verdicts,
+        'principle': comparison.principle,
+        'as_shown': as_shown[number].tolist(),
+        'rationale': judged.rationales[number],
+    }
+    rows.append(row)
   return rows
 
 
-def measure(judge, rankings, count: int, principles, rng) -> dict:
-  """A judge against people: {'position', 'people', 'sources': source → as people, 'between'}.
+def measure(
+    judge: BothOrdersJudge,
+    rankings: Sequence[Ranking],
+    count: int,
+    principles: Iterator[str],
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+  """Measures a judge against people.
 
   Args:
     judge: as judging.both_orders.
-    rankings: Rankings that people made.
-    principles: an endless iterator of texts.
+    rankings: rankings that people made.
+    count: pairs to compare, at most.
+    principles: an endless iterator of instructions.
+    rng: which pairs.
+
+  Returns:
+    {'position', 'people', 'sources': source → as people, 'between'}.
   """
   chosen = quality.pairs(rankings, count, rng)
-  judged, as_shown = judge([judging.Comparison(records.conversation(row), row.responses[i], row.responses[j],
-                                               next(principles)) for row, i, j in chosen])
+  comparisons = []
+  for row, i, j in chosen:
+    comparison = Comparison(
+        records.conversation(row), row.responses[i], row.responses[j], next(principles)
+    )
+    comparisons.append(comparison)
+  judged, as_shown = judge(comparisons)
   people = np.array([row.ranks[i] < row.ranks[j] for row, i, j in chosen])
   lengths = np.array([[len(row.responses[i]), len(row.responses[j])] for row, i, j in chosen])
-  whose = np.array([row.source for row, *_ in chosen])
-  of = lambda some: quality.against_people(judged.probabilities[some], people[some], lengths[some])
-  return {'position': quality.position(as_shown), 'people': of(np.full(len(chosen), True)),
-          'sources': {name: of(whose == name) for name in sorted(set(whose))}, 'between': quality.between(judged.each)}
+  row_sources = np.array([row.source for row, _, _ in chosen])
+
+  def agreement(where: np.ndarray) -> dict[str, Any]:
+    return quality.against_people(judged.probabilities[where], people[where], lengths[where])
+
+  return {
+      'position': quality.position(as_shown),
+      'people': agreement(np.full(len(chosen), True)),
+      'sources': {name: agreement(row_sources == name) for name in sorted(set(row_sources))},
+      'between': quality.between(judged.each),
+  }
 
 
-def _gate(context, judge):
-  settings = context.section.ai
+# Opening and measuring.
+
+
+def _open_one(
+    context: Context,
+    store: ModelStore,
+    options: AILabelOptions,
+    name: str,
+    principles: Constitution,
+) -> Judge:
+  """Opens one judge by its name."""
+  kind = judges.judge_kind(name)
+  if kind == 'endpoint':
+    cache = context.directory / 'responses.jsonl'
+    judge = endpoint.build_endpoint_judge(name, options.endpoint, cache)
+    return judge if jax.process_count() == 1 else _ask_on_first_process(judge)
+  if kind == 'function':
+    return function_judge.build_function_judge(name)
+  reader = store.open_reader(name)
   rng = np.random.default_rng(context.config.seed)
-  rankings = sources.load_records(settings.gate.data, 'ranking', 'validation')
-  measured = measure(judge, rankings, settings.gate.records, _principles(settings, rng), rng)
-  unfit = quality.unfit(measured, settings.gate)
-  _report(context, 'gate', {**measured, 'fit': not unfit, 'why': unfit})
-  if jax.process_index() == 0:
-    print(quality.text({**measured['sources'], 'all': measured['people']}))
-    print(f'{measured["position"]["consistency"]:.1%} of its verdicts stay when the answers change places')
-  if unfit:
-    said = f'the judge {", ".join(settings.judges)} is not fit: {unfit}'
-    if not settings.gate.override:
-      raise UserError(f'{context.name}: {said}; {context.directory / "quality.json"} says more. Give another judge, or '
-                      f'--config.{context.name}.ai.gate.override=True')
-    if jax.process_index() == 0:
-      print(f'{context.name}: {said}; going on, as ai.gate.override asks')
+  return language_judge.build_judge(
+      reader.model,
+      reader.read(),
+      reader.tokenizer,
+      context.layout,
+      options.judge,
+      _judge_examples(options, principles, rng),
+  )
 
 
-def _open(context, name, said):
-  """One judge by name."""
-  settings = context.section.ai
-  if name.startswith(('http://', 'https://')):
-    ask = endpoint.build_endpoint_judge(name, settings.endpoint, context.directory / 'answers.jsonl')
-    return ask if jax.process_count() == 1 else _first_process(ask)
-  model, read, tokenizer = common.open_reader(context, name)
-  judge, rng, examples = settings.judge, np.random.default_rng(context.config.seed), []
-  if judge.thought and said.thought_examples:
-    texts = said.thought_examples[:judge.examples]
-    examples = [text.replace('{}', next(_principles(settings, rng))) for text in texts]
-    return language_judge.build_judge(model, read(), tokenizer, context.layout, judge, examples)
-  for example in said.comparison_examples[:judge.examples]:
+def _judge_examples(
+    options: AILabelOptions, principles: Constitution, rng: np.random.Generator
+) -> list[Any]:
+  """Returns the constitution's examples as a language model is shown them."""
+  count = options.judge.examples
+  if options.judge.thought and principles.thought_examples:
+    instructions = _instructions(options, rng)
+    texts = principles.thought_examples[:count]
+    return [text.replace('{}', next(instructions)) for text in texts]
+  examples = []
+  for example in principles.comparison_examples[:count]:
     better = int(rng.integers(2))
-    answers = [example.better, example.worse] if better == 0 else [example.worse, example.better]
-    examples.append((judging.Comparison([dict(role='user', content=example.human)], *answers,
-                                        next(_principles(settings, rng))), better))
-  return language_judge.build_judge(model, read(), tokenizer, context.layout, judge, examples)
+    pair = [example.better, example.worse]
+    if better == 1:
+      pair.reverse()
+    messages = [{'role': 'user', 'content': example.human}]
+    instruction = next(_instructions(options, rng))
+    examples.append((Comparison(messages, *pair, instruction), better))
+  return examples
 
 
-def _first_process(ask):
-  """A judge that only the first process asks; the others are told its probabilities."""
-  from jax.experimental import multihost_utils
+def _ask_on_first_process(judge: Judge) -> Judge:
+  """Makes a judge that only the first process asks; the others are told its probabilities."""
+  from jax.experimental import multihost_utils  # noqa: PLC0415 - only several processes need it
 
-  def judge(comparisons):
-    N = len(comparisons)
-    given = ask(comparisons) if jax.process_index() == 0 else judging.Judgements(np.zeros(N), [''] * N)
-    return dataclasses.replace(given, probabilities=np.asarray(
-        multihost_utils.broadcast_one_to_all(given.probabilities.astype(np.float32)), float))
-  return judge
+  def ask(comparisons: Sequence[Comparison]) -> Judgements:
+    count = len(comparisons)
+    if hosts.is_first_process():
+      judged = judge(comparisons)
+    else:
+      judged = Judgements(np.zeros(count), [''] * count)
+    local = judged.probabilities.astype(np.float32)
+    probabilities = np.asarray(multihost_utils.broadcast_one_to_all(local), float)
+    return dataclasses.replace(judged, probabilities=probabilities)
+
+  return ask
 
 
-def _principles(settings, rng):
-  """Instructions for comparisons, drawn anew each time."""
-  said = constitution.load_constitution(settings.constitution)
+def _pass_gate(context: Context, options: AILabelOptions, judge: BothOrdersJudge) -> None:
+  """Measures the judge on people's comparisons; raises UserError if it is not fit."""
+  gate = options.gate
+  rng = np.random.default_rng(context.config.seed)
+  rankings = sources.load_records(gate.data, 'ranking', 'validation')
+  measured = measure(judge, rankings, gate.records, _instructions(options, rng), rng)
+  unfit = quality.unfit(measured, gate)
+  _report(context, 'gate', {**measured, 'fit': not unfit, 'why': unfit})
+  if hosts.is_first_process():
+    consistency = measured['position']['consistency']
+    print(quality.text({**measured['sources'], 'all': measured['people']}))
+    print(f'{consistency:.1%} of its verdicts stay when the responses change places')
+  if not unfit:
+    return
+  verdict = f'the judge {", ".join(options.judges)} is not fit: {unfit}'
+  if not gate.override:
+    raise UserError(
+        f'{context.name}: {verdict}; {context.directory / QUALITY_JSON} says more. Give another '
+        f'judge, or --config.{context.name}.ai.gate.override=True'
+    )
+  if hosts.is_first_process():
+    print(f'{context.name}: {verdict}; going on, as ai.gate.override asks')
+
+
+# Labelling.
+
+
+def _draw_comparisons(
+    options: AILabelOptions,
+    prompts: Sequence[Prompt],
+    texts: Sequence[Sequence[str]],
+    rng: np.random.Generator,
+) -> list[tuple[Prompt, Comparison]]:
+  """Draws pairs of different responses to each prompt, in random order."""
+  instructions = _instructions(options, rng)
+  asked = []
+  for prompt, responses in zip(prompts, texts, strict=True):
+    pairs = list(itertools.combinations(sorted(set(responses)), 2))
+    for place in rng.permutation(len(pairs))[: options.pairs]:
+      first, second = pairs[place]
+      if rng.random() >= 0.5:
+        first, second = second, first
+      comparison = Comparison(records.conversation(prompt), first, second, next(instructions))
+      asked.append((prompt, comparison))
+  return asked
+
+
+def _label_as_ranking(
+    row_id: str, comparison: Comparison, probability: float, labels: str
+) -> Ranking:
+  """Makes a ranking of the probability that the first response is better."""
+  if probability == 0.5:
+    ranks = [1, 1]
+  elif probability > 0.5:
+    ranks = [1, 2]
+  else:
+    ranks = [2, 1]
+  confidence = 1.0
+  if labels == 'soft':
+    confidence = max(probability, 1 - probability)
+  return Ranking(
+      id=row_id,
+      source='ai',
+      license='',
+      domain='',
+      context='',
+      messages=comparison.messages,
+      responses=[comparison.first, comparison.second],
+      ranks=ranks,
+      confidence=confidence,
+  )
+
+
+def _report_labels(
+    context: Context,
+    split: str,
+    asked: Sequence[tuple[Prompt, Comparison]],
+    judged: Judgements,
+    as_shown: np.ndarray,
+) -> None:
+  """Reports how the judge decided: position, length, confidence, agreement of a panel."""
+  probabilities = judged.probabilities
+  lengths = np.array([[len(pair.first), len(pair.second)] for _, pair in asked])
+  known = ~np.isnan(probabilities)
+  chose_longer = (lengths[:, 0] > lengths[:, 1]) == (probabilities > 0.5)
+  uneven = known & (lengths[:, 0] != lengths[:, 1])
+  confidence = np.maximum(probabilities, 1 - probabilities)
+  values = {
+      **quality.position(as_shown),
+      'longer': float(chose_longer[uneven].mean()),
+      'confidence': float(confidence[known].mean()),
+      'between': quality.between(judged.each),
+  }
+  _report(context, split, values)
+
+
+def _instructions(options: AILabelOptions, rng: np.random.Generator) -> Iterator[str]:
+  """Yields instructions for comparisons, each drawn anew, without end."""
+  principles = constitution.load_constitution(options.constitution)
   while True:
-    yield said.draw('choose', rng).choose if said.principles else settings.instruction
+    if principles.principles:
+      yield principles.draw('choose', rng).choose
+    else:
+      yield options.instruction
 
 
-def _report(context, name, values):
+def _report(context: Context, name: str, values: dict[str, Any]) -> None:
   """Puts values into the stage's quality.json."""
-  path = context.directory / 'quality.json'
-  old = json.loads(path.read_text()) if path.is_file() else {}
-  Path(context.directory).mkdir(parents=True, exist_ok=True)
-  common.write_text(path, json.dumps({**old, name: values}, indent=2) + '\n')
+  path = context.directory / QUALITY_JSON
+  report = {}
+  if path.is_file():
+    report = json.loads(path.read_text(encoding='utf-8'))
+  report[name] = values
+  training.write_on_first_process(path, json.dumps(report, indent=2) + '\n')

@@ -1,197 +1,406 @@
-"""What the stages that learn from their own answers share: prompts, scores, the forward over answers, evaluation."""
+"""What the stages that learn from their own responses share.
 
-import functools
-from typing import Any, Callable, NamedTuple
+One iteration is: rollout (the policy responds to prompts) → scores → update. The update is the
+stage's `train_step`; this file has what comes before it, the forward over responses, the epochs
+of minibatches, the metrics of a rollout and the evaluation on held-out prompts.
+"""
 
+import dataclasses
+from typing import Any, Callable, Mapping, NamedTuple, Sequence, TypeVar
+
+import flax.struct
 import jax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
+import optax
 
-from rlhf_jax.data import batches, encode, records, sources
-from rlhf_jax.errors import UserError
-from rlhf_jax.generation import responses
-from rlhf_jax.feedback import language_judge
-from rlhf_jax.rewards import functions
-from rlhf_jax.models import heads, lora
-from rlhf_jax.stages import reward
-from rlhf_jax.stages.shared import common
+from rlhf_jax.data import batches, encode, sources
+from rlhf_jax.data.records import Prompt
+from rlhf_jax.data.sources import DataOptions
+from rlhf_jax.feedback.language_judge import ScorerOptions
+from rlhf_jax.generation import responses, sampler
+from rlhf_jax.generation.sampler import SamplingOptions
+from rlhf_jax.models import heads
+from rlhf_jax.models.lora import LoraOptions
+from rlhf_jax.models.transformer import Model
+from rlhf_jax.rewards.functions import RewardFunctionOptions
+from rlhf_jax.runtime import hosts
+from rlhf_jax.runtime import step as steps
+from rlhf_jax.runtime.mesh import Layout
+from rlhf_jax.stages.shared import training
+from rlhf_jax.stages.shared.context import Context
+from rlhf_jax.stages.shared.model_store import ModelStore
+from rlhf_jax.stages.shared.scores import Score
+from rlhf_jax.types import Array, Params, Prompts, Samples, Sequences, TrainState
 
-DEFAULTS = dict(  # of a section, beside what the method needs
-    init='sft',
-    lora=dict(lora.DEFAULTS),  # adapters beside frozen matrices, in place of training all parameters
-    reference='sft',  # the KL penalty is against this one; it stays as it is
-    reward=('reward',),  # each a stage that trained a reward model, its folder, a directory, 'module:function' on texts
-    # (docs/rewards.md), or 'scorer:MODEL', a language model that grades (direct RLAIF)
-    reward_weights=(),  # of several rewards, in their order; 1 each unless said
-    standardise_rewards=False,  # each of several rewards to mean 0 and variance 1 over the batch before they are added
-    reward_functions=dict(functions.DEFAULTS),  # how rewards that are programs are run
-    scorer=dict(language_judge.SCORER),  # how a language model grades
-    batch_size=64,  # prompts of a step, over all devices
-    num_samples=1,  # answers to each prompt
-    max_length=48,  # tokens of a prompt at most
-    overlong='drop',  # a longer prompt: drop (counted), truncate_left, error
-    minibatches=2,  # updates in a pass
-    microbatches=1,  # parts of a minibatch, one after the other, to save memory
-    missing_eos=True,  # an answer without an end token scores missing_eos_score, whatever the reward says
-    missing_eos_score=-1.0,
-    eval_records=64,  # held-out prompts
-    shown_responses=4,  # answers written at each evaluation
-    data=dict(sources.DEFAULTS),
-)
+Carry = TypeVar('Carry')
 
-_SCORER = 'scorer:'
+
+@dataclasses.dataclass(frozen=True)
+class RolloutOptions:
+  """What the section of every such stage has, beside what its method needs."""
+
+  init: str = 'sft'  # the policy that is trained
+  lora: LoraOptions = LoraOptions()  # adapters beside frozen matrices instead of all parameters
+  reference: str = 'sft'  # the KL penalty is against this model; it stays as it is
+  # Where rewards come from, each a stage that trained a reward model, its folder, a directory, a
+  # function 'module:function' of texts (docs/rewards.md), 'scorer:MODEL' (a language model that
+  # grades: direct RLAIF), or the address of a server.
+  reward: tuple[str, ...] = ('reward',)
+  reward_weights: tuple[float, ...] = ()  # of several rewards, in their order; all 1 if empty
+  standardise_rewards: bool = False  # each of several to mean 0, variance 1 over the batch first
+  reward_functions: RewardFunctionOptions = RewardFunctionOptions()  # how functions are run
+  scorer: ScorerOptions = ScorerOptions()  # how a language model grades
+  batch_size: int = 64  # prompts of a step, over all devices
+  num_samples: int = 1  # responses to each prompt, K
+  max_length: int = 48  # tokens of a prompt at most
+  overlong: str = 'drop'  # a longer prompt: drop (they are counted), truncate_left, error
+  minibatches: int = 2  # optimizer updates in one pass over the responses of a step
+  microbatches: int = 1  # parts of a minibatch, one after the other, to save memory
+  missing_eos: bool = True  # a response without an end token scores missing_eos_score
+  missing_eos_score: float = -1.0
+  eval_records: int = 64  # held-out prompts
+  shown_responses: int = 4  # responses written at each evaluation
+  data: DataOptions = DataOptions()
+  sampling: SamplingOptions = SamplingOptions()
+
+  @property
+  def parts(self) -> int:
+    """In how many parts the responses of a step are computed, one after the other."""
+    return self.minibatches * self.microbatches
+
+
+@flax.struct.dataclass
+class ScoredRollout:
+  """What one step learns from: N = B * K responses with their scores.
+
+  Attributes:
+    sequences: prompts and responses, [N, P + R].
+    samples: the responses as they were generated, [N, R].
+    scores: [N] float32, what the reward gave them.
+    pretraining: documents for PPO-ptx, [N, T]; None without.
+  """
+
+  sequences: Sequences
+  samples: Samples
+  scores: Array
+  pretraining: Sequences | None = None
 
 
 class RolloutParts(NamedTuple):
-  """What a step of a stage that learns from its own answers is made of.
+  """What an iteration is made of, before data and parameters are read.
 
   Attributes:
-    model, reference_model: definitions of the policy and of the model that the KL is against.
+    definitions: the stage's; `model`, `reference_model`, `optimizer` and `layout` are in it.
     init: () → the state before the first step.
-    generate: (params, Prompts, key) → Samples.
-    update: the compiled rest of a step, after the scores; its arguments are the method's.
+    generate: (params, Prompts, key) → Samples, compiled.
+    update: the compiled train step.
     read_reference: () → the reference's parameters.
+    store: the opened models, with whose base the reward models share theirs.
   """
-  model: Any
-  init: Callable[[], Any]
-  generate: Callable[..., Any]
-  update: Callable[..., Any]
-  reference_model: Any
-  read_reference: Callable[[], Any]
+
+  definitions: Any
+  init: Callable[[], TrainState]
+  generate: Callable[[Params, Prompts, Array], Samples]
+  update: Callable[..., tuple[TrainState, dict[str, Array]]]
+  read_reference: Callable[[], Params]
+  store: ModelStore
 
 
-def check_batch(context: common.Context) -> None:
-  """Raises UserError where the answers of a step do not divide over minibatches, micro-batches and devices."""
-  section = context.section
-  common.check_batch(context, section.batch_size * section.num_samples, section.minibatches * section.microbatches)
-  common.check_batch(context, parts=1)
+@dataclasses.dataclass(frozen=True)
+class RolloutDefinitions:
+  """The definitions that the train step of a policy with a reference is made of; no values.
 
-
-def read_prompts(context: common.Context):
-  """(records, examples) of the training prompts, and of the held-out ones."""
-  section = context.section
-  train, held_out = (sources.load_records(section.data, 'prompt', split) for split in ('train', 'validation'))
-  return tuple((rows, encode.prompts(rows, context.tokenizer, section.max_length, section.overlong))
-               for rows in (train, sources.spread_evenly(held_out, section.eval_records)))
-
-
-def build_scores(context: common.Context, *records) -> list:
-  """score(Prompts, Samples) → ([B * K] float32 on the mesh, metrics), of the section's reward or weighted rewards: one
-  function for each list of records that Prompts.index may point at.
-
-  Metrics: `reward/failed`, the share of answers on which a program failed; of several rewards the mean of each.
-
-  Raises:
-    UserError: no such reward, or other than one weight for each.
+  Attributes:
+    model: the policy.
+    reference_model: the model that the KL is against.
+    optimizer: the policy's optimizer.
+    layout: how arrays lie on the mesh.
   """
-  section = context.section
-  names = tuple(section.reward)
-  weights = tuple(section.reward_weights) or (1.0,) * len(names)
-  if not names or len(weights) != len(names):
-    raise UserError(f'config.{context.name}.reward_weights: expected {len(names)} numbers, got {len(weights)}')
-  parts = section.minibatches * section.microbatches
-  each = [open_score(context, name, parts, section.reward_functions, section.scorer) for name in names]
 
-  @jax.jit
-  def combined(values):
-    white = lambda x: (x - jnp.mean(x)) * jax.lax.rsqrt(jnp.var(x) + 1e-8) if section.standardise_rewards else x
-    return (sum(weight * white(value) for weight, value in zip(weights, values)),
-            {f'reward/{name}': jnp.mean(value) for name, value in zip(names, values)} if len(names) > 1 else {})
-
-  def score(prompts, samples, rows):
-    values, failed = zip(*(one(prompts, samples, rows) for one in each))
-    total, metrics = combined(values)
-    return total, {**metrics, 'reward/failed': np.float32(sum(failed) / len(total))}
-
-  return [functools.partial(score, rows=rows) for rows in records]
+  model: Model
+  reference_model: Model
+  optimizer: optax.GradientTransformation
+  layout: Layout
 
 
-def open_score(context: common.Context, name: str, parts: int = 1, programs=None, scorer=None):
-  """score(Prompts, Samples, records) → ([B * K] float32 on the mesh, how many failed), of a reward by its name.
+# Before the first step.
+
+
+def check_batch(context: Context, options: RolloutOptions) -> None:
+  """Checks that the responses of a step divide over minibatches, micro-batches and devices."""
+  training.check_batch(context, options.batch_size * options.num_samples, options.parts)
+  training.check_batch(context, options.batch_size, 1)
+
+
+class PromptSet(NamedTuple):
+  """Prompts as records and as tokens.
+
+  Attributes:
+    records: the records that `Prompts.index` points at.
+    examples: those of them that fit, encoded.
+  """
+
+  records: Sequence[Prompt]
+  examples: list[dict]
+
+
+def read_prompts(context: Context, options: RolloutOptions) -> tuple[PromptSet, PromptSet]:
+  """Reads the training prompts and the held-out ones."""
+  train = sources.load_records(options.data, 'prompt', 'train')
+  held_out = sources.load_records(options.data, 'prompt', 'validation')
+  held_out = sources.spread_evenly(held_out, options.eval_records)
+  return _encode_prompts(context, train, options), _encode_prompts(context, held_out, options)
+
+
+def _encode_prompts(
+    context: Context, records: Sequence[Prompt], options: RolloutOptions
+) -> PromptSet:
+  examples = encode.prompts(records, context.tokenizer, options.max_length, options.overlong)
+  return PromptSet(records, examples)
+
+
+def build_generate(
+    context: Context, model: Model, options: RolloutOptions
+) -> Callable[[Params, Prompts, Array], Samples]:
+  """Builds the compiled rollout of a policy."""
+  tokenizer = context.tokenizer
+  return sampler.build_sampler(
+      model,
+      options.sampling,
+      (tokenizer.eos_id,),
+      tokenizer.pad_id,
+      options.num_samples,
+      layout=context.layout,
+  )
+
+
+# Pure parts of a train step.
+
+
+class ResponseForward(NamedTuple):
+  """What a model says of the responses of a rollout.
+
+  Attributes:
+    logprobs: [N, R] float32, at the sampling temperature.
+    entropies: [N, R] float32, of the distributions that they were drawn from.
+    hidden: [N, R, D], the states before each response token.
+  """
+
+  logprobs: Array
+  entropies: Array
+  hidden: Array
+
+
+def forward_responses(
+    model: Model, params: Params, sequences: Sequences, response_length: int, temperature: float
+) -> ResponseForward:
+  """Runs a model over prompts with responses and keeps what concerns the responses.
 
   Args:
-    parts: a reward model reads the answers in so many, to save memory.
-    programs: how a program is run, like functions.DEFAULTS.
-    scorer: how a language model grades, like language_judge.SCORER.
+    model: the definition.
+    params: its parameters.
+    sequences: [N, P + R].
+    response_length: R, the last so many places.
+    temperature: of the sampling; 0 (greedy) counts as 1.
   """
-  tokenizer = context.tokenizer
-  if name.startswith(_SCORER):
-    grader, read, own = common.open_reader(context, name.removeprefix(_SCORER))
-    grade = language_judge.build_scorer(grader, read(), own, context.layout,
-                                        scorer or ml_collections.ConfigDict(language_judge.SCORER))
-    program = lambda conversations, texts, asked: (grade(conversations, texts), 0)
-  elif functions.is_function_name(name):
-    run = functions.build_reward_function(name, programs)
-
-    def program(conversations, texts, asked):  # each process runs it on its share, and all know what it gave
-      here = slice(jax.process_index(), None, jax.process_count())
-      values = np.zeros(len(texts) + 1, np.float32)
-      values[:-1][here], values[-1] = run(conversations[here], texts[here], asked[here])
-      if jax.process_count() > 1:
-        values = multihost_utils.process_allgather(values).sum(axis=0)
-      return values[:-1], int(values[-1])
-  else:
-    model, read = common.open_model(context, name, head=True)
-    params, of = read(), reward.build_score(model, parts)
-    return lambda prompts, samples, rows: (of(params, prompts, samples), 0)
-
-  def score(prompts, samples, rows):
-    index, tokens, mask = responses.to_host((prompts.index, samples.tokens, samples.mask))
-    asked = [rows[max(i, 0)] for i in np.repeat(index, len(tokens) // len(index))]
-    texts = [tokenizer.decode(row[seen].tolist()) for row, seen in zip(tokens, mask)]
-    values, failed = program([records.conversation(row) for row in asked], texts, asked)
-    return context.layout.place(values), failed
-
-  return score
-
-
-def forward(model, params, sequences, R: int, temperature: float):
-  """Logprobs and entropies of the last R tokens of each sequence, at the sampling temperature: two of [N, R] float32,
-  and the hidden states before them, [N, R, D]."""
+  R = response_length
   hidden, _ = model.apply(params, sequences.tokens, sequences.positions, sequences.segment_ids)
-  before = hidden[:, -R - 1:-1]
-  logprobs, entropies = heads.token_logprobs(model, params, before, sequences.tokens[:, -R:], temperature)
-  return logprobs, entropies, before
+  before = hidden[:, -R - 1 : -1]  # the state at a token predicts the next one
+  targets = sequences.tokens[:, -R:]
+  logprobs, entropies = heads.token_logprobs(model, params, before, targets, temperature)
+  return ResponseForward(logprobs, entropies, before)
 
 
-def final_scores(ended, scores, config):
-  """The scores [N], with missing_eos_score in place of those of answers without an end token, if the section says so."""
-  return jnp.where(ended, scores, config.missing_eos_score) if config.missing_eos else scores
+def final_scores(ended: Array, scores: Array, options: RolloutOptions) -> Array:
+  """Replaces the scores of responses without an end token by `missing_eos_score`, if asked to.
+
+  Args:
+    ended: [N] bool.
+    scores: [N] float32.
+    options: missing_eos and missing_eos_score are read.
+
+  Returns:
+    [N] float32.
+  """
+  if not options.missing_eos:
+    return scores
+  return jnp.where(ended, scores, options.missing_eos_score)
 
 
-def shuffled_minibatches(layout, batch, order, count: int):
-  """[N, …] → [count, N / count, …] in a new order, each part on all devices."""
-  cut = jax.tree.map(lambda x: x[order].reshape(count, -1, *x.shape[1:]), batch)
-  return jax.tree.map(lambda x: layout.constrain(x, (None, 'batch') + (None,) * (x.ndim - 2)), cut)
+def shuffled_minibatches(layout: Layout, batch: Any, order: Array, count: int) -> Any:
+  """Cuts a batch into minibatches in a new order.
+
+  Args:
+    layout: each minibatch lies on all devices.
+    batch: a tree of arrays [N, …].
+    order: [N] int32, a permutation.
+    count: how many minibatches.
+
+  Returns:
+    The tree with arrays [count, N / count, …].
+  """
+
+  def cut(x: Array) -> Array:
+    minibatches = x[order].reshape(count, -1, *x.shape[1:])
+    names = (None, 'batch') + (None,) * (minibatches.ndim - 2)
+    return layout.constrain(minibatches, names)
+
+  return jax.tree.map(cut, batch)
 
 
-def build_evaluation(context: common.Context, parts: RolloutParts, reference, score, rows, examples):
-  """evaluate(state) → (score, KL, length and EOS rate on held-out prompts, some answers)."""
-  section = context.section
-  answer = responses.build_responder(parts.model, section.sampling, context.tokenizer, context.layout, 1, parts.reference_model,
-                         lambda *given: score(*given)[0])
+def epochs_of_minibatches(
+    update: Callable[[Carry, Any, Any, Array], tuple[Carry, dict[str, Array]]],
+    carry: Carry,
+    batch: Any,
+    key: Array,
+    *,
+    epochs: int,
+    minibatches: int,
+    layout: Layout,
+    unshuffled: Any = None,
+) -> tuple[Carry, dict[str, Array]]:
+  """Passes over a batch several times, in minibatches that are shuffled anew for each pass.
 
-  def evaluate(state):
-    given = answer(state.params, batches.prompts_once(examples, section.batch_size), context.key(), reference)
-    values = {'reward/score': given.scores.mean(), 'kl': given.kl.mean(), 'response/length': given.lengths.mean(),
-              'response/eos_rate': given.ended.mean()}
-    shown = zip(examples[:section.shown_responses], given.texts, given.scores)
-    return values, [{'prompt': rows[int(example['index'])].messages[-1]['content'], 'response': texts[0],
-                     'score': float(scores[0])} for example, texts, scores in shown]
+  Both loops are `lax.scan`s: nothing is unrolled, whatever their lengths.
+
+  Args:
+    update: (carry, minibatch, its part of `unshuffled`, key) → (carry, metrics).
+    carry: what is updated, such as (trained parameters, optimizer state).
+    batch: a tree of arrays [N, …], N a multiple of `minibatches`.
+    key: one key is used for each pass and each minibatch.
+    epochs: passes over the batch.
+    minibatches: updates in a pass.
+    layout: how minibatches lie on the mesh.
+    unshuffled: another tree of arrays [N, …] that is cut in its own order.
+
+  Returns:
+    The last carry, and metrics [epochs, minibatches].
+  """
+  size = jax.tree.leaves(batch)[0].shape[0]
+
+  def minibatch_step(carry: Carry, inputs: Any) -> tuple[Carry, dict[str, Array]]:
+    (minibatch, extra), key = inputs
+    return update(carry, minibatch, extra, key)
+
+  def epoch_step(carry: Carry, key: Array) -> tuple[Carry, dict[str, Array]]:
+    order = jax.random.permutation(key, size)
+    shuffled = shuffled_minibatches(layout, batch, order, minibatches)
+    extra = jax.tree.map(lambda x: x.reshape(minibatches, -1, *x.shape[1:]), unshuffled)
+    keys = jax.random.split(key, minibatches)
+    return jax.lax.scan(minibatch_step, carry, ((shuffled, extra), keys))
+
+  return jax.lax.scan(epoch_step, carry, jax.random.split(key, epochs))
+
+
+def rollout_metrics(
+    rollout: ScoredRollout, logprobs: Array, entropies: Array, kl: Array
+) -> dict[str, Array]:
+  """Describes a rollout as it was before the update.
+
+  Args:
+    rollout: N responses of at most R tokens.
+    logprobs: [N, R] float32, of the policy before the update.
+    entropies: [N, R] float32.
+    kl: [N, R] float32, log π − log π_ref, 0 outside the mask.
+
+  Returns:
+    Metrics, [] float32 each; docs/metrics.md explains them.
+  """
+  samples = rollout.samples
+  mask = samples.mask
+  count = jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
+  gap = jnp.abs(logprobs - samples.logprobs)
+  return {
+      'reward/score': jnp.mean(rollout.scores),
+      'reward/score_std': jnp.std(rollout.scores),
+      'kl': jnp.mean(jnp.sum(kl, axis=1)),
+      'policy/rollout_entropy': jnp.sum(jnp.where(mask, entropies, 0.0)) / count,
+      # How far the sampler's logprobs are from the training forward's; 0 but for rounding.
+      'policy/sampler_gap': jnp.max(jnp.where(mask, gap, 0.0)),
+      'response/length': jnp.mean(jnp.sum(mask, axis=1, dtype=jnp.float32)),
+      'response/eos_rate': jnp.mean(samples.ended.astype(jnp.float32)),
+      'tokens': jnp.sum(rollout.sequences.segment_ids > 0, dtype=jnp.float32),
+  }
+
+
+def epoch_metrics(metrics: Mapping[str, Array]) -> dict[str, Array]:
+  """Averages the metrics [epochs, minibatches] of all updates of a step.
+
+  `policy/first_ratio`, of the first minibatch, is 1 but for rounding.
+  """
+  means = {name: jnp.mean(x) for name, x in metrics.items()}
+  return means | {'policy/first_ratio': metrics['policy/ratio'][0, 0]}
+
+
+def made_an_update(metrics: Mapping[str, Array]) -> Array:
+  """Whether any minibatch of a step changed the parameters, [] bool.
+
+  A step that was made half counts as made, so that half of one is never kept as none.
+  """
+  return jnp.any(steps.update_is_finite(metrics))
+
+
+# The host's part of an iteration.
+
+
+def sampling_key(state: TrainState) -> Array:
+  """Returns the key with which the responses of this step are drawn.
+
+  The update of step n uses fold_in(key, n); the rollout has a branch of its own.
+  """
+  return jax.random.fold_in(jax.random.fold_in(state.key, 1), state.step)
+
+
+join_sequences = jax.jit(sampler.join_sequences)
+
+
+def build_evaluation(
+    context: Context,
+    options: RolloutOptions,
+    parts: RolloutParts,
+    reference_params: Params,
+    score: Score,
+    prompts: PromptSet,
+) -> Callable[[TrainState], tuple[dict[str, float], list[dict]]]:
+  """Builds the evaluation on held-out prompts.
+
+  Returns:
+    evaluate(state) → (score, KL, length and EOS rate, a few responses).
+  """
+
+  def score_only(prompts: Prompts, samples: Samples) -> Array:
+    return score(prompts, samples)[0]
+
+  respond = responses.build_responder(
+      parts.definitions.model,
+      options.sampling,
+      context.tokenizer,
+      context.layout,
+      1,
+      parts.definitions.reference_model,
+      score_only,
+  )
+
+  def evaluate(state: TrainState) -> tuple[dict[str, float], list[dict]]:
+    host_batches = batches.prompts_once(prompts.examples, options.batch_size)
+    answered = respond(state.params, host_batches, context.key(), reference_params)
+    values = {
+        'reward/score': answered.scores.mean(),
+        'kl': answered.kl.mean(),
+        'response/length': answered.lengths.mean(),
+        'response/eos_rate': answered.ended.mean(),
+    }
+    shown = []
+    for number, example in enumerate(prompts.examples[: options.shown_responses]):
+      record = prompts.records[int(example['index'])]
+      shown.append({
+          'prompt': record.messages[-1]['content'],
+          'response': answered.texts[number][0],
+          'score': float(answered.scores[number][0]),
+      })
+    return values, shown
 
   return evaluate
 
 
-def rollout_metrics(samples, sequences, logprobs, entropies, kl, scores) -> dict:
-  """Metrics of a rollout, before the update; `kl` [N, R] is 0 outside the mask."""
-  mask = samples.mask
-  count = jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
-  return {
-      'reward/score': jnp.mean(scores), 'reward/score_std': jnp.std(scores), 'kl': jnp.mean(jnp.sum(kl, axis=1)),
-      'policy/rollout_entropy': jnp.sum(jnp.where(mask, entropies, 0.0)) / count,
-      'policy/sampler_gap': jnp.max(jnp.where(mask, jnp.abs(logprobs - samples.logprobs), 0.0)),
-      'response/length': jnp.mean(jnp.sum(mask, axis=1, dtype=jnp.float32)),
-      'response/eos_rate': jnp.mean(samples.ended.astype(jnp.float32)),
-      'tokens': jnp.sum(sequences.segment_ids > 0, dtype=jnp.float32)}

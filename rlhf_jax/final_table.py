@@ -1,0 +1,313 @@
+"""The final table: every model of an experiment on the same held-out prompts.
+
+It is written as results.json, report.html and report.png into the workdir, and printed.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+import time
+from typing import Any, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from rlhf_jax.data import batches, encode, sources
+from rlhf_jax.data.records import Prompt
+from rlhf_jax.data.sources import DataOptions
+from rlhf_jax.errors import UserError
+from rlhf_jax.evaluation import oracle_judge, report, table
+from rlhf_jax.feedback.language_judge import ScorerOptions
+from rlhf_jax.generation import responses
+from rlhf_jax.generation.responses import Responses
+from rlhf_jax.generation.sampler import SamplingOptions
+from rlhf_jax.models.lora import LoraOptions
+from rlhf_jax.options import from_section
+from rlhf_jax.rewards.functions import RewardFunctionOptions
+from rlhf_jax.runtime import hosts
+from rlhf_jax.runtime.mesh import Layout
+from rlhf_jax.stages.shared import scores, training
+from rlhf_jax.stages.shared.context import Context
+from rlhf_jax.stages.shared.model_store import ModelStore
+from rlhf_jax.types import Array, Prompts, Samples
+
+ORACLE = 'oracle'
+SHOWN_PROMPTS = 24  # of which the report shows every model's response
+
+# Folded into the root key; no stage's root key is made so.
+_EVALUATION_KEY = 2**31 - 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """The section `evaluation`; without models there is no table."""
+
+  models: dict[str, str] = dataclasses.field(default_factory=dict)  # rows: name → stage
+  baseline: str = 'sft'  # the stage with which all are compared, in win rate and KL
+  versus: tuple[str, ...] = ()  # rows with which all are compared too, in win rate
+  judge: str = ORACLE  # who says which is better: the embedded world's oracle, or a reward
+  # Row → N: its responses are the best of N by `reward`, or by the judge where that is a reward.
+  best_of: dict[str, int] = dataclasses.field(default_factory=dict)
+  reward: str = 'reward'  # chooses the best of N
+  num_samples: int = 1  # responses to each prompt
+  batch_size: int = 64  # prompts at once, over all devices
+  max_length: int = 48  # tokens of a prompt at most
+  data: DataOptions = DataOptions()
+  sampling: SamplingOptions = SamplingOptions()
+  reward_functions: RewardFunctionOptions = RewardFunctionOptions()  # how functions are run
+  scorer: ScorerOptions = ScorerOptions()  # how a language model grades
+
+  @property
+  def parts(self) -> int:
+    """In how many parts a reward model reads the responses."""
+    return 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """What the table was made of.
+
+  Attributes:
+    rows: name → values, see evaluation/table.py.
+    shown_texts: name → the responses that the report shows.
+    shown_prompts: their prompts.
+  """
+
+  rows: dict[str, dict[str, Any]]
+  shown_texts: dict[str, list[str]]
+  shown_prompts: list[str]
+
+
+def shown_rows(config: Any) -> dict[str, str]:
+  """Returns the rows of the table, name → stage, of stages that are run.
+
+  There are none if the baseline is not among them.
+  """
+  models = config.evaluation.models
+  rows = {name: stage for name, stage in models.items() if stage in config.stages}
+  return rows if config.evaluation.baseline in rows.values() else {}
+
+
+def baseline_row(config: Any) -> str | None:
+  """Returns the row that all are compared with: the baseline as it is, not the best of several."""
+  section = config.evaluation
+  for name, stage in section.models.items():
+    if stage == section.baseline and name not in section.best_of:
+      return name
+  return None
+
+
+def check(config: Any, layout: Layout) -> None:
+  """Raises UserError for what would be wrong with the table, before hours of training."""
+  section = config.evaluation
+  if not len(section.models):
+    return
+  for name, stage in section.models.items():
+    is_stage = isinstance(stage, str) and getattr(config.get(stage), 'kind', None) is not None
+    if not is_stage:
+      raise UserError(f'config.evaluation.models.{name}: {stage!r} is no stage of the experiment')
+  for name in section.versus:
+    if name not in section.models:
+      known = ', '.join(section.models)
+      raise UserError(
+          f'config.evaluation.versus: {name!r} is no row of models; there are {known}'
+      )
+  if baseline_row(config) is None:
+    raise UserError(
+        f'config.evaluation.models: expected a row for the baseline {section.baseline!r}'
+    )
+  for name, count in section.best_of.items():
+    if name not in section.models or not isinstance(count, int) or count < 1:
+      raise UserError(
+          f'config.evaluation.best_of.{name}: expected a row of models and a number from 1, got '
+          f'{count!r}'
+      )
+  if section.batch_size < 1 or section.batch_size % layout.batch_shards:
+    raise UserError(
+        f'config.evaluation: a batch of {section.batch_size} rows does not divide over the '
+        f'{layout.batch_shards} device(s) of the mesh axes data, fsdp and expert'
+    )
+
+
+def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -> dict[str, Any]:
+  """Makes the table and the report, or reads the results of an earlier run.
+
+  Args:
+    contexts: the surroundings of every stage, in their order.
+    seconds: how long each stage took.
+
+  Returns:
+    What results.json holds: models, reward, seconds, table, and the last evaluation of each stage.
+  """
+  first = next(iter(contexts.values()))
+  config = first.config
+  path = first.workdir / 'results.json'
+  if path.is_file():
+    results = json.loads(path.read_text(encoding='utf-8'))
+    hosts.say(results['table'])
+    return results
+  started = time.monotonic()
+  results: dict[str, Any] = {'models': {}, 'reward': {}, 'seconds': {}}
+  comparison = Comparison({}, {}, [])
+  if shown_rows(config):
+    hosts.say('— evaluation ' + '—' * 40)
+    comparison = compare(first)
+    results['models'] = comparison.rows
+  curves = {name: report.read_metrics(context.directory) for name, context in contexts.items()}
+  for name, rows in curves.items():
+    values = report.last_evaluation(rows)
+    if values:
+      is_reward = config[name].kind == 'reward'
+      results['reward' if is_reward else name] = values
+  results['seconds'] = {**seconds, 'evaluation': time.monotonic() - started}
+  results['table'] = format_results(results)
+  _write_report(first.workdir, contexts, curves, results, comparison)
+  training.write_on_first_process(path, json.dumps(results, indent=2) + '\n')
+  hosts.say(results['table'])
+  hosts.say(f'\nReport: {first.workdir / "report.html"}')
+  return results
+
+
+def format_results(results: Mapping[str, Any]) -> str:
+  """Formats the table, the reward model's accuracy and the seconds of every stage as text."""
+  lines = []
+  if results['models']:
+    lines.append(table.format_table(results['models']))
+  reward = results['reward']
+  if 'accuracy' in reward:
+    lines.append(
+        f'reward model: {reward["accuracy"]:.1%} of {reward["pairs"]:.0f} held-out pairs '
+        f'(the longer response: {reward["length_accuracy"]:.1%})'
+    )
+  seconds = [f'{name} {value:.0f}' for name, value in results['seconds'].items()]
+  lines.append('seconds: ' + ', '.join(seconds))
+  return '\n'.join(lines)
+
+
+def _write_report(
+    workdir: Path,
+    contexts: Mapping[str, Context],
+    curves: Mapping[str, Any],
+    results: Mapping[str, Any],
+    comparison: Comparison,
+) -> None:
+  """Writes report.png and report.html; only the first process does."""
+  if not hosts.is_first_process():
+    return
+  image = report.picture(curves, results['models'])
+  (workdir / 'report.png').write_bytes(image)
+  transcripts = {
+      name: report.read_transcripts(context.directory) for name, context in contexts.items()
+  }
+  page = report.page(
+      workdir.name,
+      results['table'],
+      image,
+      comparison.shown_texts,
+      comparison.shown_prompts,
+      transcripts,
+  )
+  training.write_on_first_process(workdir / 'report.html', page)
+
+
+def compare(context: Context) -> Comparison:
+  """Lets all models respond to the held-out prompts, and judges the responses.
+
+  Args:
+    context: of the first stage; the models are those of the section `evaluation`.
+  """
+  config = context.config
+  options = from_section(Options, config.evaluation)
+  records = sources.load_records(options.data, 'prompt', 'validation')
+  examples = encode.prompts(records, context.tokenizer, options.max_length)
+  prompts = [records[int(example['index'])] for example in examples]
+  store = ModelStore(context, _adapters(context))
+  score = _open_score(context, store, options, records)
+  baseline = store.open(options.baseline)
+  baseline_params = baseline.read()
+  root = jax.random.fold_in(jax.random.key(config.seed), _EVALUATION_KEY)
+  order = list(config.stages)
+  rows = sorted(shown_rows(config).items(), key=lambda row: order.index(row[1]))
+  answered: dict[str, Responses] = {}
+  judged: dict[str, dict[str, np.ndarray]] = {}
+  for number, (name, stage) in enumerate(rows):
+    policy = store.open(stage)
+    best_of = options.best_of.get(name)
+    respond = responses.build_responder(
+        policy.model,
+        options.sampling,
+        context.tokenizer,
+        context.layout,
+        options.num_samples * (best_of or 1),
+        baseline.model,
+        score if options.judge != ORACLE or best_of else None,
+    )
+    completed = respond(
+        policy.read(),
+        batches.prompts_once(examples, options.batch_size),
+        jax.random.fold_in(root, number),
+        None if best_of else baseline_params,
+    )
+    if best_of:
+      completed = responses.select_best_of(completed, best_of)
+    answered[name] = completed
+    judged[name] = _judge(options, prompts, completed)
+  return _tabulate(config, options, prompts, answered, judged)
+
+
+def _adapters(context: Context) -> LoraOptions | None:
+  """Returns the adapters of the first stage: models on its base share it."""
+  if 'lora' not in context.section:
+    return None
+  return from_section(LoraOptions, context.section.lora)
+
+
+def _open_score(
+    context: Context, store: ModelStore, options: Options, records: Sequence[Prompt]
+) -> Any:
+  """Opens the reward that judges or chooses the best of N; None where none does."""
+  name = options.reward
+  if options.judge != ORACLE:
+    name = options.judge
+  elif not options.best_of:
+    return None
+  score_source = scores.open_score(context, store, name, options)
+
+  def score(prompts: Prompts, samples: Samples) -> Array:
+    return score_source(prompts, samples, records)[0]
+
+  return score
+
+
+def _judge(
+    options: Options, prompts: Sequence[Prompt], completed: Responses
+) -> dict[str, np.ndarray]:
+  """Judges responses: name → [N, S]; `utility` decides who wins."""
+  if options.judge == ORACLE:
+    return oracle_judge.judge_with_oracle(prompts, completed.texts)
+  assert completed.scores is not None
+  return {'utility': completed.scores}
+
+
+def _tabulate(
+    config: Any,
+    options: Options,
+    prompts: Sequence[Prompt],
+    answered: Mapping[str, Responses],
+    judged: Mapping[str, Mapping[str, np.ndarray]],
+) -> Comparison:
+  """Makes the rows of the table, and picks what the report shows."""
+  baseline_name = baseline_row(config)
+  assert baseline_name is not None  # checked before the first stage
+  utility = judged[baseline_name]['utility']
+  others = {name: judged[name]['utility'] for name in options.versus if name in judged}
+  rows = {
+      name: table.make_row(answered[name], judged[name], utility, others) for name in answered
+  }
+  count = min(SHOWN_PROMPTS, len(prompts))
+  shown = np.linspace(0, len(prompts) - 1, count).astype(int)
+  return Comparison(
+      rows=rows,
+      shown_texts={name: [answered[name].texts[i][0] for i in shown] for name in answered},
+      shown_prompts=[prompts[i].messages[-1]['content'] for i in shown],
+  )

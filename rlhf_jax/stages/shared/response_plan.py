@@ -1,0 +1,65 @@
+"""Plans stages that only let models respond to prompts."""
+
+from typing import Sequence
+
+import jax
+
+from rlhf_jax.generation import sampler
+from rlhf_jax.generation.sampler import SamplingOptions
+from rlhf_jax.planning import work
+from rlhf_jax.planning.programs import Program, StagePlan, abstract_key, abstract_prompts
+from rlhf_jax.stages.shared.context import Context
+from rlhf_jax.stages.shared.model_store import ModelStore
+
+
+def plan_responses(
+    context: Context,
+    names: Sequence[str],
+    sampling: SamplingOptions,
+    *,
+    batch_size: int,
+    max_length: int,
+    num_samples: int,
+) -> StagePlan:
+  """Plans the rollouts of several models, one after the other.
+
+  Args:
+    context: the surroundings of the stage, on an abstract layout.
+    names: the models that respond.
+    sampling: how.
+    batch_size: prompts at once.
+    max_length: tokens of a prompt.
+    num_samples: responses to each prompt.
+  """
+  layout = context.layout
+  store = ModelStore(context)
+  prompts = abstract_prompts(layout, batch_size, max_length)
+  key = abstract_key(layout)
+  resident = {}
+  programs = []
+  for name in names:
+    opened = store.open(name)
+    params = opened.read()
+    resident[name] = params
+    generate = sampler.build_sampler(
+        opened.model,
+        sampling,
+        (context.tokenizer.eos_id,),
+        context.tokenizer.pad_id,
+        num_samples,
+        layout=layout,
+    )
+    estimate = work.rollout(
+        opened.model.config,
+        layout,
+        batch_size,
+        max_length,
+        sampling.max_new_tokens,
+        num_samples,
+    )
+
+    def lower(generate=generate, params=params) -> jax.stages.Lowered:
+      return generate.lower(params, prompts, key)
+
+    programs.append(Program(f'responses of {name}', lower, estimate))
+  return StagePlan(resident, programs, ['judges and annotators are left out'])

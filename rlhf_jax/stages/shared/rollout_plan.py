@@ -1,0 +1,160 @@
+"""Plans the stages that learn from their own responses: rollout, scores, update."""
+
+import dataclasses
+from typing import Any, Callable
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.generation import sampler
+from rlhf_jax.planning import work
+from rlhf_jax.planning.programs import (
+    Program,
+    StagePlan,
+    abstract_batch,
+    abstract_key,
+    abstract_prompts,
+    abstract_rows,
+    resident,
+)
+from rlhf_jax.rewards.sources import parse_reward_source
+from rlhf_jax.stages import reward
+from rlhf_jax.stages.shared.context import Context
+from rlhf_jax.stages.shared.rollout import RolloutParts, ScoredRollout
+from rlhf_jax.types import Params, Prompts, Samples
+
+# (scored rollout, reference parameters) → the arguments of the update after the state
+UpdateArguments = Callable[[ScoredRollout, Params], tuple]
+
+
+def _scored_and_reference(scored: ScoredRollout, reference_params: Params) -> tuple:
+  return scored, reference_params
+
+
+def plan_rollout(
+    context: Context,
+    options: Any,
+    parts: RolloutParts,
+    update_arguments: UpdateArguments = _scored_and_reference,
+    *,
+    passes: int = 1,
+    has_value_trunk: bool = False,
+) -> StagePlan:
+  """Plans one iteration.
+
+  Args:
+    context: the surroundings of the stage, on an abstract layout.
+    options: the stage's, see RolloutOptions.
+    parts: what the iteration is made of.
+    update_arguments: what the update takes beside the state.
+    passes: over the responses of a step.
+    has_value_trunk: a value model with a trunk of its own is trained too.
+  """
+  layout = context.layout
+  state = parts.init()
+  reference_params = parts.read_reference()
+  residents = {**resident(state), 'reference': reference_params}
+  prompts = abstract_prompts(layout, options.batch_size, options.max_length)
+  key = abstract_key(layout)
+  samples = abstract_batch(
+      layout, jax.eval_shape(parts.generate, state.params, prompts, key)
+  )
+  sequences = abstract_batch(layout, jax.eval_shape(sampler.join_sequences, prompts, samples))
+  responses = options.batch_size * options.num_samples
+  scores = abstract_rows(layout, (responses,), jnp.float32)
+  arguments = update_arguments(
+      ScoredRollout(sequences, samples, scores), reference_params
+  )
+  rollout_estimate = work.rollout(
+      parts.definitions.model.config,
+      layout,
+      options.batch_size,
+      options.max_length,
+      options.sampling.max_new_tokens,
+      options.num_samples,
+  )
+  programs = [
+      Program(
+          'rollout',
+          lambda: parts.generate.lower(state.params, prompts, key),
+          rollout_estimate,
+      )
+  ]
+  notes = []
+  for name in options.reward:
+    _plan_reward(context, options, parts, name, prompts, samples, residents, programs, notes)
+  update_estimate = _update_work(
+      context, options, parts, state, passes=passes, has_value_trunk=has_value_trunk
+  )
+  programs.append(
+      Program('update', lambda: parts.update.lower(state, *arguments), update_estimate)
+  )
+  return StagePlan(residents, programs, notes)
+
+
+def _plan_reward(
+    context: Context,
+    options: Any,
+    parts: RolloutParts,
+    name: str,
+    prompts: Prompts,
+    samples: Samples,
+    residents: dict[str, Any],
+    programs: list[Program],
+    notes: list[str],
+) -> None:
+  """Adds a reward to the plan: its parameters and its program, or a note if it has none."""
+  source = parse_reward_source(name)
+  if not source.on_device:
+    notes.append(f'{name} runs on the hosts')
+    return
+  is_reward_model = source.kind == 'model'
+  opened = parts.store.open(source.model_name, head=is_reward_model)
+  params = opened.read()
+  label = 'reward' if is_reward_model else name
+  residents[label] = params
+  responses = options.batch_size * options.num_samples
+  rows = responses // options.parts
+  length = options.max_length + options.sampling.max_new_tokens
+  if is_reward_model:
+    score = reward.build_score(opened.model, options.parts)
+    estimate = work.forward(opened.model.config, context.layout, rows, length, 0) * options.parts
+    programs.append(Program('score', lambda: score.lower(params, prompts, samples), estimate))
+  else:
+    notes.append(f'{name}: its parameters are counted, the time in which it grades is not')
+
+
+def _update_work(
+    context: Context,
+    options: Any,
+    parts: RolloutParts,
+    state: Any,
+    *,
+    passes: int,
+    has_value_trunk: bool,
+) -> work.Work:
+  """Estimates the update: all forwards before it, then forward and backward of what is trained."""
+  config = parts.definitions.model.config
+  layout = context.layout
+  new_tokens = options.sampling.max_new_tokens
+  responses = options.batch_size * options.num_samples
+  rows = responses // options.parts
+  length = options.max_length + new_tokens
+  # The trained trunks, with so many places whose vocabulary is computed; a value has none.
+  trunks = [(state.trained, new_tokens)]
+  if has_value_trunk:
+    trunks.append((state.value_trained, 0))
+  before = work.Work()
+  for head_places in [new_tokens, *(places for _, places in trunks)]:
+    before = before + work.forward(config, layout, rows, length, head_places) * options.parts
+  trainings = []
+  for params, head_places in trunks:
+    one_pass = work.training(
+        config, layout, responses, length, head_places, options.parts, params
+    )
+    trainings.append(one_pass * passes)
+  # What both models keep for their backward passes is there at once; the rest is not.
+  kept = sum(training.kept for training in trainings)
+  held = kept + max(training.held - training.kept for training in trainings)
+  total = sum(trainings, work.Work())
+  return before + dataclasses.replace(total, held=held)

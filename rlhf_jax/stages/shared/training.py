@@ -1,0 +1,273 @@
+"""What all stages that train a model share: its optimizer and state, its checkpoints and export."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any, Callable, Sequence
+
+import jax
+import numpy as np
+import optax
+
+from rlhf_jax import files
+from rlhf_jax.errors import UserError
+from rlhf_jax.evaluation import report
+from rlhf_jax.generation import responses
+from rlhf_jax.interop import card, peft_io, pretrained
+from rlhf_jax.models import lora
+from rlhf_jax.models.transformer import Model
+from rlhf_jax.runtime import hosts, loop, optimizers
+from rlhf_jax.runtime import step as steps
+from rlhf_jax.runtime.mesh import Layout
+from rlhf_jax.stages.shared import model_sources
+from rlhf_jax.stages.shared.context import Context
+from rlhf_jax.stages.shared.model_store import ModelStore, with_adapters
+from rlhf_jax.types import Params, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Definitions:
+  """The definitions that a train step of one model is made of; no values.
+
+  Attributes:
+    model: the model that is trained.
+    optimizer: its optimizer.
+    layout: how arrays lie on the mesh.
+  """
+
+  model: Model
+  optimizer: optax.GradientTransformation
+  layout: Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainable:
+  """What a stage trains, before any parameter is read.
+
+  Attributes:
+    definitions: for its train step.
+    init: () → the TrainState before the first step.
+  """
+
+  definitions: Definitions
+  init: Callable[[], TrainState]
+
+
+def open_trainable(context: Context, options: Any, head: bool = False) -> Trainable:
+  """Opens the one model that a stage trains, and leaves its shape in the stage's folder.
+
+  Args:
+    context: the surroundings of the stage.
+    options: the stage's, with init, lora, optimizer, loop, batch_size and microbatches.
+    head: give the model a scalar head.
+
+  Raises:
+    UserError: the batch does not divide over the mesh, or the model cannot be opened.
+  """
+  check_batch(context, options.batch_size, options.microbatches)
+  policy = ModelStore(context, options.lora).open(options.init, head=head, trained=True)
+  optimizer = optimizers.make_optimizer(options.optimizer, options.loop.steps)
+  write_model_json(context, policy.model)
+
+  def init() -> TrainState:
+    return create_state(context, policy.read(), optimizer)
+
+  return Trainable(Definitions(policy.model, optimizer, context.layout), init)
+
+
+def create_state(
+    context: Context, params: Params, optimizer: optax.GradientTransformation
+) -> TrainState:
+  """Creates the state of a stage: what of `params` is trained, and the rest of them frozen."""
+  trained, frozen = lora.split_trainable(params)
+  return steps.create_train_state(trained, optimizer, context.key(), context.layout, frozen)
+
+
+def train_and_export(context: Context, training: loop.Training, options: loop.LoopOptions) -> None:
+  """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
+  state = loop.run(training, options, context.directory, {'stage': context.name})
+  export(context, state.params)
+
+
+def check_batch(context: Context, rows: int, parts: int) -> None:
+  """Checks that a batch can be cut into parts and over devices.
+
+  Args:
+    context: the surroundings of the stage.
+    rows: rows of the batch, over all devices.
+    parts: parts of it that are computed one after the other.
+
+  Raises:
+    UserError: it does not divide.
+  """
+  shards = context.layout.batch_shards
+  divides = rows >= 1 and parts >= 1 and rows % parts == 0 and rows // parts % shards == 0
+  if not divides:
+    raise UserError(
+        f'{context.where}: a batch of {rows} rows in {parts} parts does not divide over the '
+        f'{shards} device(s) of the mesh axes data, fsdp and expert'
+    )
+
+
+def write_model_json(context: Context, model: Model) -> None:
+  """Leaves the model's shape, and the base of its adapters, in the stage's folder."""
+  base = ''
+  if model.config.lora_rank:
+    stages = context.config.stages
+    base = model_sources.adapter_base_name(context.section.init, context.workdir, stages)
+  values = {**dataclasses.asdict(model.config), 'base_model': base}
+  write_on_first_process(
+      context.directory / model_sources.MODEL_JSON, json.dumps(values, indent=2) + '\n'
+  )
+
+
+def write_on_first_process(path: Path, text: str) -> None:
+  """Writes a small file whole or not at all; the other processes of a run leave it to the first."""
+  if hosts.is_first_process():
+    files.write_text(path, text)
+
+
+def export(context: Context, params: Params) -> None:
+  """Exports a stage's model for other libraries, with a model card.
+
+  `export/` is a Hugging Face directory. Adapters are left in PEFT's format, `adapter/`, too, and
+  merged into the matrices of the export (none is written if config.export.merged is False).
+  """
+  settings = context.config.export
+  source = model_sources.find_model(context.name, context.workdir, context.config.stages)
+  config = source.config
+  text = _model_card(context, source)
+  if config.lora_rank:
+    _export_adapters(context, source, params, text)
+    if not settings.merged:
+      return
+    params = jax.jit(functools.partial(lora.merge_adapters, config))(params)
+    config = with_adapters(config, None, context.where)
+  pretrained.export_model(
+      context.directory / 'export',
+      config,
+      params,
+      context.tokenizer,
+      settings.dtype,
+      int(settings.shard_gigabytes * 10**9),
+      text,
+  )
+
+
+def _export_adapters(
+    context: Context, source: model_sources.ModelSource, params: Params, text: str
+) -> None:
+  """Exports adapters in PEFT's format, on their base's export where the base is a stage."""
+  assert source.base is not None
+  base = Path(source.base.name)
+  is_stage = (base / model_sources.MODEL_JSON).is_file()
+  peft_io.save_adapters(
+      context.directory / 'adapter',
+      source.config,
+      params,
+      str(base / 'export' if is_stage else base),
+      context.config.export.dtype,
+      text,
+      context.tokenizer,
+  )
+
+
+def _model_card(context: Context, source: model_sources.ModelSource) -> str:
+  """Writes the model card: what was trained, on what, and the last evaluation."""
+  section = context.section.to_dict()
+  data = {}
+  for name, value in section.items():
+    if isinstance(value, dict) and 'source' in value:
+      paths = map(str, value.get('path', ()))
+      data[name] = ', '.join([value['source'], *paths])
+  text = card.write_card(
+      source.config,
+      context.name,
+      section['kind'],
+      section.get('init', ''),
+      data,
+      _last_evaluation(context.directory),
+      section,
+  )
+  return text.replace(str(context.workdir), '{workdir}')  # a card travels, a path does not
+
+
+def _last_evaluation(directory: Path) -> dict[str, float]:
+  """Returns the numbers of a stage's last evaluation, without their prefix."""
+  for row in reversed(report.read_metrics(directory)):
+    values = {
+        key.removeprefix('eval/'): value for key, value in row.items() if key.startswith('eval/')
+    }
+    if values:
+      return {key: value for key, value in values.items() if isinstance(value, (int, float))}
+  return {}
+
+
+def build_show_responses(
+    context: Context,
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    options: Any,
+) -> Callable[[TrainState], list[dict[str, str]]]:
+  """Builds what writes a few responses at every evaluation.
+
+  The same prompts are answered with the same keys every time, so that texts can be compared.
+
+  Args:
+    context: the surroundings of the stage.
+    model: the definition of the policy.
+    prompts: token ids of prompts; the first `options.shown_responses` are answered.
+    options: the stage's, with sampling and shown_responses.
+
+  Returns:
+    show(state) → a dict {prompt, response} for each prompt.
+  """
+  tokenizer = context.tokenizer
+  layout = context.layout
+  chosen = prompts[: options.shown_responses]
+  if not chosen:
+    return _show_nothing
+  respond = responses.build_responder(model, options.sampling, tokenizer, layout)
+  rows = -(-len(chosen) // layout.batch_shards) * layout.batch_shards  # rounded up
+
+  def show(state: TrainState) -> list[dict[str, str]]:
+    completed = responses.complete_prompts(
+        respond, state.params, chosen, rows, tokenizer.pad_id, context.key()
+    )
+    shown = []
+    for tokens, texts in zip(chosen, completed.texts, strict=True):
+      prompt = tokenizer.core.decode(np.asarray(tokens).tolist())
+      shown.append({'prompt': prompt, 'response': texts[0]})
+    return shown
+
+  return show
+
+
+def _show_nothing(state: TrainState) -> list[dict[str, str]]:
+  del state
+  return []
+
+
+def compile_train_step(
+    train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
+    definitions: Any,
+    options: Any,
+    donate: bool = True,
+) -> steps.CompiledStep:
+  """Compiles a stage's train step over its mesh.
+
+  This is where the definitions and options become constants of the program, and where jit,
+  donation of the state and shardings are applied (runtime/step.py).
+
+  Args:
+    train_step: (state, batch, …, definitions=, options=) → (state, metrics).
+    definitions: what the step is made of, with a `layout`.
+    options: the stage's options.
+    donate: give the buffers of the old state to the new one.
+
+  Returns:
+    step(state, batch, …) → (state, metrics).
+  """
+  step = functools.partial(train_step, definitions=definitions, options=options)
+  return steps.compile_step(step, definitions.layout, donate=donate)

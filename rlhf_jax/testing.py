@@ -1,0 +1,360 @@
+"""Tiny models, states, batches and meshes, for tests of train steps.
+
+  from rlhf_jax import testing
+  from rlhf_jax.stages import sft
+
+  definitions = testing.make_definitions(learning_rate=1e-2)
+  state = testing.make_state(definitions)
+  state, metrics = sft.train_step(state, testing.make_sequences(), definitions, sft.Options())
+
+Everything is the same on every mesh and in every process, from a seed. A model is two layers, 32
+wide, over 64 tokens: 0 pads, 1 ends a response. Train steps are pure and un-jitted; `compile_step`
+in runtime/step.py compiles them.
+"""
+
+import dataclasses
+import functools
+from typing import Any, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rlhf_jax.data.tinyworld import corpus, vocabulary
+from rlhf_jax.generation import sampler
+from rlhf_jax.interop.tokenizer import Tokenizer
+from rlhf_jax.models import transformer
+from rlhf_jax.models.model_config import ModelConfig
+from rlhf_jax.models.transformer import Model
+from rlhf_jax.runtime import mesh, optimizers
+from rlhf_jax.runtime import step as steps
+from rlhf_jax.runtime.mesh import Layout, MeshOptions
+from rlhf_jax.runtime.optimizers import OptimizerOptions
+from rlhf_jax.stages import ppo
+from rlhf_jax.stages.shared.rollout import RolloutDefinitions, ScoredRollout
+from rlhf_jax.stages.shared.training import Definitions
+from rlhf_jax.types import Params, Prompts, Rankings, Samples, Sequences, TrainState
+
+PAD_ID = 0
+EOS_ID = 1
+FIRST_ID = 2  # of the tokens that stand for something
+MODEL_CONFIG = ModelConfig(
+    vocab_size=64,
+    embed=32,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    mlp=48,
+    head=True,
+)
+
+
+# Meshes and models.
+
+
+def make_layout(words: str = 'one device') -> Layout:
+  """Makes a mesh by words.
+
+  Args:
+    words: 'one device' (the first), or axes with their sizes such as 'data 2, fsdp 2, tensor 2',
+      whose product is the number of devices. Tests force 8 CPU devices by
+      XLA_FLAGS=--xla_force_host_platform_device_count=8.
+  """
+  if words == 'one device':
+    return mesh.make_layout(MeshOptions(), jax.devices()[:1])
+  sizes = {}
+  for part in words.split(','):
+    axis, size = part.split()
+    sizes[axis] = int(size)
+  sizes.setdefault('data', 1)
+  return mesh.make_layout(MeshOptions(**sizes))
+
+
+def make_model(layout: Layout | None = None, **changes: Any) -> Model:
+  """Makes the definition of the tiny model, which has a scalar head.
+
+  Args:
+    layout: where it runs; the first device if None.
+    **changes: fields of ModelConfig.
+  """
+  config = dataclasses.replace(MODEL_CONFIG, **changes)
+  return transformer.build_model(config, layout or make_layout())
+
+
+def make_params(model: Model, layout: Layout | None = None, seed: int = 0) -> Params:
+  """Makes parameters: for a seed the same numbers on every mesh.
+
+  They are twice those of a fresh model, so that they make a difference to its responses.
+  """
+  layout = layout or make_layout()
+  values = _host_params(model.config, seed)
+  return jax.device_put(values, layout.shardings(model.axes, values))
+
+
+@functools.cache
+def _host_params(config: ModelConfig, seed: int) -> Params:
+  model = transformer.build_model(config)
+
+  def init(key: jax.Array) -> Params:
+    return jax.tree.map(lambda x: 2 * x, model.init(key))
+
+  return jax.device_get(jax.jit(init)(jax.random.key(seed)))
+
+
+def make_optimizer(
+    learning_rate: float = 1e-2, updates: int = 100, **changes: Any
+) -> optax.GradientTransformation:
+  """Makes AdamW with a constant learning rate.
+
+  Its eps of 1e-5 keeps rounding from becoming an update where a gradient is 0.
+  """
+  values = {'learning_rate': learning_rate, 'schedule': 'constant', 'eps': 1e-5, **changes}
+  return optimizers.make_optimizer(OptimizerOptions(**values), updates)
+
+
+@functools.cache
+def make_tokenizer(vocab_size: int = 384, documents: int = 200) -> Tokenizer:
+  """Makes a tokenizer with a chat template, trained on documents of the embedded world."""
+  texts = (document.text for document in corpus.documents(documents, 'train', 0))
+  core = vocabulary.train(texts, vocab_size)
+  return Tokenizer(core, vocabulary.CHAT_TEMPLATE, eos='<eos>', pad='<pad>')
+
+
+# Definitions and states.
+
+
+def make_definitions(
+    layout: Layout | None = None, learning_rate: float = 1e-2, **changes: Any
+) -> Definitions:
+  """Makes the definitions of a step of one model: SFT, reward model, preference optimisation.
+
+  Args:
+    layout: the mesh; the first device if None.
+    learning_rate: constant.
+    **changes: fields of ModelConfig.
+  """
+  layout = layout or make_layout()
+  return Definitions(make_model(layout, **changes), make_optimizer(learning_rate), layout)
+
+
+def make_rollout_definitions(
+    layout: Layout | None = None, learning_rate: float = 3e-3
+) -> RolloutDefinitions:
+  """Makes the definitions of a step of policy gradients; policy and reference are one model."""
+  layout = layout or make_layout()
+  model = make_model(layout)
+  return RolloutDefinitions(model, model, make_optimizer(learning_rate), layout)
+
+
+def make_ppo_definitions(
+    layout: Layout | None = None, learning_rate: float = 3e-3
+) -> ppo.Definitions:
+  """Makes the definitions of a step of PPO, with a value model that has a trunk of its own."""
+  layout = layout or make_layout()
+  model = make_model(layout)
+  return ppo.Definitions(
+      model=model,
+      reference_model=model,
+      optimizer=make_optimizer(learning_rate),
+      layout=layout,
+      value_model=model,
+  )
+
+
+def make_state(definitions: Any, seed: int = 0) -> TrainState:
+  """Makes the state before the first step.
+
+  Args:
+    definitions: with model, optimizer and layout.
+    seed: of the parameters.
+  """
+  params = make_params(definitions.model, definitions.layout, seed)
+  return steps.create_train_state(
+      params, definitions.optimizer, jax.random.key(1), definitions.layout
+  )
+
+
+def make_ppo_state(
+    definitions: ppo.Definitions,
+    options: ppo.Options | None = None,
+    seed: int = 0,
+    value_seed: int = 2,
+) -> ppo.PPOState:
+  """Makes the state of PPO before the first step.
+
+  Args:
+    definitions: of the models.
+    options: whose `kl_coefficient` the state begins with.
+    seed: of the policy.
+    value_seed: of the value model.
+  """
+  options = options or ppo.Options()
+  layout = definitions.layout
+  policy = make_params(definitions.model, layout, seed)
+  value = make_params(definitions.value_model, layout, value_seed)
+  both = steps.create_train_state(
+      {'policy': policy, 'value': value}, definitions.optimizer, jax.random.key(1), layout
+  )
+  return ppo.PPOState(
+      step=both.step,
+      trained=policy,
+      opt_state=both.opt_state,
+      key=both.key,
+      value_trained=value,
+      kl_coefficient=jax.device_put(jnp.float32(options.kl_coefficient), layout.sharding()),
+  )
+
+
+# Batches, as host arrays.
+
+
+def make_sequences(rows: int = 8, length: int = 12, seed: int = 0) -> Sequences:
+  """Makes rows of a prompt and a response each, whose response is the target, padded on the right.
+
+  Returns:
+    [rows, length].
+  """
+  rng = np.random.default_rng(seed)
+  lengths = rng.integers(4, length + 1, rows)
+  begins = rng.integers(1, lengths - 1)
+  places = np.arange(length)
+  inside = places < lengths[:, None]
+  tokens = rng.integers(FIRST_ID, MODEL_CONFIG.vocab_size, (rows, length))
+  return Sequences(
+      tokens=np.where(inside, tokens, PAD_ID).astype(np.int32),
+      positions=np.where(inside, places, 0).astype(np.int32),
+      segment_ids=inside.astype(np.int32),
+      loss_mask=(inside & (places >= begins[:, None])).astype(np.float32),
+  )
+
+
+def make_rankings(
+    rows: int = 8, places: int = 4, length: int = 12, seed: int = 0, ties: bool = False
+) -> Rankings:
+  """Makes rows with rankings of two and more responses, and some empty places.
+
+  Args:
+    rows: B.
+    places: K, at least 2.
+    length: T.
+    seed: of everything.
+    ties: let some responses be tied.
+
+  Returns:
+    [rows, places, length].
+  """
+  rng = np.random.default_rng(seed)
+  shape = (rows, places)
+  lengths = rng.integers(4, length + 1, shape)
+  begins = rng.integers(1, lengths - 1)
+  group = np.zeros(shape, np.int32)
+  ranks = np.ones(shape, np.int32)
+  for row in range(rows):
+    count = int(rng.integers(2, places + 1))  # responses to the one prompt of this row
+    group[row, :count] = 1
+    ranks[row, :count] = rng.permutation(count) + 1
+    if ties and count > 2:
+      ranks[row, :2] = ranks[row, :2].min()
+  present = group[:, :, None] > 0
+  positions = np.arange(length)
+  inside = (positions < lengths[:, :, None]) & present
+  tokens = rng.integers(FIRST_ID, MODEL_CONFIG.vocab_size, (*shape, length))
+  index = np.where(group > 0, np.arange(rows)[:, None], -1)
+  return Rankings(
+      tokens=np.where(inside, tokens, PAD_ID).astype(np.int32),
+      positions=np.where(inside, positions, 0).astype(np.int32),
+      segment_ids=inside.astype(np.int32),
+      group=group,
+      ranks=ranks,
+      index=index.astype(np.int32),
+      begins=np.where(group > 0, begins, 0).astype(np.int32),
+      confidence=np.ones(shape, np.float32),
+      reference_logprobs=np.where(group > 0, rng.normal(-20, 2, shape), 0).astype(np.float32),
+  )
+
+
+def make_prompts(rows: int = 8, length: int = 6, seed: int = 0) -> Prompts:
+  """Makes prompts of one to `length` tokens, padded on the left: [rows, length]."""
+  rng = np.random.default_rng(seed)
+  lengths = rng.integers(1, length + 1, rows)
+  mask = np.arange(length) >= length - lengths[:, None]
+  tokens = rng.integers(FIRST_ID, MODEL_CONFIG.vocab_size, (rows, length))
+  return Prompts(
+      tokens=np.where(mask, tokens, PAD_ID).astype(np.int32),
+      mask=mask,
+      index=np.arange(rows, dtype=np.int32),
+  )
+
+
+def make_samples(rows: int = 8, length: int = 7, seed: int = 0) -> Samples:
+  """Makes responses of one to `length` tokens, of which some were cut before their end token.
+
+  Returns:
+    [rows, length].
+  """
+  rng = np.random.default_rng(seed)
+  mask = np.arange(length) < rng.integers(1, length + 1, rows)[:, None]
+  tokens = rng.integers(FIRST_ID, MODEL_CONFIG.vocab_size, (rows, length))
+  return Samples(
+      tokens=np.where(mask, tokens, PAD_ID).astype(np.int32),
+      mask=mask,
+      logprobs=np.where(mask, -4.0, 0.0).astype(np.float32),
+      ended=rng.random(rows) < 0.7,
+  )
+
+
+def make_scored_rollout(
+    prompts: int = 8,
+    num_samples: int = 1,
+    prompt_length: int = 6,
+    response_length: int = 7,
+    seed: int = 0,
+) -> ScoredRollout:
+  """Makes responses with normally distributed scores.
+
+  Args:
+    prompts: B.
+    num_samples: K responses to each prompt.
+    prompt_length: P.
+    response_length: R; pass max_new_tokens=R in the options' sampling.
+    seed: of everything.
+
+  Returns:
+    B * K responses, on the default device.
+  """
+  rows = prompts * num_samples
+  asked = make_prompts(prompts, prompt_length, seed)
+  samples = make_samples(rows, response_length, seed + 1)
+  scores = np.random.default_rng(seed + 2).normal(size=rows).astype(np.float32)
+  return score_samples(asked, samples, scores)
+
+
+def score_samples(
+    prompts: Prompts, samples: Samples, scores: Any, pretraining: Sequences | None = None
+) -> ScoredRollout:
+  """Puts prompts, responses and their scores together as a train step takes them."""
+  return ScoredRollout(sampler.join_sequences(prompts, samples), samples, scores, pretraining)
+
+
+# Assertions.
+
+
+def assert_trees_close(
+    got: Any, want: Any, message: str = '', tolerance: float = 1e-5
+) -> None:
+  """Asserts that two trees of arrays are equal within a tolerance, relative or absolute."""
+  got, want = jax.device_get((got, want))
+  assert jax.tree.structure(got) == jax.tree.structure(want), message
+  pairs: Sequence = zip(
+      jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True
+  )
+  for (path, a), b in pairs:
+    np.testing.assert_allclose(
+        a,
+        b,
+        rtol=tolerance,
+        atol=tolerance,
+        err_msg=message + jax.tree_util.keystr(path),
+    )
