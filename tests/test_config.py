@@ -8,7 +8,6 @@ from rlhf_jax import pipeline
 from rlhf_jax.errors import UserError
 
 DEFAULTS = dict(seed=0, stages=(), model=dict(embed=8, dtype='float32'), evaluation=dict(models=dict()))
-STAGE_DEFAULTS = {'sft': dict(init='random', data=dict(path=(), fields=dict()), optimizer=dict(learning_rate=1e-3))}
 
 
 def experiment(tmp_path, body):
@@ -19,7 +18,7 @@ def experiment(tmp_path, body):
 
 
 def load(path, *overrides):
-  return configs.load(path, overrides, defaults=DEFAULTS, stage_defaults=STAGE_DEFAULTS)
+  return configs.load(path, overrides, defaults=DEFAULTS)
 
 
 def test_what_is_said_stands_over_the_defaults(tmp_path):
@@ -37,17 +36,35 @@ def test_what_is_said_stands_over_the_defaults(tmp_path):
 
 
 def test_a_default_that_sections_share_is_changed_in_one_of_them_only(tmp_path):
-  shared = dict(data=dict(splits=dict(train='train')))
-  config = configs.load(experiment(tmp_path, ["c.stages = ('sft', 'ppo')"]), ['sft.data.splits.train=other'],
-                        defaults=DEFAULTS, stage_defaults={'sft': dict(shared), 'ppo': dict(shared)})
-  assert (config.sft.data.splits.train, config.ppo.data.splits.train) == ('other', 'train')
-  assert shared['data']['splits']['train'] == 'train'
+  path = experiment(tmp_path, ["c.stages = ('sft', 'reward')"])
+  config = load(path, 'sft.data.splits.train=other')
+  assert (config.sft.data.splits.train, config.reward.data.splits.train) == ('other', 'train')
+  assert load(path).sft.data.splits.train == 'train'
+
+
+def test_a_loss_brings_its_own_settings_and_no_other_loss_s(tmp_path):
+  path = experiment(tmp_path, ["c.stages = ('dpo',)", "c.dpo = dict(kind='preference')"])
+  assert load(path).dpo.beta == 0.1 and 'margin' not in load(path).dpo
+  assert load(path, 'dpo.loss=simpo', 'dpo.margin=0.7').dpo.margin == 0.7
+  with pytest.raises(UserError, match='config.dpo.margin is no known key'):
+    load(path, 'dpo.margin=0.7')
+  with pytest.raises(UserError, match="config.dpo.loss: expected one of dpo, .*, got 'dop'"):
+    load(path, 'dpo.loss=dop')
+
+
+def test_an_experiment_without_a_tiny_form_has_that_of_its_stages(tmp_path):
+  path = tmp_path / 'plain.py'
+  path.write_text("import ml_collections\ndef get_config():\n  c = ml_collections.ConfigDict()\n"
+                  "  c.stages = ('sft',)\n  c.sft = dict(batch_size=64)\n  return c\n")
+  assert load(str(path)).sft.batch_size == 64
+  config = load(f'{path}:tiny')
+  assert (config.sft.batch_size, config.sft.loop.steps, config.model.embed) == (8, 4, 32)
 
 
 def test_one_kind_of_stage_may_run_twice(tmp_path):
   path = experiment(tmp_path, ["c.stages = ('sft', 'again')", "c.again = dict(kind='sft', init='sft')"])
   config = load(path)
-  assert (config.again.kind, config.again.init, config.sft.init) == ('sft', 'sft', 'random')
+  assert (config.again.kind, config.again.init, config.sft.init) == ('sft', 'sft', 'pretrain')
 
 
 @pytest.mark.parametrize('body,overrides,message', [
@@ -59,7 +76,7 @@ def test_one_kind_of_stage_may_run_twice(tmp_path):
     (["c.model = 3"], (), 'config.model is a section, got 3'),
     ([], ('seed',), 'expected --config.seed=VALUE'),
     (["c.stages = ('dance',)"], (), "config.dance.kind: no stage is called 'dance'"),
-    (['c.stages = ()'], (), 'names no stage; expected some of sft'),
+    (['c.stages = ()'], (), 'names no stage; expected some of critique'),
 ])
 def test_mistakes_are_named_in_one_line(tmp_path, body, overrides, message):
   with pytest.raises(UserError) as error:

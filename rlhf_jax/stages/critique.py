@@ -85,7 +85,7 @@ class Critic:
 
 def run(context: Context) -> None:
   """Writes the rounds of each split, and of them transcripts, train.jsonl, validation.jsonl."""
-  options = context.read_options(Options)
+  options = context.read_options(STAGE)
   training.check_batch(context, options.batch_size, 1)
   principles = constitution.load_constitution(options.constitution)
   principles.draw('critique', np.random.default_rng(0))  # fails if there are none
@@ -383,7 +383,7 @@ def _write(context: Context, name: str, rows: Sequence[Any]) -> None:
 
 def plan(context: Context) -> StagePlan:
   """Plans the stage for hardware that is not here."""
-  options = context.read_options(Options)
+  options = context.read_options(STAGE)
   return response_plan.plan_responses(
       context,
       (options.model,),

@@ -79,7 +79,7 @@ class Collected:
 
 def run(context: Context) -> None:
   """Writes train.jsonl and validation.jsonl: rankings of the prompts of each split."""
-  options = context.read_options(Options)
+  options = context.read_options(STAGE)
   training.check_batch(context, options.batch_size, 1)
   check_options(options, context.where)
   sources.load_records(options.data, 'prompt', 'validation')  # a fault in it shows before the work
@@ -211,7 +211,7 @@ def _order_by_reward(
 
 def plan(context: Context) -> StagePlan:
   """Plans the stage for hardware that is not here."""
-  options = context.read_options(Options)
+  options = context.read_options(STAGE)
   return response_plan.plan_responses(
       context,
       options.policies,

@@ -149,15 +149,8 @@ def train_step(
 
 def run(context: Context) -> None:
   """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
-  options = read_options(context)
+  options = context.read_options(STAGE)
   training.train_and_export(context, build(context, options), options.loop)
-
-
-def read_options(context: Context) -> Options:
-  """Makes the options of the section, with the settings of its loss."""
-  entry = preference_objectives.PREFERENCE_LOSSES.get(context.section.loss)
-  settings_class = entry.settings if entry is not None else None
-  return context.read_options(Options, settings_class)
 
 
 def build(context: Context, options: Options) -> loop.Training:
@@ -262,7 +255,7 @@ def check_options(options: Options, where: str) -> None:
 
 def plan(context: Context) -> StagePlan:
   """Plans the stage for hardware that is not here."""
-  options = read_options(context)
+  options = context.read_options(STAGE)
   length = options.max_length + options.sampling.max_new_tokens
 
   def update_arguments(scored: ScoredRollout, reference_params: Params) -> tuple:

@@ -373,7 +373,7 @@ def next_sampler(trained: Params, older: Params, step: Array, options: Options) 
 
 def run(context: Context) -> None:
   """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
-  options = context.read_options(Options)
+  options = context.read_options(STAGE)
   training.train_and_export(context, build(context, options), options.loop)
 
 
@@ -593,7 +593,7 @@ def check_options(options: Options, where: str) -> None:
 
 def plan(context: Context) -> StagePlan:
   """Plans the stage for hardware that is not here."""
-  options = context.read_options(Options)
+  options = context.read_options(STAGE)
   return rollout_plan.plan_rollout(
       context, options, define(context, options), passes=options.epochs
   )

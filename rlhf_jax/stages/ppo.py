@@ -464,7 +464,7 @@ def pretraining_nll(params: Params, documents: Sequences, model: Model) -> Array
 
 def run(context: Context) -> None:
   """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
-  options = context.read_options(Options)
+  options = context.read_options(STAGE)
   training.train_and_export(context, build(context, options), options.loop)
 
 
@@ -625,7 +625,7 @@ def _pretraining_batches(context: Context, options: Options) -> Iterator[Sequenc
 
 def plan(context: Context) -> StagePlan:
   """Plans the stage for hardware that is not here."""
-  options = context.read_options(Options)
+  options = context.read_options(STAGE)
   parts = define(context, options)
 
   def update_arguments(scored: ScoredRollout, reference_params: Params) -> tuple:

@@ -379,15 +379,8 @@ def _write_reference(path: Path, values: np.ndarray, reference: str, tokens: str
 
 def run(context: Context) -> None:
   """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
-  options = read_options(context)
+  options = context.read_options(STAGE)
   training.train_and_export(context, build(context, options), options.loop)
-
-
-def read_options(context: Context) -> Options:
-  """Makes the options of the section, with the settings of its loss."""
-  entry = preference.PREFERENCE_LOSSES.get(context.section.loss)
-  settings_class = entry.settings if entry is not None else None
-  return context.read_options(Options, settings_class)
 
 
 def build(context: Context, options: Options) -> loop.Training:
@@ -559,7 +552,7 @@ def _iterate_once(examples: Sequence[Mapping], options: Options) -> Iterable[Ran
 
 def plan(context: Context) -> StagePlan:
   """Plans the stage for hardware that is not here."""
-  options = read_options(context)
+  options = context.read_options(STAGE)
   check_options(options, context.where)
   layout = context.layout
   trainable = training.open_trainable(context, options)
@@ -584,7 +577,7 @@ def plan(context: Context) -> StagePlan:
         Program('reference', lambda: logprobs.lower(reference_params, batch), reading)
     )
     if preference.PREFERENCE_LOSSES[options.loss].needs_anchor:
-      anchor = abstract_scalar(layout)
+      anchor = abstract_scalar(layout, jnp.float32)
   step = training.compile_train_step(train_step, definitions, options)
   update = work.training(
       definitions.model.config,

@@ -207,7 +207,7 @@ def build_score(model: Model, parts: int = 1) -> Callable[[Params, Prompts, Samp
 
 def run(context: Context) -> None:
   """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
-  options = context.read_options(Options)
+  options = context.read_options(STAGE)
   training.train_and_export(context, build(context, options), options.loop)
 
 
@@ -389,7 +389,7 @@ def _measure_pair(
 
 def plan(context: Context) -> StagePlan:
   """Plans the stage for hardware that is not here."""
-  options = context.read_options(Options)
+  options = context.read_options(STAGE)
   check_options(options, context.where)
   trainable = training.open_trainable(context, options, head=True)
   definitions = trainable.definitions

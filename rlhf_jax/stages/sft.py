@@ -51,7 +51,7 @@ class Options:
 
 def run(context: Context) -> None:
   """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
-  options = context.read_options(Options)
+  options = context.read_options(STAGE)
   training.train_and_export(context, build(context, options), options.loop)
 
 
@@ -98,7 +98,7 @@ def build(context: Context, options: Options) -> loop.Training:
 
 def plan(context: Context) -> StagePlan:
   """Plans the stage for hardware that is not here."""
-  return supervised.plan(context, context.read_options(Options))
+  return supervised.plan(context, context.read_options(STAGE))
 
 
 TINY: dict[str, Any] = {'loop': TINY_LOOP, 'batch_size': 8, 'eval_records': 8}

@@ -14,21 +14,23 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.interop import pretrained
 from rlhf_jax.models import transformer
 from rlhf_jax.runtime import checkpoint
-from rlhf_jax.stages.shared import common
+from rlhf_jax import final_table, testing
+from rlhf_jax.stages.shared import training
+from rlhf_jax.stages.shared.model_store import ModelStore
 
 ROW = {'helpful', 'honest', 'harmless', 'evasive', 'utility', 'win_rate_vs_sft', 'win_rate_vs_sft_ci95', 'kl_to_sft',
        'response_length', 'eos_rate'}
 
 
 @pytest.fixture(scope='module')
-def finished(tiny, tmp_path_factory, own_cache):
+def finished(quickstart, tmp_path_factory, own_cache):
   """The tiny quickstart on eight devices: (config, workdir, results)."""
-  config = pipeline.load_config(tiny.EXPERIMENT, ['ppo.batch_size=16'])
+  config = pipeline.load_config(quickstart, ['ppo.batch_size=16'])
   workdir = tmp_path_factory.mktemp('runs') / 'quickstart'
   return config, workdir, pipeline.run(config, workdir)
 
 
-def test_four_steps_end_to_end(tiny, finished, capsys):
+def test_four_steps_end_to_end(quickstart, finished, capsys):
   """The tiny quickstart; the same command again; the models as Hugging Face directories."""
   config, workdir, results = finished
   assert results == json.loads((workdir / 'results.json').read_text())
@@ -56,7 +58,7 @@ def test_four_steps_end_to_end(tiny, finished, capsys):
     saved = json.loads((workdir / name / 'model.json').read_text())
     assert saved.pop('base_model') == ''
     model = transformer.build_model(transformer.ModelConfig(**saved))
-    on = tiny.layout()
+    on = testing.make_layout()
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     want = checkpoint.restore_params(workdir / name / 'checkpoints', jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding), shapes,
@@ -64,14 +66,14 @@ def test_four_steps_end_to_end(tiny, finished, capsys):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(source.load()), jax.device_get(want))
 
   with pytest.raises(UserError, match='config.seed: 0 → 1'):
-    pipeline.run(pipeline.load_config(tiny.EXPERIMENT, ['ppo.batch_size=16', 'seed=1']), workdir)
+    pipeline.run(pipeline.load_config(quickstart, ['ppo.batch_size=16', 'seed=1']), workdir)
 
 
 @pytest.mark.parametrize('name,row', [('raft', 'raft'), ('iterated_dpo', 'iterated_dpo'), ('best_of_n', 'best_of_4')])
-def test_other_methods_go_on_from_the_same_models(tiny, finished, tmp_path, name, row):
+def test_other_methods_go_on_from_the_same_models(quickstart, finished, tmp_path, name, row):
   """Sampling, ranking by the reward model, SFT on the best or DPO on the order; the best of N in the table."""
   _, workdir, _ = finished
-  config = pipeline.load_config(str(Path(tiny.EXPERIMENT).with_name(f'{name}.py:tiny')), [
+  config = pipeline.load_config(quickstart.replace('quickstart', name), [
       'dpo1.reference_logprobs=live'] if name == 'iterated_dpo' else [])
   for stage in ('tokenizer', 'pretrain', 'sft', 'feedback', 'reward'):
     shutil.copytree(workdir / stage, tmp_path / stage)
@@ -89,35 +91,35 @@ def test_other_methods_go_on_from_the_same_models(tiny, finished, tmp_path, name
     assert len(rankings) == 16 and all(min(ranking.ranks) == 1 for ranking in rankings)
 
 
-def test_mistakes_before_anything_is_made(tiny, tmp_path, own_cache):
+def test_mistakes_before_anything_is_made(quickstart, tmp_path, own_cache):
   with pytest.raises(UserError, match='config.mesh: data 3 does not fit 8 device'):
-    pipeline.run(pipeline.load_config(tiny.EXPERIMENT, ['mesh.data=3']), tmp_path / 'run')
+    pipeline.run(pipeline.load_config(quickstart, ['mesh.data=3']), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
 
-def test_the_table_has_the_stages_that_are_run(tiny):
-  rows = lambda stages: pipeline.shown_models(pipeline.load_config(tiny.EXPERIMENT, [f'stages={stages}']))
+def test_the_table_has_the_stages_that_are_run(quickstart):
+  rows = lambda stages: final_table.shown_rows(pipeline.load_config(quickstart, [f'stages={stages}']))
   assert rows(('pretrain', 'sft')) == {'base': 'pretrain', 'sft': 'sft'}
   assert rows(('pretrain',)) == {}  # nothing to compare with
 
 
-def test_a_table_that_cannot_be_made_is_refused_first(tiny, tmp_path, own_cache):
+def test_a_table_that_cannot_be_made_is_refused_first(quickstart, tmp_path, own_cache):
   for override, message in (('models.base=dance', "models.base: 'dance' is no stage"),
                             ('baseline=reward', "expected a row for the baseline 'reward'"),
                             ('batch_size=12', 'a batch of 12 rows does not divide over the 8 device')):
     with pytest.raises(UserError, match=message):
-      pipeline.run(pipeline.load_config(tiny.EXPERIMENT, [f'evaluation.{override}']), tmp_path / 'run')
+      pipeline.run(pipeline.load_config(quickstart, [f'evaluation.{override}']), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
 
 def test_names_of_models(context):
   made = context('sft')
   with pytest.raises(UserError, match="holds no model yet; is 'pretrain' an earlier stage"):
-    common.open_model(made, 'pretrain')
+    ModelStore(made).open('pretrain')
   with pytest.raises(UserError, match='nowhere: not found; expected'):
-    common.open_model(made, 'nowhere')
+    ModelStore(made).open('nowhere')
 
 
-def test_batch_that_does_not_divide(context, tiny):
+def test_batch_that_does_not_divide(context):
   with pytest.raises(UserError, match='config.sft: a batch of 12 rows in 1 parts does not divide over the 8'):
-    common.check_batch(context('sft', 'sft.batch_size=12', on=tiny.layout('data 8')))
+    training.check_batch(context('sft', layout=testing.make_layout('data 8')), 12, 1)

@@ -2,149 +2,222 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
+from rlhf_jax import testing
 from rlhf_jax.errors import UserError
 from rlhf_jax.generation import sampler
-from rlhf_jax.runtime import step as steps
+from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.stages import policy_gradient
-from rlhf_jax.types import Prompts, Samples
+from rlhf_jax.stages.shared import training
+from rlhf_jax.stages.shared.rollout import RolloutParts
 
-G, K, P, R, EOS = 8, 4, 6, 7, 1  # groups, answers in each, tokens of a prompt and of an answer
+G, K, P, R = 8, 4, 6, 7  # groups, responses in each, tokens of a prompt and of a response
 N = G * K
+SAMPLING = SamplingOptions(max_new_tokens=R, temperature=0.7)
 METHODS = {
     'rloo': dict(advantage='leave_one_out', loss='reinforce', reduce='sequence_sum'),
     'reinforce': dict(advantage='batch_baseline', loss='reinforce', reduce='sequence_sum'),
     'reinforce++': dict(advantage='batch_baseline', whiten_advantages=True, kl_place='tokens'),
     'grpo': dict(advantage='standardised', reduce='sequence_mean', kl_place='loss'),
     'dr_grpo': dict(advantage='above_mean', reduce='constant'),
-    'dapo': dict(advantage='standardised', clip_high=0.28, overlong_buffer=3, kl_coefficient=0.0),
-    'gspo': dict(advantage='standardised', loss='gspo', reduce='sequence_mean', clip_low=3e-4, clip_high=4e-4),
-    'cispo': dict(advantage='standardised', loss='cispo')}
+    'dapo': dict(
+        advantage='standardised', clip_high=0.28, overlong_buffer=3, kl_coefficient=0.0
+    ),
+    'gspo': dict(
+        advantage='standardised',
+        loss='gspo',
+        reduce='sequence_mean',
+        clip_low=3e-4,
+        clip_high=4e-4,
+    ),
+    'cispo': dict(advantage='standardised', loss='cispo'),
+}
 
 
-def settings(rate=3e-3, **changes):
-  section = ml_collections.ConfigDict({**policy_gradient.DEFAULTS, 'batch_size': G, 'num_samples': K, **changes})
-  section.optimizer.update(learning_rate=rate, schedule='constant', eps=1e-5)  # not all noise
-  section.sampling.update(max_new_tokens=R, temperature=0.7)
-  policy_gradient.check(section, 'config.rl')
-  return section
+def make_options(**changes):
+  values = {'batch_size': G, 'num_samples': K, 'sampling': SAMPLING, **changes}
+  options = policy_gradient.Options(**values)
+  policy_gradient.check_options(options, 'config.rl')
+  return options
 
 
 @functools.cache
-def build(tiny, mesh, **changes):
-  on, section = tiny.layout(mesh), settings(**changes)
-  model, optimizer = tiny.model(on), steps.make_optimizer(section.optimizer, 100)
-  def init():
-    state = steps.create_train_state(tiny.params(model, on), optimizer, jax.random.key(1), on)
-    older = jax.tree.map(jnp.copy, state.params) if section.sampler_every > 1 else {}
-    return policy_gradient.SamplerState(**vars(state), sampler_trained=older)
-  generate = sampler.build_sampler(model, section.sampling, (EOS,), 0, K)
-  return on, section, init, generate, policy_gradient.build_update(model, model, optimizer, on, section)
+def compiled(mesh='one device', rate=3e-3, **changes):
+  definitions = testing.make_rollout_definitions(testing.make_layout(mesh), rate)
+  options = make_options(**changes)
+  step = training.compile_train_step(policy_gradient.train_step, definitions, options)
+  return definitions, options, step
+
+
+@functools.cache
+def compiled_sampler():
+  return sampler.build_sampler(
+      testing.make_model(), SAMPLING, (testing.EOS_ID,), testing.PAD_ID, K
+  )
+
+
+def make_state(definitions, options):
+  state = testing.make_state(definitions)
+  older = {}
+  if options.sampler_every > 1:
+    older = jax.tree.map(jnp.copy, state.trained)
+  return policy_gradient.SamplerState(**vars(state), sampler_trained=older)
 
 
 def rollout(seed=0):
-  """Prompts, answers of 1 to R tokens, some cut before their end, and scores: host arrays."""
-  rng = np.random.default_rng(seed)
-  length, answer = rng.integers(1, P + 1, G), rng.integers(1, R + 1, N)
-  asked, mask = np.arange(P) >= P - length[:, None], np.arange(R) < answer[:, None]
-  prompts = Prompts(np.where(asked, rng.integers(2, 64, (G, P)), 0).astype(np.int32), asked, np.arange(G, dtype=np.int32))
-  samples = Samples(np.where(mask, rng.integers(2, 64, (N, R)), 0).astype(np.int32), mask,
-                    np.where(mask, -4.0, 0.0).astype(np.float32), rng.random(N) < 0.7)
-  return prompts, samples, rng.normal(size=N).astype(np.float32)
+  """Prompts, responses of 1 to R tokens, some cut before their end, and scores."""
+  scores = np.random.default_rng(seed).normal(size=N).astype(np.float32)
+  return testing.make_prompts(G, P, seed), testing.make_samples(N, R, seed + 1), scores
 
 
-def update(tiny, data, mesh='one device', **changes):
-  on, _, init, _, run = build(tiny, mesh, **changes)
-  prompts, samples, scores = on.place(data)
-  state, metrics = run(init(), tiny.params(tiny.model(on), on, 5), sampler.join_sequences(prompts, samples), samples, scores)
+def update(data, mesh='one device', **changes):
+  definitions, options, step = compiled(mesh, **changes)
+  reference = testing.make_params(definitions.model, definitions.layout, seed=5)
+  scored = testing.score_samples(*definitions.layout.place(data))
+  state, metrics = step(make_state(definitions, options), scored, reference)
   return jax.device_get((state.params, metrics))
 
 
+def make_iterate(score, generate=None, **changes):
+  """iterate(state, host prompts) with a reward, and the first state."""
+  definitions, options, step = compiled(**changes)
+  parts = RolloutParts(definitions, None, generate or compiled_sampler(), step, None, None)
+  reference = testing.make_params(definitions.model, definitions.layout)
+
+  def iterate(state, prompts):
+    return policy_gradient.iterate(
+        state, prompts, parts, score, reference, definitions.layout, options
+    )
+
+  return iterate, make_state(definitions, options)
+
+
+@jax.jit
+def below_32(prompts, samples):
+  """The share of tokens below 32, half of what a random policy says."""
+  good = jnp.sum(samples.mask & (samples.tokens < 32), 1)
+  return good / jnp.sum(samples.mask, 1), {}
+
+
 @pytest.mark.parametrize('method', METHODS)
-def test_micro_batches_and_meshes_change_nothing(tiny, method):
-  first = update(tiny, rollout(), **METHODS[method])
-  tiny.close(update(tiny, rollout(), microbatches=4, **METHODS[method]), first, 'micro-batches')
+def test_micro_batches_and_meshes_change_nothing(method):
+  first = update(rollout(), **METHODS[method])
+  cut = update(rollout(), microbatches=4, **METHODS[method])
+  testing.assert_trees_close(cut, first, 'micro-batches')
   assert first[1]['policy/first_ratio'] == pytest.approx(1, abs=1e-5)
   if method in ('grpo', 'rloo'):
-    tiny.close(update(tiny, rollout(), 'data 2, fsdp 2, tensor 2', **METHODS[method]), first, 'mesh')
+    meshed = update(rollout(), 'data 2, fsdp 2, tensor 2', **METHODS[method])
+    testing.assert_trees_close(meshed, first, 'mesh')
 
 
-def test_order_of_groups_and_of_answers_and_a_constant_reward_change_nothing(tiny):
+def test_order_of_groups_and_of_responses_and_a_constant_reward_change_nothing():
   prompts, samples, scores = rollout()
-  first = update(tiny, (prompts, samples, scores), missing_eos=False)
-  groups, within = np.random.default_rng(1).permutation(G), np.random.default_rng(2).permutation(K)
+  first = update((prompts, samples, scores), missing_eos=False)
+  groups = np.random.default_rng(1).permutation(G)
+  within = np.random.default_rng(2).permutation(K)
   rows = (groups[:, None] * K + within).ravel()
-  moved = jax.tree.map(lambda x: x[groups], prompts), jax.tree.map(lambda x: x[rows], samples), scores[rows] + 8
-  params, metrics = update(tiny, moved, missing_eos=False)
-  tiny.close(params, first[0], 'order and constant', 3e-5)
-  np.testing.assert_allclose(metrics['reward/score'], first[1]['reward/score'] + 8, rtol=1e-5)
+  moved = (
+      jax.tree.map(lambda x: x[groups], prompts),
+      jax.tree.map(lambda x: x[rows], samples),
+      scores[rows] + 8,
+  )
+  params, metrics = update(moved, missing_eos=False)
+  testing.assert_trees_close(params, first[0], 'order and constant', 3e-5)
+  want = first[1]['reward/score'] + 8
+  np.testing.assert_allclose(metrics['reward/score'], want, rtol=1e-5)
 
 
 @pytest.mark.parametrize('method', METHODS)
-def test_reward_rises(tiny, method):
-  """Twelve steps towards tokens below 32, half of what a random policy says."""
-  on, section, init, generate, run = build(
-      tiny, 'one device', rate=1e-2, missing_eos=False, **{**METHODS[method], 'kl_coefficient': 0.0})
-  score = jax.jit(lambda _, samples: (
-      jnp.sum(samples.mask & (samples.tokens < 32), 1) / jnp.sum(samples.mask, 1), {}))
-  step, reference = policy_gradient.build_step(generate, score, run, on, section), tiny.params(tiny.model(on), on)
-  state, scores = init(), []
+def test_reward_rises(method):
+  """Twelve steps towards tokens below 32."""
+  changes = {**METHODS[method], 'kl_coefficient': 0.0}
+  iterate, state = make_iterate(below_32, rate=1e-2, missing_eos=False, **changes)
+  scores = []
   for n in range(12):
-    state, metrics = step(state, rollout(n)[0], reference)
+    state, metrics = iterate(state, rollout(n)[0])
     scores.append(float(metrics['reward/score']))
   assert np.mean(scores[:2]) < 0.7 and np.mean(scores[-3:]) > 0.85, scores
 
 
-def test_prompts_that_teach_nothing_are_replaced(tiny):
+def test_prompts_that_teach_nothing_are_replaced():
   """Of 24 prompts those with an odd index score the same whatever is said."""
-  on, section, init, generate, run = build(tiny, 'one device', resampling=2, missing_eos=False)
+
+  def uneven(prompts, samples):
+    odd = jnp.repeat(prompts.index % 2, K)
+    different = jnp.arange(odd.shape[0], dtype=jnp.float32)
+    return jnp.where(odd == 1, 0.5, different), {'reward/failed': 0.0}
+
+  def never(prompts, samples):
+    return jnp.zeros(N), {}
+
   asked = jax.tree.map(lambda *x: np.concatenate(x), *(rollout(n)[0] for n in range(3)))
   asked = asked.replace(index=np.arange(3 * G, dtype=np.int32))
-  def score(prompts, samples):
-    odd = jnp.repeat(prompts.index % 2, K)
-    return jnp.where(odd == 1, 0.5, jnp.arange(odd.shape[0], dtype=jnp.float32)), {'reward/failed': 0.0}
-  reference = tiny.params(tiny.model(on), on)
-  _, metrics = policy_gradient.build_step(generate, score, run, on, section)(init(), asked, reference)
+  changes = {'resampling': 2, 'missing_eos': False}
+  iterate, state = make_iterate(uneven, **changes)
+  _, metrics = iterate(state, asked)
   assert metrics['response/extra'] == G * K and metrics['reward/equal_groups'] == 0
-  never = lambda prompts, samples: (jnp.zeros(N), {})
-  _, metrics = policy_gradient.build_step(generate, never, run, on, section)(init(), asked, reference)
+  iterate, state = make_iterate(never, **changes)
+  _, metrics = iterate(state, asked)
   assert metrics['response/extra'] == 2 * G * K and metrics['reward/equal_groups'] == 1
 
 
-def test_answers_that_all_lack_an_end_token_are_equal_whatever_the_reward_says(tiny):
-  on, section, init, _, run = build(tiny, 'one device', resampling=1)
+def test_responses_that_all_lack_an_end_token_are_equal_whatever_the_reward_says():
+  layout = testing.make_layout()
   asked, samples, scores = rollout()
   twice = jax.tree.map(lambda x: np.concatenate([x, x]), asked)
-  given = []
+  calls = []
+
   def generate(params, prompts, key):
-    given.append(samples.replace(ended=np.full(N, bool(given))))  # the first N answers have no end, the others do
-    return on.place(given[-1])
-  step = policy_gradient.build_step(generate, lambda prompts, samples: (on.place(scores), {}), run, on, section)
-  _, metrics = step(init(), twice, tiny.params(tiny.model(on), on))
-  assert len(given) == 2 and metrics['response/extra'] == N and metrics['reward/equal_groups'] == 0
-  assert metrics['response/eos_rate'] == 1
+    # The first N responses have no end, the others do.
+    calls.append(samples.replace(ended=np.full(N, bool(calls))))
+    return layout.place(calls[-1])
+
+  def score(prompts, samples):
+    return layout.place(scores), {}
+
+  iterate, state = make_iterate(score, generate, resampling=1)
+  _, metrics = iterate(state, twice)
+  assert len(calls) == 2 and metrics['response/extra'] == N
+  assert metrics['reward/equal_groups'] == 0 and metrics['response/eos_rate'] == 1
 
 
-def test_an_older_sampler_is_renewed_and_weighed(tiny):
-  on, section, init, generate, run = build(tiny, 'one device', sampler_every=2, weight_limit=2.0, rate=1e-2)
-  score = jax.jit(lambda _, samples: (jnp.sum(samples.mask, 1).astype(jnp.float32), {}))
-  step, reference = policy_gradient.build_step(generate, score, run, on, section), tiny.params(tiny.model(on), on)
-  same = lambda state: all(np.array_equal(*pair) for pair in zip(
-      jax.tree.leaves(jax.device_get(state.params)), jax.tree.leaves(jax.device_get(state.sampler_params))))
-  state, first = step(init(), rollout(0)[0], reference)
-  assert not same(state) and first['weight/mean'] == pytest.approx(1, abs=1e-4)
-  state, second = step(state, rollout(1)[0], reference)
-  assert same(state) and second['policy/sampler_gap'] > 1e-3 and abs(second['weight/mean'] - 1) > 1e-4
+def test_an_older_sampler_is_renewed_and_weighed():
+  def count(prompts, samples):
+    return jnp.sum(samples.mask, 1).astype(jnp.float32), {}
+
+  def is_current(state):
+    leaves = zip(jax.tree.leaves(state.params), jax.tree.leaves(state.sampler_params))
+    return all(np.array_equal(a, b) for a, b in leaves)
+
+  iterate, state = make_iterate(count, sampler_every=2, weight_limit=2.0, rate=1e-2)
+  state, first = iterate(state, rollout(0)[0])
+  assert not is_current(state) and first['weight/mean'] == pytest.approx(1, abs=1e-4)
+  state, second = iterate(state, rollout(1)[0])
+  assert is_current(state)
+  assert second['policy/sampler_gap'] > 1e-3 and abs(second['weight/mean'] - 1) > 1e-4
 
 
-@pytest.mark.parametrize('changes,message', [
-    (dict(advantage='grpo'), "config.rl.advantage: expected one of leave_one_out, .*, got 'grpo'"),
-    (dict(overlong_buffer=8), 'config.rl.overlong_buffer: expected at most sampling.max_new_tokens = 7, got 8'),
-    (dict(sampler_every=0), 'sampler_every from 1'), (dict(num_samples=1), 'config.rl.num_samples: expected 2 or more'),
-    (dict(num_samples=1, advantage='batch_baseline', resampling=1), 'without resampling one will do')])
-def test_wrong_settings(changes, message):
+@pytest.mark.parametrize(
+    'changes,message',
+    [
+        (
+            dict(advantage='grpo'),
+            "config.rl.advantage: expected one of leave_one_out, .*, got 'grpo'",
+        ),
+        (
+            dict(overlong_buffer=8),
+            'config.rl.overlong_buffer: expected at most sampling.max_new_tokens = 7, got 8',
+        ),
+        (dict(sampler_every=0), 'sampler_every from 1'),
+        (dict(num_samples=1), 'config.rl.num_samples: expected 2 or more'),
+        (
+            dict(num_samples=1, advantage='batch_baseline', resampling=1),
+            'without resampling one will do',
+        ),
+    ],
+)
+def test_wrong_options(changes, message):
   with pytest.raises(UserError, match=message):
-    settings(**changes)
+    make_options(**changes)

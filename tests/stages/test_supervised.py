@@ -1,17 +1,15 @@
 import functools
 
 import jax
-import ml_collections
 import numpy as np
 import pytest
 
+from rlhf_jax import testing
 from rlhf_jax.data import batches
 from rlhf_jax.models import heads
-from rlhf_jax.runtime import step as steps
-from rlhf_jax.stages.shared import supervised
+from rlhf_jax.stages import sft
+from rlhf_jax.stages.shared import supervised, training
 from rlhf_jax.types import Sequences
-
-OPTIMIZER = ml_collections.ConfigDict({**steps.OPTIMIZER, 'learning_rate': 1e-2, 'eps': 1e-5})  # not all noise
 
 
 def examples(count=32, seed=0):
@@ -26,14 +24,18 @@ def examples(count=32, seed=0):
 
 def packed(rows, length):
   """Lists of examples → a batch with a list in each row."""
-  fields = {name: np.zeros((len(rows), length), np.int32) for name in ('tokens', 'positions', 'segment_ids')}
+  names = ('tokens', 'positions', 'segment_ids')
+  fields = {name: np.zeros((len(rows), length), np.int32) for name in names}
   mask = np.zeros((len(rows), length), np.float32)
   for b, row in enumerate(rows):
     start = 0
     for number, example in enumerate(row, 1):
-      place = slice(start, start := start + len(example['tokens']))
-      fields['tokens'][b, place], mask[b, place] = example['tokens'], example['targets']
-      fields['positions'][b, place], fields['segment_ids'][b, place] = np.arange(len(example['tokens'])), number
+      end = start + len(example['tokens'])
+      fields['tokens'][b, start:end] = example['tokens']
+      fields['positions'][b, start:end] = np.arange(end - start)
+      fields['segment_ids'][b, start:end] = number
+      mask[b, start:end] = example['targets']
+      start = end
   return Sequences(**fields, loss_mask=mask)
 
 
@@ -42,17 +44,17 @@ def alone(rows, length=12):
 
 
 @functools.cache
-def build(tiny, mesh, parts):
-  on = tiny.layout(mesh)
-  model, optimizer = tiny.model(on), steps.make_optimizer(OPTIMIZER, 10)
-  init = lambda: steps.create_train_state(tiny.params(model, on), optimizer, jax.random.key(1), on)
-  return init, steps.build(supervised.build_loss(model), optimizer, on, parts)
+def compiled(mesh, parts):
+  definitions = testing.make_definitions(testing.make_layout(mesh))
+  options = sft.Options(microbatches=parts)
+  return definitions, training.compile_train_step(sft.train_step, definitions, options)
 
 
-def train(tiny, batch, mesh='one device', parts=1, count=1):
+def train(batch, mesh='one device', parts=1, count=1):
   """(parameters, metrics of each step) after some steps on one batch."""
-  init, step = build(tiny, mesh, parts)
-  state, history = init(), []
+  definitions, step = compiled(mesh, parts)
+  state = testing.make_state(definitions)
+  history = []
   for _ in range(count):
     state, metrics = step(state, batch)
     history.append(jax.device_get(metrics))
@@ -60,72 +62,81 @@ def train(tiny, batch, mesh='one device', parts=1, count=1):
 
 
 @pytest.fixture(scope='module')
-def first(tiny):
-  return train(tiny, alone(examples()))
+def first():
+  return train(alone(examples()))
 
 
-def test_loss_is_the_mean_nll_of_the_targets(tiny):
-  on = tiny.layout()
-  model, rows = tiny.model(on), examples(4)
-  params = tiny.params(model, on)
+def test_loss_is_the_mean_nll_of_the_targets():
+  model = testing.make_model()
+  params = testing.make_params(model)
+  rows = examples(4)
   total, count = 0.0, 0
   for row in rows:  # each text alone, without padding, over all logits
     tokens = row['tokens'][None]
-    hidden, _ = model.apply(params, tokens, np.arange(tokens.shape[1])[None], np.ones_like(tokens))
-    logprobs = np.asarray(jax.nn.log_softmax(heads.next_token_logits(model, params, hidden[0, :-1])))
+    positions = np.arange(tokens.shape[1])[None]
+    hidden, _ = model.apply(params, tokens, positions, np.ones_like(tokens))
+    logits = heads.next_token_logits(model, params, hidden[0, :-1])
+    logprobs = np.asarray(jax.nn.log_softmax(logits))
     for place in np.flatnonzero(row['targets']):
-      total, count = total - logprobs[place - 1, row['tokens'][place]], count + 1
-  metrics = train(tiny, alone(rows))[1][0]
+      total -= logprobs[place - 1, row['tokens'][place]]
+      count += 1
+  metrics = train(alone(rows))[1][0]
   np.testing.assert_allclose(metrics['loss'], total / count, rtol=1e-5)
   assert metrics['tokens'] == sum(len(row['tokens']) for row in rows)
 
 
-def test_loss_falls(tiny):
-  _, history = train(tiny, alone(examples()), count=8)
+def test_loss_falls():
+  _, history = train(alone(examples()), count=8)
   assert history[-1]['loss'] < 0.8 * history[0]['loss']
 
 
-@pytest.mark.parametrize('mesh', ['fsdp 8', 'data 4, tensor 2', 'data 2, context 4', 'data 2, fsdp 2, tensor 2'])
-def test_same_numbers_on_every_mesh(tiny, first, mesh):
-  tiny.close(train(tiny, alone(examples()), mesh, 2), first, mesh)
+@pytest.mark.parametrize(
+    'mesh', ['fsdp 8', 'data 4, tensor 2', 'data 2, context 4', 'data 2, fsdp 2, tensor 2']
+)
+def test_same_numbers_on_every_mesh(first, mesh):
+  testing.assert_trees_close(train(alone(examples()), mesh, 2), first, mesh)
 
 
-def test_microbatches_padding_and_order_change_nothing(tiny, first):
+def test_microbatches_padding_and_order_change_nothing(first):
   rows = examples()
-  tiny.close(train(tiny, alone(rows), parts=4), first, 'micro-batches')
-  tiny.close(train(tiny, alone([rows[i] for i in np.random.default_rng(1).permutation(32)])), first, 'order')
-  tiny.close(train(tiny, alone(rows, 19)), first, 'more padding')
-  left = jax.tree.map(lambda x: np.pad(x, ((0, 0), (5, 0))), alone(rows))
-  tiny.close(train(tiny, left), first, 'padding on the left')
+  testing.assert_trees_close(train(alone(rows), parts=4), first, 'micro-batches')
+  shuffled = [rows[i] for i in np.random.default_rng(1).permutation(32)]
+  testing.assert_trees_close(train(alone(shuffled)), first, 'order')
+  testing.assert_trees_close(train(alone(rows, 19)), first, 'more padding')
+  left = jax.tree.map(lambda x: np.pad(x, ((0, 0), (5, 2))), alone(rows))
+  testing.assert_trees_close(train(left), first, 'padding on the left')
   other = alone(rows)
   other = other.replace(tokens=np.where(other.segment_ids > 0, other.tokens, 63))
-  tiny.close(train(tiny, other), first, 'what the padding holds')
+  testing.assert_trees_close(train(other), first, 'what the padding holds')
 
 
-def test_packed_is_unpacked(tiny, first):
+def test_packed_is_unpacked(first):
   rows = examples()
-  tiny.close(train(tiny, packed([rows[i:i + 4] for i in range(0, 32, 4)], 48)), first, 'packed')
+  four_in_a_row = [rows[i : i + 4] for i in range(0, 32, 4)]
+  testing.assert_trees_close(train(packed(four_in_a_row, 48)), first, 'packed')
 
 
-def test_evaluation_is_over_every_target_once(tiny, first):
+def test_evaluation_is_over_every_target_once():
   rows = examples(27)
-  on = tiny.layout('data 8')
-  model = tiny.model(on)
-  measure = supervised.build_evaluation(model, on, rows, 8, 12)
-  loss, count = measure(tiny.params(model, on))
-  batch = on.place(next(batches.sequences_once(rows, 32, 12)))
-  value = supervised.build_loss(model)(tiny.params(model, on), batch, None)
+  layout = testing.make_layout('data 8')
+  model = testing.make_model(layout)
+  params = testing.make_params(model, layout)
+  measure = supervised.build_evaluation(model, layout, rows, 8, 12)
+  loss, count = measure(params)
+  batch = layout.place(next(batches.sequences_once(rows, 32, 12)))
+  value = supervised.loss(params, batch, model)
   assert count == sum(row['targets'].sum() for row in rows)
   np.testing.assert_allclose(loss, value.total / value.weight, rtol=1e-5)
 
 
 def test_sft_learns_the_response_and_its_end_only(context):
-  from rlhf_jax.stages import sft
   made = context('sft')
-  batch = next(sft.build(made).batches)
+  stage = sft.build(made, made.read_options(sft.STAGE))
+  batch = next(stage.batches)
   targets = batch.loss_mask > 0
   assert targets.any() and not targets[batch.positions == 0].any()
   ends = (batch.tokens == made.tokenizer.eos_id) & (batch.segment_ids > 0)
   assert ends.any() and targets[ends].all()
-  text = made.tokenizer.core.decode(batch.tokens[0][targets[0]].tolist(), skip_special_tokens=False)
+  ids = batch.tokens[0][targets[0]].tolist()
+  text = made.tokenizer.core.decode(ids, skip_special_tokens=False)
   assert 'Human:' not in text and 'Assistant:' not in text

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 import zlib
 
 import jax
@@ -11,6 +11,9 @@ import ml_collections
 from rlhf_jax import options as options_lib
 from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.runtime.mesh import Layout
+
+if TYPE_CHECKING:
+  from rlhf_jax.stages.shared.kind import StageKind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,16 +54,16 @@ class Context:
     root = jax.random.key(self.config.seed)
     return jax.random.fold_in(root, zlib.crc32(self.name.encode()))
 
-  def read_options(self, options_class: type, settings_class: type | None = None) -> Any:
+  def read_options(self, stage: 'StageKind') -> Any:
     """Makes the typed options of the section; nothing below the stage reads the ConfigDict.
 
     Args:
-      options_class: the stage's options.
-      settings_class: the settings of what the section chose, such as a loss; they become the
-        field `settings` of the options.
+      stage: the kind of the stage. The settings of what the section chooses, such as a loss,
+        become the field `settings` of the options.
     """
-    options = options_lib.from_section(options_class, self.section)
-    if settings_class is None:
-      return options
-    settings = options_lib.from_section(settings_class, self.section)
-    return dataclasses.replace(options, settings=settings)
+    section = self.section
+    options = options_lib.from_section(stage.options, section)
+    for field, settings_classes in stage.choices.items():
+      settings = options_lib.from_section(settings_classes[section[field]], section)
+      options = dataclasses.replace(options, settings=settings)
+    return options

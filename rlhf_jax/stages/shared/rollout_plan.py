@@ -1,6 +1,7 @@
 """Plans the stages that learn from their own responses: rollout, scores, update."""
 
 import dataclasses
+import functools
 from typing import Any, Callable
 
 import jax
@@ -17,11 +18,10 @@ from rlhf_jax.planning.programs import (
     abstract_rows,
     resident,
 )
-from rlhf_jax.rewards.sources import parse_reward_source
-from rlhf_jax.stages import reward
+from rlhf_jax.stages.shared import reward_plan
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.rollout import RolloutParts, ScoredRollout
-from rlhf_jax.types import Params, Prompts, Samples
+from rlhf_jax.types import Params
 
 # (scored rollout, reference parameters) → the arguments of the update after the state
 UpdateArguments = Callable[[ScoredRollout, Params], tuple]
@@ -73,55 +73,25 @@ def plan_rollout(
       options.sampling.max_new_tokens,
       options.num_samples,
   )
-  programs = [
-      Program(
-          'rollout',
-          lambda: parts.generate.lower(state.params, prompts, key),
-          rollout_estimate,
-      )
-  ]
-  notes = []
+  plan = StagePlan(
+      residents,
+      [
+          Program(
+              'rollout',
+              functools.partial(parts.generate.lower, state.params, prompts, key),
+              rollout_estimate,
+          )
+      ],
+      [],
+  )
   for name in options.reward:
-    _plan_reward(context, options, parts, name, prompts, samples, residents, programs, notes)
+    reward_plan.add_reward(plan, layout, parts.store, options, name, prompts, samples)
   update_estimate = _update_work(
       context, options, parts, state, passes=passes, has_value_trunk=has_value_trunk
   )
-  programs.append(
-      Program('update', lambda: parts.update.lower(state, *arguments), update_estimate)
-  )
-  return StagePlan(residents, programs, notes)
-
-
-def _plan_reward(
-    context: Context,
-    options: Any,
-    parts: RolloutParts,
-    name: str,
-    prompts: Prompts,
-    samples: Samples,
-    residents: dict[str, Any],
-    programs: list[Program],
-    notes: list[str],
-) -> None:
-  """Adds a reward to the plan: its parameters and its program, or a note if it has none."""
-  source = parse_reward_source(name)
-  if not source.on_device:
-    notes.append(f'{name} runs on the hosts')
-    return
-  is_reward_model = source.kind == 'model'
-  opened = parts.store.open(source.model_name, head=is_reward_model)
-  params = opened.read()
-  label = 'reward' if is_reward_model else name
-  residents[label] = params
-  responses = options.batch_size * options.num_samples
-  rows = responses // options.parts
-  length = options.max_length + options.sampling.max_new_tokens
-  if is_reward_model:
-    score = reward.build_score(opened.model, options.parts)
-    estimate = work.forward(opened.model.config, context.layout, rows, length, 0) * options.parts
-    programs.append(Program('score', lambda: score.lower(params, prompts, samples), estimate))
-  else:
-    notes.append(f'{name}: its parameters are counted, the time in which it grades is not')
+  update = functools.partial(parts.update.lower, state, *arguments)
+  plan.programs.append(Program('update', update, update_estimate))
+  return plan
 
 
 def _update_work(

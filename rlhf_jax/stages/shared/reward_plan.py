@@ -1,0 +1,118 @@
+"""Plans rewards: what each keeps on the devices, and what it runs there."""
+
+import functools
+from typing import Any
+
+import jax
+
+from rlhf_jax.generation import sampler
+from rlhf_jax.models import heads
+from rlhf_jax.models.transformer import Model
+from rlhf_jax.planning import work
+from rlhf_jax.planning.programs import Program, StagePlan, abstract_prompts
+from rlhf_jax.rewards.sources import parse_reward_source
+from rlhf_jax.runtime.mesh import Layout
+from rlhf_jax.stages import reward
+from rlhf_jax.stages.shared.model_store import ModelStore
+from rlhf_jax.types import Array, Params, Prompts, Samples
+
+
+def add_reward(
+    plan: StagePlan,
+    layout: Layout,
+    store: ModelStore,
+    options: Any,
+    name: str,
+    prompts: Prompts,
+    samples: Samples,
+) -> None:
+  """Adds a reward to the plan of a stage.
+
+  Args:
+    plan: what it is added to.
+    layout: an abstract layout.
+    store: the stage's models.
+    options: the stage's, see RolloutOptions.
+    name: of the reward, as a config has it.
+    prompts: abstract, [B, P].
+    samples: abstract, [B * K, R].
+  """
+  source = parse_reward_source(name)
+  if source.kind == 'model':
+    _add_reward_model(plan, layout, store, options, name, prompts, samples)
+  elif source.kind == 'scorer':
+    _add_scorer(plan, layout, store, options, name)
+  elif source.kind == 'server':
+    plan.notes.append(f'{name} runs on a server')
+  else:
+    plan.notes.append(f'{name} runs on the hosts')
+
+
+def _add_reward_model(
+    plan: StagePlan,
+    layout: Layout,
+    store: ModelStore,
+    options: Any,
+    name: str,
+    prompts: Prompts,
+    samples: Samples,
+) -> None:
+  """Adds a reward model, which reads all sequences in as many parts as the update."""
+  opened = store.open(name, head=True)
+  params = opened.read()
+  plan.resident[_unused_name(plan.resident, 'reward', name)] = params
+  score = reward.build_score(opened.model, options.parts)
+  rows = options.batch_size * options.num_samples // options.parts
+  length = options.max_length + options.sampling.max_new_tokens
+  one_part = work.forward(opened.model.config, layout, rows, length, 0)
+  lower = functools.partial(score.lower, params, prompts, samples)
+  plan.programs.append(Program('score', lower, one_part * options.parts))
+
+
+def _add_scorer(
+    plan: StagePlan, layout: Layout, store: ModelStore, options: Any, name: str
+) -> None:
+  """Adds a language model that grades responses (direct RLAIF).
+
+  Its prompts are texts, whose lengths a plan does not know: they count as the longest that it
+  reads, and its options as one token each.
+  """
+  opened = store.open_reader(parse_reward_source(name).model_name)
+  params = opened.read()
+  plan.resident[_unused_name(plan.resident, 'scorer', name)] = params
+  scorer = options.scorer
+  prompts = abstract_prompts(layout, scorer.batch_size, scorer.max_length)
+  grade = jax.jit(functools.partial(next_token_logprobs, opened.model))
+  responses = options.batch_size * options.num_samples
+  program = Program(
+      'grade',
+      functools.partial(grade.lower, params, prompts),
+      work.forward(opened.model.config, layout, scorer.batch_size, scorer.max_length, 1),
+      calls=-(-responses // scorer.batch_size),  # rounded up
+  )
+  plan.programs.append(program)
+  plan.notes.append(
+      f'the lengths of what {name} reads: each response counts as {scorer.max_length} tokens'
+  )
+
+
+def next_token_logprobs(model: Model, params: Params, prompts: Prompts) -> Array:
+  """Computes the logprobs of the token after each prompt, as a scorer does.
+
+  Args:
+    model: its definition.
+    params: its parameters.
+    prompts: left-padded, [B, P].
+
+  Returns:
+    [B, V] float32.
+  """
+  positions = sampler.prompt_positions(prompts.mask)
+  segment_ids = prompts.mask.astype('int32')
+  hidden, _ = model.apply(params, prompts.tokens, positions, segment_ids)
+  return jax.nn.log_softmax(heads.next_token_logits(model, params, hidden[:, -1]))
+
+
+def _unused_name(resident: dict[str, Any], kind: str, name: str) -> str:
+  """Returns the name of a resident tree: its kind, or its own where there are several."""
+  return kind if kind not in resident else f'{kind} {name}'
