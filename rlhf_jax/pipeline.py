@@ -182,7 +182,7 @@ def open_tokenizer(config, workdir: Path) -> Tokenizer:
     return Tokenizer.load(directory)
   if said.init == 'train':
     documents = sources.load_records(said.data, 'document', 'train')[:said.documents]
-    core = vocabulary.train((document.text for document in documents), said.vocab_size)
+    core = vocabulary.train_tokenizer((document.text for document in documents), said.vocab_size)
     tokenizer = Tokenizer(core, vocabulary.CHAT_TEMPLATE, eos='<eos>', pad='<pad>')
   else:
     tokenizer = pretrained.open_tokenizer(said.init)

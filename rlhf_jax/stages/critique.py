@@ -172,4 +172,4 @@ def _kept(context, name, make):
 
 def _write(context, name, rows):
   if jax.process_index() == 0:
-    records.write(context.directory / f'{name}.jsonl', rows)
+    records.write_records(context.directory / f'{name}.jsonl', rows)

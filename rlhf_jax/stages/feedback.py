@@ -57,7 +57,7 @@ def run(context: common.Context) -> None:
         rows = [records.Ranking(f'{prompt.id}/{split}', who, '', '', '', records.conversation(prompt), texts, ranks)
                 for prompt, texts, (who, ranks) in zip(prompts, given, orders)]
       if jax.process_index() == 0:
-        records.write(path, rows)
+        records.write_records(path, rows)
 
 
 def answer(context: common.Context, split: str, key):

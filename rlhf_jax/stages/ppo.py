@@ -101,7 +101,7 @@ def build(context: common.Context) -> loop.Training:
   return loop.Training(
       name=context.name, init=parts.init, step=lambda state, batch: step(state, batch, reference),
       evaluate=rollout.build_evaluation(context, parts, reference, score_held_out, held_out, held_out_examples),
-      batches=batches.Together(
+      batches=batches.ZippedBatches(
           batches.prompts(examples, section.batch_size, context.config.seed), pretraining))
 
 

@@ -22,7 +22,7 @@ MAKERS = {
     'plain': lambda **k: batches.sequences(TEXTS, 4, 16, 7, pack=False, **k),
     'rankings': lambda **k: batches.rankings(RANKED, 2, 6, 5, 7, **k),
     'prompts': lambda **k: batches.prompts(ASKED, 4, 7, **k),
-    'together': lambda **k: batches.Together(batches.prompts(ASKED, 4, 7, **k), None, batches.sequences(TEXTS, 4, 16, 7)),
+    'together': lambda **k: batches.ZippedBatches(batches.prompts(ASKED, 4, 7, **k), None, batches.sequences(TEXTS, 4, 16, 7)),
 }
 
 

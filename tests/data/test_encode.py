@@ -11,7 +11,7 @@ ASKED = [{'role': 'user', 'content': 'Why?'}]
 
 @pytest.fixture(scope='module')
 def tokenizer():
-  return Tokenizer(vocabulary.train([], 258), vocabulary.CHAT_TEMPLATE, eos='<eos>', pad='<pad>')  # bytes
+  return Tokenizer(vocabulary.train_tokenizer([], 258), vocabulary.CHAT_TEMPLATE, eos='<eos>', pad='<pad>')  # bytes
 
 
 def demonstration(response='No.', messages=ASKED):
@@ -49,7 +49,7 @@ def test_every_token_of_a_document_but_the_first_is_a_target_once(tokenizer):
 
 
 def with_beginning():
-  core = vocabulary.train([], 258)
+  core = vocabulary.train_tokenizer([], 258)
   core.add_special_tokens(['<bos>'])
   return Tokenizer(core, '{{ bos_token }}' + vocabulary.CHAT_TEMPLATE, eos='<eos>', pad='<pad>', bos='<bos>')
 

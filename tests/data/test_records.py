@@ -15,14 +15,14 @@ ASKED = [{'role': 'user', 'content': 'Why?'}]
 def test_what_is_written_is_read(tmp_path):
   rows = [records.Ranking('1', 's', 'l', 'd', '', ASKED, ['a', 'b', 'ü'], [2, 1, 2])]
   for name in ('x.jsonl', 'x.jsonl.gz'):
-    records.write(tmp_path / name, rows)
-    assert records.read(tmp_path / name, 'ranking') == rows
+    records.write_records(tmp_path / name, rows)
+    assert records.read_records(tmp_path / name, 'ranking') == rows
   assert sorted(path.name for path in tmp_path.iterdir()) == ['x.jsonl', 'x.jsonl.gz']
 
 
 def test_optional_fields_may_be_left_out_and_others_are_ignored(tmp_path):
   (tmp_path / 'x.jsonl').write_text('\n{"text": "a", "more": 1}\n')
-  assert records.read(tmp_path / 'x.jsonl', 'document') == [records.Document(f'{tmp_path}/x.jsonl:2', '', '', 'a')]
+  assert records.read_records(tmp_path / 'x.jsonl', 'document') == [records.Document(f'{tmp_path}/x.jsonl:2', '', '', 'a')]
 
 
 def test_a_single_response_is_good_or_bad():
@@ -42,20 +42,20 @@ def test_null_is_as_good_as_absent():
 
 def test_half_a_surrogate_pair_survives_and_a_byte_order_mark_is_no_text(tmp_path):
   (tmp_path / 'x.jsonl').write_bytes(b'\xef\xbb\xbf{"text": "a\\ud83d"}\r\n')
-  rows = records.read(tmp_path / 'x.jsonl', 'document')
-  records.write(tmp_path / 'y.jsonl.gz', rows)
-  assert [row.text for row in rows] == ['a\ud83d'] == [row.text for row in records.read(tmp_path / 'y.jsonl.gz', 'document')]
+  rows = records.read_records(tmp_path / 'x.jsonl', 'document')
+  records.write_records(tmp_path / 'y.jsonl.gz', rows)
+  assert [row.text for row in rows] == ['a\ud83d'] == [row.text for row in records.read_records(tmp_path / 'y.jsonl.gz', 'document')]
 
 
 def test_preferences_are_rankings_of_two(tmp_path):
   (tmp_path / 'x.jsonl').write_text(json.dumps({'messages': ASKED, 'chosen': 'good', 'rejected': 'bad'}) + '\n')
-  [row] = records.read(tmp_path / 'x.jsonl', 'ranking')
+  [row] = records.read_records(tmp_path / 'x.jsonl', 'ranking')
   assert (row.responses, row.ranks) == (['good', 'bad'], [1, 2])
 
 
 def test_a_ranking_does_for_a_demonstration_by_its_best_response(tmp_path):
-  records.write(tmp_path / 'x.jsonl', [records.Ranking('1', 's', 'l', 'd', 'Read.', ASKED, ['a', 'b', 'c'], [3, 1, 1])])
-  assert records.read(tmp_path / 'x.jsonl', 'demonstration') == [
+  records.write_records(tmp_path / 'x.jsonl', [records.Ranking('1', 's', 'l', 'd', 'Read.', ASKED, ['a', 'b', 'c'], [3, 1, 1])])
+  assert records.read_records(tmp_path / 'x.jsonl', 'demonstration') == [
       records.Demonstration('1', 's', 'l', [{'role': 'user', 'content': 'Read.\n\nWhy?'}], 'b')]
 
 
@@ -91,14 +91,14 @@ GOOD = {'messages': ASKED, 'responses': ['a', 'b'], 'ranks': [1, 2]}
 def test_mistakes_name_file_line_and_field(tmp_path, kind, line, message):
   (tmp_path / 'x.jsonl').write_text(line + '\n')
   with pytest.raises(UserError) as error:
-    records.read(tmp_path / 'x.jsonl', kind)
+    records.read_records(tmp_path / 'x.jsonl', kind)
   assert message in str(error.value) and '\n' not in str(error.value)
 
 
 def test_a_line_that_is_not_utf8_is_named_by_its_number(tmp_path):
   (tmp_path / 'x.jsonl').write_bytes(b'{"text": "a"}\n' * 3 + b'{"text": "\xe9"}\n' + b'{"text": "a"}\n')
   with pytest.raises(UserError, match="x.jsonl:4: not JSON: 'utf-8' codec"):
-    records.read(tmp_path / 'x.jsonl', 'document')
+    records.read_records(tmp_path / 'x.jsonl', 'document')
 
 
 def test_bytes_damaged_in_the_middle_of_a_gz_are_an_error_of_one_line(tmp_path):
@@ -109,7 +109,7 @@ def test_bytes_damaged_in_the_middle_of_a_gz_are_an_error_of_one_line(tmp_path):
     start = int(rng.integers(20, len(whole) - 90))
     (tmp_path / 'x.jsonl.gz').write_bytes(whole[:start] + rng.bytes(64) + whole[start + 64:])
     with pytest.raises(UserError, match='^[^\n]*x.jsonl.gz:[0-9]+: [^\n]*$'):
-      records.read(tmp_path / 'x.jsonl.gz', 'document')
+      records.read_records(tmp_path / 'x.jsonl.gz', 'document')
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
@@ -117,7 +117,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
   (tmp_path / 'x.jsonl.gz').write_bytes(whole[:len(whole) // 2])
   for name in ('x.jsonl.gz', 'absent.jsonl'):
     with pytest.raises(UserError, match=f'{name}:.* cannot read'):
-      records.read(tmp_path / name, 'document')
+      records.read_records(tmp_path / name, 'document')
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason='the shared data are not here')
@@ -125,5 +125,5 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     ('pretrain', 'document', 2214, 249), ('sft', 'demonstration', 2831, 211), ('preferences', 'preference', 7639, 973),
     ('preferences', 'ranking', 7639, 973), ('rankings', 'ranking', 698, 91), ('prompts', 'prompt', 1421, 214)])
 def test_shared_data_are_read_whole(name, kind, train, validation):
-  counts = [len(records.read(SHARED / f'{name}.{split}.jsonl.gz', kind)) for split in ('train', 'validation')]
+  counts = [len(records.read_records(SHARED / f'{name}.{split}.jsonl.gz', kind)) for split in ('train', 'validation')]
   assert counts == [train, validation]

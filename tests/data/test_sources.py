@@ -19,22 +19,22 @@ def document(text):
 
 
 def test_globs_splits_and_counts(tmp_path):
-  records.write(tmp_path / 'a.train.jsonl', [document('1'), document('2')])
-  records.write(tmp_path / 'b.train.jsonl.gz', [document('3')])
-  records.write(tmp_path / 'a.validation.jsonl', [document('4')])
+  records.write_records(tmp_path / 'a.train.jsonl', [document('1'), document('2')])
+  records.write_records(tmp_path / 'b.train.jsonl.gz', [document('3')])
+  records.write_records(tmp_path / 'a.validation.jsonl', [document('4')])
   load = lambda split, **more: [row.text for row in sources.load_records(
       config(source='jsonl', path=(f'{tmp_path}/*.{{split}}.jsonl*',), **more), 'document', split)]
   assert load('train') == ['1', '2', '3'] and load('validation') == ['4'] and load('train', count=2) == ['1', '2']
 
 
 def test_a_file_that_exists_is_no_glob(tmp_path):
-  records.write(tmp_path / 'a[1].jsonl', [document('1')])
+  records.write_records(tmp_path / 'a[1].jsonl', [document('1')])
   assert len(sources.load_records(config(source='jsonl', path=(f'{tmp_path}/a[1].jsonl',)), 'document', 'train')) == 1
 
 
 def test_rankings_and_preferences_share_a_data_set(tmp_path):
   asked = [{'role': 'user', 'content': 'Why?'}]
-  records.write(tmp_path / 'x.jsonl', [
+  records.write_records(tmp_path / 'x.jsonl', [
       records.Ranking('r', '', '', '', '', asked, ['a', 'b', 'c'], [2, 1, 1]),
       records.Preference('p', '', '', '', asked, 'good', 'bad')])
   rows = sources.load_records(config(source='jsonl', path=(f'{tmp_path}/x.jsonl',)), 'ranking', 'train')

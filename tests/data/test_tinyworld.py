@@ -107,7 +107,7 @@ def test_rankings_follow_the_utility(world):
 
 def test_tokenizer_and_template(world):
   texts = [row.text for row in world['document', 'train']]
-  tokenizer = Tokenizer(vocabulary.train(texts), vocabulary.CHAT_TEMPLATE, eos='<eos>', pad='<pad>')
+  tokenizer = Tokenizer(vocabulary.train_tokenizer(texts), vocabulary.CHAT_TEMPLATE, eos='<eos>', pad='<pad>')
   assert (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id) == (1024, 0, 1)
   assert tokenizer.response_prefix == ' '
   lengths = [len(tokenizer.encode(text)) for text in texts]

@@ -65,7 +65,7 @@ def tiny():
 def tokenizer():
   config = pipeline.load_config(EXPERIMENT)
   documents = sources.load_records(config.tokenizer.data, 'document', 'train')[:200]
-  return Tokenizer(vocabulary.train((row.text for row in documents), 384), vocabulary.CHAT_TEMPLATE, eos='<eos>',
+  return Tokenizer(vocabulary.train_tokenizer((row.text for row in documents), 384), vocabulary.CHAT_TEMPLATE, eos='<eos>',
                    pad='<pad>')
 
 

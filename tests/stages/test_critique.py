@@ -30,7 +30,7 @@ def test_rounds_are_kept_and_a_cut_run_goes_on(context):
   page = report.page('run', '', b'', {}, [], {'critique': report.read_transcripts(made.directory)})
   assert page.count('<details>') == len(whole) and 'Does it do harm?' in page
 
-  demonstrations = records.read(made.directory / 'train.jsonl', 'demonstration')
+  demonstrations = records.read_records(made.directory / 'train.jsonl', 'demonstration')
   helpful = read('train-helpful')
   assert [row.response for row in demonstrations] == [
       row['response'] for rows in (second, third, helpful) for row in rows if row['response']]

@@ -170,8 +170,8 @@ def test_single_responses_are_for_kto_only(context, tmp_path):
   rows = [dict(id=str(n), messages=[dict(role='user', content='Why?')], response=f'Because {n}.', desirable=n % 2 == 0)
           for n in range(9)]
   for split in ('train', 'validation'):
-    records.write(tmp_path / f'{split}.jsonl', rows)
-  assert [row.ranks for row in records.read(tmp_path / 'train.jsonl', 'ranking')] == [[1], [2]] * 4 + [[1]]
+    records.write_records(tmp_path / f'{split}.jsonl', rows)
+  assert [row.ranks for row in records.read_records(tmp_path / 'train.jsonl', 'ranking')] == [[1], [2]] * 4 + [[1]]
   data = [f'dpo.data.path=("{tmp_path}/{{split}}.jsonl",)', 'dpo.reference=random']
   with pytest.raises(UserError, match='config.dpo.loss: dpo compares responses, but some prompts have one only'):
     preference.build(context('dpo', *data, experiment='dpo'))
@@ -216,7 +216,7 @@ def test_a_stage_of_another_reference_or_tokenizer_does_not_begin(context, tmp_p
   rows = [dict(messages=[dict(role='user', content='Why is the sky blue?')], chosen=f'Because of the light {n}.',
                rejected='Who cares?') for n in range(5)]
   for split in ('train', 'validation'):
-    records.write(tmp_path / f'{split}.jsonl', rows)
+    records.write_records(tmp_path / f'{split}.jsonl', rows)
   make = lambda *overrides: context('dpo', f'dpo.data.path=("{tmp_path}/{{split}}.jsonl",)', 'dpo.reference=random',
                                     *overrides, experiment='dpo')
   preference.build(make())
@@ -226,6 +226,6 @@ def test_a_stage_of_another_reference_or_tokenizer_does_not_begin(context, tmp_p
   with pytest.raises(UserError, match='reference-train.npz: computed with another reference'):
     preference.build(make('seed=7'))
   texts = (row.text for row in tinyworld.records('document', 'train', count=80))
-  other = Tokenizer(vocabulary.train(texts, 384), vocabulary.CHAT_TEMPLATE, eos='<eos>', pad='<pad>')
+  other = Tokenizer(vocabulary.train_tokenizer(texts, 384), vocabulary.CHAT_TEMPLATE, eos='<eos>', pad='<pad>')
   with pytest.raises(UserError, match='reference-train.npz: computed for other data or with another tokenizer'):
     preference.build(dataclasses.replace(make(), tokenizer=other))
