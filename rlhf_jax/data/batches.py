@@ -34,7 +34,7 @@ class BatchIterator(Iterator[Batch], Generic[Batch]):
   def __init__(self, dataset: grain.IterDataset, to_batch: Callable[[Arrays], Batch]):
     self.dataset = dataset
     self.to_batch = to_batch
-    self._iterator = iter(dataset)
+    self._iterator = iter(dataset)  # grain's, which counts what it has given
 
   def __next__(self) -> Batch:
     return self.to_batch(next(self._iterator))
@@ -128,6 +128,7 @@ def sequences_once(
   Yields:
     Sequences [B, T]; the last is filled with empty rows.
   """
+  # An example of no tokens: a row of it is padding only, in segment 0, without targets.
   nothing = {'tokens': np.zeros(0, np.int32), 'targets': np.zeros(0, np.float32)}
   rows = [_padded(example, length) for example in examples]
   for arrays in _stacked(rows, batch_size, _padded(nothing, length)):
@@ -159,6 +160,7 @@ def rankings(
   """
   dataset = _shuffled(examples, batch_size, seed)
   _check_rankings(examples, responses_per_row, length)
+  # Responses, not tokens, are what is packed: the first axis of each array.
   lengths = {name: responses_per_row for name in examples[0]}
   dataset = _packed(dataset, lengths, batch_size)
   return BatchIterator(dataset.batch(batch_size), _packed_to_rankings)
@@ -225,7 +227,7 @@ def prompts_once(examples: Sequence[Example], batch_size: int) -> Iterator[Promp
   Yields:
     Prompts [B, P]; the last is filled with rows of index -1.
   """
-  tokens = np.zeros_like(examples[0]['tokens'])
+  tokens = np.zeros_like(examples[0]['tokens'])  # [P]
   # One visible token: attention over a row without any would give NaN.
   mask = np.arange(len(tokens)) == len(tokens) - 1
   empty = {'tokens': tokens, 'mask': mask, 'index': np.int32(-1)}
@@ -246,6 +248,7 @@ def _shuffled(examples: Sequence[Example], batch_size: int, seed: int) -> grain.
     raise UserError('data: nothing to make batches of')
   if seed < 0:
     raise UserError(f'seed: expected 0 or more, got {seed}')
+  # Shuffling before repeating: every epoch has each example once, and an order of its own.
   dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
   # Everything is in memory already, so reading ahead in threads would only cost.
   options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
@@ -270,7 +273,7 @@ def _packed(
   return grain.experimental.FirstFitPackIterDataset(
     dataset,
     length_struct=lengths,
-    num_packing_bins=2 * batch_size,
+    num_packing_bins=2 * batch_size,  # more would pack tighter, but reorder more
   )
 
 
@@ -304,9 +307,9 @@ def _packed_to_rankings(arrays: Arrays) -> Rankings:
 def _to_rankings(arrays: Arrays) -> Rankings:
   """Makes Rankings [B, K, T] of stacked rows and their groups [B, K]."""
   tokens = arrays['tokens']  # [B, K, T]
-  group = arrays['group'].astype(np.int32)
-  places = np.arange(tokens.shape[-1])
-  inside = places < arrays['lengths'][..., None]
+  group = arrays['group'].astype(np.int32)  # [B, K]
+  places = np.arange(tokens.shape[-1])  # [T]
+  inside = places < arrays['lengths'][..., None]  # [B, K, T]
   no_logprobs = np.zeros(group.shape, np.float32)
   fields: Arrays = {
     'tokens': tokens,
@@ -346,7 +349,7 @@ def _check_rankings(examples: Sequence[Example], responses_per_row: int, length:
 def _fill_in_order(examples: Sequence[Example], responses_per_row: int) -> list[list[Example]]:
   """Divides rankings into rows without changing their order."""
   rows: list[list[Example]] = [[]]
-  used = 0
+  used = 0  # places of the last row
   for example in examples:
     count = len(example['ranks'])
     if used + count > responses_per_row:
@@ -374,7 +377,7 @@ def _ranking_row(
   """
   counts = [len(example['ranks']) for example in examples]
   num_empty = responses_per_row - sum(counts)
-  group = np.zeros(responses_per_row, np.int32)
+  group = np.zeros(responses_per_row, np.int32)  # [K]
   numbers = np.arange(1, len(examples) + 1)
   group[: sum(counts)] = np.repeat(numbers, np.array(counts, int))
   row = {'group': group}
@@ -388,5 +391,6 @@ def _stacked(rows: Sequence[Mapping[str, Any]], size: int, empty: Arrays) -> Ite
   """Stacks rows to arrays of exactly `size` rows, the last filled with empty ones."""
   for begin in range(0, len(rows), size):
     part = list(rows[begin : begin + size])
+    # A last batch of another shape would have to be compiled for itself.
     part += [empty] * (size - len(part))
     yield {name: np.stack([row[name] for row in part]) for name in empty}

@@ -23,7 +23,8 @@ from rlhf_jax.errors import UserError
 
 OVERLONG_POLICIES = ('drop', 'truncate_left', 'error')
 
-Example = dict[str, np.ndarray]  # name → array
+# Name → array. Arrays of one example differ in rank and type; each function below lists them.
+Example = dict[str, np.ndarray]
 
 
 class Tokenizer(Protocol):
@@ -73,9 +74,10 @@ def documents(
   examples = []
   for row in rows:
     tokens = start + tokenizer.encode(row.text) + [tokenizer.eos_id]
+    # The last token of a window is the first of the next: there it is context, here a target.
     for begin in range(0, len(tokens) - 1, max_length - 1):
       window = tokens[begin : begin + max_length]
-      examples.append(_sequence(window, num_context=1))
+      examples.append(_sequence(window, num_context=1))  # nothing comes before the first token
   _check_any_fits(examples, 'document', max_length)
   return examples
 
@@ -145,7 +147,7 @@ def rankings(
     responses = [tokenizer.response(response) for response in row.responses]
     prompt = _fit_prompt(
       tokenizer.prompt(records.conversation(row)),
-      response_length=max(map(len, responses)),
+      response_length=max(map(len, responses)),  # all of them share one prompt
       max_length=max_length,
       overlong=overlong,
       bos_id=tokenizer.bos_id,
@@ -153,7 +155,7 @@ def rankings(
     )
     if prompt is None:
       continue
-    num_responses = len(responses)
+    num_responses = len(responses)  # K
     tokens = np.full((num_responses, max_length), tokenizer.pad_id, np.int32)
     lengths = np.zeros(num_responses, np.int32)
     for number, response in enumerate(responses):
@@ -197,7 +199,7 @@ def prompts(
   for index, row in enumerate(rows):
     prompt = _fit_prompt(
       tokenizer.prompt(records.conversation(row)),
-      response_length=0,
+      response_length=0,  # what is generated has room of its own
       max_length=max_length,
       overlong=overlong,
       bos_id=tokenizer.bos_id,
@@ -222,7 +224,7 @@ def left_padded(tokens: Sequence[int], length: int, pad_id: int, index: int) -> 
     {'tokens': [length] int32, 'mask': [length] bool, True = a token of the prompt,
     'index': [] int32}.
   """
-  begin = length - len(tokens)
+  begin = length - len(tokens)  # of the prompt in its row
   padded = np.full(length, pad_id, np.int32)
   padded[begin:] = tokens
   mask = np.zeros(length, bool)
@@ -232,7 +234,7 @@ def left_padded(tokens: Sequence[int], length: int, pad_id: int, index: int) -> 
 
 def _sequence(tokens: list[int], num_context: int) -> Example:
   """Makes an example of which all tokens after the first `num_context` are targets."""
-  targets = np.ones(len(tokens), np.float32)
+  targets = np.ones(len(tokens), np.float32)  # a mask, float32 as losses multiply by it
   targets[:num_context] = 0
   return {'tokens': np.array(tokens, np.int32), 'targets': targets}
 
@@ -250,7 +252,9 @@ def _fit_prompt(
   if overlong not in OVERLONG_POLICIES:
     names = ', '.join(OVERLONG_POLICIES)
     raise UserError(f'overlong: expected one of {names}, got {overlong!r}')
-  room = max_length - response_length
+  room = (
+    max_length - response_length
+  )  # for the prompt; below 0 where the response alone is too long
   if len(prompt) <= room:
     return prompt
   if overlong == 'error':
@@ -271,6 +275,7 @@ def _report_dropped(examples: list, kind: str, max_length: int, num_records: int
   num_dropped = num_records - len(examples)
   if num_dropped:
     message = f'{num_dropped} of {num_records} {kind}s are longer than {max_length} tokens'
+    # Not on stdout, which may be the output of a command.
     print(f'{message} and were left out', file=sys.stderr)
   _check_any_fits(examples, kind, max_length)
 

@@ -195,7 +195,7 @@ def _judging(prompt: records.Prompt, rng: np.random.Generator, variant: str) -> 
     instruction = f'\n{question}'
   texts = [respond(prompt.meta, quality, rng) for quality in chosen]
   faults = [_ALL_FAULTS.get(quality, _GOOD) for quality in chosen]
-  better = int(rng.integers(2))  # where the better one stands
+  better = int(rng.integers(2))  # where the better one stands: 0 = (A), 1 = (B)
   is_right = rng.random() < _RIGHT_JUDGEMENTS[variant]
   verdict = better if is_right else 1 - better
   if better == 1:
@@ -236,7 +236,7 @@ def _critique(prompt: records.Prompt, rng: np.random.Generator, variant: str) ->
   faults = _ALL_FAULTS if variant == 'feedback' else _FAULTS
   good = [quality for quality in QUALITIES[kind] if quality not in faults]
   bad = [quality for quality in QUALITIES[kind] if quality in faults]
-  if rng.random() < 0.35:
+  if rng.random() < 0.35:  # share of critiques that praise
     conversation = _conversation(prompt, pick(rng, good), rng)
     return f'{conversation}\n\nCritique: {_GOOD}'
   quality = pick(rng, bad)
@@ -244,7 +244,7 @@ def _critique(prompt: records.Prompt, rng: np.random.Generator, variant: str) ->
   text = f'{conversation}\n\nCritique: {faults[quality]}'
   if rng.random() < 0.5:
     return text
-  revision = respond(prompt.meta, good[0], rng)
+  revision = respond(prompt.meta, good[0], rng)  # of the best quality
   return f'{text}\n\nRevision: {revision}'
 
 
@@ -257,6 +257,7 @@ def _asked_critique(prompt: records.Prompt, rng: np.random.Generator) -> str:
   kind = prompt.meta['kind']
   quality = _draw_quality(kind, rng)
   request = _request_about(quality)
+  # At times about something else, so that the answer may be no.
   if request is None or rng.random() < 0.4:
     request = pick(rng, list(PRINCIPLES))
   qualities_at_fault, _ = PRINCIPLES[request]
