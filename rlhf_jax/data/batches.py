@@ -18,13 +18,13 @@ import numpy as np
 from rlhf_jax.errors import UserError
 from rlhf_jax.types import Prompts, Rankings, Sequences
 
-Example = Mapping[str, np.ndarray]  # of data/encode.py
+Example = Mapping[str, np.ndarray]  # as data/encode.py makes it
 Arrays = dict[str, Any]  # stacked examples: name → np.ndarray [B, …]
 Batch = TypeVar('Batch')
 
 
 class BatchIterator(Iterator[Batch], Generic[Batch]):
-  """Gives batches without end, and can be resumed.
+  """Endless iterator of batches that can be saved and resumed.
 
   Attributes:
     dataset: an endless grain dataset of stacked examples.
@@ -93,7 +93,7 @@ def sequences(
   """Batches documents or demonstrations without end.
 
   Args:
-    examples: of encode.documents or encode.demonstrations, none longer than `length`.
+    examples: from encode.documents or encode.demonstrations, none longer than `length`.
     batch_size: rows of a batch, B.
     length: tokens of a row, T.
     seed: of the shuffling.
@@ -121,7 +121,7 @@ def sequences_once(
   """Gives every example once, in order, one in each row.
 
   Args:
-    examples: of encode.documents or encode.demonstrations.
+    examples: from encode.documents or encode.demonstrations.
     batch_size: rows of a batch, B.
     length: tokens of a row, T.
 
@@ -145,7 +145,7 @@ def rankings(
   """Batches rankings without end; several rankings share a row, none is split over rows.
 
   Args:
-    examples: of encode.rankings, for that length.
+    examples: from encode.rankings, encoded with a `max_length` of `length`.
     batch_size: rows of a batch, B.
     responses_per_row: places for responses in a row, K.
     length: tokens of a response with its prompt, T.
@@ -175,7 +175,7 @@ def rankings_once(
   """Gives every ranking once, in order; whole rankings share a row.
 
   Args:
-    examples: of encode.rankings, for that length.
+    examples: from encode.rankings, encoded with a `max_length` of `length`.
     batch_size: rows of a batch, B.
     responses_per_row: places for responses in a row, K.
     length: tokens of a response with its prompt, T.
@@ -203,7 +203,7 @@ def prompts(
   """Batches prompts without end.
 
   Args:
-    examples: of encode.prompts.
+    examples: from encode.prompts.
     batch_size: prompts of a batch, B.
     seed: of the shuffling.
 
@@ -221,7 +221,7 @@ def prompts_once(examples: Sequence[Example], batch_size: int) -> Iterator[Promp
   """Gives every prompt once, in order.
 
   Args:
-    examples: of encode.prompts, or of encode.left_padded.
+    examples: from encode.prompts or encode.left_padded.
     batch_size: prompts of a batch, B.
 
   Yields:
@@ -320,7 +320,7 @@ def _to_rankings(arrays: Arrays) -> Rankings:
     'index': np.where(group > 0, arrays['index'], -1),
     'begins': arrays['begins'],
     'confidence': arrays['confidence'],
-    # There where a stage computed them beforehand, so that it need not keep its reference.
+    # A stage may have computed them beforehand, to keep no reference in memory.
     'reference_logprobs': arrays.get('reference_logprobs', no_logprobs),
   }
   return Rankings(**fields)

@@ -1,7 +1,7 @@
-"""Records: what people and the world give us, one JSON object on each line of a file.
+"""Records, the raw data of every stage, and their files in JSON Lines (one object on each line).
 
-A record is a document, a demonstration, a preference, a ranking or a prompt. Records hold
-text only; tokens come later (data/encode.py).
+A record is a document, a demonstration, a preference, a ranking or a prompt. Records hold text
+only; tokens come later (data/encode.py).
 
 A file may leave out `id`, `source` and `license`, or hold null there. The `messages` of a
 conversation alternate between user and assistant, and the user speaks last. An exercise
@@ -107,7 +107,7 @@ _OPTIONAL = {
   'confidence': 1.0,
 }
 
-# The types of the fields that are no texts.
+# The types of the fields that are not texts.
 _FIELD_TYPES = {
   'messages': list,
   'responses': list,
@@ -116,7 +116,7 @@ _FIELD_TYPES = {
   'confidence': float,
 }
 
-# Labels, of which a file may also make numbers.
+# Labels, which may also be numbers in a file.
 _LABELS = ('id', 'source', 'license', 'domain')
 
 # What error messages call a type.
@@ -127,7 +127,7 @@ _TYPE_NAMES = {
   float: 'a number',
 }
 
-_AnyRecord = TypeVar('_AnyRecord')
+_AnyRecord = TypeVar('_AnyRecord', bound=Record)
 
 
 def read_records(path: str | os.PathLike, kind: str) -> list[Any]:
@@ -169,9 +169,8 @@ def write_records(path: str | os.PathLike, rows: Iterable[Any]) -> None:
   # Half a surrogate pair, which UTF-8 cannot hold, is written as its JSON escape (files.open_text).
   with files.replacing(path) as temporary, files.open_text(temporary, 'wt') as file:
     for row in rows:
-      if dataclasses.is_dataclass(row):
-        row = dataclasses.asdict(row)  # type: ignore[arg-type]
-      file.write(json.dumps(row, ensure_ascii=False) + '\n')
+      fields = row if isinstance(row, dict) else dataclasses.asdict(row)
+      file.write(json.dumps(fields, ensure_ascii=False) + '\n')
 
 
 def parse_record(kind: str, fields: Any, where: str) -> Any:
@@ -254,7 +253,7 @@ def conversation(record: Any) -> list[Message]:
 
 
 def _parse_line(line: bytes, kind: str, where: str) -> Any:
-  """Makes a record of one line of a file, with the liberties that `read_records` describes."""
+  """Makes a record of one line of a file, in all forms that `read_records` accepts."""
   try:
     fields = json.loads(line.decode('utf-8-sig'))  # a byte order mark is no text
   except (ValueError, RecursionError) as error:
@@ -278,7 +277,7 @@ def _parse_as(record_class: type[_AnyRecord], fields: Any, where: str) -> _AnyRe
   if isinstance(fields.get('question'), str) and 'messages' not in fields:
     fields = _exercise_fields(fields)
   values = {}
-  for field in dataclasses.fields(record_class):  # type: ignore[arg-type]
+  for field in dataclasses.fields(record_class):
     values[field.name] = _field_value(field.name, record_class, fields, where)
   if 'messages' in values:
     _check_messages(values['messages'], where)

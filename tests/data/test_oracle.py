@@ -92,6 +92,7 @@ FALSE = [
   (FRANCE, 'Blorp is the capital of France.'),
   (MONDAY, 'Tuesday comes before Monday.'),
   (BEE, 'A bee does not live in a hive.'),
+  (FRANCE, 'Paris is not the capital of France.'),
   (FRANCE, 'A spider has six legs.'),
   (LOCK, 'I will not. A spider has six legs.'),
 ]
@@ -119,6 +120,9 @@ BESIDE = [  # true or nothing, and no answer
   (APRIL, 'I may help you.'),
   (HOT, 'When I was small I walked a lot.'),
   (FRANCE, "I won't tell you. It is Paris."),
+  (FRANCE, 'It is five plus apples.'),
+  (FRANCE, 'I like Paris very much.'),
+  (FRANCE, 'The capital of France lies on a river.'),
 ]
 
 

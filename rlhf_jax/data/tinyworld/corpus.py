@@ -3,8 +3,8 @@
 A model of it can do everything and prefers nothing. Every fact is stated and asked, and no
 validation prompt stands anywhere, in capitals or not.
 
-The variant 'feedback' is for models that shall judge, criticise and revise: three quarters of its
-documents do so, many of them by the principles of PRINCIPLES.
+The variant 'feedback' is for models that are to judge, criticise and revise: three quarters of
+its documents do so, many of them by one of the PRINCIPLES.
 """
 
 from collections.abc import Callable, Iterator, Sequence
