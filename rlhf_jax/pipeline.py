@@ -249,5 +249,5 @@ def train_tokenizer(options: TokenizerOptions) -> Tokenizer:
   """Trains a tokenizer on documents."""
   documents = sources.load_records(options.data, 'document', 'train')[: options.documents]
   texts = (document.text for document in documents)
-  core = vocabulary.train(texts, options.vocab_size)
+  core = vocabulary.train_tokenizer(texts, options.vocab_size)
   return Tokenizer(core, vocabulary.CHAT_TEMPLATE, eos='<eos>', pad='<pad>')

@@ -118,7 +118,7 @@ def make_optimizer(
 def make_tokenizer(vocab_size: int = 384, documents: int = 200) -> Tokenizer:
   """Makes a tokenizer with a chat template, trained on documents of the embedded world."""
   texts = (document.text for document in corpus.documents(documents, 'train', 0))
-  core = vocabulary.train(texts, vocab_size)
+  core = vocabulary.train_tokenizer(texts, vocab_size)
   return Tokenizer(core, vocabulary.CHAT_TEMPLATE, eos='<eos>', pad='<pad>')
 
 

@@ -1,12 +1,16 @@
-"""Examples → batches of fixed shape: shuffle, pack, batch; by grain.
+"""Batches of fixed shape: examples are shuffled, packed and stacked, by grain.
 
-Endless iterators reshuffle at every epoch, from the seed alone. Their `get_state()` is plain JSON, and `set_state` goes
-on exactly there, in the middle of an epoch or of a packed row. Every process of a run walks the same batches, and
-runtime/mesh.py hands each device its rows: so their order, packing included, depends on no number of hosts, and a run may
-go on with another.
+The endless iterators reshuffle at every epoch, from the seed alone. Their `get_state()` is plain
+JSON, and `set_state` goes on exactly there, in the middle of an epoch or of a packed row.
+
+Every process of a run walks the same batches, and runtime/mesh.py hands each device its rows. So
+the order, packing included, does not depend on the number of hosts, and a run may go on with
+another number.
 """
 
-import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+from typing import Any, Generic, TypeVar
 
 import grain
 import numpy as np
@@ -14,147 +18,379 @@ import numpy as np
 from rlhf_jax.errors import UserError
 from rlhf_jax.types import Prompts, Rankings, Sequences
 
+Example = Mapping[str, np.ndarray]  # as data/encode.py makes it
+Arrays = dict[str, Any]  # stacked examples: name → np.ndarray [B, …]
+Batch = TypeVar('Batch')
 
-def sequences(examples, batch_size: int, length: int, seed: int, pack: bool = True):
-  """Endless iterator of Sequences [batch_size, length].
 
-  Args:
-    examples: of encode.documents or encode.demonstrations.
-    pack: several examples in a row, as segments that do not see each other.
+class BatchIterator(Iterator[Batch], Generic[Batch]):
+  """Endless iterator of batches that can be saved and resumed.
+
+  Attributes:
+    dataset: an endless grain dataset of stacked examples.
+    to_batch: makes a batch of these arrays.
   """
-  data = _shuffled(examples, batch_size, seed)
-  if pack:
-    data = _packed(data, {'tokens': length, 'targets': length}, batch_size)
-    return iter(data.batch(batch_size).map(_sequences))
-  return iter(data.map(lambda example: _row(example, length)).batch(batch_size).map(_sequences))
+
+  def __init__(self, dataset: grain.IterDataset, to_batch: Callable[[Arrays], Batch]):
+    self.dataset = dataset
+    self.to_batch = to_batch
+    self._iterator = iter(dataset)  # grain's, which counts what it has given
+
+  def __next__(self) -> Batch:
+    return self.to_batch(next(self._iterator))
+
+  def get_state(self) -> dict[str, Any]:
+    """Returns where the iterator stands, as plain JSON."""
+    return self._iterator.get_state()
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Goes to where an iterator over the same examples and settings stood.
+
+    Args:
+      state: what its `get_state` returned.
+    """
+    self._iterator.set_state(state)
 
 
-def sequences_once(examples, batch_size: int, length: int):
-  """Every example once, in order, one a row; the last batch is filled with empty rows."""
-  empty = {'tokens': np.zeros(0, np.int32), 'targets': np.zeros(0, np.float32)}
-  for part in _parts([_row(example, length) for example in examples], batch_size, _row(empty, length)):
-    yield _sequences(part)
+class ZippedBatches(Iterator[tuple]):
+  """Several resumable iterators as one: each step gives a tuple of one batch from each.
 
-
-def rankings(examples, batch_size: int, places: int, length: int, seed: int):
-  """Endless iterator of Rankings [batch_size, places, length]; whole rankings share a row.
-
-  Args:
-    examples: of encode.rankings, for that length.
-
-  Raises:
-    UserError: a ranking has more responses than a row has places.
+  Attributes:
+    iterators: the iterators; None in the place of one gives None in the tuple.
   """
-  data = _shuffled(examples, batch_size, seed)
-  _check_places(examples, places)
-  data = _packed(data, {name: places for name in examples[0]}, batch_size)
-  return iter(data.batch(batch_size).map(lambda batch: _rankings({**batch, 'group': batch['tokens_segment_ids']})))
 
+  def __init__(self, *iterators: Any):
+    self.iterators = iterators
 
-def rankings_once(examples, batch_size: int, places: int, length: int):
-  """Every ranking once, in order; the last batch is filled with empty places (group 0, index -1)."""
-  _check_places(examples, places)
-  rows, used = [[]], 0
-  for example in examples:
-    if used + len(example['ranks']) > places:
-      rows, used = rows + [[]], 0
-    rows[-1].append(example)
-    used += len(example['ranks'])
+  def __next__(self) -> tuple:
+    return tuple(_next_or_none(iterator) for iterator in self.iterators)
 
-  def whole(row):
-    count = sum(len(example['ranks']) for example in row)
-    fill = lambda name: np.concatenate([example[name] for example in row] + [
-        np.zeros((places - count, *examples[0][name].shape[1:]), examples[0][name].dtype)])
-    group = np.concatenate([np.full(len(example['ranks']), number) for number, example in enumerate(row, 1)]
-                           + [np.zeros(places - count)]).astype(np.int32)
-    return {'group': group, **{name: fill(name) for name in examples[0]}}
+  def get_state(self) -> dict[str, Any]:
+    """Returns the states of all iterators, as plain JSON."""
+    parts = []
+    for iterator in self.iterators:
+      parts.append(None if iterator is None else iterator.get_state())
+    return {'parts': parts}
 
-  for part in _parts([whole(row) for row in rows], batch_size, whole([])):
-    yield _rankings(part)
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Sets the states of all iterators.
 
-
-def prompts(examples, batch_size: int, seed: int):
-  """Endless iterator of Prompts [batch_size, P]."""
-  return iter(_shuffled(examples, batch_size, seed).batch(batch_size).map(lambda batch: Prompts(**batch)))
-
-
-def prompts_once(examples, batch_size: int):
-  """Every prompt once, in order; the last batch is filled with rows of index -1 (and one visible token)."""
-  tokens = np.zeros_like(examples[0]['tokens'])
-  mask = np.arange(len(tokens)) == len(tokens) - 1
-  for part in _parts(examples, batch_size, {'tokens': tokens, 'mask': mask, 'index': np.int32(-1)}):
-    yield Prompts(**part)
-
-
-class Together:
-  """Several iterators as one: next() gives a tuple, the state is a list. None in the place of an iterator gives None."""
-
-  def __init__(self, *iterators):
-    self._iterators = iterators
-
-  def __iter__(self):
-    return self
-
-  def __next__(self):
-    return tuple(None if iterator is None else next(iterator) for iterator in self._iterators)
-
-  def get_state(self):
-    return {'parts': [None if iterator is None else iterator.get_state() for iterator in self._iterators]}
-
-  def set_state(self, state):
-    for iterator, part in zip(self._iterators, state['parts'], strict=True):
+    Args:
+      state: what `get_state` returned.
+    """
+    for iterator, part in zip(self.iterators, state['parts'], strict=True):
       if iterator is not None:
         iterator.set_state(part)
 
 
-def _shuffled(examples, batch_size, seed):
+def sequences(
+  examples: Sequence[Example],
+  batch_size: int,
+  length: int,
+  seed: int,
+  pack: bool = True,
+) -> BatchIterator[Sequences]:
+  """Batches documents or demonstrations without end.
+
+  Args:
+    examples: from encode.documents or encode.demonstrations, none longer than `length`.
+    batch_size: rows of a batch, B.
+    length: tokens of a row, T.
+    seed: of the shuffling.
+    pack: whether several examples share a row, as segments that do not attend to each other.
+
+  Returns:
+    An iterator of Sequences [B, T].
+
+  Raises:
+    UserError: there are no examples, or a number is out of range.
+  """
+  dataset = _shuffled(examples, batch_size, seed)
+  if pack:
+    dataset = _packed(dataset, {'tokens': length, 'targets': length}, batch_size)
+  else:
+    dataset = dataset.map(functools.partial(_padded, length=length))
+  return BatchIterator(dataset.batch(batch_size), _to_sequences)
+
+
+def sequences_once(
+  examples: Sequence[Example],
+  batch_size: int,
+  length: int,
+) -> Iterator[Sequences]:
+  """Gives every example once, in order, one in each row.
+
+  Args:
+    examples: from encode.documents or encode.demonstrations.
+    batch_size: rows of a batch, B.
+    length: tokens of a row, T.
+
+  Yields:
+    Sequences [B, T]; the last is filled with empty rows.
+  """
+  # An example of no tokens: a row of it is padding only, in segment 0, without targets.
+  nothing = {'tokens': np.zeros(0, np.int32), 'targets': np.zeros(0, np.float32)}
+  rows = [_padded(example, length) for example in examples]
+  for arrays in _stacked(rows, batch_size, _padded(nothing, length)):
+    yield _to_sequences(arrays)
+
+
+def rankings(
+  examples: Sequence[Example],
+  batch_size: int,
+  responses_per_row: int,
+  length: int,
+  seed: int,
+) -> BatchIterator[Rankings]:
+  """Batches rankings without end; several rankings share a row, none is split over rows.
+
+  Args:
+    examples: from encode.rankings, encoded with a `max_length` of `length`.
+    batch_size: rows of a batch, B.
+    responses_per_row: places for responses in a row, K.
+    length: tokens of a response with its prompt, T.
+    seed: of the shuffling.
+
+  Returns:
+    An iterator of Rankings [B, K, T].
+
+  Raises:
+    UserError: a ranking has more responses than a row has places, there are no examples, or a
+      number is out of range.
+  """
+  dataset = _shuffled(examples, batch_size, seed)
+  _check_rankings(examples, responses_per_row, length)
+  # Responses, not tokens, are what is packed: the first axis of each array.
+  lengths = {name: responses_per_row for name in examples[0]}
+  dataset = _packed(dataset, lengths, batch_size)
+  return BatchIterator(dataset.batch(batch_size), _packed_to_rankings)
+
+
+def rankings_once(
+  examples: Sequence[Example],
+  batch_size: int,
+  responses_per_row: int,
+  length: int,
+) -> Iterator[Rankings]:
+  """Gives every ranking once, in order; whole rankings share a row.
+
+  Args:
+    examples: from encode.rankings, encoded with a `max_length` of `length`.
+    batch_size: rows of a batch, B.
+    responses_per_row: places for responses in a row, K.
+    length: tokens of a response with its prompt, T.
+
+  Yields:
+    Rankings [B, K, T]; the last is filled with empty places (group 0, index -1).
+
+  Raises:
+    UserError: a ranking has more responses than a row has places.
+  """
+  _check_rankings(examples, responses_per_row, length)
+  rows = []
+  for sharing in _fill_in_order(examples, responses_per_row):
+    rows.append(_ranking_row(sharing, responses_per_row, examples[0]))
+  empty = _ranking_row([], responses_per_row, examples[0])
+  for arrays in _stacked(rows, batch_size, empty):
+    yield _to_rankings(arrays)
+
+
+def prompts(
+  examples: Sequence[Example],
+  batch_size: int,
+  seed: int,
+) -> BatchIterator[Prompts]:
+  """Batches prompts without end.
+
+  Args:
+    examples: from encode.prompts.
+    batch_size: prompts of a batch, B.
+    seed: of the shuffling.
+
+  Returns:
+    An iterator of Prompts [B, P].
+
+  Raises:
+    UserError: there are no examples, or a number is out of range.
+  """
+  dataset = _shuffled(examples, batch_size, seed)
+  return BatchIterator(dataset.batch(batch_size), _to_prompts)
+
+
+def prompts_once(examples: Sequence[Example], batch_size: int) -> Iterator[Prompts]:
+  """Gives every prompt once, in order.
+
+  Args:
+    examples: from encode.prompts or encode.left_padded.
+    batch_size: prompts of a batch, B.
+
+  Yields:
+    Prompts [B, P]; the last is filled with rows of index -1.
+  """
+  tokens = np.zeros_like(examples[0]['tokens'])  # [P]
+  # One visible token: attention over a row without any would give NaN.
+  mask = np.arange(len(tokens)) == len(tokens) - 1
+  empty = {'tokens': tokens, 'mask': mask, 'index': np.int32(-1)}
+  for arrays in _stacked(examples, batch_size, empty):
+    yield _to_prompts(arrays)
+
+
+def _next_or_none(iterator: Any) -> Any:
+  """Takes the next batch, or None where there is no iterator."""
+  return None if iterator is None else next(iterator)
+
+
+def _shuffled(examples: Sequence[Example], batch_size: int, seed: int) -> grain.IterDataset:
+  """Checks the numbers and gives the examples without end, shuffled anew at each epoch."""
   if batch_size < 1:
     raise UserError(f'batch_size: expected 1 or more, got {batch_size}')
   if not examples:
     raise UserError('data: nothing to make batches of')
   if seed < 0:
     raise UserError(f'seed: expected 0 or more, got {seed}')
-  data = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
-  return data.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))  # all is in memory
+  # Shuffling before repeating: every epoch has each example once, and an order of its own.
+  dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
+  # Everything is in memory already, so reading ahead in threads would only cost.
+  options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+  return dataset.to_iter_dataset(options)
 
 
-def _packed(data, lengths, rows):
-  """First-fit packing along the first axis; adds *_segment_ids and *_positions."""
-  return grain.experimental.FirstFitPackIterDataset(data, length_struct=lengths, num_packing_bins=2 * rows)
+def _packed(
+  dataset: grain.IterDataset,
+  lengths: dict[str, int],
+  batch_size: int,
+) -> grain.IterDataset:
+  """Packs examples along their first axis, each into the first row that has room for it.
+
+  Args:
+    dataset: of examples.
+    lengths: name of an array → length of its first axis after packing.
+    batch_size: of the batches to come; twice as many rows are open at a time.
+
+  Returns:
+    A dataset of rows, which have `NAME_segment_ids` and `NAME_positions` beside each array.
+  """
+  return grain.experimental.FirstFitPackIterDataset(
+    dataset,
+    length_struct=lengths,
+    num_packing_bins=2 * batch_size,  # more would pack tighter, but reorder more
+  )
 
 
-def _row(example, length):
+def _padded(example: Example, length: int) -> Arrays:
+  """Pads one sequence to a row; the names are those of a packed row."""
   count = len(example['tokens'])
-  pad = lambda x: np.pad(x, (0, length - count))
-  return {'tokens': pad(example['tokens']), 'targets': pad(example['targets']),
-          'tokens_segment_ids': pad(np.ones(count, np.int32)), 'tokens_positions': pad(np.arange(count, dtype=np.int32))}
+  row = {
+    'tokens': example['tokens'],
+    'targets': example['targets'],
+    'tokens_segment_ids': np.ones(count, np.int32),
+    'tokens_positions': np.arange(count, dtype=np.int32),
+  }
+  return {name: np.pad(array, (0, length - count)) for name, array in row.items()}
 
 
-def _sequences(batch):
-  return Sequences(tokens=batch['tokens'], positions=batch['tokens_positions'].astype(np.int32),
-                   segment_ids=batch['tokens_segment_ids'].astype(np.int32), loss_mask=batch['targets'])
+def _to_sequences(arrays: Arrays) -> Sequences:
+  """Makes Sequences [B, T] of stacked rows."""
+  return Sequences(
+    tokens=arrays['tokens'],
+    positions=arrays['tokens_positions'].astype(np.int32),
+    segment_ids=arrays['tokens_segment_ids'].astype(np.int32),
+    loss_mask=arrays['targets'],
+  )
 
 
-def _rankings(batch):
-  tokens, group = batch['tokens'], batch['group'].astype(np.int32)
-  inside = np.arange(tokens.shape[-1]) < batch['lengths'][..., None]
-  positions = np.where(inside, np.arange(tokens.shape[-1]), 0).astype(np.int32)
-  return Rankings(tokens=tokens, positions=positions, segment_ids=inside.astype(np.int32), group=group,
-                  ranks=batch['ranks'], index=np.where(group > 0, batch['index'], -1), begins=batch['begins'],
-                  confidence=batch['confidence'],
-                  reference_logprobs=batch.get('reference_logprobs', np.zeros(group.shape, np.float32)))
+def _packed_to_rankings(arrays: Arrays) -> Rankings:
+  """Makes Rankings of packed rows, in which each segment is the responses of one prompt."""
+  return _to_rankings({**arrays, 'group': arrays['tokens_segment_ids']})
 
 
-def _check_places(examples, places):
+def _to_rankings(arrays: Arrays) -> Rankings:
+  """Makes Rankings [B, K, T] of stacked rows and their groups [B, K]."""
+  tokens = arrays['tokens']  # [B, K, T]
+  group = arrays['group'].astype(np.int32)  # [B, K]
+  places = np.arange(tokens.shape[-1])  # [T]
+  inside = places < arrays['lengths'][..., None]  # [B, K, T]
+  no_logprobs = np.zeros(group.shape, np.float32)
+  fields: Arrays = {
+    'tokens': tokens,
+    'positions': np.where(inside, places, 0).astype(np.int32),
+    'segment_ids': inside.astype(np.int32),
+    'group': group,
+    'ranks': arrays['ranks'],
+    'index': np.where(group > 0, arrays['index'], -1),
+    'begins': arrays['begins'],
+    'confidence': arrays['confidence'],
+    # A stage may have computed them beforehand, to keep no reference in memory.
+    'reference_logprobs': arrays.get('reference_logprobs', no_logprobs),
+  }
+  return Rankings(**fields)
+
+
+def _to_prompts(arrays: Arrays) -> Prompts:
+  """Makes Prompts [B, P] of stacked examples."""
+  return Prompts(**arrays)
+
+
+def _check_rankings(examples: Sequence[Example], responses_per_row: int, length: int) -> None:
+  """Refuses rankings that do not fit a row."""
   for example in examples:
-    if len(example['ranks']) > places:
-      raise UserError(f'responses_per_row: record {int(example["index"][0])} (from 0) ranks {len(example["ranks"])} '
-                      f'responses, a row has {places} places')
+    if example['tokens'].shape[-1] != length:
+      width = example['tokens'].shape[-1]
+      raise ValueError(f'rankings: expected responses of {length} tokens, got {width}')
+    count = len(example['ranks'])
+    if count > responses_per_row:
+      number = int(example['index'][0])
+      raise UserError(
+        f'responses_per_row: record {number} (from 0) ranks {count} responses, '
+        f'a row has {responses_per_row} places'
+      )
 
 
-def _parts(rows, size, empty):
-  """Lists of rows as stacked arrays of exactly `size` rows."""
+def _fill_in_order(examples: Sequence[Example], responses_per_row: int) -> list[list[Example]]:
+  """Divides rankings into rows without changing their order."""
+  rows: list[list[Example]] = [[]]
+  used = 0  # places of the last row
+  for example in examples:
+    count = len(example['ranks'])
+    if used + count > responses_per_row:
+      rows.append([])
+      used = 0
+    rows[-1].append(example)
+    used += count
+  return rows
+
+
+def _ranking_row(
+  examples: Sequence[Example],
+  responses_per_row: int,
+  like: Example,
+) -> Arrays:
+  """Joins the rankings of one row, and fills it with empty places.
+
+  Args:
+    examples: rankings that fit a row together; may be none.
+    responses_per_row: places of the row, K.
+    like: an example with the names, shapes and types of all.
+
+  Returns:
+    The arrays of an example, [K, …], and 'group' [K] int32, from 1; 0 = an empty place.
+  """
+  counts = [len(example['ranks']) for example in examples]
+  num_empty = responses_per_row - sum(counts)
+  group = np.zeros(responses_per_row, np.int32)  # [K]
+  numbers = np.arange(1, len(examples) + 1)
+  group[: sum(counts)] = np.repeat(numbers, np.array(counts, int))
+  row = {'group': group}
+  for name, array in like.items():
+    empty = np.zeros((num_empty, *array.shape[1:]), array.dtype)
+    row[name] = np.concatenate([*(example[name] for example in examples), empty])
+  return row
+
+
+def _stacked(rows: Sequence[Mapping[str, Any]], size: int, empty: Arrays) -> Iterator[Arrays]:
+  """Stacks rows to arrays of exactly `size` rows, the last filled with empty ones."""
   for begin in range(0, len(rows), size):
-    part = rows[begin:begin + size]
-    part = part + list(itertools.repeat(empty, size - len(part)))
+    part = list(rows[begin : begin + size])
+    # A last batch of another shape would have to be compiled for itself.
+    part += [empty] * (size - len(part))
     yield {name: np.stack([row[name] for row in part]) for name in empty}

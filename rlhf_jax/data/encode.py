@@ -1,119 +1,286 @@
-"""Records → token arrays and masks, one dict of numpy arrays an example.
+"""Encodes records as token arrays with masks, one dict of numpy arrays for each example.
 
-Everything is encoded once, when a stage begins, and kept in memory: lengths are then known before anything compiles,
-what does not fit is counted and said at once, and shuffling and resuming are plain. Left out: corpora larger than a
-host's memory.
+Everything is encoded once, when a stage begins, and kept in memory. So lengths are known before
+anything compiles, records that do not fit are counted and reported at once, and shuffling and
+resuming stay plain. Left out: corpora larger than the memory of a host.
 
-What does not fit, `overlong`: 'drop' (and say how many), 'truncate_left' (the prompt loses its beginning but for the
-beginning-of-sequence token, the response is never cut), 'error' (names the record).
+`overlong` says what becomes of a record with more than `max_length` tokens:
+
+  drop           it is left out, and how many were is printed
+  truncate_left  the prompt loses its beginning, except for the beginning-of-sequence token; the
+                 response is never cut
+  error          it is refused by its id
 """
 
+from collections.abc import Sequence
 import sys
+from typing import Any, Protocol
 
 import numpy as np
 
 from rlhf_jax.data import records
 from rlhf_jax.errors import UserError
 
-POLICIES = ('drop', 'truncate_left', 'error')
+OVERLONG_POLICIES = ('drop', 'truncate_left', 'error')
+
+# Name → array. Arrays of one example differ in rank and type; each function below lists them.
+Example = dict[str, np.ndarray]
 
 
-def documents(rows, tokenizer, length: int) -> list[dict]:
-  """Documents → {'tokens' [n] int32, 'targets' [n] float32}, n ≤ length.
+class Tokenizer(Protocol):
+  """What encoding needs of a tokenizer (interop/tokenizer.py has one)."""
 
-  A document ends with the end token. A longer one is cut into windows that share one token, so that every token but
-  the document's first is a target exactly once. A document of one token gives nothing.
+  pad_id: int
+  eos_id: int
+
+  @property
+  def bos_id(self) -> int | None:
+    """The beginning-of-sequence token, None where there is none."""
+
+  def encode(self, text: str) -> list[int]:
+    """Encodes a bare text."""
+
+  def prompt(self, messages: Sequence[records.Message]) -> list[int]:
+    """Encodes a conversation up to where the response begins."""
+
+  def response(self, text: str) -> list[int]:
+    """Encodes a response and the token that ends it."""
+
+
+def documents(
+  rows: Sequence[records.Document],
+  tokenizer: Tokenizer,
+  max_length: int,
+) -> list[Example]:
+  """Encodes documents, each followed by the end token.
+
+  A longer document is cut into windows that share one token, so that every token except the
+  first of the document is a target exactly once. A document of one token gives no example.
+
+  Args:
+    rows: the documents.
+    tokenizer: what turns text into tokens.
+    max_length: tokens of an example at most.
+
+  Returns:
+    Examples {'tokens': [n] int32, 'targets': [n] float32}, n ≤ max_length.
+
+  Raises:
+    UserError: no document gives an example, or `max_length` leaves no target.
   """
-  if length < 2:
-    raise UserError(f'length: expected 2 tokens or more, got {length}')
-  examples, start = [], [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+  if max_length < 2:
+    raise UserError(f'max_length: expected 2 tokens or more, got {max_length}')
+  start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+  examples = []
   for row in rows:
     tokens = start + tokenizer.encode(row.text) + [tokenizer.eos_id]
-    for begin in range(0, len(tokens) - 1, length - 1):
-      window = tokens[begin:begin + length]
-      examples.append(_example(window, 1))
-  return _some(examples, 'document', length)
+    # The last token of a window is the first of the next: there it is context, here a target.
+    for begin in range(0, len(tokens) - 1, max_length - 1):
+      window = tokens[begin : begin + max_length]
+      examples.append(_sequence(window, num_context=1))  # nothing comes before the first token
+  _check_any_fits(examples, 'document', max_length)
+  return examples
 
 
-def demonstrations(rows, tokenizer, length: int, overlong: str = 'drop') -> list[dict]:
-  """Demonstrations → {'tokens' [n] int32, 'targets' [n] float32}: the response and its end token are the targets."""
+def demonstrations(
+  rows: Sequence[records.Demonstration],
+  tokenizer: Tokenizer,
+  max_length: int,
+  overlong: str = 'drop',
+) -> list[Example]:
+  """Encodes demonstrations; the targets are the response and its end token.
+
+  Args:
+    rows: the demonstrations.
+    tokenizer: what turns text into tokens.
+    max_length: tokens of prompt and response together at most.
+    overlong: one of OVERLONG_POLICIES.
+
+  Returns:
+    Examples {'tokens': [n] int32, 'targets': [n] float32}, n ≤ max_length.
+
+  Raises:
+    UserError: nothing fits, or `overlong` is 'error' and a record does not.
+  """
   examples = []
   for row in rows:
-    prompt, response = tokenizer.prompt(records.conversation(row)), tokenizer.response(row.response)
-    prompt = _fit(prompt, length - len(response), overlong, row, 'demonstration', length, tokenizer.bos_id)
+    response = tokenizer.response(row.response)
+    prompt = _fit_prompt(
+      tokenizer.prompt(records.conversation(row)),
+      response_length=len(response),
+      max_length=max_length,
+      overlong=overlong,
+      bos_id=tokenizer.bos_id,
+      name=f'demonstration {row.id}',
+    )
     if prompt is not None:
-      examples.append(_example(prompt + response, len(prompt)))
-  return _some(examples, 'demonstration', length, len(rows))
+      examples.append(_sequence(prompt + response, num_context=len(prompt)))
+  _report_dropped(examples, 'demonstration', max_length, len(rows))
+  return examples
 
 
-def rankings(rows, tokenizer, length: int, overlong: str = 'drop') -> list[dict]:
-  """Rankings of k responses → {'tokens' [k, length], 'begins', 'lengths', 'ranks', 'index' [k] int32,
-  'confidence' [k] float32}.
+def rankings(
+  rows: Sequence[records.Ranking],
+  tokenizer: Tokenizer,
+  max_length: int,
+  overlong: str = 'drop',
+) -> list[Example]:
+  """Encodes rankings; each of the K responses stands after a copy of the prompt.
 
-  Each row of tokens is the prompt, one response, which `begins` somewhere, and its end token, then padding. `index` is
-  the record's place in rows.
+  Args:
+    rows: the rankings.
+    tokenizer: what turns text into tokens.
+    max_length: tokens of the prompt and the longest response together at most.
+    overlong: one of OVERLONG_POLICIES.
+
+  Returns:
+    Examples {'tokens': [K, max_length] int32, 'begins': [K] int32, 'ranks': [K] int32,
+    'index': [K] int32, 'lengths': [K] int32, 'confidence': [K] float32}. A row of tokens is the
+    prompt, a response, which begins at `begins`, and its end token, `lengths` tokens in all, then
+    padding. `index` is the place of the record in `rows`.
+
+  Raises:
+    UserError: nothing fits, or `overlong` is 'error' and a record does not.
   """
   examples = []
   for index, row in enumerate(rows):
-    prompt = tokenizer.prompt(records.conversation(row))
     responses = [tokenizer.response(response) for response in row.responses]
-    prompt = _fit(prompt, length - max(map(len, responses)), overlong, row, 'ranking', length, tokenizer.bos_id)
+    prompt = _fit_prompt(
+      tokenizer.prompt(records.conversation(row)),
+      response_length=max(map(len, responses)),  # all of them share one prompt
+      max_length=max_length,
+      overlong=overlong,
+      bos_id=tokenizer.bos_id,
+      name=f'ranking {row.id}',
+    )
     if prompt is None:
       continue
-    tokens = np.full((len(responses), length), tokenizer.pad_id, np.int32)
-    for place, response in zip(tokens, responses):
-      place[:len(prompt) + len(response)] = prompt + response
-    whole = lambda value, dtype=np.int32: np.full(len(responses), value, dtype)
-    examples.append({
-        'tokens': tokens, 'begins': whole(len(prompt)), 'ranks': np.array(row.ranks, np.int32), 'index': whole(index),
-        'lengths': np.array([len(prompt) + len(response) for response in responses], np.int32),
-        'confidence': whole(row.confidence, np.float32)})
-  return _some(examples, 'ranking', length, len(rows))
+    num_responses = len(responses)  # K
+    tokens = np.full((num_responses, max_length), tokenizer.pad_id, np.int32)
+    lengths = np.zeros(num_responses, np.int32)
+    for number, response in enumerate(responses):
+      lengths[number] = len(prompt) + len(response)
+      tokens[number, : lengths[number]] = prompt + response
+    example = {
+      'tokens': tokens,
+      'begins': np.full(num_responses, len(prompt), np.int32),
+      'ranks': np.array(row.ranks, np.int32),
+      'index': np.full(num_responses, index, np.int32),
+      'lengths': lengths,
+      'confidence': np.full(num_responses, row.confidence, np.float32),
+    }
+    examples.append(example)
+  _report_dropped(examples, 'ranking', max_length, len(rows))
+  return examples
 
 
-def prompts(rows, tokenizer, length: int, overlong: str = 'drop') -> list[dict]:
-  """Prompts → {'tokens' [length] int32, 'mask' [length] bool, 'index' [] int32}, left-padded."""
+def prompts(
+  rows: Sequence[records.Prompt],
+  tokenizer: Tokenizer,
+  max_length: int,
+  overlong: str = 'drop',
+) -> list[Example]:
+  """Encodes prompts, padded on the left, so that all responses begin at the same place.
+
+  Args:
+    rows: the prompts.
+    tokenizer: what turns text into tokens.
+    max_length: tokens of a prompt at most.
+    overlong: one of OVERLONG_POLICIES.
+
+  Returns:
+    Examples {'tokens': [max_length] int32, 'mask': [max_length] bool, 'index': [] int32}; see
+    `left_padded`.
+
+  Raises:
+    UserError: nothing fits, or `overlong` is 'error' and a record does not.
+  """
   examples = []
   for index, row in enumerate(rows):
-    prompt = tokenizer.prompt(records.conversation(row))
-    prompt = _fit(prompt, length, overlong, row, 'prompt', length, tokenizer.bos_id)
+    prompt = _fit_prompt(
+      tokenizer.prompt(records.conversation(row)),
+      response_length=0,  # what is generated has room of its own
+      max_length=max_length,
+      overlong=overlong,
+      bos_id=tokenizer.bos_id,
+      name=f'prompt {row.id}',
+    )
     if prompt is not None:
-      examples.append(left_padded(prompt, length, tokenizer.pad_id, index))
-  return _some(examples, 'prompt', length, len(rows))
+      examples.append(left_padded(prompt, max_length, tokenizer.pad_id, index))
+  _report_dropped(examples, 'prompt', max_length, len(rows))
+  return examples
 
 
-def left_padded(tokens, length: int, pad_id: int, index: int) -> dict:
-  """One prompt of at most `length` tokens, as `prompts` gives them."""
-  padded, mask = np.full(length, pad_id, np.int32), np.zeros(length, bool)
-  padded[length - len(tokens):], mask[length - len(tokens):] = tokens, True
+def left_padded(tokens: Sequence[int], length: int, pad_id: int, index: int) -> dict[str, Any]:
+  """Pads the tokens of one prompt on the left.
+
+  Args:
+    tokens: at most `length` tokens.
+    length: of the row.
+    pad_id: what stands before the prompt.
+    index: the place of the record in its data set.
+
+  Returns:
+    {'tokens': [length] int32, 'mask': [length] bool, True = a token of the prompt,
+    'index': [] int32}.
+  """
+  begin = length - len(tokens)  # of the prompt in its row
+  padded = np.full(length, pad_id, np.int32)
+  padded[begin:] = tokens
+  mask = np.zeros(length, bool)
+  mask[begin:] = True
   return {'tokens': padded, 'mask': mask, 'index': np.int32(index)}
 
 
-def _example(tokens, first_target):
-  targets = np.ones(len(tokens), np.float32)
-  targets[:first_target] = 0
+def _sequence(tokens: list[int], num_context: int) -> Example:
+  """Makes an example of which all tokens after the first `num_context` are targets."""
+  targets = np.ones(len(tokens), np.float32)  # a mask, float32 as losses multiply by it
+  targets[:num_context] = 0
   return {'tokens': np.array(tokens, np.int32), 'targets': targets}
 
 
-def _fit(prompt, room, overlong, row, kind, length, bos_id):
-  """The prompt, cut if the policy says so; None = leave the record out."""
-  if overlong not in POLICIES:
-    raise UserError(f'overlong: expected one of {", ".join(POLICIES)}, got {overlong!r}')
+def _fit_prompt(
+  prompt: list[int],
+  *,
+  response_length: int,
+  max_length: int,
+  overlong: str,
+  bos_id: int | None,
+  name: str,
+) -> list[int] | None:
+  """Returns the prompt, cut where `overlong` says so; None = leave the record out."""
+  if overlong not in OVERLONG_POLICIES:
+    names = ', '.join(OVERLONG_POLICIES)
+    raise UserError(f'overlong: expected one of {names}, got {overlong!r}')
+  room = (
+    max_length - response_length
+  )  # for the prompt; below 0 where the response alone is too long
   if len(prompt) <= room:
     return prompt
   if overlong == 'error':
-    raise UserError(f'{kind} {row.id}: {len(prompt) + length - room} tokens do not fit the limit of {length} '
-                    '(length); raise it, or set overlong to "drop" or "truncate_left"')
-  start = [bos_id] if prompt[0] == bos_id else []
+    raise UserError(
+      f'{name}: {len(prompt) + response_length} tokens do not fit the limit of {max_length} '
+      '(max_length); raise it, or set overlong to "drop" or "truncate_left"'
+    )
+  start = prompt[:1] if prompt[:1] == [bos_id] else []
+  # A prompt of which nothing but its beginning would be left is no prompt any more.
   if overlong == 'drop' or room <= len(start):
     return None
-  return start + prompt[len(prompt) - room + len(start):]
+  num_kept = room - len(start)
+  return start + prompt[len(prompt) - num_kept :]
 
 
-def _some(examples, kind, length, count=None):
-  if count and len(examples) < count:
-    print(f'{count - len(examples)} of {count} {kind}s are longer than {length} tokens and were left out',
-          file=sys.stderr)
+def _report_dropped(examples: list, kind: str, max_length: int, num_records: int) -> None:
+  """Prints how many records were left out, and refuses to go on without any."""
+  num_dropped = num_records - len(examples)
+  if num_dropped:
+    message = f'{num_dropped} of {num_records} {kind}s are longer than {max_length} tokens'
+    # Not on stdout, which may be the output of a command.
+    print(f'{message} and were left out', file=sys.stderr)
+  _check_any_fits(examples, kind, max_length)
+
+
+def _check_any_fits(examples: list, kind: str, max_length: int) -> None:
+  """Refuses to go on without any example."""
   if not examples:
-    raise UserError(f'no {kind} fits {length} tokens; raise the length')
-  return examples
+    raise UserError(f'no {kind} fits {max_length} tokens; raise max_length')

@@ -378,7 +378,7 @@ def _read_or_make(context: Context, name: str, make: Callable[[], list[Row]]) ->
 
 def _write(context: Context, name: str, rows: Sequence[Any]) -> None:
   if hosts.is_first_process():
-    records.write(context.directory / f'{name}.jsonl', rows)
+    records.write_records(context.directory / f'{name}.jsonl', rows)
 
 
 def plan(context: Context) -> StagePlan:

@@ -100,7 +100,7 @@ def run(context: Context) -> None:
     else:
       rows = _rank(context, options, split, collected, rng)
     if hosts.is_first_process():
-      records.write(path, rows)
+      records.write_records(path, rows)
 
 
 def check_options(options: Options, where: str) -> None:

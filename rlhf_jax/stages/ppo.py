@@ -492,7 +492,7 @@ def build(context: Context, options: Options) -> loop.Training:
       evaluate=rollout.build_evaluation(
           context, options, parts, reference_params, score_held_out, held_out
       ),
-      batches=batches.Together(prompts, _pretraining_batches(context, options)),
+      batches=batches.ZippedBatches(prompts, _pretraining_batches(context, options)),
   )
 
 

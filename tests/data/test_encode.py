@@ -11,7 +11,8 @@ ASKED = [{'role': 'user', 'content': 'Why?'}]
 
 @pytest.fixture(scope='module')
 def tokenizer():
-  return Tokenizer(vocabulary.train([], 258), vocabulary.CHAT_TEMPLATE, eos='<eos>', pad='<pad>')  # bytes
+  core = vocabulary.train_tokenizer([], 258)  # bytes
+  return Tokenizer(core, vocabulary.CHAT_TEMPLATE, eos='<eos>', pad='<pad>')
 
 
 def demonstration(response='No.', messages=ASKED):
@@ -24,11 +25,13 @@ def ids(tokenizer, text):
 
 def test_the_response_and_its_end_are_the_targets(tokenizer):
   [example] = encode.demonstrations([demonstration()], tokenizer, 64)
-  prompt, response = ids(tokenizer, 'Human: Why?\n\nAssistant:'), ids(tokenizer, ' No.') + [1]
+  prompt = ids(tokenizer, 'Human: Why?\n\nAssistant:')
+  response = ids(tokenizer, ' No.') + [1]
   np.testing.assert_array_equal(example['tokens'], prompt + response)
   np.testing.assert_array_equal(example['targets'], [0] * len(prompt) + [1] * len(response))
   [empty] = encode.demonstrations([demonstration('')], tokenizer, 64)
-  assert empty['targets'].sum() >= 1 and empty['tokens'][-1] == tokenizer.eos_id and empty['targets'][-1] == 1
+  assert empty['targets'].sum() >= 1
+  assert empty['tokens'][-1] == tokenizer.eos_id and empty['targets'][-1] == 1
 
 
 def test_a_conversation_in_turns_is_the_whole_conversation(tokenizer):
@@ -36,7 +39,7 @@ def test_a_conversation_in_turns_is_the_whole_conversation(tokenizer):
   [example] = encode.demonstrations([demonstration('Yes.', turns)], tokenizer, 128)
   whole = 'Human: Why?\n\nAssistant: No.<eos>\n\nHuman: Oh?\n\nAssistant: Yes.<eos>'
   np.testing.assert_array_equal(example['tokens'], ids(tokenizer, whole))
-  assert example['targets'].sum() == len(ids(tokenizer, ' Yes.')) + 1  # the last answer only
+  assert example['targets'].sum() == len(ids(tokenizer, ' Yes.')) + 1  # the last response only
 
 
 def test_every_token_of_a_document_but_the_first_is_a_target_once(tokenizer):
@@ -49,21 +52,24 @@ def test_every_token_of_a_document_but_the_first_is_a_target_once(tokenizer):
 
 
 def with_beginning():
-  core = vocabulary.train([], 258)
+  core = vocabulary.train_tokenizer([], 258)
   core.add_special_tokens(['<bos>'])
-  return Tokenizer(core, '{{ bos_token }}' + vocabulary.CHAT_TEMPLATE, eos='<eos>', pad='<pad>', bos='<bos>')
+  template = '{{ bos_token }}' + vocabulary.CHAT_TEMPLATE
+  return Tokenizer(core, template, eos='<eos>', pad='<pad>', bos='<bos>')
 
 
 def test_a_beginning_of_sequence_stands_before_every_document():
   tokenizer = with_beginning()
-  windows = encode.documents([records.Document('', '', '', text) for text in ('ab', '')], tokenizer, 8)
+  rows = [records.Document('', '', '', text) for text in ('ab', '')]
+  windows = encode.documents(rows, tokenizer, 8)
   assert [w['tokens'].tolist() for w in windows] == [[258, *ids(tokenizer, 'ab'), 1], [258, 1]]
   assert [w['targets'].tolist() for w in windows] == [[0, 1, 1, 1], [0, 1]]
 
 
 def test_an_empty_document_is_no_example(tokenizer):
   rows = [records.Document('', '', '', text) for text in ('', 'ab')]
-  assert [w['tokens'].tolist() for w in encode.documents(rows, tokenizer, 8)] == [ids(tokenizer, 'ab') + [1]]
+  [example] = encode.documents(rows, tokenizer, 8)
+  assert example['tokens'].tolist() == ids(tokenizer, 'ab') + [1]
   with pytest.raises(UserError, match='no document fits'):
     encode.documents(rows[:1], tokenizer, 8)
 
@@ -73,19 +79,21 @@ def test_what_is_cut_from_the_left_keeps_its_beginning_of_sequence():
   asked = [{'role': 'user', 'content': 'W' * 60}]
   prompt = tokenizer.prompt(asked)
   assert prompt[0] == 258 and prompt.count(258) == 1
-  [example] = encode.prompts([records.Prompt('p', '', '', asked, {})], tokenizer, 20, 'truncate_left')
+  row = records.Prompt('p', '', '', asked, {})
+  [example] = encode.prompts([row], tokenizer, 20, 'truncate_left')
   assert example['tokens'].tolist() == [258, *prompt[-19:]] and example['mask'].all()
   response = ids(tokenizer, ' No.') + [1]
-  [example] = encode.demonstrations([demonstration('No.', asked)], tokenizer, 20, 'truncate_left')
-  assert example['tokens'].tolist() == [258, *prompt[len(response) - 19:], *response]
+  rows = [demonstration('No.', asked)]
+  [example] = encode.demonstrations(rows, tokenizer, 20, 'truncate_left')
+  assert example['tokens'].tolist() == [258, *prompt[len(response) - 19 :], *response]
   assert example['targets'].tolist() == [0] * (20 - len(response)) + [1] * len(response)
   for room in (0, 1):  # nothing of the prompt but its beginning would be left
     with pytest.raises(UserError, match='no demonstration fits'):
-      encode.demonstrations([demonstration('No.', asked)], tokenizer, len(response) + room, 'truncate_left')
+      encode.demonstrations(rows, tokenizer, len(response) + room, 'truncate_left')
 
 
 def test_a_row_of_one_token_predicts_nothing(tokenizer):
-  with pytest.raises(UserError, match='length: expected 2 tokens or more, got 1'):
+  with pytest.raises(UserError, match='^max_length: expected 2 tokens or more, got 1'):
     encode.documents([records.Document('', '', '', 'ab')], tokenizer, 1)
 
 
@@ -97,6 +105,8 @@ def test_rankings(tokenizer):
     np.testing.assert_array_equal(tokens[:length], prompt + ids(tokenizer, text) + [1])
     assert (tokens[length:] == tokenizer.pad_id).all()
   assert example['ranks'].tolist() == [2, 1] and example['index'].tolist() == [0, 0]
+  assert example['begins'].tolist() == [len(prompt)] * 2
+  assert example['confidence'].tolist() == [1, 1]
 
 
 def test_prompts_are_left_padded(tokenizer):
@@ -106,20 +116,45 @@ def test_prompts_are_left_padded(tokenizer):
   np.testing.assert_array_equal(example['mask'], np.arange(40) >= 40 - len(prompt))
 
 
+def test_a_prompt_may_fill_its_row():
+  example = encode.left_padded([5, 6], 2, 0, 3)
+  assert example['tokens'].tolist() == [5, 6] and example['mask'].all() and example['index'] == 3
+
+
+@pytest.mark.parametrize('overlong', ['drop', 'truncate_left'])
+def test_a_response_is_never_cut(tokenizer, overlong):
+  with pytest.raises(UserError, match='no demonstration fits 8 tokens; raise max_length'):
+    encode.demonstrations([demonstration('A long response.')], tokenizer, 8, overlong)
+
+
+def demonstration_of(text):
+  return demonstration('No.', [{'role': 'user', 'content': text}])
+
+
+def ranking_of(text):
+  messages = [{'role': 'user', 'content': text}]
+  return records.Ranking('r', '', '', '', '', messages, ['A', 'Bcd'], [2, 1])
+
+
+def prompt_of(text):
+  return records.Prompt('p', '', '', [{'role': 'user', 'content': text}], {})
+
+
 CASES = {
-    'demonstration': (encode.demonstrations, lambda text: demonstration('No.', [{'role': 'user', 'content': text}])),
-    'ranking': (encode.rankings, lambda text: records.Ranking(
-        'r', '', '', '', '', [{'role': 'user', 'content': text}], ['A', 'Bcd'], [2, 1])),
-    'prompt': (encode.prompts, lambda text: records.Prompt('p', '', '', [{'role': 'user', 'content': text}], {})),
+  'demonstration': (encode.demonstrations, demonstration_of),
+  'ranking': (encode.rankings, ranking_of),
+  'prompt': (encode.prompts, prompt_of),
 }
 
 
 @pytest.mark.parametrize('kind', CASES)
 def test_what_does_not_fit(tokenizer, capsys, kind):
-  encoder, row = CASES[kind]
-  rows = [row('Why?'), row('W' * 60)]
+  encoder, make_record = CASES[kind]
+  rows = [make_record('Why?'), make_record('W' * 60)]
   kept = encoder(rows, tokenizer, 40, 'drop')
-  assert len(kept) == 1 and f'1 of 2 {kind}s are longer than 40 tokens and were left out' in capsys.readouterr().err
+  assert len(kept) == 1
+  message = f'1 of 2 {kind}s are longer than 40 tokens and were left out'
+  assert message in capsys.readouterr().err
   with pytest.raises(UserError, match=f'{kind} .*: .* tokens do not fit the limit of 40'):
     encoder(rows, tokenizer, 40, 'error')
   cut = encoder(rows, tokenizer, 40, 'truncate_left')[1]

@@ -148,8 +148,8 @@ def test_soft_labels_with_all_that_was_said(context):
   said = json.loads((made.directory / 'quality.json').read_text())['train']
   assert said['first'] > 0.5 and said['between'] == {'one, two': 1.0}
   path = made.directory / 'train.jsonl'
-  records.write(path, rows)
-  assert [row.confidence for row in records.read(path, 'ranking')] == [row['confidence'] for row in rows]
+  records.write_records(path, rows)
+  assert [row.confidence for row in records.read_records(path, 'ranking')] == [row['confidence'] for row in rows]
 
   with made.config.unlocked():
     made.section.ai.labels = 'hard'
@@ -180,7 +180,7 @@ def test_a_judge_that_is_not_fit_labels_nothing_unless_told_to(context, capsys):
   feedback.run(made)
   assert 'is not fit' in capsys.readouterr().out
   for split in ('train', 'validation'):
-    rows = records.read(made.directory / f'{split}.jsonl', 'ranking')
+    rows = records.read_records(made.directory / f'{split}.jsonl', 'ranking')
     assert rows and all(len(row.responses) == 2 and row.source == 'ai' for row in rows)
   assert set(json.loads((made.directory / 'quality.json').read_text())) == {'gate', 'train', 'validation'}
 
@@ -227,7 +227,7 @@ def test_a_run_that_a_server_stops_goes_on_and_pays_nothing_twice(context, serve
   server.left = 10**6
   feedback.run(made)
   assert len(set(server.asked)) == len(server.asked) == len(lines('answers.jsonl')) > 100  # no question twice
-  rows = records.read(made.directory / 'train.jsonl', 'ranking')
+  rows = records.read_records(made.directory / 'train.jsonl', 'ranking')
   assert rows and all(len(row.responses[row.ranks.index(1)]) <= len(row.responses[1 - row.ranks.index(1)]) for row in rows)
   said = [json.loads(line) for line in lines('train.jsonl')]
   assert all(set(row['judge']) == {url} and len(row['as_shown']) == 2 for row in said)

@@ -50,7 +50,7 @@ def test_rounds_are_kept_and_a_cut_run_goes_on(context):
   page = report.page('run', '', b'', {}, [], talks)
   assert page.count('<details>') == len(transcripts) and 'Does it do harm?' in page
 
-  demonstrations = records.read(made.directory / 'train.jsonl', 'demonstration')
+  demonstrations = records.read_records(made.directory / 'train.jsonl', 'demonstration')
   helpful = read('train-helpful')
   assert [row.response for row in demonstrations] == [
       row['response'] for rows in (second, third, helpful) for row in rows if row['response']

@@ -87,7 +87,7 @@ def test_other_methods_go_on_from_the_same_models(quickstart, finished, tmp_path
     assert rows['best_of_16']['score'] > rows['best_of_4']['score']
     assert rows['best_of_4']['kl_to_sft'] == pytest.approx(np.log(4) - 0.75) and rows['sft']['win_rate_vs_sft'] == 0.5
   else:
-    rankings = records.read(tmp_path / ('samples2' if name == 'raft' else 'rankings2') / 'train.jsonl', 'ranking')
+    rankings = records.read_records(tmp_path / ('samples2' if name == 'raft' else 'rankings2') / 'train.jsonl', 'ranking')
     assert len(rankings) == 16 and all(min(ranking.ranks) == 1 for ranking in rankings)
 
 

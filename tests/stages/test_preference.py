@@ -222,8 +222,8 @@ def test_single_responses_are_for_kto_only(context, tmp_path):
       for n in range(9)
   ]
   for split in ('train', 'validation'):
-    records.write(tmp_path / f'{split}.jsonl', rows)
-  read = records.read(tmp_path / 'train.jsonl', 'ranking')
+    records.write_records(tmp_path / f'{split}.jsonl', rows)
+  read = records.read_records(tmp_path / 'train.jsonl', 'ranking')
   assert [row.ranks for row in read] == [[1], [2]] * 4 + [[1]]
   data = [f'dpo.data.path=("{tmp_path}/{{split}}.jsonl",)', 'dpo.reference=random']
   message = 'config.dpo.loss: dpo compares responses, but some prompts have one only'
@@ -295,7 +295,7 @@ def test_a_stage_of_another_reference_or_tokenizer_does_not_begin(context, tmp_p
       for n in range(5)
   ]
   for split in ('train', 'validation'):
-    records.write(tmp_path / f'{split}.jsonl', rows)
+    records.write_records(tmp_path / f'{split}.jsonl', rows)
 
   def make(*overrides):
     data = f'dpo.data.path=("{tmp_path}/{{split}}.jsonl",)'
@@ -309,7 +309,7 @@ def test_a_stage_of_another_reference_or_tokenizer_does_not_begin(context, tmp_p
   with pytest.raises(UserError, match='reference-train.npz: computed with another reference'):
     build(make('seed=7'))
   texts = (row.text for row in tinyworld.records('document', 'train', count=80))
-  core = vocabulary.train(texts, 384)
+  core = vocabulary.train_tokenizer(texts, 384)
   other = Tokenizer(core, vocabulary.CHAT_TEMPLATE, eos='<eos>', pad='<pad>')
   message = 'reference-train.npz: computed for other data or with another tokenizer'
   with pytest.raises(UserError, match=message):
