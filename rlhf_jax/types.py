@@ -8,8 +8,9 @@ from typing import Any
 
 import flax.struct
 import jax
+import numpy as np
 
-Array = jax.Array
+Array = jax.Array | np.ndarray  # on devices, or on the host before it is placed
 Params = Any  # a plain nested dict of arrays
 
 

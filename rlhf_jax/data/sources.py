@@ -40,8 +40,6 @@ class DataOptions:
   count: int = 0  # how many records, from the first; 0 = all (tinyworld: its default)
 
 
-DEFAULTS = options_lib.defaults(DataOptions)  # removed with the old stages
-
 
 def load_records(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
   """Loads the records of a kind from the source that the options name.
