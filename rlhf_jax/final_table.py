@@ -17,13 +17,12 @@ from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation import oracle_judge, report, table
-from rlhf_jax.feedback.language_judge import ScorerOptions
 from rlhf_jax.generation import responses
 from rlhf_jax.generation.responses import Responses
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.models.lora import LoraOptions
 from rlhf_jax.options import from_section
-from rlhf_jax.rewards.functions import RewardFunctionOptions
+from rlhf_jax.rewards.sources import RewardSourceOptions
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.stages.shared import scores, training
@@ -39,7 +38,7 @@ _EVALUATION_KEY = 2**31 - 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(RewardSourceOptions):
   """The section `evaluation`; without models there is no table."""
 
   models: dict[str, str] = dataclasses.field(default_factory=dict)  # rows: name → stage
@@ -54,8 +53,6 @@ class Options:
   max_length: int = 48  # tokens of a prompt at most
   data: DataOptions = DataOptions()
   sampling: SamplingOptions = SamplingOptions()
-  reward_functions: RewardFunctionOptions = RewardFunctionOptions()  # how functions are run
-  scorer: ScorerOptions = ScorerOptions()  # how a language model grades
 
   @property
   def parts(self) -> int:

@@ -16,7 +16,7 @@ from typing import Any, Iterable
 import jax
 
 from rlhf_jax import config as configs
-from rlhf_jax import final_table, stages
+from rlhf_jax import final_table
 from rlhf_jax import options as options_lib
 from rlhf_jax.data import sources
 from rlhf_jax.data.sources import DataOptions

@@ -219,7 +219,7 @@ def _revise_as_text(
   """Asks for critiques and revisions in a transcript that the model continues."""
   options = critic.options
   transcript = [
-      f'{judging.transcript(row["messages"])}\n\nAssistant: {row["response"]}' for row in rows
+      f'{judging.format_transcript(row["messages"])}\n\nAssistant: {row["response"]}' for row in rows
   ]
   critiques = _ask_in_text(critic, transcript, requests, options.critique, keys[0])
   criticised = []

@@ -21,12 +21,11 @@ from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import simulated
-from rlhf_jax.feedback.language_judge import ScorerOptions
 from rlhf_jax.generation import responses
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.objectives import ranking
 from rlhf_jax.planning.programs import StagePlan
-from rlhf_jax.rewards.functions import RewardFunctionOptions
+from rlhf_jax.rewards.sources import RewardSourceOptions
 from rlhf_jax.runtime import hosts
 from rlhf_jax.stages.shared import ai_labels, response_plan, scores, training
 from rlhf_jax.stages.shared.ai_labels import AILabelOptions
@@ -40,7 +39,7 @@ SPLITS = ('train', 'validation')
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(RewardSourceOptions):
   """The section of a stage that collects rankings."""
 
   policies: tuple[str, ...] = ('sft',)  # stages whose models respond, each num_samples times
@@ -49,8 +48,6 @@ class Options:
   annotators: int = 5  # simulated people, each with habits of their own; one ranks a prompt
   ai: AILabelOptions = AILabelOptions()
   reward: str = 'reward'  # as in PPO
-  reward_functions: RewardFunctionOptions = RewardFunctionOptions()  # how functions are run
-  scorer: ScorerOptions = ScorerOptions()  # how a language model grades
   batch_size: int = 64  # prompts at once, over all devices
   max_length: int = 48  # tokens of a prompt at most
   data: DataOptions = DataOptions()

@@ -244,7 +244,7 @@ def define(context: Context, options: Options) -> RolloutParts:
 def check_options(options: Options, where: str) -> None:
   """Checks the options; raises UserError for a loss or settings that cannot be."""
   preference.check_options(options, where)
-  if preference_objectives.PREFERENCE_LOSSES[options.loss].needs_anchor:
+  if preference_objectives.PREFERENCE_LOSSES[options.loss].single_responses:
     raise UserError(f'{where}.loss: {options.loss} is for the stage `preference` only')
   if options.num_samples < 2 or options.minibatches != 1:
     raise UserError(

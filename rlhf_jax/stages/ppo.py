@@ -22,7 +22,7 @@ The path of a step: `build` → `iterate` → `train_step` → `assess_rollout` 
 
 import dataclasses
 import functools
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, Iterator, NamedTuple
 
 import flax.struct
 import jax

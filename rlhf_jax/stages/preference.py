@@ -159,7 +159,8 @@ def loss(
   entry = preference.PREFERENCE_LOSSES[options.loss]
   logprobs, lengths = response_logprobs(model, params, batch)
   responses = preference.Response(logprobs, batch.reference_logprobs, lengths)
-  total, weight = entry.compute(responses, batch, options.settings, anchor)
+  labels = preference.Labels(batch.ranks, batch.group, batch.confidence, anchor)
+  total, weight = entry.apply(responses, labels, options.settings)
 
   pairs = ranking.better_pairs(batch.ranks, batch.group)
   best, worst = ranking.best_and_worst(batch.ranks, batch.group)
@@ -489,7 +490,7 @@ def build_anchor(
     model: Model, reference: Reference | None, options: Options
 ) -> Callable[[Params, Rankings], Array | None]:
   """Builds KTO's anchor: (params, placed batch) → [] float32; None for the other losses."""
-  if not preference.PREFERENCE_LOSSES[options.loss].needs_anchor or reference is None:
+  if not preference.PREFERENCE_LOSSES[options.loss].single_responses or reference is None:
     return _no_anchor
   estimate = jax.jit(
       functools.partial(estimate_anchor, model=model, reference_model=reference.model)
@@ -576,7 +577,7 @@ def plan(context: Context) -> StagePlan:
     programs.append(
         Program('reference', lambda: logprobs.lower(reference_params, batch), reading)
     )
-    if preference.PREFERENCE_LOSSES[options.loss].needs_anchor:
+    if preference.PREFERENCE_LOSSES[options.loss].single_responses:
       anchor = abstract_scalar(layout, jnp.float32)
   step = training.compile_train_step(train_step, definitions, options)
   update = work.training(
@@ -592,7 +593,9 @@ def plan(context: Context) -> StagePlan:
   return StagePlan(residents, programs, [])
 
 
-LOSS_SETTINGS = {name: entry.settings for name, entry in preference.PREFERENCE_LOSSES.items()}
+LOSS_SETTINGS = {
+  name: entry.settings_class for name, entry in preference.PREFERENCE_LOSSES.items()
+}
 TINY: dict[str, Any] = {
     'loop': TINY_LOOP,
     'batch_size': 8,

@@ -46,7 +46,7 @@ def rankings(seed=0):
 
 
 def make_options(loss='dpo', microbatches=1, reference='sft', **settings):
-  made = PREFERENCE_LOSSES[loss].settings(**{'beta': 0.3, **settings})
+  made = PREFERENCE_LOSSES[loss].settings_class(**{'beta': 0.3, **settings})
   return preference.Options(
       loss=loss, microbatches=microbatches, reference=reference, settings=made
   )

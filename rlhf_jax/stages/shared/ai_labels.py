@@ -9,37 +9,25 @@ Sources: Lee et al. 2023, arXiv:2309.00267, §2.1; Bai et al. 2022b, arXiv:2212.
 import dataclasses
 import itertools
 import json
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Iterator, Sequence
 
-import jax
 import numpy as np
 
 from rlhf_jax.data import records, sources
 from rlhf_jax.data.records import Prompt, Ranking
 from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import (
-    constitution,
-    endpoint,
-    function_judge,
-    judges,
-    judging,
-    language_judge,
-    quality,
-)
+from rlhf_jax.feedback import constitution, judges, judging, quality
 from rlhf_jax.feedback.constitution import Constitution
 from rlhf_jax.feedback.endpoint import EndpointOptions
-from rlhf_jax.feedback.judging import Comparison, Judgements
+from rlhf_jax.feedback.judges import JudgeResources
+from rlhf_jax.feedback.judging import Comparison, Judgements, JudgeOfBothOrders
 from rlhf_jax.feedback.language_judge import JudgeOptions
 from rlhf_jax.feedback.quality import GateOptions
 from rlhf_jax.runtime import hosts
 from rlhf_jax.stages.shared import training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.model_store import ModelStore
-
-# A judge of single comparisons, and one that compares in both orders: what it said as shown, too.
-Judge = Callable[[Sequence[Comparison]], Judgements]
-BothOrdersJudge = Callable[[Sequence[Comparison]], tuple[Judgements, np.ndarray]]
 
 QUALITY_JSON = 'quality.json'  # in the stage's folder: how the judge was measured
 
@@ -68,7 +56,7 @@ class AILabelOptions:
   gate: AIGateOptions = AIGateOptions()
 
 
-def open_judge(context: Context, store: ModelStore, options: AILabelOptions) -> BothOrdersJudge:
+def open_judge(context: Context, store: ModelStore, options: AILabelOptions) -> JudgeOfBothOrders:
   """Opens the judge of a stage's section `ai`, and measures it.
 
   Args:
@@ -77,7 +65,7 @@ def open_judge(context: Context, store: ModelStore, options: AILabelOptions) -> 
     options: the section `ai`.
 
   Returns:
-    judge(comparisons) → (Judgements, probabilities as shown), as judging.both_orders.
+    judge(comparisons) → (Judgements, probabilities as shown), as judging.ask_both_orders.
 
   Raises:
     UserError: the judge is not fit by the section's gate, unless that is overridden; quality.json
@@ -92,8 +80,17 @@ def open_judge(context: Context, store: ModelStore, options: AILabelOptions) -> 
   if not options.judges:
     raise UserError(f'{where}.judges: expected at least one')
   principles = constitution.load_constitution(options.constitution)
-  opened = {name: _open_one(context, store, options, name, principles) for name in options.judges}
-  judge = judging.both_orders(judging.panel(opened, options.weights))
+  resources = JudgeResources(
+      judge=options.judge,
+      endpoint=options.endpoint,
+      cache=context.directory / 'responses.jsonl',
+      open_language_model=store.open_language_model,
+      examples=_judge_examples(
+          options, principles, np.random.default_rng(context.config.seed)
+      ),
+  )
+  opened = {name: judges.open_judge(name, resources) for name in options.judges}
+  judge = judging.ask_both_orders(judging.build_panel(opened, options.weights))
   if options.gate.records:
     _pass_gate(context, options, judge)
   return judge
@@ -102,7 +99,7 @@ def open_judge(context: Context, store: ModelStore, options: AILabelOptions) -> 
 def label(
     context: Context,
     options: AILabelOptions,
-    judge: BothOrdersJudge,
+    judge: JudgeOfBothOrders,
     split: str,
     prompts: Sequence[Prompt],
     texts: Sequence[Sequence[str]],
@@ -156,7 +153,7 @@ def label(
 
 
 def measure(
-    judge: BothOrdersJudge,
+    judge: JudgeOfBothOrders,
     rankings: Sequence[Ranking],
     count: int,
     principles: Iterator[str],
@@ -165,7 +162,7 @@ def measure(
   """Measures a judge against people.
 
   Args:
-    judge: as judging.both_orders.
+    judge: as judging.ask_both_orders.
     rankings: rankings that people made.
     count: pairs to compare, at most.
     principles: an endless iterator of instructions.
@@ -174,7 +171,7 @@ def measure(
   Returns:
     {'position', 'people', 'sources': source → as people, 'between'}.
   """
-  chosen = quality.pairs(rankings, count, rng)
+  chosen = quality.draw_pairs(rankings, count, rng)
   comparisons = []
   for row, i, j in chosen:
     comparison = Comparison(
@@ -187,44 +184,17 @@ def measure(
   row_sources = np.array([row.source for row, _, _ in chosen])
 
   def agreement(where: np.ndarray) -> dict[str, Any]:
-    return quality.against_people(judged.probabilities[where], people[where], lengths[where])
+    return quality.compare_with_people(judged.probabilities[where], people[where], lengths[where])
 
   return {
-      'position': quality.position(as_shown),
+      'position': quality.measure_position_bias(as_shown),
       'people': agreement(np.full(len(chosen), True)),
       'sources': {name: agreement(row_sources == name) for name in sorted(set(row_sources))},
-      'between': quality.between(judged.each),
+      'between': quality.compare_judges(judged.each),
   }
 
 
 # Opening and measuring.
-
-
-def _open_one(
-    context: Context,
-    store: ModelStore,
-    options: AILabelOptions,
-    name: str,
-    principles: Constitution,
-) -> Judge:
-  """Opens one judge by its name."""
-  kind = judges.judge_kind(name)
-  if kind == 'endpoint':
-    cache = context.directory / 'responses.jsonl'
-    judge = endpoint.build_endpoint_judge(name, options.endpoint, cache)
-    return judge if jax.process_count() == 1 else _ask_on_first_process(judge)
-  if kind == 'function':
-    return function_judge.build_function_judge(name)
-  reader = store.open_reader(name)
-  rng = np.random.default_rng(context.config.seed)
-  return language_judge.build_judge(
-      reader.model,
-      reader.read(),
-      reader.tokenizer,
-      context.layout,
-      options.judge,
-      _judge_examples(options, principles, rng),
-  )
 
 
 def _judge_examples(
@@ -248,34 +218,17 @@ def _judge_examples(
   return examples
 
 
-def _ask_on_first_process(judge: Judge) -> Judge:
-  """Makes a judge that only the first process asks; the others are told its probabilities."""
-  from jax.experimental import multihost_utils  # noqa: PLC0415 - only several processes need it
-
-  def ask(comparisons: Sequence[Comparison]) -> Judgements:
-    count = len(comparisons)
-    if hosts.is_first_process():
-      judged = judge(comparisons)
-    else:
-      judged = Judgements(np.zeros(count), [''] * count)
-    local = judged.probabilities.astype(np.float32)
-    probabilities = np.asarray(multihost_utils.broadcast_one_to_all(local), float)
-    return dataclasses.replace(judged, probabilities=probabilities)
-
-  return ask
-
-
-def _pass_gate(context: Context, options: AILabelOptions, judge: BothOrdersJudge) -> None:
+def _pass_gate(context: Context, options: AILabelOptions, judge: JudgeOfBothOrders) -> None:
   """Measures the judge on people's comparisons; raises UserError if it is not fit."""
   gate = options.gate
   rng = np.random.default_rng(context.config.seed)
   rankings = sources.load_records(gate.data, 'ranking', 'validation')
   measured = measure(judge, rankings, gate.records, _instructions(options, rng), rng)
-  unfit = quality.unfit(measured, gate)
+  unfit = quality.explain_unfit(measured, gate)
   _report(context, 'gate', {**measured, 'fit': not unfit, 'why': unfit})
   if hosts.is_first_process():
     consistency = measured['position']['consistency']
-    print(quality.text({**measured['sources'], 'all': measured['people']}))
+    print(quality.format_agreement({**measured['sources'], 'all': measured['people']}))
     print(f'{consistency:.1%} of its verdicts stay when the responses change places')
   if not unfit:
     return
@@ -353,10 +306,10 @@ def _report_labels(
   uneven = known & (lengths[:, 0] != lengths[:, 1])
   confidence = np.maximum(probabilities, 1 - probabilities)
   values = {
-      **quality.position(as_shown),
+      **quality.measure_position_bias(as_shown),
       'longer': float(chose_longer[uneven].mean()),
       'confidence': float(confidence[known].mean()),
-      'between': quality.between(judged.each),
+      'between': quality.compare_judges(judged.each),
   }
   _report(context, split, values)
 

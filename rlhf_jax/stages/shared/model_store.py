@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.feedback.language_judge import LanguageModel
 from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.models import lora, quantised, transformer
 from rlhf_jax.models.lora import LoraOptions
@@ -97,6 +98,11 @@ class ModelStore:
     store = ModelStore(dataclasses.replace(self.context, tokenizer=tokenizer), self._adapters)
     store._bases = self._bases
     return store.open(name)
+
+  def open_language_model(self, name: str) -> LanguageModel:
+    """Opens a model that reads text, with its parameters, for judges and scorers."""
+    reader = self.open_reader(name)
+    return LanguageModel(reader.model, reader.read(), reader.tokenizer, self.context.layout)
 
   # Act one: which model it is, and its shape.
 

@@ -38,11 +38,11 @@ def add_reward(
     samples: abstract, [B * K, R].
   """
   source = parse_reward_source(name)
-  if source.kind == 'model':
+  if source.head:
     _add_reward_model(plan, layout, store, options, name, prompts, samples)
-  elif source.kind == 'scorer':
+  elif source.on_device:
     _add_scorer(plan, layout, store, options, name)
-  elif source.kind == 'server':
+  elif source.kind.name == 'server':
     plan.notes.append(f'{name} runs on a server')
   else:
     plan.notes.append(f'{name} runs on the hosts')

@@ -11,20 +11,17 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence, TypeVar
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from rlhf_jax.data import batches, encode, sources
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import DataOptions
-from rlhf_jax.feedback.language_judge import ScorerOptions
 from rlhf_jax.generation import responses, sampler
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.models import heads
 from rlhf_jax.models.lora import LoraOptions
 from rlhf_jax.models.transformer import Model
-from rlhf_jax.rewards.functions import RewardFunctionOptions
-from rlhf_jax.runtime import hosts
+from rlhf_jax.rewards.sources import RewardSourceOptions
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.stages.shared import training
@@ -37,7 +34,7 @@ Carry = TypeVar('Carry')
 
 
 @dataclasses.dataclass(frozen=True)
-class RolloutOptions:
+class RolloutOptions(RewardSourceOptions):
   """What the section of every such stage has, beside what its method needs."""
 
   init: str = 'sft'  # the policy that is trained
@@ -49,8 +46,6 @@ class RolloutOptions:
   reward: tuple[str, ...] = ('reward',)
   reward_weights: tuple[float, ...] = ()  # of several rewards, in their order; all 1 if empty
   standardise_rewards: bool = False  # each of several to mean 0, variance 1 over the batch first
-  reward_functions: RewardFunctionOptions = RewardFunctionOptions()  # how functions are run
-  scorer: ScorerOptions = ScorerOptions()  # how a language model grades
   batch_size: int = 64  # prompts of a step, over all devices
   num_samples: int = 1  # responses to each prompt, K
   max_length: int = 48  # tokens of a prompt at most

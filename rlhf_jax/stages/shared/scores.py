@@ -21,8 +21,6 @@ from rlhf_jax.types import Array, Prompts, Samples
 Score = Callable[[Prompts, Samples], tuple[Array, dict[str, Array]]]
 # (prompts, samples, the records of the prompts) → (scores, how many responses failed)
 SourceScore = Callable[[Prompts, Samples, Sequence[Prompt]], tuple[Array, int]]
-# (conversations, response texts, records) → (scores [N] float32, how many responses failed)
-TextScore = Callable[[list, list, list], tuple[np.ndarray, int]]
 
 
 def open_scores(
@@ -109,13 +107,13 @@ def open_score(context: Context, store: ModelStore, name: str, options: Any) -> 
     context: the surroundings of the stage.
     store: the stage's models.
     name: as in a config's `reward`.
-    options: `reward_functions` and `scorer` say how functions and scorers are run; `parts`, in
-      how many parts a reward model reads the responses.
+    options: a RewardSourceOptions with `parts`: in how many parts a reward model reads the
+      responses.
   """
   source = reward_sources.parse_reward_source(name)
-  if source.kind == 'model':
-    return _open_model_score(store, source.model_name, options.parts)
-  score_texts = reward_sources.open_text_score(source, store, options)
+  if not source.scores_texts:
+    return _open_model_score(store, name, options.parts)
+  score_texts = reward_sources.open_reward_source(source, options, store.open_language_model)
   return functools.partial(_score_texts, context, score_texts)
 
 
@@ -136,7 +134,7 @@ def _open_model_score(store: ModelStore, name: str, parts: int) -> SourceScore:
 
 def _score_texts(
     context: Context,
-    score_texts: TextScore,
+    score_texts: reward_sources.Score,
     prompts: Prompts,
     samples: Samples,
     record_list: Sequence[Prompt],
