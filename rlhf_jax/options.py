@@ -26,6 +26,8 @@ def as_dict(options: Any) -> dict[str, Any]:
   """Gives options as nested dicts; open tables are copied."""
   values = {}
   for field in dataclasses.fields(options):
+    if not field.metadata.get('in_config', True):
+      continue  # made by the stage, not given by a config
     value = getattr(options, field.name)
     if dataclasses.is_dataclass(value):
       value = as_dict(value)

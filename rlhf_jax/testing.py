@@ -21,7 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlhf_jax.data.tinyworld import corpus, vocabulary
+from rlhf_jax.data import sources
+from rlhf_jax.data.sources import DataOptions
+from rlhf_jax.data.tinyworld import vocabulary
 from rlhf_jax.generation import sampler
 from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.models import transformer

@@ -56,8 +56,8 @@ def test_an_experiment_without_a_tiny_form_has_that_of_its_stages(tmp_path):
   path = tmp_path / 'plain.py'
   path.write_text("import ml_collections\ndef get_config():\n  c = ml_collections.ConfigDict()\n"
                   "  c.stages = ('sft',)\n  c.sft = dict(batch_size=64)\n  return c\n")
-  assert load(str(path)).sft.batch_size == 64
-  config = load(f'{path}:tiny')
+  assert pipeline.load_config(str(path)).sft.batch_size == 64
+  config = pipeline.load_config(f'{path}:tiny')
   assert (config.sft.batch_size, config.sft.loop.steps, config.model.embed) == (8, 4, 32)
 
 
