@@ -119,7 +119,8 @@ def make_optimizer(
 @functools.cache
 def make_tokenizer(vocab_size: int = 384, documents: int = 200) -> Tokenizer:
   """Makes a tokenizer with a chat template, trained on documents of the embedded world."""
-  texts = (document.text for document in corpus.documents(documents, 'train', 0))
+  records = sources.load_records(DataOptions(), 'document', 'train')[:documents]
+  texts = (record.text for record in records)
   core = vocabulary.train_tokenizer(texts, vocab_size)
   return Tokenizer(core, vocabulary.CHAT_TEMPLATE, eos='<eos>', pad='<pad>')
 
