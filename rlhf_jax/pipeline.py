@@ -229,10 +229,10 @@ def evaluate(config, workdir: Path, layout, tokenizer) -> dict:
   lines.append('seconds: ' + ', '.join(f'{name} {seconds:.0f}' for name, seconds in results['seconds'].items()))
   results['table'] = '\n'.join(lines)
   if jax.process_index() == 0:
-    image = report.picture(curves, results['models'])
+    image = report.draw_picture(curves, results['models'])
     (workdir / 'report.png').write_bytes(image)
     talks = {name: report.read_transcripts(context.directory) for name, context in contexts.items()}
-    common.write_text(workdir / 'report.html', report.page(workdir.name, results['table'], image, shown, prompts, talks))
+    common.write_text(workdir / 'report.html', report.format_page(workdir.name, results['table'], image, shown, prompts, talks))
   common.write_text(done, json.dumps(results, indent=2) + '\n')
   say(results['table'])
   say(f'\nReport: {workdir / "report.html"}')

@@ -1,0 +1,1 @@
+"""Who judges in place of a person: simulated people, language models, servers, functions."""

@@ -118,7 +118,7 @@ def build(context: common.Context, said: constitution.Constitution):
       after = [[*messages, dict(role='user', content=request), dict(role='assistant', content=critique)]
                for messages, request, critique in zip(before, wanted, critiques)]
     else:
-      before = [f'{judging.transcript(row["messages"])}\n\nAssistant: {row["response"]}' for row in rows]
+      before = [f'{judging.format_transcript(row["messages"])}\n\nAssistant: {row["response"]}' for row in rows]
       critiques = ask(before, wanted, section.critique, keys[0])
       after = [f'{text}{section.critique.format(request=request)} {critique}'
                for text, request, critique in zip(before, wanted, critiques)]

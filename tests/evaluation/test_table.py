@@ -18,9 +18,9 @@ def test_a_row_and_its_text():
 
 def test_report_is_one_page_that_escapes_what_models_say(tmp_path):
   rows = {'sft': {'helpful': 0.5, 'win_rate_vs_sft': 0.5}}
-  image = report.picture({'sft': [{'step': 1, 'loss': 2.0}, {'step': 2, 'loss': 1.0, 'eval/loss': 1.5}], 'empty': []}, rows)
+  image = report.draw_picture({'sft': [{'step': 1, 'loss': 2.0}, {'step': 2, 'loss': 1.0, 'eval/loss': 1.5}], 'empty': []}, rows)
   assert image.startswith(b'\x89PNG')
-  page = report.page('run', table.format_table(rows), image, {'sft': ['<script>alert(1)</script>\nbye']}, ['Why?'], {})
+  page = report.format_page('run', table.format_table(rows), image, {'sft': ['<script>alert(1)</script>\nbye']}, ['Why?'], {})
   assert '<script>' not in page and '&lt;script&gt;' in page and 'base64' in page
   (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "loss": 2.0}\n')
   assert report.read_metrics(tmp_path) == [{'step': 1, 'loss': 2.0}] and report.read_metrics(tmp_path / 'x') == []

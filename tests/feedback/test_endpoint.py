@@ -560,7 +560,7 @@ def test_llama_cpp_gives_logprobs(tmp_path):
   np.testing.assert_array_equal(again.probabilities, judged.probabilities)
   for pair, said, probability in zip(pairs, judged.rationales, judged.probabilities):
     begin = said[:min(said.index(option) for option in 'AB' if option in said)]
-    request, _ = endpoint._request(pair, settings)
+    request, _ = endpoint.build_request(pair, settings)
     tokens = np.array([tokenizer.prompt(request['messages']) + (tokenizer.encode(begin) if begin else [])])
     hidden, _ = model.apply(params, tokens, np.arange(tokens.shape[1])[None], np.ones_like(tokens))
     logprobs = np.asarray(jax.nn.log_softmax(heads.next_token_logits(model, params, hidden[:, -1])))[0]

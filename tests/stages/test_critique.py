@@ -27,7 +27,7 @@ def test_rounds_are_kept_and_a_cut_run_goes_on(context):
   assert [row['response'] for row in whole] == [row['response'] for row in first]
   assert [row['rounds'][1]['revision'] for row in whole] == [row['response'] for row in third]
   assert set(whole[0]['rounds'][0]) == {'principle', 'critique_request', 'critique', 'revision_request', 'revision'}
-  page = report.page('run', '', b'', {}, [], {'critique': report.read_transcripts(made.directory)})
+  page = report.format_page('run', '', b'', {}, [], {'critique': report.read_transcripts(made.directory)})
   assert page.count('<details>') == len(whole) and 'Does it do harm?' in page
 
   demonstrations = records.read(made.directory / 'train.jsonl', 'demonstration')

@@ -33,7 +33,7 @@ DEFAULTS = dict(  # of the section `ai` of a feedback stage
 
 
 def open_judge(context: common.Context):
-  """The judge of a stage's section `ai`: judge(comparisons) → (Judgements, as_shown), as judging.both_orders.
+  """The judge of a stage's section `ai`: judge(comparisons) → (Judgements, as_shown), as judging.ask_both_orders.
 
   Raises:
     UserError: it is not fit by the section's gate, unless overridden; quality.json in the stage's folder says more.
@@ -46,7 +46,7 @@ def open_judge(context: common.Context):
   judges = {name: _open(context, name, said) for name in settings.judges}
   if not judges:
     raise UserError(f'config.{context.name}.ai.judges: expected at least one')
-  judge = judging.both_orders(judging.panel(judges, settings.weights))
+  judge = judging.ask_both_orders(judging.build_panel(judges, settings.weights))
   if settings.gate.records:
     _gate(context, judge)
   return judge
@@ -76,9 +76,9 @@ def label(context: common.Context, judge, split: str, prompts, texts, rng) -> li
   known = ~np.isnan(judged.probabilities)
   longer = (lengths[:, 0] > lengths[:, 1]) == (judged.probabilities > 0.5)
   _report(context, split, {
-      **quality.position(as_shown), 'longer': float(longer[known & (lengths[:, 0] != lengths[:, 1])].mean()),
+      **quality.measure_position_bias(as_shown), 'longer': float(longer[known & (lengths[:, 0] != lengths[:, 1])].mean()),
       'confidence': float(np.maximum(judged.probabilities, 1 - judged.probabilities)[known].mean()),
-      'between': quality.between(judged.each)})
+      'between': quality.compare_judges(judged.each)})
   rows = []
   for number in np.flatnonzero(known):
     (prompt, comparison), p = asked[number], float(judged.probabilities[number])
@@ -96,19 +96,19 @@ def measure(judge, rankings, count: int, principles, rng) -> dict:
   """A judge against people: {'position', 'people', 'sources': source → as people, 'between'}.
 
   Args:
-    judge: as judging.both_orders.
+    judge: as judging.ask_both_orders.
     rankings: Rankings that people made.
     principles: an endless iterator of texts.
   """
-  chosen = quality.pairs(rankings, count, rng)
+  chosen = quality.draw_pairs(rankings, count, rng)
   judged, as_shown = judge([judging.Comparison(records.conversation(row), row.responses[i], row.responses[j],
                                                next(principles)) for row, i, j in chosen])
   people = np.array([row.ranks[i] < row.ranks[j] for row, i, j in chosen])
   lengths = np.array([[len(row.responses[i]), len(row.responses[j])] for row, i, j in chosen])
   whose = np.array([row.source for row, *_ in chosen])
-  of = lambda some: quality.against_people(judged.probabilities[some], people[some], lengths[some])
-  return {'position': quality.position(as_shown), 'people': of(np.full(len(chosen), True)),
-          'sources': {name: of(whose == name) for name in sorted(set(whose))}, 'between': quality.between(judged.each)}
+  of = lambda some: quality.compare_with_people(judged.probabilities[some], people[some], lengths[some])
+  return {'position': quality.measure_position_bias(as_shown), 'people': of(np.full(len(chosen), True)),
+          'sources': {name: of(whose == name) for name in sorted(set(whose))}, 'between': quality.compare_judges(judged.each)}
 
 
 def _gate(context, judge):
@@ -116,10 +116,10 @@ def _gate(context, judge):
   rng = np.random.default_rng(context.config.seed)
   rankings = sources.load_records(settings.gate.data, 'ranking', 'validation')
   measured = measure(judge, rankings, settings.gate.records, _principles(settings, rng), rng)
-  unfit = quality.unfit(measured, settings.gate)
+  unfit = quality.explain_unfit(measured, settings.gate)
   _report(context, 'gate', {**measured, 'fit': not unfit, 'why': unfit})
   if jax.process_index() == 0:
-    print(quality.text({**measured['sources'], 'all': measured['people']}))
+    print(quality.format_agreement({**measured['sources'], 'all': measured['people']}))
     print(f'{measured["position"]["consistency"]:.1%} of its verdicts stay when the answers change places')
   if unfit:
     said = f'the judge {", ".join(settings.judges)} is not fit: {unfit}'
