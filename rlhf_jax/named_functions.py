@@ -36,12 +36,16 @@ def find_function(name: str, role: str = 'function') -> Callable[..., Any]:
     sys.path.insert(0, os.getcwd())
   try:
     function = getattr(importlib.import_module(module_name), function_name)
-  except (ImportError, AttributeError, ValueError) as error:  # ValueError: no module name
+  except (
+    ImportError,
+    AttributeError,
+    ValueError,
+  ) as error:  # ValueError: no module name
     raise UserError(f'{role} {name!r}: {error}') from None
   if not callable(function):
     raise UserError(f'{role} {name!r}: expected a function, got {type(function).__name__}')
   if not options:
-    return function
+    return function  # itself, so that its name shows in tracebacks
   return functools.partial(function, **options)
 
 

@@ -1,1 +1,1 @@
-"""How good the trained models are: verdicts, win rates, the final table, the report."""
+"""How good models are: verdicts, win rates, the final table, the report."""

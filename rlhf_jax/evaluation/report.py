@@ -19,7 +19,12 @@ CURVES = (  # (title, names of metrics, of which the first that is there is draw
   ('score', ('reward/score',)),
   ('KL to SFT, nats', ('kl',)),
 )
-RATES = ('helpful', 'honest', 'harmless', 'win_rate_vs_sft')  # drawn as bars
+RATES = (
+  'helpful',
+  'honest',
+  'harmless',
+  'win_rate_vs_sft',
+)  # drawn as bars
 _COLUMNS = 4  # of panels
 _GROUP_WIDTH = 0.8  # of the bars of one rate; 1 is the distance between two rates
 
@@ -76,7 +81,7 @@ def draw_picture(stages: Mapping[str, _Lines], models: Mapping[str, Mapping[str,
   panels = _choose_panels(stages)
   row_count = -(-(len(panels) + 1) // _COLUMNS)
   figure, axes = pyplot.subplots(row_count, _COLUMNS, figsize=(16, 3.2 * row_count), squeeze=False)
-  bar_axis, *curve_axes = axes.flat
+  bar_axis, *curve_axes = axes.flat  # the bars come first
   _draw_bars(bar_axis, models)
   for axis, panel in zip(curve_axes, panels, strict=False):
     _draw_curve(axis, *panel)
@@ -91,7 +96,7 @@ def draw_picture(stages: Mapping[str, _Lines], models: Mapping[str, Mapping[str,
 
 def _choose_panels(stages: Mapping[str, _Lines]) -> list[_Panel]:
   """Returns what is drawn of each stage."""
-  panels = []
+  panels: list[_Panel] = []
   for name, lines in stages.items():
     for title, metrics in CURVES:
       present = [key for key in metrics if any(key in line for line in lines)]
@@ -157,7 +162,7 @@ def format_page(
     texts = [prompt, *(column[place] for column in responses.values())]
     cells = ''.join(f'<td>{_escape(text)}</td>' for text in texts)
     body += f'<tr>{cells}</tr>'
-  talks = ''
+  talks = ''  # what the stages of kind `critique` wrote
   for name, rows in transcripts.items():
     if rows:
       talks += f'<h2>Critiques and revisions: {_escape(name)}</h2>'

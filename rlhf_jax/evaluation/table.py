@@ -50,7 +50,7 @@ def make_row(
   """
   row: dict[str, Any] = {}
   for name, values in judged.items():
-    if not np.isnan(values).all():
+    if not np.isnan(values).all():  # else there was no such prompt
       row[name] = float(np.nanmean(values))
   opponents = {'sft': baseline}
   if others:

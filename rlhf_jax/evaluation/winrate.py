@@ -38,6 +38,7 @@ def bootstrap(values: ArrayLike, seed: int = 0, resamples: int = 2000) -> tuple[
   values = np.asarray(values, np.float64)
   count = len(values)
   rng = np.random.default_rng(seed)
+  # Each row of draws is a set of prompts, some twice, some not at all.
   draws = rng.integers(0, count, (resamples, count))
   means = values[draws].mean(axis=1)
   low, high = np.quantile(means, [0.025, 0.975])

@@ -1,1 +1,1 @@
-"""Who judges in place of a person: simulated people, language models, servers, functions."""
+"""Who judges in place of people: models, servers, functions, annotators."""

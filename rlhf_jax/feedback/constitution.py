@@ -31,8 +31,6 @@ from rlhf_jax.files import open_text
 
 SHIPPED = Path(__file__).parent / 'constitutions'
 
-_Record = TypeVar('_Record')
-
 
 @dataclasses.dataclass(frozen=True)
 class Principle:
@@ -53,6 +51,9 @@ class Example:
   human: str
   better: str
   worse: str
+
+
+_Record = TypeVar('_Record', Principle, Example)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +176,7 @@ def _parse_principle(fields: Any, where: str) -> Principle:
 
 def _parse_record(record_class: type[_Record], fields: Any, where: str) -> _Record:
   """Makes a dataclass of a dict whose keys and types must be its own."""
-  known = {field.name: field for field in dataclasses.fields(record_class)}  # type: ignore[arg-type]
+  known = {field.name: field for field in dataclasses.fields(record_class)}
   names = ', '.join(known)
   if not isinstance(fields, dict):
     raise UserError(f'constitution {where}: expected {names}, got {fields!r:.40}')

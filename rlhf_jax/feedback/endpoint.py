@@ -22,7 +22,12 @@ import numpy as np
 import tqdm
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import answer_cache, http_requests, judging, verdicts
+from rlhf_jax.feedback import (
+  answer_cache,
+  http_requests,
+  judging,
+  verdicts,
+)
 from rlhf_jax.options import defaults
 
 
@@ -37,7 +42,10 @@ class EndpointOptions:
     'Consider the following conversation between a human and an assistant:\n\n'
     '{conversation}\n\n{principle}\nOptions:\n(A) {first}\n(B) {second}\n\n'
   )
-  options: tuple = ('A', 'B')  # what stands for the first and the second response
+  options: tuple = (
+    'A',
+    'B',
+  )  # what stands for the first and the second response
   ending: str = 'Answer with one letter, A or B, and nothing else.'  # after the template
   thought: int = 0  # tokens of reasoning before the verdict; 0 = none
   think: str = (  # stands in place of the ending where there is a thought
@@ -134,7 +142,9 @@ def build_endpoint_judge(url: str, options: EndpointOptions, cache: str | Path) 
 
 
 def _judge(
-  server: _Server, cache_path: Path, comparisons: Sequence[judging.Comparison]
+  server: _Server,
+  cache_path: Path,
+  comparisons: Sequence[judging.Comparison],
 ) -> judging.Judgements:
   """Asks the server what is not in the cache yet, and returns all answers."""
   requests = [build_request(comparison, server.options) for comparison in comparisons]
@@ -167,7 +177,9 @@ def _stop_message(server: _Server, cache: answer_cache.AnswerCache, problem: str
 
 
 async def _ask_all(
-  server: _Server, waiting: Mapping[str, dict], cache: answer_cache.AnswerCache
+  server: _Server,
+  waiting: Mapping[str, dict],
+  cache: answer_cache.AnswerCache,
 ) -> None:
   """Asks all questions and keeps each answer as it comes.
 
@@ -186,7 +198,13 @@ async def _ask_all(
     stopped=asyncio.Event(),
   )
   questions = iter(waiting.items())
-  progress = tqdm.tqdm(total=len(waiting), desc='judge', unit='call', leave=False, disable=None)
+  progress = tqdm.tqdm(
+    total=len(waiting),
+    desc='judge',
+    unit='call',
+    leave=False,
+    disable=None,
+  )
   with progress:
     async with http_requests.open_client(server.address, server.key) as client:
       workers = []
@@ -278,7 +296,10 @@ def _check_bounds(run: _Run, options: EndpointOptions) -> None:
 
 
 def _check_retry(
-  reply: http_requests.Reply, trouble: str, tries: int, options: EndpointOptions
+  reply: http_requests.Reply,
+  trouble: str,
+  tries: int,
+  options: EndpointOptions,
 ) -> None:
   """Raises UserError where it makes no sense to ask again."""
   if reply.is_refusal:

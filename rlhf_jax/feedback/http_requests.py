@@ -35,7 +35,11 @@ class Reply:
   @property
   def is_refusal(self) -> bool:
     """Whether the same request would be refused again, so that no retry helps."""
-    return 300 <= self.status < 500 and self.status not in (408, 409, 429)
+    return 300 <= self.status < 500 and self.status not in (
+      408,
+      409,
+      429,
+    )
 
 
 def check_address(url: Any, message: str) -> str:

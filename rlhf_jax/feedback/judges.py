@@ -15,7 +15,12 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from rlhf_jax.feedback import endpoint, function_judge, judging, language_judge
+from rlhf_jax.feedback import (
+  endpoint,
+  function_judge,
+  judging,
+  language_judge,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +132,9 @@ def _tell_other_processes(judge: judging.Judge) -> judging.Judge:
   Rationales stay with the first process, which alone writes labels.
   """
 
-  def ask(comparisons: Sequence[judging.Comparison]) -> judging.Judgements:
+  def ask(
+    comparisons: Sequence[judging.Comparison],
+  ) -> judging.Judgements:
     count = len(comparisons)
     judgements = judging.Judgements(np.zeros(count), [''] * count)
     if jax.process_index() == 0:

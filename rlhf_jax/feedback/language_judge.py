@@ -43,13 +43,19 @@ class JudgeOptions:
     '{conversation}\n\n{principle}\nOptions:\n(A) {first}\n(B) {second}\n'
   )
   ending: str = 'The answer is: ('  # the option follows it directly
-  options: tuple = ('A', 'B')  # what stands for the first and the second response
+  options: tuple = (
+    'A',
+    'B',
+  )  # what stands for the first and the second response
   close: str = ')'  # follows the option in examples
   chat: bool = False  # the template as a user's message, the ending begins the response
   examples: int = 0  # how many of the constitution's to show before the question
   thought: int = 0  # tokens of a chain of thought before the ending; 0 = none
   think: str = "Let's think step by step:"  # begins the chain of thought
-  clamp: tuple = (0.4, 0.6)  # bounds of a probability after a chain of thought
+  clamp: tuple = (
+    0.4,
+    0.6,
+  )  # bounds of a probability after a chain of thought
   batch_size: int = 32  # comparisons read at once, over all devices
   max_length: int = 512  # tokens; a longer comparison gets no verdict
 
@@ -62,8 +68,28 @@ class ScorerOptions:
     'Rate the answer from 1 (worst) to 9 (best).\n\n{conversation}\n\nAssistant: {response}\n\n'
   )
   ending: str = 'Rating: '  # the grade follows it directly
-  options: tuple = ('1', '2', '3', '4', '5', '6', '7', '8', '9')  # the grades' texts
-  grades: tuple = (-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0)  # their values
+  options: tuple = (
+    '1',
+    '2',
+    '3',
+    '4',
+    '5',
+    '6',
+    '7',
+    '8',
+    '9',
+  )  # the grades' texts
+  grades: tuple = (
+    -1.0,
+    -0.75,
+    -0.5,
+    -0.25,
+    0.0,
+    0.25,
+    0.5,
+    0.75,
+    1.0,
+  )  # their values
   chat: bool = False  # the template as a user's message, the ending begins the response
   batch_size: int = 32  # responses read at once, over all devices
   max_length: int = 512  # tokens; a longer question gets the lowest grade
@@ -124,7 +150,10 @@ def build_judge(
   if options.thought:
     think = _build_thinker(model, params, tokenizer, layout, options)
   texts, turns = _format_examples(options, examples)
-  paragraphs = [*texts, *(question + answer for question, answer in turns)]
+  paragraphs = [
+    *texts,
+    *(question + answer for question, answer in turns),
+  ]
   shown = ''.join(f'{paragraph}\n\n' for paragraph in paragraphs)
 
   def build_prompt(question: str, beginning: str) -> list[int]:
@@ -132,7 +161,9 @@ def build_judge(
       return _chat_prompt(tokenizer, turns, question, beginning)
     return _text_prompt(tokenizer, shown + question + beginning)
 
-  def judge(comparisons: Sequence[judging.Comparison]) -> judging.Judgements:
+  def judge(
+    comparisons: Sequence[judging.Comparison],
+  ) -> judging.Judgements:
     questions = [judging.fill_template(options.template, comparison) for comparison in comparisons]
     thoughts = [''] * len(questions)
     beginnings = [options.ending] * len(questions)

@@ -55,7 +55,8 @@ def wilson_interval(wins: float, count: int) -> tuple[float, float]:
 
 
 def cohens_kappa(
-  verdicts: Sequence[bool] | np.ndarray, people: Sequence[bool] | np.ndarray
+  verdicts: Sequence[bool] | np.ndarray,
+  people: Sequence[bool] | np.ndarray,
 ) -> float:
   """Computes Cohen's kappa (1960), the agreement beyond chance.
 
@@ -129,24 +130,24 @@ def compare_with_people(
   """
   has_verdict = ~np.isnan(probabilities)
   p = np.asarray(probabilities)[has_verdict]
-  people = np.asarray(people, bool)[has_verdict]
-  lengths = np.asarray(lengths)[has_verdict]
+  people_first = np.asarray(people, bool)[has_verdict]
+  pair_lengths = np.asarray(lengths)[has_verdict]
   if not len(p):
     return {'pairs': 0, 'agreement': 0.0, 'agreement_ci95': (0.0, 1.0)}
   prefers_first = p > 0.5
-  agrees = np.where(p == 0.5, 0.5, prefers_first == people)  # a tie is half right
+  agrees = np.where(p == 0.5, 0.5, prefers_first == people_first)  # a tie is half right
   clipped = np.clip(p, 1e-6, 1 - 1e-6)  # a sure judge that errs has a finite loss
-  log_likelihood = np.where(people, np.log(clipped), np.log(1 - clipped))
+  log_likelihood = np.where(people_first, np.log(clipped), np.log(1 - clipped))
   return {
     'pairs': len(p),
     'agreement': float(agrees.mean()),
     'agreement_ci95': wilson_interval(agrees.sum(), len(p)),
-    'kappa': cohens_kappa(prefers_first, people),
-    'kappa_ci95': _bootstrap_kappa(prefers_first, people),
+    'kappa': cohens_kappa(prefers_first, people_first),
+    'kappa_ci95': _bootstrap_kappa(prefers_first, people_first),
     'log_loss': float(-np.mean(log_likelihood)),
     'calibration_error': _calibration_error(p, agrees),
-    'longer': _share_longer(prefers_first, lengths),
-    'people_longer': _share_longer(people, lengths),
+    'longer': _share_longer(prefers_first, pair_lengths),
+    'people_longer': _share_longer(people_first, pair_lengths),
   }
 
 
@@ -245,7 +246,7 @@ def format_agreement(rows: Mapping[str, Mapping[str, Any]]) -> str:
     'longer',
     'people longer',
   )
-  table = [headings]
+  table: list[tuple[str, ...]] = [headings]
   for name, row in rows.items():
     table.append((name, str(row['pairs']), *_agreement_cells(row)))
   return format_rows(table)

@@ -101,7 +101,10 @@ def read_verdict(
 
 
 def _token_probability(
-  tokens: Sequence[Mapping[str, Any]], option: str, place: int, patterns: Patterns
+  tokens: Sequence[Mapping[str, Any]],
+  option: str,
+  place: int,
+  patterns: Patterns,
 ) -> float | None:
   """Returns P(first) / (P(first) + P(second)) of the token that states an option.
 

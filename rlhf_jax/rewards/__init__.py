@@ -1,1 +1,1 @@
-"""Where a score comes from: a reward model, a grading model, a function or a server."""
+"""Where a score comes from: a model, a scorer, a function, a server."""

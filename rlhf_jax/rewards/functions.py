@@ -125,7 +125,10 @@ def _start_workers(name: str, count: int) -> pebble.ProcessPool | None:
 
 
 def _score_rows(
-  name: str, pool: pebble.ProcessPool | None, seconds: float, rows: list[tuple]
+  name: str,
+  pool: pebble.ProcessPool | None,
+  seconds: float,
+  rows: list[tuple],
 ) -> list[_Outcome]:
   """Scores rows in parts, and those of a failed part one by one.
 
@@ -137,6 +140,7 @@ def _score_rows(
   outcomes: list[_Outcome] = []
   first_tries = _run_parts(name, pool, seconds, parts)
   for part, outcome in zip(parts, first_tries, strict=True):
+    # A part of one response that failed would fail again.
     if isinstance(outcome, Exception) and len(part) > 1:
       singles = [[row] for row in part]
       outcomes.extend(_run_parts(name, pool, seconds, singles))

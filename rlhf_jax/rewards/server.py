@@ -115,7 +115,7 @@ def _score(
   records: Sequence[Any],
 ) -> tuple[np.ndarray, int]:
   """Scores all responses; see build_server_reward."""
-  del records
+  del records  # they may hold the right answer
   count = len(responses)
   batch = _Batch(conversations, responses, np.full(count, np.nan, np.float32))
   asyncio.run(_score_all(server, batch))
@@ -148,7 +148,7 @@ async def _work(
 ) -> None:
   """Scores one part after another, taking the next from those left for all."""
   try:
-    while not batch.problems:
+    while not batch.problems:  # one problem stops all workers
       places = next(parts, None)
       if places is None:
         return
@@ -222,7 +222,11 @@ async def _ask(
     if reply.status:
       excerpt = http_requests.excerpt(reply.body, server.key)
       failure = f'it answered {reply.status}: {excerpt}'
-    if reply.status in (400, 413, 422):  # these responses, not the server, are at fault
+    if reply.status in (
+      400,
+      413,
+      422,
+    ):  # these responses, not the server, are at fault
       raise _CannotScoreError(failure, answered=True)
     if reply.is_refusal:
       raise UserError(f'reward {server.address}: {failure}')

@@ -19,7 +19,10 @@ import numpy as np
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import language_judge
-from rlhf_jax.feedback.language_judge import LanguageModel, ScorerOptions
+from rlhf_jax.feedback.language_judge import (
+  LanguageModel,
+  ScorerOptions,
+)
 from rlhf_jax.rewards import functions, server
 from rlhf_jax.rewards.functions import RewardFunctionOptions, Score
 from rlhf_jax.rewards.server import ServerOptions
@@ -157,23 +160,33 @@ def _is_model(name: str) -> bool:
 
 
 def _open_server(
-  name: str, options: RewardSourceOptions, open_language_model: LanguageModelOpener
+  name: str,
+  options: RewardSourceOptions,
+  open_language_model: LanguageModelOpener,
 ) -> Score:
   return server.build_server_reward(name, options.reward_server)
 
 
 def _open_function(
-  name: str, options: RewardSourceOptions, open_language_model: LanguageModelOpener
+  name: str,
+  options: RewardSourceOptions,
+  open_language_model: LanguageModelOpener,
 ) -> Score:
   return functions.build_reward_function(name, options.reward_functions)
 
 
 def _open_scorer(
-  name: str, options: RewardSourceOptions, open_language_model: LanguageModelOpener
+  name: str,
+  options: RewardSourceOptions,
+  open_language_model: LanguageModelOpener,
 ) -> Score:
   reader = open_language_model(name.removeprefix(_SCORER_PREFIX))
   grade = language_judge.build_scorer(
-    reader.model, reader.params, reader.tokenizer, reader.layout, options.scorer
+    reader.model,
+    reader.params,
+    reader.tokenizer,
+    reader.layout,
+    options.scorer,
   )
 
   def score(

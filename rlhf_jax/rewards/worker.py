@@ -36,7 +36,7 @@ def call_function(
     UserError: the function did not return a finite float for each response.
   """
   returned = find_function(name, ROLE)(prompts, responses, records)
-  try:
+  try:  # arrays, tuples and generators are as good as lists
     values = [float(value) for value in returned]
   except (TypeError, ValueError):
     values = []

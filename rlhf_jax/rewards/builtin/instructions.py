@@ -25,8 +25,9 @@ _CLOSING = '"\'”’)]*_'  # may stand behind the end of a sentence
 _ABBREVIATIONS = frozenset('mr. mrs. ms. dr. prof. st. jr. sr. vs. etc. inc. ltd.'.split())
 _INITIALS = re.compile(r'\W*(?:[A-Za-z]\.)+')  # "e.g.", "J.", "U.S."
 
-# check(text, kwargs) → something true where the text follows the instruction.
-Check = Callable[[str, Mapping[str, Any]], Any]
+Kwargs = Mapping[str, Any]  # of an instruction, without those that are None
+# check(text, kwargs) → whether the text follows the instruction.
+Check = Callable[[str, Kwargs], bool]
 
 
 def follows(
@@ -74,9 +75,11 @@ def _check_instructions(response: str, record: Prompt) -> list[bool]:
   """Tells for each instruction of a record whether the response follows it."""
   names = record.meta.get('instruction_id_list')
   all_kwargs = record.meta.get('kwargs')
-  are_lists = isinstance(names, list) and isinstance(all_kwargs, list)
-  if not are_lists or not len(names) == len(all_kwargs) > 0:
-    raise UserError(f'record {record.id}: meta needs "instruction_id_list" and as many "kwargs"')
+  message = f'record {record.id}: meta needs "instruction_id_list" and as many "kwargs"'
+  if not isinstance(names, list) or not isinstance(all_kwargs, list):
+    raise UserError(message)
+  if not names or len(names) != len(all_kwargs):
+    raise UserError(message)
   is_empty = not response.strip()
   outcomes = []
   for name, kwargs in zip(names, all_kwargs, strict=True):
@@ -86,7 +89,12 @@ def _check_instructions(response: str, record: Prompt) -> list[bool]:
   return outcomes
 
 
-def _run_check(name: str, response: str, kwargs: Mapping[str, Any] | None, where: str) -> bool:
+def _run_check(
+  name: str,
+  response: str,
+  kwargs: Mapping[str, Any] | None,
+  where: str,
+) -> bool:
   """Runs the check of an instruction; `where` names it in messages."""
   if name not in CHECKS:
     raise UserError(f'{where}: no such check; there are {", ".join(CHECKS)}')
@@ -103,46 +111,46 @@ def _run_check(name: str, response: str, kwargs: Mapping[str, Any] | None, where
 # --- checks, in the order of their names ---
 
 
-def _capital_word_frequency(text: str, kwargs: Mapping[str, Any]) -> bool:
+def _capital_word_frequency(text: str, kwargs: Kwargs) -> bool:
   words = re.findall(r"\w+(?:[-'’.]\w+)*", text)
   count = sum(word.isupper() for word in words)
   return _compare(count, kwargs['capital_relation'], kwargs['capital_frequency'])
 
 
-def _english_capital(text: str, kwargs: Mapping[str, Any]) -> bool:
+def _english_capital(text: str, kwargs: Kwargs) -> bool:
   return text.isupper() and _is_in_language(text, 'en')
 
 
-def _english_lowercase(text: str, kwargs: Mapping[str, Any]) -> bool:
+def _english_lowercase(text: str, kwargs: Kwargs) -> bool:
   return text.islower() and _is_in_language(text, 'en')
 
 
-def _repeat_prompt(text: str, kwargs: Mapping[str, Any]) -> bool:
+def _repeat_prompt(text: str, kwargs: Kwargs) -> bool:
   prompt = kwargs['prompt_to_repeat'].strip().lower()
   return text.strip().lower().startswith(prompt)
 
 
-def _two_responses(text: str, kwargs: Mapping[str, Any]) -> bool:
+def _two_responses(text: str, kwargs: Kwargs) -> bool:
   parts = _split_by_divider(text, '******')
   return len(parts) == 2 and all(parts) and parts[0] != parts[1]
 
 
-def _number_placeholders(text: str, kwargs: Mapping[str, Any]) -> bool:
+def _number_placeholders(text: str, kwargs: Kwargs) -> bool:
   placeholders = re.findall(r'\[[^\]\n]*\]', text)
   return len(placeholders) >= kwargs['num_placeholders']
 
 
-def _postscript(text: str, kwargs: Mapping[str, Any]) -> bool:
+def _postscript(text: str, kwargs: Kwargs) -> bool:
   # Blanks are allowed behind the dots of a marker: "P. S."
   marker = re.escape(kwargs['postscript_marker']).replace(r'\.', r'\.\s?')
   return re.search(marker, text, flags=re.IGNORECASE) is not None
 
 
-def _constrained_response(text: str, kwargs: Mapping[str, Any]) -> bool:
+def _constrained_response(text: str, kwargs: Kwargs) -> bool:
   return any(response in text for response in _CONSTRAINED_RESPONSES)
 
 
-def _json_format(text: str, kwargs: Mapping[str, Any]) -> bool:
+def _json_format(text: str, kwargs: Kwargs) -> bool:
   fences = r'\A```(?:json)?|```\Z'
   text = re.sub(fences, '', text.strip(), flags=re.IGNORECASE)
   try:
@@ -152,18 +160,18 @@ def _json_format(text: str, kwargs: Mapping[str, Any]) -> bool:
   return True
 
 
-def _multiple_sections(text: str, kwargs: Mapping[str, Any]) -> bool:
+def _multiple_sections(text: str, kwargs: Kwargs) -> bool:
   heading = re.escape(kwargs['section_spliter']) + r'\s?\d+'
   return len(re.findall(heading, text)) >= kwargs['num_sections']
 
 
-def _number_bullet_lists(text: str, kwargs: Mapping[str, Any]) -> bool:
+def _number_bullet_lists(text: str, kwargs: Kwargs) -> bool:
   # A star that is doubled is bold text, not a bullet.
   bullets = re.findall(r'^[ \t]*(?:\*[^*\n]|-)', text, flags=re.MULTILINE)
   return len(bullets) == kwargs['num_bullets']
 
 
-def _number_highlighted_sections(text: str, kwargs: Mapping[str, Any]) -> bool:
+def _number_highlighted_sections(text: str, kwargs: Kwargs) -> bool:
   highlights = re.findall(r'\*\*([^\n*]*)\*\*|\*([^\n*]*)\*', text)
   count = 0
   for double, single in highlights:
@@ -172,34 +180,35 @@ def _number_highlighted_sections(text: str, kwargs: Mapping[str, Any]) -> bool:
   return count >= kwargs['num_highlights']
 
 
-def _title(text: str, kwargs: Mapping[str, Any]) -> bool:
+def _title(text: str, kwargs: Kwargs) -> bool:
+  # '<< >>' is no title.
   titles = re.findall(r'<<[^\n]+>>', text)
   return any(title.strip('<> ') for title in titles)
 
 
-def _keyword_existence(text: str, kwargs: Mapping[str, Any]) -> bool:
+def _keyword_existence(text: str, kwargs: Kwargs) -> bool:
   return all(_count_occurrences(word, text) for word in kwargs['keywords'])
 
 
-def _forbidden_words(text: str, kwargs: Mapping[str, Any]) -> bool:
+def _forbidden_words(text: str, kwargs: Kwargs) -> bool:
   return not any(_has_word(word, text) for word in kwargs['forbidden_words'])
 
 
-def _keyword_frequency(text: str, kwargs: Mapping[str, Any]) -> bool:
+def _keyword_frequency(text: str, kwargs: Kwargs) -> bool:
   count = _count_occurrences(kwargs['keyword'], text)
   return _compare(count, kwargs['relation'], kwargs['frequency'])
 
 
-def _letter_frequency(text: str, kwargs: Mapping[str, Any]) -> bool:
+def _letter_frequency(text: str, kwargs: Kwargs) -> bool:
   count = text.lower().count(kwargs['letter'].lower())
   return _compare(count, kwargs['let_relation'], kwargs['let_frequency'])
 
 
-def _response_language(text: str, kwargs: Mapping[str, Any]) -> bool:
+def _response_language(text: str, kwargs: Kwargs) -> bool:
   return _is_in_language(text, kwargs['language'])
 
 
-def _nth_paragraph_first_word(text: str, kwargs: Mapping[str, Any]) -> bool:
+def _nth_paragraph_first_word(text: str, kwargs: Kwargs) -> bool:
   """Checks the number of paragraphs, separated by empty lines, and one's first word."""
   count = kwargs['num_paragraphs']
   place = kwargs['nth_paragraph']  # from 1
@@ -212,30 +221,30 @@ def _nth_paragraph_first_word(text: str, kwargs: Mapping[str, Any]) -> bool:
   return first_word.lower() == word.lower()
 
 
-def _number_paragraphs(text: str, kwargs: Mapping[str, Any]) -> bool:
+def _number_paragraphs(text: str, kwargs: Kwargs) -> bool:
   parts = _split_by_divider(text, '***')
   return len(parts) == kwargs['num_paragraphs'] and all(parts)
 
 
-def _number_sentences(text: str, kwargs: Mapping[str, Any]) -> bool:
+def _number_sentences(text: str, kwargs: Kwargs) -> bool:
   return _compare(_count_sentences(text), kwargs['relation'], kwargs['num_sentences'])
 
 
-def _number_words(text: str, kwargs: Mapping[str, Any]) -> bool:
+def _number_words(text: str, kwargs: Kwargs) -> bool:
   count = len(re.findall(r'\w+', text))
   return _compare(count, kwargs['relation'], kwargs['num_words'])
 
 
-def _no_comma(text: str, kwargs: Mapping[str, Any]) -> bool:
+def _no_comma(text: str, kwargs: Kwargs) -> bool:
   return ',' not in text
 
 
-def _end_checker(text: str, kwargs: Mapping[str, Any]) -> bool:
+def _end_checker(text: str, kwargs: Kwargs) -> bool:
   end = kwargs['end_phrase'].strip().lower()
   return text.strip().strip('"').lower().endswith(end)
 
 
-def _quotation(text: str, kwargs: Mapping[str, Any]) -> bool:
+def _quotation(text: str, kwargs: Kwargs) -> bool:
   text = text.strip()
   return len(text) > 1 and text[0] == text[-1] == '"'
 

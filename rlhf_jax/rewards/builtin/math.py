@@ -89,7 +89,9 @@ def verified(
   for response, record in zip(responses, records, strict=True):
     final = _read_final(record)
     gold = math_verify.parse(
-      rf'\boxed{{{final}}}', parsing_timeout=None, fallback_mode='no_fallback'
+      rf'\boxed{{{final}}}',
+      parsing_timeout=None,
+      fallback_mode='no_fallback',
     )
     if not gold:
       raise UserError(f'record {record.id}: meta "final": math-verify cannot read {final!r:.60}')
@@ -126,7 +128,7 @@ def _last_box(response: str) -> str:
       depth += 1
     elif letter == '}':
       depth -= 1
-    if depth == 0:
+    if depth == 0:  # the brace that closes the box
       return text[:place]
   return text
 
@@ -142,7 +144,10 @@ def _as_fraction(numerator: str, denominator: str) -> Fraction | None:
   """Returns a number exactly; None over zero, and where it has too many digits."""
   try:
     return Fraction(numerator.replace(',', '')) / Fraction(denominator or 1)
-  except (ValueError, ZeroDivisionError):  # ValueError: Python's limit of digits
+  except (
+    ValueError,
+    ZeroDivisionError,
+  ):  # ValueError: Python's limit of digits
     return None
 
 
