@@ -15,6 +15,14 @@ from typing import Any
 from rlhf_jax.errors import UserError
 
 
+def is_function_name(name: str) -> bool:
+  """Tells whether a name has the form 'module:function'.
+
+  Web addresses have a colon too: whoever knows them too asks for them first.
+  """
+  return ':' in name
+
+
 def find_function(name: str, role: str = 'function') -> Callable[..., Any]:
   """Returns the function that a name refers to, with its options bound.
 

@@ -42,6 +42,11 @@ class Reply:
     )
 
 
+def is_address(name: str) -> bool:
+  """Tells whether a name in a config is a web address."""
+  return name.startswith(('http://', 'https://'))
+
+
 def check_address(url: Any, message: str) -> str:
   """Returns a server's address without a slash at its end.
 

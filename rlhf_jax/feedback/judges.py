@@ -21,6 +21,8 @@ from rlhf_jax.feedback import (
   judging,
   language_judge,
 )
+from rlhf_jax.feedback.http_requests import is_address
+from rlhf_jax.named_functions import is_function_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +71,6 @@ def open_judge(name: str, resources: JudgeResources) -> judging.Judge:
   return judge
 
 
-def _is_address(name: str) -> bool:
-  return name.startswith(('http://', 'https://'))
-
-
-def _is_function(name: str) -> bool:
-  return ':' in name
-
-
 def _is_model(name: str) -> bool:
   return True  # whatever no other kind matches
 
@@ -104,14 +98,14 @@ def _open_model(name: str, resources: JudgeResources) -> judging.Judge:
 JUDGE_KINDS = (  # the first row that matches a name is its kind
   JudgeKind(
     name='endpoint',
-    matches=_is_address,
+    matches=is_address,
     open=_open_endpoint,
     on_device=False,
     one_process=True,  # its answers cost money, and its cache is one file
   ),
   JudgeKind(
     name='function',
-    matches=_is_function,
+    matches=is_function_name,
     open=_open_function,
     on_device=False,
     one_process=True,  # it may be random, and all processes must agree

@@ -68,28 +68,8 @@ class ScorerOptions:
     'Rate the answer from 1 (worst) to 9 (best).\n\n{conversation}\n\nAssistant: {response}\n\n'
   )
   ending: str = 'Rating: '  # the grade follows it directly
-  options: tuple = (
-    '1',
-    '2',
-    '3',
-    '4',
-    '5',
-    '6',
-    '7',
-    '8',
-    '9',
-  )  # the grades' texts
-  grades: tuple = (
-    -1.0,
-    -0.75,
-    -0.5,
-    -0.25,
-    0.0,
-    0.25,
-    0.5,
-    0.75,
-    1.0,
-  )  # their values
+  options: tuple = ('1', '2', '3', '4', '5', '6', '7', '8', '9')  # texts of the grades
+  grades: tuple = (-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0)  # their values
   chat: bool = False  # the template as a user's message, the ending begins the response
   batch_size: int = 32  # responses read at once, over all devices
   max_length: int = 512  # tokens; a longer question gets the lowest grade
@@ -150,10 +130,7 @@ def build_judge(
   if options.thought:
     think = _build_thinker(model, params, tokenizer, layout, options)
   texts, turns = _format_examples(options, examples)
-  paragraphs = [
-    *texts,
-    *(question + answer for question, answer in turns),
-  ]
+  paragraphs = [*texts, *(question + answer for question, answer in turns)]
   shown = ''.join(f'{paragraph}\n\n' for paragraph in paragraphs)
 
   def build_prompt(question: str, beginning: str) -> list[int]:

@@ -28,6 +28,7 @@ import numpy as np
 import pebble
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.named_functions import is_function_name  # noqa: F401 removed with the old stages
 from rlhf_jax.options import defaults
 from rlhf_jax.rewards import worker
 
@@ -49,11 +50,6 @@ DEFAULTS = defaults(RewardFunctionOptions)  # removed with the old stages
 _PART_SIZE = 16  # responses that a worker gets at once
 _Part = tuple[list, list, list]  # conversations, responses, records
 _Outcome = list[float] | Exception
-
-
-def is_function_name(name: str) -> bool:  # removed with the old stages
-  """Tells whether a reward of this name is a function (see sources.py instead)."""
-  return ':' in name
 
 
 def build_reward_function(name: str, options: RewardFunctionOptions | None = None) -> Score:

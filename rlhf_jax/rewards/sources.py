@@ -19,10 +19,12 @@ import numpy as np
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import language_judge
+from rlhf_jax.feedback.http_requests import is_address
 from rlhf_jax.feedback.language_judge import (
   LanguageModel,
   ScorerOptions,
 )
+from rlhf_jax.named_functions import is_function_name
 from rlhf_jax.rewards import functions, server
 from rlhf_jax.rewards.functions import RewardFunctionOptions, Score
 from rlhf_jax.rewards.server import ServerOptions
@@ -143,16 +145,8 @@ def share_between_processes(score: Score) -> Score:
 _SCORER_PREFIX = 'scorer:'
 
 
-def _is_address(name: str) -> bool:
-  return name.startswith(('http://', 'https://'))
-
-
 def _is_scorer(name: str) -> bool:
   return name.startswith(_SCORER_PREFIX)
-
-
-def _is_function(name: str) -> bool:
-  return ':' in name
 
 
 def _is_model(name: str) -> bool:
@@ -202,7 +196,7 @@ def _open_scorer(
 REWARD_KINDS = (  # the first row that matches a name is its kind
   RewardKind(
     name='server',
-    matches=_is_address,
+    matches=is_address,
     open=_open_server,
     per_process=True,
   ),
@@ -215,7 +209,7 @@ REWARD_KINDS = (  # the first row that matches a name is its kind
   ),
   RewardKind(
     name='function',
-    matches=_is_function,
+    matches=is_function_name,
     open=_open_function,
     per_process=True,
   ),
