@@ -170,7 +170,8 @@ def _parse_principle(fields: Any, where: str) -> Principle:
   if not principle.choose and not can_revise:
     raise UserError(f'constitution {where}: expected critique and revision, or choose')
   if not principle.weight > 0:  # NaN is refused too
-    raise UserError(f'constitution {where}: weight: expected more than 0, got {principle.weight}')
+    weight = principle.weight
+    raise UserError(f'constitution {where}: weight: expected more than 0, got {weight}')
   return principle
 
 

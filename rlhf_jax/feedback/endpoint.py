@@ -36,7 +36,7 @@ class EndpointOptions:
   """What a server is asked, and within which bounds."""
 
   model: str = ''  # the model's name on the server; required
-  key_env: str = 'OPENAI_API_KEY'  # environment variable with the key; none is sent if empty
+  key_env: str = 'OPENAI_API_KEY'  # environment variable with the key; empty: none is sent
   system: str = ''  # a system message before the question; '' = none
   template: str = (
     'Consider the following conversation between a human and an assistant:\n\n'
@@ -112,7 +112,11 @@ class _Run:
   problems: list[UserError] = dataclasses.field(default_factory=list)
 
 
-def build_endpoint_judge(url: str, options: EndpointOptions, cache: str | Path) -> judging.Judge:
+def build_endpoint_judge(
+  url: str,
+  options: EndpointOptions,
+  cache: str | Path,
+) -> judging.Judge:
   """Builds a judge that is a server.
 
   Only one process may ask with a cache: process 0 where there are several.
@@ -239,7 +243,12 @@ async def _work(
     run.stopped.set()
 
 
-async def _ask(server: _Server, run: _Run, client: httpx.AsyncClient, request: dict) -> dict | None:
+async def _ask(
+  server: _Server,
+  run: _Run,
+  client: httpx.AsyncClient,
+  request: dict,
+) -> dict | None:
   """Returns the answer to one question as a row of the cache.
 
   Returns:
@@ -256,7 +265,12 @@ async def _ask(server: _Server, run: _Run, client: httpx.AsyncClient, request: d
       request = _without_logprobs(request)
     _check_bounds(run, options)
     run.calls += 1  # before it is sent, so that concurrent requests see it
-    reply = await http_requests.post_json(client, server.address, request, options.timeout)
+    reply = await http_requests.post_json(
+      client,
+      server.address,
+      request,
+      options.timeout,
+    )
     if reply.status == 200:
       calls += 1
       try:
@@ -278,7 +292,12 @@ async def _ask(server: _Server, run: _Run, client: httpx.AsyncClient, request: d
       continue
     _check_retry(reply, trouble, tries, options)
     server.warn_once(reply.status or reply.body, f'{trouble}; trying again')
-    delay = http_requests.retry_delay(tries, reply.pause, options.backoff, options.longest_wait)
+    delay = http_requests.retry_delay(
+      tries,
+      reply.pause,
+      options.backoff,
+      options.longest_wait,
+    )
     tries += 1
     with contextlib.suppress(TimeoutError):  # the delay is over
       await asyncio.wait_for(run.stopped.wait(), delay)
@@ -350,7 +369,10 @@ def _read_reply(body: str, request: Mapping[str, Any], server: _Server) -> dict:
   )
 
 
-def build_request(comparison: judging.Comparison, options: EndpointOptions) -> tuple[dict, str]:
+def build_request(
+  comparison: judging.Comparison,
+  options: EndpointOptions,
+) -> tuple[dict, str]:
   """Builds the body of a request.
 
   Returns:

@@ -141,15 +141,17 @@ def build_judge(
   def judge(
     comparisons: Sequence[judging.Comparison],
   ) -> judging.Judgements:
-    questions = [judging.fill_template(options.template, comparison) for comparison in comparisons]
+    questions = []
+    for comparison in comparisons:
+      questions.append(judging.fill_template(options.template, comparison))
     thoughts = [''] * len(questions)
     beginnings = [options.ending] * len(questions)
     if think is not None:
       thoughts = think([build_prompt(text, options.think) for text in questions])
       beginnings = [f'{options.think} {thought}\n{options.ending}' for thought in thoughts]
-    prompts = [
-      build_prompt(text, beginning) for text, beginning in zip(questions, beginnings, strict=True)
-    ]
+    prompts = []
+    for question, beginning in zip(questions, beginnings, strict=True):
+      prompts.append(build_prompt(question, beginning))
     logprobs = read_options(params, prompts)  # [N, 2]
     probabilities = 1 / (1 + np.exp(logprobs[:, 1] - logprobs[:, 0]))
     if options.thought:
