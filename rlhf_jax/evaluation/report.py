@@ -51,6 +51,25 @@ def read_metrics(directory: str | Path) -> list[dict]:
   return _read_json_lines(Path(directory) / 'metrics.jsonl')
 
 
+def last_evaluation(rows: _Lines) -> dict[str, Any]:
+  """Returns the values of a stage's last evaluation, without their prefix `eval/`.
+
+  Args:
+    rows: of its metrics.jsonl, see `read_metrics`.
+
+  Returns:
+    Name → value; empty where nothing was evaluated.
+  """
+  for row in reversed(rows):
+    values = {}
+    for key, value in row.items():
+      if key.startswith('eval/'):
+        values[key.removeprefix('eval/')] = value
+    if values:
+      return values
+  return {}
+
+
 def read_transcripts(directory: str | Path, count: int = 20) -> list[dict]:
   """Reads the first critiques and revisions in the transcripts.jsonl of a stage."""
   return _read_json_lines(Path(directory) / 'transcripts.jsonl')[:count]

@@ -62,3 +62,9 @@ def test_report_is_one_page_that_escapes_what_models_say(tmp_path):
     report.read_metrics(tmp_path) == [{'step': 1, 'loss': 2.0}]
     and report.read_metrics(tmp_path / 'x') == []
   )
+
+
+def test_the_last_evaluation():
+  rows = [{'step': 1, 'eval/loss': 2.0}, {'step': 2, 'eval/loss': 1.5, 'loss': 1.0}, {'step': 3}]
+  assert report.last_evaluation(rows) == {'loss': 1.5}
+  assert report.last_evaluation(rows[2:]) == {} == report.last_evaluation([])
