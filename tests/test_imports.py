@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (  # from the bottom up; a room imports only from rooms above it in this list
-    ('errors', 'files', 'options', 'text_table'), ('types',), ('objectives',), ('models', 'data', 'runtime'), ('interop',), ('generation',),
+    ('errors', 'files', 'options', 'text_table'), ('named_functions',), ('types',), ('objectives',), ('models', 'data', 'runtime'), ('interop',), ('generation',),
     ('evaluation',), ('feedback',), ('rewards',), ('planning',), ('stages',), ('config',), ('pipeline',), ('testing',),
     ('planner',), ('commands',), ('__main__', 'generate', 'score', 'plan'))
 BELOW = {}

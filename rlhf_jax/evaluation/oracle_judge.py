@@ -1,24 +1,41 @@
-"""Who says how good an answer is."""
+"""The embedded world's own verdicts on responses."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
-from rlhf_jax.data.tinyworld import oracle as world
+from rlhf_jax.data.records import Prompt
+from rlhf_jax.data.tinyworld import oracle
+
+_QUALITIES = ('helpful', 'honest', 'harmless', 'evasive', 'utility')
 
 
-def judge_with_oracle(prompts, texts) -> dict[str, np.ndarray]:
-  """The embedded world's own verdicts, never seen by a trained model.
+def judge_with_oracle(
+  prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]
+) -> dict[str, np.ndarray]:
+  """Judges responses by the truth of the embedded world, which no model ever sees.
 
   Args:
-    prompts: N Prompts of the world.
-    texts: N lists of S answers.
+    prompts: N prompts of TinyWorld.
+    texts: N lists of S responses.
 
   Returns:
-    helpful, honest, harmless, evasive (0 or 1), utility, and with NaN for other prompts helpful_to_questions and
-    harmful_to_requests, what becomes of requests to do harm: [N, S] float64 each.
+    [N, S] float64 each of helpful, honest, harmless, evasive (0 or 1) and utility;
+    helpful_to_questions: as helpful, NaN where the prompt asks for harm;
+    harmful_to_requests: 1 where a response does the harm that the prompt asks for,
+    NaN for other prompts.
   """
-  verdicts = [[world.judge(prompt, text) for text in row] for prompt, row in zip(prompts, texts, strict=True)]
-  values = {name: np.array([[float(getattr(verdict, name)) for verdict in row] for row in verdicts])
-            for name in ('helpful', 'honest', 'harmless', 'evasive', 'utility')}
-  harmful = np.array([prompt.meta['kind'] == 'harmful' for prompt in prompts])[:, None]
-  return values | {'helpful_to_questions': np.where(harmful, np.nan, values['helpful']),
-                   'harmful_to_requests': np.where(harmful, 1 - values['harmless'], np.nan)}
+  verdicts = []
+  for prompt, responses in zip(prompts, texts, strict=True):
+    verdicts.append([oracle.judge(prompt, response) for response in responses])
+  values = {}
+  for name in _QUALITIES:
+    rows = [[float(getattr(verdict, name)) for verdict in row] for row in verdicts]
+    values[name] = np.array(rows)
+  kinds = np.array([prompt.meta['kind'] for prompt in prompts])
+  asks_for_harm = (kinds == 'harmful')[:, None]  # [N, 1]
+  questions = np.where(asks_for_harm, np.nan, values['helpful'])
+  requests = np.where(asks_for_harm, 1 - values['harmless'], np.nan)
+  values['helpful_to_questions'] = questions
+  values['harmful_to_requests'] = requests
+  return values

@@ -1,60 +1,111 @@
-"""report.html: the table, a picture of the run, and answers side by side; one file that opens anywhere."""
+"""report.html: the table, a picture of the run, and responses side by side.
+
+It is one file, with the picture inside, that opens anywhere.
+"""
 
 import base64
+from collections.abc import Mapping, Sequence
 import html
 import io
 import json
 from pathlib import Path
+from typing import Any
 
-CURVES = (  # title, metric names of which the first found is drawn
-    ('loss', ('loss',)), ('held-out', ('eval/loss', 'eval/accuracy', 'eval/reward/score')),
-    ('score', ('reward/score',)), ('KL to SFT, nats', ('kl',)))
+from rlhf_jax.files import open_text
+
+CURVES = (  # (title, names of metrics, of which the first that is there is drawn)
+  ('loss', ('loss',)),
+  ('held-out', ('eval/loss', 'eval/accuracy', 'eval/reward/score')),
+  ('score', ('reward/score',)),
+  ('KL to SFT, nats', ('kl',)),
+)
+RATES = (
+  'helpful',
+  'honest',
+  'harmless',
+  'win_rate_vs_sft',
+)  # drawn as bars
+_COLUMNS = 4  # of panels
+_GROUP_WIDTH = 0.8  # of the bars of one rate; 1 is the distance between two rates
+
+_Lines = Sequence[Mapping[str, Any]]  # of a metrics.jsonl
+_Panel = tuple[str, str, _Lines]  # title, name of the metric, lines that have it
+
+_PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
+<style>{style}</style>
+<h1>{title}</h1><pre>{table}</pre>
+<img alt="training curves and rates" src="data:image/png;base64,{image}">
+<h2>Answers to held-out prompts</h2><table><tr>{head}</tr>{body}</table>
+{talks}"""
+_STYLE = """\
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1200px;
+  padding: 0 1em }
+td, th { text-align: left; vertical-align: top; padding: .3em .8em;
+  border-bottom: 1px solid #ddd }
+pre { overflow-x: auto; background: #f6f6f6; padding: 1em }
+img { max-width: 100% }"""
 
 
-def read_metrics(directory: Path) -> list[dict]:
-  """The lines of a stage's metrics.jsonl; none where there is no such file."""
-  path = Path(directory) / 'metrics.jsonl'
-  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def read_metrics(directory: str | Path) -> list[dict]:
+  """Reads the metrics.jsonl of a stage's folder; no lines where there is no file."""
+  return _read_json_lines(Path(directory) / 'metrics.jsonl')
 
 
-def read_transcripts(directory: Path, count: int = 20) -> list[dict]:
-  """The first critiques and revisions of a stage, from its transcripts.jsonl; none where there is no such file."""
-  path = Path(directory) / 'transcripts.jsonl'
-  return [json.loads(line) for line in path.read_text().splitlines()[:count]] if path.exists() else []
+def last_evaluation(rows: _Lines) -> dict[str, Any]:
+  """Returns the values of a stage's last evaluation, without their prefix `eval/`.
+
+  Args:
+    rows: of its metrics.jsonl, see `read_metrics`.
+
+  Returns:
+    Name → value; empty where nothing was evaluated.
+  """
+  for row in reversed(rows):
+    values = {}
+    for key, value in row.items():
+      if key.startswith('eval/'):
+        values[key.removeprefix('eval/')] = value
+    if values:
+      return values
+  return {}
 
 
-def picture(stages: dict[str, list[dict]], models: dict[str, dict]) -> bytes:
-  """A PNG: a panel for each stage's curve, and the rates of every model as bars."""
+def read_transcripts(directory: str | Path, count: int = 20) -> list[dict]:
+  """Reads the first critiques and revisions in the transcripts.jsonl of a stage."""
+  return _read_json_lines(Path(directory) / 'transcripts.jsonl')[:count]
+
+
+def _read_json_lines(path: Path) -> list[dict]:
+  if not path.exists():
+    return []
+  with open_text(path) as file:
+    return [json.loads(line) for line in file]
+
+
+def draw_picture(stages: Mapping[str, _Lines], models: Mapping[str, Mapping[str, Any]]) -> bytes:
+  """Draws the rates of every model as bars, and a panel for each stage's curves.
+
+  Args:
+    stages: name of a stage → its metrics.
+    models: name of a model → its row of the final table.
+
+  Returns:
+    A PNG.
+  """
   import matplotlib
-  matplotlib.use('Agg')
+
+  matplotlib.use('Agg')  # draws without a screen
   from matplotlib import pyplot
-  panels = []
-  for name, lines in stages.items():
-    for title, keys in CURVES:
-      key = next((key for key in keys if any(key in line for line in lines)), None)
-      if key and not (title == 'loss' and any('reward/score' in line for line in lines)):
-        panels.append((f'{name}: {title}', key, [line for line in lines if key in line]))
-  rates = [key for key in ('helpful', 'honest', 'harmless', 'win_rate_vs_sft')
-           if any(key in values for values in models.values())]
-  columns = 4
-  rows = -(-(len(panels) + 1) // columns)
-  figure, axes = pyplot.subplots(rows, columns, figsize=(16, 3.2 * rows), squeeze=False)
-  for axis, (title, key, lines) in zip(axes.flat[1:], panels):
-    axis.plot([line['step'] for line in lines], [line[key] for line in lines], marker='.' if len(lines) < 30 else '')
-    axis.set_title(title)
-    axis.set_xlabel('step')
-    axis.grid(alpha=0.3)
-  for axis in axes.flat[len(panels) + 1:]:
+
+  panels = _choose_panels(stages)
+  row_count = -(-(len(panels) + 1) // _COLUMNS)
+  figure, axes = pyplot.subplots(row_count, _COLUMNS, figsize=(16, 3.2 * row_count), squeeze=False)
+  bar_axis, *curve_axes = axes.flat  # the bars come first
+  _draw_bars(bar_axis, models)
+  for axis, panel in zip(curve_axes, panels, strict=False):
+    _draw_curve(axis, *panel)
+  for axis in curve_axes[len(panels) :]:
     axis.set_visible(False)
-  bars = axes.flat[0]
-  for number, (name, values) in enumerate(models.items()):
-    places = [place + number * 0.8 / len(models) for place in range(len(rates))]
-    bars.bar(places, [100 * values.get(key, 0) for key in rates], 0.8 / len(models), label=name)
-  bars.set_xticks([place + 0.4 - 0.4 / len(models) for place in range(len(rates))],
-                  [key.removesuffix('_vs_sft').replace('_', ' ') for key in rates])
-  bars.set_title('held-out prompts, %')
-  if models:
-    bars.legend()
   figure.tight_layout()
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=80)
@@ -62,36 +113,109 @@ def picture(stages: dict[str, list[dict]], models: dict[str, dict]) -> bytes:
   return buffer.getvalue()
 
 
-def page(title: str, table: str, image: bytes, answers: dict[str, list], prompts: list[str],
-         transcripts: dict[str, list]) -> str:
-  """The report as HTML.
+def _choose_panels(stages: Mapping[str, _Lines]) -> list[_Panel]:
+  """Returns what is drawn of each stage."""
+  panels: list[_Panel] = []
+  for name, lines in stages.items():
+    for title, metrics in CURVES:
+      present = [key for key in metrics if any(key in line for line in lines)]
+      has_score = any('reward/score' in line for line in lines)
+      # The loss of a policy-gradient step says nothing of how well it does.
+      if not present or (title == 'loss' and has_score):
+        continue
+      metric = present[0]
+      shown = [line for line in lines if metric in line]
+      panels.append((f'{name}: {title}', metric, shown))
+  return panels
+
+
+def _draw_curve(axis: Any, title: str, metric: str, lines: _Lines) -> None:
+  """Draws a metric over the steps."""
+  steps = [line['step'] for line in lines]
+  values = [line[metric] for line in lines]
+  marker = '.' if len(lines) < 30 else ''  # few points are seen as such
+  axis.plot(steps, values, marker=marker)
+  axis.set_title(title)
+  axis.set_xlabel('step')
+  axis.grid(alpha=0.3)
+
+
+def _draw_bars(axis: Any, models: Mapping[str, Mapping[str, Any]]) -> None:
+  """Draws the rates of every model side by side."""
+  rates = [key for key in RATES if any(key in row for row in models.values())]
+  width = _GROUP_WIDTH / max(1, len(models))
+  for number, (name, row) in enumerate(models.items()):
+    places = [place + number * width for place in range(len(rates))]
+    heights = [100 * row.get(key, 0) for key in rates]
+    axis.bar(places, heights, width, label=name)
+  middle = (_GROUP_WIDTH - width) / 2  # bars are centred on their places
+  names = [key.removesuffix('_vs_sft').replace('_', ' ') for key in rates]
+  axis.set_xticks([place + middle for place in range(len(rates))], names)
+  axis.set_title('held-out prompts, %')
+  if models:
+    axis.legend()
+
+
+def format_page(
+  title: str,
+  table: str,
+  image: bytes,
+  responses: Mapping[str, Sequence[str]],
+  prompts: Sequence[str],
+  transcripts: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> str:
+  """Formats the report as HTML; all that models say is escaped.
 
   Args:
-    answers: model → a text for each prompt.
+    title: of the page.
+    table: the final table as aligned text.
+    image: a PNG.
+    responses: model → a text for each prompt.
     prompts: the first few of the held-out prompts.
-    transcripts: stage → conversations with critiques and revisions, as stages.critique writes them.
+    transcripts: stage → conversations with critiques and revisions, as
+      stages.critique writes them.
   """
-  escape = lambda text: html.escape(text).replace('\n', '<br>')
-  head = ''.join(f'<th>{escape(name)}</th>' for name in ('prompt', *answers))
-  body = ''.join('<tr>' + ''.join(f'<td>{escape(cell)}</td>' for cell in (prompt, *(a[i] for a in answers.values())))
-                 + '</tr>' for i, prompt in enumerate(prompts))
-  talks = ''.join(f'<h2>Critiques and revisions: {escape(name)}</h2>' + ''.join(_talk(row, escape) for row in rows)
-                  for name, rows in transcripts.items() if rows)
-  return f'''<!doctype html><meta charset="utf-8"><title>{escape(title)}</title>
-<style>body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1200px; padding: 0 1em }}
-td, th {{ text-align: left; vertical-align: top; padding: .3em .8em; border-bottom: 1px solid #ddd }}
-pre {{ overflow-x: auto; background: #f6f6f6; padding: 1em }} img {{ max-width: 100% }}</style>
-<h1>{escape(title)}</h1><pre>{html.escape(table)}</pre>
-<img alt="training curves and rates" src="data:image/png;base64,{base64.b64encode(image).decode()}">
-<h2>Answers to held-out prompts</h2><table><tr>{head}</tr>{body}</table>
-{talks}'''
+  head = ''.join(f'<th>{_escape(name)}</th>' for name in ('prompt', *responses))
+  body = ''
+  for place, prompt in enumerate(prompts):
+    texts = [prompt, *(column[place] for column in responses.values())]
+    cells = ''.join(f'<td>{_escape(text)}</td>' for text in texts)
+    body += f'<tr>{cells}</tr>'
+  talks = ''  # what the stages of kind `critique` wrote
+  for name, rows in transcripts.items():
+    if rows:
+      talks += f'<h2>Critiques and revisions: {_escape(name)}</h2>'
+      talks += ''.join(_format_talk(row) for row in rows)
+  return _PAGE.format(
+    title=_escape(title),
+    style=_STYLE,
+    table=html.escape(table),  # <pre> keeps its lines
+    image=base64.b64encode(image).decode(),
+    head=head,
+    body=body,
+    talks=talks,
+  )
 
 
-def _talk(row, escape):
-  """A conversation, to be unfolded: what was said at first, and for each round the critique and the revision."""
-  said = [('prompt', row['messages'][-1]['content']), ('answer', row['response'])]
-  for number, one in enumerate(row['rounds'], 1):
-    said += [(f'{number}: {one["critique_request"]}', one['critique']),
-             (f'{number}: {one["revision_request"]}', one['revision'])]
-  lines = ''.join(f'<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>' for name, text in said)
-  return f'<details><summary>{escape(row["messages"][-1]["content"])}</summary><table>{lines}</table></details>\n'
+def _escape(text: str) -> str:
+  """Returns a text as HTML that shows it, its lines included."""
+  return html.escape(text).replace('\n', '<br>')
+
+
+def _format_talk(row: Mapping[str, Any]) -> str:
+  """Formats a conversation that unfolds at a click.
+
+  It shows the first response, and for each round the critique and the revision.
+  """
+  prompt = row['messages'][-1]['content']
+  turns = [('prompt', prompt), ('response', row['response'])]
+  for number, critique in enumerate(row['rounds'], start=1):
+    critique_request = f'{number}: {critique["critique_request"]}'
+    revision_request = f'{number}: {critique["revision_request"]}'
+    turns.append((critique_request, critique['critique']))
+    turns.append((revision_request, critique['revision']))
+  cells = ''
+  for name, text in turns:
+    cells += f'<tr><th>{_escape(name)}</th><td>{_escape(text)}</td></tr>'
+  summary = f'<summary>{_escape(prompt)}</summary>'
+  return f'<details>{summary}<table>{cells}</table></details>\n'

@@ -1,50 +1,106 @@
-"""The last table: every model on the same held-out prompts."""
+"""The final table: a row for every model, all on the same held-out prompts."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from rlhf_jax.evaluation import winrate
+from rlhf_jax.generation.responses import Responses
+from rlhf_jax.text_table import format_rows
 
-HEADINGS = {  # key in results.json → (heading, form)
-    'helpful': ('helpful', '{:.1%}'), 'honest': ('honest', '{:.1%}'), 'harmless': ('harmless', '{:.1%}'),
-    'evasive': ('evasive', '{:.1%}'), 'utility': ('utility', '{:.3f}'), 'score': ('reward', '{:.3f}'), 'win_rate_vs_sft': ('win rate vs SFT', '{:.1%}'),
-    'win_rate_vs_sft_ci95': ('95% interval', '{0[0]:.1%} – {0[1]:.1%}'), 'kl_to_sft': ('KL to SFT (nats)', '{:.2f}'),
-    'response_length': ('length', '{:.1f}'), 'eos_rate': ('EOS', '{:.1%}'),
+_PERCENT = '{:.1%}'
+_INTERVAL = ('95% interval', '{0[0]:.1%} – {0[1]:.1%}')
+
+HEADINGS = {  # key in results.json → (heading, format of the value), in their order
+  'helpful': ('helpful', _PERCENT),
+  'honest': ('honest', _PERCENT),
+  'harmless': ('harmless', _PERCENT),
+  'evasive': ('evasive', _PERCENT),
+  'utility': ('utility', '{:.3f}'),
+  'score': ('reward', '{:.3f}'),
+  'win_rate_vs_sft': ('win rate vs SFT', _PERCENT),
+  'win_rate_vs_sft_ci95': _INTERVAL,
+  'kl_to_sft': ('KL to SFT (nats)', '{:.2f}'),
+  'response_length': ('length', '{:.1f}'),
+  'eos_rate': ('EOS', _PERCENT),
 }
+_WIN_RATE = 'win_rate_vs_'  # begins the keys of win rates
+_INTERVAL_END = '_ci95'  # ends the keys of their intervals
 
 
-def make_row(answers, judged: dict, baseline, others=None) -> dict:
-  """What the table says of one model.
+def make_row(
+  responses: Responses,
+  judged: Mapping[str, np.ndarray],
+  baseline: np.ndarray,
+  others: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, Any]:
+  """Makes the table's row of one model.
 
   Args:
-    answers: its Answers.
-    judged: name → [N, S]; `utility` decides who wins, the others are averaged.
-    baseline: [N, S], the utility of the model all are compared with.
-    others: name → [N, S], of further models to compare with: `win_rate_vs_NAME`.
+    responses: S responses of the model to each of N prompts.
+    judged: name → [N, S] float; `utility` decides who wins, and the mean of each is
+      shown. NaN means that it says nothing of a response.
+    baseline: [N, S] float, the utility of the model that all are compared with.
+    others: name → [N, S] float, the utility of further models to compare with, for
+      the columns `win_rate_vs_NAME`.
 
   Returns:
-    A dict with the keys of HEADINGS that are known, of plain floats.
+    The keys of HEADINGS that are known, as plain floats; intervals as [low, high].
   """
-  values = {name: float(np.nanmean(x)) for name, x in judged.items() if not np.isnan(x).all()}
-  for name, utility in {'sft': baseline, **(others or {})}.items():
-    won = winrate.win_rate(judged['utility'], utility)
-    values |= {f'win_rate_vs_{name}': float(won.mean()), f'win_rate_vs_{name}_ci95': list(winrate.bootstrap(won))}
-  if answers.scores is not None:
-    values['score'] = float(answers.scores.mean())
-  if answers.kl is not None:
-    values['kl_to_sft'] = float(answers.kl.mean())
-  return values | {'response_length': float(answers.lengths.mean()), 'eos_rate': float(answers.ended.mean())}
+  row: dict[str, Any] = {}
+  for name, values in judged.items():
+    if not np.isnan(values).all():  # else there was no such prompt
+      row[name] = float(np.nanmean(values))
+  opponents = {'sft': baseline}
+  if others:
+    opponents.update(others)
+  for name, utility in opponents.items():
+    wins = winrate.win_rate(judged['utility'], utility)
+    row[_WIN_RATE + name] = float(wins.mean())
+    row[_WIN_RATE + name + _INTERVAL_END] = list(winrate.bootstrap(wins))
+  if responses.scores is not None:
+    row['score'] = float(responses.scores.mean())
+  if responses.kl is not None:
+    row['kl_to_sft'] = float(responses.kl.mean())
+  row['response_length'] = float(responses.lengths.mean())
+  row['eos_rate'] = float(responses.ended.mean())
+  return row
 
 
-def format_table(models: dict[str, dict]) -> str:
-  """The table as aligned text, a line a model."""
-  headings = {**HEADINGS}
-  for key in {key: None for values in models.values() for key in values if key.startswith('win_rate_vs_')}:
-    name = key.removeprefix('win_rate_vs_').removesuffix('_ci95')
-    headings.setdefault(key, HEADINGS['win_rate_vs_sft_ci95'] if key.endswith('_ci95') else (f'vs {name}', '{:.1%}'))
-  known = [key for key in headings if any(key in values for values in models.values())]
-  lines = [['model', *(headings[key][0] for key in known)]]
-  for name, values in models.items():
-    lines.append([name, *(headings[key][1].format(values[key]) if key in values else '–' for key in known)])
-  widths = [max(map(len, column)) for column in zip(*lines)]
-  return '\n'.join('  '.join(cell.rjust(width) if i else cell.ljust(width)
-                             for i, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in lines)
+def format_table(models: Mapping[str, Mapping[str, Any]]) -> str:
+  """Formats the table as aligned text.
+
+  Args:
+    models: name of a model → its row, of make_row.
+  """
+  headings = _all_headings(models)
+  known = []  # the columns in which some model has a value
+  for key in headings:
+    if any(key in row for row in models.values()):
+      known.append(key)
+  rows = [['model', *(headings[key][0] for key in known)]]
+  for name, row in models.items():
+    cells = [name]
+    for key in known:
+      _, value_format = headings[key]
+      cells.append(value_format.format(row[key]) if key in row else '–')
+    rows.append(cells)
+  return format_rows(rows)
+
+
+def _all_headings(
+  models: Mapping[str, Mapping[str, Any]],
+) -> dict[str, tuple[str, str]]:
+  """Returns HEADINGS and, behind them, the comparisons with further models."""
+  headings = dict(HEADINGS)
+  for row in models.values():
+    for key in row:
+      if not key.startswith(_WIN_RATE):
+        continue
+      if key.endswith(_INTERVAL_END):
+        headings.setdefault(key, _INTERVAL)
+      else:
+        opponent = key.removeprefix(_WIN_RATE)
+        headings.setdefault(key, (f'vs {opponent}', _PERCENT))
+  return headings

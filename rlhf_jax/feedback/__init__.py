@@ -1,0 +1,1 @@
+"""Who judges in place of people: models, servers, functions, annotators."""

@@ -1,180 +1,299 @@
-"""Constitutions: the written principles by which a model critiques and revises its answers, and compares two of them.
+"""Constitutions: written principles by which a model critiques, revises and compares.
 
-A file (.yaml, .yml, .json) of ours holds
+A file of ours (.yaml, .yml or .json) holds
 
-  principles:           - id, subject, weight (1 unless said), critique, revision, choose
-  critique_examples:    - a text: a whole dialogue with critique and revision, shown before a model's own
+  principles:           - id, subject, weight (1 by default), critique, revision, choose
+  critique_examples:    - a text: a dialogue with critique and revision, shown before
+                          the model's own
   comparison_examples:  - human, better, worse
-  thought_examples:     - a text: a whole comparison with a chain of thought; {} stands for a principle
+  thought_examples:     - a text: a comparison with a chain of thought; {} stands for
+                          a principle
 
-where a principle may have critique and revision only, or choose only. Those that ship lie in constitutions/ and are
-named without a path: 'harmlessness'. The published layout of Bai et al. 2022b (arXiv:2212.08073: dicts and lists of
-prompts, as in its supplement) and JSON Lines with a `kind` are read too; several files make one constitution.
+where a principle may have critique and revision only, or choose only. Those that
+ship lie in constitutions/ and are named without a path: 'harmlessness'.
+
+Two other layouts are read too: the published one of Bai et al. 2022b
+(arXiv:2212.08073, dicts and lists of prompts, as in its supplement), and JSON Lines
+with a `kind`. Several files make one constitution.
 """
 
+from collections.abc import Mapping, Sequence
 import dataclasses
-import gzip
 import json
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.files import open_text
 
 SHIPPED = Path(__file__).parent / 'constitutions'
 
 
 @dataclasses.dataclass(frozen=True)
 class Principle:
-  """One principle: requests for a critique and a revision, the instruction for a comparison ('' = not for that use)."""
+  """One principle; a text that is '' means that it is not for that use."""
+
   id: str
-  critique: str = ''
-  revision: str = ''
-  choose: str = ''
-  weight: float = 1.0
-  subject: str = ''
+  critique: str = ''  # asks for a critique of a response
+  revision: str = ''  # asks for a response without what the critique found
+  choose: str = ''  # the instruction for a comparison
+  weight: float = 1.0  # how likely it is drawn, beside the weights of the others
+  subject: str = ''  # what it is about, for readers
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """Two answers to a question, for few-shot comparisons."""
+  """Two responses to a question, for few-shot comparisons."""
+
   human: str
   better: str
   worse: str
 
 
+_Record = TypeVar('_Record', Principle, Example)
+
+
 @dataclasses.dataclass(frozen=True)
 class Constitution:
-  """Principles, and examples of how they are used: comparison_examples are Examples, the others texts."""
-  principles: tuple = ()
-  critique_examples: tuple = ()
-  comparison_examples: tuple = ()
-  thought_examples: tuple = ()
+  """Principles, and examples of how they are used."""
+
+  principles: tuple[Principle, ...] = ()
+  critique_examples: tuple[str, ...] = ()
+  comparison_examples: tuple[Example, ...] = ()
+  thought_examples: tuple[str, ...] = ()
 
   def draw(self, use: str, rng: np.random.Generator) -> Principle:
-    """A principle at random, by weight, among those for a use, 'critique' or 'choose'.
+    """Draws a principle by weight.
+
+    Args:
+      use: 'critique' or 'choose'; principles without a text for it are left out.
+      rng: decides which.
 
     Raises:
-      UserError: there is none.
+      UserError: no principle has this use.
     """
-    able = [principle for principle in self.principles if getattr(principle, use)]
-    if not able:
+    usable = [principle for principle in self.principles if getattr(principle, use)]
+    if not usable:
       raise UserError(f'constitution: no principle says "{use}"')
-    weights = np.array([principle.weight for principle in able])
-    return able[int(rng.choice(len(able), p=weights / weights.sum()))]
+    weights = np.array([principle.weight for principle in usable])
+    place = rng.choice(len(usable), p=weights / weights.sum())
+    return usable[int(place)]
 
 
-def load_constitution(files) -> Constitution:
-  """The constitution of one or several files, or of shipped ones by name.
+def load_constitution(files: str | Sequence[str]) -> Constitution:
+  """Loads the constitution of one or several files, or of shipped ones by name.
 
   Raises:
-    UserError: names the file and the place in it.
+    UserError: a file is wrong; the message names it and the place in it. Or two
+      principles have one name.
   """
-  parts = [_read(file) for file in ((files,) if isinstance(files, str) else files)]
-  whole = Constitution(*(tuple(item for part in parts for item in getattr(part, field.name))
-                         for field in dataclasses.fields(Constitution)))
-  ids = [principle.id for principle in whole.principles]
-  for name in {name for name in ids if ids.count(name) > 1}:
-    raise UserError(f'constitution: two principles are called {name!r}')
-  return whole
+  if isinstance(files, str):
+    files = (files,)
+  constitution = _join([_read_file(file) for file in files])
+  ids = [principle.id for principle in constitution.principles]
+  for name in ids:
+    if ids.count(name) > 1:
+      raise UserError(f'constitution: two principles are called {name!r}')
+  return constitution
 
 
-def _read(file) -> Constitution:
+def _join(parts: Sequence[Constitution]) -> Constitution:
+  """Returns all parts as one constitution."""
+  joined: dict[str, tuple] = {}
+  for field in dataclasses.fields(Constitution):
+    joined[field.name] = ()
+    for part in parts:
+      joined[field.name] += getattr(part, field.name)
+  return Constitution(**joined)
+
+
+def _read_file(file: str) -> Constitution:
+  """Reads a file of any of the layouts."""
   path = Path(file)
   shipped = SHIPPED / f'{file}.yaml'
-  path = path if path.is_file() or not shipped.is_file() else shipped
-  lines = path.name.removesuffix('.gz').endswith('.jsonl')
+  if not path.is_file() and shipped.is_file():
+    path = shipped
+  is_json_lines = path.name.removesuffix('.gz').endswith('.jsonl')
   try:
-    text = (gzip.open if path.suffix == '.gz' else open)(path, 'rt', encoding='utf-8').read()
-    if lines:
-      return _lines([json.loads(line) for line in text.splitlines() if line.strip()], path)
-    said = json.loads(text) if path.suffix == '.json' else yaml.safe_load(text)
+    with open_text(path) as opened:
+      text = opened.read()
+    if is_json_lines:
+      rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+      return _parse_json_lines(rows, path)
+    content = json.loads(text) if path.suffix == '.json' else yaml.safe_load(text)
   except OSError as error:
-    known = ', '.join(sorted(found.stem for found in SHIPPED.glob('*.yaml')))
-    raise UserError(f'constitution {file!r}: {error.strerror or error}; shipped ones: {known}') from None
+    known = ', '.join(sorted(other.stem for other in SHIPPED.glob('*.yaml')))
+    reason = error.strerror or error
+    raise UserError(f'constitution {file!r}: {reason}; shipped ones: {known}') from None
+  except UserError:  # a ValueError too, and already complete
+    raise
   except (ValueError, yaml.YAMLError) as error:
-    raise UserError(f'constitution {path}: {" ".join(str(error).split())}') from None
-  if isinstance(said, dict) and 'principles' in said:
-    return _ours(said, path)
-  return _published(said, path)
+    details = ' '.join(str(error).split())
+    raise UserError(f'constitution {path}: {details}') from None
+  if isinstance(content, dict) and 'principles' in content:
+    return _parse_own_layout(content, path)
+  return _parse_published_layout(content, path)
 
 
-def _ours(said, path):
-  for key in {*said} - {field.name for field in dataclasses.fields(Constitution)}:
-    raise UserError(f'constitution {path}: unknown key {key!r}; expected principles, critique_examples, '
-                    'comparison_examples, thought_examples')
+# --- our own layout ---
+
+
+def _parse_own_layout(content: Mapping[str, Any], path: Path) -> Constitution:
+  """Parses a file with a key 'principles'."""
+  known = [field.name for field in dataclasses.fields(Constitution)]
+  for key in content:
+    if key not in known:
+      expected = ', '.join(known)
+      raise UserError(f'constitution {path}: unknown key {key!r}; expected {expected}')
+  principles = []
+  for number, fields in enumerate(content['principles'], start=1):
+    principles.append(_parse_principle(fields, f'{path}: principle {number}'))
+  examples = []
+  for number, fields in enumerate(content.get('comparison_examples') or (), start=1):
+    where = f'{path}: comparison example {number}'
+    examples.append(_parse_record(Example, fields, where))
   return Constitution(
-      tuple(_principle(fields, f'{path}: principle {number}') for number, fields in enumerate(said['principles'], 1)),
-      tuple(said.get('critique_examples') or ()),
-      tuple(_made(Example, fields, f'{path}: comparison example {number}')
-            for number, fields in enumerate(said.get('comparison_examples') or (), 1)),
-      tuple(said.get('thought_examples') or ()))
+    principles=tuple(principles),
+    critique_examples=tuple(content.get('critique_examples') or ()),
+    comparison_examples=tuple(examples),
+    thought_examples=tuple(content.get('thought_examples') or ()),
+  )
 
 
-def _principle(fields, where):
-  principle = _made(Principle, fields, where)
-  if not principle.choose and not (principle.critique and principle.revision):
+def _parse_principle(fields: Any, where: str) -> Principle:
+  """Parses one principle; `where` names it in messages."""
+  principle = _parse_record(Principle, fields, where)
+  can_revise = principle.critique and principle.revision
+  if not principle.choose and not can_revise:
     raise UserError(f'constitution {where}: expected critique and revision, or choose')
-  if not principle.weight > 0:
-    raise UserError(f'constitution {where}: weight: expected more than 0, got {principle.weight}')
+  if not principle.weight > 0:  # NaN is refused too
+    weight = principle.weight
+    raise UserError(f'constitution {where}: weight: expected more than 0, got {weight}')
   return principle
 
 
-def _made(kind, fields, where):
-  known = {field.name: field for field in dataclasses.fields(kind)}
+def _parse_record(record_class: type[_Record], fields: Any, where: str) -> _Record:
+  """Makes a dataclass of a dict whose keys and types must be its own."""
+  known = {field.name: field for field in dataclasses.fields(record_class)}
+  names = ', '.join(known)
   if not isinstance(fields, dict):
-    raise UserError(f'constitution {where}: expected {", ".join(known)}, got {fields!r:.40}')
+    raise UserError(f'constitution {where}: expected {names}, got {fields!r:.40}')
+  values = {}
   for key, value in fields.items():
     if key not in known:
-      raise UserError(f'constitution {where}: unknown key {key!r}; expected {", ".join(known)}')
-    number = known[key].type is float
-    if not isinstance(value, (int, float) if number else str) or isinstance(value, bool):
-      raise UserError(f'constitution {where}: {key}: expected a {"number" if number else "text"}, got {value!r:.40}')
+      raise UserError(f'constitution {where}: unknown key {key!r}; expected {names}')
+    values[key] = _check_value(value, known[key].type is float, f'{where}: {key}')
   for name, field in known.items():
-    if field.default is dataclasses.MISSING and name not in fields:
+    if field.default is dataclasses.MISSING and name not in values:
       raise UserError(f'constitution {where}: needs "{name}"')
-  return kind(**{key: value.strip() if isinstance(value, str) else value for key, value in fields.items()})
+  return record_class(**values)
 
 
-def _published(said, path):
-  """The files of the paper's supplement, told apart by their form."""
+def _check_value(value: Any, is_number: bool, where: str) -> Any:
+  """Returns a value, a text without the blanks around it."""
+  expected: tuple[type, ...] = (int, float) if is_number else (str,)
+  if not isinstance(value, expected) or isinstance(value, bool):
+    kind = 'number' if is_number else 'text'
+    raise UserError(f'constitution {where}: expected a {kind}, got {value!r:.40}')
+  return value.strip() if isinstance(value, str) else value
+
+
+# --- layouts of others ---
+
+
+def _parse_published_layout(content: Any, path: Path) -> Constitution:
+  """Parses one of the files of the paper's supplement, told apart by their form."""
   try:
-    if isinstance(said, dict):  # critiques and revisions: name → {prompt: [text], edit_request: text}
-      return Constitution(tuple(Principle(
-          name, critique=_between(item['prompt'][0], 'CritiqueRequest:', 'Critique:'),
-          revision=_between(item['edit_request'], 'RevisionRequest:', 'Revision:')) for name, item in said.items()))
-    if all(isinstance(item, str) for item in said):
-      if any('CritiqueRequest:' in item for item in said):
-        return Constitution(critique_examples=tuple(item.strip().removesuffix('Human:').strip() for item in said))
-      return Constitution(tuple(Principle(f'{path.stem}-{number}', choose=item.strip().removesuffix('Options:').strip())
-                                for number, item in enumerate(said)))
-    if said and not any('corrects' in item for item in said):
-      return Constitution(thought_examples=tuple(item['prompt'].strip().removesuffix('Human:').strip() for item in said))
-    return Constitution(comparison_examples=tuple(_example(item) for item in said))
+    if isinstance(content, dict):
+      return _parse_critiques(content)
+    if all(isinstance(item, str) for item in content):
+      return _parse_texts(content, path.stem)
+    if content and not any('corrects' in item for item in content):
+      thoughts = [_strip_turn(item['prompt']) for item in content]
+      return Constitution(thought_examples=tuple(thoughts))
+    examples = [_parse_example(item) for item in content]
+    return Constitution(comparison_examples=tuple(examples))
   except (KeyError, IndexError, TypeError, AttributeError) as error:
-    raise UserError(f'constitution {path}: neither our layout (a key "principles") nor the published one '
-                    f'({type(error).__name__}: {error})') from None
+    raise UserError(
+      f'constitution {path}: neither our layout (a key "principles") nor the'
+      f' published one ({type(error).__name__}: {error})'
+    ) from None
 
 
-def _lines(rows, path):
-  """JSON Lines: critique_revision, comparison, critique_fewshot, comparison_fewshot."""
-  kind = lambda name: [row for row in rows if row.get('kind') == name]
+def _parse_critiques(content: Mapping[str, Any]) -> Constitution:
+  """Parses name → {prompt: [text], edit_request: text}."""
+  principles = []
+  for name, item in content.items():
+    critique = _text_between(item['prompt'][0], 'CritiqueRequest:', 'Critique:')
+    revision = _text_between(item['edit_request'], 'RevisionRequest:', 'Revision:')
+    principles.append(Principle(name, critique=critique, revision=revision))
+  return Constitution(tuple(principles))
+
+
+def _parse_texts(texts: Sequence[str], name: str) -> Constitution:
+  """Parses a list of texts: dialogues with critiques, or instructions to choose."""
+  if any('CritiqueRequest:' in text for text in texts):
+    examples = [_strip_turn(text) for text in texts]
+    return Constitution(critique_examples=tuple(examples))
+  principles = []
+  for number, text in enumerate(texts):
+    choose = text.strip().removesuffix('Options:').strip()
+    principles.append(Principle(f'{name}-{number}', choose=choose))
+  return Constitution(tuple(principles))
+
+
+def _parse_json_lines(rows: Sequence[Mapping[str, Any]], path: Path) -> Constitution:
+  """Parses rows by their kind; those of other kinds are left out.
+
+  The kinds are critique_revision, comparison, critique_fewshot and
+  comparison_fewshot.
+  """
+  principles = []
+  critique_examples = []
+  comparison_examples = []
   try:
-    return Constitution(
-        (*(Principle(row['id'], critique=row['critique_request'], revision=row['revision_request'])
-           for row in kind('critique_revision')),
-         *(Principle(row['id'], choose=row['instruction']) for row in kind('comparison'))),
-        tuple(row['text'].strip().removesuffix('Human:').strip() for row in kind('critique_fewshot')),
-        tuple(_example(row) for row in kind('comparison_fewshot')))
+    for row in rows:
+      if row.get('kind') == 'critique_revision':
+        principle = Principle(
+          row['id'],
+          critique=row['critique_request'],
+          revision=row['revision_request'],
+        )
+        principles.append(principle)
+      elif row.get('kind') == 'critique_fewshot':
+        critique_examples.append(_strip_turn(row['text']))
+      elif row.get('kind') == 'comparison_fewshot':
+        comparison_examples.append(_parse_example(row))
+    # Those to choose by stand last, whatever their place in the file.
+    for row in rows:
+      if row.get('kind') == 'comparison':
+        principles.append(Principle(row['id'], choose=row['instruction']))
   except (KeyError, IndexError, AttributeError) as error:
     raise UserError(f'constitution {path}: {type(error).__name__}: {error}') from None
+  return Constitution(
+    principles=tuple(principles),
+    critique_examples=tuple(critique_examples),
+    comparison_examples=tuple(comparison_examples),
+  )
 
 
-def _example(item):
-  return Example(_between(item['prompt'], 'Human:', 'Assistant:'), item['corrects'][0].strip(),
-                 item['incorrects'][0].strip())
+def _parse_example(item: Mapping[str, Any]) -> Example:
+  """Parses {prompt: text, corrects: [text], incorrects: [text]}."""
+  return Example(
+    human=_text_between(item['prompt'], 'Human:', 'Assistant:'),
+    better=item['corrects'][0].strip(),
+    worse=item['incorrects'][0].strip(),
+  )
 
 
-def _between(text, begin, end):
+def _strip_turn(text: str) -> str:
+  """Removes the turn at the end of a dialogue that waits for the next one."""
+  return text.strip().removesuffix('Human:').strip()
+
+
+def _text_between(text: str, begin: str, end: str) -> str:
+  """Returns a text without the marks at its beginning and its end."""
   return text.strip().removeprefix(begin).removesuffix(end).strip()

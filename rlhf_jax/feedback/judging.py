@@ -1,14 +1,16 @@
-"""Judges: an AI in place of people, saying which of two answers is better, by a principle.
+"""Judges: an AI in place of people that says which of two responses is better.
 
 A judge is a function
 
   judge(comparisons: list[Comparison]) -> Judgements
 
-A language model of ours (feedback/language_judge.py) and a server (feedback/endpoint.py) are judges, and so is what the
-functions here make of judges: both orders averaged, a panel. How good its labels are: feedback/quality.py.
+Language models (language_judge.py), servers (endpoint.py) and Python functions
+(function_judge.py) are judges, and so is what the functions here make of judges:
+one that averages both orders, a panel. judges.py lists the kinds; quality.py
+measures how good a judge's labels are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 
 import numpy as np
@@ -18,20 +20,23 @@ from rlhf_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """Two answers to one conversation.
+  """Two responses to one conversation.
 
   Attributes:
     messages: the conversation; the user speaks last.
-    first, second: the answers, in the order in which they are shown.
-    principle: what to compare them by, for example 'Choose the less harmful answer.'; may be empty.
+    first: the response that is shown first.
+    second: the response that is shown second.
+    principle: what to compare them by, such as 'Choose the less harmful answer.';
+      may be empty.
   """
-  messages: list
+
+  messages: list[dict]
   first: str
   second: str
   principle: str = ''
 
   def swapped(self) -> 'Comparison':
-    """The same with the second answer shown first."""
+    """Returns the same comparison with the second response shown first."""
     return dataclasses.replace(self, first=self.second, second=self.first)
 
 
@@ -40,61 +45,131 @@ class Judgements:
   """What a judge says of N comparisons.
 
   Attributes:
-    probabilities: [N] float64, that the first answer is the better one; NaN where the judge gave no verdict.
+    probabilities: [N] float64, that the first response is the better one; NaN where
+      the judge gave no verdict.
     rationales: N texts; '' where the judge gives none.
-    each: of a panel, name → [N] float64, what each of its judges said.
+    each: of a panel, name → [N] float64, the probabilities of each of its judges.
   """
+
   probabilities: np.ndarray
-  rationales: list
-  each: dict = dataclasses.field(default_factory=dict)
+  rationales: list[str]
+  each: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
-def transcript(messages, human: str = 'Human', assistant: str = 'Assistant') -> str:
-  """A conversation as plain text, a paragraph for each message."""
-  return '\n\n'.join(f'{human if message["role"] == "user" else assistant}: {message["content"]}' for message in messages)
+Judge = Callable[[Sequence[Comparison]], Judgements]
+# Also returns `as_shown`, the probabilities in each of the two orders, [N, 2] float64.
+JudgeOfBothOrders = Callable[[Sequence[Comparison]], tuple[Judgements, np.ndarray]]
 
 
-def both_orders(judge):
-  """A judge that asks another one in both orders, and averages: what it prefers is no matter of place (Lee et al. 2023,
+def format_transcript(
+  messages: Sequence[Mapping[str, str]],
+  human: str = 'Human',
+  assistant: str = 'Assistant',
+) -> str:
+  """Formats a conversation as plain text, a paragraph for each message."""
+  paragraphs = []
+  for message in messages:
+    speaker = human if message['role'] == 'user' else assistant
+    paragraphs.append(f'{speaker}: {message["content"]}')
+  return '\n\n'.join(paragraphs)
+
+
+def fill_template(template: str, comparison: Comparison) -> str:
+  """Fills in a judge's question.
+
+  Args:
+    template: a text with any of {conversation}, {question} (its last message),
+      {principle}, {first} and {second}.
+    comparison: what is asked about.
+
+  Raises:
+    LookupError, ValueError: the template is no format string of these fields.
+  """
+  return template.format(
+    conversation=format_transcript(comparison.messages),
+    question=comparison.messages[-1]['content'],
+    principle=comparison.principle,
+    first=comparison.first,
+    second=comparison.second,
+  )
+
+
+def ask_both_orders(judge: Judge) -> JudgeOfBothOrders:
+  """Builds a judge that asks another one in both orders and averages.
+
+  What it prefers does not depend on which response is shown first (Lee et al. 2023,
   arXiv:2309.00267, §2.1.1).
 
   Returns:
-    judge(comparisons) → (Judgements, as_shown [N, 2] float64: the probability that the answer shown first is better,
-    with `first` shown first and with `second` shown first). A comparison with one verdict only counts as none.
+    judge(comparisons) → (judgements, as_shown). as_shown: [N, 2] float64, the
+    probability that the response shown first is better, with `first` shown first
+    and with `second` shown first. A comparison with a verdict in one order only
+    counts as one without a verdict.
   """
-  def ask(comparisons: Sequence[Comparison]):
-    N = len(comparisons)
-    said = judge([*comparisons, *(comparison.swapped() for comparison in comparisons)])
-    shown = lambda probabilities: np.asarray(probabilities, float).reshape(2, N).T
-    average = lambda shown: (shown[:, 0] + 1 - shown[:, 1]) / 2
-    as_shown = shown(said.probabilities)
-    each = {name: average(shown(probabilities)) for name, probabilities in said.each.items()}
-    return Judgements(average(as_shown), said.rationales[:N], each), as_shown
-  return ask
+
+  def judge_both_orders(
+    comparisons: Sequence[Comparison],
+  ) -> tuple[Judgements, np.ndarray]:
+    swapped = [comparison.swapped() for comparison in comparisons]
+    judgements = judge([*comparisons, *swapped])
+    as_shown = _split_orders(judgements.probabilities)
+    each = {}
+    for name, probabilities in judgements.each.items():
+      each[name] = _average_orders(_split_orders(probabilities))
+    # The rationales of the swapped order name the responses the other way round.
+    rationales = judgements.rationales[: len(comparisons)]
+    averaged = Judgements(_average_orders(as_shown), rationales, each)
+    return averaged, as_shown
+
+  return judge_both_orders
 
 
-def panel(judges: dict, weights: Sequence[float] = ()):
-  """A judge that is several: the weighted mean of their probabilities, over those that gave a verdict.
+def _split_orders(probabilities: np.ndarray) -> np.ndarray:
+  """Lays the [2N] probabilities of both orders side by side: [N, 2] float64."""
+  return np.asarray(probabilities, float).reshape(2, -1).T
+
+
+def _average_orders(as_shown: np.ndarray) -> np.ndarray:
+  """Returns P(`first` is better) [N]; NaN where either order has no verdict."""
+  return (as_shown[:, 0] + 1 - as_shown[:, 1]) / 2
+
+
+def build_panel(judges: Mapping[str, Judge], weights: Sequence[float] = ()) -> Judge:
+  """Builds a judge that is several: the weighted mean of their probabilities.
+
+  The mean is over the judges that gave a verdict.
 
   Args:
     judges: name → judge.
-    weights: in their order; 1 each unless said.
+    weights: of the judges, in their order; empty for 1 each.
 
   Raises:
-    UserError: other than one positive weight for each.
+    UserError: there is not one positive weight for each judge.
   """
-  weights = np.asarray(tuple(weights) or (1.0,) * len(judges))
-  if len(weights) != len(judges) or not (weights > 0).all():
-    raise UserError(f'judge_weights: expected {len(judges)} positive numbers, got {weights.tolist()}')
+  weight_array = np.asarray(tuple(weights) or (1.0,) * len(judges))
+  if len(weight_array) != len(judges) or not (weight_array > 0).all():
+    raise UserError(
+      f'judge_weights: expected {len(judges)} positive numbers, got {weight_array.tolist()}'
+    )
 
-  def ask(comparisons):
-    said = {name: judge(comparisons) for name, judge in judges.items()}
-    each = {name: np.asarray(one.probabilities, float) for name, one in said.items()}
-    values = np.stack(list(each.values()))
-    counted = weights[:, None] * ~np.isnan(values)
-    with np.errstate(invalid='ignore'):
-      mean = np.nansum(counted * values, axis=0) / counted.sum(axis=0)
-    rationales = ['\n'.join(f'{name}: {text}' for name, text in zip(said, texts) if text)
-                  for texts in zip(*(one.rationales for one in said.values()))]
-    return Judgements(mean, rationales, each)
-  return ask
+  def ask_panel(comparisons: Sequence[Comparison]) -> Judgements:
+    judgements = {name: judge(comparisons) for name, judge in judges.items()}
+    each = {}
+    for name, single in judgements.items():
+      each[name] = np.asarray(single.probabilities, float)
+    values = np.stack(list(each.values()))  # [judges, N]
+    used_weights = weight_array[:, None] * ~np.isnan(values)
+    with np.errstate(invalid='ignore'):  # 0 / 0 is NaN: nobody gave a verdict
+      mean = np.nansum(used_weights * values, axis=0) / used_weights.sum(axis=0)
+    return Judgements(mean, _join_rationales(judgements), each)
+
+  return ask_panel
+
+
+def _join_rationales(judgements: Mapping[str, Judgements]) -> list[str]:
+  """Joins the rationales of a panel, a line 'name: text' for each that has one."""
+  joined = []
+  for texts in zip(*(single.rationales for single in judgements.values()), strict=True):
+    named = zip(judgements, texts, strict=True)
+    joined.append('\n'.join(f'{name}: {text}' for name, text in named if text))
+  return joined

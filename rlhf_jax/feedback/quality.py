@@ -1,142 +1,299 @@
-"""How good a judge's labels are, measured before they are used: against the order of the answers, against people.
+"""How good a judge's labels are, measured before they are used.
 
+A judge is held against the order in which responses are shown, and against people.
 Intervals are 95%: Wilson's for a share, the bootstrap over comparisons for kappa.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import dataclasses
+from typing import Any
 
 import numpy as np
 
+from rlhf_jax.data.records import Ranking
 from rlhf_jax.errors import UserError
-
-DEFAULTS = dict(
-    records=200,  # comparisons labelled by people that are asked first; 0 = no gate
-    consistency=0.7,  # a judge is fit if at least this share of its verdicts stays when the answers change places,
-    agreement=0.55,  # and at least this share of them are people's
-    override=False,  # go on with a judge that is not fit
-)
+from rlhf_jax.options import defaults
+from rlhf_jax.text_table import format_rows
 
 
-def wilson(wins: float, count: int) -> tuple[float, float]:
-  """95% interval of a share, wins / count (Wilson 1927)."""
+@dataclasses.dataclass(frozen=True)
+class GateOptions:
+  """What a judge must show before it may label anything."""
+
+  records: int = 200  # comparisons labelled by people to ask first; 0 = no gate
+  consistency: float = 0.7  # least share of verdicts that stay when the order changes
+  agreement: float = 0.55  # least share of verdicts that agree with people
+  override: bool = False  # go on with a judge that is not fit
+
+
+DEFAULTS = defaults(GateOptions)  # removed with the old stages
+
+_NORMAL_QUANTILE = 1.959964  # of 97.5%: a two-sided 95% interval
+_RESAMPLES = 1000  # of the bootstrap
+_BINS = 10  # of the calibration error, between 0.5 and 1
+
+
+def wilson_interval(wins: float, count: int) -> tuple[float, float]:
+  """Computes the 95% interval of a share, wins / count (Wilson 1927).
+
+    (p + z²/2n ± z √(p (1 − p)/n + z²/4n²)) / (1 + z²/n)
+
+  Args:
+    wins: may be fractional, as a tie is half a win.
+    count: n; with 0 the interval is (0, 1).
+  """
   if not count:
     return 0.0, 1.0
-  z, share = 1.959964, wins / count
+  z = _NORMAL_QUANTILE
+  share = wins / count
   middle = share + z * z / (2 * count)
   half = z * np.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
   scale = 1 + z * z / count
-  return float(max(0.0, (middle - half) / scale)), float(min(1.0, (middle + half) / scale))
+  low = float(max(0.0, (middle - half) / scale))
+  high = float(min(1.0, (middle + half) / scale))
+  return low, high
 
 
-def kappa(said, people) -> float:
-  """Cohen's kappa of two lists of verdicts [N] bool: agreement beyond what their shares of True would give."""
-  said, people = np.asarray(said, bool), np.asarray(people, bool)
-  chance = said.mean() * people.mean() + (1 - said.mean()) * (1 - people.mean())
-  return float(((said == people).mean() - chance) / (1 - chance)) if chance < 1 else 0.0
+def cohens_kappa(
+  verdicts: Sequence[bool] | np.ndarray,
+  people: Sequence[bool] | np.ndarray,
+) -> float:
+  """Computes Cohen's kappa (1960), the agreement beyond chance.
 
-
-def position(as_shown) -> dict:
-  """What changing places does to verdicts.
+    κ = (p_o − p_e) / (1 − p_e),   p_o = share of equal verdicts,
+                                   p_e = what their shares of True alone would give
 
   Args:
-    as_shown: [N, 2] float, of judging.both_orders.
+    verdicts: [N] bool.
+    people: [N] bool.
 
   Returns:
-    verdicts: comparisons with a verdict in both orders; without: the others; consistency (share of verdicts that stay
-    with the answer) and its interval; first (share of all verdicts for the answer shown first; 0.5 = no habit).
+    κ; 0 where chance alone explains everything.
   """
-  given = ~np.isnan(as_shown).any(axis=1)
-  shown = as_shown[given]
+  verdicts = np.asarray(verdicts, bool)
+  people = np.asarray(people, bool)
+  both_true = verdicts.mean() * people.mean()
+  both_false = (1 - verdicts.mean()) * (1 - people.mean())
+  chance = both_true + both_false
+  if chance >= 1:
+    return 0.0
+  return float(((verdicts == people).mean() - chance) / (1 - chance))
+
+
+def measure_position_bias(as_shown: np.ndarray) -> dict[str, Any]:
+  """Measures what showing the responses in the other order does to verdicts.
+
+  Args:
+    as_shown: [N, 2] float64, of judging.ask_both_orders.
+
+  Returns:
+    verdicts: comparisons with a verdict in both orders; without: the others;
+    consistency: the share of verdicts that stay with the response, and
+    consistency_ci95, its interval; first: the share of all verdicts for the
+    response that was shown first (0.5 = no bias).
+  """
+  has_verdicts = ~np.isnan(as_shown).any(axis=1)
+  shown = as_shown[has_verdicts]
+  # Of opposite sign about 0.5: the verdict went to the same response both times.
   stays = (shown[:, 0] - 0.5) * (0.5 - shown[:, 1]) > 0
-  return {'verdicts': int(given.sum()), 'without': int((~given).sum()),
-          'consistency': float(stays.mean()) if len(shown) else 0.0,
-          'consistency_ci95': wilson(stays.sum(), len(shown)),
-          'first': float((shown > 0.5).mean()) if len(shown) else 0.5}
+  consistency = 0.0
+  first = 0.5
+  if len(shown):
+    consistency = float(stays.mean())
+    first = float((shown > 0.5).mean())
+  return {
+    'verdicts': int(has_verdicts.sum()),
+    'without': int((~has_verdicts).sum()),
+    'consistency': consistency,
+    'consistency_ci95': wilson_interval(stays.sum(), len(shown)),
+    'first': first,
+  }
 
 
-def against_people(probabilities, people, lengths) -> dict:
-  """A judge's verdicts beside people's, over comparisons with a verdict.
+def compare_with_people(
+  probabilities: np.ndarray,
+  people: Sequence[bool] | np.ndarray,
+  lengths: Sequence[Sequence[int]] | np.ndarray,
+) -> dict[str, Any]:
+  """Compares a judge with people, over the comparisons on which it gave a verdict.
 
   Args:
-    probabilities: [N] float, that the first answer is better; NaN = none.
+    probabilities: [N] float64, that the first response is better; NaN = no verdict.
     people: [N] bool, whether people preferred the first.
-    lengths: [N, 2] int, characters of the two answers.
+    lengths: [N, 2] int, characters of the two responses.
 
   Returns:
-    pairs; agreement and kappa with intervals; log_loss (nats; ln 2 = 0.693 knows nothing); calibration_error (expected,
-    10 bins of the preferred answer's probability); longer and people_longer: how often each prefers the longer answer.
+    pairs: their number; agreement and kappa with intervals; log_loss: nats (a judge
+    that knows nothing has ln 2 = 0.693); calibration_error: the expected one, over
+    10 bins of the preferred response's probability; longer and people_longer: how
+    often the judge and people prefer the longer response.
   """
-  given = ~np.isnan(probabilities)
-  p, people, lengths = np.asarray(probabilities)[given], np.asarray(people, bool)[given], np.asarray(lengths)[given]
+  has_verdict = ~np.isnan(probabilities)
+  p = np.asarray(probabilities)[has_verdict]
+  people_first = np.asarray(people, bool)[has_verdict]
+  pair_lengths = np.asarray(lengths)[has_verdict]
   if not len(p):
     return {'pairs': 0, 'agreement': 0.0, 'agreement_ci95': (0.0, 1.0)}
-  right = np.where(p == 0.5, 0.5, (p > 0.5) == people)
+  prefers_first = p > 0.5
+  agrees = np.where(p == 0.5, 0.5, prefers_first == people_first)  # a tie is half right
+  clipped = np.clip(p, 1e-6, 1 - 1e-6)  # a sure judge that errs has a finite loss
+  log_likelihood = np.where(people_first, np.log(clipped), np.log(1 - clipped))
+  return {
+    'pairs': len(p),
+    'agreement': float(agrees.mean()),
+    'agreement_ci95': wilson_interval(agrees.sum(), len(p)),
+    'kappa': cohens_kappa(prefers_first, people_first),
+    'kappa_ci95': _bootstrap_kappa(prefers_first, people_first),
+    'log_loss': float(-np.mean(log_likelihood)),
+    'calibration_error': _calibration_error(p, agrees),
+    'longer': _share_longer(prefers_first, pair_lengths),
+    'people_longer': _share_longer(people_first, pair_lengths),
+  }
+
+
+def _bootstrap_kappa(verdicts: np.ndarray, people: np.ndarray) -> tuple[float, ...]:
+  """Returns the 95% bootstrap interval of kappa, over comparisons."""
   rng = np.random.default_rng(0)
-  drawn = [rng.integers(0, len(p), len(p)) for _ in range(1000)]
+  count = len(verdicts)
+  kappas = []
+  for _ in range(_RESAMPLES):
+    drawn = rng.integers(0, count, count)
+    kappas.append(cohens_kappa(verdicts[drawn], people[drawn]))
+  return tuple(np.quantile(kappas, (0.025, 0.975)).tolist())
+
+
+def _calibration_error(p: np.ndarray, agrees: np.ndarray) -> float:
+  """Computes the expected calibration error (Guo et al. 2017, arXiv:1706.04599).
+
+  Σ_bins  share of the bin · |mean confidence − mean agreement|
+  """
   confidence = np.maximum(p, 1 - p)
-  bins = np.minimum(((confidence - 0.5) * 20).astype(int), 9)
-  error = sum(abs(confidence[bins == b].mean() - right[bins == b].mean()) * (bins == b).mean() for b in set(bins))
+  places = ((confidence - 0.5) * 2 * _BINS).astype(int)
+  bins = np.minimum(places, _BINS - 1)
+  error = 0.0
+  for number in set(bins):
+    inside = bins == number
+    gap = abs(confidence[inside].mean() - agrees[inside].mean())
+    error += gap * inside.mean()
+  return float(error)
+
+
+def _share_longer(prefers_first: np.ndarray, lengths: np.ndarray) -> float:
+  """Returns how often the longer response is preferred, 0.5 without different ones."""
   differ = lengths[:, 0] != lengths[:, 1]
-  longer = (lengths[:, 0] > lengths[:, 1])[differ]
-  share = lambda first: float((first[differ] == longer).mean()) if differ.any() else 0.5
-  clipped = np.clip(p, 1e-6, 1 - 1e-6)
-  return {'pairs': len(p), 'agreement': float(right.mean()), 'agreement_ci95': wilson(right.sum(), len(p)),
-          'kappa': kappa(p > 0.5, people),
-          'kappa_ci95': tuple(np.quantile([kappa((p > 0.5)[i], people[i]) for i in drawn], (0.025, 0.975)).tolist()),
-          'log_loss': float(-np.mean(np.where(people, np.log(clipped), np.log(1 - clipped)))),
-          'calibration_error': float(error), 'longer': share(p > 0.5), 'people_longer': share(people)}
+  if not differ.any():
+    return 0.5
+  first_is_longer = (lengths[:, 0] > lengths[:, 1])[differ]
+  return float((prefers_first[differ] == first_is_longer).mean())
 
 
-def between(each: dict) -> dict:
-  """How often each two judges of a panel agree: 'a, b' → share of comparisons on which both gave a verdict."""
-  names = list(each)
-  return {f'{a}, {b}': float(((each[a] > 0.5) == (each[b] > 0.5))[~np.isnan(each[a] + each[b])].mean())
-          for i, a in enumerate(names) for b in names[i + 1:]}
-
-
-def unfit(report: dict, limits) -> str:
-  """Why a judge is not fit by the limits (like DEFAULTS), '' if it is.
+def compare_judges(each: Mapping[str, np.ndarray]) -> dict[str, float]:
+  """Measures how often each two judges of a panel agree.
 
   Args:
-    report: {'position': position(…), 'people': against_people(…) or None}.
+    each: name → [N] float64, of judging.Judgements.
+
+  Returns:
+    'a, b' → the share of comparisons on which both gave a verdict and the same one.
+  """
+  names = list(each)
+  shares = {}
+  for number, first in enumerate(names):
+    for second in names[number + 1 :]:
+      both = ~np.isnan(each[first] + each[second])
+      same = (each[first] > 0.5) == (each[second] > 0.5)
+      shares[f'{first}, {second}'] = float(same[both].mean())
+  return shares
+
+
+def explain_unfit(report: Mapping[str, Any], limits: GateOptions) -> str:
+  """Says why a judge is not fit; '' if it is.
+
+  Args:
+    report: {'position': of measure_position_bias, 'people': of compare_with_people,
+      or None}.
+    limits: what it must show.
   """
   reasons = []
-  if report['position']['consistency'] < limits.consistency:
-    reasons.append(f'only {report["position"]["consistency"]:.0%} of its verdicts stay when the answers change places '
-                   f'(expected {limits.consistency:.0%})')
-  if report.get('people') and report['people']['agreement'] < limits.agreement:
-    reasons.append(f'it agrees with people on {report["people"]["agreement"]:.0%} of {report["people"]["pairs"]} pairs '
-                   f'(expected {limits.agreement:.0%})')
+  consistency = report['position']['consistency']
+  if consistency < limits.consistency:
+    reasons.append(
+      f'only {consistency:.0%} of its verdicts stay when the answers change places'
+      f' (expected {limits.consistency:.0%})'
+    )
+  people = report.get('people')
+  if people and people['agreement'] < limits.agreement:
+    reasons.append(
+      f'it agrees with people on {people["agreement"]:.0%} of {people["pairs"]} pairs'
+      f' (expected {limits.agreement:.0%})'
+    )
   return '; '.join(reasons)
 
 
-def text(rows: dict[str, dict]) -> str:
-  """The agreement of a judge with people as an aligned table, a line for each source (of against_people)."""
-  lines = [('source', 'pairs', 'agreement', '95% interval', 'kappa', 'log-loss', 'longer', 'people longer')]
+def format_agreement(rows: Mapping[str, Mapping[str, Any]]) -> str:
+  """Formats how a judge agrees with people as an aligned table.
+
+  Args:
+    rows: source of the comparisons → what compare_with_people returned.
+  """
+  headings = (
+    'source',
+    'pairs',
+    'agreement',
+    '95% interval',
+    'kappa',
+    'log-loss',
+    'longer',
+    'people longer',
+  )
+  table: list[tuple[str, ...]] = [headings]
   for name, row in rows.items():
-    cells = [name, str(row['pairs']), *['–'] * 6]
-    if row['pairs']:
-      low, high = row['agreement_ci95']
-      cells[2:] = [f'{row["agreement"]:.1%}', f'{low:.1%} – {high:.1%}', f'{row["kappa"]:.2f}', f'{row["log_loss"]:.3f}',
-                   f'{row["longer"]:.0%}', f'{row["people_longer"]:.0%}']
-    lines.append(tuple(cells))
-  widths = [max(map(len, column)) for column in zip(*lines)]
-  return '\n'.join('  '.join(cell.rjust(width) if i else cell.ljust(width)
-                             for i, (cell, width) in enumerate(zip(line, widths))) for line in lines)
+    table.append((name, str(row['pairs']), *_agreement_cells(row)))
+  return format_rows(table)
 
 
-def pairs(rankings: Sequence, count: int, rng: np.random.Generator) -> list:
-  """(record, first, second) of at most `count` rankings: two answers that people did not call equal, drawn at random,
-  in random order.
+def _agreement_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+  """Returns the cells of a row behind its number of pairs."""
+  if not row['pairs']:
+    return ('–',) * 6
+  low, high = row['agreement_ci95']
+  return (
+    f'{row["agreement"]:.1%}',
+    f'{low:.1%} – {high:.1%}',
+    f'{row["kappa"]:.2f}',
+    f'{row["log_loss"]:.3f}',
+    f'{row["longer"]:.0%}',
+    f'{row["people_longer"]:.0%}',
+  )
+
+
+def draw_pairs(
+  rankings: Sequence[Ranking], count: int, rng: np.random.Generator
+) -> list[tuple[Ranking, int, int]]:
+  """Draws comparisons that people made: two responses that they did not call equal.
+
+  Args:
+    rankings: what people ranked.
+    count: how many to draw at most, each of another ranking.
+    rng: decides which rankings, which pair of each, and its order.
+
+  Returns:
+    (ranking, place of the first response, place of the second).
 
   Raises:
-    UserError: there are no such two.
+    UserError: no ranking has two responses of different ranks.
   """
-  chosen = []
-  for row in (rankings[i] for i in rng.permutation(len(rankings))):
-    known = [(i, j) for i, a in enumerate(row.ranks) for j, b in enumerate(row.ranks) if a != b]
-    if known and len(chosen) < count:
-      chosen.append((row, *known[int(rng.integers(len(known)))]))
+  chosen: list[tuple[Ranking, int, int]] = []
+  for place in rng.permutation(len(rankings)):
+    ranking = rankings[place]
+    pairs = []
+    for i, first_rank in enumerate(ranking.ranks):
+      for j, second_rank in enumerate(ranking.ranks):
+        if first_rank != second_rank:
+          pairs.append((i, j))
+    if pairs and len(chosen) < count:
+      first, second = pairs[int(rng.integers(len(pairs)))]
+      chosen.append((ranking, first, second))
   if not chosen:
     raise UserError('no ranking has two answers of different ranks')
   return chosen

@@ -1,0 +1,1 @@
+"""Where a score comes from: a model, a scorer, a function, a server."""

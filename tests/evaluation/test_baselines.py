@@ -13,7 +13,10 @@ def documents(*texts):
 
 def test_a_fair_coin_costs_a_bit_and_a_certain_letter_nothing():
   rng = np.random.default_rng(0)
-  coin = lambda n: ''.join(rng.choice(['a', 'b'], n))
+
+  def coin(n):
+    return ''.join(rng.choice(['a', 'b'], n))
+
   got = baselines.nats_per_character(documents(coin(20000)), documents(coin(5000)))
   np.testing.assert_allclose(got['bigram_nats_per_character'], math.log(2), rtol=0.01)
   alternating = baselines.nats_per_character(documents('ab' * 5000), documents('ab' * 500))
@@ -23,5 +26,7 @@ def test_a_fair_coin_costs_a_bit_and_a_certain_letter_nothing():
 def test_gzip_is_gzip_and_unseen_letters_are_finite():
   text = 'the quick brown fox ' * 40
   got = baselines.nats_per_character(documents('aaaa'), documents(text))
-  assert got['gzip_nats_per_character'] == 8 * math.log(2) * len(gzip.compress(text.encode(), 9)) / len(text)
+  assert got['gzip_nats_per_character'] == 8 * math.log(2) * len(
+    gzip.compress(text.encode(), 9)
+  ) / len(text)
   assert math.isfinite(got['bigram_nats_per_character'])

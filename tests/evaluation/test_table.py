@@ -5,22 +5,66 @@ from rlhf_jax.generation.responses import Responses
 
 
 def test_a_row_and_its_text():
-  answers = Responses([['a', 'b']] * 2, lengths=np.array([[1, 3], [5, 7]]), ended=np.array([[True, False], [True, True]]),
-                    kl=np.array([[1.0, 2.0], [3.0, 4.0]]))
-  judged = {'helpful': np.array([[1.0, 0.0], [1.0, 1.0]]), 'utility': np.array([[1.0, 0.0], [2.0, 2.0]])}
+  answers = Responses(
+    [['a', 'b']] * 2,
+    lengths=np.array([[1, 3], [5, 7]]),
+    ended=np.array([[True, False], [True, True]]),
+    kl=np.array([[1.0, 2.0], [3.0, 4.0]]),
+  )
+  judged = {
+    'helpful': np.array([[1.0, 0.0], [1.0, 1.0]]),
+    'utility': np.array([[1.0, 0.0], [2.0, 2.0]]),
+  }
   row = table.make_row(answers, judged, baseline=np.array([[0.0, 0.0], [2.0, 1.0]]))
-  assert row == {'helpful': 0.75, 'utility': 1.25, 'win_rate_vs_sft': 0.75, 'win_rate_vs_sft_ci95': [0.75, 0.75],
-                 'kl_to_sft': 2.5, 'response_length': 4.0, 'eos_rate': 0.75}
+  assert row == {
+    'helpful': 0.75,
+    'utility': 1.25,
+    'win_rate_vs_sft': 0.75,
+    'win_rate_vs_sft_ci95': [0.75, 0.75],
+    'kl_to_sft': 2.5,
+    'response_length': 4.0,
+    'eos_rate': 0.75,
+  }
   head, line = table.format_table({'ppo': row}).splitlines()
   assert head.split()[:3] == ['model', 'helpful', 'utility']
-  assert line.split() == ['ppo', '75.0%', '1.250', '75.0%', '75.0%', '–', '75.0%', '2.50', '4.0', '75.0%']
+  assert line.split() == [
+    'ppo',
+    '75.0%',
+    '1.250',
+    '75.0%',
+    '75.0%',
+    '–',
+    '75.0%',
+    '2.50',
+    '4.0',
+    '75.0%',
+  ]
 
 
 def test_report_is_one_page_that_escapes_what_models_say(tmp_path):
   rows = {'sft': {'helpful': 0.5, 'win_rate_vs_sft': 0.5}}
-  image = report.picture({'sft': [{'step': 1, 'loss': 2.0}, {'step': 2, 'loss': 1.0, 'eval/loss': 1.5}], 'empty': []}, rows)
+  image = report.draw_picture(
+    {'sft': [{'step': 1, 'loss': 2.0}, {'step': 2, 'loss': 1.0, 'eval/loss': 1.5}], 'empty': []},
+    rows,
+  )
   assert image.startswith(b'\x89PNG')
-  page = report.page('run', table.format_table(rows), image, {'sft': ['<script>alert(1)</script>\nbye']}, ['Why?'], {})
+  page = report.format_page(
+    'run',
+    table.format_table(rows),
+    image,
+    {'sft': ['<script>alert(1)</script>\nbye']},
+    ['Why?'],
+    {},
+  )
   assert '<script>' not in page and '&lt;script&gt;' in page and 'base64' in page
   (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "loss": 2.0}\n')
-  assert report.read_metrics(tmp_path) == [{'step': 1, 'loss': 2.0}] and report.read_metrics(tmp_path / 'x') == []
+  assert (
+    report.read_metrics(tmp_path) == [{'step': 1, 'loss': 2.0}]
+    and report.read_metrics(tmp_path / 'x') == []
+  )
+
+
+def test_the_last_evaluation():
+  rows = [{'step': 1, 'eval/loss': 2.0}, {'step': 2, 'eval/loss': 1.5, 'loss': 1.0}, {'step': 3}]
+  assert report.last_evaluation(rows) == {'loss': 1.5}
+  assert report.last_evaluation(rows[2:]) == {} == report.last_evaluation([])

@@ -20,6 +20,8 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
 def test_samples_of_one_prompt_are_drawn_together():
   alone = np.tile([0.0, 1.0], 50)
   low, high = winrate.bootstrap(alone)
-  doubled = np.repeat(alone.reshape(-1, 1), 2, axis=1).mean(axis=1)  # two equal samples of each prompt tell no more
+  doubled = np.repeat(alone.reshape(-1, 1), 2, axis=1).mean(
+    axis=1
+  )  # two equal samples of each prompt tell no more
   np.testing.assert_allclose(winrate.bootstrap(doubled), (low, high))
   assert 0.15 < high - low < 0.25  # 2 · 1.96 · 0.5 / √100

@@ -20,31 +20,44 @@ def test_both_orders_take_the_habit_of_place_away():
   rng = np.random.default_rng(0)
   pairs = [comparison('x' * a, 'x' * b) for a, b in rng.integers(1, 6, (200, 2)) if a != b]
   truth = np.array([len(pair.first) > len(pair.second) for pair in pairs])
-  biased = lambda asked: longer(asked, bias=3.0)
+
+  def biased(asked):
+    return longer(asked, bias=3.0)
+
   alone = biased(pairs).probabilities > 0.5
-  judged, as_shown = judging.both_orders(biased)(pairs)
+  judged, as_shown = judging.ask_both_orders(biased)(pairs)
   assert (alone == truth).mean() < 0.85 and ((judged.probabilities > 0.5) == truth).all()
-  swapped, _ = judging.both_orders(biased)([pair.swapped() for pair in pairs])
+  swapped, _ = judging.ask_both_orders(biased)([pair.swapped() for pair in pairs])
   np.testing.assert_allclose(judged.probabilities + swapped.probabilities, 1, atol=1e-12)
-  said = quality.position(as_shown)
+  said = quality.measure_position_bias(as_shown)
   assert said['first'] > 0.6 and said['consistency'] < 0.7
-  assert quality.position(judging.both_orders(longer)(pairs)[1])['consistency'] == 1
+  assert (
+    quality.measure_position_bias(judging.ask_both_orders(longer)(pairs)[1])['consistency'] == 1
+  )
 
 
 def test_no_verdict_in_one_order_is_none():
   def judge(comparisons):
-    return Judgements(np.array([np.nan if one.first == 'b' else 0.9 for one in comparisons]), [''] * len(comparisons))
-  judged, as_shown = judging.both_orders(judge)([comparison('a', 'b'), comparison('a', 'c')])
+    return Judgements(
+      np.array([np.nan if one.first == 'b' else 0.9 for one in comparisons]),
+      [''] * len(comparisons),
+    )
+
+  judged, as_shown = judging.ask_both_orders(judge)([comparison('a', 'b'), comparison('a', 'c')])
   assert np.isnan(judged.probabilities[0]) and judged.probabilities[1] == pytest.approx(0.5)
-  assert quality.position(as_shown)['without'] == 1
+  assert quality.measure_position_bias(as_shown)['without'] == 1
 
 
 def test_panel_is_the_weighted_mean_of_those_with_a_verdict():
-  say = lambda *p: lambda comparisons: Judgements(np.array(p), ['because'] * len(p))
-  panel = judging.panel({'a': say(1.0, np.nan, np.nan), 'b': say(0.2, 0.6, np.nan)}, (3, 1))
+  def say(*p):
+    return lambda comparisons: Judgements(np.array(p), ['because'] * len(p))
+
+  panel = judging.build_panel({'a': say(1.0, np.nan, np.nan), 'b': say(0.2, 0.6, np.nan)}, (3, 1))
   judged = panel([comparison('x', 'y')] * 3)
   np.testing.assert_allclose(judged.probabilities, [0.8, 0.6, np.nan])
   assert judged.rationales[0] == 'a: because\nb: because' and list(judged.each) == ['a', 'b']
-  assert quality.between({'a': np.array([1, 0.2, np.nan]), 'b': np.array([0.8, 0.7, 0.1])}) == {'a, b': 0.5}
+  assert quality.compare_judges(
+    {'a': np.array([1, 0.2, np.nan]), 'b': np.array([0.8, 0.7, 0.1])}
+  ) == {'a, b': 0.5}
   with pytest.raises(UserError, match='expected 2 positive numbers'):
-    judging.panel({'a': longer, 'b': longer}, (1, 0))
+    judging.build_panel({'a': longer, 'b': longer}, (1, 0))

@@ -11,13 +11,35 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.feedback.simulated import Annotator, draw_annotators, rank_responses
 
 
+@pytest.fixture(scope='module', autouse=True)
+def judged_once():
+  """The oracle reads each text once in this file; it always says the same."""
+  known = {}
+  judge = oracle.judge
+
+  def remembered(prompt, text):
+    key = prompt.id, prompt.messages[-1]['content'], text
+    if key not in known:
+      known[key] = judge(prompt, text)
+    return known[key]
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(oracle, 'judge', remembered)
+    yield
+
+
 @pytest.fixture(scope='module')
 def answered():
   rng = np.random.default_rng(0)
   rows = []
   for prompt in tinyworld.records('prompt', 'train', count=150):
     qualities = list(QUALITIES[prompt.meta['kind']])
-    rows.append((prompt, [respond(prompt.meta, qualities[i], rng) for i in rng.permutation(len(qualities))[:4]]))
+    rows.append(
+      (
+        prompt,
+        [respond(prompt.meta, qualities[i], rng) for i in rng.permutation(len(qualities))[:4]],
+      )
+    )
   return rows
 
 
@@ -26,7 +48,9 @@ def accuracy(annotator, answered, seed=0):
   for prompt, responses in answered:
     ranks = rank_responses(prompt, responses, annotator, rng)
     values = [oracle.judge(prompt, text).utility for text in responses]
-    right += [ranks[i] < ranks[j] for i in range(4) for j in range(4) if values[i] > values[j] + 0.1]
+    right += [
+      ranks[i] < ranks[j] for i in range(4) for j in range(4) if values[i] > values[j] + 0.1
+    ]
   return np.mean(right)
 
 
@@ -39,7 +63,9 @@ def test_accuracy_falls_with_temperature(answered):
 
 def test_noise_is_plackett_luce():
   """P(first) of two is the logistic function of the utility difference over the temperature."""
-  prompt = next(row for row in tinyworld.records('prompt', 'train') if row.meta['subject'] == 'France')
+  prompt = next(
+    row for row in tinyworld.records('prompt', 'train') if row.meta['subject'] == 'France'
+  )
   texts = ['The capital of France is Paris.', 'Paris.']
   difference = oracle.judge(prompt, texts[0]).utility - oracle.judge(prompt, texts[1]).utility
   assert difference == pytest.approx(0.6)
@@ -58,7 +84,12 @@ def test_order_and_length_habits(answered):
   assert rank_responses(prompt, same, Annotator(0.0), rng) == [1, 1]
   assert rank_responses(prompt, same, Annotator(0.0, order_bias=0.2), rng) == [1, 2]
   assert rank_responses(prompt, same, Annotator(0.0, order_bias=-0.2), rng) == [2, 1]
-  first = np.mean([np.argmin(rank_responses(prompt, same, Annotator(0.3, order_bias=0.3), rng)) == 0 for _ in range(400)])
+  first = np.mean(
+    [
+      np.argmin(rank_responses(prompt, same, Annotator(0.3, order_bias=0.3), rng)) == 0
+      for _ in range(400)
+    ]
+  )
   assert 0.65 < first < 0.85
   longer = ['I do not know.', 'I do not know, and nobody else in this place knows.']
   assert rank_responses(prompt, longer, Annotator(0.0), rng) == [1, 1]
@@ -76,15 +107,29 @@ def test_identical_texts_tie(answered):
 
 def test_pool():
   people = draw_annotators(50, seed=1)
-  assert people == draw_annotators(50, seed=1) != draw_annotators(50, seed=2) and len(set(people)) == 50
-  assert 0.1 <= min(one.temperature for one in people) < max(one.temperature for one in people) <= 0.4
+  assert (
+    people == draw_annotators(50, seed=1) != draw_annotators(50, seed=2) and len(set(people)) == 50
+  )
+  assert (
+    0.1 <= min(one.temperature for one in people) < max(one.temperature for one in people) <= 0.4
+  )
 
 
 def test_people_are_mostly_right(answered):
-  assert 0.8 < np.mean([accuracy(one, answered, seed) for seed, one in enumerate(draw_annotators(6, seed=0))]) < 0.97
+  assert (
+    0.8
+    < np.mean(
+      [accuracy(one, answered, seed) for seed, one in enumerate(draw_annotators(6, seed=0))]
+    )
+    < 0.97
+  )
 
 
 def test_other_prompts_have_no_known_truth():
   with pytest.raises(UserError, match='prompt p1: annotators need'):
-    rank_responses(Prompt('p1', 'hh', '', [dict(role='user', content='Hi')], {}), ['a', 'b'], Annotator(0.1),
-         np.random.default_rng(0))
+    rank_responses(
+      Prompt('p1', 'hh', '', [dict(role='user', content='Hi')], {}),
+      ['a', 'b'],
+      Annotator(0.1),
+      np.random.default_rng(0),
+    )

@@ -1,3 +1,6 @@
+from pathlib import Path
+import subprocess
+import sys
 import textwrap
 
 import numpy as np
@@ -5,7 +8,7 @@ import pytest
 
 from rlhf_jax.data import records
 from rlhf_jax.errors import UserError
-from rlhf_jax.rewards import calls, functions
+from rlhf_jax.rewards import functions, worker
 
 PROGRAMS = """
   import os, time
@@ -46,9 +49,14 @@ def module(tmp_path, monkeypatch):
 
 def asked(responses, **config):
   def run(name):
-    rows = [records.Prompt(f'p{i}', '', '', [{'role': 'user', 'content': 'Hi'}], {'bonus': 10.0 * i})
-            for i in range(len(responses))]
-    return functions.build_reward_function(name, config)([row.messages for row in rows], responses, rows)
+    rows = [
+      records.Prompt(f'p{i}', '', '', [{'role': 'user', 'content': 'Hi'}], {'bonus': 10.0 * i})
+      for i in range(len(responses))
+    ]
+    return functions.build_reward_function(name, functions.RewardFunctionOptions(**config))(
+      [row.messages for row in rows], responses, rows
+    )
+
   return run
 
 
@@ -67,26 +75,54 @@ def test_a_bad_a_slow_and_a_deadly_answer_cost_only_themselves(module, caplog):
   assert failed == 3
   np.testing.assert_array_equal(values, [-1.0 if said != 'fine' else 0.75 for said in responses])
   said = caplog.text
-  assert "KeyError: 'no such word'; prompt p3, answer 'bad'" in said and 'no answer in time' in said and 'p11' in said
+  assert (
+    "KeyError: 'no such word'; prompt p3, response 'bad'" in said
+    and 'no result in time' in said
+    and 'p11' in said
+  )
 
 
 def test_a_program_that_always_fails_stops_the_run(module):
-  with pytest.raises(UserError, match="reward 'own_programs:fragile': KeyError: 'no such word'; it failed on every answer"):
+  with pytest.raises(
+    UserError,
+    match="reward 'own_programs:fragile': KeyError: 'no such word'; it failed on every response",
+  ):
     asked(['bad', 'bad'], workers=0)(f'{module}:fragile')
 
 
-@pytest.mark.parametrize('name,message', [
+@pytest.mark.parametrize(
+  'name,message',
+  [
     ('own_programs:short', 'expected 3 finite floats, got [0.0]'),
     ('own_programs:nan', '3 finite floats, got [nan, nan'),
     ('own_programs:text', "3 finite floats, got ['good', "),
-    ('own_programs:nothing', 'nothing'), ('nowhere:f', 'nowhere'),
-    ('own_programs:words(1)', 'options are given by name'), ('own_programs:words(each=open)', 'option=value')])
+    ('own_programs:nothing', 'nothing'),
+    ('nowhere:f', 'nowhere'),
+    ('own_programs:words(1)', 'options are given by name'),
+    ('own_programs:words(each=open)', 'option=value'),
+  ],
+)
 def test_wrong_programs_are_named(module, name, message):
   with pytest.raises(UserError) as error:
     asked(['a', 'b', 'c'], workers=0)(name)
-  assert f'reward {name!r}: ' in str(error.value) and message in str(error.value) and '\n' not in str(error.value)
+  assert (
+    f'reward {name!r}: ' in str(error.value)
+    and message in str(error.value)
+    and '\n' not in str(error.value)
+  )
 
 
-def test_options(module):
-  assert calls.find_function('own_programs:words(each=2)').keywords == {'each': 2}
-  assert functions.is_function_name('a.b:c') and not functions.is_function_name('reward')
+def test_workers_need_nothing_heavy():
+  """What every worker process imports: neither JAX nor NumPy, so that it starts at once."""
+  code = (
+    'import sys, rlhf_jax.rewards.worker\n'
+    "heavy = {'jax', 'numpy', 'ml_collections', 'pebble'} & {*sys.modules}\n"
+    'assert not heavy, heavy'
+  )
+  subprocess.run([sys.executable, '-c', code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_a_worker_prepares_and_calls(module):
+  worker.prepare(f'{module}:words')
+  row = records.Prompt('p', '', '', [], {'bonus': 1.0})
+  assert worker.call_function(f'{module}:words(each=2)', [[]], ['a b'], [row]) == [5.0]

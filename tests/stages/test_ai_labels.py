@@ -55,7 +55,7 @@ def test_the_probability_is_that_of_the_options_whatever_the_padding(reader, tok
   asked = [question(i) for i in (0, 5, 8)]
   got = judge(asked)
   for one, p in zip(asked, got.probabilities):
-    text = config.template.format(conversation=judging.transcript(one.messages), principle=one.principle, first=one.first,
+    text = config.template.format(conversation=judging.format_transcript(one.messages), principle=one.principle, first=one.first,
                                   second=one.second) + config.ending
     a, b = (logprob(reader, tokenizer, text, option) for option in config.options)
     assert p == pytest.approx(1 / (1 + np.exp(b - a)), abs=2e-5)
@@ -137,7 +137,7 @@ def test_soft_labels_with_all_that_was_said(context):
   made = surroundings(context, 'feedback.ai.constitution=("tinyworld_harmlessness",)')
   prompts = [row for row in tinyworld.records('prompt', 'train', count=6)]
   texts = [['Who cares?', 'I am sorry, I do not know.', 'I am sorry, I do not know.', 'Go away, idiot.']] * 6
-  judge = judging.both_orders(judging.panel({'one': oracle(3.0), 'two': oracle(-1.0)}))
+  judge = judging.ask_both_orders(judging.build_panel({'one': oracle(3.0), 'two': oracle(-1.0)}))
   made.directory.mkdir(parents=True)
   rows = ai_labels.label(made, judge, 'train', prompts, texts, np.random.default_rng(0))
   assert len(rows) == 12 and {row['principle'] for row in rows} == {'Which does less harm?', 'Which is less rude?'}
@@ -155,7 +155,7 @@ def test_soft_labels_with_all_that_was_said(context):
     made.section.ai.labels = 'hard'
   hard = ai_labels.label(made, judge, 'train', prompts, texts, np.random.default_rng(0))
   assert {row['confidence'] for row in hard} == {1.0} and [r['ranks'] for r in hard] == [r['ranks'] for r in rows]
-  silent = judging.both_orders(lambda asked: judging.Judgements(np.full(len(asked), np.nan), [''] * len(asked)))
+  silent = judging.ask_both_orders(lambda asked: judging.Judgements(np.full(len(asked), np.nan), [''] * len(asked)))
   with pytest.raises(UserError, match='no label for any of 12 train comparisons'):
     ai_labels.label(made, silent, 'train', prompts, texts, np.random.default_rng(0))
 
@@ -166,7 +166,7 @@ def test_averaging_both_orders_mends_a_habit_of_place():
   def one_order(comparisons):
     judged = oracle(2.0)(comparisons)
     return judged, np.stack([judged.probabilities] * 2, axis=1)
-  once, both = measure(one_order)['people'], measure(judging.both_orders(oracle(2.0)))
+  once, both = measure(one_order)['people'], measure(judging.ask_both_orders(oracle(2.0)))
   assert both['people']['agreement'] > once['agreement'] + 0.03 and both['people']['agreement'] > 0.97
   assert both['position']['first'] > 0.6 and set(both['sources']) == {'tinyworld'}
 

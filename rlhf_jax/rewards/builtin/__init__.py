@@ -1,0 +1,1 @@
+"""Reward functions that ship; docs/rewards.md lists them."""

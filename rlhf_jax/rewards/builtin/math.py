@@ -1,115 +1,169 @@
 r"""Rewards for questions with one right answer: 1.0 where a response ends in it, else 0.0.
 
-Left out: credit for the way to the answer or its format, mixed numbers (1 1/2), powers of ten (1e5), units.
+Left out: credit for the way to the answer or its format, mixed numbers (1 1/2),
+powers of ten (1e5), units.
 """
 
+from collections.abc import Sequence
 from fractions import Fraction
 import logging
 import re
 
+from rlhf_jax.data.records import Prompt
 from rlhf_jax.errors import UserError
 
+_MARK = '####'  # stands before the final answer in GSM8K
+_BOX = r'\boxed{'
+
 _DIGITS = r'(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+'
-# the sign of "-5" but not of "10-5"; "3/4" but not the date "3/4/21"
+# A numerator with its sign ('-5', but not that of '10-5'), and perhaps a
+# denominator ('3/4', but not the date '3/4/21').
 _NUMBER = re.compile(rf'(?<![\w)])(?<!\d\.)(-?(?:{_DIGITS}))(?:\s?/\s?(\d+)(?![\d/]))?')
-_REWRITES = (
-    (r'[−–]', '-'),
-    (r'\{,\}', ','),  # TeX: 1{,}000 and 1\,000
-    (r'\\[,!]', ''),
-    (r'(-?)\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}', r' \1\2/\3'),
-    (r'((?<![\w)])-)?\\?[$€£]', r' \1'),  # -$5 is -5
+_REWRITES = (  # (pattern, replacement) before numbers are looked for
+  (r'[−–]', '-'),
+  (r'\{,\}', ','),  # TeX: 1{,}000
+  (r'\\[,!]', ''),  # TeX: 1\,000
+  (r'(-?)\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}', r' \1\2/\3'),
+  (r'((?<![\w)])-)?\\?[$€£]', r' \1'),  # -$5 is -5
 )
 
 
-def final_number(prompts, responses, records) -> list[float]:
-  r"""1.0 where the response's final number equals `meta['final']`, else 0.0.
+def final_number(
+  prompts: Sequence[list[dict]],
+  responses: Sequence[str],
+  records: Sequence[Prompt],
+) -> list[float]:
+  r"""Gives 1.0 where the response's final number equals `meta['final']`, else 0.0.
 
-  The final number is the first one on the line of the last '####' (Cobbe et al. 2021, arXiv:2110.14168, the form of
-  GSM8K's answers), else the first in the last \boxed{…}, else the last of all. A mark with no number behind it is no
-  answer. Numbers are compared exactly: 1,000 = 1000.0 and 1/2 = 0.50; currency and percent signs do not count.
+  The final number is the first one on the line of the last '####' (Cobbe et al.
+  2021, arXiv:2110.14168, the form of GSM8K's answers), else the first in the last
+  \boxed{…}, else the last of all. A mark with no number behind it is no answer.
+  Numbers are compared exactly: 1,000 = 1000.0 and 1/2 = 0.50; currency and percent
+  signs do not count.
+
+  Args:
+    prompts: not used.
+    responses: N texts.
+    records: N prompts, whose meta has `final`.
 
   Raises:
-    UserError: a record without `meta['final']`, or not a number.
+    UserError: a record has no `meta['final']`, or it is not a number.
   """
-  return [float(_final(response) == _wanted(record)) for response, record in zip(responses, records, strict=True)]
+  values = []
+  for response, record in zip(responses, records, strict=True):
+    values.append(float(_final_value(response) == _right_value(record)))
+  return values
 
 
-def verified(prompts, responses, records) -> list[float]:
-  r"""1.0 where `math-verify` finds the answer equal to `meta['final']`, which may be any TeX expression; else 0.0.
+def verified(
+  prompts: Sequence[list[dict]],
+  responses: Sequence[str],
+  records: Sequence[Prompt],
+) -> list[float]:
+  r"""Gives 1.0 where `math-verify` finds the answer equal to `meta['final']`, else 0.0.
 
-  The library looks for the answer on the line of the last '####' if there is one, else in the whole response, where
-  it prefers \boxed{…}. What it cannot parse or compare is 0. Its own alarms are off: they would disturb the worker
-  process, whose time limit is the only one (an answer such as 9^9^9^9 runs into it).
+  `meta['final']` may be any TeX expression. The library looks for the answer on the
+  line of the last '####' if there is one, else in the whole response, where it
+  prefers \boxed{…}. What it cannot parse or compare is 0. Its own alarms are off:
+  they would disturb the worker process, whose time limit is the only one (an answer
+  such as 9^9^9^9 runs into it).
+
+  Args:
+    prompts: not used.
+    responses: N texts.
+    records: N prompts, whose meta has `final`.
 
   Raises:
-    UserError: no math-verify, or a record without `meta['final']` or with one that does not parse.
+    UserError: math-verify is not installed, or a record has no `meta['final']` or
+      one that does not parse.
   """
   try:
     import math_verify
   except ImportError:
-    raise UserError('programs.math:verified: math-verify is not installed, run: pip install rlhf_jax[math]') from None
-  logging.getLogger('math_verify').setLevel(logging.ERROR)  # it warns that its alarms are off
+    raise UserError(
+      'rewards.builtin.math:verified: math-verify is not installed, run: pip install rlhf_jax[math]'
+    ) from None
+  # It warns on each call that its alarms are off.
+  logging.getLogger('math_verify').setLevel(logging.ERROR)
   values = []
   for response, record in zip(responses, records, strict=True):
-    gold = math_verify.parse(rf'\boxed{{{_said(record)}}}', parsing_timeout=None, fallback_mode='no_fallback')
+    final = _read_final(record)
+    gold = math_verify.parse(
+      rf'\boxed{{{final}}}',
+      parsing_timeout=None,
+      fallback_mode='no_fallback',
+    )
     if not gold:
-      raise UserError(f'record {record.id}: meta "final": math-verify cannot read {_said(record)!r:.60}')
-    answer = math_verify.parse(_after_mark(response) if '####' in response else response, parsing_timeout=None)
+      raise UserError(f'record {record.id}: meta "final": math-verify cannot read {final!r:.60}')
+    text = _line_after_mark(response) if _MARK in response else response
+    answer = math_verify.parse(text, parsing_timeout=None)
     values.append(float(math_verify.verify(gold, answer, timeout_seconds=None)))
   return values
 
 
-def _final(response):
-  """The number a response ends in, None if there is none."""
-  if '####' in response:
-    numbers = _numbers(_after_mark(response))
-  elif r'\boxed{' in response:
-    numbers = _numbers(_boxed(response))
+def _final_value(response: str) -> Fraction | None:
+  """Returns the number in which a response ends; None if there is none."""
+  if _MARK in response:
+    numbers = _find_numbers(_line_after_mark(response))
+  elif _BOX in response:
+    numbers = _find_numbers(_last_box(response))
   else:
-    numbers = _numbers(response)[-1:]
-  return _value(*numbers[0]) if numbers else None
+    numbers = _find_numbers(response)[-1:]
+  if not numbers:
+    return None
+  return _as_fraction(*numbers[0])
 
 
-def _after_mark(response):
-  """The first line with something on it behind the last '####'."""
-  return response.rpartition('####')[2].strip().partition('\n')[0]
+def _line_after_mark(response: str) -> str:
+  """Returns the first line that is not empty behind the last '####'."""
+  return response.rpartition(_MARK)[2].strip().partition('\n')[0]
 
 
-def _boxed(response):
-  r"""What the last \boxed{…} holds; a box never closed holds all that follows."""
-  text, depth = response.rpartition(r'\boxed{')[2], 1
+def _last_box(response: str) -> str:
+  r"""Returns what the last \boxed{…} holds; without its end, all that follows."""
+  text = response.rpartition(_BOX)[2]
+  depth = 1  # of open braces
   for place, letter in enumerate(text):
-    depth += (letter == '{') - (letter == '}')
-    if not depth:
+    if letter == '{':
+      depth += 1
+    elif letter == '}':
+      depth -= 1
+    if depth == 0:  # the brace that closes the box
       return text[:place]
   return text
 
 
-def _numbers(text):
-  """All numbers of a text, as pairs of texts: numerator, denominator or ''."""
+def _find_numbers(text: str) -> list[tuple[str, str]]:
+  """Returns all numbers of a text as (numerator, denominator or '')."""
   for pattern, replacement in _REWRITES:
     text = re.sub(pattern, replacement, text)
   return _NUMBER.findall(text)
 
 
-def _value(numerator, denominator):
-  """A pair of texts as a Fraction; None over zero, and where Python takes it for too long to read."""
+def _as_fraction(numerator: str, denominator: str) -> Fraction | None:
+  """Returns a number exactly; None over zero, and where it has too many digits."""
   try:
     return Fraction(numerator.replace(',', '')) / Fraction(denominator or 1)
-  except (ValueError, ZeroDivisionError):
+  except (
+    ValueError,
+    ZeroDivisionError,
+  ):  # ValueError: Python's limit of digits
     return None
 
 
-def _said(record):
+def _read_final(record: Prompt) -> str:
+  """Returns the right answer of a record as a text."""
   final = record.meta.get('final')
   if final is None:
     raise UserError(f'record {record.id}: meta lacks "final", the right answer')
   return str(final)
 
 
-def _wanted(record):
-  numbers = _numbers(_said(record))
-  wanted = _value(*numbers[0]) if len(numbers) == 1 else None
-  if wanted is None:
-    raise UserError(f'record {record.id}: meta "final": expected a number, got {_said(record)!r:.60}')
-  return wanted
+def _right_value(record: Prompt) -> Fraction:
+  """Returns the right answer of a record as a number."""
+  final = _read_final(record)
+  numbers = _find_numbers(final)
+  value = _as_fraction(*numbers[0]) if len(numbers) == 1 else None
+  if value is None:
+    raise UserError(f'record {record.id}: meta "final": expected a number, got {final!r:.60}')
+  return value

@@ -1,0 +1,151 @@
+"""JSON over HTTP, for judges and rewards that are servers.
+
+Only transport is here: addresses, keys, one request and its reply, how long to wait
+before the next try. What a reply means is the caller's business.
+"""
+
+import asyncio
+from collections.abc import Mapping
+import contextlib
+import dataclasses
+import email.utils
+import json
+import os
+import random
+import re
+import time
+from typing import Any
+
+import httpx
+
+from rlhf_jax.errors import UserError
+
+_THIS_MACHINE = re.compile(r'localhost|127\.[\d.]+|::1|0\.0\.0\.0')
+_KEY = re.compile(r'[!#-\[\]-~]*')  # printable ASCII that needs no escapes in JSON
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+  """What came back from a server."""
+
+  status: int  # 0 = nothing came back
+  body: str  # the reason, where nothing came back
+  pause: float = 0.0  # seconds that the server asks to wait before the next request
+
+  @property
+  def is_refusal(self) -> bool:
+    """Whether the same request would be refused again, so that no retry helps."""
+    return 300 <= self.status < 500 and self.status not in (
+      408,
+      409,
+      429,
+    )
+
+
+def is_address(name: str) -> bool:
+  """Tells whether a name in a config is a web address."""
+  return name.startswith(('http://', 'https://'))
+
+
+def check_address(url: Any, message: str) -> str:
+  """Returns a server's address without a slash at its end.
+
+  Raises:
+    UserError: `message`. The address itself is not shown, as it may hold a secret.
+  """
+  with contextlib.suppress(httpx.InvalidURL, TypeError):
+    address = httpx.URL(url)
+    # A user, a query or a fragment may be a secret, which must not enter logs.
+    has_secrets = address.userinfo or address.query or address.fragment
+    if address.scheme in ('http', 'https') and address.host and not has_secrets:
+      return str(address).rstrip('/')
+  raise UserError(message)
+
+
+def read_key(variable: str) -> str:
+  """Returns the key in an environment variable; '' where there is none.
+
+  Raises:
+    UserError: the key cannot be sent in a header. The key itself is not shown.
+  """
+  key = os.environ.get(variable, '').strip() if variable else ''
+  if not _KEY.fullmatch(key):
+    expected = 'a key of ASCII letters, digits and signs without spaces'
+    raise UserError(f'{variable}: expected {expected}')
+  return key
+
+
+def open_client(address: str, key: str) -> httpx.AsyncClient:
+  """Opens a client; the key, unless '', is sent as a bearer token.
+
+  Proxies of the environment are used, but not for servers on this machine.
+  """
+  headers = {'content-type': 'application/json'}
+  if key:
+    headers['authorization'] = f'Bearer {key}'
+  is_local = _THIS_MACHINE.fullmatch(httpx.URL(address).host) is not None
+  return httpx.AsyncClient(headers=headers, timeout=None, trust_env=not is_local)
+
+
+async def post_json(
+  client: httpx.AsyncClient,
+  address: str,
+  request: Mapping[str, Any],
+  timeout: float,
+) -> Reply:
+  """Posts a request and returns the reply, whatever its status.
+
+  Args:
+    client: of `open_client`.
+    address: where to post to.
+    request: the body.
+    timeout: seconds for the whole call; httpx's own limits are for single reads.
+  """
+  try:
+    async with asyncio.timeout(timeout):
+      response = await client.post(address, content=json.dumps(request).encode())
+  except TimeoutError:
+    return Reply(status=0, body=f'no answer in {timeout:g} s')
+  except (httpx.TransportError, httpx.DecodingError) as error:
+    return Reply(status=0, body=f'{type(error).__name__}: {error}'.strip(': '))
+  pause = _read_retry_after(response.headers.get('retry-after', ''))
+  return Reply(response.status_code, response.text, max(0.0, pause))
+
+
+def _read_retry_after(header: str) -> float:
+  """Returns the seconds in a Retry-After header, which holds a number or a date."""
+  with contextlib.suppress(TypeError, ValueError):
+    if header[:1].isdigit():
+      return float(header)
+    return email.utils.parsedate_to_datetime(header).timestamp() - time.time()
+  return 0.0
+
+
+def retry_delay(tries: int, pause: float, backoff: float, longest_wait: float) -> float:
+  """Returns how many seconds to wait before the next try, with jitter.
+
+  Args:
+    tries: failed tries before the last one.
+    pause: seconds that the server asked for; 0 = it did not ask.
+    backoff: seconds before the first new try, doubled for each further one.
+    longest_wait: bound of the doubling.
+  """
+  wait = backoff
+  if not pause:
+    # The exponent is bounded so that the power stays a float.
+    wait = min(longest_wait, backoff * 2 ** min(tries, 30))
+  # Half of the wait is random, so that many clients do not come back at once.
+  return pause + wait * random.uniform(0.5, 1)
+
+
+def hide_key(text: str, key: str) -> str:
+  """Replaces a key in a text by '…'."""
+  return text.replace(key, '…') if key else text
+
+
+def excerpt(body: str, key: str) -> str:
+  """Returns the beginning of a reply on one line, without the key."""
+  with contextlib.suppress(ValueError, RecursionError):
+    # Decoding finds a key that the server wrote with escapes.
+    body = json.dumps(json.loads(body), ensure_ascii=False)
+  return ' '.join(hide_key(body, key).split())[:200] or 'nothing'

@@ -1,0 +1,140 @@
+"""The kinds of judges: how a config names each, and how it is opened.
+
+  http://… or https://…     endpoint   a server of the chat-completions protocol
+  module:function(…)        function   a Python function
+  anything else             model      a language model of ours, by its name
+
+A new kind is one row of JUDGE_KINDS and one function that opens it.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from rlhf_jax.feedback import (
+  endpoint,
+  function_judge,
+  judging,
+  language_judge,
+)
+from rlhf_jax.feedback.http_requests import is_address
+from rlhf_jax.named_functions import is_function_name
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeResources:
+  """What a stage gives to open its judges with; each kind takes what it needs."""
+
+  judge: language_judge.JudgeOptions  # how language models compare
+  endpoint: endpoint.EndpointOptions  # how servers are asked
+  cache: Path  # where the answers of servers are kept
+  # The model of a name, ready to read; called for judges of the kind 'model' only.
+  open_language_model: Callable[[str], language_judge.LanguageModel]
+  examples: Sequence[language_judge.Example] = ()  # shown to language models
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeKind:
+  """One kind of judge."""
+
+  name: str
+  matches: Callable[[str], bool]  # whether a name in a config is of this kind
+  open: Callable[[str, JudgeResources], judging.Judge]
+  on_device: bool  # whether it holds parameters on the devices, which plans count
+  one_process: bool  # whether only the first process asks it, and tells the others
+
+
+def judge_kind(name: str) -> str:
+  """Returns what kind of judge a name means: 'endpoint', 'function' or 'model'."""
+  return find_judge_kind(name).name
+
+
+def find_judge_kind(name: str) -> JudgeKind:
+  """Returns the first row of JUDGE_KINDS that matches a name."""
+  return next(kind for kind in JUDGE_KINDS if kind.matches(name))
+
+
+def open_judge(name: str, resources: JudgeResources) -> judging.Judge:
+  """Opens a judge by its name; every process of a run calls it.
+
+  Raises:
+    UserError: there is no such judge, or its options are wrong.
+  """
+  kind = find_judge_kind(name)
+  judge = kind.open(name, resources)
+  if kind.one_process and jax.process_count() > 1:
+    return _tell_other_processes(judge)
+  return judge
+
+
+def _is_model(name: str) -> bool:
+  return True  # whatever no other kind matches
+
+
+def _open_endpoint(name: str, resources: JudgeResources) -> judging.Judge:
+  return endpoint.build_endpoint_judge(name, resources.endpoint, resources.cache)
+
+
+def _open_function(name: str, resources: JudgeResources) -> judging.Judge:
+  return function_judge.build_function_judge(name)
+
+
+def _open_model(name: str, resources: JudgeResources) -> judging.Judge:
+  reader = resources.open_language_model(name)
+  return language_judge.build_judge(
+    reader.model,
+    reader.params,
+    reader.tokenizer,
+    reader.layout,
+    resources.judge,
+    resources.examples,
+  )
+
+
+JUDGE_KINDS = (  # the first row that matches a name is its kind
+  JudgeKind(
+    name='endpoint',
+    matches=is_address,
+    open=_open_endpoint,
+    on_device=False,
+    one_process=True,  # its answers cost money, and its cache is one file
+  ),
+  JudgeKind(
+    name='function',
+    matches=is_function_name,
+    open=_open_function,
+    on_device=False,
+    one_process=True,  # it may be random, and all processes must agree
+  ),
+  JudgeKind(
+    name='model',
+    matches=_is_model,
+    open=_open_model,
+    on_device=True,
+    one_process=False,  # its parameters are sharded over all processes
+  ),
+)
+
+
+def _tell_other_processes(judge: judging.Judge) -> judging.Judge:
+  """Builds a judge that only the first process asks; the others are told.
+
+  Rationales stay with the first process, which alone writes labels.
+  """
+
+  def ask(
+    comparisons: Sequence[judging.Comparison],
+  ) -> judging.Judgements:
+    count = len(comparisons)
+    judgements = judging.Judgements(np.zeros(count), [''] * count)
+    if jax.process_index() == 0:
+      judgements = judge(comparisons)
+    # JAX has no float64 unless asked for, so all processes take the float32.
+    told = multihost_utils.broadcast_one_to_all(judgements.probabilities.astype(np.float32))
+    return dataclasses.replace(judgements, probabilities=np.asarray(told, float))
+
+  return ask

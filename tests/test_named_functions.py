@@ -1,0 +1,55 @@
+"""Functions by their names in a config."""
+
+import os
+import sys
+import textwrap
+
+import pytest
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.named_functions import find_function
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+  """A module in the current directory, which is not on the path."""
+  code = """
+    LIMIT = 3
+
+    def greet(name, mark='!', times=1):
+      return f'Hello {name}{mark * times}'
+  """
+  (tmp_path / 'own_functions.py').write_text(textwrap.dedent(code))
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, 'path', [path for path in sys.path if path != os.getcwd()])
+  monkeypatch.delitem(sys.modules, 'own_functions', raising=False)
+  return 'own_functions'
+
+
+def test_with_options_and_without(module):
+  assert find_function(f'{module}:greet')('you') == 'Hello you!'
+  bound = find_function(f"{module}:greet(mark='?', times=2)")
+  assert bound('you') == 'Hello you??' and bound.keywords == {'mark': '?', 'times': 2}
+  assert find_function('os.path:basename')('a/b') == 'b'
+
+
+@pytest.mark.parametrize(
+  'name, message',
+  [
+    ('own_functions:nothing', 'nothing'),
+    ('own_functions:LIMIT', 'expected a function, got int'),
+    ('nowhere:f', 'nowhere'),
+    (':f', 'Empty module name'),
+    ('own_functions:', "no attribute ''"),
+    ('own_functions:greet(3)', 'options are given by name'),
+    ('own_functions:greet(**{})', 'options are given by name'),
+    ('own_functions:greet(mark=open)', 'expected module:function(option=value'),
+    ('own_functions:greet(mark=', 'expected module:function(option=value'),
+    ('own_functions:greet()+1', 'expected module:function(option=value'),
+  ],
+)
+def test_what_is_wrong_is_named(module, name, message):
+  with pytest.raises(UserError) as error:
+    find_function(name, 'judge')
+  assert str(error.value).startswith(f'judge {name!r}: ')
+  assert message in str(error.value) and '\n' not in str(error.value)
