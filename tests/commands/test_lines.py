@@ -18,7 +18,7 @@ from rlhf_jax.interop import pretrained
 from rlhf_jax.models import heads, transformer
 from rlhf_jax.interop.tokenizer import Tokenizer
 
-MODELS = Path(__file__).parent / 'models'  # tiny models of every family: scripts/record_references.py
+MODELS = Path(__file__).parents[1] / 'interop'  # tiny models of every family: scripts/record_references.py
 FAMILIES = [path for kind in ('data', 'adapters') for path in sorted((MODELS / kind).iterdir())
             if path.name != 'phi3_short']  # rows of 32 places have its long factors
 CONFIG = transformer.ModelConfig(vocab_size=264, embed=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp=32, max_length=96)

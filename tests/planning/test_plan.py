@@ -98,7 +98,7 @@ def test_adapters_share_a_base_that_counts_once():
 
 
 def test_what_does_not_fit_is_said_with_what_to_change(monkeypatch):
-  monkeypatch.setattr(chips.mesh, 'memory', lambda device: 2e6)
+  monkeypatch.setattr(chips.mesh, 'device_memory', lambda device: 2e6)
   found = stages(QUICKSTART, BATCH, topology='cpu:8', stage='ppo')['ppo']
   assert not found['fits'] and found['peak'] > found['capacity'] == 2e6
   assert any('mesh.fsdp=8' in line for line in found['advice']) and any('lora.rank=16' in line for line in found['advice'])
