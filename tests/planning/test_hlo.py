@@ -25,7 +25,7 @@ def test_products_and_collectives_of_loops_count_as_often_as_they_run():
 
   shapes = (jax.ShapeDtypeStruct((16, 64), jnp.float32, sharding=lay('x', None)),
             jax.ShapeDtypeStruct((5, 64, 64), jnp.float32, sharding=lay(None, 'x', None)))
-  said = hlo.read(jax.jit(run).lower(*shapes).compile().as_text(), [0, 0, 0, 0, 1, 1, 1, 1])
+  said = hlo.read_program(jax.jit(run).lower(*shapes).compile().as_text(), [0, 0, 0, 0, 1, 1, 1, 1])
   assert said.flops == (5 + 7) * 2 * 2 * 64 * 64  # two rows on a device
   gathers = [one for one in said.collectives if one.kind == 'all-gather']
   assert {one.group for one in gathers} == {8} and all(one.across for one in said.collectives)
@@ -90,7 +90,7 @@ ENTRY %main (a: bf16[4,64], g: bf16[64,32]) -> bf16[16,32] {
 def test_how_a_tpu_writes_it():
   """Heads and batches as windows, loops without a count, in steps of two, one gather in two fusions, a reduce-scatter as a fusion, a send
   between slices."""
-  said = hlo.read(TPU, [0, 0, 0, 0, 1, 1, 1, 1])
+  said = hlo.read_program(TPU, [0, 0, 0, 0, 1, 1, 1, 1])
   heads = 2 * 4 * 8 * 32 * 64
   windows = said.flops / 6 - heads
   assert windows == 2 * (2 * 8 * 4) * 16 * 16 * 64  # each head with its own key only
@@ -109,7 +109,7 @@ def test_how_a_tpu_writes_it():
     ('source_target_pairs={{0,1},{1,0},{2,2}}, x', [[0, 1], [1, 0]]),
     ('replica_groups={}, x', [[0, 1, 2, 3]])])
 def test_groups(text, groups):
-  assert sorted(map(sorted, hlo._groups(text, 4))) == sorted(map(sorted, groups))
+  assert sorted(map(sorted, hlo._parse_groups(text, 4))) == sorted(map(sorted, groups))
 
 
 def test_cublas_products():
@@ -121,4 +121,4 @@ ENTRY %main (a: bf16[3,8,16], b: bf16[3,16,4]) -> bf16[3,8,4] {
   ROOT %gemm = (bf16[3,8,4]{2,1,0}, s8[4]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["2"],"rhs_contracting_dimensions":["1"]}}}
 }
 '''
-  assert hlo.read(text).flops == 2 * 3 * 8 * 16 * 4
+  assert hlo.read_program(text).flops == 2 * 3 * 8 * 16 * 4
