@@ -21,17 +21,11 @@ from rlhf_jax.stages.shared import common, model_sources, plans
 
 @dataclasses.dataclass(frozen=True)
 class MeshPlan:
-  """The plan of an experiment on one mesh.
+  """The plan of an experiment on one mesh."""
 
-  Attributes:
-    mesh: the sizes of its axes, as text.
-    why: the reason for the mesh, where `auto` chose it.
-    stages: the stages' plans in numbers, in the order in which they run.
-  """
-
-  mesh: str
-  why: str
-  stages: list[measure.StageCost]
+  mesh: str  # the sizes of its axes, as text
+  why: str  # the reason for the mesh, where `auto` chose it
+  stages: list[measure.StageCost]  # the stages' plans in numbers, in the order in which they run
 
   @property
   def fits(self) -> bool:
@@ -46,19 +40,12 @@ class MeshPlan:
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentPlan:
-  """The plan of an experiment on a topology.
+  """The plan of an experiment on a topology."""
 
-  Attributes:
-    topology: its name.
-    devices: how many there are.
-    compiled: whether the compiler was asked, or shapes alone.
-    plans: of the config's mesh; of a sweep one for each mesh, the best first.
-  """
-
-  topology: str
-  devices: int
-  compiled: bool
-  plans: list[MeshPlan]
+  topology: str  # its name
+  devices: int  # how many there are
+  compiled: bool  # whether the compiler was asked, or shapes alone
+  plans: list[MeshPlan]  # of the config's mesh; of a sweep one for each mesh, the best first
 
   @property
   def fits(self) -> bool:
@@ -90,6 +77,7 @@ def plan_experiment(
   Raises:
     UserError: whatever is wrong with config, topology or mesh.
   """
+  # first of all, as it sets how many devices JAX sees
   where = chips.open_topology(topology, compiles=not analytic)
   config = pipeline.load_config(path, overrides)
   if stage and stage not in config.stages:
@@ -170,12 +158,12 @@ def open_tokenizer(config: ConfigDict) -> Any:
 def candidate_meshes(devices: int) -> list[dict[str, int]]:
   """Returns the meshes that a sweep compares.
 
-  Sizes of data, fsdp and tensor are powers of two, tensor up to 8; where parameters are cut,
-  decoding with them cut, gathered, or cut over 8 devices.
+  Sizes of data, fsdp and tensor are powers of two, tensor up to 8; where parameters are
+  cut, decoding with them cut, gathered, or cut over 8 devices.
   """
   powers = [2**i for i in range(devices.bit_length()) if devices % 2**i == 0]
   meshes = []
-  for tensor in powers[:4]:
+  for tensor in powers[:4]:  # more than 8 seldom share a fast network
     for fsdp in powers:
       if devices % (fsdp * tensor):
         continue
@@ -211,9 +199,14 @@ def _sweep_meshes(
       say(f'{plan.mesh}: {measure.format_line(cost)}')
   if not plans:
     raise UserError('--sweep: no mesh fits this experiment; change batch_size')
-  plans.sort(key=lambda plan: (not plan.fits, plan.seconds))
+  plans.sort(key=_rank)
   say(f'best: {plans[0].mesh}')
   return plans
+
+
+def _rank(plan: MeshPlan) -> tuple[bool, float]:
+  """Returns the key by which plans are sorted: those that fit first, then the fastest."""
+  return not plan.fits, plan.seconds
 
 
 def _choose_attention(
@@ -224,7 +217,7 @@ def _choose_attention(
   """Returns the config with an attention for which XLA can compile without the device."""
   attention = config.model.attention
   if where.platform == 'cpu' and attention == 'auto':
-    attention = 'plain'
+    attention = 'plain'  # what `auto` chooses on a CPU
   if where.platform == 'gpu' and attention in ('auto', 'cudnn'):
     attention = 'plain'
     say(
@@ -239,6 +232,7 @@ def _abstract_layout(config: ConfigDict, where: chips.Topology) -> mesh.Layout:
   need = None
   if config.mesh.preset == 'auto':
     need = model_sources.mesh_need(config)
+  # `auto` needs to know the memory of a device, which cannot be asked
   layout = mesh.make_layout(config.mesh, where.devices, need, where.chip.memory)
   return dataclasses.replace(layout, abstract=True)
 
@@ -247,6 +241,7 @@ def _format_sizes(sizes: dict[str, Any]) -> str:
   """Returns the sizes of a mesh as text; of axes with one device only data is named."""
   parts = []
   for name, size in _without_preset(sizes):
+    # the size that goes without saying: 0 = decoding lays parameters as training does
     unsaid = 0 if name == 'rollout_tensor' else 1
     if name == 'data' or size > unsaid:
       parts.append(f'{name} {size}')

@@ -1,7 +1,7 @@
 """What the commands share: parsing words, and turning errors into messages and exit codes.
 
-Nothing here imports JAX, so that `--help` and a mistyped word are answered at once. A command
-imports what it needs after its words are parsed.
+Nothing here imports JAX, so that `--help` and a mistyped word are answered at once. A
+command imports what it needs after its words are parsed.
 """
 
 import argparse
@@ -65,6 +65,7 @@ def parse_with_overrides(
   Raises:
     SystemExit: a word is neither a flag nor an override.
   """
+  # argparse cannot know the overrides: their names come from the experiment's file
   options, rest = parser.parse_known_args(words)
   for word in rest:
     if not word.startswith(_OVERRIDE):
@@ -99,7 +100,8 @@ def add_line_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--dtype',
     default='float32',
-    # model_config.DTYPES, which cannot be imported here without JAX; a test compares them
+    # model_config.DTYPES, which cannot be imported here without JAX; a test compares
+    # them
     choices=('float32', 'bfloat16', 'float16'),
     help='the dtype to compute in (default: %(default)s)',
   )
@@ -136,5 +138,6 @@ def run_command(
 
 def report_mistake(error: UserError) -> int:
   """Prints a user's mistake as one line, and returns the exit code for it."""
+  # one line and no traceback, as the message names the place and what was expected
   print(f'rlhf_jax: error: {error}', file=sys.stderr)
   return MISTAKE

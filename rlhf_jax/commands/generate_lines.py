@@ -29,6 +29,7 @@ def generate_lines(options: argparse.Namespace) -> None:
   pipeline.cache_compilations()
   if options.samples < 1:
     raise UserError(f'--samples: expected 1 or more, got {options.samples}')
+  # the input before the model: a mistake in it is told at once
   inputs = lines.read_lines(options.input)
   opened = lines.open_model(options)
   if opened.model.config.head:
@@ -41,6 +42,7 @@ def generate_lines(options: argparse.Namespace) -> None:
     with_response=False,
     room=options.max_new_tokens,
   )
+  # these words are named as the sampler's options are
   sampling = {name: getattr(options, name) for name in sampler.DEFAULTS}
   settings = dict(
     sampling,
@@ -93,8 +95,8 @@ def respond_to_batch(
   prompts = _pad_prompts(ids, numbers, length, pad_id, options.batch_size)
   samples = jax.device_get(generate(opened.params, opened.layout.place(prompts), key))
   rows = []
-  for row in range(len(numbers)):
-    first = row * options.samples
+  for row in range(len(numbers)):  # the last batch is filled with empty rows
+    first = row * options.samples  # the responses to a prompt follow one another
     rows.append(_describe_responses(options, opened, samples, first))
   return rows
 
@@ -107,9 +109,11 @@ def _build_sampler(
   """Returns (params, Prompts, key) → Samples for the model and the options."""
   tokenizer = opened.tokenizer
   if tokenizer is None:
-    stop_ids, pad_id = (-1,), 0  # no token ends a response
+    stop_ids = (-1,)  # no token ends a response
+    pad_id = 0  # masks hide it
   else:
-    stop_ids, pad_id = (tokenizer.eos_id,), tokenizer.pad_id
+    stop_ids = (tokenizer.eos_id,)
+    pad_id = tokenizer.pad_id
   return sampler.build_sampler(
     opened.model,
     ml_collections.ConfigDict(sampling),
@@ -131,6 +135,7 @@ def _pad_prompts(
   padded = []
   for number in numbers:
     padded.append(encode.left_padded(ids[number], length, pad_id, number))
+  # a single batch, as there are at most B rows
   return next(iter(batches.prompts_once(padded, batch_size)))
 
 

@@ -1,9 +1,10 @@
 """JSON Lines in, JSON Lines out: what the commands `generate` and `score` do with files.
 
-A line is {"text": …}, {"messages": …}, {"prompt": …, "response": …} or {"tokens": [ids]}; whatever
-else it holds is kept. Lines are computed in windows, in the order of the input: inside a window
-sorted by length, so that little is padded. A window is written as a whole. A command that was cut
-and is repeated goes on with the first window that is missing, and ends with the same file.
+A line is {"text": …}, {"messages": …}, {"prompt": …, "response": …} or {"tokens":
+[ids]}; whatever else it holds is kept. Lines are computed in windows, in the order of
+the input: inside a window sorted by length, so that little is padded. A window is
+written as a whole. A command that was cut and is repeated goes on with the first window
+that is missing, and ends with the same file.
 """
 
 import argparse
@@ -37,7 +38,8 @@ _FORMS = (
 _FIELDS = ('text', 'messages', 'prompt', 'tokens')  # a line has exactly one of them
 
 Row = dict[str, Any]  # a line as an object
-# (numbers of at most batch_size rows, padded length, random key) → what is added to each row
+# (numbers of at most batch_size rows, padded length, random key) → what is added to
+# each row
 Compute = Callable[[Sequence[int], int, jax.Array], list[Row]]
 
 
@@ -66,7 +68,7 @@ def open_model(options: argparse.Namespace) -> OpenedModel:
     UserError: nothing there that can be read, or a mesh or batch that does not fit.
   """
   layout = mesh.make_layout(_parse_mesh(options.mesh))
-  shards = layout.batch_shards
+  shards = layout.batch_shards  # parts in which the mesh cuts a batch
   if options.batch_size < 1 or options.batch_size % shards:
     raise UserError(
       f'--batch_size: {options.batch_size} lines do not divide over {shards} device(s)'
@@ -79,6 +81,7 @@ def open_model(options: argparse.Namespace) -> OpenedModel:
   params = model_sources.read_parameters(source, layout, source.config.base, {})
   # no key: a model that lacks a leaf is an error, not a model with random parts
   params = model_sources.complete_parameters(params, model.init, shardings, layout)
+  # a model from a stage of ours has the tokenizer of its run
   return OpenedModel(model, params, source.tokenizer(), layout)
 
 
@@ -116,12 +119,13 @@ def encode_lines(
   Args:
     lines: the input.
     opened: the model that reads them.
-    with_response: include the response, which messages and a prompt must then have; otherwise
-      they are encoded up to where a response begins.
+    with_response: include the response, which messages and a prompt must then have;
+      otherwise they are encoded up to where a response begins.
     room: tokens that a generated response may take.
 
   Raises:
-    UserError: a field is of another type or too long, or needs a tokenizer where there is none.
+    UserError: a field is of another type or too long, or needs a tokenizer where there
+      is none.
   """
   reads = opened.model.config.max_length
   longest = reads - room
@@ -147,21 +151,23 @@ def fill_output(
 
   Args:
     options: the command's words.
-    settings: whatever else the result depends on; an output begun with others is refused. `seed`
-      is that of the random keys, 0 where there is none.
+    settings: whatever else the result depends on; an output begun with others is
+      refused. `seed` is that of the random keys, 0 where there is none.
     rows: the input.
     ids: the tokens of each row.
     compute: computes a batch.
     max_padded: the longest padded length.
 
   Raises:
-    UserError: the output was begun with other settings or is not ours, or cannot be written.
+    UserError: the output was begun with other settings or is not ours, or cannot be
+      written.
   """
   settings = dict(
     settings,
     model=str(options.model),
     dtype=options.dtype,
     batch_size=options.batch_size,
+    # the parsed rows, so that a file may be compressed or reformatted meanwhile
     input=hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
   )
   size = WINDOW_BATCHES * options.batch_size
@@ -177,6 +183,7 @@ def fill_output(
     for begin in range(done, len(rows), size):
       window = range(begin, min(begin + size, len(rows)))
       added: dict[int, Row] = {}
+      # neighbours in length share a batch, which is padded to its longest row
       by_length = sorted(window, key=lambda number: len(ids[number]))
       for first in range(0, len(by_length), options.batch_size):
         batch = by_length[first : first + options.batch_size]
@@ -192,7 +199,8 @@ def fill_output(
 def max_padded_length(config: ModelConfig, room: int = 0) -> float:
   """Returns how many places a padded row may have.
 
-  Only a model with learned positions has a limit: it has no position beyond its last one.
+  Only a model with learned positions has a limit: it has no position beyond its last
+  one.
 
   Args:
     config: the model's shape.
@@ -210,6 +218,7 @@ def bucket_length(length: int) -> int:
   size = 32
   while size < length:
     is_power_of_two = size & (size - 1) == 0
+    # 32, 48, 64, 96, 128, …: at most half of a row is padding
     size = size * 3 // 2 if is_power_of_two else size * 4 // 3
   return size
 
@@ -241,7 +250,7 @@ def _parse_line(text: str, place: str) -> Row:
   """Returns the object in a line."""
   try:
     row = json.loads(text)
-  except ValueError as error:
+  except ValueError as error:  # JSONDecodeError is one
     raise UserError(f'{place}: not JSON: {error}') from None
   if not isinstance(row, dict) or sum(name in row for name in _FIELDS) != 1:
     raise UserError(f'{place}: expected {_FORMS}')
@@ -250,7 +259,7 @@ def _parse_line(text: str, place: str) -> Row:
 
 def _encode_row(row: Row, place: str, opened: OpenedModel, with_response: bool) -> list[int]:
   """Returns the token ids of a row."""
-  if 'tokens' in row:
+  if 'tokens' in row:  # needs no tokenizer
     return _check_tokens(row['tokens'], place, opened.model.config.vocab_size)
   tokenizer = opened.tokenizer
   if tokenizer is None:
@@ -330,7 +339,7 @@ def _begin_output(output: Path, settings: dict[str, Any], window: int, count: in
   """
   settings_path = output.with_name(output.name + '.settings.json')
   if not output.exists():
-    try:
+    try:  # settings first: an output without them would not be known as ours
       files.write_text(settings_path, json.dumps(settings, indent=2) + '\n')
       output.touch()
     except OSError as error:
@@ -364,7 +373,7 @@ def _append(file: IO[bytes], output: Path, rows: list[Row]) -> None:
   try:
     file.write(text.encode())
     file.flush()
-    os.fsync(file.fileno())
+    os.fsync(file.fileno())  # a machine may be taken away at any time
   except OSError as error:
     raise UserError(
       f'{output}: cannot write: {error.strerror}; the lines before are kept'

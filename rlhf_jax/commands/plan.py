@@ -12,10 +12,10 @@ from typing import Any, TYPE_CHECKING
 from rlhf_jax.commands import arguments
 from rlhf_jax.errors import UserError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # JAX takes seconds to import
   from rlhf_jax.planner import ExperimentPlan
 
-DOES_NOT_FIT = 1  # exit code
+DOES_NOT_FIT = 1  # exit code where the plan was made, but some stage does not fit
 
 _DESCRIPTION = """\
 Compiles every program of an experiment for hardware that is not here, and prints
@@ -80,7 +80,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
   # both before JAX is imported: this machine's own devices are not asked
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # compilers' warnings
   from rlhf_jax import planner
 
   try:
@@ -106,7 +106,7 @@ def write_json(path: str, plan: 'ExperimentPlan') -> None:
     UserError: the file cannot be written.
   """
   text = json.dumps(as_json(plan), indent=2) + '\n'
-  try:
+  try:  # written in place, as nothing can be renamed to /dev/stdout
     Path(path).write_text(text)
   except OSError as error:
     raise UserError(f'--json={path}: cannot write: {error.strerror}') from None

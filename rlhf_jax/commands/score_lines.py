@@ -26,6 +26,7 @@ def score_lines(options: argparse.Namespace) -> None:
     UserError: whatever is wrong with options, model, input or output.
   """
   pipeline.cache_compilations()
+  # the input before the model: a mistake in it is told at once
   inputs = lines.read_lines(options.input)
   opened = lines.open_model(options)
   ids = lines.encode_lines(inputs, opened, with_response=True)
@@ -51,9 +52,10 @@ def read_tokens(model: Model, params: Params, tokens: jax.Array, mask: jax.Array
     mask: [B, T] bool, True = a token of the row.
 
   Returns:
-    Of a reward model the scores, [B] float32; of a language model the logprobs of each token but
-    the first, [B, T - 1] float32.
+    Of a reward model the scores, [B] float32; of a language model the logprobs of each
+    token but the first, [B, T - 1] float32.
   """
+  # right-padded, so that a text has the positions it was trained with
   positions = jnp.where(mask, jnp.arange(tokens.shape[1]), 0)
   segment_ids = mask.astype(jnp.int32)
   if model.config.head:
@@ -87,6 +89,7 @@ def score_batch(
     What is added to each of these rows.
   """
   del key
+  # always B rows: another size would be compiled again
   tokens = np.zeros((batch_size, length), np.int32)
   mask = np.zeros((batch_size, length), bool)
   for row, number in enumerate(numbers):
@@ -100,6 +103,7 @@ def score_batch(
     if opened.model.config.head:
       rows.append(dict(score=lines.round_float32(values[row])))
     else:
+      # one for each token but the first, which nothing predicts
       logprobs = values[row][: len(ids[number]) - 1]
       rows.append(
         dict(

@@ -67,8 +67,8 @@ def main(words: Sequence[str] | None = None) -> int:
     words: as on the command line; None for those of this process.
 
   Returns:
-    0 done, 2 a user's mistake, 128 + n stopped by signal n. The process exits with code 3 when
-    another process of the run died.
+    0 done, 2 a user's mistake, 128 + n stopped by signal n. The process exits with code
+    3 when another process of the run died.
   """
   parser = make_parser()
   options, overrides = arguments.parse_with_overrides(parser, words)
@@ -85,7 +85,7 @@ def main(words: Sequence[str] | None = None) -> int:
       train(options, overrides)
   except UserError as error:
     return arguments.report_mistake(error)
-  except Interrupted as stop:
+  except Interrupted as stop:  # after a checkpoint
     return 128 + stop.signum
   return arguments.DONE
 
@@ -122,7 +122,7 @@ def train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
   # the config first: a mistake in it is told without waiting for other processes
   config = pipeline.load_config(options.config, overrides)
   hosts.initialize(options.coordinator, options.processes, options.process)
-  with hosts.exit_with_peers():
+  with hosts.exit_with_peers():  # else a process would wait for a dead one
     pipeline.run(config, options.workdir)
 
 

@@ -1,11 +1,12 @@
-"""Devices that are not in this machine: what each chip can do, and topologies of them for JAX.
+"""Devices that are not in this machine: their data sheets, and topologies for JAX.
 
   v5p:4x4x8      a slice of 128 TPU v5p       2*v5e:16x16   two slices
   gpu:8xh100     a host with eight H100       gpu:4x8xh100  four of them
   cpu:8          eight devices on this CPU, to try a plan
 
 Nothing is computed on such devices: XLA compiles for them, with libtpu
-(`pip install 'rlhf_jax[tpu]'`) or with CUDA's plug-in (`pip install 'rlhf_jax[cuda-plan]'`).
+(`pip install 'rlhf_jax[tpu]'`) or with CUDA's plug-in (`pip install
+'rlhf_jax[cuda-plan]'`).
 """
 
 from collections.abc import Sequence
@@ -25,22 +26,15 @@ from rlhf_jax.runtime import mesh
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """What one device can do, from its maker's data sheet.
+  """What one device can do, from its maker's data sheet."""
 
-  Attributes:
-    memory: bytes of HBM that programs may use.
-    flops: dense bfloat16 FLOP/s.
-    bandwidth: bytes/s between HBM and processor.
-    link: bytes/s that leave the device in a collective within a slice or host; on a TPU, in both
-      directions of one axis of the torus.
-    network: bytes/s that leave the device between slices or hosts.
-  """
-
-  memory: float
-  flops: float
-  bandwidth: float
+  memory: float  # bytes of HBM that programs may use
+  flops: float  # dense bfloat16 FLOP/s
+  bandwidth: float  # bytes/s between HBM and processor
+  # bytes/s that leave the device in a collective within a slice or host; on a TPU, in
+  # both directions of one axis of the torus
   link: float
-  network: float
+  network: float  # bytes/s that leave the device between slices or hosts
 
 
 CHIPS = {
@@ -57,23 +51,14 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class GpuDetails:
-  """What XLA asks about a GPU beside the numbers in `Chip`.
+  """What XLA asks about a GPU beside the numbers in `Chip`."""
 
-  Attributes:
-    title: the name that CUDA gives it.
-    capability: the major number of its compute capability.
-    processors: streaming multiprocessors.
-    clock: GHz.
-    shared_memory: KiB of each processor.
-    cache: MiB of level-2 cache.
-  """
-
-  title: str
-  capability: int
-  processors: int
-  clock: float
-  shared_memory: int
-  cache: int
+  title: str  # the name that CUDA gives it
+  capability: int  # the major number of its compute capability
+  processors: int  # streaming multiprocessors
+  clock: float  # GHz
+  shared_memory: int  # KiB of each processor
+  cache: int  # MiB of level-2 cache
 
 
 GPUS = {
@@ -84,35 +69,24 @@ GPUS = {
 
 
 class TopologyName(NamedTuple):
-  """The parts of a topology's name.
+  """The parts of a topology's name."""
 
-  Attributes:
-    chip: a key of CHIPS.
-    sizes: a TPU slice's shape, (hosts, GPUs of a host), or (devices,) of a CPU.
-    slices: TPU slices; 1 for other devices.
-  """
-
-  chip: str
+  chip: str  # a key of CHIPS
+  # a TPU slice's shape, (hosts, GPUs of a host), or (devices,) of a CPU
   sizes: tuple[int, ...]
-  slices: int
+  slices: int  # TPU slices; 1 for other devices
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """Devices to plan for.
+  """Devices to plan for."""
 
-  Attributes:
-    name: as the user wrote it.
-    chip: what each device can do.
-    devices: JAX devices; where XLA cannot compile for them, as many devices of this CPU instead.
-    platform: 'tpu', 'gpu' or 'cpu'.
-    missing: the command that installs the compiler for them; '' where it is installed.
-  """
-
-  name: str
-  chip: Chip
+  name: str  # as the user wrote it
+  chip: Chip  # what each device can do
+  # JAX devices; where XLA cannot compile for them, as many devices of this CPU instead
   devices: Sequence[jax.Device]
-  platform: str
+  platform: str  # 'tpu', 'gpu' or 'cpu'
+  # the command that installs the compiler for them; '' where it is installed
   missing: str = ''
 
 
@@ -139,11 +113,12 @@ def open_topology(name: str, compiles: bool = True) -> Topology:
 
   Args:
     name: see the head of this module.
-    compiles: XLA shall compile for these devices; otherwise devices of this CPU stand for them.
+    compiles: XLA shall compile for these devices; otherwise devices of this CPU stand
+      for them.
 
   Raises:
-    UserError: as parse_topology; also a shape in which this TPU does not come, or more devices
-      than this process has.
+    UserError: as parse_topology; also a shape in which this TPU does not come, or more
+      devices than this process has.
   """
   parsed = parse_topology(name)
   chip = CHIPS[parsed.chip]
@@ -186,7 +161,7 @@ def _platform_of(chip: str) -> str:
 
 
 def _install_command(platform: str) -> str:
-  """Returns the command that installs XLA's compiler for a platform; '' where it is installed."""
+  """Returns the command that installs XLA's compiler; '' where it is installed."""
   if platform == 'tpu':
     module, extra = 'libtpu', 'tpu'
   else:
@@ -217,7 +192,8 @@ def _describe_gpu(parsed: TopologyName) -> Sequence[jax.Device]:
   """Returns descriptions of GPUs for which XLA can compile."""
   chip = CHIPS[parsed.chip]
   gpu = GPUS[parsed.chip]
-  # the fields of XLA's GpuTargetConfigProto, which `--xla_gpu_target_config_filename` reads too
+  # the fields of XLA's GpuTargetConfigProto, which `--xla_gpu_target_config_filename`
+  # reads too
   target = f"""gpu_device_info {{
       threads_per_block_limit: 1024
       threads_per_warp: 32

@@ -1,8 +1,8 @@
 """Reads from the text of a compiled program (HLO) what it multiplies and what it sends.
 
-XLA's own cost analysis counts the body of a loop once; here every instruction counts as often as
-its loops turn. Left out: kernels in other languages (splash attention, cuDNN), whose products the
-text does not show.
+XLA's own cost analysis counts the body of a loop once; here every instruction counts as
+often as its loops turn. Left out: kernels in other languages (splash attention, cuDNN),
+whose products the text does not show.
 """
 
 import collections
@@ -69,21 +69,13 @@ _CALLED = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """A collective of a compiled program.
+  """A collective of a compiled program."""
 
-  Attributes:
-    kind: one of COLLECTIVES, or send.
-    size: bytes on one device, of the larger of what goes in and what comes out.
-    group: how many devices take part.
-    across: whether a group spans several slices or hosts.
-    times: how often it runs in one call of the program.
-  """
-
-  kind: str
-  size: float
-  group: int
-  across: bool
-  times: int
+  kind: str  # one of COLLECTIVES, or send
+  size: float  # bytes on one device, of the larger of what goes in and what comes out
+  group: int  # how many devices take part
+  across: bool  # whether a group spans several slices or hosts
+  times: int  # how often it runs in one call of the program
 
   @property
   def sent(self) -> float:
@@ -100,35 +92,25 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class ProgramText:
-  """What the text of a compiled program shows.
+  """What the text of a compiled program shows."""
 
-  Attributes:
-    flops: FLOPs of all matrix products on one device, in one call.
-    collectives: the collectives in which more than one device takes part.
-  """
-
-  flops: float
-  collectives: list[Collective]
+  flops: float  # FLOPs of all matrix products on one device, in one call
+  collectives: list[Collective]  # the collectives in which more than one device takes part
 
 
 class Instruction(NamedTuple):
-  """A line of HLO, `name = type op(operands), attributes`.
+  """A line of HLO, `name = type op(operands), attributes`."""
 
-  Attributes:
-    name: without the percent sign.
-    type: of its result, such as f32[16,64]{1,0}, or a tuple of types.
-    op: such as dot or while.
-    rest: the operands, the closing bracket, and the attributes.
-  """
-
-  name: str
-  type: str
-  op: str
-  rest: str
+  name: str  # without the percent sign
+  type: str  # of its result, such as f32[16,64]{1,0}, or a tuple of types
+  op: str  # such as dot or while
+  rest: str  # the operands, the closing bracket, and the attributes
 
 
-Computations = dict[str, list[Instruction]]  # by name; fusions, bodies of loops and the entry
-Callers = Mapping[str, list[tuple[str, int]]]  # callee → (caller, calls in one run of the caller)
+# name → instructions, of fusions, bodies of loops and the entry
+Computations = dict[str, list[Instruction]]
+# callee → (caller, calls in one run of the caller)
+Callers = Mapping[str, list[tuple[str, int]]]
 
 
 def read_program(text: str, domains: Sequence[int] = ()) -> ProgramText:
@@ -150,7 +132,7 @@ def read_program(text: str, domains: Sequence[int] = ()) -> ProgramText:
   flops = 0.0
   collectives: dict[tuple[str, str], Collective] = {}
   for name, instructions in computations.items():
-    if not times[name]:
+    if not times[name]:  # reductions and other elementwise computations
       continue
     types = {line.name: line.type for line in instructions}
     for line in instructions:
@@ -158,7 +140,8 @@ def read_program(text: str, domains: Sequence[int] = ()) -> ProgramText:
         collective = _read_collective(name, line, types, times[name], domains)
         if collective.group > 1:
           collectives[_collective_key(name, line, loops, callers)] = collective
-      elif line.op == 'send' and 'megascale' in line.rest:  # between TPU slices, through the hosts
+      elif line.op == 'send' and 'megascale' in line.rest:
+        # between TPU slices, through the hosts
         size = _count_bytes(_operand_types(line, types)[0])
         collectives[name, line.name] = Collective('send', size, 2, True, times[name])
       else:
@@ -182,7 +165,7 @@ def _parse_computations(text: str) -> tuple[Computations, str]:
         computations[current] = []
         if line.startswith('ENTRY'):
           entry = current
-    elif current is not None:
+    elif current is not None:  # between modules there are comments and tables
       instruction = _INSTRUCTION.match(line)
       if instruction:
         computations[current].append(Instruction(*instruction.groups()))
@@ -207,8 +190,9 @@ def _count_runs(computations: Computations, entry: str, callers: Callers) -> dic
   """Returns how often each computation runs in one call of the entry."""
   runs = {entry: 1}
 
-  def count(name):
+  def count(name: str) -> int:
     if name not in runs:
+      # no cycles: HLO has no recursion
       runs[name] = sum(count(caller) * calls for caller, calls in callers[name])
     return runs[name]
 
@@ -229,8 +213,8 @@ def _find_loop_bodies(computations: Computations) -> set[str]:
 def _count_trips(loop: Instruction, computations: Computations) -> int:
   """Returns how often a loop turns.
 
-  XLA notes it for most loops; otherwise the loop's condition compares a counter, which begins at
-  0, with it.
+  XLA notes it for most loops; otherwise the loop's condition compares a counter, which
+  begins at 0, with it.
   """
   known = re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop.rest)
   if known:
@@ -257,7 +241,7 @@ def _called_by(line: Instruction, key: str, computations: Computations) -> list[
 
 
 def _loop_limit(condition: list[Instruction], computations: Computations) -> int:
-  """Returns the constant with which a loop's condition compares its counter; 1 if there is none."""
+  """Returns what a loop's condition compares its counter with; 1 if that is unknown."""
   candidates = list(condition)
   for line in condition:
     if line.op == 'fusion':
@@ -286,7 +270,7 @@ def _integer_constants(
   instructions: list[Instruction],
   user: Instruction | None = None,
 ) -> Iterator[int]:
-  """Yields the integer constants among instructions; only operands of `user` if it is given."""
+  """Yields the integer constants among instructions, or among operands of `user`."""
   names = None if user is None else _operand_names(user)
   for line in instructions:
     is_integer = line.op == 'constant' and line.type.startswith(('s32[]', 'u32[]'))
@@ -339,8 +323,8 @@ def _operand_types(line: Instruction, types: Mapping[str, str]) -> list[str]:
 
   Args:
     line: the instruction.
-    types: of the instructions in its computation, by name; where they do not have its operands,
-      the operands' own text, which shows their types.
+    types: of the instructions in its computation, by name; where they do not have its
+      operands, the operands' own text, which shows their types.
   """
   known = [types[name] for name in _operand_names(line) if name in types]
   return known or [_inside_brackets(line)]
@@ -373,7 +357,7 @@ def _read_collective(
   else:
     size = sizes_in
   across = False
-  if domains:
+  if domains:  # without, all devices count as one slice
     across = any(len({domains[device] for device in devices}) > 1 for devices in groups)
   if computation.startswith('all-reduce-scatter'):  # how a TPU writes it
     kind = 'reduce-scatter'
@@ -388,8 +372,8 @@ def _collective_key(
 ) -> tuple[str, str]:
   """Returns the same key for all appearances of one collective.
 
-  XLA may cut a collective into several fusions, each of which shows the whole of it; they share a
-  channel and the computation from which they are called.
+  XLA may cut a collective into several fusions, each of which shows the whole of it;
+  they share a channel and the computation from which they are called.
   """
   channel = re.search(r'channel_id=(\d+)', line.rest)
   if not channel:
@@ -454,7 +438,7 @@ def _device_order(shape: str, permutation: str | None) -> np.ndarray:
 
 
 def _count_flops(line: Instruction, types: Mapping[str, str]) -> float:
-  """Returns the FLOPs of an instruction: 2 × the multiplications of a product, 0 for others."""
+  """Returns the FLOPs of a product, 2 × its multiplications; 0 for other instructions."""
   if line.op == 'convolution':
     return _count_convolution_flops(line, types)
   if line.op == 'dot':
@@ -464,7 +448,7 @@ def _count_flops(line: Instruction, types: Mapping[str, str]) -> float:
   if line.op == 'custom-call' and re.search(r'custom_call_target="__cublas', line.rest):
     text = re.search(r'backend_config=(\{.*\})', line.rest)
     assert text, f'a cuBLAS call without its settings: {line.rest}'
-    settings = json.loads(text[1])
+    settings = json.loads(text[1])  # newer versions of XLA nest them
     settings = settings.get('gemm_backend_config', settings)
     axes = settings['dot_dimension_numbers']['lhs_contracting_dimensions']
     return _count_product_flops(line, types, [int(axis) for axis in axes])
@@ -478,7 +462,7 @@ def _count_product_flops(
 ) -> int:
   """Returns the FLOPs of a product whose left operand is summed over some axes."""
   left = _dimensions(_operand_types(line, types)[0])
-  arrays = _array_types(line.type)
+  arrays = _array_types(line.type)  # cuBLAS gives a tuple, the result and its workspace
   results = math.prod(arrays[0][1]) if arrays else 0
   return 2 * results * math.prod(left[axis] for axis in contracted)
 
@@ -486,8 +470,8 @@ def _count_product_flops(
 def _count_convolution_flops(line: Instruction, types: Mapping[str, str]) -> float:
   """Returns the FLOPs of a convolution.
 
-  A TPU writes products as convolutions, with batches and heads as windows; where a window looks
-  beyond the array or between its dilated elements, nothing is multiplied.
+  A TPU writes products as convolutions, with batches and heads as windows; where a
+  window looks beyond the array or between its dilated elements, nothing is multiplied.
   """
   left, kernel = (_dimensions(operand) for operand in _operand_types(line, types)[:2])
   labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', line.rest)
@@ -506,7 +490,7 @@ def _count_convolution_flops(line: Instruction, types: Mapping[str, str]) -> flo
 
 
 def _parse_window(text: str) -> dict[str, list[str]]:
-  """Returns the attributes of a window={size=2x8 pad=0_0x7_7}, with a value for each dimension."""
+  """Returns the attributes of a window={size=2x8 pad=0_0x7_7}, a value a dimension."""
   window = re.search(r'window=\{([^}]*)\}', text)
   attributes = {}
   for part in window[1].split() if window else ():
@@ -525,13 +509,13 @@ def _count_window_hits(window: dict[str, list[str]], axis: int, steps: int, size
     size: elements of the array along the axis.
   """
 
-  def attribute(name):
+  def attribute(name: str) -> int:
     return int(window[name][axis]) if name in window else 1
 
   low = int(window['pad'][axis].split('_')[0]) if 'pad' in window else 0
   dilation = attribute('lhs_dilate')
   moved = np.arange(steps)[:, None] * attribute('stride')  # [steps, 1]
-  within = np.arange(attribute('size'))[None] * attribute('rhs_dilate')  # [1, size of the window]
+  within = np.arange(attribute('size'))[None] * attribute('rhs_dilate')  # [1, size]
   place = moved + within - low
   inside = (place >= 0) & (place <= (size - 1) * dilation)
   return int((inside & (place % dilation == 0)).sum())

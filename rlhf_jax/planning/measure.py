@@ -1,6 +1,7 @@
-"""Turns a stage's programs into numbers: memory by kind, seconds by what bounds them, and advice.
+"""Turns a stage's programs into numbers: memory by kind, seconds by bound, and advice.
 
-All bytes, FLOPs and seconds are of one device and one training step, unless a comment says else.
+All bytes, FLOPs and seconds are of one device and one training step, unless a comment
+says else.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from rlhf_jax.runtime.mesh import Layout
 
 GIB = 2**30
 
-_ROOMY = 0.4  # a fitting plan that uses less than this share of the memory could use more rows
+_ROOMY = 0.4  # below this share of the memory there is room for more rows
 _CROWDED = 0.6  # resident arrays should leave the rest to programs
 _LARGE = 0.3  # temporary arrays above this share are worth making smaller
 
@@ -45,86 +46,56 @@ class StageContext(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-  """The collectives of one kind: bytes that leave a device, and how often they run."""
+  """What the collectives of one kind send in a step."""
 
-  sent: float = 0.0
-  times: int = 0
+  sent: float = 0.0  # bytes that leave a device
+  times: int = 0  # how often they run
 
 
 @dataclasses.dataclass(frozen=True)
 class CompiledCost:
-  """What the compiler says of a program.
+  """What the compiler says of a program."""
 
-  Attributes:
-    arguments: bytes of its arguments.
-    flops: FLOPs of its matrix products.
-    temporary: bytes that it needs beside its arguments.
-    collectives: by kind, size of the group, and whether it spans slices or hosts (' across').
-  """
-
-  arguments: int
-  flops: float
-  temporary: int
+  arguments: int  # bytes of its arguments
+  flops: float  # FLOPs of its matrix products
+  temporary: int  # bytes that it needs beside its arguments
+  # by kind, size of the group, and whether it spans slices or hosts (' across')
   collectives: dict[str, Traffic]
 
 
 @dataclasses.dataclass(frozen=True)
 class ProgramCost:
-  """One program of a step.
+  """One program of a step."""
 
-  Attributes:
-    name: see Program.
-    flops, moved, sent, held: estimates from shapes, see Work.
-    times: seconds at the chip's limits: compute, memory, interconnect.
-    seconds: the longest of them; the others hide behind it at best.
-    bound: its name.
-    total: bytes on the device while the program runs.
-    compiled: what the compiler says; None where it was not asked.
-    refused: bytes of temporary memory for which the compiler found no room; None where it did.
-  """
-
-  name: str
-  flops: float
-  moved: float
-  sent: float
-  held: float
-  times: dict[str, float]
-  seconds: float
-  bound: str
-  total: float
-  compiled: CompiledCost | None = None
+  name: str  # see Program
+  flops: float  # of matrix products, estimated from shapes
+  moved: float  # bytes between HBM and processor, estimated
+  sent: float  # bytes sent to other devices, estimated
+  held: float  # bytes of temporary arrays, estimated
+  times: dict[str, float]  # seconds at the chip's limits: compute, memory, interconnect
+  seconds: float  # the longest of them; the others hide behind it at best
+  bound: str  # its name
+  total: float  # bytes on the device while the program runs
+  compiled: CompiledCost | None = None  # what the compiler says; None where it was not asked
+  # bytes of temporary memory for which the compiler found no room; None where it did
   refused: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class StageCost:
-  """The plan of a stage in numbers.
+  """The plan of a stage in numbers."""
 
-  Attributes:
-    stage: its name.
-    memory: bytes of what is resident, by what it is for.
-    resident: bytes of all of it.
-    programs: the programs of a step.
-    peak: the largest total of a program.
-    capacity: bytes of a device.
-    fits: whether the peak is within the capacity.
-    seconds: of a step at best.
-    notes: what the plan leaves out.
-    flops_share: FLOPs from shapes, as a share of what the device could do in these seconds.
-    advice: what to change, one line each.
-  """
-
-  stage: str
-  memory: dict[str, int]
-  resident: int
-  programs: list[ProgramCost]
-  peak: float
-  capacity: float
-  fits: bool
-  seconds: float
-  notes: list[str]
-  flops_share: float
-  advice: list[str]
+  stage: str  # its name
+  memory: dict[str, int]  # bytes of what is resident, by what it is for
+  resident: int  # bytes of all of it
+  programs: list[ProgramCost]  # the programs of a step
+  peak: float  # the largest total of a program
+  capacity: float  # bytes of a device
+  fits: bool  # whether the peak is within the capacity
+  seconds: float  # of a step at best
+  notes: list[str]  # what the plan leaves out
+  flops_share: float  # FLOPs from shapes, of those that the device could do in these seconds
+  advice: list[str]  # what to change, one line each
 
 
 def _ignore(text: str) -> None:
@@ -191,7 +162,7 @@ def advise(context: StageContext, cost: StageCost) -> list[str]:
       ]
     return []
   advice = []
-  parts = work.Partition(context.layout)
+  parts = work.partition_of(context.layout)
   if parts.data > 1:
     advice.append(
       f'mesh.fsdp={parts.fsdp * parts.data}: cuts parameters and moments {parts.data} times finer'
@@ -232,7 +203,7 @@ def format_line(cost: StageCost) -> str:
 
 
 def _memory_by_name(resident: dict[str, Any]) -> dict[str, int]:
-  """Returns the bytes of each resident tree; what several share counts for the first of them."""
+  """Returns the bytes of each resident tree; shared arrays count for the first one."""
   memory = {}
   trees: list[Any] = []
   before = 0
@@ -253,7 +224,8 @@ def _compile_program(
   """Compiles a program.
 
   Returns:
-    (its cost, None), or (None, the bytes of temporary memory for which there was no room).
+    (its cost, None), or (None, the bytes of temporary memory for which there was no
+    room).
   """
   try:
     compiled = program.lower().compile()
@@ -306,8 +278,8 @@ def _cost_of(
 ) -> ProgramCost:
   """Returns the cost of a program, with the seconds that each limit of the chip asks for.
 
-  The compiler's numbers replace the estimates of FLOPs and of bytes sent, where they are larger
-  and where there are any; bytes from HBM are always estimated.
+  The compiler's numbers replace the estimates of FLOPs and of bytes sent, where they
+  are larger and where there are any; bytes from HBM are always estimated.
   """
   least = program.work
   flops = least.flops / layout.mesh.size * program.calls

@@ -1,7 +1,8 @@
 """What a stage compiles: its programs, and abstract arrays to compile them with.
 
-An abstract array is a `jax.ShapeDtypeStruct` with a sharding: the shape of an argument without its
-values. A stage's `plan(context)` makes a `StagePlan` of them; nothing is read or computed.
+An abstract array is a `jax.ShapeDtypeStruct` with a sharding: the shape of an argument
+without its values. A stage's `plan(context)` makes a `StagePlan` of them; nothing is
+read or computed.
 
 Letters: B rows or prompts, K responses to one prompt, T length, P length of a prompt.
 """
@@ -21,34 +22,24 @@ from rlhf_jax.types import Prompts, Rankings, Sequences, TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """One compiled program of a training step.
+  """One compiled program of a training step."""
 
-  Attributes:
-    name: what it is called in the plan, such as step, rollout, score or update.
-    lower: traces the program for abstract arguments; called only where a compiler is at hand.
-    work: the least that one call must do.
-    calls: how often one training step calls it.
-  """
-
-  name: str
+  name: str  # what it is called in the plan, such as step, rollout, score or update
+  # traces the program for abstract arguments; called only where a compiler is at hand
   lower: Callable[[], jax.stages.Lowered]
-  work: work.Work
-  calls: int = 1
+  work: work.Work  # the least that one call must do
+  calls: int = 1  # how often one training step calls it
 
 
 @dataclasses.dataclass(frozen=True)
 class StagePlan:
-  """What a stage keeps on the devices and what it runs there.
+  """What a stage keeps on the devices and what it runs there."""
 
-  Attributes:
-    resident: trees of abstract arrays that stay on the devices during the whole stage, by what
-      they are for.
-    programs: the programs of a training step, in the order in which they run.
-    notes: what the plan leaves out, one line each.
-  """
-
+  # trees of abstract arrays that stay on the devices during the whole stage, by what
+  # they are for
   resident: dict[str, Any]
-  programs: list[Program]
+  programs: list[Program]  # the programs of a training step, in the order in which they run
+  # what the plan leaves out, one line each
   notes: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -60,7 +51,7 @@ def abstract_rows(layout: Layout, shape: tuple[int, ...], dtype: DTypeLike) -> A
 def abstract_batch(layout: Layout, tree: Any) -> Any:
   """Returns the same tree of arrays or shapes as abstract arrays, sharded as a batch is."""
 
-  def place(leaf):
+  def place(leaf: Any) -> Any:
     return abstract_rows(layout, leaf.shape, leaf.dtype)
 
   return jax.tree.map(place, tree)
@@ -109,10 +100,10 @@ def abstract_rankings(layout: Layout, rows: int, places: int, length: int) -> Ra
     Rankings whose leaves are [B, K, T] int32, or [B, K] int32 or float32.
   """
 
-  def tokens():
+  def tokens() -> Any:  # [B, K, T]
     return abstract_rows(layout, (rows, places, length), jnp.int32)
 
-  def values(dtype):
+  def values(dtype: DTypeLike) -> Any:  # [B, K]
     return abstract_rows(layout, (rows, places), dtype)
 
   return Rankings(
@@ -149,8 +140,8 @@ def abstract_prompts(layout: Layout, rows: int, length: int) -> Prompts:
 def resident(state: TrainState) -> dict[str, Any]:
   """Returns the arrays of a train state by what they are for.
 
-  States of rollout stages may hold a second trained tree, the value model's, and an older policy
-  that generates the responses; both count as parameters.
+  States of rollout stages may hold a second trained tree, the value model's, and an
+  older policy that generates the responses; both count as parameters.
   """
   # the order matters: a leaf that appears twice counts for the first name only
   trained = [

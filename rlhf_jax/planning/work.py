@@ -1,10 +1,11 @@
 """Estimates, from shapes alone, of what a program must at least do and hold.
 
-Counts products, bytes between HBM and processor, bytes between devices, and temporary memory. The
-compiler knows better; these estimates answer where it is not installed, and put its numbers in
-perspective where it is.
+Counts products, bytes between HBM and processor, bytes between devices, and temporary
+memory. The compiler knows better; these estimates answer where it is not installed, and
+put its numbers in perspective where it is.
 
-Letters: N rows, T length, P prompt, R response, K responses to one prompt, D width, V vocabulary.
+Letters: N rows, T length, P prompt, R response, K responses to one prompt, D width, V
+vocabulary.
 """
 
 import dataclasses
@@ -23,22 +24,17 @@ _GRADIENT_BYTES = 4  # gradients are summed in float32
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """What a program must do, and the temporary memory that it needs.
+  """What a program must do, and the temporary memory that it needs."""
 
-  Attributes:
-    flops: FLOPs of all matrix products, over all devices. Recomputation under `remat` counts; what
-      causal attention skips counts only where attention is plain, which does compute it.
-    moved: bytes that one device reads from its memory or writes to it.
-    sent: bytes that one device sends to others.
-    held: bytes of temporary arrays on one device at the same time.
-    kept: the part of `held` that stays until the update: gradients, and the activations that the
-      backward pass needs.
-  """
-
+  # FLOPs of all matrix products, over all devices. Recomputation under `remat` counts;
+  # what a query may not see counts only where attention is plain, which computes it and
+  # masks it.
   flops: float = 0.0
-  moved: float = 0.0
-  sent: float = 0.0
-  held: float = 0.0
+  moved: float = 0.0  # bytes that one device reads from its memory or writes to it
+  sent: float = 0.0  # bytes that one device sends to others
+  held: float = 0.0  # bytes of temporary arrays on one device at the same time
+  # the part of `held` that stays until the update: gradients, and the activations that
+  # the backward pass needs
   kept: float = 0.0
 
   def __add__(self, other: 'Work') -> 'Work':
@@ -61,32 +57,36 @@ class Work:
     )
 
 
+@dataclasses.dataclass(frozen=True)
 class Partition:
-  """In how many parts a layout cuts rows, places and parameters.
+  """In how many parts a layout cuts rows, places and parameters."""
 
-  Attributes:
-    rows: parts of a batch.
-    context: parts of a row's places.
-    fsdp: parts of a parameter along its width.
-    tensor: parts of heads, MLP and vocabulary.
-    data: copies of the parameters along the axis data.
-  """
+  rows: int  # parts of a batch
+  context: int  # parts of a row's places
+  fsdp: int  # parts of a parameter along its width
+  tensor: int  # parts of heads, MLP and vocabulary
+  data: int  # copies of the parameters along the axis data
 
-  def __init__(self, layout: Layout):
-    sizes = layout.mesh.shape
-    self.rows = layout.batch_shards
-    self.context = sizes['context'] if layout.rules['length'] else 1
-    self.fsdp = math.prod(sizes[axis] for axis in layout.rules['embed'] or ())
-    self.tensor = sizes['tensor'] * sizes.get('wide', 1)  # `wide`: a decoding layout cuts further
-    self.data = sizes['data']
+
+def partition_of(layout: Layout) -> Partition:
+  """Returns in how many parts a layout, which may be a decoding layout, cuts arrays."""
+  sizes = layout.mesh.shape
+  return Partition(
+    rows=layout.batch_shards,
+    context=sizes['context'] if layout.rules['length'] else 1,
+    fsdp=math.prod(sizes[axis] for axis in layout.rules['embed'] or ()),
+    tensor=sizes['tensor'] * sizes.get('wide', 1),  # only a decoding layout has an axis `wide`
+    data=sizes['data'],
+  )
 
 
 def count_matrix_elements(config: ModelConfig, experts: int) -> int:
   """Returns the elements of the matrices of all layers, if a layer had so many experts."""
-  D, head_dim = config.embed, config.head_dim
+  D = config.embed
+  head_dim = config.head_dim
   queries_keys_values = D * head_dim * (config.heads + 2 * config.kv_heads)
   attention = queries_keys_values + config.heads * head_dim * D
-  mlp = (3 if config.gated else 2) * D * config.mlp
+  mlp = (3 if config.gated else 2) * D * config.mlp  # gate, up and down, or up and down
   if config.experts:
     mlp = mlp * experts + D * config.experts  # and the router
   return config.layers * (attention + mlp)
@@ -113,20 +113,25 @@ def forward(
   Returns:
     The work of one pass.
   """
-  D, V = config.embed, config.vocab_size
-  parts = Partition(layout)
+  D = config.embed
+  V = config.vocab_size
+  parts = partition_of(layout)
   width = jnp.dtype(config.dtype).itemsize  # bytes of an activation
   plain = config.attention == 'plain'
 
+  # a multiplication and an addition for each element of a matrix and each token
   products = 2 * rows * length * count_matrix_elements(config, config.experts_per_token)
+  # queries with keys, then weights with values
   seen = _count_attended(config, length, start)
   attention = 4 * rows * seen * config.heads * config.head_dim
   flops = products + (attention + 2 * rows * head * D * V)
 
-  local_tokens = rows * length / parts.rows / parts.context
+  local_tokens = rows * length / parts.rows / parts.context  # on one device
+  # every expert is read, however few a token visits
   all_matrices = count_matrix_elements(config, config.experts)
   unembedding = D * V if head else 0
   weights = (all_matrices + unembedding) * width / parts.tensor
+  # widths that tensor parallelism cuts: queries, keys, values, and three of the MLP
   inner = (config.heads + 2 * config.kv_heads) * config.head_dim + 3 * config.mlp
   activations = local_tokens * config.layers * width * (8 * D + 2 * inner / parts.tensor)
 
@@ -135,7 +140,8 @@ def forward(
     1 - 1 / parts.tensor
   )
 
-  # the activations of a layer, its parameters and those of the next one, and the unembedding
+  # the activations of a layer, its parameters and those of the next one, and the
+  # unembedding
   held = (
     local_tokens * width * (4 * D + 2 * inner / parts.tensor)
     + 2 * all_matrices * width / (parts.tensor * config.layers)
@@ -171,7 +177,7 @@ def training(
     The work of one update.
   """
   width = jnp.dtype(config.dtype).itemsize
-  cut = Partition(layout)
+  cut = partition_of(layout)
   gradients = bytes_on_device(trained)
   rematerialise = config.remat == 'full'
   part = forward(config, layout, rows // parts, length, head)
@@ -225,17 +231,18 @@ def rollout(
   """
   width = jnp.dtype(config.dtype).itemsize
   decoding = layout.decoding
-  parts = Partition(decoding)
-  trained_parts = Partition(layout)
+  parts = partition_of(decoding)
+  trained_parts = partition_of(layout)
 
   heads_divide = config.kv_heads % parts.tensor == 0
-  cache_parts = parts.tensor if heads_divide else 1
+  cache_parts = parts.tensor if heads_divide else 1  # too few heads are replicated
   cache = 2 * config.layers * config.kv_heads * config.head_dim * width / cache_parts
   cache = cache * prompts * K / parts.rows  # bytes of one place in the cache, on one device
 
   # decoding attends to the whole cache, filled or not
   config = dataclasses.replace(config, attention='plain')
   step = forward(config, decoding, prompts * K, 1, 1, P + R - 1)
+  # every step reads the whole cache
   step = dataclasses.replace(step, moved=step.moved + cache * (P + R))
   total = forward(config, decoding, prompts, P, 1, R) + step * (R - 1)
 
@@ -244,16 +251,18 @@ def rollout(
     embeddings = config.embed * config.vocab_size * (1 if config.tied else 2)
     weights = (count_matrix_elements(config, config.experts) + embeddings) * width
     copied = weights / parts.tensor
+    # what a device has already of its part need not be sent
     had = parts.tensor / (trained_parts.fsdp * trained_parts.tensor)
     total = dataclasses.replace(total, sent=total.sent + copied * (1 - had))
+  # twice: the loop holds the cache before and after a step
   return dataclasses.replace(total, held=total.held + 2 * cache * (P + R) + copied)
 
 
 def bytes_on_device(tree: Any) -> int:
   """Returns the bytes that a tree of abstract arrays takes on one device.
 
-  A leaf that appears in the tree twice, as the shared base of two models with adapters does,
-  counts once.
+  A leaf that appears in the tree twice, as the shared base of two models with adapters
+  does, counts once.
   """
   leaves = {id(leaf): leaf for leaf in jax.tree.leaves(tree)}.values()
   return int(sum(_count_local_elements(leaf) * _bytes_of(leaf.dtype) for leaf in leaves))

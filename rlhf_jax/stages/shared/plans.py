@@ -1,9 +1,11 @@
 """Plans of the stages: which programs a step compiles and what stays on the devices.
 
-Each function gives the StagePlan of one kind of stage, on a layout whose devices are only
-described. The stages are imported inside the functions, so that a stage may import this module.
+Each function gives the StagePlan of one kind of stage, on a layout whose devices are
+only described. The stages are imported inside the functions, so that a stage may import
+this module.
 
-Letters: B prompts, K responses to each, N = B * K, P tokens of a prompt, R of a response.
+Letters: B prompts, K responses to each, N = B * K, P tokens of a prompt, R of a
+response.
 """
 
 from collections.abc import Callable
@@ -16,12 +18,13 @@ import jax.numpy as jnp
 
 from rlhf_jax.generation import sampler
 from rlhf_jax.models import heads
+from rlhf_jax.models.model_config import ModelConfig
 from rlhf_jax.models.transformer import Model
 from rlhf_jax.planning import programs, work
 from rlhf_jax.planning.programs import Program, StagePlan
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.stages.shared import common
-from rlhf_jax.types import Params, Prompts, Samples, Sequences
+from rlhf_jax.types import Params, Prompts, Rankings, Samples, Sequences
 
 _SCORER = 'scorer:'
 _SERVERS = ('http://', 'https://')
@@ -100,7 +103,7 @@ def plan_preference(context: common.Context) -> StagePlan:
     reference = read()
     plan.resident['reference'] = reference
 
-    def response_logprobs(params, batch):
+    def response_logprobs(params: Params, batch: Rankings) -> jax.Array:
       return preference.response_logprobs(reference_model, params, batch)[0]
 
     lower = functools.partial(jax.jit(response_logprobs).lower, reference, batch)
@@ -169,6 +172,7 @@ def plan_online_preference(context: common.Context) -> StagePlan:
     section.num_samples,
     section.max_length + R,
   )
+  # rankings bring the reference's logprobs along, so the update takes no reference
   return plan_rollout(context, shapes, trunks, (rankings,))
 
 
@@ -224,40 +228,24 @@ KINDS: dict[str, Callable[[common.Context], StagePlan]] = {
 
 
 class Trunk(NamedTuple):
-  """A model that the update of a rollout stage trains.
+  """A model that the update of a rollout stage trains."""
 
-  Attributes:
-    trained: its tree of trained parameters, abstract arrays.
-    head: places of a row at which its unembedding is applied.
-  """
-
-  trained: Params
-  head: int
+  trained: Params  # its tree of trained parameters, abstract arrays
+  head: int  # places of a row at which its unembedding is applied
 
 
 @dataclasses.dataclass(frozen=True)
 class RolloutShapes:
-  """The arrays of a rollout stage's step, as abstract arrays.
+  """The arrays of a rollout stage's step, as abstract arrays."""
 
-  Attributes:
-    parts: what the stage's step is made of (a rollout.RolloutParts).
-    state: the train state.
-    reference: the reference's parameters.
-    prompts: [B, P].
-    key: a random key.
-    samples: the responses, [N, R].
-    sequences: prompts with responses, [N, P + R].
-    scores: [N] float32.
-  """
-
-  parts: Any
-  state: Any
-  reference: Params
-  prompts: Prompts
-  key: Any
-  samples: Samples
-  sequences: Sequences
-  scores: Any
+  parts: Any  # a rollout.RolloutParts, what the stage's step is made of
+  state: Any  # the train state
+  reference: Params  # the reference's parameters
+  prompts: Prompts  # [B, P]
+  key: Any  # a random key
+  samples: Samples  # the responses, [N, R]
+  sequences: Sequences  # prompts with responses, [N, P + R]
+  scores: Any  # [N] float32
 
 
 def abstract_rollout(context: common.Context, parts: Any) -> RolloutShapes:
@@ -331,11 +319,15 @@ def plan_rollout(
   return plan
 
 
-def _estimate_update(context, config, trunks: list[Trunk]) -> work.Work:
+def _estimate_update(
+  context: common.Context,
+  config: ModelConfig,
+  trunks: list[Trunk],
+) -> work.Work:
   """Estimates the update of a rollout stage.
 
-  Every model first reads the responses, and so does the reference; then all that are trained are
-  trained at once, in epochs.
+  Every model first reads the responses, and so does the reference; then all that are
+  trained are trained at once, in epochs.
   """
   section = context.section
   layout = context.layout
@@ -343,22 +335,24 @@ def _estimate_update(context, config, trunks: list[Trunk]) -> work.Work:
   length = section.max_length + section.sampling.max_new_tokens
   parts = section.minibatches * section.microbatches
   reference_head = section.sampling.max_new_tokens
+  # logprobs and values before the update, on which ratios and advantages stand
   before = work.Work()
   for head in (reference_head, *(trunk.head for trunk in trunks)):
     before += work.forward(config, layout, rows // parts, length, head) * parts
 
-  epochs = getattr(section, 'epochs', 1)
+  epochs = getattr(section, 'epochs', 1)  # online preference optimisation has one
   trainings = []
   for trunk in trunks:
     training = work.training(config, layout, rows, length, trunk.head, parts, trunk.trained)
     trainings.append(training * epochs)
+  # both models keep their activations and gradients, but pass one after the other
   kept = sum(training.kept for training in trainings)
   passing = max(training.held - training.kept for training in trainings)
   together = dataclasses.replace(sum(trainings, work.Work()), held=kept + passing)
   return before + together
 
 
-def _abstract_rankings(context: common.Context):
+def _abstract_rankings(context: common.Context) -> Rankings:
   """Returns a batch of the rankings of a stage."""
   section = context.section
   return programs.abstract_rankings(
@@ -424,8 +418,8 @@ def _add_reward_model(
 def _add_scorer(plan: StagePlan, context: common.Context, name: str) -> None:
   """Adds a language model that grades responses (direct RLAIF).
 
-  Its prompts are texts, whose lengths a plan does not know: they count as the longest that it
-  reads, and its options as one token each.
+  Its prompts are texts, whose lengths a plan does not know: they count as the longest
+  that it reads, and its options as one token each.
   """
   section = context.section
   layout = context.layout
@@ -441,10 +435,12 @@ def _add_scorer(plan: StagePlan, context: common.Context, name: str) -> None:
       'grade',
       functools.partial(grade.lower, params, prompts),
       work.forward(model.config, layout, options.batch_size, options.max_length, head=1),
-      calls=-(-rows // options.batch_size),
+      calls=-(-rows // options.batch_size),  # rounded up
     )
   )
-  plan.notes.append(f'{name}: counted with {options.max_length} tokens to read for every response')
+  plan.notes.append(
+    f'the lengths of what {name} reads: each response counts as {options.max_length} tokens'
+  )
 
 
 def _next_token_logprobs(model: Model, params: Params, prompts: Prompts) -> jax.Array:
