@@ -254,7 +254,7 @@ def rollout(
     # what a device has already of its part need not be sent
     had = parts.tensor / (trained_parts.fsdp * trained_parts.tensor)
     total = dataclasses.replace(total, sent=total.sent + copied * (1 - had))
-  # twice: the loop holds the cache before and after a step
+  # compiled loops hold the cache about twice; docs/plan.md compares
   return dataclasses.replace(total, held=total.held + 2 * cache * (P + R) + copied)
 
 
