@@ -44,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     help='the longest response, which is cut there (default: %(default)s)',
   )
   parser.add_argument(
-    '--temperature',
+    '--temperature',  # this and the next two have the defaults of SamplingOptions
     type=float,
     default=1.0,
     metavar='X',
@@ -89,7 +89,7 @@ def main(words: Sequence[str] | None = None) -> int:
   Returns:
     0 done, 2 a user's mistake, 130 interrupted.
   """
-  options = make_parser().parse_args(words)
+  options = make_parser().parse_args(words)  # --help ends here
   return arguments.run_command(_generate, options)
 
 

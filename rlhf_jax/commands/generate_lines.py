@@ -93,6 +93,7 @@ def respond_to_batch(
   """
   pad_id = 0 if opened.tokenizer is None else opened.tokenizer.pad_id
   prompts = _pad_prompts(ids, numbers, length, pad_id, options.batch_size)
+  # host arrays [B * K, R]
   samples = jax.device_get(generate(opened.params, opened.layout.place(prompts), key))
   rows = []
   for row in range(len(numbers)):  # the last batch is filled with empty rows
@@ -156,7 +157,7 @@ def _describe_responses(
   if opened.tokenizer is not None:
     added['responses'] = [opened.tokenizer.decode(response) for response in tokens]
   if opened.tokenizer is None or options.logprobs:
-    added['response_tokens'] = tokens
+    added['response_tokens'] = tokens  # with the end token, if there was one
   if options.logprobs:
     added['logprobs'] = logprobs
   return added

@@ -224,7 +224,7 @@ def bucket_length(length: int) -> int:
 
 
 def round_float32(value: Any) -> float:
-  """Returns a float32 as the float with 9 digits, which give back the same float32."""
+  """Returns a float32 as a float of 9 digits, which are enough to restore it."""
   return float(f'{value:.9g}')
 
 

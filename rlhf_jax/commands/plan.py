@@ -76,6 +76,7 @@ def main(words: Sequence[str] | None = None) -> int:
   Returns:
     0 every stage fits, 1 one does not, 2 a user's mistake.
   """
+  # --help and mistyped words end here
   options, overrides = arguments.parse_with_overrides(make_parser(), words)
 
   # both before JAX is imported: this machine's own devices are not asked

@@ -42,7 +42,7 @@ def main(words: Sequence[str] | None = None) -> int:
   Returns:
     0 done, 2 a user's mistake, 130 interrupted.
   """
-  options = make_parser().parse_args(words)
+  options = make_parser().parse_args(words)  # --help ends here
   return arguments.run_command(_score, options)
 
 

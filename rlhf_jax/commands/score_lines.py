@@ -30,6 +30,7 @@ def score_lines(options: argparse.Namespace) -> None:
   inputs = lines.read_lines(options.input)
   opened = lines.open_model(options)
   ids = lines.encode_lines(inputs, opened, with_response=True)
+  # compiled once for each padded length
   read = jax.jit(functools.partial(read_tokens, opened.model))
   compute = functools.partial(score_batch, opened, read, options.batch_size, ids)
   lines.fill_output(
@@ -60,7 +61,7 @@ def read_tokens(model: Model, params: Params, tokens: jax.Array, mask: jax.Array
   segment_ids = mask.astype(jnp.int32)
   if model.config.head:
     return reward.last_scores(model, params, tokens, positions, segment_ids)
-  hidden, _ = model.apply(params, tokens, positions, segment_ids)
+  hidden, _ = model.apply(params, tokens, positions, segment_ids)  # [B, T, D]
   logprobs, _ = heads.token_logprobs(model, params, hidden[:, :-1], tokens[:, 1:])
   return logprobs
 
@@ -97,7 +98,7 @@ def score_batch(
     tokens[row, :count] = ids[number]
     mask[row, :count] = True
   placed = opened.layout.place((tokens, mask))
-  values = jax.device_get(read(opened.params, *placed))
+  values = jax.device_get(read(opened.params, *placed))  # [B] or [B, T - 1]
   rows: list[lines.Row] = []
   for row, number in enumerate(numbers):
     if opened.model.config.head:

@@ -39,8 +39,8 @@ def make_parser() -> argparse.ArgumentParser:
   )
   hosts = parser.add_argument_group(
     'several hosts',
-    'Detected on TPU pods and under Slurm, Open MPI and Kubernetes. Elsewhere give all three '
-    'flags, or set RLHF_JAX_COORDINATOR, RLHF_JAX_PROCESSES and RLHF_JAX_PROCESS.',
+    'Detected on TPU pods and under Slurm, Open MPI and Kubernetes. Elsewhere give all\n'
+    'three flags, or set RLHF_JAX_COORDINATOR, RLHF_JAX_PROCESSES, RLHF_JAX_PROCESS.',
   )
   hosts.add_argument(
     '--coordinator',
@@ -49,7 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
   )
   hosts.add_argument(
     '--processes',
-    metavar='N',
+    metavar='N',  # a text: hosts.initialize checks it, as it does the environment's
     help='how many processes there are; 1 means only this one, whatever started it',
   )
   hosts.add_argument(
@@ -72,7 +72,7 @@ def main(words: Sequence[str] | None = None) -> int:
   """
   parser = make_parser()
   options, overrides = arguments.parse_with_overrides(parser, words)
-  if not options.workdir and not options.show:
+  if not options.workdir and not options.show:  # --show writes nothing
     parser.error('--workdir=DIR is missing: the folder for everything that the run leaves')
 
   # only now, as JAX takes seconds to import

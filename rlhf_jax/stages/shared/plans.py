@@ -26,8 +26,8 @@ from rlhf_jax.runtime import step as steps
 from rlhf_jax.stages.shared import common
 from rlhf_jax.types import Params, Prompts, Rankings, Samples, Sequences
 
-_SCORER = 'scorer:'
-_SERVERS = ('http://', 'https://')
+_SCORER = 'scorer:'  # replaced by rewards.sources
+_SERVERS = ('http://', 'https://')  # replaced by rewards.sources
 
 
 def plan_stage(context: common.Context) -> StagePlan:
@@ -50,7 +50,7 @@ def plan_supervised(context: common.Context) -> StagePlan:
     layout,
     rows=section.batch_size,
     length=section.max_length,
-    head=section.max_length,
+    head=section.max_length,  # every token is a target
     parts=section.microbatches,
     trained=state.trained,
   )
@@ -101,6 +101,7 @@ def plan_preference(context: common.Context) -> StagePlan:
   if section.reference:
     reference_model, read = common.open_model(context, section.reference)
     reference = read()
+    # its logprobs are computed once or at every step; on the devices it stays either way
     plan.resident['reference'] = reference
 
     def response_logprobs(params: Params, batch: Rankings) -> jax.Array:
@@ -183,6 +184,7 @@ def plan_responses(context: common.Context) -> StagePlan:
   tokenizer = context.tokenizer
   length = getattr(section, 'max_context', section.max_length)  # a critique reads what was said
   num_samples = getattr(section, 'num_samples', 1)
+  # nothing is trained, so the policies are all that is resident
   plan = StagePlan({}, [], ['judges and annotators are left out'])
   for name in getattr(section, 'policies', None) or (section.model,):
     model, read = common.open_model(context, name)
@@ -261,6 +263,7 @@ def abstract_rollout(context: common.Context, parts: Any) -> RolloutShapes:
   reference = parts.read_reference()
   prompts = programs.abstract_prompts(layout, section.batch_size, section.max_length)
   key = programs.abstract_key(layout)
+  # eval_shape drops shardings; the rows of all these lie as a batch does
   samples = jax.eval_shape(parts.generate, state.params, prompts, key)
   samples = programs.abstract_batch(layout, samples)
   sequences = jax.eval_shape(sampler.join_sequences, prompts, samples)
@@ -427,6 +430,7 @@ def _add_scorer(plan: StagePlan, context: common.Context, name: str) -> None:
   model, read, _ = common.open_reader(context, name.removeprefix(_SCORER))
   params = read()
   plan.resident[_unused_name(plan.resident, 'scorer', name)] = params
+  # a call's rows are the scorer's own batch, whatever the policy's is
   prompts = programs.abstract_prompts(layout, options.batch_size, options.max_length)
   grade = jax.jit(functools.partial(_next_token_logprobs, model))
   rows = section.batch_size * section.num_samples
