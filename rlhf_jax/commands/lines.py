@@ -233,7 +233,7 @@ def round_float32(value: Any) -> float:
 
 def _parse_mesh(text: str) -> dict[str, int]:
   """Returns the mesh config of a text such as data=2,fsdp=4."""
-  axes = dict(mesh.AXES, rollout_tensor=0)
+  axes = {name: mesh.DEFAULTS[name] for name in (*mesh.AXES, 'rollout_tensor')}
   for part in filter(None, text.split(',')):
     name, _, size = part.partition('=')
     if name not in axes or not size.lstrip('-').isdecimal():
