@@ -1,4 +1,4 @@
-"""Entry point of `python -m rlhf_jax`; the command itself is in commands/train.py."""
+"""Entry point of `python -m rlhf_jax`; the command is in commands/train.py."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Entry point of `python -m rlhf_jax.generate`; the command itself is in commands/generate.py."""
+"""Entry point of `python -m rlhf_jax.generate`; the command is in commands/generate.py."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Entry point of `python -m rlhf_jax.plan`; the command itself is in commands/plan.py."""
+"""Entry point of `python -m rlhf_jax.plan`; the command is in commands/plan.py."""
 
 import sys
 

@@ -1,107 +1,260 @@
-"""An experiment on a topology: its mesh, then every stage; or several meshes beside each other."""
+"""Plans an experiment for devices that are not here: its mesh, then every stage; or many meshes."""
 
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
+import functools
 from pathlib import Path
 import tempfile
+from types import SimpleNamespace
+from typing import Any
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax import config as configs
 from rlhf_jax import pipeline
 from rlhf_jax.errors import UserError
-from rlhf_jax.planning import chips, measure, programs
+from rlhf_jax.interop import pretrained
+from rlhf_jax.planning import chips, measure
 from rlhf_jax.runtime import mesh
-from rlhf_jax.stages.shared import common, model_sources
+from rlhf_jax.stages.shared import common, model_sources, plans
 
 
-def plan(path: str, overrides, topology: str, stage: str | None, analytic: bool, sweep: bool, say=print) -> dict:
-  """Plans and prints.
+@dataclasses.dataclass(frozen=True)
+class MeshPlan:
+  """The plan of an experiment on one mesh."""
 
-  Returns:
-    {'topology', 'devices', 'plans': [{'mesh', 'why', 'stages': [measure.stage]}]}, of a sweep the best first.
+  mesh: str  # the sizes of its axes, as text
+  why: str  # the reason for the mesh, where `auto` chose it
+  stages: list[measure.StageCost]  # the stages' plans in numbers, in the order in which they run
+
+  @property
+  def fits(self) -> bool:
+    """Whether every stage fits."""
+    return all(cost.fits for cost in self.stages)
+
+  @property
+  def seconds(self) -> float:
+    """The sum of the stages' seconds a step."""
+    return sum(cost.seconds for cost in self.stages)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentPlan:
+  """The plan of an experiment on a topology."""
+
+  topology: str  # its name
+  devices: int  # how many there are
+  compiled: bool  # whether the compiler was asked, or shapes alone
+  plans: list[MeshPlan]  # of the config's mesh; of a sweep one for each mesh, the best first
+
+  @property
+  def fits(self) -> bool:
+    """Whether every stage fits, on the best mesh."""
+    return self.plans[0].fits
+
+
+def plan_experiment(
+  path: str,
+  overrides: Sequence[str],
+  topology: str,
+  *,
+  stage: str | None = None,
+  analytic: bool = False,
+  sweep: bool = False,
+  say: Callable[[str], None] = print,
+) -> ExperimentPlan:
+  """Plans an experiment and prints the plan.
+
+  Args:
+    path: the experiment's file, as --config takes it.
+    overrides: strings 'section.key=value'.
+    topology: the devices, see planning/chips.py.
+    stage: plan this stage only.
+    analytic: use shapes alone, without a compiler.
+    sweep: compare all meshes of candidate_meshes instead of the config's.
+    say: prints a text.
 
   Raises:
     UserError: whatever is wrong with config, topology or mesh.
   """
-  where = chips.topology(topology, not analytic)
+  # first of all, as it sets how many devices JAX sees
+  where = chips.open_topology(topology, compiles=not analytic)
   config = pipeline.load_config(path, overrides)
   if stage and stage not in config.stages:
-    raise UserError(f'--stage={stage}: the experiment has {", ".join(config.stages)}')
-  say(f'{topology}: {len(where.devices)} devices of {where.chip.memory / measure.GIB:.3g} GiB, '
-      f'{where.chip.flops / 1e12:.3g} TFLOP/s')
+    names = ', '.join(config.stages)
+    raise UserError(f'--stage={stage}: the experiment has {names}')
+  compiles = not (analytic or where.missing)
+  say(
+    f'{topology}: {len(where.devices)} devices of {where.chip.memory / measure.GIB:.3g} GiB, '
+    f'{where.chip.flops / 1e12:.3g} TFLOP/s'
+  )
   if where.missing:
     say(f'By shapes alone: the compiler for these devices is missing ({where.missing})')
-  compiles = not (analytic or where.missing)
-  attention = config.model.attention
-  if where.platform == 'cpu' and attention == 'auto':
-    attention = 'plain'
-  if where.platform == 'gpu' and attention in ('auto', 'cudnn'):
-    attention = 'plain'
-    say("attention: plain, as cuDNN's kernel cannot be compiled without a GPU; with it less memory is needed")
-  config = _changed(config, model=dict(attention=attention))
-  if not sweep:
-    meshes = [config.mesh.to_dict()]
-  else:
-    meshes = [{**config.mesh.to_dict(), 'preset': '', **sizes} for sizes in candidates(len(where.devices))]
-  found = []
-  for sizes in meshes:
-    try:
-      one = of_mesh(_changed(config, mesh=sizes), where, stage, compiles, say)
-    except UserError as error:
-      if not sweep:
-        raise
-      say(f'{_named(sizes)}: left out: {error}')
-      continue
-    found.append(one)
-    if not sweep:
-      say(one['why'])
-    for result in one['stages']:
-      say(f'{one["mesh"]}: {measure.line(result)}' if sweep else measure.text(result))
+  config = _choose_attention(config, where, say)
+  plan_on = functools.partial(
+    plan_mesh,
+    where=where,
+    stage=stage,
+    compiles=compiles,
+    say=say,
+  )
   if sweep:
-    if not found:
-      raise UserError('--sweep: no mesh fits this experiment; change batch_size')
-    found.sort(key=lambda one: (not all(result['fits'] for result in one['stages']),
-                                sum(result['seconds'] for result in one['stages'])))
-    say(f'best: {found[0]["mesh"]}')
-  return dict(topology=topology, devices=len(where.devices), compiled=compiles, plans=found)
+    plans = _sweep_meshes(config, where, plan_on, say)
+  else:
+    plans = [plan_on(config)]
+    say(plans[0].why)
+    for cost in plans[0].stages:
+      say(measure.format_stage(cost))
+  return ExperimentPlan(topology, len(where.devices), compiles, plans)
 
 
-def of_mesh(config, where: chips.Topology, stage, compiles: bool, say) -> dict:
-  """The plan of every stage (or one) on one mesh."""
-  with tempfile.TemporaryDirectory() as folder:  # stages leave their models' shapes there
+def plan_mesh(
+  config: ConfigDict,
+  where: chips.Topology,
+  stage: str | None,
+  compiles: bool,
+  say: Callable[[str], None],
+) -> MeshPlan:
+  """Plans every stage, or one, on the mesh of the config.
+
+  Args:
+    config: the whole config of the experiment.
+    where: the devices.
+    stage: the only stage to plan; None for all.
+    compiles: ask the compiler too.
+    say: is told what is being compiled.
+
+  Raises:
+    UserError: the mesh does not fit the devices or the stages' batches.
+  """
+  with tempfile.TemporaryDirectory() as folder:  # stages leave the shapes of their models there
     workdir = Path(folder)
     config = configs.resolve(config, workdir=workdir, data=config.data)
-    need = model_sources.mesh_need(config) if config.mesh.preset == 'auto' else None
-    layout = mesh.make_layout(config.mesh, where.devices, need, where.chip.memory)
-    layout = dataclasses.replace(layout, abstract=True)
-    tokenizer = programs.tokenizer(config)
-    results = []
+    layout = _abstract_layout(config, where)
+    tokenizer = open_tokenizer(config)
+    costs = []
     for name in config.stages:
       context = common.Context(config, name, workdir, layout, tokenizer)
       if stage in (None, name):
-        results.append(measure.stage(context, where, compiles, say))
+        plan = plans.plan_stage(context)
+        costs.append(measure.measure_stage(context, plan, where, compiles, say))
         if stage:
           break
-      elif 'optimizer' in context.section:
-        programs.of_stage(context)  # later ones stand on its model
+      elif 'optimizer' in context.section:  # a stage that trains: later ones begin with its model
+        plans.plan_stage(context)
   sizes = {**dict(layout.mesh.shape), 'rollout_tensor': layout.rollout_tensor}
-  return dict(mesh=_named(sizes), why=layout.why or f'mesh: {_named(sizes)}', stages=results)
+  text = _format_sizes(sizes)
+  return MeshPlan(mesh=text, why=layout.why or f'mesh: {text}', stages=costs)
 
 
-def candidates(devices: int) -> list[dict]:
-  """Meshes of data, fsdp and tensor in powers of two, tensor up to 8; decoding with parameters cut or whole."""
+def open_tokenizer(config: ConfigDict) -> Any:
+  """Returns as much of the run's tokenizer as a plan needs; a new one is not trained."""
+  if config.tokenizer.init != 'train':
+    return pretrained.open_pretrained(config.tokenizer.init).tokenizer
+  vocab_size = config.tokenizer.vocab_size
+  return SimpleNamespace(vocab_size=vocab_size, eos_id=1, pad_id=0, bos_id=None)
+
+
+def candidate_meshes(devices: int) -> list[dict[str, int]]:
+  """Returns the meshes that a sweep compares.
+
+  Sizes of data, fsdp and tensor are powers of two, tensor up to 8; where parameters are
+  cut, decoding with them cut, gathered, or cut over 8 devices.
+  """
   powers = [2**i for i in range(devices.bit_length()) if devices % 2**i == 0]
-  return [dict(data=devices // (fsdp * tensor), fsdp=fsdp, tensor=tensor, rollout_tensor=wide)
-          for tensor in powers[:4] for fsdp in powers if devices % (fsdp * tensor) == 0
-          for wide in sorted({0, tensor, min(8, fsdp * tensor)}) if fsdp > 1 or not wide]
+  meshes = []
+  for tensor in powers[:4]:  # more than 8 seldom share a fast network
+    for fsdp in powers:
+      if devices % (fsdp * tensor):
+        continue
+      decoding = {0, tensor, min(8, fsdp * tensor)} if fsdp > 1 else {0}
+      for rollout_tensor in sorted(decoding):
+        sizes = dict(
+          data=devices // (fsdp * tensor),
+          fsdp=fsdp,
+          tensor=tensor,
+          rollout_tensor=rollout_tensor,
+        )
+        meshes.append(sizes)
+  return meshes
 
 
-def _named(sizes):
-  sizes = {name: size for name, size in sizes.items() if name != 'preset'}
-  return ' × '.join(f'{name} {size}' for name, size in sizes.items()
-                    if name == 'data' or size > (name != 'rollout_tensor'))
+def _sweep_meshes(
+  config: ConfigDict,
+  where: chips.Topology,
+  plan_on: Callable[[ConfigDict], MeshPlan],
+  say: Callable[[str], None],
+) -> list[MeshPlan]:
+  """Plans every candidate mesh; those that fit come first, the fastest of them first."""
+  plans = []
+  for sizes in candidate_meshes(len(where.devices)):
+    try:
+      plan = plan_on(_replace_in_section(config, 'mesh', preset='', **sizes))
+    except UserError as error:  # batches or heads do not divide over it
+      said = _format_sizes({**config.mesh.to_dict(), **sizes})
+      say(f'{said}: left out: {error}')
+      continue
+    plans.append(plan)
+    for cost in plan.stages:
+      say(f'{plan.mesh}: {measure.format_line(cost)}')
+  if not plans:
+    raise UserError('--sweep: no mesh fits this experiment; change batch_size')
+  plans.sort(key=_rank)
+  say(f'best: {plans[0].mesh}')
+  return plans
 
 
-def _changed(config, **sections):
-  said = config.to_dict()
-  return ml_collections.ConfigDict(said | {name: {**said[name], **changes} for name, changes in sections.items()}).lock()
+def _rank(plan: MeshPlan) -> tuple[bool, float]:
+  """Returns the key by which plans are sorted: those that fit first, then the fastest."""
+  return not plan.fits, plan.seconds
+
+
+def _choose_attention(
+  config: ConfigDict,
+  where: chips.Topology,
+  say: Callable[[str], None],
+) -> ConfigDict:
+  """Returns the config with an attention for which XLA can compile without the device."""
+  attention = config.model.attention
+  if where.platform == 'cpu' and attention == 'auto':
+    attention = 'plain'  # what `auto` chooses on a CPU
+  if where.platform == 'gpu' and attention in ('auto', 'cudnn'):
+    attention = 'plain'
+    say(
+      "attention: plain, as cuDNN's kernel cannot be compiled without a GPU; "
+      'with it less memory is needed'
+    )
+  return _replace_in_section(config, 'model', attention=attention)
+
+
+def _abstract_layout(config: ConfigDict, where: chips.Topology) -> mesh.Layout:
+  """Returns the layout of the config's mesh, on which arrays are only shapes."""
+  need = None
+  if config.mesh.preset == 'auto':
+    need = model_sources.mesh_need(config)
+  # `auto` needs to know the memory of a device, which cannot be asked
+  layout = mesh.make_layout(config.mesh, where.devices, need, where.chip.memory)
+  return dataclasses.replace(layout, abstract=True)
+
+
+def _format_sizes(sizes: dict[str, Any]) -> str:
+  """Returns the sizes of a mesh as text; of axes with one device only data is named."""
+  parts = []
+  for name, size in _without_preset(sizes):
+    # the size that goes without saying: 0 = decoding lays parameters as training does
+    unsaid = 0 if name == 'rollout_tensor' else 1
+    if name == 'data' or size > unsaid:
+      parts.append(f'{name} {size}')
+  return ' × '.join(parts)
+
+
+def _without_preset(sizes: dict[str, Any]) -> Iterable[tuple[str, int]]:
+  """Returns (axis, size) of a mesh config."""
+  return [(name, size) for name, size in sizes.items() if name != 'preset']
+
+
+def _replace_in_section(config: ConfigDict, section: str, **changes: Any) -> ConfigDict:
+  """Returns the config with other values in one section."""
+  values = config.to_dict()
+  values[section] = {**values[section], **changes}
+  return ConfigDict(values).lock()

@@ -1,4 +1,4 @@
-"""Entry point of `python -m rlhf_jax.score`; the command itself is in commands/score.py."""
+"""Entry point of `python -m rlhf_jax.score`; the command is in commands/score.py."""
 
 import sys
 

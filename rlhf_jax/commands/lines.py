@@ -1,246 +1,380 @@
-"""JSON Lines in, JSON Lines out: what the commands `generate` and `score` share.
+"""JSON Lines in, JSON Lines out: what the commands `generate` and `score` do with files.
 
-A line is {"text": …}, {"messages": …}, {"prompt": …, "response": …} or {"tokens": [ids]}; what else it holds is kept. Lines
-are done in windows, in the order of the input: inside a window by length, so that little is padded. A window is written
-whole, so a command that was cut and is repeated goes on with the window that is missing and ends with the same file.
+A line is {"text": …}, {"messages": …}, {"prompt": …, "response": …} or {"tokens":
+[ids]}; whatever else it holds is kept. Lines are computed in windows, in the order of
+the input: inside a window sorted by length, so that little is padded. A window is
+written as a whole. A command that was cut and is repeated goes on with the first window
+that is missing, and ends with the same file.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
-import gzip
 import hashlib
 import json
 import math
 import os
 from pathlib import Path
 import sys
-from typing import Any
+from typing import Any, IO
 
 import jax
 import tqdm
 
-from rlhf_jax import pipeline
+from rlhf_jax import files
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import model_config, transformer
 from rlhf_jax.interop.tokenizer import Tokenizer
+from rlhf_jax.models import transformer
+from rlhf_jax.models.model_config import ModelConfig
 from rlhf_jax.runtime import mesh
 from rlhf_jax.stages.shared import model_sources
+from rlhf_jax.types import Params
 
-_WINDOW = 16  # batches
-_FORMS = '{"text": …}, {"messages": …}, {"prompt": …} with or without "response", or {"tokens": [ids]}'
+WINDOW_BATCHES = 16  # batches of a window: more pad less, fewer lose less work when cut
+
+_FORMS = (
+  '{"text": …}, {"messages": …}, {"prompt": …} with or without "response", or {"tokens": [ids]}'
+)
+_FIELDS = ('text', 'messages', 'prompt', 'tokens')  # a line has exactly one of them
+
+Row = dict[str, Any]  # a line as an object
+# (numbers of at most batch_size rows, padded length, random key) → what is added to
+# each row
+Compute = Callable[[Sequence[int], int, jax.Array], list[Row]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Opened:
-  """A model to use. `tokenizer` is None where its directory has none."""
+class OpenedModel:
+  """A model that is ready to use."""
+
   model: transformer.Model
-  params: Any
-  tokenizer: Tokenizer | None
+  params: Params  # sharded as the layout says, in float32
+  tokenizer: Tokenizer | None  # None where the model's directory has none
   layout: mesh.Layout
 
 
-def parser(command: str, text: str) -> argparse.ArgumentParser:
-  """What both commands ask for."""
-  made = argparse.ArgumentParser(prog=f'python -m rlhf_jax.{command}', description=text,
-                                 formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-  made.add_argument('--model', required=True, metavar='DIR', help="a Hugging Face directory, a stage's folder of a "
-                    "workdir, a .gguf file, or 'smollm2'")
-  made.add_argument('--input', required=True, metavar='FILE', type=Path, help='JSON Lines, .gz too')
-  made.add_argument('--output', required=True, metavar='FILE', type=Path, help='the same lines with more in them; '
-                    'repeat the command to go on where it was cut')
-  made.add_argument('--batch_size', type=int, default=32, help='lines at once, over all devices; default 32')
-  made.add_argument('--dtype', default='float32', choices=model_config.DTYPES, help='to compute in; default float32')
-  made.add_argument('--mesh', default='', metavar='AXIS=N,…', help='devices along data, fsdp, expert, context, tensor; '
-                    'default: all along data')
-  return made
+@dataclasses.dataclass(frozen=True)
+class Lines:
+  """The lines of an input file."""
+
+  rows: list[Row]
+  places: list[str]  # 'FILE:NUMBER' of each row, for error messages
 
 
-def run(command: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
-  """The exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
-  try:
-    pipeline.cache_compilations()
-    command(options)
-  except UserError as error:
-    print(f'rlhf_jax: error: {error}', file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print('\nrlhf_jax: interrupted; repeat the command to go on', file=sys.stderr)
-    return 130
-  return 0
-
-
-def open_model(options) -> Opened:
-  """The model of --model on the mesh of --mesh.
+def open_model(options: argparse.Namespace) -> OpenedModel:
+  """Opens the model of --model on the mesh of --mesh.
 
   Raises:
     UserError: nothing there that can be read, or a mesh or batch that does not fit.
   """
-  axes = dict(mesh.AXES, rollout_tensor=0)
-  for part in filter(None, options.mesh.split(',')):
-    name, _, size = part.partition('=')
-    if name not in axes or not size.lstrip('-').isdecimal():
-      raise UserError(f'--mesh: expected AXIS=N with AXIS of {", ".join(axes)}, got {part!r}')
-    axes[name] = int(size)
-  layout = mesh.make_layout(axes)
-  if options.batch_size < 1 or options.batch_size % layout.batch_shards:
-    raise UserError(f'--batch_size: {options.batch_size} lines do not divide over {layout.batch_shards} device(s)')
+  layout = mesh.make_layout(_parse_mesh(options.mesh))
+  shards = layout.batch_shards  # parts in which the mesh cuts a batch
+  if options.batch_size < 1 or options.batch_size % shards:
+    raise UserError(
+      f'--batch_size: {options.batch_size} lines do not divide over {shards} device(s)'
+    )
   source = model_sources.find_model(options.model)
-  model = transformer.build_model(dataclasses.replace(source.config, dtype=options.dtype), layout)
-  shardings = layout.shardings(model.axes, jax.eval_shape(model.init, jax.random.key(0)))
-  params = model_sources.complete_parameters(model_sources.read_parameters(source, layout, source.config.base, {}), model.init, shardings, layout)
-  return Opened(model, params, source.tokenizer(), layout)
+  config = dataclasses.replace(source.config, dtype=options.dtype)
+  model = transformer.build_model(config, layout)
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  shardings = layout.shardings(model.axes, shapes)
+  params = model_sources.read_parameters(source, layout, source.config.base, {})
+  # no key: a model that lacks a leaf is an error, not a model with random parts
+  params = model_sources.complete_parameters(params, model.init, shardings, layout)
+  # a model from a stage of ours has the tokenizer of its run
+  return OpenedModel(model, params, source.tokenizer(), layout)
 
 
-def read(path: Path) -> tuple[list[dict], list[str]]:
-  """The objects of a file, and what errors call each: its place.
+def read_lines(path: Path) -> Lines:
+  """Reads the lines of a file; empty ones are skipped.
 
   Raises:
-    UserError: it cannot be read, or a line is none of the forms.
+    UserError: it cannot be read, a line has none of the forms, or there are no lines.
   """
   try:
-    with gzip.open(path, 'rt', encoding='utf-8') if path.suffix == '.gz' else path.open(encoding='utf-8') as file:
+    with files.open_text(path) as file:
       texts = file.read().splitlines()
-  except (OSError, UnicodeDecodeError, EOFError) as error:
+  except (OSError, UnicodeDecodeError, EOFError) as error:  # EOFError: a cut .gz
     raise UserError(f'{path}: cannot read: {error}') from None
-  rows, places = [], []
+  rows = []
+  places = []
   for number, text in enumerate(texts, 1):
     if text.strip():
-      try:
-        row = json.loads(text)
-      except ValueError as error:
-        raise UserError(f'{path}:{number}: not JSON: {error}') from None
-      if not isinstance(row, dict) or sum(name in row for name in ('text', 'messages', 'prompt', 'tokens')) != 1:
-        raise UserError(f'{path}:{number}: expected {_FORMS}')
-      rows.append(row)
-      places.append(f'{path}:{number}')
+      place = f'{path}:{number}'
+      rows.append(_parse_line(text, place))
+      places.append(place)
   if not rows:
     raise UserError(f'{path}: no lines')
-  return rows, places
+  return Lines(rows, places)
 
 
-def encode(rows, places, opened: Opened, whole: bool, room: int = 0) -> list[list[int]]:
-  """The ids of lines.
-
-  Args:
-    whole: with the answer, which is then needed for messages and prompt; else up to where an answer begins.
-    room: tokens that an answer may take.
-
-  Raises:
-    UserError: a field is of another kind or too long, or needs a tokenizer where there is none.
-  """
-  ids, limit = [], opened.model.config.max_length - room
-  for row, where in zip(rows, places):
-    ids.append(_tokens(row, where, opened, whole))
-    if not 0 < len(ids[-1]) <= limit:
-      raise UserError(f'{where}: {len(ids[-1])} tokens, expected 1 to {limit}' + (
-          f': the model reads {limit + room}, an answer may take {room}' if room else ''))
-  return ids
-
-
-def _tokens(row, where, opened, whole):
-  tokenizer, size = opened.tokenizer, opened.model.config.vocab_size
-  if 'tokens' in row:
-    ids = row['tokens']
-    if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < size for i in ids):
-      raise UserError(f'{where}: tokens: expected a list of ids from 0 to {size - 1}')
-    return ids
-  if tokenizer is None:
-    raise UserError(f'{where}: the model has no tokenizer, expected {{"tokens": [ids]}}')
-  if 'text' in row:
-    if not isinstance(row['text'], str):
-      raise UserError(f'{where}: text: expected a text')
-    return tokenizer.text(row['text'])
-  messages, answer = row.get('messages'), None
-  if 'prompt' in row:
-    messages, answer = row['prompt'], row.get('response')
-    messages = [dict(role='user', content=messages)] if isinstance(messages, str) else messages
-  if not isinstance(messages, list) or not messages or not all(
-      isinstance(one, dict) and {'role', 'content'} <= {*one} and isinstance(one['content'], str) for one in messages):
-    raise UserError(f'{where}: {"prompt" if "prompt" in row else "messages"}: expected a list of '
-                    '{"role": …, "content": …}' + (' or a text' if 'prompt' in row else ''))
-  if 'prompt' not in row and whole and messages[-1]['role'] == 'assistant':
-    messages, answer = messages[:-1], messages[-1]['content']
-  if whole and not isinstance(answer, str):
-    raise UserError(f'{where}: ' + ('response: expected a text' if 'prompt' in row else
-                                    'messages: expected the last one from the assistant'))
-  return tokenizer.prompt(messages) + (tokenizer.response(answer) if whole else [])
-
-
-def process(options, settings: dict, rows: list[dict], ids: list[list[int]], work, limit: float = math.inf) -> None:
-  """Fills --output.
+def encode_lines(
+  lines: Lines,
+  opened: OpenedModel,
+  with_response: bool,
+  room: int = 0,
+) -> list[list[int]]:
+  """Returns the token ids of every line.
 
   Args:
-    settings: what else the result depends on; a file begun with others is refused.
-    ids: of each row.
-    work: (numbers of at most batch_size rows, padded length, key) → what is added to each of these rows.
-    limit: of padded lengths.
+    lines: the input.
+    opened: the model that reads them.
+    with_response: include the response, which messages and a prompt must then have;
+      otherwise they are encoded up to where a response begins.
+    room: tokens that a generated response may take.
 
   Raises:
-    UserError: --output was begun with other settings or is no file of ours, or it cannot be written.
+    UserError: a field is of another type or too long, or needs a tokenizer where there
+      is none.
   """
-  settings = dict(settings, model=str(options.model), dtype=options.dtype, batch_size=options.batch_size,
-                  input=hashlib.sha256(json.dumps(rows).encode()).hexdigest())
-  done = _begin(options.output, settings, _WINDOW * options.batch_size, len(rows))
-  progress = tqdm.tqdm(total=len(rows), initial=done, unit='line', disable=None)
-  with options.output.open('ab') as file:
-    for begin in range(done, len(rows), _WINDOW * options.batch_size):
-      window = range(begin, min(begin + _WINDOW * options.batch_size, len(rows)))
-      order, added = sorted(window, key=lambda number: len(ids[number])), {}
-      for first in range(0, len(order), options.batch_size):
-        part = order[first:first + options.batch_size]
-        added.update(zip(part, work(part, min(bucket(len(ids[part[-1]])), limit), jax.random.fold_in(
-            jax.random.key(settings.get('seed', 0)), begin + first))))
-        progress.update(len(part))
-      text = ''.join(json.dumps({**rows[number], **added[number]}, ensure_ascii=False) + '\n' for number in window)
-      try:
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
-      except OSError as error:
-        raise UserError(f'{options.output}: cannot write: {error.strerror}; what is there is kept') from None
-  progress.close()
+  reads = opened.model.config.max_length
+  longest = reads - room
+  explanation = f': the model reads {reads}, a response may take {room}' if room else ''
+  encoded = []
+  for row, place in zip(lines.rows, lines.places, strict=True):
+    ids = _encode_row(row, place, opened, with_response)
+    if not 0 < len(ids) <= longest:
+      raise UserError(f'{place}: {len(ids)} tokens, expected 1 to {longest}{explanation}')
+    encoded.append(ids)
+  return encoded
+
+
+def fill_output(
+  options: argparse.Namespace,
+  settings: dict[str, Any],
+  rows: list[Row],
+  ids: list[list[int]],
+  compute: Compute,
+  max_padded: float = math.inf,
+) -> None:
+  """Computes and writes the lines of --output that are not there yet.
+
+  Args:
+    options: the command's words.
+    settings: whatever else the result depends on; an output begun with others is
+      refused. `seed` is that of the random keys, 0 where there is none.
+    rows: the input.
+    ids: the tokens of each row.
+    compute: computes a batch.
+    max_padded: the longest padded length.
+
+  Raises:
+    UserError: the output was begun with other settings or is not ours, or cannot be
+      written.
+  """
+  settings = dict(
+    settings,
+    model=str(options.model),
+    dtype=options.dtype,
+    batch_size=options.batch_size,
+    # the parsed rows, so that a file may be compressed or reformatted meanwhile
+    input=hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
+  )
+  size = WINDOW_BATCHES * options.batch_size
+  done = _begin_output(options.output, settings, size, len(rows))
+  root = jax.random.key(settings.get('seed', 0))
+  progress = tqdm.tqdm(
+    total=len(rows),
+    initial=done,
+    unit='line',
+    disable=None,  # hidden where the output is not a terminal
+  )
+  with options.output.open('ab') as file, progress:
+    for begin in range(done, len(rows), size):
+      window = range(begin, min(begin + size, len(rows)))
+      added: dict[int, Row] = {}
+      # neighbours in length share a batch, which is padded to its longest row
+      by_length = sorted(window, key=lambda number: len(ids[number]))
+      for first in range(0, len(by_length), options.batch_size):
+        batch = by_length[first : first + options.batch_size]
+        length = int(min(bucket_length(len(ids[batch[-1]])), max_padded))
+        # by its place in the file, so that a resumed command draws the same
+        key = jax.random.fold_in(root, begin + first)
+        added.update(zip(batch, compute(batch, length, key), strict=True))
+        progress.update(len(batch))
+      _append(file, options.output, [{**rows[number], **added[number]} for number in window])
   print(f'{options.output}: {len(rows)} lines', file=sys.stderr)
 
 
-def limit(config, room: int = 0) -> float:
-  """Places that a row may have: of a model that learned each position, those it has, but for `room` of an answer."""
+def max_padded_length(config: ModelConfig, room: int = 0) -> float:
+  """Returns how many places a padded row may have.
+
+  Only a model with learned positions has a limit: it has no position beyond its last
+  one.
+
+  Args:
+    config: the model's shape.
+    room: tokens that a generated response may take.
+  """
   return config.max_length - room if config.learned_positions else math.inf
 
 
-def bucket(length: int) -> int:
-  """The padded length: 32, 48, 64, 96, 128, … so that few programs are compiled."""
+def bucket_length(length: int) -> int:
+  """Returns the padded length for a length, one of a few, so that few programs are compiled.
+
+  >>> [bucket_length(length) for length in (1, 33, 49, 65, 100)]
+  [32, 48, 64, 96, 128]
+  """
   size = 32
   while size < length:
-    size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    is_power_of_two = size & (size - 1) == 0
+    # 32, 48, 64, 96, 128, …: at most half of a row is padding
+    size = size * 3 // 2 if is_power_of_two else size * 4 // 3
   return size
 
 
-def number(x) -> float:
-  """A float32 with as many digits as it has."""
-  return float(f'{x:.9g}')
+def round_float32(value: Any) -> float:
+  """Returns a float32 as a float of 9 digits, which are enough to restore it."""
+  return float(f'{value:.9g}')
 
 
-def _begin(output: Path, settings: dict, window: int, count: int) -> int:
-  """Lines that are there and stay: whole windows. A half-written one is cut off."""
-  said = output.with_name(output.name + '.settings.json')
+# -- the model
+
+
+def _parse_mesh(text: str) -> dict[str, int]:
+  """Returns the mesh config of a text such as data=2,fsdp=4."""
+  axes = {name: mesh.DEFAULTS[name] for name in (*mesh.AXES, 'rollout_tensor')}
+  for part in filter(None, text.split(',')):
+    name, _, size = part.partition('=')
+    if name not in axes or not size.lstrip('-').isdecimal():
+      names = ', '.join(axes)
+      raise UserError(f'--mesh: expected AXIS=N with AXIS among {names}, got {part!r}')
+    axes[name] = int(size)
+  return axes
+
+
+# -- the input
+
+
+def _parse_line(text: str, place: str) -> Row:
+  """Returns the object in a line."""
+  try:
+    row = json.loads(text)
+  except ValueError as error:  # JSONDecodeError is one
+    raise UserError(f'{place}: not JSON: {error}') from None
+  if not isinstance(row, dict) or sum(name in row for name in _FIELDS) != 1:
+    raise UserError(f'{place}: expected {_FORMS}')
+  return row
+
+
+def _encode_row(row: Row, place: str, opened: OpenedModel, with_response: bool) -> list[int]:
+  """Returns the token ids of a row."""
+  if 'tokens' in row:  # needs no tokenizer
+    return _check_tokens(row['tokens'], place, opened.model.config.vocab_size)
+  tokenizer = opened.tokenizer
+  if tokenizer is None:
+    raise UserError(f'{place}: the model has no tokenizer, expected {{"tokens": [ids]}}')
+  if 'text' in row:
+    if not isinstance(row['text'], str):
+      raise UserError(f'{place}: text: expected a text')
+    return tokenizer.text(row['text'])
+  messages, response = _read_conversation(row, place, with_response)
+  ids = tokenizer.prompt(messages)
+  if response is not None:
+    ids = ids + tokenizer.response(response)
+  return ids
+
+
+def _check_tokens(ids: Any, place: str, vocab_size: int) -> list[int]:
+  """Returns a row's own token ids, if they are ids."""
+  # bool is an int to isinstance, but true is not a token
+  if isinstance(ids, list) and all(type(i) is int and 0 <= i < vocab_size for i in ids):
+    return ids
+  raise UserError(f'{place}: tokens: expected a list of ids from 0 to {vocab_size - 1}')
+
+
+def _read_conversation(row: Row, place: str, with_response: bool) -> tuple[list[Row], str | None]:
+  """Returns the messages before the response, and the response, None where it is not wanted."""
+  if 'prompt' in row:
+    messages = row['prompt']
+    if isinstance(messages, str):
+      messages = [dict(role='user', content=messages)]
+    if not _are_messages(messages):
+      raise UserError(f'{place}: prompt: expected a list of {{"role": …, "content": …}} or a text')
+    response = row.get('response') if with_response else None
+    if with_response and not isinstance(response, str):
+      raise UserError(f'{place}: response: expected a text')
+    return messages, response
+  messages = row['messages']
+  if not _are_messages(messages):
+    raise UserError(f'{place}: messages: expected a list of {{"role": …, "content": …}}')
+  if not with_response:
+    return messages, None
+  if messages[-1]['role'] != 'assistant':
+    raise UserError(f'{place}: messages: expected the last one from the assistant')
+  return messages[:-1], messages[-1]['content']
+
+
+def _are_messages(value: Any) -> bool:
+  """Whether a value is a list of at least one message."""
+  return isinstance(value, list) and bool(value) and all(map(_is_message, value))
+
+
+def _is_message(value: Any) -> bool:
+  """Whether a value is a message with a role and a text."""
+  if not isinstance(value, dict) or 'role' not in value:
+    return False
+  return isinstance(value.get('content'), str)
+
+
+# -- the output
+
+
+def _begin_output(output: Path, settings: dict[str, Any], window: int, count: int) -> int:
+  """Begins an output, or prepares one that was cut to be continued.
+
+  The settings are kept in a file beside the output.
+
+  Args:
+    output: the file.
+    settings: what its lines depend on.
+    window: lines of a window.
+    count: lines of the whole output.
+
+  Returns:
+    How many lines it has and keeps.
+
+  Raises:
+    UserError: it was begun with other settings, is not ours, or cannot be written.
+  """
+  settings_path = output.with_name(output.name + '.settings.json')
   if not output.exists():
-    try:
-      output.parent.mkdir(parents=True, exist_ok=True)
-      said.write_text(json.dumps(settings, indent=2) + '\n')
+    try:  # settings first: an output without them would not be known as ours
+      files.write_text(settings_path, json.dumps(settings, indent=2) + '\n')
       output.touch()
     except OSError as error:
       raise UserError(f'{output}: cannot write: {error.strerror}') from None
     return 0
-  before = json.loads(said.read_text()) if said.is_file() else None
+  remedy = 'delete it, or give another --output'
+  if not settings_path.is_file():
+    raise UserError(f'{output}: was not begun by this command; {remedy}')
+  before = json.loads(settings_path.read_text())
   if before != settings:
-    names = [name for name in settings if before is not None and before.get(name) != settings[name]]
-    raise UserError(f'{output}: ' + ('was not begun by this command' if before is None else
-                                     f'was begun with another {", ".join(names) or "command"}')
-                    + '; delete it, or give another --output')
+    changed = [name for name, value in settings.items() if before.get(name) != value]
+    changes = ', '.join(changed) or 'command'
+    raise UserError(f'{output}: was begun with another {changes}; {remedy}')
+  return _keep_whole_windows(output, window, count)
+
+
+def _keep_whole_windows(output: Path, window: int, count: int) -> int:
+  """Cuts a window off that was not written to its end; returns how many lines are left."""
   lines = output.read_bytes().splitlines(keepends=True)
-  whole = sum(line.endswith(b'\n') for line in lines)
-  keep = whole if whole == count else whole - whole % window
+  keep = sum(line.endswith(b'\n') for line in lines)
+  if keep < count:  # the last window of a complete output may be a short one
+    keep -= keep % window
   with output.open('r+b') as file:
-    file.truncate(sum(map(len, lines[:keep])))
+    file.truncate(sum(len(line) for line in lines[:keep]))
   return keep
+
+
+def _append(file: IO[bytes], output: Path, rows: list[Row]) -> None:
+  """Writes a window of rows to the disk."""
+  text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
+  try:
+    file.write(text.encode())
+    file.flush()
+    os.fsync(file.fileno())  # a machine may be taken away at any time
+  except OSError as error:
+    raise UserError(
+      f'{output}: cannot write: {error.strerror}; the lines before are kept'
+    ) from None

@@ -1,43 +1,126 @@
-"""python -m rlhf_jax.plan --config=FILE --topology=v5p:4x4x8 [--config.section.key=value …]"""
+"""Plans an experiment: `python -m rlhf_jax.plan --config=FILE --topology=v5p:4x4x8`."""
 
 import argparse
+from collections.abc import Sequence
+import dataclasses
 import json
 import os
 from pathlib import Path
 import sys
+from typing import Any, TYPE_CHECKING
+
+from rlhf_jax.commands import arguments
+from rlhf_jax.errors import UserError
+
+if TYPE_CHECKING:  # JAX takes seconds to import
+  from rlhf_jax.planner import ExperimentPlan
+
+DOES_NOT_FIT = 1  # exit code where the plan was made, but some stage does not fit
+
+_DESCRIPTION = """\
+Compiles every program of an experiment for hardware that is not here, and prints
+for each device: memory, FLOPs, bytes sent, and how long a step takes at best.
+Only shapes are read.
+
+  python -m rlhf_jax.plan --config=experiments/llama_8b_ppo.py --topology=v5p:4x4x8
+"""
+_EPILOG = """\
+Topologies: v5p:4x4x8, v5e:16x16, v6e:8x8, 2*v5e:16x16 (two slices), gpu:8xh100,
+gpu:4x8xh100 (four hosts; also a100, h200), cpu:8. docs/plan.md explains every number.
+
+Every value of the config can be changed with --config.section.key=value.
+
+Exit codes: 0 every stage fits, 1 one does not, 2 a mistake in words or config.
+"""
 
 
-def main(arguments=None) -> int:
-  """Plans an experiment for hardware that is not here; returns the exit code: 0 it fits, 1 it does not, 2 a mistake."""
-  parser = argparse.ArgumentParser(
-      prog='python -m rlhf_jax.plan', description='Compiles every step of an experiment for hardware that is not here, '
-      'and says per device: memory, FLOPs, bytes sent, and how long a step takes at least. Nothing is read but shapes.',
-      epilog='Topologies: v5p:4x4x8, v5e:16x16, v6e:8x8, 2*v5e:16x16 (two slices), gpu:8xh100, gpu:4x8xh100 (four '
-      'hosts), cpu:8. docs/plan.md explains every number.', allow_abbrev=False)
-  parser.add_argument('--config', required=True, metavar='FILE', help='the experiment; FILE:tiny is its smallest form')
-  parser.add_argument('--topology', required=True, metavar='T', help='the devices')
-  parser.add_argument('--stage', metavar='NAME', help='this stage only')
-  parser.add_argument('--analytic', action='store_true', help='by shapes alone, in seconds, without a compiler')
-  parser.add_argument('--sweep', action='store_true', help='compare the meshes that fit the devices')
-  parser.add_argument('--json', metavar='FILE', help='also write the numbers there')
-  options, rest = parser.parse_known_args(arguments)
-  unknown = [word for word in rest if not word.startswith('--config.')]
-  if unknown:
-    parser.error(f'unknown argument {unknown[0]}; overrides look like --config.section.key=value')
+def make_parser() -> argparse.ArgumentParser:
+  """Returns the parser of the command."""
+  parser = arguments.make_parser('rlhf_jax.plan', _DESCRIPTION, _EPILOG)
+  arguments.add_config_argument(parser)
+  parser.add_argument(
+    '--topology',
+    required=True,
+    metavar='T',
+    help='the devices to plan for, such as v5p:4x4x8; see below',
+  )
+  parser.add_argument(
+    '--stage',
+    metavar='NAME',
+    help='plan this stage only (default: all)',
+  )
+  parser.add_argument(
+    '--analytic',
+    action='store_true',
+    help='estimate from shapes alone, in seconds, without a compiler',
+  )
+  parser.add_argument(
+    '--sweep',
+    action='store_true',
+    help='compare all meshes that fit the devices, the best first',
+  )
+  parser.add_argument(
+    '--json',
+    metavar='FILE',
+    help='write all numbers to this file too',
+  )
+  return parser
 
-  os.environ['JAX_PLATFORMS'] = 'cpu'  # devices of this machine are not asked
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-  from rlhf_jax.errors import UserError  # after --help: jax takes a moment
+
+def main(words: Sequence[str] | None = None) -> int:
+  """Parses the words of the command, runs it, and returns the exit code.
+
+  Args:
+    words: as on the command line; None for those of this process.
+
+  Returns:
+    0 every stage fits, 1 one does not, 2 a user's mistake.
+  """
+  # --help and mistyped words end here
+  options, overrides = arguments.parse_with_overrides(make_parser(), words)
+
+  # both before JAX is imported: this machine's own devices are not asked
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # compilers' warnings
   from rlhf_jax import planner
+
   try:
-    found = planner.plan(options.config, [word[len('--config.'):] for word in rest], options.topology, options.stage,
-                         options.analytic, options.sweep)
+    plan = planner.plan_experiment(
+      options.config,
+      overrides,
+      options.topology,
+      stage=options.stage,
+      analytic=options.analytic,
+      sweep=options.sweep,
+    )
     if options.json:
-      Path(options.json).write_text(json.dumps(found, indent=2) + '\n')
+      write_json(options.json, plan)
   except UserError as error:
-    print(f'rlhf_jax: error: {error}', file=sys.stderr)
-    return 2
-  return 0 if all(one['fits'] for plan in found['plans'][:1] for one in plan['stages']) else 1
+    return arguments.report_mistake(error)
+  return arguments.DONE if plan.fits else DOES_NOT_FIT
+
+
+def write_json(path: str, plan: 'ExperimentPlan') -> None:
+  """Writes all numbers of a plan to a file, or to a device such as /dev/stdout.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
+  text = json.dumps(as_json(plan), indent=2) + '\n'
+  try:  # written in place, as nothing can be renamed to /dev/stdout
+    Path(path).write_text(text)
+  except OSError as error:
+    raise UserError(f'--json={path}: cannot write: {error.strerror}') from None
+
+
+def as_json(plan: 'ExperimentPlan') -> dict[str, Any]:
+  """Returns a plan as JSON holds it; what is None, such as a compiler's numbers, is left out."""
+  return dataclasses.asdict(plan, dict_factory=_without_none)
+
+
+def _without_none(items: list[tuple[str, Any]]) -> dict[str, Any]:
+  """Returns a dict of the items that have a value."""
+  return {name: value for name, value in items if value is not None}
 
 
 if __name__ == '__main__':

@@ -1,53 +1,56 @@
-"""Log-probabilities of texts under a language model, or scores of a reward model, for a file of lines.
+"""Scores a file of texts: `python -m rlhf_jax.score`."""
 
-  python -m rlhf_jax.score --model=DIR --input=FILE.jsonl --output=FILE.jsonl
-
-A line is {"text": …}, {"messages": …} (the assistant speaks last), {"prompt": …, "response": …} or {"tokens": [ids]}, which
-needs no tokenizer. A language model adds `tokens` and `logprobs`, one for each token after the first: natural logarithms,
-float32. A reward model (a sequence-classification directory, or a stage that trained one) adds `score`.
-"""
-
+import argparse
+from collections.abc import Sequence
 import sys
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+from rlhf_jax.commands import arguments
 
-from rlhf_jax.commands import lines
-from rlhf_jax.models import heads
-from rlhf_jax.stages import reward
+_DESCRIPTION = """\
+Computes logprobs of texts under a language model, or scores of a reward model, for
+a file with a JSON object in each line.
+
+  python -m rlhf_jax.score --model=DIR --input=texts.jsonl --output=out.jsonl
+
+A line is one of
+  {"text": …}                     read as it stands
+  {"prompt": …, "response": …}    put into the model's chat template
+  {"messages": …}                 the same; the last message is the assistant's
+  {"tokens": [ids]}               read as they are; needs no tokenizer
+
+The output has the same lines with more in them. A language model adds `tokens` and
+`logprobs`, one for each token after the first: natural logarithms, in float32. A
+reward model (a sequence-classification directory, or a stage that trained one) adds
+`score`.
+"""
+_EPILOG = 'Exit codes: 0 done, 2 a mistake in words or input, 130 interrupted.'
 
 
-def main(arguments=None) -> int:
-  """The exit code: 0 done, 2 a user's mistake."""
-  return lines.run(score, lines.parser('score', __doc__).parse_args(arguments))
+def make_parser() -> argparse.ArgumentParser:
+  """Returns the parser of the command."""
+  parser = arguments.make_parser('rlhf_jax.score', _DESCRIPTION, _EPILOG)
+  arguments.add_line_arguments(parser)
+  return parser
 
 
-def score(options) -> None:
-  """Writes --output."""
-  (rows, places), opened = lines.read(options.input), lines.open_model(options)
-  ids = lines.encode(rows, places, opened, whole=True)
-  model, B = opened.model, options.batch_size
+def main(words: Sequence[str] | None = None) -> int:
+  """Parses the words of the command, runs it, and returns the exit code.
 
-  @jax.jit
-  def read(params, tokens, mask):
-    positions, segments = jnp.where(mask, jnp.arange(tokens.shape[1]), 0), mask.astype(jnp.int32)
-    if model.config.head:
-      return reward.last_scores(model, params, tokens, positions, segments)
-    hidden, _ = model.apply(params, tokens, positions, segments)
-    return heads.token_logprobs(model, params, hidden[:, :-1], tokens[:, 1:])[0]
+  Args:
+    words: as on the command line; None for those of this process.
 
-  def work(numbers, length, _):
-    tokens, mask = np.zeros((B, length), np.int32), np.zeros((B, length), bool)
-    for row, number in enumerate(numbers):
-      tokens[row, :len(ids[number])], mask[row, :len(ids[number])] = ids[number], True
-    found = jax.device_get(read(opened.params, *opened.layout.place((tokens, mask))))
-    if model.config.head:
-      return [dict(score=lines.number(value)) for value in found[:len(numbers)]]
-    return [dict(tokens=ids[number], logprobs=[lines.number(x) for x in values[:len(ids[number]) - 1]])
-            for number, values in zip(numbers, found)]
+  Returns:
+    0 done, 2 a user's mistake, 130 interrupted.
+  """
+  options = make_parser().parse_args(words)  # --help ends here
+  return arguments.run_command(_score, options)
 
-  lines.process(options, dict(command='score'), rows, ids, work, lines.limit(model.config))
+
+def _score(options: argparse.Namespace) -> None:
+  """Imports what the command needs, as JAX takes seconds to import, and runs it."""
+  from rlhf_jax.commands import score_lines
+
+  score_lines.score_lines(options)
 
 
 if __name__ == '__main__':

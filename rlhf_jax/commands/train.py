@@ -1,51 +1,129 @@
-"""python -m rlhf_jax --config=experiments/quickstart.py --workdir=DIR [--config.section.key=value …]"""
+"""Runs an experiment: `python -m rlhf_jax --config=FILE --workdir=DIR`."""
 
 import argparse
+from collections.abc import Sequence
 import sys
 
+from rlhf_jax.commands import arguments
+from rlhf_jax.errors import UserError
 
-def main(arguments=None) -> int:
-  """Runs an experiment; returns the exit code: 0 done, 2 a user's mistake, 3 another process of the run died (it ends
-  the process), 128 + n stopped by signal n."""
-  parser = argparse.ArgumentParser(
-      prog='python -m rlhf_jax', description='Runs the stages an experiment names, in order; finished ones are '
-      'skipped, a cut one goes on where it was saved.',
-      epilog='Any value of the config can be changed by --config.section.key=value, for example '
-      '--config.ppo.kl_coefficient=0.1. --show prints the whole config with all defaults.', allow_abbrev=False)
-  parser.add_argument('--config', required=True, metavar='FILE', help='the experiment; FILE:tiny is its smallest form')
-  parser.add_argument('--workdir', metavar='DIR', help='where everything is kept; give the same one to go on')
-  parser.add_argument('--show', action='store_true', help='print the config and stop')
-  several = parser.add_argument_group('several hosts', 'Found out by itself on TPU pods and under Slurm, Open MPI and '
-                                      'Kubernetes; else all three, or RLHF_JAX_COORDINATOR, _PROCESSES and _PROCESS.')
-  several.add_argument('--coordinator', metavar='HOST:PORT', help='where process 0 listens')
-  several.add_argument('--processes', metavar='N', help='how many; 1: only this one, whatever started it')
-  several.add_argument('--process', metavar='I', help='which of them this is, from 0')
-  options, rest = parser.parse_known_args(arguments)
-  unknown = [word for word in rest if not word.startswith('--config.')]
-  if unknown:
-    parser.error(f'unknown argument {unknown[0]}; overrides look like --config.section.key=value')
-  if not (options.workdir or options.show):
-    parser.error('--workdir=DIR is needed: where everything is kept')
+_DESCRIPTION = """\
+Runs the stages of an experiment in order. Finished stages are skipped, and an
+interrupted one resumes from its last checkpoint.
 
-  from rlhf_jax import config as configs
-  from rlhf_jax import pipeline  # after --help: jax takes a moment
-  from rlhf_jax.errors import UserError
-  from rlhf_jax.runtime import hosts
+  python -m rlhf_jax --config=experiments/quickstart.py --workdir=/tmp/quickstart
+"""
+_EPILOG = """\
+Every value of the config can be changed with --config.section.key=value, for
+example --config.ppo.kl_coefficient=0.1. --show prints the whole config with all
+defaults.
+
+Exit codes: 0 done, 2 a mistake in words, config or data, 3 another process of the
+run died, 128 + n stopped by signal n.
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+  """Returns the parser of the command."""
+  parser = arguments.make_parser('rlhf_jax', _DESCRIPTION, _EPILOG)
+  arguments.add_config_argument(parser)
+  parser.add_argument(
+    '--workdir',
+    metavar='DIR',
+    help='the folder for everything that the run leaves; give the same one to resume',
+  )
+  parser.add_argument(
+    '--show',
+    action='store_true',
+    help='print the whole config and stop',
+  )
+  hosts = parser.add_argument_group(
+    'several hosts',
+    'Detected on TPU pods and under Slurm, Open MPI and Kubernetes. Elsewhere give all\n'
+    'three flags, or set RLHF_JAX_COORDINATOR, RLHF_JAX_PROCESSES, RLHF_JAX_PROCESS.',
+  )
+  hosts.add_argument(
+    '--coordinator',
+    metavar='HOST:PORT',
+    help='where process 0 listens',
+  )
+  hosts.add_argument(
+    '--processes',
+    metavar='N',  # a text: hosts.initialize checks it, as it does the environment's
+    help='how many processes there are; 1 means only this one, whatever started it',
+  )
+  hosts.add_argument(
+    '--process',
+    metavar='I',
+    help='which of them this one is, from 0',
+  )
+  return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+  """Parses the words of the command, runs it, and returns the exit code.
+
+  Args:
+    words: as on the command line; None for those of this process.
+
+  Returns:
+    0 done, 2 a user's mistake, 128 + n stopped by signal n. The process exits with code
+    3 when another process of the run died.
+  """
+  parser = make_parser()
+  options, overrides = arguments.parse_with_overrides(parser, words)
+  if not options.workdir and not options.show:  # --show writes nothing
+    parser.error('--workdir=DIR is missing: the folder for everything that the run leaves')
+
+  # only now, as JAX takes seconds to import
   from rlhf_jax.runtime.loop import Interrupted
+
   try:
-    config = pipeline.load_config(options.config, [word[len('--config.'):] for word in rest])
     if options.show:
-      print(configs.as_json(config), end='')
-      return 0
-    hosts.initialize(options.coordinator, options.processes, options.process)
-    with hosts.exit_with_peers():
-      pipeline.run(config, options.workdir)
+      show_config(options.config, overrides)
+    else:
+      train(options, overrides)
   except UserError as error:
-    print(f'rlhf_jax: error: {error}', file=sys.stderr)
-    return 2
-  except Interrupted as stop:
+    return arguments.report_mistake(error)
+  except Interrupted as stop:  # after a checkpoint
     return 128 + stop.signum
-  return 0
+  return arguments.DONE
+
+
+def show_config(path: str, overrides: Sequence[str]) -> None:
+  """Prints the whole config of an experiment as JSON.
+
+  Args:
+    path: the experiment's file.
+    overrides: strings 'section.key=value'.
+
+  Raises:
+    UserError: whatever is wrong with the config.
+  """
+  from rlhf_jax import config as configs
+  from rlhf_jax import pipeline
+
+  print(configs.as_json(pipeline.load_config(path, overrides)), end='')
+
+
+def train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+  """Runs the stages of an experiment, together with the other processes of the run.
+
+  Args:
+    options: the parsed words.
+    overrides: strings 'section.key=value'.
+
+  Raises:
+    UserError: whatever is wrong with config, data, mesh or workdir.
+  """
+  from rlhf_jax import pipeline
+  from rlhf_jax.runtime import hosts
+
+  # the config first: a mistake in it is told without waiting for other processes
+  config = pipeline.load_config(options.config, overrides)
+  hosts.initialize(options.coordinator, options.processes, options.process)
+  with hosts.exit_with_peers():  # else a process would wait for a dead one
+    pipeline.run(config, options.workdir)
 
 
 if __name__ == '__main__':

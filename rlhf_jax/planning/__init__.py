@@ -1,0 +1,1 @@
+"""What an experiment would need of hardware that is not here."""

@@ -1,9 +1,13 @@
-"""What a compiled program says of itself, read from its text (HLO): products and collectives, with how often they run.
+"""Reads from the text of a compiled program (HLO) what it multiplies and what it sends.
 
-XLA's own cost analysis counts the body of a loop once; here each instruction counts as often as its loops turn.
+XLA's own cost analysis counts the body of a loop once; here every instruction counts as
+often as its loops turn. Left out: kernels in other languages (splash attention, cuDNN),
+whose products the text does not show.
 """
 
 import collections
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
 import json
 import math
 import re
@@ -11,170 +15,293 @@ from typing import NamedTuple
 
 import numpy as np
 
-BITS = dict(pred=8, s4=4, u4=4, s8=8, u8=8, s16=16, u16=16, s32=32, u32=32, s64=64, u64=64, f8e4m3fn=8, f8e5m2=8,
-            bf16=16, f16=16, f32=32, f64=64, c64=64, c128=128)
-COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute', 'collective-broadcast',
-               'ragged-all-to-all')
+BITS = dict(  # of an element, by the name that HLO gives its dtype
+  pred=8,
+  s4=4,
+  u4=4,
+  s8=8,
+  u8=8,
+  s16=16,
+  u16=16,
+  s32=32,
+  u32=32,
+  s64=64,
+  u64=64,
+  f8e4m3fn=8,
+  f8e5m2=8,
+  bf16=16,
+  f16=16,
+  f32=32,
+  f64=64,
+  c64=64,
+  c128=128,
+)
+COLLECTIVES = (
+  'all-gather',
+  'all-reduce',
+  'reduce-scatter',
+  'all-to-all',
+  'collective-permute',
+  'collective-broadcast',
+  'ragged-all-to-all',
+)
 
-_ELEMENTWISE = ('reduce', 'all-reduce', 'all-reduce-start', 'reduce-scatter', 'scatter', 'sort', 'reduce-window',
-                'select-and-scatter', 'map')  # what they call runs once an element
-_ARRAY = re.compile(r'(\w+)\[([\d,]*)\]')
+# what these instructions call runs once an element, and holds no products
+_ELEMENTWISE = (
+  'reduce',
+  'all-reduce',
+  'all-reduce-start',
+  'reduce-scatter',
+  'scatter',
+  'sort',
+  'reduce-window',
+  'select-and-scatter',
+  'map',
+)
+_ARRAY = re.compile(r'(\w+)\[([\d,]*)\]')  # bf16[4,64]
 _HEAD = re.compile(r'^(?:ENTRY )?%?([\w.\-]+)(?: \(.*)? ?(?:->.*)?\{$')
-_LINE = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = (\(?.*?\)?) ([a-z][\w\-]*)\((.*)$')
+_INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = (\(?.*?\)?) ([a-z][\w\-]*)\((.*)$')
+_CALLED = re.compile(
+  r'(body|calls|to_apply|branch_computations|true_computation|false_computation|'
+  r'called_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)'
+)
 
 
-class Collective(NamedTuple):
-  """
-  Attributes:
-    kind: one of COLLECTIVES, or send.
-    size: bytes on one device of the larger of what goes in and what comes out.
-    group: the devices that take part in one.
-    across: whether a group reaches over several slices or hosts.
-    times: how often it runs in one call of the program.
-  """
-  kind: str
-  size: float
-  group: int
-  across: bool
-  times: int
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """A collective of a compiled program."""
+
+  kind: str  # one of COLLECTIVES, or send
+  size: float  # bytes on one device, of the larger of what goes in and what comes out
+  group: int  # how many devices take part
+  across: bool  # whether a group spans several slices or hosts
+  times: int  # how often it runs in one call of the program
 
   @property
   def sent(self) -> float:
-    """Bytes that leave each device in one call, in a ring."""
-    rest = (self.group - 1) / self.group
-    each = {'all-reduce': 2 * rest, 'collective-permute': 1.0, 'collective-broadcast': 1.0, 'send': 1.0}.get(self.kind, rest)
-    return self.size * each * self.times
+    """Bytes that leave each device in one call of the program, if a ring carries them."""
+    ring = (self.group - 1) / self.group
+    if self.kind == 'all-reduce':  # a reduce-scatter and an all-gather
+      share = 2 * ring
+    elif self.kind in ('collective-permute', 'collective-broadcast', 'send'):
+      share = 1.0
+    else:
+      share = ring
+    return self.size * share * self.times
 
 
-class Said(NamedTuple):
-  """flops: of all products on one device; collectives: those with more than one device in a group."""
-  flops: float
-  collectives: list[Collective]
+@dataclasses.dataclass(frozen=True)
+class ProgramText:
+  """What the text of a compiled program shows."""
+
+  flops: float  # FLOPs of all matrix products on one device, in one call
+  collectives: list[Collective]  # the collectives in which more than one device takes part
 
 
-def read(text: str, domains=()) -> Said:
-  """What a compiled module does in one call. A loop that may end early counts as if it did not. What kernels of other
-  languages do (splash, cuDNN) is not seen.
+class Instruction(NamedTuple):
+  """A line of HLO, `name = type op(operands), attributes`."""
+
+  name: str  # without the percent sign
+  type: str  # of its result, such as f32[16,64]{1,0}, or a tuple of types
+  op: str  # such as dot or while
+  rest: str  # the operands, the closing bracket, and the attributes
+
+
+# name → instructions, of fusions, bodies of loops and the entry
+Computations = dict[str, list[Instruction]]
+# callee → (caller, calls in one run of the caller)
+Callers = Mapping[str, list[tuple[str, int]]]
+
+
+def read_program(text: str, domains: Sequence[int] = ()) -> ProgramText:
+  """Reads what a compiled module does in one call.
+
+  A loop that may end early counts as if it did not.
 
   Args:
     text: of `compiled.as_text()`.
-    domains: of each device, in the order of the mesh, which slice or host it is in.
+    domains: the slice or host of each device, in the order of the mesh.
+
+  Returns:
+    Its products and collectives.
   """
-  bodies, entry = _computations(text)
-  callers = _callers(bodies)
-  times, loops = _times(bodies, entry, callers), _bodies_of_loops(bodies)
-  flops, collectives = 0.0, {}
-  for name, lines in bodies.items():
-    if not times[name]:
+  computations, entry = _parse_computations(text)
+  callers = _find_callers(computations)
+  times = _count_runs(computations, entry, callers)
+  loops = _find_loop_bodies(computations)
+  flops = 0.0
+  collectives: dict[tuple[str, str], Collective] = {}
+  for name, instructions in computations.items():
+    if not times[name]:  # reductions and other elementwise computations
       continue
-    types = {line.name: line.type for line in lines}
-    for line in lines:
-      kind = line.op.removesuffix('-start')
-      if kind in COLLECTIVES:
-        if name.startswith('all-reduce-scatter'):  # a TPU's form of it
-          kind = 'reduce-scatter'
-        one = _collective(kind, line, types, times[name], domains)
-        if one.group > 1:  # XLA may cut one in pieces, each in a fusion of its own that shows it whole
-          channel = re.search(r'channel_id=(\d+)', line.rest)
-          where = name if name in loops else next((caller for caller, _ in callers[name]), name)
-          collectives[(channel[1], where) if channel else (name, line.name)] = one
-      elif line.op == 'send' and 'megascale' in line.rest:  # from slice to slice of a TPU, through the hosts
-        collectives[name, line.name] = Collective('send', _bytes(_operands(line, types)[0]), 2, True, times[name])
+    types = {line.name: line.type for line in instructions}
+    for line in instructions:
+      if line.op.removesuffix('-start') in COLLECTIVES:
+        collective = _read_collective(name, line, types, times[name], domains)
+        if collective.group > 1:
+          collectives[_collective_key(name, line, loops, callers)] = collective
+      elif line.op == 'send' and 'megascale' in line.rest:
+        # between TPU slices, through the hosts
+        size = _count_bytes(_operand_types(line, types)[0])
+        collectives[name, line.name] = Collective('send', size, 2, True, times[name])
       else:
-        flops += times[name] * _flops(line, types)
-  return Said(flops, list(collectives.values()))
+        flops += times[name] * _count_flops(line, types)
+  return ProgramText(flops, list(collectives.values()))
 
 
-class _Line(NamedTuple):
-  name: str
-  type: str
-  op: str
-  rest: str
+# -- computations, and how often they run
 
 
-def _computations(text):
-  bodies, entry, current = {}, None, None
+def _parse_computations(text: str) -> tuple[Computations, str]:
+  """Returns the computations of a module, and the name of its entry."""
+  computations: Computations = {}
+  entry = ''
+  current = None  # the computation that is being read
   for line in text.splitlines():
     if not line.startswith((' ', '}')) and line.endswith('{') and not line.startswith('HloModule'):
-      current = _HEAD.match(line)
-      if current:
-        current = current[1]
-        bodies[current] = []
-        entry = current if line.startswith('ENTRY') else entry
-    elif current and (found := _LINE.match(line)):
-      bodies[current].append(_Line(*found.groups()))
-  return bodies, entry
+      head = _HEAD.match(line)
+      current = head[1] if head else None
+      if current is not None:
+        computations[current] = []
+        if line.startswith('ENTRY'):
+          entry = current
+    elif current is not None:  # between modules there are comments and tables
+      instruction = _INSTRUCTION.match(line)
+      if instruction:
+        computations[current].append(Instruction(*instruction.groups()))
+  return computations, entry
 
 
-def _callers(bodies):
-  """computation → [(called by, how often in a call of that one)]."""
-  calls = collections.defaultdict(list)
-  for name, lines in bodies.items():
-    for line in lines:
+def _find_callers(computations: Computations) -> Callers:
+  """Returns who calls each computation, and how often."""
+  callers = collections.defaultdict(list)
+  for name, instructions in computations.items():
+    for line in instructions:
       if line.op in _ELEMENTWISE:
         continue
-      for key, called in re.findall(r'(body|calls|to_apply|branch_computations|true_computation|false_computation|'
-                                    r'called_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)', line.rest):
-        count = _trips(line, bodies) if key == 'body' else 1
-        for one in called.split(', '):
-          calls[one.lstrip('%')].append((name, count))
-  return calls
+      for key, called in _CALLED.findall(line.rest):
+        count = _count_trips(line, computations) if key == 'body' else 1
+        for callee in called.split(', '):
+          callers[callee.lstrip('%')].append((name, count))
+  return callers
 
 
-def _trips(line, bodies):
-  """How often a loop turns: XLA says it, or its condition compares a counter from 0 with it."""
-  known = re.search(r'known_trip_count"?:\{"n":"(\d+)"', line.rest)
+def _count_runs(computations: Computations, entry: str, callers: Callers) -> dict[str, int]:
+  """Returns how often each computation runs in one call of the entry."""
+  runs = {entry: 1}
+
+  def count(name: str) -> int:
+    if name not in runs:
+      # no cycles: HLO has no recursion
+      runs[name] = sum(count(caller) * calls for caller, calls in callers[name])
+    return runs[name]
+
+  return {name: count(name) for name in computations}
+
+
+def _find_loop_bodies(computations: Computations) -> set[str]:
+  """Returns the names of the computations that are bodies of loops."""
+  bodies = set()
+  for instructions in computations.values():
+    for line in instructions:
+      body = re.search(r'body=%?([\w.\-]+)', line.rest)
+      if line.op == 'while' and body:
+        bodies.add(body[1])
+  return bodies
+
+
+def _count_trips(loop: Instruction, computations: Computations) -> int:
+  """Returns how often a loop turns.
+
+  XLA notes it for most loops; otherwise the loop's condition compares a counter, which
+  begins at 0, with it.
+  """
+  known = re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop.rest)
   if known:
     return int(known[1])
-  called = lambda key, one: bodies[re.search(rf'{key}=%?([\w.\-]+)', one.rest)[1]]
-  condition, body = called('condition', line), called('body', line)
-  within = condition + [inner for one in condition if one.op == 'fusion' for inner in called('calls', one)]
-  limits = [number for one in within if one.op == 'compare' and 'direction=LT' in one.rest
-            for number in _constants(within, one)]
-  limit = max(limits or _constants(within), default=1)
-  index = next((int(found[1]) for one in condition if one.op == 'get-tuple-element' and any(
-      user.op == 'compare' and one.name in _names(user) for user in condition)
-      and (found := re.search(r'index=(\d+)', one.rest))), None)
+  condition = _called_by(loop, 'condition', computations)
+  limit = _loop_limit(condition, computations)
+  index = _counter_index(condition)
   if index is None:
     return limit
-  counter = _names(body[-1])[index]  # unrolled loops count in larger steps
-  return -(-limit // max((number for one in body if one.name == counter for number in _constants(body, one)), default=1))
+  body = _called_by(loop, 'body', computations)
+  counter = _operand_names(body[-1])[index]  # the body ends with the tuple of its results
+  steps = [1]
+  for line in body:
+    if line.name == counter:  # an unrolled loop counts in larger steps
+      steps = list(_integer_constants(body, line)) or [1]
+  return -(-limit // max(steps))
 
 
-def _constants(lines, of=None):
-  """The whole numbers among some lines; only those that the line `of` takes."""
-  return [int(one.rest.split(')')[0]) for one in lines if one.op == 'constant'
-          and one.type.startswith(('s32[]', 'u32[]')) and (of is None or one.name in _names(of))]
+def _called_by(line: Instruction, key: str, computations: Computations) -> list[Instruction]:
+  """Returns the computation that an instruction names under a key, such as body."""
+  name = re.search(rf'{key}=%?([\w.\-]+)', line.rest)
+  assert name, f'{line.op} without {key}'
+  return computations[name[1]]
 
 
-def _times(bodies, entry, callers):
-  """How often each computation runs in one call of the entry."""
-  memo = {entry: 1}
-
-  def count(name):
-    if name not in memo:
-      memo[name] = sum(count(caller) * each for caller, each in callers[name])
-    return memo[name]
-  return {name: count(name) for name in bodies}
-
-
-def _bodies_of_loops(bodies):
-  return {found[1] for lines in bodies.values() for line in lines if line.op == 'while'
-          and (found := re.search(r'body=%?([\w.\-]+)', line.rest))}
+def _loop_limit(condition: list[Instruction], computations: Computations) -> int:
+  """Returns what a loop's condition compares its counter with; 1 if that is unknown."""
+  candidates = list(condition)
+  for line in condition:
+    if line.op == 'fusion':
+      candidates += _called_by(line, 'calls', computations)
+  limits: list[int] = []
+  for line in candidates:
+    if line.op == 'compare' and 'direction=LT' in line.rest:
+      limits += _integer_constants(candidates, line)
+  return max(limits or _integer_constants(candidates), default=1)
 
 
-def _arrays(text):
-  """[(bits an element, dimensions)] of a type."""
-  return [(BITS[dtype], [int(n) for n in sizes.split(',') if n]) for dtype, sizes in _ARRAY.findall(text)
-          if dtype in BITS]
+def _counter_index(condition: list[Instruction]) -> int | None:
+  """Returns the place of a loop's counter in the tuple that the loop carries."""
+  compared = set()
+  for line in condition:
+    if line.op == 'compare':
+      compared.update(_operand_names(line))
+  for line in condition:
+    index = re.search(r'index=(\d+)', line.rest)
+    if line.op == 'get-tuple-element' and line.name in compared and index:
+      return int(index[1])
+  return None
 
 
-def _bytes(text):
-  return sum(bits * math.prod(sizes) / 8 for bits, sizes in _arrays(text))
+def _integer_constants(
+  instructions: list[Instruction],
+  user: Instruction | None = None,
+) -> Iterator[int]:
+  """Yields the integer constants among instructions, or among operands of `user`."""
+  names = None if user is None else _operand_names(user)
+  for line in instructions:
+    is_integer = line.op == 'constant' and line.type.startswith(('s32[]', 'u32[]'))
+    if is_integer and (names is None or line.name in names):
+      yield int(line.rest.split(')')[0])
 
 
-def _inside(line):
-  """What stands between the brackets of an instruction."""
+# -- types and operands
+
+
+def _array_types(text: str) -> list[tuple[int, list[int]]]:
+  """Returns (bits of an element, dimensions) of each array in a type."""
+  arrays = []
+  for dtype, sizes in _ARRAY.findall(text):
+    if dtype in BITS:
+      arrays.append((BITS[dtype], _parse_integers(sizes)))
+  return arrays
+
+
+def _dimensions(text: str) -> list[int]:
+  """Returns the dimensions of the first array in a type."""
+  return _array_types(text)[0][1]
+
+
+def _count_bytes(text: str) -> float:
+  """Returns the bytes of all arrays in a type."""
+  return sum(bits * math.prod(sizes) / 8 for bits, sizes in _array_types(text))
+
+
+def _inside_brackets(line: Instruction) -> str:
+  """Returns the operands of an instruction as text, up to the bracket that closes them."""
   depth = 1
   for place, letter in enumerate(line.rest):
     depth += (letter in '([{') - (letter in ')]}')
@@ -183,85 +310,212 @@ def _inside(line):
   return line.rest
 
 
-def _names(line):
-  """The names of its operands."""
-  inside = _inside(line)
-  return re.findall(r'%([\w.\-]+)', inside) if '%' in inside else [word.strip() for word in inside.split(',')]
+def _operand_names(line: Instruction) -> list[str]:
+  """Returns the names of an instruction's operands."""
+  inside = _inside_brackets(line)
+  if '%' in inside:
+    return re.findall(r'%([\w.\-]+)', inside)
+  return [word.strip() for word in inside.split(',')]
 
 
-def _operands(line, types):
-  """The types of its operands, which the lines before it say, or its own text."""
-  return [types[name] for name in _names(line) if name in types] or [_inside(line)]
+def _operand_types(line: Instruction, types: Mapping[str, str]) -> list[str]:
+  """Returns the types of an instruction's operands.
+
+  Args:
+    line: the instruction.
+    types: of the instructions in its computation, by name; where they do not have its
+      operands, the operands' own text, which shows their types.
+  """
+  known = [types[name] for name in _operand_names(line) if name in types]
+  return known or [_inside_brackets(line)]
 
 
-def _collective(kind, line, types, times, domains):
-  size = max(sum(map(_bytes, _operands(line, types))), _bytes(line.type) if not line.op.endswith('-start') else 0)
-  groups = _groups(line.rest, len(domains))
-  across = bool(domains) and any(len({domains[one] for one in group}) > 1 for group in groups)
-  count = max(map(len, groups), default=1)
-  if line.op.endswith('-start') and kind == 'all-gather':
-    size = sum(map(_bytes, _operands(line, types))) * count
-  return Collective(kind, size, count, across, times)
+def _parse_integers(text: str) -> list[int]:
+  """Returns the integers of a list such as 4,2,8."""
+  return [int(number) for number in text.split(',') if number]
 
 
-def _groups(text, devices):
-  """The groups of devices of a collective, in each of the ways that XLA writes them."""
+# -- collectives
+
+
+def _read_collective(
+  computation: str,
+  line: Instruction,
+  types: Mapping[str, str],
+  times: int,
+  domains: Sequence[int],
+) -> Collective:
+  """Returns a collective: its size, its groups, and whether they span slices or hosts."""
+  kind = line.op.removesuffix('-start')
+  groups = _parse_groups(line.rest, len(domains))
+  group = max((len(devices) for devices in groups), default=1)
+  sizes_in = sum(_count_bytes(operand) for operand in _operand_types(line, types))
+  if not line.op.endswith('-start'):
+    size = max(sizes_in, _count_bytes(line.type))
+  elif kind == 'all-gather':  # the type of a -start holds operands and results together
+    size = sizes_in * group
+  else:
+    size = sizes_in
+  across = False
+  if domains:  # without, all devices count as one slice
+    across = any(len({domains[device] for device in devices}) > 1 for devices in groups)
+  if computation.startswith('all-reduce-scatter'):  # how a TPU writes it
+    kind = 'reduce-scatter'
+  return Collective(kind, size, group, across, times)
+
+
+def _collective_key(
+  computation: str,
+  line: Instruction,
+  loops: set[str],
+  callers: Callers,
+) -> tuple[str, str]:
+  """Returns the same key for all appearances of one collective.
+
+  XLA may cut a collective into several fusions, each of which shows the whole of it;
+  they share a channel and the computation from which they are called.
+  """
+  channel = re.search(r'channel_id=(\d+)', line.rest)
+  if not channel:
+    return computation, line.name
+  where = computation
+  if computation not in loops and callers[computation]:
+    where = callers[computation][0][0]
+  return channel[1], where
+
+
+def _parse_groups(text: str, devices: int) -> list[list[int]]:
+  """Returns the groups of devices of a collective, in any of the forms that XLA writes.
+
+  Args:
+    text: attributes of the collective.
+    devices: how many there are; all of them are one group where the text names none.
+  """
   tiled = re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', text)
-  mesh = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? "
-                   r"\{([^}]*)\}", text)
-  pairs = re.search(r'source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}', text)
-  named = re.search(r'replica_groups=\{((?:\{[\d,]*\},?)*)\}', text)
-  numbers = lambda text: [int(n) for n in text.split(',')]
-  order = lambda shape, turned: np.arange(math.prod(shape)).reshape(shape).transpose(
-      numbers(turned) if turned else range(len(shape)))
   if tiled:
-    return order(numbers(tiled[2]), tiled[3]).reshape(numbers(tiled[1])).tolist()
+    ids = _device_order(tiled[2], tiled[3])
+    return ids.reshape(_parse_integers(tiled[1])).tolist()
+  mesh = re.search(
+    r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? '
+    r'\{([^}]*)\}',
+    text,
+  )
   if mesh:
-    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
-    along = re.findall(r"'(\w+)'", mesh[4])
-    ids = order(numbers(mesh[2]), mesh[3]) if mesh[2] else np.arange(math.prod(sizes.values()))
-    axes = [i for i, name in enumerate(sizes) if name not in along] + [list(sizes).index(name) for name in along]
-    return ids.reshape(list(sizes.values())).transpose(axes).reshape(
-        -1, math.prod(sizes[name] for name in along)).tolist()
+    return _parse_mesh_groups(mesh)
+  pairs = re.search(r'source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}', text)
   if pairs:
-    return [pair for pair in map(numbers, re.findall(r'\{(\d+,\d+)\}', pairs[1])) if pair[0] != pair[1]]
-  if named and named[1]:
-    return [numbers(group) for group in re.findall(r'\{([\d,]+)\}', named[1])]
+    both = [_parse_integers(pair) for pair in re.findall(r'\{(\d+,\d+)\}', pairs[1])]
+    return [[source, target] for source, target in both if source != target]
+  listed = re.search(r'replica_groups=\{((?:\{[\d,]*\},?)*)\}', text)
+  if listed and listed[1]:
+    return [_parse_integers(group) for group in re.findall(r'\{([\d,]+)\}', listed[1])]
   return [list(range(devices))]
 
 
-def _flops(line, types):
-  """2 × multiplications of a product."""
-  out = math.prod(_arrays(line.type)[0][1]) if _arrays(line.type) else 0
-  if line.op == 'dot':
-    left = _arrays(_operands(line, types)[0])[0][1]
-    axes = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', line.rest)[1]
-    return 2 * out * math.prod(left[int(axis)] for axis in axes.split(',') if axis)
+def _parse_mesh_groups(match: re.Match) -> list[list[int]]:
+  """Returns the groups of a mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}: along axis b."""
+  sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
+  names = list(sizes)
+  along = re.findall(r"'(\w+)'", match[4])
+  if match[2]:
+    ids = _device_order(match[2], match[3])
+  else:
+    ids = np.arange(math.prod(sizes.values()))
+  axes = [names.index(name) for name in names if name not in along]
+  axes += [names.index(name) for name in along]
+  group = math.prod(sizes[name] for name in along)
+  return ids.reshape(list(sizes.values())).transpose(axes).reshape(-1, group).tolist()
+
+
+def _device_order(shape: str, permutation: str | None) -> np.ndarray:
+  """Returns the ids 0, 1, … in a shape, transposed: [4,2]T(1,0)."""
+  sizes = _parse_integers(shape)
+  axes = _parse_integers(permutation) if permutation else range(len(sizes))
+  return np.arange(math.prod(sizes)).reshape(sizes).transpose(axes)
+
+
+# -- products
+
+
+def _count_flops(line: Instruction, types: Mapping[str, str]) -> float:
+  """Returns the FLOPs of a product, 2 × its multiplications; 0 for other instructions."""
   if line.op == 'convolution':
-    return _convolution(line, types)
+    return _count_convolution_flops(line, types)
+  if line.op == 'dot':
+    axes = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', line.rest)
+    assert axes, f'a dot without contracting dimensions: {line.rest}'
+    return _count_product_flops(line, types, _parse_integers(axes[1]))
   if line.op == 'custom-call' and re.search(r'custom_call_target="__cublas', line.rest):
-    said = json.loads(re.search(r'backend_config=(\{.*\})', line.rest)[1])
-    dims = said.get('gemm_backend_config', said)['dot_dimension_numbers']
-    left = _arrays(_operands(line, types)[0])[0][1]
-    return 2 * out * math.prod(left[int(axis)] for axis in dims['lhs_contracting_dimensions'])
+    text = re.search(r'backend_config=(\{.*\})', line.rest)
+    assert text, f'a cuBLAS call without its settings: {line.rest}'
+    settings = json.loads(text[1])  # newer versions of XLA nest them
+    settings = settings.get('gemm_backend_config', settings)
+    axes = settings['dot_dimension_numbers']['lhs_contracting_dimensions']
+    return _count_product_flops(line, types, [int(axis) for axis in axes])
   return 0
 
 
-def _convolution(line, types):
-  """TPUs write products as convolutions, batches and heads as windows; places outside of the array do not count."""
-  left, kernel = (_arrays(one)[0][1] for one in _operands(line, types)[:2])
-  inputs, weights, outputs = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', line.rest).groups()
-  window = re.search(r'window=\{([^}]*)\}', line.rest)
-  said = dict(part.split('=') for part in window[1].split()) if window else {}
-  result, total = _arrays(line.type)[0][1], 2.0 * kernel[weights.index('i')]
+def _count_product_flops(
+  line: Instruction,
+  types: Mapping[str, str],
+  contracted: Sequence[int],
+) -> int:
+  """Returns the FLOPs of a product whose left operand is summed over some axes."""
+  left = _dimensions(_operand_types(line, types)[0])
+  arrays = _array_types(line.type)  # cuBLAS gives a tuple, the result and its workspace
+  results = math.prod(arrays[0][1]) if arrays else 0
+  return 2 * results * math.prod(left[axis] for axis in contracted)
+
+
+def _count_convolution_flops(line: Instruction, types: Mapping[str, str]) -> float:
+  """Returns the FLOPs of a convolution.
+
+  A TPU writes products as convolutions, with batches and heads as windows; where a
+  window looks beyond the array or between its dilated elements, nothing is multiplied.
+  """
+  left, kernel = (_dimensions(operand) for operand in _operand_types(line, types)[:2])
+  labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', line.rest)
+  assert labels, f'a convolution without labels: {line.rest}'
+  inputs, weights, outputs = labels.groups()
+  window = _parse_window(line.rest)
+  result = _dimensions(line.type)
+  total = 2.0 * kernel[weights.index('i')]
   for axis, letter in enumerate(outputs):
-    if not letter.isdigit():
+    if letter.isdigit():
+      size = left[inputs.index(letter)]
+      total *= _count_window_hits(window, int(letter), result[axis], size)
+    else:
       total *= result[axis]
-      continue
-    of = lambda key, default: int((said[key].split('x') if key in said else {int(letter): default})[int(letter)])
-    low = int(said['pad'].split('x')[int(letter)].split('_')[0]) if 'pad' in said else 0
-    dilated, long = of('lhs_dilate', 1), left[inputs.index(letter)]
-    place = (np.arange(result[axis])[:, None] * of('stride', 1)
-             + np.arange(of('size', 1))[None] * of('rhs_dilate', 1) - low)
-    total *= int(((place >= 0) & (place <= (long - 1) * dilated) & (place % dilated == 0)).sum())
   return total
+
+
+def _parse_window(text: str) -> dict[str, list[str]]:
+  """Returns the attributes of a window={size=2x8 pad=0_0x7_7}, a value a dimension."""
+  window = re.search(r'window=\{([^}]*)\}', text)
+  attributes = {}
+  for part in window[1].split() if window else ():
+    key, _, value = part.partition('=')
+    attributes[key] = value.split('x')
+  return attributes
+
+
+def _count_window_hits(window: dict[str, list[str]], axis: int, steps: int, size: int) -> int:
+  """Returns how often a window, along one axis, meets an element of the array.
+
+  Args:
+    window: its attributes.
+    axis: the axis among those of the window.
+    steps: places to which the window moves.
+    size: elements of the array along the axis.
+  """
+
+  def attribute(name: str) -> int:
+    return int(window[name][axis]) if name in window else 1
+
+  low = int(window['pad'][axis].split('_')[0]) if 'pad' in window else 0
+  dilation = attribute('lhs_dilate')
+  moved = np.arange(steps)[:, None] * attribute('stride')  # [steps, 1]
+  within = np.arange(attribute('size'))[None] * attribute('rhs_dilate')  # [1, size]
+  place = moved + within - low
+  inside = (place >= 0) & (place <= (size - 1) * dilation)
+  return int((inside & (place % dilation == 0)).sum())

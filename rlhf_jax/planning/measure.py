@@ -1,159 +1,432 @@
-"""From programs to numbers: memory by kind, seconds by what bounds them, and what to change where it does not fit."""
+"""Turns a stage's programs into numbers: memory by kind, seconds by bound, and advice.
 
-import collections
+All bytes, FLOPs and seconds are of one device and one training step, unless a comment
+says else.
+"""
+
+from collections.abc import Callable
+import dataclasses
 import re
 import time
+from typing import Any, Protocol
 
 import jax
 
-from rlhf_jax.planning import chips, hlo, programs, work
+from rlhf_jax import text_table
+from rlhf_jax.planning import chips, hlo, work
+from rlhf_jax.planning.programs import Program, StagePlan
+from rlhf_jax.runtime.mesh import Layout
 
 GIB = 2**30
 
+_ROOMY = 0.4  # below this share of the memory there is room for more rows
+_CROWDED = 0.6  # resident arrays should leave the rest to programs
+_LARGE = 0.3  # temporary arrays above this share are worth making smaller
 
-def stage(context, topology: chips.Topology, compiles: bool, say=lambda text: None) -> dict:
-  """The plan of a stage as JSON: bytes, FLOPs and seconds of one device and one step.
+
+class StageContext(Protocol):
+  """What a plan needs to know of a stage's surroundings; stages' own contexts are such."""
+
+  @property
+  def name(self) -> str:
+    """The stage's name in the config."""
+
+  @property
+  def config(self) -> Any:
+    """The whole config."""
+
+  @property
+  def section(self) -> Any:
+    """The stage's section of the config."""
+
+  @property
+  def layout(self) -> Layout:
+    """The mesh, of devices that are only described."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+  """What the collectives of one kind send in a step."""
+
+  sent: float = 0.0  # bytes that leave a device
+  times: int = 0  # how often they run
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledCost:
+  """What the compiler says of a program."""
+
+  arguments: int  # bytes of its arguments
+  flops: float  # FLOPs of its matrix products
+  temporary: int  # bytes that it needs beside its arguments
+  # by kind, size of the group, and whether it spans slices or hosts (' across')
+  collectives: dict[str, Traffic]
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramCost:
+  """One program of a step."""
+
+  name: str  # see Program
+  flops: float  # of matrix products, estimated from shapes
+  moved: float  # bytes between HBM and processor, estimated
+  sent: float  # bytes sent to other devices, estimated
+  held: float  # bytes of temporary arrays, estimated
+  times: dict[str, float]  # seconds at the chip's limits: compute, memory, interconnect
+  seconds: float  # the longest of them; the others hide behind it at best
+  bound: str  # its name
+  total: float  # bytes on the device while the program runs
+  compiled: CompiledCost | None = None  # what the compiler says; None where it was not asked
+  # bytes of temporary memory for which the compiler found no room; None where it did
+  refused: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class StageCost:
+  """The plan of a stage in numbers."""
+
+  stage: str  # its name
+  memory: dict[str, int]  # bytes of what is resident, by what it is for
+  resident: int  # bytes of all of it
+  programs: list[ProgramCost]  # the programs of a step
+  peak: float  # the largest total of a program
+  capacity: float  # bytes of a device
+  fits: bool  # whether the peak is within the capacity
+  seconds: float  # of a step at best
+  notes: list[str]  # what the plan leaves out
+  flops_share: float  # FLOPs from shapes, of those that the device could do in these seconds
+  advice: list[str]  # what to change, one line each
+
+
+def _ignore(text: str) -> None:
+  """Reports progress to nobody."""
+
+
+def measure_stage(
+  context: StageContext,
+  plan: StagePlan,
+  topology: chips.Topology,
+  compiles: bool,
+  say: Callable[[str], None] = _ignore,
+) -> StageCost:
+  """Measures the plan of a stage.
 
   Args:
-    context: on a layout whose devices are described.
-    compiles: ask XLA too.
-    say: told what is being compiled.
+    context: the stage's surroundings, on a layout whose devices are only described.
+    plan: its programs and what is resident.
+    topology: the devices.
+    compiles: compile every program too; otherwise only shapes are used.
+    say: is told what is being compiled.
   """
-  plan, chip, layout = programs.of_stage(context), topology.chip, context.layout
-  memory, before = {}, 0
-  for number, name in enumerate(plan.resident, 1):  # what several share counts for the first
-    resident = work.on_device(list(plan.resident.values())[:number])
-    memory[name], before = resident - before, resident
-  memory = {name: size for name, size in memory.items() if size > 0.001 * resident}
-  made = []
+  chip = topology.chip
+  layout = context.layout
+  resident = work.bytes_on_device(list(plan.resident.values()))
+  costs = []
   for program in plan.programs:
-    least = program.work
-    row = dict(name=program.name, flops=least.flops / layout.mesh.size, moved=least.moved, sent=least.sent,
-               held=least.held)
+    compiled = None
+    refused = None
     if compiles:
-      began = time.monotonic()
+      started = time.monotonic()
       say(f'compiling {context.name}: {program.name} …')
-      row |= _compiled(program, layout, topology)
-      say(f'  {time.monotonic() - began:.0f} s')
-    held = row['compiled']['temporary'] if 'compiled' in row else row.get('refused', row['held'])
-    made.append(_timed(row, chip) | dict(total=resident + held))
-  peak = max(row['total'] for row in made)
-  result = dict(stage=context.name, memory=memory, resident=resident, programs=made, peak=peak, capacity=chip.memory,
-                fits=peak <= chip.memory, seconds=sum(row['seconds'] for row in made), notes=plan.notes)
-  useful = sum(program.work.flops for program in plan.programs) / layout.mesh.size
-  result['flops_share'] = useful / chip.flops / max(result['seconds'], 1e-12)
-  return result | dict(advice=advice(context, result, layout))
+      compiled, refused = _compile_program(program, layout, topology)
+      say(f'  {time.monotonic() - started:.0f} s')
+    costs.append(_cost_of(program, layout, chip, resident, compiled, refused))
+  peak = max(cost.total for cost in costs)
+  seconds = sum(cost.seconds for cost in costs)
+  useful = sum(program.work.flops * program.calls for program in plan.programs)
+  useful = useful / layout.mesh.size
+  cost = StageCost(
+    stage=context.name,
+    memory=_memory_by_name(plan.resident),
+    resident=resident,
+    programs=costs,
+    peak=peak,
+    capacity=chip.memory,
+    fits=peak <= chip.memory,
+    seconds=seconds,
+    notes=plan.notes,
+    flops_share=useful / chip.flops / max(seconds, 1e-12),
+    advice=[],
+  )
+  return dataclasses.replace(cost, advice=advise(context, cost))
 
 
-def _compiled(program, layout, topology) -> dict:
-  """What the compiler says, `compiled`: bytes of a device, FLOPs, and by kind of collective bytes sent and how often;
-  or `refused`: bytes of temporary memory for which it found no room."""
+def advise(context: StageContext, cost: StageCost) -> list[str]:
+  """Returns what to change where a stage does not fit, or does not use its devices well."""
+  worst = max(cost.programs, key=lambda program: program.total)
+  if cost.fits:
+    if cost.peak < _ROOMY * cost.capacity and worst.bound == 'interconnect':
+      return [
+        'less than half of the memory is used and the interconnect is the bound: '
+        'a smaller fsdp, or more rows'
+      ]
+    return []
+  advice = []
+  parts = work.partition_of(context.layout)
+  if parts.data > 1:
+    advice.append(
+      f'mesh.fsdp={parts.fsdp * parts.data}: cuts parameters and moments {parts.data} times finer'
+    )
+  if cost.resident > _CROWDED * cost.capacity:
+    advice += _advise_on_resident(context, cost, parts)
+  if worst.total - cost.resident > _LARGE * cost.capacity:
+    advice += _advise_on_temporary(context, worst, parts)
+  return advice or ['more devices']
+
+
+def format_stage(cost: StageCost) -> str:
+  """Returns a stage's plan as several lines for a terminal."""
+  verdict = 'fits' if cost.fits else 'DOES NOT FIT'
+  memory = ', '.join(f'{name} {_gib(size)}' for name, size in cost.memory.items())
+  lines = [
+    f'{cost.stage}: {verdict}: {_gib(cost.peak)} of {_gib(cost.capacity)} GiB on each device, '
+    f'{_seconds(cost.seconds)} a step at best (products at {cost.flops_share:.0%} of the peak)',
+    f'  always there, GiB  {memory}',
+    text_table.format_rows(_table_rows(cost.programs), indent='  '),
+  ]
+  for program in cost.programs:
+    if program.compiled and program.compiled.collectives:
+      lines.append(f'  {program.name} sends  {_format_traffic(program.compiled)}')
+  for program in cost.programs:
+    if program.refused is not None:
+      lines.append(f'  the compiler refuses {program.name}: no room for its temporary arrays')
+  lines += [f'  left out: {note}' for note in cost.notes]
+  lines += [f'  change: {change}' for change in cost.advice]
+  return '\n'.join(lines)
+
+
+def format_line(cost: StageCost) -> str:
+  """Returns a stage's plan in one line."""
+  verdict = 'fits' if cost.fits else 'does not fit'
+  bounds = ', '.join(f'{program.name} {program.bound}' for program in cost.programs)
+  return f'{cost.stage}: {verdict}, {_gib(cost.peak)} GiB, {_seconds(cost.seconds)}, {bounds}'
+
+
+def _memory_by_name(resident: dict[str, Any]) -> dict[str, int]:
+  """Returns the bytes of each resident tree; shared arrays count for the first one."""
+  memory = {}
+  trees: list[Any] = []
+  before = 0
+  for name, tree in resident.items():
+    trees.append(tree)
+    total = work.bytes_on_device(trees)
+    memory[name] = total - before
+    before = total
+  # a thousandth and less, such as the moments' counters, would only fill the line
+  return {name: size for name, size in memory.items() if size > 0.001 * before}
+
+
+def _compile_program(
+  program: Program,
+  layout: Layout,
+  topology: chips.Topology,
+) -> tuple[CompiledCost | None, float | None]:
+  """Compiles a program.
+
+  Returns:
+    (its cost, None), or (None, the bytes of temporary memory for which there was no
+    room).
+  """
   try:
     compiled = program.lower().compile()
   except jax.errors.JaxRuntimeError as error:
-    needed = re.search(r'RESOURCE_EXHAUSTED.*?\(([\d.]+)([KMG])\)', str(error), re.DOTALL)
+    pattern = r'RESOURCE_EXHAUSTED.*?\(([\d.]+)([KMG])\)'
+    needed = re.search(pattern, str(error), re.DOTALL)
     if not needed:
       raise
-    return dict(refused=float(needed[1]) * 2 ** {'K': 10, 'M': 20, 'G': 30}[needed[2]])
-  said, place = compiled.memory_analysis(), 'slice_index' if topology.platform == 'tpu' else 'process_index'
+    unit = {'K': 2**10, 'M': 2**20, 'G': 2**30}[needed[2]]
+    return None, float(needed[1]) * unit
+  memory = compiled.memory_analysis()
+  text = compiled.as_text()
+  assert memory is not None and text is not None, 'the platform does not analyse programs'
+  # a donated argument is also an output, and counts once
+  outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  place = 'slice_index' if topology.platform == 'tpu' else 'process_index'
   domains = [getattr(device, place, 0) for device in layout.mesh.devices.flat]
-  read = hlo.read(compiled.as_text(), domains)
-  kinds = collections.defaultdict(lambda: [0.0, 0])
-  for one in read.collectives:
-    entry = kinds[f'{one.kind} of {one.group}' + ' across' * one.across]
-    entry[0] += one.sent
-    entry[1] += one.times
-  return dict(compiled=dict(
-      arguments=said.argument_size_in_bytes, flops=read.flops,
-      temporary=said.temp_size_in_bytes + said.output_size_in_bytes - said.alias_size_in_bytes
-      + said.generated_code_size_in_bytes, collectives={name: dict(sent=sent, times=times) for name, (sent, times) in
-                                                        sorted(kinds.items())}))
+  contents = hlo.read_program(text, domains)
+  cost = CompiledCost(
+    arguments=memory.argument_size_in_bytes,
+    flops=contents.flops * program.calls,
+    temporary=memory.temp_size_in_bytes + outputs + memory.generated_code_size_in_bytes,
+    collectives=_sum_traffic(contents.collectives, program.calls),
+  )
+  return cost, None
 
 
-def _timed(row, chip) -> dict:
-  """Adds seconds at the chip's limits, were each perfectly used and hidden behind the longest, which is the bound."""
-  found = row.get('compiled')
-  sent = {False: row['sent'], True: 0.0}
-  if found:
-    sent = {across: sum(one['sent'] for name, one in found['collectives'].items() if name.endswith('across') == across)
-            for across in (False, True)}
-  times = dict(compute=max(row['flops'], found['flops'] if found else 0.0) / chip.flops,
-               memory=row['moved'] / chip.bandwidth,
-               interconnect=sent[False] / chip.link + sent[True] / chip.network)
-  bound = max(times, key=times.get)
-  return row | dict(times=times, seconds=times[bound], bound=bound)
+def _sum_traffic(collectives: list[hlo.Collective], calls: int) -> dict[str, Traffic]:
+  """Returns what the collectives of each kind send together, in alphabetical order."""
+  kinds: dict[str, Traffic] = {}
+  for collective in collectives:
+    name = f'{collective.kind} of {collective.group}'
+    if collective.across:
+      name += ' across'
+    before = kinds.get(name, Traffic())
+    kinds[name] = Traffic(
+      sent=before.sent + collective.sent * calls,
+      times=before.times + collective.times * calls,
+    )
+  return dict(sorted(kinds.items()))
 
 
-def advice(context, result, layout) -> list[str]:
-  """What to change where a stage does not fit, or wastes its devices."""
-  section, name, capacity = context.section, context.name, result['capacity']
-  lines, ways = [], work.Ways(layout)
-  worst = max(result['programs'], key=lambda row: row['total'])
-  temporary, wide = worst['total'] - result['resident'], layout.rollout_tensor
-  if result['fits']:
-    if result['peak'] < 0.4 * capacity and worst['bound'] == 'interconnect':
-      lines.append('less than half of the memory is used and the interconnect is the bound: a smaller fsdp, or more rows')
-    return lines
-  if ways.data > 1:
-    lines.append(f'mesh.fsdp={ways.fsdp * ways.data}: cuts parameters and moments {ways.data} times finer')
-  if result['resident'] > 0.6 * capacity:
-    need = result['resident'] * layout.mesh.size / ways.data / (0.6 * capacity)
-    lines.append(f'about {int(need) + 1} of these devices, for what lies on them all the time')
-    if 'lora' in section and not section.lora.rank:
-      lines.append('lora.rank=16, lora.base=bfloat16 in every stage: one frozen base for all models, moments of adapters')
-    if 'optimizer' in section and section.optimizer.moment_dtype == 'float32':
-      less = result['memory'].get('optimizer', 0) / 4
-      lines.append(f'{name}.optimizer.moment_dtype=bfloat16: {_gib(less)} GiB less')
-  if temporary > 0.3 * capacity:
-    if worst['name'] == 'rollout' or worst['name'].startswith('answers'):
-      lines.append(f'{name}.batch_size or samples lower, for the cache of {worst["name"]}')
-      if wide and wide < ways.fsdp * ways.tensor:
-        lines.append(f'mesh.rollout_tensor={2 * wide}: decoding keeps a smaller part of the parameters')
-      elif wide:
-        lines.append('mesh.rollout_tensor=0: decoding gathers layer by layer, slowly')
-    elif 'microbatches' in section:
-      lines.append(f'{name}.microbatches={2 * section.microbatches}: half the activations at once')
-      if context.config.model.remat != 'full':
-        lines.append('model.remat=full: keeps one array a layer')
-  return lines or ['more devices']
+def _cost_of(
+  program: Program,
+  layout: Layout,
+  chip: chips.Chip,
+  resident: int,
+  compiled: CompiledCost | None,
+  refused: float | None,
+) -> ProgramCost:
+  """Returns the cost of a program, with the seconds that each limit of the chip asks for.
+
+  The compiler's numbers replace the estimates of FLOPs and of bytes sent, where they
+  are larger and where there are any; bytes from HBM are always estimated.
+  """
+  least = program.work
+  flops = least.flops / layout.mesh.size * program.calls
+  moved = least.moved * program.calls
+  sent = least.sent * program.calls
+  if compiled is not None:
+    temporary: float = compiled.temporary
+    products = max(flops, compiled.flops)
+    sent_within, sent_across = _split_traffic(compiled.collectives)
+  else:
+    temporary = least.held if refused is None else refused
+    products = flops
+    sent_within, sent_across = sent, 0.0
+  times = dict(
+    compute=products / chip.flops,
+    memory=moved / chip.bandwidth,
+    interconnect=sent_within / chip.link + sent_across / chip.network,
+  )
+  bound = max(times, key=lambda name: times[name])
+  return ProgramCost(
+    name=program.name,
+    flops=flops,
+    moved=moved,
+    sent=sent,
+    held=least.held,
+    times=times,
+    seconds=times[bound],
+    bound=bound,
+    total=resident + temporary,
+    compiled=compiled,
+    refused=refused,
+  )
 
 
-def line(result: dict) -> str:
-  """A stage's plan in a line."""
-  return (f'{result["stage"]}: {"fits" if result["fits"] else "does not fit"}, {_gib(result["peak"])} GiB, '
-          f'{_seconds(result["seconds"])}, ' + ', '.join(f'{row["name"]} {row["bound"]}' for row in result['programs']))
+def _split_traffic(collectives: dict[str, Traffic]) -> tuple[float, float]:
+  """Returns the bytes sent within slices or hosts, and across them."""
+  within = 0.0
+  across = 0.0
+  for name, traffic in collectives.items():
+    if name.endswith('across'):
+      across += traffic.sent
+    else:
+      within += traffic.sent
+  return within, across
 
 
-def text(result: dict) -> str:
-  """A stage's plan to read."""
-  lines = [f'{result["stage"]}: {"fits" if result["fits"] else "DOES NOT FIT"}: {_gib(result["peak"])} of '
-           f'{_gib(result["capacity"])} GiB on each device, {_seconds(result["seconds"])} a step at best (products at '
-           f'{result["flops_share"]:.0%} of the peak)',
-           '  always there, GiB  ' + ', '.join(f'{name} {_gib(size)}' for name, size in result['memory'].items())]
-  table = [('program', 'temporary', 'by shapes', 'total', 'TFLOP', 'compiled', 'compute', 'memory', 'interconnect',
-            'bound')]
-  for row in result['programs']:
-    found = row.get('compiled', {})
-    table.append((row['name'], _gib(found.get('temporary', row.get('refused'))), _gib(row['held']), _gib(row['total']),
-                  f'{row["flops"] / 1e12:.3g}', f'{found["flops"] / 1e12:.3g}' if found else '–',
-                  *(_seconds(row['times'][name]) for name in ('compute', 'memory', 'interconnect')), row['bound']))
-  widths = [max(map(len, column)) for column in zip(*table)]
-  lines += ['  ' + '  '.join(cell.rjust(width) if i else cell.ljust(width)
-                             for i, (cell, width) in enumerate(zip(row, widths))) for row in table]
-  for row in result['programs']:
-    sends = row.get('compiled', {}).get('collectives', {}).items()
-    if sends:
-      lines.append(f'  {row["name"]} sends  ' + ', '.join(
-          f'{kind} {_gib(one["sent"])} GiB ({one["times"]}×)' for kind, one in sends))
-  lines += [f'  the compiler refuses {row["name"]}: no room for its temporary arrays' for row in result['programs']
-            if 'refused' in row]
-  lines += [f'  left out: {note}' for note in result['notes']]
-  return '\n'.join(lines + [f'  change: {one}' for one in result['advice']])
+def _advise_on_resident(
+  context: StageContext,
+  cost: StageCost,
+  parts: work.Partition,
+) -> list[str]:
+  """Returns what makes resident arrays smaller."""
+  section = context.section
+  everything = cost.resident * context.layout.mesh.size / parts.data
+  need = everything / (_CROWDED * cost.capacity)
+  advice = [f'about {int(need) + 1} of these devices, for what lies on them all the time']
+  lora = getattr(section, 'lora', None)
+  if lora is not None and not lora.rank:
+    advice.append(
+      'lora.rank=16, lora.base=bfloat16 in every stage: '
+      'one frozen base for all models, moments of adapters'
+    )
+  optimizer = getattr(section, 'optimizer', None)
+  if optimizer is not None and optimizer.moment_dtype == 'float32':
+    saved = cost.memory.get('optimizer', 0) / 4  # the first of two moments, halved
+    advice.append(f'{context.name}.optimizer.moment_dtype=bfloat16: {_gib(saved)} GiB less')
+  return advice
 
 
-def _gib(size):
+def _advise_on_temporary(
+  context: StageContext,
+  worst: ProgramCost,
+  parts: work.Partition,
+) -> list[str]:
+  """Returns what makes the temporary arrays of a program smaller."""
+  section = context.section
+  name = context.name
+  advice = []
+  if worst.name == 'rollout' or worst.name.startswith('responses'):
+    advice.append(f'{name}.batch_size or num_samples lower, for the cache of {worst.name}')
+    decoding_tensor = context.layout.rollout_tensor
+    if decoding_tensor and decoding_tensor < parts.fsdp * parts.tensor:
+      advice.append(
+        f'mesh.rollout_tensor={2 * decoding_tensor}: '
+        'decoding keeps a smaller part of the parameters'
+      )
+    elif decoding_tensor:
+      advice.append('mesh.rollout_tensor=0: decoding gathers layer by layer, slowly')
+  elif getattr(section, 'microbatches', None) is not None:
+    advice.append(f'{name}.microbatches={2 * section.microbatches}: half the activations at once')
+    if context.config.model.remat != 'full':
+      advice.append('model.remat=full: keeps one array a layer')
+  return advice
+
+
+def _table_rows(programs: list[ProgramCost]) -> list[tuple[str, ...]]:
+  """Returns the table of a stage's programs, headings first."""
+  rows: list[tuple[str, ...]] = [
+    (
+      'program',
+      'temporary',
+      'by shapes',
+      'total',
+      'TFLOP',
+      'compiled',
+      'compute',
+      'memory',
+      'interconnect',
+      'bound',
+    )
+  ]
+  for program in programs:
+    temporary = program.refused
+    compiled_flops = '–'
+    if program.compiled is not None:
+      temporary = program.compiled.temporary
+      compiled_flops = f'{program.compiled.flops / 1e12:.3g}'
+    rows.append(
+      (
+        program.name,
+        _gib(temporary),
+        _gib(program.held),
+        _gib(program.total),
+        f'{program.flops / 1e12:.3g}',
+        compiled_flops,
+        _seconds(program.times['compute']),
+        _seconds(program.times['memory']),
+        _seconds(program.times['interconnect']),
+        program.bound,
+      )
+    )
+  return rows
+
+
+def _format_traffic(compiled: CompiledCost) -> str:
+  """Returns what a program sends, by kind of collective."""
+  return ', '.join(
+    f'{kind} {_gib(traffic.sent)} GiB ({traffic.times}×)'
+    for kind, traffic in compiled.collectives.items()
+  )
+
+
+def _gib(size: float | None) -> str:
+  """Returns bytes as GiB, – for None."""
   return '–' if size is None else f'{size / GIB:.2f}'
 
 
-def _seconds(value):
+def _seconds(value: float) -> str:
+  """Returns seconds or milliseconds with three digits."""
   return f'{value:.3g} s' if value >= 1 else f'{1e3 * value:.3g} ms'

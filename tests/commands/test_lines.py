@@ -1,5 +1,7 @@
 """The commands `generate` and `score`, as a user starts them."""
 
+import functools
+import gzip
 import json
 from pathlib import Path
 import subprocess
@@ -15,32 +17,59 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from rlhf_jax.commands import generate, lines, score
 from rlhf_jax.interop import pretrained
-from rlhf_jax.models import heads, transformer
 from rlhf_jax.interop.tokenizer import Tokenizer
+from rlhf_jax.models import heads, transformer
 
-MODELS = Path(__file__).parent / 'models'  # tiny models of every family: scripts/record_references.py
-FAMILIES = [path for kind in ('data', 'adapters') for path in sorted((MODELS / kind).iterdir())
-            if path.name != 'phi3_short']  # rows of 32 places have its long factors
-CONFIG = transformer.ModelConfig(vocab_size=264, embed=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp=32, max_length=96)
-TEMPLATE = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
-            '{% if add_generation_prompt %}<|assistant|>{% endif %}')
-ROWS = [dict(text='Hi', id=7), dict(messages=[dict(role='user', content='How are you?'), dict(
-    role='assistant', content='Well.')]), dict(prompt='Why?', response='Because of the rain, I think it is.'),
-        dict(tokens=[3, 1, 4, 1, 5, 9, 2, 6] * 5)]
+# tiny models of every family: scripts/record_references.py
+MODELS = Path(__file__).parents[1] / 'interop'
+FAMILIES = [
+  path
+  for kind in ('data', 'adapters')
+  for path in sorted((MODELS / kind).iterdir())
+  if path.name != 'phi3_short'  # rows of 32 places have its long factors
+]
+CONFIG = transformer.ModelConfig(
+  vocab_size=264,
+  embed=16,
+  layers=2,
+  heads=2,
+  kv_heads=1,
+  head_dim=8,
+  mlp=32,
+  max_length=96,
+)
+TEMPLATE = (
+  "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+  '{% if add_generation_prompt %}<|assistant|>{% endif %}'
+)
+WHY = dict(role='user', content='Why?')
+ROWS = [
+  dict(text='Hi', id=7),
+  dict(
+    messages=[
+      dict(role='user', content='How are you?'),
+      dict(role='assistant', content='Well.'),
+    ]
+  ),
+  dict(prompt='Why?', response='Because of the rain, I think it is.'),
+  dict(tokens=[3, 1, 4, 1, 5, 9, 2, 6] * 5),
+]
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   """lm, the same without a tokenizer (bare), and a reward model (rm)."""
   place = tmp_path_factory.mktemp('models')
-  vocabulary = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-  core = tokenizers.Tokenizer(models.BPE(vocabulary, []))
-  core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  core = tokenizers.Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+  core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  core.decoder = decoders.ByteLevel()
   core.add_special_tokens(['<|end|>', '<|pad|>', '<|user|>', '<|assistant|>'])
   tokenizer = Tokenizer(core, TEMPLATE, eos='<|end|>', pad='<|pad|>')
   for name, head in (('lm', False), ('bare', False), ('rm', True)):
     config = transformer.ModelConfig(**{**vars(CONFIG), 'head': head})
-    params = jax.tree.map(lambda x: 3 * x, transformer.build_model(config).init(jax.random.key(1)))
+    params = transformer.build_model(config).init(jax.random.key(1))
+    params = jax.tree.map(lambda x: 3 * x, params)
     pretrained.export_model(place / name, config, params, tokenizer)
   for path in (place / 'bare').glob('*token*'):
     path.unlink()
@@ -50,86 +79,140 @@ def folder(tmp_path_factory):
 def run(command, folder, tmp_path, rows, *words, name='lm', output='out.jsonl'):
   """(exit code, rows of the output)."""
   (tmp_path / 'in.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  code = command.main([f'--model={folder / name}', f'--input={tmp_path / "in.jsonl"}', f'--output={tmp_path / output}',
-                       '--batch_size=8', *words])
   out = tmp_path / output
+  code = command.main(
+    [
+      f'--model={folder / name}',
+      f'--input={tmp_path / "in.jsonl"}',
+      f'--output={out}',
+      '--batch_size=8',
+      *words,
+    ]
+  )
   return code, [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
 
 
-def opened(folder, name='lm'):
-  found = pretrained.open_pretrained(folder / name)
-  return transformer.build_model(found.config), found.load(), found.tokenizer
+@functools.cache
+def opened(path):
+  """(hidden(tokens) of one text, model, params, tokenizer) of a directory."""
+  found = pretrained.open_pretrained(path)
+  model, params = transformer.build_model(found.config), found.load()
+
+  @jax.jit
+  def padded_hidden(tokens, segment_ids):
+    return model.apply(params, tokens, jnp.arange(tokens.shape[1])[None], segment_ids)[0]
+
+  def hidden(tokens):
+    row = np.zeros((1, 96), np.int32)  # one shape, so that one program is compiled
+    row[0, : len(tokens)] = tokens
+    return padded_hidden(row, (np.arange(96) < len(tokens))[None].astype(np.int32))[
+      :, : len(tokens)
+    ]
+
+  return hidden, model, params, found.tokenizer
 
 
 def test_logprobs_are_those_of_each_text_alone(folder, tmp_path):
   code, rows = run(score, folder, tmp_path, ROWS * 3)
-  assert code == 0 and len(rows) == 12 and [row.get('id') for row in rows[:4]] == [7, None, None, None]
-  model, params, tokenizer = opened(folder)
+  assert code == 0 and len(rows) == 12
+  assert [row.get('id') for row in rows[:4]] == [7, None, None, None]
+  hidden, model, params, tokenizer = opened(folder / 'lm')
   assert rows[0]['tokens'] == tokenizer.encode('Hi') and rows[3]['tokens'] == ROWS[3]['tokens']
-  assert rows[1]['tokens'] == tokenizer.prompt(ROWS[1]['messages'][:1]) + tokenizer.response('Well.')
+  prompt = tokenizer.prompt(ROWS[1]['messages'][:1])
+  assert rows[1]['tokens'] == prompt + tokenizer.response('Well.')
   for row in rows[:4]:
-    tokens = jnp.asarray([row['tokens']])
-    hidden, _ = model.apply(params, tokens, jnp.arange(tokens.shape[1])[None], jnp.ones_like(tokens))
-    every = jax.nn.log_softmax(heads.next_token_logits(model, params, hidden), axis=-1)[0]
-    np.testing.assert_allclose(row['logprobs'], every[np.arange(len(row['tokens']) - 1), row['tokens'][1:]], rtol=1e-5, atol=1e-5)
+    logits = heads.next_token_logits(model, params, hidden(row['tokens']))
+    every = jax.nn.log_softmax(logits, axis=-1)[0]
+    want = every[np.arange(len(row['tokens']) - 1), np.array(row['tokens'][1:])]
+    np.testing.assert_allclose(row['logprobs'], want, rtol=1e-5, atol=1e-5)
 
 
 def test_without_a_tokenizer(folder, tmp_path, capsys):
   code, rows = run(score, folder, tmp_path, ROWS[3:], name='bare')
-  assert code == 0 and rows == run(score, folder, tmp_path, ROWS[3:], output='b.jsonl')[1]
-  code, rows = run(generate, folder, tmp_path, ROWS[3:], '--max_new_tokens=3', name='bare', output='c.jsonl')
+  assert code == 0
+  assert rows == run(score, folder, tmp_path, ROWS[3:], output='b.jsonl')[1]
+  words = ['--max_new_tokens=3']
+  code, rows = run(generate, folder, tmp_path, ROWS[3:], *words, name='bare', output='c.jsonl')
   assert code == 0 and len(rows[0]['response_tokens'][0]) == 3
   assert run(score, folder, tmp_path, ROWS, name='bare', output='d.jsonl')[0] == 2
-  assert 'in.jsonl:1: the model has no tokenizer, expected {"tokens": [ids]}' in capsys.readouterr().err
+  message = 'in.jsonl:1: the model has no tokenizer, expected {"tokens": [ids]}'
+  assert message in capsys.readouterr().err
 
 
 def test_scores_of_a_reward_model(folder, tmp_path):
   code, rows = run(score, folder, tmp_path, ROWS, name='rm')
-  model, params, tokenizer = opened(folder, 'rm')
-  tokens = jnp.asarray([tokenizer.prompt([dict(role='user', content='Why?')]) + tokenizer.response(ROWS[2]['response'])])
-  hidden, _ = model.apply(params, tokens, jnp.arange(tokens.shape[1])[None], jnp.ones_like(tokens))
-  assert code == 0 and rows[2]['score'] == pytest.approx(float(heads.scalar_scores(params, hidden)[0, -1]), abs=1e-5)
+  hidden, _, params, tokenizer = opened(folder / 'rm')
+  tokens = tokenizer.prompt([WHY]) + tokenizer.response(ROWS[2]['response'])
+  want = float(heads.scalar_scores(params, hidden(tokens))[0, -1])
+  assert code == 0 and rows[2]['score'] == pytest.approx(want, abs=1e-5)
 
 
-def test_greedy_answers_are_the_likeliest_tokens(folder, tmp_path):
-  code, rows = run(generate, folder, tmp_path, [dict(prompt='Why?'), dict(text='Hi there'), dict(tokens=[5, 6, 7])],
-                   '--temperature=0', '--max_new_tokens=5', '--logprobs')
-  model, params, tokenizer = opened(folder)
+def test_greedy_responses_are_the_likeliest_tokens(folder, tmp_path):
+  inputs = [dict(prompt='Why?'), dict(text='Hi there'), dict(tokens=[5, 6, 7])]
+  words = ['--temperature=0', '--max_new_tokens=5', '--logprobs']
+  code, rows = run(generate, folder, tmp_path, inputs, *words)
+  hidden, model, params, tokenizer = opened(folder / 'lm')
   assert code == 0
-  for row, ids in zip(rows, [tokenizer.prompt([dict(role='user', content='Why?')]), tokenizer.encode('Hi there'), [5, 6, 7]]):
-    answer = row['response_tokens'][0]
-    assert row['responses'] == [tokenizer.decode(answer)] and len(row['logprobs'][0]) == len(answer)
-    tokens = jnp.asarray([ids + answer])
-    hidden, _ = model.apply(params, tokens, jnp.arange(tokens.shape[1])[None], jnp.ones_like(tokens))
-    assert heads.next_token_logits(model, params, hidden)[0, len(ids) - 1:-1].argmax(axis=-1).tolist() == answer
+  prompts = [tokenizer.prompt([WHY]), tokenizer.encode('Hi there'), [5, 6, 7]]
+  for row, ids in zip(rows, prompts, strict=True):
+    response = row['response_tokens'][0]
+    assert row['responses'] == [tokenizer.decode(response)]
+    assert len(row['logprobs'][0]) == len(response)
+    logits = heads.next_token_logits(model, params, hidden(ids + response))
+    assert logits[0, len(ids) - 1 : -1].argmax(axis=-1).tolist() == response
 
 
-@pytest.mark.parametrize('place', FAMILIES, ids=lambda path: f'{path.parent.name}-{path.name}')
+@pytest.mark.parametrize(
+  'place',
+  FAMILIES,
+  ids=lambda path: f'{path.parent.name}-{path.name}',
+)
 def test_both_commands_on_a_directory_of_every_family_and_on_adapters(place, tmp_path):
   """Beside the logits that transformers and PEFT computed."""
-  texts = [[5, 9, 60, 7, 33, 2, 18, 41, 4, 11, 50, 22], [3, 50, 1, 27, 6, 12, 44, 19, 8], [63, 10, 31, 2, 5]]
-  every = np.asarray(jax.nn.log_softmax(np.load(place / 'logits.npz')['right'], axis=-1))
+  texts = [
+    [5, 9, 60, 7, 33, 2, 18, 41, 4, 11, 50, 22],
+    [3, 50, 1, 27, 6, 12, 44, 19, 8],
+    [63, 10, 31, 2, 5],
+  ]
+  logits = np.load(place / 'logits.npz')['right']
+  every = np.asarray(jax.nn.log_softmax(logits, axis=-1))
   rows = [dict(tokens=text) for text in texts]
   code, scored = run(score, place.parent, tmp_path, rows, name=place.name)
   assert code == 0
-  code, answered = run(generate, place.parent, tmp_path, rows, '--temperature=0', '--max_new_tokens=1', '--logprobs',
-                       name=place.name, output='b.jsonl')
+  words = ['--temperature=0', '--max_new_tokens=1', '--logprobs']
+  code, generated = run(
+    generate,
+    place.parent,
+    tmp_path,
+    rows,
+    *words,
+    name=place.name,
+    output='b.jsonl',
+  )
   assert code == 0
-  for text, logprobs, row, answer in zip(texts, every, scored, answered):
+  for text, logprobs, row, response in zip(texts, every, scored, generated, strict=True):
     want = logprobs[np.arange(len(text) - 1), text[1:]]
     np.testing.assert_allclose(row['logprobs'], want, atol=2e-4, rtol=1e-5)
     last = logprobs[len(text) - 1]
-    assert answer['response_tokens'] == [[last.argmax()]]
-    np.testing.assert_allclose(answer['logprobs'], [[last.max()]], atol=2e-4)
+    assert response['response_tokens'] == [[last.argmax()]]
+    np.testing.assert_allclose(response['logprobs'], [[last.max()]], atol=2e-4)
 
 
 def test_killed_and_repeated_it_ends_with_the_same_file(folder, tmp_path):
-  rows = [dict(tokens=[1 + i % 50] * (1 + i % 20)) for i in range(1600)]
+  rows = [dict(tokens=[1 + i % 50] * (1 + i % 20)) for i in range(800)]
   words = ['--samples=2', '--max_new_tokens=8']
   assert run(generate, folder, tmp_path, rows, *words, output='alone.jsonl')[0] == 0
   out = tmp_path / 'out.jsonl'
-  command = [sys.executable, '-m', 'rlhf_jax.generate', f'--model={folder / "lm"}', f'--input={tmp_path / "in.jsonl"}',
-             f'--output={out}', '--batch_size=8', *words]
+  command = [
+    sys.executable,
+    '-m',
+    'rlhf_jax.generate',
+    f'--model={folder / "lm"}',
+    f'--input={tmp_path / "in.jsonl"}',
+    f'--output={out}',
+    '--batch_size=8',
+    *words,
+  ]
   started = subprocess.Popen(command, stderr=subprocess.DEVNULL)
   while started.poll() is None and (not out.exists() or out.stat().st_size == 0):
     time.sleep(0.01)
@@ -139,43 +222,73 @@ def test_killed_and_repeated_it_ends_with_the_same_file(folder, tmp_path):
   assert out.read_bytes() == (tmp_path / 'alone.jsonl').read_bytes()
 
 
-@pytest.mark.parametrize('command,words', [(score, ()), (generate, ('--samples=2', '--max_new_tokens=4'))])
+@pytest.mark.parametrize(
+  'command, words',
+  [(score, ()), (generate, ('--samples=2', '--max_new_tokens=8'))],
+)
 def test_cut_and_repeated_it_ends_with_the_same_file(folder, tmp_path, monkeypatch, command, words):
-  monkeypatch.setattr(lines, '_WINDOW', 2)
+  monkeypatch.setattr(lines, 'WINDOW_BATCHES', 2)
   rows = [dict(tokens=[1 + i % 50] * (1 + i % 20)) for i in range(41)]
-  code, whole = run(command, folder, tmp_path, rows, *words)
-  assert code == 0 and len(whole) == 41
+  code, complete = run(command, folder, tmp_path, rows, *words)
+  assert code == 0 and len(complete) == 41
   out = tmp_path / 'out.jsonl'
   before = out.read_bytes()
-  out.write_bytes(before[:before.index(b'\n', len(before) // 2) + 9])  # in the middle of a line, of a window
-  assert run(command, folder, tmp_path, rows, *words) == (0, whole) and out.read_bytes() == before
+  # in the middle of a line, of a window
+  out.write_bytes(before[: before.index(b'\n', len(before) // 2) + 9])
+  assert run(command, folder, tmp_path, rows, *words) == (0, complete)
+  assert out.read_bytes() == before
   assert run(command, folder, tmp_path, rows, *words)[0] == 0 and out.read_bytes() == before
 
 
-@pytest.mark.parametrize('row,message', [
+@pytest.mark.parametrize(
+  'row, message',
+  [
     ({}, 'in.jsonl:2: expected {"text": …}'),
     (dict(text='a', tokens=[1]), 'in.jsonl:2: expected {"text": …}'),
     (dict(text=3), 'in.jsonl:2: text: expected a text'),
     (dict(text=''), 'in.jsonl:2: 0 tokens, expected 1 to 96'),
     (dict(text='a' * 97), 'in.jsonl:2: 97 tokens, expected 1 to 96'),
     (dict(tokens=[1, 264]), 'in.jsonl:2: tokens: expected a list of ids from 0 to 263'),
+    (dict(tokens=[True]), 'in.jsonl:2: tokens: expected a list of ids from 0 to 263'),
     (dict(prompt='a'), 'in.jsonl:2: response: expected a text'),
-    (dict(messages=[dict(role='user', content='a')]), 'in.jsonl:2: messages: expected the last one from the assistant'),
-    (dict(messages='a'), 'in.jsonl:2: messages: expected a list of {"role": …, "content": …}'),
-])
+    (dict(prompt=3), 'expected a list of {"role": …, "content": …} or a text'),
+    (
+      dict(messages=[dict(role='user', content='a')]),
+      'in.jsonl:2: messages: expected the last one from the assistant',
+    ),
+    (
+      dict(messages='a'),
+      'in.jsonl:2: messages: expected a list of {"role": …, "content": …}',
+    ),
+  ],
+)
 def test_bad_lines_are_named(folder, tmp_path, capsys, row, message):
   assert run(score, folder, tmp_path, [dict(text='a'), row]) == (2, [])
-  line, = capsys.readouterr().err.splitlines()
+  (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith('rlhf_jax: error: ') and message in line
+
+
+def test_compressed_input_and_a_cut_one(folder, tmp_path, capsys):
+  packed = gzip.compress(b'{"text": "Hi"}\n\n{"tokens": [1]}\n')
+  (tmp_path / 'in.jsonl.gz').write_bytes(packed)
+  assert lines.read_lines(tmp_path / 'in.jsonl.gz').rows == [dict(text='Hi'), dict(tokens=[1])]
+  assert lines.read_lines(tmp_path / 'in.jsonl.gz').places[1] == f'{tmp_path}/in.jsonl.gz:3'
+  (tmp_path / 'cut.jsonl.gz').write_bytes(packed[:-9])
+  words = [f'--model={folder / "lm"}', f'--output={tmp_path}/out.jsonl']
+  assert score.main([*words, f'--input={tmp_path}/cut.jsonl.gz']) == 2
+  assert 'cut.jsonl.gz: cannot read' in capsys.readouterr().err
 
 
 def test_another_command_does_not_mix_with_what_is_there(folder, tmp_path, capsys):
   assert run(score, folder, tmp_path, ROWS)[0] == 0
   assert run(score, folder, tmp_path, ROWS[:2])[0] == 2
-  assert 'was begun with another input; delete it, or give another --output' in capsys.readouterr().err
-  (tmp_path / 'mine.jsonl').write_text('{}\n')
+  message = 'was begun with another input; delete it, or give another --output'
+  assert message in capsys.readouterr().err
+  mine = tmp_path / 'mine.jsonl'
+  mine.write_text('{}\n')
   assert run(score, folder, tmp_path, ROWS, output='mine.jsonl')[0] == 2
-  assert 'was not begun by this command' in capsys.readouterr().err and (tmp_path / 'mine.jsonl').read_text() == '{}\n'
+  assert 'was not begun by this command' in capsys.readouterr().err
+  assert mine.read_text() == '{}\n'
   assert run(generate, folder, tmp_path, ROWS, name='rm', output='c.jsonl')[0] == 2
   assert 'is a reward model' in capsys.readouterr().err
   assert run(score, folder, tmp_path, ROWS, '--mesh=fsdp=3', output='c.jsonl')[0] == 2

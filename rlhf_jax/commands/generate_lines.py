@@ -1,0 +1,163 @@
+"""The work of the command `generate`: responses to the lines of a file.
+
+Letters: B rows of a batch, K responses to each, R tokens of a response.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+import functools
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from rlhf_jax import pipeline
+from rlhf_jax.commands import lines
+from rlhf_jax.data import batches, encode
+from rlhf_jax.errors import UserError
+from rlhf_jax.generation import sampler
+from rlhf_jax.types import Prompts, Samples
+
+
+def generate_lines(options: argparse.Namespace) -> None:
+  """Writes --output: the lines of --input with responses.
+
+  Raises:
+    UserError: whatever is wrong with options, model, input or output.
+  """
+  pipeline.cache_compilations()
+  if options.samples < 1:
+    raise UserError(f'--samples: expected 1 or more, got {options.samples}')
+  # the input before the model: a mistake in it is told at once
+  inputs = lines.read_lines(options.input)
+  opened = lines.open_model(options)
+  if opened.model.config.head:
+    raise UserError(
+      f'--model: {options.model} is a reward model: it scores, it does not generate responses'
+    )
+  ids = lines.encode_lines(
+    inputs,
+    opened,
+    with_response=False,
+    room=options.max_new_tokens,
+  )
+  # these words are named as the sampler's options are
+  sampling = {name: getattr(options, name) for name in sampler.DEFAULTS}
+  settings = dict(
+    sampling,
+    command='generate',
+    samples=options.samples,
+    seed=options.seed,
+    logprobs=options.logprobs,
+  )
+  compute = functools.partial(
+    respond_to_batch,
+    options,
+    opened,
+    _build_sampler(options, opened, sampling),
+    ids,
+  )
+  lines.fill_output(
+    options,
+    settings,
+    inputs.rows,
+    ids,
+    compute,
+    lines.max_padded_length(opened.model.config, options.max_new_tokens),
+  )
+
+
+def respond_to_batch(
+  options: argparse.Namespace,
+  opened: lines.OpenedModel,
+  generate: Callable[..., Samples],
+  ids: Sequence[Sequence[int]],
+  numbers: Sequence[int],
+  length: int,
+  key: jax.Array,
+) -> list[lines.Row]:
+  """Generates the responses to a batch of rows.
+
+  Args:
+    options: the command's words.
+    opened: the model.
+    generate: (params, Prompts [B, length], key) → Samples [B * K, R].
+    ids: the tokens of every row.
+    numbers: of at most B rows.
+    length: of the padded prompts.
+    key: a random key.
+
+  Returns:
+    What is added to each of these rows.
+  """
+  pad_id = 0 if opened.tokenizer is None else opened.tokenizer.pad_id
+  prompts = _pad_prompts(ids, numbers, length, pad_id, options.batch_size)
+  # host arrays [B * K, R]
+  samples = jax.device_get(generate(opened.params, opened.layout.place(prompts), key))
+  rows = []
+  for row in range(len(numbers)):  # the last batch is filled with empty rows
+    first = row * options.samples  # the responses to a prompt follow one another
+    rows.append(_describe_responses(options, opened, samples, first))
+  return rows
+
+
+def _build_sampler(
+  options: argparse.Namespace,
+  opened: lines.OpenedModel,
+  sampling: dict[str, Any],
+) -> Callable[..., Samples]:
+  """Returns (params, Prompts, key) → Samples for the model and the options."""
+  tokenizer = opened.tokenizer
+  if tokenizer is None:
+    stop_ids = (-1,)  # no token ends a response
+    pad_id = 0  # masks hide it
+  else:
+    stop_ids = (tokenizer.eos_id,)
+    pad_id = tokenizer.pad_id
+  return sampler.build_sampler(
+    opened.model,
+    ml_collections.ConfigDict(sampling),
+    stop_ids,
+    pad_id,
+    options.samples,
+    layout=opened.layout,
+  )
+
+
+def _pad_prompts(
+  ids: Sequence[Sequence[int]],
+  numbers: Sequence[int],
+  length: int,
+  pad_id: int,
+  batch_size: int,
+) -> Prompts:
+  """Returns the prompts of some rows, [B, length], left-padded."""
+  padded = []
+  for number in numbers:
+    padded.append(encode.left_padded(ids[number], length, pad_id, number))
+  # a single batch, as there are at most B rows
+  return next(iter(batches.prompts_once(padded, batch_size)))
+
+
+def _describe_responses(
+  options: argparse.Namespace,
+  opened: lines.OpenedModel,
+  samples: Samples,
+  first: int,
+) -> lines.Row:
+  """Returns what is added to a row: its K responses begin at row `first` of the samples."""
+  tokens = []
+  logprobs = []
+  for place in range(first, first + options.samples):
+    mask = np.asarray(samples.mask[place])  # [R]
+    tokens.append(np.asarray(samples.tokens[place])[mask].tolist())
+    logprobs.append(list(map(lines.round_float32, np.asarray(samples.logprobs[place])[mask])))
+  added: lines.Row = {}
+  if opened.tokenizer is not None:
+    added['responses'] = [opened.tokenizer.decode(response) for response in tokens]
+  if opened.tokenizer is None or options.logprobs:
+    added['response_tokens'] = tokens  # with the end token, if there was one
+  if options.logprobs:
+    added['logprobs'] = logprobs
+  return added
