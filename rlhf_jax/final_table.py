@@ -191,12 +191,12 @@ def _write_report(
   """Writes report.png and report.html; only the first process does."""
   if not hosts.is_first_process():
     return
-  image = report.picture(curves, results['models'])
+  image = report.draw_picture(curves, results['models'])
   (workdir / 'report.png').write_bytes(image)
   transcripts = {
       name: report.read_transcripts(context.directory) for name, context in contexts.items()
   }
-  page = report.page(
+  page = report.format_page(
       workdir.name,
       results['table'],
       image,

@@ -11,12 +11,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rlhf_jax import config as configs
+from rlhf_jax import options as options_lib
 from rlhf_jax import pipeline
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import pretrained
 from rlhf_jax.planning import chips, measure
 from rlhf_jax.runtime import mesh
-from rlhf_jax.stages.shared import common, model_sources, plans
+from rlhf_jax.stages.shared import mesh_need
+from rlhf_jax.stages.shared.context import Context
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,14 +136,14 @@ def plan_mesh(
     tokenizer = open_tokenizer(config)
     costs = []
     for name in config.stages:
-      context = common.Context(config, name, workdir, layout, tokenizer)
+      context = Context(config, name, workdir, layout, tokenizer)
       if stage in (None, name):
-        plan = plans.plan_stage(context)
+        plan = configs.kind_of(config, name).plan(context)
         costs.append(measure.measure_stage(context, plan, where, compiles, say))
         if stage:
           break
       elif 'optimizer' in context.section:  # a stage that trains: later ones begin with its model
-        plans.plan_stage(context)
+        configs.kind_of(config, name).plan(context)
   sizes = {**dict(layout.mesh.shape), 'rollout_tensor': layout.rollout_tensor}
   text = _format_sizes(sizes)
   return MeshPlan(mesh=text, why=layout.why or f'mesh: {text}', stages=costs)
@@ -231,9 +233,10 @@ def _abstract_layout(config: ConfigDict, where: chips.Topology) -> mesh.Layout:
   """Returns the layout of the config's mesh, on which arrays are only shapes."""
   need = None
   if config.mesh.preset == 'auto':
-    need = model_sources.mesh_need(config)
+    need = mesh_need.mesh_need(config)
   # `auto` needs to know the memory of a device, which cannot be asked
-  layout = mesh.make_layout(config.mesh, where.devices, need, where.chip.memory)
+  options = options_lib.from_section(mesh.MeshOptions, config.mesh)
+  layout = mesh.make_layout(options, where.devices, need, where.chip.memory)
   return dataclasses.replace(layout, abstract=True)
 
 

@@ -27,7 +27,7 @@ from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.models import transformer
 from rlhf_jax.models.model_config import ModelConfig
 from rlhf_jax.runtime import mesh
-from rlhf_jax.stages.shared import model_sources
+from rlhf_jax.stages.shared import model_sources, model_store
 from rlhf_jax.types import Params
 
 WINDOW_BATCHES = 16  # batches of a window: more pad less, fewer lose less work when cut
@@ -76,11 +76,10 @@ def open_model(options: argparse.Namespace) -> OpenedModel:
   source = model_sources.find_model(options.model)
   config = dataclasses.replace(source.config, dtype=options.dtype)
   model = transformer.build_model(config, layout)
-  shapes = jax.eval_shape(model.init, jax.random.key(0))
-  shardings = layout.shardings(model.axes, shapes)
-  params = model_sources.read_parameters(source, layout, source.config.base, {})
+  shardings = model_store.model_shardings(model, layout)
+  params = model_store.read_parameters(source, layout, source.config.base, {})
   # no key: a model that lacks a leaf is an error, not a model with random parts
-  params = model_sources.complete_parameters(params, model.init, shardings, layout)
+  params = model_store.complete_parameters(params, model.init, shardings, layout)
   # a model from a stage of ours has the tokenizer of its run
   return OpenedModel(model, params, source.tokenizer(), layout)
 

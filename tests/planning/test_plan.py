@@ -17,7 +17,9 @@ from rlhf_jax.commands import plan
 from rlhf_jax.errors import UserError
 from rlhf_jax.planning import chips, programs, work
 from rlhf_jax.runtime import mesh
-from rlhf_jax.stages.shared import common
+from rlhf_jax.stages import pretrain
+from rlhf_jax.stages.shared import training
+from rlhf_jax.stages.shared.context import Context
 
 ROOT = Path(__file__).parents[2]
 BATCH = 'ppo.batch_size=16'
@@ -105,11 +107,10 @@ def test_what_lies_on_a_device_is_what_a_plan_says(tmp_path):
   config = pipeline.load_config(QUICKSTART, overrides)
   config = configs.resolve(config, workdir=tmp_path, data=config.data)
   costs = plan_stages(QUICKSTART, *overrides)
-  layout = mesh.make_layout(config.mesh)
+  layout = pipeline.make_layout(config, tmp_path)
   tokenizer = pipeline.open_tokenizer(config, tmp_path)
-  context = common.Context(config, 'pretrain', tmp_path, layout, tokenizer)
-  _, _, init = common.open_trainable(context)
-  state = init()
+  context = Context(config, 'pretrain', tmp_path, layout, tokenizer)
+  state = training.open_trainable(context, context.read_options(pretrain.STAGE)).init()
 
   def bytes_here(tree):
     return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))

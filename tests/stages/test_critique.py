@@ -47,7 +47,7 @@ def test_rounds_are_kept_and_a_cut_run_goes_on(context):
       'revision',
   }
   talks = {'critique': report.read_transcripts(made.directory)}
-  page = report.page('run', '', b'', {}, [], talks)
+  page = report.format_page('run', '', b'', {}, [], talks)
   assert page.count('<details>') == len(transcripts) and 'Does it do harm?' in page
 
   demonstrations = records.read_records(made.directory / 'train.jsonl', 'demonstration')

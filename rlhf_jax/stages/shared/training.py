@@ -194,14 +194,9 @@ def _model_card(context: Context, source: model_sources.ModelSource) -> str:
 
 
 def _last_evaluation(directory: Path) -> dict[str, float]:
-  """Returns the numbers of a stage's last evaluation, without their prefix."""
-  for row in reversed(report.read_metrics(directory)):
-    values = {
-        key.removeprefix('eval/'): value for key, value in row.items() if key.startswith('eval/')
-    }
-    if values:
-      return {key: value for key, value in values.items() if isinstance(value, (int, float))}
-  return {}
+  """Returns the numbers of a stage's last evaluation."""
+  values = report.last_evaluation(report.read_metrics(directory))
+  return {key: value for key, value in values.items() if isinstance(value, (int, float))}
 
 
 def build_show_responses(
