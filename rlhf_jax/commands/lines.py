@@ -76,13 +76,13 @@ def open_model(options) -> Opened:
   Raises:
     UserError: nothing there that can be read, or a mesh or batch that does not fit.
   """
-  axes = dict(mesh.AXES, rollout_tensor=0)
+  axes = {name: getattr(mesh.MeshOptions, name) for name in (*mesh.AXES, 'rollout_tensor')}
   for part in filter(None, options.mesh.split(',')):
     name, _, size = part.partition('=')
     if name not in axes or not size.lstrip('-').isdecimal():
       raise UserError(f'--mesh: expected AXIS=N with AXIS of {", ".join(axes)}, got {part!r}')
     axes[name] = int(size)
-  layout = mesh.make_layout(axes)
+  layout = mesh.make_layout(mesh.MeshOptions(**axes))
   if options.batch_size < 1 or options.batch_size % layout.batch_shards:
     raise UserError(f'--batch_size: {options.batch_size} lines do not divide over {layout.batch_shards} device(s)')
   source = model_sources.find_model(options.model)
