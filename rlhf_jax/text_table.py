@@ -1,13 +1,13 @@
 """Aligned tables for terminals and result files."""
 
-from typing import Sequence
+from collections.abc import Sequence
 
 
 def format_rows(rows: Sequence[Sequence[str]], indent: str = '') -> str:
-  """Aligns cells in columns: the first to the left, all others to the right.
+  """Aligns cells in columns: the first column to the left, all others to the right.
 
   Args:
-    rows: lines of cells, every line as long as the first; headings are a line too.
+    rows: the cells of each row, every row as long as the first; headings are a row too.
     indent: what every line begins with.
 
   Returns:
@@ -22,5 +22,6 @@ def format_rows(rows: Sequence[Sequence[str]], indent: str = '') -> str:
   for row in rows:
     first = row[0].ljust(widths[0])
     others = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-    lines.append((indent + '  '.join([first, *others])).rstrip())
+    line = indent + '  '.join([first, *others])
+    lines.append(line.rstrip())
   return '\n'.join(lines)

@@ -175,7 +175,7 @@ def test_what_jax_does_not_find_is_one_line(joined, monkeypatch):
     raise RuntimeError('no\nservice')
   joined()
   monkeypatch.setattr(hosts.jax.distributed, 'initialize', fail)
-  with pytest.raises(UserError, match='did not find each other: RuntimeError: no service; say them with --coord'):
+  with pytest.raises(UserError, match='did not find each other: RuntimeError: no service; name them with --coord'):
     hosts.initialize('a:1', '2', '1')
 
 

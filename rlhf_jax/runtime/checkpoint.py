@@ -1,22 +1,28 @@
-"""Checkpoints of a train state: saved in the background, verified when read, restored onto any mesh.
+"""Checkpoints of a train state: saved in the background, verified when read, on any mesh.
 
-An orbax CheckpointManager keeps the last few steps. A step holds four items: `params`; `rest` (all other fields
-of the state); `data` (the data iterator's state, one for each process); `meta` (the caller's dict, versions, and
-shape, dtype and fingerprint of every array). Orbax gives back flipped bits without a word, hence fingerprints of
-our own. A damaged step is named in a warning and the one before it is taken.
+An orbax CheckpointManager keeps the last few steps. A step holds four items:
+
+  params  the trained parameters
+  rest    all other fields of the state
+  data    the position in the data, one for each process
+  meta    the caller's dict, versions, and shape, dtype and fingerprint of every array
+
+Orbax restores flipped bits without an error, hence fingerprints of our own. A damaged step is
+named in a warning and the step before it is restored.
 """
 
+from collections.abc import Iterator, Sequence
 import contextlib
 import functools
 import hashlib
 import json
 import logging
-from typing import Any
+import os
+from typing import Any, NamedTuple
 import urllib.parse
 
 from etils import epath
 import jax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
@@ -24,241 +30,380 @@ from orbax.checkpoint import checkpoint_managers
 import tensorstore
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.runtime import hosts
+from rlhf_jax.types import Params
+
+
+def _is_not_from_orbax(record: logging.LogRecord) -> bool:
+  return '/orbax/' not in record.pathname
+
 
 # Orbax logs pages of tracebacks; what fails reaches the user as one line from here.
-logging.getLogger('absl').addFilter(lambda record: '/orbax/' not in record.pathname)
+logging.getLogger('absl').addFilter(_is_not_from_orbax)
 
 
 class Checkpoints:
-  """The checkpoints of one run, in one directory; `keep` newest steps stay.
+  """The checkpoints of one run, in one directory, of which the newest `keep` steps stay.
 
-  Every leaf of a state must be a global `jax.Array` (typed and raw random keys both work). With several processes
-  all of them make every call. What cannot be written raises UserError at the next `save`, `wait` or `close`.
+  Every leaf of a state must be a global `jax.Array` (typed and raw random keys both work). With
+  several processes all of them make every call. A checkpoint that cannot be written raises
+  UserError at the next `save`, `wait` or `close`.
   """
 
-  def __init__(self, directory, keep: int = 2):
+  def __init__(self, directory: str | os.PathLike, keep: int = 2):
+    """Opens the directory, which is made where it is missing.
+
+    Args:
+      directory: where the steps are.
+      keep: how many of them stay.
+
+    Raises:
+      UserError: `keep` is below 1, or the directory cannot be opened.
+    """
     if keep < 1:
       raise UserError(f'keep: expected at least 1 checkpoint, got {keep}')
     self._directory = epath.Path(directory).absolute()
-    self._unwritten = None
-    with self._writing():
-      self._manager = ocp.CheckpointManager(self._directory, options=ocp.CheckpointManagerOptions(
-          preservation_policy=checkpoint_managers.LatestN(keep), cleanup_tmp_directories=True))
+    self._unwritten: int | None = None  # the step that is being written
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=checkpoint_managers.LatestN(keep),
+      cleanup_tmp_directories=True,
+    )
+    with self._user_errors():
+      self._manager = ocp.CheckpointManager(self._directory, options=options)
 
   def latest_step(self) -> int | None:
-    """The newest step written or being written, damaged or not."""
+    """Returns the newest step that is or is being written, damaged or not."""
     return self._manager.latest_step()
 
-  def save(self, step: int, state, data_state, meta) -> None:
+  def save(self, step: int, state: Any, data_state: Any, meta: Any) -> None:
     """Starts writing; the arrays may be donated as soon as this returns.
 
     Args:
-      step: must not be on disk yet.
-      state: a flax.struct dataclass with `trained`, saved as `params`, and `frozen`, which is not saved.
-      data_state: of the data iterator, the same on every process; a JSON object, as is `meta`.
-      meta: whatever the caller wants back.
+      step: a step that is not on disk yet.
+      state: a flax.struct dataclass with `trained`, which is saved as the item `params`, and
+        `frozen`, which is not saved.
+      data_state: the position in the data, the same on every process; a JSON object.
+      meta: a JSON object that `restore` returns.
     """
     self.wait()
-    items = {'params': _flat(state.trained), 'rest': _flat(state.replace(trained=None, frozen={}))}
-    data = json.loads(json.dumps(data_state))
-    body = {'meta': json.loads(json.dumps(meta)), 'data': _digest(data),
-            'arrays': {name: _describe(arrays) for name, arrays in items.items()},
-            'versions': {'jax': jax.__version__, 'orbax': ocp.__version__}}
+    rest = state.replace(trained=None, frozen={})
+    items = {'params': _leaves_by_name(state.trained), 'rest': _leaves_by_name(rest)}
+    data = _as_json(data_state)
+    body = {
+      'meta': _as_json(meta),
+      'data': _digest(data),
+      'arrays': {item: _describe_arrays(arrays) for item, arrays in items.items()},
+      'versions': {'jax': jax.__version__, 'orbax': ocp.__version__},
+    }
+    to_write = {item: ocp.args.StandardSave(arrays) for item, arrays in items.items()}
+    to_write['data'] = ocp.args.JsonSave(data)
+    to_write['meta'] = ocp.args.JsonSave({'body': body, 'digest': _digest(body)})
     self._unwritten = step
-    with self._writing():
-      self._manager.save(step, force=True, args=ocp.args.Composite(
-          data=ocp.args.JsonSave(data),
-          meta=ocp.args.JsonSave({'body': body, 'digest': _digest(body)}),
-          **{name: ocp.args.StandardSave(arrays) for name, arrays in items.items()}))
+    with self._user_errors():
+      self._manager.save(step, force=True, args=ocp.args.Composite(**to_write))
 
-  def restore(self, abstract_state) -> tuple[Any, Any, Any] | None:
-    """(state, data_state, meta) of the newest good step, None where nothing was ever saved.
+  def restore(self, abstract_state: Any) -> tuple[Any, Any, Any] | None:
+    """Restores the newest good step.
 
-    Damaged steps newer than it are renamed to `damaged-STEP`, so that the run can write those steps again.
+    Damaged steps that are newer are renamed to `damaged-STEP`, so that the run can write those
+    steps again.
 
     Args:
-      abstract_state: the state with a `jax.ShapeDtypeStruct` with sharding for every array, and nothing frozen.
+      abstract_state: the state with a `jax.ShapeDtypeStruct` with sharding for every array, and
+        nothing frozen.
+
+    Returns:
+      (state, data_state, meta), or None where nothing was ever saved.
 
     Raises:
       UserError: the checkpoint is of another shape, or all are damaged.
     """
-    rest = abstract_state.replace(trained=None)
-    found = _restore(self._manager, self._directory, {'params': abstract_state.trained, 'rest': rest})
-    if found is None:
+    targets = {
+      'params': abstract_state.trained,
+      'rest': abstract_state.replace(trained=None),
+    }
+    good = _restore_newest(self._manager, self._directory, targets)
+    if good is None:
       return None
-    step, trees, data, meta, damaged = found
-    if damaged:
-      for bad in damaged if jax.process_index() == 0 else ():
-        target = self._directory / f'damaged-{bad}'
-        if target.exists():
-          target.rmtree()
-        (self._directory / str(bad)).rename(target)
-      _everywhere(True)
-      self._manager.reload()
-    return trees['rest'].replace(trained=trees['params']), data, meta
+    if good.damaged:
+      self._put_aside(good.damaged)
+    state = good.trees['rest'].replace(trained=good.trees['params'])
+    return state, good.data, good.meta
 
   def wait(self) -> None:
     """Returns when the last step is safely written."""
-    with self._writing():
+    with self._user_errors():
       self._manager.wait_until_finished()
       self._manager.check_for_errors()
-      if self._unwritten is not None and not (self._directory / str(self._unwritten)).exists():
+      if self._unwritten is not None and not self._path(self._unwritten).exists():
         raise OSError('nothing was written')
     self._unwritten = None
 
   def close(self) -> None:
-    """Waits and frees the threads."""
-    with self._writing():
+    """Waits for the last step and frees the threads."""
+    with self._user_errors():
       self._manager.close()
 
+  def _path(self, step: int) -> epath.Path:
+    return self._directory / str(step)
+
+  def _put_aside(self, steps: Sequence[int]) -> None:
+    """Renames damaged steps."""
+    if hosts.is_first_process():
+      for step in steps:
+        target = self._directory / f'damaged-{step}'
+        if target.exists():
+          target.rmtree()
+        self._path(step).rename(target)
+    _is_true_everywhere(True)  # a barrier: all processes see the steps renamed
+    self._manager.reload()
+
   @contextlib.contextmanager
-  def _writing(self):
+  def _user_errors(self) -> Iterator[None]:
+    """Turns what orbax raises into a UserError of one line."""
     try:
       yield
-    except Exception as error:  # orbax raises bare ones
-      what = 'opening' if self._unwritten is None else f'saving the checkpoint of step {self._unwritten}'
-      raise UserError(f'{self._directory}: {what} failed: {_line(error)}') from error
+    except Exception as error:  # of any kind: orbax has no errors of its own
+      what = 'opening'
+      if self._unwritten is not None:
+        what = f'saving the checkpoint of step {self._unwritten}'
+      raise UserError(f'{self._directory}: {what} failed: {_one_line(error)}') from error
 
 
-def restore_params(directory, abstract_params) -> Any:
-  """The parameters alone, of the newest good step in `directory`, which is left as it is.
+def restore_params(directory: str | os.PathLike, abstract_params: Params) -> Params:
+  """Restores the parameters alone, of the newest good step, and changes no file.
 
   Args:
     directory: as given to `Checkpoints`.
-    abstract_params: tree of `jax.ShapeDtypeStruct` with sharding.
+    abstract_params: a tree of `jax.ShapeDtypeStruct` with sharding.
 
   Raises:
-    UserError: no checkpoint there, all damaged, or of another shape.
+    UserError: no checkpoint is there, all are damaged, or it is of another shape.
   """
   path = epath.Path(directory).absolute()
   if not path.is_dir():
     raise UserError(f'{path}: no such directory, expected checkpoints')
   options = ocp.CheckpointManagerOptions(read_only=True, create=False)
   with ocp.CheckpointManager(path, options=options) as manager:
-    found = _restore(manager, path, {'params': abstract_params})
-  if found is None:
+    good = _restore_newest(manager, path, {'params': abstract_params})
+  if good is None:
     raise UserError(f'{path}: holds no finished checkpoint')
-  return found[1]['params']
+  return good.trees['params']
 
 
-def _restore(manager, directory, targets):
-  """(step, {item: tree}, data, meta, damaged steps) of the newest good step, or None."""
+def fingerprint(tree: Any) -> str:
+  """Returns 64 hexadecimal digits that identify the values of a tree of global arrays.
+
+  They do not depend on the shardings of the arrays.
+  """
+  return _digest(_describe_arrays(_leaves_by_name(tree)))
+
+
+class _Restored(NamedTuple):
+  """A step that was read.
+
+  Attributes:
+    trees: a tree of arrays for each item.
+    data: the position in the data.
+    meta: the caller's dict.
+    damaged: newer steps that could not be read.
+  """
+
+  trees: dict[str, Any]
+  data: Any
+  meta: Any
+  damaged: tuple[int, ...] = ()
+
+
+def _restore_newest(
+  manager: ocp.CheckpointManager,
+  directory: epath.Path,
+  targets: dict[str, Any],
+) -> _Restored | None:
+  """Reads the newest step that is good on all processes; None where there is no step."""
   steps = sorted(manager.all_steps(), reverse=True)
-  damaged = []
-  for step, older in zip(steps, steps[1:] + [None]):
+  damaged: list[int] = []
+  for step in steps:
+    problem = None
     try:
-      trees, data, meta = _read(manager, step, f'{directory}/{step}', targets)
-      problem = None
-    except UserError:
+      restored = _read(manager, step, f'{directory}/{step}', targets)
+    except UserError:  # of another shape, which is no damage
       raise
-    except Exception as error:  # orbax raises bare ones
-      problem = _line(error)
-    if _everywhere(problem is None):
-      return step, trees, data, meta, damaged
+    except Exception as error:  # of any kind: orbax has no errors of its own
+      problem = _one_line(error)
+    if _is_true_everywhere(problem is None):
+      return restored._replace(damaged=tuple(damaged))
     damaged.append(step)
-    problem = f'{directory}/{step}: damaged checkpoint ({problem or "seen by another process"})'
-    if older is None:
-      raise UserError(f'{problem}; no good one is left: move the directory away to start anew')
-    logging.warning('%s; falling back to step %d', problem, older)
+    reason = problem or 'seen by another process'
+    message = f'{directory}/{step}: damaged checkpoint ({reason})'
+    if step == steps[-1]:
+      raise UserError(f'{message}; no good one is left: move the directory away to start anew')
+    logging.warning('%s; falling back to step %d', message, steps[len(damaged)])
   return None
 
 
-def _read(manager, step, place, targets):
-  """({item: tree}, data, meta) of one step; UserError if it is of another shape, any other exception = damaged."""
-  text = manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore()))
-  body, data = text.meta['body'], text.data
-  if text.meta['digest'] != _digest(body):
+def _read(
+  manager: ocp.CheckpointManager,
+  step: int,
+  path: str,
+  targets: dict[str, Any],
+) -> _Restored:
+  """Reads one step and verifies it.
+
+  Args:
+    manager: of the directory.
+    step: the step to read.
+    path: its folder.
+    targets: item → a tree of abstract arrays.
+
+  Raises:
+    UserError: the step is of another shape.
+    Exception: of any other kind, the step is damaged.
+  """
+  texts = manager.restore(
+    step,
+    args=ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore()),
+  )
+  body = texts.meta['body']
+  if texts.meta['digest'] != _digest(body):
     raise ValueError('item meta differs from its checksum')
-  if body['data'] != _digest(data):
+  if body['data'] != _digest(texts.data):
     raise ValueError('item data differs from its checksum')
-  wanted = {item: _flat(tree) for item, tree in targets.items()}
+
+  wanted = {item: _leaves_by_name(tree) for item, tree in targets.items()}
   for item, leaves in wanted.items():
-    _check_shapes(place, item, leaves, body['arrays'][item])
-    _check_readable(f'{place}/{item}')
-  arrays = manager.restore(step, args=ocp.args.Composite(
-      **{item: ocp.args.StandardRestore(leaves) for item, leaves in wanted.items()}))
+    _check_shapes(path, item, leaves, body['arrays'][item])
+    _check_readable(f'{path}/{item}')
+  to_read = {item: ocp.args.StandardRestore(leaves) for item, leaves in wanted.items()}
+  arrays = manager.restore(step, args=ocp.args.Composite(**to_read))
+
   trees = {}
   for item, tree in targets.items():
-    got, saved = _describe(arrays[item]), body['arrays'][item]
-    changed = [name for name in wanted[item] if got[name] != saved[name]]
-    if changed:
-      raise ValueError(f'{item}: fingerprint differs for {_some(changed)}')
-    trees[item] = jax.tree.unflatten(jax.tree.structure(tree), [arrays[item][name] for name in wanted[item]])
-  return trees, data, body['meta']
+    _check_fingerprints(item, arrays[item], body['arrays'][item], list(wanted[item]))
+    in_order = [arrays[item][name] for name in wanted[item]]
+    trees[item] = jax.tree.unflatten(jax.tree.structure(tree), in_order)
+  return _Restored(trees, texts.data, body['meta'])
 
 
-def _check_shapes(place, item, wanted, saved):
+def _check_shapes(path: str, item: str, wanted: dict[str, Any], saved: dict[str, dict]) -> None:
+  """Raises UserError where names, shapes or dtypes of arrays differ from those of the state."""
   expected = {name: _shape(leaf) for name, leaf in wanted.items()}
-  found = {name: entry['shape'] for name, entry in saved.items()}
-  wrong = [f'{name} expected {expected.get(name, "nothing")}, found {found.get(name, "nothing")}'
-           for name in sorted(expected | found) if expected.get(name) != found.get(name)]
+  present = {name: entry['shape'] for name, entry in saved.items()}
+  wrong = []
+  for name in sorted({*expected, *present}):
+    here = expected.get(name, 'nothing')
+    there = present.get(name, 'nothing')
+    if here != there:
+      wrong.append(f'{name} expected {here}, found {there}')
   if wrong:
-    raise UserError(f'{place}: {item} of another shape: {_some(wrong)}')
+    raise UserError(f'{path}: {item} of another shape: {_list_some(wrong)}')
 
 
-def _check_readable(path):
-  """Reads the arrays of one item one by one: at a bad chunk orbax's many readers fail all at once, and noisily."""
-  if jax.process_index() > 0:
+def _check_readable(path: str) -> None:
+  """Reads the arrays of one item one by one, so that a bad chunk fails with one error.
+
+  Orbax's many readers would fail all at once, and write pages to stderr.
+  """
+  if not hosts.is_first_process():
     return
   url = path if '://' in path else f'file://{urllib.parse.quote(path)}'
   store = {'driver': 'ocdbt', 'base': f'{url}/'}
   for key in tensorstore.KvStore.open(store).result().list().result():
-    if key.endswith(b'/.zarray'):
-      name = key.decode().removesuffix('.zarray')
-      spec = {'driver': 'zarr', 'kvstore': {**store, 'path': name}, 'fill_missing_data_reads': False}
-      try:
-        tensorstore.open(spec).result().read().result()
-      except ValueError as error:
-        raise ValueError(f'{name[:-1]}: {error}') from error
+    if not key.endswith(b'/.zarray'):
+      continue
+    name = key.decode().removesuffix('.zarray')
+    spec = {
+      'driver': 'zarr',
+      'kvstore': {**store, 'path': name},
+      'fill_missing_data_reads': False,
+    }
+    try:
+      tensorstore.open(spec).result().read().result()
+    except ValueError as error:
+      raise ValueError(f'{name[:-1]}: {error}') from error
 
 
-def _flat(tree) -> dict[str, Any]:
-  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator='.'): leaf for path, leaf in leaves}
+def _check_fingerprints(
+  item: str,
+  arrays: dict[str, jax.Array],
+  saved: dict[str, dict],
+  names: list[str],
+) -> None:
+  """Raises ValueError where an array is not what was saved."""
+  actual = _describe_arrays(arrays)
+  changed = [name for name in names if actual[name] != saved[name]]
+  if changed:
+    raise ValueError(f'{item}: fingerprint differs for {_list_some(changed)}')
 
 
-def fingerprint(tree) -> str:
-  """Names the values of a tree of global arrays, whatever their shardings: 64 hexadecimal digits."""
-  return hashlib.sha256(json.dumps(_describe(_flat(tree)), sort_keys=True).encode()).hexdigest()
+def _describe_arrays(arrays: dict[str, jax.Array]) -> dict[str, dict]:
+  """Returns shape, dtype and fingerprint of every array, in JSON.
 
-
-def _describe(arrays: dict[str, jax.Array]) -> dict[str, dict]:
-  """Shape, dtype and fingerprint of every array, in JSON."""
+  Raises:
+    TypeError: a leaf is no global array.
+  """
   for name, leaf in arrays.items():
-    if not isinstance(leaf, jax.Array) or (jax.process_count() > 1 and leaf.is_fully_addressable):
+    local = jax.process_count() > 1 and leaf.is_fully_addressable
+    if not isinstance(leaf, jax.Array) or local:
       raise TypeError(f'{name}: expected a global jax.Array, got {type(leaf).__name__}')
-  sharding = next(iter(arrays.values())).sharding
-  if isinstance(sharding, jax.sharding.NamedSharding):
-    sharding = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-  prints = jax.device_get(_fingerprints(list(arrays.values()), sharding))
-  return {name: {'shape': _shape(leaf), 'fingerprint': [int(n) for n in row]}
-          for (name, leaf), row in zip(arrays.items(), prints)}
+  replicated = next(iter(arrays.values())).sharding
+  if isinstance(replicated, jax.sharding.NamedSharding):
+    replicated = jax.sharding.NamedSharding(replicated.mesh, jax.sharding.PartitionSpec())
+  rows = jax.device_get(_fingerprints(list(arrays.values()), replicated))
+  description = {}
+  for (name, leaf), row in zip(arrays.items(), rows):
+    description[name] = {
+      'shape': _shape(leaf),
+      'fingerprint': [int(number) for number in row],
+    }
+  return description
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _fingerprints(leaves, replicated):
-  """[len(leaves), 2] uint32: two sums modulo 2^32 over the bits of each array, whatever its sharding.
+def _fingerprints(leaves: list[jax.Array], replicated: jax.sharding.Sharding) -> jax.Array:
+  """Computes two sums modulo 2^32 over the bits of each array, whatever its sharding.
 
-  Any change of one element changes both; each misses other changes about once in 2^32, but the first is blind to
-  some swaps (two sign bits), so the second mixes (the finalizer of MurmurHash3).
+  Any change of one element changes both sums. Each misses other changes about once in 2^32,
+  but the first is blind to some swaps (two sign bits), so the second mixes the bits (with the
+  finalizer of MurmurHash3).
+
+  Args:
+    leaves: arrays of any shape and dtype.
+    replicated: the sharding of the result.
+
+  Returns:
+    [len(leaves), 2] uint32.
   """
   rows = []
   for leaf in leaves:
     bits = _bits(leaf)
-    index = jnp.zeros_like(bits)
-    stride = 1
-    for axis in reversed(range(bits.ndim)):
-      index += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(stride % 2 ** 32)
-      stride *= bits.shape[axis]
+    index = _linear_index(bits.shape)
     mixed = bits ^ (index * jnp.uint32(0x9E3779B9))
     mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
     mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
     mixed = mixed ^ (mixed >> 16)
-    rows.append([jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32), jnp.sum(mixed, dtype=jnp.uint32)])
+    weighted_sum = jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32)
+    mixed_sum = jnp.sum(mixed, dtype=jnp.uint32)
+    rows.append([weighted_sum, mixed_sum])
   return jax.lax.with_sharding_constraint(jnp.array(rows), replicated)
 
 
-def _bits(x):
+def _linear_index(shape: tuple[int, ...]) -> jax.Array:
+  """Returns the row-major index of every element modulo 2^32, uint32 of this shape.
+
+  It is made of iotas, as a reshape of one iota would gather sharded arrays.
+  """
+  index = jnp.zeros(shape, jnp.uint32)
+  stride = 1
+  for axis in reversed(range(len(shape))):
+    iota = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    index += iota * jnp.uint32(stride % 2**32)
+    stride *= shape[axis]
+  return index
+
+
+def _bits(x: jax.Array) -> jax.Array:
+  """Returns the bits of an array as uint32; 8-byte elements become pairs along a last axis."""
   if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
     x = jax.random.key_data(x)
   if x.dtype == jnp.bool_:
@@ -267,23 +412,42 @@ def _bits(x):
   return jax.lax.bitcast_convert_type(x, words).astype(jnp.uint32)
 
 
-def _shape(leaf) -> str:
+def _leaves_by_name(tree: Any) -> dict[str, Any]:
+  """Returns the leaves of a tree by names such as layers.query."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator='.'): leaf for path, leaf in leaves}
+
+
+def _shape(leaf: Any) -> str:
+  """Returns dtype and shape in text, such as float32[2,3]."""
   return f'{leaf.dtype}[{",".join(map(str, leaf.shape))}]'
 
 
-def _digest(value) -> str:
+def _as_json(value: Any) -> Any:
+  """Returns a value as it will be read back from JSON."""
+  return json.loads(json.dumps(value))
+
+
+def _digest(value: Any) -> str:
+  """Returns the SHA-256 of a JSON value, in hexadecimal digits."""
   return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _everywhere(good: bool) -> bool:
-  return good if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(good)).all())
+def _is_true_everywhere(value: bool) -> bool:
+  """Returns whether a value is true on all processes; none returns before all are here."""
+  return bool(np.all(hosts.gather_from_processes(value)))
 
 
-def _some(names, limit=3) -> str:
+def _list_some(names: list[str], limit: int = 3) -> str:
+  """Returns the first names and the number of the others."""
   more = f' and {len(names) - limit} more' if len(names) > limit else ''
   return '; '.join(names[:limit]) + more
 
 
-def _line(error) -> str:
-  text = ' '.join(str(error).partition(' [tensorstore_spec')[0].split())
-  return f'{type(error).__name__}: ' + (text if len(text) <= 300 else f'{text[:150]} … {text[-150:]}')
+def _one_line(error: Exception) -> str:
+  """Returns the kind and text of an error in one line of limited length."""
+  text = str(error).partition(' [tensorstore_spec')[0]  # which is long
+  text = ' '.join(text.split())
+  if len(text) > 300:
+    text = f'{text[:150]} … {text[-150:]}'
+  return f'{type(error).__name__}: {text}'

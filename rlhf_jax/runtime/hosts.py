@@ -1,137 +1,255 @@
-"""One run on several hosts: its processes find each other here, before the first device is touched.
+"""One run on several hosts: its processes find each other here, before the first device is used.
 
-What says that there are several, the first that holds:
-  1. --coordinator=HOST:PORT --processes=N --process=I, or RLHF_JAX_COORDINATOR, RLHF_JAX_PROCESSES, RLHF_JAX_PROCESS
-  2. what started the process: xpk on GPUs, Open MPI, Slurm, a TPU pod, an indexed job of Kubernetes
---processes=1 says that there is one, whatever started it. One process joins nothing.
+A run has several processes if one of these says so; the first that does is used:
+  1. --coordinator=HOST:PORT --processes=N --process=I, or the environment variables
+     RLHF_JAX_COORDINATOR, RLHF_JAX_PROCESSES and RLHF_JAX_PROCESS;
+  2. whatever started the process: xpk on GPUs, Open MPI, Slurm, a TPU pod, an indexed job of
+     Kubernetes.
+--processes=1 makes it a run of one process, whatever started it.
 """
 
+from collections.abc import Iterator
 import contextlib
 import glob
 import importlib.util
 import os
 import re
 import sys
+from typing import Any, NoReturn
 
 import jax
 from jax.experimental import multihost_utils
+import numpy as np
 
 from rlhf_jax.errors import UserError
 
-HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead and the others end
-CONNECT = 300  # seconds in which all must have started
-SHUTDOWN = 20  # seconds in which all must have ended, once one of them has
-LOST = 3  # exit code where another process died
+HEARTBEAT = 30  # seconds of silence after which a process counts as dead and the others end
+CONNECT = 300  # seconds within which all processes must have started
+SHUTDOWN = 20  # seconds within which all must have ended, once one of them has
+LOST = 3  # the exit code where another process died
 
-_NAMES = 'coordinator', 'processes', 'process'
-_PEER = re.compile('gloo|nccl|coordination|heartbeat|connection (closed|reset|refused)|shutting down', re.IGNORECASE)
+_FLAGS = ('coordinator', 'processes', 'process')
+
+# What errors say that come from a lost connection to another process.
+_PEER = re.compile(
+  'gloo|nccl|coordination|heartbeat|connection (closed|reset|refused)|shutting down',
+  re.IGNORECASE,
+)
 
 
-def initialize(coordinator: str | None = None, processes: str | None = None, process: str | None = None) -> bool:
-  """Connects this process with the others, if there are any; call it once, before anything touches a device.
+def initialize(
+  coordinator: str | None = None,
+  processes: str | None = None,
+  process: str | None = None,
+) -> bool:
+  """Connects this process with the others of the run, if there are any.
+
+  Call it once, before anything uses a device.
 
   Args:
-    coordinator, processes, process: of the flags of these names, as texts; None: not given.
+    coordinator: the flag of this name as text; None: not given, as for the others.
+    processes: the number of processes.
+    process: the number of this process, from 0.
 
   Returns:
-    Whether there are others.
+    Whether there are other processes.
 
   Raises:
-    UserError: wrong or missing values, or the others cannot be reached.
+    UserError: values are wrong or missing, or the others cannot be reached.
   """
-  said = {name: value or os.environ.get(f'RLHF_JAX_{name.upper()}')
-          for name, value in zip(_NAMES, (coordinator, processes, process))}
-  if said['processes'] and _number('processes', said['processes'], 1) == 1:
+  flags = {'coordinator': coordinator, 'processes': processes, 'process': process}
+  for name in _FLAGS:
+    flags[name] = flags[name] or os.environ.get(f'RLHF_JAX_{name.upper()}')
+  if flags['processes'] and _parse_number('processes', flags['processes'], least=1) == 1:
     return False
-  found = _explicit(**said) if any(said.values()) else _detected()
-  if found is None:
+  arguments = _from_flags(**flags) if any(flags.values()) else _from_environment()
+  if arguments is None:
     return False
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-  jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM away from runtime/loop.py
+  # The preemption service would take SIGTERM away from runtime/loop.py.
+  jax.config.update('jax_enable_preemption_service', False)
   try:
-    jax.distributed.initialize(**found, initialization_timeout=CONNECT, heartbeat_timeout_seconds=HEARTBEAT,
-                               shutdown_timeout_seconds=SHUTDOWN)
-  except Exception as error:  # of every kind, from jax and from what it asks
-    raise UserError(f'the processes of this run did not find each other: {_line(error)}; say them with '
-                    '--coordinator=HOST:PORT --processes=N --process=I, or --processes=1 for one') from error
+    jax.distributed.initialize(
+      **arguments,
+      initialization_timeout=CONNECT,
+      heartbeat_timeout_seconds=HEARTBEAT,
+      shutdown_timeout_seconds=SHUTDOWN,
+    )
+  except Exception as error:  # of any kind: jax and the cluster's own interfaces raise many
+    raise UserError(
+      f'the processes of this run did not find each other: {_one_line(error)}; name them with '
+      '--coordinator=HOST:PORT --processes=N --process=I, or use --processes=1 for a single one'
+    ) from error
   return True
 
 
 @contextlib.contextmanager
-def exit_with_peers():
-  """Around the work: what fails because another process died ends this one at once, with a line and exit code 3. It
-  does not return, as the usual way out (closing checkpoints, leaving jax) waits for all. A process that only waits is
-  ended by jax, with exit code 134, once that other has been silent for HEARTBEAT seconds."""
+def exit_with_peers() -> Iterator[None]:
+  """Exits with code 3 when the work inside fails because another process died.
+
+  It exits at once, with one line on stderr: the usual way out, which closes checkpoints and
+  leaves jax, would wait for all processes. A process that is only waiting is ended by jax, with
+  exit code 134, once the other has been silent for HEARTBEAT seconds.
+  """
   try:
     yield
   except (jax.errors.JaxRuntimeError, ValueError) as error:
-    cause = error.__cause__ if isinstance(error, UserError) else error
-    if not (isinstance(cause, (RuntimeError, ValueError)) and _PEER.search(str(cause)) and jax.process_count() > 1):
+    cause: BaseException | None = error
+    if isinstance(error, UserError):
+      cause = error.__cause__
+    if not _is_lost_peer(cause):
       raise
-    print(f'rlhf_jax: error: another process of this run ended, its own output says why; repeat the command to go on '
-          f'from the last checkpoint ({_line(cause)})', file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(LOST)
+    _exit_at_once(cause)
 
 
 def barrier(place: str) -> None:
-  """Returns when all processes are here: what the first one wrote before can be read by all."""
+  """Returns when all processes are here; all can then read what the first one wrote before.
+
+  Args:
+    place: a name for this barrier, the same on every process.
+  """
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(place)
 
 
-def _explicit(coordinator, processes, process) -> dict:
-  """Arguments of jax.distributed.initialize."""
+def is_first_process() -> bool:
+  """Returns whether this is process 0, which alone writes files and speaks to the user."""
+  return jax.process_index() == 0
+
+
+def to_host(tree: Any) -> Any:
+  """Returns a tree of global arrays as NumPy arrays, on every process."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def gather_from_processes(value: int) -> np.ndarray:
+  """Returns the values that all processes give, [processes] int32, on every process."""
+  mine = np.asarray(value, np.int32)
+  if jax.process_count() == 1:
+    return mine[np.newaxis]
+  return multihost_utils.process_allgather(mine)  # stacked along a new first axis
+
+
+def _is_lost_peer(cause: BaseException | None) -> bool:
+  """Returns whether an error comes from the death of another process."""
+  if jax.process_count() == 1 or not isinstance(cause, (RuntimeError, ValueError)):
+    return False
+  return _PEER.search(str(cause)) is not None
+
+
+def _exit_at_once(cause: BaseException | None) -> NoReturn:
+  """Ends this process without any cleaning up."""
+  print(
+    'rlhf_jax: error: another process of this run ended, its own output says why; repeat the '
+    f'command to continue from the last checkpoint ({_one_line(cause)})',
+    file=sys.stderr,
+  )
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(LOST)
+
+
+def _from_flags(
+  coordinator: str | None,
+  processes: str | None,
+  process: str | None,
+) -> dict[str, Any]:
+  """Returns arguments of jax.distributed.initialize from the three flags."""
   if not (coordinator and processes and process):
-    raise UserError('several processes: expected --coordinator=HOST:PORT, --processes=N and --process=I (or '
-                    'RLHF_JAX_COORDINATOR, RLHF_JAX_PROCESSES and RLHF_JAX_PROCESS), all three')
+    raise UserError(
+      'several processes: expected --coordinator=HOST:PORT, --processes=N and --process=I (or '
+      'RLHF_JAX_COORDINATOR, RLHF_JAX_PROCESSES and RLHF_JAX_PROCESS), all three'
+    )
   host, _, port = coordinator.rpartition(':')
   if not host or not port.isdecimal() or not 0 < int(port) < 65536:
     raise UserError(f'--coordinator: expected HOST:PORT, got {coordinator!r}')
-  count, index = _number('processes', processes, 1), _number('process', process, 0)
+  count = _parse_number('processes', processes, least=1)
+  index = _parse_number('process', process, least=0)
   if index >= count:
-    raise UserError(f'--process: expected 0 to {count - 1}, as there are {count} processes, got {index}')
-  return dict(coordinator_address=coordinator, num_processes=count, process_id=index,
-              cluster_detection_method='deactivate')
+    raise UserError(
+      f'--process: expected 0 to {count - 1}, as there are {count} processes, got {index}'
+    )
+  return {
+    'coordinator_address': coordinator,
+    'num_processes': count,
+    'process_id': index,
+    'cluster_detection_method': 'deactivate',
+  }
 
 
-def _detected() -> dict | None:
-  """Arguments of jax.distributed.initialize, which finds out the rest by itself; None where there is one process."""
+def _from_environment() -> dict[str, Any] | None:
+  """Returns arguments of jax.distributed.initialize, which finds out the rest by itself.
+
+  Returns:
+    The arguments; None where there is a single process.
+  """
   env = os.environ
-  several = lambda name: _number(name, env.get(name) or 1, 0) > 1
-  if 'JAX_COORDINATOR_ADDRESS' in env and 'NODE_RANK' in env and several('NNODES'):  # xpk on GPUs
+  if 'JAX_COORDINATOR_ADDRESS' in env and 'NODE_RANK' in env and _several('NNODES'):
+    # xpk on GPUs
     address = env['JAX_COORDINATOR_ADDRESS']
-    address += '' if ':' in address else f':{env.get("JAX_COORDINATOR_PORT", 6002)}'
-    return _explicit(address, env['NNODES'], env['NODE_RANK'])
-  if several('OMPI_COMM_WORLD_SIZE'):
-    return _devices(alone=env.get('OMPI_COMM_WORLD_LOCAL_SIZE') == '1')
+    if ':' not in address:
+      address += f':{env.get("JAX_COORDINATOR_PORT", 6002)}'
+    return _from_flags(address, env['NNODES'], env['NODE_RANK'])
+
+  if _several('OMPI_COMM_WORLD_SIZE'):
+    return _local_devices(alone_on_host=env.get('OMPI_COMM_WORLD_LOCAL_SIZE') == '1')
+
+  # A shell within a job of Slurm has SLURM_NTASKS of the job, but SLURM_STEP_NUM_TASKS of its own.
   tasks = 'SLURM_STEP_NUM_TASKS' if 'SLURM_STEP_NUM_TASKS' in env else 'SLURM_NTASKS'
-  if 'SLURM_STEP_NODELIST' in env and several(tasks):
-    return dict(_devices(alone=env[tasks] == env.get('SLURM_STEP_NUM_NODES')), num_processes=int(env[tasks]))
+  if 'SLURM_STEP_NODELIST' in env and _several(tasks):
+    arguments = _local_devices(alone_on_host=env[tasks] == env.get('SLURM_STEP_NUM_NODES'))
+    return {**arguments, 'num_processes': int(env[tasks])}
+
   hosts = env.get('TPU_PROCESS_ADDRESSES') or env.get('TPU_WORKER_HOSTNAMES')
   if hosts:
-    return {} if ',' in hosts or several('MEGASCALE_NUM_SLICES') else None
+    several = ',' in hosts or _several('MEGASCALE_NUM_SLICES')
+    return {} if several else None
+  if _has_tpu() and 'TPU_SKIP_MDS_QUERY' not in env:
+    # Only the cloud's metadata knows how many hosts there are; a group of one does no harm.
+    return {}
+
+  indexed_job = 'KUBERNETES_SERVICE_HOST' in env and 'JOB_COMPLETION_INDEX' in env
+  if indexed_job and importlib.util.find_spec('kubernetes'):
+    return {}
+  return None
+
+
+def _several(name: str) -> bool:
+  """Returns whether an environment variable holds a number above 1."""
+  return _parse_number(name, os.environ.get(name) or '1', least=0) > 1
+
+
+def _has_tpu() -> bool:
+  """Returns whether this machine has TPU chips, and the library to use them."""
   chips = glob.glob('/dev/accel*') + glob.glob('/dev/vfio/[0-9]*')
-  if chips and importlib.util.find_spec('libtpu') and 'TPU_SKIP_MDS_QUERY' not in env:
-    return {}  # only the cloud's metadata knows how many hosts there are; a group of one does no harm
-  indexed = 'KUBERNETES_SERVICE_HOST' in env and 'JOB_COMPLETION_INDEX' in env
-  return {} if indexed and importlib.util.find_spec('kubernetes') else None
+  return bool(chips) and importlib.util.find_spec('libtpu') is not None
 
 
-def _devices(alone: bool) -> dict:
-  """jax gives each process of Slurm and Open MPI one GPU; one that has its host to itself takes all."""
+def _local_devices(alone_on_host: bool) -> dict[str, Any]:
+  """Returns which GPUs a process of Slurm or Open MPI takes.
+
+  jax gives each process one GPU; a process that has its host to itself takes all of them.
+  """
   visible = os.environ.get('CUDA_VISIBLE_DEVICES')
   gpus = visible.split(',') if visible else glob.glob('/proc/driver/nvidia/gpus/*')
-  return {'local_device_ids': list(range(len(gpus)))} if alone and gpus else {}
+  if not (alone_on_host and gpus):
+    return {}
+  return {'local_device_ids': list(range(len(gpus)))}
 
 
-def _number(name, text, least) -> int:
-  if not str(text).isdecimal() or int(text) < least:
-    raise UserError(f'{"--" if name in _NAMES else ""}{name}: expected a number from {least}, got {text!r}')
-  return int(text)
+def _parse_number(name: str, text: str, least: int) -> int:
+  """Parses the number of a flag or environment variable."""
+  if text.isdecimal() and int(text) >= least:
+    return int(text)
+  shown = f'--{name}' if name in _FLAGS else name
+  raise UserError(f'{shown}: expected a number from {least}, got {text!r}')
 
 
-def _line(error) -> str:
+def _one_line(error: BaseException | None) -> str:
+  """Returns the kind and text of an error in one line of limited length."""
   text = ' '.join(str(error).split())
-  return f'{type(error).__name__}: {text if len(text) <= 300 else text[:300] + " …"}'
+  if len(text) > 300:
+    text = text[:300] + ' …'
+  return f'{type(error).__name__}: {text}'

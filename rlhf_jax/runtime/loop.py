@@ -1,7 +1,8 @@
-"""The one loop that runs every stage: restores, steps, logs, evaluates, saves, shows progress, heeds signals.
+"""The loop that runs every stage: restores, steps, logs, evaluates, saves and heeds signals.
 
-A stage says what a step is; nothing here knows what is trained. A run that is cut at any moment and started again
-ends with the same parameters, bit for bit, and the same metrics (but for `time/…`) as one left alone.
+A stage says what a step is; nothing here knows what is trained. A run that is interrupted at
+any moment and started again ends with the same parameters, bit for bit, and the same metrics
+(but for `time/…`) as an uninterrupted one.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,26 +17,46 @@ import signal
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import jax
-from jax.experimental import multihost_utils
-import numpy as np
 import tqdm
 
+from rlhf_jax import files
 from rlhf_jax.errors import UserError
+from rlhf_jax.options import defaults
 from rlhf_jax.runtime import checkpoint, hosts
 from rlhf_jax.runtime import metrics as metrics_lib
 
-DEFAULTS = dict(
-    steps=1000,  # updates
-    log_every=10,  # steps between lines of metrics.jsonl; 0 = the last step only, as in the next two
-    eval_every=100,  # steps between evaluations; the first is of the model as it begins
-    save_every=200,  # steps between checkpoints
-    keep=2,  # checkpoints kept, at least 1
-    tensorboard=True,  # also write TensorBoard events
-    wandb_project='',  # also log to this Weights & Biases project
-)
+
+@dataclasses.dataclass(frozen=True)
+class LoopOptions:
+  """How long a stage trains, and how often it logs, evaluates and saves."""
+
+  steps: int = 1000  # updates
+  log_every: int = 10  # steps between lines of metrics.jsonl; 0 = after the last step only, as
+  # in the next two
+  eval_every: int = 100  # steps between evaluations; the first is of the initial model
+  save_every: int = 200  # steps between checkpoints
+  keep: int = 2  # the number of checkpoints that are kept, at least 1
+  tensorboard: bool = True  # also write TensorBoard events
+  wandb_project: str = ''  # also log to this Weights & Biases project
+
+
+DEFAULTS = defaults(LoopOptions)  # removed with the old stages
+
+
+class Batches(Protocol):
+  """An endless or finite iterator over host batches that can be resumed."""
+
+  def __next__(self) -> Any:
+    """Returns the next batch."""
+
+  def get_state(self) -> dict:
+    """Returns the position as a JSON object, which later calls of next() do not change."""
+
+  def set_state(self, state: dict) -> None:
+    """Goes to a position that `get_state` returned."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,229 +64,365 @@ class Training:
   """What to train.
 
   Attributes:
-    name: shown to the user.
-    init: () → state, a flax.struct dataclass of global arrays with at least `step` ([] int32, updates made), `trained`
-      and `frozen`. Also called before a restore, which then replaces all arrays but the frozen ones.
-    batches: next() → host batch; get_state() → JSON dict that later calls of next() leave alone; set_state(dict).
-    step: (state, batch) → (state, metrics); may donate the state. Metrics: name → scalar, finite; `tokens` counts
-      the batch's tokens. Where the update would not be finite the state comes back as it was, `step` included.
-    evaluate: state → (name → float, samples as JSON dicts), or None.
-    finish: state → state, made of the state after the last step before it is evaluated and saved, or None.
+    name: what the user calls it.
+    init: () → state, a flax.struct dataclass of global arrays with at least `step` ([] int32,
+      updates made), `trained` and `frozen`. It is also called before a restore, which then
+      replaces all arrays but the frozen ones.
+    batches: the host batches.
+    step: (state, batch) → (state, metrics); may donate the state. Metrics are finite scalars
+      by name; `tokens` counts the batch's tokens. Where the update would not be finite, the
+      state comes back as it was, `step` included.
+    evaluate: state → (name → float, samples as JSON objects), or None.
+    finish: state → state, applied once after the last step, before that state is evaluated
+      and saved; or None.
   """
+
   name: str
   init: Callable[[], Any]
-  batches: Iterator
+  batches: Batches
   step: Callable[[Any, Any], tuple[Any, dict[str, Any]]]
   evaluate: Callable[[Any], tuple[dict[str, float], list[dict]]] | None = None
   finish: Callable[[Any], Any] | None = None
 
 
 class Interrupted(SystemExit):
-  """A signal stopped the run and its state is saved; uncaught, the process exits with 128 + signum."""
+  """A signal stopped the run and its state is saved; uncaught, it exits with 128 + signum."""
 
   def __init__(self, signum: int):
     super().__init__(128 + signum)
     self.signum = signum
 
 
-def run(stage: Training, config, directory, meta: dict):
-  """Trains `stage` up to `config.steps` and returns the final state.
+def run(
+  training: Training,
+  options: LoopOptions,
+  directory: str | os.PathLike,
+  meta: dict,
+) -> Any:
+  """Trains up to `options.steps` and returns the final state.
 
-  `directory` gets checkpoints/, metrics.jsonl, samples.jsonl, TensorBoard events and, at the very end, done.json
-  {step, seconds}: training time over all resumes, in seconds. A directory that is done is restored and returned at
-  once.
+  `directory` gets checkpoints/, metrics.jsonl, samples.jsonl, TensorBoard events and, at the
+  very end, done.json {step, seconds}: the training time over all resumes, in seconds. From a
+  directory that is done, the final state is restored and returned at once.
 
   Args:
-    config: the fields of DEFAULTS.
-    meta: JSON kept in every checkpoint.
+    training: what to train.
+    options: how long, and how often it logs, evaluates and saves.
+    directory: the folder of this run.
+    meta: a JSON object kept in every checkpoint.
 
   Raises:
-    UserError: nothing to train, a metric that is not finite, data that ended, checkpoints that do not fit or cannot
-      be written.
-    Interrupted: after SIGTERM or Ctrl-C, the state being saved. A second Ctrl-C ends the process at once.
+    UserError: there is nothing to train, a metric is not finite, the data ended, or
+      checkpoints do not fit or cannot be written.
+    Interrupted: after SIGTERM or Ctrl-C, when the state is saved. A second Ctrl-C ends the
+      process at once.
   """
-  if config.steps < 1:
-    raise UserError(f'{stage.name}: steps: expected at least 1, got {config.steps}')
+  if options.steps < 1:
+    raise UserError(f'{training.name}: steps: expected at least 1, got {options.steps}')
   began = time.monotonic()
   directory = Path(directory)
-  done = directory / 'done.json'
+  done_file = directory / 'done.json'
   with contextlib.ExitStack() as stack:
-    signals = stack.enter_context(_signals())
-    saver = checkpoint.Checkpoints(directory / 'checkpoints', config.keep)
-    stack.callback(saver.close)
-    stack.enter_context(hosts.exit_with_peers())  # inside, as closing waits for a process that died
-    state, earlier = _start(stage, saver)
+    # Start: new, or from the last checkpoint.
+    signals = stack.enter_context(_collect_signals())
+    checkpoints = checkpoint.Checkpoints(directory / 'checkpoints', options.keep)
+    stack.callback(checkpoints.close)
+    stack.enter_context(hosts.exit_with_peers())  # inside, as closing waits for all processes
+    state, seconds_before = _start(training, checkpoints)
     step = int(jax.device_get(state.step))
-    if step >= config.steps and done.exists():
+    if step >= options.steps and done_file.exists():
       return state
-    writer = stack.enter_context(metrics_lib.Writer(
-        directory, config.tensorboard, config.wandb_project, resume_step=step or -1))  # step 0 is evaluated again
-    progress = stack.enter_context(_Progress(stage.name, step, config.steps))
-    if jax.process_index() == 0:
-      done.unlink(missing_ok=True)
-    data_step, data_state = step, stage.batches.get_state()
+
+    writer = metrics_lib.Writer(
+      directory,
+      options.tensorboard,
+      options.wandb_project,
+      resume_step=step or -1,  # -1 drops step 0 too, which is evaluated again
+    )
+    stack.enter_context(writer)
+    progress = stack.enter_context(_Progress(training.name, step, options.steps))
+    saver = _Saver(
+      checkpoints=checkpoints,
+      writer=writer,
+      batches=training.batches,
+      meta=meta,
+      began=began - seconds_before,
+      data_step=step,
+      data_state=training.batches.get_state(),
+    )
+    if hosts.is_first_process():
+      done_file.unlink(missing_ok=True)
+    if step == 0 and options.eval_every:
+      _evaluate(training, state, step, writer, progress)
+
+    # Train.
     signum = 0
-
-    def save():
-      if saver.latest_step() != step:
-        writer.flush()
-        saver.save(step, state, data_state, {'user': meta, 'seconds': earlier + time.monotonic() - began})
-
-    if stage.evaluate and config.eval_every and step == 0:
-      _evaluate(stage, state, step, writer, progress)
-    while step < config.steps and not signum:
+    while step < options.steps and not signum:
       started = time.monotonic()
-      try:
-        batch = next(stage.batches)
-      except StopIteration:
-        raise UserError(f'{stage.name}: the data ended after {step} of {config.steps} steps: give more data, '
-                        'repeat it, or lower steps') from None
-      state, values = stage.step(state, batch)
-      values = {name: float(value) for name, value in jax.device_get(values).items()}
+      batch = _next_batch(training, step, options.steps)
+      state, values = training.step(state, batch)
+      metrics = _timed_metrics(values, started)
       step += 1
-      values['time/step'] = time.monotonic() - started
-      if 'tokens' in values:
-        values['time/tokens_per_second'] = values['tokens'] / values['time/step']
-      bad = [f'{name} is {value}' for name, value in values.items() if not math.isfinite(value)]
-      if bad:
-        writer.metrics(step, values)
-        trouble = f'{stage.name}: step {step}: {", ".join(bad)}'
-        step -= 1
-        if int(jax.device_get(state.step)) == step:
-          _rewind(stage.batches, data_state, step - data_step)
-          data_state = stage.batches.get_state()
-          save()
-          saver.wait()
-        kept = saver.latest_step()
-        raise UserError(f'{trouble}; ' + ('no state was saved' if kept is None else
-                        f'the state of step {kept} is kept in {directory}') +
-                        '; try a lower learning rate or tighter gradient clipping, and look at the data')
-      progress.show(step, values)
-      if _due(step, config.log_every, config.steps):
-        writer.metrics(step, values)
-      if stage.finish and step == config.steps:
-        state = stage.finish(state)
-      if stage.evaluate and _due(step, config.eval_every, config.steps):
-        _evaluate(stage, state, step, writer, progress)
-      signum = _agreed(signals)
-      if signum or _due(step, config.save_every, config.steps):
-        data_step, data_state = step, stage.batches.get_state()
-        save()
+      problems = _list_non_finite(metrics)
+      if problems:
+        writer.metrics(step, metrics)
+        kept = saver.save_before(step, state)
+        raise UserError(_explain_stop(training.name, step, problems, kept, directory))
+      progress.show(step, metrics)
+      if _is_due(step, options.log_every, options.steps):
+        writer.metrics(step, metrics)
+      if step == options.steps and training.finish:
+        state = training.finish(state)
+      if _is_due(step, options.eval_every, options.steps):
+        _evaluate(training, state, step, writer, progress)
+      signum = _agree_on_signal(signals)
+      if signum or _is_due(step, options.save_every, options.steps):
+        saver.save(step, state)
 
-    saver.wait()
-    if step >= config.steps and jax.process_index() == 0:
-      temporary = done.with_suffix('.tmp')
-      temporary.write_text(json.dumps({'step': step, 'seconds': earlier + time.monotonic() - began}) + '\n')
-      os.replace(temporary, done)
+    # End: the last checkpoint is on disk before anything says so.
+    checkpoints.wait()
+    if step >= options.steps and hosts.is_first_process():
+      done = {'step': step, 'seconds': saver.seconds()}
+      files.write_text(done_file, json.dumps(done) + '\n')
     if signum:
-      progress.say(f'{stage.name}: stopped by {signal.Signals(signum).name} at step {step}, saved; '
-                   'repeat the command to go on')
+      progress.say(
+        f'{training.name}: stopped by {signal.Signals(signum).name} at step {step}, saved; '
+        'repeat the command to continue'
+      )
       raise Interrupted(signum)
     return state
 
 
-def _start(stage, saver):
-  """The state and the seconds trained: of the last checkpoint, or new."""
-  state = stage.init()
-  if saver.latest_step() is None:
+def _start(training: Training, checkpoints: checkpoint.Checkpoints) -> tuple[Any, float]:
+  """Returns the state and the seconds trained so far: of the last checkpoint, or new."""
+  state = training.init()
+  if checkpoints.latest_step() is None:
     return state, 0.0
-  frozen, abstract = state.frozen, jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state.replace(frozen={}))
-  del state  # never two of them in memory
-  state, data_state, meta = saver.restore(abstract)
-  stage.batches.set_state(data_state)
+  frozen = state.frozen
+  abstract = jax.tree.map(_to_abstract, state.replace(frozen={}))
+  del state  # two of them might not fit in memory
+  restored = checkpoints.restore(abstract)
+  assert restored is not None  # as there is a latest step
+  state, data_state, meta = restored
+  training.batches.set_state(data_state)
   return state.replace(frozen=frozen), meta['seconds']
 
 
-def _rewind(batches, data_state, count):
-  """Back to `count` batches after `data_state`: cheaper than asking for the state at every step."""
-  batches.set_state(data_state)
-  for _ in range(count):
-    next(batches)
+def _to_abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
-def _due(step, every, last) -> bool:
+@dataclasses.dataclass
+class _Saver:
+  """Saves states, each with all that a resume needs, and measures the time trained.
+
+  Attributes:
+    began: the monotonic time at which the run would have begun without interruption.
+    data_step: the last step at which the position in the data was asked for.
+    data_state: that position.
+  """
+
+  checkpoints: checkpoint.Checkpoints
+  writer: metrics_lib.Writer
+  batches: Batches
+  meta: dict
+  began: float
+  data_step: int
+  data_state: dict
+
+  def seconds(self) -> float:
+    """Returns the seconds trained, over all resumes."""
+    return time.monotonic() - self.began
+
+  def save(self, step: int, state: Any) -> None:
+    """Starts to save the state after a step; does nothing where it is saved already."""
+    self.data_step = step
+    self.data_state = self.batches.get_state()
+    if self.checkpoints.latest_step() == step:
+      return
+    self.writer.flush()  # so that no line before the checkpoint can be lost
+    meta = {'user': self.meta, 'seconds': self.seconds()}
+    self.checkpoints.save(step, state, self.data_state, meta)
+
+  def save_before(self, step: int, state: Any) -> int | None:
+    """Saves the state from before a step that was not finite, if the step left it unchanged.
+
+    Returns:
+      The step of the newest checkpoint, or None.
+    """
+    last_good = step - 1
+    if int(jax.device_get(state.step)) == last_good:
+      # Going back and reading again is cheaper than asking for the position at every step.
+      self.batches.set_state(self.data_state)
+      for _ in range(last_good - self.data_step):
+        next(self.batches)
+      self.save(last_good, state)
+      self.checkpoints.wait()
+    return self.checkpoints.latest_step()
+
+
+def _next_batch(training: Training, step: int, steps: int) -> Any:
+  """Returns the next host batch; raises UserError where the data ended."""
+  try:
+    return next(training.batches)
+  except StopIteration:
+    raise UserError(
+      f'{training.name}: the data ended after {step} of {steps} steps: give more data, repeat '
+      'it, or lower steps'
+    ) from None
+
+
+def _timed_metrics(values: dict[str, Any], started: float) -> dict[str, float]:
+  """Returns metrics as floats, with time/step and time/tokens_per_second."""
+  metrics = {name: float(value) for name, value in jax.device_get(values).items()}
+  metrics['time/step'] = time.monotonic() - started  # the device is done by now
+  if 'tokens' in metrics:
+    metrics['time/tokens_per_second'] = metrics['tokens'] / metrics['time/step']
+  return metrics
+
+
+def _list_non_finite(metrics: dict[str, float]) -> list[str]:
+  return [f'{name} is {value}' for name, value in metrics.items() if not math.isfinite(value)]
+
+
+def _explain_stop(
+  name: str,
+  step: int,
+  problems: list[str],
+  kept: int | None,
+  directory: Path,
+) -> str:
+  """Returns the error message for a step that was not finite."""
+  if kept is None:
+    saved = 'no state was saved'
+  else:
+    saved = f'the state of step {kept} is kept in {directory}'
+  return (
+    f'{name}: step {step}: {", ".join(problems)}; {saved}; try a lower learning rate or tighter '
+    'gradient clipping, and look at the data'
+  )
+
+
+def _is_due(step: int, every: int, last: int) -> bool:
+  """Returns whether something is done after this step: every so many, and after the last."""
   return step == last or (every > 0 and step % every == 0)
 
 
-def _evaluate(stage, state, step, writer, progress):
-  """Whatever fails in here, the training goes on."""
-  try:
-    values, samples = stage.evaluate(state)
-    values = {f'eval/{name}': float(value) for name, value in values.items()}
-    lines = [json.dumps(sample, ensure_ascii=False) for sample in samples]
-  except Exception as error:  # a stage's own code
-    logging.warning('%s: step %d: the evaluation failed, training goes on: %s: %s', stage.name, step,
-                    type(error).__name__, ' '.join(str(error).split())[:300])
+def _evaluate(
+  training: Training,
+  state: Any,
+  step: int,
+  writer: metrics_lib.Writer,
+  progress: '_Progress',
+) -> None:
+  """Evaluates, where the stage can, and shows the result; whatever fails, training goes on."""
+  if training.evaluate is None:
     return
-  writer.metrics(step, values)
+  try:
+    values, samples = training.evaluate(state)
+    metrics = {f'eval/{name}': float(value) for name, value in values.items()}
+    lines = [json.dumps(sample, ensure_ascii=False) for sample in samples]
+  except Exception as error:  # of any kind: it is the stage's own code
+    logging.warning(
+      '%s: step %d: the evaluation failed, training goes on: %s: %s',
+      training.name,
+      step,
+      type(error).__name__,
+      ' '.join(str(error).split())[:300],
+    )
+    return
+  writer.metrics(step, metrics)
   writer.samples(step, samples)
-  shown = [f'{name} {value:.4g}' for name, value in values.items()]
-  progress.say(f'{stage.name}: step {step}: ' + ', '.join(shown[:5] + ['…'] * (len(shown) > 5)))
+  shown = [f'{name} {value:.4g}' for name, value in metrics.items()]
+  if len(shown) > 5:
+    shown = [*shown[:5], '…']
+  progress.say(f'{training.name}: step {step}: ' + ', '.join(shown))
   for line in lines[:2]:
     progress.say(f'  {line[:400]}')
 
 
 @contextlib.contextmanager
-def _signals():
-  """Collects SIGTERM and Ctrl-C in a list (main thread only); leaves with Interrupted if one came."""
-  received = []
+def _collect_signals() -> Iterator[list[int]]:
+  """Collects SIGTERM and Ctrl-C in a list; leaves with Interrupted if one came.
+
+  Python handles signals in the main thread only; in another thread the list stays empty.
+  """
+  received: list[int] = []
   if threading.current_thread() is not threading.main_thread():
     yield received
     return
 
-  def note(signum, _):
+  def note(signum: int, _: Any) -> None:
     received.append(signum)
-    if signum == signal.SIGINT:
+    if signum == signal.SIGINT:  # a second Ctrl-C ends the process at once
       signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-  before = {signum: signal.signal(signum, note) or signal.SIG_DFL for signum in (signal.SIGTERM, signal.SIGINT)}
+  handlers = {}
+  for signum in (signal.SIGTERM, signal.SIGINT):
+    handlers[signum] = signal.signal(signum, note) or signal.SIG_DFL  # None: not set in Python
   try:
     yield received
   finally:
-    for signum, handler in before.items():
+    for signum, handler in handlers.items():
       signal.signal(signum, handler)
   if received:
     raise Interrupted(received[0])
 
 
-def _agreed(signals) -> int:
-  """The signal that any process got, 0 = none."""
+def _agree_on_signal(signals: list[int]) -> int:
+  """Returns the signal that any process received, so that all stop at one step; 0 = none."""
   mine = signals[0] if signals else 0
-  if jax.process_count() == 1:
-    return mine
-  return int(multihost_utils.process_allgather(np.int32(mine)).max())
+  return int(hosts.gather_from_processes(mine).max())
 
 
 class _Progress:
-  """A bar on a terminal, ten lines elsewhere; nothing but on process 0."""
+  """Shows the progress: a bar on a terminal, ten lines elsewhere; on process 0 only."""
 
-  def __init__(self, name, step, steps):
-    self._name, self._first, self._steps, self._began = name, step, steps, time.monotonic()
-    self._quiet = jax.process_index() > 0
-    self._bar = None
+  def __init__(self, name: str, step: int, steps: int):
+    self._name = name
+    self._first = step
+    self._steps = steps
+    self._began = time.monotonic()
+    self._quiet = not hosts.is_first_process()
+    self._bar: tqdm.tqdm | None = None
     if sys.stderr.isatty() and not self._quiet:
-      self._bar = tqdm.tqdm(total=steps, initial=step, desc=name, unit='step', dynamic_ncols=True)
+      self._bar = tqdm.tqdm(
+        total=steps,
+        initial=step,
+        desc=name,
+        unit='step',
+        dynamic_ncols=True,
+      )
 
-  def __enter__(self):
+  def __enter__(self) -> '_Progress':
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, *_: Any) -> None:
     if self._bar:
       self._bar.close()
 
-  def show(self, step, values):
-    parts = [f'{name} {values[name]:.4g}' for name in ('reward/mean', 'loss') if name in values][:1]
-    if 'time/tokens_per_second' in values:
-      parts.append(f'{values["time/tokens_per_second"]:,.0f} tokens/s')
+  def show(self, step: int, metrics: dict[str, float]) -> None:
+    """Shows that a step is made."""
+    parts = []
+    for name in ('reward/mean', 'loss'):  # the first that there is
+      if name in metrics:
+        parts.append(f'{name} {metrics[name]:.4g}')
+        break
+    if 'time/tokens_per_second' in metrics:
+      parts.append(f'{metrics["time/tokens_per_second"]:,.0f} tokens/s')
     if self._bar:
       self._bar.set_postfix_str(', '.join(parts), refresh=False)
       self._bar.update()
-    elif step * 10 // self._steps > (step - 1) * 10 // self._steps:
-      left = (time.monotonic() - self._began) / (step - self._first) * (self._steps - step)
-      parts.append(f'{tqdm.tqdm.format_interval(left)} left')
-      self.say(f'{self._name}: step {step}/{self._steps}: ' + ', '.join(parts))
+      return
+    tenth = step * 10 // self._steps
+    if tenth == (step - 1) * 10 // self._steps:
+      return
+    seconds_per_step = (time.monotonic() - self._began) / (step - self._first)
+    left = seconds_per_step * (self._steps - step)
+    parts.append(f'{tqdm.tqdm.format_interval(left)} left')
+    self.say(f'{self._name}: step {step}/{self._steps}: ' + ', '.join(parts))
 
-  def say(self, text):
+  def say(self, text: str) -> None:
+    """Prints a line without disturbing the bar."""
     if not self._quiet:
       tqdm.tqdm.write(text, file=sys.stderr)

@@ -1,12 +1,14 @@
-"""The device mesh, and the one table that says which axis of an array lies on which axis of the mesh.
+"""The device mesh, and the table that says along which mesh axis each array axis is sharded.
 
-Models name the axes of their parameters and activations in their own terms (vocab, embed, heads, …); only the table
-below knows mesh axes. A mesh of one device is the same code.
+Models name the axes of their parameters and activations in their own terms (vocab, embed,
+heads, …); only RULES below knows mesh axes. A mesh of one device is the same code.
 """
 
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
-import os
+import math
+from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
@@ -14,344 +16,537 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.options import defaults, from_section
+from rlhf_jax.runtime.mesh_choice import choose_mesh, device_memory, MeshNeed
+from rlhf_jax.types import Params
 
-AXES = dict(  # devices along each axis of the mesh; one may be -1: what is left
-    data=-1,  # rows; the axis that may cross slices
-    fsdp=1,  # rows, and parameters
-    expert=1,  # rows, and the experts of a mixture
-    context=1,  # the places of a row: for long ones
-    tensor=1,  # heads, the MLP's width, the vocabulary
-)
+Names = Sequence[str | None]  # the axis names of one array; None: an axis that is not sharded
+Axes = Any  # a tree of Names, as a model gives them for its parameters
 
-DEFAULTS = dict(
-    preset='',  # a row of mesh.PRESETS, or auto: by the size of the models; axes said otherwise than here stay
-    rollout_tensor=0,  # devices, of fsdp × tensor, over which decoding cuts heads, MLP and vocabulary, while it copies
-    # the parameters along the rest; 0 = decoding leaves them as training lays them
-    **AXES,
-)
+AXES = ('data', 'fsdp', 'expert', 'context', 'tensor')  # of the mesh, outermost first
 
-PRESETS = {  # PPO with four models, Adam and float32 parameters takes 40 bytes for each parameter of one
-    'small': dict(),  # whole on each device
-    '1b': dict(fsdp=8, rollout_tensor=1),
-    '8b': dict(fsdp=16, rollout_tensor=4),
-    '70b': dict(fsdp=64, rollout_tensor=8),
+
+@dataclasses.dataclass(frozen=True)
+class MeshOptions:
+  """How devices are arranged: the number of devices along each axis.
+
+  One axis may be -1 and takes the devices that are left. All axes together must use all devices.
+  """
+
+  preset: str = ''  # a row of PRESETS, or auto: by the size of the models. An axis that is set
+  # to another value than the default below wins over the preset.
+  rollout_tensor: int = 0  # devices, of fsdp × tensor, over which decoding cuts heads, MLP and
+  # vocabulary; along the others it copies the parameters. 0 = as training shards them.
+  data: int = -1  # rows; the axis that may cross slices
+  fsdp: int = 1  # rows, and parameters
+  expert: int = 1  # rows, and the experts of a mixture
+  context: int = 1  # positions of a row: for long sequences
+  tensor: int = 1  # heads, the MLP's width, the vocabulary
+
+
+DEFAULTS = defaults(MeshOptions)  # removed with the old stages
+
+# PPO with four models, Adam and float32 parameters takes 40 bytes for each parameter of one model.
+PRESETS: dict[str, dict[str, int]] = {
+  'small': {},  # every device has a whole copy of the parameters
+  '1b': {'fsdp': 8, 'rollout_tensor': 1},
+  '8b': {'fsdp': 16, 'rollout_tensor': 4},
+  '70b': {'fsdp': 64, 'rollout_tensor': 8},
 }
 
-RULES = {
-    # activations
-    'batch': ('data', 'fsdp', 'expert'),
-    'length': 'context',
-    'keys': None,  # the places that queries look at: gathered from all of `context`
-    'hidden': None,
-    'rows': ('data', 'expert'),  # of what an embedding cut along `embed` gives: fsdp is needed there
-    # parameters
-    'layers': None,
-    'embed': ('fsdp', 'context'),
-    'experts': 'expert',
-    # both
-    'vocab': 'tensor',
-    'heads': 'tensor',
-    'kv_heads': 'tensor',
-    'head_dim': None,
-    'mlp': 'tensor',
+# Axis of an array → axes of the mesh.
+RULES: dict[str, Any] = {
+  # activations
+  'batch': ('data', 'fsdp', 'expert'),
+  'length': 'context',
+  'keys': None,  # the positions that queries attend to: gathered from all of `context`
+  'hidden': None,
+  'rows': ('data', 'expert'),  # of the output of an embedding cut along `embed`, which takes fsdp
+  # parameters
+  'layers': None,
+  'embed': ('fsdp', 'context'),
+  'experts': 'expert',
+  # both
+  'vocab': 'tensor',
+  'heads': 'tensor',
+  'kv_heads': 'tensor',
+  'head_dim': None,
+  'mlp': 'tensor',
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """A mesh and the rules that lay arrays on it.
+  """A mesh and the rules by which arrays are sharded on it.
 
   Attributes:
-    rollout_tensor: see DEFAULTS.
-    why: what `auto` says of its choice.
-    abstract: the devices are not here, only known by their topology (a plan's); arrays are then shapes.
+    mesh: the devices.
+    rules: axis of an array → axes of the mesh.
+    rollout_tensor: see MeshOptions.
+    why: the reasons the preset `auto` gives for its choice.
+    abstract: the devices are not here, only known by their topology (a plan's); arrays are
+      then abstract.
   """
+
   mesh: Mesh
-  rules: dict = dataclasses.field(default_factory=lambda: dict(RULES))
+  rules: dict[str, Any] = dataclasses.field(default_factory=lambda: dict(RULES))
   rollout_tensor: int = 0
   why: str = ''
   abstract: bool = False
 
   @property
   def platform(self) -> str:
-    """'cpu', 'gpu' or 'tpu'."""
+    """The platform of the devices: 'cpu', 'gpu' or 'tpu'."""
     return self.mesh.devices.flat[0].platform
 
-  def spec(self, names) -> PartitionSpec:
-    """The partition of an array whose axes bear these names (None: not named, not sharded)."""
-    axes = [self.rules[name] if name else None for name in names]
-    used = [axis for entry in axes if entry for axis in ((entry,) if isinstance(entry, str) else entry)]
+  @property
+  def batch_shards(self) -> int:
+    """The number of parts into which the rows of a batch are sharded."""
+    return _ways(self.mesh, self.rules['batch'])
+
+  @property
+  def decoding(self) -> 'Layout':
+    """The layout in which responses are decoded, see `decoding_layout`."""
+    return decoding_layout(self)
+
+  def spec(self, names: Names) -> PartitionSpec:
+    """Returns the partition of an array whose axes have these names.
+
+    Raises:
+      UserError: two axes of the array would be sharded along one axis of the mesh.
+    """
+    entries = [self.rules[name] if name else None for name in names]
+    used = [axis for entry in entries for axis in _as_tuple(entry)]
     twice = {axis for axis in used if used.count(axis) > 1}
     if twice:
-      raise UserError(f'mesh rules: an array with axes {names} would use mesh axis {sorted(twice)} twice')
-    return PartitionSpec(*axes)
+      raise UserError(
+        f'mesh rules: an array with axes {names} would use mesh axis {sorted(twice)} twice'
+      )
+    return PartitionSpec(*entries)
 
-  def sharding(self, names=()) -> NamedSharding:
-    """The same as a sharding; without names: a whole copy on every device."""
+  def sharding(self, names: Names = ()) -> NamedSharding:
+    """Returns the sharding of an array with these axes; without names it is replicated."""
     return NamedSharding(self.mesh, self.spec(names))
 
-  def constrain(self, x, names):
-    """Inside a jitted function: lays an activation as its names say; a length that does not divide over the axis context,
-    such as the one place of a decoding step, is not cut."""
-    odd = lambda size, name: name == 'length' and size % self.mesh.shape['context']
-    cut = [None if odd(size, name) else name for size, name in zip(x.shape, names)]
-    return jax.lax.with_sharding_constraint(x, self.sharding(cut))
-
-  def shard_map(self, function, inputs, output):
-    """Inside a jitted function: `function` on each device's own part of arrays whose axes bear these names;
-    None where places of a row are cut over devices: a part of them is not what such a function expects."""
-    if self.mesh.shape['context'] > 1 and self.rules['length']:
-      return None
-    return jax.shard_map(function, mesh=self.mesh, in_specs=tuple(map(self.spec, inputs)),
-                         out_specs=self.spec(output), check_vma=False)
-
-  def with_gathered_matrix(self, function, matrix, *rows):
-    """Inside a jitted function: function(matrix, *rows), each device with its own rows and all of a matrix that is cut
-    along its first axis. It is gathered once and its gradient, summed over a device's rows first, scattered once.
-
-    Args:
-      function: (matrix [D, V], rows) → a tree of arrays [n, B, T].
-      matrix: [D, V], named ('embed', 'vocab'); it and its gradient are sent in the dtype of the first rows.
-      rows: arrays [n, B, T, …]; B is cut as a batch is, T as a length, where it divides.
-    """
-    sent, embed, context, vocab = rows[0].dtype, *(self.rules[name] for name in ('embed', 'length', 'vocab'))
-    apart = tuple(axis for axis in self.mesh.axis_names if axis != vocab)  # XLA cuts the vocabulary
-    even = rows[0].shape[2] % self.mesh.shape[context] == 0
-    spec = self.spec((None, 'batch', 'length' if even else None))
-
-    @jax.custom_vjp
-    def gather(part):
-      return jax.lax.all_gather(part.astype(sent), embed, axis=0, tiled=True).astype(part.dtype)
-
-    def scatter(_, slope):
-      parts = jax.lax.psum_scatter(slope.astype(sent), embed, scatter_dimension=0, tiled=True)
-      return (jax.lax.optimization_barrier(parts).astype(slope.dtype),)  # or XLA sums whole ones over micro-batches
-
-    gather.defvjp(lambda part: (gather(part), None), scatter)
-
-    def copy(part):  # one on each device, so that each has a gradient of its own
-      return gather(jax.lax.pcast(part, tuple(axis for axis in apart if axis not in embed), to='varying'))[None]
-
-    def local(copy, *rows):
-      found = function(copy[0], *rows)
-      return found if even else jax.lax.pmean(found, context)  # the same on all of them
-
-    copies = jax.shard_map(copy, mesh=self.mesh, in_specs=self.spec(('embed', 'vocab')),
-                           out_specs=PartitionSpec(apart, None, vocab))(matrix)
-    return jax.shard_map(local, mesh=self.mesh, in_specs=(PartitionSpec(apart), *(spec for _ in rows)), out_specs=spec,
-                         axis_names=frozenset(apart))(copies, *rows)
-
-  def shardings(self, axes, shapes):
-    """The shardings of a tree of parameters.
+  def shardings(self, axes: Axes, shapes: Any) -> Any:
+    """Returns the shardings of a tree of parameters.
 
     Args:
       axes: a tree of tuples of axis names.
-      shapes: the same tree of arrays or shapes.
+      shapes: the same tree of arrays or abstract arrays.
 
     Raises:
       UserError: a dimension does not divide over its mesh axes.
     """
-    def one(path, shape, names):
-      for size, name, entry in zip(shape.shape, names, self.spec(names)):
-        entry = (entry,) if isinstance(entry, str) else entry or ()
-        ways = int(np.prod([self.mesh.shape[axis] for axis in entry]))
-        if size % ways:
-          raise UserError(f'mesh: {jax.tree_util.keystr(path, simple=True, separator=".")} has {name} = {size}, which '
-                          f'does not divide over {ways} devices ({", ".join(entry)}); choose another mesh')
-      return self.sharding(names)
-    return jax.tree_util.tree_map_with_path(one, shapes, axes)
 
-  def create(self, function, shardings, *arguments):
-    """function(*arguments), compiled, its result laid as `shardings` (a tree, or one for all leaves) say from the first
-    moment; on devices that are only described the shapes of it."""
+    def checked_sharding(path: Any, shape: Any, names: Names) -> NamedSharding:
+      _check_divides(self, _dotted(path), shape.shape, names)
+      return self.sharding(names)
+
+    return jax.tree_util.tree_map_with_path(checked_sharding, shapes, axes)
+
+  def constrain(self, x: jax.Array, names: Names) -> jax.Array:
+    """Shards an activation as its axis names say; inside a jitted function.
+
+    A length that does not divide over the axis `context`, such as the single position of a
+    decoding step, is not sharded.
+    """
+    context = self.mesh.shape['context']
+    divisible = [
+      None if name == 'length' and size % context else name for size, name in zip(x.shape, names)
+    ]
+    return jax.lax.with_sharding_constraint(x, self.sharding(divisible))
+
+  def shard_map(
+    self,
+    function: Callable[..., Any],
+    inputs: Sequence[Names],
+    output: Names,
+  ) -> Callable[..., Any] | None:
+    """Returns `function` as it runs on each device's own shards, for use in a jitted function.
+
+    Args:
+      function: takes as many arrays as there are `inputs`.
+      inputs: the axis names of each input.
+      output: the axis names of the output.
+
+    Returns:
+      The mapped function; None where the positions of a row are sharded, as such a function
+      expects whole rows.
+    """
+    if self.mesh.shape['context'] > 1 and self.rules['length']:
+      return None
+    return jax.shard_map(
+      function,
+      mesh=self.mesh,
+      in_specs=tuple(self.spec(names) for names in inputs),
+      out_specs=self.spec(output),
+      check_vma=False,
+    )
+
+  def with_gathered_matrix(
+    self,
+    function: Callable[..., Any],
+    matrix: jax.Array,
+    *rows: jax.Array,
+  ) -> Any:
+    """Computes function(matrix, *rows), see the module's `with_gathered_matrix`."""
+    return with_gathered_matrix(self, function, matrix, *rows)
+
+  def reshard_for_decoding(self, params: Params, axes: Axes) -> Params:
+    """Returns parameters sharded as decoding needs them, see `reshard_for_decoding`."""
+    return reshard_for_decoding(self, params, axes)
+
+  def create(self, function: Callable[..., Any], shardings: Any, *arguments: Any) -> Any:
+    """Computes function(*arguments), whose result is created sharded, never as a whole copy.
+
+    Args:
+      function: returns a tree of arrays.
+      shardings: a tree of shardings for the result, or one for all leaves.
+      *arguments: passed to the function.
+
+    Returns:
+      The result; abstract arrays where the layout is abstract.
+    """
     if not self.abstract:
       return jax.jit(function, out_shardings=shardings)(*arguments)
     shapes = jax.eval_shape(function, *arguments)
     if isinstance(shardings, NamedSharding):
-      shardings = jax.tree.map(lambda _: shardings, shapes)
-    return jax.tree.map(lambda one, sharding: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding), shapes,
-                        shardings)
+      same = shardings
+      shardings = jax.tree.map(lambda _: same, shapes)
+    return jax.tree.map(_abstract_array, shapes, shardings)
 
-  @functools.cached_property
-  def decoding(self) -> 'Layout':
-    """How decoding lays arrays: rows are cut over `context` too, as a step has one place only, and parameters as
-    `rollout_tensor` says. The devices are the same, so that both layouts may meet in one compiled program."""
-    rules = {**self.rules, 'batch': (*self.rules['batch'], 'context'), 'length': None}
-    if not self.rollout_tensor:
-      return Layout(self.mesh, rules)
-    sizes = dict(self.mesh.shape)
-    wide = self.rollout_tensor // sizes['tensor']
-    shape = [part for name, size in sizes.items() for part in ((size // wide, wide) if name == 'fsdp' else (size,))]
-    names = [part for name in sizes for part in (('fsdp', 'wide') if name == 'fsdp' else (name,))]
-    rules |= {'embed': None} | {name: ('tensor', 'wide') for name, axis in RULES.items() if axis == 'tensor'}
-    return Layout(Mesh(self.mesh.devices.reshape(shape), names, axis_types=_auto(names)), rules)
+  def place(self, batch: Any) -> Any:
+    """Puts a batch on the mesh, sharded along its rows.
 
-  def reshard_for_decoding(self, params, axes):
-    """Inside a jitted function: a tree of parameters as decoding wants it.
+    Args:
+      batch: a tree of host arrays [B, …], the same on every process. Each device is given its
+        own rows only. Arrays that are on the whole mesh already stay as they are.
+
+    Returns:
+      The tree of global arrays [B, …].
+    """
+    sharding = self.sharding(('batch',))
+    return jax.tree.map(lambda x: _place_rows(x, sharding), batch)
+
+  def describe_parameters(self, axes: Axes, shapes: Any) -> str:
+    """Returns a line for each parameter: name, shape, partition, MiB on one device.
 
     Args:
       axes: a tree of tuples of axis names.
+      shapes: the same tree of float32 arrays or abstract arrays.
     """
-    if not self.rollout_tensor:
-      return params
-    heads = {name: axis for name, axis in RULES.items() if axis == 'tensor'}
-    # as training has them; heads cut further; gathered along the rest: XLA does each without a whole copy, not all at once
-    for rules in (heads | {'embed': ('fsdp', 'wide', 'context')}, {'embed': ('fsdp', 'context')}, {}):
-      step = dataclasses.replace(self.decoding, rules=self.decoding.rules | rules)
-      params = jax.tree.map(jax.lax.with_sharding_constraint, params, step.shardings(axes, params))
-    return params
-
-  @property
-  def batch_shards(self) -> int:
-    """In how many parts a batch is cut."""
-    return int(np.prod([self.mesh.shape[axis] for axis in self.rules['batch']]))
-
-  def place(self, batch):
-    """Host arrays [B, …], the same on every process → global arrays [B, …], sharded along their first axis; each device
-    is given its rows only. What lies on the whole mesh already stays where it is."""
-    sharding = self.sharding(('batch',))
-
-    def one(x):
-      if isinstance(x, jax.Array) and len(x.sharding.device_set) == self.mesh.size:
-        return x
-      return jax.make_array_from_callback(np.shape(x), sharding, np.asarray(x).__getitem__)
-    return jax.tree.map(one, batch)
-
-  def describe(self, axes, shapes) -> str:
-    """A line for each parameter: name, shape, partition, share of a device."""
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    shardings = jax.tree.leaves(self.shardings(axes, shapes))
     lines = []
-    def one(path, shape, sharding):
-      share = int(np.prod(sharding.shard_shape(shape.shape))) * 4 / 2**20
-      name = jax.tree_util.keystr(path, simple=True, separator='.')
-      lines.append(f'{name:30} {str(shape.shape):24} {str(sharding.spec):44} {share:10.3f} MiB')
-    jax.tree_util.tree_map_with_path(one, shapes, self.shardings(axes, shapes))
+    for (path, leaf), sharding in zip(leaves, shardings, strict=True):
+      mib = math.prod(sharding.shard_shape(leaf.shape)) * 4 / 2**20
+      shape = str(leaf.shape)
+      partition = str(sharding.spec)
+      lines.append(f'{_dotted(path):30} {shape:24} {partition:44} {mib:10.3f} MiB')
     return '\n'.join(lines)
 
 
-def make_layout(config, devices=None, need=None, capacity: float | None = None) -> Layout:
-  """The layout of a mesh config (see DEFAULTS) over all devices, or those given.
+def make_layout(
+  options: MeshOptions | None = None,
+  devices: Sequence[jax.Device] | None = None,
+  need: MeshNeed | None = None,
+  capacity: float | None = None,
+) -> Layout:
+  """Returns the layout of a mesh; by default all devices are on the axis `data`.
 
   Args:
-    need: a MeshNeed, which the preset auto asks for.
-    capacity: bytes of a device, where it cannot be asked.
+    options: the sizes of the mesh; None for the defaults.
+    devices: the devices to use; None for all.
+    need: what the run needs, which the preset `auto` asks for.
+    capacity: bytes of a device's memory, where the device cannot be asked.
 
   Raises:
-    UserError: the axes do not multiply to the number of devices, or do not fit slices or rollout_tensor.
+    UserError: the axes do not multiply to the number of devices, or do not fit the slices or
+      rollout_tensor.
   """
-  devices = list(jax.devices() if devices is None else devices)
-  why, preset = '', config.get('preset', '')
-  if preset == 'auto':
-    if need is None:
-      raise UserError('config.mesh.preset: auto needs to know the models; name the axes here')
-    known, why = choose_mesh(need, len(devices), sum(one.process_index == devices[0].process_index for one in devices),
-                        capacity or device_memory(devices[0]))
-  elif preset and preset not in PRESETS:
-    raise UserError(f'config.mesh.preset: expected auto or one of {", ".join(PRESETS)}, got {preset!r}')
-  else:
-    known = PRESETS.get(preset, {})
-  said = {name: int(config.get(name, default)) for name, default in DEFAULTS.items() if name != 'preset'}
-  said |= {name: value for name, value in known.items() if said[name] == DEFAULTS[name]}
-  wide = said.pop('rollout_tensor')
-  sizes = {name: said[name] for name in AXES}
-  text = ' × '.join(f'{name} {size}' for name, size in sizes.items() if name == 'data' or size != 1)
-  free = [name for name, size in sizes.items() if size == -1]
-  fixed = int(np.prod([size for size in sizes.values() if size != -1]))
-  if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-    raise UserError(f'config.mesh: {text}: sizes must be positive, one of them may be -1')
-  if free:
-    sizes[free[0]] = len(devices) // fixed
-  if int(np.prod(list(sizes.values()))) != len(devices):
-    raise UserError(f'config.mesh: {text} does not fit {len(devices)} device(s)')
-  if wide and (wide < 0 or wide % sizes['tensor'] or sizes['fsdp'] * sizes['tensor'] % wide):
-    raise UserError(f'config.mesh.rollout_tensor: expected 0 or a multiple of tensor ({sizes["tensor"]}) that divides '
-                    f'fsdp × tensor ({sizes["fsdp"] * sizes["tensor"]}), got {wide}')
-  mesh = Mesh(arrange_devices(devices, sizes), tuple(sizes), axis_types=_auto(sizes))
-  return Layout(mesh, rollout_tensor=wide, why=why)
+  if options is None:
+    options = MeshOptions()
+  if not isinstance(options, MeshOptions):
+    options = from_section(MeshOptions, options)  # removed with the old stages
+  if devices is None:
+    devices = jax.devices()
+  devices = list(devices)
+
+  options, why = _apply_preset(options, devices, need, capacity)
+  sizes = _axis_sizes(options, len(devices))
+  _check_rollout_tensor(options.rollout_tensor, sizes)
+  mesh = _make_mesh(arrange_devices(devices, sizes), tuple(sizes))
+  return Layout(mesh, rollout_tensor=options.rollout_tensor, why=why)
 
 
-def arrange_devices(devices, sizes: dict) -> np.ndarray:
-  """Devices as an array of these axes, neighbours close to each other: the last axes within a slice of a TPU or a host's
-  fast network, `data` (or `fsdp`, where data does not divide) across slices.
+def arrange_devices(devices: Sequence[jax.Device], sizes: dict[str, int]) -> np.ndarray:
+  """Arranges devices in an array so that neighbours in it are close to each other.
+
+  The last axes lie within a slice of a TPU or a host's fast network; `data` (or `fsdp`, where
+  data does not divide) goes across slices.
+
+  Args:
+    devices: the devices of all processes.
+    sizes: the size of each axis, outermost first.
+
+  Returns:
+    An array of devices with a dimension for each axis.
 
   Raises:
-    UserError: neither divides over the slices.
+    UserError: neither axis divides over the slices.
   """
-  slices = len({getattr(device, 'slice_index', 0) for device in devices})
   shape = list(sizes.values())
+  slices = len({getattr(device, 'slice_index', 0) for device in devices})
   if slices == 1:
     return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-  across = next((name for name in ('data', 'fsdp') if sizes[name] % slices == 0), None)
-  if across is None:
-    raise UserError(f'config.mesh: data {sizes["data"]} or fsdp {sizes["fsdp"]} must be a multiple of the {slices} '
-                    'slices')
-  outer = [slices if name == across else 1 for name in sizes]
-  inner = [size // part for size, part in zip(shape, outer)]
-  return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+  crossing = [name for name in ('data', 'fsdp') if sizes[name] % slices == 0]
+  if not crossing:
+    raise UserError(
+      f'config.mesh: data {sizes["data"]} or fsdp {sizes["fsdp"]} must be a multiple of the '
+      f'{slices} slices'
+    )
+  outer = [slices if name == crossing[0] else 1 for name in sizes]
+  inner = [size // parts for size, parts in zip(shape, outer)]
+  return mesh_utils.create_hybrid_device_mesh(
+    inner,
+    outer,
+    devices,
+    allow_split_physical_axes=True,
+  )
 
 
-@dataclasses.dataclass(frozen=True)
-class MeshNeed:
-  """What a run asks of a mesh.
+def with_gathered_matrix(
+  layout: Layout,
+  function: Callable[..., Any],
+  matrix: jax.Array,
+  *rows: jax.Array,
+) -> Any:
+  """Computes function(matrix, *rows) with a sharded matrix; inside a jitted function.
 
-  Attributes:
-    parameters: of the largest model.
-    state: bytes of all models of the heaviest stage, with gradients and optimizer.
-    decoded: bytes of the largest model in what it computes in; 0 = decoding cannot lay it otherwise.
-    rows: a number that the rows which are computed at once are a multiple of, in every stage.
-    width: what `fsdp` must divide.
-    heads: what `tensor` must divide.
-  """
-  parameters: int
-  state: int
-  decoded: int
-  rows: int
-  width: int
-  heads: int
-
-
-def choose_mesh(need: MeshNeed, devices: int, local: int, memory: float) -> tuple[dict, str]:
-  """Sizes of a mesh by what the models need, and why: the fewest parts in which the state fits half of a device's memory
-  (the other half is for activations, caches and decoding), the rest to `data`; `tensor`, within a process, only where
-  there are more devices than rows; decoding over as few devices as hold its parameters in a quarter, or as many as can.
+  Each device computes its own rows with the whole matrix, which is cut along its first axis.
+  The matrix is gathered once; its gradient is summed over a device's rows first, and then
+  scattered once. XLA by itself would do both for every chunk of the sequence.
 
   Args:
-    devices: of all processes.
-    local: of one process.
-    memory: bytes of one device.
-
-  Raises:
-    UserError: there are fewer rows than devices, and heads cannot be cut either.
+    layout: the layout of training.
+    function: (matrix [D, V], *rows) → a tree of arrays [n, B, T].
+    matrix: [D, V], with the axes ('embed', 'vocab'). It and its gradient are sent in the dtype
+      of the first rows.
+    *rows: arrays [n, B, T, …]; B is sharded as a batch is, T as a length is, where it divides.
   """
-  parts = lambda n: [k for k in range(1, n + 1) if n % k == 0]
-  tensor = next((k for k in parts(local) if need.heads % k == 0 and devices % k == 0
-                 and need.rows % (devices // k) == 0), None)
-  if tensor is None:
-    raise UserError(f'config.mesh.preset: auto finds no mesh: {need.rows} rows and {need.heads} heads do not divide '
-                    f'over {devices} devices; change batch_size, minibatches or microbatches')
-  fitting = [k for k in parts(devices // tensor) if need.width % k == 0]
-  fsdp = next((k for k in fitting if need.state / (k * tensor) <= memory / 2), fitting[-1])
-  gib, share = 2 ** 30, need.state / (fsdp * tensor)
-  can = [k for k in parts(fsdp * tensor) if k % tensor == 0 and need.heads % k == 0
-         and need.decoded / k + share <= 0.9 * memory] if fsdp > 1 and need.decoded else []
-  wide = next((k for k in can if need.decoded / k <= memory / 4), max(can, default=0))
-  sizes = dict(data=devices // (fsdp * tensor), fsdp=fsdp, tensor=tensor, rollout_tensor=wide)
-  why = [f'{need.parameters / 1e9:.3g} billion parameters with all models and optimizers take {need.state / gib:.3g} '
-         f'GiB, {share / gib:.3g} on each device of {memory / gib:.3g}']
-  if share > memory / 2:
-    why.append('which leaves less than half: expect it to run out of memory')
-  if tensor > 1:
-    why.append(f'{need.rows} rows at once are fewer than {devices} devices, so heads are cut too')
-  if wide:
-    why.append(f'decoding holds {need.decoded / wide / gib:.3g} GiB of parameters on each')
-  named = ' × '.join(f'{name} {size}' for name, size in sizes.items() if name != 'rollout_tensor')
-  return sizes, f'mesh: {named}{f", rollout_tensor {wide}" if wide else ""}: {"; ".join(why)}'
+  dtype = rows[0].dtype
+  embed = layout.rules['embed']
+  context = layout.rules['length']
+  vocab = layout.rules['vocab']
+  manual = tuple(
+    axis for axis in layout.mesh.axis_names if axis != vocab
+  )  # XLA cuts the vocabulary
+  divides = rows[0].shape[2] % layout.mesh.shape[context] == 0
+  row_spec = layout.spec((None, 'batch', 'length' if divides else None))
+
+  def gather_copy(part: jax.Array) -> jax.Array:
+    # A copy for each device, [1, D, V] of [devices, D, V], so that each has its own gradient.
+    unreplicated = tuple(axis for axis in manual if axis not in embed)
+    varying = jax.lax.pcast(part, unreplicated, to='varying')
+    return _gather_rows(varying, embed, dtype)[None]
+
+  def compute(copy: jax.Array, *rows: jax.Array) -> Any:
+    result = function(copy[0], *rows)
+    if divides:
+      return result
+    return jax.lax.pmean(result, context)  # all devices along `context` computed the same
+
+  copies = jax.shard_map(
+    gather_copy,
+    mesh=layout.mesh,
+    in_specs=layout.spec(('embed', 'vocab')),
+    out_specs=PartitionSpec(manual, None, vocab),
+  )(matrix)
+  return jax.shard_map(
+    compute,
+    mesh=layout.mesh,
+    in_specs=(PartitionSpec(manual), *(row_spec for _ in rows)),
+    out_specs=row_spec,
+    axis_names=frozenset(manual),
+  )(copies, *rows)
 
 
-def device_memory(device) -> float:
-  """Bytes of a device; on a CPU its share of the machine's."""
-  limit = (device.memory_stats() or {}).get('bytes_limit') if device.platform != 'cpu' else None
-  return limit or os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / jax.local_device_count()
+def decoding_layout(layout: Layout) -> Layout:
+  """Returns the layout in which responses are decoded.
+
+  Rows are sharded over `context` too, as a decoding step has a single position, and parameters
+  as `rollout_tensor` says: `fsdp` is split into fsdp × wide, and heads, MLP and vocabulary are
+  cut over tensor × wide. The devices and their order are those of training, so that both
+  layouts may meet in one compiled program.
+  """
+  rules = {**layout.rules, 'batch': (*layout.rules['batch'], 'context'), 'length': None}
+  if not layout.rollout_tensor:
+    return Layout(layout.mesh, rules)
+  wide = layout.rollout_tensor // layout.mesh.shape['tensor']
+  sizes: dict[str, int] = {}
+  for name, size in layout.mesh.shape.items():
+    if name == 'fsdp':
+      sizes['fsdp'] = size // wide
+      sizes['wide'] = wide
+    else:
+      sizes[name] = size
+  rules['embed'] = None
+  for name in _tensor_axes():
+    rules[name] = ('tensor', 'wide')
+  devices = layout.mesh.devices.reshape(tuple(sizes.values()))
+  return Layout(_make_mesh(devices, tuple(sizes)), rules)
 
 
-def _auto(names):
-  return (jax.sharding.AxisType.Auto,) * len(names)
+def reshard_for_decoding(layout: Layout, params: Params, axes: Axes) -> Params:
+  """Returns parameters sharded as decoding needs them; inside a jitted function.
+
+  Args:
+    layout: the layout of training.
+    params: a tree of arrays.
+    axes: the same tree of tuples of axis names.
+  """
+  if not layout.rollout_tensor:
+    return params
+  decoding = decoding_layout(layout)
+  # XLA does each of these three steps without a whole copy of the parameters, but not all at once.
+  steps: tuple[dict[str, Any], ...] = (
+    {**_tensor_axes(), 'embed': ('fsdp', 'wide', 'context')},  # as training shards them
+    {'embed': ('fsdp', 'context')},  # heads cut further
+    {},  # gathered along the other axes
+  )
+  for changes in steps:
+    step = dataclasses.replace(decoding, rules={**decoding.rules, **changes})
+    shardings = step.shardings(axes, params)
+    params = jax.tree.map(jax.lax.with_sharding_constraint, params, shardings)
+  return params
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather_rows(part: jax.Array, axes: Any, dtype: Any) -> jax.Array:
+  """Gathers a matrix that is cut along its first axis, sent in `dtype`; in a shard_map."""
+  whole = jax.lax.all_gather(part.astype(dtype), axes, axis=0, tiled=True)
+  return whole.astype(part.dtype)
+
+
+def _gather_rows_forward(part, axes, dtype):
+  return _gather_rows(part, axes, dtype), None
+
+
+def _gather_rows_backward(axes, dtype, _, gradient):
+  parts = jax.lax.psum_scatter(gradient.astype(dtype), axes, scatter_dimension=0, tiled=True)
+  # Without the barrier XLA sums whole gradients over micro-batches, and scatters afterwards.
+  return (jax.lax.optimization_barrier(parts).astype(gradient.dtype),)
+
+
+_gather_rows.defvjp(_gather_rows_forward, _gather_rows_backward)
+
+
+def _apply_preset(
+  options: MeshOptions,
+  devices: Sequence[jax.Device],
+  need: MeshNeed | None,
+  capacity: float | None,
+) -> tuple[MeshOptions, str]:
+  """Returns the options with the sizes of their preset, and why `auto` chose them."""
+  if not options.preset:
+    return options, ''
+  why = ''
+  if options.preset == 'auto':
+    if need is None:
+      raise UserError('config.mesh.preset: auto needs to know the models; name the axes here')
+    here = devices[0].process_index
+    local = sum(device.process_index == here for device in devices)
+    memory = capacity or device_memory(devices[0])
+    sizes, why = choose_mesh(need, len(devices), local, memory)
+  elif options.preset in PRESETS:
+    sizes = PRESETS[options.preset]
+  else:
+    raise UserError(
+      f'config.mesh.preset: expected auto or one of {", ".join(PRESETS)}, got {options.preset!r}'
+    )
+  unset = {
+    name: size
+    for name, size in sizes.items()
+    if getattr(options, name) == getattr(MeshOptions, name)  # the default
+  }
+  return dataclasses.replace(options, **unset), why  # type: ignore[arg-type]
+
+
+def _axis_sizes(options: MeshOptions, devices: int) -> dict[str, int]:
+  """Returns the size of each axis, the free one computed; they multiply to `devices`."""
+  sizes = {name: getattr(options, name) for name in AXES}
+  text = ' × '.join(f'{name} {size}' for name, size in sizes.items() if name == 'data' or size != 1)
+  free = [name for name, size in sizes.items() if size == -1]
+  fixed = [size for size in sizes.values() if size != -1]
+  if len(free) > 1 or any(size < 1 for size in fixed):
+    raise UserError(f'config.mesh: {text}: sizes must be positive, one of them may be -1')
+  if free:
+    sizes[free[0]] = devices // math.prod(fixed)
+  if math.prod(sizes.values()) != devices:
+    raise UserError(f'config.mesh: {text} does not fit {devices} device(s)')
+  return sizes
+
+
+def _check_rollout_tensor(rollout_tensor: int, sizes: dict[str, int]) -> None:
+  """Raises UserError where decoding cannot cut parameters over so many devices."""
+  if not rollout_tensor:
+    return
+  tensor = sizes['tensor']
+  model_devices = sizes['fsdp'] * tensor
+  if rollout_tensor < 0 or rollout_tensor % tensor or model_devices % rollout_tensor:
+    raise UserError(
+      f'config.mesh.rollout_tensor: expected 0 or a multiple of tensor ({tensor}) that divides '
+      f'fsdp × tensor ({model_devices}), got {rollout_tensor}'
+    )
+
+
+def _make_mesh(devices: np.ndarray, names: tuple[str, ...]) -> Mesh:
+  """Returns a mesh on which XLA decides what is not constrained (axis type Auto)."""
+  return Mesh(devices, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))
+
+
+def _tensor_axes() -> dict[str, str]:
+  """Returns the rules of the array axes that `tensor` cuts: heads, MLP and vocabulary."""
+  return {name: axis for name, axis in RULES.items() if axis == 'tensor'}
+
+
+def _check_divides(layout: Layout, parameter: str, shape: Sequence[int], names: Names) -> None:
+  """Raises UserError where a dimension does not divide over its mesh axes."""
+  for size, name, entry in zip(shape, names, layout.spec(names)):
+    ways = _ways(layout.mesh, entry)
+    if size % ways:
+      raise UserError(
+        f'mesh: {parameter} has {name} = {size}, which does not divide over {ways} devices '
+        f'({", ".join(_as_tuple(entry))}); choose another mesh'
+      )
+
+
+def _place_rows(x: Any, sharding: NamedSharding) -> jax.Array:
+  """Puts one host array [B, …] on the mesh; one that is there already stays as it is."""
+  if isinstance(x, jax.Array) and len(x.sharding.device_set) == sharding.mesh.size:
+    return x
+  return jax.make_array_from_callback(np.shape(x), sharding, np.asarray(x).__getitem__)
+
+
+def _abstract_array(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+
+def _ways(mesh: Mesh, entry: str | Sequence[str] | None) -> int:
+  """Returns into how many parts an entry of a partition cuts an axis."""
+  return math.prod(mesh.shape[axis] for axis in _as_tuple(entry))
+
+
+def _as_tuple(entry: str | Sequence[str] | None) -> tuple[str, ...]:
+  """Returns the mesh axes of an entry of a partition."""
+  if entry is None:
+    return ()
+  if isinstance(entry, str):
+    return (entry,)
+  return tuple(entry)
+
+
+def _dotted(path: Any) -> str:
+  """Returns the name of a leaf, such as layers.query."""
+  return jax.tree_util.keystr(path, simple=True, separator='.')

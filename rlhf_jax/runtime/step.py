@@ -1,30 +1,28 @@
-"""From a loss to a compiled train step: micro-batches, gradient clipping, optimizer, guard, donation, shardings."""
+"""From a loss to a compiled train step.
 
-import math
-from typing import Any, Callable
+A train step is a pure function (state, batch, …) → (state, metrics). This module has the parts
+it is made of: gradients accumulated over micro-batches, an update that is skipped where it
+would not be finite, and `compile_step`, the only place where a step is jitted.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
-from rlhf_jax.errors import UserError
-from rlhf_jax.types import TrainState, merge_params
+from rlhf_jax.options import defaults
+from rlhf_jax.runtime import optimizers
+from rlhf_jax.runtime.mesh import Layout
+from rlhf_jax.types import merge_params, Params, TrainState
 
-OPTIMIZER = dict(
-    learning_rate=3e-4,  # the peak
-    schedule='cosine',  # after the warm-up: constant, linear or cosine
-    final_scale=0.1,  # the last learning rate as a part of the peak
-    warmup_steps=0,
-    b1=0.9,
-    b2=0.999,
-    eps=1e-8,
-    weight_decay=0.0,  # decoupled; never on norms and biases
-    clip_norm=1.0,  # global norm of the gradient; 0 = off
-    moment_dtype='float32',  # of the first moment; bfloat16 halves it (the second, whose root divides, stays float32)
-)
+Metrics = dict[str, jax.Array]  # name → [] float32
 
-SCHEDULES = ('constant', 'linear', 'cosine')
+OPTIMIZER = defaults(optimizers.OptimizerOptions)  # removed with the old stages
+make_optimizer = optimizers.make_optimizer  # removed with the old stages
 
 
 @flax.struct.dataclass
@@ -33,189 +31,363 @@ class Loss:
 
   Attributes:
     total: [] float32, the sum to minimise; the loss is total / weight.
-    weight: [] float32, what the sum is over (tokens, prompts, …).
-    means: statistics summed over the same, reported divided by the weight; a pair brings a weight of its own.
-    counts: statistics reported as they are.
+    weight: [] float32, the number of terms in the sum (tokens, prompts, …).
+    means: statistics summed over the same terms and reported divided by the weight; a pair
+      (sum, weight) brings a weight of its own.
+    counts: statistics that are reported as they are.
   """
+
   total: jax.Array
   weight: jax.Array
-  means: dict
-  counts: dict = flax.struct.field(default_factory=dict)
+  means: dict[str, Any]
+  counts: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
 
 
-def make_schedule(config, updates: int):
-  """Learning rate by update: a linear warm-up, then the schedule down to final_scale × the peak."""
-  if config.schedule not in SCHEDULES:
-    raise UserError(f'optimizer.schedule: expected one of {", ".join(SCHEDULES)}, got {config.schedule!r}')
-  peak, left = config.learning_rate, max(updates - config.warmup_steps, 1)
-  decay = {
-      'constant': lambda: optax.constant_schedule(peak),
-      'linear': lambda: optax.linear_schedule(peak, peak * config.final_scale, left),
-      'cosine': lambda: optax.cosine_decay_schedule(peak, left, config.final_scale),
-  }[config.schedule]()
-  warm = optax.linear_schedule(0.0, peak, max(config.warmup_steps, 1))
-  return optax.join_schedules([warm, decay], [config.warmup_steps]) if config.warmup_steps else decay
+LossFunction = Callable[[Params, Any, jax.Array], Loss]  # (params, batch, key) → Loss
 
 
-def make_optimizer(config, updates: int) -> optax.GradientTransformation:
-  """AdamW with global-norm clipping (see OPTIMIZER) for a run of so many updates.
-
-  Raises:
-    UserError: a value with which a finite gradient could make an update that is not.
-  """
-  def decayed(params):
-    kept = lambda path: any(word in jax.tree_util.keystr(path) for word in ('norm', 'bias'))
-    return jax.tree_util.tree_map_with_path(lambda path, _: not kept(path), params)
-  if config.moment_dtype not in ('float32', 'bfloat16'):
-    raise UserError(f'optimizer.moment_dtype: expected float32 or bfloat16, got {config.moment_dtype!r}')
-  if not (config.eps > 0 and 0 <= config.b1 < 1 and 0 <= config.b2 < 1 and math.isfinite(config.learning_rate)):
-    raise UserError('optimizer: expected a finite learning_rate, eps above 0, b1 and b2 from 0 and below 1; got '
-                    + ', '.join(f'{name} {config[name]}' for name in ('learning_rate', 'eps', 'b1', 'b2')))
-  adamw = optax.adamw(make_schedule(config, updates), config.b1, config.b2, config.eps,
-                      weight_decay=config.weight_decay, mask=decayed, mu_dtype=config.moment_dtype)
-  return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
-
-
-def optimizer_shardings(optimizer, params_shapes, params_shardings, replicated):
-  """The optimizer's state lies as the parameters do; its counters are on every device."""
-  shapes = jax.eval_shape(optimizer.init, params_shapes)
-  return optax.tree.map_params(optimizer, lambda _, sharding: sharding, shapes, params_shardings,
-                               transform_non_params=lambda _: replicated)
-
-
-def create_train_state(params, optimizer, key, layout, frozen=None) -> TrainState:
-  """The state before the first update; every leaf is born sharded.
+def create_train_state(
+  params: Params,
+  optimizer: optax.GradientTransformation,
+  key: jax.Array,
+  layout: Layout,
+  frozen: Params | None = None,
+) -> TrainState:
+  """Returns the state before the first update; every array is created sharded.
 
   Args:
-    params: sharded parameters to train; given up to the state.
-    key: [] the run's root key.
-    frozen: the rest of the model, which stays as it is.
+    params: sharded parameters to train. The state takes them over: the first step donates
+      their buffers.
+    optimizer: the optimizer, whose state is sharded as the parameters are.
+    key: [] the run's root random key.
+    layout: the mesh the parameters are sharded on.
+    frozen: the parameters of the model that are not trained.
   """
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
-  opt_shardings = optimizer_shardings(optimizer, params, shardings, layout.sharding())
+  replicated = layout.sharding()
+  opt_shardings = optimizers.optimizer_shardings(
+    optimizer,
+    params,
+    jax.tree.map(lambda leaf: leaf.sharding, params),
+    replicated,
+  )
   opt_state = layout.create(optimizer.init, opt_shardings, params)
-  step, key = layout.create(lambda: (jnp.zeros((), jnp.int32), key), layout.sharding())
-  return TrainState(step=step, trained=params, opt_state=opt_state, key=key, frozen={'params': frozen} if frozen else {})
+  step, key = layout.create(lambda: (jnp.zeros((), jnp.int32), key), replicated)
+  return TrainState(
+    step=step,
+    trained=params,
+    opt_state=opt_state,
+    key=key,
+    frozen={'params': frozen} if frozen else {},
+  )
 
 
-def compute_gradients(loss: Callable[..., Loss], params, batch, key, microbatches: int = 1):
-  """Loss and gradient of a batch, in equal parts one after the other: the same numbers for any number of parts.
+def gradient_step(
+  loss: LossFunction,
+  optimizer: optax.GradientTransformation,
+  state: TrainState,
+  batch: Any,
+  *,
+  microbatches: int = 1,
+) -> tuple[TrainState, Metrics]:
+  """Makes one update of a state from the gradient of a loss: the whole step of simple stages.
+
+  Where the loss or the gradient is not finite, the state comes back unchanged, `step` included.
+
+  Args:
+    loss: (params, batch, key) → Loss, with the parameters of the whole model, frozen ones too.
+    optimizer: the optimizer that made `state.opt_state`.
+    state: the state before the update.
+    batch: a tree of arrays [B, …], B a multiple of `microbatches`.
+    microbatches: the number of parts of the batch that are computed one after the other.
+
+  Returns:
+    The state after the update, and the metrics of the loss and the update.
+  """
+  key = jax.random.fold_in(state.key, state.step)
+  frozen = state.frozen.get('params', {})
+
+  def loss_of_trained(trained: Params, batch: Any, key: jax.Array) -> Loss:
+    return loss(merge_params(trained, frozen), batch, key)
+
+  gradients, metrics = compute_gradients(
+    loss_of_trained,
+    state.trained,
+    batch,
+    key,
+    microbatches,
+  )
+  trained, opt_state, metrics = apply_update(
+    optimizer,
+    state.trained,
+    state.opt_state,
+    gradients,
+    metrics,
+  )
+  made = update_is_finite(metrics).astype(jnp.int32)
+  new_state = dataclasses.replace(
+    state,
+    step=state.step + made,
+    trained=trained,
+    opt_state=opt_state,
+  )
+  return new_state, metrics
+
+
+def compute_gradients(
+  loss: LossFunction,
+  params: Params,
+  batch: Any,
+  key: jax.Array,
+  microbatches: int = 1,
+) -> tuple[Params, Metrics]:
+  """Computes loss and gradient of a batch, in equal parts one after the other.
+
+  As sums are accumulated and divided once, the numbers are the same for any number of parts.
 
   Args:
     loss: (params, batch, key) → Loss.
-    batch: a tree of arrays [B, …], B a multiple of microbatches.
+    params: the parameters to differentiate by.
+    batch: a tree of arrays [B, …], B a multiple of `microbatches`.
+    key: [] a random key; each of several parts gets its own.
+    microbatches: the number of parts.
 
   Returns:
-    (gradients of total / weight, metrics: dict of [] float32).
+    The gradients of total / weight, and the metrics `loss`, means and counts.
   """
-  def part(batch, key):
-    def total(params):
-      value = loss(params, batch, key)
-      return value.total, value
-    (_, value), grads = jax.value_and_grad(total, has_aux=True)(params)
-    return value, grads
-
   if microbatches == 1:
-    value, grads = part(batch, key)
+    value, gradients = _loss_and_gradients(loss, params, batch, key)
   else:
-    parts = _cut(batch, microbatches)
-    keys = jax.random.split(key, microbatches)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
-                         jax.eval_shape(part, jax.tree.map(lambda x: x[0], parts), key))
-    add = lambda sums, one: (jax.tree.map(jnp.add, sums, part(*one)), None)
-    (value, grads), _ = jax.lax.scan(add, zeros, (parts, keys))
-  weight = jnp.maximum(value.weight, 1e-9)
-  mean = lambda x: x[0] / jnp.maximum(x[1], 1e-9) if isinstance(x, tuple) else x / weight
-  metrics = {'loss': value.total / weight, **{name: mean(x) for name, x in value.means.items()}, **value.counts}
-  return jax.tree.map(lambda g: g / weight, grads), metrics
+    value, gradients = _accumulate(loss, params, batch, key, microbatches)
+  weight = jnp.maximum(value.weight, 1e-9)  # a batch in which nothing counts has loss 0
+  metrics = {'loss': value.total / weight}
+  for name, statistic in value.means.items():
+    if isinstance(statistic, tuple):
+      total, own_weight = statistic
+      metrics[name] = total / jnp.maximum(own_weight, 1e-9)
+    else:
+      metrics[name] = statistic / weight
+  metrics.update(value.counts)
+  return jax.tree.map(lambda g: g / weight, gradients), metrics
 
 
-def map_in_parts(function: Callable[..., Any], batch, parts: int):
-  """function(batch) computed part by part to save memory; arrays [B, …] in and out, B a multiple of parts."""
+def map_in_parts(function: Callable[[Any], Any], batch: Any, parts: int) -> Any:
+  """Computes function(batch) part by part, to save memory.
+
+  Args:
+    function: maps a tree of arrays [b, …] to a tree of arrays [b, …], for any b.
+    batch: a tree of arrays [B, …], B a multiple of `parts`.
+    parts: the number of parts.
+
+  Returns:
+    The tree of arrays [B, …], rows in the order of the batch.
+  """
   if parts == 1:
     return function(batch)
-  out = jax.lax.map(function, _cut(batch, parts))
-  return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), out)
+  results = jax.lax.map(function, _split_rows(batch, parts))
+  return jax.tree.map(_join_rows, results)
 
 
-def _cut(batch, parts):
-  """[B, …] → [parts, B / parts, …]; every part takes every n-th row, so that it lies on all devices."""
-  return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+def apply_update(
+  optimizer: optax.GradientTransformation,
+  params: Params,
+  opt_state: Any,
+  gradients: Params,
+  metrics: Metrics,
+) -> tuple[Params, Any, Metrics]:
+  """Makes one optimizer update; where loss or gradient is not finite, nothing changes.
 
+  The metrics say whether it did, see `update_is_finite`. The update itself is not looked at:
+  Adam's update of a finite gradient is finite, and if it were, XLA would keep all of it in
+  memory before writing any of it.
 
-def apply_update(optimizer, params, opt_state, grads, metrics):
-  """One optimizer update; where loss or gradient is not finite, nothing changes but the metrics say so. (Adam's update of
-  a finite gradient is finite. Were it looked at too, XLA would keep all of it before writing anything.)
+  Args:
+    optimizer: the optimizer.
+    params: the parameters.
+    opt_state: the optimizer's state.
+    gradients: the tree of the parameters.
+    metrics: with `loss`, as `compute_gradients` returns them.
 
   Returns:
-    (params, opt_state, metrics with norm/gradient, norm/update and norm/params).
+    Parameters, optimizer state, and metrics with norm/gradient, norm/update and norm/params
+    (of the parameters before the update).
   """
-  metrics = {**metrics, 'norm/gradient': optax.tree.norm(grads)}
-  fine = update_is_finite(metrics)
-  keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, old)
-  updates, new_opt_state = optimizer.update(grads, opt_state, params)
-  metrics |= {'norm/update': optax.tree.norm(updates), 'norm/params': optax.tree.norm(params)}
-  return keep(optax.apply_updates(params, updates), params), keep(new_opt_state, opt_state), metrics
+  metrics = {**metrics, 'norm/gradient': optax.tree.norm(gradients)}
+  finite = update_is_finite(metrics)
+
+  def keep_if_finite(new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+  updates, new_opt_state = optimizer.update(gradients, opt_state, params)
+  metrics['norm/update'] = optax.tree.norm(updates)
+  metrics['norm/params'] = optax.tree.norm(params)
+  new_params = optax.apply_updates(params, updates)
+  return (
+    keep_if_finite(new_params, params),
+    keep_if_finite(new_opt_state, opt_state),
+    metrics,
+  )
 
 
-def update_is_finite(metrics):
-  """Whether an update with these metrics was made: loss and gradient are finite. The shape of a metric, bool."""
+def update_is_finite(metrics: Metrics) -> jax.Array:
+  """Returns whether the update with these metrics was made: its loss and gradient are finite.
+
+  Args:
+    metrics: as `apply_update` returns them, or stacked along leading axes by a scan.
+
+  Returns:
+    A bool array of the shape of one metric.
+  """
   return jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['norm/gradient'])
 
 
-def build(loss: Callable[..., Loss], optimizer, layout, microbatches: int = 1) -> Callable[..., Any]:
-  """The train step of a loss.
+def compile_step(
+  train_step: Callable[..., tuple[Any, Metrics]],
+  layout: Layout,
+  donate: bool = True,
+) -> 'CompiledStep':
+  """Compiles a pure train step for a mesh: jit, donation and shardings are applied here only.
 
   Args:
-    loss: (params, batch, key, *frozen) → Loss.
-    microbatches: parts of the batch, accumulated in one compiled scan.
-
-  Returns:
-    step(state, host batch, *frozen) → (state, metrics). The state's buffers are given up; its step and parameters
-    stay as they were where the loss is not finite.
+    train_step: (state, batch, *others) → (state, metrics), a pure function.
+    layout: where batches are placed.
+    donate: whether the buffers of the state are donated. Without it a state can be used
+      again after a step, at the cost of a second copy of it in memory.
   """
-  def train_step(state, batch, *frozen):
-    key = jax.random.fold_in(state.key, state.step)
-    rest = state.frozen.get('params', {})
-    grads, metrics = compute_gradients(lambda p, b, k: loss(merge_params(p, rest), b, k, *frozen), state.trained, batch, key, microbatches)
-    trained, opt_state, metrics = apply_update(optimizer, state.trained, state.opt_state, grads, metrics)
-    state = state.replace(step=state.step + update_is_finite(metrics).astype(jnp.int32), trained=trained, opt_state=opt_state)
-    return state, metrics
-
-  compiled = compile_step(train_step, layout)
-
-  def step(state, batch, *frozen):
-    return compiled(state, layout.place(batch), *frozen)
-
-  step.lower = compiled.lower
-  return step
+  return CompiledStep(train_step, layout, donate)
 
 
-def compile_step(train_step, layout):
-  """Jit of (state, batch, *frozen) → (state, metrics): the state keeps its shardings and gives up its buffers (but the
-  frozen ones), metrics are whole on every device. Compiled once for each tree and shape of its arguments; `lower` of it
-  takes the same, or shapes with shardings."""
-  compiled = {}
+class CompiledStep:
+  """A compiled train step, called as step(state, batch, *others) → (state, metrics).
 
-  def apart(state, frozen, *rest):
-    state, metrics = train_step(state.replace(frozen=frozen), *rest)
-    return state.replace(frozen={}), metrics
+  - The state keeps its shardings; its buffers are donated, but for those of `state.frozen`.
+  - Arrays of the batch that are on the host are sharded along their rows (`Layout.place`).
+  - `others`, such as the parameters of a reference model, are passed on as they are.
+  - Metrics are replicated.
 
-  def program(state):
-    which = jax.tree.structure(state)
-    if which not in compiled:
-      shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-      compiled[which] = jax.jit(apart, donate_argnums=0, out_shardings=(shardings, layout.sharding()))
-    return compiled[which]
+  It is compiled once for each structure and shape of its arguments.
+  """
 
-  def call(state, *rest):
-    state, frozen = state.replace(frozen={}), state.frozen
-    state, metrics = program(state)(state, frozen, *rest)
-    return state.replace(frozen=frozen), metrics
+  def __init__(
+    self,
+    train_step: Callable[..., tuple[Any, Metrics]],
+    layout: Layout,
+    donate: bool,
+  ):
+    self._train_step = train_step
+    self._layout = layout
+    self._donate = donate
+    # A jitted function for each structure of a state, as its output shardings, those of the
+    # state that goes in, are a tree of the same structure.
+    self._jitted: dict[Any, Any] = {}
 
-  def lower(state, *rest):
-    state, frozen = state.replace(frozen={}), state.frozen
-    return program(state).lower(state, frozen, *rest)
+  def __call__(self, state: Any, batch: Any, *others: Any) -> tuple[Any, Metrics]:
+    """Makes one step; the state that goes in must not be used afterwards, where donated.
 
-  call.lower = lower
-  return call
+    Args:
+      state: a flax.struct dataclass of sharded arrays, with the field `frozen`.
+      batch: a tree of arrays [B, …], on the host or on the mesh.
+      *others: further arguments of the train step.
+    """
+    frozen = state.frozen
+    donated = state.replace(frozen={})
+    step = self._jit(donated)
+    new_state, metrics = step(donated, frozen, self._layout.place(batch), *others)
+    return new_state.replace(frozen=frozen), metrics
+
+  def lower(self, state: Any, batch: Any, *others: Any) -> jax.stages.Lowered:
+    """Lowers the step for arguments of the same kind, or for abstract arrays with shardings."""
+    frozen = state.frozen
+    donated = state.replace(frozen={})
+    return self._jit(donated).lower(donated, frozen, batch, *others)
+
+  def _jit(self, state: Any) -> Any:
+    """Returns the jitted function (state without frozen, frozen, batch, …) for such a state."""
+    structure = jax.tree.structure(state)
+    if structure not in self._jitted:
+      state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+      replicated = self._layout.sharding()
+      self._jitted[structure] = jax.jit(
+        self._step_of_parts,
+        donate_argnums=0 if self._donate else (),
+        out_shardings=(state_shardings, replicated),
+      )
+    return self._jitted[structure]
+
+  def _step_of_parts(self, donated: Any, frozen: Any, batch: Any, *others: Any) -> Any:
+    """Calls the train step; `frozen` is an argument of its own, as it is not donated."""
+    state = donated.replace(frozen=frozen)
+    new_state, metrics = self._train_step(state, batch, *others)
+    return new_state.replace(frozen={}), metrics
+
+
+def build(
+  loss: Callable[..., Loss],
+  optimizer: optax.GradientTransformation,
+  layout: Layout,
+  microbatches: int = 1,
+) -> CompiledStep:  # removed with the old stages
+  """Returns the compiled train step of a loss (params, batch, key, *frozen) → Loss."""
+
+  def train_step(state: TrainState, batch: Any, *frozen: Any) -> tuple[TrainState, Metrics]:
+    def loss_of_batch(params: Params, batch: Any, key: jax.Array) -> Loss:
+      return loss(params, batch, key, *frozen)
+
+    return gradient_step(loss_of_batch, optimizer, state, batch, microbatches=microbatches)
+
+  return compile_step(train_step, layout)
+
+
+def _loss_and_gradients(
+  loss: LossFunction,
+  params: Params,
+  batch: Any,
+  key: jax.Array,
+) -> tuple[Loss, Params]:
+  """Returns the loss of a batch and the gradients of its total."""
+
+  def total(params: Params) -> tuple[jax.Array, Loss]:
+    value = loss(params, batch, key)
+    return value.total, value
+
+  (_, value), gradients = jax.value_and_grad(total, has_aux=True)(params)
+  return value, gradients
+
+
+def _accumulate(
+  loss: LossFunction,
+  params: Params,
+  batch: Any,
+  key: jax.Array,
+  microbatches: int,
+) -> tuple[Loss, Params]:
+  """Returns the sums of `_loss_and_gradients` over parts of the batch, in one compiled scan."""
+  parts = _split_rows(batch, microbatches)
+  keys = jax.random.split(key, microbatches)
+
+  def compute(batch: Any, key: jax.Array) -> tuple[Loss, Params]:
+    return _loss_and_gradients(loss, params, batch, key)
+
+  def add(sums: Any, part: Any) -> tuple[Any, None]:
+    return jax.tree.map(jnp.add, sums, compute(*part)), None
+
+  first_part = jax.tree.map(lambda x: x[0], parts)
+  shapes = jax.eval_shape(compute, first_part, key)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  sums, _ = jax.lax.scan(add, zeros, (parts, keys))
+  return sums
+
+
+def _split_rows(batch: Any, parts: int) -> Any:
+  """Splits [B, …] into [parts, B / parts, …].
+
+  Every part takes every n-th row, so that each part lies on all devices.
+  """
+  return jax.tree.map(
+    lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1),
+    batch,
+  )
+
+
+def _join_rows(x: jax.Array) -> jax.Array:
+  """Joins [parts, B / parts, …] to [B, …]; the inverse of `_split_rows`."""
+  return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])

@@ -152,7 +152,7 @@ def test_fingerprints():
   first = sum(int(b) * (2 * i + 1) for i, b in enumerate(bits)) % 2 ** 32
   def prints(x, devices=1):
     array = jax.device_put(x, NamedSharding(_mesh(devices), PartitionSpec('fsdp')))
-    return checkpoint._describe({'x': array})['x']['fingerprint']
+    return checkpoint._describe_arrays({'x': array})['x']['fingerprint']
   assert prints(values)[0] == first
   assert prints(values) == prints(values, 8)
   swapped = values.copy()

@@ -148,7 +148,7 @@ def test_killed_and_repeated(tmp_path, alone):
 def test_sigterm_in_a_program(tmp_path, alone):
   stopped = _program(tmp_path, 14, signal.SIGTERM, 7)
   assert stopped.returncode == 128 + signal.SIGTERM
-  assert stopped.stderr.splitlines()[-1] == 'toy: stopped by SIGTERM at step 7, saved; repeat the command to go on'
+  assert stopped.stderr.splitlines()[-1] == 'toy: stopped by SIGTERM at step 7, saved; repeat the command to continue'
   assert not (tmp_path / 'done.json').exists()
   _same(loop.run(_stage(), _config(), tmp_path, {}), tmp_path, alone)
 

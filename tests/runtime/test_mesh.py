@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.runtime import mesh
+from rlhf_jax.runtime import mesh, mesh_choice
 
 
 def layout(**axes):
@@ -59,7 +59,7 @@ def test_a_dimension_that_does_not_divide_is_named():
 
 
 def test_description_says_each_share():
-  text = layout(fsdp=8, data=1).describe({'w': ('embed', 'mlp')}, {'w': jax.ShapeDtypeStruct((1024, 256), 'float32')})
+  text = layout(fsdp=8, data=1).describe_parameters({'w': ('embed', 'mlp')}, {'w': jax.ShapeDtypeStruct((1024, 256), 'float32')})
   assert text.startswith('w ') and '0.125 MiB' in text
 
 
@@ -98,7 +98,7 @@ def test_presets():
 
 def billions(count, rows=64, heads=8):
   """PPO with four models of so many parameters."""
-  return mesh.MeshNeed(parameters=int(count * 1e9), state=int(count * 40e9), decoded=int(count * 4e9), rows=rows, width=4096,
+  return mesh_choice.MeshNeed(parameters=int(count * 1e9), state=int(count * 40e9), decoded=int(count * 4e9), rows=rows, width=4096,
                    heads=heads)
 
 
@@ -111,16 +111,16 @@ def billions(count, rows=64, heads=8):
     (billions(70, rows=256), 256, 4, 16e9, dict(data=1, fsdp=256, tensor=1, rollout_tensor=0)),  # 280 GB do not fit in 8
 ])
 def test_auto_takes_the_fewest_parts_that_fit(need, devices, local, memory, sizes):
-  assert mesh.choose_mesh(need, devices, local, memory)[0] == sizes
+  assert mesh_choice.choose_mesh(need, devices, local, memory)[0] == sizes
 
 
 def test_auto_says_why():
-  _, why = mesh.choose_mesh(billions(8, rows=8), 8, 8, 80 * 2**30)
+  _, why = mesh_choice.choose_mesh(billions(8, rows=8), 8, 8, 80 * 2**30)
   assert why == ('mesh: data 1 × fsdp 8 × tensor 1, rollout_tensor 2: 8 billion parameters with all models and optimizers '
                  'take 298 GiB, 37.3 on each device of 80; decoding holds 14.9 GiB of parameters on each')
-  assert 'expect it to run out of memory' in mesh.choose_mesh(billions(70), 8, 8, 80e9)[1]
+  assert 'expect it to run out of memory' in mesh_choice.choose_mesh(billions(70), 8, 8, 80e9)[1]
   with pytest.raises(UserError, match='3 rows and 2 heads do not divide over 8 devices; change batch_size'):
-    mesh.choose_mesh(billions(1, rows=3, heads=2), 8, 8, 80e9)
+    mesh_choice.choose_mesh(billions(1, rows=3, heads=2), 8, 8, 80e9)
   with pytest.raises(UserError, match='preset: auto needs to know the models'):
     layout(preset='auto')
 

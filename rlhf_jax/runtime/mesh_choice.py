@@ -1,0 +1,147 @@
+"""Chooses a mesh by the size of the models: the preset `auto` of the mesh.
+
+The rule: the state is cut into the fewest parts that fit half of a device's memory, as the
+other half is for activations, caches and decoding; all other devices go to `data`.
+"""
+
+import dataclasses
+import os
+
+import jax
+
+from rlhf_jax.errors import UserError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshNeed:
+  """What a run needs of a mesh.
+
+  Attributes:
+    parameters: the number of parameters of the largest model.
+    state: bytes of all models of the heaviest stage, with gradients and optimizer.
+    decoded: bytes of the largest model in the dtype it computes in; 0 = decoding cannot shard
+      it otherwise than training does.
+    rows: a number that divides the rows which are computed at once, in every stage.
+    width: what the axis `fsdp` must divide.
+    heads: what the axis `tensor` must divide.
+  """
+
+  parameters: int
+  state: int
+  decoded: int
+  rows: int
+  width: int
+  heads: int
+
+
+def choose_mesh(
+  need: MeshNeed,
+  devices: int,
+  local: int,
+  memory: float,
+) -> tuple[dict[str, int], str]:
+  """Chooses the sizes of a mesh by what the models need.
+
+  `tensor` is more than 1 only where there are more devices than rows, and stays within a
+  process. Decoding spreads parameters over the fewest devices that hold them in a quarter of
+  their memory, or over as many as it can.
+
+  Args:
+    need: what the run needs.
+    devices: the number of devices of all processes.
+    local: the number of devices of one process.
+    memory: bytes of one device.
+
+  Returns:
+    The sizes {data, fsdp, tensor, rollout_tensor}, and one line that gives the reasons.
+
+  Raises:
+    UserError: there are fewer rows than devices, and heads cannot be cut either.
+  """
+  tensor = _choose_tensor(need, devices, local)
+  fsdp = _choose_fsdp(need, devices // tensor, tensor, memory)
+  rollout_tensor = _choose_rollout_tensor(need, fsdp, tensor, memory)
+  sizes = {
+    'data': devices // (fsdp * tensor),
+    'fsdp': fsdp,
+    'tensor': tensor,
+    'rollout_tensor': rollout_tensor,
+  }
+  return sizes, _explain(need, sizes, devices, memory)
+
+
+def device_memory(device: jax.Device) -> float:
+  """Returns the bytes of a device's memory; for a CPU device its share of the machine's."""
+  limit = None
+  if device.platform != 'cpu':
+    limit = (device.memory_stats() or {}).get('bytes_limit')
+  if limit:
+    return limit
+  machine = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  return machine / jax.local_device_count()
+
+
+def _choose_tensor(need: MeshNeed, devices: int, local: int) -> int:
+  """Returns the smallest size of `tensor` with which rows divide over the other devices."""
+  for tensor in _divisors(local):
+    if need.heads % tensor or devices % tensor:
+      continue
+    if need.rows % (devices // tensor) == 0:
+      return tensor
+  raise UserError(
+    f'config.mesh.preset: auto finds no mesh: {need.rows} rows and {need.heads} heads do not '
+    f'divide over {devices} devices; change batch_size, minibatches or microbatches'
+  )
+
+
+def _choose_fsdp(need: MeshNeed, devices: int, tensor: int, memory: float) -> int:
+  """Returns the smallest size of `fsdp` with which the state fits, or the largest there is."""
+  candidates = [size for size in _divisors(devices) if need.width % size == 0]
+  for fsdp in candidates:
+    if need.state / (fsdp * tensor) <= memory / 2:
+      return fsdp
+  return candidates[-1]
+
+
+def _choose_rollout_tensor(need: MeshNeed, fsdp: int, tensor: int, memory: float) -> int:
+  """Returns over how many devices decoding cuts parameters; 0 = as training does."""
+  if fsdp == 1 or not need.decoded:
+    return 0
+  state_share = need.state / (fsdp * tensor)
+  candidates = []
+  for ways in _divisors(fsdp * tensor):
+    divides = ways % tensor == 0 and need.heads % ways == 0
+    if divides and need.decoded / ways + state_share <= 0.9 * memory:
+      candidates.append(ways)
+  for ways in candidates:
+    if need.decoded / ways <= memory / 4:
+      return ways
+  return max(candidates, default=0)
+
+
+def _explain(need: MeshNeed, sizes: dict[str, int], devices: int, memory: float) -> str:
+  """Returns one line: the mesh and why it was chosen."""
+  share = need.state / (sizes['fsdp'] * sizes['tensor'])
+  reasons = [
+    f'{need.parameters / 1e9:.3g} billion parameters with all models and optimizers take '
+    f'{need.state / GIB:.3g} GiB, {share / GIB:.3g} on each device of {memory / GIB:.3g}'
+  ]
+  if share > memory / 2:
+    reasons.append('which leaves less than half: expect it to run out of memory')
+  if sizes['tensor'] > 1:
+    reasons.append(
+      f'{need.rows} rows at once are fewer than {devices} devices, so heads are cut too'
+    )
+  mesh = ' × '.join(f'{name} {sizes[name]}' for name in ('data', 'fsdp', 'tensor'))
+  ways = sizes['rollout_tensor']
+  if ways:
+    mesh += f', rollout_tensor {ways}'
+    reasons.append(f'decoding holds {need.decoded / ways / GIB:.3g} GiB of parameters on each')
+  return f'mesh: {mesh}: {"; ".join(reasons)}'
+
+
+def _divisors(number: int) -> list[int]:
+  """Returns the divisors of a number in ascending order."""
+  return [size for size in range(1, number + 1) if number % size == 0]

@@ -1,0 +1,146 @@
+"""AdamW with clipping and a learning-rate schedule, from typed options."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import optax
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.types import Params
+
+SCHEDULES = ('constant', 'linear', 'cosine')
+MOMENT_DTYPES = ('float32', 'bfloat16')
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerOptions:
+  """Settings of AdamW, its schedule and gradient clipping."""
+
+  learning_rate: float = 3e-4  # the peak
+  schedule: str = 'cosine'  # after the warm-up: constant, linear or cosine
+  final_scale: float = 0.1  # the last learning rate as a fraction of the peak
+  warmup_steps: int = 0
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-8
+  weight_decay: float = 0.0  # decoupled; never applied to norms and biases
+  clip_norm: float = 1.0  # global norm of the gradient; 0 = no clipping
+  moment_dtype: str = 'float32'  # of the first moment; bfloat16 halves its memory. The second
+  # moment stays float32, as updates are divided by its root.
+
+
+def make_schedule(options: OptimizerOptions, updates: int) -> optax.Schedule:
+  """Returns the learning rate as a function of the number of updates made.
+
+  The rate rises linearly from 0 to the peak in `warmup_steps` updates, then follows the
+  schedule down to `final_scale` × the peak.
+
+  Args:
+    options: the optimizer's settings.
+    updates: the number of updates in the whole run.
+
+  Raises:
+    UserError: there is no schedule of this name.
+  """
+  peak = options.learning_rate
+  warmup = options.warmup_steps
+  remaining = max(updates - warmup, 1)
+  if options.schedule == 'constant':
+    decay = optax.constant_schedule(peak)
+  elif options.schedule == 'linear':
+    decay = optax.linear_schedule(peak, peak * options.final_scale, remaining)
+  elif options.schedule == 'cosine':
+    decay = optax.cosine_decay_schedule(peak, remaining, options.final_scale)
+  else:
+    raise UserError(
+      f'optimizer.schedule: expected one of {", ".join(SCHEDULES)}, got {options.schedule!r}'
+    )
+  if not warmup:
+    return decay
+  rise = optax.linear_schedule(0.0, peak, warmup)
+  return optax.join_schedules([rise, decay], [warmup])
+
+
+def make_optimizer(options: OptimizerOptions, updates: int) -> optax.GradientTransformation:
+  """Returns AdamW, with global-norm clipping before it where `clip_norm` is set.
+
+  Args:
+    options: the optimizer's settings.
+    updates: the number of updates in the whole run.
+
+  Raises:
+    UserError: a setting is wrong, such as one by which a finite gradient could give an
+      update that is not finite.
+  """
+  _check(options)
+  adamw = optax.adamw(
+    make_schedule(options, updates),
+    options.b1,
+    options.b2,
+    options.eps,
+    weight_decay=options.weight_decay,
+    mask=_decayed,
+    mu_dtype=options.moment_dtype,
+  )
+  if not options.clip_norm:
+    return adamw
+  return optax.chain(optax.clip_by_global_norm(options.clip_norm), adamw)
+
+
+def optimizer_shardings(
+  optimizer: optax.GradientTransformation,
+  params_shapes: Params,
+  params_shardings: Any,
+  replicated: jax.sharding.Sharding,
+) -> Any:
+  """Returns the shardings of the optimizer's state.
+
+  Moments are sharded as their parameters are; counters are replicated.
+
+  Args:
+    optimizer: the optimizer.
+    params_shapes: a tree of arrays or of their shapes.
+    params_shardings: the same tree of shardings.
+    replicated: the sharding of everything that does not mirror the parameters.
+  """
+  shapes = jax.eval_shape(optimizer.init, params_shapes)
+  return optax.tree.map_params(
+    optimizer,
+    lambda _, sharding: sharding,
+    shapes,
+    params_shardings,
+    transform_non_params=lambda _: replicated,
+  )
+
+
+def _check(options: OptimizerOptions) -> None:
+  """Raises UserError for settings under which an update may not be finite."""
+  if options.moment_dtype not in MOMENT_DTYPES:
+    expected = ' or '.join(MOMENT_DTYPES)
+    raise UserError(f'optimizer.moment_dtype: expected {expected}, got {options.moment_dtype!r}')
+  fine = (
+    math.isfinite(options.learning_rate)
+    and options.eps > 0
+    and 0 <= options.b1 < 1
+    and 0 <= options.b2 < 1
+  )
+  if not fine:
+    values = ', '.join(
+      f'{name} {getattr(options, name)}' for name in ('learning_rate', 'eps', 'b1', 'b2')
+    )
+    raise UserError(
+      'optimizer: expected a finite learning_rate, eps above 0, b1 and b2 from 0 and below 1; '
+      f'got {values}'
+    )
+
+
+def _decayed(params: Params) -> Any:
+  """Returns for each parameter whether weight decay applies: to all but norms and biases."""
+
+  def decays(path: Any, _: Any) -> bool:
+    name = jax.tree_util.keystr(path)
+    return not ('norm' in name or 'bias' in name)
+
+  return jax.tree_util.tree_map_with_path(decays, params)
