@@ -75,20 +75,21 @@ def test_what_is_to_come():
 
 def test_group_advantages_by_hand():
   rewards = jnp.array([[1.0, 2.0, 6.0], [4.0, 4.0, 4.0]])
+  lengths = jnp.ones((2, 3), int)
   expected = {
       'leave_one_out': [[-3.0, -1.5, 4.5], [0, 0, 0]],
       'above_mean': [[-2.0, -1.0, 3.0], [0, 0, 0]],
       'standardised': np.array([[-2.0, -1.0, 3.0], [0, 0, 0]]) / (7 ** 0.5 + 1e-4),
       'batch_baseline': np.asarray(rewards) - 3.5}
-  assert set(expected) == set(advantages.GROUP)
+  assert set(expected) == set(advantages.GROUP_ADVANTAGES)
   for name, values in expected.items():
-    np.testing.assert_allclose(advantages.GROUP[name](rewards), values, rtol=1e-5, atol=1e-6, err_msg=name)
+    np.testing.assert_allclose(advantages.GROUP_ADVANTAGES[name](rewards, lengths), values, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize('name', advantages.GROUP)
+@pytest.mark.parametrize('name', advantages.GROUP_ADVANTAGES)
 def test_group_advantages_do_not_move_with_the_reward_and_know_no_order(name):
   rewards = jnp.float32(np.random.default_rng(0).normal(size=(5, 4)))
-  of = advantages.GROUP[name]
+  of = lambda rewards: advantages.GROUP_ADVANTAGES[name](rewards, jnp.ones(rewards.shape, int))
   np.testing.assert_allclose(of(rewards + 100.0), of(rewards), atol=2e-4)
   order = np.random.default_rng(1).permutation(5)
   np.testing.assert_allclose(of(rewards[order][:, ::-1]), of(rewards)[order][:, ::-1], atol=1e-6)
@@ -100,8 +101,9 @@ def test_group_advantages_do_not_move_with_the_reward_and_know_no_order(name):
 def test_group_advantages_against_float64(K):
   """Random rewards, a group that all score the same, and from K = 1 on: 0 and no NaN there."""
   rewards = np.random.default_rng(K).normal(size=(6, K))
+  lengths = jnp.ones((6, K), int)
   rewards[2] = 0.75
-  expected = {name: np.zeros((6, K)) for name in advantages.GROUP}
+  expected = {name: np.zeros((6, K)) for name in advantages.GROUP_ADVANTAGES}
   for b, k in np.ndindex(6, K):
     others = np.delete(rewards[b], k)
     expected['leave_one_out'][b, k] = rewards[b, k] - others.mean() if K > 1 else 0.0
@@ -109,13 +111,13 @@ def test_group_advantages_against_float64(K):
     expected['standardised'][b, k] = expected['above_mean'][b, k] / (np.std(rewards[b], ddof=1) + 1e-4) if K > 1 else 0.0
     expected['batch_baseline'][b, k] = rewards[b, k] - rewards.mean()
   for name, values in expected.items():
-    got = advantages.GROUP[name](jnp.float32(rewards))
+    got = advantages.GROUP_ADVANTAGES[name](jnp.float32(rewards), lengths)
     np.testing.assert_allclose(got, values, rtol=1e-4, atol=1e-5, err_msg=name)
-    equal = advantages.GROUP[name](jnp.full((3, K), 0.7))
+    equal = advantages.GROUP_ADVANTAGES[name](jnp.full((3, K), 0.7), jnp.ones((3, K), int))
     np.testing.assert_array_equal(equal, 0, err_msg=name)  # exactly: Adam would magnify rounding
-  twice = (K - 1) * np.asarray(advantages.leave_one_out(jnp.float32(rewards))) / K  # Dr. GRPO is RLOO by a factor
+  twice = (K - 1) * np.asarray(advantages.leave_one_out(jnp.float32(rewards), lengths)) / K  # Dr. GRPO is RLOO by a factor
   if K > 1:
-    np.testing.assert_allclose(advantages.above_mean(jnp.float32(rewards)), twice, atol=1e-5)
+    np.testing.assert_allclose(advantages.above_mean(jnp.float32(rewards), lengths), twice, atol=1e-5)
 
 
 def test_overlong_answers_cost_up_to_1():

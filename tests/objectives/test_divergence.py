@@ -30,11 +30,11 @@ def test_gradients_of_the_terms_of_a_loss_against_enumeration():
   forward, backward = p * (log_ratio - p @ log_ratio), p - q  # of KL(π ‖ π_ref), of KL(π_ref ‖ π), by the logits
   for name, expected in (('k1', forward), ('k2', forward), ('k3', backward)):
     def mean(x):
-      terms = divergence.TERMS[name](jax.nn.log_softmax(x), jnp.log(jnp.float32(q)))
+      terms = divergence.KL_TERMS[name](jax.nn.log_softmax(x), jnp.log(jnp.float32(q)))
       return jnp.sum(jnp.float32(p) * terms)
     np.testing.assert_allclose(jax.grad(mean)(jnp.float32(logits)), expected, rtol=1e-4, atol=1e-6, err_msg=name)
     value = {'k1': log_ratio, 'k2': 0.5 * log_ratio**2, 'k3': np.exp(-log_ratio) + log_ratio - 1}[name]
-    terms = divergence.TERMS[name](jnp.float32(np.log(p)), jnp.float32(np.log(q)))
+    terms = divergence.KL_TERMS[name](jnp.float32(np.log(p)), jnp.float32(np.log(q)))
     np.testing.assert_allclose(terms, value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 

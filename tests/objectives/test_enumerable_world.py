@@ -61,9 +61,10 @@ def group_loss(advantage, loss, reduce):
     logprobs = token_logprobs(params['policy'], answers)
     old, reference = jax.lax.stop_gradient(logprobs), token_logprobs(world()[0], answers)
     total = rewards_of(answers) - BETA * sequence_kl(old, reference)
-    A = jnp.broadcast_to(advantages.GROUP[advantage](total.reshape(-1, 4)).reshape(-1, 1), (N, T))
-    losses, _, _ = policy_gradient.POLICY[loss](logprobs, old, A, MASK, 0.2, 0.2)
-    total, weight = policy_gradient.REDUCE[reduce](losses, MASK)
+    A = jnp.broadcast_to(advantages.GROUP_ADVANTAGES[advantage](
+        total.reshape(-1, 4), jnp.full((N // 4, 4), T)).reshape(-1, 1), (N, T))
+    losses, _, _ = policy_gradient.POLICY_LOSSES[loss](logprobs, old, A, MASK, 0.2, 0.2)
+    total, weight = policy_gradient.REDUCTIONS[reduce](losses, MASK)
     return total / weight
   return of
 
@@ -88,7 +89,7 @@ def dpo_loss(params, key):
     return preference.Response(token_logprobs(params['policy'], answers).sum(1),
                                token_logprobs(world()[0], answers).sum(1), jnp.full(N, T))
   right = jax.nn.sigmoid(world()[1][numbers[0]] - world()[1][numbers[1]])
-  return jnp.mean(preference.dpo(response(0), response(1), preference.Settings(BETA, 1 - right)))
+  return jnp.mean(preference.dpo(response(0), response(1), preference.DPOSettings(BETA, 1 - right)))
 
 
 METHODS = {

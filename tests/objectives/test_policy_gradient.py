@@ -34,11 +34,11 @@ def by_hand(name, logprobs, old, advantages, mask, low, high):
   return losses, slopes
 
 
-@pytest.mark.parametrize('name', policy_gradient.POLICY)
+@pytest.mark.parametrize('name', policy_gradient.POLICY_LOSSES)
 @pytest.mark.parametrize('seed', range(3))
 def test_losses_and_gradients_against_float64(name, seed):
   logprobs, old, advantages, mask = ragged(seed)
-  loss = lambda x: policy_gradient.POLICY[name](x, jnp.float32(old), jnp.float32(advantages), mask, 0.2, 0.28)
+  loss = lambda x: policy_gradient.POLICY_LOSSES[name](x, jnp.float32(old), jnp.float32(advantages), mask, 0.2, 0.28)
   x = jnp.float32(logprobs)
   losses, slopes = by_hand(name, logprobs, old, advantages, mask, 0.2, 0.28)
   np.testing.assert_allclose(np.where(mask, loss(x)[0], 0.0), losses, rtol=2e-5, atol=1e-6)
@@ -54,7 +54,7 @@ def test_losses_and_gradients_against_float64(name, seed):
 def test_reductions(name, expected):
   losses, _, _, mask = ragged(3)
   rows = [row[seen] for row, seen in zip(losses, mask) if seen.any()]
-  total, weight = policy_gradient.REDUCE[name](jnp.where(mask, jnp.float32(losses), jnp.nan), mask)
+  total, weight = policy_gradient.REDUCTIONS[name](jnp.where(mask, jnp.float32(losses), jnp.nan), mask)
   np.testing.assert_allclose(total / weight, expected(rows), rtol=1e-5)
 
 
@@ -69,8 +69,8 @@ def reduced_by_hand(name, losses, mask):
   return float(np.sum(losses * counts)), counts
 
 
-@pytest.mark.parametrize('name', policy_gradient.POLICY)
-@pytest.mark.parametrize('reduce', policy_gradient.REDUCE)
+@pytest.mark.parametrize('name', policy_gradient.POLICY_LOSSES)
+@pytest.mark.parametrize('reduce', policy_gradient.REDUCTIONS)
 def test_reduced_losses_and_gradients_against_float64(name, reduce):
   """What a step minimises: a term of the KL beside the policy's loss, importance weights, garbage outside the mask."""
   logprobs, old, advantages, mask = ragged(5)
@@ -79,9 +79,9 @@ def test_reduced_losses_and_gradients_against_float64(name, reduce):
   dirty = lambda x: jnp.where(mask, jnp.float32(x), 7.0)
 
   def loss(x):
-    losses, _, _ = policy_gradient.POLICY[name](x, dirty(old), dirty(advantages), mask, 0.2, 0.28)
-    total, weight = policy_gradient.REDUCE[reduce](
-        losses * dirty(weights) + 0.1 * divergence.TERMS['k3'](x, dirty(reference)), mask)
+    losses, _, _ = policy_gradient.POLICY_LOSSES[name](x, dirty(old), dirty(advantages), mask, 0.2, 0.28)
+    total, weight = policy_gradient.REDUCTIONS[reduce](
+        losses * dirty(weights) + 0.1 * divergence.KL_TERMS['k3'](x, dirty(reference)), mask)
     return total / weight
 
   def exact(logprobs):
@@ -101,13 +101,13 @@ def test_reduced_losses_and_gradients_against_float64(name, reduce):
   np.testing.assert_allclose(slope, want_slope, rtol=2e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize('name', policy_gradient.POLICY)
-@pytest.mark.parametrize('reduce', policy_gradient.REDUCE)
+@pytest.mark.parametrize('name', policy_gradient.POLICY_LOSSES)
+@pytest.mark.parametrize('reduce', policy_gradient.REDUCTIONS)
 def test_a_batch_without_any_answer_is_0_and_teaches_nothing(name, reduce):
   logprobs, old, advantages, mask = ragged(0)
   def total(x):
-    losses, _, _ = policy_gradient.POLICY[name](x, jnp.float32(old), jnp.float32(advantages), mask & False, 0.2, 0.2)
-    return policy_gradient.REDUCE[reduce](losses, mask & False)
+    losses, _, _ = policy_gradient.POLICY_LOSSES[name](x, jnp.float32(old), jnp.float32(advantages), mask & False, 0.2, 0.2)
+    return policy_gradient.REDUCTIONS[reduce](losses, mask & False)
   assert total(jnp.float32(logprobs)) == (0, 0)
   np.testing.assert_array_equal(jax.grad(lambda x: total(x)[0])(jnp.float32(logprobs)), 0)
 

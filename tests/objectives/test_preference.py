@@ -1,4 +1,4 @@
-import types
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,16 @@ import pytest
 
 from rlhf_jax.objectives import preference, ranking
 
-C = types.SimpleNamespace(beta=0.3, label_smoothing=0.1, margin=0.5, nll_coefficient=0.7)
+VALUES = dict(beta=0.3, label_smoothing=0.1, margin=0.5, nll_coefficient=0.7, dpop_lambda=0.7)
+LOSSES = preference.PREFERENCE_LOSSES
+PAIRS = [name for name, loss in LOSSES.items() if loss.reduction is preference.over_pairs]
+
+
+def settings(name, **changes):
+  """The settings that a loss has, of VALUES."""
+  values = {**VALUES, **changes}
+  names = [field.name for field in dataclasses.fields(LOSSES[name].settings_class)]
+  return LOSSES[name].settings_class(**{name: values[name] for name in names})
 
 
 def log_sigmoid(x):
@@ -16,7 +25,7 @@ def log_sigmoid(x):
 
 def by_hand(name, w, l):
   """float64; w and l are (log π, log π_ref, length)."""
-  (pw, rw, nw), (pl, rl, nl), b, e = w, l, C.beta, C.label_smoothing
+  (pw, rw, nw), (pl, rl, nl), b, e = w, l, VALUES['beta'], VALUES['label_smoothing']
   delta = pw - rw - pl + rl
   logistic = lambda z: -(1 - e) * log_sigmoid(z) - e * log_sigmoid(-z)
   odds = lambda p, n: np.log(np.exp(p / n) / (1 - np.exp(p / n)))
@@ -45,12 +54,12 @@ def as_response(values):
   return preference.Response(*(jnp.asarray(x, jnp.float32) for x in values))
 
 
-@pytest.mark.parametrize('name', preference.PAIRS)
+@pytest.mark.parametrize('name', PAIRS)
 @pytest.mark.parametrize('seed', range(3))
 def test_loss_and_gradient_against_float64(name, seed):
   w, l = responses(seed), responses(seed + 100)
-  loss = lambda pw, pl: preference.PAIRS[name](
-      as_response(w)._replace(logprobs=pw), as_response(l)._replace(logprobs=pl), C)
+  loss = lambda pw, pl: LOSSES[name].function(
+      as_response(w)._replace(logprobs=pw), as_response(l)._replace(logprobs=pl), settings(name))
   pw, pl = jnp.float32(w[0]), jnp.float32(l[0])
   np.testing.assert_allclose(loss(pw, pl), by_hand(name, w, l), rtol=2e-5, atol=2e-5)
   got = jax.grad(lambda pw, pl: loss(pw, pl).sum(), argnums=(0, 1))(pw, pl)
@@ -71,7 +80,7 @@ def over_prompts_by_hand(name, logprobs, reference, lengths, ranks, group):
   return total, count
 
 
-@pytest.mark.parametrize('name', preference.PAIRS)
+@pytest.mark.parametrize('name', PAIRS)
 @pytest.mark.parametrize('seed', range(2))
 def test_whole_batches_against_float64(name, seed):
   """Rankings of 2 to 9, ties, empty places, an empty row: loss and gradient; the order of rows and places is nothing."""
@@ -84,8 +93,8 @@ def test_whole_batches_against_float64(name, seed):
 
   def loss(x, order=lambda x: x):
     every = preference.Response(order(x), order(f32(reference)), order(f32(lengths)))
-    better, worse = (jax.tree.map(lambda x, axis=axis: jnp.expand_dims(x, axis), every) for axis in (2, 1))
-    return ranking.over_pairs(preference.PAIRS[name](better, worse, C), order(ranks), order(group))
+    labels = preference.Labels(order(ranks), order(group), jnp.ones(group.shape))
+    return LOSSES[name].apply(every, labels, settings(name))
 
   got, weight = loss(f32(logprobs))
   want, count = over_prompts_by_hand(name, logprobs, reference, lengths, ranks, group)
@@ -101,33 +110,35 @@ def test_whole_batches_against_float64(name, seed):
   np.testing.assert_allclose(loss(f32(logprobs), lambda x: x[rows][:, places]), [got, weight], rtol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['dpo', 'length_normalised', 'dpop', 'cpo', 'simpo'])
+@pytest.mark.parametrize('name', [name for name in PAIRS if LOSSES[name].accepts_soft_labels])
 def test_a_soft_label_is_the_mean_of_both_orders_losses(name):
   """ℓ with ε = 1 − p is p ℓ(w, l) + (1 − p) ℓ(l, w), but for what a loss says of the better response alone."""
   w, l = as_response(responses(0)), as_response(responses(1))
-  plain = preference.Settings(0.3, 0.0, 0.0, 0.0)
+  others = dict(label_smoothing=0.0, margin=0.0, nll_coefficient=0.0, dpop_lambda=0.0)
+  loss, plain = LOSSES[name].function, settings(name, **others)
   p = jnp.linspace(0.5, 1.0, w.lengths.size).reshape(w.lengths.shape)
-  soft = preference.PAIRS[name](w, l, plain._replace(label_smoothing=1 - p))
-  both = p * preference.PAIRS[name](w, l, plain) + (1 - p) * preference.PAIRS[name](l, w, plain)
+  soft = loss(w, l, dataclasses.replace(plain, label_smoothing=1 - p))
+  both = p * loss(w, l, plain) + (1 - p) * loss(l, w, plain)
   np.testing.assert_allclose(soft, both, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('name', preference.PAIRS)
+@pytest.mark.parametrize('name', PAIRS)
 def test_extremes_are_finite(name):
   """A response of probability one, an impossible one, and both the same."""
   w, l = (preference.Response(jnp.array(x), jnp.array(y), jnp.array([1.0, 2.0, 3.0]))
           for x, y in (([0.0, -500.0, -1.0], [-9.0, -1.0, -1.0]), ([-500.0, 0.0, -1.0], [-1.0, -9.0, -1.0])))
-  loss, slope = jax.value_and_grad(lambda x: preference.PAIRS[name](w._replace(logprobs=x), l, C).sum())(w.logprobs)
+  loss, slope = jax.value_and_grad(lambda x: LOSSES[name].function(w._replace(logprobs=x), l, settings(name)).sum())(w.logprobs)
   assert np.isfinite(loss) and np.isfinite(slope).all()
 
 
-@pytest.mark.parametrize('name', sorted(set(preference.PAIRS) - set(preference.WITHOUT_REFERENCE) - {'dpop'}))
+@pytest.mark.parametrize('name', sorted(
+    name for name in PAIRS if LOSSES[name].needs_reference and name != 'dpop'))
 def test_the_references_normaliser_changes_nothing(name):
   """A constant added to log π_ref of both responses of one length, as the partition function would be."""
   w, l = as_response(responses(0)), as_response(responses(1))
   w, l = w._replace(lengths=jnp.full(w.lengths.shape, 7.0)), l._replace(lengths=jnp.full(l.lengths.shape, 7.0))
   moved = [x._replace(reference_logprobs=x.reference_logprobs + 3.5) for x in (w, l)]
-  of = lambda w, l: jax.grad(lambda x: preference.PAIRS[name](w._replace(logprobs=x), l, C).sum())(w.logprobs)
+  of = lambda w, l: jax.grad(lambda x: LOSSES[name].function(w._replace(logprobs=x), l, settings(name)).sum())(w.logprobs)
   np.testing.assert_allclose(of(w, l), of(*moved), rtol=1e-4, atol=1e-6)
 
 
@@ -138,18 +149,18 @@ def test_kto_against_float64(seed):
   desirable, seen, others = rng.random((2, 5, 4)) < 0.5, rng.random((5, 4)) < 0.7, rng.normal(0.3, 1.0, (5, 4))
   z = max(0.0, others[seen].mean())
   h = logprobs - reference
-  want = np.where(desirable[0], 1 / (1 + np.exp(C.beta * (h - z))), 1 / (1 + np.exp(C.beta * (z - h))))
-  slope = C.beta * want * (1 - want) * np.where(desirable[0], -1, 1)
+  want = np.where(desirable[0], 1 / (1 + np.exp(VALUES['beta'] * (h - z))), 1 / (1 + np.exp(VALUES['beta'] * (z - h))))
+  slope = VALUES['beta'] * want * (1 - want) * np.where(desirable[0], -1, 1)
   def loss(x):
     anchor = preference.kto_anchor(jnp.float32(others), seen)
-    return preference.kto(as_response((logprobs, reference, lengths))._replace(logprobs=x), desirable[0], anchor, C)
+    return preference.kto(as_response((logprobs, reference, lengths))._replace(logprobs=x), desirable[0], anchor, settings('kto'))
   np.testing.assert_allclose(loss(jnp.float32(logprobs)), want, rtol=1e-4)
   np.testing.assert_allclose(jax.grad(lambda x: loss(x).sum())(jnp.float32(logprobs)), slope, rtol=1e-3, atol=1e-6)
 
 
 def test_kto_by_hand():
   response = preference.Response(jnp.array([-1.0, -4.0]), jnp.array([-3.0, -3.0]), jnp.array([2.0, 2.0]))
-  loss = lambda x: preference.kto(response._replace(logprobs=x), jnp.array([True, False]), jnp.float32(0.5), C)
+  loss = lambda x: preference.kto(response._replace(logprobs=x), jnp.array([True, False]), jnp.float32(0.5), settings('kto'))
   sigmoid = lambda x: 1 / (1 + np.exp(-x))
   np.testing.assert_allclose(loss(response.logprobs), [1 - sigmoid(0.3 * 1.5), 1 - sigmoid(0.3 * 1.5)], rtol=1e-6)
   slope = 0.3 * sigmoid(0.45) * sigmoid(-0.45)
@@ -166,11 +177,11 @@ def test_kto_anchor_is_never_negative_and_bears_no_gradient():
 def test_ipo_stops_at_its_margin_and_dpo_goes_on():
   """Two responses, always the same one better: IPO's margin becomes 1/(2β), DPO's grows for ever."""
   def margins(name, steps, rate):
-    c = types.SimpleNamespace(beta=0.1, label_smoothing=0.0, margin=0.0, nll_coefficient=0.0)
+    defaults = LOSSES[name].settings_class(beta=0.1)
     def loss(logits):
       logprobs = jax.nn.log_softmax(logits)
       one = lambda i: preference.Response(logprobs[i], jnp.log(0.5), jnp.float32(1.0))
-      return preference.PAIRS[name](one(0), one(1), c)
+      return LOSSES[name].function(one(0), one(1), defaults)
     slope = jax.jit(jax.grad(loss))
     logits, found = jnp.zeros(2), []
     for _ in range(steps):
@@ -180,3 +191,48 @@ def test_ipo_stops_at_its_margin_and_dpo_goes_on():
   assert abs(margins('ipo', 300, 0.1)[-1] / 5.0 - 1) < 0.05
   dpo = margins('dpo', 2000, 0.125)
   assert dpo[1999] > 3 * dpo[199] > 0
+
+
+def test_which_loss_needs_what():
+  """As the papers have it; stages decide by nothing else."""
+  names = lambda wanted: {name for name, loss in LOSSES.items() if wanted(loss)}
+  assert names(lambda loss: not loss.needs_reference) == {'cpo', 'simpo', 'orpo'}
+  assert names(lambda loss: loss.single_responses) == {'kto'}
+  soft = {'dpo', 'length_normalised', 'dpop', 'cpo', 'simpo'}
+  assert names(lambda loss: loss.accepts_soft_labels) == soft
+
+
+@pytest.mark.parametrize('name', LOSSES)
+def test_settings_out_of_range_are_refused(name):
+  settings(name).check()
+  LOSSES[name].settings_class().check()
+  for beta in (0.0, -1.0, float('nan')):
+    with pytest.raises(ValueError, match='beta: expected a number above 0'):
+      settings(name, beta=beta).check()
+  if hasattr(settings(name), 'label_smoothing'):
+    for smoothing in (-0.1, 0.5):
+      with pytest.raises(ValueError, match='label_smoothing: expected 0 to below 0.5'):
+        settings(name, label_smoothing=smoothing).check()
+
+
+def test_doubt_and_flipped_labels_add_up():
+  """Right with p = 0.8 and then flipped with ε = 0.1: wrong with 0.8 · 0.1 + 0.2 · 0.9."""
+  every = as_response(responses(0))
+  labels = preference.Labels(
+      jnp.tile(jnp.array([[1, 2, 3]]), (4, 1)), jnp.ones((4, 3), int), jnp.full((4, 3), 0.8)
+  )
+  doubtful = LOSSES['dpo'].apply(every, labels, preference.DPOSettings(0.3, 0.1))
+  sure = labels._replace(confidence=jnp.ones((4, 3)))
+  smoothed = LOSSES['dpo'].apply(every, sure, preference.DPOSettings(0.3, 0.26))
+  np.testing.assert_allclose(doubtful, smoothed, rtol=1e-5)
+
+
+def test_kto_over_a_batch_counts_the_best_and_the_worst():
+  """Of three responses the middle one counts for nothing."""
+  every = as_response(responses(0, (1, 3)))
+  ones = jnp.ones((1, 3))
+  labels = preference.Labels(jnp.array([[2, 1, 3]]), jnp.ones((1, 3), int), ones, jnp.float32(0.5))
+  total, count = LOSSES['kto'].apply(every, labels, settings('kto'))
+  each = preference.kto(every, jnp.array([[False, True, False]]), jnp.float32(0.5), settings('kto'))
+  assert count == 2
+  np.testing.assert_allclose(total, each[0, 1] + each[0, 2], rtol=1e-6)

@@ -49,15 +49,15 @@ def packed(seed, B=4, K=12):
   return rng.normal(size=(B, K)), ranks, group
 
 
-@pytest.mark.parametrize('name', list(ranking.LOSSES))
+@pytest.mark.parametrize('name', list(ranking.REWARD_LOSSES))
 @pytest.mark.parametrize('seed', range(4))
 def test_losses_and_gradients_equal_the_slow_loops(name, seed):
   scores, ranks, group = packed(seed)
   want, count = by_hand(name, scores, ranks, group)
-  got, weight = jax.jit(ranking.LOSSES[name])(jnp.asarray(scores), ranks, group)
+  got, weight = jax.jit(ranking.REWARD_LOSSES[name].function)(jnp.asarray(scores), ranks, group)
   np.testing.assert_allclose(got, want, rtol=1e-5)
   np.testing.assert_allclose(weight, count, rtol=1e-6)
-  gradient = jax.grad(lambda s: ranking.LOSSES[name](s, ranks, group)[0])(jnp.asarray(scores))
+  gradient = jax.grad(lambda s: ranking.REWARD_LOSSES[name].function(s, ranks, group)[0])(jnp.asarray(scores))
   for b, k in [(0, 0), (1, 3), (2, 5)]:
     step = np.zeros_like(scores)
     step[b, k] = 1e-5
@@ -68,7 +68,7 @@ def test_losses_and_gradients_equal_the_slow_loops(name, seed):
 
 
 @pytest.mark.parametrize('K', range(2, 10))
-@pytest.mark.parametrize('name', list(ranking.LOSSES))
+@pytest.mark.parametrize('name', list(ranking.REWARD_LOSSES))
 def test_every_size_with_soft_labels_and_ties(name, K):
   """Loss and the whole gradient; one row is empty, one all tied, and labels are soft where a loss takes such."""
   rng = np.random.default_rng(K)
@@ -78,7 +78,7 @@ def test_every_size_with_soft_labels_and_ties(name, K):
   sure = None if name == 'plackett_luce' else rng.uniform(0.5, 1.0, (4, 1)).repeat(K, 1)
   soft = () if sure is None else (jnp.float32(sure),)
   want, count = by_hand(name, scores, ranks, group, sure)
-  loss = lambda s: ranking.LOSSES[name](s, ranks, group, *soft)
+  loss = lambda s: ranking.REWARD_LOSSES[name].function(s, ranks, group, *soft)
   got, weight = loss(jnp.float32(scores))
   np.testing.assert_allclose([got, weight], [want, count], rtol=1e-5)
   gradient = jax.grad(lambda s: loss(s)[0])(jnp.float32(scores))
@@ -92,9 +92,9 @@ def test_every_size_with_soft_labels_and_ties(name, K):
   assert not gradient[1].any() and not gradient[2].any()
 
 
-@pytest.mark.parametrize('name', list(ranking.LOSSES))
+@pytest.mark.parametrize('name', list(ranking.REWARD_LOSSES))
 def test_two_responses_are_bradley_terry(name):
-  total, weight = ranking.LOSSES[name](jnp.array([[0.3, 1.1]]), jnp.array([[2, 1]]), jnp.array([[1, 1]]))
+  total, weight = ranking.REWARD_LOSSES[name].function(jnp.array([[0.3, 1.1]]), jnp.array([[2, 1]]), jnp.array([[1, 1]]))
   np.testing.assert_allclose(total, -np.log(1 / (1 + np.exp(-0.8))), rtol=1e-6)
   assert weight == 1
 
@@ -106,17 +106,17 @@ def test_plackett_luce_by_hand():
 
 
 def test_a_tie_says_nothing():
-  for loss in ranking.LOSSES.values():
-    total, weight = loss(jnp.array([[5.0, -5.0]]), jnp.array([[1, 1]]), jnp.array([[1, 1]]))
+  for loss in ranking.REWARD_LOSSES.values():
+    total, weight = loss.function(jnp.array([[5.0, -5.0]]), jnp.array([[1, 1]]), jnp.array([[1, 1]]))
     assert (total, weight) == (0, 0)
 
 
-@pytest.mark.parametrize('name', list(ranking.LOSSES))
+@pytest.mark.parametrize('name', list(ranking.REWARD_LOSSES))
 def test_order_of_places_changes_nothing(name):
   scores, ranks, group = packed(9)
   order = np.random.default_rng(0).permutation(scores.shape[1])
-  a = ranking.LOSSES[name](jnp.asarray(scores), ranks, group)
-  b = ranking.LOSSES[name](jnp.asarray(scores[:, order]), ranks[:, order], group[:, order])
+  a = ranking.REWARD_LOSSES[name].function(jnp.asarray(scores), ranks, group)
+  b = ranking.REWARD_LOSSES[name].function(jnp.asarray(scores[:, order]), ranks[:, order], group[:, order])
   np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
