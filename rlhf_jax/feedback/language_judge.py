@@ -18,6 +18,7 @@ from rlhf_jax.generation import responses
 from rlhf_jax.feedback import judging
 from rlhf_jax.generation import sampler
 from rlhf_jax.models import heads
+from rlhf_jax.runtime import hosts
 from rlhf_jax.types import Prompts
 
 DEFAULTS = dict(
@@ -167,7 +168,7 @@ def build_options(model, tokenizer, layout, config):
         placed, real = layout.place(batch), batch.index >= 0
         for beginning in beginnings:
           options = [i for i, option in enumerate(ids) if tuple(option[:-1]) == beginning]
-          values = responses.to_host(logprobs(params, placed, np.array(beginning, np.int32),
+          values = hosts.to_host(logprobs(params, placed, np.array(beginning, np.int32),
                                           np.array([ids[i][-1] for i in options], np.int32)))
           result[np.ix_(batch.index[real], options)] = values[real]
     return result

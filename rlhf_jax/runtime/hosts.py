@@ -12,6 +12,7 @@ import importlib.util
 import os
 import re
 import sys
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -135,3 +136,17 @@ def _number(name, text, least) -> int:
 def _line(error) -> str:
   text = ' '.join(str(error).split())
   return f'{type(error).__name__}: {text if len(text) <= 300 else text[:300] + " …"}'
+
+
+def to_host(tree: Any) -> Any:
+  """Returns global arrays as numpy arrays, whole on every process.
+
+  Args:
+    tree: of arrays, sharded or not; every process must call this with the same tree.
+
+  Returns:
+    The same tree of np.ndarray.
+  """
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  return multihost_utils.process_allgather(tree, tiled=True)

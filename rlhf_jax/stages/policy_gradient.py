@@ -3,7 +3,7 @@
   maximise E_{x ~ prompts, y_1 … y_K ~ π}[ Σ_k A(r_1 … r_K)_k · ℓ(π(y_k|x)) ]  − β KL(π ‖ π_ref)
 
 One step: the policy answers every prompt K times, the reward scores the answers, and an answer is compared with the
-others of its prompt (objectives/advantages.py: GROUP) instead of with a learned value. The methods differ in four
+others of its prompt (objectives/advantages.py: GROUP_ADVANTAGES) instead of with a learned value. The methods differ in four
 choices, each a function named in the config: `advantage`, `loss`, `reduce` and the place of the KL;
 docs/policy_gradient.md has the table.
 
@@ -19,10 +19,10 @@ import numpy as np
 
 from rlhf_jax.data import batches
 from rlhf_jax.errors import UserError
-from rlhf_jax.generation.responses import to_host
 from rlhf_jax.generation import sampler
 from rlhf_jax.objectives import advantages, divergence, masked, policy_gradient
 from rlhf_jax.runtime import loop
+from rlhf_jax.runtime.hosts import to_host
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.stages.shared import common, rollout
 from rlhf_jax.types import TrainState, merge_params
@@ -51,8 +51,9 @@ DEFAULTS = dict(
     optimizer=dict(steps.OPTIMIZER, learning_rate=1e-5, schedule='linear', final_scale=0.0, eps=1e-5),
     loop=dict(loop.DEFAULTS, eval_every=20, save_every=25, log_every=1),
 )
-_CHOICES = dict(advantage=advantages.GROUP, loss=policy_gradient.POLICY, reduce=policy_gradient.REDUCE,
-                kl_place=('reward', 'tokens', 'loss'), kl_estimator=divergence.TERMS)
+_CHOICES = dict(advantage=advantages.GROUP_ADVANTAGES, loss=policy_gradient.POLICY_LOSSES,
+                reduce=policy_gradient.REDUCTIONS,
+                kl_place=('reward', 'tokens', 'loss'), kl_estimator=divergence.KL_TERMS)
 
 
 def run(context: common.Context) -> None:
@@ -140,8 +141,8 @@ def build_update(model, reference_model, optimizer, layout, config):
     update(state, reference_params, sequences, samples, scores [N]) → (state, metrics).
   """
   temperature = config.sampling.temperature
-  advantage_of, reduced = advantages.GROUP[config.advantage], policy_gradient.REDUCE[config.reduce]
-  policy_loss, estimate = policy_gradient.POLICY[config.loss], divergence.TERMS[config.kl_estimator]
+  advantage_of, reduced = advantages.GROUP_ADVANTAGES[config.advantage], policy_gradient.REDUCTIONS[config.reduce]
+  policy_loss, estimate = policy_gradient.POLICY_LOSSES[config.loss], divergence.KL_TERMS[config.kl_estimator]
 
   def loss(params, answered, key):
     del key
@@ -175,7 +176,9 @@ def build_update(model, reference_model, optimizer, layout, config):
       final += advantages.overlong_penalty(jnp.sum(mask, axis=1), R, config.overlong_buffer)
     if config.kl_place == 'reward':
       final -= config.kl_coefficient * jnp.sum(kl, axis=1)
-    advantage = jnp.broadcast_to(advantage_of(final.reshape(-1, config.num_samples)).reshape(-1, 1), (N, R))
+    group = lambda x: x.reshape(-1, config.num_samples)
+    advantage = advantage_of(group(final), group(jnp.sum(mask, axis=1, dtype=jnp.int32)))
+    advantage = jnp.broadcast_to(advantage.reshape(-1, 1), (N, R))
     if config.kl_place == 'tokens':
       advantage -= config.kl_coefficient * advantages.reward_to_go(kl)
     if config.whiten_advantages:

@@ -17,42 +17,20 @@ import tqdm
 
 from rlhf_jax.data import batches, encode, sources
 from rlhf_jax.errors import UserError
-from rlhf_jax.generation import responses
 from rlhf_jax.generation import sampler
 from rlhf_jax.models import heads, lora
 from rlhf_jax.objectives import masked, preference, ranking
-from rlhf_jax.runtime import checkpoint, loop
+from rlhf_jax.options import from_section
+from rlhf_jax.runtime import checkpoint, hosts, loop
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.stages.shared import common
 from rlhf_jax.types import Rankings
 
 
-def _of_pairs(formula):
-  """A loss of pairs as one of whole batches: the mean over the untied pairs of each prompt."""
-  def loss(every, batch, anchor, c):
-    del anchor
-    better, worse = (jax.tree.map(lambda x, axis=axis: jnp.expand_dims(x, axis), every) for axis in (2, 1))
-    wrong = 1 - batch.confidence[:, :, None]  # the label's own doubt, and the share of flipped labels beside it
-    settings = preference.Settings(c.beta, c.label_smoothing + (1 - 2 * c.label_smoothing) * wrong, c.margin, c.nll_coefficient)
-    return ranking.over_pairs(formula(better, worse, settings), batch.ranks, batch.group)
-  return loss
-
-
-def _plackett_luce(every, batch, anchor, c):
-  del anchor
-  return ranking.plackett_luce(c.beta * every.ratio, batch.ranks, batch.group)
-
-
-def _kto(every, batch, anchor, c):
-  best, worst = ranking.best_and_worst(batch.ranks, batch.group)
-  return masked.total(preference.kto(every, best, anchor, c), best | worst), masked.total(1.0, best | worst)
-
-
-# (Response [B, K], Rankings, KTO's anchor, the section) → (sum over prompts or responses, their number)
-LOSSES = {**{name: _of_pairs(formula) for name, formula in preference.PAIRS.items()},
-          'plackett_luce': _plackett_luce, 'kto': _kto}
-SINGLE = ('kto',)  # take single responses, and need an anchor
-SOFT = 'dpo', 'length_normalised', 'dpop', 'cpo', 'simpo'  # take a label's probability, `confidence`
+LOSSES = preference.PREFERENCE_LOSSES
+SINGLE = [name for name, loss in LOSSES.items() if loss.single_responses]
+SOFT = [name for name, loss in LOSSES.items() if loss.accepts_soft_labels]
+WITHOUT_REFERENCE = [name for name, loss in LOSSES.items() if not loss.needs_reference]
 
 DEFAULTS = dict(
     init='sft',
@@ -116,7 +94,7 @@ def build(context: common.Context) -> loop.Training:
       said, of = f'{context.name}: the reference reads', checkpoint.fingerprint(reference)
       for name, rows in (('train', examples), ('validation', held_out)):
         add_reference(rows, context.directory / f'reference-{name}.npz', of, lambda rows: [
-            (batch, responses.to_host(sums(reference, layout.place(batch)))) for batch in tqdm.tqdm(
+            (batch, hosts.to_host(sums(reference, layout.place(batch)))) for batch in tqdm.tqdm(
                 once(rows), desc=said, unit='batch', leave=False, disable=None)])
   loss = build_loss(model, section)
   step, measured = steps.build(loss, optimizer, layout, section.microbatches), jax.jit(loss)
@@ -150,8 +128,14 @@ def check(section, where: str) -> None:
   if not section.beta > 0 or not 0 <= section.label_smoothing < 0.5:
     raise UserError(f'{where}: expected beta above 0 and smoothing in [0, 0.5), got {section.beta} and '
                     f'{section.label_smoothing}')
-  if not section.reference and section.loss not in preference.WITHOUT_REFERENCE:
-    raise UserError(f'{where}.reference: {section.loss} needs one; without: {", ".join(preference.WITHOUT_REFERENCE)}')
+  if not section.reference and section.loss not in WITHOUT_REFERENCE:
+    raise UserError(f'{where}.reference: {section.loss} needs one; without: {", ".join(WITHOUT_REFERENCE)}')
+
+
+def loss_settings(section):
+  """The settings of the section's loss; dpop's lambda still bears the name of cpo's."""
+  values = dict(section.items(), dpop_lambda=section.nll_coefficient)
+  return from_section(LOSSES[section.loss].settings_class, values)
 
 
 def response_logprobs(model, params, batch: Rankings):
@@ -168,11 +152,14 @@ def response_logprobs(model, params, batch: Rankings):
 
 def build_loss(model, section):
   """loss(params, Rankings, key, anchor) → Loss, over prompts; for kto, which alone needs an anchor, over responses."""
+  settings = loss_settings(section)
+
   def loss(params, batch: Rankings, key, anchor=None) -> steps.Loss:
     del key
     logprobs, lengths = response_logprobs(model, params, batch)
     every = preference.Response(logprobs, batch.reference_logprobs, lengths)
-    total, weight = LOSSES[section.loss](every, batch, anchor, section)
+    labels = preference.Labels(batch.ranks, batch.group, batch.confidence, anchor)
+    total, weight = LOSSES[section.loss].apply(every, labels, settings)
     pairs, (best, worst) = ranking.better_pairs(batch.ranks, batch.group), ranking.best_and_worst(batch.ranks, batch.group)
     margins = every.ratio[:, :, None] - every.ratio[:, None, :]
     count = masked.total(1.0, pairs)

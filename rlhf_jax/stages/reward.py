@@ -14,7 +14,6 @@ import numpy as np
 
 from rlhf_jax.data import batches, encode, records, sources
 from rlhf_jax.errors import UserError
-from rlhf_jax.generation.responses import to_host
 from rlhf_jax.generation import sampler
 from rlhf_jax.models import heads, lora
 from rlhf_jax.objectives import ranking
@@ -64,13 +63,13 @@ def build_score(model, parts: int = 1):
 
 def build_loss(model, name):
   """loss(params, Rankings, key) → Loss, over prompts (or pairs: plain_pairs)."""
-  if name not in ranking.LOSSES:
-    raise UserError(f'reward.loss: expected one of {", ".join(ranking.LOSSES)}, got {name!r}')
+  if name not in ranking.REWARD_LOSSES:
+    raise UserError(f'reward.loss: expected one of {", ".join(ranking.REWARD_LOSSES)}, got {name!r}')
   def loss(params, batch: Rankings, key) -> steps.Loss:
     del key
     scores = last_scores(model, params, batch.tokens, batch.positions, batch.segment_ids)
     soft = () if name == 'plackett_luce' else (batch.confidence,)
-    total, weight = ranking.LOSSES[name](scores, batch.ranks, batch.group, *soft)
+    total, weight = ranking.REWARD_LOSSES[name].function(scores, batch.ranks, batch.group, *soft)
     right, pairs = ranking.accuracy(scores, batch.ranks, batch.group)
     present = batch.group > 0
     return steps.Loss(

@@ -45,7 +45,7 @@ def recomputed(params, asked, samples, temperature):
                                      dict(temperature=0.8, top_k=9, top_p=0.9), dict(temperature=0.0)])
 def test_logprobs_are_those_of_the_training_forward(params, changes, unroll):
   config = sampling(**changes)
-  samples = sampler.build_sampler(MODEL, config, STOPS, PAD, samples=5, unroll=unroll)(params, prompts(), jax.random.key(2))
+  samples = sampler.build_sampler(MODEL, config, STOPS, PAD, num_samples=5, unroll=unroll)(params, prompts(), jax.random.key(2))
   assert samples.tokens.shape == (15, 12)
   lengths = samples.mask.sum(1)
   if config.temperature:
@@ -55,7 +55,7 @@ def test_logprobs_are_those_of_the_training_forward(params, changes, unroll):
 
 
 def test_what_stands_after_the_end(params):
-  samples = sampler.build_sampler(MODEL, sampling(), STOPS, PAD, samples=8)(params, prompts(), jax.random.key(3))
+  samples = sampler.build_sampler(MODEL, sampling(), STOPS, PAD, num_samples=8)(params, prompts(), jax.random.key(3))
   for tokens, mask, ended in zip(*jax.device_get((samples.tokens, samples.mask, samples.ended))):
     stops = np.flatnonzero(np.isin(tokens, STOPS) & mask)
     length = stops[0] + 1 if len(stops) else 12
@@ -91,7 +91,7 @@ def test_top_k_and_top_p_choose_among_the_likeliest():
 
 
 def test_samples_of_a_prompt_differ_and_stand_together(params):
-  samples = sampler.build_sampler(MODEL, sampling(), (), PAD, samples=4)(params, prompts(), jax.random.key(5))
+  samples = sampler.build_sampler(MODEL, sampling(), (), PAD, num_samples=4)(params, prompts(), jax.random.key(5))
   rows = {tuple(row) for row in samples.tokens.tolist()}
   assert len(rows) == 12
 
@@ -110,7 +110,7 @@ def test_layouts_of_decoding_change_nothing(params, axes, unroll):
   def run(on):
     model = transformer.build_model(CONFIG, on)
     asked = on.place(prompts(lengths=(6, 3, 1, 2, 4, 6, 5, 1)))
-    generate = sampler.build_sampler(model, sampling(), STOPS, PAD, samples=2, unroll=unroll, layout=on)
+    generate = sampler.build_sampler(model, sampling(), STOPS, PAD, num_samples=2, unroll=unroll, layout=on)
     return generate(jax.device_put(params, on.shardings(model.axes, params)), asked, jax.random.key(7))
   on = mesh.make_layout({**mesh.DEFAULTS, **axes})
   got, want = run(on), run(mesh.make_layout(mesh.DEFAULTS, jax.devices()[:1]))

@@ -15,6 +15,7 @@ from rlhf_jax.generation import responses
 from rlhf_jax.feedback import language_judge
 from rlhf_jax.rewards import functions
 from rlhf_jax.models import heads, lora
+from rlhf_jax.runtime import hosts
 from rlhf_jax.stages import reward
 from rlhf_jax.stages.shared import common
 
@@ -138,7 +139,7 @@ def open_score(context: common.Context, name: str, parts: int = 1, programs=None
     return lambda prompts, samples, rows: (of(params, prompts, samples), 0)
 
   def score(prompts, samples, rows):
-    index, tokens, mask = responses.to_host((prompts.index, samples.tokens, samples.mask))
+    index, tokens, mask = hosts.to_host((prompts.index, samples.tokens, samples.mask))
     asked = [rows[max(i, 0)] for i in np.repeat(index, len(tokens) // len(index))]
     texts = [tokenizer.decode(row[seen].tolist()) for row, seen in zip(tokens, mask)]
     values, failed = program([records.conversation(row) for row in asked], texts, asked)
