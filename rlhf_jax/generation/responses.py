@@ -65,11 +65,11 @@ class Responder:
   num_samples: int
 
   def __call__(
-      self,
-      params: Params,
-      prompts: Sequence[Prompts],
-      key: jax.Array,
-      reference: Params | None = None,
+    self,
+    params: Params,
+    prompts: Sequence[Prompts],
+    key: jax.Array,
+    reference: Params | None = None,
   ) -> Responses:
     """Responds to prompts batch by batch.
 
@@ -85,36 +85,33 @@ class Responder:
     texts: list[list[str]] = []
     columns: list[dict[str, np.ndarray]] = []
     progress = tqdm.tqdm(
-        prompts,
-        desc='responses',
-        unit='batch',
-        leave=False,
-        disable=None,  # shown on a terminal only
+      prompts,
+      desc='responses',
+      unit='batch',
+      leave=False,
+      disable=None,  # shown on a terminal only
     )
     for number, batch in enumerate(progress):
       batch_key = jax.random.fold_in(key, number)
       batch_texts, batch_columns = self._respond(params, batch, batch_key, reference)
       texts += batch_texts
       columns.append(batch_columns)
-    joined = {
-        name: np.concatenate([batch[name] for batch in columns])
-        for name in columns[0]
-    }
+    joined = {name: np.concatenate([batch[name] for batch in columns]) for name in columns[0]}
     return Responses(texts, **joined)
 
   def _respond(
-      self,
-      params: Params,
-      prompts: Prompts,
-      key: jax.Array,
-      reference: Params | None,
+    self,
+    params: Params,
+    prompts: Prompts,
+    key: jax.Array,
+    reference: Params | None,
   ) -> tuple[list[list[str]], dict[str, np.ndarray]]:
     """Gives the texts of a batch, K to a list, and its columns [n, K]."""
     placed = self.layout.place(prompts)
     samples = self.generate(params, placed, key)
     columns = {
-        'lengths': jnp.sum(samples.mask, axis=1),
-        'ended': samples.ended,
+      'lengths': jnp.sum(samples.mask, axis=1),
+      'ended': samples.ended,
     }
     if reference is not None:
       columns['kl'] = self.measure_kl(params, reference, placed, samples)
@@ -124,24 +121,24 @@ class Responder:
     # the last batch is filled up with rows that are no prompts
     is_prompt = np.repeat(hosts.to_host(placed.index) >= 0, self.num_samples)
     texts = [
-        self.tokenizer.decode(row[inside].tolist())
-        for row, inside in zip(tokens[is_prompt], mask[is_prompt])
+      self.tokenizer.decode(row[inside].tolist())
+      for row, inside in zip(tokens[is_prompt], mask[is_prompt])
     ]
     K = self.num_samples
     return (
-        [texts[i : i + K] for i in range(0, len(texts), K)],
-        {name: x[is_prompt].reshape(-1, K) for name, x in columns.items()},
+      [texts[i : i + K] for i in range(0, len(texts), K)],
+      {name: x[is_prompt].reshape(-1, K) for name, x in columns.items()},
     )
 
 
 def build_responder(
-    model: Model,
-    options: SamplingOptions,
-    tokenizer: Any,
-    layout: Any,
-    num_samples: int = 1,
-    reference_model: Model | None = None,
-    score: Callable[[Prompts, Samples], jax.Array] | None = None,
+  model: Model,
+  options: SamplingOptions,
+  tokenizer: Any,
+  layout: Any,
+  num_samples: int = 1,
+  reference_model: Model | None = None,
+  score: Callable[[Prompts, Samples], jax.Array] | None = None,
 ) -> Responder:
   """Builds a function that responds to prompts.
 
@@ -158,37 +155,37 @@ def build_responder(
     respond(params, batches of host Prompts, key, reference=None) → Responses.
   """
   generate = sampler.build_sampler(
-      model,
-      options,
-      (tokenizer.eos_id,),
-      tokenizer.pad_id,
-      num_samples,
-      layout=layout,
+    model,
+    options,
+    (tokenizer.eos_id,),
+    tokenizer.pad_id,
+    num_samples,
+    layout=layout,
   )
   measure_kl = functools.partial(
-      measure_response_kl,
-      model,
-      reference_model,
-      options.temperature,
+    measure_response_kl,
+    model,
+    reference_model,
+    options.temperature,
   )
   return Responder(
-      generate=generate,
-      measure_kl=jax.jit(measure_kl),
-      score=score,
-      tokenizer=tokenizer,
-      layout=layout,
-      num_samples=num_samples,
+    generate=generate,
+    measure_kl=jax.jit(measure_kl),
+    score=score,
+    tokenizer=tokenizer,
+    layout=layout,
+    num_samples=num_samples,
   )
 
 
 def measure_response_kl(
-    model: Model,
-    reference_model: Model,
-    temperature: float,
-    params: Params,
-    reference: Params,
-    prompts: Prompts,
-    samples: Samples,
+  model: Model,
+  reference_model: Model,
+  temperature: float,
+  params: Params,
+  reference: Params,
+  prompts: Prompts,
+  samples: Samples,
 ) -> jax.Array:
   """Sums log π − log π_ref over the tokens of each response.
 
@@ -207,22 +204,22 @@ def measure_response_kl(
   sequences = sampler.join_sequences(prompts, samples)
   logprobs = response_token_logprobs(model, params, sequences, samples, temperature)
   reference_logprobs = response_token_logprobs(
-      reference_model,
-      reference,
-      sequences,
-      samples,
-      temperature,
+    reference_model,
+    reference,
+    sequences,
+    samples,
+    temperature,
   )
   kl = divergence.k1(logprobs, reference_logprobs)
   return jnp.sum(jnp.where(samples.mask, kl, 0.0), axis=1)
 
 
 def response_token_logprobs(
-    model: Model,
-    params: Params,
-    sequences: Sequences,
-    samples: Samples,
-    temperature: float,
+  model: Model,
+  params: Params,
+  sequences: Sequences,
+  samples: Samples,
+  temperature: float,
 ) -> jax.Array:
   """Computes the log-probabilities of the tokens of each response.
 
@@ -238,10 +235,10 @@ def response_token_logprobs(
   """
   R = samples.tokens.shape[1]
   hidden, _ = model.apply(
-      params,
-      sequences.tokens,
-      sequences.positions,
-      sequences.segment_ids,
+    params,
+    sequences.tokens,
+    sequences.positions,
+    sequences.segment_ids,
   )
   before = hidden[:, -R - 1 : -1]  # each place predicts the next one's token
   logprobs, _ = heads.token_logprobs(model, params, before, samples.tokens, temperature)
@@ -249,12 +246,12 @@ def response_token_logprobs(
 
 
 def complete_prompts(
-    respond: Responder,
-    params: Params,
-    prompts: Sequence[Sequence[int]],
-    batch_size: int,
-    pad_id: int,
-    key: jax.Array,
+  respond: Responder,
+  params: Params,
+  prompts: Sequence[Sequence[int]],
+  batch_size: int,
+  pad_id: int,
+  key: jax.Array,
 ) -> Responses:
   """Responds to prompts that are lists of tokens.
 
@@ -273,10 +270,7 @@ def complete_prompts(
   """
   longest = max(map(len, prompts))
   width = -(-longest // WIDTH) * WIDTH  # rounded up
-  rows = [
-      encode.left_padded(tokens, width, pad_id, index)
-      for index, tokens in enumerate(prompts)
-  ]
+  rows = [encode.left_padded(tokens, width, pad_id, index) for index, tokens in enumerate(prompts)]
   return respond(params, batches.prompts_once(rows, batch_size), key)
 
 
@@ -297,12 +291,9 @@ def select_best_of(responses: Responses, count: int) -> Responses:
   chosen = np.argmax(scores, axis=2) + offsets  # [N, K]
   take = functools.partial(np.take_along_axis, indices=chosen, axis=1)
   return Responses(
-      texts=[
-          [row[place] for place in places]
-          for row, places in zip(responses.texts, chosen)
-      ],
-      lengths=take(responses.lengths),
-      ended=take(responses.ended),
-      kl=np.full(chosen.shape, divergence.best_of_n_kl(count)),
-      scores=take(responses.scores),
+    texts=[[row[place] for place in places] for row, places in zip(responses.texts, chosen)],
+    lengths=take(responses.lengths),
+    ended=take(responses.ended),
+    kl=np.full(chosen.shape, divergence.best_of_n_kl(count)),
+    scores=take(responses.scores),
   )

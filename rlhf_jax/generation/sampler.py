@@ -84,13 +84,13 @@ class DecodeState:
 
 
 def build_sampler(
-    model: Model,
-    options: SamplingOptions,
-    stop_ids: Sequence[int],
-    pad_id: int,
-    num_samples: int = 1,
-    layout: Any = None,
-    unroll: bool | None = None,
+  model: Model,
+  options: SamplingOptions,
+  stop_ids: Sequence[int],
+  pad_id: int,
+  num_samples: int = 1,
+  layout: Any = None,
+  unroll: bool | None = None,
 ) -> Callable[[Params, Prompts, jax.Array], Samples]:
   """Builds the compiled sampler of a model.
 
@@ -121,14 +121,14 @@ def build_sampler(
   if layout is not None:
     decoding_model = transformer.build_model(model.config, layout.decoding)
   definition = Definition(
-      model=decoding_model,
-      axes=model.axes,
-      options=options,
-      stop_ids=tuple(stop_ids),
-      pad_id=pad_id,
-      num_samples=num_samples,
-      layout=layout,
-      unroll=unroll,
+    model=decoding_model,
+    axes=model.axes,
+    options=options,
+    stop_ids=tuple(stop_ids),
+    pad_id=pad_id,
+    num_samples=num_samples,
+    layout=layout,
+    unroll=unroll,
   )
   compiled = jax.jit(functools.partial(generate, definition))
   prepare = jax.jit(functools.partial(prepare_params, definition))
@@ -144,19 +144,19 @@ def build_sampler(
 def check_options(options: SamplingOptions) -> None:
   """Raises UserError for options out of their ranges."""
   in_range = (
-      options.max_new_tokens >= 1
-      and options.temperature >= 0
-      and options.top_k >= 0
-      and 0 < options.top_p <= 1
+    options.max_new_tokens >= 1
+    and options.temperature >= 0
+    and options.top_k >= 0
+    and 0 < options.top_p <= 1
   )
   if not in_range:
     values = [
-        f'{field.name} {getattr(options, field.name)}'
-        for field in dataclasses.fields(SamplingOptions)
+      f'{field.name} {getattr(options, field.name)}'
+      for field in dataclasses.fields(SamplingOptions)
     ]
     raise UserError(
-        'sampling: expected max_new_tokens from 1, temperature and top_k from 0, '
-        f'0 < top_p ≤ 1; got {", ".join(values)}'
+      'sampling: expected max_new_tokens from 1, temperature and top_k from 0, '
+      f'0 < top_p ≤ 1; got {", ".join(values)}'
     )
 
 
@@ -176,10 +176,10 @@ def prepare_params(definition: Definition, params: Params) -> Params:
 
 
 def generate(
-    definition: Definition,
-    params: Params,
-    prompts: Prompts,
-    key: jax.Array,
+  definition: Definition,
+  params: Params,
+  prompts: Prompts,
+  key: jax.Array,
 ) -> Samples:
   """Samples K responses to each prompt.
 
@@ -206,10 +206,10 @@ def generate(
 
   state = jax.lax.while_loop(has_more, step, state)
   samples = Samples(
-      tokens=state.tokens,
-      mask=state.mask,
-      logprobs=state.logprobs,
-      ended=state.done,
+    tokens=state.tokens,
+    mask=state.mask,
+    logprobs=state.logprobs,
+    ended=state.done,
   )
   if definition.layout is None:
     return samples
@@ -218,9 +218,9 @@ def generate(
 
 
 def prefill(
-    definition: Definition,
-    params: Params,
-    prompts: Prompts,
+  definition: Definition,
+  params: Params,
+  prompts: Prompts,
 ) -> tuple[jax.Array, Cache, jax.Array]:
   """Reads the prompts once, and repeats what was read for each of K responses.
 
@@ -237,10 +237,10 @@ def prefill(
   B, P = prompts.tokens.shape
   positions = prompt_positions(prompts.mask)
   cache = transformer.empty_cache(
-      model.config,
-      batch=B,
-      places=P + definition.options.max_new_tokens,
-      stacked=not definition.unroll,
+    model.config,
+    batch=B,
+    places=P + definition.options.max_new_tokens,
+    stacked=not definition.unroll,
   )
   segment_ids = prompts.mask.astype(jnp.int32)
   hidden, cache = model.apply(params, prompts.tokens, positions, segment_ids, cache)
@@ -248,19 +248,19 @@ def prefill(
   repeat = functools.partial(jnp.repeat, repeats=definition.num_samples)
   rows_axis = 0 if definition.unroll else 1  # after the axis of stacked layers
   cache = cache.replace(
-      layers=jax.tree.map(functools.partial(repeat, axis=rows_axis), cache.layers),
-      segment_ids=repeat(cache.segment_ids, axis=0),
+    layers=jax.tree.map(functools.partial(repeat, axis=rows_axis), cache.layers),
+    segment_ids=repeat(cache.segment_ids, axis=0),
   )
   lengths = repeat(positions[:, -1], axis=0) + 1
   return repeat(hidden[:, -1], axis=0), cache, lengths
 
 
 def begin_decoding(
-    definition: Definition,
-    params: Params,
-    hidden: jax.Array,
-    cache: Cache,
-    key: jax.Array,
+  definition: Definition,
+  params: Params,
+  hidden: jax.Array,
+  cache: Cache,
+  key: jax.Array,
 ) -> DecodeState:
   """Draws the first token of each response.
 
@@ -280,22 +280,22 @@ def begin_decoding(
   token, logprob = draw(definition, key, logits, 0, done)
   tokens = jnp.full(shape, definition.pad_id, jnp.int32)
   return DecodeState(
-      place=jnp.int32(1),
-      done=is_stop(definition, token),
-      token=token,
-      cache=cache,
-      tokens=tokens.at[:, 0].set(token),
-      logprobs=jnp.zeros(shape).at[:, 0].set(logprob),
-      mask=jnp.zeros(shape, bool).at[:, 0].set(True),
+    place=jnp.int32(1),
+    done=is_stop(definition, token),
+    token=token,
+    cache=cache,
+    tokens=tokens.at[:, 0].set(token),
+    logprobs=jnp.zeros(shape).at[:, 0].set(logprob),
+    mask=jnp.zeros(shape, bool).at[:, 0].set(True),
   )
 
 
 def decode_step(
-    definition: Definition,
-    params: Params,
-    lengths: jax.Array,
-    key: jax.Array,
-    state: DecodeState,
+  definition: Definition,
+  params: Params,
+  lengths: jax.Array,
+  key: jax.Array,
+  state: DecodeState,
 ) -> DecodeState:
   """Draws one more token of each response.
 
@@ -311,31 +311,31 @@ def decode_step(
   """
   place = state.place
   hidden, cache = definition.model.apply(
-      params,
-      state.token[:, None],
-      (lengths + place - 1)[:, None],
-      jnp.ones((lengths.shape[0], 1), jnp.int32),
-      state.cache,
+    params,
+    state.token[:, None],
+    (lengths + place - 1)[:, None],
+    jnp.ones((lengths.shape[0], 1), jnp.int32),
+    state.cache,
   )
   logits = heads.next_token_logits(definition.model, params, hidden[:, 0])
   token, logprob = draw(definition, key, logits, place, state.done)
   return DecodeState(
-      place=place + 1,
-      done=state.done | is_stop(definition, token),
-      token=token,
-      cache=cache,
-      tokens=state.tokens.at[:, place].set(token),
-      logprobs=state.logprobs.at[:, place].set(logprob),
-      mask=state.mask.at[:, place].set(~state.done),
+    place=place + 1,
+    done=state.done | is_stop(definition, token),
+    token=token,
+    cache=cache,
+    tokens=state.tokens.at[:, place].set(token),
+    logprobs=state.logprobs.at[:, place].set(logprob),
+    mask=state.mask.at[:, place].set(~state.done),
   )
 
 
 def draw(
-    definition: Definition,
-    key: jax.Array,
-    logits: jax.Array,
-    place: jax.Array | int,
-    done: jax.Array,
+  definition: Definition,
+  key: jax.Array,
+  logits: jax.Array,
+  place: jax.Array | int,
+  done: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
   """Draws a token of each row, with its log-probability.
 
@@ -354,11 +354,11 @@ def draw(
   """
   options = definition.options
   tokens = choose_tokens(
-      jax.random.fold_in(key, place),
-      logits,
-      options.temperature,
-      options.top_k,
-      options.top_p,
+    jax.random.fold_in(key, place),
+    logits,
+    options.temperature,
+    options.top_k,
+    options.top_p,
   )
   scale = options.temperature or 1.0  # greedy choices have the probabilities of 1
   logprobs = jax.nn.log_softmax(logits / scale, axis=-1)
@@ -368,11 +368,11 @@ def draw(
 
 
 def choose_tokens(
-    key: jax.Array,
-    logits: jax.Array,
-    temperature: float,
-    top_k: int,
-    top_p: float,
+  key: jax.Array,
+  logits: jax.Array,
+  temperature: float,
+  top_k: int,
+  top_p: float,
 ) -> jax.Array:
   """Chooses one token for each row.
 
@@ -446,8 +446,8 @@ def join_sequences(prompts: Prompts, samples: Samples) -> Sequences:
   mask = jnp.concatenate([repeat(prompts.mask), samples.mask], axis=1)
   targets = jnp.concatenate([repeat(no_targets), samples.mask], axis=1)
   return Sequences(
-      tokens=tokens,
-      positions=prompt_positions(mask),
-      segment_ids=mask.astype(jnp.int32),
-      loss_mask=targets.astype(jnp.float32),
+    tokens=tokens,
+    positions=prompt_positions(mask),
+    segment_ids=mask.astype(jnp.int32),
+    loss_mask=targets.astype(jnp.float32),
   )

@@ -21,7 +21,14 @@ class Block(nnx.Module):
   have has no leaf."""
 
   def __init__(self, config, leaf):
-    L, D, H, N, C, F = (config.layers, config.embed, config.heads, config.kv_heads, config.head_dim, config.mlp)
+    L, D, H, N, C, F = (
+      config.layers,
+      config.embed,
+      config.heads,
+      config.kv_heads,
+      config.head_dim,
+      config.mlp,
+    )
     out = 0.02 * (2 * L) ** -0.5  # GPT-2's scale of what is added to the residual stream
     stacked = lambda shape, names, **how: leaf((L, *shape), ('layers', *names), **how)
     rows = {'query': ((H, C), ('heads', 'head_dim')), 'key': ((N, C), ('kv_heads', 'head_dim'))}
@@ -58,8 +65,15 @@ class Block(nnx.Module):
       make_norm(self, 'mlp_post_norm', config, stacked)
 
     d, h, n, c, f = (D, 'embed'), (H, 'heads'), (N, 'kv_heads'), (C, 'head_dim'), (F, 'mlp')
-    maps = dict(query=([d], [h, c]), key=([d], [n, c]), value=([d], [n, c]), output=([h, c], [d]), gate=([d], [f]),
-                up=([d], [f]), down=([f], [d]))
+    maps = dict(
+      query=([d], [h, c]),
+      key=([d], [n, c]),
+      value=([d], [n, c]),
+      output=([h, c], [d]),
+      gate=([d], [f]),
+      up=([d], [f]),
+      down=([f], [d]),
+    )
     for target in config.lora_targets if config.lora_rank else ():
       for name, shape, names, how in lora.adapter_leaves(config, target, *maps[target]):
         setattr(self, name, stacked(shape, names, **how))
@@ -102,9 +116,19 @@ class Block(nnx.Module):
 
   def _experts(self, x, ragged):
     config, rows = self.config, x.reshape(-1, x.shape[-1])
-    weights, chosen = experts.route(rows, self.router[...], config.experts_per_token, config.renormalise)
-    mixed = experts.mix(rows, weights, chosen, self.gate[...], self.up[...], self.down[...],
-                        ACTIVATIONS[config.activation], ragged)
+    weights, chosen = experts.route(
+      rows, self.router[...], config.experts_per_token, config.renormalise
+    )
+    mixed = experts.mix(
+      rows,
+      weights,
+      chosen,
+      self.gate[...],
+      self.up[...],
+      self.down[...],
+      ACTIVATIONS[config.activation],
+      ragged,
+    )
     return mixed.reshape(x.shape)
 
   def _times(self, name, x, contracted=1):
@@ -152,5 +176,5 @@ def product(x, weight, contracted=1):
   gradients XLA's CPU backend runs a fifth faster than those of an einsum. Rows and places stay two axes: both may be
   cut over devices."""
   inner = math.prod(weight.shape[:contracted])
-  rows, columns = x.shape[:x.ndim - contracted], weight.shape[contracted:]
+  rows, columns = x.shape[: x.ndim - contracted], weight.shape[contracted:]
   return (x.reshape(*rows, inner) @ weight.reshape(inner, -1)).reshape(rows + columns)

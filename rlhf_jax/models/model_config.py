@@ -12,15 +12,15 @@ from rlhf_jax.models import rope
 
 DTYPES = ('float32', 'bfloat16', 'float16')
 REMAT = {
-    'none': None,
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    'full': jax.checkpoint_policies.nothing_saveable,
+  'none': None,
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'full': jax.checkpoint_policies.nothing_saveable,
 }
 ATTENTION = ('auto', 'plain', 'cudnn', 'splash')
 ACTIVATIONS = {
-    'silu': jax.nn.silu,
-    'gelu': lambda x: jax.nn.gelu(x, approximate=False),
-    'gelu_tanh': jax.nn.gelu,
+  'silu': jax.nn.silu,
+  'gelu': lambda x: jax.nn.gelu(x, approximate=False),
+  'gelu_tanh': jax.nn.gelu,
 }
 NORMS = ('rms', 'rms_offset', 'layer')
 QK_NORMS = ('', 'head', 'all')
@@ -62,6 +62,7 @@ class ModelConfig:
     remat: what the backward pass recomputes: none, dots (all but matrix products), full.
     attention: who computes it: plain, cudnn, splash, or auto (see attention.py).
   """
+
   vocab_size: int
   embed: int
   layers: int
@@ -134,22 +135,40 @@ def check_model_config(config: ModelConfig) -> None:
   names = ('vocab_size', 'embed', 'layers', 'heads', 'kv_heads', 'head_dim', 'mlp')
   sizes = {name: getattr(config, name) for name in names}
   if min(sizes.values()) < 1 or config.heads % config.kv_heads or config.head_dim % 2:
-    raise UserError('model: expected sizes from 1, heads a multiple of kv_heads and an even head_dim; got '
-                    + ', '.join(f'{name} {size}' for name, size in sizes.items()))
-  for name, known in (('dtype', DTYPES), ('remat', tuple(REMAT)), ('attention', ATTENTION), ('norm', NORMS),
-                      ('qk_norm', QK_NORMS), ('activation', tuple(ACTIVATIONS))):
+    raise UserError(
+      'model: expected sizes from 1, heads a multiple of kv_heads and an even head_dim; got '
+      + ', '.join(f'{name} {size}' for name, size in sizes.items())
+    )
+  for name, known in (
+    ('dtype', DTYPES),
+    ('remat', tuple(REMAT)),
+    ('attention', ATTENTION),
+    ('norm', NORMS),
+    ('qk_norm', QK_NORMS),
+    ('activation', tuple(ACTIVATIONS)),
+  ):
     if getattr(config, name) not in known:
-      raise UserError(f'model.{name}: expected one of {", ".join(map(repr, known))}, got {getattr(config, name)!r}')
-  if config.experts and not (0 < config.experts_per_token <= config.experts and config.gated and not config.mlp_bias):
-    raise UserError(f'model.experts: expected 1 to {config.experts} experts_per_token, gated, without biases; got '
-                    f'{config.experts_per_token}')
+      raise UserError(
+        f'model.{name}: expected one of {", ".join(map(repr, known))}, got {getattr(config, name)!r}'
+      )
+  if config.experts and not (
+    0 < config.experts_per_token <= config.experts and config.gated and not config.mlp_bias
+  ):
+    raise UserError(
+      f'model.experts: expected 1 to {config.experts} experts_per_token, gated, without biases; got '
+      f'{config.experts_per_token}'
+    )
   if config.lora_rank:
     can = config.matrices
     if config.lora_rank < 0 or not config.lora_targets or not set(config.lora_targets) <= set(can):
-      raise UserError(f'lora: expected a rank from 1 and targets of {", ".join(can)}; got {config.lora_rank} and '
-                      f'{", ".join(config.lora_targets) or "none"}')
+      raise UserError(
+        f'lora: expected a rank from 1 and targets of {", ".join(can)}; got {config.lora_rank} and '
+        f'{", ".join(config.lora_targets) or "none"}'
+      )
   kind = config.rope_scaling.get('rope_type')
   missing = [key for key in rope.SCALINGS.get(kind, ()) if config.rope_scaling.get(key) is None]
   if config.rope_scaling and (kind not in rope.SCALINGS or missing):
-    raise UserError(f'model.rope_scaling: expected rope_type {", ".join(rope.SCALINGS)} and its numbers; got {kind!r}'
-                    + f' without {", ".join(missing)}' * bool(missing))
+    raise UserError(
+      f'model.rope_scaling: expected rope_type {", ".join(rope.SCALINGS)} and its numbers; got {kind!r}'
+      + f' without {", ".join(missing)}' * bool(missing)
+    )

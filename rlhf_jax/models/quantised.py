@@ -16,13 +16,23 @@ import jax.numpy as jnp
 from rlhf_jax.errors import UserError
 from rlhf_jax.models.model_config import TARGETS
 
-BYTES = {'float32': 4, 'bfloat16': 2, 'int8': 1, 'int4': 0.5, 'nf4': 0.5}  # of a parameter of a matrix
+BYTES = {
+  'float32': 4,
+  'bfloat16': 2,
+  'int8': 1,
+  'int4': 0.5,
+  'nf4': 0.5,
+}  # of a parameter of a matrix
 KINDS = tuple(BYTES)
 SMALL = KINDS[2:]
 BLOCK = 64
 
 
-def keep(params, kind: str, born=lambda function, shardings, leaf: jax.jit(function, out_shardings=shardings)(leaf)):
+def keep(
+  params,
+  kind: str,
+  born=lambda function, shardings, leaf: jax.jit(function, out_shardings=shardings)(leaf),
+):
   """A tree of parameters as `kind` says, leaf by leaf, each where it was.
 
   Args:
@@ -54,7 +64,9 @@ def restore(leaf, dtype):
 
 def restore_all(weights: dict, dtype) -> dict:
   """The leaves of one layer; those that are quantised as arrays of this dtype."""
-  return {name: restore(leaf, dtype) if is_quantised(leaf) else leaf for name, leaf in weights.items()}
+  return {
+    name: restore(leaf, dtype) if is_quantised(leaf) else leaf for name, leaf in weights.items()
+  }
 
 
 def is_quantised(leaf) -> bool:
@@ -70,16 +82,27 @@ def _quantise(leaf, kind, name, born):
   if kind == 'int8':
     how = dict(qtype=jnp.int8, channelwise_axes=each)
   else:
-    how = dict(qtype=jnp.int4 if kind == 'int4' else 'nf4', channelwise_axes=[*each, *inputs[:-1]],
-               tiled_axes={last: math.gcd(leaf.shape[last], BLOCK)})
+    how = dict(
+      qtype=jnp.int4 if kind == 'int4' else 'nf4',
+      channelwise_axes=[*each, *inputs[:-1]],
+      tiled_axes={last: math.gcd(leaf.shape[last], BLOCK)},
+    )
   quantise = functools.partial(_qwix().quantize, **how)
   sharding = leaf.sharding
   if isinstance(sharding, jax.sharding.NamedSharding):
     spec = (*sharding.spec, *[None] * (leaf.ndim - len(sharding.spec)))
-    size = lambda entry: math.prod(sharding.mesh.shape[axis] for axis in ((entry,) if isinstance(entry, str) else entry))
-    cut = lambda part: [entry if entry and n % size(entry) == 0 else None for n, entry in zip(part.shape, spec)]
-    sharding = jax.tree.map(lambda part: jax.sharding.NamedSharding(
-        leaf.sharding.mesh, jax.sharding.PartitionSpec(*cut(part))), jax.eval_shape(quantise, leaf))
+    size = lambda entry: math.prod(
+      sharding.mesh.shape[axis] for axis in ((entry,) if isinstance(entry, str) else entry)
+    )
+    cut = lambda part: [
+      entry if entry and n % size(entry) == 0 else None for n, entry in zip(part.shape, spec)
+    ]
+    sharding = jax.tree.map(
+      lambda part: jax.sharding.NamedSharding(
+        leaf.sharding.mesh, jax.sharding.PartitionSpec(*cut(part))
+      ),
+      jax.eval_shape(quantise, leaf),
+    )
   return born(quantise, sharding, leaf)
 
 
@@ -87,5 +110,7 @@ def _qwix():
   try:
     import qwix
   except ImportError:
-    raise UserError("a base of int8, int4 or nf4 needs qwix: pip install 'rlhf_jax[qwix]'") from None
+    raise UserError(
+      "a base of int8, int4 or nf4 needs qwix: pip install 'rlhf_jax[qwix]'"
+    ) from None
   return qwix

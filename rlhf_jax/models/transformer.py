@@ -39,6 +39,7 @@ class Model:
     axes: the tree of params with a tuple of axis names for each leaf.
     with_gathered_matrix: (function, matrix, rows) → function(matrix, rows), see runtime/mesh.py: Layout.with_gathered_matrix.
   """
+
   config: ModelConfig
   init: Callable[..., Any]
   apply: Callable[..., Any]
@@ -55,6 +56,7 @@ class Cache:
     segment_ids: [B, S] int32, 0 = not written or padding.
     length: [] int32, places written.
   """
+
   layers: Any
   segment_ids: jax.Array
   length: jax.Array
@@ -62,9 +64,12 @@ class Cache:
 
 def _one_device():
   """What build asks of a layout, where there is none."""
-  return SimpleNamespace(platform=jax.default_backend(), constrain=lambda x, names: x,
-                         shard_map=lambda function, inputs, output: function,
-                         with_gathered_matrix=lambda function, matrix, *rows: function(matrix, *rows))
+  return SimpleNamespace(
+    platform=jax.default_backend(),
+    constrain=lambda x, names: x,
+    shard_map=lambda function, inputs, output: function,
+    with_gathered_matrix=lambda function, matrix, *rows: function(matrix, *rows),
+  )
 
 
 class _Ends(nnx.Module):
@@ -82,9 +87,10 @@ class _Ends(nnx.Module):
 
 
 class _Score(nnx.Module):
-
   def __init__(self, config, leaf):
-    self.kernel = leaf((config.embed,), ('embed',), std=(config.embed + 1) ** -0.5)  # Ziegler et al. 2019
+    self.kernel = leaf(
+      (config.embed,), ('embed',), std=(config.embed + 1) ** -0.5
+    )  # Ziegler et al. 2019
     self.bias = leaf((), ())
 
 
@@ -110,11 +116,18 @@ def build_model(config: ModelConfig, layout=None) -> Model:
 
     return _Ends(config, leaf), Block(config, leaf)
 
-  with nnx.use_eager_sharding(False):  # axis names are metadata here; the mesh is the runtime's business
+  with nnx.use_eager_sharding(
+    False
+  ):  # axis names are metadata here; the mesh is the runtime's business
     ends, block = nnx.eval_shape(define, jax.random.key(0))
     graph = nnx.graphdef(block)
-  names = lambda module: nnx.to_pure_dict(jax.tree.map(
-      lambda leaf: leaf.get_metadata('out_sharding'), nnx.state(module), is_leaf=lambda x: isinstance(x, nnx.Variable)))
+  names = lambda module: nnx.to_pure_dict(
+    jax.tree.map(
+      lambda leaf: leaf.get_metadata('out_sharding'),
+      nnx.state(module),
+      is_leaf=lambda x: isinstance(x, nnx.Variable),
+    )
+  )
 
   def init(key):
     with nnx.use_eager_sharding(False):
@@ -122,10 +135,14 @@ def build_model(config: ModelConfig, layout=None) -> Model:
       return {**nnx.to_pure_dict(nnx.state(ends)), 'layers': nnx.to_pure_dict(nnx.state(block))}
 
   def apply(params, tokens, positions, segment_ids, cache=None):
-    indices = layout.constrain(tokens, ('rows', None))  # else XLA may cut them along odd lengths, and fail
-    hidden = layout.constrain(params['embedding'][indices].astype(config.dtype), ('rows', None, 'embed'))
+    indices = layout.constrain(
+      tokens, ('rows', None)
+    )  # else XLA may cut them along odd lengths, and fail
+    hidden = layout.constrain(
+      params['embedding'][indices].astype(config.dtype), ('rows', None, 'embed')
+    )
     if config.embed_scale:
-      hidden = hidden * jnp.asarray(config.embed ** 0.5, config.dtype)
+      hidden = hidden * jnp.asarray(config.embed**0.5, config.dtype)
     if config.learned_positions:
       hidden = hidden + params['positions'][positions].astype(config.dtype)
     hidden = layout.constrain(hidden, ('batch', 'length', 'hidden'))
@@ -135,7 +152,9 @@ def build_model(config: ModelConfig, layout=None) -> Model:
       start, pairs = cache.length, cache.layers
       segments = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids, segment_ids, start, axis=1)
     if config.learned_positions and segments.shape[1] > config.max_length:
-      raise UserError(f'model: rows of {segments.shape[1]} places, expected at most its {config.max_length} positions')
+      raise UserError(
+        f'model: rows of {segments.shape[1]} places, expected at most its {config.max_length} positions'
+      )
     layer, differs = _layer(config, graph, layout, positions, segment_ids, segments, start)
 
     if isinstance(params['layers'], dict):
@@ -143,7 +162,9 @@ def build_model(config: ModelConfig, layout=None) -> Model:
     else:
       made = []
       for i, (weights, pair) in enumerate(zip(params['layers'], pairs or [None] * config.layers)):
-        hidden, pair = layer(hidden, (weights, pair, {name: values[i] for name, values in differs.items()}))
+        hidden, pair = layer(
+          hidden, (weights, pair, {name: values[i] for name, values in differs.items()})
+        )
         made.append(pair)
       pairs = tuple(made)
     hidden = normalise(hidden, params['norm'], params.get('norm_bias'), config)
@@ -151,7 +172,9 @@ def build_model(config: ModelConfig, layout=None) -> Model:
       return hidden, None
     return hidden, Cache(pairs, segments, start + tokens.shape[1])
 
-  return Model(config, init, apply, {**names(ends), 'layers': names(block)}, layout.with_gathered_matrix)
+  return Model(
+    config, init, apply, {**names(ends), 'layers': names(block)}, layout.with_gathered_matrix
+  )
 
 
 def _layer(config, graph, layout, positions, segment_ids, segments, start):
@@ -167,7 +190,10 @@ def _layer(config, graph, layout, positions, segment_ids, segments, start):
     (layer: (hidden, (weights, pair or None, one of differs)) → (hidden, pair or None), differs: a dict of [L, …]).
   """
   T, S = segment_ids.shape[1], segments.shape[1]
-  mask, distance = attention.causal_mask(segment_ids, segments, start), attention.distances(T, S, start)
+  mask, distance = (
+    attention.causal_mask(segment_ids, segments, start),
+    attention.distances(T, S, start),
+  )
   windows = [window if 0 < window < S else S for window in config.layer_windows]
   differs = {}
   if len(set(windows)) > 1:
@@ -177,27 +203,41 @@ def _layer(config, graph, layout, positions, segment_ids, segments, start):
   if not config.learned_positions:
     table, factor = rope.frequencies(config, S)
     differs['frequencies'] = table
-  scale, cap = config.attention_scalar ** -0.5 if config.attention_scalar else None, config.attention_cap
+  scale, cap = (
+    config.attention_scalar**-0.5 if config.attention_scalar else None,
+    config.attention_cap,
+  )
   names = lambda heads: ('batch', 'length', heads, 'head_dim')
   splash = layout.shard_map(
-      functools.partial(attention.splash, windows=sorted(set(windows)), scale=scale, cap=cap,
-                        interpret=layout.platform != 'tpu'),
-      (names('heads'), names('kv_heads'), names('kv_heads'), ('batch', 'length'), ()), names('heads'))
+    functools.partial(
+      attention.splash,
+      windows=sorted(set(windows)),
+      scale=scale,
+      cap=cap,
+      interpret=layout.platform != 'tpu',
+    ),
+    (names('heads'), names('kv_heads'), names('kv_heads'), ('batch', 'length'), ()),
+    names('heads'),
+  )
   way = attention.pick(config, T, segments is not segment_ids, layout.platform, cut=splash is None)
   ragged = layout.platform == 'tpu'
 
   def layer(hidden, given):
     weights, pair, own = given
     seen = mask & (distance < own['window']) if 'window' in own else mask
-    angles = None if config.learned_positions else rope.angles(positions, own['frequencies'], factor)
+    angles = (
+      None if config.learned_positions else rope.angles(positions, own['frequencies'], factor)
+    )
     turn = lambda x: rope.rotate(x, *angles) if angles else x
     attend = {
-        'plain': lambda *qkv: attention.attend(*qkv, seen, scale, cap),
-        'cudnn': lambda *qkv: attention.library(*qkv, seen, scale),
-        'splash': lambda *qkv: splash(*qkv, segments, own.get('window', windows[0])),
+      'plain': lambda *qkv: attention.attend(*qkv, seen, scale, cap),
+      'cudnn': lambda *qkv: attention.library(*qkv, seen, scale),
+      'splash': lambda *qkv: splash(*qkv, segments, own.get('window', windows[0])),
     }[way]
     weights = quantised.restore_all(weights, hidden.dtype)
-    hidden, new = nnx.merge(graph, weights)(hidden, turn, attend, layout.constrain, ragged, pair, start)
+    hidden, new = nnx.merge(graph, weights)(
+      hidden, turn, attend, layout.constrain, ragged, pair, start
+    )
     return hidden, None if pair is None else new
 
   if config.remat != 'none':
@@ -208,17 +248,23 @@ def _layer(config, graph, layout, positions, segment_ids, segments, start):
 def unstack_layers(params):
   """The same parameters with `layers` a tuple of single layers: apply then unrolls them."""
   count = jax.tree.leaves(params['layers'])[0].shape[0]
-  return {**params, 'layers': tuple(
-      jax.tree.map(lambda leaf, i=i: leaf[i], params['layers']) for i in range(count))}
+  return {
+    **params,
+    'layers': tuple(
+      jax.tree.map(lambda leaf, i=i: leaf[i], params['layers']) for i in range(count)
+    ),
+  }
 
 
 def cast_for_compute(params, dtype):
   """The same parameters in the dtype that they compute in, for a call that reads them many times; norms and the scalar
   head, which compute in float32, and quantised matrices stay."""
+
   def one(path, leaf):
     said = jax.tree_util.keystr(path)
     kept = 'norm' in said or 'score' in said or quantised.is_quantised(leaf)
     return leaf if kept else leaf.astype(dtype)
+
   return jax.tree_util.tree_map_with_path(one, params, is_leaf=quantised.is_quantised)
 
 

@@ -34,10 +34,10 @@ def after_end(mask: jax.Array) -> jax.Array:
 
 
 def place_rewards(
-    scores: jax.Array,
-    kl: jax.Array,
-    mask: jax.Array,
-    coefficient: jax.Array | float,
+  scores: jax.Array,
+  kl: jax.Array,
+  mask: jax.Array,
+  coefficient: jax.Array | float,
 ) -> jax.Array:
   """Spreads the reward over the tokens: −β · kl_t, and the score at the last place.
 
@@ -68,11 +68,11 @@ def place_rewards(
 
 
 def gae(
-    rewards: jax.Array,
-    values: jax.Array,
-    mask: jax.Array,
-    discount: float,
-    gae_lambda: float,
+  rewards: jax.Array,
+  values: jax.Array,
+  mask: jax.Array,
+  discount: float,
+  gae_lambda: float,
 ) -> tuple[jax.Array, jax.Array]:
   """Computes generalised advantage estimates, and the returns that values learn.
 
@@ -110,10 +110,10 @@ def gae(
 
   nothing = jnp.zeros(rewards.shape[0])
   _, advantages = jax.lax.scan(
-      step_back,
-      (nothing, nothing),
-      (rewards.T, values.T, mask.T),
-      reverse=True,
+    step_back,
+    (nothing, nothing),
+    (rewards.T, values.T, mask.T),
+    reverse=True,
   )
   advantages = jnp.where(mask, advantages.T, 0.0)
   return advantages, jnp.where(mask, advantages + values, 0.0)
@@ -214,10 +214,10 @@ def batch_baseline(rewards: jax.Array, lengths: jax.Array) -> jax.Array:
 
 # How responses to one prompt are compared, by the name that a config gives it.
 GROUP_ADVANTAGES: dict[str, GroupAdvantage] = {
-    'leave_one_out': leave_one_out,
-    'above_mean': above_mean,
-    'standardised': standardised,
-    'batch_baseline': batch_baseline,
+  'leave_one_out': leave_one_out,
+  'above_mean': above_mean,
+  'standardised': standardised,
+  'batch_baseline': batch_baseline,
 }
 
 

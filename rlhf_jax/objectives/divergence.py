@@ -103,9 +103,9 @@ def k1_term(logprobs: jax.Array, reference_logprobs: jax.Array) -> jax.Array:
 
 # What a loss may add for each token, by the name that a config gives it.
 KL_TERMS: dict[str, KLTerm] = {
-    'k1': k1_term,
-    'k2': k2,
-    'k3': k3,
+  'k1': k1_term,
+  'k2': k2,
+  'k3': k3,
 }
 
 
@@ -128,11 +128,11 @@ def best_of_n_kl(count: int) -> float:
 
 
 def adapt_kl_coefficient(
-    coefficient: jax.Array | float,
-    kl: jax.Array | float,
-    target: float,
-    horizon: float,
-    episodes: int,
+  coefficient: jax.Array | float,
+  kl: jax.Array | float,
+  target: float,
+  horizon: float,
+  episodes: int,
 ) -> jax.Array:
   """Moves the KL coefficient towards the one that holds the KL at its target.
 

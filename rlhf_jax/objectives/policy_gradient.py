@@ -37,12 +37,12 @@ Reduction = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def clipped(
-    logprobs: jax.Array,
-    old_logprobs: jax.Array,
-    advantages: jax.Array,
-    mask: jax.Array,
-    clip_low: float,
-    clip_high: float,
+  logprobs: jax.Array,
+  old_logprobs: jax.Array,
+  advantages: jax.Array,
+  mask: jax.Array,
+  clip_low: float,
+  clip_high: float,
 ) -> PolicyLosses:
   """Computes the clipped surrogate max(−A ρ, −A clip(ρ, 1 − ε_low, 1 + ε_high)).
 
@@ -74,12 +74,12 @@ def clipped(
 
 
 def reinforce(
-    logprobs: jax.Array,
-    old_logprobs: jax.Array,
-    advantages: jax.Array,
-    mask: jax.Array,
-    clip_low: float,
-    clip_high: float,
+  logprobs: jax.Array,
+  old_logprobs: jax.Array,
+  advantages: jax.Array,
+  mask: jax.Array,
+  clip_low: float,
+  clip_high: float,
 ) -> PolicyLosses:
   """Computes −A log π (Williams 1992): neither a ratio nor a clip.
 
@@ -101,19 +101,19 @@ def reinforce(
   del mask, clip_low, clip_high
   _check_tokens(logprobs, old_logprobs, advantages)
   return PolicyLosses(
-      losses=-advantages * logprobs,
-      ratios=jnp.exp(logprobs - old_logprobs),
-      clipped=jnp.zeros(logprobs.shape, bool),
+    losses=-advantages * logprobs,
+    ratios=jnp.exp(logprobs - old_logprobs),
+    clipped=jnp.zeros(logprobs.shape, bool),
   )
 
 
 def gspo(
-    logprobs: jax.Array,
-    old_logprobs: jax.Array,
-    advantages: jax.Array,
-    mask: jax.Array,
-    clip_low: float,
-    clip_high: float,
+  logprobs: jax.Array,
+  old_logprobs: jax.Array,
+  advantages: jax.Array,
+  mask: jax.Array,
+  clip_low: float,
+  clip_high: float,
 ) -> PolicyLosses:
   """Computes `clipped` with the ratio of the whole response at each of its tokens.
 
@@ -146,12 +146,12 @@ def gspo(
 
 
 def cispo(
-    logprobs: jax.Array,
-    old_logprobs: jax.Array,
-    advantages: jax.Array,
-    mask: jax.Array,
-    clip_low: float,
-    clip_high: float,
+  logprobs: jax.Array,
+  old_logprobs: jax.Array,
+  advantages: jax.Array,
+  mask: jax.Array,
+  clip_low: float,
+  clip_high: float,
 ) -> PolicyLosses:
   """Computes −sg(clip(ρ, 1 − ε_low, 1 + ε_high)) A log π.
 
@@ -179,26 +179,26 @@ def cispo(
   ratios = jnp.exp(logprobs - old_logprobs)
   weights = jnp.clip(ratios, 1.0 - clip_low, 1.0 + clip_high)
   return PolicyLosses(
-      losses=-jax.lax.stop_gradient(weights) * advantages * logprobs,
-      ratios=ratios,
-      clipped=weights != ratios,
+    losses=-jax.lax.stop_gradient(weights) * advantages * logprobs,
+    ratios=ratios,
+    clipped=weights != ratios,
   )
 
 
 # The loss of a policy, by the name that a config gives it.
 POLICY_LOSSES: dict[str, PolicyLoss] = {
-    'clipped': clipped,
-    'reinforce': reinforce,
-    'gspo': gspo,
-    'cispo': cispo,
+  'clipped': clipped,
+  'reinforce': reinforce,
+  'gspo': gspo,
+  'cispo': cispo,
 }
 
 
 def clipped_value(
-    values: jax.Array,
-    old_values: jax.Array,
-    returns: jax.Array,
-    clip: float,
+  values: jax.Array,
+  old_values: jax.Array,
+  returns: jax.Array,
+  clip: float,
 ) -> tuple[jax.Array, jax.Array]:
   """Computes ½ max((V − G)², (clip(V, V_old ± ε) − G)²), G being the returns.
 
@@ -227,10 +227,10 @@ def clipped_value(
 
 
 def truncated_weights(
-    old_logprobs: jax.Array,
-    sampler_logprobs: jax.Array,
-    mask: jax.Array,
-    limit: float,
+  old_logprobs: jax.Array,
+  sampler_logprobs: jax.Array,
+  mask: jax.Array,
+  limit: float,
 ) -> jax.Array:
   """Computes min(π_old / π_sampler, C), which corrects for samples of an older policy.
 
@@ -345,26 +345,26 @@ def constant(losses: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 # How the losses of tokens become that of the batch, by the name in a config.
 REDUCTIONS: dict[str, Reduction] = {
-    'token_mean': token_mean,
-    'sequence_mean': sequence_mean,
-    'sequence_sum': sequence_sum,
-    'constant': constant,
+  'token_mean': token_mean,
+  'sequence_mean': sequence_mean,
+  'sequence_sum': sequence_sum,
+  'constant': constant,
 }
 
 
 def _clipped_surrogate(
-    ratios: jax.Array,
-    advantages: jax.Array,
-    clip_low: float,
-    clip_high: float,
+  ratios: jax.Array,
+  advantages: jax.Array,
+  clip_low: float,
+  clip_high: float,
 ) -> PolicyLosses:
   """Computes PPO's surrogate of given ratios, all [N, R]."""
   free_losses = -advantages * ratios
   near_losses = -advantages * jnp.clip(ratios, 1.0 - clip_low, 1.0 + clip_high)
   return PolicyLosses(
-      losses=jnp.maximum(free_losses, near_losses),
-      ratios=ratios,
-      clipped=near_losses > free_losses,
+    losses=jnp.maximum(free_losses, near_losses),
+    ratios=ratios,
+    clipped=near_losses > free_losses,
   )
 
 

@@ -296,9 +296,9 @@ def hinge(better: Response, worse: Response, settings: HingeSettings) -> jax.Arr
 
 
 def length_normalised(
-    better: Response,
-    worse: Response,
-    settings: DPOSettings,
+  better: Response,
+  worse: Response,
+  settings: DPOSettings,
 ) -> jax.Array:
   """Computes `dpo` on h/|y| (Tülu 3: Lambert et al. 2024, arXiv:2411.15124, eq. 6).
 
@@ -417,9 +417,9 @@ def orpo(better: Response, worse: Response, settings: ORPOSettings) -> jax.Array
 
 
 def plackett_luce(
-    responses: Response,
-    labels: Labels,
-    settings: PlackettLuceSettings,
+  responses: Response,
+  labels: Labels,
+  settings: PlackettLuceSettings,
 ) -> tuple[jax.Array, jax.Array]:
   """Computes −log P(order) under Plackett–Luce with scores βh.
 
@@ -446,10 +446,10 @@ def plackett_luce(
 
 
 def kto(
-    response: Response,
-    desirable: jax.Array,
-    anchor: jax.Array,
-    settings: KTOSettings,
+  response: Response,
+  desirable: jax.Array,
+  anchor: jax.Array,
+  settings: KTOSettings,
 ) -> jax.Array:
   """Computes 1 − σ(β(h − z)) of a desirable response, 1 − σ(β(z − h)) of another.
 
@@ -503,10 +503,10 @@ def kto_anchor(ratios: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def over_pairs(
-    pair_loss: Callable[..., jax.Array],
-    responses: Response,
-    labels: Labels,
-    settings: Any,
+  pair_loss: Callable[..., jax.Array],
+  responses: Response,
+  labels: Labels,
+  settings: Any,
 ) -> tuple[jax.Array, jax.Array]:
   """Averages a loss of pairs over the untied pairs of each prompt.
 
@@ -536,10 +536,10 @@ def over_pairs(
 
 
 def over_orders(
-    order_loss: Callable[..., tuple[jax.Array, jax.Array]],
-    responses: Response,
-    labels: Labels,
-    settings: Any,
+  order_loss: Callable[..., tuple[jax.Array, jax.Array]],
+  responses: Response,
+  labels: Labels,
+  settings: Any,
 ) -> tuple[jax.Array, jax.Array]:
   """Applies a loss of whole orders, such as `plackett_luce`, which sums by itself.
 
@@ -556,10 +556,10 @@ def over_orders(
 
 
 def over_best_and_worst(
-    single_loss: Callable[..., jax.Array],
-    responses: Response,
-    labels: Labels,
-    settings: Any,
+  single_loss: Callable[..., jax.Array],
+  responses: Response,
+  labels: Labels,
+  settings: Any,
 ) -> tuple[jax.Array, jax.Array]:
   """Sums a loss of single responses over the best and the worst of each prompt.
 
@@ -604,10 +604,10 @@ class PreferenceLoss:
   single_responses: bool = False
 
   def apply(
-      self,
-      responses: Response,
-      labels: Labels,
-      settings: Any,
+    self,
+    responses: Response,
+    labels: Labels,
+    settings: Any,
   ) -> tuple[jax.Array, jax.Array]:
     """Computes the loss of a batch.
 
@@ -624,41 +624,41 @@ class PreferenceLoss:
 
 # The losses, by the name that a config gives them.
 PREFERENCE_LOSSES: dict[str, PreferenceLoss] = {
-    'dpo': PreferenceLoss(dpo, DPOSettings, accepts_soft_labels=True),
-    'robust': PreferenceLoss(robust, DPOSettings),
-    'ipo': PreferenceLoss(ipo, IPOSettings),
-    'ipo_sum': PreferenceLoss(ipo_sum, IPOSettings),
-    'hinge': PreferenceLoss(hinge, HingeSettings),
-    'length_normalised': PreferenceLoss(
-        length_normalised,
-        DPOSettings,
-        accepts_soft_labels=True,
-    ),
-    'dpop': PreferenceLoss(dpop, DPOPSettings, accepts_soft_labels=True),
-    'cpo': PreferenceLoss(
-        cpo,
-        CPOSettings,
-        needs_reference=False,
-        accepts_soft_labels=True,
-    ),
-    'simpo': PreferenceLoss(
-        simpo,
-        SimPOSettings,
-        needs_reference=False,
-        accepts_soft_labels=True,
-    ),
-    'orpo': PreferenceLoss(orpo, ORPOSettings, needs_reference=False),
-    'plackett_luce': PreferenceLoss(
-        plackett_luce,
-        PlackettLuceSettings,
-        reduction=over_orders,
-    ),
-    'kto': PreferenceLoss(
-        kto,
-        KTOSettings,
-        reduction=over_best_and_worst,
-        single_responses=True,
-    ),
+  'dpo': PreferenceLoss(dpo, DPOSettings, accepts_soft_labels=True),
+  'robust': PreferenceLoss(robust, DPOSettings),
+  'ipo': PreferenceLoss(ipo, IPOSettings),
+  'ipo_sum': PreferenceLoss(ipo_sum, IPOSettings),
+  'hinge': PreferenceLoss(hinge, HingeSettings),
+  'length_normalised': PreferenceLoss(
+    length_normalised,
+    DPOSettings,
+    accepts_soft_labels=True,
+  ),
+  'dpop': PreferenceLoss(dpop, DPOPSettings, accepts_soft_labels=True),
+  'cpo': PreferenceLoss(
+    cpo,
+    CPOSettings,
+    needs_reference=False,
+    accepts_soft_labels=True,
+  ),
+  'simpo': PreferenceLoss(
+    simpo,
+    SimPOSettings,
+    needs_reference=False,
+    accepts_soft_labels=True,
+  ),
+  'orpo': PreferenceLoss(orpo, ORPOSettings, needs_reference=False),
+  'plackett_luce': PreferenceLoss(
+    plackett_luce,
+    PlackettLuceSettings,
+    reduction=over_orders,
+  ),
+  'kto': PreferenceLoss(
+    kto,
+    KTOSettings,
+    reduction=over_best_and_worst,
+    single_responses=True,
+  ),
 }
 
 

@@ -81,9 +81,9 @@ def from_scores(scores: jax.Array) -> jax.Array:
 
 
 def over_pairs(
-    losses: jax.Array,
-    ranks: jax.Array,
-    group: jax.Array,
+  losses: jax.Array,
+  ranks: jax.Array,
+  group: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
   """Averages over the untied pairs of each prompt, and sums over the prompts.
 
@@ -109,10 +109,10 @@ def over_pairs(
 
 
 def pairwise(
-    scores: jax.Array,
-    ranks: jax.Array,
-    group: jax.Array,
-    confidence: jax.Array | float = 1.0,
+  scores: jax.Array,
+  ranks: jax.Array,
+  group: jax.Array,
+  confidence: jax.Array | float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
   """Computes −1/C(K,2) Σ log σ(r_i − r_j) over the pairs of each prompt.
 
@@ -139,9 +139,9 @@ def pairwise(
 
 
 def plackett_luce(
-    scores: jax.Array,
-    ranks: jax.Array,
-    group: jax.Array,
+  scores: jax.Array,
+  ranks: jax.Array,
+  group: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
   """Computes −log P(order) under Plackett–Luce.
 
@@ -172,10 +172,10 @@ def plackett_luce(
 
 
 def plain_pairs(
-    scores: jax.Array,
-    ranks: jax.Array,
-    group: jax.Array,
-    confidence: jax.Array | float = 1.0,
+  scores: jax.Array,
+  ranks: jax.Array,
+  group: jax.Array,
+  confidence: jax.Array | float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
   """Computes −log σ(r_i − r_j) of every pair, each an element of its own.
 
@@ -217,16 +217,16 @@ class RewardLoss:
 
 # The loss of a reward model, by the name that a config gives it.
 REWARD_LOSSES: dict[str, RewardLoss] = {
-    'pairwise': RewardLoss(pairwise, accepts_soft_labels=True),
-    'plackett_luce': RewardLoss(plackett_luce),
-    'plain_pairs': RewardLoss(plain_pairs, accepts_soft_labels=True),
+  'pairwise': RewardLoss(pairwise, accepts_soft_labels=True),
+  'plackett_luce': RewardLoss(plackett_luce),
+  'plain_pairs': RewardLoss(plain_pairs, accepts_soft_labels=True),
 }
 
 
 def accuracy(
-    scores: jax.Array,
-    ranks: jax.Array,
-    group: jax.Array,
+  scores: jax.Array,
+  ranks: jax.Array,
+  group: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
   """Counts the pairs in which the score agrees with people, equal scores as a half.
 
