@@ -61,7 +61,7 @@ def test_the_library_equals_plain():
   query, key, value = (random.normal(size=(2, 16, heads, 8)).astype(np.float32) for heads in (4, 2, 2))
   mask = attention.causal_mask(segments, segments) & (attention.distances(16, 16) < 5)
   got, want = (np.asarray(jax.jit(f)(query, key, value, mask)) for f in (
-      lambda *x: attention.library(*x, 0.3, implementation='xla'), lambda *x: attention.attend(*x, 0.3)))
+      lambda *x: attention.attend_with_library(*x, 0.3, implementation='xla'), lambda *x: attention.attend(*x, 0.3)))
   np.testing.assert_allclose(got[segments > 0], want[segments > 0], atol=2e-6)
   assert np.isfinite(got).all()
 
@@ -77,7 +77,7 @@ def test_the_library_equals_plain():
     ({'dtype': 'bfloat16', 'attention_cap': 0.0, 'attention': 'plain'}, 256, False, 'gpu', 'plain'),
 ])
 def test_who_computes(change, places, cached, platform, want):
-  assert attention.pick(dataclasses.replace(CONFIG, **change), places, cached, platform) == want
+  assert attention.choose_implementation(dataclasses.replace(CONFIG, **change), places, cached, platform) == want
 
 
 @pytest.mark.parametrize('way, message', [('cudnn', 'cudnn needs bfloat16'), ('splash', 'multiple of 128 places, got 9')])
