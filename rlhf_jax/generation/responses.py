@@ -3,9 +3,10 @@
 Letters: N prompts, K responses to each, B prompts of a batch, R tokens of a response.
 """
 
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
-from typing import Any, Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp

@@ -7,9 +7,10 @@ Letters: B prompts of P places, K responses to each, R places of a response, V
 vocabulary, D width.
 """
 
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
-from typing import Any, Callable, Sequence
+from typing import Any
 
 import flax.struct
 import jax

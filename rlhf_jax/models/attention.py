@@ -13,8 +13,8 @@ Letters: B batch, T queries, S keys, H query heads, N key-value heads, G = H / N
 C head_dim.
 """
 
+from collections.abc import Sequence
 import functools
-from typing import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -261,8 +261,10 @@ def _attend_in_window(
 ) -> jax.Array:
   """Computes `attend_with_splash` for one fixed window."""
   # imported late: Pallas for TPUs takes a second, and most runs need none of it
-  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
-  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask
+  from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel,
+    splash_attention_mask,
+  )
 
   T, H = query.shape[1:3]
   mask: splash_attention_mask.Mask = splash_attention_mask.CausalMask((T, T))

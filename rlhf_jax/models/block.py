@@ -6,10 +6,11 @@ Letters: B batch, T length, S places in the cache, D width, H heads, N key-value
 C head_dim, F inner width, E experts, L layers.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import math
-from typing import Any, Callable
+from typing import Any
 
 from flax import nnx
 import jax

@@ -15,7 +15,7 @@ Letters: M tokens, D width, E experts, k of them for each token, F inner width o
 expert.
 """
 
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp

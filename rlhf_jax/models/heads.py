@@ -6,6 +6,7 @@ forgotten chunk by chunk.
 Letters: B batch, T length, V vocabulary, D width.
 """
 
+from collections.abc import Callable
 import functools
 from typing import TYPE_CHECKING
 
@@ -72,7 +73,9 @@ def token_logprobs(
   """
   B, T = targets.shape
   places = min(T, CHUNK)
-  chunk = functools.partial(_chunk_logprobs, model, temperature or 1.0)
+  chunk: Callable[..., tuple[jax.Array, jax.Array]] = functools.partial(
+    _chunk_logprobs, model, temperature or 1.0
+  )
   if T > places:
     chunk = jax.checkpoint(chunk)  # or the backward pass keeps every chunk's logits
 

@@ -1,6 +1,7 @@
 """What a model asks of the place where it runs: a mesh's layout, or one device."""
 
-from typing import Any, Callable, Protocol, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import jax
 

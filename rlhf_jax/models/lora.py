@@ -6,9 +6,10 @@ random, B at 0, so that a model begins as its base. A tree of parameters that ha
 adapters trains them and the scalar head, and nothing else.
 """
 
+from collections.abc import Iterator, Sequence
 import dataclasses
 import math
-from typing import Any, Iterator, Sequence
+from typing import Any
 
 from flax import traverse_util
 import jax

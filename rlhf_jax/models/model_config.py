@@ -4,9 +4,10 @@ All of them are data; the defaults are Llama's. Per-layer patterns repeat:
 `windows=(4096, 0)` is a local layer, a global one, a local one …
 """
 
+from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
-from typing import Any, Iterable, Sequence
+from typing import Any
 
 import jax
 

@@ -6,9 +6,10 @@ each block of at most 64 inputs of an output. Only the matrices of the layers ar
 quantised; the embedding is then bfloat16, vectors stay float32.
 """
 
+from collections.abc import Callable
 import functools
 import math
-from typing import Any, Callable
+from typing import Any
 
 from flax import traverse_util
 import jax

@@ -3,8 +3,9 @@
 Letters: B batch, T length, H heads, C head_dim, R ≤ C places that turn, L layers.
 """
 
+from collections.abc import Mapping
 import math
-from typing import TYPE_CHECKING, Any, Mapping
+from typing import Any, TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp

@@ -14,9 +14,10 @@ Letters: B batch, T length, S places in the cache, V vocabulary, D width, N key-
 heads, C head_dim, L layers.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
-from typing import Any, Callable
+from typing import Any
 
 from flax import nnx
 import flax.struct
@@ -26,8 +27,15 @@ import numpy as np
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import attention, quantised, rope
-from rlhf_jax.models.block import Block, LayerContext, LeafMaker, make_norm, MakeLeaf
-from rlhf_jax.models.block import normalise, Pair
+from rlhf_jax.models.block import (
+  Block,
+  LayerContext,
+  LeafMaker,
+  make_norm,
+  MakeLeaf,
+  normalise,
+  Pair,
+)
 from rlhf_jax.models.layout import ModelLayout, SingleDevice
 from rlhf_jax.models.model_config import check_model_config, ModelConfig, REMAT
 from rlhf_jax.types import Params
@@ -78,7 +86,7 @@ class Cache:
 
   layers: Any
   segment_ids: jax.Array
-  length: jax.Array
+  length: jax.Array | int
 
 
 def build_model(config: ModelConfig, layout: ModelLayout | None = None) -> Model:

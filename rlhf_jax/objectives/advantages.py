@@ -3,7 +3,7 @@
 Letters: B prompts (or rows), K responses to each prompt, R tokens of a response.
 """
 
-from typing import Callable
+from collections.abc import Callable
 
 import chex
 import jax

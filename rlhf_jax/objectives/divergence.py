@@ -4,8 +4,8 @@ Estimators of the KL divergence over sampled tokens, the bound for best-of-n, an
 controller that adapts the coefficient of the KL penalty.
 """
 
+from collections.abc import Callable
 import math
-from typing import Callable
 
 import chex
 import jax

@@ -7,7 +7,8 @@ Letters: N responses of at most R tokens. ρ = π / π_old is the probability ra
 token under the policy that is trained and the one that sampled it.
 """
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import chex
 import jax

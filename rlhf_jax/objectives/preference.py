@@ -13,8 +13,9 @@ Letters: B rows of K places, each place a response; see ranking.py for how peopl
 order is given.
 """
 
+from collections.abc import Callable
 import dataclasses
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax

@@ -8,8 +8,8 @@ many responses it has, and a tie says nothing. All of them depend on differences
 scores only.
 """
 
+from collections.abc import Callable
 import dataclasses
-from typing import Callable
 
 import chex
 import jax

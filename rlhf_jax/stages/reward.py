@@ -18,6 +18,7 @@ from rlhf_jax.generation import sampler
 from rlhf_jax.models import heads, lora
 from rlhf_jax.objectives import ranking
 from rlhf_jax.runtime import loop
+from rlhf_jax.runtime.hosts import to_host
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.stages.shared import common
 from rlhf_jax.types import Rankings
@@ -68,7 +69,7 @@ def build_loss(model, name):
   def loss(params, batch: Rankings, key) -> steps.Loss:
     del key
     scores = last_scores(model, params, batch.tokens, batch.positions, batch.segment_ids)
-    soft = () if name == 'plackett_luce' else (batch.confidence,)
+    soft = (batch.confidence,) if ranking.REWARD_LOSSES[name].accepts_soft_labels else ()
     total, weight = ranking.REWARD_LOSSES[name].function(scores, batch.ranks, batch.group, *soft)
     right, pairs = ranking.accuracy(scores, batch.ranks, batch.group)
     present = batch.group > 0

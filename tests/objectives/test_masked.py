@@ -18,7 +18,9 @@ def test_whiten():
   want = (np.array([1, 3, 5, 7]) - 4) / np.sqrt(5 + 1e-8)
   np.testing.assert_allclose(white[:, :2].ravel(), want, rtol=1e-6)
   np.testing.assert_array_equal(white[:, 2], 0)
-  np.testing.assert_allclose(masked.whiten(x, mask, shift_mean=False)[:, :2].ravel(), want + 4, rtol=1e-6)
+  np.testing.assert_allclose(
+    masked.whiten(x, mask, shift_mean=False)[:, :2].ravel(), want + 4, rtol=1e-6
+  )
 
 
 @pytest.mark.parametrize('wrap', [jax.jit, jax.vmap])
