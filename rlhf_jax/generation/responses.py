@@ -27,43 +27,30 @@ WIDTH = 64  # prompts are padded to a multiple of it, so that few programs are c
 
 @dataclasses.dataclass(frozen=True)
 class Responses:
-  """K responses to each of N prompts.
+  """K responses to each of N prompts."""
 
-  Attributes:
-    texts: N lists of K strings.
-    lengths: [N, K] int, tokens, the end token included.
-    ended: [N, K] bool, False where a response was cut.
-    kl: [N, K] float, Σ_t log π − log π_ref over the response's tokens, nats; None
-      without a reference.
-    scores: [N, K] float, of the reward; None without one.
-  """
-
-  texts: list[list[str]]
-  lengths: np.ndarray
-  ended: np.ndarray
+  texts: list[list[str]]  # N lists of K strings
+  lengths: np.ndarray  # [N, K] int, tokens, the end token included
+  ended: np.ndarray  # [N, K] bool, False where a response was cut
+  # [N, K] float, Σ_t log π − log π_ref over the response's tokens, nats; None without
+  # a reference
   kl: np.ndarray | None = None
-  scores: np.ndarray | None = None
+  scores: np.ndarray | None = None  # [N, K] float, of the reward; None without one
 
 
 @dataclasses.dataclass(frozen=True)
 class Responder:
-  """Responds to prompts; `build_responder` makes one.
+  """Responds to prompts; `build_responder` makes one."""
 
-  Attributes:
-    generate: (params, Prompts, key) → Samples.
-    measure_kl: (params, reference params, Prompts, Samples) → [B * K] float32.
-    score: (Prompts, Samples) → [B * K] float32 on the mesh; None without a reward.
-    tokenizer: decodes the responses.
-    layout: of the mesh.
-    num_samples: K responses to each prompt.
-  """
-
+  # (params, Prompts, key) → Samples
   generate: Callable[[Params, Prompts, jax.Array], Samples]
+  # (params, reference params, Prompts, Samples) → [B * K] float32
   measure_kl: Callable[..., jax.Array]
+  # (Prompts, Samples) → [B * K] float32 on the mesh; None without a reward
   score: Callable[[Prompts, Samples], jax.Array] | None
-  tokenizer: Any
-  layout: Any
-  num_samples: int
+  tokenizer: Any  # decodes the responses
+  layout: Any  # of the mesh
+  num_samples: int  # K responses to each prompt
 
   def __call__(
     self,
@@ -181,7 +168,7 @@ def build_responder(
 
 def measure_response_kl(
   model: Model,
-  reference_model: Model,
+  reference_model: Model | None,
   temperature: float,
   params: Params,
   reference: Params,
@@ -202,6 +189,7 @@ def measure_response_kl(
   Returns:
     [B * K] float32, nats.
   """
+  assert reference_model is not None, 'no reference to measure against'
   sequences = sampler.join_sequences(prompts, samples)
   logprobs = response_token_logprobs(model, params, sequences, samples, temperature)
   reference_logprobs = response_token_logprobs(

@@ -38,50 +38,29 @@ DEFAULTS = typed_options.defaults(SamplingOptions)  # removed with the old stage
 
 @dataclasses.dataclass(frozen=True)
 class Definition:
-  """All of a sampler that is known before it is compiled.
+  """All of a sampler that is known before it is compiled."""
 
-  Attributes:
-    model: the policy's definition, laid out as decoding wants it.
-    axes: the axis names of the parameters, as training lays them out.
-    options: how tokens are chosen.
-    stop_ids: tokens that end a response.
-    pad_id: the token after the end.
-    num_samples: K responses to each prompt.
-    layout: the mesh's; None for one device.
-    unroll: the layers are a tuple, not stacked: faster on a CPU.
-  """
-
-  model: Model
-  axes: Any
-  options: SamplingOptions
-  stop_ids: tuple[int, ...]
-  pad_id: int
-  num_samples: int
-  layout: Any
-  unroll: bool
+  model: Model  # the policy's definition, laid out as decoding wants it
+  axes: Any  # the axis names of the parameters, as training lays them out
+  options: SamplingOptions  # how tokens are chosen
+  stop_ids: tuple[int, ...]  # tokens that end a response
+  pad_id: int  # the token after the end
+  num_samples: int  # K responses to each prompt
+  layout: Any  # the mesh's; None for one device
+  unroll: bool  # the layers are a tuple, not stacked: faster on a CPU
 
 
 @flax.struct.dataclass
 class DecodeState:
-  """What decoding carries from token to token.
+  """What decoding carries from token to token."""
 
-  Attributes:
-    place: [] int32, the place of the response that is filled next.
-    done: [B * K] bool, rows that have ended.
-    token: [B * K] int32, the token that was drawn last.
-    cache: keys and values of all tokens before it.
-    tokens: [B * K, R] int32, PAD where nothing is drawn yet.
-    logprobs: [B * K, R] float32.
-    mask: [B * K, R] bool.
-  """
-
-  place: jax.Array
-  done: jax.Array
-  token: jax.Array
-  cache: Cache
-  tokens: jax.Array
-  logprobs: jax.Array
-  mask: jax.Array
+  place: jax.Array  # [] int32, the place of the response that is filled next
+  done: jax.Array  # [B * K] bool, rows that have ended
+  token: jax.Array  # [B * K] int32, the token that was drawn last
+  cache: Cache  # keys and values of all tokens before it
+  tokens: jax.Array  # [B * K, R] int32, PAD where nothing is drawn yet
+  logprobs: jax.Array  # [B * K, R] float32
+  mask: jax.Array  # [B * K, R] bool
 
 
 def build_sampler(
@@ -134,7 +113,7 @@ def build_sampler(
   compiled = jax.jit(functools.partial(generate, definition))
   prepare = jax.jit(functools.partial(prepare_params, definition))
 
-  def prepare_and_generate(params, prompts, key):
+  def prepare_and_generate(params: Params, prompts: Prompts, key: jax.Array) -> Samples:
     return compiled(prepare(params), prompts, key)
 
   # The layers are unstacked in a call of their own, so that the decoding program takes
@@ -199,10 +178,10 @@ def generate(
   hidden, cache, lengths = prefill(definition, params, prompts)
   state = begin_decoding(definition, params, hidden, cache, key)
 
-  def has_more(state):
+  def has_more(state: DecodeState) -> jax.Array:
     return (state.place < options.max_new_tokens) & ~jnp.all(state.done)
 
-  def step(state):
+  def step(state: DecodeState) -> DecodeState:
     return decode_step(definition, params, lengths, key, state)
 
   state = jax.lax.while_loop(has_more, step, state)
@@ -214,6 +193,7 @@ def generate(
   )
   if definition.layout is None:
     return samples
+  # back to the rows of training
   constrain = definition.layout.constrain
   return jax.tree.map(lambda x: constrain(x, ('batch', None)[: x.ndim]), samples)
 
@@ -244,7 +224,7 @@ def prefill(
     stacked=not definition.unroll,
   )
   segment_ids = prompts.mask.astype(jnp.int32)
-  hidden, cache = model.apply(params, prompts.tokens, positions, segment_ids, cache)
+  hidden, cache = model.apply(params, prompts.tokens, positions, segment_ids, cache)  # [B, P, D]
 
   repeat = functools.partial(jnp.repeat, repeats=definition.num_samples)
   rows_axis = 0 if definition.unroll else 1  # after the axis of stacked layers
@@ -252,7 +232,7 @@ def prefill(
     layers=jax.tree.map(functools.partial(repeat, axis=rows_axis), cache.layers),
     segment_ids=repeat(cache.segment_ids, axis=0),
   )
-  lengths = repeat(positions[:, -1], axis=0) + 1
+  lengths = repeat(positions[:, -1], axis=0) + 1  # padding is on the left
   return repeat(hidden[:, -1], axis=0), cache, lengths
 
 
@@ -314,11 +294,11 @@ def decode_step(
   hidden, cache = definition.model.apply(
     params,
     state.token[:, None],
-    (lengths + place - 1)[:, None],
-    jnp.ones((lengths.shape[0], 1), jnp.int32),
+    (lengths + place - 1)[:, None],  # positions of the tokens drawn last
+    jnp.ones((lengths.shape[0], 1), jnp.int32),  # of the same segment as the prompt
     state.cache,
   )
-  logits = heads.next_token_logits(definition.model, params, hidden[:, 0])
+  logits = heads.next_token_logits(definition.model, params, hidden[:, 0])  # [B * K, V]
   token, logprob = draw(definition, key, logits, place, state.done)
   return DecodeState(
     place=place + 1,
@@ -327,7 +307,7 @@ def decode_step(
     cache=cache,
     tokens=state.tokens.at[:, place].set(token),
     logprobs=state.logprobs.at[:, place].set(logprob),
-    mask=state.mask.at[:, place].set(~state.done),
+    mask=state.mask.at[:, place].set(~state.done),  # the end token itself is inside
   )
 
 
@@ -362,7 +342,7 @@ def draw(
     options.top_p,
   )
   scale = options.temperature or 1.0  # greedy choices have the probabilities of 1
-  logprobs = jax.nn.log_softmax(logits / scale, axis=-1)
+  logprobs = jax.nn.log_softmax(logits / scale, axis=-1)  # [N, V]
   chosen = jnp.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
   tokens = jnp.where(done, definition.pad_id, tokens)
   return tokens, jnp.where(done, 0.0, chosen)
@@ -392,10 +372,10 @@ def choose_tokens(
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
   logits = logits / temperature
   if top_k:
-    least = jax.lax.top_k(logits, top_k)[0][:, -1:]
+    least = jax.lax.top_k(logits, top_k)[0][:, -1:]  # [N, 1]
     logits = jnp.where(logits < least, -jnp.inf, logits)
   if top_p < 1:
-    order = jnp.sort(logits, axis=-1, descending=True)
+    order = jnp.sort(logits, axis=-1, descending=True)  # the likeliest first
     probabilities = jax.nn.softmax(order, axis=-1)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities  # of likelier tokens
     kept = jnp.where(before < top_p, order, jnp.inf)
@@ -442,7 +422,7 @@ def join_sequences(prompts: Prompts, samples: Samples) -> Sequences:
   """
   num_samples = samples.tokens.shape[0] // prompts.tokens.shape[0]
   repeat = functools.partial(jnp.repeat, repeats=num_samples, axis=0)
-  no_targets = jnp.zeros_like(prompts.mask)
+  no_targets = jnp.zeros_like(prompts.mask)  # prompts are not learned
   tokens = jnp.concatenate([repeat(prompts.tokens), samples.tokens], axis=1)
   mask = jnp.concatenate([repeat(prompts.mask), samples.mask], axis=1)
   targets = jnp.concatenate([repeat(no_targets), samples.mask], axis=1)

@@ -13,8 +13,9 @@ Letters: B batch, T queries, S keys, H query heads, N key-value heads, G = H / N
 C head_dim.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import functools
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -108,9 +109,9 @@ def attend(
   )
   if cap:
     logits = cap * jnp.tanh(logits / cap)
-  logits = jnp.where(mask[:, None, None], logits, NEVER)
+  logits = jnp.where(mask[:, None, None], logits, NEVER)  # [B, N, G, T, S]
   weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-  mixed = jnp.einsum('bngts,bsnc->bngtc', weights, value)
+  mixed = jnp.einsum('bngts,bsnc->bngtc', weights, value)  # [B, N, G, T, C]
   return mixed.transpose(0, 3, 1, 2, 4).reshape(B, T, H, C)
 
 
@@ -173,7 +174,7 @@ def attend_with_library(
   value: jax.Array,
   mask: jax.Array,
   scale: float | None = None,
-  implementation: str = 'cudnn',
+  implementation: Literal['cudnn', 'xla'] = 'cudnn',
 ) -> jax.Array:
   """Computes `attend` by jax.nn.dot_product_attention, where T = S.
 
@@ -270,7 +271,7 @@ def _attend_in_window(
   mask: splash_attention_mask.Mask = splash_attention_mask.CausalMask((T, T))
   if window < T:
     mask = splash_attention_mask.LocalMask((T, T), (window - 1, 0), 0)
-  kernel = splash_attention_kernel.make_splash_mha(
+  kernel: Callable[..., jax.Array] = splash_attention_kernel.make_splash_mha(
     splash_attention_mask.MultiHeadMask([mask] * H),
     head_shards=1,
     q_seq_shards=1,
@@ -279,16 +280,25 @@ def _attend_in_window(
     interpret=interpret,
   )
 
-  def attend_row(query, key, value, segments):  # [H or N, T, C], [T]
+  def attend_row(
+    query: jax.Array,  # [H, T, C]
+    key: jax.Array,  # [N, T, C]
+    value: jax.Array,
+    segments: jax.Array,  # [T]
+  ) -> jax.Array:
     ids = splash_attention_kernel.SegmentIds(segments, segments)
     return kernel(query, key, value, ids)
 
-  heads_first = [x.swapaxes(1, 2) for x in (query * scale, key, value)]
-  mixed = jax.vmap(attend_row)(*heads_first, segments)
+  mixed = jax.vmap(attend_row)(
+    (query * scale).swapaxes(1, 2),  # [B, H, T, C]
+    key.swapaxes(1, 2),  # [B, N, T, C]
+    value.swapaxes(1, 2),
+    segments,
+  )
   return mixed.swapaxes(1, 2).astype(query.dtype)
 
 
-def _block_sizes(places: int) -> dict[str, int]:
+def _block_sizes(places: int) -> dict[str, Any]:
   """Returns the block sizes of all of the kernel's loops: the largest that divides."""
   sizes = [BLOCK, 2 * BLOCK, 4 * BLOCK]
   block = max(size for size in sizes if places % size == 0)

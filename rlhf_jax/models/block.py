@@ -61,20 +61,15 @@ class LeafMaker:
 
 @dataclasses.dataclass(frozen=True)
 class LayerContext:
-  """What a layer is given beside its weights.
+  """What a layer is given beside its weights."""
 
-  Attributes:
-    attend: (query [B, T, H, C], key [B, S, N, C], value [B, S, N, C]) → [B, T, H, C].
-    angles: (cosines, sines) [B, T, 1, R / 2] of the positions; None where positions are
-      learned.
-    layout: lays out activations.
-    start: [] int32, the first free place of the cache.
-  """
-
+  # (query [B, T, H, C], key [B, S, N, C], value [B, S, N, C]) → [B, T, H, C]
   attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+  # (cosines, sines) [B, T, 1, R / 2] of the positions; None where positions are
+  # learned
   angles: tuple[jax.Array, jax.Array] | None
-  layout: ModelLayout
-  start: jax.Array | int
+  layout: ModelLayout  # lays out activations
+  start: jax.Array | int  # [] int32, the first free place of the cache
 
 
 class Block(nnx.Module):
@@ -82,6 +77,9 @@ class Block(nnx.Module):
 
   A feature that a config does not have has no leaf.
   """
+
+  gate: nnx.Param  # of a gated MLP and of experts
+  up: nnx.Param
 
   def __init__(self, config: ModelConfig, leaf: MakeLeaf):
     self.config = config
@@ -209,8 +207,8 @@ class Block(nnx.Module):
     cache: Pair | None,
   ) -> tuple[jax.Array, Pair]:
     """Computes attention of x [B, T, D]: ([B, T, D], all keys and values)."""
-    query = self._project('query', x)
-    key = self._project('key', x)
+    query = self._project('query', x)  # [B, T, H, C]
+    key = self._project('key', x)  # [B, T, N, C]
     value = self._project('value', x)
     query = _turn(self._qk_norm('query_norm', query), context.angles)
     key = _turn(self._qk_norm('key_norm', key), context.angles)
@@ -226,13 +224,13 @@ class Block(nnx.Module):
     query = constrain(query, ('batch', 'length', 'heads', 'head_dim'))
     key = constrain(key, ('batch', 'keys', 'kv_heads', 'head_dim'))
     value = constrain(value, ('batch', 'keys', 'kv_heads', 'head_dim'))
-    mixed = context.attend(query, key, value)
+    mixed = context.attend(query, key, value)  # [B, T, H, C]
     return self._project('output', mixed, contracted=2), {'key': key, 'value': value}
 
   def _mlp(self, x: jax.Array, layout: ModelLayout) -> jax.Array:
     """Computes the MLP of x [B, T, D]."""
     activation = ACTIVATIONS[self.config.activation]
-    up = self._project('up', x)
+    up = self._project('up', x)  # [B, T, F]
     if self.config.gated:
       inner = activation(self._project('gate', x)) * up
     else:
@@ -243,7 +241,7 @@ class Block(nnx.Module):
   def _mix_experts(self, x: jax.Array, ragged: bool) -> jax.Array:
     """Computes the mixture of experts of x [B, T, D]."""
     config = self.config
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x.reshape(-1, x.shape[-1])  # [B T, D]
     weights, chosen = experts.route(
       rows,
       self.router[...],
@@ -267,7 +265,7 @@ class Block(nnx.Module):
     y = product(x, self._leaf(name, x.dtype), contracted)
     if hasattr(self, name + lora.A):
       scale = self.config.lora_alpha / self.config.lora_rank
-      narrow = product(x, self._leaf(name + lora.A, x.dtype), contracted)
+      narrow = product(x, self._leaf(name + lora.A, x.dtype), contracted)  # [B, T, r]
       y = y + scale * product(narrow, self._leaf(name + lora.B, x.dtype))
     if hasattr(self, name + '_bias'):
       y = y + self._leaf(name + '_bias', x.dtype)

@@ -45,7 +45,7 @@ def route(
   """
   router = router.astype(x.dtype)
   logits = jnp.matmul(x, router, preferred_element_type=jnp.float32)
-  probabilities = jax.nn.softmax(logits, axis=-1)
+  probabilities = jax.nn.softmax(logits, axis=-1)  # [M, E]
   weights, chosen = jax.lax.top_k(probabilities, count)
   if renormalise:
     weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
@@ -93,11 +93,11 @@ def _mix_by_scan(
   """Computes `mix` with one expert after the other over all tokens."""
 
   @jax.checkpoint  # or the backward pass keeps every expert's [M, F]
-  def add_expert(total, expert):
+  def add_expert(total: jax.Array, expert: tuple[jax.Array, ...]):
     number, gate, up, down = expert
     is_chosen = jnp.where(chosen == number, weights, 0.0)
     weight = jnp.sum(is_chosen, axis=-1, keepdims=True)  # [M, 1], 0 for other experts
-    inner = activation(x @ gate.astype(x.dtype)) * (x @ up.astype(x.dtype))
+    inner = activation(x @ gate.astype(x.dtype)) * (x @ up.astype(x.dtype))  # [M, F]
     out = inner @ down.astype(x.dtype)
     return total + weight * out.astype(jnp.float32), None
 
@@ -120,14 +120,14 @@ def _mix_ragged(
   count = chosen.shape[1]
   experts = chosen.reshape(-1)
   order = jnp.argsort(experts, stable=True)  # (token, choice) pairs, expert by expert
-  sizes = jnp.bincount(experts, length=gate.shape[0])
+  sizes = jnp.bincount(experts, length=gate.shape[0])  # rows of each expert
   tokens = order // count
   rows = x[tokens]  # [M k, D]
 
-  def grouped_product(rows, matrices):
+  def grouped_product(rows: jax.Array, matrices: jax.Array) -> jax.Array:
     return jax.lax.ragged_dot(rows, matrices.astype(x.dtype), sizes)
 
-  inner = activation(grouped_product(rows, gate)) * grouped_product(rows, up)
+  inner = activation(grouped_product(rows, gate)) * grouped_product(rows, up)  # [M k, F]
   out = grouped_product(inner, down).astype(jnp.float32)
   out = out * weights.reshape(-1)[order][:, None]
   nothing = jnp.zeros(x.shape, jnp.float32)

@@ -8,7 +8,7 @@ Letters: B batch, T length, V vocabulary, D width.
 
 from collections.abc import Callable
 import functools
-from typing import TYPE_CHECKING
+from typing import Any, TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +79,7 @@ def token_logprobs(
   if T > places:
     chunk = jax.checkpoint(chunk)  # or the backward pass keeps every chunk's logits
 
-  def map_chunks(matrix, hidden, targets):
+  def map_chunks(matrix: jax.Array, hidden: jax.Array, targets: jax.Array) -> Any:
     return jax.lax.map(lambda rows: chunk(matrix, *rows), (hidden, targets))
 
   results = model.with_gathered_matrix(
@@ -124,7 +124,7 @@ def _chunk_logprobs(
   targets: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
   """Computes `token_logprobs` of one chunk: hidden [B, C, D], targets [B, C]."""
-  logits = _compute_logits(model, matrix, hidden) / temperature
+  logits = _compute_logits(model, matrix, hidden) / temperature  # [B, C, V]
   logprobs = jax.nn.log_softmax(logits, axis=-1)
   chosen = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
   return chosen, -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
@@ -138,4 +138,4 @@ def _split_chunks(x: jax.Array, places: int) -> jax.Array:
   B, T = x.shape[:2]
   padding = [(0, 0), (0, -T % places)] + [(0, 0)] * (x.ndim - 2)
   rows = jnp.pad(x, padding).reshape(B, places, -1, *x.shape[2:])
-  return jnp.moveaxis(rows, 2, 0)
+  return jnp.moveaxis(rows, 2, 0)  # chunks first: they are mapped over

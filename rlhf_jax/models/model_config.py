@@ -4,7 +4,7 @@ All of them are data; the defaults are Llama's. Per-layer patterns repeat:
 `windows=(4096, 0)` is a local layer, a global one, a local one …
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -21,7 +21,7 @@ REMAT = {
   'full': jax.checkpoint_policies.nothing_saveable,
 }
 ATTENTION = ('auto', 'plain', 'cudnn', 'splash')
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   'silu': jax.nn.silu,
   'gelu': functools.partial(jax.nn.gelu, approximate=False),
   'gelu_tanh': jax.nn.gelu,
@@ -181,12 +181,12 @@ def _check_rope_scaling(scaling: dict[str, Any]) -> None:
   """Raises UserError for a scaling that rope.py does not know, or without its numbers."""
   if not scaling:
     return
-  kind = scaling.get('rope_type')
+  kind = scaling.get('rope_type', '')
   required = rope.SCALINGS.get(kind, ())
   missing = [key for key in required if scaling.get(key) is None]
   if kind not in rope.SCALINGS or missing:
     without = f' without {", ".join(missing)}' if missing else ''
     raise UserError(
       f'model.rope_scaling: expected rope_type {", ".join(rope.SCALINGS)} and its '
-      f'numbers; got {kind!r}{without}'
+      f'numbers; got {scaling.get("rope_type")!r}{without}'
     )

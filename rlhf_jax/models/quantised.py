@@ -149,7 +149,7 @@ def _quantisation(shape: tuple[int, ...], kind: str, name: str) -> dict[str, Any
 
 
 def _fit_sharding(
-  mesh: jax.sharding.Mesh,
+  mesh: Any,
   spec: tuple[Any, ...],
   part: jax.ShapeDtypeStruct,
 ) -> jax.sharding.NamedSharding:
@@ -161,7 +161,7 @@ def _fit_sharding(
   return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*entries))
 
 
-def _devices_along(mesh: jax.sharding.Mesh, entry: str | tuple[str, ...]) -> int:
+def _devices_along(mesh: Any, entry: str | tuple[str, ...]) -> int:
   """Returns the number of devices along one mesh axis or several."""
   axes = (entry,) if isinstance(entry, str) else entry
   return math.prod(mesh.shape[axis] for axis in axes)

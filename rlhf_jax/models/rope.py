@@ -52,8 +52,9 @@ def frequencies(config: 'ModelConfig', places: int) -> tuple[np.ndarray, float]:
   local = scaled
   if config.rope_local_theta:
     local = _plain_frequencies(config, config.rope_local_theta)
+  # layers with a window have wavelengths of their own (Gemma 3)
   rows = [local if window else scaled for window in config.layer_windows]
-  is_rotary = np.float32(config.rotary_layers)[:, None]
+  is_rotary = np.asarray(config.rotary_layers, np.float32)[:, None]  # [L, 1]
   return np.stack(rows).astype(np.float32) * is_rotary, factor
 
 
@@ -112,6 +113,7 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     [B, T, H, C], the dtype of x.
   """
   half = cos.shape[-1]
+  # pair i of a head is (place i, place R/2 + i)
   first, second, rest = jnp.split(x, (half, 2 * half), axis=-1)
   first = first.astype(jnp.float32)
   second = second.astype(jnp.float32)

@@ -54,39 +54,27 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """A definition without values.
+  """A definition without values."""
 
-  Attributes:
-    config: its shape.
-    init: key → params, float32; see `init_params`.
-    apply: (params, tokens [B, T], positions [B, T], segment_ids [B, T], cache=None) →
-      (hidden [B, T, D], cache); see `apply_model`.
-    axes: the tree of params with a tuple of axis names for each leaf.
-    with_gathered_matrix: (function, matrix, rows) → function(matrix, rows), see
-      runtime/mesh.py: Layout.with_gathered_matrix.
-  """
-
-  config: ModelConfig
-  init: Callable[[jax.Array], Params]
+  config: ModelConfig  # its shape
+  init: Callable[[jax.Array], Params]  # key → params, float32; see `init_params`
+  # (params, tokens [B, T], positions [B, T], segment_ids [B, T], cache=None) →
+  # (hidden [B, T, D], cache); see `apply_model`
   apply: Callable[..., tuple[jax.Array, Any]]
-  axes: Any
+  axes: Any  # the tree of params with a tuple of axis names for each leaf
+  # (function, matrix, rows) → function(matrix, rows), see runtime/mesh.py:
+  # Layout.with_gathered_matrix
   with_gathered_matrix: Callable[..., Any]
 
 
 @flax.struct.dataclass
 class Cache:
-  """Keys and values of the places written so far.
+  """Keys and values of the places written so far."""
 
-  Attributes:
-    layers: {'key', 'value'} of [L, B, S, N, C], or a tuple of L such pairs of
-      [B, S, N, C].
-    segment_ids: [B, S] int32, 0 = not written or padding.
-    length: [] int32, places written.
-  """
-
+  # {'key', 'value'} of [L, B, S, N, C], or a tuple of L such pairs of [B, S, N, C]
   layers: Any
-  segment_ids: jax.Array
-  length: jax.Array | int
+  segment_ids: jax.Array  # [B, S] int32, 0 = not written or padding
+  length: jax.Array | int  # [] int32, places written
 
 
 def build_model(config: ModelConfig, layout: ModelLayout | None = None) -> Model:
@@ -187,7 +175,7 @@ def apply_model(
     start,
     cached=cache is not None,
   )
-  layer = functools.partial(
+  layer: Callable[..., tuple[jax.Array, Pair | None]] = functools.partial(
     _apply_layer,
     config,
     graph,
@@ -267,27 +255,17 @@ def _embed(
 
 @dataclasses.dataclass(frozen=True)
 class _Attention:
-  """Attention as all layers of one forward share it.
+  """Attention as all layers of one forward share it."""
 
-  Attributes:
-    implementation: plain, cudnn or splash.
-    splash: the kernel, mapped over the devices; None where it cannot be.
-    mask: [B, T, S] bool.
-    distance: [T, S] int32, places between query and key.
-    segments: [B, S] int32, of the keys.
-    window: of every layer, where all have the same.
-    scale: of the logits; None = C^-0.5.
-    cap: soft cap of the logits; 0 = none.
-  """
-
-  implementation: str
+  implementation: str  # plain, cudnn or splash
+  # the kernel, mapped over the devices; None where it cannot be
   splash: Callable[..., jax.Array] | None
-  mask: jax.Array
-  distance: jax.Array
-  segments: jax.Array
-  window: int
-  scale: float | None
-  cap: float
+  mask: jax.Array  # [B, T, S] bool
+  distance: jax.Array  # [T, S] int32, places between query and key
+  segments: jax.Array  # [B, S] int32, of the keys
+  window: int  # of every layer, where all have the same
+  scale: float | None  # of the logits; None = C^-0.5
+  cap: float  # soft cap of the logits; 0 = none
 
   def attend(
     self,
@@ -486,7 +464,7 @@ def cast_for_compute(params: Params, dtype: str) -> Params:
     dtype: a ModelConfig's.
   """
 
-  def cast(path, leaf):
+  def cast(path: Any, leaf: Any) -> Any:
     name = jax.tree_util.keystr(path)
     if 'norm' in name or 'score' in name or quantised.is_quantised(leaf):
       return leaf

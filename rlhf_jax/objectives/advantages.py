@@ -63,7 +63,7 @@ def place_rewards(
   chex.assert_equal_shape_prefix([scores, kl], 1)
   chex.assert_type([scores, kl, mask], [float, float, bool])
   last = mask & ~jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
-  penalties = jnp.where(mask, -coefficient * kl, 0.0)
+  penalties = jnp.where(mask, -coefficient * kl, 0.0)  # [B, R]
   return penalties + jnp.where(last, scores[:, None], 0.0)
 
 
@@ -99,20 +99,21 @@ def gae(
   chex.assert_equal_shape([rewards, values, mask])
   chex.assert_type([rewards, values, mask], [float, float, bool])
 
-  def step_back(carry, place):
+  def step_back(carry: tuple[jax.Array, ...], place: tuple[jax.Array, ...]):
     next_advantage, next_value = carry
     reward, value, inside = place
-    delta = reward + discount * next_value - value
-    advantage = delta + discount * gae_lambda * next_advantage
+    delta = reward + discount * next_value - value  # δ_t
+    advantage = delta + discount * gae_lambda * next_advantage  # A_t
+    # outside the mask what stood after it is handed on
     advantage = jnp.where(inside, advantage, next_advantage)
     value = jnp.where(inside, value, next_value)
     return (advantage, value), advantage
 
-  nothing = jnp.zeros(rewards.shape[0])
+  nothing = jnp.zeros(rewards.shape[0])  # A and V after the last token
   _, advantages = jax.lax.scan(
     step_back,
     (nothing, nothing),
-    (rewards.T, values.T, mask.T),
+    (rewards.T, values.T, mask.T),  # scanned along R
     reverse=True,
   )
   advantages = jnp.where(mask, advantages.T, 0.0)
@@ -142,6 +143,7 @@ def leave_one_out(rewards: jax.Array, lengths: jax.Array) -> jax.Array:
   >>> print(leave_one_out(jnp.array([[1.0, 2.0, 6.0]]), jnp.array([[4, 4, 9]])))
   [[-3.  -1.5  4.5]]
   """
+  # r_i − mean_{j ≠ i} r_j = (r_i − mean_j r_j) K / (K − 1)
   count = rewards.shape[1]
   return above_mean(rewards, lengths) * (count / max(count - 1, 1))
 
@@ -185,7 +187,7 @@ def standardised(rewards: jax.Array, lengths: jax.Array) -> jax.Array:
   >>> print(standardised(jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[4, 4, 9]])).round(2))
   [[-1.  0.  1.]]
   """
-  centred = above_mean(rewards, lengths)
+  centred = above_mean(rewards, lengths)  # [B, K]
   variance = jnp.sum(centred**2, axis=1, keepdims=True) / max(rewards.shape[1] - 1, 1)
   return centred / (jnp.sqrt(variance) + 1e-4)
 
@@ -208,7 +210,7 @@ def batch_baseline(rewards: jax.Array, lengths: jax.Array) -> jax.Array:
   """
   _check_group(rewards, lengths)
   del lengths
-  moved = rewards - rewards[0, 0]
+  moved = rewards - rewards[0, 0]  # exactly 0 where all are equal, as above
   return moved - jnp.mean(moved)
 
 

@@ -77,8 +77,8 @@ def k3(logprobs: jax.Array, reference_logprobs: jax.Array) -> jax.Array:
   [0.107 0.718]
   """
   _check_logprobs(logprobs, reference_logprobs)
-  log_ratio = reference_logprobs - logprobs
-  return jnp.expm1(log_ratio) - log_ratio
+  log_ratio = reference_logprobs - logprobs  # −k1
+  return jnp.expm1(log_ratio) - log_ratio  # expm1: exact where both nearly agree
 
 
 def k1_term(logprobs: jax.Array, reference_logprobs: jax.Array) -> jax.Array:
@@ -97,15 +97,15 @@ def k1_term(logprobs: jax.Array, reference_logprobs: jax.Array) -> jax.Array:
   >>> print(k1_term(jnp.array([-1.0, -2.0]), jnp.array([-1.5, -1.0])))
   [ 0.5 -1. ]
   """
-  half = k2(logprobs, reference_logprobs)
+  half = k2(logprobs, reference_logprobs)  # gives the gradient
   return half + jax.lax.stop_gradient(k1(logprobs, reference_logprobs) - half)
 
 
 # What a loss may add for each token, by the name that a config gives it.
 KL_TERMS: dict[str, KLTerm] = {
-  'k1': k1_term,
-  'k2': k2,
-  'k3': k3,
+  'k1': k1_term,  # with the gradient of KL(π ‖ π_ref)
+  'k2': k2,  # likewise
+  'k3': k3,  # with that of KL(π_ref ‖ π)
 }
 
 

@@ -18,16 +18,11 @@ from rlhf_jax.objectives import masked
 
 
 class PolicyLosses(NamedTuple):
-  """What a policy loss gives for each token.
+  """What a policy loss gives for each token."""
 
-  Attributes:
-    losses: [N, R] float32, not yet masked.
-    ratios: [N, R] float32, ρ.
-    clipped: [N, R] bool, where a clip holds the gradient back or limits a weight.
-  """
-
-  losses: jax.Array
-  ratios: jax.Array
+  losses: jax.Array  # [N, R] float32, not yet masked
+  ratios: jax.Array  # [N, R] float32, ρ
+  # [N, R] bool, where a clip holds the gradient back or limits a weight
   clipped: jax.Array
 
 
@@ -139,10 +134,10 @@ def gspo(
   """
   _check_tokens(logprobs, old_logprobs, advantages)
   chex.assert_equal_shape([logprobs, mask])
-  tokens = _tokens_of_responses(mask)
+  tokens = _tokens_of_responses(mask)  # |y| [N, 1]
   log_ratios = jnp.where(mask, logprobs - old_logprobs, 0.0)
   mean = jnp.sum(log_ratios, axis=1, keepdims=True) / tokens
-  ratios = jnp.exp(jnp.broadcast_to(mean, logprobs.shape))
+  ratios = jnp.exp(jnp.broadcast_to(mean, logprobs.shape))  # the same at each token
   return _clipped_surrogate(ratios, advantages, clip_low, clip_high)
 
 
@@ -178,7 +173,7 @@ def cispo(
   del mask
   _check_tokens(logprobs, old_logprobs, advantages)
   ratios = jnp.exp(logprobs - old_logprobs)
-  weights = jnp.clip(ratios, 1.0 - clip_low, 1.0 + clip_high)
+  weights = jnp.clip(ratios, 1.0 - clip_low, 1.0 + clip_high)  # [N, R]
   return PolicyLosses(
     losses=-jax.lax.stop_gradient(weights) * advantages * logprobs,
     ratios=ratios,
@@ -188,8 +183,8 @@ def cispo(
 
 # The loss of a policy, by the name that a config gives it.
 POLICY_LOSSES: dict[str, PolicyLoss] = {
-  'clipped': clipped,
-  'reinforce': reinforce,
+  'clipped': clipped,  # PPO, GRPO, DAPO
+  'reinforce': reinforce,  # REINFORCE, RLOO
   'gspo': gspo,
   'cispo': cispo,
 }
@@ -222,7 +217,7 @@ def clipped_value(
   _check_tokens(values, old_values, returns)
   near = jnp.clip(values, old_values - clip, old_values + clip)
   free_losses = (values - returns) ** 2
-  near_losses = (near - returns) ** 2
+  near_losses = (near - returns) ** 2  # of the value that moved by ε at most
   losses = 0.5 * jnp.maximum(free_losses, near_losses)
   return losses, near_losses > free_losses
 
@@ -346,10 +341,10 @@ def constant(losses: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 # How the losses of tokens become that of the batch, by the name in a config.
 REDUCTIONS: dict[str, Reduction] = {
-  'token_mean': token_mean,
-  'sequence_mean': sequence_mean,
-  'sequence_sum': sequence_sum,
-  'constant': constant,
+  'token_mean': token_mean,  # DAPO
+  'sequence_mean': sequence_mean,  # GRPO
+  'sequence_sum': sequence_sum,  # RLOO
+  'constant': constant,  # Dr. GRPO
 }
 
 
@@ -360,10 +355,10 @@ def _clipped_surrogate(
   clip_high: float,
 ) -> PolicyLosses:
   """Computes PPO's surrogate of given ratios, all [N, R]."""
-  free_losses = -advantages * ratios
+  free_losses = -advantages * ratios  # [N, R]
   near_losses = -advantages * jnp.clip(ratios, 1.0 - clip_low, 1.0 + clip_high)
   return PolicyLosses(
-    losses=jnp.maximum(free_losses, near_losses),
+    losses=jnp.maximum(free_losses, near_losses),  # pessimistic: the worse of both
     ratios=ratios,
     clipped=near_losses > free_losses,
   )

@@ -50,19 +50,14 @@ class Response(NamedTuple):
 
 
 class Labels(NamedTuple):
-  """How people ordered the responses of a batch.
+  """How people ordered the responses of a batch."""
 
-  Attributes:
-    ranks: [B, K] int32, 1 = best, equal = tie.
-    group: [B, K] int32, equal numbers = same prompt, 0 = empty place.
-    confidence: [B, K] float32, the probability that the order of the prompt of each
-      place is right.
-    anchor: [] float32, `kto_anchor`, for the losses of single responses.
-  """
-
-  ranks: jax.Array
-  group: jax.Array
+  ranks: jax.Array  # [B, K] int32, 1 = best, equal = tie
+  group: jax.Array  # [B, K] int32, equal numbers = same prompt, 0 = empty place
+  # [B, K] float32, the probability that the order of the prompt of each place is
+  # right
   confidence: jax.Array
+  # [] float32, `kto_anchor`, for the losses of single responses
   anchor: jax.Array | None = None
 
 
@@ -198,7 +193,7 @@ def dpo(better: Response, worse: Response, settings: DPOSettings) -> jax.Array:
   0.3133
   """
   _check_pair(better, worse)
-  logits = settings.beta * (better.ratio - worse.ratio)
+  logits = settings.beta * (better.ratio - worse.ratio)  # βΔ
   return _logistic(logits, settings.label_smoothing)
 
 
@@ -222,7 +217,7 @@ def robust(better: Response, worse: Response, settings: DPOSettings) -> jax.Arra
   -0.1867
   """
   _check_pair(better, worse)
-  logits = settings.beta * (better.ratio - worse.ratio)
+  logits = settings.beta * (better.ratio - worse.ratio)  # βΔ
   smoothing = settings.label_smoothing
   right = (1 - smoothing) * jax.nn.softplus(-logits)
   flipped = smoothing * jax.nn.softplus(logits)
@@ -249,7 +244,7 @@ def ipo(better: Response, worse: Response, settings: IPOSettings) -> jax.Array:
   [1.]
   """
   _check_pair(better, worse)
-  difference = better.ratio / better.lengths - worse.ratio / worse.lengths
+  difference = better.ratio / better.lengths - worse.ratio / worse.lengths  # δ
   return (difference - 0.5 / settings.beta) ** 2
 
 
@@ -317,7 +312,7 @@ def length_normalised(
   0.3133
   """
   _check_pair(better, worse)
-  difference = better.ratio / better.lengths - worse.ratio / worse.lengths
+  difference = better.ratio / better.lengths - worse.ratio / worse.lengths  # δ
   return _logistic(settings.beta * difference, settings.label_smoothing)
 
 
@@ -341,7 +336,7 @@ def dpop(better: Response, worse: Response, settings: DPOPSettings) -> jax.Array
   1.3133
   """
   _check_pair(better, worse)
-  penalty = jax.nn.relu(-better.ratio)
+  penalty = jax.nn.relu(-better.ratio)  # max(0, −h_better)
   margin = better.ratio - worse.ratio - settings.dpop_lambda * penalty
   return _logistic(settings.beta * margin, settings.label_smoothing)
 
@@ -442,7 +437,7 @@ def plackett_luce(
   1.7918 1.0
   """
   _check_response(responses)
-  scores = settings.beta * responses.ratio
+  scores = settings.beta * responses.ratio  # the reward that the policy implies
   return ranking.plackett_luce(scores, labels.ranks, labels.group)
 
 
@@ -474,7 +469,7 @@ def kto(
   chex.assert_equal_shape([response.logprobs, desirable])
   chex.assert_type([desirable, anchor], [bool, float])
   chex.assert_rank(anchor, 0)
-  sign = jnp.where(desirable, -1.0, 1.0)
+  sign = jnp.where(desirable, -1.0, 1.0)  # 1 − σ(x) = σ(−x)
   return jax.nn.sigmoid(sign * settings.beta * (response.ratio - anchor))
 
 
@@ -577,31 +572,26 @@ def over_best_and_worst(
   """
   best, worst = ranking.best_and_worst(labels.ranks, labels.group)
   losses = single_loss(responses, best, labels.anchor, settings)
-  counted = best | worst
+  counted = best | worst  # [B, K]
   return masked.total(losses, counted), masked.count(counted)
 
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceLoss:
-  """A loss, and all that a stage must know of it.
+  """A loss, and all that a stage must know of it."""
 
-  Attributes:
-    function: the formula; what it takes is said by `reduction`.
-    settings_class: a frozen dataclass of its settings, whose `check()` raises
-      ValueError for values out of range.
-    reduction: how the formula is applied to a batch of rankings: `over_pairs`,
-      `over_orders` or `over_best_and_worst`.
-    needs_reference: it compares with a reference model.
-    accepts_soft_labels: it can learn from labels with a confidence below 1.
-    single_responses: it can learn from prompts with one response; it then needs the
-      `anchor` of the labels.
-  """
-
-  function: Callable[..., Any]
+  function: Callable[..., Any]  # the formula; what it takes is said by `reduction`
+  # a frozen dataclass of its settings, whose `check()` raises ValueError for values
+  # out of range
   settings_class: type
+  # how the formula is applied to a batch of rankings: `over_pairs`, `over_orders` or
+  # `over_best_and_worst`
   reduction: Callable[..., tuple[jax.Array, jax.Array]] = over_pairs
-  needs_reference: bool = True
+  needs_reference: bool = True  # it compares with a reference model
+  # it can learn from labels with a confidence below 1
   accepts_soft_labels: bool = False
+  # it can learn from prompts with one response; it then needs the `anchor` of the
+  # labels
   single_responses: bool = False
 
   def apply(
@@ -677,7 +667,7 @@ def _with_confidence(settings: Any, confidence: jax.Array) -> Any:
     The settings with `label_smoothing` [B, K, 1] float32.
   """
   smoothing = settings.label_smoothing
-  doubt = 1 - confidence[:, :, None]
+  doubt = 1 - confidence[:, :, None]  # of the better response's prompt: [B, K, 1]
   wrong = smoothing + (1 - 2 * smoothing) * doubt
   return dataclasses.replace(settings, label_smoothing=wrong)
 

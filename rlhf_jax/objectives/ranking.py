@@ -55,8 +55,8 @@ def best_and_worst(ranks: jax.Array, group: jax.Array) -> tuple[jax.Array, jax.A
   pairs = better_pairs(ranks, group)
   same_group = group[:, :, None] == group[:, None, :]
   alone = (same_group.sum(2) == 1) & (group > 0)
-  has_better = pairs.any(1)
-  has_worse = pairs.any(2)
+  has_better = pairs.any(1)  # something of its prompt stands above it
+  has_worse = pairs.any(2)  # … and below it
   best = (has_worse & ~has_better) | (alone & (ranks == 1))
   worst = (has_better & ~has_worse) | (alone & (ranks > 1))
   return best, worst
@@ -76,7 +76,7 @@ def from_scores(scores: jax.Array) -> jax.Array:
   """
   chex.assert_rank(scores, 2)
   chex.assert_type(scores, float)
-  higher = scores[:, None, :] > scores[:, :, None]
+  higher = scores[:, None, :] > scores[:, :, None]  # [b, i, j]: j beats i
   return 1 + jnp.sum(higher, axis=2, dtype=jnp.int32)
 
 
@@ -164,9 +164,9 @@ def plackett_luce(
   """
   _check_scores(scores, ranks, group)
   pairs = better_pairs(ranks, group)
-  contest = pairs | jnp.eye(scores.shape[1], dtype=bool)
+  contest = pairs | jnp.eye(scores.shape[1], dtype=bool)  # i and all below it
   rivals = jnp.where(contest, scores[:, None, :], -jnp.inf)
-  losses = jax.nn.logsumexp(rivals, axis=-1) - scores
+  losses = jax.nn.logsumexp(rivals, axis=-1) - scores  # [B, K]
   total = jnp.sum(jnp.where(pairs.any(-1), losses, 0.0))
   return total, _count_prompts(pairs, group)
 
@@ -204,14 +204,11 @@ def plain_pairs(
 
 @dataclasses.dataclass(frozen=True)
 class RewardLoss:
-  """A loss of reward models.
+  """A loss of reward models."""
 
-  Attributes:
-    function: (scores, ranks, group) → (sum, number of elements), see `pairwise`.
-    accepts_soft_labels: `function` takes `confidence` as its fourth argument.
-  """
-
+  # (scores, ranks, group) → (sum, number of elements), see `pairwise`
   function: Callable[..., tuple[jax.Array, jax.Array]]
+  # `function` takes `confidence` as its fourth argument
   accepts_soft_labels: bool = False
 
 
@@ -245,15 +242,15 @@ def accuracy(
   """
   _check_scores(scores, ranks, group)
   pairs = better_pairs(ranks, group)
-  difference = scores[:, :, None] - scores[:, None, :]
+  difference = scores[:, :, None] - scores[:, None, :]  # [B, K, K]
   right = jnp.where(pairs, 0.5 + 0.5 * jnp.sign(difference), 0.0)
   return jnp.sum(right), jnp.sum(pairs, dtype=jnp.float32)
 
 
 def _bradley_terry(scores: jax.Array, confidence: jax.Array | float) -> jax.Array:
   """Computes the loss of response i above response j, for all: [B, K, K] float32."""
-  above = scores[:, :, None] - scores[:, None, :]
-  doubt = 1 - jnp.broadcast_to(confidence, scores.shape)
+  above = scores[:, :, None] - scores[:, None, :]  # Δ of i above j
+  doubt = 1 - jnp.broadcast_to(confidence, scores.shape)  # 1 − p
   # −p log σ(Δ) − (1 − p) log σ(−Δ), as log σ(−Δ) = log σ(Δ) − Δ
   return jax.nn.softplus(-above) + doubt[:, :, None] * above
 
