@@ -101,17 +101,20 @@ def test_greedy_is_the_best_token_of_the_full_forward(params):
 def test_top_k_and_top_p_choose_among_the_likeliest():
   logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
   keys = jax.random.split(jax.random.key(0), 2000)
-  draw = lambda **k: (
-    np.bincount(
-      jax.vmap(
-        lambda key: sampler.choose_tokens(
-          key, logits, k.get('temperature', 1.0), k.get('top_k', 0), k.get('top_p', 1.0)
-        )
-      )(keys).ravel(),
-      minlength=4,
+
+  def draw(**k):
+    return (
+      np.bincount(
+        jax.vmap(
+          lambda key: sampler.choose_tokens(
+            key, logits, k.get('temperature', 1.0), k.get('top_k', 0), k.get('top_p', 1.0)
+          )
+        )(keys).ravel(),
+        minlength=4,
+      )
+      / 2000
     )
-    / 2000
-  )
+
   np.testing.assert_allclose(draw(), [0.5, 0.3, 0.15, 0.05], atol=0.04)
   np.testing.assert_allclose(draw(top_k=2), [0.625, 0.375, 0, 0], atol=0.04)
   np.testing.assert_allclose(draw(top_p=0.75), [0.625, 0.375, 0, 0], atol=0.04)
@@ -171,3 +174,47 @@ def test_layouts_of_decoding_change_nothing(params, axes, unroll):
     np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
   np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-5)
   assert got.tokens.sharding.is_equivalent_to(on.sharding(('batch', None)), 2)
+
+
+def definition(**changes):
+  values = dict(
+    model=MODEL,
+    axes=MODEL.axes,
+    options=sampler.SamplingOptions(max_new_tokens=4),
+    stop_ids=STOPS,
+    pad_id=PAD,
+    num_samples=2,
+    layout=None,
+    unroll=False,
+  )
+  return sampler.Definition(**{**values, **changes})
+
+
+def test_drawn_tokens_are_padding_after_the_end():
+  logits = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.0, 0.0, 1.0]]))
+  key, done = jax.random.key(0), jnp.array([True, False])
+  tokens, logprobs = sampler.draw(definition(), key, logits, 0, done)
+  np.testing.assert_array_equal(tokens, [PAD, 2])
+  np.testing.assert_allclose(logprobs, [0.0, 0.0])
+
+
+def test_the_parts_of_the_sampler_are_functions_of_values(params):
+  """Prefill, the first token and one step, by hand; they are `generate`'s first two tokens."""
+  made, key = definition(options=sampler.SamplingOptions(2)), jax.random.key(3)
+  hidden, cache, lengths = sampler.prefill(made, params, prompts())
+  assert hidden.shape == (6, 32) and cache.segment_ids.shape == (6, 8)
+  np.testing.assert_array_equal(lengths, [6, 6, 3, 3, 1, 1])
+  state = sampler.begin_decoding(made, params, hidden, cache, key)
+  np.testing.assert_array_equal(state.done, np.isin(state.token, STOPS))
+  state = sampler.decode_step(made, params, lengths, key, state)
+  samples = sampler.generate(made, params, prompts(), key)
+  np.testing.assert_array_equal(state.tokens, samples.tokens)
+  np.testing.assert_allclose(state.logprobs, samples.logprobs, atol=1e-6)
+  np.testing.assert_array_equal(state.mask, samples.mask)
+  assert state.place == 2
+
+
+def test_options_are_typed_or_a_section():
+  assert sampler.DEFAULTS == dict(max_new_tokens=32, temperature=1.0, top_k=0, top_p=1.0)
+  sampler.check_options(sampler.SamplingOptions())
+  sampler.check_options(sampling())

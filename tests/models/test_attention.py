@@ -53,7 +53,10 @@ def params():
 def test_splash_equals_plain_with_windows_caps_and_segments(params):
   """The kernel interpreted, one window after the other in scanned layers."""
   x = inputs()
-  run = lambda model: jax.jit(lambda params: seen(model, params, x))(params)
+
+  def run(model):
+    return jax.jit(lambda params: seen(model, params, x))(params)
+
   np.testing.assert_allclose(run(build('splash')), run(build('plain')), atol=2e-5)
 
 
@@ -63,9 +66,10 @@ def test_splash_has_the_gradients_of_plain_and_runs_on_a_mesh(params):
     inputs(),
     mesh.make_layout({**mesh.DEFAULTS, 'data': 2, 'tensor': 2}, jax.devices()[:4]),
   )
-  run = lambda model: jax.jit(
-    jax.value_and_grad(lambda params: jnp.mean(seen(model, params, x) ** 3))
-  )(params)
+
+  def run(model):
+    return jax.jit(jax.value_and_grad(lambda params: jnp.mean(seen(model, params, x) ** 3)))(params)
+
   want = run(build('plain'))
   for model in (build('splash'), build('splash', layout)):
     jax.tree.map(

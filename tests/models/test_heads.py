@@ -39,10 +39,16 @@ def test_logprobs_and_entropies(temperature, length):
 
 
 def test_gradient_of_chunks_equals_that_of_the_whole():
-  total = lambda hidden, params, split: sum(
-    heads.token_logprobs(MODEL, params, hidden[:, a:b], TARGETS[:, a:b])[0].sum() for a, b in split
-  )
-  grad = lambda split: jax.grad(total, argnums=(0, 1))(HIDDEN, PARAMS, split)
+
+  def total(hidden, params, split):
+    return sum(
+      heads.token_logprobs(MODEL, params, hidden[:, a:b], TARGETS[:, a:b])[0].sum()
+      for a, b in split
+    )
+
+  def grad(split):
+    return jax.grad(total, argnums=(0, 1))(HIDDEN, PARAMS, split)
+
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
     grad([(0, 300)]),
@@ -53,9 +59,10 @@ def test_gradient_of_chunks_equals_that_of_the_whole():
 def test_logits_of_the_whole_batch_are_never_kept():
   T, V = 4096, 4096
   hidden, params = jnp.zeros((1, T, D)), {'embedding': jnp.zeros((V, D))}
-  loss = lambda params: heads.token_logprobs(MODEL, params, hidden, jnp.zeros((1, T), jnp.int32))[
-    0
-  ].sum()
+
+  def loss(params):
+    return heads.token_logprobs(MODEL, params, hidden, jnp.zeros((1, T), jnp.int32))[0].sum()
+
   memory = jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis()
   assert memory.temp_size_in_bytes < T * V * 4 / 4
 

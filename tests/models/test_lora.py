@@ -25,7 +25,9 @@ def forward(config, params, tokens=TOKENS):
 
 
 def adapted(case, **changes):
-  """A family's tiny model and its config with adapters on all that it has; both parts of them random."""
+  """A family's tiny model and its config with adapters on all that it has; both parts
+  of them random.
+  """
   base = pretrained.read_config(DATA / case)
   config = dataclasses.replace(
     base, **{'lora_rank': 3, 'lora_alpha': 6.0, 'lora_targets': base.matrices, **changes}
@@ -167,7 +169,10 @@ def test_a_kept_base_is_close_and_small(kind, error, bits):
   kept = quantised.keep(frozen, kind)
   got = forward(config, {**kept, 'layers': {**kept['layers'], **trained['layers']}})
   assert float(jnp.linalg.norm(got - want) / jnp.linalg.norm(want)) < error
-  matrices = lambda tree: [tree['layers'][name] for name in config.matrices]
+
+  def matrices(tree):
+    return [tree['layers'][name] for name in config.matrices]
+
   size = sum(
     leaf.size * leaf.dtype.itemsize * (8 if 'int4' not in leaf.dtype.name else 4)
     for leaf in jax.tree.leaves(matrices(kept))

@@ -108,7 +108,10 @@ def test_group_advantages_by_hand():
 @pytest.mark.parametrize('name', advantages.GROUP_ADVANTAGES)
 def test_group_advantages_do_not_move_with_the_reward_and_know_no_order(name):
   rewards = jnp.float32(np.random.default_rng(0).normal(size=(5, 4)))
-  of = lambda rewards: advantages.GROUP_ADVANTAGES[name](rewards, jnp.ones(rewards.shape, int))
+
+  def of(rewards):
+    return advantages.GROUP_ADVANTAGES[name](rewards, jnp.ones(rewards.shape, int))
+
   np.testing.assert_allclose(of(rewards + 100.0), of(rewards), atol=2e-4)
   order = np.random.default_rng(1).permutation(5)
   np.testing.assert_allclose(of(rewards[order][:, ::-1]), of(rewards)[order][:, ::-1], atol=1e-6)

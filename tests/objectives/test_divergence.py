@@ -25,10 +25,15 @@ def test_k1_and_k3_are_unbiased():
 
 
 def test_gradients_of_the_terms_of_a_loss_against_enumeration():
-  """Answers are drawn from π and held fixed; what a term's gradient then is on average, over all 8 answers, in float64:
-  k1 and k2 have that of KL(π ‖ π_ref), k3 that of KL(π_ref ‖ π)."""
+  """Answers are drawn from π and held fixed; what a term's gradient then is on
+  average, over all 8 answers, in float64: k1 and k2 have that of KL(π ‖ π_ref), k3
+  that of KL(π_ref ‖ π).
+  """
   logits, reference = np.random.default_rng(0).normal(size=(2, 8))
-  softmax = lambda x: np.exp(x) / np.exp(x).sum()
+
+  def softmax(x):
+    return np.exp(x) / np.exp(x).sum()
+
   p, q = softmax(logits), softmax(reference)
   log_ratio = np.log(p / q)
   forward, backward = (
@@ -52,7 +57,10 @@ def test_gradients_of_the_terms_of_a_loss_against_enumeration():
 
 
 def test_adaptive_coefficient():
-  adapt = lambda kl: float(divergence.adapt_kl_coefficient(0.1, kl, 6.0, 1000.0, 100))
+
+  def adapt(kl):
+    return float(divergence.adapt_kl_coefficient(0.1, kl, 6.0, 1000.0, 100))
+
   np.testing.assert_allclose(adapt(6.0), 0.1)
   np.testing.assert_allclose(adapt(6.6), 0.1 * 1.01)  # 10% above, a tenth of the horizon
   np.testing.assert_allclose(adapt(60.0), 0.1 * 1.02)  # clipped at 20%
@@ -60,7 +68,9 @@ def test_adaptive_coefficient():
 
 
 def test_best_of_n_against_counting():
-  """Of a uniform choice among m distinct scores the best of n has a known distribution; m is large."""
+  """Of a uniform choice among m distinct scores the best of n has a known
+  distribution; m is large.
+  """
   m, n = 4000, 16
   upto = (np.arange(m + 1) / m) ** n
   best = np.diff(upto)

@@ -1,5 +1,7 @@
-"""A world small enough to enumerate: 6 tokens, answers of 4, a table for a policy. What each objective converges to is known,
-π* ∝ π_ref exp(r / β) (Ziegler et al. 2019; Rafailov et al. 2023, eq. 4)."""
+"""A world small enough to enumerate: 6 tokens, answers of 4, a table for a policy. What
+each objective converges to is known, π* ∝ π_ref exp(r / β) (Ziegler et al. 2019;
+Rafailov et al. 2023, eq. 4).
+"""
 
 import functools
 
@@ -135,8 +137,13 @@ def test_the_optimum_is_the_tilted_reference(method):
   params = train({'policy': reference, 'value': jnp.zeros(STARTS[-1])})
   every = jnp.asarray(EVERY)
   best = jax.nn.log_softmax(token_logprobs(reference, every).sum(1) + reward / BETA)
-  of = lambda table: token_logprobs(table, every).sum(1)
-  distance = lambda logprobs: float(jnp.sum(jnp.exp(logprobs) * (logprobs - best)))
+
+  def of(table):
+    return token_logprobs(table, every).sum(1)
+
+  def distance(logprobs):
+    return float(jnp.sum(jnp.exp(logprobs) * (logprobs - best)))
+
   assert distance(of(reference)) > 0.5
   found = distance(of(params['policy']))
   assert found < 0.05, found

@@ -15,7 +15,9 @@ def ragged(seed, N=6, R=9):
 
 
 def by_hand(name, logprobs, old, advantages, mask, low, high):
-  """The losses of each token, and their gradients with respect to its own log-probability, in float64 loops."""
+  """The losses of each token, and their gradients with respect to its own log-
+  probability, in float64 loops.
+  """
   losses, slopes = np.zeros(mask.shape), np.zeros(mask.shape)
   for n, t in zip(*np.nonzero(mask)):
     A, count = advantages[n, t], mask[n].sum()
@@ -38,9 +40,12 @@ def by_hand(name, logprobs, old, advantages, mask, low, high):
 @pytest.mark.parametrize('seed', range(3))
 def test_losses_and_gradients_against_float64(name, seed):
   logprobs, old, advantages, mask = ragged(seed)
-  loss = lambda x: policy_gradient.POLICY_LOSSES[name](
-    x, jnp.float32(old), jnp.float32(advantages), mask, 0.2, 0.28
-  )
+
+  def loss(x):
+    return policy_gradient.POLICY_LOSSES[name](
+      x, jnp.float32(old), jnp.float32(advantages), mask, 0.2, 0.28
+    )
+
   x = jnp.float32(logprobs)
   losses, slopes = by_hand(name, logprobs, old, advantages, mask, 0.2, 0.28)
   np.testing.assert_allclose(np.where(mask, loss(x)[0], 0.0), losses, rtol=2e-5, atol=1e-6)
@@ -84,11 +89,15 @@ def reduced_by_hand(name, losses, mask):
 @pytest.mark.parametrize('name', policy_gradient.POLICY_LOSSES)
 @pytest.mark.parametrize('reduce', policy_gradient.REDUCTIONS)
 def test_reduced_losses_and_gradients_against_float64(name, reduce):
-  """What a step minimises: a term of the KL beside the policy's loss, importance weights, garbage outside the mask."""
+  """What a step minimises: a term of the KL beside the policy's loss, importance
+  weights, garbage outside the mask.
+  """
   logprobs, old, advantages, mask = ragged(5)
   rng = np.random.default_rng(6)
   weights, reference = rng.uniform(0.1, 2.0, mask.shape), old + 0.3 * rng.normal(size=mask.shape)
-  dirty = lambda x: jnp.where(mask, jnp.float32(x), 7.0)
+
+  def dirty(x):
+    return jnp.where(mask, jnp.float32(x), 7.0)
 
   def loss(x):
     losses, _, _ = policy_gradient.POLICY_LOSSES[name](
@@ -141,7 +150,10 @@ def test_value_loss_and_gradient_against_float64(seed):
   free, held = (values - returns) ** 2, (near - returns) ** 2
   inside = np.abs(values - old) < 0.3
   slopes = np.where(held > free, (near - returns) * inside, values - returns)
-  f = lambda x: policy_gradient.clipped_value(x, jnp.float32(old), jnp.float32(returns), 0.3)
+
+  def f(x):
+    return policy_gradient.clipped_value(x, jnp.float32(old), jnp.float32(returns), 0.3)
+
   np.testing.assert_allclose(
     f(jnp.float32(values))[0], 0.5 * np.maximum(free, held), rtol=1e-5, atol=1e-6
   )
@@ -156,10 +168,15 @@ def test_value_loss_and_gradient_against_float64(seed):
 
 
 def test_an_older_samplers_answers_give_the_policys_gradient():
-  """Enumerated: E_sampler[w A ∇ log π] = E_π[A ∇ log π] where no weight reaches the limit, and less where one does."""
+  """Enumerated: E_sampler[w A ∇ log π] = E_π[A ∇ log π] where no weight reaches the
+  limit, and less where one does.
+  """
   rng = np.random.default_rng(0)
   logits, older, rewards = rng.normal(size=(3, 1, 8))
-  softmax = lambda x: np.exp(x) / np.exp(x).sum()
+
+  def softmax(x):
+    return np.exp(x) / np.exp(x).sum()
+
   p, b, every = softmax(logits), jnp.float32(np.log(softmax(older))), jnp.ones((1, 8), bool)
 
   def mean_gradient(limit):

@@ -23,12 +23,17 @@ def log_sigmoid(x):
   return -np.logaddexp(0.0, -x)
 
 
-def by_hand(name, w, l):
-  """float64; w and l are (log π, log π_ref, length)."""
-  (pw, rw, nw), (pl, rl, nl), b, e = w, l, VALUES['beta'], VALUES['label_smoothing']
+def by_hand(name, better, worse):
+  """float64; better and worse are (log π, log π_ref, length)."""
+  (pw, rw, nw), (pl, rl, nl), b, e = better, worse, VALUES['beta'], VALUES['label_smoothing']
   delta = pw - rw - pl + rl
-  logistic = lambda z: -(1 - e) * log_sigmoid(z) - e * log_sigmoid(-z)
-  odds = lambda p, n: np.log(np.exp(p / n) / (1 - np.exp(p / n)))
+
+  def logistic(z):
+    return -(1 - e) * log_sigmoid(z) - e * log_sigmoid(-z)
+
+  def odds(p, n):
+    return np.log(np.exp(p / n) / (1 - np.exp(p / n)))
+
   return {
     'dpo': lambda: logistic(b * delta),
     'robust': lambda: (
@@ -59,26 +64,39 @@ def as_response(values):
 @pytest.mark.parametrize('name', PAIRS)
 @pytest.mark.parametrize('seed', range(3))
 def test_loss_and_gradient_against_float64(name, seed):
-  w, l = responses(seed), responses(seed + 100)
-  loss = lambda pw, pl: LOSSES[name].function(
-    as_response(w)._replace(logprobs=pw), as_response(l)._replace(logprobs=pl), settings(name)
-  )
-  pw, pl = jnp.float32(w[0]), jnp.float32(l[0])
-  np.testing.assert_allclose(loss(pw, pl), by_hand(name, w, l), rtol=2e-5, atol=2e-5)
+  better, worse = responses(seed), responses(seed + 100)
+
+  def loss(pw, pl):
+    return LOSSES[name].function(
+      as_response(better)._replace(logprobs=pw),
+      as_response(worse)._replace(logprobs=pl),
+      settings(name),
+    )
+
+  pw, pl = jnp.float32(better[0]), jnp.float32(worse[0])
+  np.testing.assert_allclose(loss(pw, pl), by_hand(name, better, worse), rtol=2e-5, atol=2e-5)
   got = jax.grad(lambda pw, pl: loss(pw, pl).sum(), argnums=(0, 1))(pw, pl)
   for place, step in ((0, (1e-6, 0.0)), (1, (0.0, 1e-6))):
-    at = lambda sign: by_hand(
-      name, (w[0] + sign * step[0], *w[1:]), (l[0] + sign * step[1], *l[1:])
-    )
+
+    def at(sign):
+      return by_hand(
+        name, (better[0] + sign * step[0], *better[1:]), (worse[0] + sign * step[1], *worse[1:])
+      )
+
     np.testing.assert_allclose(got[place], (at(1) - at(-1)) / 2e-6, rtol=2e-4, atol=2e-5)
 
 
 def over_prompts_by_hand(name, logprobs, reference, lengths, ranks, group):
-  """The mean over the untied pairs of each prompt, summed over the prompts that have one: float64 loops."""
+  """The mean over the untied pairs of each prompt, summed over the prompts that have
+  one: float64 loops.
+  """
   total, count = 0.0, 0
   for b in range(len(group)):
     for g in set(group[b]) - {0}:
-      one = lambda i: (logprobs[b, i], reference[b, i], lengths[b, i])
+
+      def one(i):
+        return (logprobs[b, i], reference[b, i], lengths[b, i])
+
       places = np.flatnonzero(group[b] == g)
       losses = [
         by_hand(name, one(i), one(j)) for i in places for j in places if ranks[b, i] < ranks[b, j]
@@ -90,7 +108,9 @@ def over_prompts_by_hand(name, logprobs, reference, lengths, ranks, group):
 @pytest.mark.parametrize('name', PAIRS)
 @pytest.mark.parametrize('seed', range(2))
 def test_whole_batches_against_float64(name, seed):
-  """Rankings of 2 to 9, ties, empty places, an empty row: loss and gradient; the order of rows and places is nothing."""
+  """Rankings of 2 to 9, ties, empty places, an empty row: loss and gradient; the
+  order of rows and places is nothing.
+  """
   rng = np.random.default_rng(seed)
   group = np.array(
     [[1] * 9 + [2] * 2 + [0], [0] * 12, [1] * 3 + [2] * 4 + [3] * 5, [1] * 8 + [0] * 4], np.int32
@@ -98,7 +118,9 @@ def test_whole_batches_against_float64(name, seed):
   ranks = rng.integers(1, 5, group.shape).astype(np.int32)
   ranks[2, :3] = 2  # tied
   logprobs, reference, lengths = responses(seed, group.shape)
-  f32 = lambda x: jnp.asarray(x, jnp.float32)
+
+  def f32(x):
+    return jnp.asarray(x, jnp.float32)
 
   def loss(x, order=lambda x: x):
     every = preference.Response(order(x), order(f32(reference)), order(f32(lengths)))
@@ -112,9 +134,10 @@ def test_whole_batches_against_float64(name, seed):
   for place in zip(*np.nonzero(group)):
     step = np.zeros(group.shape)
     step[place] = 1e-6
-    at = lambda sign: over_prompts_by_hand(
-      name, logprobs + sign * step, reference, lengths, ranks, group
-    )[0]
+
+    def at(sign):
+      return over_prompts_by_hand(name, logprobs + sign * step, reference, lengths, ranks, group)[0]
+
     slopes[place] = (at(1) - at(-1)) / 2e-6
   np.testing.assert_allclose(gradient, slopes, rtol=1e-3, atol=5e-5)
   rows, places = rng.permutation(4), rng.permutation(12)
@@ -125,20 +148,22 @@ def test_whole_batches_against_float64(name, seed):
 
 @pytest.mark.parametrize('name', [name for name in PAIRS if LOSSES[name].accepts_soft_labels])
 def test_a_soft_label_is_the_mean_of_both_orders_losses(name):
-  """ℓ with ε = 1 − p is p ℓ(w, l) + (1 − p) ℓ(l, w), but for what a loss says of the better response alone."""
-  w, l = as_response(responses(0)), as_response(responses(1))
+  """ℓ with ε = 1 − p is p ℓ(w, l) + (1 − p) ℓ(l, w), but for what a
+  loss says of the better response alone.
+  """
+  better, worse = as_response(responses(0)), as_response(responses(1))
   others = dict(label_smoothing=0.0, margin=0.0, nll_coefficient=0.0, dpop_lambda=0.0)
   loss, plain = LOSSES[name].function, settings(name, **others)
-  p = jnp.linspace(0.5, 1.0, w.lengths.size).reshape(w.lengths.shape)
-  soft = loss(w, l, dataclasses.replace(plain, label_smoothing=1 - p))
-  both = p * loss(w, l, plain) + (1 - p) * loss(l, w, plain)
+  p = jnp.linspace(0.5, 1.0, better.lengths.size).reshape(better.lengths.shape)
+  soft = loss(better, worse, dataclasses.replace(plain, label_smoothing=1 - p))
+  both = p * loss(better, worse, plain) + (1 - p) * loss(worse, better, plain)
   np.testing.assert_allclose(soft, both, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('name', PAIRS)
 def test_extremes_are_finite(name):
   """A response of probability one, an impossible one, and both the same."""
-  w, l = (
+  better, worse = (
     preference.Response(jnp.array(x), jnp.array(y), jnp.array([1.0, 2.0, 3.0]))
     for x, y in (
       ([0.0, -500.0, -1.0], [-9.0, -1.0, -1.0]),
@@ -146,8 +171,8 @@ def test_extremes_are_finite(name):
     )
   )
   loss, slope = jax.value_and_grad(
-    lambda x: LOSSES[name].function(w._replace(logprobs=x), l, settings(name)).sum()
-  )(w.logprobs)
+    lambda x: LOSSES[name].function(better._replace(logprobs=x), worse, settings(name)).sum()
+  )(better.logprobs)
   assert np.isfinite(loss) and np.isfinite(slope).all()
 
 
@@ -155,17 +180,22 @@ def test_extremes_are_finite(name):
   'name', sorted(name for name in PAIRS if LOSSES[name].needs_reference and name != 'dpop')
 )
 def test_the_references_normaliser_changes_nothing(name):
-  """A constant added to log π_ref of both responses of one length, as the partition function would be."""
-  w, l = as_response(responses(0)), as_response(responses(1))
-  w, l = (
-    w._replace(lengths=jnp.full(w.lengths.shape, 7.0)),
-    l._replace(lengths=jnp.full(l.lengths.shape, 7.0)),
+  """A constant added to log π_ref of both responses of one length, as the partition
+  function would be.
+  """
+  better, worse = as_response(responses(0)), as_response(responses(1))
+  better, worse = (
+    better._replace(lengths=jnp.full(better.lengths.shape, 7.0)),
+    worse._replace(lengths=jnp.full(worse.lengths.shape, 7.0)),
   )
-  moved = [x._replace(reference_logprobs=x.reference_logprobs + 3.5) for x in (w, l)]
-  of = lambda w, l: jax.grad(
-    lambda x: LOSSES[name].function(w._replace(logprobs=x), l, settings(name)).sum()
-  )(w.logprobs)
-  np.testing.assert_allclose(of(w, l), of(*moved), rtol=1e-4, atol=1e-6)
+  moved = [x._replace(reference_logprobs=x.reference_logprobs + 3.5) for x in (better, worse)]
+
+  def of(better, worse):
+    return jax.grad(
+      lambda x: LOSSES[name].function(better._replace(logprobs=x), worse, settings(name)).sum()
+    )(better.logprobs)
+
+  np.testing.assert_allclose(of(better, worse), of(*moved), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize('seed', range(3))
@@ -205,10 +235,15 @@ def test_kto_by_hand():
   response = preference.Response(
     jnp.array([-1.0, -4.0]), jnp.array([-3.0, -3.0]), jnp.array([2.0, 2.0])
   )
-  loss = lambda x: preference.kto(
-    response._replace(logprobs=x), jnp.array([True, False]), jnp.float32(0.5), settings('kto')
-  )
-  sigmoid = lambda x: 1 / (1 + np.exp(-x))
+
+  def loss(x):
+    return preference.kto(
+      response._replace(logprobs=x), jnp.array([True, False]), jnp.float32(0.5), settings('kto')
+    )
+
+  def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
   np.testing.assert_allclose(
     loss(response.logprobs), [1 - sigmoid(0.3 * 1.5), 1 - sigmoid(0.3 * 1.5)], rtol=1e-6
   )
@@ -226,14 +261,19 @@ def test_kto_anchor_is_never_negative_and_bears_no_gradient():
 
 
 def test_ipo_stops_at_its_margin_and_dpo_goes_on():
-  """Two responses, always the same one better: IPO's margin becomes 1/(2β), DPO's grows for ever."""
+  """Two responses, always the same one better: IPO's margin becomes 1/(2β), DPO's
+  grows for ever.
+  """
 
   def margins(name, steps, rate):
     defaults = LOSSES[name].settings_class(beta=0.1)
 
     def loss(logits):
       logprobs = jax.nn.log_softmax(logits)
-      one = lambda i: preference.Response(logprobs[i], jnp.log(0.5), jnp.float32(1.0))
+
+      def one(i):
+        return preference.Response(logprobs[i], jnp.log(0.5), jnp.float32(1.0))
+
       return LOSSES[name].function(one(0), one(1), defaults)
 
     slope = jax.jit(jax.grad(loss))
@@ -250,7 +290,10 @@ def test_ipo_stops_at_its_margin_and_dpo_goes_on():
 
 def test_which_loss_needs_what():
   """As the papers have it; stages decide by nothing else."""
-  names = lambda wanted: {name for name, loss in LOSSES.items() if wanted(loss)}
+
+  def names(wanted):
+    return {name for name, loss in LOSSES.items() if wanted(loss)}
+
   assert names(lambda loss: not loss.needs_reference) == {'cpo', 'simpo', 'orpo'}
   assert names(lambda loss: loss.single_responses) == {'kto'}
   soft = {'dpo', 'length_normalised', 'dpop', 'cpo', 'simpo'}

@@ -13,7 +13,9 @@ def softplus(x):
 
 
 def by_hand(name, scores, ranks, group, sure=None):
-  """Loops over prompts and pairs in float64: (sum, count). `sure` is the probability that a place's order is right."""
+  """Loops over prompts and pairs in float64: (sum, count). `sure` is the probability
+  that a place's order is right.
+  """
   total, count = 0.0, 0
   for b in range(len(scores)):
     for g in set(group[b]) - {0}:
@@ -40,7 +42,9 @@ def by_hand(name, scores, ranks, group, sure=None):
 
 
 def packed(seed, B=4, K=12):
-  """Rows that hold several prompts of 2 to 9 responses, with ties, empty places and a row without any."""
+  """Rows that hold several prompts of 2 to 9 responses, with ties, empty places and a
+  row without any.
+  """
   rng = np.random.default_rng(seed)
   group, ranks = np.zeros((B, K), np.int32), np.zeros((B, K), np.int32)
   for b in range(B - 1):
@@ -78,7 +82,9 @@ def test_losses_and_gradients_equal_the_slow_loops(name, seed):
 @pytest.mark.parametrize('K', range(2, 10))
 @pytest.mark.parametrize('name', list(ranking.REWARD_LOSSES))
 def test_every_size_with_soft_labels_and_ties(name, K):
-  """Loss and the whole gradient; one row is empty, one all tied, and labels are soft where a loss takes such."""
+  """Loss and the whole gradient; one row is empty, one all tied, and labels are soft
+  where a loss takes such.
+  """
   rng = np.random.default_rng(K)
   scores, ranks = rng.normal(size=(4, K)), rng.integers(1, K + 1, (4, K)).astype(np.int32)
   ranks[3] = rng.permutation(K) + 1
@@ -86,7 +92,10 @@ def test_every_size_with_soft_labels_and_ties(name, K):
   sure = None if name == 'plackett_luce' else rng.uniform(0.5, 1.0, (4, 1)).repeat(K, 1)
   soft = () if sure is None else (jnp.float32(sure),)
   want, count = by_hand(name, scores, ranks, group, sure)
-  loss = lambda s: ranking.REWARD_LOSSES[name].function(s, ranks, group, *soft)
+
+  def loss(s):
+    return ranking.REWARD_LOSSES[name].function(s, ranks, group, *soft)
+
   got, weight = loss(jnp.float32(scores))
   np.testing.assert_allclose([got, weight], [want, count], rtol=1e-5)
   gradient = jax.grad(lambda s: loss(s)[0])(jnp.float32(scores))
