@@ -1,0 +1,1 @@
+"""Prompts to responses: sampling tokens, and responses as text."""

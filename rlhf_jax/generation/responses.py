@@ -1,6 +1,12 @@
-"""Responses of a model to a list of prompts, as text, with what they cost in KL."""
+"""Responses of a model to a list of prompts, as text, with what they cost in KL.
 
+Letters: N prompts, K responses to each, B prompts of a batch, R tokens of a response.
+"""
+
+from collections.abc import Callable, Sequence
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,101 +15,274 @@ import tqdm
 
 from rlhf_jax.data import batches, encode
 from rlhf_jax.generation import sampler
+from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.models import heads
+from rlhf_jax.models.transformer import Model
 from rlhf_jax.objectives import divergence
+from rlhf_jax.runtime import hosts
+from rlhf_jax.types import Params, Prompts, Samples, Sequences
+
+WIDTH = 64  # prompts are padded to a multiple of it, so that few programs are compiled
 
 
 @dataclasses.dataclass(frozen=True)
 class Responses:
-  """S answers to each of N prompts.
+  """K responses to each of N prompts."""
 
-  Attributes:
-    texts: N lists of S strings.
-    lengths: [N, S] int, tokens with the end token.
-    ended: [N, S] bool.
-    kl: [N, S] float, Σ_t log π − log π_ref of the answer's tokens, nats; None without a reference.
-    scores: [N, S] float, of the reward; None without one.
-  """
-  texts: list
-  lengths: np.ndarray
-  ended: np.ndarray
+  texts: list[list[str]]  # N lists of K strings
+  lengths: np.ndarray  # [N, K] int, tokens, the end token included
+  ended: np.ndarray  # [N, K] bool, False where a response was cut
+  # [N, K] float, Σ_t log π − log π_ref over the response's tokens, nats; None without
+  # a reference
   kl: np.ndarray | None = None
-  scores: np.ndarray | None = None
+  scores: np.ndarray | None = None  # [N, K] float, of the reward; None without one
 
 
-def build_responder(model, sampling, tokenizer, layout, samples: int = 1, reference_model=None, score=None):
-  """A function that answers prompts.
+@dataclasses.dataclass(frozen=True)
+class Responder:
+  """Responds to prompts; `build_responder` makes one."""
+
+  # (params, Prompts, key) → Samples
+  generate: Callable[[Params, Prompts, jax.Array], Samples]
+  # (params, reference params, Prompts, Samples) → [B * K] float32
+  measure_kl: Callable[..., jax.Array]
+  # (Prompts, Samples) → [B * K] float32 on the mesh; None without a reward
+  score: Callable[[Prompts, Samples], jax.Array] | None
+  tokenizer: Any  # decodes the responses
+  layout: Any  # of the mesh
+  num_samples: int  # K responses to each prompt
+
+  def __call__(
+    self,
+    params: Params,
+    prompts: Sequence[Prompts],
+    key: jax.Array,
+    reference: Params | None = None,
+  ) -> Responses:
+    """Responds to prompts batch by batch.
+
+    Args:
+      params: of the policy.
+      prompts: batches of Prompts on the host; rows with index −1 are left out.
+      key: batch n uses fold_in(key, n).
+      reference: parameters of the reference, against which KL is measured.
+
+    Returns:
+      The responses to all prompts, whole on every process.
+    """
+    texts: list[list[str]] = []
+    columns: list[dict[str, np.ndarray]] = []
+    progress = tqdm.tqdm(
+      prompts,
+      desc='responses',
+      unit='batch',
+      leave=False,
+      disable=None,  # shown on a terminal only
+    )
+    for number, batch in enumerate(progress):
+      batch_key = jax.random.fold_in(key, number)
+      batch_texts, batch_columns = self._respond(params, batch, batch_key, reference)
+      texts += batch_texts
+      columns.append(batch_columns)
+    joined = {name: np.concatenate([batch[name] for batch in columns]) for name in columns[0]}
+    return Responses(texts, **joined)
+
+  def _respond(
+    self,
+    params: Params,
+    prompts: Prompts,
+    key: jax.Array,
+    reference: Params | None,
+  ) -> tuple[list[list[str]], dict[str, np.ndarray]]:
+    """Gives the texts of a batch, K to a list, and its columns [n, K]."""
+    placed = self.layout.place(prompts)
+    samples = self.generate(params, placed, key)
+    columns = {
+      'lengths': jnp.sum(samples.mask, axis=1),
+      'ended': samples.ended,
+    }
+    if reference is not None:
+      columns['kl'] = self.measure_kl(params, reference, placed, samples)
+    if self.score is not None:
+      columns['scores'] = self.score(placed, samples)
+    tokens, mask, columns = hosts.to_host((samples.tokens, samples.mask, columns))
+    # the last batch is filled up with rows that are no prompts
+    is_prompt = np.repeat(hosts.to_host(placed.index) >= 0, self.num_samples)
+    texts = [
+      self.tokenizer.decode(row[inside].tolist())
+      for row, inside in zip(tokens[is_prompt], mask[is_prompt])
+    ]
+    K = self.num_samples
+    return (
+      [texts[i : i + K] for i in range(0, len(texts), K)],
+      {name: x[is_prompt].reshape(-1, K) for name, x in columns.items()},
+    )
+
+
+def build_responder(
+  model: Model,
+  options: SamplingOptions,
+  tokenizer: Any,
+  layout: Any,
+  num_samples: int = 1,
+  reference_model: Model | None = None,
+  score: Callable[[Prompts, Samples], jax.Array] | None = None,
+) -> Responder:
+  """Builds a function that responds to prompts.
 
   Args:
     model: the policy's definition.
-    sampling: the sampler's config.
-    samples: S answers to each prompt.
+    options: how tokens are chosen.
+    tokenizer: decodes the responses.
+    layout: of the mesh.
+    num_samples: K responses to each prompt.
     reference_model: the definition of the model against which KL is measured.
-    score: (Prompts, Samples) → [B * S] float32 on the mesh.
+    score: (Prompts, Samples) → [B * K] float32 on the mesh.
 
   Returns:
-    answer(params, prompts: batches of host Prompts, key, reference=None) → Responses. Rows with index -1 are left out.
+    respond(params, batches of host Prompts, key, reference=None) → Responses.
   """
-  generate = sampler.build_sampler(model, sampling, (tokenizer.eos_id,), tokenizer.pad_id, samples, layout=layout)
-  R = sampling.max_new_tokens
-
-  @jax.jit
-  def divergence_of(params, reference, prompts, answers):
-    sequences = sampler.join_sequences(prompts, answers)
-    def logprobs(model, params):
-      hidden, _ = model.apply(params, sequences.tokens, sequences.positions, sequences.segment_ids)
-      return heads.token_logprobs(model, params, hidden[:, -R - 1:-1], answers.tokens, sampling.temperature)[0]
-    kl = divergence.k1(logprobs(model, params), logprobs(reference_model, reference))
-    return jnp.sum(jnp.where(answers.mask, kl, 0.0), axis=1)
-
-  def answer(params, prompts, key, reference=None) -> Responses:
-    texts, columns = [], []
-    shown = tqdm.tqdm(prompts, desc='answers', unit='batch', leave=False, disable=None)  # on a terminal
-    for number, host_prompts in enumerate(shown):
-      placed = layout.place(host_prompts)
-      answers = generate(params, placed, jax.random.fold_in(key, number))
-      column = dict(lengths=jnp.sum(answers.mask, axis=1), ended=answers.ended)
-      if reference is not None:
-        column['kl'] = divergence_of(params, reference, placed, answers)
-      if score is not None:
-        column['scores'] = score(placed, answers)
-      tokens, mask, column = to_host((answers.tokens, answers.mask, column))
-      real = np.repeat(to_host(placed.index) >= 0, samples)
-      rows = [tokenizer.decode(row[seen].tolist()) for row, seen in zip(tokens[real], mask[real])]
-      texts += [rows[i:i + samples] for i in range(0, len(rows), samples)]
-      columns.append({name: x[real].reshape(-1, samples) for name, x in column.items()})
-    return Responses(texts, **{name: np.concatenate([c[name] for c in columns]) for name in columns[0]})
-
-  return answer
+  generate = sampler.build_sampler(
+    model,
+    options,
+    (tokenizer.eos_id,),
+    tokenizer.pad_id,
+    num_samples,
+    layout=layout,
+  )
+  measure_kl = functools.partial(
+    measure_response_kl,
+    model,
+    reference_model,
+    options.temperature,
+  )
+  return Responder(
+    generate=generate,
+    measure_kl=jax.jit(measure_kl),
+    score=score,
+    tokenizer=tokenizer,
+    layout=layout,
+    num_samples=num_samples,
+  )
 
 
-def complete_prompts(answer, params, prompts, batch_size: int, pad_id: int, key) -> Responses:
-  """Responses to lists of tokens, with `answer` of build. All are padded to the same length, a multiple of 64, so that few
-  programs are compiled."""
-  width = -(-max(map(len, prompts)) // 64) * 64
-  rows = [encode.left_padded(tokens, width, pad_id, index) for index, tokens in enumerate(prompts)]
-  return answer(params, batches.prompts_once(rows, batch_size), key)
-
-
-def select_best_of(answers: Responses, count: int) -> Responses:
-  """Of every `count` answers the one that scores highest: best-of-N.
+def measure_response_kl(
+  model: Model,
+  reference_model: Model | None,
+  temperature: float,
+  params: Params,
+  reference: Params,
+  prompts: Prompts,
+  samples: Samples,
+) -> jax.Array:
+  """Sums log π − log π_ref over the tokens of each response.
 
   Args:
-    answers: S * count to each prompt, with scores.
+    model: the policy's definition.
+    reference_model: the reference's definition.
+    temperature: the one the responses were sampled with.
+    params: of the policy.
+    reference: parameters of the reference.
+    prompts: Prompts [B, P].
+    samples: Samples [B * K, R].
 
   Returns:
-    S answers to each prompt; `kl` is the bound log n − (n − 1)/n.
+    [B * K] float32, nats.
   """
-  scores = answers.scores.reshape(len(answers.texts), -1, count)
-  chosen = np.argmax(scores, axis=2) + count * np.arange(scores.shape[1])
-  take = lambda x: np.take_along_axis(x, chosen, axis=1)
-  return Responses([[row[i] for i in places] for row, places in zip(answers.texts, chosen)], take(answers.lengths),
-                 take(answers.ended), np.full(chosen.shape, divergence.best_of_n_kl(count)), take(answers.scores))
+  assert reference_model is not None, 'no reference to measure against'
+  sequences = sampler.join_sequences(prompts, samples)
+  logprobs = response_token_logprobs(model, params, sequences, samples, temperature)
+  reference_logprobs = response_token_logprobs(
+    reference_model,
+    reference,
+    sequences,
+    samples,
+    temperature,
+  )
+  kl = divergence.k1(logprobs, reference_logprobs)
+  return jnp.sum(jnp.where(samples.mask, kl, 0.0), axis=1)
 
 
-def to_host(tree):
-  """Global arrays as numpy arrays, on every process."""
-  if jax.process_count() == 1:
-    return jax.device_get(tree)
-  from jax.experimental import multihost_utils
-  return multihost_utils.process_allgather(tree, tiled=True)
+def response_token_logprobs(
+  model: Model,
+  params: Params,
+  sequences: Sequences,
+  samples: Samples,
+  temperature: float,
+) -> jax.Array:
+  """Computes the log-probabilities of the tokens of each response.
+
+  Args:
+    model: a definition.
+    params: its parameters.
+    sequences: Sequences [B * K, P + R], from `sampler.join_sequences`.
+    samples: Samples [B * K, R].
+    temperature: the one they were sampled with.
+
+  Returns:
+    [B * K, R] float32, nats; anything outside the samples' mask.
+  """
+  R = samples.tokens.shape[1]
+  hidden, _ = model.apply(
+    params,
+    sequences.tokens,
+    sequences.positions,
+    sequences.segment_ids,
+  )
+  before = hidden[:, -R - 1 : -1]  # each place predicts the next one's token
+  logprobs, _ = heads.token_logprobs(model, params, before, samples.tokens, temperature)
+  return logprobs
+
+
+def complete_prompts(
+  respond: Responder,
+  params: Params,
+  prompts: Sequence[Sequence[int]],
+  batch_size: int,
+  pad_id: int,
+  key: jax.Array,
+) -> Responses:
+  """Responds to prompts that are lists of tokens.
+
+  All are padded to one length, a multiple of 64, so that few programs are compiled.
+
+  Args:
+    respond: from `build_responder`.
+    params: of the policy.
+    prompts: N lists of token ids.
+    batch_size: prompts of a batch.
+    pad_id: the padding token.
+    key: of this call.
+
+  Returns:
+    The responses to the N prompts, in their order.
+  """
+  longest = max(map(len, prompts))
+  width = -(-longest // WIDTH) * WIDTH  # rounded up
+  rows = [encode.left_padded(tokens, width, pad_id, index) for index, tokens in enumerate(prompts)]
+  return respond(params, batches.prompts_once(rows, batch_size), key)
+
+
+def select_best_of(responses: Responses, count: int) -> Responses:
+  """Selects of every `count` responses the one that scores highest: best-of-n.
+
+  Args:
+    responses: K * count to each prompt, with scores.
+    count: n.
+
+  Returns:
+    K responses to each prompt; `kl` is the bound log n − (n − 1)/n, nats
+    (`divergence.best_of_n_kl`).
+  """
+  assert responses.scores is not None, 'best-of-n needs scores'
+  scores = responses.scores.reshape(len(responses.texts), -1, count)
+  offsets = count * np.arange(scores.shape[1])
+  chosen = np.argmax(scores, axis=2) + offsets  # [N, K]
+  take = functools.partial(np.take_along_axis, indices=chosen, axis=1)
+  return Responses(
+    texts=[[row[place] for place in places] for row, places in zip(responses.texts, chosen)],
+    lengths=take(responses.lengths),
+    ended=take(responses.ended),
+    kl=np.full(chosen.shape, divergence.best_of_n_kl(count)),
+    scores=take(responses.scores),
+  )

@@ -1,127 +1,434 @@
 """Prompts → responses: prefill and decode in one compiled call.
 
-Left out: beam search, speculative decoding, continuous batching.
+`build_sampler` compiles `generate`; its parts (`prefill`, `draw`, `decode_step`) are pure
+functions of values. Left out: beam search, speculative decoding, continuous batching.
+
+Letters: B prompts of P places, K responses to each, R places of a response, V
+vocabulary, D width.
 """
 
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+from typing import Any
+
+import flax.struct
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax import options as typed_options
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import heads, transformer
-from rlhf_jax.types import Prompts, Samples, Sequences
-
-DEFAULTS = dict(
-    max_new_tokens=32,  # a response is cut there, without an end token
-    temperature=1.0,  # 0 = greedy
-    top_k=0,  # choose among the k likeliest tokens; 0 = all
-    top_p=1.0,  # choose among the fewest tokens with this probability; 1 = all
-)
+from rlhf_jax.models.transformer import Cache, Model
+from rlhf_jax.types import Params, Prompts, Samples, Sequences
 
 
-def choose_tokens(key, logits, temperature, top_k, top_p):
-  """One token for each row of logits [B, V] float32 → [B] int32."""
+@dataclasses.dataclass(frozen=True)
+class SamplingOptions:
+  """How tokens are chosen."""
+
+  max_new_tokens: int = 32  # a response is cut there, without an end token
+  temperature: float = 1.0  # 0 = greedy
+  top_k: int = 0  # choose among the k likeliest tokens; 0 = all
+  top_p: float = 1.0  # choose among the fewest tokens with this probability; 1 = all
+
+
+DEFAULTS = typed_options.defaults(SamplingOptions)  # removed with the old stages
+
+
+@dataclasses.dataclass(frozen=True)
+class Definition:
+  """All of a sampler that is known before it is compiled."""
+
+  model: Model  # the policy's definition, laid out as decoding wants it
+  axes: Any  # the axis names of the parameters, as training lays them out
+  options: SamplingOptions  # how tokens are chosen
+  stop_ids: tuple[int, ...]  # tokens that end a response
+  pad_id: int  # the token after the end
+  num_samples: int  # K responses to each prompt
+  layout: Any  # the mesh's; None for one device
+  unroll: bool  # the layers are a tuple, not stacked: faster on a CPU
+
+
+@flax.struct.dataclass
+class DecodeState:
+  """What decoding carries from token to token."""
+
+  place: jax.Array  # [] int32, the place of the response that is filled next
+  done: jax.Array  # [B * K] bool, rows that have ended
+  token: jax.Array  # [B * K] int32, the token that was drawn last
+  cache: Cache  # keys and values of all tokens before it
+  tokens: jax.Array  # [B * K, R] int32, PAD where nothing is drawn yet
+  logprobs: jax.Array  # [B * K, R] float32
+  mask: jax.Array  # [B * K, R] bool
+
+
+def build_sampler(
+  model: Model,
+  options: SamplingOptions,
+  stop_ids: Sequence[int],
+  pad_id: int,
+  num_samples: int = 1,
+  layout: Any = None,
+  unroll: bool | None = None,
+) -> Callable[[Params, Prompts, jax.Array], Samples]:
+  """Builds the compiled sampler of a model.
+
+  Args:
+    model: the policy's definition.
+    options: how tokens are chosen.
+    stop_ids: tokens that end a response; they belong to it.
+    pad_id: the token after the end.
+    num_samples: K responses to each prompt.
+    layout: the mesh's (runtime/mesh.py: Layout); parameters and rows are then laid out
+      as decoding wants them, inside the compiled call, and the samples as training has
+      them. None is one device.
+    unroll: unroll the layers; None does so on a CPU, where it decodes faster.
+
+  Returns:
+    generate(params, prompts: Prompts [B, P], key) → Samples [B * K, R], which stops as
+    soon as every row has ended.
+
+  Raises:
+    UserError: an option is out of its range.
+  """
+  check_options(options)
+  platform = layout.platform if layout else jax.default_backend()
+  is_abstract = layout is not None and layout.abstract
+  if unroll is None:
+    unroll = platform == 'cpu' and not is_abstract
+  decoding_model = model
+  if layout is not None:
+    decoding_model = transformer.build_model(model.config, layout.decoding)
+  definition = Definition(
+    model=decoding_model,
+    axes=model.axes,
+    options=options,
+    stop_ids=tuple(stop_ids),
+    pad_id=pad_id,
+    num_samples=num_samples,
+    layout=layout,
+    unroll=unroll,
+  )
+  compiled = jax.jit(functools.partial(generate, definition))
+  prepare = jax.jit(functools.partial(prepare_params, definition))
+
+  def prepare_and_generate(params: Params, prompts: Prompts, key: jax.Array) -> Samples:
+    return compiled(prepare(params), prompts, key)
+
+  # The layers are unstacked in a call of their own, so that the decoding program takes
+  # each as an argument.
+  return prepare_and_generate if unroll else compiled
+
+
+def check_options(options: SamplingOptions) -> None:
+  """Raises UserError for options out of their ranges."""
+  in_range = (
+    options.max_new_tokens >= 1
+    and options.temperature >= 0
+    and options.top_k >= 0
+    and 0 < options.top_p <= 1
+  )
+  if not in_range:
+    values = [
+      f'{field.name} {getattr(options, field.name)}'
+      for field in dataclasses.fields(SamplingOptions)
+    ]
+    raise UserError(
+      'sampling: expected max_new_tokens from 1, temperature and top_k from 0, '
+      f'0 < top_p ≤ 1; got {", ".join(values)}'
+    )
+
+
+def prepare_params(definition: Definition, params: Params) -> Params:
+  """Returns parameters as decoding reads them: cast, laid out, and maybe unstacked.
+
+  Args:
+    definition: of the sampler.
+    params: as training has them.
+  """
+  params = transformer.cast_for_compute(params, definition.model.config.dtype)
+  if definition.layout is not None:
+    params = definition.layout.reshard_for_decoding(params, definition.axes)
+  if definition.unroll:
+    params = transformer.unstack_layers(params)
+  return params
+
+
+def generate(
+  definition: Definition,
+  params: Params,
+  prompts: Prompts,
+  key: jax.Array,
+) -> Samples:
+  """Samples K responses to each prompt.
+
+  Args:
+    definition: of the sampler.
+    params: from `prepare_params` if the layers are unrolled, else as training has them.
+    prompts: Prompts [B, P], left-padded.
+    key: of this batch; the token at place n is drawn with fold_in(key, n).
+
+  Returns:
+    Samples [B * K, R].
+  """
+  if not definition.unroll:
+    params = prepare_params(definition, params)
+  options = definition.options
+  hidden, cache, lengths = prefill(definition, params, prompts)
+  state = begin_decoding(definition, params, hidden, cache, key)
+
+  def has_more(state: DecodeState) -> jax.Array:
+    return (state.place < options.max_new_tokens) & ~jnp.all(state.done)
+
+  def step(state: DecodeState) -> DecodeState:
+    return decode_step(definition, params, lengths, key, state)
+
+  state = jax.lax.while_loop(has_more, step, state)
+  samples = Samples(
+    tokens=state.tokens,
+    mask=state.mask,
+    logprobs=state.logprobs,
+    ended=state.done,
+  )
+  if definition.layout is None:
+    return samples
+  # back to the rows of training
+  constrain = definition.layout.constrain
+  return jax.tree.map(lambda x: constrain(x, ('batch', None)[: x.ndim]), samples)
+
+
+def prefill(
+  definition: Definition,
+  params: Params,
+  prompts: Prompts,
+) -> tuple[jax.Array, Cache, jax.Array]:
+  """Reads the prompts once, and repeats what was read for each of K responses.
+
+  Args:
+    definition: of the sampler.
+    params: from `prepare_params`.
+    prompts: Prompts [B, P].
+
+  Returns:
+    (hidden states of the last token [B * K, D], cache of B * K rows with P + R places,
+    lengths of the prompts [B * K] int32).
+  """
+  model = definition.model
+  B, P = prompts.tokens.shape
+  positions = prompt_positions(prompts.mask)
+  cache = transformer.empty_cache(
+    model.config,
+    batch=B,
+    places=P + definition.options.max_new_tokens,
+    stacked=not definition.unroll,
+  )
+  segment_ids = prompts.mask.astype(jnp.int32)
+  hidden, cache = model.apply(params, prompts.tokens, positions, segment_ids, cache)  # [B, P, D]
+
+  repeat = functools.partial(jnp.repeat, repeats=definition.num_samples)
+  rows_axis = 0 if definition.unroll else 1  # after the axis of stacked layers
+  cache = cache.replace(
+    layers=jax.tree.map(functools.partial(repeat, axis=rows_axis), cache.layers),
+    segment_ids=repeat(cache.segment_ids, axis=0),
+  )
+  lengths = repeat(positions[:, -1], axis=0) + 1  # padding is on the left
+  return repeat(hidden[:, -1], axis=0), cache, lengths
+
+
+def begin_decoding(
+  definition: Definition,
+  params: Params,
+  hidden: jax.Array,
+  cache: Cache,
+  key: jax.Array,
+) -> DecodeState:
+  """Draws the first token of each response.
+
+  Args:
+    definition: of the sampler.
+    params: from `prepare_params`.
+    hidden: [B * K, D], of the last token of the prompt.
+    cache: of the prompts.
+    key: of this batch.
+
+  Returns:
+    The state with the first place filled.
+  """
+  shape = (hidden.shape[0], definition.options.max_new_tokens)
+  done = jnp.zeros(shape[0], bool)
+  logits = heads.next_token_logits(definition.model, params, hidden)
+  token, logprob = draw(definition, key, logits, 0, done)
+  tokens = jnp.full(shape, definition.pad_id, jnp.int32)
+  return DecodeState(
+    place=jnp.int32(1),
+    done=is_stop(definition, token),
+    token=token,
+    cache=cache,
+    tokens=tokens.at[:, 0].set(token),
+    logprobs=jnp.zeros(shape).at[:, 0].set(logprob),
+    mask=jnp.zeros(shape, bool).at[:, 0].set(True),
+  )
+
+
+def decode_step(
+  definition: Definition,
+  params: Params,
+  lengths: jax.Array,
+  key: jax.Array,
+  state: DecodeState,
+) -> DecodeState:
+  """Draws one more token of each response.
+
+  Args:
+    definition: of the sampler.
+    params: from `prepare_params`.
+    lengths: [B * K] int32, tokens of the prompts.
+    key: of this batch.
+    state: with `place` places filled.
+
+  Returns:
+    The state with one place more; rows that had ended get PAD.
+  """
+  place = state.place
+  hidden, cache = definition.model.apply(
+    params,
+    state.token[:, None],
+    (lengths + place - 1)[:, None],  # positions of the tokens drawn last
+    jnp.ones((lengths.shape[0], 1), jnp.int32),  # of the same segment as the prompt
+    state.cache,
+  )
+  logits = heads.next_token_logits(definition.model, params, hidden[:, 0])  # [B * K, V]
+  token, logprob = draw(definition, key, logits, place, state.done)
+  return DecodeState(
+    place=place + 1,
+    done=state.done | is_stop(definition, token),
+    token=token,
+    cache=cache,
+    tokens=state.tokens.at[:, place].set(token),
+    logprobs=state.logprobs.at[:, place].set(logprob),
+    mask=state.mask.at[:, place].set(~state.done),  # the end token itself is inside
+  )
+
+
+def draw(
+  definition: Definition,
+  key: jax.Array,
+  logits: jax.Array,
+  place: jax.Array | int,
+  done: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Draws a token of each row, with its log-probability.
+
+  The log-probability is under softmax(logits / temperature) over the whole vocabulary,
+  as a training forward computes it: top-k and top-p choose, they do not renormalise.
+
+  Args:
+    definition: of the sampler.
+    key: of this batch.
+    logits: [N, V] float32.
+    place: [] int32, the place in the response; each has a key of its own.
+    done: [N] bool, rows that have ended.
+
+  Returns:
+    (tokens [N] int32, PAD in ended rows; log-probabilities [N] float32, 0 there).
+  """
+  options = definition.options
+  tokens = choose_tokens(
+    jax.random.fold_in(key, place),
+    logits,
+    options.temperature,
+    options.top_k,
+    options.top_p,
+  )
+  scale = options.temperature or 1.0  # greedy choices have the probabilities of 1
+  logprobs = jax.nn.log_softmax(logits / scale, axis=-1)  # [N, V]
+  chosen = jnp.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
+  tokens = jnp.where(done, definition.pad_id, tokens)
+  return tokens, jnp.where(done, 0.0, chosen)
+
+
+def choose_tokens(
+  key: jax.Array,
+  logits: jax.Array,
+  temperature: float,
+  top_k: int,
+  top_p: float,
+) -> jax.Array:
+  """Chooses one token for each row.
+
+  Args:
+    key: of this place.
+    logits: [N, V] float32.
+    temperature: 0 = greedy.
+    top_k: choose among the k likeliest; 0 = all.
+    top_p: choose among the fewest with this probability (nucleus sampling: Holtzman et
+      al. 2020, arXiv:1904.09751, section 3.1); 1 = all.
+
+  Returns:
+    [N] int32.
+  """
   if temperature == 0:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
   logits = logits / temperature
   if top_k:
-    logits = jnp.where(logits < jax.lax.top_k(logits, top_k)[0][:, -1:], -jnp.inf, logits)
+    least = jax.lax.top_k(logits, top_k)[0][:, -1:]  # [N, 1]
+    logits = jnp.where(logits < least, -jnp.inf, logits)
   if top_p < 1:
-    order = jnp.sort(logits, axis=-1, descending=True)
-    before = jnp.cumsum(jax.nn.softmax(order, axis=-1), axis=-1) - jax.nn.softmax(order, axis=-1)
-    least = jnp.min(jnp.where(before < top_p, order, jnp.inf), axis=-1, keepdims=True)
+    order = jnp.sort(logits, axis=-1, descending=True)  # the likeliest first
+    probabilities = jax.nn.softmax(order, axis=-1)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities  # of likelier tokens
+    kept = jnp.where(before < top_p, order, jnp.inf)
+    least = jnp.min(kept, axis=-1, keepdims=True)
     logits = jnp.where(logits < least, -jnp.inf, logits)
   return jax.random.categorical(key, logits).astype(jnp.int32)
 
 
-def build_sampler(model, sampling, stop_ids, pad_id, samples: int = 1, unroll: bool | None = None, layout=None):
-  """A sampler for a model.
+def is_stop(definition: Definition, tokens: jax.Array) -> jax.Array:
+  """Tells which tokens end a response.
 
   Args:
-    model: the policy's definition.
-    sampling: a config like DEFAULTS.
-    stop_ids: tokens that end a response; they belong to it.
-    pad_id: what follows the end.
-    samples: K responses to each prompt.
-    unroll: unrolled layers decode faster on a CPU, where None chooses them.
-    layout: the mesh's; decoding then lays parameters and rows in its own way (runtime/mesh.py: Layout.decoding), inside
-      the compiled call, and gives samples as training has them.
+    definition: of the sampler.
+    tokens: [N] int32.
 
   Returns:
-    generate(params, prompts: Prompts [B, P], key) → Samples [B * K, R]. Stops as soon as every row has ended.
+    [N] bool.
   """
-  if sampling.max_new_tokens < 1 or sampling.temperature < 0 or sampling.top_k < 0 or not 0 < sampling.top_p <= 1:
-    raise UserError('sampling: expected max_new_tokens from 1, temperature and top_k from 0, 0 < top_p ≤ 1; got '
-                    + ', '.join(f'{name} {sampling[name]}' for name in DEFAULTS))
-  R, stops = sampling.max_new_tokens, jnp.asarray(stop_ids, jnp.int32)
-  platform = layout.platform if layout else jax.default_backend()
-  if unroll is None:
-    unroll = platform == 'cpu' and not (layout and layout.abstract)
-  scale, axes = sampling.temperature or 1.0, model.axes
-  if layout is not None:
-    model = transformer.build_model(model.config, layout.decoding)
-
-  def lay(params):
-    params = transformer.cast_for_compute(params, model.config.dtype)
-    return params if layout is None else layout.reshard_for_decoding(params, axes)
-
-  def draw(key, logits, place, done):
-    tokens = choose_tokens(jax.random.fold_in(key, place), logits, sampling.temperature, sampling.top_k, sampling.top_p)
-    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits / scale, axis=-1), tokens[:, None], axis=-1)[:, 0]
-    return jnp.where(done, pad_id, tokens), jnp.where(done, 0.0, chosen)
-
-  def run(params, prompts, key):
-    params = params if unroll else lay(params)
-    B, P = prompts.tokens.shape
-    rows = B * samples
-    positions = prompt_positions(prompts.mask)
-    cache = transformer.empty_cache(model.config, B, P + R, stacked=not unroll)
-    hidden, cache = model.apply(params, prompts.tokens, positions, prompts.mask.astype(jnp.int32), cache)
-    repeat = lambda axis: lambda x: jnp.repeat(x, samples, axis=axis)
-    cache = cache.replace(layers=jax.tree.map(repeat(0 if unroll else 1), cache.layers),
-                          segment_ids=repeat(0)(cache.segment_ids))
-    lengths = repeat(0)(positions[:, -1]) + 1
-    done = jnp.zeros(rows, bool)
-    token, logprob = draw(key, heads.next_token_logits(model, params, repeat(0)(hidden[:, -1])), 0, done)
-    tokens = jnp.full((rows, R), pad_id, jnp.int32).at[:, 0].set(token)
-    logprobs = jnp.zeros((rows, R)).at[:, 0].set(logprob)
-    mask = jnp.zeros((rows, R), bool).at[:, 0].set(True)
-    done = jnp.isin(token, stops)
-
-    def more(state):
-      return (state[0] < R) & ~jnp.all(state[1])
-
-    def step(state):
-      place, done, token, cache, tokens, logprobs, mask = state
-      hidden, cache = model.apply(params, token[:, None], (lengths + place - 1)[:, None],
-                                  jnp.ones((rows, 1), jnp.int32), cache)
-      token, logprob = draw(key, heads.next_token_logits(model, params, hidden[:, 0]), place, done)
-      tokens, logprobs = tokens.at[:, place].set(token), logprobs.at[:, place].set(logprob)
-      mask = mask.at[:, place].set(~done)
-      return place + 1, done | jnp.isin(token, stops), token, cache, tokens, logprobs, mask
-
-    state = (jnp.int32(1), done, token, cache, tokens, logprobs, mask)
-    _, done, _, _, tokens, logprobs, mask = jax.lax.while_loop(more, step, state)
-    made = Samples(tokens=tokens, mask=mask, logprobs=logprobs, ended=done)
-    return made if layout is None else jax.tree.map(lambda x: layout.constrain(x, ('batch', None)[:x.ndim]), made)
-
-  compiled = jax.jit(run)
-  if not unroll:
-    return compiled
-  unstack = jax.jit(lambda params: transformer.unstack_layers(lay(params)))
-  return lambda params, prompts, key: compiled(unstack(params), prompts, key)
+  return jnp.isin(tokens, jnp.asarray(definition.stop_ids, jnp.int32))
 
 
-def prompt_positions(mask):
-  """Positions [B, P] int32 of left-padded prompts: 0 at the first real token, and on the padding before it."""
-  return jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+def prompt_positions(mask: jax.Array) -> jax.Array:
+  """Returns the positions of left-padded prompts.
+
+  Args:
+    mask: [B, P] bool.
+
+  Returns:
+    [B, P] int32: 0 at the first real token, and on the padding before it.
+  """
+  counted = jnp.cumsum(mask, axis=1, dtype=jnp.int32)
+  return jnp.maximum(counted - 1, 0)
 
 
 def join_sequences(prompts: Prompts, samples: Samples) -> Sequences:
-  """Prompts and their responses as sequences [B * K, P + R] whose targets are the responses."""
-  repeat = lambda x: jnp.repeat(x, samples.tokens.shape[0] // prompts.tokens.shape[0], axis=0)
+  """Joins prompts and their responses to sequences whose targets are the responses.
+
+  Args:
+    prompts: Prompts [B, P].
+    samples: Samples [B * K, R].
+
+  Returns:
+    Sequences [B * K, P + R].
+  """
+  num_samples = samples.tokens.shape[0] // prompts.tokens.shape[0]
+  repeat = functools.partial(jnp.repeat, repeats=num_samples, axis=0)
+  no_targets = jnp.zeros_like(prompts.mask)  # prompts are not learned
+  tokens = jnp.concatenate([repeat(prompts.tokens), samples.tokens], axis=1)
   mask = jnp.concatenate([repeat(prompts.mask), samples.mask], axis=1)
+  targets = jnp.concatenate([repeat(no_targets), samples.mask], axis=1)
   return Sequences(
-      tokens=jnp.concatenate([repeat(prompts.tokens), samples.tokens], axis=1),
-      positions=prompt_positions(mask),
-      segment_ids=mask.astype(jnp.int32),
-      loss_mask=jnp.concatenate([repeat(jnp.zeros_like(prompts.mask)), samples.mask], axis=1).astype(jnp.float32))
+    tokens=tokens,
+    positions=prompt_positions(mask),
+    segment_ids=mask.astype(jnp.int32),
+    loss_mask=targets.astype(jnp.float32),
+  )

@@ -1,0 +1,1 @@
+"""The network: one decoder for many families, as pure functions of parameters."""

@@ -1,156 +1,394 @@
-"""One layer of the decoder: (norm) → attention → (norm) → + → (norm) → MLP or experts → (norm) → +.
+"""One layer of the decoder.
 
-Letters: B batch, T length, S places in the cache, D width, H heads, N key-value heads, C head_dim, F inner width,
-E experts, L layers.
+(norm) → attention → (norm) → + → (norm) → MLP or experts → (norm) → +
+
+Letters: B batch, T length, S places in the cache, D width, H heads, N key-value heads,
+C head_dim, F inner width, E experts, L layers.
 """
 
+from collections.abc import Callable
+import dataclasses
+import functools
 import math
+from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.models import experts, lora
-from rlhf_jax.models.model_config import ACTIVATIONS
+from rlhf_jax.models import experts, lora, rope
+from rlhf_jax.models.layout import ModelLayout
+from rlhf_jax.models.model_config import ACTIVATIONS, ModelConfig
 
 NEUTRAL = {'rms': 1.0, 'rms_offset': 0.0, 'layer': 1.0}  # the scale that changes nothing
 
+# (shape, axis names, std=0.0, fill=None) → a parameter
+MakeLeaf = Callable[..., nnx.Param]
+Pair = dict[str, jax.Array]  # 'key' and 'value'
+
+
+class LeafMaker:
+  """Makes parameters one after another, each random one from a key of its own."""
+
+  def __init__(self, key: jax.Array):
+    self._keys = iter(jax.random.split(key, 64))
+
+  def __call__(
+    self,
+    shape: tuple[int, ...],
+    names: tuple[str | None, ...],
+    std: float = 0.0,
+    fill: float | None = None,
+  ) -> nnx.Param:
+    """Makes a parameter.
+
+    Args:
+      shape: of it.
+      names: of its axes.
+      std: of a normal distribution with mean 0.
+      fill: the value of all entries, in place of random ones.
+
+    Returns:
+      A Param, float32.
+    """
+    if fill is None:
+      value = std * jax.random.normal(next(self._keys), shape)
+    else:
+      # with a dtype: a weakly typed leaf would make the train step compile twice
+      value = jnp.full(shape, fill, jnp.float32)
+    return nnx.Param(value, out_sharding=names)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerContext:
+  """What a layer is given beside its weights."""
+
+  # (query [B, T, H, C], key [B, S, N, C], value [B, S, N, C]) → [B, T, H, C]
+  attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+  # (cosines, sines) [B, T, 1, R / 2] of the positions; None where positions are
+  # learned
+  angles: tuple[jax.Array, jax.Array] | None
+  layout: ModelLayout  # lays out activations
+  start: jax.Array | int  # [] int32, the first free place of the cache
+
 
 class Block(nnx.Module):
-  """All layers at once, by shape; merged with the leaves of one layer, that layer. A feature that a config does not
-  have has no leaf."""
+  """All layers at once, by shape; merged with the leaves of one layer, that layer.
 
-  def __init__(self, config, leaf):
-    L, D, H, N, C, F = (config.layers, config.embed, config.heads, config.kv_heads, config.head_dim, config.mlp)
-    out = 0.02 * (2 * L) ** -0.5  # GPT-2's scale of what is added to the residual stream
-    stacked = lambda shape, names, **how: leaf((L, *shape), ('layers', *names), **how)
-    rows = {'query': ((H, C), ('heads', 'head_dim')), 'key': ((N, C), ('kv_heads', 'head_dim'))}
-    rows['value'] = rows['key']
-    each, every = ((config.experts,), ('experts',)) if config.experts else ((), ())
+  A feature that a config does not have has no leaf.
+  """
 
-    if config.pre_norm:
-      make_norm(self, 'attention_norm', config, stacked)
-    for name, (shape, names) in rows.items():
-      setattr(self, name, stacked((D, *shape), ('embed', *names), std=0.02))
-      if config.qkv_bias:
-        setattr(self, name + '_bias', stacked(shape, names))
-      if config.qk_norm and name != 'value':
-        place = (shape, names) if config.qk_norm == 'all' else ((C,), ('head_dim',))
-        setattr(self, name + '_norm', stacked(*place, fill=NEUTRAL[config.norm]))
-    self.output = stacked((H, C, D), ('heads', 'head_dim', 'embed'), std=out)
-    if config.output_bias:
-      self.output_bias = stacked((D,), ('embed',))
-    if config.post_norm:
-      make_norm(self, 'attention_post_norm', config, stacked)
+  gate: nnx.Param  # of a gated MLP and of experts
+  up: nnx.Param
 
-    if config.pre_norm:
-      make_norm(self, 'mlp_norm', config, stacked)
-    if config.experts:
-      self.router = stacked((D, config.experts), ('embed', None), std=0.02)
-    for name in ('gate', 'up') if config.gated else ('up',):
-      setattr(self, name, stacked((*each, D, F), (*every, 'embed', 'mlp'), std=0.02))
-      if config.mlp_bias:
-        setattr(self, name + '_bias', stacked((F,), ('mlp',)))
-    self.down = stacked((*each, F, D), (*every, 'mlp', 'embed'), std=out)
-    if config.mlp_bias:
-      self.down_bias = stacked((D,), ('embed',))
-    if config.post_norm:
-      make_norm(self, 'mlp_post_norm', config, stacked)
-
-    d, h, n, c, f = (D, 'embed'), (H, 'heads'), (N, 'kv_heads'), (C, 'head_dim'), (F, 'mlp')
-    maps = dict(query=([d], [h, c]), key=([d], [n, c]), value=([d], [n, c]), output=([h, c], [d]), gate=([d], [f]),
-                up=([d], [f]), down=([f], [d]))
-    for target in config.lora_targets if config.lora_rank else ():
-      for name, shape, names, how in lora.adapter_leaves(config, target, *maps[target]):
-        setattr(self, name, stacked(shape, names, **how))
+  def __init__(self, config: ModelConfig, leaf: MakeLeaf):
     self.config = config
+    stacked = functools.partial(_make_stacked, leaf, config.layers)
+    # The order matters: each leaf takes the next random key.
+    self._make_attention(config, stacked)
+    self._make_mlp(config, stacked)
+    self._make_adapters(config, stacked)
 
-  def __call__(self, hidden, turn, attend, constrain, ragged, cache=None, start=0):
-    """One layer.
+  def _make_attention(self, config: ModelConfig, leaf: MakeLeaf) -> None:
+    """Makes the leaves of attention and its norms."""
+    D, H, N, C = config.embed, config.heads, config.kv_heads, config.head_dim
+    if config.pre_norm:
+      make_norm(self, 'attention_norm', config, leaf)
+    self._make_projection('query', (H, C), ('heads', 'head_dim'), leaf)
+    self._make_projection('key', (N, C), ('kv_heads', 'head_dim'), leaf)
+    self._make_projection('value', (N, C), ('kv_heads', 'head_dim'), leaf)
+    self.output = leaf(
+      (H, C, D),
+      ('heads', 'head_dim', 'embed'),
+      std=_residual_std(config),
+    )
+    if config.output_bias:
+      self.output_bias = leaf((D,), ('embed',))
+    if config.post_norm:
+      make_norm(self, 'attention_post_norm', config, leaf)
+
+  def _make_projection(
+    self,
+    name: str,
+    shape: tuple[int, int],
+    names: tuple[str, str],
+    leaf: MakeLeaf,
+  ) -> None:
+    """Makes the matrix of queries, keys or values, with its bias and norm."""
+    config = self.config
+    setattr(self, name, leaf((config.embed, *shape), ('embed', *names), std=0.02))
+    if config.qkv_bias:
+      setattr(self, name + '_bias', leaf(shape, names))
+    if config.qk_norm and name != 'value':
+      fill = NEUTRAL[config.norm]
+      if config.qk_norm == 'all':
+        norm = leaf(shape, names, fill=fill)
+      else:  # one for all heads
+        norm = leaf((config.head_dim,), ('head_dim',), fill=fill)
+      setattr(self, name + '_norm', norm)
+
+  def _make_mlp(self, config: ModelConfig, leaf: MakeLeaf) -> None:
+    """Makes the leaves of the MLP or the experts, and their norms."""
+    D, F = config.embed, config.mlp
+    experts_shape = (config.experts,) if config.experts else ()
+    experts_names = ('experts',) if config.experts else ()
+    if config.pre_norm:
+      make_norm(self, 'mlp_norm', config, leaf)
+    if config.experts:
+      self.router = leaf((D, config.experts), ('embed', None), std=0.02)
+    for name in ('gate', 'up') if config.gated else ('up',):
+      shape = (*experts_shape, D, F)
+      names = (*experts_names, 'embed', 'mlp')
+      setattr(self, name, leaf(shape, names, std=0.02))
+      if config.mlp_bias:
+        setattr(self, name + '_bias', leaf((F,), ('mlp',)))
+    self.down = leaf(
+      (*experts_shape, F, D),
+      (*experts_names, 'mlp', 'embed'),
+      std=_residual_std(config),
+    )
+    if config.mlp_bias:
+      self.down_bias = leaf((D,), ('embed',))
+    if config.post_norm:
+      make_norm(self, 'mlp_post_norm', config, leaf)
+
+  def _make_adapters(self, config: ModelConfig, leaf: MakeLeaf) -> None:
+    """Makes the low-rank adapters of the matrices that have some."""
+    if not config.lora_rank:
+      return
+    embed = [(config.embed, 'embed')]
+    inner = [(config.mlp, 'mlp')]
+    heads = [(config.heads, 'heads'), (config.head_dim, 'head_dim')]
+    kv_heads = [(config.kv_heads, 'kv_heads'), (config.head_dim, 'head_dim')]
+    axes = {  # what each matrix maps from and to
+      'query': (embed, heads),
+      'key': (embed, kv_heads),
+      'value': (embed, kv_heads),
+      'output': (heads, embed),
+      'gate': (embed, inner),
+      'up': (embed, inner),
+      'down': (inner, embed),
+    }
+    for target in config.lora_targets:
+      for name, shape, names, initializer in lora.adapter_leaves(config, target, *axes[target]):
+        setattr(self, name, leaf(shape, names, **initializer))
+
+  def __call__(
+    self,
+    hidden: jax.Array,
+    context: LayerContext,
+    cache: Pair | None = None,
+  ) -> tuple[jax.Array, Pair]:
+    """Computes one layer.
 
     Args:
       hidden: [B, T, D].
-      turn: (x [B, T, H or N, C]) → the same with its positions in it.
-      attend: (query, key, value) → [B, T, H, C].
-      constrain: (array, axis names) → array laid so, see runtime/mesh.py: Layout.constrain.
-      ragged: how experts are computed, see experts.py.
-      cache: {'key', 'value'} [B, S, N, C], or None.
-      start: the first free place of the cache, [] int32.
+      context: what the layer is given beside its weights.
+      cache: keys and values [B, S, N, C], or None.
 
     Returns:
-      (hidden [B, T, D], {'key', 'value'} [B, T or S, N, C]).
+      (hidden [B, T, D], keys and values [B, T or S, N, C]).
     """
-    x = self._norm('attention_norm', hidden)
-    query, key, value = (self._times(name, x) for name in ('query', 'key', 'value'))
-    query, key = turn(self._qk_norm('query_norm', query)), turn(self._qk_norm('key_norm', key))
-    if cache is not None:
-      key = jax.lax.dynamic_update_slice_in_dim(cache['key'], key, start, axis=1)
-      value = jax.lax.dynamic_update_slice_in_dim(cache['value'], value, start, axis=1)
-    query = constrain(query, ('batch', 'length', 'heads', 'head_dim'))
-    key, value = (constrain(x, ('batch', 'keys', 'kv_heads', 'head_dim')) for x in (key, value))
-    x = self._times('output', attend(query, key, value), 2)
-    hidden = hidden + self._norm('attention_post_norm', x)
+    constrain = context.layout.constrain
+    attended, pair = self._attention(self._norm('attention_norm', hidden), context, cache)
+    hidden = hidden + self._norm('attention_post_norm', attended)
     x = self._norm('mlp_norm', hidden)
-    x = self._experts(x, ragged) if self.config.experts else self._mlp(x, constrain)
-    hidden = constrain(hidden + self._norm('mlp_post_norm', x), ('batch', 'length', 'hidden'))
-    return hidden, {'key': key, 'value': value}
+    if self.config.experts:
+      x = self._mix_experts(x, ragged=context.layout.platform == 'tpu')
+    else:
+      x = self._mlp(x, context.layout)
+    hidden = hidden + self._norm('mlp_post_norm', x)
+    return constrain(hidden, ('batch', 'length', 'hidden')), pair
 
-  def _mlp(self, x, constrain):
-    activation, up = ACTIVATIONS[self.config.activation], self._times('up', x)
-    x = activation(self._times('gate', x)) * up if self.config.gated else activation(up)
-    return self._times('down', constrain(x, ('batch', 'length', 'mlp')))
+  def _attention(
+    self,
+    x: jax.Array,
+    context: LayerContext,
+    cache: Pair | None,
+  ) -> tuple[jax.Array, Pair]:
+    """Computes attention of x [B, T, D]: ([B, T, D], all keys and values)."""
+    query = self._project('query', x)  # [B, T, H, C]
+    key = self._project('key', x)  # [B, T, N, C]
+    value = self._project('value', x)
+    query = _turn(self._qk_norm('query_norm', query), context.angles)
+    key = _turn(self._qk_norm('key_norm', key), context.angles)
+    if cache is not None:
+      write = functools.partial(
+        jax.lax.dynamic_update_slice_in_dim,
+        start_index=context.start,
+        axis=1,
+      )
+      key = write(cache['key'], key)
+      value = write(cache['value'], value)
+    constrain = context.layout.constrain
+    query = constrain(query, ('batch', 'length', 'heads', 'head_dim'))
+    key = constrain(key, ('batch', 'keys', 'kv_heads', 'head_dim'))
+    value = constrain(value, ('batch', 'keys', 'kv_heads', 'head_dim'))
+    mixed = context.attend(query, key, value)  # [B, T, H, C]
+    return self._project('output', mixed, contracted=2), {'key': key, 'value': value}
 
-  def _experts(self, x, ragged):
-    config, rows = self.config, x.reshape(-1, x.shape[-1])
-    weights, chosen = experts.route(rows, self.router[...], config.experts_per_token, config.renormalise)
-    mixed = experts.mix(rows, weights, chosen, self.gate[...], self.up[...], self.down[...],
-                        ACTIVATIONS[config.activation], ragged)
+  def _mlp(self, x: jax.Array, layout: ModelLayout) -> jax.Array:
+    """Computes the MLP of x [B, T, D]."""
+    activation = ACTIVATIONS[self.config.activation]
+    up = self._project('up', x)  # [B, T, F]
+    if self.config.gated:
+      inner = activation(self._project('gate', x)) * up
+    else:
+      inner = activation(up)
+    inner = layout.constrain(inner, ('batch', 'length', 'mlp'))
+    return self._project('down', inner)
+
+  def _mix_experts(self, x: jax.Array, ragged: bool) -> jax.Array:
+    """Computes the mixture of experts of x [B, T, D]."""
+    config = self.config
+    rows = x.reshape(-1, x.shape[-1])  # [B T, D]
+    weights, chosen = experts.route(
+      rows,
+      self.router[...],
+      config.experts_per_token,
+      config.renormalise,
+    )
+    mixed = experts.mix(
+      rows,
+      weights,
+      chosen,
+      self.gate[...],
+      self.up[...],
+      self.down[...],
+      ACTIVATIONS[config.activation],
+      ragged,
+    )
     return mixed.reshape(x.shape)
 
-  def _times(self, name, x, contracted=1):
-    leaf = lambda ending: getattr(self, name + ending)[...].astype(x.dtype)
-    y = product(x, leaf(''), contracted)
+  def _project(self, name: str, x: jax.Array, contracted: int = 1) -> jax.Array:
+    """Multiplies x with a matrix and its adapters, and adds its bias."""
+    y = product(x, self._leaf(name, x.dtype), contracted)
     if hasattr(self, name + lora.A):
       scale = self.config.lora_alpha / self.config.lora_rank
-      y = y + scale * product(product(x, leaf(lora.A), contracted), leaf(lora.B))
-    return y + leaf('_bias') if hasattr(self, name + '_bias') else y
+      narrow = product(x, self._leaf(name + lora.A, x.dtype), contracted)  # [B, T, r]
+      y = y + scale * product(narrow, self._leaf(name + lora.B, x.dtype))
+    if hasattr(self, name + '_bias'):
+      y = y + self._leaf(name + '_bias', x.dtype)
+    return y
 
-  def _norm(self, name, x):
+  def _leaf(self, name: str, dtype: Any) -> jax.Array:
+    """Returns a parameter in the dtype that the layer computes in."""
+    return getattr(self, name)[...].astype(dtype)
+
+  def _norm(self, name: str, x: jax.Array) -> jax.Array:
+    """Applies a norm over the width where the layer has it."""
     if not hasattr(self, name):
       return x
-    bias = getattr(self, name + '_bias')[...] if self.config.norm == 'layer' else None
+    bias = None
+    if self.config.norm == 'layer':
+      bias = getattr(self, name + '_bias')[...]
     return normalise(x, getattr(self, name)[...], bias, self.config)
 
-  def _qk_norm(self, name, x):
+  def _qk_norm(self, name: str, x: jax.Array) -> jax.Array:
+    """Applies the norm of queries or keys [B, T, H or N, C] where the layer has one."""
     if not self.config.qk_norm:
       return x
-    scale, shape = getattr(self, name)[...], x.shape
-    flat = x.reshape(*shape[:2], -1) if self.config.qk_norm == 'all' else x
-    return normalise(flat, scale.reshape(-1), None, self.config).reshape(shape)
+    scale = getattr(self, name)[...]
+    flat = x
+    if self.config.qk_norm == 'all':
+      flat = x.reshape(*x.shape[:2], -1)
+    return normalise(flat, scale.reshape(-1), None, self.config).reshape(x.shape)
 
 
-def make_norm(module, name, config, leaf):
-  """Gives a module the leaves of a norm over the width."""
-  setattr(module, name, leaf((config.embed,), ('embed',), fill=NEUTRAL[config.norm]))
+def make_norm(
+  module: nnx.Module,
+  name: str,
+  config: ModelConfig,
+  leaf: MakeLeaf,
+) -> None:
+  """Gives a module the leaves of a norm over the width.
+
+  Args:
+    module: gets the attributes `name` and, for LayerNorm, `name`_bias.
+    name: of the scale.
+    config: of the model.
+    leaf: makes the parameters.
+  """
+  scale = leaf((config.embed,), ('embed',), fill=NEUTRAL[config.norm])
+  setattr(module, name, scale)
   if config.norm == 'layer':
     setattr(module, name + '_bias', leaf((config.embed,), ('embed',)))
 
 
-def normalise(x, scale, bias, config):
-  """RMSNorm (Zhang & Sennrich 2019, eq. 4), or LayerNorm (Ba et al. 2016, eq. 4) where there is a bias, over the last
-  axis, in float32; the dtype of x."""
+def normalise(
+  x: jax.Array,
+  scale: jax.Array,
+  bias: jax.Array | None,
+  config: ModelConfig,
+) -> jax.Array:
+  """Normalises the last axis, in float32.
+
+  RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4), or LayerNorm (Ba et al. 2016,
+  arXiv:1607.06450, eq. 4) where there is a bias.
+
+  Args:
+    x: [..., D].
+    scale: [D] float32.
+    bias: [D] float32, or None.
+    config: of the model: `norm` and `norm_eps`.
+
+  Returns:
+    [..., D], the dtype of x.
+  """
   y = x.astype(jnp.float32)
   if bias is not None:
     y = y - jnp.mean(y, axis=-1, keepdims=True)
   y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + config.norm_eps)
-  y = y * (1 + scale if config.norm == 'rms_offset' else scale)
-  return (y if bias is None else y + bias).astype(x.dtype)
+  if config.norm == 'rms_offset':
+    scale = 1 + scale
+  y = y * scale
+  if bias is not None:
+    y = y + bias
+  return y.astype(x.dtype)
 
 
-def product(x, weight, contracted=1):
-  """The last axes of x times the first of weight, [..., in…] · [in…, out…] → [..., out…]; a plain matrix product, whose
-  gradients XLA's CPU backend runs a fifth faster than those of an einsum. Rows and places stay two axes: both may be
-  cut over devices."""
+def product(x: jax.Array, weight: jax.Array, contracted: int = 1) -> jax.Array:
+  """Multiplies the last axes of x with the first of a weight.
+
+  A plain matrix product, whose gradients XLA's CPU backend runs a fifth faster than
+  those of an einsum. Rows and places stay two axes: both may be cut over devices.
+
+  Args:
+    x: [..., in…].
+    weight: [in…, out…].
+    contracted: the number of axes in…
+
+  Returns:
+    [..., out…].
+  """
   inner = math.prod(weight.shape[:contracted])
-  rows, columns = x.shape[:x.ndim - contracted], weight.shape[contracted:]
-  return (x.reshape(*rows, inner) @ weight.reshape(inner, -1)).reshape(rows + columns)
+  rows = x.shape[: x.ndim - contracted]
+  columns = weight.shape[contracted:]
+  flat = x.reshape(*rows, inner) @ weight.reshape(inner, -1)
+  return flat.reshape(rows + columns)
+
+
+def _make_stacked(
+  leaf: MakeLeaf,
+  layers: int,
+  shape: tuple[int, ...],
+  names: tuple[str | None, ...],
+  **initializer: Any,
+) -> nnx.Param:
+  """Makes a parameter of every layer, with a leading axis `layers`."""
+  return leaf((layers, *shape), ('layers', *names), **initializer)
+
+
+def _residual_std(config: ModelConfig) -> float:
+  """Returns GPT-2's scale of what is added to the residual stream."""
+  return 0.02 * (2 * config.layers) ** -0.5
+
+
+def _turn(
+  x: jax.Array,
+  angles: tuple[jax.Array, jax.Array] | None,
+) -> jax.Array:
+  """Applies rotary positions to queries or keys [B, T, H or N, C], if there are any."""
+  if angles is None:
+    return x
+  return rope.rotate(x, *angles)

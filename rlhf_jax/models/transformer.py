@@ -1,236 +1,506 @@
-"""The decoder: embed → blocks → norm. One for all families; what they differ in is in the ModelConfig.
+"""The decoder: embed → blocks → norm.
 
-Flax NNX declares the parameters, one place per leaf for shape, axis names and initializer, and nothing outside this
-folder sees it: `build` splits the definition from the values once and gives pure functions over a nested dict.
+One for all families; what they differ in is in the ModelConfig. Flax NNX declares the
+parameters, one place per leaf for shape, axis names and initializer, and nothing
+outside this folder sees it: `build_model` splits the definition from the values once
+and gives pure functions over a nested dict.
 
-All layers are one block whose leaves carry a leading `layers` axis; training scans over it. Where `params['layers']`
-is a tuple of single layers instead (see `unstack`), the same block is unrolled: decoding on a CPU is twice as fast so.
-What differs from layer to layer (windows, rotary frequencies) is scanned beside the weights.
+All layers are one block whose leaves carry a leading `layers` axis; training scans over
+it. Where `params['layers']` is a tuple of single layers instead (`unstack_layers`), the
+same block is unrolled: decoding on a CPU is twice as fast so. What differs from layer
+to layer (windows, rotary frequencies) is scanned beside the weights.
 
-Letters: B batch, T length, S places in the cache, V vocabulary, D width, N key-value heads, C head_dim, L layers.
+Letters: B batch, T length, S places in the cache, V vocabulary, D width, N key-value
+heads, C head_dim, L layers.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
-from types import SimpleNamespace
-from typing import Any, Callable
+from typing import Any
 
-import flax.struct
 from flax import nnx
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import attention, quantised, rope
-from rlhf_jax.models.block import Block, make_norm, normalise
-from rlhf_jax.models.model_config import ModelConfig, REMAT, check_model_config
+from rlhf_jax.models.block import (
+  Block,
+  LayerContext,
+  LeafMaker,
+  make_norm,
+  MakeLeaf,
+  normalise,
+  Pair,
+)
+from rlhf_jax.models.layout import ModelLayout, SingleDevice
+from rlhf_jax.models.model_config import check_model_config, ModelConfig, REMAT
+from rlhf_jax.types import Params
+
+__all__ = [
+  'Cache',
+  'Model',
+  'ModelConfig',
+  'build_model',
+  'cast_for_compute',
+  'empty_cache',
+  'parameter_count',
+  'unstack_layers',
+]
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """A definition without values.
+  """A definition without values."""
 
-  Attributes:
-    config: its shape.
-    init: key → params, float32.
-    apply: (params, tokens [B, T], positions [B, T], segment_ids [B, T], cache=None) → (hidden [B, T, D], cache).
-      With a cache the tokens take its next T places.
-    axes: the tree of params with a tuple of axis names for each leaf.
-    with_gathered_matrix: (function, matrix, rows) → function(matrix, rows), see runtime/mesh.py: Layout.with_gathered_matrix.
-  """
-  config: ModelConfig
-  init: Callable[..., Any]
-  apply: Callable[..., Any]
-  axes: Any
+  config: ModelConfig  # its shape
+  init: Callable[[jax.Array], Params]  # key → params, float32; see `init_params`
+  # (params, tokens [B, T], positions [B, T], segment_ids [B, T], cache=None) →
+  # (hidden [B, T, D], cache); see `apply_model`
+  apply: Callable[..., tuple[jax.Array, Any]]
+  axes: Any  # the tree of params with a tuple of axis names for each leaf
+  # (function, matrix, rows) → function(matrix, rows), see runtime/mesh.py:
+  # Layout.with_gathered_matrix
   with_gathered_matrix: Callable[..., Any]
 
 
 @flax.struct.dataclass
 class Cache:
-  """Keys and values of the places written so far.
+  """Keys and values of the places written so far."""
 
-  Attributes:
-    layers: {'key', 'value'} of [L, B, S, N, C], or a tuple of L such pairs of [B, S, N, C].
-    segment_ids: [B, S] int32, 0 = not written or padding.
-    length: [] int32, places written.
-  """
+  # {'key', 'value'} of [L, B, S, N, C], or a tuple of L such pairs of [B, S, N, C]
   layers: Any
-  segment_ids: jax.Array
-  length: jax.Array
+  segment_ids: jax.Array  # [B, S] int32, 0 = not written or padding
+  length: jax.Array | int  # [] int32, places written
 
 
-def _one_device():
-  """What build asks of a layout, where there is none."""
-  return SimpleNamespace(platform=jax.default_backend(), constrain=lambda x, names: x,
-                         shard_map=lambda function, inputs, output: function,
-                         with_gathered_matrix=lambda function, matrix, *rows: function(matrix, *rows))
-
-
-class _Ends(nnx.Module):
-  """What stands before and after the blocks."""
-
-  def __init__(self, config, leaf):
-    self.embedding = leaf((config.vocab_size, config.embed), ('vocab', 'embed'), std=0.02)
-    if config.learned_positions:
-      self.positions = leaf((config.max_length, config.embed), (None, 'embed'), std=0.02)
-    make_norm(self, 'norm', config, leaf)
-    if not config.tied:
-      self.unembedding = leaf((config.embed, config.vocab_size), ('embed', 'vocab'), std=0.02)
-    if config.head:
-      self.score = _Score(config, leaf)
-
-
-class _Score(nnx.Module):
-
-  def __init__(self, config, leaf):
-    self.kernel = leaf((config.embed,), ('embed',), std=(config.embed + 1) ** -0.5)  # Ziegler et al. 2019
-    self.bias = leaf((), ())
-
-
-def build_model(config: ModelConfig, layout=None) -> Model:
-  """The model of a config.
+def build_model(config: ModelConfig, layout: ModelLayout | None = None) -> Model:
+  """Builds the model of a config.
 
   Args:
     config: its shape.
-    layout: where it will run, which lays activations on a mesh (runtime/mesh.py: Layout); None is one device.
+    layout: where it will run, which lays activations on a mesh (runtime/mesh.py:
+      Layout); None is one device.
 
   Raises:
     UserError: no model has this shape.
   """
   check_model_config(config)
-  layout = layout or _one_device()
-
-  def define(key):
-    keys = iter(jax.random.split(key, 64))
-
-    def leaf(shape, names, std=0.0, fill=None):
-      value = std * jax.random.normal(next(keys), shape) if fill is None else jnp.full(shape, fill)
-      return nnx.Param(value, out_sharding=names)
-
-    return _Ends(config, leaf), Block(config, leaf)
-
-  with nnx.use_eager_sharding(False):  # axis names are metadata here; the mesh is the runtime's business
-    ends, block = nnx.eval_shape(define, jax.random.key(0))
+  if layout is None:
+    layout = SingleDevice()
+  # axis names are metadata here; the mesh is the runtime's business
+  with nnx.use_eager_sharding(False):
+    make_modules = functools.partial(_make_modules, config)
+    ends, block = nnx.eval_shape(make_modules, jax.random.key(0))
     graph = nnx.graphdef(block)
-  names = lambda module: nnx.to_pure_dict(jax.tree.map(
-      lambda leaf: leaf.get_metadata('out_sharding'), nnx.state(module), is_leaf=lambda x: isinstance(x, nnx.Variable)))
-
-  def init(key):
-    with nnx.use_eager_sharding(False):
-      ends, block = define(key)
-      return {**nnx.to_pure_dict(nnx.state(ends)), 'layers': nnx.to_pure_dict(nnx.state(block))}
-
-  def apply(params, tokens, positions, segment_ids, cache=None):
-    indices = layout.constrain(tokens, ('rows', None))  # else XLA may cut them along odd lengths, and fail
-    hidden = layout.constrain(params['embedding'][indices].astype(config.dtype), ('rows', None, 'embed'))
-    if config.embed_scale:
-      hidden = hidden * jnp.asarray(config.embed ** 0.5, config.dtype)
-    if config.learned_positions:
-      hidden = hidden + params['positions'][positions].astype(config.dtype)
-    hidden = layout.constrain(hidden, ('batch', 'length', 'hidden'))
-    if cache is None:
-      start, segments, pairs = 0, segment_ids, None
-    else:
-      start, pairs = cache.length, cache.layers
-      segments = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids, segment_ids, start, axis=1)
-    if config.learned_positions and segments.shape[1] > config.max_length:
-      raise UserError(f'model: rows of {segments.shape[1]} places, expected at most its {config.max_length} positions')
-    layer, differs = _layer(config, graph, layout, positions, segment_ids, segments, start)
-
-    if isinstance(params['layers'], dict):
-      hidden, pairs = jax.lax.scan(layer, hidden, (params['layers'], pairs, differs))
-    else:
-      made = []
-      for i, (weights, pair) in enumerate(zip(params['layers'], pairs or [None] * config.layers)):
-        hidden, pair = layer(hidden, (weights, pair, {name: values[i] for name, values in differs.items()}))
-        made.append(pair)
-      pairs = tuple(made)
-    hidden = normalise(hidden, params['norm'], params.get('norm_bias'), config)
-    if cache is None:
-      return hidden, None
-    return hidden, Cache(pairs, segments, start + tokens.shape[1])
-
-  return Model(config, init, apply, {**names(ends), 'layers': names(block)}, layout.with_gathered_matrix)
+  return Model(
+    config=config,
+    init=functools.partial(init_params, config),
+    apply=functools.partial(apply_model, config, graph, layout),
+    axes={**_axis_names(ends), 'layers': _axis_names(block)},
+    with_gathered_matrix=layout.with_gathered_matrix,
+  )
 
 
-def _layer(config, graph, layout, positions, segment_ids, segments, start):
-  """The body of the scan, and what it takes from layer to layer beside weights and cache.
+def init_params(config: ModelConfig, key: jax.Array) -> Params:
+  """Initialises the parameters of a model.
 
   Args:
-    graph: the block's definition.
-    positions, segment_ids: [B, T] int32.
-    segments: [B, S] int32, of the keys; where there is no cache those of the queries.
-    start: the place of the first query among the keys.
+    config: its shape.
+    key: a random key.
 
   Returns:
-    (layer: (hidden, (weights, pair or None, one of differs)) → (hidden, pair or None), differs: a dict of [L, …]).
+    A nested dict of float32 arrays; those of the layers have a leading axis [L, …].
   """
-  T, S = segment_ids.shape[1], segments.shape[1]
-  mask, distance = attention.causal_mask(segment_ids, segments, start), attention.distances(T, S, start)
-  windows = [window if 0 < window < S else S for window in config.layer_windows]
-  differs = {}
-  if len(set(windows)) > 1:
-    differs['window'] = np.asarray(windows, np.int32)
-  elif windows[0] < S:
-    mask = mask & (distance < windows[0])
-  if not config.learned_positions:
-    table, factor = rope.frequencies(config, S)
-    differs['frequencies'] = table
-  scale, cap = config.attention_scalar ** -0.5 if config.attention_scalar else None, config.attention_cap
-  names = lambda heads: ('batch', 'length', heads, 'head_dim')
-  splash = layout.shard_map(
-      functools.partial(attention.splash, windows=sorted(set(windows)), scale=scale, cap=cap,
-                        interpret=layout.platform != 'tpu'),
-      (names('heads'), names('kv_heads'), names('kv_heads'), ('batch', 'length'), ()), names('heads'))
-  way = attention.pick(config, T, segments is not segment_ids, layout.platform, cut=splash is None)
-  ragged = layout.platform == 'tpu'
+  with nnx.use_eager_sharding(False):
+    ends, block = _make_modules(config, key)
+    return {
+      **nnx.to_pure_dict(nnx.state(ends)),
+      'layers': nnx.to_pure_dict(nnx.state(block)),
+    }
 
-  def layer(hidden, given):
-    weights, pair, own = given
-    seen = mask & (distance < own['window']) if 'window' in own else mask
-    angles = None if config.learned_positions else rope.angles(positions, own['frequencies'], factor)
-    turn = lambda x: rope.rotate(x, *angles) if angles else x
-    attend = {
-        'plain': lambda *qkv: attention.attend(*qkv, seen, scale, cap),
-        'cudnn': lambda *qkv: attention.library(*qkv, seen, scale),
-        'splash': lambda *qkv: splash(*qkv, segments, own.get('window', windows[0])),
-    }[way]
-    weights = quantised.restore_all(weights, hidden.dtype)
-    hidden, new = nnx.merge(graph, weights)(hidden, turn, attend, layout.constrain, ragged, pair, start)
-    return hidden, None if pair is None else new
 
+def apply_model(
+  config: ModelConfig,
+  graph: nnx.GraphDef,
+  layout: ModelLayout,
+  params: Params,
+  tokens: jax.Array,
+  positions: jax.Array,
+  segment_ids: jax.Array,
+  cache: Cache | None = None,
+) -> tuple[jax.Array, Cache | None]:
+  """Computes hidden states; with a cache the tokens take its next T places.
+
+  Args:
+    config: of the model.
+    graph: the definition of its block.
+    layout: lays out activations.
+    params: from `init_params`, or unstacked.
+    tokens: [B, T] int32.
+    positions: [B, T] int32.
+    segment_ids: [B, T] int32, 0 = padding.
+    cache: of S places, or None.
+
+  Returns:
+    (hidden [B, T, D], the cache with T places more, or None).
+
+  Raises:
+    UserError: rows have more places than the model has learned positions.
+  """
+  hidden = _embed(config, layout, params, tokens, positions)
+  start: jax.Array | int = 0
+  segments, pairs = segment_ids, None
+  if cache is not None:
+    start, pairs = cache.length, cache.layers
+    segments = jax.lax.dynamic_update_slice_in_dim(
+      cache.segment_ids,
+      segment_ids,
+      start,
+      axis=1,
+    )
+  places = segments.shape[1]
+  if config.learned_positions and places > config.max_length:
+    raise UserError(
+      f'model: rows of {places} places, expected at most its {config.max_length} positions'
+    )
+  attend, rotary_factor, per_layer = _prepare_attention(
+    config,
+    layout,
+    segment_ids,
+    segments,
+    start,
+    cached=cache is not None,
+  )
+  layer: Callable[..., tuple[jax.Array, Pair | None]] = functools.partial(
+    _apply_layer,
+    config,
+    graph,
+    layout,
+    attend,
+    rotary_factor,
+    positions,
+    start,
+  )
   if config.remat != 'none':
     layer = jax.checkpoint(layer, policy=REMAT[config.remat])
-  return layer, differs
+  hidden, pairs = _apply_layers(layer, hidden, params['layers'], pairs, per_layer)
+  hidden = normalise(hidden, params['norm'], params.get('norm_bias'), config)
+  if cache is None:
+    return hidden, None
+  return hidden, Cache(pairs, segments, start + tokens.shape[1])
 
 
-def unstack_layers(params):
-  """The same parameters with `layers` a tuple of single layers: apply then unrolls them."""
-  count = jax.tree.leaves(params['layers'])[0].shape[0]
-  return {**params, 'layers': tuple(
-      jax.tree.map(lambda leaf, i=i: leaf[i], params['layers']) for i in range(count))}
+class _Ends(nnx.Module):
+  """The parameters before and after the blocks."""
+
+  def __init__(self, config: ModelConfig, leaf: MakeLeaf):
+    V, D = config.vocab_size, config.embed
+    self.embedding = leaf((V, D), ('vocab', 'embed'), std=0.02)
+    if config.learned_positions:
+      self.positions = leaf((config.max_length, D), (None, 'embed'), std=0.02)
+    make_norm(self, 'norm', config, leaf)
+    if not config.tied:
+      self.unembedding = leaf((D, V), ('embed', 'vocab'), std=0.02)
+    if config.head:
+      self.score = _Score(config, leaf)
 
 
-def cast_for_compute(params, dtype):
-  """The same parameters in the dtype that they compute in, for a call that reads them many times; norms and the scalar
-  head, which compute in float32, and quantised matrices stay."""
-  def one(path, leaf):
-    said = jax.tree_util.keystr(path)
-    kept = 'norm' in said or 'score' in said or quantised.is_quantised(leaf)
-    return leaf if kept else leaf.astype(dtype)
-  return jax.tree_util.tree_map_with_path(one, params, is_leaf=quantised.is_quantised)
+class _Score(nnx.Module):
+  """The parameters of the scalar head."""
+
+  def __init__(self, config: ModelConfig, leaf: MakeLeaf):
+    std = (config.embed + 1) ** -0.5  # Ziegler et al. 2019, arXiv:1909.08593
+    self.kernel = leaf((config.embed,), ('embed',), std=std)
+    self.bias = leaf((), ())
+
+
+def _make_modules(config: ModelConfig, key: jax.Array) -> tuple[_Ends, Block]:
+  """Makes all modules; the order decides which random key each leaf gets."""
+  leaf = LeafMaker(key)
+  return _Ends(config, leaf), Block(config, leaf)
+
+
+def _axis_names(module: nnx.Module) -> dict[str, Any]:
+  """Returns the axis names of a module's parameters, as a nested dict of tuples."""
+  names = jax.tree.map(
+    lambda leaf: leaf.get_metadata('out_sharding'),
+    nnx.state(module),
+    is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
+  )
+  return nnx.to_pure_dict(names)
+
+
+def _embed(
+  config: ModelConfig,
+  layout: ModelLayout,
+  params: Params,
+  tokens: jax.Array,
+  positions: jax.Array,
+) -> jax.Array:
+  """Looks up tokens and learned positions [B, T]: [B, T, D]."""
+  # laid out first: else XLA may cut the indices along odd lengths, and fail
+  tokens = layout.constrain(tokens, ('rows', None))
+  hidden = params['embedding'][tokens].astype(config.dtype)
+  hidden = layout.constrain(hidden, ('rows', None, 'embed'))
+  if config.embed_scale:
+    hidden = hidden * jnp.asarray(config.embed**0.5, config.dtype)
+  if config.learned_positions:
+    hidden = hidden + params['positions'][positions].astype(config.dtype)
+  return layout.constrain(hidden, ('batch', 'length', 'hidden'))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Attention:
+  """Attention as all layers of one forward share it."""
+
+  implementation: str  # plain, cudnn or splash
+  # the kernel, mapped over the devices; None where it cannot be
+  splash: Callable[..., jax.Array] | None
+  mask: jax.Array  # [B, T, S] bool
+  distance: jax.Array  # [T, S] int32, places between query and key
+  segments: jax.Array  # [B, S] int32, of the keys
+  window: int  # of every layer, where all have the same
+  scale: float | None  # of the logits; None = C^-0.5
+  cap: float  # soft cap of the logits; 0 = none
+
+  def attend(
+    self,
+    window: jax.Array | None,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+  ) -> jax.Array:
+    """Attends in a layer; `window` [] int32 is its own, where they differ."""
+    if self.implementation == 'splash':
+      assert self.splash is not None
+      size = self.window if window is None else window
+      return self.splash(query, key, value, self.segments, size)
+    mask = self.mask
+    if window is not None:
+      mask = mask & (self.distance < window)
+    if self.implementation == 'cudnn':
+      return attention.attend_with_library(query, key, value, mask, self.scale)
+    return attention.attend(query, key, value, mask, self.scale, self.cap)
+
+
+def _prepare_attention(
+  config: ModelConfig,
+  layout: ModelLayout,
+  segment_ids: jax.Array,
+  segments: jax.Array,
+  start: jax.Array | int,
+  cached: bool,
+) -> tuple[_Attention, float, dict[str, np.ndarray]]:
+  """Prepares what the layers of one forward share.
+
+  Args:
+    config: of the model.
+    layout: where it runs.
+    segment_ids: [B, T] int32, of the queries.
+    segments: [B, S] int32, of the keys; without a cache those of the queries.
+    start: [] int32, the place of the first query among the keys.
+    cached: there is a cache.
+
+  Returns:
+    (attention, the factor of cosines and sines, what differs from layer to layer:
+    arrays [L, …] `window` and `frequencies`).
+  """
+  T, S = segment_ids.shape[1], segments.shape[1]
+  mask = attention.causal_mask(segment_ids, segments, start)
+  distance = attention.distances(T, S, start)
+  windows = [window if 0 < window < S else S for window in config.layer_windows]
+  per_layer: dict[str, np.ndarray] = {}
+  if len(set(windows)) > 1:
+    per_layer['window'] = np.asarray(windows, np.int32)
+  elif windows[0] < S:
+    mask = mask & (distance < windows[0])
+  factor = 1.0
+  if not config.learned_positions:
+    per_layer['frequencies'], factor = rope.frequencies(config, S)
+  scale = None
+  if config.attention_scalar:
+    scale = config.attention_scalar**-0.5
+  splash = _map_splash(config, layout, sorted(set(windows)), scale)
+  implementation = attention.choose_implementation(
+    config,
+    T,
+    cached,
+    layout.platform,
+    cut=splash is None,
+  )
+  shared = _Attention(
+    implementation=implementation,
+    splash=splash,
+    mask=mask,
+    distance=distance,
+    segments=segments,
+    window=windows[0],
+    scale=scale,
+    cap=config.attention_cap,
+  )
+  return shared, factor, per_layer
+
+
+def _map_splash(
+  config: ModelConfig,
+  layout: ModelLayout,
+  windows: list[int],
+  scale: float | None,
+) -> Callable[..., jax.Array] | None:
+  """Maps the Pallas kernel over the devices; None where rows are cut over them."""
+  kernel = functools.partial(
+    attention.attend_with_splash,
+    windows=windows,
+    scale=scale,
+    cap=config.attention_cap,
+    interpret=layout.platform != 'tpu',
+  )
+  query = ('batch', 'length', 'heads', 'head_dim')
+  key = ('batch', 'length', 'kv_heads', 'head_dim')
+  segments = ('batch', 'length')
+  window = ()
+  return layout.shard_map(kernel, (query, key, key, segments, window), query)
+
+
+def _apply_layer(
+  config: ModelConfig,
+  graph: nnx.GraphDef,
+  layout: ModelLayout,
+  shared: _Attention,
+  rotary_factor: float,
+  positions: jax.Array,
+  start: jax.Array | int,
+  hidden: jax.Array,
+  inputs: tuple[dict[str, Any], Pair | None, dict[str, jax.Array]],
+) -> tuple[jax.Array, Pair | None]:
+  """Computes one layer: the body of the scan over layers.
+
+  Args:
+    config: of the model.
+    graph: the definition of its block.
+    layout: lays out activations.
+    shared: attention as all layers share it.
+    rotary_factor: of cosines and sines.
+    positions: [B, T] int32.
+    start: [] int32, the first free place of the cache.
+    hidden: [B, T, D].
+    inputs: (the layer's weights, its keys and values or None, what differs from layer
+      to layer).
+
+  Returns:
+    (hidden [B, T, D], its keys and values or None).
+  """
+  weights, pair, own = inputs
+  angles = None
+  if not config.learned_positions:
+    angles = rope.angles(positions, own['frequencies'], rotary_factor)
+  context = LayerContext(
+    attend=functools.partial(shared.attend, own.get('window')),
+    angles=angles,
+    layout=layout,
+    start=start,
+  )
+  block = nnx.merge(graph, quantised.restore_all(weights, hidden.dtype))
+  hidden, new_pair = block(hidden, context, pair)
+  return hidden, None if pair is None else new_pair
+
+
+def _apply_layers(
+  layer: Callable[..., tuple[jax.Array, Pair | None]],
+  hidden: jax.Array,
+  layers: Any,
+  pairs: Any,
+  per_layer: dict[str, np.ndarray],
+) -> tuple[jax.Array, Any]:
+  """Applies all layers, scanned where they are stacked, else unrolled.
+
+  Args:
+    layer: (hidden, (weights, pair, own)) → (hidden, pair).
+    hidden: [B, T, D].
+    layers: the weights, a dict of [L, …] or a tuple of L dicts.
+    pairs: of the cache, likewise; None without one.
+    per_layer: what differs from layer to layer, arrays [L, …].
+
+  Returns:
+    (hidden [B, T, D], the pairs with T places more).
+  """
+  if isinstance(layers, dict):
+    return jax.lax.scan(layer, hidden, (layers, pairs, per_layer))
+  new_pairs = []
+  for i, weights in enumerate(layers):
+    pair = pairs[i] if pairs else None
+    own = {name: values[i] for name, values in per_layer.items()}
+    hidden, new_pair = layer(hidden, (weights, pair, own))
+    new_pairs.append(new_pair)
+  return hidden, tuple(new_pairs)
+
+
+def unstack_layers(params: Params) -> Params:
+  """Splits stacked layers; `Model.apply` then unrolls them.
+
+  Args:
+    params: whose layers have a leading axis [L, …].
+
+  Returns:
+    The same with `layers` a tuple of single layers.
+  """
+  stacked = params['layers']
+  count = jax.tree.leaves(stacked)[0].shape[0]
+  layers = [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(count)]
+  return {**params, 'layers': tuple(layers)}
+
+
+def cast_for_compute(params: Params, dtype: str) -> Params:
+  """Casts parameters to the dtype that they compute in, for many calls that read them.
+
+  Norms and the scalar head, which compute in float32, and quantised matrices stay.
+
+  Args:
+    params: of a model.
+    dtype: a ModelConfig's.
+  """
+
+  def cast(path: Any, leaf: Any) -> Any:
+    name = jax.tree_util.keystr(path)
+    if 'norm' in name or 'score' in name or quantised.is_quantised(leaf):
+      return leaf
+    return leaf.astype(dtype)
+
+  return jax.tree_util.tree_map_with_path(cast, params, is_leaf=quantised.is_quantised)
 
 
 def empty_cache(config: ModelConfig, batch: int, places: int, stacked: bool) -> Cache:
-  """A cache with room for `places` tokens of each of `batch` rows, for scanned (stacked) or unrolled layers."""
+  """Makes an empty cache.
+
+  Args:
+    config: of the model.
+    batch: rows.
+    places: tokens that each row has room for.
+    stacked: for scanned layers; else for unrolled ones.
+  """
   shape = (batch, places, config.kv_heads, config.head_dim)
-  pair = lambda *lead: {name: jnp.zeros(lead + shape, config.dtype) for name in ('key', 'value')}
-  layers = pair(config.layers) if stacked else tuple(pair() for _ in range(config.layers))
-  return Cache(layers, jnp.zeros((batch, places), jnp.int32), jnp.zeros((), jnp.int32))
+  layers: Any
+  if stacked:
+    layers = _empty_pair((config.layers, *shape), config.dtype)
+  else:
+    layers = tuple(_empty_pair(shape, config.dtype) for _ in range(config.layers))
+  return Cache(
+    layers=layers,
+    segment_ids=jnp.zeros((batch, places), jnp.int32),
+    length=jnp.zeros((), jnp.int32),
+  )
+
+
+def _empty_pair(shape: tuple[int, ...], dtype: str) -> Pair:
+  """Makes keys and values of zeros."""
+  return {'key': jnp.zeros(shape, dtype), 'value': jnp.zeros(shape, dtype)}
 
 
 def parameter_count(model: Model) -> int:
-  """Number of parameters."""
+  """Returns the number of a model's parameters."""
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   return sum(leaf.size for leaf in jax.tree.leaves(shapes))

@@ -1,0 +1,1 @@
+"""The formulas of the papers, one function each, on plain arrays."""

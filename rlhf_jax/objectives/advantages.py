@@ -1,112 +1,262 @@
-"""From rewards to advantages."""
+"""From rewards to advantages.
 
+Letters: B prompts (or rows), K responses to each prompt, R tokens of a response.
+"""
+
+from collections.abc import Callable
+
+import chex
 import jax
 import jax.numpy as jnp
 
+# (rewards [B, K] float32, lengths [B, K] int32) → advantages [B, K] float32
+GroupAdvantage = Callable[[jax.Array, jax.Array], jax.Array]
 
-def after_end(mask):
-  """The mask [B, R] and the place after its end, where there is one: R tokens at most."""
+
+def after_end(mask: jax.Array) -> jax.Array:
+  """Extends the mask of each response by the place after its end.
+
+  A response of R tokens has no such place; its mask stays as it is.
+
+  Args:
+    mask: [B, R] bool, True up to and including the end token.
+
+  Returns:
+    [B, R] bool.
+
+  >>> print(after_end(jnp.array([[True, False, False], [True, True, True]])))
+  [[ True  True False]
+   [ True  True  True]]
+  """
+  chex.assert_rank(mask, 2)
+  chex.assert_type(mask, bool)
   return mask | jnp.pad(mask[:, :-1], ((0, 0), (1, 0)))
 
 
-def place_rewards(scores, kl, mask, coefficient):
-  """The reward of each token: −β · kl_t, and the score of the response at the last place of the mask.
+def place_rewards(
+  scores: jax.Array,
+  kl: jax.Array,
+  mask: jax.Array,
+  coefficient: jax.Array | float,
+) -> jax.Array:
+  """Spreads the reward over the tokens: −β · kl_t, and the score at the last place.
 
-  Ziegler et al. 2019, section 2: R = r − β log(π / π_ref), spread over the tokens.
+  R = r − β log(π / π_ref) (Ziegler et al. 2019, arXiv:1909.08593, section 2), of which
+  each token bears its own part.
 
   Args:
-    scores: [B] float32.
-    kl: [B, R] float32, per-token KL estimate (k1).
-    mask: [B, R] bool, the response up to and including its end token (or the place after it: `after_end`).
+    scores: [B] float32, r.
+    kl: [B, R] float32, KL estimate per token (`divergence.k1`), nats.
+    mask: [B, R] bool, the response up to and including its end token, or the place
+      after it (`after_end`).
     coefficient: [] float32, β.
 
   Returns:
     [B, R] float32, 0 outside the mask.
+
+  >>> kl = jnp.array([[0.5, 0.5, 0.5]])
+  >>> print(place_rewards(jnp.array([0.75]), kl, jnp.array([[True, True, False]]), 0.1))
+  [[-0.05  0.7   0.  ]]
   """
+  chex.assert_rank([scores, kl, mask, coefficient], [1, 2, 2, 0])
+  chex.assert_equal_shape([kl, mask])
+  chex.assert_equal_shape_prefix([scores, kl], 1)
+  chex.assert_type([scores, kl, mask], [float, float, bool])
   last = mask & ~jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
-  return jnp.where(mask, -coefficient * kl, 0.0) + jnp.where(last, scores[:, None], 0.0)
+  penalties = jnp.where(mask, -coefficient * kl, 0.0)  # [B, R]
+  return penalties + jnp.where(last, scores[:, None], 0.0)
 
 
-def gae(rewards, values, mask, discount: float, smoothing: float):
-  """Generalised advantage estimation (Schulman et al. 2016, arXiv:1506.02438, eq. 16).
+def gae(
+  rewards: jax.Array,
+  values: jax.Array,
+  mask: jax.Array,
+  discount: float,
+  gae_lambda: float,
+) -> tuple[jax.Array, jax.Array]:
+  """Computes generalised advantage estimates, and the returns that values learn.
 
-  δ_t = r_t + γ V_{t+1} − V_t, A_t = δ_t + γ λ A_{t+1}; the value after the last token is 0. Places outside the mask
-  are stepped over: what stands after them is what follows.
+  δ_t = r_t + γ V_{t+1} − V_t,  A_t = δ_t + γ λ A_{t+1}  (Schulman et al. 2016,
+  arXiv:1506.02438, eq. 16). The value after the last token is 0. Places outside the
+  mask are stepped over: the next place inside follows directly.
 
   Args:
-    rewards, values: [B, R] float32; values before each token is chosen.
+    rewards: [B, R] float32.
+    values: [B, R] float32, V before each token is chosen.
     mask: [B, R] bool.
     discount: γ.
-    smoothing: λ.
+    gae_lambda: λ.
 
   Returns:
     (advantages, returns = advantages + values), [B, R] float32, 0 outside the mask.
-  """
-  def back(carry, now):
-    reward, value, inside = now
-    next_advantage, next_value = carry
-    advantage = reward + discount * next_value - value + discount * smoothing * next_advantage
-    advantage = jnp.where(inside, advantage, next_advantage)
-    return (advantage, jnp.where(inside, value, next_value)), advantage
 
-  start = (jnp.zeros(rewards.shape[0]), jnp.zeros(rewards.shape[0]))
-  _, advantages = jax.lax.scan(back, start, (rewards.T, values.T, mask.T), reverse=True)
+  >>> rewards, values = jnp.array([[0.0, 1.0]]), jnp.array([[0.5, 0.25]])
+  >>> advantages, returns = gae(rewards, values, jnp.array([[True, True]]), 1.0, 0.5)
+  >>> print(advantages, returns)  # δ = (−0.25, 0.75)
+  [[0.125 0.75 ]] [[0.625 1.   ]]
+  """
+  chex.assert_rank([rewards, values, mask], 2)
+  chex.assert_equal_shape([rewards, values, mask])
+  chex.assert_type([rewards, values, mask], [float, float, bool])
+
+  def step_back(carry: tuple[jax.Array, ...], place: tuple[jax.Array, ...]):
+    next_advantage, next_value = carry
+    reward, value, inside = place
+    delta = reward + discount * next_value - value  # δ_t
+    advantage = delta + discount * gae_lambda * next_advantage  # A_t
+    # outside the mask what stood after it is handed on
+    advantage = jnp.where(inside, advantage, next_advantage)
+    value = jnp.where(inside, value, next_value)
+    return (advantage, value), advantage
+
+  nothing = jnp.zeros(rewards.shape[0])  # A and V after the last token
+  _, advantages = jax.lax.scan(
+    step_back,
+    (nothing, nothing),
+    (rewards.T, values.T, mask.T),  # scanned along R
+    reverse=True,
+  )
   advantages = jnp.where(mask, advantages.T, 0.0)
   return advantages, jnp.where(mask, advantages + values, 0.0)
 
 
-def leave_one_out(rewards):
-  """r_i − mean_{j ≠ i} r_j of the answers to one prompt (RLOO: Ahmadian et al. 2024, arXiv:2402.14740, eq. 8).
+def _check_group(rewards: jax.Array, lengths: jax.Array) -> None:
+  """Asserts rewards and lengths of K responses to each of B prompts."""
+  chex.assert_rank([rewards, lengths], 2)
+  chex.assert_equal_shape([rewards, lengths])
+  chex.assert_type([rewards, lengths], [float, int])
+
+
+def leave_one_out(rewards: jax.Array, lengths: jax.Array) -> jax.Array:
+  """Compares each reward with the mean of the others: r_i − mean_{j ≠ i} r_j.
+
+  RLOO (Ahmadian et al. 2024, arXiv:2402.14740, eq. 8). A constant added to all rewards
+  of a prompt changes nothing, here and in the advantages below.
 
   Args:
-    rewards: [B, K] float32, K answers to each prompt.
+    rewards: [B, K] float32, K responses to each prompt.
+    lengths: [B, K] int32, tokens of each response; unused.
 
   Returns:
-    [B, K] float32; 0 for K = 1. A constant added to all rewards of a prompt changes nothing, here and in the next two.
+    [B, K] float32, 0 for K = 1.
+
+  >>> print(leave_one_out(jnp.array([[1.0, 2.0, 6.0]]), jnp.array([[4, 4, 9]])))
+  [[-3.  -1.5  4.5]]
   """
+  # r_i − mean_{j ≠ i} r_j = (r_i − mean_j r_j) K / (K − 1)
   count = rewards.shape[1]
-  return above_mean(rewards) * (count / max(count - 1, 1))
+  return above_mean(rewards, lengths) * (count / max(count - 1, 1))
 
 
-def above_mean(rewards):
-  """r_i − mean_j r_j (Dr. GRPO: Liu et al. 2025, arXiv:2503.20783, section 3.2). [B, K] → [B, K]; exactly 0 where a
-  prompt's rewards are equal, as rounding would be a gradient that Adam magnifies."""
+def above_mean(rewards: jax.Array, lengths: jax.Array) -> jax.Array:
+  """Compares each reward with the mean of its prompt: r_i − mean_j r_j.
+
+  Dr. GRPO (Liu et al. 2025, arXiv:2503.20783, section 3.2).
+
+  Args:
+    rewards: [B, K] float32.
+    lengths: [B, K] int32; unused.
+
+  Returns:
+    [B, K] float32.
+
+  >>> print(above_mean(jnp.array([[1.0, 2.0, 6.0]]), jnp.array([[4, 4, 9]])))
+  [[-2. -1.  3.]]
+  """
+  _check_group(rewards, lengths)
+  del lengths
+  # Exactly 0 where a prompt's rewards are equal: rounding would be a gradient that
+  # Adam magnifies.
   moved = rewards - rewards[:, :1]
   return moved - jnp.mean(moved, axis=1, keepdims=True)
 
 
-def standardised(rewards):
-  """(r_i − mean_j r_j) / (std_j r_j + 1e-4), the unbiased deviation (GRPO: Shao et al. 2024, arXiv:2402.03300, section
-  4.1.2). [B, K] → [B, K], 0 for K = 1."""
-  centred = above_mean(rewards)
-  deviation = jnp.sqrt(jnp.sum(centred**2, axis=1, keepdims=True) / max(rewards.shape[1] - 1, 1))
-  return centred / (deviation + 1e-4)
+def standardised(rewards: jax.Array, lengths: jax.Array) -> jax.Array:
+  """Standardises the rewards of each prompt: (r_i − mean_j r_j) / (std_j r_j + 1e-4).
+
+  The deviation is the unbiased one, with K − 1 (GRPO: Shao et al. 2024,
+  arXiv:2402.03300, section 4.1.2).
+
+  Args:
+    rewards: [B, K] float32.
+    lengths: [B, K] int32; unused.
+
+  Returns:
+    [B, K] float32, 0 for K = 1.
+
+  >>> print(standardised(jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[4, 4, 9]])).round(2))
+  [[-1.  0.  1.]]
+  """
+  centred = above_mean(rewards, lengths)  # [B, K]
+  variance = jnp.sum(centred**2, axis=1, keepdims=True) / max(rewards.shape[1] - 1, 1)
+  return centred / (jnp.sqrt(variance) + 1e-4)
 
 
-def batch_baseline(rewards):
-  """r − the mean of the batch (REINFORCE with a baseline: Williams 1992, section 2). [B, K] → [B, K]; exactly 0 where
-  all are equal."""
-  moved = rewards - rewards[0, 0]
+def batch_baseline(rewards: jax.Array, lengths: jax.Array) -> jax.Array:
+  """Compares each reward with the mean of the batch.
+
+  REINFORCE with a baseline (Williams 1992, section 2).
+
+  Args:
+    rewards: [B, K] float32.
+    lengths: [B, K] int32; unused.
+
+  Returns:
+    [B, K] float32, exactly 0 where all are equal.
+
+  >>> print(batch_baseline(jnp.array([[1.0], [2.0]]), jnp.array([[4], [9]])))
+  [[-0.5]
+   [ 0.5]]
+  """
+  _check_group(rewards, lengths)
+  del lengths
+  moved = rewards - rewards[0, 0]  # exactly 0 where all are equal, as above
   return moved - jnp.mean(moved)
 
 
-def reward_to_go(x):
-  """Σ_{s ≥ t} x_s: what a token still has before it. [N, R] → [N, R]."""
-  return jnp.cumsum(x[:, ::-1], axis=1)[:, ::-1]
+# How responses to one prompt are compared, by the name that a config gives it.
+GROUP_ADVANTAGES: dict[str, GroupAdvantage] = {
+  'leave_one_out': leave_one_out,
+  'above_mean': above_mean,
+  'standardised': standardised,
+  'batch_baseline': batch_baseline,
+}
 
 
-def overlong_penalty(lengths, limit: int, buffer: int):
-  """What is added to the reward of a long answer: 0 up to limit − buffer tokens, falling to −1 at the limit (DAPO: Yu et
-  al. 2025, arXiv:2503.14476, eq. 13).
+def reward_to_go(rewards: jax.Array) -> jax.Array:
+  """Sums what each token still has before it, its own reward included: Σ_{s ≥ t} r_s.
+
+  Args:
+    rewards: [N, R] float32, 0 outside the response.
+
+  Returns:
+    [N, R] float32.
+
+  >>> print(reward_to_go(jnp.array([[1.0, -2.0, 4.0]])))
+  [[3. 2. 4.]]
+  """
+  chex.assert_rank(rewards, 2)
+  chex.assert_type(rewards, float)
+  return jnp.cumsum(rewards[:, ::-1], axis=1)[:, ::-1]
+
+
+def overlong_penalty(lengths: jax.Array, limit: int, buffer: int) -> jax.Array:
+  """Computes what is added to the reward of a long response.
+
+  0 up to limit − buffer tokens, falling linearly to −1 at the limit (DAPO: Yu et al.
+  2025, arXiv:2503.14476, eq. 13).
 
   Args:
     lengths: [N] int32, tokens.
+    limit: the most tokens that a response may have.
+    buffer: tokens before the limit over which the penalty grows.
 
   Returns:
     [N] float32.
+
+  >>> print(overlong_penalty(jnp.array([16, 18, 20]), limit=20, buffer=4))
+  [ 0.  -0.5 -1. ]
   """
+  chex.assert_rank(lengths, 1)
+  chex.assert_type(lengths, int)
   return jnp.clip((limit - buffer - lengths) / buffer, -1.0, 0.0)
-
-
-GROUP = {'leave_one_out': leave_one_out, 'above_mean': above_mean, 'standardised': standardised,
-         'batch_baseline': batch_baseline}

@@ -1,31 +1,88 @@
-"""Reductions that say what they are over. All in float32; what the mask leaves out may be anything, even NaN."""
+"""Reductions over the places that a mask keeps.
 
+All of them sum in float32. What the mask leaves out may be anything, even NaN.
+A mask is bool, or a number that counts wherever it is not 0.
+"""
+
+import chex
 import jax
 import jax.numpy as jnp
 
 
-def total(x, mask):
-  """Sum of x where mask, [] float32."""
+def total(x: jax.Array | float, mask: jax.Array) -> jax.Array:
+  """Sums x over the places in the mask.
+
+  Args:
+    x: [...] float32 or bool, the shape of the mask, or a number.
+    mask: [...] bool or numeric, non-zero where a place counts.
+
+  Returns:
+    [] float32.
+
+  >>> print(total(jnp.array([1.0, 2.0, jnp.nan]), jnp.array([True, True, False])))
+  3.0
+  """
+  chex.assert_is_broadcastable(jnp.shape(x), jnp.shape(mask))
   return jnp.sum(jnp.where(mask, x, 0.0), dtype=jnp.float32)
 
 
-def mean(x, mask):
-  """Mean of x over the places in mask; 0 where there are none."""
+def count(mask: jax.Array) -> jax.Array:
+  """Counts the places in the mask.
+
+  Args:
+    mask: [...] bool or numeric, non-zero where a place counts.
+
+  Returns:
+    [] float32.
+
+  >>> print(count(jnp.array([0.5, 0.0, 3.0])))
+  2.0
+  """
+  return total(1.0, mask)
+
+
+def mean(x: jax.Array, mask: jax.Array) -> jax.Array:
+  """Averages x over the places in the mask.
+
+  Args:
+    x: [...] float32 or bool.
+    mask: [...] bool, the same shape; numbers are weights of the denominator.
+
+  Returns:
+    [] float32; 0 where the mask is empty.
+
+  >>> print(mean(jnp.array([1.0, 3.0, 9.0]), jnp.array([True, True, False])))
+  2.0
+  """
+  chex.assert_equal_shape([x, mask])
   return total(x, mask) / jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
 
 
-def whiten(x, mask, shift_mean: bool = True):
-  """x to variance 1 over the places in mask (population variance, eps 1e-8: Ziegler et al. 2019), and to mean 0.
+def whiten(x: jax.Array, mask: jax.Array, shift_mean: bool = True) -> jax.Array:
+  """Scales x to variance 1 over the mask, and shifts it to mean 0.
+
+  (x − mean) / √(variance + 1e-8), the variance being that of the population, as in
+  the code of Ziegler et al. 2019 (arXiv:1909.08593).
 
   Args:
-    x: any shape, float32.
-    mask: the same shape, bool.
+    x: [...] float32.
+    mask: [...] bool, the same shape.
     shift_mean: False keeps the mean, as for rewards.
 
   Returns:
-    The shape of x; 0 outside the mask.
+    [...] float32, 0 outside the mask.
+
+  >>> x = jnp.array([1.0, 3.0, 50.0])
+  >>> print(whiten(x, jnp.array([True, True, False])))
+  [-1.  1.  0.]
+  >>> print(whiten(x, jnp.array([True, True, False]), shift_mean=False))
+  [1. 3. 0.]
   """
+  chex.assert_equal_shape([x, mask])
+  chex.assert_type(x, float)
   average = mean(x, mask)
   variance = mean((x - average) ** 2, mask)
   white = (x - average) * jax.lax.rsqrt(variance + 1e-8)
-  return jnp.where(mask, white if shift_mean else white + average, 0.0)
+  if not shift_mean:
+    white = white + average
+  return jnp.where(mask, white, 0.0)

@@ -1,103 +1,389 @@
-"""Losses of policies and values on sampled tokens; the caller masks and reduces (see `REDUCE`).
+"""Losses of policies and values on sampled tokens.
 
-Policy losses: (logprobs, old_logprobs, advantages, mask, clip_low, clip_high) → (losses, ratios, held),
-all [N, R]: N answers of at most R tokens; `ratios` is ρ = π / π_old, `held` says where a clip holds the gradient back.
+A policy loss gives a loss for each token; a reduction makes the batch's loss of them.
+Both are chosen by name from the tables below.
+
+Letters: N responses of at most R tokens. ρ = π / π_old is the probability ratio of a
+token under the policy that is trained and the one that sampled it.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
 import jax
 import jax.numpy as jnp
 
 from rlhf_jax.objectives import masked
 
 
-def clipped(logprobs, old_logprobs, advantages, mask, clip_low: float, clip_high: float):
-  """max(−A ρ, −A clip(ρ, 1 − ε_low, 1 + ε_high)): PPO (Schulman et al. 2017, arXiv:1707.06347, eq. 7) and GRPO; with
-  ε_high > ε_low the clip-higher of DAPO (Yu et al. 2025, arXiv:2503.14476, eq. 10).
+class PolicyLosses(NamedTuple):
+  """What a policy loss gives for each token."""
+
+  losses: jax.Array  # [N, R] float32, not yet masked
+  ratios: jax.Array  # [N, R] float32, ρ
+  # [N, R] bool, where a clip holds the gradient back or limits a weight
+  clipped: jax.Array
+
+
+# (logprobs, old_logprobs, advantages, mask, clip_low, clip_high) → PolicyLosses
+PolicyLoss = Callable[..., PolicyLosses]
+# (losses [N, R], mask [N, R]) → (sum, what to divide it by), [] float32
+Reduction = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+def clipped(
+  logprobs: jax.Array,
+  old_logprobs: jax.Array,
+  advantages: jax.Array,
+  mask: jax.Array,
+  clip_low: float,
+  clip_high: float,
+) -> PolicyLosses:
+  """Computes the clipped surrogate max(−A ρ, −A clip(ρ, 1 − ε_low, 1 + ε_high)).
+
+  PPO (Schulman et al. 2017, arXiv:1707.06347, eq. 7) and GRPO; with ε_high > ε_low the
+  clip-higher of DAPO (Yu et al. 2025, arXiv:2503.14476, eq. 10).
 
   Args:
-    logprobs, old_logprobs, advantages: [N, R] float32.
+    logprobs: [N, R] float32, log π, nats.
+    old_logprobs: [N, R] float32, log π_old.
+    advantages: [N, R] float32, A.
     mask: [N, R] bool; unused here.
-    clip_low, clip_high: ε.
+    clip_low: ε_low.
+    clip_high: ε_high.
 
   Returns:
-    (losses, ratios, whether the clip holds the gradient back): [N, R] float32, float32, bool.
+    PolicyLosses; `clipped` is True where the clip holds the gradient back.
+
+  >>> logprobs = jnp.log(jnp.array([[1.0, 2.0, 2.0]]))
+  >>> advantages = jnp.array([[1.0, 1.0, -1.0]])
+  >>> every = jnp.ones((1, 3), bool)
+  >>> result = clipped(logprobs, jnp.zeros((1, 3)), advantages, every, 0.25, 0.25)
+  >>> print(result.losses, result.clipped)
+  [[-1.   -1.25  2.  ]] [[False  True False]]
   """
   del mask
+  _check_tokens(logprobs, old_logprobs, advantages)
   ratios = jnp.exp(logprobs - old_logprobs)
-  free, held = -advantages * ratios, -advantages * jnp.clip(ratios, 1.0 - clip_low, 1.0 + clip_high)
-  return jnp.maximum(free, held), ratios, held > free
+  return _clipped_surrogate(ratios, advantages, clip_low, clip_high)
 
 
-def reinforce(logprobs, old_logprobs, advantages, mask, clip_low: float, clip_high: float):
-  """−A log π (Williams 1992): no ratio, no clip. Args and returns as `clipped`."""
-  del mask, clip_low, clip_high
-  return -advantages * logprobs, jnp.exp(logprobs - old_logprobs), jnp.zeros(logprobs.shape, bool)
-
-
-def gspo(logprobs, old_logprobs, advantages, mask, clip_low: float, clip_high: float):
-  """`clipped` with the ratio of the whole answer, (π / π_old)^(1/|y|), at each of its tokens (Zheng et al. 2025,
-  arXiv:2507.18071, eqs. 5 – 7). Args and returns as `clipped`."""
-  count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True, dtype=jnp.float32), 1.0)
-  mean = jnp.sum(jnp.where(mask, logprobs - old_logprobs, 0.0), axis=1, keepdims=True) / count
-  return clipped(jnp.broadcast_to(mean, logprobs.shape), 0.0, advantages, mask, clip_low, clip_high)
-
-
-def cispo(logprobs, old_logprobs, advantages, mask, clip_low: float, clip_high: float):
-  """−sg(clip(ρ, 1 − ε_low, 1 + ε_high)) A log π: clipped weights, and every token keeps a gradient (MiniMax 2025,
-  arXiv:2506.13585, eqs. 4 – 5). Args as `clipped`; `held` says where a weight is clipped."""
-  del mask
-  ratios = jnp.exp(logprobs - old_logprobs)
-  weights = jnp.clip(ratios, 1.0 - clip_low, 1.0 + clip_high)
-  return -jax.lax.stop_gradient(weights) * advantages * logprobs, ratios, weights != ratios
-
-
-POLICY = {'clipped': clipped, 'reinforce': reinforce, 'gspo': gspo, 'cispo': cispo}
-
-
-def clipped_value(values, old_values, returns, clip: float):
-  """½ max((V − R)², (clip(V, V_old ± ε) − R)²), as in the code of Ziegler et al. 2019.
+def reinforce(
+  logprobs: jax.Array,
+  old_logprobs: jax.Array,
+  advantages: jax.Array,
+  mask: jax.Array,
+  clip_low: float,
+  clip_high: float,
+) -> PolicyLosses:
+  """Computes −A log π (Williams 1992): neither a ratio nor a clip.
 
   Args:
-    values, old_values, returns: [N, R] float32.
+    logprobs: [N, R] float32, log π, nats.
+    old_logprobs: [N, R] float32, log π_old, for the ratios only.
+    advantages: [N, R] float32, A.
+    mask: [N, R] bool; unused here.
+    clip_low: unused.
+    clip_high: unused.
+
+  Returns:
+    PolicyLosses; `clipped` is False everywhere.
+
+  >>> logprobs, every = jnp.array([[-0.5, -2.0]]), jnp.ones((1, 2), bool)
+  >>> print(reinforce(logprobs, logprobs, jnp.array([[1.0, -1.0]]), every, 0, 0).losses)
+  [[ 0.5 -2. ]]
+  """
+  del mask, clip_low, clip_high
+  _check_tokens(logprobs, old_logprobs, advantages)
+  return PolicyLosses(
+    losses=-advantages * logprobs,
+    ratios=jnp.exp(logprobs - old_logprobs),
+    clipped=jnp.zeros(logprobs.shape, bool),
+  )
+
+
+def gspo(
+  logprobs: jax.Array,
+  old_logprobs: jax.Array,
+  advantages: jax.Array,
+  mask: jax.Array,
+  clip_low: float,
+  clip_high: float,
+) -> PolicyLosses:
+  """Computes `clipped` with the ratio of the whole response at each of its tokens.
+
+  The ratio is (π(y|x) / π_old(y|x))^(1/|y|) (GSPO: Zheng et al. 2025,
+  arXiv:2507.18071, eqs. 5 – 7).
+
+  Args:
+    logprobs: [N, R] float32, log π, nats.
+    old_logprobs: [N, R] float32, log π_old.
+    advantages: [N, R] float32, A.
+    mask: [N, R] bool, the tokens of each response.
+    clip_low: ε_low.
+    clip_high: ε_high.
+
+  Returns:
+    PolicyLosses; the ratios of a response are all the same.
+
+  >>> logprobs = jnp.log(jnp.array([[4.0, 1.0, 9.0]]))
+  >>> mask, ones = jnp.array([[True, True, False]]), jnp.ones((1, 3))
+  >>> print(gspo(logprobs, jnp.zeros((1, 3)), ones, mask, 0.5, 0.5).losses)
+  [[-1.5 -1.5 -1.5]]
+  """
+  _check_tokens(logprobs, old_logprobs, advantages)
+  chex.assert_equal_shape([logprobs, mask])
+  tokens = _tokens_of_responses(mask)  # |y| [N, 1]
+  log_ratios = jnp.where(mask, logprobs - old_logprobs, 0.0)
+  mean = jnp.sum(log_ratios, axis=1, keepdims=True) / tokens
+  ratios = jnp.exp(jnp.broadcast_to(mean, logprobs.shape))  # the same at each token
+  return _clipped_surrogate(ratios, advantages, clip_low, clip_high)
+
+
+def cispo(
+  logprobs: jax.Array,
+  old_logprobs: jax.Array,
+  advantages: jax.Array,
+  mask: jax.Array,
+  clip_low: float,
+  clip_high: float,
+) -> PolicyLosses:
+  """Computes −sg(clip(ρ, 1 − ε_low, 1 + ε_high)) A log π.
+
+  The weights are clipped, not the losses, so that every token keeps a gradient (CISPO:
+  MiniMax 2025, arXiv:2506.13585, eqs. 4 – 5); sg stops the gradient.
+
+  Args:
+    logprobs: [N, R] float32, log π, nats.
+    old_logprobs: [N, R] float32, log π_old.
+    advantages: [N, R] float32, A.
+    mask: [N, R] bool; unused here.
+    clip_low: ε_low.
+    clip_high: ε_high.
+
+  Returns:
+    PolicyLosses; `clipped` is True where a weight is clipped.
+
+  >>> logprobs, old_logprobs = jnp.array([[-1.0, -1.0]]), jnp.array([[-1.0, -3.0]])
+  >>> ones, every = jnp.ones((1, 2)), jnp.ones((1, 2), bool)
+  >>> print(cispo(logprobs, old_logprobs, ones, every, 0.5, 0.5).losses)
+  [[1.  1.5]]
+  """
+  del mask
+  _check_tokens(logprobs, old_logprobs, advantages)
+  ratios = jnp.exp(logprobs - old_logprobs)
+  weights = jnp.clip(ratios, 1.0 - clip_low, 1.0 + clip_high)  # [N, R]
+  return PolicyLosses(
+    losses=-jax.lax.stop_gradient(weights) * advantages * logprobs,
+    ratios=ratios,
+    clipped=weights != ratios,
+  )
+
+
+# The loss of a policy, by the name that a config gives it.
+POLICY_LOSSES: dict[str, PolicyLoss] = {
+  'clipped': clipped,  # PPO, GRPO, DAPO
+  'reinforce': reinforce,  # REINFORCE, RLOO
+  'gspo': gspo,
+  'cispo': cispo,
+}
+
+
+def clipped_value(
+  values: jax.Array,
+  old_values: jax.Array,
+  returns: jax.Array,
+  clip: float,
+) -> tuple[jax.Array, jax.Array]:
+  """Computes ½ max((V − G)², (clip(V, V_old ± ε) − G)²), G being the returns.
+
+  As in the code of Ziegler et al. 2019 (arXiv:1909.08593).
+
+  Args:
+    values: [N, R] float32, V.
+    old_values: [N, R] float32, V_old, the values when the responses were sampled.
+    returns: [N, R] float32, G.
     clip: ε.
 
   Returns:
-    (losses [N, R] float32, whether the clip holds the gradient back [N, R] bool).
+    (losses [N, R] float32, where the clip holds the gradient back [N, R] bool).
+
+  >>> values, returns = jnp.array([[1.0, 1.0]]), jnp.array([[2.0, 0.0]])
+  >>> losses, is_clipped = clipped_value(values, jnp.zeros((1, 2)), returns, 0.5)
+  >>> print(losses, is_clipped)
+  [[1.125 0.5  ]] [[ True False]]
   """
+  _check_tokens(values, old_values, returns)
   near = jnp.clip(values, old_values - clip, old_values + clip)
-  free, held = (values - returns) ** 2, (near - returns) ** 2
-  return 0.5 * jnp.maximum(free, held), held > free
+  free_losses = (values - returns) ** 2
+  near_losses = (near - returns) ** 2  # of the value that moved by ε at most
+  losses = 0.5 * jnp.maximum(free_losses, near_losses)
+  return losses, near_losses > free_losses
 
 
-def truncated_weights(old_logprobs, sampler_logprobs, mask, limit: float):
-  """min(π_old / π_sampler, C), which corrects for answers of an older policy (truncated importance sampling: Espeholt
-  et al. 2018, arXiv:1802.01561, section 4.1). [N, R] → [N, R] float32, 0 outside the mask."""
-  return jnp.where(mask, jnp.minimum(jnp.exp(old_logprobs - sampler_logprobs), limit), 0.0)
+def truncated_weights(
+  old_logprobs: jax.Array,
+  sampler_logprobs: jax.Array,
+  mask: jax.Array,
+  limit: float,
+) -> jax.Array:
+  """Computes min(π_old / π_sampler, C), which corrects for samples of an older policy.
+
+  Truncated importance sampling (Espeholt et al. 2018, arXiv:1802.01561, section 4.1).
+
+  Args:
+    old_logprobs: [N, R] float32, log π_old: the policy before the update.
+    sampler_logprobs: [N, R] float32, log π_sampler: the policy that sampled.
+    mask: [N, R] bool.
+    limit: C.
+
+  Returns:
+    [N, R] float32, 0 outside the mask.
+
+  >>> sampler_logprobs = jnp.log(jnp.array([[0.5, 0.125, 1.0]]))
+  >>> mask = jnp.array([[True, True, False]])
+  >>> print(truncated_weights(jnp.zeros((1, 3)), sampler_logprobs, mask, 3.0))
+  [[2. 3. 0.]]
+  """
+  chex.assert_rank([old_logprobs, sampler_logprobs, mask], 2)
+  chex.assert_equal_shape([old_logprobs, sampler_logprobs, mask])
+  chex.assert_type([old_logprobs, sampler_logprobs], float)
+  weights = jnp.minimum(jnp.exp(old_logprobs - sampler_logprobs), limit)
+  return jnp.where(mask, weights, 0.0)
 
 
-def token_mean(losses, mask):
-  """Every token of the batch weighs the same (DAPO, eq. 12). → (sum, what to divide it by), [] float32."""
-  return masked.total(losses, mask), masked.total(1.0, mask)
+def token_mean(losses: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Averages over the tokens of the batch: each weighs the same.
+
+  DAPO (Yu et al. 2025, arXiv:2503.14476, eq. 12).
+
+  Args:
+    losses: [N, R] float32.
+    mask: [N, R] bool.
+
+  Returns:
+    (sum, what to divide it by: tokens), [] float32.
+
+  >>> losses = jnp.array([[1.0, 3.0], [6.0, 9.0]])
+  >>> total, weight = token_mean(losses, jnp.array([[True, True], [True, False]]))
+  >>> print(total, weight)
+  10.0 3.0
+  """
+  _check_losses(losses, mask)
+  return masked.total(losses, mask), masked.count(mask)
 
 
-def sequence_mean(losses, mask):
-  """The mean of each answer, then of the answers (GRPO, eq. 3)."""
-  count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True, dtype=jnp.float32), 1.0)
-  return masked.total(losses / count, mask), _answers(mask)
+def sequence_mean(losses: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Averages over the tokens of each response, then over the responses.
+
+  GRPO (Shao et al. 2024, arXiv:2402.03300, eq. 3).
+
+  Args:
+    losses: [N, R] float32.
+    mask: [N, R] bool.
+
+  Returns:
+    (sum, what to divide it by: responses that are not empty), [] float32.
+
+  >>> losses = jnp.array([[1.0, 3.0], [6.0, 9.0]])
+  >>> total, weight = sequence_mean(losses, jnp.array([[True, True], [True, False]]))
+  >>> print(total, weight)
+  8.0 2.0
+  """
+  _check_losses(losses, mask)
+  total = masked.total(losses / _tokens_of_responses(mask), mask)
+  return total, _count_responses(mask)
 
 
-def sequence_sum(losses, mask):
-  """The sum of each answer, then the mean of the answers: the gradient of log π of whole answers (RLOO)."""
-  return masked.total(losses, mask), _answers(mask)
+def sequence_sum(losses: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Sums over the tokens of each response, then averages over the responses.
+
+  The gradient of log π of whole responses (RLOO: Ahmadian et al. 2024,
+  arXiv:2402.14740, eq. 8).
+
+  Args:
+    losses: [N, R] float32.
+    mask: [N, R] bool.
+
+  Returns:
+    (sum, what to divide it by: responses that are not empty), [] float32.
+
+  >>> losses = jnp.array([[1.0, 3.0], [6.0, 9.0]])
+  >>> total, weight = sequence_sum(losses, jnp.array([[True, True], [True, False]]))
+  >>> print(total, weight)
+  10.0 2.0
+  """
+  _check_losses(losses, mask)
+  return masked.total(losses, mask), _count_responses(mask)
 
 
-def constant(losses, mask):
-  """The sum over the batch by answers × R, so that no length is favoured (Dr. GRPO, section 3.2)."""
-  return masked.total(losses, mask), _answers(mask) * mask.shape[1]
+def constant(losses: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Divides the sum over the batch by responses × R, so that no length is favoured.
+
+  Dr. GRPO (Liu et al. 2025, arXiv:2503.20783, section 3.2).
+
+  Args:
+    losses: [N, R] float32.
+    mask: [N, R] bool.
+
+  Returns:
+    (sum, what to divide it by), [] float32.
+
+  >>> losses = jnp.array([[1.0, 3.0], [6.0, 9.0]])
+  >>> total, weight = constant(losses, jnp.array([[True, True], [True, False]]))
+  >>> print(total, weight)
+  10.0 4.0
+  """
+  _check_losses(losses, mask)
+  return masked.total(losses, mask), _count_responses(mask) * mask.shape[1]
 
 
-def _answers(mask):
+# How the losses of tokens become that of the batch, by the name in a config.
+REDUCTIONS: dict[str, Reduction] = {
+  'token_mean': token_mean,  # DAPO
+  'sequence_mean': sequence_mean,  # GRPO
+  'sequence_sum': sequence_sum,  # RLOO
+  'constant': constant,  # Dr. GRPO
+}
+
+
+def _clipped_surrogate(
+  ratios: jax.Array,
+  advantages: jax.Array,
+  clip_low: float,
+  clip_high: float,
+) -> PolicyLosses:
+  """Computes PPO's surrogate of given ratios, all [N, R]."""
+  free_losses = -advantages * ratios  # [N, R]
+  near_losses = -advantages * jnp.clip(ratios, 1.0 - clip_low, 1.0 + clip_high)
+  return PolicyLosses(
+    losses=jnp.maximum(free_losses, near_losses),  # pessimistic: the worse of both
+    ratios=ratios,
+    clipped=near_losses > free_losses,
+  )
+
+
+def _tokens_of_responses(mask: jax.Array) -> jax.Array:
+  """Counts the tokens of each response, 1 for an empty one: [N, 1] float32."""
+  tokens = jnp.sum(mask, axis=1, keepdims=True, dtype=jnp.float32)
+  return jnp.maximum(tokens, 1.0)
+
+
+def _count_responses(mask: jax.Array) -> jax.Array:
+  """Counts the responses that have a token: [] float32."""
   return jnp.sum(jnp.any(mask, axis=1), dtype=jnp.float32)
 
 
-REDUCE = {'token_mean': token_mean, 'sequence_mean': sequence_mean, 'sequence_sum': sequence_sum, 'constant': constant}
+def _check_tokens(*arrays: jax.Array) -> None:
+  """Asserts arrays [N, R] of floats."""
+  chex.assert_rank(list(arrays), 2)
+  chex.assert_equal_shape(list(arrays))
+  chex.assert_type(list(arrays), float)
+
+
+def _check_losses(losses: jax.Array, mask: jax.Array) -> None:
+  """Asserts losses [N, R] and their mask, bool or numeric."""
+  chex.assert_rank([losses, mask], 2)
+  chex.assert_equal_shape([losses, mask])
+  chex.assert_type(losses, float)

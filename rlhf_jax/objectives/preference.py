@@ -1,141 +1,721 @@
 """Learning from preferences without a reward model: DPO and what grew around it.
 
-Each loss compares a better response with a worse one, element by element; the caller says which pairs count and takes
-the mean. A response is what `Response` holds of it; in the formulas below
+A loss is one row of PREFERENCE_LOSSES at the end of this file: its formula, its settings
+and what it needs. Most formulas compare a better response with a worse one, element by
+element; in them
 
-  h = log π(y)/π_ref(y),  Δ = h_better − h_worse,  |y| the number of response tokens, end token included,
+  h = log π(y)/π_ref(y),  Δ = h_better − h_worse,  |y| the number of response tokens,
 
-log-probabilities being summed over the response unless said otherwise. `c` is the Settings.
+the end token included. Log-probabilities are summed over the response unless said
+otherwise.
+
+Letters: B rows of K places, each place a response; see ranking.py for how people's
+order is given.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+import dataclasses
+from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
-
-class Settings(NamedTuple):
-  """What the formulas call β, ε, γ and λ. A test or a stage may pass anything with these names."""
-  beta: float
-  label_smoothing: float | jax.Array = 0.0
-  margin: float = 0.0
-  nll_coefficient: float = 0.0
+from rlhf_jax.objectives import masked, ranking
 
 
 class Response(NamedTuple):
-  """What the losses need of responses; arrays of one shape, float32.
+  """What the losses need of responses; three arrays of one shape.
 
   Attributes:
-    logprobs: log π(y|x), summed over the response's tokens, nats.
-    reference_logprobs: the same of the reference; unused by the losses in WITHOUT_REFERENCE.
-    lengths: |y|, at least 1.
+    logprobs: [...] float32, log π(y|x) summed over the response's tokens, nats.
+    reference_logprobs: [...] float32, the same under the reference; anything where a
+      loss needs no reference.
+    lengths: [...] numeric, |y|, at least 1.
   """
+
   logprobs: jax.Array
   reference_logprobs: jax.Array
   lengths: jax.Array
 
   @property
-  def ratio(self):
-    """h."""
+  def ratio(self) -> jax.Array:
+    """Returns h, the log-ratio of policy and reference: [...] float32, nats."""
     return self.logprobs - self.reference_logprobs
 
   @property
-  def mean(self):
-    """log π(y|x) / |y|."""
+  def mean(self) -> jax.Array:
+    """Returns log π(y|x) / |y|: [...] float32, nats per token."""
     return self.logprobs / self.lengths
 
 
-def _logistic(logits, smoothing):
-  """−(1 − ε) log σ(z) − ε log σ(−z)."""
-  return (1 - smoothing) * jax.nn.softplus(-logits) + smoothing * jax.nn.softplus(logits)
+class Labels(NamedTuple):
+  """How people ordered the responses of a batch."""
+
+  ranks: jax.Array  # [B, K] int32, 1 = best, equal = tie
+  group: jax.Array  # [B, K] int32, equal numbers = same prompt, 0 = empty place
+  # [B, K] float32, the probability that the order of the prompt of each place is
+  # right
+  confidence: jax.Array
+  # [] float32, `kto_anchor`, for the losses of single responses
+  anchor: jax.Array | None = None
 
 
-def dpo(better: Response, worse: Response, c):
-  """−(1 − ε) log σ(βΔ) − ε log σ(−βΔ) (Rafailov et al. 2023, arXiv:2305.18290, eq. 7; ε > 0: cDPO, Mitchell 2023).
+@dataclasses.dataclass(frozen=True)
+class DPOSettings:
+  """Settings of `dpo`, `robust` and `length_normalised`."""
 
-  ε is `smoothing`, or, for labels with probabilities, one minus the probability that the order is right.
-  """
-  return _logistic(c.beta * (better.ratio - worse.ratio), c.label_smoothing)
+  beta: float = 0.1  # β; the larger, the closer the policy stays to the reference
+  label_smoothing: float = 0.0  # ε, the share of labels that are wrong
 
-
-def robust(better: Response, worse: Response, c):
-  """[−(1 − ε) log σ(βΔ) + ε log σ(−βΔ)] / (1 − 2ε) (Chowdhury et al. 2024, arXiv:2403.00409, eq. 12): unbiased where
-  a share ε < ½ of the labels is flipped."""
-  logits = c.beta * (better.ratio - worse.ratio)
-  return ((1 - c.label_smoothing) * jax.nn.softplus(-logits) - c.label_smoothing * jax.nn.softplus(logits)) / (1 - 2 * c.label_smoothing)
+  def check(self) -> None:
+    """Raises ValueError for a value out of its range."""
+    _check_beta(self.beta)
+    _check_label_smoothing(self.label_smoothing)
 
 
-def ipo(better: Response, worse: Response, c):
-  """(δ − 1/(2β))², δ the difference of h/|y| (Azar et al. 2023, arXiv:2310.12036, eq. 17; per token, as its authors
-  confirmed)."""
-  return (better.ratio / better.lengths - worse.ratio / worse.lengths - 0.5 / c.beta) ** 2
+@dataclasses.dataclass(frozen=True)
+class IPOSettings:
+  """Settings of `ipo` and `ipo_sum`."""
+
+  beta: float = 0.1  # β, the paper's τ; the margin that is aimed at is 1/(2β)
+
+  def check(self) -> None:
+    """Raises ValueError for a value out of its range."""
+    _check_beta(self.beta)
 
 
-def ipo_sum(better: Response, worse: Response, c):
-  """(Δ − 1/(2β))²: `ipo` on sums, as the paper is written."""
-  return (better.ratio - worse.ratio - 0.5 / c.beta) ** 2
+@dataclasses.dataclass(frozen=True)
+class HingeSettings:
+  """Settings of `hinge`."""
+
+  beta: float = 0.1  # β; the margin that is aimed at is 1/β
+
+  def check(self) -> None:
+    """Raises ValueError for a value out of its range."""
+    _check_beta(self.beta)
 
 
-def hinge(better: Response, worse: Response, c):
-  """max(0, 1 − βΔ) (SLiC: Zhao et al. 2023, arXiv:2305.10425, on DPO's margin as in Liu et al. 2024,
-  arXiv:2309.06657)."""
-  return jax.nn.relu(1 - c.beta * (better.ratio - worse.ratio))
+@dataclasses.dataclass(frozen=True)
+class DPOPSettings:
+  """Settings of `dpop`."""
+
+  beta: float = 0.1  # β
+  dpop_lambda: float = 1.0  # λ; 0 = DPO
+  label_smoothing: float = 0.0  # ε, the share of labels that are wrong
+
+  def check(self) -> None:
+    """Raises ValueError for a value out of its range."""
+    _check_beta(self.beta)
+    _check_label_smoothing(self.label_smoothing)
 
 
-def length_normalised(better: Response, worse: Response, c):
-  """DPO on h/|y| (Lambert et al. 2024, arXiv:2411.15124, eq. 6)."""
-  return _logistic(c.beta * (better.ratio / better.lengths - worse.ratio / worse.lengths), c.label_smoothing)
+@dataclasses.dataclass(frozen=True)
+class CPOSettings:
+  """Settings of `cpo`."""
+
+  beta: float = 0.1  # β
+  nll_coefficient: float = 1.0  # λ of the better response's negative log-likelihood
+  label_smoothing: float = 0.0  # ε, the share of labels that are wrong
+
+  def check(self) -> None:
+    """Raises ValueError for a value out of its range."""
+    _check_beta(self.beta)
+    _check_label_smoothing(self.label_smoothing)
 
 
-def dpop(better: Response, worse: Response, c):
-  """−log σ(β(Δ − λ max(0, −h_better))) (Pal et al. 2024, arXiv:2402.13228, eq. 3): the better response may not become
-  less likely than under the reference. λ is `nll_coefficient`."""
-  penalty = jax.nn.relu(-better.ratio)
-  return _logistic(c.beta * (better.ratio - worse.ratio - c.nll_coefficient * penalty), c.label_smoothing)
+@dataclasses.dataclass(frozen=True)
+class SimPOSettings:
+  """Settings of `simpo`."""
+
+  beta: float = 0.1  # β; the paper has 2 to 10, as its rewards are per token
+  margin: float = 0.5  # γ, by which the better response should lead
+  label_smoothing: float = 0.0  # ε, the share of labels that are wrong
+
+  def check(self) -> None:
+    """Raises ValueError for a value out of its range."""
+    _check_beta(self.beta)
+    _check_label_smoothing(self.label_smoothing)
 
 
-def cpo(better: Response, worse: Response, c):
-  """−log σ(β log π(y_w)/π(y_l)) − λ log π(y_w)/|y_w| (Xu et al. 2024, arXiv:2401.08417, eq. 5; the second term per
-  token)."""
-  return _logistic(c.beta * (better.logprobs - worse.logprobs), c.label_smoothing) - c.nll_coefficient * better.mean
+@dataclasses.dataclass(frozen=True)
+class ORPOSettings:
+  """Settings of `orpo`."""
+
+  beta: float = 0.1  # the paper's λ, the weight of the odds ratio
+
+  def check(self) -> None:
+    """Raises ValueError for a value out of its range."""
+    _check_beta(self.beta)
 
 
-def simpo(better: Response, worse: Response, c):
-  """−log σ(β (log π(y_w)/|y_w| − log π(y_l)/|y_l|) − γ) (Meng et al. 2024, arXiv:2405.14734, eq. 6). γ is `margin`."""
-  return _logistic(c.beta * (better.mean - worse.mean) - c.margin, c.label_smoothing)
+@dataclasses.dataclass(frozen=True)
+class PlackettLuceSettings:
+  """Settings of `plackett_luce`."""
+
+  beta: float = 0.1  # β
+
+  def check(self) -> None:
+    """Raises ValueError for a value out of its range."""
+    _check_beta(self.beta)
 
 
-def orpo(better: Response, worse: Response, c):
-  """−log π(y_w)/|y_w| − λ log σ(log odds_w − log odds_l), odds = p/(1 − p), p the mean token's probability (Hong et
-  al. 2024, arXiv:2403.07691, eqs. 6 – 7). λ is `beta`."""
-  odds = lambda mean: mean - _log1mexp(mean)
-  return -better.mean + c.beta * jax.nn.softplus(odds(worse.mean) - odds(better.mean))
+@dataclasses.dataclass(frozen=True)
+class KTOSettings:
+  """Settings of `kto`."""
+
+  beta: float = 0.1  # β
+
+  def check(self) -> None:
+    """Raises ValueError for a value out of its range."""
+    _check_beta(self.beta)
 
 
-def _log1mexp(x):
-  """log(1 − exp(x)) for x < 0, without cancellation (Mächler 2012); finite at 0."""
-  x = jnp.minimum(x, -1e-7)
-  small = x > -0.6931472
-  return jnp.where(small, jnp.log(-jnp.expm1(jnp.where(small, x, -1.0))), jnp.log1p(-jnp.exp(jnp.where(small, -1.0, x))))
+def dpo(better: Response, worse: Response, settings: DPOSettings) -> jax.Array:
+  """Computes −(1 − ε) log σ(βΔ) − ε log σ(−βΔ).
 
-
-def kto(response: Response, desirable, anchor, c):
-  """Unpaired: 1 − σ(β(h − z)) of a desirable response, 1 − σ(β(z − h)) of another (Ethayarajh et al. 2024,
-  arXiv:2402.01306, eq. 8, λ = 1), z the `kto_anchor`.
+  DPO (Rafailov et al. 2023, arXiv:2305.18290, eq. 7); with ε > 0 conservative DPO
+  (Mitchell 2023, "A note on DPO with noisy preferences", eq. 4). ε is the settings'
+  label_smoothing, or, for labels with probabilities, one minus the probability that the
+  order is right.
 
   Args:
-    desirable: bool, the shape of the responses.
-    anchor: [] float32.
+    better: Response of [...], which people prefer.
+    worse: Response whose arrays broadcast against those of `better`.
+    settings: β and ε.
+
+  Returns:
+    [...] float32.
+
+  >>> better = Response(jnp.array([-4.0]), jnp.array([-9.0]), jnp.array([5]))
+  >>> worse = Response(jnp.array([-9.0]), jnp.array([-4.0]), jnp.array([5]))
+  >>> print(f'{dpo(better, worse, DPOSettings(beta=0.1))[0]:.4f}')  # −log σ(1)
+  0.3133
   """
-  return jax.nn.sigmoid(jnp.where(desirable, -1.0, 1.0) * c.beta * (response.ratio - anchor))
+  _check_pair(better, worse)
+  logits = settings.beta * (better.ratio - worse.ratio)  # βΔ
+  return _logistic(logits, settings.label_smoothing)
 
 
-def kto_anchor(ratios, mask):
-  """z = max(0, mean h over answers to another prompt), without gradient: an estimate of KL(π ‖ π_ref)."""
+def robust(better: Response, worse: Response, settings: DPOSettings) -> jax.Array:
+  """Computes [−(1 − ε) log σ(βΔ) + ε log σ(−βΔ)] / (1 − 2ε).
+
+  Unbiased where a share ε < ½ of the labels is flipped (Chowdhury et al. 2024,
+  arXiv:2403.00409, eq. 12).
+
+  Args:
+    better: Response of [...].
+    worse: Response whose arrays broadcast against those of `better`.
+    settings: β and ε.
+
+  Returns:
+    [...] float32, may be negative.
+
+  >>> better = Response(jnp.array([-4.0]), jnp.array([-9.0]), jnp.array([5]))
+  >>> worse = Response(jnp.array([-9.0]), jnp.array([-4.0]), jnp.array([5]))
+  >>> print(f'{robust(better, worse, DPOSettings(0.1, label_smoothing=0.25))[0]:.4f}')
+  -0.1867
+  """
+  _check_pair(better, worse)
+  logits = settings.beta * (better.ratio - worse.ratio)  # βΔ
+  smoothing = settings.label_smoothing
+  right = (1 - smoothing) * jax.nn.softplus(-logits)
+  flipped = smoothing * jax.nn.softplus(logits)
+  return (right - flipped) / (1 - 2 * smoothing)
+
+
+def ipo(better: Response, worse: Response, settings: IPOSettings) -> jax.Array:
+  """Computes (δ − 1/(2β))², δ the difference of h/|y|.
+
+  IPO (Azar et al. 2023, arXiv:2310.12036, eq. 17); per token, as its authors confirmed
+  to be meant.
+
+  Args:
+    better: Response of [...].
+    worse: Response whose arrays broadcast against those of `better`.
+    settings: β.
+
+  Returns:
+    [...] float32.
+
+  >>> better = Response(jnp.array([-4.0]), jnp.array([-9.0]), jnp.array([5]))
+  >>> worse = Response(jnp.array([-9.0]), jnp.array([-4.0]), jnp.array([5]))
+  >>> print(ipo(better, worse, IPOSettings(beta=0.5)))  # δ = 2
+  [1.]
+  """
+  _check_pair(better, worse)
+  difference = better.ratio / better.lengths - worse.ratio / worse.lengths  # δ
+  return (difference - 0.5 / settings.beta) ** 2
+
+
+def ipo_sum(better: Response, worse: Response, settings: IPOSettings) -> jax.Array:
+  """Computes (Δ − 1/(2β))²: `ipo` on sums, as the paper is written.
+
+  Args:
+    better: Response of [...].
+    worse: Response whose arrays broadcast against those of `better`.
+    settings: β.
+
+  Returns:
+    [...] float32.
+
+  >>> better = Response(jnp.array([-4.0]), jnp.array([-9.0]), jnp.array([5]))
+  >>> worse = Response(jnp.array([-9.0]), jnp.array([-4.0]), jnp.array([5]))
+  >>> print(ipo_sum(better, worse, IPOSettings(beta=0.0625)))  # Δ = 10
+  [4.]
+  """
+  _check_pair(better, worse)
+  return (better.ratio - worse.ratio - 0.5 / settings.beta) ** 2
+
+
+def hinge(better: Response, worse: Response, settings: HingeSettings) -> jax.Array:
+  """Computes max(0, 1 − βΔ).
+
+  SLiC (Zhao et al. 2023, arXiv:2305.10425) on DPO's margin, as in Liu et al. 2024
+  (arXiv:2309.06657).
+
+  Args:
+    better: Response of [...].
+    worse: Response whose arrays broadcast against those of `better`.
+    settings: β.
+
+  Returns:
+    [...] float32.
+
+  >>> better = Response(jnp.array([-4.0]), jnp.array([-9.0]), jnp.array([5]))
+  >>> worse = Response(jnp.array([-9.0]), jnp.array([-4.0]), jnp.array([5]))
+  >>> print(hinge(better, worse, HingeSettings(beta=0.0625)))  # Δ = 10
+  [0.375]
+  """
+  _check_pair(better, worse)
+  return jax.nn.relu(1 - settings.beta * (better.ratio - worse.ratio))
+
+
+def length_normalised(
+  better: Response,
+  worse: Response,
+  settings: DPOSettings,
+) -> jax.Array:
+  """Computes `dpo` on h/|y| (Tülu 3: Lambert et al. 2024, arXiv:2411.15124, eq. 6).
+
+  Args:
+    better: Response of [...].
+    worse: Response whose arrays broadcast against those of `better`.
+    settings: β and ε.
+
+  Returns:
+    [...] float32.
+
+  >>> better = Response(jnp.array([-4.0]), jnp.array([-9.0]), jnp.array([5]))
+  >>> worse = Response(jnp.array([-9.0]), jnp.array([-4.0]), jnp.array([5]))
+  >>> print(f'{length_normalised(better, worse, DPOSettings(beta=0.5))[0]:.4f}')
+  0.3133
+  """
+  _check_pair(better, worse)
+  difference = better.ratio / better.lengths - worse.ratio / worse.lengths  # δ
+  return _logistic(settings.beta * difference, settings.label_smoothing)
+
+
+def dpop(better: Response, worse: Response, settings: DPOPSettings) -> jax.Array:
+  """Computes −log σ(β(Δ − λ max(0, −h_better))).
+
+  DPO-Positive (Pal et al. 2024, arXiv:2402.13228, eq. 3): the better response may not
+  become less likely than under the reference.
+
+  Args:
+    better: Response of [...].
+    worse: Response whose arrays broadcast against those of `better`.
+    settings: β, λ and ε.
+
+  Returns:
+    [...] float32.
+
+  >>> better = Response(jnp.array([-9.0]), jnp.array([-4.0]), jnp.array([5]))
+  >>> worse = Response(jnp.array([-9.0]), jnp.array([-4.0]), jnp.array([5]))
+  >>> print(f'{dpop(better, worse, DPOPSettings(0.1, dpop_lambda=2.0))[0]:.4f}')
+  1.3133
+  """
+  _check_pair(better, worse)
+  penalty = jax.nn.relu(-better.ratio)  # max(0, −h_better)
+  margin = better.ratio - worse.ratio - settings.dpop_lambda * penalty
+  return _logistic(settings.beta * margin, settings.label_smoothing)
+
+
+def cpo(better: Response, worse: Response, settings: CPOSettings) -> jax.Array:
+  """Computes −log σ(β log π(y_w)/π(y_l)) − λ log π(y_w)/|y_w|.
+
+  CPO (Xu et al. 2024, arXiv:2401.08417, eq. 5), the second term per token.
+
+  Args:
+    better: Response of [...], y_w; no reference is needed.
+    worse: Response whose arrays broadcast against those of `better`, y_l.
+    settings: β, λ and ε.
+
+  Returns:
+    [...] float32.
+
+  >>> better = Response(jnp.array([-4.0]), jnp.array([0.0]), jnp.array([4]))
+  >>> worse = Response(jnp.array([-4.0]), jnp.array([0.0]), jnp.array([4]))
+  >>> print(f'{cpo(better, worse, CPOSettings(nll_coefficient=1.0))[0]:.4f}')  # log 2 + 1
+  1.6931
+  """
+  _check_pair(better, worse)
+  logits = settings.beta * (better.logprobs - worse.logprobs)
+  losses = _logistic(logits, settings.label_smoothing)
+  return losses - settings.nll_coefficient * better.mean
+
+
+def simpo(better: Response, worse: Response, settings: SimPOSettings) -> jax.Array:
+  """Computes −log σ(β (log π(y_w)/|y_w| − log π(y_l)/|y_l|) − γ).
+
+  SimPO (Meng et al. 2024, arXiv:2405.14734, eq. 6); γ is `margin`.
+
+  Args:
+    better: Response of [...], y_w; no reference is needed.
+    worse: Response whose arrays broadcast against those of `better`, y_l.
+    settings: β, γ and ε.
+
+  Returns:
+    [...] float32.
+
+  >>> better = Response(jnp.array([-4.0]), jnp.array([0.0]), jnp.array([4]))
+  >>> worse = Response(jnp.array([-8.0]), jnp.array([0.0]), jnp.array([4]))
+  >>> print(f'{simpo(better, worse, SimPOSettings(beta=2.0, margin=1.0))[0]:.4f}')
+  0.3133
+  """
+  _check_pair(better, worse)
+  logits = settings.beta * (better.mean - worse.mean) - settings.margin
+  return _logistic(logits, settings.label_smoothing)
+
+
+def orpo(better: Response, worse: Response, settings: ORPOSettings) -> jax.Array:
+  """Computes −log π(y_w)/|y_w| − λ log σ(log odds_w − log odds_l).
+
+  ORPO (Hong et al. 2024, arXiv:2403.07691, eqs. 6 – 7): odds = p/(1 − p), p the
+  geometric mean of the probabilities of a response's tokens; λ is `beta`.
+
+  Args:
+    better: Response of [...], y_w; no reference is needed.
+    worse: Response whose arrays broadcast against those of `better`, y_l.
+    settings: λ.
+
+  Returns:
+    [...] float32.
+
+  >>> better = Response(jnp.array([-4.0]), jnp.array([0.0]), jnp.array([4]))
+  >>> worse = Response(jnp.array([-4.0]), jnp.array([0.0]), jnp.array([4]))
+  >>> print(f'{orpo(better, worse, ORPOSettings(beta=1.0))[0]:.4f}')  # 1 + log 2
+  1.6931
+  """
+  _check_pair(better, worse)
+  log_odds_ratio = _log_odds(worse.mean) - _log_odds(better.mean)
+  return -better.mean + settings.beta * jax.nn.softplus(log_odds_ratio)
+
+
+def plackett_luce(
+  responses: Response,
+  labels: Labels,
+  settings: PlackettLuceSettings,
+) -> tuple[jax.Array, jax.Array]:
+  """Computes −log P(order) under Plackett–Luce with scores βh.
+
+  DPO for whole orders (Rafailov et al. 2023, arXiv:2305.18290, appendix A.3, eq. 20).
+
+  Args:
+    responses: Response of [B, K].
+    labels: their order.
+    settings: β.
+
+  Returns:
+    (sum over prompts, number of prompts), [] float32.
+
+  >>> responses = Response(jnp.zeros((1, 3)), jnp.zeros((1, 3)), jnp.ones((1, 3)))
+  >>> ones = jnp.ones((1, 3), int)
+  >>> labels = Labels(jnp.array([[1, 2, 3]]), ones, jnp.ones((1, 3)))
+  >>> total, prompts = plackett_luce(responses, labels, PlackettLuceSettings())
+  >>> print(f'{total:.4f} {prompts}')  # log 3!
+  1.7918 1.0
+  """
+  _check_response(responses)
+  scores = settings.beta * responses.ratio  # the reward that the policy implies
+  return ranking.plackett_luce(scores, labels.ranks, labels.group)
+
+
+def kto(
+  response: Response,
+  desirable: jax.Array,
+  anchor: jax.Array,
+  settings: KTOSettings,
+) -> jax.Array:
+  """Computes 1 − σ(β(h − z)) of a desirable response, 1 − σ(β(z − h)) of another.
+
+  KTO (Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8 with λ = 1). Responses are not
+  paired; z is the `kto_anchor`.
+
+  Args:
+    response: Response of [...].
+    desirable: [...] bool.
+    anchor: [] float32, z.
+    settings: β.
+
+  Returns:
+    [...] float32.
+
+  >>> response = Response(jnp.array([-4.0]), jnp.array([-5.0]), jnp.array([5]))
+  >>> print(kto(response, jnp.array([True]), jnp.float32(1.0), KTOSettings()))
+  [0.5]
+  """
+  _check_response(response)
+  chex.assert_equal_shape([response.logprobs, desirable])
+  chex.assert_type([desirable, anchor], [bool, float])
+  chex.assert_rank(anchor, 0)
+  sign = jnp.where(desirable, -1.0, 1.0)  # 1 − σ(x) = σ(−x)
+  return jax.nn.sigmoid(sign * settings.beta * (response.ratio - anchor))
+
+
+def kto_anchor(ratios: jax.Array, mask: jax.Array) -> jax.Array:
+  """Computes z = max(0, mean of h over responses to other prompts), without gradient.
+
+  An estimate of KL(π ‖ π_ref) (Ethayarajh et al. 2024, arXiv:2402.01306, section 4.1).
+
+  Args:
+    ratios: [...] float32, h of each prompt with the response to another.
+    mask: [...] bool, where there is one.
+
+  Returns:
+    [] float32, nats.
+
+  >>> mask = jnp.array([True, True, False])
+  >>> print(kto_anchor(jnp.array([1.0, 3.0, 9.0]), mask))
+  2.0
+  >>> print(kto_anchor(jnp.array([-1.0, -3.0, 9.0]), mask))
+  0.0
+  """
+  chex.assert_equal_shape([ratios, mask])
+  chex.assert_type(ratios, float)
   count = jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
-  return jax.lax.stop_gradient(jax.nn.relu(jnp.sum(jnp.where(mask, ratios, 0.0)) / count))
+  mean = jnp.sum(jnp.where(mask, ratios, 0.0)) / count
+  return jax.lax.stop_gradient(jax.nn.relu(mean))
 
 
-PAIRS = {'dpo': dpo, 'robust': robust, 'ipo': ipo, 'ipo_sum': ipo_sum, 'hinge': hinge,
-         'length_normalised': length_normalised, 'dpop': dpop, 'cpo': cpo, 'simpo': simpo, 'orpo': orpo}
-WITHOUT_REFERENCE = ('cpo', 'simpo', 'orpo')
+def over_pairs(
+  pair_loss: Callable[..., jax.Array],
+  responses: Response,
+  labels: Labels,
+  settings: Any,
+) -> tuple[jax.Array, jax.Array]:
+  """Averages a loss of pairs over the untied pairs of each prompt.
+
+  Args:
+    pair_loss: (better, worse, settings) → losses, such as `dpo`.
+    responses: Response of [B, K].
+    labels: their order.
+    settings: of the loss.
+
+  Returns:
+    (sum over prompts, number of prompts with a pair), [] float32.
+
+  >>> responses = Response(jnp.zeros((1, 2)), jnp.zeros((1, 2)), jnp.ones((1, 2)))
+  >>> labels = Labels(jnp.array([[1, 2]]), jnp.ones((1, 2), int), jnp.ones((1, 2)))
+  >>> total, prompts = over_pairs(dpo, responses, labels, DPOSettings())
+  >>> print(f'{total:.4f} {prompts}')  # log 2
+  0.6931 1.0
+  """
+  _check_response(responses)
+  chex.assert_equal_shape([responses.logprobs, *labels[:3]])
+  better = jax.tree.map(lambda x: x[:, :, None], responses)  # [B, K, 1]
+  worse = jax.tree.map(lambda x: x[:, None, :], responses)  # [B, 1, K]
+  if hasattr(settings, 'label_smoothing'):
+    settings = _with_confidence(settings, labels.confidence)
+  losses = pair_loss(better, worse, settings)  # [B, K, K]
+  return ranking.over_pairs(losses, labels.ranks, labels.group)
+
+
+def over_orders(
+  order_loss: Callable[..., tuple[jax.Array, jax.Array]],
+  responses: Response,
+  labels: Labels,
+  settings: Any,
+) -> tuple[jax.Array, jax.Array]:
+  """Applies a loss of whole orders, such as `plackett_luce`, which sums by itself.
+
+  Args:
+    order_loss: (responses, labels, settings) → (sum, number of prompts).
+    responses: Response of [B, K].
+    labels: their order.
+    settings: of the loss.
+
+  Returns:
+    (sum over prompts, number of prompts), [] float32.
+  """
+  return order_loss(responses, labels, settings)
+
+
+def over_best_and_worst(
+  single_loss: Callable[..., jax.Array],
+  responses: Response,
+  labels: Labels,
+  settings: Any,
+) -> tuple[jax.Array, jax.Array]:
+  """Sums a loss of single responses over the best and the worst of each prompt.
+
+  The best count as desirable, the worst as not; those between count for nothing.
+
+  Args:
+    single_loss: (responses, desirable, anchor, settings) → losses, such as `kto`.
+    responses: Response of [B, K].
+    labels: their order, with an anchor.
+    settings: of the loss.
+
+  Returns:
+    (sum over responses, number of responses), [] float32.
+  """
+  best, worst = ranking.best_and_worst(labels.ranks, labels.group)
+  losses = single_loss(responses, best, labels.anchor, settings)
+  counted = best | worst  # [B, K]
+  return masked.total(losses, counted), masked.count(counted)
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceLoss:
+  """A loss, and all that a stage must know of it."""
+
+  function: Callable[..., Any]  # the formula; what it takes is said by `reduction`
+  # a frozen dataclass of its settings, whose `check()` raises ValueError for values
+  # out of range
+  settings_class: type
+  # how the formula is applied to a batch of rankings: `over_pairs`, `over_orders` or
+  # `over_best_and_worst`
+  reduction: Callable[..., tuple[jax.Array, jax.Array]] = over_pairs
+  needs_reference: bool = True  # it compares with a reference model
+  # it can learn from labels with a confidence below 1
+  accepts_soft_labels: bool = False
+  # it can learn from prompts with one response; it then needs the `anchor` of the
+  # labels
+  single_responses: bool = False
+
+  def apply(
+    self,
+    responses: Response,
+    labels: Labels,
+    settings: Any,
+  ) -> tuple[jax.Array, jax.Array]:
+    """Computes the loss of a batch.
+
+    Args:
+      responses: Response of [B, K].
+      labels: their order.
+      settings: an instance of `settings_class`.
+
+    Returns:
+      (sum, number of its elements: prompts or responses), [] float32.
+    """
+    return self.reduction(self.function, responses, labels, settings)
+
+
+# The losses, by the name that a config gives them.
+PREFERENCE_LOSSES: dict[str, PreferenceLoss] = {
+  'dpo': PreferenceLoss(dpo, DPOSettings, accepts_soft_labels=True),
+  'robust': PreferenceLoss(robust, DPOSettings),
+  'ipo': PreferenceLoss(ipo, IPOSettings),
+  'ipo_sum': PreferenceLoss(ipo_sum, IPOSettings),
+  'hinge': PreferenceLoss(hinge, HingeSettings),
+  'length_normalised': PreferenceLoss(
+    length_normalised,
+    DPOSettings,
+    accepts_soft_labels=True,
+  ),
+  'dpop': PreferenceLoss(dpop, DPOPSettings, accepts_soft_labels=True),
+  'cpo': PreferenceLoss(
+    cpo,
+    CPOSettings,
+    needs_reference=False,
+    accepts_soft_labels=True,
+  ),
+  'simpo': PreferenceLoss(
+    simpo,
+    SimPOSettings,
+    needs_reference=False,
+    accepts_soft_labels=True,
+  ),
+  'orpo': PreferenceLoss(orpo, ORPOSettings, needs_reference=False),
+  'plackett_luce': PreferenceLoss(
+    plackett_luce,
+    PlackettLuceSettings,
+    reduction=over_orders,
+  ),
+  'kto': PreferenceLoss(
+    kto,
+    KTOSettings,
+    reduction=over_best_and_worst,
+    single_responses=True,
+  ),
+}
+
+
+def _with_confidence(settings: Any, confidence: jax.Array) -> Any:
+  """Adds each label's own doubt to the share of labels that are flipped.
+
+  A label that is right with probability p and then flipped with probability ε is wrong
+  with probability ε + (1 − 2ε)(1 − p).
+
+  Args:
+    settings: with `label_smoothing`, ε.
+    confidence: [B, K] float32, p.
+
+  Returns:
+    The settings with `label_smoothing` [B, K, 1] float32.
+  """
+  smoothing = settings.label_smoothing
+  doubt = 1 - confidence[:, :, None]  # of the better response's prompt: [B, K, 1]
+  wrong = smoothing + (1 - 2 * smoothing) * doubt
+  return dataclasses.replace(settings, label_smoothing=wrong)
+
+
+def _logistic(logits: jax.Array, smoothing: float | jax.Array) -> jax.Array:
+  """Computes −(1 − ε) log σ(z) − ε log σ(−z)."""
+  right = (1 - smoothing) * jax.nn.softplus(-logits)
+  return right + smoothing * jax.nn.softplus(logits)
+
+
+def _log_odds(mean: jax.Array) -> jax.Array:
+  """Computes log p/(1 − p) of p = exp(mean)."""
+  return mean - _log1mexp(mean)
+
+
+def _log1mexp(x: jax.Array) -> jax.Array:
+  """Computes log(1 − exp(x)) for x ≤ 0 without cancellation; finite at 0.
+
+  Mächler 2012, "Accurately computing log(1 − exp(−|a|))", eq. 7.
+  """
+  x = jnp.minimum(x, -1e-7)
+  small = x > -0.6931472  # −log 2, where the better form changes
+  # each branch is given a harmless x where the other counts, or its gradient is NaN
+  near = jnp.log(-jnp.expm1(jnp.where(small, x, -1.0)))
+  far = jnp.log1p(-jnp.exp(jnp.where(small, -1.0, x)))
+  return jnp.where(small, near, far)
+
+
+def _check_response(response: Response) -> None:
+  """Asserts three arrays of one shape, the log-probabilities of floats."""
+  chex.assert_equal_shape(list(response))
+  chex.assert_type([response.logprobs, response.reference_logprobs], float)
+
+
+def _check_pair(better: Response, worse: Response) -> None:
+  """Asserts two responses of one rank; their shapes broadcast against each other."""
+  _check_response(better)
+  _check_response(worse)
+  chex.assert_equal_rank([better.logprobs, worse.logprobs])
+
+
+def _check_beta(beta: float) -> None:
+  """Raises ValueError unless β > 0."""
+  if not beta > 0:
+    raise ValueError(f'beta: expected a number above 0, got {beta}')
+
+
+def _check_label_smoothing(label_smoothing: float) -> None:
+  """Raises ValueError unless 0 ≤ ε < ½: above, labels would mean their contrary."""
+  if not 0 <= label_smoothing < 0.5:
+    raise ValueError(f'label_smoothing: expected 0 to below 0.5, got {label_smoothing}')

@@ -1,117 +1,287 @@
-"""Learning a score from the order people gave to several responses.
+"""Learning a score from the order that people gave to several responses.
 
-Shapes: B rows of K places; `group` says which places of a row belong to one prompt (0: empty place), `ranks` the order
-in it, 1 = best, equal = tie. Each loss returns (sum over prompts, number of prompts): a prompt is one element however
-many responses it has, and a tie says nothing. All depend on score differences only.
+Letters: B rows of K places. `group` says which places of a row belong to one prompt
+(0: empty place), `ranks` the order within it, 1 = best, equal = tie.
+
+Each loss returns (sum over prompts, number of prompts): a prompt is one element however
+many responses it has, and a tie says nothing. All of them depend on differences of
+scores only.
 """
 
+from collections.abc import Callable
+import dataclasses
+
+import chex
 import jax
 import jax.numpy as jnp
 
 
-def better_pairs(ranks, group):
-  """[B, K, K] bool: response i stands above response j of the same prompt."""
-  same = (group[:, :, None] == group[:, None, :]) & (group[:, :, None] > 0)
-  return same & (ranks[:, :, None] < ranks[:, None, :])
+def better_pairs(ranks: jax.Array, group: jax.Array) -> jax.Array:
+  """Marks the pairs of one prompt whose first response stands above the second.
+
+  Args:
+    ranks: [B, K] int32.
+    group: [B, K] int32.
+
+  Returns:
+    [B, K, K] bool; [b, i, j] is True where response i stands above response j.
+
+  >>> print(better_pairs(jnp.array([[1, 2]]), jnp.array([[1, 1]])))
+  [[[False  True]
+    [False False]]]
+  """
+  _check_order(ranks, group)
+  return _same_prompt(group) & (ranks[:, :, None] < ranks[:, None, :])
 
 
-def best_and_worst(ranks, group):
-  """(best, worst), two of [B, K] bool: responses that something of their prompt stands below and nothing above, and the
-  other way round. A prompt's only response is one of the best at rank 1, else of the worst."""
-  pairs, same = better_pairs(ranks, group), group[:, :, None] == group[:, None, :]
-  alone, above, below = (same.sum(2) == 1) & (group > 0), pairs.any(1), pairs.any(2)
-  return (below & ~above) | (alone & (ranks == 1)), (above & ~below) | (alone & (ranks > 1))
+def best_and_worst(ranks: jax.Array, group: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Marks the best and the worst responses of each prompt.
+
+  A response is one of the best if something of its prompt stands below it and nothing
+  above, and one of the worst the other way round. The only response of a prompt is one
+  of the best at rank 1, else one of the worst.
+
+  Args:
+    ranks: [B, K] int32.
+    group: [B, K] int32.
+
+  Returns:
+    (best, worst), [B, K] bool.
+
+  >>> best, worst = best_and_worst(jnp.array([[1, 2, 3]]), jnp.array([[1, 1, 1]]))
+  >>> print(best, worst)
+  [[ True False False]] [[False False  True]]
+  """
+  pairs = better_pairs(ranks, group)
+  same_group = group[:, :, None] == group[:, None, :]
+  alone = (same_group.sum(2) == 1) & (group > 0)
+  has_better = pairs.any(1)  # something of its prompt stands above it
+  has_worse = pairs.any(2)  # … and below it
+  best = (has_worse & ~has_better) | (alone & (ranks == 1))
+  worst = (has_better & ~has_worse) | (alone & (ranks > 1))
+  return best, worst
 
 
-def from_scores(scores):
-  """Ranks of K scored responses: 1 + how many score higher. [B, K] float32 → [B, K] int32, 1 = best, equal = tie."""
-  return 1 + jnp.sum(scores[:, None, :] > scores[:, :, None], axis=2, dtype=jnp.int32)
-
-
-def _pairs_of_prompt(pairs, group):
-  """[B, K] float32: how many ordered pairs the prompt of each place has."""
-  same = (group[:, :, None] == group[:, None, :]) & (group[:, :, None] > 0)
-  return jnp.einsum('bij,bj->bi', same.astype(jnp.float32), pairs.sum(-1).astype(jnp.float32))
-
-
-def _prompts(pairs, group):
-  """[]: prompts with at least one ordered pair."""
-  count = _pairs_of_prompt(pairs, group)
-  return jnp.sum(jnp.where(pairs, 1.0 / jnp.maximum(count, 1.0)[:, :, None], 0.0))
-
-
-def pairwise(scores, ranks, group, confidence=1.0):
-  """Ouyang et al. 2022 (arXiv:2203.02155), eq. 1: −1/C(K,2) Σ log σ(r_i − r_j) over the pairs of a prompt.
-
-  All pairs of a prompt are one element: K scores are computed, not K(K−1). With ties the mean is over the untied.
+def from_scores(scores: jax.Array) -> jax.Array:
+  """Ranks K scored responses: 1 + the number of those that score higher.
 
   Args:
     scores: [B, K] float32.
-    ranks, group: [B, K] int32.
-    confidence: [B, K] float32, p of the soft label −[p log σ(Δ) + (1 − p) log σ(−Δ)] (Bai et al. 2022b,
-      arXiv:2212.08073, §4.1), of the prompt of each place.
+
+  Returns:
+    [B, K] int32, 1 = best, equal = tie.
+
+  >>> print(from_scores(jnp.array([[0.5, 2.0, 0.5, -1.0]])))
+  [[2 1 2 4]]
+  """
+  chex.assert_rank(scores, 2)
+  chex.assert_type(scores, float)
+  higher = scores[:, None, :] > scores[:, :, None]  # [b, i, j]: j beats i
+  return 1 + jnp.sum(higher, axis=2, dtype=jnp.int32)
+
+
+def over_pairs(
+  losses: jax.Array,
+  ranks: jax.Array,
+  group: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Averages over the untied pairs of each prompt, and sums over the prompts.
+
+  Args:
+    losses: [B, K, K] float32, of response i standing above response j.
+    ranks: [B, K] int32.
+    group: [B, K] int32.
+
+  Returns:
+    (sum over prompts, number of prompts with a pair), [] float32.
+
+  >>> losses = jnp.array([[[0.0, 1.0, 2.0], [9.0, 0.0, 6.0], [9.0, 9.0, 0.0]]])
+  >>> total, prompts = over_pairs(losses, jnp.array([[1, 2, 3]]), jnp.array([[1, 1, 1]]))
+  >>> print(total, prompts)
+  3.0 1.0
+  """
+  chex.assert_shape(losses, (*ranks.shape, ranks.shape[1]))
+  chex.assert_type(losses, float)
+  pairs = better_pairs(ranks, group)
+  count = jnp.maximum(_pairs_of_prompt(pairs, group), 1.0)[:, :, None]
+  total = jnp.sum(jnp.where(pairs, losses / count, 0.0))
+  return total, _count_prompts(pairs, group)
+
+
+def pairwise(
+  scores: jax.Array,
+  ranks: jax.Array,
+  group: jax.Array,
+  confidence: jax.Array | float = 1.0,
+) -> tuple[jax.Array, jax.Array]:
+  """Computes −1/C(K,2) Σ log σ(r_i − r_j) over the pairs of each prompt.
+
+  Ouyang et al. 2022 (arXiv:2203.02155), eq. 1. All pairs of a prompt are one element: K
+  scores are computed, not K(K−1). With ties the mean is over the untied pairs.
+
+  Args:
+    scores: [B, K] float32, r.
+    ranks: [B, K] int32.
+    group: [B, K] int32.
+    confidence: [B, K] float32, p of the soft label −[p log σ(Δ) + (1 − p) log σ(−Δ)] of
+      the prompt of each place (Bai et al. 2022, arXiv:2212.08073, section 4.1).
 
   Returns:
     (sum over prompts, number of prompts), [] float32.
+
+  >>> scores = jnp.array([[2.0, 2.0]])
+  >>> total, prompts = pairwise(scores, jnp.array([[1, 2]]), jnp.array([[1, 1]]))
+  >>> print(f'{total:.4f} {prompts}')  # log 2: a coin's toss
+  0.6931 1.0
   """
+  _check_scores(scores, ranks, group)
   return over_pairs(_bradley_terry(scores, confidence), ranks, group)
 
 
-def _bradley_terry(scores, confidence):
-  """[B, K, K]: of response i above response j."""
-  above = scores[:, :, None] - scores[:, None, :]
-  return jax.nn.softplus(-above) + (1 - jnp.broadcast_to(confidence, scores.shape))[:, :, None] * above
+def plackett_luce(
+  scores: jax.Array,
+  ranks: jax.Array,
+  group: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Computes −log P(order) under Plackett–Luce.
 
-
-def over_pairs(losses, ranks, group):
-  """The mean over the pairs of each prompt, then over the prompts that have one.
+  −Σ_i [r_i − logsumexp over i and all that stand below it] (Plackett 1975; Luce 1959);
+  with two responses this is Bradley–Terry. Tied responses do not compete with each
+  other. There are no soft labels: those are for pairs.
 
   Args:
-    losses: [B, K, K] float32, of response i against response j.
+    scores: [B, K] float32, r.
+    ranks: [B, K] int32.
+    group: [B, K] int32.
 
   Returns:
     (sum over prompts, number of prompts), [] float32.
+
+  >>> order = jnp.array([[1, 2, 3]]), jnp.array([[1, 1, 1]])
+  >>> total, prompts = plackett_luce(jnp.zeros((1, 3)), *order)
+  >>> print(f'{total:.4f} {prompts}')  # log 3!
+  1.7918 1.0
   """
+  _check_scores(scores, ranks, group)
   pairs = better_pairs(ranks, group)
-  count = jnp.maximum(_pairs_of_prompt(pairs, group), 1.0)[:, :, None]
-  return jnp.sum(jnp.where(pairs, losses / count, 0.0)), _prompts(pairs, group)
-
-
-def plackett_luce(scores, ranks, group):
-  """−log P(order) under Plackett–Luce: −Σ_i [r_i − logsumexp over i and all that stand below it].
-
-  With two responses this is Bradley–Terry. Tied responses do not compete with each other.
-
-  Args and returns: as `pairwise`, without confidence: soft labels are for pairs.
-  """
-  pairs = better_pairs(ranks, group)
-  contest = pairs | jnp.eye(scores.shape[1], dtype=bool)
+  contest = pairs | jnp.eye(scores.shape[1], dtype=bool)  # i and all below it
   rivals = jnp.where(contest, scores[:, None, :], -jnp.inf)
-  losses = jax.nn.logsumexp(rivals, axis=-1) - scores
-  return jnp.sum(jnp.where(pairs.any(-1), losses, 0.0)), _prompts(pairs, group)
+  losses = jax.nn.logsumexp(rivals, axis=-1) - scores  # [B, K]
+  total = jnp.sum(jnp.where(pairs.any(-1), losses, 0.0))
+  return total, _count_prompts(pairs, group)
 
 
-def plain_pairs(scores, ranks, group, confidence=1.0):
-  """Bradley–Terry with every pair an element of its own (each response of K counts K − 1 times).
+def plain_pairs(
+  scores: jax.Array,
+  ranks: jax.Array,
+  group: jax.Array,
+  confidence: jax.Array | float = 1.0,
+) -> tuple[jax.Array, jax.Array]:
+  """Computes −log σ(r_i − r_j) of every pair, each an element of its own.
 
-  Args: as `pairwise`.
+  Bradley–Terry without the average of `pairwise`: each of K responses counts K − 1
+  times.
+
+  Args:
+    scores: [B, K] float32, r.
+    ranks: [B, K] int32.
+    group: [B, K] int32.
+    confidence: [B, K] float32, see `pairwise`.
 
   Returns:
     (sum over pairs, number of pairs), [] float32.
+
+  >>> order = jnp.array([[1, 2, 3]]), jnp.array([[1, 1, 1]])
+  >>> total, pairs = plain_pairs(jnp.zeros((1, 3)), *order)
+  >>> print(f'{total:.4f} {pairs}')  # 3 log 2
+  2.0794 3.0
   """
+  _check_scores(scores, ranks, group)
   pairs = better_pairs(ranks, group)
-  return jnp.sum(jnp.where(pairs, _bradley_terry(scores, confidence), 0.0)), jnp.sum(pairs, dtype=jnp.float32)
+  losses = jnp.where(pairs, _bradley_terry(scores, confidence), 0.0)
+  return jnp.sum(losses), jnp.sum(pairs, dtype=jnp.float32)
 
 
-def accuracy(scores, ranks, group):
-  """How often the score agrees with people, equal scores counting half.
+@dataclasses.dataclass(frozen=True)
+class RewardLoss:
+  """A loss of reward models."""
+
+  # (scores, ranks, group) → (sum, number of elements), see `pairwise`
+  function: Callable[..., tuple[jax.Array, jax.Array]]
+  # `function` takes `confidence` as its fourth argument
+  accepts_soft_labels: bool = False
+
+
+# The loss of a reward model, by the name that a config gives it.
+REWARD_LOSSES: dict[str, RewardLoss] = {
+  'pairwise': RewardLoss(pairwise, accepts_soft_labels=True),
+  'plackett_luce': RewardLoss(plackett_luce),
+  'plain_pairs': RewardLoss(plain_pairs, accepts_soft_labels=True),
+}
+
+
+def accuracy(
+  scores: jax.Array,
+  ranks: jax.Array,
+  group: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Counts the pairs in which the score agrees with people, equal scores as a half.
+
+  Args:
+    scores: [B, K] float32.
+    ranks: [B, K] int32.
+    group: [B, K] int32.
 
   Returns:
     (sum over untied pairs, number of untied pairs), [] float32.
+
+  >>> order = jnp.array([[1, 2, 3]]), jnp.array([[1, 1, 1]])
+  >>> right, pairs = accuracy(jnp.array([[2.0, 1.0, 1.0]]), *order)
+  >>> print(right, pairs)
+  2.5 3.0
   """
+  _check_scores(scores, ranks, group)
   pairs = better_pairs(ranks, group)
-  difference = scores[:, :, None] - scores[:, None, :]
-  return jnp.sum(jnp.where(pairs, 0.5 + 0.5 * jnp.sign(difference), 0.0)), jnp.sum(pairs, dtype=jnp.float32)
+  difference = scores[:, :, None] - scores[:, None, :]  # [B, K, K]
+  right = jnp.where(pairs, 0.5 + 0.5 * jnp.sign(difference), 0.0)
+  return jnp.sum(right), jnp.sum(pairs, dtype=jnp.float32)
 
 
-LOSSES = {'pairwise': pairwise, 'plackett_luce': plackett_luce, 'plain_pairs': plain_pairs}
+def _bradley_terry(scores: jax.Array, confidence: jax.Array | float) -> jax.Array:
+  """Computes the loss of response i above response j, for all: [B, K, K] float32."""
+  above = scores[:, :, None] - scores[:, None, :]  # Δ of i above j
+  doubt = 1 - jnp.broadcast_to(confidence, scores.shape)  # 1 − p
+  # −p log σ(Δ) − (1 − p) log σ(−Δ), as log σ(−Δ) = log σ(Δ) − Δ
+  return jax.nn.softplus(-above) + doubt[:, :, None] * above
+
+
+def _same_prompt(group: jax.Array) -> jax.Array:
+  """Marks the pairs of places that belong to one prompt: [B, K, K] bool."""
+  return (group[:, :, None] == group[:, None, :]) & (group[:, :, None] > 0)
+
+
+def _pairs_of_prompt(pairs: jax.Array, group: jax.Array) -> jax.Array:
+  """Counts the ordered pairs of the prompt of each place: [B, K] float32."""
+  same = _same_prompt(group).astype(jnp.float32)
+  pairs_above = pairs.sum(-1).astype(jnp.float32)
+  return jnp.einsum('bij,bj->bi', same, pairs_above)
+
+
+def _count_prompts(pairs: jax.Array, group: jax.Array) -> jax.Array:
+  """Counts the prompts with at least one ordered pair: [] float32."""
+  count = jnp.maximum(_pairs_of_prompt(pairs, group), 1.0)
+  return jnp.sum(jnp.where(pairs, 1.0 / count[:, :, None], 0.0))
+
+
+def _check_order(ranks: jax.Array, group: jax.Array) -> None:
+  """Asserts ranks and groups [B, K] of integers."""
+  chex.assert_rank([ranks, group], 2)
+  chex.assert_equal_shape([ranks, group])
+  chex.assert_type([ranks, group], int)
+
+
+def _check_scores(scores: jax.Array, ranks: jax.Array, group: jax.Array) -> None:
+  """Asserts scores [B, K] of floats, and their ranks and groups."""
+  _check_order(ranks, group)
+  chex.assert_equal_shape([scores, ranks])
+  chex.assert_type(scores, float)

@@ -10,7 +10,9 @@ from rlhf_jax.models import heads, transformer
 from rlhf_jax.runtime import mesh
 from rlhf_jax.types import Prompts
 
-CONFIG = transformer.ModelConfig(vocab_size=48, embed=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48)
+CONFIG = transformer.ModelConfig(
+  vocab_size=48, embed=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48
+)
 MODEL = transformer.build_model(CONFIG)
 STOPS, PAD = (1, 5, 6), 0
 
@@ -25,7 +27,7 @@ def prompts(width=6, lengths=(6, 3, 1)):
   wide = np.zeros((len(lengths), width), np.int32)
   mask = np.zeros((len(lengths), width), bool)
   for row, length in enumerate(lengths):
-    wide[row, width - length:], mask[row, width - length:] = tokens[row, :length], True
+    wide[row, width - length :], mask[row, width - length :] = tokens[row, :length], True
   return Prompts(jnp.asarray(wide), jnp.asarray(mask), jnp.arange(len(lengths)))
 
 
@@ -37,15 +39,27 @@ def recomputed(params, asked, samples, temperature):
   sequences = sampler.join_sequences(asked, samples)
   hidden, _ = MODEL.apply(params, sequences.tokens, sequences.positions, sequences.segment_ids)
   R = samples.tokens.shape[1]
-  return heads.token_logprobs(MODEL, params, hidden[:, -R - 1:-1], samples.tokens, temperature)[0]
+  return heads.token_logprobs(MODEL, params, hidden[:, -R - 1 : -1], samples.tokens, temperature)[0]
 
 
 @pytest.mark.parametrize('unroll', [True, False])
-@pytest.mark.parametrize('changes', [{}, dict(temperature=0.6), dict(temperature=1.7), dict(top_k=4), dict(top_p=0.7),
-                                     dict(temperature=0.8, top_k=9, top_p=0.9), dict(temperature=0.0)])
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {},
+    dict(temperature=0.6),
+    dict(temperature=1.7),
+    dict(top_k=4),
+    dict(top_p=0.7),
+    dict(temperature=0.8, top_k=9, top_p=0.9),
+    dict(temperature=0.0),
+  ],
+)
 def test_logprobs_are_those_of_the_training_forward(params, changes, unroll):
   config = sampling(**changes)
-  samples = sampler.build_sampler(MODEL, config, STOPS, PAD, samples=5, unroll=unroll)(params, prompts(), jax.random.key(2))
+  samples = sampler.build_sampler(MODEL, config, STOPS, PAD, num_samples=5, unroll=unroll)(
+    params, prompts(), jax.random.key(2)
+  )
   assert samples.tokens.shape == (15, 12)
   lengths = samples.mask.sum(1)
   if config.temperature:
@@ -55,7 +69,9 @@ def test_logprobs_are_those_of_the_training_forward(params, changes, unroll):
 
 
 def test_what_stands_after_the_end(params):
-  samples = sampler.build_sampler(MODEL, sampling(), STOPS, PAD, samples=8)(params, prompts(), jax.random.key(3))
+  samples = sampler.build_sampler(MODEL, sampling(), STOPS, PAD, num_samples=8)(
+    params, prompts(), jax.random.key(3)
+  )
   for tokens, mask, ended in zip(*jax.device_get((samples.tokens, samples.mask, samples.ended))):
     stops = np.flatnonzero(np.isin(tokens, STOPS) & mask)
     length = stops[0] + 1 if len(stops) else 12
@@ -72,49 +88,133 @@ def test_amount_of_left_padding_changes_nothing(params):
 
 
 def test_greedy_is_the_best_token_of_the_full_forward(params):
-  samples = sampler.build_sampler(MODEL, sampling(temperature=0.0), (), PAD)(params, prompts(), jax.random.key(0))
+  samples = sampler.build_sampler(MODEL, sampling(temperature=0.0), (), PAD)(
+    params, prompts(), jax.random.key(0)
+  )
   text = np.concatenate([prompts().tokens[1, 3:], samples.tokens[1]])[None]
   hidden, _ = MODEL.apply(params, text, jnp.arange(15)[None], jnp.ones_like(text))
-  np.testing.assert_array_equal(jnp.argmax(heads.next_token_logits(MODEL, params, hidden[0, 2:-1]), axis=-1), samples.tokens[1])
+  np.testing.assert_array_equal(
+    jnp.argmax(heads.next_token_logits(MODEL, params, hidden[0, 2:-1]), axis=-1), samples.tokens[1]
+  )
 
 
 def test_top_k_and_top_p_choose_among_the_likeliest():
   logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
   keys = jax.random.split(jax.random.key(0), 2000)
-  draw = lambda **k: np.bincount(jax.vmap(lambda key: sampler.choose_tokens(
-      key, logits, k.get('temperature', 1.0), k.get('top_k', 0), k.get('top_p', 1.0)))(keys).ravel(), minlength=4) / 2000
+
+  def draw(**k):
+    return (
+      np.bincount(
+        jax.vmap(
+          lambda key: sampler.choose_tokens(
+            key, logits, k.get('temperature', 1.0), k.get('top_k', 0), k.get('top_p', 1.0)
+          )
+        )(keys).ravel(),
+        minlength=4,
+      )
+      / 2000
+    )
+
   np.testing.assert_allclose(draw(), [0.5, 0.3, 0.15, 0.05], atol=0.04)
   np.testing.assert_allclose(draw(top_k=2), [0.625, 0.375, 0, 0], atol=0.04)
   np.testing.assert_allclose(draw(top_p=0.75), [0.625, 0.375, 0, 0], atol=0.04)
   np.testing.assert_allclose(draw(top_p=0.4), [1, 0, 0, 0])
-  np.testing.assert_allclose(draw(temperature=0.5), np.array([0.25, 0.09, 0.0225, 0.0025]) / 0.365, atol=0.04)
+  np.testing.assert_allclose(
+    draw(temperature=0.5), np.array([0.25, 0.09, 0.0225, 0.0025]) / 0.365, atol=0.04
+  )
 
 
 def test_samples_of_a_prompt_differ_and_stand_together(params):
-  samples = sampler.build_sampler(MODEL, sampling(), (), PAD, samples=4)(params, prompts(), jax.random.key(5))
+  samples = sampler.build_sampler(MODEL, sampling(), (), PAD, num_samples=4)(
+    params, prompts(), jax.random.key(5)
+  )
   rows = {tuple(row) for row in samples.tokens.tolist()}
   assert len(rows) == 12
 
 
-@pytest.mark.parametrize('said', [
-    dict(max_new_tokens=0), dict(temperature=-1.0), dict(top_k=-1), dict(top_p=0.0), dict(top_p=1.5)])
+@pytest.mark.parametrize(
+  'said',
+  [
+    dict(max_new_tokens=0),
+    dict(temperature=-1.0),
+    dict(top_k=-1),
+    dict(top_p=0.0),
+    dict(top_p=1.5),
+  ],
+)
 def test_what_no_sampler_does_is_refused(said):
   with pytest.raises(UserError, match='sampling: expected max_new_tokens from 1'):
     sampler.build_sampler(MODEL, sampling(**said), STOPS, PAD)
 
 
-@pytest.mark.parametrize('axes', [dict(data=1, fsdp=8), dict(data=1, fsdp=8, rollout_tensor=2), dict(fsdp=4, rollout_tensor=1),
-                                  dict(data=1, fsdp=2, context=2, tensor=2, rollout_tensor=2)])
+@pytest.mark.parametrize(
+  'axes',
+  [
+    dict(data=1, fsdp=8),
+    dict(data=1, fsdp=8, rollout_tensor=2),
+    dict(fsdp=4, rollout_tensor=1),
+    dict(data=1, fsdp=2, context=2, tensor=2, rollout_tensor=2),
+  ],
+)
 @pytest.mark.parametrize('unroll', [True, False])
 def test_layouts_of_decoding_change_nothing(params, axes, unroll):
   def run(on):
     model = transformer.build_model(CONFIG, on)
     asked = on.place(prompts(lengths=(6, 3, 1, 2, 4, 6, 5, 1)))
-    generate = sampler.build_sampler(model, sampling(), STOPS, PAD, samples=2, unroll=unroll, layout=on)
-    return generate(jax.device_put(params, on.shardings(model.axes, params)), asked, jax.random.key(7))
+    generate = sampler.build_sampler(
+      model, sampling(), STOPS, PAD, num_samples=2, unroll=unroll, layout=on
+    )
+    return generate(
+      jax.device_put(params, on.shardings(model.axes, params)), asked, jax.random.key(7)
+    )
+
   on = mesh.make_layout({**mesh.DEFAULTS, **axes})
   got, want = run(on), run(mesh.make_layout(mesh.DEFAULTS, jax.devices()[:1]))
   for name in ('tokens', 'mask', 'ended'):
     np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
   np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-5)
   assert got.tokens.sharding.is_equivalent_to(on.sharding(('batch', None)), 2)
+
+
+def definition(**changes):
+  values = dict(
+    model=MODEL,
+    axes=MODEL.axes,
+    options=sampler.SamplingOptions(max_new_tokens=4),
+    stop_ids=STOPS,
+    pad_id=PAD,
+    num_samples=2,
+    layout=None,
+    unroll=False,
+  )
+  return sampler.Definition(**{**values, **changes})
+
+
+def test_drawn_tokens_are_padding_after_the_end():
+  logits = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.0, 0.0, 1.0]]))
+  key, done = jax.random.key(0), jnp.array([True, False])
+  tokens, logprobs = sampler.draw(definition(), key, logits, 0, done)
+  np.testing.assert_array_equal(tokens, [PAD, 2])
+  np.testing.assert_allclose(logprobs, [0.0, 0.0])
+
+
+def test_the_parts_of_the_sampler_are_functions_of_values(params):
+  """Prefill, the first token and one step, by hand; they are `generate`'s first two tokens."""
+  made, key = definition(options=sampler.SamplingOptions(2)), jax.random.key(3)
+  hidden, cache, lengths = sampler.prefill(made, params, prompts())
+  assert hidden.shape == (6, 32) and cache.segment_ids.shape == (6, 8)
+  np.testing.assert_array_equal(lengths, [6, 6, 3, 3, 1, 1])
+  state = sampler.begin_decoding(made, params, hidden, cache, key)
+  np.testing.assert_array_equal(state.done, np.isin(state.token, STOPS))
+  state = sampler.decode_step(made, params, lengths, key, state)
+  samples = sampler.generate(made, params, prompts(), key)
+  np.testing.assert_array_equal(state.tokens, samples.tokens)
+  np.testing.assert_allclose(state.logprobs, samples.logprobs, atol=1e-6)
+  np.testing.assert_array_equal(state.mask, samples.mask)
+  assert state.place == 2
+
+
+def test_options_are_typed_or_a_section():
+  assert sampler.DEFAULTS == dict(max_new_tokens=32, temperature=1.0, top_k=0, top_p=1.0)
+  sampler.check_options(sampler.SamplingOptions())
+  sampler.check_options(sampling())

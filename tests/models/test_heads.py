@@ -18,13 +18,19 @@ TARGETS = jax.random.randint(KEYS[2], (B, T), 0, V)
 
 
 def by_hand(temperature):
-  logits = np.asarray(HIDDEN, np.float64) @ np.asarray(PARAMS['embedding'], np.float64).T / temperature
+  logits = (
+    np.asarray(HIDDEN, np.float64) @ np.asarray(PARAMS['embedding'], np.float64).T / temperature
+  )
   logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-  return np.take_along_axis(logprobs, np.asarray(TARGETS)[..., None], -1)[..., 0], -(np.exp(logprobs) * logprobs).sum(-1)
+  return np.take_along_axis(logprobs, np.asarray(TARGETS)[..., None], -1)[..., 0], -(
+    np.exp(logprobs) * logprobs
+  ).sum(-1)
 
 
 @pytest.mark.parametrize('temperature', [1.0, 0.7])
-@pytest.mark.parametrize('length', [1, 127, 128, 129, 300])  # one chunk, exact chunks, a ragged last one
+@pytest.mark.parametrize(
+  'length', [1, 127, 128, 129, 300]
+)  # one chunk, exact chunks, a ragged last one
 def test_logprobs_and_entropies(temperature, length):
   logprobs = jax.jit(functools.partial(heads.token_logprobs, MODEL), static_argnums=3)
   got = logprobs(PARAMS, HIDDEN[:, :length], TARGETS[:, :length], temperature)
@@ -33,41 +39,68 @@ def test_logprobs_and_entropies(temperature, length):
 
 
 def test_gradient_of_chunks_equals_that_of_the_whole():
-  total = lambda hidden, params, split: sum(
-      heads.token_logprobs(MODEL, params, hidden[:, a:b], TARGETS[:, a:b])[0].sum() for a, b in split)
-  grad = lambda split: jax.grad(total, argnums=(0, 1))(HIDDEN, PARAMS, split)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), grad([(0, 300)]), grad([(0, 100), (100, 200), (200, 300)]))
+
+  def total(hidden, params, split):
+    return sum(
+      heads.token_logprobs(MODEL, params, hidden[:, a:b], TARGETS[:, a:b])[0].sum()
+      for a, b in split
+    )
+
+  def grad(split):
+    return jax.grad(total, argnums=(0, 1))(HIDDEN, PARAMS, split)
+
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
+    grad([(0, 300)]),
+    grad([(0, 100), (100, 200), (200, 300)]),
+  )
 
 
 def test_logits_of_the_whole_batch_are_never_kept():
   T, V = 4096, 4096
   hidden, params = jnp.zeros((1, T, D)), {'embedding': jnp.zeros((V, D))}
-  loss = lambda params: heads.token_logprobs(MODEL, params, hidden, jnp.zeros((1, T), jnp.int32))[0].sum()
+
+  def loss(params):
+    return heads.token_logprobs(MODEL, params, hidden, jnp.zeros((1, T), jnp.int32))[0].sum()
+
   memory = jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis()
   assert memory.temp_size_in_bytes < T * V * 4 / 4
 
 
 def test_untied_unembedding_is_used():
   params = {**PARAMS, 'unembedding': jnp.zeros((D, V))}
-  np.testing.assert_allclose(heads.token_logprobs(MODEL, params, HIDDEN, TARGETS)[0], -np.log(V), rtol=1e-6)
+  np.testing.assert_allclose(
+    heads.token_logprobs(MODEL, params, HIDDEN, TARGETS)[0], -np.log(V), rtol=1e-6
+  )
 
 
 @pytest.mark.parametrize('length', [7, 300])  # places that do not divide over context, chunks
-@pytest.mark.parametrize('axes', [dict(fsdp=8), dict(context=4), dict(fsdp=2, tensor=2), dict(context=2, tensor=2)])
+@pytest.mark.parametrize(
+  'axes', [dict(fsdp=8), dict(context=4), dict(fsdp=2, tensor=2), dict(context=2, tensor=2)]
+)
 def test_every_mesh_gives_the_same_numbers_and_gradients(axes, length):
   """The unembedding is cut, and whole on no device but where it is used."""
   layout = mesh.make_layout({**mesh.DEFAULTS, **axes})
   keys = jax.random.split(jax.random.key(1), 3)
   hidden, matrix = jax.random.normal(keys[0], (8, length, D)), jax.random.normal(keys[1], (D, 34))
-  targets, sharding = jax.random.randint(keys[2], (8, length), 0, 34), layout.sharding(('embed', 'vocab'))
+  targets, sharding = (
+    jax.random.randint(keys[2], (8, length), 0, 34),
+    layout.sharding(('embed', 'vocab')),
+  )
 
   def run(on, matrix, hidden, targets):
     model = transformer.build_model(dataclasses.replace(MODEL.config, vocab_size=34), on)
+
     def total(matrix, hidden):
       logprobs, entropies = heads.token_logprobs(model, {'unembedding': matrix}, hidden, targets)
       return jnp.sum(logprobs * entropies), (logprobs, entropies)
+
     return jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(matrix, hidden)
 
   got = run(layout, jax.device_put(matrix, sharding), *layout.place((hidden, targets)))
   assert got[0][0].sharding.is_equivalent_to(sharding, 2)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-4), got, run(None, matrix, hidden, targets))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-4),
+    got,
+    run(None, matrix, hidden, targets),
+  )

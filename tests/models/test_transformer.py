@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.models import transformer
+from rlhf_jax.models import layout, transformer
 from rlhf_jax.runtime import mesh
 
-CONFIG = transformer.ModelConfig(vocab_size=64, embed=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48, head=True)
+CONFIG = transformer.ModelConfig(
+  vocab_size=64, embed=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48, head=True
+)
 
 
 @pytest.fixture(scope='module')
@@ -29,14 +31,22 @@ def ragged(length=10):
 
 
 def by_hand(params, tokens):
-  """One row [T] through loops over layers, heads and places, float64 numpy; hidden states [T, D]."""
+  """One row [T] through loops over layers, heads and places, float64 numpy; hidden
+  states [T, D].
+  """
   p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-  norm = lambda x, scale: x / np.sqrt((x * x).mean(-1, keepdims=True) + CONFIG.norm_eps) * scale
+
+  def norm(x, scale):
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + CONFIG.norm_eps) * scale
+
   def rotate(x, t):
     half = len(x) // 2
     angle = t * CONFIG.rope_theta ** (-np.arange(half) / half)
     a, b = x[:half], x[half:]
-    return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)])
+    return np.concatenate(
+      [a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)]
+    )
+
   h = p['embedding'][tokens]
   for i in range(CONFIG.layers):
     w = {name: leaf[i] for name, leaf in p['layers'].items()}
@@ -48,9 +58,9 @@ def by_hand(params, tokens):
       k = np.stack([rotate(x[t] @ w['key'][:, shared], t) for t in range(len(x))])
       v = x @ w['value'][:, shared]
       for t in range(len(x)):
-        logits = k[:t + 1] @ q[t] / np.sqrt(CONFIG.head_dim)
+        logits = k[: t + 1] @ q[t] / np.sqrt(CONFIG.head_dim)
         weights = np.exp(logits - logits.max())
-        out[t] += (weights / weights.sum()) @ v[:t + 1] @ w['output'][head]
+        out[t] += (weights / weights.sum()) @ v[: t + 1] @ w['output'][head]
     h = h + out
     x = norm(h, w['mlp_norm'])
     gate = x @ w['gate']
@@ -67,13 +77,22 @@ def test_equals_the_slow_loops(model, params):
 @pytest.mark.parametrize('change', [dict(remat='full'), dict(remat='dots')])
 def test_remat_changes_neither_values_nor_gradients(model, params, change):
   other, inputs = transformer.build_model(dataclasses.replace(CONFIG, **change)), ragged()
-  total = lambda m: jax.jit(jax.value_and_grad(lambda p: jnp.sum(m.apply(p, *inputs)[0] ** 3)))(params)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), total(model), total(other))
+
+  def total(m):
+    return jax.jit(jax.value_and_grad(lambda p: jnp.sum(m.apply(p, *inputs)[0] ** 3)))(params)
+
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), total(model), total(other)
+  )
 
 
 def test_scanned_and_unrolled_are_equal(model, params):
   inputs = ragged()
-  np.testing.assert_allclose(model.apply(params, *inputs)[0], model.apply(transformer.unstack_layers(params), *inputs)[0], atol=1e-5)
+  np.testing.assert_allclose(
+    model.apply(params, *inputs)[0],
+    model.apply(transformer.unstack_layers(params), *inputs)[0],
+    atol=1e-5,
+  )
 
 
 @pytest.mark.parametrize('stacked', [True, False])
@@ -85,7 +104,9 @@ def test_prefill_and_decode_equal_the_full_forward(model, params, stacked):
   got = []
   for start, end in [(0, 6), (6, 7), (7, 8), (8, 10)]:
     part = slice(start, end)
-    hidden, cache = model.apply(weights, tokens[:, part], positions[:, part], segments[:, part], cache)
+    hidden, cache = model.apply(
+      weights, tokens[:, part], positions[:, part], segments[:, part], cache
+    )
     got.append(hidden)
   np.testing.assert_allclose(jnp.concatenate(got, axis=1), want, atol=1e-5)
 
@@ -94,15 +115,21 @@ def test_prefill_and_decode_equal_the_full_forward(model, params, stacked):
 def test_padding_changes_nothing(model, params, left):
   tokens, positions, segments = ragged(4)
   want, _ = model.apply(params, tokens, positions, segments)
-  pad = lambda x, value: jnp.pad(x, ((0, 0), (left, 6 - left)), constant_values=value)
+
+  def pad(x, value):
+    return jnp.pad(x, ((0, 0), (left, 6 - left)), constant_values=value)
+
   hidden, _ = model.apply(params, pad(tokens, 7), pad(positions, 0), pad(segments, 0))
   assert np.isfinite(hidden).all()
-  np.testing.assert_allclose(hidden[:, left:left + 4], want, atol=1e-5)
+  np.testing.assert_allclose(hidden[:, left : left + 4], want, atol=1e-5)
 
 
 def test_packed_segments_do_not_see_each_other(model, params):
   tokens, positions, segments = ragged(10)
-  alone = [model.apply(params, tokens[:, a:b], positions[:, :b - a], segments[:, a:b])[0] for a, b in [(0, 4), (4, 10)]]
+  alone = [
+    model.apply(params, tokens[:, a:b], positions[:, : b - a], segments[:, a:b])[0]
+    for a, b in [(0, 4), (4, 10)]
+  ]
   packed_positions = jnp.concatenate([positions[:, :4], positions[:, :6]], axis=1)
   packed_segments = jnp.concatenate([segments[:, :4], 2 * segments[:, :6]], axis=1)
   hidden, _ = model.apply(params, tokens, packed_positions, packed_segments)
@@ -111,18 +138,26 @@ def test_packed_segments_do_not_see_each_other(model, params):
 
 def test_every_leaf_has_a_name_for_each_axis(model):
   shapes = jax.eval_shape(model.init, jax.random.key(0))
-  jax.tree.map(lambda shape, names: len(shape.shape) == len(names) or pytest.fail(str(names)), shapes, model.axes)
+  jax.tree.map(
+    lambda shape, names: len(shape.shape) == len(names) or pytest.fail(str(names)),
+    shapes,
+    model.axes,
+  )
 
 
-@pytest.mark.parametrize('axes', [dict(fsdp=8), dict(tensor=2), dict(context=4), dict(data=2, fsdp=2, tensor=2)])
+@pytest.mark.parametrize(
+  'axes', [dict(fsdp=8), dict(tensor=2), dict(context=4), dict(data=2, fsdp=2, tensor=2)]
+)
 def test_sharded_equals_one_device(model, params, axes):
-  layout = mesh.make_layout({**mesh.DEFAULTS, 'data': -1 if 'data' not in axes else 2, **axes})
-  sharded = transformer.build_model(CONFIG, layout)
-  placed = jax.device_put(params, layout.shardings(sharded.axes, params))
+  on = mesh.make_layout({**mesh.DEFAULTS, 'data': -1 if 'data' not in axes else 2, **axes})
+  sharded = transformer.build_model(CONFIG, on)
+  placed = jax.device_put(params, on.shardings(sharded.axes, params))
   inputs = [jnp.tile(x, (8, 1))[:8] for x in ragged()]
-  hidden, _ = jax.jit(sharded.apply)(placed, *layout.place(inputs))
+  hidden, _ = jax.jit(sharded.apply)(placed, *on.place(inputs))
   np.testing.assert_allclose(hidden, model.apply(params, *inputs)[0], atol=1e-5)
-  whole = [leaf for leaf in jax.tree.leaves(placed) if leaf.size > 64 and leaf.sharding.is_fully_replicated]
+  whole = [
+    leaf for leaf in jax.tree.leaves(placed) if leaf.size > 64 and leaf.sharding.is_fully_replicated
+  ]
   assert not whole or 'fsdp' not in axes
 
 
@@ -134,3 +169,29 @@ def test_parameters_in_the_dtype_that_they_compute_in_give_the_same_bits():
   for kept in half['norm'], half['layers']['attention_norm'], half['score']['kernel']:
     assert kept.dtype == jnp.float32
   np.testing.assert_array_equal(model.apply(half, *inputs)[0], model.apply(params, *inputs)[0])
+
+
+@pytest.mark.parametrize('norm', ['rms', 'rms_offset', 'layer'])
+def test_no_leaf_is_weakly_typed(norm):
+  """A weakly typed leaf becomes a strongly typed one in the first update: two compilations."""
+  config = dataclasses.replace(CONFIG, norm=norm, qk_norm='head', lora_rank=2, lora_targets=('up',))
+  shapes = jax.eval_shape(transformer.build_model(config).init, jax.random.key(0))
+  for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+    assert leaf.dtype == jnp.float32, path
+    assert not leaf.weak_type, path
+
+
+def test_a_single_device_moves_nothing():
+  device, x = layout.SingleDevice(), jnp.ones((2, 3))
+  assert device.platform == jax.default_backend()
+  assert device.constrain(x, ('batch', 'length')) is x
+  assert device.shard_map(jnp.sin, [('batch',)], ('batch',)) is jnp.sin
+  assert device.with_gathered_matrix(lambda matrix, row: (matrix, row), x, 7) == (x, 7)
+
+
+def test_the_forward_is_a_function_of_values(model, params):
+  """`Model.apply` with its definitions bound again by hand."""
+  graph, inputs = transformer.build_model(CONFIG).apply.args[1], ragged()
+  got, cache = transformer.apply_model(CONFIG, graph, layout.SingleDevice(), params, *inputs)
+  np.testing.assert_allclose(got, model.apply(params, *inputs)[0], atol=1e-6)
+  assert cache is None

@@ -1,5 +1,7 @@
-"""A world small enough to enumerate: 6 tokens, answers of 4, a table for a policy. What each objective converges to is known,
-π* ∝ π_ref exp(r / β) (Ziegler et al. 2019; Rafailov et al. 2023, eq. 4)."""
+"""A world small enough to enumerate: 6 tokens, answers of 4, a table for a policy. What
+each objective converges to is known, π* ∝ π_ref exp(r / β) (Ziegler et al. 2019;
+Rafailov et al. 2023, eq. 4).
+"""
 
 import functools
 
@@ -12,7 +14,9 @@ import pytest
 from rlhf_jax.objectives import advantages, divergence, policy_gradient, preference
 
 V, T, BETA, N = 6, 4, 0.5, 512
-STARTS = np.cumsum([0, *(V**t for t in range(T))])  # where the prefixes of each length stand in the table
+STARTS = np.cumsum(
+  [0, *(V**t for t in range(T))]
+)  # where the prefixes of each length stand in the table
 EVERY = np.stack(np.meshgrid(*[np.arange(V)] * T, indexing='ij'), -1).reshape(-1, T)
 MASK = jnp.ones((N, T), bool)
 
@@ -28,7 +32,9 @@ def places(answers):
 
 
 def token_logprobs(table, answers):
-  return jnp.take_along_axis(jax.nn.log_softmax(table)[places(answers)], answers[..., None], -1)[..., 0]
+  return jnp.take_along_axis(jax.nn.log_softmax(table)[places(answers)], answers[..., None], -1)[
+    ..., 0
+  ]
 
 
 def sample(table, key):
@@ -61,10 +67,16 @@ def group_loss(advantage, loss, reduce):
     logprobs = token_logprobs(params['policy'], answers)
     old, reference = jax.lax.stop_gradient(logprobs), token_logprobs(world()[0], answers)
     total = rewards_of(answers) - BETA * sequence_kl(old, reference)
-    A = jnp.broadcast_to(advantages.GROUP[advantage](total.reshape(-1, 4)).reshape(-1, 1), (N, T))
-    losses, _, _ = policy_gradient.POLICY[loss](logprobs, old, A, MASK, 0.2, 0.2)
-    total, weight = policy_gradient.REDUCE[reduce](losses, MASK)
+    A = jnp.broadcast_to(
+      advantages.GROUP_ADVANTAGES[advantage](
+        total.reshape(-1, 4), jnp.full((N // 4, 4), T)
+      ).reshape(-1, 1),
+      (N, T),
+    )
+    losses, _, _ = policy_gradient.POLICY_LOSSES[loss](logprobs, old, A, MASK, 0.2, 0.2)
+    total, weight = policy_gradient.REDUCTIONS[reduce](losses, MASK)
     return total / weight
+
   return of
 
 
@@ -83,18 +95,25 @@ def ppo_loss(params, key):
 def dpo_loss(params, key):
   """Pairs of all answers, labelled with the probabilities of Bradley and Terry."""
   numbers = jax.random.randint(key, (2, N), 0, V**T)
+
   def response(i):
     answers = jnp.asarray(EVERY)[numbers[i]]
-    return preference.Response(token_logprobs(params['policy'], answers).sum(1),
-                               token_logprobs(world()[0], answers).sum(1), jnp.full(N, T))
+    return preference.Response(
+      token_logprobs(params['policy'], answers).sum(1),
+      token_logprobs(world()[0], answers).sum(1),
+      jnp.full(N, T),
+    )
+
   right = jax.nn.sigmoid(world()[1][numbers[0]] - world()[1][numbers[1]])
-  return jnp.mean(preference.dpo(response(0), response(1), preference.Settings(BETA, 1 - right)))
+  return jnp.mean(preference.dpo(response(0), response(1), preference.DPOSettings(BETA, 1 - right)))
 
 
 METHODS = {
-    'ppo': (ppo_loss, 0.03), 'dpo': (dpo_loss, 0.03),
-    'rloo': (group_loss('leave_one_out', 'reinforce', 'sequence_sum'), 0.03),
-    'dr_grpo': (group_loss('above_mean', 'clipped', 'constant'), 0.03)}
+  'ppo': (ppo_loss, 0.03),
+  'dpo': (dpo_loss, 0.03),
+  'rloo': (group_loss('leave_one_out', 'reinforce', 'sequence_sum'), 0.03),
+  'dr_grpo': (group_loss('above_mean', 'clipped', 'constant'), 0.03),
+}
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -109,14 +128,22 @@ def test_the_optimum_is_the_tilted_reference(method):
       params, opt_state = carry
       updates, opt_state = optimizer.update(jax.grad(loss)(params, key), opt_state)
       return (optax.apply_updates(params, updates), opt_state), None
-    return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(jax.random.key(1), steps))[0][0]
+
+    return jax.lax.scan(
+      step, (params, optimizer.init(params)), jax.random.split(jax.random.key(1), steps)
+    )[0][0]
 
   reference, reward = world()
   params = train({'policy': reference, 'value': jnp.zeros(STARTS[-1])})
   every = jnp.asarray(EVERY)
   best = jax.nn.log_softmax(token_logprobs(reference, every).sum(1) + reward / BETA)
-  of = lambda table: token_logprobs(table, every).sum(1)
-  distance = lambda logprobs: float(jnp.sum(jnp.exp(logprobs) * (logprobs - best)))
+
+  def of(table):
+    return token_logprobs(table, every).sum(1)
+
+  def distance(logprobs):
+    return float(jnp.sum(jnp.exp(logprobs) * (logprobs - best)))
+
   assert distance(of(reference)) > 0.5
   found = distance(of(params['policy']))
   assert found < 0.05, found

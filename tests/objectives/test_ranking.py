@@ -13,7 +13,9 @@ def softplus(x):
 
 
 def by_hand(name, scores, ranks, group, sure=None):
-  """Loops over prompts and pairs in float64: (sum, count). `sure` is the probability that a place's order is right."""
+  """Loops over prompts and pairs in float64: (sum, count). `sure` is the probability
+  that a place's order is right.
+  """
   total, count = 0.0, 0
   for b in range(len(scores)):
     for g in set(group[b]) - {0}:
@@ -22,8 +24,10 @@ def by_hand(name, scores, ranks, group, sure=None):
       if not pairs:
         continue
       p = 1.0 if sure is None else sure[b][places[0]]
-      losses = [p * softplus(scores[b][j] - scores[b][i]) + (1 - p) * softplus(scores[b][i] - scores[b][j])
-                for i, j in pairs]
+      losses = [
+        p * softplus(scores[b][j] - scores[b][i]) + (1 - p) * softplus(scores[b][i] - scores[b][j])
+        for i, j in pairs
+      ]
       if name == 'pairwise':
         total, count = total + np.mean(losses), count + 1
       elif name == 'plain_pairs':
@@ -38,39 +42,49 @@ def by_hand(name, scores, ranks, group, sure=None):
 
 
 def packed(seed, B=4, K=12):
-  """Rows that hold several prompts of 2 to 9 responses, with ties, empty places and a row without any."""
+  """Rows that hold several prompts of 2 to 9 responses, with ties, empty places and a
+  row without any.
+  """
   rng = np.random.default_rng(seed)
   group, ranks = np.zeros((B, K), np.int32), np.zeros((B, K), np.int32)
   for b in range(B - 1):
     start, g = 0, 1
     while (k := int(rng.integers(2, 10))) <= K - start:
-      group[b, start:start + k], ranks[b, start:start + k] = g, rng.integers(1, k + 1, k)
+      group[b, start : start + k], ranks[b, start : start + k] = g, rng.integers(1, k + 1, k)
       start, g = start + k, g + 1
   return rng.normal(size=(B, K)), ranks, group
 
 
-@pytest.mark.parametrize('name', list(ranking.LOSSES))
+@pytest.mark.parametrize('name', list(ranking.REWARD_LOSSES))
 @pytest.mark.parametrize('seed', range(4))
 def test_losses_and_gradients_equal_the_slow_loops(name, seed):
   scores, ranks, group = packed(seed)
   want, count = by_hand(name, scores, ranks, group)
-  got, weight = jax.jit(ranking.LOSSES[name])(jnp.asarray(scores), ranks, group)
+  got, weight = jax.jit(ranking.REWARD_LOSSES[name].function)(jnp.asarray(scores), ranks, group)
   np.testing.assert_allclose(got, want, rtol=1e-5)
   np.testing.assert_allclose(weight, count, rtol=1e-6)
-  gradient = jax.grad(lambda s: ranking.LOSSES[name](s, ranks, group)[0])(jnp.asarray(scores))
+  gradient = jax.grad(lambda s: ranking.REWARD_LOSSES[name].function(s, ranks, group)[0])(
+    jnp.asarray(scores)
+  )
   for b, k in [(0, 0), (1, 3), (2, 5)]:
     step = np.zeros_like(scores)
     step[b, k] = 1e-5
-    slope = (by_hand(name, scores + step, ranks, group)[0] - by_hand(name, scores - step, ranks, group)[0]) / 2e-5
+    slope = (
+      by_hand(name, scores + step, ranks, group)[0] - by_hand(name, scores - step, ranks, group)[0]
+    ) / 2e-5
     np.testing.assert_allclose(gradient[b, k], slope, atol=1e-4)
   same = (group[:, :, None] == group[:, None, :]) & (group > 0)[:, :, None]
-  np.testing.assert_allclose((gradient[:, None, :] * same).sum(-1), 0.0, atol=1e-5)  # only differences matter
+  np.testing.assert_allclose(
+    (gradient[:, None, :] * same).sum(-1), 0.0, atol=1e-5
+  )  # only differences matter
 
 
 @pytest.mark.parametrize('K', range(2, 10))
-@pytest.mark.parametrize('name', list(ranking.LOSSES))
+@pytest.mark.parametrize('name', list(ranking.REWARD_LOSSES))
 def test_every_size_with_soft_labels_and_ties(name, K):
-  """Loss and the whole gradient; one row is empty, one all tied, and labels are soft where a loss takes such."""
+  """Loss and the whole gradient; one row is empty, one all tied, and labels are soft
+  where a loss takes such.
+  """
   rng = np.random.default_rng(K)
   scores, ranks = rng.normal(size=(4, K)), rng.integers(1, K + 1, (4, K)).astype(np.int32)
   ranks[3] = rng.permutation(K) + 1
@@ -78,7 +92,10 @@ def test_every_size_with_soft_labels_and_ties(name, K):
   sure = None if name == 'plackett_luce' else rng.uniform(0.5, 1.0, (4, 1)).repeat(K, 1)
   soft = () if sure is None else (jnp.float32(sure),)
   want, count = by_hand(name, scores, ranks, group, sure)
-  loss = lambda s: ranking.LOSSES[name](s, ranks, group, *soft)
+
+  def loss(s):
+    return ranking.REWARD_LOSSES[name].function(s, ranks, group, *soft)
+
   got, weight = loss(jnp.float32(scores))
   np.testing.assert_allclose([got, weight], [want, count], rtol=1e-5)
   gradient = jax.grad(lambda s: loss(s)[0])(jnp.float32(scores))
@@ -86,42 +103,54 @@ def test_every_size_with_soft_labels_and_ties(name, K):
   for place in np.ndindex(scores.shape):
     step = np.zeros_like(scores)
     step[place] = 1e-6
-    slopes[place] = (by_hand(name, scores + step, ranks, group, sure)[0]
-                     - by_hand(name, scores - step, ranks, group, sure)[0]) / 2e-6
+    slopes[place] = (
+      by_hand(name, scores + step, ranks, group, sure)[0]
+      - by_hand(name, scores - step, ranks, group, sure)[0]
+    ) / 2e-6
   np.testing.assert_allclose(gradient, slopes, rtol=1e-4, atol=1e-5)
   assert not gradient[1].any() and not gradient[2].any()
 
 
-@pytest.mark.parametrize('name', list(ranking.LOSSES))
+@pytest.mark.parametrize('name', list(ranking.REWARD_LOSSES))
 def test_two_responses_are_bradley_terry(name):
-  total, weight = ranking.LOSSES[name](jnp.array([[0.3, 1.1]]), jnp.array([[2, 1]]), jnp.array([[1, 1]]))
+  total, weight = ranking.REWARD_LOSSES[name].function(
+    jnp.array([[0.3, 1.1]]), jnp.array([[2, 1]]), jnp.array([[1, 1]])
+  )
   np.testing.assert_allclose(total, -np.log(1 / (1 + np.exp(-0.8))), rtol=1e-6)
   assert weight == 1
 
 
 def test_plackett_luce_by_hand():
-  total, _ = ranking.plackett_luce(jnp.array([[1.0, 0.0, 2.0]]), jnp.array([[2, 3, 1]]), jnp.array([[1, 1, 1]]))
+  total, _ = ranking.plackett_luce(
+    jnp.array([[1.0, 0.0, 2.0]]), jnp.array([[2, 3, 1]]), jnp.array([[1, 1, 1]])
+  )
   want = (np.log(np.exp(2) + np.exp(1) + 1) - 2) + (np.log(np.exp(1) + 1) - 1)
   np.testing.assert_allclose(total, want, rtol=1e-6)
 
 
 def test_a_tie_says_nothing():
-  for loss in ranking.LOSSES.values():
-    total, weight = loss(jnp.array([[5.0, -5.0]]), jnp.array([[1, 1]]), jnp.array([[1, 1]]))
+  for loss in ranking.REWARD_LOSSES.values():
+    total, weight = loss.function(
+      jnp.array([[5.0, -5.0]]), jnp.array([[1, 1]]), jnp.array([[1, 1]])
+    )
     assert (total, weight) == (0, 0)
 
 
-@pytest.mark.parametrize('name', list(ranking.LOSSES))
+@pytest.mark.parametrize('name', list(ranking.REWARD_LOSSES))
 def test_order_of_places_changes_nothing(name):
   scores, ranks, group = packed(9)
   order = np.random.default_rng(0).permutation(scores.shape[1])
-  a = ranking.LOSSES[name](jnp.asarray(scores), ranks, group)
-  b = ranking.LOSSES[name](jnp.asarray(scores[:, order]), ranks[:, order], group[:, order])
+  a = ranking.REWARD_LOSSES[name].function(jnp.asarray(scores), ranks, group)
+  b = ranking.REWARD_LOSSES[name].function(
+    jnp.asarray(scores[:, order]), ranks[:, order], group[:, order]
+  )
   np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
 def test_accuracy_counts_equal_scores_half():
-  right, pairs = ranking.accuracy(jnp.array([[2.0, 1.0, 1.0]]), jnp.array([[1, 2, 3]]), jnp.array([[1, 1, 1]]))
+  right, pairs = ranking.accuracy(
+    jnp.array([[2.0, 1.0, 1.0]]), jnp.array([[1, 2, 3]]), jnp.array([[1, 1, 1]])
+  )
   assert (right, pairs) == (2.5, 3)
 
 
