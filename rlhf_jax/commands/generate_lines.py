@@ -5,11 +5,11 @@ Letters: B rows of a batch, K responses to each, R tokens of a response.
 
 import argparse
 from collections.abc import Callable, Sequence
+import dataclasses
 import functools
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
 from rlhf_jax import pipeline
@@ -17,6 +17,7 @@ from rlhf_jax.commands import lines
 from rlhf_jax.data import batches, encode
 from rlhf_jax.errors import UserError
 from rlhf_jax.generation import sampler
+from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.types import Prompts, Samples
 
 
@@ -43,7 +44,9 @@ def generate_lines(options: argparse.Namespace) -> None:
     room=options.max_new_tokens,
   )
   # these words are named as the sampler's options are
-  sampling = {name: getattr(options, name) for name in sampler.DEFAULTS}
+  sampling = {
+    field.name: getattr(options, field.name) for field in dataclasses.fields(SamplingOptions)
+  }
   settings = dict(
     sampling,
     command='generate',
@@ -117,7 +120,7 @@ def _build_sampler(
     pad_id = tokenizer.pad_id
   return sampler.build_sampler(
     opened.model,
-    ml_collections.ConfigDict(sampling),
+    SamplingOptions(**sampling),
     stop_ids,
     pad_id,
     options.samples,

@@ -230,16 +230,17 @@ def round_float32(value: Any) -> float:
 # -- the model
 
 
-def _parse_mesh(text: str) -> dict[str, int]:
-  """Returns the mesh config of a text such as data=2,fsdp=4."""
-  axes = {name: mesh.DEFAULTS[name] for name in (*mesh.AXES, 'rollout_tensor')}
+def _parse_mesh(text: str) -> mesh.MeshOptions:
+  """Returns the mesh options of a text such as data=2,fsdp=4."""
+  known = (*mesh.AXES, 'rollout_tensor')
+  axes = {}
   for part in filter(None, text.split(',')):
     name, _, size = part.partition('=')
-    if name not in axes or not size.lstrip('-').isdecimal():
-      names = ', '.join(axes)
+    if name not in known or not size.lstrip('-').isdecimal():
+      names = ', '.join(known)
       raise UserError(f'--mesh: expected AXIS=N with AXIS among {names}, got {part!r}')
     axes[name] = int(size)
-  return axes
+  return mesh.MeshOptions(**axes)
 
 
 # -- the input

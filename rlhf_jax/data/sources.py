@@ -12,7 +12,6 @@ from pathlib import Path
 import re
 from typing import Any
 
-from rlhf_jax import options as options_lib
 from rlhf_jax.data import records, tinyworld
 from rlhf_jax.errors import UserError
 

@@ -28,7 +28,6 @@ from rlhf_jax.feedback import (
   judging,
   verdicts,
 )
-from rlhf_jax.options import defaults
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +64,6 @@ class EndpointOptions:
   max_total_tokens: int = 0  # the same for tokens; requests under way come on top
 
 
-DEFAULTS = defaults(EndpointOptions)  # removed with the old stages
 
 _EXAMPLE_URL = 'http://localhost:8000/v1'
 _PATH = '/chat/completions'
@@ -393,20 +391,11 @@ def build_request(
   )
   if options.logprobs:
     request.update(logprobs=True, top_logprobs=options.logprobs)
-  request.update(_plain(options.extra))
+  request.update(options.extra)
   request = {name: value for name, value in request.items() if value is not None}
   depends_on = [request, options.options, options.thought]
   text = json.dumps(depends_on, sort_keys=True)
   return request, hashlib.sha256(text.encode()).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-  """Returns nested sections, such as ConfigDicts, as plain dicts."""
-  if hasattr(value, 'items'):
-    return {name: _plain(item) for name, item in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [_plain(item) for item in value]
-  return value
 
 
 def _completions_address(url: str) -> str:

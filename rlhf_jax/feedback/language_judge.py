@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from rlhf_jax.data import batches, encode
@@ -26,10 +25,11 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import judging
 from rlhf_jax.generation import responses as generation
 from rlhf_jax.generation import sampler
+from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.models import heads
 from rlhf_jax.models.transformer import Model
-from rlhf_jax.options import defaults
+from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.types import Params, Prompts
 
@@ -75,8 +75,6 @@ class ScorerOptions:
   max_length: int = 512  # tokens; a longer question gets the lowest grade
 
 
-DEFAULTS = defaults(JudgeOptions)  # removed with the old stages
-SCORER = defaults(ScorerOptions)  # removed with the old stages
 
 # Lengths are rounded up to multiples of this, so that few programs are compiled.
 _BUCKET = 64
@@ -256,7 +254,7 @@ def build_option_reader(
         placed = layout.place(batch)
         is_real = batch.index >= 0  # the last batch is filled up
         for beginning, places, last_ids in groups:
-          values = generation.to_host(logprobs(params, placed, beginning, last_ids))
+          values = hosts.to_host(logprobs(params, placed, beginning, last_ids))
           result[np.ix_(batch.index[is_real], places)] = values[is_real]
     return result
 
@@ -350,9 +348,7 @@ def _build_thinker(
     think(prompts: N lists of tokens) → N texts, up to the ending; '' where the
     prompt leaves no room for a thought.
   """
-  greedy = ml_collections.ConfigDict(
-    dict(sampler.DEFAULTS, max_new_tokens=options.thought, temperature=0.0)
-  )
+  greedy = SamplingOptions(max_new_tokens=options.thought, temperature=0.0)
   respond = generation.build_responder(model, greedy, tokenizer, layout)
 
   def think(prompts: list[list[int]]) -> list[str]:

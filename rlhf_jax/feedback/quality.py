@@ -12,7 +12,6 @@ import numpy as np
 
 from rlhf_jax.data.records import Ranking
 from rlhf_jax.errors import UserError
-from rlhf_jax.options import defaults
 from rlhf_jax.text_table import format_rows
 
 
@@ -26,7 +25,6 @@ class GateOptions:
   override: bool = False  # go on with a judge that is not fit
 
 
-DEFAULTS = defaults(GateOptions)  # removed with the old stages
 
 _NORMAL_QUANTILE = 1.959964  # of 97.5%: a two-sided 95% interval
 _RESAMPLES = 1000  # of the bootstrap

@@ -16,7 +16,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax import options as typed_options
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import heads, transformer
 from rlhf_jax.models.transformer import Cache, Model
@@ -33,7 +32,6 @@ class SamplingOptions:
   top_p: float = 1.0  # choose among the fewest tokens with this probability; 1 = all
 
 
-DEFAULTS = typed_options.defaults(SamplingOptions)  # removed with the old stages
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,8 @@ import dataclasses
 import functools
 from typing import Any, Callable
 
-from rlhf_jax.models import transformer
 from rlhf_jax.interop.tensors import Tensor
+from rlhf_jax.models import transformer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,9 @@ import numpy as np
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import families, hf_config
-from rlhf_jax.models import rope
 from rlhf_jax.interop.assemble import assemble
 from rlhf_jax.interop.tokenizer import Tokenizer
+from rlhf_jax.models import rope
 
 
 class Kind(NamedTuple):

@@ -7,9 +7,9 @@ transformers 4 (rope_theta, rope_scaling) and 5 (rope_parameters) are read; what
 import dataclasses
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import rope
 from rlhf_jax.interop.families import FAMILIES, GLOBAL, LOCAL
-from rlhf_jax.models.model_config import ModelConfig, check_model_config
+from rlhf_jax.models import rope
+from rlhf_jax.models.model_config import check_model_config, ModelConfig
 
 ACTIVATIONS = {'silu': 'silu', 'swish': 'silu', 'gelu': 'gelu', 'gelu_new': 'gelu_tanh',
                'gelu_pytorch_tanh': 'gelu_tanh'}

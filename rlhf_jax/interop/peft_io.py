@@ -21,8 +21,8 @@ import safetensors.numpy
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import families, pretrained
-from rlhf_jax.models import lora
 from rlhf_jax.interop.safetensors_io import leaf_to_host, read_json
+from rlhf_jax.models import lora
 from rlhf_jax.models.model_config import TARGETS
 
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'

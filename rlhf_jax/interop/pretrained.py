@@ -22,7 +22,13 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.interop import families, hf_config
 from rlhf_jax.interop.assemble import assemble
 from rlhf_jax.interop.gguf_io import find_smollm2, open_gguf
-from rlhf_jax.interop.safetensors_io import Entry, leaf_to_host, open_weights, read_json, write_weights
+from rlhf_jax.interop.safetensors_io import (
+  Entry,
+  leaf_to_host,
+  open_weights,
+  read_json,
+  write_weights,
+)
 from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.models.transformer import ModelConfig
 

@@ -15,7 +15,6 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax import options as typed_options
 from rlhf_jax.models import quantised
 from rlhf_jax.models.model_config import ModelConfig
 from rlhf_jax.types import Params
@@ -34,7 +33,6 @@ class LoraOptions:
   base: str = 'float32'
 
 
-DEFAULTS = typed_options.defaults(LoraOptions)  # removed with the old stages
 
 A = '_lora_a'
 B = '_lora_b'

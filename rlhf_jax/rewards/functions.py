@@ -28,8 +28,6 @@ import numpy as np
 import pebble
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.named_functions import is_function_name  # noqa: F401 removed with the old stages
-from rlhf_jax.options import defaults
 from rlhf_jax.rewards import worker
 
 # score(conversations, responses, records) → ([N] float32, how many responses failed)
@@ -45,7 +43,6 @@ class RewardFunctionOptions:
   failed_score: float = 0.0  # of a response on which the function failed or took too long
 
 
-DEFAULTS = defaults(RewardFunctionOptions)  # removed with the old stages
 
 _PART_SIZE = 16  # responses that a worker gets at once
 _Part = tuple[list, list, list]  # conversations, responses, records

@@ -117,6 +117,12 @@ def is_first_process() -> bool:
   return jax.process_index() == 0
 
 
+def say(text: str) -> None:
+  """Prints a line for the user, from the first process."""
+  if is_first_process():
+    print(text, flush=True)
+
+
 def to_host(tree: Any) -> Any:
   """Returns a tree of global arrays as NumPy arrays, on every process."""
   if jax.process_count() == 1:

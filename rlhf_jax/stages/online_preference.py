@@ -22,7 +22,7 @@ from rlhf_jax.data import batches
 from rlhf_jax.errors import UserError
 from rlhf_jax.objectives import preference as preference_objectives
 from rlhf_jax.objectives import ranking
-from rlhf_jax.planning.programs import StagePlan, abstract_rankings
+from rlhf_jax.planning.programs import abstract_rankings, StagePlan
 from rlhf_jax.runtime import loop, optimizers
 from rlhf_jax.runtime.loop import LoopOptions
 from rlhf_jax.runtime.mesh import Layout
@@ -31,10 +31,10 @@ from rlhf_jax.stages import preference
 from rlhf_jax.stages.preference import loss
 from rlhf_jax.stages.shared import rollout, rollout_plan, training
 from rlhf_jax.stages.shared.context import Context
-from rlhf_jax.stages.shared.kind import TINY_LOOP, StageKind
+from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.model_store import ModelStore
 from rlhf_jax.stages.shared.rollout import RolloutDefinitions, RolloutParts, ScoredRollout
-from rlhf_jax.stages.shared.scores import Score, open_scores
+from rlhf_jax.stages.shared.scores import open_scores, Score
 from rlhf_jax.types import Array, Params, Prompts, Rankings, TrainState
 
 __all__ = ['STAGE', 'Options', 'build', 'iterate', 'loss', 'order_responses', 'train_step']

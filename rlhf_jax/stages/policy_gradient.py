@@ -36,11 +36,11 @@ from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.runtime.optimizers import OptimizerOptions
 from rlhf_jax.stages.shared import rollout, rollout_plan, training
 from rlhf_jax.stages.shared.context import Context
-from rlhf_jax.stages.shared.kind import TINY_LOOP, StageKind
-from rlhf_jax.stages.shared.model_store import ModelStore, OpenModel, copy_tree
+from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
+from rlhf_jax.stages.shared.model_store import copy_tree, ModelStore, OpenModel
 from rlhf_jax.stages.shared.rollout import RolloutDefinitions, RolloutParts, ScoredRollout
-from rlhf_jax.stages.shared.scores import Score, open_scores
-from rlhf_jax.types import Array, Params, Prompts, Sequences, TrainState, merge_params
+from rlhf_jax.stages.shared.scores import open_scores, Score
+from rlhf_jax.types import Array, merge_params, Params, Prompts, Sequences, TrainState
 
 
 @dataclasses.dataclass(frozen=True)

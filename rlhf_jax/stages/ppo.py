@@ -34,7 +34,7 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.models import heads, lora
 from rlhf_jax.models.transformer import Model
 from rlhf_jax.objectives import advantages, divergence, language_model, masked, policy_gradient
-from rlhf_jax.planning.programs import StagePlan, abstract_sequences
+from rlhf_jax.planning.programs import abstract_sequences, StagePlan
 from rlhf_jax.runtime import loop, optimizers
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.loop import LoopOptions
@@ -42,11 +42,11 @@ from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.runtime.optimizers import OptimizerOptions
 from rlhf_jax.stages.shared import rollout, rollout_plan, training
 from rlhf_jax.stages.shared.context import Context
-from rlhf_jax.stages.shared.kind import TINY_LOOP, StageKind
+from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.model_store import ModelStore, OpenModel
 from rlhf_jax.stages.shared.rollout import RolloutDefinitions, RolloutParts, ScoredRollout
-from rlhf_jax.stages.shared.scores import Score, open_scores
-from rlhf_jax.types import Array, Params, Prompts, Sequences, TrainState, merge_params
+from rlhf_jax.stages.shared.scores import open_scores, Score
+from rlhf_jax.types import Array, merge_params, Params, Prompts, Sequences, TrainState
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,11 +31,11 @@ from rlhf_jax.models.transformer import Model
 from rlhf_jax.objectives import masked, preference, ranking
 from rlhf_jax.planning import work
 from rlhf_jax.planning.programs import (
-    Program,
-    StagePlan,
-    abstract_rankings,
-    abstract_scalar,
-    resident,
+  abstract_rankings,
+  abstract_scalar,
+  Program,
+  resident,
+  StagePlan,
 )
 from rlhf_jax.runtime import checkpoint, hosts, loop
 from rlhf_jax.runtime import step as steps
@@ -44,7 +44,7 @@ from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.runtime.optimizers import OptimizerOptions
 from rlhf_jax.stages.shared import training
 from rlhf_jax.stages.shared.context import Context
-from rlhf_jax.stages.shared.kind import TINY_LOOP, StageKind
+from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.model_store import ModelStore
 from rlhf_jax.stages.shared.training import Definitions
 from rlhf_jax.types import Array, Params, Rankings, TrainState

@@ -21,7 +21,7 @@ from rlhf_jax.runtime.loop import LoopOptions
 from rlhf_jax.runtime.optimizers import OptimizerOptions
 from rlhf_jax.stages.shared import supervised, training
 from rlhf_jax.stages.shared.context import Context
-from rlhf_jax.stages.shared.kind import TINY_LOOP, StageKind
+from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.supervised import loss, train_step
 from rlhf_jax.types import TrainState
 

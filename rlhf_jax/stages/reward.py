@@ -29,14 +29,14 @@ from rlhf_jax.models.lora import LoraOptions
 from rlhf_jax.models.transformer import Model
 from rlhf_jax.objectives import ranking
 from rlhf_jax.planning import work
-from rlhf_jax.planning.programs import Program, StagePlan, abstract_rankings, resident
+from rlhf_jax.planning.programs import abstract_rankings, Program, resident, StagePlan
 from rlhf_jax.runtime import hosts, loop
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.loop import LoopOptions
 from rlhf_jax.runtime.optimizers import OptimizerOptions
 from rlhf_jax.stages.shared import training
 from rlhf_jax.stages.shared.context import Context
-from rlhf_jax.stages.shared.kind import TINY_LOOP, StageKind
+from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.training import Definitions
 from rlhf_jax.types import Params, Prompts, Rankings, Samples, Sequences, TrainState
 

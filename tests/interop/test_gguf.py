@@ -9,8 +9,8 @@ import pytest
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import gguf_io, pretrained
-from rlhf_jax.models import heads, transformer
 from rlhf_jax.interop.tokenizer import Tokenizer
+from rlhf_jax.models import heads, transformer
 from rlhf_jax.runtime import mesh
 
 gguf = pytest.importorskip('gguf')

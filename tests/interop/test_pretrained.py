@@ -12,8 +12,8 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import families, pretrained, safetensors_io
-from rlhf_jax.models import heads, transformer
 from rlhf_jax.interop.tokenizer import Tokenizer
+from rlhf_jax.models import heads, transformer
 
 FIXTURES = Path(__file__).parent / 'fixtures'  # what transformers saved and computed: scripts/record_references.py
 DATA = Path(__file__).parent / 'data'  # a tiny model of each family, by the same script

@@ -3,8 +3,8 @@
 import importlib.util
 import json
 
-from tensorboardX.proto import event_pb2
 import pytest
+from tensorboardX.proto import event_pb2
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.runtime import metrics

@@ -14,7 +14,6 @@ from rlhf_jax.interop import peft_io, pretrained
 from rlhf_jax.models import lora, quantised, transformer
 from rlhf_jax.models.lora import LoraOptions
 from rlhf_jax.runtime import checkpoint
-from rlhf_jax.stages import sft
 from rlhf_jax.stages.shared import model_sources, model_store
 from rlhf_jax.stages.shared.model_store import ModelStore
 

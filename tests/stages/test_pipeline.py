@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 import shutil
 import time
 
@@ -8,13 +7,12 @@ import numpy as np
 import pytest
 
 from rlhf_jax import config as configs
-from rlhf_jax import pipeline
+from rlhf_jax import final_table, pipeline, testing
 from rlhf_jax.data import records
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import pretrained
 from rlhf_jax.models import transformer
 from rlhf_jax.runtime import checkpoint
-from rlhf_jax import final_table, testing
 from rlhf_jax.stages.shared import training
 from rlhf_jax.stages.shared.model_store import ModelStore
 

@@ -21,8 +21,8 @@ from rlhf_jax.models.model_config import ModelConfig
 from rlhf_jax.models.transformer import Model
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.stages.shared.context import Context
-from rlhf_jax.stages.shared.model_sources import ModelSource, find_model
-from rlhf_jax.types import Params, merge_params
+from rlhf_jax.stages.shared.model_sources import find_model, ModelSource
+from rlhf_jax.types import merge_params, Params
 
 RANDOM = 'random'  # the name of a freshly initialised model with the shape of config.model
 

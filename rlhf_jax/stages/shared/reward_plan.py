@@ -9,7 +9,7 @@ from rlhf_jax.generation import sampler
 from rlhf_jax.models import heads
 from rlhf_jax.models.transformer import Model
 from rlhf_jax.planning import work
-from rlhf_jax.planning.programs import Program, StagePlan, abstract_prompts
+from rlhf_jax.planning.programs import abstract_prompts, Program, StagePlan
 from rlhf_jax.rewards.sources import parse_reward_source
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.stages import reward

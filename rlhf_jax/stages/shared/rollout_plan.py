@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from rlhf_jax.generation import sampler
 from rlhf_jax.planning import work
 from rlhf_jax.planning.programs import (
-    Program,
-    StagePlan,
-    abstract_batch,
-    abstract_key,
-    abstract_prompts,
-    abstract_rows,
-    resident,
+  abstract_batch,
+  abstract_key,
+  abstract_prompts,
+  abstract_rows,
+  Program,
+  resident,
+  StagePlan,
 )
 from rlhf_jax.stages.shared import reward_plan
 from rlhf_jax.stages.shared.context import Context

@@ -17,7 +17,7 @@ from rlhf_jax.models import heads
 from rlhf_jax.models.transformer import Model
 from rlhf_jax.objectives import language_model, masked
 from rlhf_jax.planning import work
-from rlhf_jax.planning.programs import Program, StagePlan, abstract_sequences, resident
+from rlhf_jax.planning.programs import abstract_sequences, Program, resident, StagePlan
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.stages.shared import training
