@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -201,13 +203,17 @@ def test_drawn_tokens_are_padding_after_the_end():
 def test_the_parts_of_the_sampler_are_functions_of_values(params):
   """Prefill, the first token and one step, by hand; they are `generate`'s first two tokens."""
   made, key = definition(options=sampler.SamplingOptions(2)), jax.random.key(3)
-  hidden, cache, lengths = sampler.prefill(made, params, prompts())
+  prefill, begin, step, generate = (
+    jax.jit(functools.partial(part, made))
+    for part in (sampler.prefill, sampler.begin_decoding, sampler.decode_step, sampler.generate)
+  )
+  hidden, cache, lengths = prefill(params, prompts())
   assert hidden.shape == (6, 32) and cache.segment_ids.shape == (6, 8)
   np.testing.assert_array_equal(lengths, [6, 6, 3, 3, 1, 1])
-  state = sampler.begin_decoding(made, params, hidden, cache, key)
+  state = begin(params, hidden, cache, key)
   np.testing.assert_array_equal(state.done, np.isin(state.token, STOPS))
-  state = sampler.decode_step(made, params, lengths, key, state)
-  samples = sampler.generate(made, params, prompts(), key)
+  state = step(params, lengths, key, state)
+  samples = generate(params, prompts(), key)
   np.testing.assert_array_equal(state.tokens, samples.tokens)
   np.testing.assert_allclose(state.logprobs, samples.logprobs, atol=1e-6)
   np.testing.assert_array_equal(state.mask, samples.mask)

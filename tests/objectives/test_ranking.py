@@ -1,3 +1,4 @@
+import functools
 import itertools
 
 import jax
@@ -41,6 +42,12 @@ def by_hand(name, scores, ranks, group, sure=None):
   return total, count
 
 
+@functools.cache
+def compiled(name):
+  """(scores, ranks, group, …) → ((sum, number), gradient of the sum), in one program."""
+  return jax.jit(jax.value_and_grad(ranking.REWARD_LOSSES[name].function, has_aux=True))
+
+
 def packed(seed, B=4, K=12):
   """Rows that hold several prompts of 2 to 9 responses, with ties, empty places and a
   row without any.
@@ -60,12 +67,9 @@ def packed(seed, B=4, K=12):
 def test_losses_and_gradients_equal_the_slow_loops(name, seed):
   scores, ranks, group = packed(seed)
   want, count = by_hand(name, scores, ranks, group)
-  got, weight = jax.jit(ranking.REWARD_LOSSES[name].function)(jnp.asarray(scores), ranks, group)
+  (got, weight), gradient = compiled(name)(jnp.asarray(scores), ranks, group)
   np.testing.assert_allclose(got, want, rtol=1e-5)
   np.testing.assert_allclose(weight, count, rtol=1e-6)
-  gradient = jax.grad(lambda s: ranking.REWARD_LOSSES[name].function(s, ranks, group)[0])(
-    jnp.asarray(scores)
-  )
   for b, k in [(0, 0), (1, 3), (2, 5)]:
     step = np.zeros_like(scores)
     step[b, k] = 1e-5
@@ -93,12 +97,8 @@ def test_every_size_with_soft_labels_and_ties(name, K):
   soft = () if sure is None else (jnp.float32(sure),)
   want, count = by_hand(name, scores, ranks, group, sure)
 
-  def loss(s):
-    return ranking.REWARD_LOSSES[name].function(s, ranks, group, *soft)
-
-  got, weight = loss(jnp.float32(scores))
+  (got, weight), gradient = compiled(name)(jnp.float32(scores), ranks, group, *soft)
   np.testing.assert_allclose([got, weight], [want, count], rtol=1e-5)
-  gradient = jax.grad(lambda s: loss(s)[0])(jnp.float32(scores))
   slopes = np.zeros_like(scores)
   for place in np.ndindex(scores.shape):
     step = np.zeros_like(scores)
