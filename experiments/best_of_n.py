@@ -1,6 +1,7 @@
 """Best-of-N on TinyWorld: of 16 responses of the SFT model, the one with the highest reward.
 
-The reward model chooses; nothing is trained. Stiennon et al. 2020, arXiv:2009.01325; docs/methods/best_of_n.md.
+The reward model chooses; nothing is trained. Stiennon et al. 2020, arXiv:2009.01325;
+docs/methods/best_of_n.md.
 
   python -m rlhf_jax --config=experiments/best_of_n.py --workdir=runs/best_of_n
 

@@ -1,4 +1,4 @@
-r"""SFT → reward model → PPO with a real model and real people's words: SmolLM2-135M-Instruct on CPU.
+r"""SFT → reward model → PPO on a real model and real people's words: SmolLM2-135M-Instruct, on CPU.
 
   python -m rlhf_jax --config=experiments/smollm2_human_feedback.py --workdir=runs/smollm2 \
     --config.data=DIR
