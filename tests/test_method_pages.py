@@ -43,6 +43,7 @@ SETTINGS = (  # a pattern on the page, and the field of the stage's section that
   (r'resampling=(\d+)', 'resampling'),
   (r'overlong_buffer=(\d+)', 'overlong_buffer'),
 )
+LAMBDAS = {'cpo': 'nll_coefficient', 'dpop': 'dpop_lambda', 'orpo': 'beta'}  # a loss's λ
 NUMBERS = {'two': 2, 'four': 4}
 
 
@@ -92,6 +93,8 @@ def test_the_settings_of_a_page_are_those_of_its_experiment(name):
   for number in re.findall(r'β = ([\d.]+)', settings):
     key = 'beta' if 'beta' in section else 'kl_coefficient'
     assert float(number) == section[key]
+  for number in re.findall(r'λ = ([\d.]+)', settings):
+    assert float(number) == section[LAMBDAS[name]]
   for pattern, key in SETTINGS:
     for number in re.findall(pattern, settings):
       assert float(number) == look_up(section, key), (pattern, number)
