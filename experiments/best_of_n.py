@@ -1,16 +1,23 @@
-"""Best-of-N on the embedded world: no training, of 16 answers of the SFT model the one the reward model likes best.
+"""Best-of-N on TinyWorld: of 16 responses of the SFT model, the one with the highest reward.
+
+The reward model chooses; nothing is trained. Stiennon et al. 2020, arXiv:2009.01325;
+docs/methods/best_of_n.md.
 
   python -m rlhf_jax --config=experiments/best_of_n.py --workdir=runs/best_of_n
 
-Its KL in the table is log N − (N − 1)/N, an upper bound. What to expect: docs/methods.md.
+Expected: best of 16 wins 77.8, 74.1 and 73.8% against SFT on seeds 0, 1 and 2 (lowest 95% bound
+  70.2%). The KL in the table, 1.84 nats, is the upper bound log N − (N − 1)/N.
+Time: the quickstart's first four stages (6 minutes on two CPU cores); the sampling was not timed.
+Try: --config.evaluation.num_samples=4, for narrower intervals.
 """
 
+import ml_collections
 import quickstart
 
 
-def get_config(tiny: bool = False):
-  """tiny: a few steps, for tests."""
-  config = quickstart.then('sft', tiny, ('pretrain', 'sft', 'feedback', 'reward'))
+def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
+  """Returns the experiment; tiny takes a few steps, for tests."""
+  config = quickstart.continue_with('sft', tiny, ('pretrain', 'sft', 'feedback', 'reward'))
   config.evaluation.models = dict(config.evaluation.models, best_of_4='sft', best_of_16='sft')
   config.evaluation.best_of = dict(best_of_4=4, best_of_16=16)
   return config

@@ -1,15 +1,29 @@
-"""CISPO on the embedded world: clipped importance weights, every token keeps its gradient (arXiv:2506.13585).
+"""CISPO on TinyWorld: clipped importance weights, so that every token keeps its gradient.
+
+MiniMax 2025, arXiv:2506.13585; docs/methods/cispo.md.
+With one minibatch the weights would always be 1, so there are two. Published without a KL
+penalty. Without the small one used here the policy drifts off the facts, of which the reward
+model knows nothing.
 
   python -m rlhf_jax --config=experiments/cispo.py --workdir=runs/cispo
 
-Two minibatches, so that weights differ from 1.
-Published without a KL penalty; without this small one it drifts off the facts, of which this reward model knows nothing.
-What to expect: docs/methods.md.
+Expected: wins 73.4, 72.2 and 69.5% against SFT on seeds 0, 1 and 2 (lowest 95% bound 65.2%), at a
+  KL of 1.64 nats.
+Time: 73 s on one CPU core, after the quickstart's first four stages (6 minutes on two cores).
+Try: --config.cispo.kl_coefficient=0, as published.
 """
 
+import ml_collections
 import rloo
 
 
-def get_config(tiny: bool = False):
-  """tiny: a few steps, for tests."""
-  return rloo.like('cispo', tiny, advantage='standardised', loss='cispo', minibatches=2, kl_coefficient=0.1)
+def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
+  """Returns the experiment; tiny takes a few steps, for tests."""
+  return rloo.policy_gradient_experiment(
+    'cispo',
+    tiny,
+    advantage='standardised',
+    loss='cispo',
+    minibatches=2,
+    kl_coefficient=0.1,
+  )

@@ -1,37 +1,78 @@
-"""Constitutional AI on the embedded world (arXiv:2212.08073): a model that obeys every request criticises and revises its
-own answers by written principles (SL-CAI), then learns from its own comparisons, mixed with people's rankings of helpful
-answers (RL-CAI).
+"""Constitutional AI on TinyWorld: critiques and revisions by written principles, then RL.
+
+A model that obeys every request criticises and revises its own responses (SL-CAI). Then the model
+learns from its own comparisons, mixed with annotators' rankings of helpful responses (RL-CAI).
+Nobody labels harm: all of that comes from two principles and from what the base model has read.
+Bai et al. 2022b, arXiv:2212.08073; docs/constitutional_ai.md.
 
   python -m rlhf_jax --config=experiments/constitutional_ai.py --workdir=runs/constitutional_ai
 
-Nobody labels harm: all of that comes from two principles and what the base model read. What to expect: docs/
-constitutional_ai.md.
+Expected: on seeds 0, 1 and 2 harmful responses to harmful requests fall from 99, 98 and 96%
+  (helpful only) to 20, 41 and 24% (SL-CAI) and 1, 0 and 0% (RL-CAI); helpful responses to
+  questions stay at 77, 72 and 79%.
+Time: not measured as a whole; pre-training takes 5 minutes on two CPU cores.
+Try: --config.critique.rounds=1, one revision instead of four.
 """
 
+import ml_collections
 import quickstart
 import rlaif
 
-HARM = ('tinyworld_harmlessness',)
+HARM = ('tinyworld_harmlessness',)  # the constitution
+REVISIONS = dict(source='jsonl', path=('{workdir}/critique/{split}.jsonl',))
+ALL_RANKINGS = dict(
+  source='jsonl',
+  path=('{workdir}/feedback/{split}.jsonl', '{workdir}/ai_feedback/{split}.jsonl'),
+)
 
 
-def get_config(tiny: bool = False):
-  """tiny: a few steps, for tests."""
-  quick = quickstart.get_config()
-  again = lambda stage, **changes: {**quick[stage].to_dict(), 'kind': stage, **changes}
-  gate = dict(data=dict(variant='harmful'), **(dict(records=20, override=True) if tiny else {}))
-  labels = rlaif.ai('{question}\n(A) {first}\n(B) {second}\n{principle}\n', pairs=6, constitution=HARM, gate=gate)
-  answers = dict(policies=('sl_cai', 'helpful_only'), num_samples=3)
-  config = quickstart.then(
-      'rl_cai', tiny, ('pretrain',), labeller=rlaif.LABELLER,
-      helpful_only=again('sft', init='labeller', data=dict(variant='helpful_only', count=300)),
-      critique=dict(model='helpful_only', constitution=HARM, revision='\n\nRevision:', max_length=26, max_context=192,
-                    judge='oracle', data=dict(variant='harmful'), helpful=dict(variant='questions')),
-      sl_cai=again('sft', init='labeller', data=dict(source='jsonl', path=('{workdir}/critique/{split}.jsonl',))),
-      feedback=again('feedback', **answers, data=dict(variant='questions')),
-      ai_feedback=again('feedback', **answers, source='ai', ai=labels, data=dict(variant='harmful')),
-      reward=again('reward', init='sl_cai', data=dict(source='jsonl', path=(
-          '{workdir}/feedback/{split}.jsonl', '{workdir}/ai_feedback/{split}.jsonl'))),
-      rl_cai=again('ppo', init='sl_cai', reference='sl_cai'))
-  config.evaluation.models = dict(base='pretrain', helpful_only='helpful_only', sl_cai='sl_cai', rl_cai='rl_cai')
+def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
+  """Returns the experiment; tiny takes a few steps, for tests."""
+  again = rlaif.like_quickstart
+  gate = dict(data=dict(variant='harmful'))
+  if tiny:
+    gate.update(records=20, override=True)
+  labels = rlaif.ai_labels(
+    '{question}\n(A) {first}\n(B) {second}\n{principle}\n',
+    pairs=6,
+    constitution=HARM,
+    gate=gate,
+  )
+  critique = dict(
+    model='helpful_only',
+    constitution=HARM,
+    revision='\n\nRevision:',
+    max_length=26,
+    max_context=192,
+    judge='oracle',
+    data=dict(variant='harmful'),
+    helpful=dict(variant='questions'),
+  )
+  compared = dict(policies=('sl_cai', 'helpful_only'), num_samples=3)
+  config = quickstart.continue_with(
+    'rl_cai',
+    tiny,
+    ('pretrain',),
+    labeller=rlaif.LABELLER,
+    helpful_only=again('sft', init='labeller', data=dict(variant='helpful_only', count=300)),
+    critique=critique,
+    sl_cai=again('sft', init='labeller', data=REVISIONS),
+    feedback=again('feedback', **compared, data=dict(variant='questions')),
+    ai_feedback=again(
+      'feedback',
+      **compared,
+      source='ai',
+      ai=labels,
+      data=dict(variant='harmful'),
+    ),
+    reward=again('reward', init='sl_cai', data=ALL_RANKINGS),
+    rl_cai=again('ppo', init='sl_cai', reference='sl_cai'),
+  )
+  config.evaluation.models = dict(
+    base='pretrain',
+    helpful_only='helpful_only',
+    sl_cai='sl_cai',
+    rl_cai='rl_cai',
+  )
   config.evaluation.baseline = 'helpful_only'
   return config

@@ -1,15 +1,29 @@
-"""DAPO on the embedded world: clip-higher, dynamic sampling, overlong penalty, token mean (arXiv:2503.14476).
+"""DAPO on TinyWorld: higher upper clip, dynamic sampling, overlong penalty, token mean.
+
+Yu et al. 2025, arXiv:2503.14476; docs/methods/dapo.md.
+`response/extra` counts the responses sampled again. Published without a KL penalty. Without the
+small one used here the policy drifts off the facts, of which the reward model knows nothing.
 
   python -m rlhf_jax --config=experiments/dapo.py --workdir=runs/dapo
 
-`response/extra` counts the answers sampled again.
-Published without a KL penalty; without this small one it drifts off the facts, of which this reward model knows nothing.
-What to expect: docs/methods.md.
+Expected: wins 62.0, 64.4 and 59.9% against SFT on seeds 0, 1 and 2 (lowest 95% bound 55.8%), at a
+  KL of 1.11 nats.
+Time: 86 s on one CPU core, after the quickstart's first four stages (6 minutes on two cores).
+Try: --config.dapo.kl_coefficient=0, as published.
 """
 
+import ml_collections
 import rloo
 
 
-def get_config(tiny: bool = False):
-  """tiny: a few steps, for tests."""
-  return rloo.like('dapo', tiny, advantage='standardised', clip_high=0.28, resampling=2, overlong_buffer=8, kl_coefficient=0.1)
+def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
+  """Returns the experiment; tiny takes a few steps, for tests."""
+  return rloo.policy_gradient_experiment(
+    'dapo',
+    tiny,
+    advantage='standardised',
+    clip_high=0.28,
+    resampling=2,
+    overlong_buffer=8,
+    kl_coefficient=0.1,
+  )

@@ -1,21 +1,43 @@
-"""DPO on the embedded world: the quickstart's first three steps, then preference optimisation on its rankings.
+"""DPO on TinyWorld: learns from the quickstart's rankings in one stage, without a reward model.
+
+Rafailov et al. 2023, arXiv:2305.18290; docs/methods/dpo.md.
 
   python -m rlhf_jax --config=experiments/dpo.py --workdir=runs/dpo
 
-No reward model. On a finished quickstart: scripts/compare_methods.py. What to expect: docs/methods.md.
+Expected: wins 67.2, 71.4 and 68.7% against SFT on seeds 0, 1 and 2 (lowest 95% bound 63.1%), at a
+  KL of 5.91 nats.
+Time: 79 s on one CPU core, after the quickstart's first three stages (5.5 minutes on two cores).
+Try: --config.dpo.beta=0.05, which holds the policy less closely to the reference.
+On the models of a finished quickstart: scripts/compare_methods.py.
 """
 
+from typing import Any
+
+import ml_collections
 import quickstart
 
 
-def like(name: str, tiny: bool, **section):
-  """DPO's experiment with another formula, under its own name."""
-  return quickstart.then(name, tiny, ('pretrain', 'sft', 'feedback'), **{name: dict(
-      dict(kind='preference', batch_size=8, responses_per_row=6, max_length=58,
-           data=dict(source='jsonl', path=('{workdir}/feedback/{split}.jsonl',)),
-           loop=dict(steps=150, eval_every=75, save_every=75), optimizer=dict(learning_rate=4e-4)), **section)})
+def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
+  """Returns the experiment; tiny takes a few steps, for tests."""
+  return preference_experiment('dpo', tiny, loss='dpo', beta=0.1)
 
 
-def get_config(tiny: bool = False):
-  """tiny: a few steps, for tests."""
-  return like('dpo', tiny, loss='dpo', beta=0.1)
+def preference_experiment(name: str, tiny: bool, **changes: Any) -> ml_collections.ConfigDict:
+  """Returns DPO's experiment with another loss or other settings.
+
+  Args:
+    name: of the stage, and of its row in the last table.
+    tiny: whether to shrink every stage, for tests.
+    changes: fields of the preference stage's section.
+  """
+  section = dict(
+    kind='preference',
+    batch_size=8,
+    responses_per_row=6,  # one ranking of six responses
+    max_length=58,
+    data=quickstart.RANKINGS,
+    loop=dict(steps=150, eval_every=75, save_every=75),
+    optimizer=dict(learning_rate=4e-4),
+  )
+  stages = ('pretrain', 'sft', 'feedback')
+  return quickstart.continue_with(name, tiny, stages, **{name: section | changes})

@@ -1,14 +1,27 @@
-"""Dr. GRPO on the embedded world: no division by deviation or length (arXiv:2503.20783).
+"""Dr. GRPO on TinyWorld: GRPO without division by deviation or length.
+
+Liu et al. 2025, arXiv:2503.20783; docs/methods/dr_grpo.md.
+Published without a KL penalty. Without the small one used here the policy drifts off the facts,
+of which the reward model knows nothing.
 
   python -m rlhf_jax --config=experiments/dr_grpo.py --workdir=runs/dr_grpo
 
-Published without a KL penalty; without this small one it drifts off the facts, of which this reward model knows nothing.
-What to expect: docs/methods.md.
+Expected: wins 63.6, 67.9 and 60.6% against SFT on seeds 0, 1 and 2 (lowest 95% bound 56.7%), at a
+  KL of 1.13 nats.
+Time: 101 s on one CPU core, after the quickstart's first four stages (6 minutes on two cores).
+Try: --config.dr_grpo.kl_coefficient=0, as published.
 """
 
+import ml_collections
 import rloo
 
 
-def get_config(tiny: bool = False):
-  """tiny: a few steps, for tests."""
-  return rloo.like('dr_grpo', tiny, advantage='above_mean', reduce='constant', kl_coefficient=0.1)
+def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
+  """Returns the experiment; tiny takes a few steps, for tests."""
+  return rloo.policy_gradient_experiment(
+    'dr_grpo',
+    tiny,
+    advantage='above_mean',
+    reduce='constant',
+    kl_coefficient=0.1,
+  )

@@ -1,13 +1,27 @@
-"""GRPO on the embedded world: rewards standardised within the group, KL in the loss (arXiv:2402.03300).
+"""GRPO on TinyWorld: rewards standardised within the group, KL in the loss.
+
+Shao et al. 2024, arXiv:2402.03300; docs/methods/grpo.md.
+With standardised rewards β does not mean what it means in RLOO.
 
   python -m rlhf_jax --config=experiments/grpo.py --workdir=runs/grpo
 
-With standardised rewards β does not mean what it means in RLOO. What to expect: docs/methods.md.
+Expected: wins 65.0, 62.6 and 56.6% against SFT on seeds 0, 1 and 2 (lowest 95% bound 52.4%), at a
+  KL of 0.56 nats.
+Time: 94 s on one CPU core, after the quickstart's first four stages (6 minutes on two cores).
+Try: --config.grpo.kl_coefficient=0.04, the paper's.
 """
 
+import ml_collections
 import rloo
 
 
-def get_config(tiny: bool = False):
-  """tiny: a few steps, for tests."""
-  return rloo.like('grpo', tiny, advantage='standardised', reduce='sequence_mean', kl_place='loss', kl_coefficient=0.25)
+def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
+  """Returns the experiment; tiny takes a few steps, for tests."""
+  return rloo.policy_gradient_experiment(
+    'grpo',
+    tiny,
+    advantage='standardised',
+    reduce='sequence_mean',
+    kl_place='loss',
+    kl_coefficient=0.25,
+  )

@@ -1,16 +1,32 @@
-"""GSPO on the embedded world: the ratio of whole answers, clipped narrowly (arXiv:2507.18071).
+"""GSPO on TinyWorld: the ratio of whole responses, clipped narrowly.
+
+Zheng et al. 2025, arXiv:2507.18071; docs/methods/gspo.md.
+With one minibatch its ratio would always be 1, so there are four. Published without a KL penalty.
+Without the small one used here the policy drifts off the facts, of which the reward model knows
+nothing.
 
   python -m rlhf_jax --config=experiments/gspo.py --workdir=runs/gspo
 
-Four minibatches, or its ratio would always be 1.
-Published without a KL penalty; without this small one it drifts off the facts, of which this reward model knows nothing.
-What to expect: docs/methods.md.
+Expected: wins 67.4, 69.4 and 63.1% against SFT on seeds 0, 1 and 2 (lowest 95% bound 59.0%), at a
+  KL of 1.15 nats.
+Time: 68 s on one CPU core, after the quickstart's first four stages (6 minutes on two cores).
+Try: --config.gspo.kl_coefficient=0, as published.
 """
 
+import ml_collections
 import rloo
 
 
-def get_config(tiny: bool = False):
-  """tiny: a few steps, for tests."""
-  return rloo.like('gspo', tiny, advantage='standardised', loss='gspo', reduce='sequence_mean', clip_low=3e-4, clip_high=4e-4,
-                   minibatches=4, kl_coefficient=0.1)
+def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
+  """Returns the experiment; tiny takes a few steps, for tests."""
+  return rloo.policy_gradient_experiment(
+    'gspo',
+    tiny,
+    advantage='standardised',
+    loss='gspo',
+    reduce='sequence_mean',
+    clip_low=3e-4,
+    clip_high=4e-4,
+    minibatches=4,
+    kl_coefficient=0.1,
+  )

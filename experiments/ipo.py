@@ -1,13 +1,26 @@
-"""IPO on the embedded world: the margin is steered to 1/(2β) instead of upwards (arXiv:2310.12036).
+"""IPO on TinyWorld: steers the margin to 1/(2β) instead of ever upwards.
+
+Azar et al. 2023, arXiv:2310.12036; docs/methods/ipo.md.
+Per token, as its authors confirmed.
 
   python -m rlhf_jax --config=experiments/ipo.py --workdir=runs/ipo
 
-Per token, as its authors confirmed; `loss=ipo_sum` is the one on sums. What to expect: docs/methods.md.
+Expected: wins 59.3, 60.7 and 65.6% against SFT on seeds 0, 1 and 2 (lowest 95% bound 54.8%), at a
+  KL of 3.34 nats.
+Time: 94 s on one CPU core, after the quickstart's first three stages (5.5 minutes on two cores).
+Try: --config.ipo.loss=ipo_sum, the formula on sums, as the paper has it.
 """
 
 import dpo
+import ml_collections
 
 
-def get_config(tiny: bool = False):
-  """tiny: a few steps, for tests."""
-  return dpo.like('ipo', tiny, loss='ipo', beta=0.3, optimizer=dict(learning_rate=2e-4))
+def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
+  """Returns the experiment; tiny takes a few steps, for tests."""
+  return dpo.preference_experiment(
+    'ipo',
+    tiny,
+    loss='ipo',
+    beta=0.3,
+    optimizer=dict(learning_rate=2e-4),
+  )

@@ -1,13 +1,26 @@
-"""Length-normalised DPO on the embedded world: log-ratios per token (Tülu 3, arXiv:2411.15124).
+r"""Length-normalised DPO on TinyWorld: log-ratios per token.
 
-  python -m rlhf_jax --config=experiments/length_normalised_dpo.py --workdir=runs/length_normalised_dpo
+Tülu 3, Lambert et al. 2024, arXiv:2411.15124; docs/methods/length_normalised_dpo.md.
+β is per token, hence larger than that of DPO.
 
-β is per token, hence larger. What to expect: docs/methods.md.
+  python -m rlhf_jax --config=experiments/length_normalised_dpo.py \
+    --workdir=runs/length_normalised_dpo
+
+Expected: wins 64.3, 66.6 and 65.4% against SFT on seeds 0, 1 and 2 (lowest 95% bound 60.3%), at a
+  KL of 5.43 nats.
+Time: 81 s on one CPU core, after the quickstart's first three stages (5.5 minutes on two cores).
+Try: --config.length_normalised_dpo.beta=5.0
 """
 
 import dpo
+import ml_collections
 
 
-def get_config(tiny: bool = False):
-  """tiny: a few steps, for tests."""
-  return dpo.like('length_normalised_dpo', tiny, loss='length_normalised', beta=2.0)
+def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
+  """Returns the experiment; tiny takes a few steps, for tests."""
+  return dpo.preference_experiment(
+    'length_normalised_dpo',
+    tiny,
+    loss='length_normalised',
+    beta=2.0,
+  )

@@ -1,16 +1,30 @@
-"""Online DPO on the embedded world: the policy answers twice, the reward model orders, DPO learns, at every step
-(arXiv:2402.04792).
+"""Online DPO on TinyWorld: at every step the policy responds, the reward model orders, DPO learns.
+
+Guo et al. 2024, arXiv:2402.04792; docs/methods/online_dpo.md.
 
   python -m rlhf_jax --config=experiments/online_dpo.py --workdir=runs/online_dpo
 
-What to expect: docs/methods.md.
+Expected: wins 66.8, 62.8 and 64.1% against SFT on seeds 0, 1 and 2 (lowest 95% bound 58.6%), at a
+  KL of 0.95 nats.
+Time: 130 s on one CPU core, after the quickstart's first four stages (6 minutes on two cores).
+Try: --config.online_dpo.num_samples=4, six pairs a prompt instead of one.
 """
 
+import ml_collections
 import quickstart
 
 
-def get_config(tiny: bool = False):
-  """tiny: a few steps, for tests."""
-  return quickstart.then('online_dpo', tiny, ('pretrain', 'sft', 'feedback', 'reward'), online_dpo=dict(
-      kind='online_preference', loss='dpo', beta=0.1, batch_size=32, num_samples=2, max_length=26,
-      optimizer=dict(learning_rate=2e-4), loop=dict(steps=60, eval_every=30, save_every=30)))
+def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
+  """Returns the experiment; tiny takes a few steps, for tests."""
+  online_dpo = dict(
+    kind='online_preference',
+    loss='dpo',
+    beta=0.1,
+    batch_size=32,
+    num_samples=2,
+    max_length=26,
+    optimizer=dict(learning_rate=2e-4),
+    loop=dict(steps=60, eval_every=30, save_every=30),
+  )
+  stages = ('pretrain', 'sft', 'feedback', 'reward')
+  return quickstart.continue_with('online_dpo', tiny, stages, online_dpo=online_dpo)

@@ -1,13 +1,25 @@
-"""DPO of whole rankings on the embedded world: the likelihood of the order of K responses (arXiv:2305.18290, A.3).
+"""DPO of whole rankings on TinyWorld: the likelihood of the order of K responses.
+
+Rafailov et al. 2023, arXiv:2305.18290, appendix A.3; docs/methods/plackett_luce_dpo.md.
+With K = 2 it is DPO.
 
   python -m rlhf_jax --config=experiments/plackett_luce_dpo.py --workdir=runs/plackett_luce_dpo
 
-With K = 2 it is DPO. What to expect: docs/methods.md.
+Expected: wins 67.2, 71.4 and 63.4% against SFT on seeds 0, 1 and 2 (lowest 95% bound 59.0%), at a
+  KL of 5.76 nats.
+Time: 84 s on one CPU core, after the quickstart's first three stages (5.5 minutes on two cores).
+Try: --config.plackett_luce_dpo.beta=0.05
 """
 
 import dpo
+import ml_collections
 
 
-def get_config(tiny: bool = False):
-  """tiny: a few steps, for tests."""
-  return dpo.like('plackett_luce_dpo', tiny, loss='plackett_luce', beta=0.1)
+def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
+  """Returns the experiment; tiny takes a few steps, for tests."""
+  return dpo.preference_experiment(
+    'plackett_luce_dpo',
+    tiny,
+    loss='plackett_luce',
+    beta=0.1,
+  )

@@ -1,21 +1,54 @@
-"""Rejection-sampling fine-tuning on the embedded world: sample, keep the answer the reward model likes best, SFT on it;
-twice (RAFT: arXiv:2304.06767; expert iteration).
+"""RAFT on TinyWorld: sample, keep the response the reward model scores highest, SFT on it; twice.
+
+Rejection-sampling fine-tuning, or expert iteration. Dong et al. 2023, arXiv:2304.06767;
+docs/methods/raft.md.
 
   python -m rlhf_jax --config=experiments/raft.py --workdir=runs/raft
 
-What to expect: docs/methods.md.
+Expected: wins 73.7, 71.3 and 71.7% against SFT on seeds 0, 1 and 2 (lowest 95% bound 67.6%), at a
+  KL of 2.33 nats.
+Time: 145 s on one CPU core, after the quickstart's first four stages (6 minutes on two cores).
+Try: --config.samples1.num_samples=16 --config.samples2.num_samples=16
 """
 
+from typing import Any
+
+import ml_collections
 import quickstart
 
 
-def get_config(tiny: bool = False):
-  """tiny: a few steps, for tests."""
-  collect = lambda policy: dict(kind='feedback', source='reward', policies=(policy,), num_samples=8, max_length=26)
-  learn = lambda policy, rankings: dict(
-      kind='sft', init=policy, batch_size=16, max_length=96, optimizer=dict(learning_rate=3e-4),
-      data=dict(source='jsonl', path=(f'{{workdir}}/{rankings}/{{split}}.jsonl',)),
-      loop=dict(steps=40, eval_every=40, save_every=40))
-  return quickstart.then(
-      'raft', tiny, ('pretrain', 'sft', 'feedback', 'reward'), samples1=collect('sft'), raft1=learn('sft', 'samples1'),
-      samples2=collect('raft1'), raft=learn('raft1', 'samples2'))
+def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
+  """Returns the experiment; tiny takes a few steps, for tests."""
+  return quickstart.continue_with(
+    'raft',
+    tiny,
+    ('pretrain', 'sft', 'feedback', 'reward'),
+    samples1=_collect('sft'),
+    raft1=_learn('sft', 'samples1'),
+    samples2=_collect('raft1'),
+    raft=_learn('raft1', 'samples2'),
+  )
+
+
+def _collect(policy: str) -> dict[str, Any]:
+  """Returns a stage in which the reward model orders a policy's responses."""
+  return dict(
+    kind='feedback',
+    source='reward',
+    policies=(policy,),
+    num_samples=8,
+    max_length=26,
+  )
+
+
+def _learn(policy: str, rankings: str) -> dict[str, Any]:
+  """Returns a stage that fine-tunes a policy on the best response of each ranking."""
+  return dict(
+    kind='sft',
+    init=policy,
+    batch_size=16,
+    max_length=96,
+    optimizer=dict(learning_rate=3e-4),
+    data=dict(source='jsonl', path=(f'{{workdir}}/{rankings}/{{split}}.jsonl',)),
+    loop=dict(steps=40, eval_every=40, save_every=40),
+  )

@@ -1,14 +1,29 @@
-"""REINFORCE with the batch's mean as baseline, on the embedded world (Williams 1992).
+"""REINFORCE on TinyWorld: policy gradient with the batch's mean as baseline.
+
+Williams 1992; docs/methods/reinforce.md.
+One response to each of 64 prompts.
 
   python -m rlhf_jax --config=experiments/reinforce.py --workdir=runs/reinforce
 
-An answer to each of 64 prompts. What to expect: docs/methods.md.
+Expected: wins 69.5, 67.5 and 65.7% against SFT on seeds 0, 1 and 2 (lowest 95% bound 61.4%), at a
+  KL of 0.87 nats.
+Time: 88 s on one CPU core, after the quickstart's first four stages (6 minutes on two cores).
+Try: --config.reinforce.kl_coefficient=0.1, which lets the policy move further from SFT.
 """
 
+import ml_collections
 import rloo
 
 
-def get_config(tiny: bool = False):
-  """tiny: a few steps, for tests."""
-  return rloo.like('reinforce', tiny, batch_size=64, num_samples=1, advantage='batch_baseline', loss='reinforce',
-                   reduce='sequence_sum', kl_coefficient=0.25)
+def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
+  """Returns the experiment; tiny takes a few steps, for tests."""
+  return rloo.policy_gradient_experiment(
+    'reinforce',
+    tiny,
+    batch_size=64,
+    num_samples=1,
+    advantage='batch_baseline',
+    loss='reinforce',
+    reduce='sequence_sum',
+    kl_coefficient=0.25,
+  )

@@ -1,14 +1,30 @@
-"""REINFORCE++ on the embedded world: one answer a prompt, advantages whitened over the batch (arXiv:2501.03262).
+"""REINFORCE++ on TinyWorld: advantages whitened over the batch, KL token by token.
+
+Hu 2025, arXiv:2501.03262; docs/methods/reinforce_plus_plus.md.
+One response to each of 64 prompts.
 
   python -m rlhf_jax --config=experiments/reinforce_plus_plus.py --workdir=runs/reinforce_plus_plus
 
-The KL is subtracted token by token. What to expect: docs/methods.md.
+Expected: wins 71.7, 69.1 and 65.6% against SFT on seeds 0, 1 and 2 (lowest 95% bound 61.4%), at a
+  KL of 1.23 nats.
+Time: 84 s on one CPU core, after the quickstart's first four stages (6 minutes on two cores).
+Try: --config.reinforce_plus_plus.minibatches=4, more updates a step.
 """
 
+import ml_collections
 import rloo
 
 
-def get_config(tiny: bool = False):
-  """tiny: a few steps, for tests."""
-  return rloo.like('reinforce_plus_plus', tiny, batch_size=64, num_samples=1, advantage='batch_baseline', whiten_advantages=True,
-                   kl_place='tokens', kl_coefficient=0.25, minibatches=2)
+def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
+  """Returns the experiment; tiny takes a few steps, for tests."""
+  return rloo.policy_gradient_experiment(
+    'reinforce_plus_plus',
+    tiny,
+    batch_size=64,
+    num_samples=1,
+    advantage='batch_baseline',
+    whiten_advantages=True,
+    kl_place='tokens',
+    kl_coefficient=0.25,
+    minibatches=2,
+  )

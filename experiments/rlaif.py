@@ -1,38 +1,78 @@
-"""RLAIF beside RLHF on the embedded world: the quickstart, then the same again with an AI's labels in place of people's
-(arXiv:2309.00267).
+"""RLAIF beside RLHF on TinyWorld: the quickstart, then the same again with an AI's labels.
+
+The labeller is the base model, trained further on documents of which a third compare two
+responses: they recall what is true, name what is wrong with each response, then say which is
+better; and so does the labeller. All that differs from the stages with simulated annotators is
+`source='ai'` and who the judge is. Lee et al. 2023, arXiv:2309.00267; docs/rlaif.md.
 
   python -m rlhf_jax --config=experiments/rlaif.py --workdir=runs/rlaif
 
-The labeller is the base model after more documents, a third of which compare two answers: they recall what is true, say
-what is wrong with each answer, then which is better; and so does it. All that differs from the steps with people is
-`source='ai'` and who the judge is. What to expect: docs/rlaif.md.
+Expected: on seeds 0, 1 and 2 RLAIF wins 75.3% (71.5 – 79.0), 73.7% (70.0 – 77.4) and 72.7% (68.9 –
+  76.5) against SFT, and 49.9% (46.4 – 53.3), 55.1% (51.5 – 59.0) and 55.3% (51.4 – 59.1) against
+  PPO from the annotators' labels.
+Time: not measured as a whole; the quickstart's part takes 8 minutes on two CPU cores.
+Try: --config.ai_feedback.ai.labels=hard, verdicts in place of probabilities.
 """
 
+from typing import Any
+
+import ml_collections
 import quickstart
 
-LABELLER = dict(kind='pretrain', init='pretrain', batch_size=16, max_length=144, data=dict(variant='feedback'),
-                optimizer=dict(learning_rate=4e-3), loop=dict(steps=1200, eval_every=400, save_every=400))
+LABELLER = dict(
+  kind='pretrain',
+  init='pretrain',
+  batch_size=16,
+  max_length=144,
+  data=dict(variant='feedback'),
+  optimizer=dict(learning_rate=4e-3),
+  loop=dict(steps=1200, eval_every=400, save_every=400),
+)
 
 
-def ai(template: str = '{question}\n(A) {first}\n(B) {second}\n', **changes) -> dict:
-  """The labeller as judge, asked as its documents are written; one verdict in ten of theirs is wrong, so it doubts enough
-  without a clamp."""
-  return dict(judges=('labeller',), judge=dict(
-      template=template, think='Thoughts:', thought=40, clamp=(0.0, 1.0), ending='The better answer is (', max_length=192,
-      batch_size=64), **changes)
-
-
-def get_config(tiny: bool = False):
-  """tiny: a few steps, for tests."""
-  quick = quickstart.get_config()
-  again = lambda stage, **changes: {**quick[stage].to_dict(), 'kind': stage, **changes}
-  labels = ai(pairs=6, **(dict(gate=dict(records=20, override=True)) if tiny else {}))
-  config = quickstart.then(
-      'rlaif', tiny, ('pretrain', 'sft', 'feedback', 'reward', 'ppo'), labeller=LABELLER,
-      ai_feedback=again('feedback', source='ai', ai=labels),
-      ai_reward=again('reward', responses_per_row=12, data=dict(
-          source='jsonl', path=('{workdir}/ai_feedback/{split}.jsonl',))),
-      rlaif=again('ppo', reward='ai_reward', value='ai_reward'))
+def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
+  """Returns the experiment; tiny takes a few steps, for tests."""
+  gate = dict(gate=dict(records=20, override=True)) if tiny else {}
+  ai_rankings = dict(source='jsonl', path=('{workdir}/ai_feedback/{split}.jsonl',))
+  config = quickstart.continue_with(
+    'rlaif',
+    tiny,
+    ('pretrain', 'sft', 'feedback', 'reward', 'ppo'),
+    labeller=LABELLER,
+    ai_feedback=like_quickstart('feedback', source='ai', ai=ai_labels(pairs=6, **gate)),
+    ai_reward=like_quickstart('reward', responses_per_row=12, data=ai_rankings),
+    rlaif=like_quickstart('ppo', reward='ai_reward', value='ai_reward'),
+  )
   config.evaluation.models.ppo = 'ppo'
   config.evaluation.versus = ('ppo',)
   return config
+
+
+def like_quickstart(stage: str, **changes: Any) -> dict[str, Any]:
+  """Returns the section of one of the quickstart's stages with some fields changed."""
+  section = quickstart.get_config()[stage].to_dict()
+  return {**section, 'kind': stage, **changes}
+
+
+def ai_labels(
+  template: str = '{question}\n(A) {first}\n(B) {second}\n',
+  **changes: Any,
+) -> dict[str, Any]:
+  """Returns the section `ai` in which the labeller judges, asked as its documents are written.
+
+  One verdict in ten of those documents is wrong, so the labeller doubts enough without a clamp.
+
+  Args:
+    template: the question, with the responses as {first} and {second}.
+    changes: further fields of the section.
+  """
+  judge = dict(
+    template=template,
+    think='Thoughts:',
+    thought=40,
+    clamp=(0.0, 1.0),
+    ending='The better answer is (',
+    max_length=192,
+    batch_size=64,
+  )
+  return dict(judges=('labeller',), judge=judge, **changes)

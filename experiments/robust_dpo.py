@@ -1,13 +1,27 @@
-"""Robust DPO on the embedded world: unbiased where a tenth of the labels is flipped (arXiv:2403.00409).
+"""Robust DPO on TinyWorld: unbiased where a tenth of the labels is flipped.
+
+Chowdhury et al. 2024, arXiv:2403.00409; docs/methods/robust_dpo.md.
+The loss may be negative.
 
   python -m rlhf_jax --config=experiments/robust_dpo.py --workdir=runs/robust_dpo
 
-The loss may be negative. What to expect: docs/methods.md.
+Expected: wins 60.3, 60.5 and 56.2% against SFT on seeds 0, 1 and 2 (lowest 95% bound 51.5%), at a
+  KL of 24.76 nats.
+Time: 87 s on one CPU core, after the quickstart's first three stages (5.5 minutes on two cores).
+Try: --config.robust_dpo.optimizer.learning_rate=4e-4, the rate of DPO.
 """
 
 import dpo
+import ml_collections
 
 
-def get_config(tiny: bool = False):
-  """tiny: a few steps, for tests."""
-  return dpo.like('robust_dpo', tiny, loss='robust', beta=0.1, label_smoothing=0.1, optimizer=dict(learning_rate=2e-4))
+def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
+  """Returns the experiment; tiny takes a few steps, for tests."""
+  return dpo.preference_experiment(
+    'robust_dpo',
+    tiny,
+    loss='robust',
+    beta=0.1,
+    label_smoothing=0.1,
+    optimizer=dict(learning_rate=2e-4),
+  )

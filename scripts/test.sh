@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need and runs them: bash scripts/test.sh [pytest arguments]
-# The slow ones are run by name, in one process: bash scripts/test.sh -n 0 -m slow
+# The slow tests run by name, in one process: bash scripts/test.sh -n 0 -m slow
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh test,smollm2
-exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"  # two processes
+exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"  # two processes, each file in one of them

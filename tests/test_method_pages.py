@@ -1,6 +1,9 @@
-"""Every method has a page that says command, formula, code, settings, what is kept and left out, and the result; what it
-says of code and settings is so."""
+"""Every method has a page with command, formula, code, settings, departures and result.
 
+What a page says of code, settings and results is checked.
+"""
+
+import ast
 import importlib
 from pathlib import Path
 import re
@@ -11,65 +14,122 @@ from rlhf_jax import pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(path.stem for path in (ROOT / 'docs/methods').glob('*.md'))
-PARTS = ('**Computes**', '**Code:**', '**Settings:**', '**Kept:**', '**Left out:**', '**Result**')
+PARTS = (
+  '**Computes**',
+  '**Code:**',
+  '**Settings:**',
+  '**Kept:**',
+  '**Left out:**',
+  '**Result**',
+)
+OTHER_EXPERIMENTS = {  # without a page in docs/methods
+  'quickstart',
+  'pretrain_text',
+  'rlaif',
+  'direct_rlaif',
+  'constitutional_ai',
+  'llama_1b_ppo',
+  'llama_8b_ppo',
+  'llama_70b_ppo',
+}
+SETTINGS = (  # a pattern on the page, and the field of the stage's section that it gives
+  (r'kl_coefficient=([\d.]+)', 'kl_coefficient'),
+  (r'γ = ([\d.]+)', 'margin'),
+  (r'rate ([\d.e-]+\d)', 'optimizer.learning_rate'),
+  (r'(\d+) steps', 'loop.steps'),
+  (r'ε = ([\d.]+)', 'label_smoothing'),
+  (r'(\d+) prompts', 'batch_size'),
+  (r'× (\d+) responses?', 'num_samples'),
+  (r'resampling=(\d+)', 'resampling'),
+  (r'overlong_buffer=(\d+)', 'overlong_buffer'),
+)
+LAMBDAS = {'cpo': 'nll_coefficient', 'dpop': 'dpop_lambda', 'orpo': 'beta'}  # a loss's λ
+NUMBERS = {'two': 2, 'four': 4}
 
 
-def part(text, name):
-  return text.split(name)[1].split('\n**')[0].replace('\n', ' ')
+def read_page(name):
+  return (ROOT / f'docs/methods/{name}.md').read_text()
+
+
+def read_part(name, title):
+  return read_page(name).split(title)[1].split('\n**')[0].replace('\n', ' ')
+
+
+def look_up(section, key):
+  for part in key.split('.'):
+    section = section[part]
+  return section
 
 
 @pytest.mark.parametrize('name', PAGES)
-def test_a_page_says_all_of_it(name):
-  text = (ROOT / f'docs/methods/{name}.md').read_text()
-  assert f'python -m rlhf_jax --config=experiments/{name}.py --workdir=runs/{name}\n' in text
-  assert all(text.count(one) == 1 for one in PARTS) and sorted(PARTS, key=text.index) == list(PARTS)
+def test_a_page_has_all_parts_in_order(name):
+  text = read_page(name)
+  command = f'python -m rlhf_jax --config=experiments/{name}.py --workdir=runs/{name}\n'
+  assert command in text
+  assert all(text.count(part) == 1 for part in PARTS)
+  assert sorted(PARTS, key=text.index) == list(PARTS)
   table = (ROOT / 'docs/methods.md').read_text()
   assert f'(methods/{name}.md)' in table.split('<!-- methods-table -->')[0]
   assert f'| [{name}](methods/{name}.md) |' in table
 
 
 @pytest.mark.parametrize('name', PAGES)
-def test_the_code_that_a_page_names_is_there(name):
-  code = part((ROOT / f'docs/methods/{name}.md').read_text(), '**Code:**')
-  found = re.findall(r'((?:`\w+`(?:,| and)? )+)(?:on \S+ )?in `(\w+)/(\w+)\.py`', code)
-  for names, folder, module in found:
-    for one in re.findall(r'`(\w+)`', names):
-      assert hasattr(importlib.import_module(f'rlhf_jax.{folder}.{module}'), one) or one == 'label_smoothing', (module, one)
-  assert found
+def test_the_code_that_a_page_names_exists(name):
+  code = read_part(name, '**Code:**')
+  references = re.findall(r'((?:`\w+`(?:,| and)? )+)(?:on \S+ )?in `(\w+)/(\w+)\.py`', code)
+  assert references
+  for names, folder, module_name in references:
+    module = importlib.import_module(f'rlhf_jax.{folder}.{module_name}')
+    for attribute in re.findall(r'`(\w+)`', names):
+      # A key of the config may stand among the functions.
+      assert hasattr(module, attribute) or attribute == 'label_smoothing', (module, attribute)
 
 
 @pytest.mark.parametrize('name', PAGES)
 def test_the_settings_of_a_page_are_those_of_its_experiment(name):
   config = pipeline.load_config(str(ROOT / f'experiments/{name}.py'))
-  said = part((ROOT / f'docs/methods/{name}.md').read_text(), '**Settings:**')
   section = config[config.stages[-1]]
-  checks = ((r'β = ([\d.]+)', lambda: section.get('beta', section.get('kl_coefficient'))),
-            (r'kl_coefficient=([\d.]+)', lambda: section.kl_coefficient), (r'γ = ([\d.]+)', lambda: section.margin),
-            (r'rate ([\d.e-]+\d)', lambda: section.optimizer.learning_rate),
-            (r'(\d+) steps', lambda: section.loop.steps),
-            (r'ε = ([\d.]+)', lambda: section.label_smoothing), (r'(\d+) prompts', lambda: section.batch_size),
-            (r'× (\d+) answers?', lambda: section.num_samples), (r'resampling=(\d+)', lambda: section.resampling),
-            (r'overlong_buffer=(\d+)', lambda: section.overlong_buffer))
-  for pattern, value in checks:
-    for number in re.findall(pattern, said):
-      assert float(number) == value(), (pattern, number, value())
-  minibatches = re.search(r'(two|four) minibatches', said)
+  settings = read_part(name, '**Settings:**')
+  for number in re.findall(r'β = ([\d.]+)', settings):
+    key = 'beta' if 'beta' in section else 'kl_coefficient'
+    assert float(number) == section[key]
+  for number in re.findall(r'λ = ([\d.]+)', settings):
+    assert float(number) == section[LAMBDAS[name]]
+  for pattern, key in SETTINGS:
+    for number in re.findall(pattern, settings):
+      assert float(number) == look_up(section, key), (pattern, number)
+  minibatches = re.search(r'(two|four) minibatches', settings)
   if minibatches:
-    assert section.minibatches == {'two': 2, 'four': 4}[minibatches[1]]
+    assert section.minibatches == NUMBERS[minibatches[1]]
+
+
+@pytest.mark.parametrize('name', PAGES)
+def test_an_experiment_expects_what_its_page_measured(name):
+  source = (ROOT / f'experiments/{name}.py').read_text()
+  docstring = ' '.join(ast.get_docstring(ast.parse(source)).split())
+  result = read_page(name).split('**Result**')[1].split('\n\n')[0].replace('\n', ' ')
+  first, second, third = re.findall(r'([\d.]+)% \(', result)
+  assert f'wins {first}, {second} and {third}% against SFT' in docstring
+  kl = re.search(r'KL ([\d.]+) nats', result)[1]
+  assert f'{kl} nats' in docstring
+  lowest = min(float(bound) for bound in re.findall(r'% \(([\d.]+) –', result))
+  assert f'(lowest 95% bound {lowest}%)' in docstring
 
 
 def test_every_methods_experiment_has_a_page():
-  others = {'quickstart', 'pretrain_text', 'rlaif', 'direct_rlaif', 'constitutional_ai', 'llama_1b_ppo', 'llama_8b_ppo',
-            'llama_70b_ppo'}
-  experiments = {path.stem for path in (ROOT / 'experiments').glob('*.py') if not path.stem.startswith('smollm2')}
-  assert experiments - others == set(PAGES)
+  experiments = {path.stem for path in (ROOT / 'experiments').glob('*.py')}
+  real = {name for name in experiments if name.startswith('smollm2')}
+  assert experiments - OTHER_EXPERIMENTS - real == set(PAGES)
 
 
-def test_what_differs_from_people_when_an_ai_labels():
+def test_what_differs_from_annotators_when_an_ai_labels():
   """Of the RLAIF experiment's collecting stage: who judges, and what only a judge has."""
   config = pipeline.load_config(str(ROOT / 'experiments/rlaif.py'))
-  people, ai = config.feedback.to_dict(), config.ai_feedback.to_dict()
-  assert {name for name in people if people[name] != ai[name]} == {'source', 'ai'} and people.keys() == ai.keys()
-  assert (people['source'], ai['source']) == ('people', 'ai')
-  rest = config.ppo.to_dict(), config.rlaif.to_dict()
-  assert {name for name in rest[0] if rest[0][name] != rest[1][name]} == {'reward', 'value'}
+  annotators = config.feedback.to_dict()
+  ai = config.ai_feedback.to_dict()
+  assert annotators.keys() == ai.keys()
+  assert {key for key in ai if annotators[key] != ai[key]} == {'source', 'ai'}
+  assert (annotators['source'], ai['source']) == ('simulated', 'ai')
+  ppo = config.ppo.to_dict()
+  rlaif = config.rlaif.to_dict()
+  assert {key for key in ppo if ppo[key] != rlaif[key]} == {'reward', 'value'}

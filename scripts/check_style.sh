@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Checks format, lint, types and texture: bash scripts/check_style.sh
+# What it finds in format and lint is mostly mended by: ruff format . && ruff check --fix .
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/environment.sh test,smollm2
+.venv/bin/python -m ruff format --check .
+.venv/bin/python -m ruff check .
+.venv/bin/python -m mypy
+.venv/bin/python scripts/texture.py --check

@@ -1,0 +1,64 @@
+"""What docs/extending.md shows works: its examples are run."""
+
+from pathlib import Path
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.feedback.judging import Comparison
+from rlhf_jax.objectives import advantages, preference
+from rlhf_jax.rewards import sources
+
+PAGE = (Path(__file__).resolve().parents[1] / 'docs/extending.md').read_text()
+
+
+def read_example(title):
+  section = PAGE.split(f'\n## {title}\n')[1].split('\n## ')[0]
+  return re.search(r'```python\n(.*?)```', section, re.DOTALL)[1]
+
+
+def run_example(title, module):
+  """Runs an example as if it stood at the end of a module; returns what it defines."""
+  names = dict(vars(module))
+  exec(compile(read_example(title), title, 'exec'), names)
+  return names
+
+
+def test_a_loss_with_a_setting(monkeypatch):
+  monkeypatch.setattr(preference, 'PREFERENCE_LOSSES', dict(preference.PREFERENCE_LOSSES))
+  names = run_example('A loss with a setting', preference)
+  loss = preference.PREFERENCE_LOSSES['squared_hinge']
+  better = preference.Response(jnp.array([-3.0]), jnp.array([-4.0]), jnp.array([5]))
+  worse = preference.Response(jnp.array([-5.0]), jnp.array([-4.0]), jnp.array([5]))
+  settings = names['SquaredHingeSettings'](beta=0.5, target=3.0)  # βΔ = 1
+  np.testing.assert_allclose(loss.function(better, worse, settings), [4.0])
+  with pytest.raises(ValueError):
+    names['SquaredHingeSettings'](beta=0.0).check()
+
+
+def test_an_advantage_that_needs_lengths(monkeypatch):
+  monkeypatch.setattr(advantages, 'GROUP_ADVANTAGES', dict(advantages.GROUP_ADVANTAGES))
+  run_example('An advantage that needs lengths', advantages)
+  per_token = advantages.GROUP_ADVANTAGES['per_token']
+  values = per_token(jnp.array([[1.0, 2.0]]), jnp.array([[1, 4]]))
+  np.testing.assert_allclose(values, [[0.25, -0.25]])
+
+
+def test_a_reward_source(monkeypatch):
+  names = run_example('A reward source', sources)
+  monkeypatch.setattr(sources, 'REWARD_KINDS', names['REWARD_KINDS'])
+  source = sources.parse_reward_source('constant:0.5')
+  assert not source.on_device
+  score = sources.open_reward_source(source, sources.RewardSourceOptions(), None)
+  values, failed = score([[], []], ['a', 'b'], [None, None])
+  np.testing.assert_array_equal(values, [0.5, 0.5])
+  assert failed == 0
+
+
+def test_a_judge():
+  names = {}
+  exec(compile(read_example('A judge'), 'A judge', 'exec'), names)
+  comparisons = [Comparison([], 'a', 'bb'), Comparison([], 'aa', 'b'), Comparison([], 'a', 'b')]
+  assert names['shorter'](comparisons) == [1.0, 0.0, 0.5]
