@@ -75,7 +75,7 @@ RULES: dict[str, Any] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # compared by identity, so that jit takes it static
 class Layout:
   """A mesh and the rules by which arrays are sharded on it.
 

@@ -221,7 +221,7 @@ def assess_rollout(
   mask = samples.mask
   N, R = samples.tokens.shape
   K = options.num_samples
-  lengths = jnp.sum(mask, axis=1)  # [N]
+  lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)  # [N]
   kl = jnp.where(mask, divergence.k1(evaluated.logprobs, evaluated.reference_logprobs), 0.0)
 
   scores = rollout.final_scores(samples.ended, scored.scores, options)
