@@ -15,9 +15,9 @@ __all__ = ['UserError', '__version__', 'load_config', 'run']
 
 # Public name → the module that has it, imported when it is first asked for.
 _FACE = {
-    'UserError': 'rlhf_jax.errors',
-    'load_config': 'rlhf_jax.pipeline',
-    'run': 'rlhf_jax.pipeline',
+  'UserError': 'rlhf_jax.errors',
+  'load_config': 'rlhf_jax.pipeline',
+  'run': 'rlhf_jax.pipeline',
 }
 
 

@@ -7,6 +7,7 @@ experiment can run a stage twice. Everything is checked before anything compiles
 """
 
 import ast
+from collections.abc import Iterable, Mapping
 import difflib
 import importlib.util
 import inspect
@@ -14,7 +15,7 @@ import json
 from pathlib import Path
 import sys
 from types import ModuleType
-from typing import Any, Iterable, Mapping
+from typing import Any
 
 import ml_collections
 
@@ -27,17 +28,17 @@ TINY = 'tiny'  # FILE:tiny asks for the smallest form of an experiment
 
 # The tiny form of the common sections, for experiments that have no `tiny` of their own.
 TINY_COMMON: dict[str, Any] = {
-    'model': {'embed': 32, 'layers': 2, 'heads': 2, 'kv_heads': 1, 'head_dim': 16, 'mlp': 64},
-    'tokenizer': {'documents': 400},
-    'evaluation': {'data': {'count': 16}, 'batch_size': 16},
+  'model': {'embed': 32, 'layers': 2, 'heads': 2, 'kv_heads': 1, 'head_dim': 16, 'mlp': 64},
+  'tokenizer': {'documents': 400},
+  'evaluation': {'data': {'count': 16}, 'batch_size': 16},
 }
 
 
 def load(
-    path: str,
-    overrides: Iterable[str] = (),
-    *,
-    defaults: Mapping[str, Any],
+  path: str,
+  overrides: Iterable[str] = (),
+  *,
+  defaults: Mapping[str, Any],
 ) -> ml_collections.ConfigDict:
   """Loads the full, locked config of an experiment.
 
@@ -99,7 +100,7 @@ def _settings_of(settings: Mapping[str, type], choice: Any, where: str) -> type:
 
 
 def _check_stages(
-    config: ml_collections.ConfigDict, names: Iterable[str], full: Mapping[str, Any]
+  config: ml_collections.ConfigDict, names: Iterable[str], full: Mapping[str, Any]
 ) -> None:
   """Checks that overrides named known stages and changed no kind."""
   names = list(names)
@@ -109,8 +110,8 @@ def _check_stages(
       raise UserError(f'config.stages: the experiment has no stage {name!r}{near}')
     if config[name].kind != full[name]['kind']:
       raise UserError(
-          f'--config.{name}.kind={config[name].kind}: the kind of a stage can be given in the '
-          'experiment only'
+        f'--config.{name}.kind={config[name].kind}: the kind of a stage can be given in the '
+        'experiment only'
       )
 
 
@@ -196,7 +197,7 @@ def _copy(value: Any) -> Any:
 
 
 def _merge(
-    config: ml_collections.ConfigDict, changes: Mapping[str, Any], name: str, where: str
+  config: ml_collections.ConfigDict, changes: Mapping[str, Any], name: str, where: str
 ) -> None:
   """Writes changes over a config.
 
@@ -236,7 +237,7 @@ def _as_type_of(default: Any, value: Any, name: str, where: str) -> Any:
     return tuple(value)
   if type(value) is not kind:
     raise UserError(
-        f'{where}: {name} must be {kind.__name__}, got {type(value).__name__} {value!r}'
+      f'{where}: {name} must be {kind.__name__}, got {type(value).__name__} {value!r}'
     )
   return value
 
@@ -274,9 +275,7 @@ def as_json(config: ml_collections.ConfigDict) -> str:
   return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=list) + '\n'
 
 
-def differences(
-    old: Mapping[str, Any], new: Mapping[str, Any], name: str = 'config'
-) -> list[str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], name: str = 'config') -> list[str]:
   """Lists 'key: old → new' for each value in which two configs, as read from JSON, differ."""
   lines = []
   for key in sorted({*old, *new}):

@@ -3,11 +3,12 @@
 It is written as results.json, report.html and report.png into the workdir, and printed.
 """
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 from pathlib import Path
 import time
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -106,23 +107,21 @@ def check(config: Any, layout: Layout) -> None:
   for name in section.versus:
     if name not in section.models:
       known = ', '.join(section.models)
-      raise UserError(
-          f'config.evaluation.versus: {name!r} is no row of models; there are {known}'
-      )
+      raise UserError(f'config.evaluation.versus: {name!r} is no row of models; there are {known}')
   if baseline_row(config) is None:
     raise UserError(
-        f'config.evaluation.models: expected a row for the baseline {section.baseline!r}'
+      f'config.evaluation.models: expected a row for the baseline {section.baseline!r}'
     )
   for name, count in section.best_of.items():
     if name not in section.models or not isinstance(count, int) or count < 1:
       raise UserError(
-          f'config.evaluation.best_of.{name}: expected a row of models and a number from 1, got '
-          f'{count!r}'
+        f'config.evaluation.best_of.{name}: expected a row of models and a number from 1, got '
+        f'{count!r}'
       )
   if section.batch_size < 1 or section.batch_size % layout.batch_shards:
     raise UserError(
-        f'config.evaluation: a batch of {section.batch_size} rows does not divide over the '
-        f'{layout.batch_shards} device(s) of the mesh axes data, fsdp and expert'
+      f'config.evaluation: a batch of {section.batch_size} rows does not divide over the '
+      f'{layout.batch_shards} device(s) of the mesh axes data, fsdp and expert'
     )
 
 
@@ -173,8 +172,8 @@ def format_results(results: Mapping[str, Any]) -> str:
   reward = results['reward']
   if 'accuracy' in reward:
     lines.append(
-        f'reward model: {reward["accuracy"]:.1%} of {reward["pairs"]:.0f} held-out pairs '
-        f'(the longer response: {reward["length_accuracy"]:.1%})'
+      f'reward model: {reward["accuracy"]:.1%} of {reward["pairs"]:.0f} held-out pairs '
+      f'(the longer response: {reward["length_accuracy"]:.1%})'
     )
   seconds = [f'{name} {value:.0f}' for name, value in results['seconds'].items()]
   lines.append('seconds: ' + ', '.join(seconds))
@@ -182,11 +181,11 @@ def format_results(results: Mapping[str, Any]) -> str:
 
 
 def _write_report(
-    workdir: Path,
-    contexts: Mapping[str, Context],
-    curves: Mapping[str, Any],
-    results: Mapping[str, Any],
-    comparison: Comparison,
+  workdir: Path,
+  contexts: Mapping[str, Context],
+  curves: Mapping[str, Any],
+  results: Mapping[str, Any],
+  comparison: Comparison,
 ) -> None:
   """Writes report.png and report.html; only the first process does."""
   if not hosts.is_first_process():
@@ -194,15 +193,15 @@ def _write_report(
   image = report.draw_picture(curves, results['models'])
   (workdir / 'report.png').write_bytes(image)
   transcripts = {
-      name: report.read_transcripts(context.directory) for name, context in contexts.items()
+    name: report.read_transcripts(context.directory) for name, context in contexts.items()
   }
   page = report.format_page(
-      workdir.name,
-      results['table'],
-      image,
-      comparison.shown_texts,
-      comparison.shown_prompts,
-      transcripts,
+    workdir.name,
+    results['table'],
+    image,
+    comparison.shown_texts,
+    comparison.shown_prompts,
+    transcripts,
   )
   training.write_on_first_process(workdir / 'report.html', page)
 
@@ -231,19 +230,19 @@ def compare(context: Context) -> Comparison:
     policy = store.open(stage)
     best_of = options.best_of.get(name)
     respond = responses.build_responder(
-        policy.model,
-        options.sampling,
-        context.tokenizer,
-        context.layout,
-        options.num_samples * (best_of or 1),
-        baseline.model,
-        score if options.judge != ORACLE or best_of else None,
+      policy.model,
+      options.sampling,
+      context.tokenizer,
+      context.layout,
+      options.num_samples * (best_of or 1),
+      baseline.model,
+      score if options.judge != ORACLE or best_of else None,
     )
     completed = respond(
-        policy.read(),
-        batches.prompts_once(examples, options.batch_size),
-        jax.random.fold_in(root, number),
-        None if best_of else baseline_params,
+      policy.read(),
+      batches.prompts_once(examples, options.batch_size),
+      jax.random.fold_in(root, number),
+      None if best_of else baseline_params,
     )
     if best_of:
       completed = responses.select_best_of(completed, best_of)
@@ -260,7 +259,7 @@ def _adapters(context: Context) -> LoraOptions | None:
 
 
 def _open_score(
-    context: Context, store: ModelStore, options: Options, records: Sequence[Prompt]
+  context: Context, store: ModelStore, options: Options, records: Sequence[Prompt]
 ) -> Any:
   """Opens the reward that judges or chooses the best of N; None where none does."""
   name = options.reward
@@ -277,7 +276,7 @@ def _open_score(
 
 
 def _judge(
-    options: Options, prompts: Sequence[Prompt], completed: Responses
+  options: Options, prompts: Sequence[Prompt], completed: Responses
 ) -> dict[str, np.ndarray]:
   """Judges responses: name → [N, S]; `utility` decides who wins."""
   if options.judge == ORACLE:
@@ -287,24 +286,22 @@ def _judge(
 
 
 def _tabulate(
-    config: Any,
-    options: Options,
-    prompts: Sequence[Prompt],
-    answered: Mapping[str, Responses],
-    judged: Mapping[str, Mapping[str, np.ndarray]],
+  config: Any,
+  options: Options,
+  prompts: Sequence[Prompt],
+  answered: Mapping[str, Responses],
+  judged: Mapping[str, Mapping[str, np.ndarray]],
 ) -> Comparison:
   """Makes the rows of the table, and picks what the report shows."""
   baseline_name = baseline_row(config)
   assert baseline_name is not None  # checked before the first stage
   utility = judged[baseline_name]['utility']
   others = {name: judged[name]['utility'] for name in options.versus if name in judged}
-  rows = {
-      name: table.make_row(answered[name], judged[name], utility, others) for name in answered
-  }
+  rows = {name: table.make_row(answered[name], judged[name], utility, others) for name in answered}
   count = min(SHOWN_PROMPTS, len(prompts))
   shown = np.linspace(0, len(prompts) - 1, count).astype(int)
   return Comparison(
-      rows=rows,
-      shown_texts={name: [answered[name].texts[i][0] for i in shown] for name in answered},
-      shown_prompts=[prompts[i].messages[-1]['content'] for i in shown],
+    rows=rows,
+    shown_texts={name: [answered[name].texts[i][0] for i in shown] for name in answered},
+    shown_prompts=[prompts[i].messages[-1]['content'] for i in shown],
   )

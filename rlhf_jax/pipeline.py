@@ -1,17 +1,18 @@
 """Runs what a config names, stage after stage, and ends with the final table.
 
-  workdir/config.json   the whole config
-          tokenizer/    one for all stages
-          STAGE/        checkpoints/, metrics.jsonl, samples.jsonl, events, export/, finished.json
-          results.json, report.html, report.png
+workdir/config.json   the whole config
+        tokenizer/    one for all stages
+        STAGE/        checkpoints/, metrics.jsonl, samples.jsonl, events, export/, finished.json
+        results.json, report.html, report.png
 """
 
+from collections.abc import Iterable
 import dataclasses
 import json
 import os
 from pathlib import Path
 import time
-from typing import Any, Iterable
+from typing import Any
 
 import jax
 
@@ -112,9 +113,7 @@ def run(config: Any, workdir: str | os.PathLike) -> dict[str, Any]:
   config = configs.resolve(config, workdir=workdir, data=config.data)
   tokenizer = open_tokenizer(config, workdir)
   hosts.barrier('tokenizer')
-  contexts = {
-      name: Context(config, name, workdir, layout, tokenizer) for name in config.stages
-  }
+  contexts = {name: Context(config, name, workdir, layout, tokenizer) for name in config.stages}
   for number, context in enumerate(contexts.values(), start=1):
     if finished_seconds(context) is None:
       hosts.say(f'— {number}/{len(contexts)} {context.name} ' + '—' * 40)
@@ -143,7 +142,7 @@ def run_stage(context: Context) -> None:
   if trained.is_file():
     seconds = json.loads(trained.read_text(encoding='utf-8'))['seconds']
   training.write_on_first_process(
-      context.directory / 'finished.json', json.dumps({'seconds': seconds}) + '\n'
+    context.directory / 'finished.json', json.dumps({'seconds': seconds}) + '\n'
   )
   hosts.barrier(f'{context.name} finished')
 
@@ -206,7 +205,7 @@ def _has_begun(directory: Path) -> bool:
 
 
 def _check_unchanged(
-    old: dict[str, Any], new: dict[str, Any], begun: list[str], workdir: Path
+  old: dict[str, Any], new: dict[str, Any], begun: list[str], workdir: Path
 ) -> None:
   """Raises UserError where two configs differ in what must not change any more."""
   may_change = {*old['stages'], *new['stages'], 'evaluation', 'mesh'} - {*begun}
@@ -215,15 +214,14 @@ def _check_unchanged(
   if (workdir / 'results.json').is_file():
     may_change.discard('evaluation')
   fixed = [
-      {key: value for key, value in values.items() if key not in may_change}
-      for values in (old, new)
+    {key: value for key, value in values.items() if key not in may_change} for values in (old, new)
   ]
   changed = configs.differences(*fixed)
   if changed:
     more = f' and {len(changed) - 3} more' if len(changed) > 3 else ''
     raise UserError(
-        f'{workdir / "config.json"}: this workdir was begun with another config: '
-        f'{"; ".join(changed[:3])}{more}; give another --workdir, or the same config'
+      f'{workdir / "config.json"}: this workdir was begun with another config: '
+      f'{"; ".join(changed[:3])}{more}; give another --workdir, or the same config'
     )
 
 

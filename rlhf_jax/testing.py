@@ -12,9 +12,10 @@ wide, over 64 tokens: 0 pads, 1 ends a response. Train steps are pure and un-jit
 in runtime/step.py compiles them.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import functools
-from typing import Any, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,14 +43,14 @@ PAD_ID = 0
 EOS_ID = 1
 FIRST_ID = 2  # of the tokens that stand for something
 MODEL_CONFIG = ModelConfig(
-    vocab_size=64,
-    embed=32,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_dim=8,
-    mlp=48,
-    head=True,
+  vocab_size=64,
+  embed=32,
+  layers=2,
+  heads=4,
+  kv_heads=2,
+  head_dim=8,
+  mlp=48,
+  head=True,
 )
 
 
@@ -106,7 +107,7 @@ def _host_params(config: ModelConfig, seed: int) -> Params:
 
 
 def make_optimizer(
-    learning_rate: float = 1e-2, updates: int = 100, **changes: Any
+  learning_rate: float = 1e-2, updates: int = 100, **changes: Any
 ) -> optax.GradientTransformation:
   """Makes AdamW with a constant learning rate.
 
@@ -129,7 +130,7 @@ def make_tokenizer(vocab_size: int = 384, documents: int = 200) -> Tokenizer:
 
 
 def make_definitions(
-    layout: Layout | None = None, learning_rate: float = 1e-2, **changes: Any
+  layout: Layout | None = None, learning_rate: float = 1e-2, **changes: Any
 ) -> Definitions:
   """Makes the definitions of a step of one model: SFT, reward model, preference optimisation.
 
@@ -143,7 +144,7 @@ def make_definitions(
 
 
 def make_rollout_definitions(
-    layout: Layout | None = None, learning_rate: float = 3e-3
+  layout: Layout | None = None, learning_rate: float = 3e-3
 ) -> RolloutDefinitions:
   """Makes the definitions of a step of policy gradients; policy and reference are one model."""
   layout = layout or make_layout()
@@ -152,17 +153,17 @@ def make_rollout_definitions(
 
 
 def make_ppo_definitions(
-    layout: Layout | None = None, learning_rate: float = 3e-3
+  layout: Layout | None = None, learning_rate: float = 3e-3
 ) -> ppo.Definitions:
   """Makes the definitions of a step of PPO, with a value model that has a trunk of its own."""
   layout = layout or make_layout()
   model = make_model(layout)
   return ppo.Definitions(
-      model=model,
-      reference_model=model,
-      optimizer=make_optimizer(learning_rate),
-      layout=layout,
-      value_model=model,
+    model=model,
+    reference_model=model,
+    optimizer=make_optimizer(learning_rate),
+    layout=layout,
+    value_model=model,
   )
 
 
@@ -175,15 +176,15 @@ def make_state(definitions: Any, seed: int = 0) -> TrainState:
   """
   params = make_params(definitions.model, definitions.layout, seed)
   return steps.create_train_state(
-      params, definitions.optimizer, jax.random.key(1), definitions.layout
+    params, definitions.optimizer, jax.random.key(1), definitions.layout
   )
 
 
 def make_ppo_state(
-    definitions: ppo.Definitions,
-    options: ppo.Options | None = None,
-    seed: int = 0,
-    value_seed: int = 2,
+  definitions: ppo.Definitions,
+  options: ppo.Options | None = None,
+  seed: int = 0,
+  value_seed: int = 2,
 ) -> ppo.PPOState:
   """Makes the state of PPO before the first step.
 
@@ -198,15 +199,15 @@ def make_ppo_state(
   policy = make_params(definitions.model, layout, seed)
   value = make_params(definitions.value_model, layout, value_seed)
   both = steps.create_train_state(
-      {'policy': policy, 'value': value}, definitions.optimizer, jax.random.key(1), layout
+    {'policy': policy, 'value': value}, definitions.optimizer, jax.random.key(1), layout
   )
   return ppo.PPOState(
-      step=both.step,
-      trained=policy,
-      opt_state=both.opt_state,
-      key=both.key,
-      value_trained=value,
-      kl_coefficient=jax.device_put(jnp.float32(options.kl_coefficient), layout.sharding()),
+    step=both.step,
+    trained=policy,
+    opt_state=both.opt_state,
+    key=both.key,
+    value_trained=value,
+    kl_coefficient=jax.device_put(jnp.float32(options.kl_coefficient), layout.sharding()),
   )
 
 
@@ -226,15 +227,15 @@ def make_sequences(rows: int = 8, length: int = 12, seed: int = 0) -> Sequences:
   inside = places < lengths[:, None]
   tokens = rng.integers(FIRST_ID, MODEL_CONFIG.vocab_size, (rows, length))
   return Sequences(
-      tokens=np.where(inside, tokens, PAD_ID).astype(np.int32),
-      positions=np.where(inside, places, 0).astype(np.int32),
-      segment_ids=inside.astype(np.int32),
-      loss_mask=(inside & (places >= begins[:, None])).astype(np.float32),
+    tokens=np.where(inside, tokens, PAD_ID).astype(np.int32),
+    positions=np.where(inside, places, 0).astype(np.int32),
+    segment_ids=inside.astype(np.int32),
+    loss_mask=(inside & (places >= begins[:, None])).astype(np.float32),
   )
 
 
 def make_rankings(
-    rows: int = 8, places: int = 4, length: int = 12, seed: int = 0, ties: bool = False
+  rows: int = 8, places: int = 4, length: int = 12, seed: int = 0, ties: bool = False
 ) -> Rankings:
   """Makes rows with rankings of two and more responses, and some empty places.
 
@@ -266,15 +267,15 @@ def make_rankings(
   tokens = rng.integers(FIRST_ID, MODEL_CONFIG.vocab_size, (*shape, length))
   index = np.where(group > 0, np.arange(rows)[:, None], -1)
   return Rankings(
-      tokens=np.where(inside, tokens, PAD_ID).astype(np.int32),
-      positions=np.where(inside, positions, 0).astype(np.int32),
-      segment_ids=inside.astype(np.int32),
-      group=group,
-      ranks=ranks,
-      index=index.astype(np.int32),
-      begins=np.where(group > 0, begins, 0).astype(np.int32),
-      confidence=np.ones(shape, np.float32),
-      reference_logprobs=np.where(group > 0, rng.normal(-20, 2, shape), 0).astype(np.float32),
+    tokens=np.where(inside, tokens, PAD_ID).astype(np.int32),
+    positions=np.where(inside, positions, 0).astype(np.int32),
+    segment_ids=inside.astype(np.int32),
+    group=group,
+    ranks=ranks,
+    index=index.astype(np.int32),
+    begins=np.where(group > 0, begins, 0).astype(np.int32),
+    confidence=np.ones(shape, np.float32),
+    reference_logprobs=np.where(group > 0, rng.normal(-20, 2, shape), 0).astype(np.float32),
   )
 
 
@@ -285,9 +286,9 @@ def make_prompts(rows: int = 8, length: int = 6, seed: int = 0) -> Prompts:
   mask = np.arange(length) >= length - lengths[:, None]
   tokens = rng.integers(FIRST_ID, MODEL_CONFIG.vocab_size, (rows, length))
   return Prompts(
-      tokens=np.where(mask, tokens, PAD_ID).astype(np.int32),
-      mask=mask,
-      index=np.arange(rows, dtype=np.int32),
+    tokens=np.where(mask, tokens, PAD_ID).astype(np.int32),
+    mask=mask,
+    index=np.arange(rows, dtype=np.int32),
   )
 
 
@@ -301,19 +302,19 @@ def make_samples(rows: int = 8, length: int = 7, seed: int = 0) -> Samples:
   mask = np.arange(length) < rng.integers(1, length + 1, rows)[:, None]
   tokens = rng.integers(FIRST_ID, MODEL_CONFIG.vocab_size, (rows, length))
   return Samples(
-      tokens=np.where(mask, tokens, PAD_ID).astype(np.int32),
-      mask=mask,
-      logprobs=np.where(mask, -4.0, 0.0).astype(np.float32),
-      ended=rng.random(rows) < 0.7,
+    tokens=np.where(mask, tokens, PAD_ID).astype(np.int32),
+    mask=mask,
+    logprobs=np.where(mask, -4.0, 0.0).astype(np.float32),
+    ended=rng.random(rows) < 0.7,
   )
 
 
 def make_scored_rollout(
-    prompts: int = 8,
-    num_samples: int = 1,
-    prompt_length: int = 6,
-    response_length: int = 7,
-    seed: int = 0,
+  prompts: int = 8,
+  num_samples: int = 1,
+  prompt_length: int = 6,
+  response_length: int = 7,
+  seed: int = 0,
 ) -> ScoredRollout:
   """Makes responses with normally distributed scores.
 
@@ -335,7 +336,7 @@ def make_scored_rollout(
 
 
 def score_samples(
-    prompts: Prompts, samples: Samples, scores: Any, pretraining: Sequences | None = None
+  prompts: Prompts, samples: Samples, scores: Any, pretraining: Sequences | None = None
 ) -> ScoredRollout:
   """Puts prompts, responses and their scores together as a train step takes them."""
   return ScoredRollout(sampler.join_sequences(prompts, samples), samples, scores, pretraining)
@@ -344,20 +345,18 @@ def score_samples(
 # Assertions.
 
 
-def assert_trees_close(
-    got: Any, want: Any, message: str = '', tolerance: float = 1e-5
-) -> None:
+def assert_trees_close(got: Any, want: Any, message: str = '', tolerance: float = 1e-5) -> None:
   """Asserts that two trees of arrays are equal within a tolerance, relative or absolute."""
   got, want = jax.device_get((got, want))
   assert jax.tree.structure(got) == jax.tree.structure(want), message
   pairs: Sequence = zip(
-      jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True
+    jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True
   )
   for (path, a), b in pairs:
     np.testing.assert_allclose(
-        a,
-        b,
-        rtol=tolerance,
-        atol=tolerance,
-        err_msg=message + jax.tree_util.keystr(path),
+      a,
+      b,
+      rtol=tolerance,
+      atol=tolerance,
+      err_msg=message + jax.tree_util.keystr(path),
     )

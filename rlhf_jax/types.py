@@ -8,14 +8,12 @@ from typing import Any
 
 import flax.struct
 import jax
-import numpy as np
 
-Array = jax.Array | np.ndarray  # on devices, or on the host before it is placed
+Array = jax.Array  # batches hold numpy arrays until they are placed on a mesh
 Params = Any  # a plain nested dict of arrays
 
 
-@flax.struct.dataclass
-class Sequences:
+class Sequences(flax.struct.PyTreeNode):
   """Token sequences with a loss.
 
   Attributes:
@@ -32,8 +30,7 @@ class Sequences:
   loss_mask: Array
 
 
-@flax.struct.dataclass
-class Rankings:
+class Rankings(flax.struct.PyTreeNode):
   """Responses to score, K to a row, and how people ordered them.
 
   Rankings of any size share rows as sequences share a packed row: `group` says which responses
@@ -62,8 +59,7 @@ class Rankings:
   reference_logprobs: Array
 
 
-@flax.struct.dataclass
-class Prompts:
+class Prompts(flax.struct.PyTreeNode):
   """Prompts to respond to, left-padded.
 
   Attributes:
@@ -77,8 +73,7 @@ class Prompts:
   index: Array
 
 
-@flax.struct.dataclass
-class Samples:
+class Samples(flax.struct.PyTreeNode):
   """Responses as they were generated; row b * K + k responds to prompt b.
 
   Attributes:
@@ -95,8 +90,7 @@ class Samples:
   ended: Array
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
   """All that a run must remember.
 
   Attributes:

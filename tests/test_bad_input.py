@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_jax.commands.train import main
 
-EXPERIMENT = '''
+EXPERIMENT = """
 import ml_collections
 
 def get_config(tiny=False):
@@ -21,7 +21,7 @@ def get_config(tiny=False):
   c.pretrain = dict(batch_size=8, eval_records=4, shown_responses=0, data=dict(count=50), loop=loop)
   c.sft = dict(batch_size=8, max_length=128, eval_records=4, shown_responses=0, data=dict(count=20), loop=loop)
   return c
-'''
+"""
 
 
 @pytest.fixture(scope='module')
@@ -42,7 +42,9 @@ def trained(experiment, tmp_path_factory):
 def refuse(capsys, *arguments):
   """The one line the user gets."""
   assert main([str(argument) for argument in arguments]) == 2
-  lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('rlhf_jax: error: ')]
+  lines = [
+    line for line in capsys.readouterr().err.splitlines() if line.startswith('rlhf_jax: error: ')
+  ]
   assert len(lines) == 1
   return lines[0]
 
@@ -50,11 +52,19 @@ def refuse(capsys, *arguments):
 LINE = json.dumps({'messages': [{'role': 'user', 'content': 'Why?'}], 'response': 'No.'})
 
 
-@pytest.mark.parametrize('override,message', [
-    ('pretrain.batchsize=8', "config.pretrain.batchsize is no known key; did you mean 'batch_size'?"),
+@pytest.mark.parametrize(
+  'override,message',
+  [
+    (
+      'pretrain.batchsize=8',
+      "config.pretrain.batchsize is no known key; did you mean 'batch_size'?",
+    ),
     ('pretrain.batch_size=many', "config.pretrain.batch_size must be int, got str 'many'"),
     ('mesh.tensor=3', 'config.mesh: data -1 × tensor 3 does not fit 8 device(s)'),
-    ('pretrain.batch_size=12', 'a batch of 12 rows in 1 parts does not divide over the 8 device(s)'),
+    (
+      'pretrain.batch_size=12',
+      'a batch of 12 rows in 1 parts does not divide over the 8 device(s)',
+    ),
     ('pretrain.microbatches=3', 'a batch of 8 rows in 3 parts does not divide'),
     ('pretrain.init=nowhere', "nowhere: not found; expected 'smollm2'"),
     ('pretrain.data.source=web', "data.source: expected one of jsonl, tfds, tinyworld, got 'web'"),
@@ -63,68 +73,114 @@ LINE = json.dumps({'messages': [{'role': 'user', 'content': 'Why?'}], 'response'
     ('pretrain.microbatches=0', 'a batch of 8 rows in 0 parts does not divide'),
     ('pretrain.eval_records=0', 'expected 1 or more, got 0'),
     ('pretrain.data.count=-1', 'data.count: expected 0 (all) or more, got -1'),
-    ('pretrain.optimizer.schedule=step', "optimizer.schedule: expected one of constant, linear, cosine, got 'step'"),
+    (
+      'pretrain.optimizer.schedule=step',
+      "optimizer.schedule: expected one of constant, linear, cosine, got 'step'",
+    ),
     ('pretrain.kind=sft', 'the kind of a stage can be said in the experiment only'),
-    ('model.dtype=float99', "model.dtype: expected one of 'float32', 'bfloat16', 'float16', got 'float99'"),
+    (
+      'model.dtype=float99',
+      "model.dtype: expected one of 'float32', 'bfloat16', 'float16', got 'float99'",
+    ),
     ('model.remat=all', "model.remat: expected one of 'none', 'dots', 'full', got 'all'"),
     ('model.kv_heads=3', 'heads a multiple of kv_heads'),
     ('model.head_dim=7', 'an even head_dim'),
-    ('tokenizer.vocab_size=10', 'tokenizer.vocab_size: expected 258 (bytes and special tokens) or more, got 10'),
+    (
+      'tokenizer.vocab_size=10',
+      'tokenizer.vocab_size: expected 258 (bytes and special tokens) or more, got 10',
+    ),
     ('stages=ppo', "config.stages: the experiment has no stage 'ppo'"),
-    ('evaluation.models={"a": "ppo"}', "config.evaluation.models.a: 'ppo' is no stage of the experiment"),
-    ('evaluation.models={"a": "pretrain"}', "config.evaluation.models: expected a row for the baseline 'sft'"),
-])
+    (
+      'evaluation.models={"a": "ppo"}',
+      "config.evaluation.models.a: 'ppo' is no stage of the experiment",
+    ),
+    (
+      'evaluation.models={"a": "pretrain"}',
+      "config.evaluation.models: expected a row for the baseline 'sft'",
+    ),
+  ],
+)
 def test_mistakes_in_the_config(experiment, tmp_path, capsys, override, message):
-  assert message in refuse(capsys, f'--config={experiment}', f'--workdir={tmp_path}/run', f'--config.{override}')
+  assert message in refuse(
+    capsys, f'--config={experiment}', f'--workdir={tmp_path}/run', f'--config.{override}'
+  )
   assert not list(tmp_path.glob('run/*/checkpoints/*'))
 
 
-@pytest.mark.parametrize('lines,overrides,message', [
+@pytest.mark.parametrize(
+  'lines,overrides,message',
+  [
     (None, (), 'sft.jsonl: no such file'),
     ([LINE, '{"messages": '], (), 'sft.jsonl:2: not JSON'),
     ([LINE, '{"response": "No."}'], (), 'sft.jsonl:2: a demonstration needs the field "messages"'),
     ([''], (), 'holds no demonstration for'),
     ([LINE], ('sft.max_length=8',), 'no demonstration fits 8 tokens'),
     ([LINE], ('sft.max_length=8', 'sft.overlong=error'), 'tokens do not fit the limit of 8'),
-])
+  ],
+)
 def test_mistakes_in_the_data(experiment, trained, tmp_path, capsys, lines, overrides, message):
   shutil.copytree(trained, tmp_path / 'run')
   shutil.rmtree(tmp_path / 'run' / 'sft')
   (tmp_path / 'run' / 'results.json').unlink()
   if lines is not None:
     (tmp_path / 'sft.jsonl').write_text('\n'.join(lines) + '\n')
-  said = [f'--config.{override}' for override in (
-      'sft.data.source=jsonl', f'sft.data.path={tmp_path}/sft.jsonl', *overrides)]
+  said = [
+    f'--config.{override}'
+    for override in ('sft.data.source=jsonl', f'sft.data.path={tmp_path}/sft.jsonl', *overrides)
+  ]
   assert message in refuse(capsys, f'--config={experiment}', f'--workdir={tmp_path}/run', *said)
   assert not list(tmp_path.glob('run/sft/checkpoints/*'))
 
 
 def test_files_that_are_not_there(experiment, tmp_path, capsys):
-  assert 'nowhere.py: no such file' in refuse(capsys, '--config=nowhere.py', f'--workdir={tmp_path}')
+  assert 'nowhere.py: no such file' in refuse(
+    capsys, '--config=nowhere.py', f'--workdir={tmp_path}'
+  )
   (tmp_path / 'file').write_text('')
-  assert 'cannot write there' in refuse(capsys, f'--config={experiment}', f'--workdir={tmp_path}/file/run')
+  assert 'cannot write there' in refuse(
+    capsys, f'--config={experiment}', f'--workdir={tmp_path}/file/run'
+  )
 
 
 def test_after_a_mistake_the_corrected_command_runs(experiment, tmp_path, capsys):
   command = [f'--config={experiment}', f'--workdir={tmp_path}/run', "--config.stages=('pretrain',)"]
-  refuse(capsys, *command, '--config.pretrain.data.source=jsonl', '--config.pretrain.data.path=nowhere.jsonl')
-  refuse(capsys, *command, '--config.mesh.data=1', '--config.mesh.fsdp=8', '--config.model.embed=12')  # seen late
+  refuse(
+    capsys,
+    *command,
+    '--config.pretrain.data.source=jsonl',
+    '--config.pretrain.data.path=nowhere.jsonl',
+  )
+  refuse(
+    capsys, *command, '--config.mesh.data=1', '--config.mesh.fsdp=8', '--config.model.embed=12'
+  )  # seen late
   assert main([*command, '--config.pretrain.loop.steps=1']) == 0
 
 
-def test_a_later_stage_can_be_corrected_and_the_earlier_ones_stay(experiment, trained, tmp_path, capsys):
+def test_a_later_stage_can_be_corrected_and_the_earlier_ones_stay(
+  experiment, trained, tmp_path, capsys
+):
   run = shutil.copytree(trained, tmp_path / 'run')
   shutil.rmtree(run / 'sft')
   (run / 'results.json').unlink()
   long = json.dumps({'messages': [{'role': 'user', 'content': 'W' * 90}], 'response': 'No.'})
   (tmp_path / 'sft.jsonl').write_text(f'{LINE}\n{long}\n')
-  command = [f'--config={experiment}', f'--workdir={run}', '--config.sft.data.source=jsonl',
-             f'--config.sft.data.path={tmp_path}/sft.jsonl', '--config.sft.max_length=64', '--config.sft.overlong=']
-  assert re.search('demonstration .*sft.jsonl:2: .* tokens do not fit the limit of 64', refuse(
-      capsys, *command[:-1], command[-1] + 'error'))
+  command = [
+    f'--config={experiment}',
+    f'--workdir={run}',
+    '--config.sft.data.source=jsonl',
+    f'--config.sft.data.path={tmp_path}/sft.jsonl',
+    '--config.sft.max_length=64',
+    '--config.sft.overlong=',
+  ]
+  assert re.search(
+    'demonstration .*sft.jsonl:2: .* tokens do not fit the limit of 64',
+    refuse(capsys, *command[:-1], command[-1] + 'error'),
+  )
   before = (run / 'pretrain/export/model.safetensors').stat().st_mtime_ns
   assert main([*command[:-1], command[-1] + 'drop']) == 0
-  assert '1 of 2 demonstrations are longer than 64 tokens and were left out' in capsys.readouterr().err
+  assert (
+    '1 of 2 demonstrations are longer than 64 tokens and were left out' in capsys.readouterr().err
+  )
   assert (run / 'pretrain/export/model.safetensors').stat().st_mtime_ns == before
   assert 'config.sft.overlong' in refuse(capsys, *command[:-1], command[-1] + 'truncate_left')
   shutil.rmtree(run / 'sft')
@@ -134,7 +190,9 @@ def test_a_later_stage_can_be_corrected_and_the_earlier_ones_stay(experiment, tr
 
 
 def test_a_workdir_of_another_config_is_refused(experiment, trained, capsys):
-  line = refuse(capsys, f'--config={experiment}', f'--workdir={trained}', '--config.sft.batch_size=16')
+  line = refuse(
+    capsys, f'--config={experiment}', f'--workdir={trained}', '--config.sft.batch_size=16'
+  )
   assert 'begun with another config: config.sft.batch_size: 8 → 16' in line
 
 
@@ -142,34 +200,65 @@ def test_a_checkpoint_of_another_shape_is_named(experiment, trained, tmp_path, c
   stage = shutil.copytree(trained / 'pretrain', tmp_path / 'pretrain')
   shape = json.loads((stage / 'model.json').read_text())
   (stage / 'model.json').write_text(json.dumps({**shape, 'mlp': 32}))
-  line = refuse(capsys, f'--config={experiment}', f'--workdir={tmp_path}/run', "--config.stages=('sft',)",
-                f'--config.sft.init={stage}')
-  assert 'params of another shape' in line and 'layers.down expected float32[1,32,16], found float32[1,16,16]' in line
-  line = refuse(capsys, f'--config={experiment}', f'--workdir={tmp_path}/other', "--config.stages=('sft',)",
-                f'--config.sft.init={trained}/pretrain', '--config.tokenizer.vocab_size=310')
+  line = refuse(
+    capsys,
+    f'--config={experiment}',
+    f'--workdir={tmp_path}/run',
+    "--config.stages=('sft',)",
+    f'--config.sft.init={stage}',
+  )
+  assert (
+    'params of another shape' in line
+    and 'layers.down expected float32[1,32,16], found float32[1,16,16]' in line
+  )
+  line = refuse(
+    capsys,
+    f'--config={experiment}',
+    f'--workdir={tmp_path}/other',
+    "--config.stages=('sft',)",
+    f'--config.sft.init={trained}/pretrain',
+    '--config.tokenizer.vocab_size=310',
+  )
   assert 'knows 300 tokens, the tokenizer of the run 310' in line
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(experiment, trained, tmp_path, capsys, caplog):
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+  experiment, trained, tmp_path, capsys, caplog
+):
   run = shutil.copytree(trained, tmp_path / 'run')
   for name in ('finished.json', 'done.json'):
     (run / 'sft' / name).unlink()
   want = (run / 'sft' / 'export' / 'model.safetensors').read_bytes()
-  biggest = max((path for path in (run / 'sft/checkpoints/2/params').rglob('*') if path.is_file()),
-                key=lambda path: path.stat().st_size)
+  biggest = max(
+    (path for path in (run / 'sft/checkpoints/2/params').rglob('*') if path.is_file()),
+    key=lambda path: path.stat().st_size,
+  )
   data = bytearray(biggest.read_bytes())
   middle = len(data) // 2
-  data[middle:middle + 64] = bytes(255 - byte for byte in data[middle:middle + 64])
+  data[middle : middle + 64] = bytes(255 - byte for byte in data[middle : middle + 64])
   biggest.write_bytes(data)
   assert main([f'--config={experiment}', f'--workdir={run}']) == 0
-  assert 'checkpoints/2: damaged checkpoint' in caplog.text and 'falling back to step 1' in caplog.text
+  assert (
+    'checkpoints/2: damaged checkpoint' in caplog.text and 'falling back to step 1' in caplog.text
+  )
   assert (run / 'sft' / 'export' / 'model.safetensors').read_bytes() == want
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(experiment, tmp_path, capsys):
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
+  experiment, tmp_path, capsys
+):
   command = [f'--config={experiment}', f'--workdir={tmp_path}/run', "--config.stages=('pretrain',)"]
-  line = refuse(capsys, *command, '--config.pretrain.optimizer.learning_rate=1e30', '--config.pretrain.loop.steps=8',
-                '--config.pretrain.optimizer.clip_norm=0')
+  line = refuse(
+    capsys,
+    *command,
+    '--config.pretrain.optimizer.learning_rate=1e30',
+    '--config.pretrain.loop.steps=8',
+    '--config.pretrain.optimizer.clip_norm=0',
+  )
   assert re.search(r'pretrain: step \d+: (loss|norm/\w+) is (nan|inf)', line)
-  kept = sorted(int(path.name) for path in Path(tmp_path, 'run/pretrain/checkpoints').iterdir() if path.name.isdigit())
+  kept = sorted(
+    int(path.name)
+    for path in Path(tmp_path, 'run/pretrain/checkpoints').iterdir()
+    if path.name.isdigit()
+  )
   assert kept and f'the state of step {kept[-1]} is kept' in line

@@ -7,13 +7,17 @@ from rlhf_jax import config as configs
 from rlhf_jax import pipeline
 from rlhf_jax.errors import UserError
 
-DEFAULTS = dict(seed=0, stages=(), model=dict(embed=8, dtype='float32'), evaluation=dict(models=dict()))
+DEFAULTS = dict(
+  seed=0, stages=(), model=dict(embed=8, dtype='float32'), evaluation=dict(models=dict())
+)
 
 
 def experiment(tmp_path, body):
   path = tmp_path / 'experiment.py'
-  path.write_text('import ml_collections\ndef get_config(tiny=False):\n  c = ml_collections.ConfigDict()\n'
-                  "  c.stages = ('sft',)\n" + ''.join(f'  {line}\n' for line in body) + '  return c\n')
+  path.write_text(
+    'import ml_collections\ndef get_config(tiny=False):\n  c = ml_collections.ConfigDict()\n'
+    "  c.stages = ('sft',)\n" + ''.join(f'  {line}\n' for line in body) + '  return c\n'
+  )
   return str(path)
 
 
@@ -22,11 +26,24 @@ def load(path, *overrides):
 
 
 def test_what_is_said_stands_over_the_defaults(tmp_path):
-  path = experiment(tmp_path, ["c.sft = dict(data=dict(path=['a', 'b']))", 'c.seed = 7 if tiny else 3',
-                               "c.evaluation = dict(models=dict(base='sft'))"])
-  config = load(path, 'sft.optimizer.learning_rate=2', 'model.dtype=bfloat16', 'sft.data.fields={"text": "body"}')
+  path = experiment(
+    tmp_path,
+    [
+      "c.sft = dict(data=dict(path=['a', 'b']))",
+      'c.seed = 7 if tiny else 3',
+      "c.evaluation = dict(models=dict(base='sft'))",
+    ],
+  )
+  config = load(
+    path,
+    'sft.optimizer.learning_rate=2',
+    'model.dtype=bfloat16',
+    'sft.data.fields={"text": "body"}',
+  )
   assert (config.seed, config.sft.kind, config.sft.data.path) == (3, 'sft', ('a', 'b'))
-  assert config.sft.optimizer.learning_rate == 2.0 and type(config.sft.optimizer.learning_rate) is float
+  assert (
+    config.sft.optimizer.learning_rate == 2.0 and type(config.sft.optimizer.learning_rate) is float
+  )
   assert config.model.to_dict() == dict(embed=8, dtype='bfloat16')
   assert config.sft.data.fields.to_dict() == {'text': 'body'}
   assert config.evaluation.models.to_dict() == {'base': 'sft'}
@@ -54,30 +71,45 @@ def test_a_loss_brings_its_own_settings_and_no_other_loss_s(tmp_path):
 
 def test_an_experiment_without_a_tiny_form_has_that_of_its_stages(tmp_path):
   path = tmp_path / 'plain.py'
-  path.write_text("import ml_collections\ndef get_config():\n  c = ml_collections.ConfigDict()\n"
-                  "  c.stages = ('sft',)\n  c.sft = dict(batch_size=64)\n  return c\n")
+  path.write_text(
+    'import ml_collections\ndef get_config():\n  c = ml_collections.ConfigDict()\n'
+    "  c.stages = ('sft',)\n  c.sft = dict(batch_size=64)\n  return c\n"
+  )
   assert pipeline.load_config(str(path)).sft.batch_size == 64
   config = pipeline.load_config(f'{path}:tiny')
   assert (config.sft.batch_size, config.sft.loop.steps, config.model.embed) == (8, 4, 32)
 
 
 def test_one_kind_of_stage_may_run_twice(tmp_path):
-  path = experiment(tmp_path, ["c.stages = ('sft', 'again')", "c.again = dict(kind='sft', init='sft')"])
+  path = experiment(
+    tmp_path, ["c.stages = ('sft', 'again')", "c.again = dict(kind='sft', init='sft')"]
+  )
   config = load(path)
   assert (config.again.kind, config.again.init, config.sft.init) == ('sft', 'sft', 'pretrain')
 
 
-@pytest.mark.parametrize('body,overrides,message', [
-    (['c.sft = dict(optimiser=dict())'], (), "config.sft.optimiser is no known key; did you mean 'optimizer'?"),
-    ([], ('sft.optimizer.learning_rat=1',), "config.sft.optimizer.learning_rat is no known key; did you mean 'learning_rate'?"),
+@pytest.mark.parametrize(
+  'body,overrides,message',
+  [
+    (
+      ['c.sft = dict(optimiser=dict())'],
+      (),
+      "config.sft.optimiser is no known key; did you mean 'optimizer'?",
+    ),
+    (
+      [],
+      ('sft.optimizer.learning_rat=1',),
+      "config.sft.optimizer.learning_rat is no known key; did you mean 'learning_rate'?",
+    ),
     ([], ('sftt.init=random',), "config.sftt is no known key; did you mean 'sft'?"),
     ([], ('seed=x',), "config.seed must be int, got str 'x'"),
-    (["c.seed = 1.5"], (), 'config.seed must be int, got float 1.5'),
-    (["c.model = 3"], (), 'config.model is a section, got 3'),
+    (['c.seed = 1.5'], (), 'config.seed must be int, got float 1.5'),
+    (['c.model = 3'], (), 'config.model is a section, got 3'),
     ([], ('seed',), 'expected --config.seed=VALUE'),
     (["c.stages = ('dance',)"], (), "config.dance.kind: no stage is called 'dance'"),
     (['c.stages = ()'], (), 'names no stage; expected some of critique'),
-])
+  ],
+)
 def test_mistakes_are_named_in_one_line(tmp_path, body, overrides, message):
   with pytest.raises(UserError) as error:
     load(experiment(tmp_path, body), *overrides)
@@ -93,12 +125,16 @@ def test_differences_and_workdir(tmp_path):
   path = experiment(tmp_path, ["c.sft = dict(data=dict(path=('{workdir}/x.jsonl',)))"])
   a, b = load(path), load(path, 'seed=1')
   parsed = [json.loads(configs.as_json(config)) for config in (a, b)]
-  assert configs.differences(*parsed) == ['config.seed: 0 → 1'] and not configs.differences(parsed[0], parsed[0])
+  assert configs.differences(*parsed) == ['config.seed: 0 → 1'] and not configs.differences(
+    parsed[0], parsed[0]
+  )
   assert configs.resolve(a, workdir='runs/1').sft.data.path == ('runs/1/x.jsonl',)
 
 
 @pytest.mark.parametrize('variant', ['', ':tiny'])
-@pytest.mark.parametrize('path', sorted(Path(__file__).parents[1].glob('experiments/*.py')), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+  'path', sorted(Path(__file__).parents[1].glob('experiments/*.py')), ids=lambda path: path.stem
+)
 def test_every_experiment_says_what_its_stages_know(path, variant):
   config = pipeline.load_config(f'{path}{variant}')
   assert {*config.evaluation.models.values()} <= {*config.stages}

@@ -7,24 +7,24 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (  # from the bottom up; a room imports only from those of the lines above its own
-    ('errors', 'files', 'options', 'text_table'),
-    ('named_functions',),
-    ('types',),
-    ('objectives',),
-    ('models', 'data', 'runtime'),
-    ('interop',),
-    ('generation',),
-    ('evaluation',),
-    ('feedback',),
-    ('rewards',),
-    ('planning',),
-    ('stages',),
-    ('config', 'final_table'),
-    ('pipeline',),
-    ('testing',),
-    ('planner',),
-    ('commands',),
-    ('__main__', 'generate', 'score', 'plan'),
+  ('errors', 'files', 'options', 'text_table'),
+  ('named_functions',),
+  ('types',),
+  ('objectives',),
+  ('models', 'data', 'runtime'),
+  ('interop',),
+  ('generation',),
+  ('evaluation',),
+  ('feedback',),
+  ('rewards',),
+  ('planning',),
+  ('stages',),
+  ('config', 'final_table'),
+  ('pipeline',),
+  ('testing',),
+  ('planner',),
+  ('commands',),
+  ('__main__', 'generate', 'score', 'plan'),
 )
 STANDARD = {'collections', 'dataclasses', 'functools', 'math', 'typing'}
 BELOW = {}
@@ -44,7 +44,11 @@ def imported(path):
 
 
 def files(folder):
-  return sorted(path for path in (ROOT / folder).rglob('*.py') if path.name != '__init__.py' or path.stat().st_size)
+  return sorted(
+    path
+    for path in (ROOT / folder).rglob('*.py')
+    if path.name != '__init__.py' or path.stat().st_size
+  )
 
 
 @pytest.mark.parametrize('path', files('rlhf_jax'), ids=lambda path: str(path.relative_to(ROOT)))

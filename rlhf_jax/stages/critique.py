@@ -8,9 +8,10 @@ the stage after this one fine-tunes a pre-trained model on them. Every round is 
 cut run goes on from the last complete one. Source: Bai et al. 2022b, arXiv:2212.08073, §3.1.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import json
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any
 import zlib
 
 import jax
@@ -97,9 +98,9 @@ def run(context: Context) -> None:
   for split in SPLITS:
     rounds[split] = _run_rounds(context, critic, prompts[split], split)
     others = _read_or_make(
-        context,
-        f'{split}-helpful',
-        lambda split=split: respond(critic, helpful[split], _key(context, split, -1)),
+      context,
+      f'{split}-helpful',
+      lambda split=split: respond(critic, helpful[split], _key(context, split, -1)),
     )
     _write(context, split, list(_demonstrations(rounds[split], others)))
   _write(context, 'transcripts', transcripts(rounds['train']))
@@ -111,13 +112,13 @@ def check_options(options: Options, where: str) -> None:
   """Checks the options; raises UserError for values that cannot be."""
   if options.rounds < 1 or options.judge not in ('', 'oracle'):
     raise UserError(
-        f'{where}: expected rounds from 1 and judge "oracle" or none, got {options.rounds} and '
-        f'{options.judge!r}'
+      f'{where}: expected rounds from 1 and judge "oracle" or none, got {options.rounds} and '
+      f'{options.judge!r}'
     )
   if options.chat and options.examples:
     raise UserError(
-        f"{where}.examples: expected 0 with chat=True: the constitution's examples are dialogues "
-        'as text, which no chat template has'
+      f"{where}.examples: expected 0 with chat=True: the constitution's examples are dialogues "
+      'as text, which no chat template has'
     )
 
 
@@ -125,14 +126,12 @@ def open_critic(context: Context, options: Options, principles: Constitution) ->
   """Opens the section's model."""
   opened = ModelStore(context).open(options.model)
   tokenizer = context.tokenizer
-  responder = responses.build_responder(
-      opened.model, options.sampling, tokenizer, context.layout
-  )
+  responder = responses.build_responder(opened.model, options.sampling, tokenizer, context.layout)
   params = opened.read()
 
   def complete(prompts: Sequence[Sequence[int]], key: Array) -> list[str]:
     completed = responses.complete_prompts(
-        responder, params, prompts, options.batch_size, tokenizer.pad_id, key
+      responder, params, prompts, options.batch_size, tokenizer.pad_id, key
     )
     return [texts[0].strip() for texts in completed.texts]
 
@@ -147,8 +146,8 @@ def respond(critic: Critic, prompts: Sequence[Prompt], key: Array) -> list[Row]:
   tokens = [critic.tokenizer.prompt(messages) for messages in conversations]
   texts = critic.complete(tokens, key)
   return [
-      {'id': prompt.id, 'messages': messages, 'response': text}
-      for prompt, messages, text in zip(prompts, conversations, texts, strict=True)
+    {'id': prompt.id, 'messages': messages, 'response': text}
+    for prompt, messages, text in zip(prompts, conversations, texts, strict=True)
   ]
 
 
@@ -176,9 +175,10 @@ def revise(critic: Critic, rows: Sequence[Row], key: Array) -> list[Row]:
     critiques, revisions = _revise_as_text(critic, rows, requests, revision_requests, keys)
   revised = []
   for row, principle, critique, revision in zip(
-      rows, principles, critiques, revisions, strict=True
+    rows, principles, critiques, revisions, strict=True
   ):
-    revised.append({
+    revised.append(
+      {
         'id': row['id'],
         'messages': row['messages'],
         'principle': principle.id,
@@ -186,20 +186,21 @@ def revise(critic: Critic, rows: Sequence[Row], key: Array) -> list[Row]:
         'critique': critique,
         'revision_request': principle.revision,
         'response': revision or row['response'],
-    })
+      }
+    )
   return revised
 
 
 def _revise_as_chat(
-    critic: Critic,
-    rows: Sequence[Row],
-    requests: Sequence[str],
-    revision_requests: Sequence[str],
-    keys: Array,
+  critic: Critic,
+  rows: Sequence[Row],
+  requests: Sequence[str],
+  revision_requests: Sequence[str],
+  keys: Array,
 ) -> tuple[list[str], list[str]]:
   """Asks for critiques and revisions as a user would, in the model's chat template."""
   conversations = [
-      [*row['messages'], {'role': 'assistant', 'content': row['response']}] for row in rows
+    [*row['messages'], {'role': 'assistant', 'content': row['response']}] for row in rows
   ]
   critiques = _ask_in_chat(critic, conversations, requests, keys[0])
   criticised = []
@@ -210,16 +211,16 @@ def _revise_as_chat(
 
 
 def _revise_as_text(
-    critic: Critic,
-    rows: Sequence[Row],
-    requests: Sequence[str],
-    revision_requests: Sequence[str],
-    keys: Array,
+  critic: Critic,
+  rows: Sequence[Row],
+  requests: Sequence[str],
+  revision_requests: Sequence[str],
+  keys: Array,
 ) -> tuple[list[str], list[str]]:
   """Asks for critiques and revisions in a transcript that the model continues."""
   options = critic.options
   transcript = [
-      f'{judging.format_transcript(row["messages"])}\n\nAssistant: {row["response"]}' for row in rows
+    f'{judging.format_transcript(row["messages"])}\n\nAssistant: {row["response"]}' for row in rows
   ]
   critiques = _ask_in_text(critic, transcript, requests, options.critique, keys[0])
   criticised = []
@@ -230,10 +231,10 @@ def _revise_as_text(
 
 
 def _ask_in_chat(
-    critic: Critic,
-    conversations: Sequence[list[Message]],
-    requests: Sequence[str],
-    key: Array,
+  critic: Critic,
+  conversations: Sequence[list[Message]],
+  requests: Sequence[str],
+  key: Array,
 ) -> list[str]:
   """Asks a request behind each conversation; '' where that is too long."""
   tokens = []
@@ -244,7 +245,7 @@ def _ask_in_chat(
 
 
 def _ask_in_text(
-    critic: Critic, texts: Sequence[str], requests: Sequence[str], form: str, key: Array
+  critic: Critic, texts: Sequence[str], requests: Sequence[str], form: str, key: Array
 ) -> list[str]:
   """Asks a request behind each text; what comes is cut at the first empty line."""
   tokenizer = critic.tokenizer
@@ -257,9 +258,7 @@ def _ask_in_text(
   return [text.split('\n\n')[0].strip() for text in completed]
 
 
-def _complete_fitting(
-    critic: Critic, prompts: Sequence[Sequence[int]], key: Array
-) -> list[str]:
+def _complete_fitting(critic: Critic, prompts: Sequence[Sequence[int]], key: Array) -> list[str]:
   """Completes those prompts that are not too long; '' for the others."""
   limit = critic.options.max_context
   fitting = [i for i, tokens in enumerate(prompts) if len(tokens) <= limit]
@@ -285,38 +284,36 @@ def transcripts(rounds: Sequence[Sequence[Row]]) -> list[Row]:
   names = ('principle', 'critique_request', 'critique', 'revision_request')
   result = []
   for first, *later in zip(*rounds, strict=True):
-    steps = [
-        {**{name: row[name] for name in names}, 'revision': row['response']} for row in later
-    ]
+    steps = [{**{name: row[name] for name in names}, 'revision': row['response']} for row in later]
     result.append({**first, 'rounds': steps})
   return result
 
 
 def _run_rounds(
-    context: Context, critic: Critic, prompts: Sequence[Prompt], split: str
+  context: Context, critic: Critic, prompts: Sequence[Prompt], split: str
 ) -> list[list[Row]]:
   """Returns the rows of every round of a split, made or read."""
   rows = _read_or_make(
-      context,
-      f'{split}-round-0',
-      lambda: respond(critic, prompts, _key(context, split, 0)),
+    context,
+    f'{split}-round-0',
+    lambda: respond(critic, prompts, _key(context, split, 0)),
   )
   rounds = [rows]
   for number in range(1, critic.options.rounds + 1):
     previous = rounds[-1]
     rows = _read_or_make(
-        context,
-        f'{split}-round-{number}',
-        lambda previous=previous, number=number: revise(
-            critic, previous, _key(context, split, number)
-        ),
+      context,
+      f'{split}-round-{number}',
+      lambda previous=previous, number=number: revise(
+        critic, previous, _key(context, split, number)
+      ),
     )
     rounds.append(rows)
   return rounds
 
 
 def _demonstrations(
-    rounds: Sequence[Sequence[Row]], others: Sequence[Row]
+  rounds: Sequence[Sequence[Row]], others: Sequence[Row]
 ) -> Iterator[records.Demonstration]:
   """Yields the revisions of all rounds and the helpful responses as demonstrations."""
   named = [(f'round-{number}', rows) for number, rows in enumerate(rounds) if number > 0]
@@ -324,19 +321,19 @@ def _demonstrations(
     for row in rows:
       if row['response']:
         yield records.Demonstration(
-            id=f'{row["id"]}/{name}',
-            source='constitution',
-            license='',
-            messages=row['messages'],
-            response=row['response'],
+          id=f'{row["id"]}/{name}',
+          source='constitution',
+          license='',
+          messages=row['messages'],
+          response=row['response'],
         )
 
 
 def _measure_rounds(
-    context: Context,
-    options: Options,
-    prompts: dict[str, list[Prompt]],
-    rounds: dict[str, list[list[Row]]],
+  context: Context,
+  options: Options,
+  prompts: dict[str, list[Prompt]],
+  rounds: dict[str, list[list[Row]]],
 ) -> None:
   """Rates the responses of every round by the oracle: a line of metrics.jsonl each."""
   with metrics.Writer(context.directory, resume_step=-1) as writer:
@@ -352,7 +349,7 @@ def _measure_rounds(
 
 
 def _fitting_prompts(
-    context: Context, options: Options, data: DataOptions, split: str
+  context: Context, options: Options, data: DataOptions, split: str
 ) -> list[Prompt]:
   """Reads the prompts of a split that are not too long."""
   prompts = sources.load_records(data, 'prompt', split)
@@ -385,12 +382,12 @@ def plan(context: Context) -> StagePlan:
   """Plans the stage for hardware that is not here."""
   options = context.read_options(STAGE)
   return response_plan.plan_responses(
-      context,
-      (options.model,),
-      options.sampling,
-      batch_size=options.batch_size,
-      max_length=options.max_context,
-      num_samples=1,
+    context,
+    (options.model,),
+    options.sampling,
+    batch_size=options.batch_size,
+    max_length=options.max_context,
+    num_samples=1,
   )
 
 

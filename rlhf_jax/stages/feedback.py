@@ -10,8 +10,9 @@ This is the first half of step 3. Who orders them is said by `source`:
 With data from real people, leave this stage out and point the next one at their files.
 """
 
+from collections.abc import Iterator, Sequence
 import dataclasses
-from typing import Any, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -92,7 +93,7 @@ def run(context: Context) -> None:
     collected = collect_responses(context, options, split, key)
     if judge is not None:
       rows = ai_labels.label(
-          context, options.ai, judge, split, collected.prompts, collected.texts, rng
+        context, options.ai, judge, split, collected.prompts, collected.texts, rng
       )
     else:
       rows = _rank(context, options, split, collected, rng)
@@ -103,9 +104,7 @@ def run(context: Context) -> None:
 def check_options(options: Options, where: str) -> None:
   """Checks the options; raises UserError for a source that there is not."""
   if options.source not in SOURCES:
-    raise UserError(
-        f'{where}.source: expected one of {", ".join(SOURCES)}, got {options.source!r}'
-    )
+    raise UserError(f'{where}.source: expected one of {", ".join(SOURCES)}, got {options.source!r}')
 
 
 def collect_responses(context: Context, options: Options, split: str, key: Array) -> Collected:
@@ -128,12 +127,12 @@ def collect_responses(context: Context, options: Options, split: str, key: Array
   for number, name in enumerate(options.policies):
     policy = store.open(name)
     respond = responses.build_responder(
-        policy.model,
-        options.sampling,
-        context.tokenizer,
-        context.layout,
-        options.num_samples,
-        score=score,
+      policy.model,
+      options.sampling,
+      context.tokenizer,
+      context.layout,
+      options.num_samples,
+      score=score,
     )
     host_batches = batches.prompts_once(examples, options.batch_size)
     answered = respond(policy.read(), host_batches, jax.random.fold_in(key, number))
@@ -147,7 +146,7 @@ def collect_responses(context: Context, options: Options, split: str, key: Array
 
 
 def _open_score(
-    context: Context, store: ModelStore, options: Options, prompts: Sequence[Prompt]
+  context: Context, store: ModelStore, options: Options, prompts: Sequence[Prompt]
 ) -> Any:
   """Opens the reward that orders the responses: (Prompts, Samples) → [B * K] float32."""
   score_source = scores.open_score(context, store, options.reward, options)
@@ -159,11 +158,11 @@ def _open_score(
 
 
 def _rank(
-    context: Context,
-    options: Options,
-    split: str,
-    collected: Collected,
-    rng: np.random.Generator,
+  context: Context,
+  options: Options,
+  split: str,
+  collected: Collected,
+  rng: np.random.Generator,
 ) -> list[records.Ranking]:
   """Orders the responses by simulated people or by a reward."""
   if options.source == 'simulated':
@@ -173,21 +172,21 @@ def _rank(
   rankings = []
   for prompt, texts, (who, ranks) in zip(collected.prompts, collected.texts, orders, strict=True):
     ranked = records.Ranking(
-        id=f'{prompt.id}/{split}',
-        source=who,
-        license='',
-        domain='',
-        context='',
-        messages=records.conversation(prompt),
-        responses=texts,
-        ranks=ranks,
+      id=f'{prompt.id}/{split}',
+      source=who,
+      license='',
+      domain='',
+      context='',
+      messages=records.conversation(prompt),
+      responses=texts,
+      ranks=ranks,
     )
     rankings.append(ranked)
   return rankings
 
 
 def _order_by_people(
-    context: Context, options: Options, collected: Collected, rng: np.random.Generator
+  context: Context, options: Options, collected: Collected, rng: np.random.Generator
 ) -> Iterator[tuple[str, list[int]]]:
   """Yields (who ranked, ranks) for each prompt; one simulated person ranks it."""
   people = simulated.draw_annotators(options.annotators, context.config.seed)
@@ -197,9 +196,7 @@ def _order_by_people(
     yield f'annotator-{person}', ranks
 
 
-def _order_by_reward(
-    options: Options, collected: Collected
-) -> Iterator[tuple[str, list[int]]]:
+def _order_by_reward(options: Options, collected: Collected) -> Iterator[tuple[str, list[int]]]:
   """Yields (the reward's name, ranks) for each prompt."""
   for values in collected.scores:
     ranks = ranking.from_scores(np.asarray([values], np.float32))[0]
@@ -210,12 +207,12 @@ def plan(context: Context) -> StagePlan:
   """Plans the stage for hardware that is not here."""
   options = context.read_options(STAGE)
   return response_plan.plan_responses(
-      context,
-      options.policies,
-      options.sampling,
-      batch_size=options.batch_size,
-      max_length=options.max_length,
-      num_samples=options.num_samples,
+    context,
+    options.policies,
+    options.sampling,
+    batch_size=options.batch_size,
+    max_length=options.max_length,
+    num_samples=options.num_samples,
   )
 
 

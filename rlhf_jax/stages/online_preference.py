@@ -49,15 +49,15 @@ class Options(rollout.RolloutOptions):
   minibatches: int = 1  # must stay 1: the responses of a step are one batch
   loss: str = 'dpo'  # a name in preference.PREFERENCE_LOSSES but kto; it brings its settings
   optimizer: OptimizerOptions = OptimizerOptions(
-      learning_rate=5e-6,
-      schedule='linear',
-      final_scale=0.0,
-      warmup_steps=10,
+    learning_rate=5e-6,
+    schedule='linear',
+    final_scale=0.0,
+    warmup_steps=10,
   )
   loop: LoopOptions = LoopOptions(steps=200, eval_every=20, save_every=25, log_every=1)
   # The settings of the chosen loss, made of the same section.
   settings: Any = dataclasses.field(
-      default=preference_objectives.DPOSettings(), metadata={'in_config': False}
+    default=preference_objectives.DPOSettings(), metadata={'in_config': False}
   )
 
 
@@ -65,12 +65,12 @@ class Options(rollout.RolloutOptions):
 
 
 def order_responses(
-    params: Params,
-    reference_params: Params,
-    prompts: Prompts,
-    scored: ScoredRollout,
-    definitions: RolloutDefinitions,
-    options: Options,
+  params: Params,
+  reference_params: Params,
+  prompts: Prompts,
+  scored: ScoredRollout,
+  definitions: RolloutDefinitions,
+  options: Options,
 ) -> tuple[Rankings, dict[str, Array]]:
   """Makes rankings of scored responses.
 
@@ -97,25 +97,23 @@ def order_responses(
 
   scores = rollout.final_scores(scored.samples.ended, scored.scores, options)
   batch = Rankings(
-      tokens=group(sequences.tokens),
-      positions=group(sequences.positions),
-      segment_ids=group(sequences.segment_ids),
-      group=jnp.ones((B, K), jnp.int32),
-      ranks=ranking.from_scores(group(scores)),
-      index=jnp.repeat(prompts.index, K).reshape(-1, K),
-      begins=jnp.full((B, K), prompt_length, jnp.int32),
-      confidence=jnp.ones((B, K), jnp.float32),
-      reference_logprobs=jnp.zeros((B, K), jnp.float32),
+    tokens=group(sequences.tokens),
+    positions=group(sequences.positions),
+    segment_ids=group(sequences.segment_ids),
+    group=jnp.ones((B, K), jnp.int32),
+    ranks=ranking.from_scores(group(scores)),
+    index=jnp.repeat(prompts.index, K).reshape(-1, K),
+    begins=jnp.full((B, K), prompt_length, jnp.int32),
+    confidence=jnp.ones((B, K), jnp.float32),
+    reference_logprobs=jnp.zeros((B, K), jnp.float32),
   )
-  of_reference = preference.response_logprobs(
-      definitions.reference_model, reference_params, batch
-  )
+  of_reference = preference.response_logprobs(definitions.reference_model, reference_params, batch)
   batch = batch.replace(reference_logprobs=of_reference.sums)
   policy = rollout.forward_responses(
-      definitions.model, params, sequences, response_length, temperature
+    definitions.model, params, sequences, response_length, temperature
   )
   reference = rollout.forward_responses(
-      definitions.reference_model, reference_params, sequences, response_length, temperature
+    definitions.reference_model, reference_params, sequences, response_length, temperature
   )
   kl = jnp.where(scored.samples.mask, policy.logprobs - reference.logprobs, 0.0)
   metrics = rollout.rollout_metrics(scored, policy.logprobs, policy.entropies, kl)
@@ -123,10 +121,10 @@ def order_responses(
 
 
 def train_step(
-    state: TrainState,
-    batch: Rankings,
-    definitions: RolloutDefinitions,
-    options: Options,
+  state: TrainState,
+  batch: Rankings,
+  definitions: RolloutDefinitions,
+  options: Options,
 ) -> tuple[TrainState, dict[str, Array]]:
   """Makes one update of the policy from rankings of its own responses.
 
@@ -158,39 +156,39 @@ def build(context: Context, options: Options) -> loop.Training:
   parts = define(context, options)
   train, held_out = rollout.read_prompts(context, options)
   score, score_held_out = open_scores(
-      context, parts.store, options, train.records, held_out.records
+    context, parts.store, options, train.records, held_out.records
   )
   reference_params = parts.read_reference()
   order = jax.jit(
-      functools.partial(order_responses, definitions=parts.definitions, options=options)
+    functools.partial(order_responses, definitions=parts.definitions, options=options)
   )
   step = functools.partial(
-      iterate,
-      parts=parts,
-      score=score,
-      order=order,
-      reference_params=reference_params,
-      layout=context.layout,
+    iterate,
+    parts=parts,
+    score=score,
+    order=order,
+    reference_params=reference_params,
+    layout=context.layout,
   )
   return loop.Training(
-      name=context.name,
-      init=parts.init,
-      step=step,
-      evaluate=rollout.build_evaluation(
-          context, options, parts, reference_params, score_held_out, held_out
-      ),
-      batches=batches.prompts(train.examples, options.batch_size, context.config.seed),
+    name=context.name,
+    init=parts.init,
+    step=step,
+    evaluate=rollout.build_evaluation(
+      context, options, parts, reference_params, score_held_out, held_out
+    ),
+    batches=batches.prompts(train.examples, options.batch_size, context.config.seed),
   )
 
 
 def iterate(
-    state: TrainState,
-    batch: Prompts,
-    parts: RolloutParts,
-    score: Score,
-    order: Any,
-    reference_params: Params,
-    layout: Layout,
+  state: TrainState,
+  batch: Prompts,
+  parts: RolloutParts,
+  score: Score,
+  order: Any,
+  reference_params: Params,
+  layout: Layout,
 ) -> tuple[TrainState, dict[str, Array]]:
   """Makes one iteration: rollout → scores → order → update.
 
@@ -222,22 +220,22 @@ def define(context: Context, options: Options) -> RolloutParts:
   training.write_model_json(context, policy.model)
   optimizer = optimizers.make_optimizer(options.optimizer, options.loop.steps)
   definitions = RolloutDefinitions(
-      model=policy.model,
-      reference_model=reference.model,
-      optimizer=optimizer,
-      layout=context.layout,
+    model=policy.model,
+    reference_model=reference.model,
+    optimizer=optimizer,
+    layout=context.layout,
   )
 
   def init() -> TrainState:
     return training.create_state(context, policy.read(), optimizer)
 
   return RolloutParts(
-      definitions=definitions,
-      init=init,
-      generate=rollout.build_generate(context, policy.model, options),
-      update=training.compile_train_step(train_step, definitions, options),
-      read_reference=reference.read,
-      store=store,
+    definitions=definitions,
+    init=init,
+    generate=rollout.build_generate(context, policy.model, options),
+    update=training.compile_train_step(train_step, definitions, options),
+    read_reference=reference.read,
+    store=store,
   )
 
 
@@ -248,8 +246,8 @@ def check_options(options: Options, where: str) -> None:
     raise UserError(f'{where}.loss: {options.loss} is for the stage `preference` only')
   if options.num_samples < 2 or options.minibatches != 1:
     raise UserError(
-        f'{where}: expected num_samples from 2 and minibatches 1, got {options.num_samples} and '
-        f'{options.minibatches}'
+      f'{where}: expected num_samples from 2 and minibatches 1, got {options.num_samples} and '
+      f'{options.minibatches}'
     )
 
 
@@ -260,9 +258,7 @@ def plan(context: Context) -> StagePlan:
 
   def update_arguments(scored: ScoredRollout, reference_params: Params) -> tuple:
     del scored, reference_params
-    rankings = abstract_rankings(
-        context.layout, options.batch_size, options.num_samples, length
-    )
+    rankings = abstract_rankings(context.layout, options.batch_size, options.num_samples, length)
     return (rankings,)
 
   return rollout_plan.plan_rollout(context, options, define(context, options), update_arguments)
@@ -270,9 +266,9 @@ def plan(context: Context) -> StagePlan:
 
 TINY: dict[str, Any] = {'loop': TINY_LOOP, 'batch_size': 8, 'eval_records': 8}
 STAGE = StageKind(
-    options=Options,
-    run=run,
-    plan=plan,
-    tiny=TINY,
-    choices={'loss': preference.LOSS_SETTINGS},
+  options=Options,
+  run=run,
+  plan=plan,
+  tiny=TINY,
+  choices={'loss': preference.LOSS_SETTINGS},
 )

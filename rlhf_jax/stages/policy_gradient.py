@@ -69,10 +69,10 @@ class Options(rollout.RolloutOptions):
   sampler_every: int = 1  # steps after which the policy that responds is renewed
   weight_limit: float = 0.0  # C of truncated importance weights for an older sampler; 0 = none
   optimizer: OptimizerOptions = OptimizerOptions(
-      learning_rate=1e-5,
-      schedule='linear',
-      final_scale=0.0,
-      eps=1e-5,
+    learning_rate=1e-5,
+    schedule='linear',
+    final_scale=0.0,
+    eps=1e-5,
   )
   loop: LoopOptions = LoopOptions(eval_every=20, save_every=25, log_every=1)
 
@@ -80,7 +80,6 @@ class Options(rollout.RolloutOptions):
 # What a step is made of.
 
 
-@flax.struct.dataclass
 class SamplerState(TrainState):
   """A train state with the policy that responds, where that is an older one.
 
@@ -98,8 +97,7 @@ class SamplerState(TrainState):
     return merge_params(trained, self.frozen.get('params', {}))
 
 
-@flax.struct.dataclass
-class AssessedRollout:
+class AssessedRollout(flax.struct.PyTreeNode):
   """Responses with all that the update needs of them; N = B * K rows.
 
   Attributes:
@@ -131,11 +129,11 @@ class Evaluated(NamedTuple):
 
 
 def train_step(
-    state: SamplerState,
-    scored: ScoredRollout,
-    reference_params: Params,
-    definitions: RolloutDefinitions,
-    options: Options,
+  state: SamplerState,
+  scored: ScoredRollout,
+  reference_params: Params,
+  definitions: RolloutDefinitions,
+  options: Options,
 ) -> tuple[SamplerState, dict[str, Array]]:
   """Updates the policy from scored responses: assessment, then epochs of minibatches.
 
@@ -156,37 +154,37 @@ def train_step(
   assessed, metrics = assess_rollout(scored, evaluated, options)
 
   update = functools.partial(
-      update_minibatch,
-      frozen=state.frozen.get('params', {}),
-      definitions=definitions,
-      options=options,
+    update_minibatch,
+    frozen=state.frozen.get('params', {}),
+    definitions=definitions,
+    options=options,
   )
   (trained, opt_state), update_metrics = rollout.epochs_of_minibatches(
-      update,
-      (state.trained, state.opt_state),
-      assessed,
-      jax.random.fold_in(state.key, state.step),
-      epochs=options.epochs,
-      minibatches=options.minibatches,
-      layout=definitions.layout,
+    update,
+    (state.trained, state.opt_state),
+    assessed,
+    jax.random.fold_in(state.key, state.step),
+    epochs=options.epochs,
+    minibatches=options.minibatches,
+    layout=definitions.layout,
   )
 
   step = state.step + rollout.made_an_update(update_metrics).astype(jnp.int32)
   next_state = state.replace(
-      step=step,
-      trained=trained,
-      opt_state=opt_state,
-      sampler_trained=next_sampler(trained, state.sampler_trained, step, options),
+    step=step,
+    trained=trained,
+    opt_state=opt_state,
+    sampler_trained=next_sampler(trained, state.sampler_trained, step, options),
   )
   return next_state, rollout.epoch_metrics(update_metrics) | metrics
 
 
 def evaluate_responses(
-    state: TrainState,
-    scored: ScoredRollout,
-    reference_params: Params,
-    definitions: RolloutDefinitions,
-    options: Options,
+  state: TrainState,
+  scored: ScoredRollout,
+  reference_params: Params,
+  definitions: RolloutDefinitions,
+  options: Options,
 ) -> Evaluated:
   """Runs both models over the responses before the update, in as many parts as the update has."""
   response_length = scored.samples.tokens.shape[1]
@@ -194,10 +192,10 @@ def evaluate_responses(
 
   def evaluate_part(sequences: Sequences) -> Evaluated:
     policy = rollout.forward_responses(
-        definitions.model, state.params, sequences, response_length, temperature
+      definitions.model, state.params, sequences, response_length, temperature
     )
     reference = rollout.forward_responses(
-        definitions.reference_model, reference_params, sequences, response_length, temperature
+      definitions.reference_model, reference_params, sequences, response_length, temperature
     )
     return Evaluated(policy.logprobs, policy.entropies, reference.logprobs)
 
@@ -205,7 +203,7 @@ def evaluate_responses(
 
 
 def assess_rollout(
-    scored: ScoredRollout, evaluated: Evaluated, options: Options
+  scored: ScoredRollout, evaluated: Evaluated, options: Options
 ) -> tuple[AssessedRollout, dict[str, Array]]:
   """Makes advantages of scores and KL.
 
@@ -242,34 +240,34 @@ def assess_rollout(
   weights = jnp.ones((N, R))
   if options.weight_limit:
     weights = policy_gradient.truncated_weights(
-        evaluated.logprobs, samples.logprobs, mask, options.weight_limit
+      evaluated.logprobs, samples.logprobs, mask, options.weight_limit
     )
   assessed = AssessedRollout(
-      sequences=scored.sequences,
-      mask=mask,
-      logprobs=evaluated.logprobs,
-      reference_logprobs=evaluated.reference_logprobs,
-      advantages=advantage,
-      weights=weights,
+    sequences=scored.sequences,
+    mask=mask,
+    logprobs=evaluated.logprobs,
+    reference_logprobs=evaluated.reference_logprobs,
+    advantages=advantage,
+    weights=weights,
   )
   equal_groups = jnp.ptp(scores.reshape(-1, K), axis=1) == 0
   metrics = rollout.rollout_metrics(scored, evaluated.logprobs, evaluated.entropies, kl)
   metrics |= {
-      'reward/mean': jnp.mean(rewards),
-      'weight/mean': masked.mean(weights, mask),
-      'reward/equal_groups': jnp.mean(equal_groups, dtype=jnp.float32),
+    'reward/mean': jnp.mean(rewards),
+    'weight/mean': masked.mean(weights, mask),
+    'reward/equal_groups': jnp.mean(equal_groups, dtype=jnp.float32),
   }
   return assessed, metrics
 
 
 def update_minibatch(
-    carry: tuple[Params, Any],
-    assessed: AssessedRollout,
-    unshuffled: None,
-    key: Array,
-    frozen: Params,
-    definitions: RolloutDefinitions,
-    options: Options,
+  carry: tuple[Params, Any],
+  assessed: AssessedRollout,
+  unshuffled: None,
+  key: Array,
+  frozen: Params,
+  definitions: RolloutDefinitions,
+  options: Options,
 ) -> tuple[tuple[Params, Any], dict[str, Array]]:
   """Makes one optimizer update from a minibatch of responses.
 
@@ -290,19 +288,19 @@ def update_minibatch(
     return loss(merge_params(trained, frozen), assessed, definitions, options)
 
   gradients, metrics = steps.compute_gradients(
-      batch_loss, trained, assessed, key, options.microbatches
+    batch_loss, trained, assessed, key, options.microbatches
   )
   trained, opt_state, metrics = steps.apply_update(
-      definitions.optimizer, trained, opt_state, gradients, metrics
+    definitions.optimizer, trained, opt_state, gradients, metrics
   )
   return (trained, opt_state), metrics
 
 
 def loss(
-    params: Params,
-    assessed: AssessedRollout,
-    definitions: RolloutDefinitions,
-    options: Options,
+  params: Params,
+  assessed: AssessedRollout,
+  definitions: RolloutDefinitions,
+  options: Options,
 ) -> steps.Loss:
   """Computes the policy loss that the section names, with the KL term where it is in the loss.
 
@@ -317,35 +315,33 @@ def loss(
   """
   mask = assessed.mask
   now = rollout.forward_responses(
-      definitions.model,
-      params,
-      assessed.sequences,
-      mask.shape[1],
-      options.sampling.temperature,
+    definitions.model,
+    params,
+    assessed.sequences,
+    mask.shape[1],
+    options.sampling.temperature,
   )
   policy_loss = policy_gradient.POLICY_LOSSES[options.loss]
   losses, ratios, clipped = policy_loss(
-      now.logprobs,
-      assessed.logprobs,
-      assessed.advantages,
-      mask,
-      options.clip_low,
-      options.clip_high,
+    now.logprobs,
+    assessed.logprobs,
+    assessed.advantages,
+    mask,
+    options.clip_low,
+    options.clip_high,
   )
   losses = losses * assessed.weights
   if options.kl_coefficient and options.kl_place == 'loss':
     kl_term = divergence.KL_TERMS[options.kl_estimator]
-    losses = losses + options.kl_coefficient * kl_term(
-        now.logprobs, assessed.reference_logprobs
-    )
+    losses = losses + options.kl_coefficient * kl_term(now.logprobs, assessed.reference_logprobs)
   total, weight = policy_gradient.REDUCTIONS[options.reduce](losses, mask)
   count = masked.total(1.0, mask)
   approx_kl = 0.5 * (now.logprobs - assessed.logprobs) ** 2
   means = {
-      'policy/clip_fraction': (masked.total(clipped, mask), count),
-      'policy/ratio': (masked.total(ratios, mask), count),
-      'policy/entropy': (masked.total(now.entropies, mask), count),
-      'policy/approx_kl': (masked.total(approx_kl, mask), count),
+    'policy/clip_fraction': (masked.total(clipped, mask), count),
+    'policy/ratio': (masked.total(ratios, mask), count),
+    'policy/entropy': (masked.total(now.entropies, mask), count),
+    'policy/approx_kl': (masked.total(approx_kl, mask), count),
   }
   return steps.Loss(total=total, weight=weight, means=means)
 
@@ -382,37 +378,37 @@ def build(context: Context, options: Options) -> loop.Training:
   parts = define(context, options)
   train, held_out = rollout.read_prompts(context, options)
   score, score_held_out = open_scores(
-      context, parts.store, options, train.records, held_out.records
+    context, parts.store, options, train.records, held_out.records
   )
   reference_params = parts.read_reference()
   step = functools.partial(
-      iterate,
-      parts=parts,
-      score=score,
-      reference_params=reference_params,
-      layout=context.layout,
-      options=options,
+    iterate,
+    parts=parts,
+    score=score,
+    reference_params=reference_params,
+    layout=context.layout,
+    options=options,
   )
   prompts_per_step = options.batch_size * (1 + options.resampling)
   return loop.Training(
-      name=context.name,
-      init=parts.init,
-      step=step,
-      evaluate=rollout.build_evaluation(
-          context, options, parts, reference_params, score_held_out, held_out
-      ),
-      batches=batches.prompts(train.examples, prompts_per_step, context.config.seed),
+    name=context.name,
+    init=parts.init,
+    step=step,
+    evaluate=rollout.build_evaluation(
+      context, options, parts, reference_params, score_held_out, held_out
+    ),
+    batches=batches.prompts(train.examples, prompts_per_step, context.config.seed),
   )
 
 
 def iterate(
-    state: SamplerState,
-    batch: Prompts,
-    parts: RolloutParts,
-    score: Score,
-    reference_params: Params,
-    layout: Layout,
-    options: Options,
+  state: SamplerState,
+  batch: Prompts,
+  parts: RolloutParts,
+  score: Score,
+  reference_params: Params,
+  layout: Layout,
+  options: Options,
 ) -> tuple[SamplerState, dict[str, Array]]:
   """Makes one iteration: rollout → scores → (other prompts for useless ones) → update.
 
@@ -426,7 +422,14 @@ def iterate(
     options: the section.
   """
   respond = functools.partial(
-      _respond, state.sampler_params, batch, rollout.sampling_key(state), parts, score, layout, options
+    _respond,
+    state.sampler_params,
+    batch,
+    rollout.sampling_key(state),
+    parts,
+    score,
+    layout,
+    options,
   )
   scored, score_metrics = respond(0)
   extra = 0  # batches beside the first
@@ -445,14 +448,14 @@ def iterate(
 
 
 def _respond(
-    params: Params,
-    prompts: Prompts,
-    key: Array,
-    parts: RolloutParts,
-    score: Score,
-    layout: Layout,
-    options: Options,
-    number: int,
+  params: Params,
+  prompts: Prompts,
+  key: Array,
+  parts: RolloutParts,
+  score: Score,
+  layout: Layout,
+  options: Options,
+  number: int,
 ) -> tuple[ScoredRollout, dict[str, Array]]:
   """Responds to part `number` of a step's prompts, and scores the responses."""
   batches_in_step = 1 + options.resampling
@@ -478,11 +481,11 @@ def _useful_groups(scored: ScoredRollout, options: Options) -> np.ndarray:
 
 
 def _keep_useful(
-    kept: ScoredRollout,
-    new: ScoredRollout,
-    useful: np.ndarray,
-    layout: Layout,
-    options: Options,
+  kept: ScoredRollout,
+  new: ScoredRollout,
+  useful: np.ndarray,
+  layout: Layout,
+  options: Options,
 ) -> ScoredRollout:
   """Keeps B groups of two batches, those first that teach something.
 
@@ -524,23 +527,23 @@ def define(context: Context, options: Options) -> RolloutParts:
   training.write_model_json(context, policy.model)
   updates = options.loop.steps * options.epochs * options.minibatches
   definitions = RolloutDefinitions(
-      model=policy.model,
-      reference_model=reference.model,
-      optimizer=optimizers.make_optimizer(options.optimizer, updates),
-      layout=context.layout,
+    model=policy.model,
+    reference_model=reference.model,
+    optimizer=optimizers.make_optimizer(options.optimizer, updates),
+    layout=context.layout,
   )
   return RolloutParts(
-      definitions=definitions,
-      init=functools.partial(_init_state, context, options, definitions, policy),
-      generate=rollout.build_generate(context, policy.model, options),
-      update=training.compile_train_step(train_step, definitions, options),
-      read_reference=reference.read,
-      store=store,
+    definitions=definitions,
+    init=functools.partial(_init_state, context, options, definitions, policy),
+    generate=rollout.build_generate(context, policy.model, options),
+    update=training.compile_train_step(train_step, definitions, options),
+    read_reference=reference.read,
+    store=store,
   )
 
 
 def _init_state(
-    context: Context, options: Options, definitions: RolloutDefinitions, policy: OpenModel
+  context: Context, options: Options, definitions: RolloutDefinitions, policy: OpenModel
 ) -> SamplerState:
   """Creates the state before the first step."""
   state = training.create_state(context, policy.read(), definitions.optimizer)
@@ -561,11 +564,11 @@ def check_options(options: Options, where: str) -> None:
     UserError: a choice there is not, or numbers that cannot be.
   """
   choices = {
-      'advantage': advantages.GROUP_ADVANTAGES,
-      'loss': policy_gradient.POLICY_LOSSES,
-      'reduce': policy_gradient.REDUCTIONS,
-      'kl_place': ('reward', 'tokens', 'loss'),
-      'kl_estimator': divergence.KL_TERMS,
+    'advantage': advantages.GROUP_ADVANTAGES,
+    'loss': policy_gradient.POLICY_LOSSES,
+    'reduce': policy_gradient.REDUCTIONS,
+    'kl_place': ('reward', 'tokens', 'loss'),
+    'kl_estimator': divergence.KL_TERMS,
   }
   for name, known in choices.items():
     value = getattr(options, name)
@@ -574,20 +577,19 @@ def check_options(options: Options, where: str) -> None:
   compares_groups = options.advantage != 'batch_baseline' or options.resampling > 0
   if options.num_samples < 2 and compares_groups:
     raise UserError(
-        f'{where}.num_samples: expected 2 or more, as the responses to a prompt are compared with '
-        'each other; with advantage=batch_baseline and without resampling one will do'
+      f'{where}.num_samples: expected 2 or more, as the responses to a prompt are compared with '
+      'each other; with advantage=batch_baseline and without resampling one will do'
     )
   smallest = min(options.resampling, options.overlong_buffer, options.weight_limit)
   if smallest < 0 or options.sampler_every < 1:
     raise UserError(
-        f'{where}: expected resampling, overlong_buffer and weight_limit from 0, sampler_every '
-        'from 1'
+      f'{where}: expected resampling, overlong_buffer and weight_limit from 0, sampler_every from 1'
     )
   limit = options.sampling.max_new_tokens
   if options.overlong_buffer > limit:
     raise UserError(
-        f'{where}.overlong_buffer: expected at most sampling.max_new_tokens = {limit}, got '
-        f'{options.overlong_buffer}'
+      f'{where}.overlong_buffer: expected at most sampling.max_new_tokens = {limit}, got '
+      f'{options.overlong_buffer}'
     )
 
 
@@ -595,7 +597,7 @@ def plan(context: Context) -> StagePlan:
   """Plans the stage for hardware that is not here."""
   options = context.read_options(STAGE)
   return rollout_plan.plan_rollout(
-      context, options, define(context, options), passes=options.epochs
+    context, options, define(context, options), passes=options.epochs
   )
 
 

@@ -20,9 +20,10 @@ Left out: dropout, an entropy bonus, several rollouts in flight.
 The path of a step: `build` → `iterate` → `train_step` → `assess_rollout` → `loss`.
 """
 
+from collections.abc import Iterator
 import dataclasses
 import functools
-from typing import Any, Iterator, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -71,10 +72,10 @@ class Options(rollout.RolloutOptions):
   pretraining_max_length: int = 96  # tokens of a row of documents
   pretraining: DataOptions = DataOptions()
   optimizer: OptimizerOptions = OptimizerOptions(
-      learning_rate=3e-5,
-      schedule='linear',
-      final_scale=0.0,
-      eps=1e-5,
+    learning_rate=3e-5,
+    schedule='linear',
+    final_scale=0.0,
+    eps=1e-5,
   )
   loop: LoopOptions = LoopOptions(eval_every=20, save_every=25, log_every=1)
 
@@ -93,7 +94,6 @@ class Definitions(RolloutDefinitions):
   value_model: Model
 
 
-@flax.struct.dataclass
 class PPOState(TrainState):
   """A train state with its critic.
 
@@ -112,8 +112,7 @@ class PPOState(TrainState):
     return merge_params(self.value_trained, self.frozen.get('value_params', {}))
 
 
-@flax.struct.dataclass
-class AssessedRollout:
+class AssessedRollout(flax.struct.PyTreeNode):
   """Responses with all that the update needs of them; N = B * K rows.
 
   Attributes:
@@ -158,11 +157,11 @@ class Forward(NamedTuple):
 
 
 def train_step(
-    state: PPOState,
-    scored: ScoredRollout,
-    reference_params: Params,
-    definitions: Definitions,
-    options: Options,
+  state: PPOState,
+  scored: ScoredRollout,
+  reference_params: Params,
+  definitions: Definitions,
+  options: Options,
 ) -> tuple[PPOState, dict[str, Array]]:
   """Updates policy and value model from scored responses: assessment, then epochs of minibatches.
 
@@ -184,44 +183,44 @@ def train_step(
   assessed, metrics = assess_rollout(scored, evaluated, state.kl_coefficient, options)
 
   update = functools.partial(
-      update_minibatch,
-      frozen={
-          'policy': state.frozen.get('params', {}),
-          'value': state.frozen.get('value_params', {}),
-      },
-      definitions=definitions,
-      options=options,
+    update_minibatch,
+    frozen={
+      'policy': state.frozen.get('params', {}),
+      'value': state.frozen.get('value_params', {}),
+    },
+    definitions=definitions,
+    options=options,
   )
   (trained, opt_state), update_metrics = rollout.epochs_of_minibatches(
-      update,
-      ({'policy': state.trained, 'value': state.value_trained}, state.opt_state),
-      assessed,
-      jax.random.fold_in(state.key, state.step),
-      epochs=options.epochs,
-      minibatches=options.minibatches,
-      layout=definitions.layout,
-      unshuffled=scored.pretraining,
+    update,
+    ({'policy': state.trained, 'value': state.value_trained}, state.opt_state),
+    assessed,
+    jax.random.fold_in(state.key, state.step),
+    epochs=options.epochs,
+    minibatches=options.minibatches,
+    layout=definitions.layout,
+    unshuffled=scored.pretraining,
   )
 
   updated = rollout.made_an_update(update_metrics)
   kl_coefficient = next_kl_coefficient(state.kl_coefficient, metrics['kl'], assessed, options)
   next_state = state.replace(
-      step=state.step + updated.astype(jnp.int32),
-      trained=trained['policy'],
-      opt_state=opt_state,
-      value_trained=trained['value'],
-      kl_coefficient=jnp.where(updated, kl_coefficient, state.kl_coefficient),
+    step=state.step + updated.astype(jnp.int32),
+    trained=trained['policy'],
+    opt_state=opt_state,
+    value_trained=trained['value'],
+    kl_coefficient=jnp.where(updated, kl_coefficient, state.kl_coefficient),
   )
   return next_state, rollout.epoch_metrics(update_metrics) | metrics
 
 
 def forward(
-    definitions: Definitions,
-    params: Params,
-    value_params: Params,
-    sequences: Sequences,
-    response_length: int,
-    temperature: float,
+  definitions: Definitions,
+  params: Params,
+  value_params: Params,
+  sequences: Sequences,
+  response_length: int,
+  temperature: float,
 ) -> Forward:
   """Runs policy and value model over prompts with responses.
 
@@ -234,23 +233,23 @@ def forward(
     temperature: of the sampling.
   """
   policy = rollout.forward_responses(
-      definitions.model, params, sequences, response_length, temperature
+    definitions.model, params, sequences, response_length, temperature
   )
   hidden = policy.hidden
   if 'embedding' in value_params:  # a trunk of its own
     hidden, _ = definitions.value_model.apply(
-        value_params, sequences.tokens, sequences.positions, sequences.segment_ids
+      value_params, sequences.tokens, sequences.positions, sequences.segment_ids
     )
     hidden = hidden[:, -response_length - 1 : -1]
   return Forward(policy.logprobs, policy.entropies, heads.scalar_scores(value_params, hidden))
 
 
 def evaluate_responses(
-    state: PPOState,
-    scored: ScoredRollout,
-    reference_params: Params,
-    definitions: Definitions,
-    options: Options,
+  state: PPOState,
+  scored: ScoredRollout,
+  reference_params: Params,
+  definitions: Definitions,
+  options: Options,
 ) -> Evaluated:
   """Runs all models over the responses before the update, in as many parts as the update has."""
   response_length = scored.samples.tokens.shape[1]
@@ -258,15 +257,15 @@ def evaluate_responses(
 
   def evaluate_part(sequences: Sequences) -> Evaluated:
     now = forward(
-        definitions,
-        state.params,
-        state.value_params,
-        sequences,
-        response_length,
-        temperature,
+      definitions,
+      state.params,
+      state.value_params,
+      sequences,
+      response_length,
+      temperature,
     )
     reference = rollout.forward_responses(
-        definitions.reference_model, reference_params, sequences, response_length, temperature
+      definitions.reference_model, reference_params, sequences, response_length, temperature
     )
     return Evaluated(*now, reference.logprobs)
 
@@ -274,10 +273,10 @@ def evaluate_responses(
 
 
 def assess_rollout(
-    scored: ScoredRollout,
-    evaluated: Evaluated,
-    kl_coefficient: Array,
-    options: Options,
+  scored: ScoredRollout,
+  evaluated: Evaluated,
+  kl_coefficient: Array,
+  options: Options,
 ) -> tuple[AssessedRollout, dict[str, Array]]:
   """Makes advantages and returns of scores, KL and values.
 
@@ -302,27 +301,27 @@ def assess_rollout(
   if options.whiten_rewards:
     rewards = masked.whiten(rewards, value_mask, shift_mean=False)
   advantage, returns = advantages.gae(
-      rewards, evaluated.values, value_mask, options.discount, options.gae_lambda
+    rewards, evaluated.values, value_mask, options.discount, options.gae_lambda
   )
   if options.whiten_advantages:
     advantage = masked.whiten(advantage, mask)
 
   assessed = AssessedRollout(
-      sequences=scored.sequences,
-      mask=mask,
-      value_mask=value_mask,
-      logprobs=evaluated.logprobs,
-      reference_logprobs=evaluated.reference_logprobs,
-      values=evaluated.values,
-      advantages=advantage,
-      returns=returns,
+    sequences=scored.sequences,
+    mask=mask,
+    value_mask=value_mask,
+    logprobs=evaluated.logprobs,
+    reference_logprobs=evaluated.reference_logprobs,
+    values=evaluated.values,
+    advantages=advantage,
+    returns=returns,
   )
   metrics = rollout.rollout_metrics(scored, evaluated.logprobs, evaluated.entropies, kl)
   metrics |= {
-      'reward/mean': jnp.mean(jnp.sum(placed_rewards, axis=1)),
-      'kl_coefficient': kl_coefficient,
-      'value/mean': masked.mean(evaluated.values, value_mask),
-      'value/explained_variance': explained_variance(evaluated.values, returns, value_mask),
+    'reward/mean': jnp.mean(jnp.sum(placed_rewards, axis=1)),
+    'kl_coefficient': kl_coefficient,
+    'value/mean': masked.mean(evaluated.values, value_mask),
+    'value/explained_variance': explained_variance(evaluated.values, returns, value_mask),
   }
   return assessed, metrics
 
@@ -336,25 +335,25 @@ def explained_variance(values: Array, returns: Array, mask: Array) -> Array:
 
 
 def next_kl_coefficient(
-    coefficient: Array, kl: Array, assessed: AssessedRollout, options: Options
+  coefficient: Array, kl: Array, assessed: AssessedRollout, options: Options
 ) -> Array:
   """Returns β for the next step: steered towards `kl_target`, or as it was."""
   if not options.kl_target:
     return coefficient
   episodes = assessed.mask.shape[0]
   return divergence.adapt_kl_coefficient(
-      coefficient, kl, options.kl_target, options.kl_horizon, episodes
+    coefficient, kl, options.kl_target, options.kl_horizon, episodes
   )
 
 
 def update_minibatch(
-    carry: tuple[Params, Any],
-    assessed: AssessedRollout,
-    pretraining: Sequences | None,
-    key: Array,
-    frozen: dict[str, Params],
-    definitions: Definitions,
-    options: Options,
+  carry: tuple[Params, Any],
+  assessed: AssessedRollout,
+  pretraining: Sequences | None,
+  key: Array,
+  frozen: dict[str, Params],
+  definitions: Definitions,
+  options: Options,
 ) -> tuple[tuple[Params, Any], dict[str, Array]]:
   """Makes one optimizer update from a minibatch of responses.
 
@@ -382,25 +381,25 @@ def update_minibatch(
     return loss(merge_params(trained, frozen), *batch, definitions, options)
 
   gradients, metrics = steps.compute_gradients(
-      batch_loss,
-      trained,
-      (assessed, pretraining, pretraining_weight),
-      key,
-      options.microbatches,
+    batch_loss,
+    trained,
+    (assessed, pretraining, pretraining_weight),
+    key,
+    options.microbatches,
   )
   trained, opt_state, metrics = steps.apply_update(
-      definitions.optimizer, trained, opt_state, gradients, metrics
+    definitions.optimizer, trained, opt_state, gradients, metrics
   )
   return (trained, opt_state), metrics
 
 
 def loss(
-    params: Params,
-    assessed: AssessedRollout,
-    pretraining: Sequences | None,
-    pretraining_weight: Array | None,
-    definitions: Definitions,
-    options: Options,
+  params: Params,
+  assessed: AssessedRollout,
+  pretraining: Sequences | None,
+  pretraining_weight: Array | None,
+  definitions: Definitions,
+  options: Options,
 ) -> steps.Loss:
   """Computes the clipped losses of policy and value, and of PPO-ptx.
 
@@ -417,30 +416,30 @@ def loss(
   """
   mask = assessed.mask
   now = forward(
-      definitions,
-      params['policy'],
-      params['value'],
-      assessed.sequences,
-      mask.shape[1],
-      options.sampling.temperature,
+    definitions,
+    params['policy'],
+    params['value'],
+    assessed.sequences,
+    mask.shape[1],
+    options.sampling.temperature,
   )
   policy_losses, ratios, policy_clipped = policy_gradient.clipped(
-      now.logprobs, assessed.logprobs, assessed.advantages, mask, options.clip, options.clip
+    now.logprobs, assessed.logprobs, assessed.advantages, mask, options.clip, options.clip
   )
   value_losses, value_clipped = policy_gradient.clipped_value(
-      now.values, assessed.values, assessed.returns, options.value_clip
+    now.values, assessed.values, assessed.returns, options.value_clip
   )
   policy_total = masked.total(policy_losses, mask)
   value_total = masked.total(value_losses, assessed.value_mask)
   objective = policy_total + options.value_coefficient * value_total
   means = {
-      'policy/loss': policy_total,
-      'policy/clip_fraction': masked.total(policy_clipped, mask),
-      'policy/ratio': masked.total(ratios, mask),
-      'policy/approx_kl': 0.5 * masked.total((now.logprobs - assessed.logprobs) ** 2, mask),
-      'policy/entropy': masked.total(now.entropies, mask),
-      'value/loss': value_total,
-      'value/clip_fraction': masked.total(value_clipped, mask),
+    'policy/loss': policy_total,
+    'policy/clip_fraction': masked.total(policy_clipped, mask),
+    'policy/ratio': masked.total(ratios, mask),
+    'policy/approx_kl': 0.5 * masked.total((now.logprobs - assessed.logprobs) ** 2, mask),
+    'policy/entropy': masked.total(now.entropies, mask),
+    'value/loss': value_total,
+    'value/clip_fraction': masked.total(value_clipped, mask),
   }
   if pretraining is not None and pretraining_weight is not None:
     nll = pretraining_nll(params['policy'], pretraining, definitions.model)
@@ -452,9 +451,7 @@ def loss(
 
 def pretraining_nll(params: Params, documents: Sequences, model: Model) -> Array:
   """Computes the summed negative log-likelihood of documents, [] float32, nats (PPO-ptx)."""
-  hidden, _ = model.apply(
-      params, documents.tokens, documents.positions, documents.segment_ids
-  )
+  hidden, _ = model.apply(params, documents.tokens, documents.positions, documents.segment_ids)
   logprobs, _ = heads.token_logprobs(model, params, hidden[:, :-1], documents.tokens[:, 1:])
   return language_model.nll(logprobs, documents.loss_mask[:, 1:])[0]
 
@@ -473,36 +470,36 @@ def build(context: Context, options: Options) -> loop.Training:
   parts = define(context, options)
   train, held_out = rollout.read_prompts(context, options)
   score, score_held_out = open_scores(
-      context, parts.store, options, train.records, held_out.records
+    context, parts.store, options, train.records, held_out.records
   )
   reference_params = parts.read_reference()
   step = functools.partial(
-      iterate,
-      parts=parts,
-      score=score,
-      reference_params=reference_params,
-      layout=context.layout,
+    iterate,
+    parts=parts,
+    score=score,
+    reference_params=reference_params,
+    layout=context.layout,
   )
   seed = context.config.seed
   prompts = batches.prompts(train.examples, options.batch_size, seed)
   return loop.Training(
-      name=context.name,
-      init=parts.init,
-      step=step,
-      evaluate=rollout.build_evaluation(
-          context, options, parts, reference_params, score_held_out, held_out
-      ),
-      batches=batches.ZippedBatches(prompts, _pretraining_batches(context, options)),
+    name=context.name,
+    init=parts.init,
+    step=step,
+    evaluate=rollout.build_evaluation(
+      context, options, parts, reference_params, score_held_out, held_out
+    ),
+    batches=batches.ZippedBatches(prompts, _pretraining_batches(context, options)),
   )
 
 
 def iterate(
-    state: PPOState,
-    batch: tuple[Prompts, Sequences | None],
-    parts: RolloutParts,
-    score: Score,
-    reference_params: Params,
-    layout: Layout,
+  state: PPOState,
+  batch: tuple[Prompts, Sequences | None],
+  parts: RolloutParts,
+  score: Score,
+  reference_params: Params,
+  layout: Layout,
 ) -> tuple[PPOState, dict[str, Array]]:
   """Makes one iteration of PPO: rollout → scores → update.
 
@@ -534,32 +531,30 @@ def define(context: Context, options: Options) -> RolloutParts:
   training.write_model_json(context, policy.model)
   updates = options.loop.steps * options.epochs * options.minibatches
   definitions = Definitions(
-      model=policy.model,
-      value_model=value.model,
-      reference_model=reference.model,
-      optimizer=optimizers.make_optimizer(options.optimizer, updates),
-      layout=context.layout,
+    model=policy.model,
+    value_model=value.model,
+    reference_model=reference.model,
+    optimizer=optimizers.make_optimizer(options.optimizer, updates),
+    layout=context.layout,
   )
   return RolloutParts(
-      definitions=definitions,
-      init=functools.partial(_init_state, context, options, definitions, policy, value),
-      generate=rollout.build_generate(context, policy.model, options),
-      update=training.compile_train_step(train_step, definitions, options),
-      read_reference=reference.read,
-      store=store,
+    definitions=definitions,
+    init=functools.partial(_init_state, context, options, definitions, policy, value),
+    generate=rollout.build_generate(context, policy.model, options),
+    update=training.compile_train_step(train_step, definitions, options),
+    read_reference=reference.read,
+    store=store,
   )
 
 
 def check_options(options: Options, where: str) -> None:
   """Checks the options; raises UserError for a place of the score that there is not."""
   if options.score_place not in ('eos', 'after_eos'):
-    raise UserError(
-        f'{where}.score_place: expected eos or after_eos, got {options.score_place!r}'
-    )
+    raise UserError(f'{where}.score_place: expected eos or after_eos, got {options.score_place!r}')
 
 
 def _open_value(
-    context: Context, store: ModelStore, policy: OpenModel, options: Options
+  context: Context, store: ModelStore, policy: OpenModel, options: Options
 ) -> OpenModel:
   """Opens the value model: one of its own, or a head on the policy's trunk that begins at 0."""
   value = store.open(options.value or options.init, head=True, trained=True)
@@ -580,29 +575,29 @@ def _zeros_like(tree: Any) -> Any:
 
 
 def _init_state(
-    context: Context,
-    options: Options,
-    definitions: Definitions,
-    policy: OpenModel,
-    value: OpenModel,
+  context: Context,
+  options: Options,
+  definitions: Definitions,
+  policy: OpenModel,
+  value: OpenModel,
 ) -> PPOState:
   """Creates the state before the first step."""
   layout = context.layout
   trained, frozen = lora.split_trainable(policy.read())
   value_trained, value_frozen = lora.split_trainable(value.read())
   both = steps.create_train_state(
-      {'policy': trained, 'value': value_trained}, definitions.optimizer, context.key(), layout
+    {'policy': trained, 'value': value_trained}, definitions.optimizer, context.key(), layout
   )
   return PPOState(
-      step=both.step,
-      trained=trained,
-      opt_state=both.opt_state,
-      key=both.key,
-      value_trained=value_trained,
-      frozen={'params': frozen, 'value_params': value_frozen},
-      kl_coefficient=layout.create(
-          functools.partial(jnp.float32, options.kl_coefficient), layout.sharding()
-      ),
+    step=both.step,
+    trained=trained,
+    opt_state=both.opt_state,
+    key=both.key,
+    value_trained=value_trained,
+    frozen={'params': frozen, 'value_params': value_frozen},
+    kl_coefficient=layout.create(
+      functools.partial(jnp.float32, options.kl_coefficient), layout.sharding()
+    ),
   )
 
 
@@ -611,15 +606,15 @@ def _pretraining_batches(context: Context, options: Options) -> Iterator[Sequenc
   if not options.pretraining_coefficient:
     return None
   documents = encode.documents(
-      sources.load_records(options.pretraining, 'document', 'train'),
-      context.tokenizer,
-      options.pretraining_max_length,
+    sources.load_records(options.pretraining, 'document', 'train'),
+    context.tokenizer,
+    options.pretraining_max_length,
   )
   return batches.sequences(
-      documents,
-      options.batch_size * options.num_samples,
-      options.pretraining_max_length,
-      context.config.seed,
+    documents,
+    options.batch_size * options.num_samples,
+    options.pretraining_max_length,
+    context.config.seed,
   )
 
 
@@ -636,12 +631,12 @@ def plan(context: Context) -> StagePlan:
     return scored, reference_params
 
   return rollout_plan.plan_rollout(
-      context,
-      options,
-      parts,
-      update_arguments,
-      passes=options.epochs,
-      has_value_trunk=bool(options.value),
+    context,
+    options,
+    parts,
+    update_arguments,
+    passes=options.epochs,
+    has_value_trunk=bool(options.value),
   )
 
 

@@ -9,11 +9,12 @@ called good or bad. What the reference says of the responses is computed once, b
 step, and kept in the stage's folder, or at every step (`reference_logprobs`). Left out: dropout.
 """
 
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,16 +73,14 @@ class Options:
   data: DataOptions = DataOptions()
   sampling: SamplingOptions = SamplingOptions()
   optimizer: OptimizerOptions = OptimizerOptions(
-      learning_rate=5e-6,
-      schedule='linear',
-      final_scale=0.0,
-      warmup_steps=10,
+    learning_rate=5e-6,
+    schedule='linear',
+    final_scale=0.0,
+    warmup_steps=10,
   )
   loop: LoopOptions = LoopOptions(steps=200)
   # The settings of the chosen loss, made of the same section.
-  settings: Any = dataclasses.field(
-      default=preference.DPOSettings(), metadata={'in_config': False}
-  )
+  settings: Any = dataclasses.field(default=preference.DPOSettings(), metadata={'in_config': False})
 
 
 class ResponseLogprobs(NamedTuple):
@@ -100,12 +99,12 @@ class ResponseLogprobs(NamedTuple):
 
 
 def train_step(
-    state: TrainState,
-    batch: Rankings,
-    anchor: Array | None = None,
-    *,
-    definitions: Definitions,
-    options: Options,
+  state: TrainState,
+  batch: Rankings,
+  anchor: Array | None = None,
+  *,
+  definitions: Definitions,
+  options: Options,
 ) -> tuple[TrainState, dict[str, Array]]:
   """Makes one update of the policy from rankings.
 
@@ -129,20 +128,20 @@ def train_step(
     return loss(params, batch, anchor, definitions.model, options)
 
   return steps.gradient_step(
-      batch_loss,
-      definitions.optimizer,
-      state,
-      batch,
-      microbatches=options.microbatches,
+    batch_loss,
+    definitions.optimizer,
+    state,
+    batch,
+    microbatches=options.microbatches,
   )
 
 
 def loss(
-    params: Params,
-    batch: Rankings,
-    anchor: Array | None,
-    model: Model,
-    options: Any,
+  params: Params,
+  batch: Rankings,
+  anchor: Array | None,
+  model: Model,
+  options: Any,
 ) -> steps.Loss:
   """Computes the loss that the section names.
 
@@ -169,15 +168,15 @@ def loss(
   implicit_reward = responses.ratio if options.reference else responses.mean
   correct, _ = ranking.accuracy(implicit_reward, batch.ranks, batch.group)
   return steps.Loss(
-      total=total,
-      weight=weight,
-      means={
-          'accuracy': (correct, pair_count),
-          'margin': (options.settings.beta * masked.total(margins, pairs), pair_count),
-          'logprob/best': (masked.total(logprobs, best), masked.total(1.0, best)),
-          'logprob/worst': (masked.total(logprobs, worst), masked.total(1.0, worst)),
-      },
-      counts={'tokens': jnp.sum(batch.segment_ids > 0, dtype=jnp.float32)},
+    total=total,
+    weight=weight,
+    means={
+      'accuracy': (correct, pair_count),
+      'margin': (options.settings.beta * masked.total(margins, pairs), pair_count),
+      'logprob/best': (masked.total(logprobs, best), masked.total(1.0, best)),
+      'logprob/worst': (masked.total(logprobs, worst), masked.total(1.0, worst)),
+    },
+    counts={'tokens': jnp.sum(batch.segment_ids > 0, dtype=jnp.float32)},
   )
 
 
@@ -221,18 +220,18 @@ def mismatched(batch: Rankings) -> Rankings:
   end = jnp.minimum(begins + other_lengths - other_begins, T)
   inside = (places < end) & present & other_present
   return batch.replace(
-      tokens=jnp.where(inside, joined, 0).reshape(B, K, T),
-      segment_ids=inside.astype(jnp.int32).reshape(B, K, T),
-      positions=jnp.where(inside, places, 0).reshape(B, K, T),
+    tokens=jnp.where(inside, joined, 0).reshape(B, K, T),
+    segment_ids=inside.astype(jnp.int32).reshape(B, K, T),
+    positions=jnp.where(inside, places, 0).reshape(B, K, T),
   )
 
 
 def estimate_anchor(
-    params: Params,
-    reference_params: Params,
-    batch: Rankings,
-    model: Model,
-    reference_model: Model,
+  params: Params,
+  reference_params: Params,
+  batch: Rankings,
+  model: Model,
+  reference_model: Model,
 ) -> Array:
   """Estimates KTO's z, [] float32, from prompts with responses to other prompts."""
   other = mismatched(batch)
@@ -283,11 +282,11 @@ def build_logprobs(model: Model) -> Any:
 
 
 def store_reference_logprobs(
-    context: Context,
-    options: Options,
-    reference: Reference,
-    name: str,
-    examples: Sequence[dict[str, Any]],
+  context: Context,
+  options: Options,
+  reference: Reference,
+  name: str,
+  examples: Sequence[dict[str, Any]],
 ) -> None:
   """Computes what the reference says of all examples, or reads it from the stage's folder.
 
@@ -301,11 +300,11 @@ def store_reference_logprobs(
 
   def compute(examples: Sequence[dict]) -> Iterator[tuple[Rankings, np.ndarray]]:
     progress = tqdm.tqdm(
-        _iterate_once(examples, options),
-        desc=f'{context.name}: the reference reads',
-        unit='batch',
-        leave=False,
-        disable=None,  # without a terminal
+      _iterate_once(examples, options),
+      desc=f'{context.name}: the reference reads',
+      unit='batch',
+      leave=False,
+      disable=None,  # without a terminal
     )
     for batch in progress:
       logprobs = reference.logprobs(reference.params, context.layout.place(batch))
@@ -316,10 +315,10 @@ def store_reference_logprobs(
 
 
 def add_reference(
-    examples: Sequence[dict[str, Any]],
-    path: Path,
-    reference_fingerprint: str,
-    compute: Callable[[Sequence[dict]], Iterable[tuple[Rankings, np.ndarray]]],
+  examples: Sequence[dict[str, Any]],
+  path: Path,
+  reference_fingerprint: str,
+  compute: Callable[[Sequence[dict]], Iterable[tuple[Rankings, np.ndarray]]],
 ) -> None:
   """Adds `reference_logprobs` [k] float32 to every example, read from a file or computed.
 
@@ -365,7 +364,7 @@ def _read_reference(path: Path, reference: str, tokens: str) -> np.ndarray:
     raise UserError(f'{path}: computed with another reference; delete it to compute it anew')
   if not same_tokens:
     raise UserError(
-        f'{path}: computed for other data or with another tokenizer; delete it to compute it anew'
+      f'{path}: computed for other data or with another tokenizer; delete it to compute it anew'
     )
   return values
 
@@ -423,17 +422,17 @@ def build(context: Context, options: Options) -> loop.Training:
     return average_losses(losses), show(state)
 
   return loop.Training(
-      name=context.name,
-      init=trainable.init,
-      evaluate=evaluate,
-      step=full_step,
-      batches=batches.rankings(
-          examples,
-          options.batch_size,
-          options.responses_per_row,
-          options.max_length,
-          context.config.seed,
-      ),
+    name=context.name,
+    init=trainable.init,
+    evaluate=evaluate,
+    step=full_step,
+    batches=batches.rankings(
+      examples,
+      options.batch_size,
+      options.responses_per_row,
+      options.max_length,
+      context.config.seed,
+    ),
   )
 
 
@@ -456,16 +455,14 @@ def check_options(options: Any, where: str) -> None:
     raise UserError(f'{where}.{error}') from None
   if not options.reference and known[options.loss].needs_reference:
     without = [name for name, entry in known.items() if not entry.needs_reference]
-    raise UserError(
-        f'{where}.reference: {options.loss} needs one; without: {", ".join(without)}'
-    )
+    raise UserError(f'{where}.reference: {options.loss} needs one; without: {", ".join(without)}')
   places = getattr(options, 'reference_logprobs', 'stored')
   if places not in ('stored', 'live'):
     raise UserError(f'{where}.reference_logprobs: expected stored or live, got {places!r}')
 
 
 def check_examples(
-    examples: Sequence[Mapping[str, np.ndarray]], options: Options, where: str
+  examples: Sequence[Mapping[str, np.ndarray]], options: Options, where: str
 ) -> None:
   """Checks that the loss can learn from these rankings; raises UserError if not."""
   known = preference.PREFERENCE_LOSSES
@@ -474,26 +471,26 @@ def check_examples(
   if soft and not entry.accepts_soft_labels:
     able = [name for name, other in known.items() if other.accepts_soft_labels]
     raise UserError(
-        f'{where}.loss: {options.loss} cannot learn from labels with a confidence below 1; '
-        f'expected one of {", ".join(able)}, or data without'
+      f'{where}.loss: {options.loss} cannot learn from labels with a confidence below 1; '
+      f'expected one of {", ".join(able)}, or data without'
     )
   single = any(len(example['ranks']) < 2 for example in examples)
   if single and not entry.single_responses:
     able = [name for name, other in known.items() if other.single_responses]
     raise UserError(
-        f'{where}.loss: {options.loss} compares responses, but some prompts have one only; '
-        f'expected {", ".join(able)}, or data without'
+      f'{where}.loss: {options.loss} compares responses, but some prompts have one only; '
+      f'expected {", ".join(able)}, or data without'
     )
 
 
 def build_anchor(
-    model: Model, reference: Reference | None, options: Options
+  model: Model, reference: Reference | None, options: Options
 ) -> Callable[[Params, Rankings], Array | None]:
   """Builds KTO's anchor: (params, placed batch) → [] float32; None for the other losses."""
   if not preference.PREFERENCE_LOSSES[options.loss].single_responses or reference is None:
     return _no_anchor
   estimate = jax.jit(
-      functools.partial(estimate_anchor, model=model, reference_model=reference.model)
+    functools.partial(estimate_anchor, model=model, reference_model=reference.model)
   )
 
   def anchor(params: Params, batch: Rankings) -> Array:
@@ -529,7 +526,7 @@ def _average(pairs: Sequence[tuple[Any, Any]]) -> Any:
 
 
 def _prepare(
-    batch: Rankings, layout: Layout, reference: Reference | None, options: Options
+  batch: Rankings, layout: Layout, reference: Reference | None, options: Options
 ) -> Rankings:
   """Places a batch on the mesh, and lets the reference read it where it is asked at every step."""
   placed = layout.place(batch)
@@ -544,7 +541,7 @@ def _encode(context: Context, records: Sequence[Any], options: Options) -> list[
 
 def _iterate_once(examples: Sequence[Mapping], options: Options) -> Iterable[Rankings]:
   return batches.rankings_once(
-      examples, options.batch_size, options.responses_per_row, options.max_length
+    examples, options.batch_size, options.responses_per_row, options.max_length
   )
 
 
@@ -560,7 +557,7 @@ def plan(context: Context) -> StagePlan:
   definitions = trainable.definitions
   state = trainable.init()
   batch = abstract_rankings(
-      layout, options.batch_size, options.responses_per_row, options.max_length
+    layout, options.batch_size, options.responses_per_row, options.max_length
   )
   rows = options.batch_size * options.responses_per_row
   residents = resident(state)
@@ -572,40 +569,36 @@ def plan(context: Context) -> StagePlan:
     residents['reference'] = reference_params
     logprobs = build_logprobs(opened.model)
     reading = work.forward(
-        opened.model.config, layout, rows, options.max_length, options.max_length
+      opened.model.config, layout, rows, options.max_length, options.max_length
     )
-    programs.append(
-        Program('reference', lambda: logprobs.lower(reference_params, batch), reading)
-    )
+    programs.append(Program('reference', lambda: logprobs.lower(reference_params, batch), reading))
     if preference.PREFERENCE_LOSSES[options.loss].single_responses:
       anchor = abstract_scalar(layout, jnp.float32)
   step = training.compile_train_step(train_step, definitions, options)
   update = work.training(
-      definitions.model.config,
-      layout,
-      rows,
-      options.max_length,
-      options.max_length,
-      options.microbatches,
-      state.trained,
+    definitions.model.config,
+    layout,
+    rows,
+    options.max_length,
+    options.max_length,
+    options.microbatches,
+    state.trained,
   )
   programs.append(Program('step', lambda: step.lower(state, batch, anchor), update))
   return StagePlan(residents, programs, [])
 
 
-LOSS_SETTINGS = {
-  name: entry.settings_class for name, entry in preference.PREFERENCE_LOSSES.items()
-}
+LOSS_SETTINGS = {name: entry.settings_class for name, entry in preference.PREFERENCE_LOSSES.items()}
 TINY: dict[str, Any] = {
-    'loop': TINY_LOOP,
-    'batch_size': 8,
-    'max_length': 128,
-    'eval_records': 8,
+  'loop': TINY_LOOP,
+  'batch_size': 8,
+  'max_length': 128,
+  'eval_records': 8,
 }
 STAGE = StageKind(
-    options=Options,
-    run=run,
-    plan=plan,
-    tiny=TINY,
-    choices={'loss': LOSS_SETTINGS},
+  options=Options,
+  run=run,
+  plan=plan,
+  tiny=TINY,
+  choices={'loss': LOSS_SETTINGS},
 )

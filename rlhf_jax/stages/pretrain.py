@@ -44,10 +44,10 @@ class Options:
   data: DataOptions = DataOptions()
   sampling: SamplingOptions = SamplingOptions()
   optimizer: OptimizerOptions = OptimizerOptions(
-      learning_rate=1e-3,
-      weight_decay=0.1,
-      b2=0.95,
-      warmup_steps=20,
+    learning_rate=1e-3,
+    weight_decay=0.1,
+    b2=0.95,
+    warmup_steps=20,
   )
   loop: LoopOptions = LoopOptions()
 
@@ -71,11 +71,11 @@ def build(context: Context, options: Options) -> loop.Training:
   characters = sum(len(document.text) for document in held_out)
   compared = baselines.nats_per_character(documents, held_out)
   measure_loss = supervised.build_evaluation(
-      definitions.model,
-      context.layout,
-      held_out_examples,
-      options.batch_size,
-      options.max_length,
+    definitions.model,
+    context.layout,
+    held_out_examples,
+    options.batch_size,
+    options.max_length,
   )
   beginnings = [example['tokens'][:PROMPT_TOKENS] for example in held_out_examples]
   show = training.build_show_responses(context, definitions.model, beginnings, options)
@@ -83,20 +83,20 @@ def build(context: Context, options: Options) -> loop.Training:
   def evaluate(state: TrainState) -> tuple[dict[str, float], list[dict[str, str]]]:
     nats_per_token, tokens = measure_loss(state.params)
     values = {
-        'loss': nats_per_token,
-        'perplexity': math.exp(min(nats_per_token, 50)),  # finite for an untrained model
-        'nats_per_character': nats_per_token * tokens / characters,
+      'loss': nats_per_token,
+      'perplexity': math.exp(min(nats_per_token, 50)),  # finite for an untrained model
+      'nats_per_character': nats_per_token * tokens / characters,
     }
     return values | compared, show(state)
 
   return loop.Training(
-      name=context.name,
-      init=trainable.init,
-      evaluate=evaluate,
-      batches=batches.sequences(
-          examples, options.batch_size, options.max_length, context.config.seed
-      ),
-      step=training.compile_train_step(train_step, definitions, options),
+    name=context.name,
+    init=trainable.init,
+    evaluate=evaluate,
+    batches=batches.sequences(
+      examples, options.batch_size, options.max_length, context.config.seed
+    ),
+    step=training.compile_train_step(train_step, definitions, options),
   )
 
 

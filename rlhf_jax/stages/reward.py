@@ -13,8 +13,9 @@ Departures from the paper:
 Left out: dropout.
 """
 
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
-from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,9 +62,9 @@ class Options:
   data: DataOptions = DataOptions()
   demonstrations: DataOptions = DataOptions()
   optimizer: OptimizerOptions = OptimizerOptions(
-      learning_rate=1e-4,
-      schedule='linear',
-      final_scale=0.0,
+    learning_rate=1e-4,
+    schedule='linear',
+    final_scale=0.0,
   )
   loop: LoopOptions = LoopOptions(steps=200)
 
@@ -72,11 +73,11 @@ class Options:
 
 
 def last_scores(
-    model: Model,
-    params: Params,
-    tokens: jax.Array,
-    positions: jax.Array,
-    segment_ids: jax.Array,
+  model: Model,
+  params: Params,
+  tokens: jax.Array,
+  positions: jax.Array,
+  segment_ids: jax.Array,
 ) -> jax.Array:
   """Computes the score at the last real token of each row, wherever the padding is.
 
@@ -120,22 +121,22 @@ def loss(params: Params, batch: Rankings, model: Model, loss_name: str) -> steps
   correct, pairs = ranking.accuracy(scores, batch.ranks, batch.group)
   present = batch.group > 0
   return steps.Loss(
-      total=total,
-      weight=weight,
-      means={'accuracy': (correct, pairs)},
-      counts={
-          'pairs': pairs,
-          'score/sum': jnp.sum(jnp.where(present, scores, 0.0)),
-          'tokens': jnp.sum(batch.segment_ids > 0, dtype=jnp.float32),
-      },
+    total=total,
+    weight=weight,
+    means={'accuracy': (correct, pairs)},
+    counts={
+      'pairs': pairs,
+      'score/sum': jnp.sum(jnp.where(present, scores, 0.0)),
+      'tokens': jnp.sum(batch.segment_ids > 0, dtype=jnp.float32),
+    },
   )
 
 
 def train_step(
-    state: TrainState,
-    batch: Rankings,
-    definitions: Definitions,
-    options: Options,
+  state: TrainState,
+  batch: Rankings,
+  definitions: Definitions,
+  options: Options,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Makes one update of the reward model.
 
@@ -158,11 +159,11 @@ def train_step(
     return loss(params, batch, definitions.model, options.loss)
 
   return steps.gradient_step(
-      batch_loss,
-      definitions.optimizer,
-      state,
-      batch,
-      microbatches=options.microbatches,
+    batch_loss,
+    definitions.optimizer,
+    state,
+    batch,
+    microbatches=options.microbatches,
   )
 
 
@@ -176,9 +177,7 @@ def _as_rows(x: jax.Array) -> jax.Array:
 
 def score_sequences(model: Model, params: Params, sequences: Sequences) -> jax.Array:
   """Scores whole sequences, prompts with their responses: [N, T] → [N] float32."""
-  return last_scores(
-      model, params, sequences.tokens, sequences.positions, sequences.segment_ids
-  )
+  return last_scores(model, params, sequences.tokens, sequences.positions, sequences.segment_ids)
 
 
 def build_score(model: Model, parts: int = 1) -> Callable[[Params, Prompts, Samples], jax.Array]:
@@ -239,18 +238,18 @@ def build(context: Context, options: Options) -> loop.Training:
     return state.replace(trained={**state.trained, 'score': head})
 
   return loop.Training(
-      name=context.name,
-      init=trainable.init,
-      evaluate=evaluate,
-      finish=centre if options.centre else None,
-      batches=batches.rankings(
-          _encode(context, train, options, options.overlong),
-          options.batch_size,
-          options.responses_per_row,
-          options.max_length,
-          context.config.seed,
-      ),
-      step=training.compile_train_step(train_step, definitions, options),
+    name=context.name,
+    init=trainable.init,
+    evaluate=evaluate,
+    finish=centre if options.centre else None,
+    batches=batches.rankings(
+      _encode(context, train, options, options.overlong),
+      options.batch_size,
+      options.responses_per_row,
+      options.max_length,
+      context.config.seed,
+    ),
+    step=training.compile_train_step(train_step, definitions, options),
   )
 
 
@@ -272,34 +271,34 @@ def check_options(options: Options, where: str) -> None:
 
 
 def _check_records(
-    train: Sequence[records.Ranking],
-    held_out: Sequence[records.Ranking],
-    options: Options,
-    where: str,
+  train: Sequence[records.Ranking],
+  held_out: Sequence[records.Ranking],
+  options: Options,
+  where: str,
 ) -> None:
   """Checks that the loss can learn from these rankings."""
   soft = any(row.confidence < 1 for row in train)
   if soft and not ranking.REWARD_LOSSES[options.loss].accepts_soft_labels:
     raise UserError(
-        f'{where}.loss: {options.loss} cannot learn from soft labels (confidence below 1); '
-        'pairwise and plain_pairs can'
+      f'{where}.loss: {options.loss} cannot learn from soft labels (confidence below 1); '
+      'pairwise and plain_pairs can'
     )
   if any(len(row.responses) < 2 for row in [*train, *held_out]):
     raise UserError(
-        f'{where}.data: a reward model learns from responses that are compared, but some prompts '
-        'have one only'
+      f'{where}.data: a reward model learns from responses that are compared, but some prompts '
+      'have one only'
     )
 
 
 def _encode(
-    context: Context, rows: Sequence[records.Ranking], options: Options, overlong: str
+  context: Context, rows: Sequence[records.Ranking], options: Options, overlong: str
 ) -> list[dict]:
   return encode.rankings(rows, context.tokenizer, options.max_length, overlong)
 
 
 def _iterate_once(examples: Sequence[Mapping], options: Options) -> Iterable[Rankings]:
   return batches.rankings_once(
-      examples, options.batch_size, options.responses_per_row, options.max_length
+    examples, options.batch_size, options.responses_per_row, options.max_length
   )
 
 
@@ -309,14 +308,14 @@ def _demonstrations_as_rankings(options: Options) -> list[records.Ranking]:
   rankings = []
   for row in sources.spread_evenly(demonstrations, options.centre_records):
     ranking_of_one = records.Ranking(
-        id=row.id,
-        source=row.source,
-        license=row.license,
-        domain='',
-        context='',
-        messages=row.messages,
-        responses=[row.response],
-        ranks=[1],
+      id=row.id,
+      source=row.source,
+      license=row.license,
+      domain='',
+      context='',
+      messages=row.messages,
+      responses=[row.response],
+      ranks=[1],
     )
     rankings.append(ranking_of_one)
   return rankings
@@ -326,8 +325,8 @@ def _demonstrations_as_rankings(options: Options) -> list[records.Ranking]:
 
 
 def accuracies(
-    scored_batches: Iterable[tuple[Rankings, np.ndarray]],
-    held_out: Sequence[records.Ranking],
+  scored_batches: Iterable[tuple[Rankings, np.ndarray]],
+  held_out: Sequence[records.Ranking],
 ) -> dict[str, float]:
   """Measures how often the score agrees with people on pairs that they did not tie.
 
@@ -347,10 +346,10 @@ def accuracies(
       by_source.setdefault(source, []).append(measured)
   everything = np.array([pair for pairs in by_source.values() for pair in pairs])
   values = {
-      'accuracy': everything[:, 0].mean(),
-      'length_accuracy': everything[:, 1].mean(),
-      'log_loss': everything[:, 2].mean(),
-      'pairs': len(everything),
+    'accuracy': everything[:, 0].mean(),
+    'length_accuracy': everything[:, 1].mean(),
+    'log_loss': everything[:, 2].mean(),
+    'pairs': len(everything),
   }
   if len(by_source) > 1:
     for source, pairs in sorted(by_source.items()):
@@ -368,14 +367,14 @@ def _untied_pairs(batch: Rankings) -> Iterator[tuple[int, int, int]]:
     for better in range(places):
       for worse in range(places):
         same_prompt = batch.group[row, better] and (
-            batch.group[row, better] == batch.group[row, worse]
+          batch.group[row, better] == batch.group[row, worse]
         )
         if same_prompt and batch.ranks[row, better] < batch.ranks[row, worse]:
           yield row, better, worse
 
 
 def _measure_pair(
-    batch: Rankings, scores: np.ndarray, row: int, better: int, worse: int
+  batch: Rankings, scores: np.ndarray, row: int, better: int, worse: int
 ) -> tuple[float, float, float]:
   """Measures a pair: whether the score is right, whether the longer response is, the log-loss."""
   margin = scores[row, better] - scores[row, worse]
@@ -395,17 +394,17 @@ def plan(context: Context) -> StagePlan:
   definitions = trainable.definitions
   state = trainable.init()
   batch = abstract_rankings(
-      context.layout, options.batch_size, options.responses_per_row, options.max_length
+    context.layout, options.batch_size, options.responses_per_row, options.max_length
   )
   step = training.compile_train_step(train_step, definitions, options)
   estimate = work.training(
-      definitions.model.config,
-      context.layout,
-      options.batch_size * options.responses_per_row,
-      options.max_length,
-      0,  # a scalar head: no vocabulary
-      options.microbatches,
-      state.trained,
+    definitions.model.config,
+    context.layout,
+    options.batch_size * options.responses_per_row,
+    options.max_length,
+    0,  # a scalar head: no vocabulary
+    options.microbatches,
+    state.trained,
   )
   program = Program('step', lambda: step.lower(state, batch), estimate)
   return StagePlan(resident(state), [program], [])

@@ -6,9 +6,10 @@ The response's end of turn is a target too, so that the model learns to stop. So
 al. 2022, section 3.5. Left out: dropout.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import math
-from typing import Any, Sequence
+from typing import Any
 
 from rlhf_jax.data import batches, encode, sources
 from rlhf_jax.data.records import Demonstration
@@ -67,11 +68,11 @@ def build(context: Context, options: Options) -> loop.Training:
   held_out = sources.load_records(options.data, 'demonstration', 'validation')
   held_out = sources.spread_evenly(held_out, options.eval_records)
   measure_loss = supervised.build_evaluation(
-      definitions.model,
-      context.layout,
-      encode_all(held_out),
-      options.batch_size,
-      options.max_length,
+    definitions.model,
+    context.layout,
+    encode_all(held_out),
+    options.batch_size,
+    options.max_length,
   )
   prompts = [tokenizer.prompt(record.messages) for record in held_out]
   show = training.build_show_responses(context, definitions.model, prompts, options)
@@ -82,17 +83,17 @@ def build(context: Context, options: Options) -> loop.Training:
     return {'loss': nats_per_token, 'perplexity': perplexity}, show(state)
 
   return loop.Training(
-      name=context.name,
-      init=trainable.init,
-      evaluate=evaluate,
-      batches=batches.sequences(
-          encode_all(sources.load_records(options.data, 'demonstration', 'train')),
-          options.batch_size,
-          options.max_length,
-          context.config.seed,
-          pack=options.pack,
-      ),
-      step=training.compile_train_step(train_step, definitions, options),
+    name=context.name,
+    init=trainable.init,
+    evaluate=evaluate,
+    batches=batches.sequences(
+      encode_all(sources.load_records(options.data, 'demonstration', 'train')),
+      options.batch_size,
+      options.max_length,
+      context.config.seed,
+      pack=options.pack,
+    ),
+    step=training.compile_train_step(train_step, definitions, options),
   )
 
 

@@ -12,9 +12,9 @@ EXPERIMENTS = Path(__file__).parents[2] / 'experiments'
 
 # What makes a stage begin with random models, so that a test needs no earlier stage.
 RANDOM = {
-    'ppo': ['ppo.init=random', 'ppo.value=', 'ppo.reference=random'],
-    'critique': ['critique.model=random'],
-    'feedback': ['feedback.policies=("random",)', 'feedback.ai.judges=("random",)'],
+  'ppo': ['ppo.init=random', 'ppo.value=', 'ppo.reference=random'],
+  'critique': ['critique.model=random'],
+  'feedback': ['feedback.policies=("random",)', 'feedback.ai.judges=("random",)'],
 }
 
 

@@ -36,15 +36,13 @@ def test_rounds_are_kept_and_a_cut_run_goes_on(context):
 
   transcripts = read('transcripts')
   assert [row['response'] for row in transcripts] == [row['response'] for row in first]
-  assert [row['rounds'][1]['revision'] for row in transcripts] == [
-      row['response'] for row in third
-  ]
+  assert [row['rounds'][1]['revision'] for row in transcripts] == [row['response'] for row in third]
   assert set(transcripts[0]['rounds'][0]) == {
-      'principle',
-      'critique_request',
-      'critique',
-      'revision_request',
-      'revision',
+    'principle',
+    'critique_request',
+    'critique',
+    'revision_request',
+    'revision',
   }
   talks = {'critique': report.read_transcripts(made.directory)}
   page = report.format_page('run', '', b'', {}, [], talks)
@@ -53,7 +51,7 @@ def test_rounds_are_kept_and_a_cut_run_goes_on(context):
   demonstrations = records.read_records(made.directory / 'train.jsonl', 'demonstration')
   helpful = read('train-helpful')
   assert [row.response for row in demonstrations] == [
-      row['response'] for rows in (second, third, helpful) for row in rows if row['response']
+    row['response'] for rows in (second, third, helpful) for row in rows if row['response']
   ]
   metrics = report.read_metrics(made.directory)
   assert [line['step'] for line in metrics] == [0, 1, 2]
@@ -69,9 +67,7 @@ def test_rounds_are_kept_and_a_cut_run_goes_on(context):
 
 
 def test_a_request_that_is_too_long_leaves_the_response(context):
-  critic = open_critic(
-      context('critique', 'critique.max_context=64', experiment=EXPERIMENT)
-  )
+  critic = open_critic(context('critique', 'critique.max_context=64', experiment=EXPERIMENT))
   messages = [dict(role='user', content='Why? ' * 40)]
   row = dict(id='a', messages=messages, response='Because.')
   (revised,) = critique.revise(critic, [row], jax.random.key(0))
@@ -88,16 +84,16 @@ def test_requests_as_messages_of_the_chat_template(context):
 
 
 @pytest.mark.parametrize(
-    'overrides,message',
-    [
-        (
-            ['critique.chat=True', 'critique.examples=1'],
-            'config.critique.examples: expected 0 with chat=True',
-        ),
-        (['critique.rounds=0'], 'rounds from 1'),
-        (['critique.judge=reward'], 'judge "oracle" or none'),
-        (['critique.constitution=()'], 'no principle says "critique"'),
-    ],
+  'overrides,message',
+  [
+    (
+      ['critique.chat=True', 'critique.examples=1'],
+      'config.critique.examples: expected 0 with chat=True',
+    ),
+    (['critique.rounds=0'], 'rounds from 1'),
+    (['critique.judge=reward'], 'judge "oracle" or none'),
+    (['critique.constitution=()'], 'no principle says "critique"'),
+  ],
 )
 def test_wrong_options(context, overrides, message):
   with pytest.raises(UserError, match=message):
@@ -119,9 +115,7 @@ def test_the_world_s_other_forms():
     assert {row.meta['kind'] for row in prompts} == kinds
     assert tinyworld.records('ranking', 'validation', variant=variant)
   obeyed = tinyworld.records('demonstration', 'train', variant='helpful_only')
-  prompts = {
-      row.messages[-1]['content']: row for row in tinyworld.records('prompt', 'train')
-  }
+  prompts = {row.messages[-1]['content']: row for row in tinyworld.records('prompt', 'train')}
   harm = []
   for row in obeyed:
     prompt = prompts[row.messages[-1]['content']]

@@ -18,14 +18,14 @@ from rlhf_jax.stages.shared import model_sources, model_store
 from rlhf_jax.stages.shared.model_store import ModelStore
 
 SHAPE = transformer.ModelConfig(
-    vocab_size=384,
-    embed=64,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_dim=16,
-    mlp=128,
-    max_length=256,
+  vocab_size=384,
+  embed=64,
+  layers=2,
+  heads=4,
+  kv_heads=2,
+  head_dim=16,
+  mlp=128,
+  max_length=256,
 )
 ADAPTERS = LoraOptions(rank=2)
 
@@ -62,13 +62,13 @@ def read(name, layout, workdir=None, names=(), kind='float32'):
 def test_only_adapters_are_trained(context, base):
   """State and optimizer are of the adapters' size; the base stays as it is; the loss falls."""
   stage = build(
-      context(
-          'sft',
-          f'sft.init={base}',
-          *ranks('sft'),
-          'sft.optimizer.learning_rate=1e-2',
-          'sft.optimizer.warmup_steps=0',
-      )
+    context(
+      'sft',
+      f'sft.init={base}',
+      *ranks('sft'),
+      'sft.optimizer.learning_rate=1e-2',
+      'sft.optimizer.warmup_steps=0',
+    )
   )
   state = stage.init()
   batch = next(stage.batches)
@@ -94,12 +94,12 @@ def test_same_numbers_on_every_mesh(context, base, kind):
 
   def train(mesh):
     made = context(
-        'sft',
-        f'sft.init={base}',
-        *ranks('sft'),
-        f'sft.lora.base={kind}',
-        'sft.optimizer.eps=1e-5',
-        layout=testing.make_layout(mesh),
+      'sft',
+      f'sft.init={base}',
+      *ranks('sft'),
+      f'sft.lora.base={kind}',
+      'sft.optimizer.eps=1e-5',
+      layout=testing.make_layout(mesh),
     )
     stage = build(made)
     state = stage.init()
@@ -119,9 +119,9 @@ def test_models_of_a_stage_share_their_base(context, base):
   def frozen_places(tree):
     leaves = jax.tree_util.tree_leaves_with_path(lora.split_trainable(tree)[1] or tree)
     return {
-        path: leaf.unsafe_buffer_pointer()
-        for path, leaf in leaves
-        if 'score' not in jax.tree_util.keystr(path)
+      path: leaf.unsafe_buffer_pointer()
+      for path, leaf in leaves
+      if 'score' not in jax.tree_util.keystr(path)
     }
 
   def trained_places(tree):
@@ -180,16 +180,16 @@ def test_a_model_with_adapters_is_trained_whole_after_they_are_merged(context, b
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    'name, experiment',
-    [
-        ('pretrain', 'quickstart'),
-        ('sft', 'quickstart'),
-        ('ppo', 'quickstart'),
-        ('dpo', 'dpo'),
-        ('reward', 'quickstart'),
-        ('rloo', 'rloo'),
-        ('online_dpo', 'online_dpo'),
-    ],
+  'name, experiment',
+  [
+    ('pretrain', 'quickstart'),
+    ('sft', 'quickstart'),
+    ('ppo', 'quickstart'),
+    ('dpo', 'dpo'),
+    ('reward', 'quickstart'),
+    ('rloo', 'rloo'),
+    ('online_dpo', 'online_dpo'),
+  ],
 )
 def test_a_step_of_every_stage_moves_adapters_only(context, base, tmp_path, name, experiment):
   messages = [dict(role='user', content='Hi?')]
@@ -205,12 +205,12 @@ def test_a_step_of_every_stage_moves_adapters_only(context, base, tmp_path, name
   if name in ('dpo', 'reward'):
     own += [f'{name}.data.source=jsonl', f'{name}.data.path=("{tmp_path}/{{split}}.jsonl",)']
   made = context(
-      name,
-      f'{name}.init={base}',
-      f'tokenizer.init={base}',
-      *ranks(name),
-      *own,
-      experiment=experiment,
+    name,
+    f'{name}.init={base}',
+    f'tokenizer.init={base}',
+    *ranks(name),
+    *own,
+    experiment=experiment,
   )
   stage = build(made)
   state = stage.init()
@@ -231,16 +231,16 @@ def test_every_step_with_adapters(quickstart, base, tmp_path, own_cache, kind):
   """SFT → reward → PPO on one base, eight devices; a cut run goes on; exports are one model."""
   trained = ('sft', 'reward', 'ppo')
   config = pipeline.load_config(
-      quickstart,
-      [
-          f'sft.init={base}',
-          f'tokenizer.init={base}',
-          'ppo.batch_size=16',
-          f'stages={("sft", "feedback", "reward", "ppo")}',
-          'feedback.policies=("sft",)',
-          *ranks(*trained),
-          *(f'{stage}.lora.base={kind}' for stage in trained),
-      ],
+    quickstart,
+    [
+      f'sft.init={base}',
+      f'tokenizer.init={base}',
+      'ppo.batch_size=16',
+      f'stages={("sft", "feedback", "reward", "ppo")}',
+      'feedback.policies=("sft",)',
+      *ranks(*trained),
+      *(f'{stage}.lora.base={kind}' for stage in trained),
+    ],
   )
   results = pipeline.run(config, tmp_path)
   assert set(results['models']) == {'sft', 'ppo'}
@@ -249,9 +249,9 @@ def test_every_step_with_adapters(quickstart, base, tmp_path, own_cache, kind):
   model = transformer.build_model(source.config)
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   abstract = jax.tree.map(
-      lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
-      shapes,
-      layout.shardings(model.axes, shapes),
+    lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
+    shapes,
+    layout.shardings(model.axes, shapes),
   )
   adapters, _ = lora.split_trainable(abstract)
 
@@ -277,6 +277,6 @@ def test_every_step_with_adapters(quickstart, base, tmp_path, own_cache, kind):
     config_of_adapter = model_sources.find_model(adapter).config
     merged = lora.merge_adapters(config_of_adapter, read(adapter, layout, kind=kind))
     jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6),
-        *jax.device_get((export, merged)),
+      lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6),
+      *jax.device_get((export, merged)),
     )

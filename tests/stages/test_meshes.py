@@ -27,11 +27,11 @@ from rlhf_jax.types import Rankings, Sequences
 B, K, P, R, T = 8, 2, 5, 6, 12
 KINDS = ('supervised', 'reward', 'preference', 'ppo', 'policy_gradient', 'online_preference')
 MESHES = {
-    'fsdp 8': 'fsdp 8',
-    'tensor': 'data 4, tensor 2',
-    'context': 'data 2, context 4',
-    'data, fsdp, tensor': 'data 2, fsdp 2, tensor 2',
-    'fsdp 8, decoding over 2': 'fsdp 8, rollout_tensor 2',
+  'fsdp 8': 'fsdp 8',
+  'tensor': 'data 4, tensor 2',
+  'context': 'data 2, context 4',
+  'data, fsdp, tensor': 'data 2, fsdp 2, tensor 2',
+  'fsdp 8, decoding over 2': 'fsdp 8, rollout_tensor 2',
 }
 MIXED = 'processes mixed'  # neighbours on an axis are of different processes
 
@@ -46,10 +46,10 @@ def make_layout(name):
 def make_texts(rng):
   inside = np.arange(T) < rng.integers(3, T + 1, (B, 1))
   return Sequences(
-      tokens=np.where(inside, rng.integers(2, 64, (B, T)), 0).astype(np.int32),
-      positions=np.where(inside, np.arange(T), 0).astype(np.int32),
-      segment_ids=inside.astype(np.int32),
-      loss_mask=(inside & (np.arange(T) > 0)).astype(np.float32),
+    tokens=np.where(inside, rng.integers(2, 64, (B, T)), 0).astype(np.int32),
+    positions=np.where(inside, np.arange(T), 0).astype(np.int32),
+    segment_ids=inside.astype(np.int32),
+    loss_mask=(inside & (np.arange(T) > 0)).astype(np.float32),
   )
 
 
@@ -60,15 +60,15 @@ def make_orders(rng):
     return np.full((B, K), value, kind)
 
   return Rankings(
-      tokens=np.where(inside, rng.integers(2, 64, (B, K, T)), 0).astype(np.int32),
-      positions=np.where(inside, np.arange(T), 0).astype(np.int32),
-      segment_ids=inside.astype(np.int32),
-      group=full(1, np.int32),
-      ranks=np.tile(np.int32([1, 2]), (B, 1)),
-      index=full(0, np.int32),
-      begins=full(P, np.int32),
-      confidence=full(1, np.float32),
-      reference_logprobs=full(-20, np.float32),
+    tokens=np.where(inside, rng.integers(2, 64, (B, K, T)), 0).astype(np.int32),
+    positions=np.where(inside, np.arange(T), 0).astype(np.int32),
+    segment_ids=inside.astype(np.int32),
+    group=full(1, np.int32),
+    ranks=np.tile(np.int32([1, 2]), (B, 1)),
+    index=full(0, np.int32),
+    begins=full(P, np.int32),
+    confidence=full(1, np.float32),
+    reference_logprobs=full(-20, np.float32),
   )
 
 
@@ -93,26 +93,26 @@ def build_simple(module, options, batch, layout):
 def build_rollout(module, layout, num_samples):
   """A stage that learns from its own responses: (state, step(state, rng))."""
   options = module.Options(
-      num_samples=num_samples,
-      batch_size=B,
-      minibatches=1,
-      sampling=SamplingOptions(max_new_tokens=R),
+    num_samples=num_samples,
+    batch_size=B,
+    minibatches=1,
+    sampling=SamplingOptions(max_new_tokens=R),
   )
   make = testing.make_ppo_definitions if module is ppo else testing.make_rollout_definitions
   definitions = make(layout, learning_rate=1e-3)
   reference = testing.make_params(definitions.model, layout, seed=5)
   parts = RolloutParts(
-      definitions,
-      None,
-      sampler.build_sampler(
-          definitions.model, options.sampling, (testing.EOS_ID,), 0, num_samples, layout=layout
-      ),
-      training.compile_train_step(module.train_step, definitions, options),
-      None,
-      None,
+    definitions,
+    None,
+    sampler.build_sampler(
+      definitions.model, options.sampling, (testing.EOS_ID,), 0, num_samples, layout=layout
+    ),
+    training.compile_train_step(module.train_step, definitions, options),
+    None,
+    None,
   )
   iterate = functools.partial(
-      module.iterate, parts=parts, score=below_32, reference_params=reference, layout=layout
+    module.iterate, parts=parts, score=below_32, reference_params=reference, layout=layout
   )
   if module is ppo:
     state = testing.make_ppo_state(definitions, options)
@@ -123,7 +123,7 @@ def build_rollout(module, layout, num_samples):
     iterate = functools.partial(iterate, options=options)
   else:
     order = functools.partial(
-        online_preference.order_responses, definitions=definitions, options=options
+      online_preference.order_responses, definitions=definitions, options=options
     )
     iterate = functools.partial(iterate, order=jax.jit(order))
   return state, lambda state, rng: iterate(state, make_prompts(rng))
@@ -138,9 +138,9 @@ def build(kind, layout):
   if kind == 'preference':
     return build_simple(preference, preference.Options(), make_orders, layout)
   modules = {
-      'ppo': ppo,
-      'policy_gradient': policy_gradient,
-      'online_preference': online_preference,
+    'ppo': ppo,
+    'policy_gradient': policy_gradient,
+    'online_preference': online_preference,
   }
   return build_rollout(modules[kind], layout, 1 if kind == 'ppo' else K)
 
@@ -168,7 +168,7 @@ def assert_agree(got, want, message):
     assert after.keys() == other.keys()
     for name, value in other.items():
       np.testing.assert_allclose(
-          after[name], value, rtol=tolerance, atol=tolerance, err_msg=f'{message}: {name}'
+        after[name], value, rtol=tolerance, atol=tolerance, err_msg=f'{message}: {name}'
       )
 
 
@@ -190,10 +190,10 @@ def test_ten_steps_on_two_processes_of_four_devices(alone, tmp_path):
     listener.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{listener.getsockname()[1]}'
   env = {
-      'PATH': '/usr/bin:/bin',
-      'PYTHONPATH': str(Path(__file__).parents[2]),
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
+    'PATH': '/usr/bin:/bin',
+    'PYTHONPATH': str(Path(__file__).parents[2]),
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
   }
   processes = []
   for number in range(2):
@@ -212,9 +212,7 @@ def test_ten_steps_on_two_processes_of_four_devices(alone, tmp_path):
 def pick(results, *place):
   """The leaves of one run, of what a process wrote."""
   return {
-      key.split('|')[3]: results[key]
-      for key in results.files
-      if key.split('|')[:3] == list(place)
+    key.split('|')[3]: results[key] for key in results.files if key.split('|')[:3] == list(place)
   }
 
 

@@ -19,12 +19,12 @@ B, K, P, R = 8, 4, 6, 7
 
 def make_options(**changes):
   values = {
-      'batch_size': B,
-      'num_samples': K,
-      'missing_eos': False,
-      'settings': DPOSettings(beta=0.3),
-      'sampling': SamplingOptions(max_new_tokens=R),
-      **changes,
+    'batch_size': B,
+    'num_samples': K,
+    'missing_eos': False,
+    'settings': DPOSettings(beta=0.3),
+    'sampling': SamplingOptions(max_new_tokens=R),
+    **changes,
   }
   options = online_preference.Options(**values)
   online_preference.check_options(options, 'config.online')
@@ -45,23 +45,19 @@ def make_iterate(mesh='one device', parts=1):
     return good / jnp.sum(samples.mask, 1), {}
 
   order = jax.jit(
-      functools.partial(
-          online_preference.order_responses, definitions=definitions, options=options
-      )
+    functools.partial(online_preference.order_responses, definitions=definitions, options=options)
   )
   rollout_parts = RolloutParts(
-      definitions,
-      None,
-      sampler.build_sampler(definitions.model, options.sampling, (testing.EOS_ID,), 0, K),
-      training.compile_train_step(online_preference.train_step, definitions, options),
-      None,
-      None,
+    definitions,
+    None,
+    sampler.build_sampler(definitions.model, options.sampling, (testing.EOS_ID,), 0, K),
+    training.compile_train_step(online_preference.train_step, definitions, options),
+    None,
+    None,
   )
 
   def iterate(state, prompts):
-    return online_preference.iterate(
-        state, prompts, rollout_parts, score, order, reference, layout
-    )
+    return online_preference.iterate(state, prompts, rollout_parts, score, order, reference, layout)
 
   return iterate, definitions
 
@@ -93,12 +89,12 @@ def test_parts_and_meshes_change_nothing(mesh, parts):
 
 
 @pytest.mark.parametrize(
-    'changes,message',
-    [
-        (dict(loss='kto'), 'config.online.loss: kto is for'),
-        (dict(num_samples=1), 'num_samples from 2'),
-        (dict(loss='dpoo'), "got 'dpoo'"),
-    ],
+  'changes,message',
+  [
+    (dict(loss='kto'), 'config.online.loss: kto is for'),
+    (dict(num_samples=1), 'num_samples from 2'),
+    (dict(loss='dpoo'), "got 'dpoo'"),
+  ],
 )
 def test_wrong_options(changes, message):
   with pytest.raises(UserError, match=message):

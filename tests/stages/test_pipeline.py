@@ -16,8 +16,18 @@ from rlhf_jax.runtime import checkpoint
 from rlhf_jax.stages.shared import training
 from rlhf_jax.stages.shared.model_store import ModelStore
 
-ROW = {'helpful', 'honest', 'harmless', 'evasive', 'utility', 'win_rate_vs_sft', 'win_rate_vs_sft_ci95', 'kl_to_sft',
-       'response_length', 'eos_rate'}
+ROW = {
+  'helpful',
+  'honest',
+  'harmless',
+  'evasive',
+  'utility',
+  'win_rate_vs_sft',
+  'win_rate_vs_sft_ci95',
+  'kl_to_sft',
+  'response_length',
+  'eos_rate',
+}
 
 
 @pytest.fixture(scope='module')
@@ -35,13 +45,18 @@ def test_four_steps_end_to_end(quickstart, finished, capsys):
   assert list(results['models']) == ['base', 'sft', 'ppo']
   assert all(ROW <= set(row) for row in results['models'].values())
   for row in results['models'].values():
-    assert all(0 <= row[name] <= 1 for name in ('helpful', 'honest', 'harmless', 'win_rate_vs_sft', 'eos_rate'))
+    assert all(
+      0 <= row[name] <= 1
+      for name in ('helpful', 'honest', 'harmless', 'win_rate_vs_sft', 'eos_rate')
+    )
     assert len(row['win_rate_vs_sft_ci95']) == 2 and 1 <= row['response_length'] <= 40
   sft = results['models']['sft']
   assert sft['win_rate_vs_sft'] == 0.5 and abs(sft['kl_to_sft']) < 1e-3
   assert 0 <= results['reward']['accuracy'] <= 1
   assert set(results['seconds']) == {'pretrain', 'sft', 'feedback', 'reward', 'ppo', 'evaluation'}
-  assert (workdir / 'report.html').stat().st_size > 1000 and (workdir / 'report.png').stat().st_size > 1000
+  assert (workdir / 'report.html').stat().st_size > 1000 and (
+    workdir / 'report.png'
+  ).stat().st_size > 1000
 
   files = {path: path.stat().st_mtime_ns for path in workdir.rglob('*') if path.is_file()}
   capsys.readouterr()
@@ -52,27 +67,39 @@ def test_four_steps_end_to_end(quickstart, finished, capsys):
 
   for name in ('pretrain', 'sft', 'reward', 'ppo'):
     source = pretrained.open_pretrained(str(workdir / name / 'export'))
-    assert source.config.head == (name == 'reward') and source.tokenizer.vocab_size == source.config.vocab_size
+    assert (
+      source.config.head == (name == 'reward')
+      and source.tokenizer.vocab_size == source.config.vocab_size
+    )
     saved = json.loads((workdir / name / 'model.json').read_text())
     assert saved.pop('base_model') == ''
     model = transformer.build_model(transformer.ModelConfig(**saved))
     on = testing.make_layout()
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    want = checkpoint.restore_params(workdir / name / 'checkpoints', jax.tree.map(
-        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding), shapes,
-        on.shardings(model.axes, shapes)))
+    want = checkpoint.restore_params(
+      workdir / name / 'checkpoints',
+      jax.tree.map(
+        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+        shapes,
+        on.shardings(model.axes, shapes),
+      ),
+    )
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(source.load()), jax.device_get(want))
 
   with pytest.raises(UserError, match='config.seed: 0 → 1'):
     pipeline.run(pipeline.load_config(quickstart, ['ppo.batch_size=16', 'seed=1']), workdir)
 
 
-@pytest.mark.parametrize('name,row', [('raft', 'raft'), ('iterated_dpo', 'iterated_dpo'), ('best_of_n', 'best_of_4')])
+@pytest.mark.parametrize(
+  'name,row', [('raft', 'raft'), ('iterated_dpo', 'iterated_dpo'), ('best_of_n', 'best_of_4')]
+)
 def test_other_methods_go_on_from_the_same_models(quickstart, finished, tmp_path, name, row):
   """Sampling, ranking by the reward model, SFT on the best or DPO on the order; the best of N in the table."""
   _, workdir, _ = finished
-  config = pipeline.load_config(quickstart.replace('quickstart', name), [
-      'dpo1.reference_logprobs=live'] if name == 'iterated_dpo' else [])
+  config = pipeline.load_config(
+    quickstart.replace('quickstart', name),
+    ['dpo1.reference_logprobs=live'] if name == 'iterated_dpo' else [],
+  )
   for stage in ('tokenizer', 'pretrain', 'sft', 'feedback', 'reward'):
     shutil.copytree(workdir / stage, tmp_path / stage)
   (tmp_path / 'config.json').write_text(configs.as_json(config))
@@ -83,9 +110,14 @@ def test_other_methods_go_on_from_the_same_models(quickstart, finished, tmp_path
   if name == 'best_of_n':
     rows = results['models']
     assert rows['best_of_16']['score'] > rows['best_of_4']['score']
-    assert rows['best_of_4']['kl_to_sft'] == pytest.approx(np.log(4) - 0.75) and rows['sft']['win_rate_vs_sft'] == 0.5
+    assert (
+      rows['best_of_4']['kl_to_sft'] == pytest.approx(np.log(4) - 0.75)
+      and rows['sft']['win_rate_vs_sft'] == 0.5
+    )
   else:
-    rankings = records.read_records(tmp_path / ('samples2' if name == 'raft' else 'rankings2') / 'train.jsonl', 'ranking')
+    rankings = records.read_records(
+      tmp_path / ('samples2' if name == 'raft' else 'rankings2') / 'train.jsonl', 'ranking'
+    )
     assert len(rankings) == 16 and all(min(ranking.ranks) == 1 for ranking in rankings)
 
 
@@ -96,15 +128,19 @@ def test_mistakes_before_anything_is_made(quickstart, tmp_path, own_cache):
 
 
 def test_the_table_has_the_stages_that_are_run(quickstart):
-  rows = lambda stages: final_table.shown_rows(pipeline.load_config(quickstart, [f'stages={stages}']))
+  rows = lambda stages: final_table.shown_rows(
+    pipeline.load_config(quickstart, [f'stages={stages}'])
+  )
   assert rows(('pretrain', 'sft')) == {'base': 'pretrain', 'sft': 'sft'}
   assert rows(('pretrain',)) == {}  # nothing to compare with
 
 
 def test_a_table_that_cannot_be_made_is_refused_first(quickstart, tmp_path, own_cache):
-  for override, message in (('models.base=dance', "models.base: 'dance' is no stage"),
-                            ('baseline=reward', "expected a row for the baseline 'reward'"),
-                            ('batch_size=12', 'a batch of 12 rows does not divide over the 8 device')):
+  for override, message in (
+    ('models.base=dance', "models.base: 'dance' is no stage"),
+    ('baseline=reward', "expected a row for the baseline 'reward'"),
+    ('batch_size=12', 'a batch of 12 rows does not divide over the 8 device'),
+  ):
     with pytest.raises(UserError, match=message):
       pipeline.run(pipeline.load_config(quickstart, [f'evaluation.{override}']), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
@@ -119,5 +155,7 @@ def test_names_of_models(context):
 
 
 def test_batch_that_does_not_divide(context):
-  with pytest.raises(UserError, match='config.sft: a batch of 12 rows in 1 parts does not divide over the 8'):
+  with pytest.raises(
+    UserError, match='config.sft: a batch of 12 rows in 1 parts does not divide over the 8'
+  ):
     training.check_batch(context('sft', layout=testing.make_layout('data 8')), 12, 1)

@@ -17,22 +17,20 @@ G, K, P, R = 8, 4, 6, 7  # groups, responses in each, tokens of a prompt and of 
 N = G * K
 SAMPLING = SamplingOptions(max_new_tokens=R, temperature=0.7)
 METHODS = {
-    'rloo': dict(advantage='leave_one_out', loss='reinforce', reduce='sequence_sum'),
-    'reinforce': dict(advantage='batch_baseline', loss='reinforce', reduce='sequence_sum'),
-    'reinforce++': dict(advantage='batch_baseline', whiten_advantages=True, kl_place='tokens'),
-    'grpo': dict(advantage='standardised', reduce='sequence_mean', kl_place='loss'),
-    'dr_grpo': dict(advantage='above_mean', reduce='constant'),
-    'dapo': dict(
-        advantage='standardised', clip_high=0.28, overlong_buffer=3, kl_coefficient=0.0
-    ),
-    'gspo': dict(
-        advantage='standardised',
-        loss='gspo',
-        reduce='sequence_mean',
-        clip_low=3e-4,
-        clip_high=4e-4,
-    ),
-    'cispo': dict(advantage='standardised', loss='cispo'),
+  'rloo': dict(advantage='leave_one_out', loss='reinforce', reduce='sequence_sum'),
+  'reinforce': dict(advantage='batch_baseline', loss='reinforce', reduce='sequence_sum'),
+  'reinforce++': dict(advantage='batch_baseline', whiten_advantages=True, kl_place='tokens'),
+  'grpo': dict(advantage='standardised', reduce='sequence_mean', kl_place='loss'),
+  'dr_grpo': dict(advantage='above_mean', reduce='constant'),
+  'dapo': dict(advantage='standardised', clip_high=0.28, overlong_buffer=3, kl_coefficient=0.0),
+  'gspo': dict(
+    advantage='standardised',
+    loss='gspo',
+    reduce='sequence_mean',
+    clip_low=3e-4,
+    clip_high=4e-4,
+  ),
+  'cispo': dict(advantage='standardised', loss='cispo'),
 }
 
 
@@ -53,9 +51,7 @@ def compiled(mesh='one device', rate=3e-3, **changes):
 
 @functools.cache
 def compiled_sampler():
-  return sampler.build_sampler(
-      testing.make_model(), SAMPLING, (testing.EOS_ID,), testing.PAD_ID, K
-  )
+  return sampler.build_sampler(testing.make_model(), SAMPLING, (testing.EOS_ID,), testing.PAD_ID, K)
 
 
 def make_state(definitions, options):
@@ -88,7 +84,7 @@ def make_iterate(score, generate=None, **changes):
 
   def iterate(state, prompts):
     return policy_gradient.iterate(
-        state, prompts, parts, score, reference, definitions.layout, options
+      state, prompts, parts, score, reference, definitions.layout, options
     )
 
   return iterate, make_state(definitions, options)
@@ -119,9 +115,9 @@ def test_order_of_groups_and_of_responses_and_a_constant_reward_change_nothing()
   within = np.random.default_rng(2).permutation(K)
   rows = (groups[:, None] * K + within).ravel()
   moved = (
-      jax.tree.map(lambda x: x[groups], prompts),
-      jax.tree.map(lambda x: x[rows], samples),
-      scores[rows] + 8,
+    jax.tree.map(lambda x: x[groups], prompts),
+    jax.tree.map(lambda x: x[rows], samples),
+    scores[rows] + 8,
   )
   params, metrics = update(moved, missing_eos=False)
   testing.assert_trees_close(params, first[0], 'order and constant', 3e-5)
@@ -200,23 +196,23 @@ def test_an_older_sampler_is_renewed_and_weighed():
 
 
 @pytest.mark.parametrize(
-    'changes,message',
-    [
-        (
-            dict(advantage='grpo'),
-            "config.rl.advantage: expected one of leave_one_out, .*, got 'grpo'",
-        ),
-        (
-            dict(overlong_buffer=8),
-            'config.rl.overlong_buffer: expected at most sampling.max_new_tokens = 7, got 8',
-        ),
-        (dict(sampler_every=0), 'sampler_every from 1'),
-        (dict(num_samples=1), 'config.rl.num_samples: expected 2 or more'),
-        (
-            dict(num_samples=1, advantage='batch_baseline', resampling=1),
-            'without resampling one will do',
-        ),
-    ],
+  'changes,message',
+  [
+    (
+      dict(advantage='grpo'),
+      "config.rl.advantage: expected one of leave_one_out, .*, got 'grpo'",
+    ),
+    (
+      dict(overlong_buffer=8),
+      'config.rl.overlong_buffer: expected at most sampling.max_new_tokens = 7, got 8',
+    ),
+    (dict(sampler_every=0), 'sampler_every from 1'),
+    (dict(num_samples=1), 'config.rl.num_samples: expected 2 or more'),
+    (
+      dict(num_samples=1, advantage='batch_baseline', resampling=1),
+      'without resampling one will do',
+    ),
+  ],
 )
 def test_wrong_options(changes, message):
   with pytest.raises(UserError, match=message):

@@ -50,10 +50,10 @@ def documents(seed=0):
   rng = np.random.default_rng(seed)
   inside = np.arange(9) < rng.integers(3, 10, (N, 1))
   return Sequences(
-      tokens=np.where(inside, rng.integers(2, 64, (N, 9)), 0).astype(np.int32),
-      positions=np.where(inside, np.arange(9), 0).astype(np.int32),
-      segment_ids=inside.astype(np.int32),
-      loss_mask=(inside & (np.arange(9) > 0)).astype(np.float32),
+    tokens=np.where(inside, rng.integers(2, 64, (N, 9)), 0).astype(np.int32),
+    positions=np.where(inside, np.arange(9), 0).astype(np.int32),
+    segment_ids=inside.astype(np.int32),
+    loss_mask=(inside & (np.arange(9) > 0)).astype(np.float32),
   )
 
 
@@ -61,7 +61,7 @@ def update(data, mesh='one device', pretraining=None, coefficient=0.05, **change
   """(everything that is trained, metrics) after one update from given responses."""
   definitions, options, step, reference = compiled(mesh, **changes)
   state = testing.make_ppo_state(
-      definitions, dataclasses.replace(options, kl_coefficient=coefficient)
+    definitions, dataclasses.replace(options, kl_coefficient=coefficient)
   )
   scored = testing.score_samples(*definitions.layout.place((*data, pretraining)))
   state, metrics = step(state, scored, reference)
@@ -81,9 +81,7 @@ def make_iterate(score, **changes):
   parts = RolloutParts(definitions, None, generate, step, None, None)
 
   def iterate(state, prompts, reference=reference):
-    return ppo.iterate(
-        state, (prompts, None), parts, jax.jit(score), reference, definitions.layout
-    )
+    return ppo.iterate(state, (prompts, None), parts, jax.jit(score), reference, definitions.layout)
 
   return iterate, testing.make_ppo_state(definitions, options)
 
@@ -94,7 +92,7 @@ def first():
 
 
 @pytest.mark.parametrize(
-    'mesh', ['fsdp 8', 'data 4, tensor 2', 'data 2, context 4', 'data 2, fsdp 2, tensor 2']
+  'mesh', ['fsdp 8', 'data 4, tensor 2', 'data 2, context 4', 'data 2, fsdp 2, tensor 2']
 )
 def test_same_numbers_on_every_mesh(mesh):
   how = {'pretraining': documents(), 'pretraining_coefficient': 0.5, 'minibatches': 2}
@@ -179,7 +177,7 @@ def test_pretraining_term_is_its_own_mean():
   logprobs, _ = heads.token_logprobs(model, params, hidden[:, :-1], text.tokens[:, 1:])
   nll = -np.average(logprobs, weights=text.loss_mask[:, 1:])
   _, metrics = update(
-      rollout(), pretraining=text, pretraining_coefficient=0.5, epochs=1, microbatches=4
+    rollout(), pretraining=text, pretraining_coefficient=0.5, epochs=1, microbatches=4
   )
   np.testing.assert_allclose(metrics['pretraining/loss'], nll, rtol=1e-5)
   rest = metrics['policy/loss'] + 0.1 * metrics['value/loss']
@@ -223,9 +221,7 @@ def test_what_is_not_finite_is_never_taken_for_a_good_state():
   prompts, samples, scores = rollout()
 
   def everything(state):
-    return jax.device_get(
-        (state.params, state.value_params, state.opt_state, state.kl_coefficient)
-    )
+    return jax.device_get((state.params, state.value_params, state.opt_state, state.kl_coefficient))
 
   state = testing.make_ppo_state(definitions, options)
   before = everything(state)
@@ -254,8 +250,8 @@ def words(monkeypatch):
 
   def count(prompts, responses, records):
     return [
-        len(text.split()) + records[i].meta['bonus'] + len(prompts[i])
-        for i, text in enumerate(responses)
+      len(text.split()) + records[i].meta['bonus'] + len(prompts[i])
+      for i, text in enumerate(responses)
     ]
 
   module = types.ModuleType('own_reward')
@@ -290,13 +286,13 @@ def test_reward_that_is_a_function(words, tokenizer):
 def test_critic_on_the_policys_trunk_and_a_function_as_reward(words, context, monkeypatch):
   """value='' on eight devices, as a whole stage: two steps and an evaluation."""
   made = context(
-      'ppo',
-      f'ppo.reward={words}',
-      'ppo.reward_functions.workers=0',
-      'ppo.num_samples=2',
-      'ppo.minibatches=1',
-      'model.kv_heads=2',
-      layout=testing.make_layout('data 2, fsdp 2, tensor 2'),
+    'ppo',
+    f'ppo.reward={words}',
+    'ppo.reward_functions.workers=0',
+    'ppo.num_samples=2',
+    'ppo.minibatches=1',
+    'model.kv_heads=2',
+    layout=testing.make_layout('data 2, fsdp 2, tensor 2'),
   )
 
   def half(prompts, responses, records):

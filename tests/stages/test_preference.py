@@ -33,22 +33,22 @@ def rankings(seed=0):
   tokens = np.where(places < begins[..., None], prompt, tokens)
   inside = places < lengths[..., None]
   return Rankings(
-      tokens=np.where(inside, tokens, 0),
-      positions=np.where(inside, places, 0).astype(np.int32),
-      segment_ids=inside.astype(np.int32),
-      group=group,
-      ranks=rng.integers(1, 4, (B, K)).astype(np.int32),
-      index=np.where(group > 0, 0, -1).astype(np.int32),
-      begins=begins.astype(np.int32),
-      confidence=np.ones((B, K), np.float32),
-      reference_logprobs=rng.normal(-20, 3, (B, K)).astype(np.float32),
+    tokens=np.where(inside, tokens, 0),
+    positions=np.where(inside, places, 0).astype(np.int32),
+    segment_ids=inside.astype(np.int32),
+    group=group,
+    ranks=rng.integers(1, 4, (B, K)).astype(np.int32),
+    index=np.where(group > 0, 0, -1).astype(np.int32),
+    begins=begins.astype(np.int32),
+    confidence=np.ones((B, K), np.float32),
+    reference_logprobs=rng.normal(-20, 3, (B, K)).astype(np.float32),
   )
 
 
 def make_options(loss='dpo', microbatches=1, reference='sft', **settings):
   made = PREFERENCE_LOSSES[loss].settings_class(**{'beta': 0.3, **settings})
   return preference.Options(
-      loss=loss, microbatches=microbatches, reference=reference, settings=made
+    loss=loss, microbatches=microbatches, reference=reference, settings=made
   )
 
 
@@ -126,9 +126,9 @@ def test_microbatches_padding_and_order_change_nothing(first):
     return x if x.ndim == 2 else np.pad(x, ((0, 0), (0, 0), (0, 7)))
 
   changed = {
-      'order of rows': jax.tree.map(lambda x: x[rows], batch),
-      'order of places': jax.tree.map(lambda x: x[:, places], batch),
-      'more padding': jax.tree.map(widen, batch),
+    'order of rows': jax.tree.map(lambda x: x[rows], batch),
+    'order of places': jax.tree.map(lambda x: x[:, places], batch),
+    'more padding': jax.tree.map(widen, batch),
   }
   testing.assert_trees_close(train(batch, parts=4), first, 'micro-batches')
   for name, other in changed.items():
@@ -175,7 +175,7 @@ def test_kto_learns():
   of_reference = preference.response_logprobs(model, reference, batch)
   batch = batch.replace(reference_logprobs=of_reference.sums)
   anchor = jax.jit(
-      functools.partial(preference.estimate_anchor, model=model, reference_model=model)
+    functools.partial(preference.estimate_anchor, model=model, reference_model=model)
   )
   history = []
   for _ in range(12):
@@ -192,7 +192,7 @@ def test_kto_of_single_responses_is_that_of_pairs():
   params = testing.make_params(model)
   options = make_options('kto')
   pairs = rankings().replace(
-      group=np.tile([1, 1, 2, 2], (B, 1)).astype(np.int32), ranks=np.tile([1, 2, 3, 1], (B, 1))
+    group=np.tile([1, 1, 2, 2], (B, 1)).astype(np.int32), ranks=np.tile([1, 2, 3, 1], (B, 1))
   )
   alone = pairs.replace(group=np.tile([1, 2, 3, 4], (B, 1)).astype(np.int32))
   anchor = np.float32(0.1)
@@ -213,13 +213,13 @@ def build(made, module=preference):
 
 def test_single_responses_are_for_kto_only(context, tmp_path):
   rows = [
-      dict(
-          id=str(n),
-          messages=[dict(role='user', content='Why?')],
-          response=f'Because {n}.',
-          desirable=n % 2 == 0,
-      )
-      for n in range(9)
+    dict(
+      id=str(n),
+      messages=[dict(role='user', content='Why?')],
+      response=f'Because {n}.',
+      desirable=n % 2 == 0,
+    )
+    for n in range(9)
   ]
   for split in ('train', 'validation'):
     records.write_records(tmp_path / f'{split}.jsonl', rows)
@@ -245,16 +245,16 @@ def test_single_responses_are_for_kto_only(context, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'options,message',
-    [
-        (
-            preference.Options(loss='dop'),
-            "config.dpo.loss: expected one of dpo, robust, .*, got 'dop'",
-        ),
-        (make_options(beta=0.0), 'config.dpo.beta: expected .*above 0'),
-        (make_options(label_smoothing=0.5), 'label_smoothing: expected'),
-        (make_options(reference=''), 'config.dpo.reference: dpo needs one; without: cpo, simpo'),
-    ],
+  'options,message',
+  [
+    (
+      preference.Options(loss='dop'),
+      "config.dpo.loss: expected one of dpo, robust, .*, got 'dop'",
+    ),
+    (make_options(beta=0.0), 'config.dpo.beta: expected .*above 0'),
+    (make_options(label_smoothing=0.5), 'label_smoothing: expected'),
+    (make_options(reference=''), 'config.dpo.reference: dpo needs one; without: cpo, simpo'),
+  ],
 )
 def test_wrong_options(options, message):
   with pytest.raises(UserError, match=message):
@@ -264,10 +264,10 @@ def test_wrong_options(options, message):
 def test_reference_logprobs_of_another_model_or_other_data_are_refused(tmp_path):
   def example(n):
     return {
-        'tokens': np.full((2, 3), n, np.int32),
-        'begins': np.ones(2, np.int32),
-        'lengths': np.full(2, 3, np.int32),
-        'ranks': np.array([1, 2]),
+      'tokens': np.full((2, 3), n, np.int32),
+      'begins': np.ones(2, np.int32),
+      'lengths': np.full(2, 3, np.int32),
+      'ranks': np.array([1, 2]),
     }
 
   path = tmp_path / 'reference.npz'
@@ -287,12 +287,12 @@ def test_reference_logprobs_of_another_model_or_other_data_are_refused(tmp_path)
 
 def test_a_stage_of_another_reference_or_tokenizer_does_not_begin(context, tmp_path):
   rows = [
-      dict(
-          messages=[dict(role='user', content='Why is the sky blue?')],
-          chosen=f'Because of the light {n}.',
-          rejected='Who cares?',
-      )
-      for n in range(5)
+    dict(
+      messages=[dict(role='user', content='Why is the sky blue?')],
+      chosen=f'Because of the light {n}.',
+      rejected='Who cares?',
+    )
+    for n in range(5)
   ]
   for split in ('train', 'validation'):
     records.write_records(tmp_path / f'{split}.jsonl', rows)

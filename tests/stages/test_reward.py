@@ -23,15 +23,15 @@ def rankings(T=T, seed=0):
   group = np.array([[1, 1, 2, 2], [1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0]] * (B // 4), np.int32)
   inside = np.arange(T) < lengths[..., None]
   return Rankings(
-      tokens=np.where(inside, tokens, 0),
-      positions=np.where(inside, np.arange(T), 0).astype(np.int32),
-      segment_ids=inside.astype(np.int32),
-      group=group,
-      ranks=rng.integers(1, 4, (B, K)).astype(np.int32),
-      index=np.zeros((B, K), np.int32),
-      begins=lengths // 2,
-      confidence=np.ones((B, K), np.float32),
-      reference_logprobs=np.zeros((B, K), np.float32),
+    tokens=np.where(inside, tokens, 0),
+    positions=np.where(inside, np.arange(T), 0).astype(np.int32),
+    segment_ids=inside.astype(np.int32),
+    group=group,
+    ranks=rng.integers(1, 4, (B, K)).astype(np.int32),
+    index=np.zeros((B, K), np.int32),
+    begins=lengths // 2,
+    confidence=np.ones((B, K), np.float32),
+    reference_logprobs=np.zeros((B, K), np.float32),
   )
 
 
@@ -83,11 +83,9 @@ def test_microbatches_padding_and_order_change_nothing(first):
   testing.assert_trees_close(train(batch, parts=4), first, 'micro-batches')
   rows = rng.permutation(B)
   places = rng.permutation(K)
+  testing.assert_trees_close(train(jax.tree.map(lambda x: x[rows], batch)), first, 'order of rows')
   testing.assert_trees_close(
-      train(jax.tree.map(lambda x: x[rows], batch)), first, 'order of rows'
-  )
-  testing.assert_trees_close(
-      train(jax.tree.map(lambda x: x[:, places], batch)), first, 'order of places'
+    train(jax.tree.map(lambda x: x[:, places], batch)), first, 'order of places'
   )
   testing.assert_trees_close(train(pad(0, 7)), first, 'more padding')
   testing.assert_trees_close(train(pad(7, 0)), first, 'padding on the left')
@@ -103,13 +101,13 @@ def test_score_of_a_response_is_that_of_its_ranking():
   right = np.zeros((4, 2, 12), np.int32)
   segments = np.zeros_like(right)
   prompts = Prompts(
-      np.zeros((8, 9), np.int32), np.zeros((8, 9), bool), np.arange(8, dtype=np.int32)
+    np.zeros((8, 9), np.int32), np.zeros((8, 9), bool), np.arange(8, dtype=np.int32)
   )
   samples = Samples(
-      np.zeros((8, 5), np.int32),
-      np.zeros((8, 5), bool),
-      np.zeros((8, 5), np.float32),
-      np.ones(8, bool),
+    np.zeros((8, 5), np.int32),
+    np.zeros((8, 5), bool),
+    np.zeros((8, 5), np.float32),
+    np.ones(8, bool),
   )
   for row, (p, r) in enumerate(zip(prompt_lengths, response_lengths)):
     text = rng.integers(2, 64, p + r).astype(np.int32)
@@ -129,8 +127,8 @@ def test_score_of_a_response_is_that_of_its_ranking():
 
 def test_an_unknown_loss_is_refused():
   with pytest.raises(
-      UserError,
-      match="r.loss: expected one of pairwise, plackett_luce, plain_pairs, got 'hinge'",
+    UserError,
+    match="r.loss: expected one of pairwise, plackett_luce, plain_pairs, got 'hinge'",
   ):
     reward.check_options(reward.Options(loss='hinge'), 'r')
 

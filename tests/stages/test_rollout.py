@@ -18,11 +18,11 @@ SHORT = 'rlhf_jax.rewards.builtin.text:length(most=8,unit="characters")'
 def scored(context, *overrides):
   """(scores, metrics) of eight responses by the reward of the tiny RLOO."""
   made = context(
-      'rloo',
-      'rloo.reward_functions.workers=0',
-      'rloo.reference=random',
-      *overrides,
-      experiment='rloo',
+    'rloo',
+    'rloo.reward_functions.workers=0',
+    'rloo.reference=random',
+    *overrides,
+    experiment='rloo',
   )
   options = made.read_options(policy_gradient.STAGE)
   train, _ = rollout.read_prompts(made, options)
@@ -30,10 +30,10 @@ def scored(context, *overrides):
   rng = np.random.default_rng(0)
   mask = np.arange(9) < rng.integers(1, 10, 8)[:, None]
   samples = Samples(
-      tokens=np.where(mask, rng.integers(5, 300, (8, 9)), 0).astype(np.int32),
-      mask=mask,
-      logprobs=np.zeros((8, 9), np.float32),
-      ended=np.ones(8, bool),
+    tokens=np.where(mask, rng.integers(5, 300, (8, 9)), 0).astype(np.int32),
+    mask=mask,
+    logprobs=np.zeros((8, 9), np.float32),
+    ended=np.ones(8, bool),
   )
   (score,) = scores.open_scores(made, ModelStore(made), options, train.records)
   return jax.device_get(score(*made.layout.place((prompts, samples))))
@@ -42,17 +42,17 @@ def scored(context, *overrides):
 @pytest.mark.parametrize('weights', [(), (2.0, -0.5)])
 @pytest.mark.parametrize('standardise', [False, True])
 def test_a_reward_model_and_a_function_are_weighed_and_standardised_apart(
-    context, weights, standardise
+  context, weights, standardise
 ):
   alone = []
   for name in (MODEL, SHORT):
     values, _ = scored(context, f'rloo.reward=({name!r},)')
     alone.append(values.astype(np.float64))
   total, metrics = scored(
-      context,
-      f'rloo.reward=({MODEL!r}, {SHORT!r})',
-      f'rloo.reward_weights={weights}',
-      f'rloo.standardise_rewards={standardise}',
+    context,
+    f'rloo.reward=({MODEL!r}, {SHORT!r})',
+    f'rloo.reward_weights={weights}',
+    f'rloo.standardise_rewards={standardise}',
   )
   assert min(x.std() for x in alone) > 1e-3, alone
   want = 0
@@ -67,14 +67,10 @@ def test_a_reward_model_and_a_function_are_weighed_and_standardised_apart(
 def test_a_reward_that_is_all_the_same_adds_nothing_when_standardised(context):
   same = 'rlhf_jax.rewards.builtin.text:length(most=99)'
   alone, _ = scored(context, f'rloo.reward=({MODEL!r},)', 'rloo.standardise_rewards=True')
-  both, _ = scored(
-      context, f'rloo.reward=({MODEL!r}, "{same}")', 'rloo.standardise_rewards=True'
-  )
+  both, _ = scored(context, f'rloo.reward=({MODEL!r}, "{same}")', 'rloo.standardise_rewards=True')
   np.testing.assert_allclose(both, alone, atol=1e-4)
 
 
 def test_one_weight_for_each(context):
-  with pytest.raises(
-      UserError, match='config.rloo.reward_weights: expected 2 numbers, got 1'
-  ):
+  with pytest.raises(UserError, match='config.rloo.reward_weights: expected 2 numbers, got 1'):
     scored(context, f'rloo.reward=({MODEL!r}, {SHORT!r})', 'rloo.reward_weights=(1.0,)')

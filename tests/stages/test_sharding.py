@@ -17,7 +17,7 @@ from rlhf_jax.stages.shared.model_store import ModelStore
 def context(quickstart, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('run')
   config = pipeline.load_config(
-      quickstart, ["stages=('pretrain','sft')", 'mesh.data=1', 'mesh.fsdp=8']
+    quickstart, ["stages=('pretrain','sft')", 'mesh.data=1', 'mesh.fsdp=8']
   )
   config = configs.resolve(config, workdir=workdir, data=config.data)
   layout = pipeline.make_layout(config, workdir)
@@ -45,7 +45,7 @@ def test_no_array_is_whole_on_a_device(context):
   saver = checkpoint.Checkpoints(context.directory / 'checkpoints')
   saver.save(1, state, {}, {})
   abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
   )
   assert unsharded(saver.restore(abstract)[0]) == []
   saver.close()
@@ -63,10 +63,10 @@ def test_what_the_models_need(quickstart):
   layers = 2 * (2 * 32 + 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)
   parameters = 512 * 32 + 32 + layers
   assert need == MeshNeed(
-      parameters=parameters,
-      state=40 * parameters,
-      decoded=4 * parameters,
-      rows=8,
-      width=32,
-      heads=1,
+    parameters=parameters,
+    state=40 * parameters,
+    decoded=4 * parameters,
+    rows=8,
+    width=32,
+    heads=1,
   )

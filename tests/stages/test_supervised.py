@@ -91,7 +91,7 @@ def test_loss_falls():
 
 
 @pytest.mark.parametrize(
-    'mesh', ['fsdp 8', 'data 4, tensor 2', 'data 2, context 4', 'data 2, fsdp 2, tensor 2']
+  'mesh', ['fsdp 8', 'data 4, tensor 2', 'data 2, context 4', 'data 2, fsdp 2, tensor 2']
 )
 def test_same_numbers_on_every_mesh(first, mesh):
   testing.assert_trees_close(train(alone(examples()), mesh, 2), first, mesh)

@@ -6,10 +6,11 @@ First the judge is measured on comparisons that people made; one that is not fit
 Sources: Lee et al. 2023, arXiv:2309.00267, §2.1; Bai et al. 2022b, arXiv:2212.08073, §4.1.
 """
 
+from collections.abc import Iterator, Sequence
 import dataclasses
 import itertools
 import json
-from typing import Any, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -74,20 +75,18 @@ def open_judge(context: Context, store: ModelStore, options: AILabelOptions) -> 
   where = f'{context.where}.ai'
   if options.labels not in ('soft', 'hard') or options.pairs < 1:
     raise UserError(
-        f'{where}: expected labels soft or hard and pairs from 1, got {options.labels!r} and '
-        f'{options.pairs}'
+      f'{where}: expected labels soft or hard and pairs from 1, got {options.labels!r} and '
+      f'{options.pairs}'
     )
   if not options.judges:
     raise UserError(f'{where}.judges: expected at least one')
   principles = constitution.load_constitution(options.constitution)
   resources = JudgeResources(
-      judge=options.judge,
-      endpoint=options.endpoint,
-      cache=context.directory / 'responses.jsonl',
-      open_language_model=store.open_language_model,
-      examples=_judge_examples(
-          options, principles, np.random.default_rng(context.config.seed)
-      ),
+    judge=options.judge,
+    endpoint=options.endpoint,
+    cache=context.directory / 'responses.jsonl',
+    open_language_model=store.open_language_model,
+    examples=_judge_examples(options, principles, np.random.default_rng(context.config.seed)),
   )
   opened = {name: judges.open_judge(name, resources) for name in options.judges}
   judge = judging.ask_both_orders(judging.build_panel(opened, options.weights))
@@ -97,13 +96,13 @@ def open_judge(context: Context, store: ModelStore, options: AILabelOptions) -> 
 
 
 def label(
-    context: Context,
-    options: AILabelOptions,
-    judge: JudgeOfBothOrders,
-    split: str,
-    prompts: Sequence[Prompt],
-    texts: Sequence[Sequence[str]],
-    rng: np.random.Generator,
+  context: Context,
+  options: AILabelOptions,
+  judge: JudgeOfBothOrders,
+  split: str,
+  prompts: Sequence[Prompt],
+  texts: Sequence[Sequence[str]],
+  rng: np.random.Generator,
 ) -> list[dict[str, Any]]:
   """Labels pairs of responses.
 
@@ -127,37 +126,37 @@ def label(
   judged, as_shown = judge([comparison for _, comparison in asked])
   if not asked or np.isnan(judged.probabilities).all():
     raise UserError(
-        f'{context.name}: no label for any of {len(asked)} {split} comparisons: each was too long '
-        'for ai.judge.max_length, or the judge gave no verdict'
+      f'{context.name}: no label for any of {len(asked)} {split} comparisons: each was too long '
+      'for ai.judge.max_length, or the judge gave no verdict'
     )
   _report_labels(context, split, asked, judged, as_shown)
   rows = []
   for number in np.flatnonzero(~np.isnan(judged.probabilities)):
     prompt, comparison = asked[number]
     ranking = _label_as_ranking(
-        f'{prompt.id}/{split}/{number}',
-        comparison,
-        float(judged.probabilities[number]),
-        options.labels,
+      f'{prompt.id}/{split}/{number}',
+      comparison,
+      float(judged.probabilities[number]),
+      options.labels,
     )
     verdicts = {name: float(values[number]) for name, values in judged.each.items()}
     row = {
-        **dataclasses.asdict(ranking),
-        'judge': verdicts,
-        'principle': comparison.principle,
-        'as_shown': as_shown[number].tolist(),
-        'rationale': judged.rationales[number],
+      **dataclasses.asdict(ranking),
+      'judge': verdicts,
+      'principle': comparison.principle,
+      'as_shown': as_shown[number].tolist(),
+      'rationale': judged.rationales[number],
     }
     rows.append(row)
   return rows
 
 
 def measure(
-    judge: JudgeOfBothOrders,
-    rankings: Sequence[Ranking],
-    count: int,
-    principles: Iterator[str],
-    rng: np.random.Generator,
+  judge: JudgeOfBothOrders,
+  rankings: Sequence[Ranking],
+  count: int,
+  principles: Iterator[str],
+  rng: np.random.Generator,
 ) -> dict[str, Any]:
   """Measures a judge against people.
 
@@ -175,7 +174,7 @@ def measure(
   comparisons = []
   for row, i, j in chosen:
     comparison = Comparison(
-        records.conversation(row), row.responses[i], row.responses[j], next(principles)
+      records.conversation(row), row.responses[i], row.responses[j], next(principles)
     )
     comparisons.append(comparison)
   judged, as_shown = judge(comparisons)
@@ -187,10 +186,10 @@ def measure(
     return quality.compare_with_people(judged.probabilities[where], people[where], lengths[where])
 
   return {
-      'position': quality.measure_position_bias(as_shown),
-      'people': agreement(np.full(len(chosen), True)),
-      'sources': {name: agreement(row_sources == name) for name in sorted(set(row_sources))},
-      'between': quality.compare_judges(judged.each),
+    'position': quality.measure_position_bias(as_shown),
+    'people': agreement(np.full(len(chosen), True)),
+    'sources': {name: agreement(row_sources == name) for name in sorted(set(row_sources))},
+    'between': quality.compare_judges(judged.each),
   }
 
 
@@ -198,7 +197,7 @@ def measure(
 
 
 def _judge_examples(
-    options: AILabelOptions, principles: Constitution, rng: np.random.Generator
+  options: AILabelOptions, principles: Constitution, rng: np.random.Generator
 ) -> list[Any]:
   """Returns the constitution's examples as a language model is shown them."""
   count = options.judge.examples
@@ -235,8 +234,8 @@ def _pass_gate(context: Context, options: AILabelOptions, judge: JudgeOfBothOrde
   verdict = f'the judge {", ".join(options.judges)} is not fit: {unfit}'
   if not gate.override:
     raise UserError(
-        f'{context.name}: {verdict}; {context.directory / QUALITY_JSON} says more. Give another '
-        f'judge, or --config.{context.name}.ai.gate.override=True'
+      f'{context.name}: {verdict}; {context.directory / QUALITY_JSON} says more. Give another '
+      f'judge, or --config.{context.name}.ai.gate.override=True'
     )
   if hosts.is_first_process():
     print(f'{context.name}: {verdict}; going on, as ai.gate.override asks')
@@ -246,10 +245,10 @@ def _pass_gate(context: Context, options: AILabelOptions, judge: JudgeOfBothOrde
 
 
 def _draw_comparisons(
-    options: AILabelOptions,
-    prompts: Sequence[Prompt],
-    texts: Sequence[Sequence[str]],
-    rng: np.random.Generator,
+  options: AILabelOptions,
+  prompts: Sequence[Prompt],
+  texts: Sequence[Sequence[str]],
+  rng: np.random.Generator,
 ) -> list[tuple[Prompt, Comparison]]:
   """Draws pairs of different responses to each prompt, in random order."""
   instructions = _instructions(options, rng)
@@ -266,7 +265,7 @@ def _draw_comparisons(
 
 
 def _label_as_ranking(
-    row_id: str, comparison: Comparison, probability: float, labels: str
+  row_id: str, comparison: Comparison, probability: float, labels: str
 ) -> Ranking:
   """Makes a ranking of the probability that the first response is better."""
   if probability == 0.5:
@@ -279,24 +278,24 @@ def _label_as_ranking(
   if labels == 'soft':
     confidence = max(probability, 1 - probability)
   return Ranking(
-      id=row_id,
-      source='ai',
-      license='',
-      domain='',
-      context='',
-      messages=comparison.messages,
-      responses=[comparison.first, comparison.second],
-      ranks=ranks,
-      confidence=confidence,
+    id=row_id,
+    source='ai',
+    license='',
+    domain='',
+    context='',
+    messages=comparison.messages,
+    responses=[comparison.first, comparison.second],
+    ranks=ranks,
+    confidence=confidence,
   )
 
 
 def _report_labels(
-    context: Context,
-    split: str,
-    asked: Sequence[tuple[Prompt, Comparison]],
-    judged: Judgements,
-    as_shown: np.ndarray,
+  context: Context,
+  split: str,
+  asked: Sequence[tuple[Prompt, Comparison]],
+  judged: Judgements,
+  as_shown: np.ndarray,
 ) -> None:
   """Reports how the judge decided: position, length, confidence, agreement of a panel."""
   probabilities = judged.probabilities
@@ -306,10 +305,10 @@ def _report_labels(
   uneven = known & (lengths[:, 0] != lengths[:, 1])
   confidence = np.maximum(probabilities, 1 - probabilities)
   values = {
-      **quality.measure_position_bias(as_shown),
-      'longer': float(chose_longer[uneven].mean()),
-      'confidence': float(confidence[known].mean()),
-      'between': quality.compare_judges(judged.each),
+    **quality.measure_position_bias(as_shown),
+    'longer': float(chose_longer[uneven].mean()),
+    'confidence': float(confidence[known].mean()),
+    'between': quality.compare_judges(judged.each),
   }
   _report(context, split, values)
 

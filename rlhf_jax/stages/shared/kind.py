@@ -1,7 +1,8 @@
 """What a stage registers of itself: all that config, pipeline and planner need to know."""
 
+from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any, Callable, Mapping
+from typing import Any
 
 from rlhf_jax.planning.programs import StagePlan
 from rlhf_jax.stages.shared.context import Context

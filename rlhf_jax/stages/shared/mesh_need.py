@@ -40,12 +40,12 @@ def mesh_need(config: Any) -> MeshNeed:
   largest = models.largest_count()
   compute_bytes = jnp.dtype(config.model.dtype).itemsize
   return MeshNeed(
-      parameters=largest,
-      state=state_bytes,
-      decoded=largest * compute_bytes if can_reshard else 0,
-      rows=math.gcd(*row_counts),
-      width=math.gcd(*(shape.embed for shape in shapes)),
-      heads=math.gcd(*(size for shape in shapes for size in _tensor_sizes(shape))),
+    parameters=largest,
+    state=state_bytes,
+    decoded=largest * compute_bytes if can_reshard else 0,
+    rows=math.gcd(*row_counts),
+    width=math.gcd(*(shape.embed for shape in shapes)),
+    heads=math.gcd(*(size for shape in shapes for size in _tensor_sizes(shape))),
   )
 
 

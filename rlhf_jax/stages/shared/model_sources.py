@@ -5,11 +5,12 @@ directory of PEFT adapters, a `.gguf` file or 'smollm2'. A model's shape is know
 parameters are read when they are asked for.
 """
 
+from collections.abc import Callable, Sequence
 import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any
 
 from flax import traverse_util
 import jax
@@ -22,7 +23,9 @@ from rlhf_jax.models.model_config import ModelConfig
 from rlhf_jax.runtime import checkpoint
 from rlhf_jax.types import Params
 
-MODEL_JSON = 'model.json'  # in a stage's folder: the shape of its model, and the base of its adapters
+MODEL_JSON = (
+  'model.json'  # in a stage's folder: the shape of its model, and the base of its adapters
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +49,9 @@ class ModelSource:
 
 
 def find_model(
-    name: str,
-    workdir: str | os.PathLike | None = None,
-    stages: Sequence[str] = (),
+  name: str,
+  workdir: str | os.PathLike | None = None,
+  stages: Sequence[str] = (),
 ) -> ModelSource:
   """Finds a model by its name.
 
@@ -98,11 +101,11 @@ def _stage_source(folder: Path) -> ModelSource:
     return _restore(folder, shapes, shardings, adapters_only=base is not None)
 
   return ModelSource(
-      config=ModelConfig(**values),
-      load=load,
-      tokenizer=lambda: Tokenizer.load(folder.parent / 'tokenizer'),
-      name=os.path.abspath(folder),
-      base=base,
+    config=ModelConfig(**values),
+    load=load,
+    tokenizer=lambda: Tokenizer.load(folder.parent / 'tokenizer'),
+    name=os.path.abspath(folder),
+    base=base,
   )
 
 
@@ -124,11 +127,11 @@ def _adapter_source(folder: Path) -> ModelSource:
   config = peft_io.adapter_model_config(folder, base.config)
   has_tokenizer = (folder / 'tokenizer.json').is_file()
   return ModelSource(
-      config=config,
-      load=lambda shapes, shardings: peft_io.load_adapters(folder, config, shardings),
-      tokenizer=(lambda: Tokenizer.load(folder)) if has_tokenizer else base.tokenizer,
-      name=os.path.abspath(folder),
-      base=base,
+    config=config,
+    load=lambda shapes, shardings: peft_io.load_adapters(folder, config, shardings),
+    tokenizer=(lambda: Tokenizer.load(folder)) if has_tokenizer else base.tokenizer,
+    name=os.path.abspath(folder),
+    base=base,
   )
 
 
@@ -136,10 +139,10 @@ def _bare_source(folder: Path) -> ModelSource:
   """Returns a Hugging Face directory that brings no tokenizer."""
   config = pretrained.read_config(folder)
   return ModelSource(
-      config=config,
-      load=lambda shapes, shardings: pretrained.load_parameters(folder, config, shardings),
-      tokenizer=lambda: None,
-      name=os.path.abspath(folder),
+    config=config,
+    load=lambda shapes, shardings: pretrained.load_parameters(folder, config, shardings),
+    tokenizer=lambda: None,
+    name=os.path.abspath(folder),
   )
 
 
@@ -147,8 +150,8 @@ def _pretrained_source(name: str) -> ModelSource:
   """Returns a Hugging Face directory, a `.gguf` file or SmolLM2."""
   model = pretrained.open_pretrained(name)
   return ModelSource(
-      config=model.config,
-      load=lambda shapes, shardings: model.load(shardings),
-      tokenizer=lambda: model.tokenizer,
-      name=name if name == pretrained.SMOLLM2 else os.path.abspath(name),
+    config=model.config,
+    load=lambda shapes, shardings: model.load(shardings),
+    tokenizer=lambda: model.tokenizer,
+    name=name if name == pretrained.SMOLLM2 else os.path.abspath(name),
   )

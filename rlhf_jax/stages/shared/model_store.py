@@ -4,9 +4,10 @@
 a plan can define every step without reading anything.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
-from typing import Any, Callable
+from typing import Any
 
 from flax import traverse_util
 import jax
@@ -82,9 +83,9 @@ class ModelStore:
     source = self._find(name, trained)
     model = self._define(name, source, head, trained)
     return OpenModel(
-        model=model,
-        read=functools.partial(self._read, source, model, trained),
-        tokenizer=self.context.tokenizer,
+      model=model,
+      read=functools.partial(self._read, source, model, trained),
+      tokenizer=self.context.tokenizer,
     )
 
   def open_reader(self, name: str) -> OpenModel:
@@ -112,7 +113,7 @@ class ModelStore:
       return find_model(name, self.context.workdir, self.context.config.stages)
     if trained and self._adapters is not None:
       raise UserError(
-          f'{self.context.where}.lora: adapters need a trained model to stand on, but init is random'
+        f'{self.context.where}.lora: adapters need a trained model to stand on, but init is random'
       )
     return None
 
@@ -124,8 +125,8 @@ class ModelStore:
     config = source.config if source else random_model_config(context.config, vocab_size)
     if config.vocab_size < vocab_size:
       raise UserError(
-          f'{context.where}: {name!r} knows {config.vocab_size} tokens, but the tokenizer of the '
-          f'run has {vocab_size}'
+        f'{context.where}: {name!r} knows {config.vocab_size} tokens, but the tokenizer of the '
+        f'run has {vocab_size}'
       )
     if trained:
       config = with_adapters(config, self._adapters, f'{context.where}.lora: {name!r}')
@@ -133,16 +134,16 @@ class ModelStore:
       # Another model on the same base: it is kept in as many bits as the trained one's.
       config = dataclasses.replace(config, base=self._adapters.base)
     config = dataclasses.replace(
-        config,
-        head=head,
-        dtype=common.dtype,
-        remat=common.remat,
-        attention=common.attention,
+      config,
+      head=head,
+      dtype=common.dtype,
+      remat=common.remat,
+      attention=common.attention,
     )
     if config.base in quantised.SMALL and context.layout.rollout_tensor:
       raise UserError(
-          f'config.mesh.rollout_tensor: expected 0 where lora.base is {config.base}, as quantised '
-          'matrices cannot be laid otherwise for decoding'
+        f'config.mesh.rollout_tensor: expected 0 where lora.base is {config.base}, as quantised '
+        'matrices cannot be laid otherwise for decoding'
       )
     return transformer.build_model(config, context.layout)
 
@@ -198,19 +199,19 @@ def with_adapters(config: ModelConfig, adapters: LoraOptions | None, where: str)
   unknown = [name for name in adapters.targets if name not in config.matrices]
   if unknown:
     raise UserError(
-        f'{where}: targets: expected some of {", ".join(config.matrices)}, got {", ".join(unknown)}'
+      f'{where}: targets: expected some of {", ".join(config.matrices)}, got {", ".join(unknown)}'
     )
   chosen = adapters.targets or config.matrices
   wanted = {
-      'lora_rank': adapters.rank,
-      'lora_alpha': float(adapters.alpha),
-      'lora_targets': tuple(name for name in config.matrices if name in chosen),
+    'lora_rank': adapters.rank,
+    'lora_alpha': float(adapters.alpha),
+    'lora_targets': tuple(name for name in config.matrices if name in chosen),
   }
   present = {name: getattr(config, name) for name in wanted}
   if config.lora_rank and present != wanted:
     raise UserError(
-        f'{where} has adapters of {present}, expected {wanted}; ask for the same, or begin with '
-        'its export, in which they are merged into the matrices'
+      f'{where} has adapters of {present}, expected {wanted}; ask for the same, or begin with '
+      'its export, in which they are merged into the matrices'
     )
   return dataclasses.replace(config, **wanted, base=adapters.base)
 
@@ -219,10 +220,10 @@ def with_adapters(config: ModelConfig, adapters: LoraOptions | None, where: str)
 
 
 def read_parameters(
-    source: ModelSource,
-    layout: Layout,
-    base_dtype: str,
-    bases: dict[tuple[str, str], Params],
+  source: ModelSource,
+  layout: Layout,
+  base_dtype: str,
+  bases: dict[tuple[str, str], Params],
 ) -> Params:
   """Reads the parameters of a source, its adapters beside their base.
 
@@ -256,11 +257,11 @@ def _load(source: ModelSource, layout: Layout) -> Params:
 
 
 def complete_parameters(
-    params: Params,
-    init: Callable[[jax.Array], Params],
-    shardings: Any,
-    layout: Layout,
-    key: jax.Array | None = None,
+  params: Params,
+  init: Callable[[jax.Array], Params],
+  shardings: Any,
+  layout: Layout,
+  key: jax.Array | None = None,
 ) -> Params:
   """Completes a tree of parameters with freshly initialised leaves.
 
@@ -305,5 +306,3 @@ def copy_tree(layout: Layout, tree: Any) -> Any:
 
 def _copy(tree: Any) -> Any:
   return jax.tree.map(jnp.copy, tree)
-
-

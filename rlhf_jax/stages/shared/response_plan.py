@@ -1,6 +1,6 @@
 """Plans stages that only let models respond to prompts."""
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import jax
 
@@ -13,13 +13,13 @@ from rlhf_jax.stages.shared.model_store import ModelStore
 
 
 def plan_responses(
-    context: Context,
-    names: Sequence[str],
-    sampling: SamplingOptions,
-    *,
-    batch_size: int,
-    max_length: int,
-    num_samples: int,
+  context: Context,
+  names: Sequence[str],
+  sampling: SamplingOptions,
+  *,
+  batch_size: int,
+  max_length: int,
+  num_samples: int,
 ) -> StagePlan:
   """Plans the rollouts of several models, one after the other.
 
@@ -42,20 +42,20 @@ def plan_responses(
     params = opened.read()
     resident[name] = params
     generate = sampler.build_sampler(
-        opened.model,
-        sampling,
-        (context.tokenizer.eos_id,),
-        context.tokenizer.pad_id,
-        num_samples,
-        layout=layout,
+      opened.model,
+      sampling,
+      (context.tokenizer.eos_id,),
+      context.tokenizer.pad_id,
+      num_samples,
+      layout=layout,
     )
     estimate = work.rollout(
-        opened.model.config,
-        layout,
-        batch_size,
-        max_length,
-        sampling.max_new_tokens,
-        num_samples,
+      opened.model.config,
+      layout,
+      batch_size,
+      max_length,
+      sampling.max_new_tokens,
+      num_samples,
     )
 
     def lower(generate=generate, params=params) -> jax.stages.Lowered:

@@ -18,13 +18,13 @@ from rlhf_jax.types import Array, Params, Prompts, Samples
 
 
 def add_reward(
-    plan: StagePlan,
-    layout: Layout,
-    store: ModelStore,
-    options: Any,
-    name: str,
-    prompts: Prompts,
-    samples: Samples,
+  plan: StagePlan,
+  layout: Layout,
+  store: ModelStore,
+  options: Any,
+  name: str,
+  prompts: Prompts,
+  samples: Samples,
 ) -> None:
   """Adds a reward to the plan of a stage.
 
@@ -49,13 +49,13 @@ def add_reward(
 
 
 def _add_reward_model(
-    plan: StagePlan,
-    layout: Layout,
-    store: ModelStore,
-    options: Any,
-    name: str,
-    prompts: Prompts,
-    samples: Samples,
+  plan: StagePlan,
+  layout: Layout,
+  store: ModelStore,
+  options: Any,
+  name: str,
+  prompts: Prompts,
+  samples: Samples,
 ) -> None:
   """Adds a reward model, which reads all sequences in as many parts as the update."""
   opened = store.open(name, head=True)
@@ -70,7 +70,7 @@ def _add_reward_model(
 
 
 def _add_scorer(
-    plan: StagePlan, layout: Layout, store: ModelStore, options: Any, name: str
+  plan: StagePlan, layout: Layout, store: ModelStore, options: Any, name: str
 ) -> None:
   """Adds a language model that grades responses (direct RLAIF).
 
@@ -85,14 +85,14 @@ def _add_scorer(
   grade = jax.jit(functools.partial(next_token_logprobs, opened.model))
   responses = options.batch_size * options.num_samples
   program = Program(
-      'grade',
-      functools.partial(grade.lower, params, prompts),
-      work.forward(opened.model.config, layout, scorer.batch_size, scorer.max_length, 1),
-      calls=-(-responses // scorer.batch_size),  # rounded up
+    'grade',
+    functools.partial(grade.lower, params, prompts),
+    work.forward(opened.model.config, layout, scorer.batch_size, scorer.max_length, 1),
+    calls=-(-responses // scorer.batch_size),  # rounded up
   )
   plan.programs.append(program)
   plan.notes.append(
-      f'the lengths of what {name} reads: each response counts as {scorer.max_length} tokens'
+    f'the lengths of what {name} reads: each response counts as {scorer.max_length} tokens'
   )
 
 

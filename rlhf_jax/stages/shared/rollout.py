@@ -5,8 +5,9 @@ stage's `train_step`; this file has what comes before it, the forward over respo
 of minibatches, the metrics of a rollout and the evaluation on held-out prompts.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-from typing import Any, Callable, Mapping, NamedTuple, Sequence, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import flax.struct
 import jax
@@ -65,8 +66,7 @@ class RolloutOptions(RewardSourceOptions):
     return self.minibatches * self.microbatches
 
 
-@flax.struct.dataclass
-class ScoredRollout:
+class ScoredRollout(flax.struct.PyTreeNode):
   """What one step learns from: N = B * K responses with their scores.
 
   Attributes:
@@ -149,24 +149,24 @@ def read_prompts(context: Context, options: RolloutOptions) -> tuple[PromptSet, 
 
 
 def _encode_prompts(
-    context: Context, records: Sequence[Prompt], options: RolloutOptions
+  context: Context, records: Sequence[Prompt], options: RolloutOptions
 ) -> PromptSet:
   examples = encode.prompts(records, context.tokenizer, options.max_length, options.overlong)
   return PromptSet(records, examples)
 
 
 def build_generate(
-    context: Context, model: Model, options: RolloutOptions
+  context: Context, model: Model, options: RolloutOptions
 ) -> Callable[[Params, Prompts, Array], Samples]:
   """Builds the compiled rollout of a policy."""
   tokenizer = context.tokenizer
   return sampler.build_sampler(
-      model,
-      options.sampling,
-      (tokenizer.eos_id,),
-      tokenizer.pad_id,
-      options.num_samples,
-      layout=context.layout,
+    model,
+    options.sampling,
+    (tokenizer.eos_id,),
+    tokenizer.pad_id,
+    options.num_samples,
+    layout=context.layout,
   )
 
 
@@ -188,7 +188,7 @@ class ResponseForward(NamedTuple):
 
 
 def forward_responses(
-    model: Model, params: Params, sequences: Sequences, response_length: int, temperature: float
+  model: Model, params: Params, sequences: Sequences, response_length: int, temperature: float
 ) -> ResponseForward:
   """Runs a model over prompts with responses and keeps what concerns the responses.
 
@@ -245,15 +245,15 @@ def shuffled_minibatches(layout: Layout, batch: Any, order: Array, count: int) -
 
 
 def epochs_of_minibatches(
-    update: Callable[[Carry, Any, Any, Array], tuple[Carry, dict[str, Array]]],
-    carry: Carry,
-    batch: Any,
-    key: Array,
-    *,
-    epochs: int,
-    minibatches: int,
-    layout: Layout,
-    unshuffled: Any = None,
+  update: Callable[[Carry, Any, Any, Array], tuple[Carry, dict[str, Array]]],
+  carry: Carry,
+  batch: Any,
+  key: Array,
+  *,
+  epochs: int,
+  minibatches: int,
+  layout: Layout,
+  unshuffled: Any = None,
 ) -> tuple[Carry, dict[str, Array]]:
   """Passes over a batch several times, in minibatches that are shuffled anew for each pass.
 
@@ -289,7 +289,7 @@ def epochs_of_minibatches(
 
 
 def rollout_metrics(
-    rollout: ScoredRollout, logprobs: Array, entropies: Array, kl: Array
+  rollout: ScoredRollout, logprobs: Array, entropies: Array, kl: Array
 ) -> dict[str, Array]:
   """Describes a rollout as it was before the update.
 
@@ -307,15 +307,15 @@ def rollout_metrics(
   count = jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
   gap = jnp.abs(logprobs - samples.logprobs)
   return {
-      'reward/score': jnp.mean(rollout.scores),
-      'reward/score_std': jnp.std(rollout.scores),
-      'kl': jnp.mean(jnp.sum(kl, axis=1)),
-      'policy/rollout_entropy': jnp.sum(jnp.where(mask, entropies, 0.0)) / count,
-      # How far the sampler's logprobs are from the training forward's; 0 but for rounding.
-      'policy/sampler_gap': jnp.max(jnp.where(mask, gap, 0.0)),
-      'response/length': jnp.mean(jnp.sum(mask, axis=1, dtype=jnp.float32)),
-      'response/eos_rate': jnp.mean(samples.ended.astype(jnp.float32)),
-      'tokens': jnp.sum(rollout.sequences.segment_ids > 0, dtype=jnp.float32),
+    'reward/score': jnp.mean(rollout.scores),
+    'reward/score_std': jnp.std(rollout.scores),
+    'kl': jnp.mean(jnp.sum(kl, axis=1)),
+    'policy/rollout_entropy': jnp.sum(jnp.where(mask, entropies, 0.0)) / count,
+    # How far the sampler's logprobs are from the training forward's; 0 but for rounding.
+    'policy/sampler_gap': jnp.max(jnp.where(mask, gap, 0.0)),
+    'response/length': jnp.mean(jnp.sum(mask, axis=1, dtype=jnp.float32)),
+    'response/eos_rate': jnp.mean(samples.ended.astype(jnp.float32)),
+    'tokens': jnp.sum(rollout.sequences.segment_ids > 0, dtype=jnp.float32),
   }
 
 
@@ -351,12 +351,12 @@ join_sequences = jax.jit(sampler.join_sequences)
 
 
 def build_evaluation(
-    context: Context,
-    options: RolloutOptions,
-    parts: RolloutParts,
-    reference_params: Params,
-    score: Score,
-    prompts: PromptSet,
+  context: Context,
+  options: RolloutOptions,
+  parts: RolloutParts,
+  reference_params: Params,
+  score: Score,
+  prompts: PromptSet,
 ) -> Callable[[TrainState], tuple[dict[str, float], list[dict]]]:
   """Builds the evaluation on held-out prompts.
 
@@ -368,34 +368,34 @@ def build_evaluation(
     return score(prompts, samples)[0]
 
   respond = responses.build_responder(
-      parts.definitions.model,
-      options.sampling,
-      context.tokenizer,
-      context.layout,
-      1,
-      parts.definitions.reference_model,
-      score_only,
+    parts.definitions.model,
+    options.sampling,
+    context.tokenizer,
+    context.layout,
+    1,
+    parts.definitions.reference_model,
+    score_only,
   )
 
   def evaluate(state: TrainState) -> tuple[dict[str, float], list[dict]]:
     host_batches = batches.prompts_once(prompts.examples, options.batch_size)
     answered = respond(state.params, host_batches, context.key(), reference_params)
     values = {
-        'reward/score': answered.scores.mean(),
-        'kl': answered.kl.mean(),
-        'response/length': answered.lengths.mean(),
-        'response/eos_rate': answered.ended.mean(),
+      'reward/score': answered.scores.mean(),
+      'kl': answered.kl.mean(),
+      'response/length': answered.lengths.mean(),
+      'response/eos_rate': answered.ended.mean(),
     }
     shown = []
     for number, example in enumerate(prompts.examples[: options.shown_responses]):
       record = prompts.records[int(example['index'])]
-      shown.append({
+      shown.append(
+        {
           'prompt': record.messages[-1]['content'],
           'response': answered.texts[number][0],
           'score': float(answered.scores[number][0]),
-      })
+        }
+      )
     return values, shown
 
   return evaluate
-
-

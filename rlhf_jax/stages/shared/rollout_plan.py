@@ -1,8 +1,9 @@
 """Plans the stages that learn from their own responses: rollout, scores, update."""
 
+from collections.abc import Callable
 import dataclasses
 import functools
-from typing import Any, Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,13 +33,13 @@ def _scored_and_reference(scored: ScoredRollout, reference_params: Params) -> tu
 
 
 def plan_rollout(
-    context: Context,
-    options: Any,
-    parts: RolloutParts,
-    update_arguments: UpdateArguments = _scored_and_reference,
-    *,
-    passes: int = 1,
-    has_value_trunk: bool = False,
+  context: Context,
+  options: Any,
+  parts: RolloutParts,
+  update_arguments: UpdateArguments = _scored_and_reference,
+  *,
+  passes: int = 1,
+  has_value_trunk: bool = False,
 ) -> StagePlan:
   """Plans one iteration.
 
@@ -56,38 +57,34 @@ def plan_rollout(
   residents = {**resident(state), 'reference': reference_params}
   prompts = abstract_prompts(layout, options.batch_size, options.max_length)
   key = abstract_key(layout)
-  samples = abstract_batch(
-      layout, jax.eval_shape(parts.generate, state.params, prompts, key)
-  )
+  samples = abstract_batch(layout, jax.eval_shape(parts.generate, state.params, prompts, key))
   sequences = abstract_batch(layout, jax.eval_shape(sampler.join_sequences, prompts, samples))
   responses = options.batch_size * options.num_samples
   scores = abstract_rows(layout, (responses,), jnp.float32)
-  arguments = update_arguments(
-      ScoredRollout(sequences, samples, scores), reference_params
-  )
+  arguments = update_arguments(ScoredRollout(sequences, samples, scores), reference_params)
   rollout_estimate = work.rollout(
-      parts.definitions.model.config,
-      layout,
-      options.batch_size,
-      options.max_length,
-      options.sampling.max_new_tokens,
-      options.num_samples,
+    parts.definitions.model.config,
+    layout,
+    options.batch_size,
+    options.max_length,
+    options.sampling.max_new_tokens,
+    options.num_samples,
   )
   plan = StagePlan(
-      residents,
-      [
-          Program(
-              'rollout',
-              functools.partial(parts.generate.lower, state.params, prompts, key),
-              rollout_estimate,
-          )
-      ],
-      [],
+    residents,
+    [
+      Program(
+        'rollout',
+        functools.partial(parts.generate.lower, state.params, prompts, key),
+        rollout_estimate,
+      )
+    ],
+    [],
   )
   for name in options.reward:
     reward_plan.add_reward(plan, layout, parts.store, options, name, prompts, samples)
   update_estimate = _update_work(
-      context, options, parts, state, passes=passes, has_value_trunk=has_value_trunk
+    context, options, parts, state, passes=passes, has_value_trunk=has_value_trunk
   )
   update = functools.partial(parts.update.lower, state, *arguments)
   plan.programs.append(Program('update', update, update_estimate))
@@ -95,13 +92,13 @@ def plan_rollout(
 
 
 def _update_work(
-    context: Context,
-    options: Any,
-    parts: RolloutParts,
-    state: Any,
-    *,
-    passes: int,
-    has_value_trunk: bool,
+  context: Context,
+  options: Any,
+  parts: RolloutParts,
+  state: Any,
+  *,
+  passes: int,
+  has_value_trunk: bool,
 ) -> work.Work:
   """Estimates the update: all forwards before it, then forward and backward of what is trained."""
   config = parts.definitions.model.config
@@ -119,9 +116,7 @@ def _update_work(
     before = before + work.forward(config, layout, rows, length, head_places) * options.parts
   trainings = []
   for params, head_places in trunks:
-    one_pass = work.training(
-        config, layout, responses, length, head_places, options.parts, params
-    )
+    one_pass = work.training(config, layout, responses, length, head_places, options.parts, params)
     trainings.append(one_pass * passes)
   # What both models keep for their backward passes is there at once; the rest is not.
   kept = sum(training.kept for training in trainings)

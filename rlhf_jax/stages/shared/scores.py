@@ -1,7 +1,8 @@
 """Opens rewards by name: what gives a number to each generated response."""
 
+from collections.abc import Callable, Sequence
 import functools
-from typing import Any, Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +25,10 @@ SourceScore = Callable[[Prompts, Samples, Sequence[Prompt]], tuple[Array, int]]
 
 
 def open_scores(
-    context: Context,
-    store: ModelStore,
-    options: Any,
-    *record_lists: Sequence[Prompt],
+  context: Context,
+  store: ModelStore,
+  options: Any,
+  *record_lists: Sequence[Prompt],
 ) -> list[Score]:
   """Opens the section's reward, or its weighted rewards, once for each list of records.
 
@@ -49,17 +50,17 @@ def open_scores(
   weights = tuple(options.reward_weights) or (1.0,) * len(names)
   if not names or len(weights) != len(names):
     raise UserError(
-        f'{context.where}.reward_weights: expected {len(names)} numbers, got {len(weights)}'
+      f'{context.where}.reward_weights: expected {len(names)} numbers, got {len(weights)}'
     )
   scores = [open_score(context, store, name, options) for name in names]
   combine = jax.jit(
-      functools.partial(
-          combine_scores, names=names, weights=weights, standardise=options.standardise_rewards
-      )
+    functools.partial(
+      combine_scores, names=names, weights=weights, standardise=options.standardise_rewards
+    )
   )
 
   def score(
-      prompts: Prompts, samples: Samples, records: Sequence[Prompt]
+    prompts: Prompts, samples: Samples, records: Sequence[Prompt]
   ) -> tuple[Array, dict[str, Array]]:
     results = [score_one(prompts, samples, records) for score_one in scores]
     total, metrics = combine([values for values, _ in results])
@@ -70,10 +71,10 @@ def open_scores(
 
 
 def combine_scores(
-    values: Sequence[Array],
-    names: Sequence[str],
-    weights: Sequence[float],
-    standardise: bool,
+  values: Sequence[Array],
+  names: Sequence[str],
+  weights: Sequence[float],
+  standardise: bool,
 ) -> tuple[Array, dict[str, Array]]:
   """Adds several rewards with their weights.
 
@@ -94,9 +95,7 @@ def combine_scores(
     total = total + weight * centred
   metrics = {}
   if len(names) > 1:
-    metrics = {
-        f'reward/{name}': jnp.mean(value) for name, value in zip(names, values, strict=True)
-    }
+    metrics = {f'reward/{name}': jnp.mean(value) for name, value in zip(names, values, strict=True)}
   return total, metrics
 
 
@@ -123,9 +122,7 @@ def _open_model_score(store: ModelStore, name: str, parts: int) -> SourceScore:
   params = opened.read()
   score_samples = reward.build_score(opened.model, parts)
 
-  def score(
-      prompts: Prompts, samples: Samples, records: Sequence[Prompt]
-  ) -> tuple[Array, int]:
+  def score(prompts: Prompts, samples: Samples, records: Sequence[Prompt]) -> tuple[Array, int]:
     del records  # a model reads tokens
     return score_samples(params, prompts, samples), 0
 
@@ -133,11 +130,11 @@ def _open_model_score(store: ModelStore, name: str, parts: int) -> SourceScore:
 
 
 def _score_texts(
-    context: Context,
-    score_texts: reward_sources.Score,
-    prompts: Prompts,
-    samples: Samples,
-    record_list: Sequence[Prompt],
+  context: Context,
+  score_texts: reward_sources.Score,
+  prompts: Prompts,
+  samples: Samples,
+  record_list: Sequence[Prompt],
 ) -> tuple[Array, int]:
   """Scores responses as texts: they come to the host, their scores go back to the mesh."""
   index, tokens, mask = hosts.to_host((prompts.index, samples.tokens, samples.mask))
@@ -145,8 +142,7 @@ def _score_texts(
   # A row that only pads the batch has index -1; it is scored as the first prompt and not used.
   rows = [record_list[max(i, 0)] for i in np.repeat(index, per_prompt)]
   texts = [
-      context.tokenizer.decode(row[inside].tolist())
-      for row, inside in zip(tokens, mask, strict=True)
+    context.tokenizer.decode(row[inside].tolist()) for row, inside in zip(tokens, mask, strict=True)
   ]
   conversations = [records.conversation(row) for row in rows]
   values, failed = score_texts(conversations, texts, rows)

@@ -6,7 +6,8 @@ The loss mask says which tokens are targets. The mean is over all of them, howev
 cut into micro-batches.
 """
 
-from typing import Any, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,18 +44,18 @@ def loss(params: Params, batch: Sequences, model: Model) -> steps.Loss:
   mask = batch.loss_mask[:, 1:]
   total, weight = language_model.nll(logprobs, mask)
   return steps.Loss(
-      total=total,
-      weight=weight,
-      means={'entropy': masked.total(entropies, mask != 0)},
-      counts={'tokens': masked.total(1.0, batch.segment_ids > 0)},
+    total=total,
+    weight=weight,
+    means={'entropy': masked.total(entropies, mask != 0)},
+    counts={'tokens': masked.total(1.0, batch.segment_ids > 0)},
   )
 
 
 def train_step(
-    state: TrainState,
-    batch: Sequences,
-    definitions: Definitions,
-    options: Any,
+  state: TrainState,
+  batch: Sequences,
+  definitions: Definitions,
+  options: Any,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Makes one update of next-token prediction.
 
@@ -76,20 +77,20 @@ def train_step(
     return loss(params, batch, definitions.model)
 
   return steps.gradient_step(
-      batch_loss,
-      definitions.optimizer,
-      state,
-      batch,
-      microbatches=options.microbatches,
+    batch_loss,
+    definitions.optimizer,
+    state,
+    batch,
+    microbatches=options.microbatches,
   )
 
 
 def build_evaluation(
-    model: Model,
-    layout: Layout,
-    examples: Sequence[Mapping[str, np.ndarray]],
-    batch_size: int,
-    max_length: int,
+  model: Model,
+  layout: Layout,
+  examples: Sequence[Mapping[str, np.ndarray]],
+  batch_size: int,
+  max_length: int,
 ) -> Callable[[Params], tuple[float, float]]:
   """Builds the measurement of the loss on held-out examples, one a row.
 
@@ -126,13 +127,13 @@ def plan(context: Context, options: Any) -> StagePlan:
   batch = abstract_sequences(context.layout, options.batch_size, options.max_length)
   step = training.compile_train_step(train_step, definitions, options)
   estimate = work.training(
-      definitions.model.config,
-      context.layout,
-      options.batch_size,
-      options.max_length,
-      options.max_length,
-      options.microbatches,
-      state.trained,
+    definitions.model.config,
+    context.layout,
+    options.batch_size,
+    options.max_length,
+    options.max_length,
+    options.microbatches,
+    state.trained,
   )
   program = Program('step', lambda: step.lower(state, batch), estimate)
   return StagePlan(resident(state), [program], [])

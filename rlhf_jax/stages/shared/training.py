@@ -1,10 +1,11 @@
 """What all stages that train a model share: its optimizer and state, its checkpoints and export."""
 
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import json
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -77,7 +78,7 @@ def open_trainable(context: Context, options: Any, head: bool = False) -> Traina
 
 
 def create_state(
-    context: Context, params: Params, optimizer: optax.GradientTransformation
+  context: Context, params: Params, optimizer: optax.GradientTransformation
 ) -> TrainState:
   """Creates the state of a stage: what of `params` is trained, and the rest of them frozen."""
   trained, frozen = lora.split_trainable(params)
@@ -105,8 +106,8 @@ def check_batch(context: Context, rows: int, parts: int) -> None:
   divides = rows >= 1 and parts >= 1 and rows % parts == 0 and rows // parts % shards == 0
   if not divides:
     raise UserError(
-        f'{context.where}: a batch of {rows} rows in {parts} parts does not divide over the '
-        f'{shards} device(s) of the mesh axes data, fsdp and expert'
+      f'{context.where}: a batch of {rows} rows in {parts} parts does not divide over the '
+      f'{shards} device(s) of the mesh axes data, fsdp and expert'
     )
 
 
@@ -118,7 +119,7 @@ def write_model_json(context: Context, model: Model) -> None:
     base = model_sources.adapter_base_name(context.section.init, context.workdir, stages)
   values = {**dataclasses.asdict(model.config), 'base_model': base}
   write_on_first_process(
-      context.directory / model_sources.MODEL_JSON, json.dumps(values, indent=2) + '\n'
+    context.directory / model_sources.MODEL_JSON, json.dumps(values, indent=2) + '\n'
   )
 
 
@@ -145,31 +146,31 @@ def export(context: Context, params: Params) -> None:
     params = jax.jit(functools.partial(lora.merge_adapters, config))(params)
     config = with_adapters(config, None, context.where)
   pretrained.export_model(
-      context.directory / 'export',
-      config,
-      params,
-      context.tokenizer,
-      settings.dtype,
-      int(settings.shard_gigabytes * 10**9),
-      text,
+    context.directory / 'export',
+    config,
+    params,
+    context.tokenizer,
+    settings.dtype,
+    int(settings.shard_gigabytes * 10**9),
+    text,
   )
 
 
 def _export_adapters(
-    context: Context, source: model_sources.ModelSource, params: Params, text: str
+  context: Context, source: model_sources.ModelSource, params: Params, text: str
 ) -> None:
   """Exports adapters in PEFT's format, on their base's export where the base is a stage."""
   assert source.base is not None
   base = Path(source.base.name)
   is_stage = (base / model_sources.MODEL_JSON).is_file()
   peft_io.save_adapters(
-      context.directory / 'adapter',
-      source.config,
-      params,
-      str(base / 'export' if is_stage else base),
-      context.config.export.dtype,
-      text,
-      context.tokenizer,
+    context.directory / 'adapter',
+    source.config,
+    params,
+    str(base / 'export' if is_stage else base),
+    context.config.export.dtype,
+    text,
+    context.tokenizer,
   )
 
 
@@ -182,13 +183,13 @@ def _model_card(context: Context, source: model_sources.ModelSource) -> str:
       paths = map(str, value.get('path', ()))
       data[name] = ', '.join([value['source'], *paths])
   text = card.write_card(
-      source.config,
-      context.name,
-      section['kind'],
-      section.get('init', ''),
-      data,
-      _last_evaluation(context.directory),
-      section,
+    source.config,
+    context.name,
+    section['kind'],
+    section.get('init', ''),
+    data,
+    _last_evaluation(context.directory),
+    section,
   )
   return text.replace(str(context.workdir), '{workdir}')  # a card travels, a path does not
 
@@ -200,10 +201,10 @@ def _last_evaluation(directory: Path) -> dict[str, float]:
 
 
 def build_show_responses(
-    context: Context,
-    model: Model,
-    prompts: Sequence[Sequence[int]],
-    options: Any,
+  context: Context,
+  model: Model,
+  prompts: Sequence[Sequence[int]],
+  options: Any,
 ) -> Callable[[TrainState], list[dict[str, str]]]:
   """Builds what writes a few responses at every evaluation.
 
@@ -228,7 +229,7 @@ def build_show_responses(
 
   def show(state: TrainState) -> list[dict[str, str]]:
     completed = responses.complete_prompts(
-        respond, state.params, chosen, rows, tokenizer.pad_id, context.key()
+      respond, state.params, chosen, rows, tokenizer.pad_id, context.key()
     )
     shown = []
     for tokens, texts in zip(chosen, completed.texts, strict=True):
@@ -245,10 +246,10 @@ def _show_nothing(state: TrainState) -> list[dict[str, str]]:
 
 
 def compile_train_step(
-    train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
-    definitions: Any,
-    options: Any,
-    donate: bool = True,
+  train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
+  definitions: Any,
+  options: Any,
+  donate: bool = True,
 ) -> steps.CompiledStep:
   """Compiles a stage's train step over its mesh.
 
