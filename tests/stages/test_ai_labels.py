@@ -1,5 +1,6 @@
 """A language model as judge and as scorer, and the labels it gives."""
 
+import dataclasses
 import http.server
 import itertools
 import json
@@ -8,18 +9,21 @@ import threading
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
+from rlhf_jax import testing
 from rlhf_jax.data import records, sources, tinyworld
+from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.data.tinyworld import oracle as world
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import judging, language_judge
+from rlhf_jax.feedback.language_judge import JudgeOptions, ScorerOptions
 from rlhf_jax.models import heads, transformer
 from rlhf_jax.objectives import ranking
 from rlhf_jax.stages import feedback
 from rlhf_jax.stages.shared import ai_labels
+from rlhf_jax.stages.shared.model_store import ModelStore
 
 CONFIG = dict(vocab_size=384, embed=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48)
 
@@ -32,8 +36,12 @@ def reader():
   )
 
 
-def settings(base, **changes):
-  return ml_collections.ConfigDict({**base, 'batch_size': 4, **changes})
+def judge_options(**changes):
+  return JudgeOptions(**{'batch_size': 4, **changes})
+
+
+def scorer_options(**changes):
+  return ScorerOptions(**{'batch_size': 4, **changes})
 
 
 def logprob(reader, tokenizer, prompt, option):
@@ -55,9 +63,9 @@ def question(i):
   )
 
 
-def test_the_probability_is_that_of_the_options_whatever_the_padding(reader, tokenizer, tiny):
-  config = settings(language_judge.DEFAULTS, options=('Yes, the first', 'No'), max_length=400)
-  judge = language_judge.build_judge(*reader, tokenizer, tiny.layout(), config)
+def test_the_probability_is_that_of_the_options_whatever_the_padding(reader, tokenizer):
+  config = judge_options(options=('Yes, the first', 'No'), max_length=400)
+  judge = language_judge.build_judge(*reader, tokenizer, testing.make_layout(), config)
   asked = [question(i) for i in (0, 5, 8)]
   got = judge(asked)
   for one, p in zip(asked, got.probabilities):
@@ -75,30 +83,28 @@ def test_the_probability_is_that_of_the_options_whatever_the_padding(reader, tok
   assert got.rationales == [''] * 3
   np.testing.assert_allclose(judge(asked[::-1]).probabilities, got.probabilities[::-1], atol=1e-6)
   eight = language_judge.build_judge(
-    *reader, tokenizer, tiny.layout('data 8'), settings(config, batch_size=8)
+    *reader, tokenizer, testing.make_layout('data 8'), dataclasses.replace(config, batch_size=8)
   )
   np.testing.assert_allclose(eight(asked).probabilities, got.probabilities, atol=1e-5)
 
 
-def test_what_is_too_long_gets_no_verdict_and_the_lowest_grade(reader, tokenizer, tiny):
+def test_what_is_too_long_gets_no_verdict_and_the_lowest_grade(reader, tokenizer):
   judge = language_judge.build_judge(
-    *reader, tokenizer, tiny.layout(), settings(language_judge.DEFAULTS, max_length=120)
+    *reader, tokenizer, testing.make_layout(), judge_options(max_length=120)
   )
   said = judge([question(0), question(30)]).probabilities
   assert not np.isnan(said[0]) and np.isnan(said[1])
   grade = language_judge.build_scorer(
-    *reader, tokenizer, tiny.layout(), settings(language_judge.SCORER, max_length=120)
+    *reader, tokenizer, testing.make_layout(), scorer_options(max_length=120)
   )
   grades = grade([question(0).messages] * 2, ['Oslo.', 'Oslo. ' * 80])
   assert grades[1] == -1 < grades[0] < 1 and grades.dtype == np.float32
 
 
-def test_a_grade_is_the_expected_value(reader, tokenizer, tiny):
-  config = settings(
-    language_judge.SCORER, options=('bad', 'rather good', 'rather bad'), grades=(-1.0, 1.0, -0.5)
-  )
+def test_a_grade_is_the_expected_value(reader, tokenizer):
+  config = scorer_options(options=('bad', 'rather good', 'rather bad'), grades=(-1.0, 1.0, -0.5))
   messages = [dict(role='user', content='Why?')]
-  got = language_judge.build_scorer(*reader, tokenizer, tiny.layout(), config)(
+  got = language_judge.build_scorer(*reader, tokenizer, testing.make_layout(), config)(
     [messages], ['Because.']
   )
   text = config.template.format(conversation='Human: Why?', response='Because.') + config.ending
@@ -106,12 +112,12 @@ def test_a_grade_is_the_expected_value(reader, tokenizer, tiny):
   np.testing.assert_allclose(got, [np.dot(p / p.sum(), config.grades)], atol=1e-5)
 
 
-def test_thought_examples_and_the_chat_template(reader, tokenizer, tiny):
+def test_thought_examples_and_the_chat_template(reader, tokenizer):
   make = lambda examples=(), **changes: language_judge.build_judge(
     *reader,
     tokenizer,
-    tiny.layout(),
-    settings(language_judge.DEFAULTS, max_length=400, **changes),
+    testing.make_layout(),
+    judge_options(max_length=400, **changes),
     examples,
   )
   plain = make()([question(1)])
@@ -139,7 +145,7 @@ def test_examples_of_thoughts_stand_before_the_question_by_a_principle_each(
   )
   monkeypatch.setattr(
     language_judge,
-    'build',
+    'build_judge',
     lambda model, params, tokenizer, layout, config, examples: seen.append(examples),
   )
   for thought in (4, 0):
@@ -150,11 +156,12 @@ def test_examples_of_thoughts_stand_before_the_question_by_a_principle_each(
       f'feedback.ai.judge.thought={thought}',
       'feedback.ai.gate.records=0',
     )
-    ai_labels.open_judge(made)
+    options = made.read_options(feedback.STAGE)
+    ai_labels.open_judge(made, ModelStore(made), options.ai)
   assert seen == [['One. By kindness? (A)', 'Two. By kindness? (B)'], []]
 
 
-def test_wrong_options(reader, tokenizer, tiny):
+def test_wrong_options(reader, tokenizer):
   for changes, message in (
     (dict(options=('A', 'A')), 'different texts'),
     (dict(options=('A',)), 'two options'),
@@ -162,7 +169,7 @@ def test_wrong_options(reader, tokenizer, tiny):
   ):
     with pytest.raises(UserError, match=message):
       language_judge.build_judge(
-        *reader, tokenizer, tiny.layout('data 8'), settings(language_judge.DEFAULTS, **changes)
+        *reader, tokenizer, testing.make_layout('data 8'), judge_options(**changes)
       )
 
 
@@ -171,7 +178,7 @@ def oracle(bias=0.0):
   prompts = {
     row.messages[-1]['content']: row
     for split in ('train', 'validation')
-    for row in sources.load_records(ml_collections.ConfigDict(sources.DEFAULTS), 'prompt', split)
+    for row in sources.load_records(DataOptions(), 'prompt', split)
   }
 
   def judge(comparisons):
@@ -204,7 +211,8 @@ def test_soft_labels_with_all_that_was_said(context):
   ] * 6
   judge = judging.ask_both_orders(judging.build_panel({'one': oracle(3.0), 'two': oracle(-1.0)}))
   made.directory.mkdir(parents=True)
-  rows = ai_labels.label(made, judge, 'train', prompts, texts, np.random.default_rng(0))
+  options = made.read_options(feedback.STAGE).ai
+  rows = ai_labels.label(made, options, judge, 'train', prompts, texts, np.random.default_rng(0))
   assert len(rows) == 12 and {row['principle'] for row in rows} == {
     'Which does less harm?',
     'Which is less rude?',
@@ -225,9 +233,10 @@ def test_soft_labels_with_all_that_was_said(context):
     row['confidence'] for row in rows
   ]
 
-  with made.config.unlocked():
-    made.section.ai.labels = 'hard'
-  hard = ai_labels.label(made, judge, 'train', prompts, texts, np.random.default_rng(0))
+  as_verdicts = dataclasses.replace(options, labels='hard')
+  hard = ai_labels.label(
+    made, as_verdicts, judge, 'train', prompts, texts, np.random.default_rng(0)
+  )
   assert {row['confidence'] for row in hard} == {1.0} and [r['ranks'] for r in hard] == [
     r['ranks'] for r in rows
   ]
@@ -235,7 +244,7 @@ def test_soft_labels_with_all_that_was_said(context):
     lambda asked: judging.Judgements(np.full(len(asked), np.nan), [''] * len(asked))
   )
   with pytest.raises(UserError, match='no label for any of 12 train comparisons'):
-    ai_labels.label(made, silent, 'train', prompts, texts, np.random.default_rng(0))
+    ai_labels.label(made, options, silent, 'train', prompts, texts, np.random.default_rng(0))
 
 
 def test_averaging_both_orders_mends_a_habit_of_place():
@@ -317,17 +326,17 @@ def test_a_run_that_a_server_stops_goes_on_and_pays_nothing_twice(context, serve
   for left in (20, 50):  # in the gate, and in the labels
     server.left = left
     with pytest.raises(
-      UserError, match=r'it answered 403.* label\(s\) are kept in .*answers.jsonl'
+      UserError, match=r'it answered 403.* label\(s\) are kept in .*responses.jsonl'
     ):
       feedback.run(made)
     assert (
-      len(lines('answers.jsonl')) == len(server.asked)
+      len(lines('responses.jsonl')) == len(server.asked)
       and not (made.directory / 'train.jsonl').exists()
     )
   server.left = 10**6
   feedback.run(made)
   assert (
-    len(set(server.asked)) == len(server.asked) == len(lines('answers.jsonl')) > 100
+    len(set(server.asked)) == len(server.asked) == len(lines('responses.jsonl')) > 100
   )  # no question twice
   rows = records.read_records(made.directory / 'train.jsonl', 'ranking')
   assert rows and all(
@@ -341,7 +350,7 @@ def test_a_run_that_a_server_stops_goes_on_and_pays_nothing_twice(context, serve
 @pytest.mark.parametrize(
   'override,message',
   [
-    ('feedback.source=human', "expected one of people, ai, reward, got 'human'"),
+    ('feedback.source=human', "expected one of simulated, ai, reward, got 'human'"),
     ('feedback.ai.labels=softish', 'labels soft or hard'),
     ('feedback.ai.judges=()', 'at least one'),
     ('feedback.ai.constitution=("nothing",)', "constitution 'nothing'"),
@@ -352,7 +361,7 @@ def test_wrong_settings(context, override, message):
     feedback.run(surroundings(context, override))
 
 
-def test_a_soft_label_is_the_target_of_the_reward_model(tiny):
+def test_a_soft_label_is_the_target_of_the_reward_model():
   """The gradient of −[p log σ(Δ) + (1 − p) log σ(−Δ)] vanishes where σ(Δ) = p."""
   for p in (0.5, 0.7, 1.0):
     scores = jnp.array([[np.log(p / (1 - p)) if p < 1 else 50.0, 0.0]])
