@@ -1,8 +1,8 @@
 """The loop that runs every stage: restores, steps, logs, evaluates, saves and heeds signals.
 
-A stage says what a step is; nothing here knows what is trained. A run that is interrupted at
-any moment and started again ends with the same parameters, bit for bit, and the same metrics
-(but for `time/…`) as an uninterrupted one.
+A stage says what a step is; nothing here knows what is trained. A run that is
+interrupted at any moment and started again ends with the same parameters, bit for
+bit, and the same metrics (but for `time/…`) as an uninterrupted one.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,8 +34,8 @@ class LoopOptions:
   """How long a stage trains, and how often it logs, evaluates and saves."""
 
   steps: int = 1000  # updates
-  log_every: int = 10  # steps between lines of metrics.jsonl; 0 = after the last step only, as
-  # in the next two
+  # Steps between lines of metrics.jsonl; 0 = after the last step only, as in the next two.
+  log_every: int = 10
   eval_every: int = 100  # steps between evaluations; the first is of the initial model
   save_every: int = 200  # steps between checkpoints
   keep: int = 2  # the number of checkpoints that are kept, at least 1
@@ -65,16 +65,16 @@ class Training:
 
   Attributes:
     name: what the user calls it.
-    init: () → state, a flax.struct dataclass of global arrays with at least `step` ([] int32,
-      updates made), `trained` and `frozen`. It is also called before a restore, which then
-      replaces all arrays but the frozen ones.
+    init: () → state, a flax.struct dataclass of global arrays with at least `step`
+      ([] int32, updates made), `trained` and `frozen`. It is also called before a
+      restore, which then replaces all arrays but the frozen ones.
     batches: the host batches.
-    step: (state, batch) → (state, metrics); may donate the state. Metrics are finite scalars
-      by name; `tokens` counts the batch's tokens. Where the update would not be finite, the
-      state comes back as it was, `step` included.
+    step: (state, batch) → (state, metrics); may donate the state. Metrics are
+      finite scalars by name; `tokens` counts the batch's tokens. Where the update
+      would not be finite, the state comes back as it was, `step` included.
     evaluate: state → (name → float, samples as JSON objects), or None.
-    finish: state → state, applied once after the last step, before that state is evaluated
-      and saved; or None.
+    finish: state → state, applied once after the last step, before that state is
+      evaluated and saved; or None.
   """
 
   name: str
@@ -101,9 +101,10 @@ def run(
 ) -> Any:
   """Trains up to `options.steps` and returns the final state.
 
-  `directory` gets checkpoints/, metrics.jsonl, samples.jsonl, TensorBoard events and, at the
-  very end, done.json {step, seconds}: the training time over all resumes, in seconds. From a
-  directory that is done, the final state is restored and returned at once.
+  `directory` gets checkpoints/, metrics.jsonl, samples.jsonl, TensorBoard events
+  and, at the very end, done.json {step, seconds}: the training time over all
+  resumes, in seconds. From a directory that is done, the final state is restored
+  and returned at once.
 
   Args:
     training: what to train.
@@ -114,8 +115,8 @@ def run(
   Raises:
     UserError: there is nothing to train, a metric is not finite, the data ended, or
       checkpoints do not fit or cannot be written.
-    Interrupted: after SIGTERM or Ctrl-C, when the state is saved. A second Ctrl-C ends the
-      process at once.
+    Interrupted: after SIGTERM or Ctrl-C, when the state is saved. A second Ctrl-C
+      ends the process at once.
   """
   if options.steps < 1:
     raise UserError(f'{training.name}: steps: expected at least 1, got {options.steps}')
@@ -127,9 +128,11 @@ def run(
     signals = stack.enter_context(_collect_signals())
     checkpoints = checkpoint.Checkpoints(directory / 'checkpoints', options.keep)
     stack.callback(checkpoints.close)
-    stack.enter_context(hosts.exit_with_peers())  # inside, as closing waits for all processes
+    # Inside of `close`, as closing waits for all processes.
+    stack.enter_context(hosts.exit_with_peers())
     state, seconds_before = _start(training, checkpoints)
     step = int(jax.device_get(state.step))
+    # Without done.json it was killed between the last checkpoint and the end.
     if step >= options.steps and done_file.exists():
       return state
 
@@ -151,7 +154,7 @@ def run(
       data_state=training.batches.get_state(),
     )
     if hosts.is_first_process():
-      done_file.unlink(missing_ok=True)
+      done_file.unlink(missing_ok=True)  # steps may have been raised
     if step == 0 and options.eval_every:
       _evaluate(training, state, step, writer, progress)
 
@@ -161,11 +164,11 @@ def run(
       started = time.monotonic()
       batch = _next_batch(training, step, options.steps)
       state, values = training.step(state, batch)
-      metrics = _timed_metrics(values, started)
+      metrics = _timed_metrics(values, started)  # waits for the device
       step += 1
       problems = _list_non_finite(metrics)
       if problems:
-        writer.metrics(step, metrics)
+        writer.metrics(step, metrics)  # as null; a resume drops the line
         kept = saver.save_before(step, state)
         raise UserError(_explain_stop(training.name, step, problems, kept, directory))
       progress.show(step, metrics)
@@ -193,7 +196,10 @@ def run(
     return state
 
 
-def _start(training: Training, checkpoints: checkpoint.Checkpoints) -> tuple[Any, float]:
+def _start(
+  training: Training,
+  checkpoints: checkpoint.Checkpoints,
+) -> tuple[Any, float]:
   """Returns the state and the seconds trained so far: of the last checkpoint, or new."""
   state = training.init()
   if checkpoints.latest_step() is None:
@@ -217,7 +223,8 @@ class _Saver:
   """Saves states, each with all that a resume needs, and measures the time trained.
 
   Attributes:
-    began: the monotonic time at which the run would have begun without interruption.
+    began: the monotonic time at which the run would have begun without
+      interruption.
     data_step: the last step at which the position in the data was asked for.
     data_state: that position.
   """
@@ -252,7 +259,8 @@ class _Saver:
     """
     last_good = step - 1
     if int(jax.device_get(state.step)) == last_good:
-      # Going back and reading again is cheaper than asking for the position at every step.
+      # Going back and reading again is cheaper than asking for the position at
+      # every step.
       self.batches.set_state(self.data_state)
       for _ in range(last_good - self.data_step):
         next(self.batches)
@@ -272,17 +280,24 @@ def _next_batch(training: Training, step: int, steps: int) -> Any:
     ) from None
 
 
-def _timed_metrics(values: dict[str, Any], started: float) -> dict[str, float]:
+def _timed_metrics(
+  values: dict[str, Any],
+  started: float,
+) -> dict[str, float]:
   """Returns metrics as floats, with time/step and time/tokens_per_second."""
   metrics = {name: float(value) for name, value in jax.device_get(values).items()}
-  metrics['time/step'] = time.monotonic() - started  # the device is done by now
+  metrics['time/step'] = time.monotonic() - started
   if 'tokens' in metrics:
     metrics['time/tokens_per_second'] = metrics['tokens'] / metrics['time/step']
   return metrics
 
 
 def _list_non_finite(metrics: dict[str, float]) -> list[str]:
-  return [f'{name} is {value}' for name, value in metrics.items() if not math.isfinite(value)]
+  problems = []
+  for name, value in metrics.items():
+    if not math.isfinite(value):
+      problems.append(f'{name} is {value}')
+  return problems
 
 
 def _explain_stop(
@@ -337,7 +352,7 @@ def _evaluate(
   if len(shown) > 5:
     shown = [*shown[:5], '…']
   progress.say(f'{training.name}: step {step}: ' + ', '.join(shown))
-  for line in lines[:2]:
+  for line in lines[:2]:  # all are in samples.jsonl
     progress.say(f'  {line[:400]}')
 
 
@@ -345,7 +360,8 @@ def _evaluate(
 def _collect_signals() -> Iterator[list[int]]:
   """Collects SIGTERM and Ctrl-C in a list; leaves with Interrupted if one came.
 
-  Python handles signals in the main thread only; in another thread the list stays empty.
+  Python handles signals in the main thread only; in another thread the list stays
+  empty.
   """
   received: list[int] = []
   if threading.current_thread() is not threading.main_thread():
@@ -359,7 +375,8 @@ def _collect_signals() -> Iterator[list[int]]:
 
   handlers = {}
   for signum in (signal.SIGTERM, signal.SIGINT):
-    handlers[signum] = signal.signal(signum, note) or signal.SIG_DFL  # None: not set in Python
+    # signal.signal returns None for a handler that was not set in Python.
+    handlers[signum] = signal.signal(signum, note) or signal.SIG_DFL
   try:
     yield received
   finally:
@@ -412,9 +429,9 @@ class _Progress:
       parts.append(f'{metrics["time/tokens_per_second"]:,.0f} tokens/s')
     if self._bar:
       self._bar.set_postfix_str(', '.join(parts), refresh=False)
-      self._bar.update()
+      self._bar.update()  # redraws a few times a second at most
       return
-    tenth = step * 10 // self._steps
+    tenth = step * 10 // self._steps  # a line whenever another tenth is done
     if tenth == (step - 1) * 10 // self._steps:
       return
     seconds_per_step = (time.monotonic() - self._began) / (step - self._first)

@@ -261,7 +261,8 @@ def test_loss_that_is_not_finite(tmp_path, alone, batch, kept):
     f'the state of step {kept} is kept in {tmp_path}; try '
   )
   assert not (tmp_path / 'done.json').exists()
-  # the last good state and its place in the data: with the cause gone, the run is the one left alone
+  # State and position in the data are the last good ones: with the cause gone, the run goes on
+  # as the one left alone.
   _same(loop.run(_stage(), _options(), tmp_path, {}), tmp_path, alone)
 
 
