@@ -136,51 +136,28 @@ def run(
     if step >= options.steps and done_file.exists():
       return state
 
+    # Train.
+    if hosts.is_first_process():
+      done_file.unlink(missing_ok=True)  # steps may have been raised
     writer = metrics_lib.Writer(
       directory,
       options.tensorboard,
       options.wandb_project,
       resume_step=step or -1,  # -1 drops step 0 too, which is evaluated again
     )
-    stack.enter_context(writer)
-    progress = stack.enter_context(_Progress(training.name, step, options.steps))
+    progress = _Progress(training.name, step, options.steps)
     saver = _Saver(
+      directory=directory,
       checkpoints=checkpoints,
-      writer=writer,
+      writer=stack.enter_context(writer),
       batches=training.batches,
       meta=meta,
       began=began - seconds_before,
       data_step=step,
       data_state=training.batches.get_state(),
     )
-    if hosts.is_first_process():
-      done_file.unlink(missing_ok=True)  # steps may have been raised
-    if step == 0 and options.eval_every:
-      _evaluate(training, state, step, writer, progress)
-
-    # Train.
-    signum = 0
-    while step < options.steps and not signum:
-      started = time.monotonic()
-      batch = _next_batch(training, step, options.steps)
-      state, values = training.step(state, batch)
-      metrics = _timed_metrics(values, started)  # waits for the device
-      step += 1
-      problems = _list_non_finite(metrics)
-      if problems:
-        writer.metrics(step, metrics)  # as null; a resume drops the line
-        kept = saver.save_before(step, state)
-        raise UserError(_explain_stop(training.name, step, problems, kept, directory))
-      progress.show(step, metrics)
-      if _is_due(step, options.log_every, options.steps):
-        writer.metrics(step, metrics)
-      if step == options.steps and training.finish:
-        state = training.finish(state)
-      if _is_due(step, options.eval_every, options.steps):
-        _evaluate(training, state, step, writer, progress)
-      signum = _agree_on_signal(signals)
-      if signum or _is_due(step, options.save_every, options.steps):
-        saver.save(step, state)
+    reporter = _Reporter(training, writer, stack.enter_context(progress))
+    state, step, signum = _train(training, options, state, step, saver, reporter, signals)
 
     # End: the last checkpoint is on disk before anything says so.
     checkpoints.wait()
@@ -188,9 +165,9 @@ def run(
       done = {'step': step, 'seconds': saver.seconds()}
       files.write_text(done_file, json.dumps(done) + '\n')
     if signum:
+      name = signal.Signals(signum).name
       progress.say(
-        f'{training.name}: stopped by {signal.Signals(signum).name} at step {step}, saved; '
-        'repeat the command to continue'
+        f'{training.name}: stopped by {name} at step {step}, saved; repeat the command to continue'
       )
       raise Interrupted(signum)
     return state
@@ -218,17 +195,69 @@ def _to_abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
+def _train(
+  training: Training,
+  options: LoopOptions,
+  state: Any,
+  step: int,
+  saver: '_Saver',
+  reporter: '_Reporter',
+  signals: list[int],
+) -> tuple[Any, int, int]:
+  """Trains until the last step or a signal, and starts to save the state after it.
+
+  Args:
+    training: what to train.
+    options: how long, and how often.
+    state: the state to start from.
+    step: the updates it has made.
+    saver: saves states.
+    reporter: logs, evaluates and shows the progress.
+    signals: gets the signals that this process receives.
+
+  Returns:
+    The state, the updates it has made, and the signal that ended the training; 0 = none.
+  """
+  if step == 0 and options.eval_every:
+    reporter.evaluate(step, state)
+  signum = 0
+  while step < options.steps and not signum:
+    started = time.monotonic()
+    batch = _next_batch(training, step, options.steps)
+    state, values = training.step(state, batch)
+    metrics = _timed_metrics(values, started)  # waits for the device
+    step += 1
+    problems = _list_non_finite(metrics)
+    if problems:
+      reporter.writer.metrics(step, metrics)  # as null; a resume drops the line
+      kept = saver.save_before(step, state)
+      raise UserError(_explain_stop(training.name, step, problems, kept, saver.directory))
+    reporter.progress.show(step, metrics)
+    if _is_due(step, options.log_every, options.steps):
+      reporter.writer.metrics(step, metrics)
+    if step == options.steps and training.finish:
+      state = training.finish(state)
+    if _is_due(step, options.eval_every, options.steps):
+      reporter.evaluate(step, state)
+    signum = _agree_on_signal(signals)
+    if signum or _is_due(step, options.save_every, options.steps):
+      saver.save(step, state)
+  return state, step, signum
+
+
 @dataclasses.dataclass
 class _Saver:
   """Saves states, each with all that a resume needs, and measures the time trained.
 
   Attributes:
+    directory: the folder of the run.
     began: the monotonic time at which the run would have begun without
       interruption.
     data_step: the last step at which the position in the data was asked for.
     data_state: that position.
   """
 
+  directory: Path
   checkpoints: checkpoint.Checkpoints
   writer: metrics_lib.Writer
   batches: Batches
@@ -323,37 +352,40 @@ def _is_due(step: int, every: int, last: int) -> bool:
   return step == last or (every > 0 and step % every == 0)
 
 
-def _evaluate(
-  training: Training,
-  state: Any,
-  step: int,
-  writer: metrics_lib.Writer,
-  progress: '_Progress',
-) -> None:
-  """Evaluates, where the stage can, and shows the result; whatever fails, training goes on."""
-  if training.evaluate is None:
-    return
-  try:
-    values, samples = training.evaluate(state)
-    metrics = {f'eval/{name}': float(value) for name, value in values.items()}
-    lines = [json.dumps(sample, ensure_ascii=False) for sample in samples]
-  except Exception as error:  # of any kind: it is the stage's own code
-    logging.warning(
-      '%s: step %d: the evaluation failed, training goes on: %s: %s',
-      training.name,
-      step,
-      type(error).__name__,
-      ' '.join(str(error).split())[:300],
-    )
-    return
-  writer.metrics(step, metrics)
-  writer.samples(step, samples)
-  shown = [f'{name} {value:.4g}' for name, value in metrics.items()]
-  if len(shown) > 5:
-    shown = [*shown[:5], '…']
-  progress.say(f'{training.name}: step {step}: ' + ', '.join(shown))
-  for line in lines[:2]:  # all are in samples.jsonl
-    progress.say(f'  {line[:400]}')
+@dataclasses.dataclass(frozen=True)
+class _Reporter:
+  """Logs, evaluates and shows what comes out."""
+
+  training: Training
+  writer: metrics_lib.Writer
+  progress: '_Progress'
+
+  def evaluate(self, step: int, state: Any) -> None:
+    """Evaluates, where the stage can; whatever fails, training goes on."""
+    if self.training.evaluate is None:
+      return
+    name = self.training.name
+    try:
+      values, samples = self.training.evaluate(state)
+      metrics = {f'eval/{key}': float(value) for key, value in values.items()}
+      lines = [json.dumps(sample, ensure_ascii=False) for sample in samples]
+    except Exception as error:  # of any kind: it is the stage's own code
+      logging.warning(
+        '%s: step %d: the evaluation failed, training goes on: %s: %s',
+        name,
+        step,
+        type(error).__name__,
+        ' '.join(str(error).split())[:300],
+      )
+      return
+    self.writer.metrics(step, metrics)
+    self.writer.samples(step, samples)
+    shown = [f'{key} {value:.4g}' for key, value in metrics.items()]
+    if len(shown) > 5:
+      shown = [*shown[:5], '…']
+    self.progress.say(f'{name}: step {step}: ' + ', '.join(shown))
+    for line in lines[:2]:  # all are in samples.jsonl
+      self.progress.say(f'  {line[:400]}')
 
 
 @contextlib.contextmanager

@@ -35,11 +35,12 @@ class MeshOptions:
   all devices.
   """
 
-  preset: str = ''  # a row of PRESETS, or auto: by the size of the models. A size that is set
-  # to another value than the default below wins over the preset.
-  rollout_tensor: int = 0  # devices, of fsdp × tensor, over which decoding cuts heads, MLP and
-  # vocabulary; along the others it copies the parameters. 0 = as training shards
-  # them.
+  # A row of PRESETS, or auto: by the size of the models. A size that is set to another
+  # value than the default below wins over the preset.
+  preset: str = ''
+  # Devices, of fsdp × tensor, over which decoding cuts heads, MLP and vocabulary; along
+  # the others it copies the parameters. 0 = as training shards them.
+  rollout_tensor: int = 0
   data: int = -1  # rows; the axis that may cross slices
   fsdp: int = 1  # rows, and parameters
   expert: int = 1  # rows, and the experts of a mixture
