@@ -1,7 +1,7 @@
 """Opening and writing files: gzip by the name, and nothing half written.
 
-Every file that a later run reads is written through here. Only this module and `data.records`
-know that a path ending in `.gz` is compressed.
+Every file that a later run reads is written through here. Only this module and
+`data.records` know that a path ending in `.gz` is compressed.
 """
 
 from collections.abc import Iterator
@@ -20,8 +20,8 @@ def open_text(path: str | os.PathLike, mode: str = 'rt') -> IO[str]:
 
   Args:
     path: the file.
-    mode: 'rt' or 'wt'. A character that UTF-8 cannot hold, such as half of a surrogate pair, is
-      written as its escape.
+    mode: 'rt' or 'wt'. A character that UTF-8 cannot hold, such as half of a surrogate
+      pair, is written as its escape.
   """
   errors = 'strict'
   if 'w' in mode:
@@ -42,9 +42,9 @@ def open_bytes(path: str | os.PathLike) -> IO[bytes]:
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
   """Provides a path to write a file to, which replaces `path` when the block ends well.
 
-  The file appears complete or not at all; what was there before stays until then. The folder
-  is made where it is missing. The temporary name keeps the suffix, so that `.gz` still
-  compresses.
+  The file appears complete or not at all; what was there before stays until then. The
+  folder is made where it is missing. The temporary name keeps the suffix, so that `.gz`
+  still compresses.
 
   Args:
     path: the file to write or replace.
@@ -72,8 +72,8 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
   """Provides an empty folder to fill, which replaces `path` when the block ends well.
 
-  Unlike a file, a folder cannot be replaced atomically: a process killed between the removal of
-  the old folder and the move of the new one leaves neither under this name.
+  Unlike a file, a folder cannot be replaced atomically: a process killed between the
+  removal of the old folder and the move of the new one leaves neither under this name.
 
   Args:
     path: the folder to write or replace.

@@ -1,13 +1,15 @@
 """Typed options: what a section of a config becomes before anything below a stage reads it.
 
-A room declares what can be set as a frozen dataclass, with a default and a comment per field:
+A room declares what can be set as a frozen dataclass, with a default and a comment per
+field:
 
   @dataclasses.dataclass(frozen=True)
   class SamplingOptions:
     temperature: float = 1.0  # 0 = greedy
 
-Its defaults are the defaults of the config, and a section is turned into it once. Options may
-hold other options; a field that is an open table (name → value) is a `dict`.
+Its defaults are the defaults of the config, and a section is turned into it once.
+Options may hold other options; a field that is an open table (name → value) is a
+`dict`.
 """
 
 from collections.abc import Mapping
@@ -41,8 +43,9 @@ def as_dict(options: Any) -> dict[str, Any]:
 def from_section(options_class: type[Options], section: Mapping[str, Any]) -> Options:
   """Makes typed options from a section of a config.
 
-  Keys that the class does not have are skipped, as other classes read them: the section of a
-  stage also holds its `kind`. Unknown keys were refused when the config was loaded.
+  Keys that the class does not have are skipped, as other classes read them: the section
+  of a stage also holds its `kind`. Unknown keys were refused when the config was
+  loaded.
 
   Args:
     options_class: a dataclass, whose fields may be dataclasses too.

@@ -1,13 +1,17 @@
-"""Kills a run again and again (kill -9) and compares what it leaves with a run left alone, bit for bit.
+"""Kills a run again and again (kill -9) and compares it with an uninterrupted run, bit for bit.
 
   python scripts/kill_test.py --workdir=runs/kill_test --kills=12 --seed=0
 
-Every stage that trains is killed at random steps and inside the saving of a checkpoint; collecting feedback and the
-last evaluation at random moments. After each kill the same command is given again. Any further words, such as
---config.ppo.microbatches=2, go to both runs. Exit code 1 where anything differs.
+Every stage that trains is killed at random steps and while it saves a checkpoint;
+other stages and the final evaluation are killed at random moments. After each kill
+the same command is started again. Further arguments, such as
+--config.ppo.microbatches=2, go to both runs. The exit code is 1 where anything
+differs.
 """
 
 import argparse
+from collections.abc import Sequence
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -17,196 +21,366 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
-STEPS, SAVE_EVERY = 12, 3
 ROOT = Path(__file__).resolve().parents[1]
+STEPS = 12  # of each stage that trains
+SAVE_EVERY = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+  """When a run is killed.
+
+  Attributes:
+    phase: a stage, or 'evaluation'.
+    step: the step to wait for; None: the phase has no steps, its beginning is
+      waited for.
+    saving: whether to wait for the next save after that step too.
+    delay: seconds between what is waited for and the kill.
+  """
+
+  phase: str
+  step: int | None
+  saving: bool
+  delay: float
+
+  def __str__(self) -> str:
+    place = ''
+    if self.saving:
+      place = f' from step {self.step} on, inside a save'
+    elif self.step is not None:
+      place = f' at step {self.step}'
+    return f'{self.phase}{place}, {self.delay * 1000:.0f} ms later'
 
 
 def main() -> int:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                   allow_abbrev=False)
-  parser.add_argument('--config', default=str(ROOT / 'experiments/quickstart.py:tiny'), help='the experiment')
-  parser.add_argument('--workdir', required=True, help='gets the two runs, alone/ and killed/, emptied first')
+  """Runs both runs and compares them; returns the exit code."""
+  options, overrides = parse()
+  sys.path.insert(0, str(ROOT))
+  from rlhf_jax import pipeline
+
+  words = [word.removeprefix('--config.') for word in overrides]
+  config = pipeline.load_config(options.config, words)
+  trained = [name for name in config.stages if 'loop' in config[name]]
+  command = [f'--config={options.config}', *overrides, *shorten(trained)]
+  workdir = Path(options.workdir).absolute()
+  alone = workdir / 'alone'
+  killed = workdir / 'killed'
+  for directory in (alone, killed):
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+  # Restarts are quick if programs need not be compiled again.
+  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(workdir / 'compiled'))
+
+  say('the run left alone')
+  began = time.monotonic()
+  finish(start(command, alone), alone)
+  say(f'done in {time.monotonic() - began:.0f} s; the run that is killed')
+  phases = list(config.stages)
+  if len(config.evaluation.models):
+    phases.append('evaluation')
+  seconds = json.loads((alone / 'results.json').read_text())['seconds']
+  rng = random.Random(options.seed)
+  moments = plan_moments(phases, trained, seconds, options.kills, rng)
+  kill_at(moments, command, killed, trained)
+  return compare(alone, killed, config.stages, trained)
+
+
+def parse() -> tuple[argparse.Namespace, list[str]]:
+  """Parses the options; returns them and the overrides --config.section.key=value."""
+  parser = argparse.ArgumentParser(
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    '--config',
+    default=str(ROOT / 'experiments/quickstart.py:tiny'),
+    help='the experiment',
+  )
+  parser.add_argument(
+    '--workdir',
+    required=True,
+    help='gets the two runs, alone/ and killed/, emptied first',
+  )
   parser.add_argument('--kills', type=int, default=12)
   parser.add_argument('--seed', type=int, default=0, help='of the kill moments')
   options, overrides = parser.parse_known_args()
   for word in overrides:
     if not word.startswith('--config.'):
       parser.error(f'unknown argument {word}')
-  sys.path.insert(0, str(ROOT))
-  from rlhf_jax import pipeline
+  return options, overrides
 
-  config = pipeline.load_config(options.config, [word.removeprefix('--config.') for word in overrides])
-  trained = [name for name in config.stages if 'loop' in config[name]]
+
+def shorten(trained: Sequence[str]) -> list[str]:
+  """Returns overrides by which stages train for a few steps and save often."""
+  settings = {
+    'steps': STEPS,
+    'save_every': SAVE_EVERY,
+    'eval_every': 2 * SAVE_EVERY,
+    'log_every': 1,  # `last_step` reads the steps from the log
+  }
+  overrides = []
   for name in trained:
-    loop = dict(steps=STEPS, save_every=SAVE_EVERY, eval_every=2 * SAVE_EVERY, log_every=1)
-    overrides += [f'--config.{name}.loop.{key}={value}' for key, value in loop.items()]
-  workdir = Path(options.workdir).absolute()
-  alone, killed = workdir / 'alone', workdir / 'killed'
-  for directory in (alone, killed):
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
-  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(workdir / 'compiled'))  # restarts are quick
-
-  def start(directory):
-    log = (directory / 'log.txt').open('w')
-    command = [sys.executable, '-m', 'rlhf_jax', f'--config={options.config}', f'--workdir={directory}', *overrides]
-    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={
-        **os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])})
-
-  say('the run left alone')
-  began = time.monotonic()
-  finish(start(alone), alone)
-  say(f'done in {time.monotonic() - began:.0f} s; the run that is killed')
-  phases = [*config.stages, *(['evaluation'] if len(config.evaluation.models) else [])]
-  seconds = json.loads((alone / 'results.json').read_text())['seconds']
-  moments = plan(phases, trained, seconds, options.kills, random.Random(options.seed))
-  kills, missed, began = [], [], time.monotonic()
-  while True:
-    process, outcome = start(killed), False
-    before = {name: inode(killed / name / 'metrics.jsonl') for name in trained}
-    while moments and process.poll() is None and not outcome:
-      moment = moments.pop(0)
-      outcome = wait(process, killed, moment, before.get(moment['phase']))
-      if outcome is None:  # the process ended by itself
-        break
-      (kills if outcome else missed).append(moment)
-    if not outcome:
-      missed += moments
-      finish(process, killed)
-      break
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    say(f'{len(kills):3} killed in {describe(moment)}: {found(killed / moment["phase"])}')
-  for moment in missed:
-    say(f'    missed: {describe(moment)} was over too soon')
-  say(f'{len(kills)} kills in {time.monotonic() - began:.0f} s')
-  return compare(alone, killed, config.stages, trained)
+    for key, value in settings.items():
+      overrides.append(f'--config.{name}.loop.{key}={value}')
+  return overrides
 
 
-def plan(phases, trained, seconds, kills, rng):
-  """Kill moments in the order in which they come: dicts {phase, step, saving, delay in seconds}."""
+def start(command: Sequence[str], directory: Path) -> subprocess.Popen:
+  """Starts or resumes a run."""
+  paths = [str(ROOT), os.environ.get('PYTHONPATH', '')]
+  with (directory / 'log.txt').open('w') as log:
+    return subprocess.Popen(
+      [sys.executable, '-m', 'rlhf_jax', *command, f'--workdir={directory}'],
+      stdout=log,
+      stderr=subprocess.STDOUT,
+      env={**os.environ, 'PYTHONPATH': os.pathsep.join(paths)},
+    )
+
+
+def plan_moments(
+  phases: Sequence[str],
+  trained: Sequence[str],
+  seconds: dict[str, float],
+  kills: int,
+  rng: random.Random,
+) -> list[Moment]:
+  """Returns kill moments in the order in which they come.
+
+  Args:
+    phases: the stages, and perhaps 'evaluation', in their order.
+    trained: the stages that train; they get the first kills, should these be few.
+    seconds: how long each phase took.
+    kills: the number of moments.
+    rng: the source of all randomness.
+  """
   order = sorted(phases, key=lambda name: name not in trained)
   moments = []
   for name in phases:
+    trains = name in trained
     count = len(range(order.index(name), kills, len(order)))
-    steps = sorted(rng.sample(range(1, STEPS), min(count, STEPS - 1))) if name in trained else [None] * count
+    steps: list[int | None] = [None] * count
+    if trains:
+      steps = sorted(rng.sample(range(1, STEPS), min(count, STEPS - 1)))
     saving = rng.randrange(count) if count > 1 else None
     for number, step in enumerate(steps):
-      inside = name in trained and number == saving
+      inside = trains and number == saving
       if inside:  # there must be a save to come before the next moment
         step = min(step, STEPS - SAVE_EVERY)
-      delay = rng.uniform(0, 0.01 if inside else 0.1 if step else seconds[name] / 2)  # caches are warm then
-      moments.append(dict(phase=name, step=step, saving=inside, delay=delay))
+      longest = seconds[name] / 2  # not more, as restarts find programs compiled
+      if inside:
+        longest = 0.01
+      elif step:
+        longest = 0.1
+      moments.append(Moment(name, step, inside, rng.uniform(0, longest)))
   return moments
 
 
-def wait(process, directory, moment, before):
-  """True when the moment has come, False when it is missed, None when the process ended."""
-  folder = directory / moment['phase']
-  log, metrics = directory / 'log.txt', folder / 'metrics.jsonl'
+def kill_at(
+  moments: list[Moment],
+  command: Sequence[str],
+  directory: Path,
+  trained: Sequence[str],
+) -> None:
+  """Runs until the end, killed and started again at each moment that is not missed."""
+  waiting = list(moments)
+  missed: list[Moment] = []
+  kills = 0
+  began = time.monotonic()
   while True:
-    over = process.poll() is not None
-    if over:
-      return None
-    if (folder / 'finished.json').exists():
+    # A file of its own says that this process trains: a resumed run writes it anew.
+    before = {name: inode(directory / name / 'metrics.jsonl') for name in trained}
+    process = start(command, directory)
+    reached = None
+    while waiting and reached is None and process.poll() is None:
+      moment = waiting.pop(0)
+      if wait(process, directory, moment, before.get(moment.phase)):
+        reached = moment
+      else:
+        missed.append(moment)
+    if reached is None:  # the process ends by itself
+      missed += waiting
+      finish(process, directory)
+      break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kills += 1
+    say(f'{kills:3} killed in {reached}: {describe_remains(directory / reached.phase)}')
+  for moment in missed:
+    say(f'    missed: {moment} was over too soon')
+  say(f'{kills} kills in {time.monotonic() - began:.0f} s')
+
+
+def wait(
+  process: subprocess.Popen,
+  directory: Path,
+  moment: Moment,
+  before: int | None,
+) -> bool:
+  """Waits for a moment; returns False when it is missed or the process ended.
+
+  Args:
+    process: the run.
+    directory: its folder.
+    moment: the moment.
+    before: the inode of the phase's metrics before the process was started.
+  """
+  while process.poll() is None:
+    if (directory / moment.phase / 'finished.json').exists():
       return False
-    if moment['step'] is None:
-      come = any(line.startswith('—') and moment['phase'] in line for line in log.read_text().splitlines())
-    else:  # a file of its own says that this process trains: a resumed run writes it anew
-      come = inode(metrics) not in (None, before) and last_step(metrics) >= moment['step']
-      come = come and (not moment['saving'] or any((folder / 'checkpoints').glob('*tmp*')))
-    if come:
-      time.sleep(moment['delay'])
-      return None if process.poll() is not None else True
+    if has_come(directory, moment, before):
+      time.sleep(moment.delay)
+      return process.poll() is None
     time.sleep(0.003)
+  return False
 
 
-def finish(process, directory):
+def has_come(directory: Path, moment: Moment, before: int | None) -> bool:
+  """Returns whether what a moment waits for has happened."""
+  if moment.step is None:
+    lines = (directory / 'log.txt').read_text().splitlines()
+    return any(line.startswith('—') and moment.phase in line for line in lines)
+  folder = directory / moment.phase
+  metrics = folder / 'metrics.jsonl'
+  if inode(metrics) in (None, before) or last_step(metrics) < moment.step:
+    return False
+  if not moment.saving:
+    return True
+  return any((folder / 'checkpoints').glob('*tmp*'))  # orbax renames it when it is saved
+
+
+def finish(process: subprocess.Popen, directory: Path) -> None:
+  """Waits for the end of a run; exits with the end of its log where it failed."""
   if process.wait():
-    sys.exit(f'the run failed with exit code {process.returncode}:\n{(directory / "log.txt").read_text()[-3000:]}')
+    log = (directory / 'log.txt').read_text()
+    sys.exit(f'the run failed with exit code {process.returncode}:\n{log[-3000:]}')
 
 
-def inode(path):
+def inode(path: Path) -> int | None:
+  """Returns the inode of a file, None where there is none."""
   return path.stat().st_ino if path.exists() else None
 
 
-def last_step(path):
+def last_step(path: Path) -> int:
+  """Returns the step of the last complete line of a JSONL file, 0 where it is empty."""
   lines = path.read_bytes().split(b'\n')[:-1]
   return json.loads(lines[-1])['step'] if lines else 0
 
 
-def describe(moment):
-  step = moment['step']
-  place = '' if step is None else f' from step {step} on, inside a save' if moment['saving'] else f' at step {step}'
-  return f'{moment["phase"]}{place}, {moment["delay"] * 1000:.0f} ms later'
+def describe_remains(folder: Path) -> str:
+  """Returns what a killed run left of a stage, in words."""
+  metrics = folder / 'metrics.jsonl'
+  if metrics.exists():
+    saved = sorted(path.name for path in (folder / 'checkpoints').iterdir())
+    return f'left step {last_step(metrics)}, checkpoints {", ".join(saved) or "none"}'
+  if folder.exists():
+    return 'left ' + ', '.join(sorted(path.name for path in folder.iterdir()))
+  return 'left nothing'
 
 
-def found(folder):
-  """What the dead run left of a stage."""
-  if not (folder / 'metrics.jsonl').exists():
-    return 'left ' + (', '.join(sorted(path.name for path in folder.iterdir())) if folder.exists() else 'nothing')
-  saved = sorted(path.name for path in (folder / 'checkpoints').iterdir())
-  return f'left step {last_step(folder / "metrics.jsonl")}, checkpoints {", ".join(saved) or "none"}'
+def compare(
+  alone: Path,
+  killed: Path,
+  stages: Sequence[str],
+  trained: Sequence[str],
+) -> int:
+  """Prints a table of what is equal; returns 1 where anything differs, else 0."""
+  rows: list[tuple[str, str, str, str]] = []
 
-
-def compare(alone, killed, stages, trained) -> int:
-  """Prints a table of what is equal; 1 where anything differs."""
-  rows = []
-  def row(place, what, a, b):
-    differing = sorted(str(key) for key in {*a, *b} if a.get(key) != b.get(key))
-    rows.append((place, what, len(a), 'equal' if not differing else 'DIFFERS: ' + ', '.join(differing[:4])))
+  def add(place: str, what: str, read: Any, path: str) -> None:
+    expected = read(alone / path)
+    actual = read(killed / path)
+    verdict = list_differences(expected, actual)
+    rows.append((place, what, str(len(expected)), verdict))
 
   for name in stages:
     if name in trained:
-      row(name, 'arrays of the last checkpoint', *(arrays(base / name / 'checkpoints') for base in (alone, killed)))
-      for file in ('metrics.jsonl', 'samples.jsonl'):
-        row(name, file, *(dict(enumerate(lines(base / name / file))) for base in (alone, killed)))
-      row(name, 'files of export/', *(contents(base / name / 'export') for base in (alone, killed)))
+      add(name, 'arrays of the last checkpoint', read_arrays, f'{name}/checkpoints')
+      add(name, 'metrics.jsonl', read_lines, f'{name}/metrics.jsonl')
+      add(name, 'samples.jsonl', read_lines, f'{name}/samples.jsonl')
+      add(name, 'files of export/', read_files, f'{name}/export')
     else:
-      row(name, 'files', *(contents(base / name, '*.jsonl') for base in (alone, killed)))
-  row('tokenizer', 'files', *(contents(base / 'tokenizer') for base in (alone, killed)))
-  results = [json.loads((base / 'results.json').read_text()) for base in (alone, killed)]
-  row('results.json', 'values', *({key: value for key, value in result.items() if key not in ('seconds', 'table')}
-                                  for result in results))
-  widths = [max(len(str(line[i])) for line in rows) for i in range(3)]
+      add(name, 'files', read_jsonl_files, name)
+  add('tokenizer', 'files', read_files, 'tokenizer')
+  add('results.json', 'values', read_results, 'results.json')
+  widths = [max(len(row[column]) for row in rows) for column in range(3)]
   for place, what, count, verdict in rows:
-    say(f'{place:{widths[0]}}  {what:{widths[1]}}  {count:{widths[2]}}  {verdict}')
-  same = all(verdict == 'equal' for *_, verdict in rows)
-  say('everything is equal' if same else 'the killed run DIFFERS from the run left alone')
-  return 0 if same else 1
+    cells = [place.ljust(widths[0]), what.ljust(widths[1]), count.rjust(widths[2]), verdict]
+    say('  '.join(cells))
+  if all(verdict == 'equal' for *_, verdict in rows):
+    say('everything is equal')
+    return 0
+  say('the killed run DIFFERS from the run left alone')
+  return 1
 
 
-def arrays(directory):
-  """Array name → (dtype, shape, bytes) of the newest checkpoint, and its step and place in the data."""
+def list_differences(expected: dict, actual: dict) -> str:
+  """Returns 'equal', or the first keys under which two dicts differ."""
+  keys = {*expected, *actual}
+  differing = sorted(str(key) for key in keys if expected.get(key) != actual.get(key))
+  if not differing:
+    return 'equal'
+  return 'DIFFERS: ' + ', '.join(differing[:4])
+
+
+def read_arrays(directory: Path) -> dict[str, Any]:
+  """Returns the arrays of the newest checkpoint, and its step and position in the data.
+
+  Returns:
+    Array name → (dtype, shape, bytes); 'step' and 'data'.
+  """
   import jax
   import orbax.checkpoint as ocp
+
   options = ocp.CheckpointManagerOptions(read_only=True, create=False)
+  wanted = ocp.args.Composite(
+    params=ocp.args.StandardRestore(),
+    rest=ocp.args.StandardRestore(),
+    data=ocp.args.JsonRestore(),
+  )
   with ocp.CheckpointManager(directory, options=options) as manager:
     step = manager.latest_step()
-    items = manager.restore(step, args=ocp.args.Composite(
-        params=ocp.args.StandardRestore(), rest=ocp.args.StandardRestore(), data=ocp.args.JsonRestore()))
+    items = manager.restore(step, args=wanted)
   values = {'step': step, 'data': items.data}
   for item in ('params', 'rest'):
     for path, leaf in jax.tree_util.tree_leaves_with_path(items[item]):
       if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
       leaf = jax.device_get(leaf)
-      values[item + jax.tree_util.keystr(path)] = leaf.dtype.str, leaf.shape, leaf.tobytes()
+      name = item + jax.tree_util.keystr(path)
+      values[name] = (leaf.dtype.str, leaf.shape, leaf.tobytes())  # bytes: NaN equals NaN
   return values
 
 
-def lines(path):
-  """The lines of a JSONL file without the fields time/…."""
-  return [{key: value for key, value in json.loads(line).items() if not key.startswith('time/')}
-          for line in path.read_text().splitlines()]
+def read_lines(path: Path) -> dict[int, dict]:
+  """Returns the lines of a JSONL file by number, without the fields time/…."""
+  lines = {}
+  for number, text in enumerate(path.read_text().splitlines()):
+    fields = json.loads(text)
+    lines[number] = {k: v for k, v in fields.items() if not k.startswith('time/')}
+  return lines
 
 
-def contents(directory, pattern='*'):
+def read_files(directory: Path, pattern: str = '*') -> dict[str, bytes]:
+  """Returns the contents of the files of a folder by name."""
   return {path.name: path.read_bytes() for path in directory.glob(pattern)}
 
 
-def say(text):
+def read_jsonl_files(directory: Path) -> dict[str, bytes]:
+  """Returns the contents of the JSONL files of a folder by name."""
+  return read_files(directory, '*.jsonl')
+
+
+def read_results(path: Path) -> dict[str, Any]:
+  """Returns what results.json holds, without what holds seconds."""
+  results = json.loads(path.read_text())
+  return {key: value for key, value in results.items() if key not in ('seconds', 'table')}
+
+
+def say(text: str) -> None:
+  """Prints a line at once."""
   print(text, flush=True)
 
 

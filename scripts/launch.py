@@ -1,15 +1,23 @@
-"""Starts an experiment on several processes, GPUs, hosts or pods; what follows -- goes to python -m rlhf_jax unchanged.
+r"""Starts an experiment on several processes, GPUs, hosts or pods.
 
-  python scripts/launch.py local --processes=2 --devices=2 -- --config=experiments/quickstart.py:tiny --workdir=runs/two
-  python scripts/launch.py gpus -- --config=experiments/quickstart.py --workdir=runs/quickstart
-  python scripts/launch.py slurm --nodes=2 --gpus-per-node=8 --time=04:00:00 -- --config=… --workdir=/shared/runs/a
-  python scripts/launch.py tpu --name=my-pod --zone=us-east5-a -- --config=… --workdir=/mnt/shared/runs/a
-  python scripts/launch.py gke --cluster=my-cluster --tpu-type=v5litepod-16 -- --config=… --workdir=/mnt/shared/runs/a
+What follows -- goes to python -m rlhf_jax unchanged:
 
---dry-run prints what would run. Every host must see the same workdir. docs/hosts.md says more.
+  python scripts/launch.py local --processes=2 --devices=2 -- \
+      --config=experiments/quickstart.py:tiny --workdir=runs/two
+  python scripts/launch.py gpus -- \
+      --config=experiments/quickstart.py --workdir=runs/quickstart
+  python scripts/launch.py slurm --nodes=2 --gpus-per-node=8 --time=04:00:00 -- \
+      --config=… --workdir=/shared/runs/a
+  python scripts/launch.py tpu --name=my-pod --zone=us-east5-a -- \
+      --config=… --workdir=/mnt/shared/runs/a
+  python scripts/launch.py gke --cluster=my-cluster --tpu-type=v5litepod-16 -- \
+      --config=… --workdir=/mnt/shared/runs/a
+
+--dry-run prints what would run. Every host must see the same workdir. See docs/hosts.md.
 """
 
 import argparse
+from collections.abc import Callable, Sequence
 import os
 from pathlib import Path
 import re
@@ -28,216 +36,356 @@ LEFT_OUT = ('.git', '.venv', 'runs', '__pycache__')  # of the checkout, when it 
 
 
 class Mistake(Exception):
-  """Of the user: shown as one line, exit code 2."""
+  """A mistake of the user, which is shown as one line; exit code 2."""
 
 
-def main(words=None) -> int:
-  """The exit code: of what was run, 2 for a mistake."""
+def main(words: Sequence[str] | None = None) -> int:
+  """Runs a command; returns its exit code, or 2 for a mistake."""
   words = sys.argv[1:] if words is None else list(words)
-  split = words.index('--') if '--' in words else len(words)
+  split = len(words)
+  if '--' in words:
+    split = words.index('--')
   options = parse(words[:split])
+  arguments = words[split + 1 :]
   try:
-    arguments = words[split + 1:]
-    for needed in ('config', 'workdir'):
-      if value(arguments, needed) is None:
-        raise Mistake(f'expected -- and then the arguments of python -m rlhf_jax; --{needed} is missing')
+    for name in ('config', 'workdir'):
+      if find_value(arguments, name) is None:
+        raise Mistake(
+          f'expected -- and then the arguments of python -m rlhf_jax; --{name} is missing'
+        )
     return options.run(options, arguments)
   except Mistake as error:
     print(f'launch: error: {error}', file=sys.stderr)
     return 2
 
 
-def parse(words):
-  """The options of a sub-command; `run` is its function."""
-  raw = argparse.RawDescriptionHelpFormatter
-  parser = argparse.ArgumentParser(prog='scripts/launch.py', description=__doc__, formatter_class=raw)
-  commands = parser.add_subparsers(required=True, metavar='local | gpus | slurm | tpu | gke')
+def parse(words: Sequence[str]) -> argparse.Namespace:
+  """Parses the options of a sub-command; their attribute `run` is its function."""
+  parser = argparse.ArgumentParser(
+    prog='scripts/launch.py',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  commands = parser.add_subparsers(
+    required=True,
+    metavar='local | gpus | slurm | tpu | gke',
+  )
 
-  def command(run, python):
-    name, text = run.__name__, run.__doc__
-    sub = commands.add_parser(name, help=text.splitlines()[0], description=text, formatter_class=raw,
-                              allow_abbrev=False)
-    sub.set_defaults(run=run)
-    sub.add_argument('--dry-run', action='store_true', help='print what would run, and run nothing')
-    if python:
-      sub.add_argument('--python', default=python, help='the interpreter there; default %(default)s')
-    return sub.add_argument
-
-  add = command(local, sys.executable)
+  add = add_command(commands, local, sys.executable)
   add('--processes', type=count, default=2, metavar='N')
   add('--devices', type=count, default=1, metavar='M', help='of each process')
-  add('--grace', type=count, default=45, metavar='SECONDS', help='that the others have when one failed; default 45')
+  add(
+    '--grace',
+    type=count,
+    default=45,
+    metavar='SECONDS',
+    help='that the others have when one failed; default 45',
+  )
 
-  add = command(gpus, sys.executable)
+  add = add_command(commands, gpus, sys.executable)
   add('--gpus', metavar='0,1,…', help='only these; default all')
 
-  add = command(slurm, sys.executable)
+  add = add_command(commands, slurm, sys.executable)
   add('--nodes', type=count, default=1)
   add('--gpus-per-node', type=count, default=1)
   for name in ('time', 'partition', 'account', 'qos', 'cpus-per-task', 'mem'):
     add(f'--{name}', help='as sbatch takes it')
 
-  add = command(tpu, None)
+  add = add_command(commands, tpu, None)
   add('--name', required=True, help='of the TPU VM, which exists')
   for name in ('zone', 'project'):
-    add(f'--{name}', help='default: of gcloud')
-  add('--folder', default='rlhf_jax', help='where the checkout is put, below the home folder; default %(default)s')
+    add(f'--{name}', help="default: gcloud's")
+  add(
+    '--folder',
+    default='rlhf_jax',
+    help='where the checkout is put, below the home folder; default %(default)s',
+  )
 
-  add = command(gke, 'python3')
+  add = add_command(commands, gke, 'python3')
   add('--cluster', required=True, help='made by xpk cluster create')
-  add('--workload', help='its name; default: made of the workdir')
+  add('--workload', help='its name; default: made from the workdir')
   add('--tpu-type', help='for example v5litepod-16')
   add('--device-type', help='in place of it, for example h100-80gb-8')
   add('--num-slices', type=count, help='of TPUs')
   add('--num-nodes', type=count, help='of GPUs')
   for name in ('zone', 'project'):
-    add(f'--{name}', help='default: of gcloud')
-  add('--base-docker-image', help='with rlhf_jax\'s packages; the checkout is added to it')
-  add('--docker-image', help='in place of it: holds the checkout in its working folder too')
+    add(f'--{name}', help="default: gcloud's")
+  add(
+    '--base-docker-image',
+    help="with rlhf_jax's packages; the checkout is added to it",
+  )
+  add(
+    '--docker-image',
+    help='in place of it: holds the checkout in its working folder too',
+  )
   return parser.parse_args(words)
 
 
-def count(text) -> int:
-  """argparse type: 1 or more."""
+def add_command(
+  commands: argparse._SubParsersAction,
+  run: Callable[..., int],
+  python: str | None,
+) -> Callable[..., argparse.Action]:
+  """Adds a sub-command, described by the docstring of its function.
+
+  Args:
+    commands: the sub-commands.
+    run: the function (options, arguments) → exit code; its name is the command's.
+    python: the default of the option --python; None: there is no such option.
+
+  Returns:
+    The method that adds an option to it.
+  """
+  text = run.__doc__ or ''
+  parser = commands.add_parser(
+    run.__name__,
+    help=text.splitlines()[0],
+    description=text,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.set_defaults(run=run)
+  parser.add_argument(
+    '--dry-run',
+    action='store_true',
+    help='print what would run, and run nothing',
+  )
+  if python:
+    parser.add_argument(
+      '--python',
+      default=python,
+      help='the interpreter there; default %(default)s',
+    )
+  return parser.add_argument
+
+
+def count(text: str) -> int:
+  """Parses a number from 1, as a type of argparse."""
   if not text.isdecimal() or int(text) < 1:
     raise argparse.ArgumentTypeError(f'expected a number from 1, got {text!r}')
   return int(text)
 
 
-def local(options, arguments) -> int:
-  """Several processes on this machine's CPU, over gloo: a pod in small.
+def local(options: argparse.Namespace, arguments: list[str]) -> int:
+  """Runs several processes on this machine's CPU, over gloo: a small pod.
 
-  Process 0 writes to the terminal, the others to WORKDIR/logs/process-I.txt. Where one fails the others are ended after
-  the grace time; the exit code is that of the first that failed. Ctrl-C and SIGTERM are passed on to all."""
-  logs = Path(value(arguments, 'workdir'), 'logs')
+  Process 0 writes to the terminal, the others to WORKDIR/logs/process-I.txt. When one
+  fails, the others are ended after the grace time; the exit code is that of the first
+  that failed. Ctrl-C and SIGTERM are passed on to all.
+  """
+  logs = Path(str(find_value(arguments, 'workdir')), 'logs')
   address = f'127.0.0.1:{free_port()}'
   command = [options.python, '-m', 'rlhf_jax', *arguments]
-  flags = os.environ.get('XLA_FLAGS', '').split() + [f'--xla_force_host_platform_device_count={options.devices}']
-  started = []
+  flags = os.environ.get('XLA_FLAGS', '').split()
+  flags.append(f'--xla_force_host_platform_device_count={options.devices}')
+  processes = []
   for number in range(options.processes):
-    env = here() | dict(JAX_PLATFORMS='cpu', XLA_FLAGS=' '.join(flags), JAX_COORDINATOR_BIND_ADDRESS=address,
-                        RLHF_JAX_COORDINATOR=address, RLHF_JAX_PROCESSES=str(options.processes),
-                        RLHF_JAX_PROCESS=str(number))
+    env = environment()
+    env['JAX_PLATFORMS'] = 'cpu'
+    env['XLA_FLAGS'] = ' '.join(flags)
+    env['JAX_COORDINATOR_BIND_ADDRESS'] = address  # else it listens on all networks
+    env['RLHF_JAX_COORDINATOR'] = address
+    env['RLHF_JAX_PROCESSES'] = str(options.processes)
+    env['RLHF_JAX_PROCESS'] = str(number)
     log = logs / f'process-{number}.txt' if number else None
     if options.dry_run:
-      print(shown(command, env) + (f' >> {shlex.quote(str(log))} 2>&1 &' if log else ' &'))
+      target = f' >> {shlex.quote(str(log))} 2>&1' if log else ''
+      print(f'{format_command(command, env)}{target} &')
     else:
-      started.append(start(command, env, log))
-  return watch(started, options.grace) if started else 0
+      processes.append(start(command, env, log))
+  if options.dry_run:
+    return 0
+  return watch(processes, options.grace)
 
 
-def gpus(options, arguments) -> int:
-  """All GPUs of this host: one process drives them, and nothing is joined even inside a job of Slurm."""
-  env = here() | dict(JAX_PLATFORMS='cuda,cpu', RLHF_JAX_PROCESSES='1')
-  env.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.9')
+def gpus(options: argparse.Namespace, arguments: list[str]) -> int:
+  """Runs one process that drives all GPUs of this host.
+
+  It joins no other process, even inside a job of Slurm.
+  """
+  env = environment()
+  env['JAX_PLATFORMS'] = 'cuda,cpu'
+  env['RLHF_JAX_PROCESSES'] = '1'
+  env.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.9')  # jax takes 0.75 by default
   if options.gpus:
     if not re.fullmatch(r'\d+(,\d+)*', options.gpus):
       raise Mistake(f'--gpus: expected numbers with commas, such as 0,1, got {options.gpus!r}')
     env['CUDA_VISIBLE_DEVICES'] = options.gpus
   command = [options.python, '-m', 'rlhf_jax', *arguments]
   if options.dry_run:
-    print(shown(command, env))
+    print(format_command(command, env))
     return 0
-  need('nvidia-smi', 'the driver of an NVIDIA GPU')
-  return watch([start(command, env)], 0)
+  require('nvidia-smi', 'the driver of an NVIDIA GPU')
+  return watch([start(command, env)], grace=0)
 
 
-def slurm(options, arguments) -> int:
-  """A job of Slurm: one process a node drives all its GPUs.
+def slurm(options: argparse.Namespace, arguments: list[str]) -> int:
+  """Submits a job of Slurm in which one process a node drives all its GPUs.
 
-  Two minutes before the time is over it saves; submit the same again to go on. The job's script and output are kept in
-  WORKDIR/logs. Nodes need the same folders as this machine."""
-  logs = Path(value(arguments, 'workdir')).absolute() / 'logs'
-  asked = {name: getattr(options, name.replace('-', '_'))
-           for name in ('time', 'partition', 'account', 'qos', 'cpus-per-task', 'mem')}
-  asked = {'job-name': 'rlhf_jax', 'nodes': options.nodes, 'ntasks-per-node': 1, 'gpus-per-node': options.gpus_per_node,
-           'output': f'{logs}/slurm-%j.txt', 'signal': 'TERM@120', **asked}
-  script = '\n'.join([
-      '#!/bin/bash', *(f'#SBATCH --{key}={shlex.quote(str(said))}' for key, said in asked.items() if said is not None),
-      f'cd {shlex.quote(os.getcwd())} || exit 1', f'export PYTHONPATH={shlex.quote(here()["PYTHONPATH"])}',
-      'exec srun --kill-on-bad-exit=1 ' + shlex.join([options.python, '-m', 'rlhf_jax', *arguments]), ''])
+  Two minutes before the time is over it saves; submit the same again to continue. The
+  job's script and output are kept in WORKDIR/logs. Nodes need the same folders as this
+  machine.
+  """
+  logs = Path(str(find_value(arguments, 'workdir'))).absolute() / 'logs'
+  settings = {
+    'job-name': 'rlhf_jax',
+    'nodes': options.nodes,
+    'ntasks-per-node': 1,
+    'gpus-per-node': options.gpus_per_node,
+    'output': f'{logs}/slurm-%j.txt',
+    'signal': 'TERM@120',  # seconds before the end; the loop saves and leaves
+    'time': options.time,
+    'partition': options.partition,
+    'account': options.account,
+    'qos': options.qos,
+    'cpus-per-task': options.cpus_per_task,
+    'mem': options.mem,
+  }
+  command = shlex.join([options.python, '-m', 'rlhf_jax', *arguments])
+  lines = ['#!/bin/bash']
+  for name, value in settings.items():
+    if value is not None:
+      lines.append(f'#SBATCH --{name}={shlex.quote(str(value))}')
+  lines.append(f'cd {shlex.quote(os.getcwd())} || exit 1')
+  lines.append(f'export PYTHONPATH={shlex.quote(environment()["PYTHONPATH"])}')
+  lines.append(f'exec srun --kill-on-bad-exit=1 {command}')  # exec: it gets the signals
+  script = '\n'.join([*lines, ''])
   path = logs / 'job.sbatch'
   if options.dry_run:
     print(f'# {path}\n{script}')
   else:
-    need('sbatch', 'a login node of a Slurm cluster')
+    require('sbatch', 'a login node of a Slurm cluster')
     write(path, script)
   return run([['sbatch', str(path)]], options.dry_run)
 
 
-def tpu(options, arguments) -> int:
-  """A TPU VM or pod: the checkout is copied to every host, installed, and run there.
+def tpu(options: argparse.Namespace, arguments: list[str]) -> int:
+  """Copies the checkout to every host of a TPU VM or pod, installs it and runs there.
 
-  The workdir must lie on a disk that all hosts share. Paths are those of the hosts."""
-  where = [f'--{name}={getattr(options, name)}' for name in ('zone', 'project') if getattr(options, name)]
+  The workdir must lie on a disk that all hosts share. Paths are those of the hosts.
+  """
+  where = []
+  for name in ('zone', 'project'):
+    if getattr(options, name):
+      where.append(f'--{name}={getattr(options, name)}')
   gcloud = ['gcloud', 'compute', 'tpus', 'tpu-vm']
-  folder, python = shlex.quote(options.folder), '.venv/bin/python'
-  remote = ' && '.join([
-      f'mkdir -p {folder}', f'tar -xzf rlhf_jax.tar.gz -C {folder}', f'cd {folder}',
-      f'(test -x {python} || python3 -m venv .venv)', f"{python} -m pip install --quiet -e '.[tpu]'",
-      shlex.join([python, '-m', 'rlhf_jax', *arguments])])
-  need('gcloud', 'the Google Cloud CLI', options.dry_run)
+  every_host = ['--worker=all', *where]
+  folder = shlex.quote(options.folder)
+  python = '.venv/bin/python'
+  remote = ' && '.join(
+    [
+      f'mkdir -p {folder}',
+      f'tar -xzf rlhf_jax.tar.gz -C {folder}',
+      f'cd {folder}',
+      f'(test -x {python} || python3 -m venv .venv)',
+      f"{python} -m pip install --quiet -e '.[tpu]'",
+      shlex.join([python, '-m', 'rlhf_jax', *arguments]),
+    ]
+  )
+  require('gcloud', 'the Google Cloud CLI', options.dry_run)
   with tempfile.TemporaryDirectory() as temporary:
-    packed = '/tmp/rlhf_jax.tar.gz' if options.dry_run else f'{temporary}/rlhf_jax.tar.gz'
-    return run([
-        ['tar', *(f'--exclude={name}' for name in LEFT_OUT), '-czf', packed, '-C', str(ROOT), '.'],
-        [*gcloud, 'scp', packed, f'{options.name}:rlhf_jax.tar.gz', '--worker=all', *where],
-        [*gcloud, 'ssh', options.name, '--worker=all', *where, f'--command={remote}']], options.dry_run)
+    folder_here = '/tmp' if options.dry_run else temporary
+    archive = f'{folder_here}/rlhf_jax.tar.gz'
+    excluded = [f'--exclude={name}' for name in LEFT_OUT]
+    pack = ['tar', *excluded, '-czf', archive, '-C', str(ROOT), '.']
+    copy = [*gcloud, 'scp', archive, f'{options.name}:rlhf_jax.tar.gz', *every_host]
+    execute = [*gcloud, 'ssh', options.name, *every_host, f'--command={remote}']
+    return run([pack, copy, execute], options.dry_run)
 
 
-def gke(options, arguments) -> int:
-  """TPUs or GPUs of a Kubernetes cluster on Google Cloud, through xpk.
+def gke(options: argparse.Namespace, arguments: list[str]) -> int:
+  """Runs on TPUs or GPUs of a Kubernetes cluster on Google Cloud, through xpk.
 
-  The workdir must lie on storage that is mounted in all pods. Paths are those of the pods."""
+  The workdir must lie on storage that is mounted in all pods. Paths are those of the
+  pods.
+  """
   if bool(options.tpu_type) == bool(options.device_type):
     raise Mistake('expected --tpu-type or --device-type, one of them')
   if options.docker_image and options.base_docker_image:
     raise Mistake('expected --docker-image or --base-docker-image, not both')
-  name = options.workload or re.sub('[^a-z0-9]+', '-', Path(value(arguments, 'workdir')).name.lower()).strip('-')[:38]
-  if not re.fullmatch('[a-z]([-a-z0-9]{0,38}[a-z0-9])?', name):
-    raise Mistake(f'--workload: expected up to 40 of a-z, 0-9 and -, beginning with a letter, got {name!r}')
   remote = shlex.join([options.python, '-m', 'rlhf_jax', *arguments])
+  name = options.workload
+  if not name:
+    name = make_workload_name(str(find_value(arguments, 'workdir')))
+  if not re.fullmatch('[a-z]([-a-z0-9]{0,38}[a-z0-9])?', name):
+    raise Mistake(
+      f'--workload: expected up to 40 of a-z, 0-9 and -, beginning with a letter, got {name!r}'
+    )
   if '"' in remote or '$' in remote:
-    raise Mistake(f'xpk puts the command between double quotes: no \', " or $ in values, got {remote}')
-  said = {key: getattr(options, key.replace('-', '_')) for key in (
-      'tpu-type', 'device-type', 'num-slices', 'num-nodes', 'zone', 'project', 'base-docker-image', 'docker-image')}
-  said['script-dir'] = None if options.docker_image else ROOT
-  need('xpk', 'it installed (pip install xpk)', options.dry_run)
-  return run([['xpk', 'workload', 'create', f'--cluster={options.cluster}', f'--workload={name}', f'--command={remote}',
-               *(f'--{key}={text}' for key, text in said.items() if text is not None)]], options.dry_run)
+    raise Mistake(
+      f'xpk puts the command between double quotes: no \', " or $ in values, got {remote}'
+    )
+  settings = {
+    'cluster': options.cluster,
+    'workload': name,
+    'command': remote,
+    'tpu-type': options.tpu_type,
+    'device-type': options.device_type,
+    'num-slices': options.num_slices,
+    'num-nodes': options.num_nodes,
+    'zone': options.zone,
+    'project': options.project,
+    'base-docker-image': options.base_docker_image,
+    'docker-image': options.docker_image,
+    'script-dir': None if options.docker_image else ROOT,  # is added to the base image
+  }
+  require('xpk', 'it installed (pip install xpk)', options.dry_run)
+  command = ['xpk', 'workload', 'create']
+  for key, value in settings.items():
+    if value is not None:
+      command.append(f'--{key}={value}')
+  return run([command], options.dry_run)
 
 
-def value(arguments, name):
-  """What --name=VALUE or --name VALUE says last, or None."""
-  found = None
+def make_workload_name(workdir: str) -> str:
+  """Returns a name that Kubernetes takes, made from the last part of the workdir."""
+  text = Path(workdir).name.lower()
+  return re.sub('[^a-z0-9]+', '-', text).strip('-')[:38]
+
+
+def find_value(arguments: Sequence[str], name: str) -> str | None:
+  """Returns the last value of --name=VALUE or --name VALUE; None where there is none."""
+  value = None
   for word, following in zip(arguments, [*arguments[1:], None]):
-    found = following if word == f'--{name}' else word.partition('=')[2] if word.startswith(f'--{name}=') else found
-  return found
+    if word == f'--{name}':
+      value = following
+    elif word.startswith(f'--{name}='):
+      value = word.partition('=')[2]
+  return value
 
 
-def here() -> dict:
-  """The environment, with this checkout on Python's path."""
-  return {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))}
+def environment() -> dict[str, str]:
+  """Returns a copy of the environment, with this checkout on Python's path."""
+  paths = [str(ROOT)]
+  if os.environ.get('PYTHONPATH'):
+    paths.append(os.environ['PYTHONPATH'])
+  return {**os.environ, 'PYTHONPATH': os.pathsep.join(paths)}
 
 
-def shown(command, env) -> str:
-  """A command line with what the environment has beyond ours."""
-  new = [f'{name}={shlex.quote(text)}' for name, text in env.items() if os.environ.get(name) != text]
-  return ' '.join([*new, shlex.join(command)])
+def format_command(command: Sequence[str], env: dict[str, str]) -> str:
+  """Returns a command line, with the variables that differ from our environment."""
+  words = []
+  for name, text in env.items():
+    if os.environ.get(name) != text:
+      words.append(f'{name}={shlex.quote(text)}')
+  return ' '.join([*words, shlex.join(command)])
 
 
 def free_port() -> int:
-  with socket.socket() as one:
-    one.bind(('127.0.0.1', 0))
-    return one.getsockname()[1]
+  """Returns a TCP port of this machine that nothing listens on."""
+  with socket.socket() as listener:
+    listener.bind(('127.0.0.1', 0))
+    return listener.getsockname()[1]
 
 
-def need(program, text, dry=False) -> None:
-  if not dry and shutil.which(program) is None:
+def require(program: str, text: str, dry_run: bool = False) -> None:
+  """Raises a Mistake where a program is missing; `text` says what has it."""
+  if not dry_run and shutil.which(program) is None:
     raise Mistake(f'{program}: not found on this machine; expected {text}')
 
 
-def write(path, text) -> None:
+def write(path: Path, text: str) -> None:
+  """Writes a text file, and makes its folder where it is missing."""
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
@@ -245,56 +393,106 @@ def write(path, text) -> None:
     raise Mistake(f'{path}: cannot write: {error.strerror}') from None
 
 
-def run(commands, dry: bool) -> int:
-  """Runs one after the other until one fails; the exit code of the last."""
+def run(commands: Sequence[Sequence[str]], dry_run: bool) -> int:
+  """Runs one command after the other until one fails; returns the last exit code."""
   for command in commands:
     print(shlex.join(command), flush=True)
-    code = 0 if dry else watch([start(command, None)], 0)
+    code = 0
+    if not dry_run:
+      code = watch([start(command, None)], grace=0)
     if code:
       return code
   return 0
 
 
-def start(command, env, log=None):
-  """A process in a session of its own, so that Ctrl-C reaches it through us alone, and once."""
-  if log:
-    write(log, '')
+def start(
+  command: Sequence[str],
+  env: dict[str, str] | None,
+  log: Path | None = None,
+) -> subprocess.Popen:
+  """Starts a process in a session of its own.
+
+  So Ctrl-C in the terminal reaches it through us alone, and once.
+
+  Args:
+    command: the program and its arguments.
+    env: its environment; None: ours.
+    log: the file that gets its output; None: the terminal.
+  """
   try:
-    with open(log or os.devnull, 'ab') as file:
-      output = dict(stdout=file, stderr=subprocess.STDOUT) if log else {}
-      return subprocess.Popen(command, env=env, start_new_session=True, **output)
+    if log is None:
+      return subprocess.Popen(command, env=env, start_new_session=True)
+    write(log, '')
+    with open(log, 'ab') as file:
+      return subprocess.Popen(
+        command,
+        env=env,
+        start_new_session=True,
+        stdout=file,
+        stderr=subprocess.STDOUT,
+      )
   except OSError as error:
     raise Mistake(f'{command[0]}: {error.strerror}') from None
 
 
-def watch(processes, grace: int) -> int:
-  """Waits for all; where one fails the others are ended `grace` seconds later. The exit code of the first that failed,
-  128 + n where signal n ended it. SIGTERM and Ctrl-C are passed on."""
-  def pass_on(signum, _):
+def watch(processes: Sequence[subprocess.Popen], grace: int) -> int:
+  """Waits for all processes; SIGTERM and Ctrl-C are passed on to them.
+
+  Args:
+    processes: what `start` returned.
+    grace: seconds after which the others are ended, once one has failed.
+
+  Returns:
+    The exit code of the first that failed, 128 + n where signal n ended it, or 0.
+  """
+
+  def pass_on(signum, _=None):
     for process in processes:
       if process.poll() is None:
         process.send_signal(signum)
 
   for signum in (signal.SIGINT, signal.SIGTERM):
     signal.signal(signum, pass_on)
-  first, until, running = 0, None, True
-  while running:
-    running = None in [process.poll() for process in processes]
-    failed = [number for number, process in enumerate(processes) if process.returncode]
-    if failed and until is None:
-      failed.sort(key=lambda number: processes[number].returncode == LOST)
-      first, until = code(processes[failed[0]]), time.monotonic() + grace
-      if len(processes) > 1 and first not in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        print(f'launch: process {failed[0]} ended with exit code {first}; the others have {grace} s', file=sys.stderr)
-    if running and until and time.monotonic() > until:
-      pass_on(signal.SIGTERM if time.monotonic() < until + 10 else signal.SIGKILL, None)
+  first_code = 0
+  deadline = None  # for the others, once one has failed
+  while True:
+    running = any([process.poll() is None for process in processes])  # polls all
+    failed = find_first_failed(processes)
+    if failed is not None and deadline is None:
+      first_code = exit_code(processes[failed])
+      deadline = time.monotonic() + grace
+      stopped = first_code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+      if len(processes) > 1 and not stopped:
+        print(
+          f'launch: process {failed} ended with exit code {first_code}; the others have {grace} s',
+          file=sys.stderr,
+        )
+    if not running:
+      return first_code
+    if deadline is not None and time.monotonic() > deadline:
+      late = time.monotonic() > deadline + 10
+      pass_on(signal.SIGKILL if late else signal.SIGTERM)
       time.sleep(1)
     time.sleep(0.1)
-  return first
 
 
-def code(process) -> int:
-  return process.returncode if process.returncode >= 0 else 128 - process.returncode
+def find_first_failed(processes: Sequence[subprocess.Popen]) -> int | None:
+  """Returns the number of a failed process, None where there is none.
+
+  One that failed by itself comes before those that ended because another one had.
+  """
+  failed = [number for number, process in enumerate(processes) if process.returncode]
+  for number in failed:
+    if processes[number].returncode != LOST:
+      return number
+  return failed[0] if failed else None
+
+
+def exit_code(process: subprocess.Popen) -> int:
+  """Returns the exit code as a shell gives it, 128 + n for signal n."""
+  if process.returncode < 0:
+    return 128 - process.returncode
+  return process.returncode
 
 
 if __name__ == '__main__':

@@ -165,7 +165,10 @@ CLUSTERS = (
 
 @pytest.fixture
 def joined(monkeypatch):
-  """join(*flags, **environment) → what jax.distributed.initialize is given beside time limits, None if not called."""
+  """join(*flags, **environment) → arguments of jax.distributed.initialize but for time limits.
+
+  None where it is not called.
+  """
 
   def join(*flags, **env):
     for name in [*os.environ]:

@@ -7,8 +7,8 @@ An orbax CheckpointManager keeps the last few steps. A step holds four items:
   data    the position in the data, one for each process
   meta    the caller's dict, versions, and shape, dtype and fingerprint of every array
 
-Orbax restores flipped bits without an error, hence fingerprints of our own. A damaged step is
-named in a warning and the step before it is restored.
+Orbax restores flipped bits without an error, hence fingerprints of our own. A
+damaged step is named in a warning and the step before it is restored.
 """
 
 from collections.abc import Iterator, Sequence
@@ -45,9 +45,9 @@ logging.getLogger('absl').addFilter(_is_not_from_orbax)
 class Checkpoints:
   """The checkpoints of one run, in one directory, of which the newest `keep` steps stay.
 
-  Every leaf of a state must be a global `jax.Array` (typed and raw random keys both work). With
-  several processes all of them make every call. A checkpoint that cannot be written raises
-  UserError at the next `save`, `wait` or `close`.
+  Every leaf of a state must be a global `jax.Array` (typed and raw random keys both
+  work). With several processes all of them make every call. A checkpoint that
+  cannot be written raises UserError at the next `save`, `wait` or `close`.
   """
 
   def __init__(self, directory: str | os.PathLike, keep: int = 2):
@@ -80,12 +80,13 @@ class Checkpoints:
 
     Args:
       step: a step that is not on disk yet.
-      state: a flax.struct dataclass with `trained`, which is saved as the item `params`, and
-        `frozen`, which is not saved.
-      data_state: the position in the data, the same on every process; a JSON object.
+      state: a flax.struct dataclass with `trained`, which is saved as the item
+        `params`, and `frozen`, which is not saved.
+      data_state: the position in the data, the same on every process; a JSON
+        object.
       meta: a JSON object that `restore` returns.
     """
-    self.wait()
+    self.wait()  # one save at a time: what failed before is reported now
     rest = state.replace(trained=None, frozen={})
     items = {'params': _leaves_by_name(state.trained), 'rest': _leaves_by_name(rest)}
     data = _as_json(data_state)
@@ -93,24 +94,26 @@ class Checkpoints:
       'meta': _as_json(meta),
       'data': _digest(data),
       'arrays': {item: _describe_arrays(arrays) for item, arrays in items.items()},
+      # not checked, but of use where a checkpoint cannot be read
       'versions': {'jax': jax.__version__, 'orbax': ocp.__version__},
     }
     to_write = {item: ocp.args.StandardSave(arrays) for item, arrays in items.items()}
     to_write['data'] = ocp.args.JsonSave(data)
     to_write['meta'] = ocp.args.JsonSave({'body': body, 'digest': _digest(body)})
-    self._unwritten = step
+    self._unwritten = step  # until `wait` has seen it on disk
     with self._user_errors():
+      # Without force orbax would skip steps by intervals of its own.
       self._manager.save(step, force=True, args=ocp.args.Composite(**to_write))
 
   def restore(self, abstract_state: Any) -> tuple[Any, Any, Any] | None:
     """Restores the newest good step.
 
-    Damaged steps that are newer are renamed to `damaged-STEP`, so that the run can write those
-    steps again.
+    Damaged steps that are newer are renamed to `damaged-STEP`, so that the run can
+    write those steps again.
 
     Args:
-      abstract_state: the state with a `jax.ShapeDtypeStruct` with sharding for every array, and
-        nothing frozen.
+      abstract_state: the state with a `jax.ShapeDtypeStruct` with sharding for
+        every array, and nothing frozen.
 
     Returns:
       (state, data_state, meta), or None where nothing was ever saved.
@@ -152,7 +155,7 @@ class Checkpoints:
     if hosts.is_first_process():
       for step in steps:
         target = self._directory / f'damaged-{step}'
-        if target.exists():
+        if target.exists():  # damaged before, written again, and damaged once more
           target.rmtree()
         self._path(step).rename(target)
     _is_true_everywhere(True)  # a barrier: all processes see the steps renamed
@@ -170,7 +173,10 @@ class Checkpoints:
       raise UserError(f'{self._directory}: {what} failed: {_one_line(error)}') from error
 
 
-def restore_params(directory: str | os.PathLike, abstract_params: Params) -> Params:
+def restore_params(
+  directory: str | os.PathLike,
+  abstract_params: Params,
+) -> Params:
   """Restores the parameters alone, of the newest good step, and changes no file.
 
   Args:
@@ -231,6 +237,7 @@ def _restore_newest(
       raise
     except Exception as error:  # of any kind: orbax has no errors of its own
       problem = _one_line(error)
+    # A process may see damage that others do not; all must take the same step.
     if _is_true_everywhere(problem is None):
       return restored._replace(damaged=tuple(damaged))
     damaged.append(step)
@@ -272,6 +279,7 @@ def _read(
 
   wanted = {item: _leaves_by_name(tree) for item, tree in targets.items()}
   for item, leaves in wanted.items():
+    # First, so that a checkpoint of another model is not taken for damage.
     _check_shapes(path, item, leaves, body['arrays'][item])
     _check_readable(f'{path}/{item}')
   to_read = {item: ocp.args.StandardRestore(leaves) for item, leaves in wanted.items()}
@@ -285,7 +293,12 @@ def _read(
   return _Restored(trees, texts.data, body['meta'])
 
 
-def _check_shapes(path: str, item: str, wanted: dict[str, Any], saved: dict[str, dict]) -> None:
+def _check_shapes(
+  path: str,
+  item: str,
+  wanted: dict[str, Any],
+  saved: dict[str, dict],
+) -> None:
   """Raises UserError where names, shapes or dtypes of arrays differ from those of the state."""
   expected = {name: _shape(leaf) for name, leaf in wanted.items()}
   present = {name: entry['shape'] for name, entry in saved.items()}
@@ -346,6 +359,7 @@ def _describe_arrays(arrays: dict[str, jax.Array]) -> dict[str, dict]:
     local = jax.process_count() > 1 and leaf.is_fully_addressable
     if not isinstance(leaf, jax.Array) or local:
       raise TypeError(f'{name}: expected a global jax.Array, got {type(leaf).__name__}')
+  # All arrays are on one mesh, or on one device.
   replicated = next(iter(arrays.values())).sharding
   if isinstance(replicated, jax.sharding.NamedSharding):
     replicated = jax.sharding.NamedSharding(replicated.mesh, jax.sharding.PartitionSpec())
@@ -360,12 +374,15 @@ def _describe_arrays(arrays: dict[str, jax.Array]) -> dict[str, dict]:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _fingerprints(leaves: list[jax.Array], replicated: jax.sharding.Sharding) -> jax.Array:
+def _fingerprints(
+  leaves: list[jax.Array],
+  replicated: jax.sharding.Sharding,
+) -> jax.Array:
   """Computes two sums modulo 2^32 over the bits of each array, whatever its sharding.
 
-  Any change of one element changes both sums. Each misses other changes about once in 2^32,
-  but the first is blind to some swaps (two sign bits), so the second mixes the bits (with the
-  finalizer of MurmurHash3).
+  Any change of one element changes both sums. Each misses other changes about once
+  in 2^32, but the first is blind to some swaps (two sign bits), so the second mixes
+  the bits (with the finalizer of MurmurHash3).
 
   Args:
     leaves: arrays of any shape and dtype.
@@ -415,7 +432,11 @@ def _bits(x: jax.Array) -> jax.Array:
 def _leaves_by_name(tree: Any) -> dict[str, Any]:
   """Returns the leaves of a tree by names such as layers.query."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator='.'): leaf for path, leaf in leaves}
+  named = {}
+  for path, leaf in leaves:
+    name = jax.tree_util.keystr(path, simple=True, separator='.')
+    named[name] = leaf
+  return named
 
 
 def _shape(leaf: Any) -> str:

@@ -3,8 +3,8 @@
 A run has several processes if one of these says so; the first that does is used:
   1. --coordinator=HOST:PORT --processes=N --process=I, or the environment variables
      RLHF_JAX_COORDINATOR, RLHF_JAX_PROCESSES and RLHF_JAX_PROCESS;
-  2. whatever started the process: xpk on GPUs, Open MPI, Slurm, a TPU pod, an indexed job of
-     Kubernetes.
+  2. whatever started the process: xpk on GPUs, Open MPI, Slurm, a TPU pod, an
+    indexed job of Kubernetes.
 --processes=1 makes it a run of one process, whatever started it.
 """
 
@@ -65,6 +65,8 @@ def initialize(
   arguments = _from_flags(**flags) if any(flags.values()) else _from_environment()
   if arguments is None:
     return False
+
+  # Collectives between the CPUs of several processes.
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   # The preemption service would take SIGTERM away from runtime/loop.py.
   jax.config.update('jax_enable_preemption_service', False)
@@ -87,15 +89,16 @@ def initialize(
 def exit_with_peers() -> Iterator[None]:
   """Exits with code 3 when the work inside fails because another process died.
 
-  It exits at once, with one line on stderr: the usual way out, which closes checkpoints and
-  leaves jax, would wait for all processes. A process that is only waiting is ended by jax, with
-  exit code 134, once the other has been silent for HEARTBEAT seconds.
+  It exits at once, with one line on stderr: the usual way out, which closes
+  checkpoints and leaves jax, would wait for all processes. A process that is only
+  waiting is ended by jax, with exit code 134, once the other has been silent for
+  HEARTBEAT seconds.
   """
   try:
     yield
   except (jax.errors.JaxRuntimeError, ValueError) as error:
     cause: BaseException | None = error
-    if isinstance(error, UserError):
+    if isinstance(error, UserError):  # such as that of a checkpoint that was not saved
       cause = error.__cause__
     if not _is_lost_peer(cause):
       raise
@@ -152,7 +155,7 @@ def _exit_at_once(cause: BaseException | None) -> NoReturn:
     f'command to continue from the last checkpoint ({_one_line(cause)})',
     file=sys.stderr,
   )
-  sys.stdout.flush()
+  sys.stdout.flush()  # os._exit does not
   sys.stderr.flush()
   os._exit(LOST)
 
@@ -181,7 +184,7 @@ def _from_flags(
     'coordinator_address': coordinator,
     'num_processes': count,
     'process_id': index,
-    'cluster_detection_method': 'deactivate',
+    'cluster_detection_method': 'deactivate',  # nothing is left to be found out
   }
 
 
@@ -192,30 +195,36 @@ def _from_environment() -> dict[str, Any] | None:
     The arguments; None where there is a single process.
   """
   env = os.environ
+
+  # xpk on GPUs
   if 'JAX_COORDINATOR_ADDRESS' in env and 'NODE_RANK' in env and _several('NNODES'):
-    # xpk on GPUs
     address = env['JAX_COORDINATOR_ADDRESS']
     if ':' not in address:
       address += f':{env.get("JAX_COORDINATOR_PORT", 6002)}'
     return _from_flags(address, env['NNODES'], env['NODE_RANK'])
 
+  # Open MPI
   if _several('OMPI_COMM_WORLD_SIZE'):
     return _local_devices(alone_on_host=env.get('OMPI_COMM_WORLD_LOCAL_SIZE') == '1')
 
-  # A shell within a job of Slurm has SLURM_NTASKS of the job, but SLURM_STEP_NUM_TASKS of its own.
+  # Slurm. A shell within a job has SLURM_NTASKS of the job, but
+  # SLURM_STEP_NUM_TASKS of its own.
   tasks = 'SLURM_STEP_NUM_TASKS' if 'SLURM_STEP_NUM_TASKS' in env else 'SLURM_NTASKS'
   if 'SLURM_STEP_NODELIST' in env and _several(tasks):
     arguments = _local_devices(alone_on_host=env[tasks] == env.get('SLURM_STEP_NUM_NODES'))
     return {**arguments, 'num_processes': int(env[tasks])}
 
+  # TPU pods, and slices of TPUs joined by MEGASCALE
   hosts = env.get('TPU_PROCESS_ADDRESSES') or env.get('TPU_WORKER_HOSTNAMES')
   if hosts:
     several = ',' in hosts or _several('MEGASCALE_NUM_SLICES')
     return {} if several else None
   if _has_tpu() and 'TPU_SKIP_MDS_QUERY' not in env:
-    # Only the cloud's metadata knows how many hosts there are; a group of one does no harm.
+    # Only the cloud's metadata knows how many hosts there are; a group of one does
+    # no harm.
     return {}
 
+  # Kubernetes; jax asks its API for the addresses, which needs the package
   indexed_job = 'KUBERNETES_SERVICE_HOST' in env and 'JOB_COMPLETION_INDEX' in env
   if indexed_job and importlib.util.find_spec('kubernetes'):
     return {}
@@ -236,7 +245,8 @@ def _has_tpu() -> bool:
 def _local_devices(alone_on_host: bool) -> dict[str, Any]:
   """Returns which GPUs a process of Slurm or Open MPI takes.
 
-  jax gives each process one GPU; a process that has its host to itself takes all of them.
+  jax gives each process one GPU; a process that has its host to itself takes all of
+  them.
   """
   visible = os.environ.get('CUDA_VISIBLE_DEVICES')
   gpus = visible.split(',') if visible else glob.glob('/proc/driver/nvidia/gpus/*')

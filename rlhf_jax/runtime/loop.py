@@ -1,8 +1,8 @@
 """The loop that runs every stage: restores, steps, logs, evaluates, saves and heeds signals.
 
-A stage says what a step is; nothing here knows what is trained. A run that is interrupted at
-any moment and started again ends with the same parameters, bit for bit, and the same metrics
-(but for `time/…`) as an uninterrupted one.
+A stage says what a step is; nothing here knows what is trained. A run that is
+interrupted at any moment and started again ends with the same parameters, bit for
+bit, and the same metrics (but for `time/…`) as an uninterrupted one.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,8 +34,8 @@ class LoopOptions:
   """How long a stage trains, and how often it logs, evaluates and saves."""
 
   steps: int = 1000  # updates
-  log_every: int = 10  # steps between lines of metrics.jsonl; 0 = after the last step only, as
-  # in the next two
+  # Steps between lines of metrics.jsonl; 0 = after the last step only, as in the next two.
+  log_every: int = 10
   eval_every: int = 100  # steps between evaluations; the first is of the initial model
   save_every: int = 200  # steps between checkpoints
   keep: int = 2  # the number of checkpoints that are kept, at least 1
@@ -65,16 +65,16 @@ class Training:
 
   Attributes:
     name: what the user calls it.
-    init: () → state, a flax.struct dataclass of global arrays with at least `step` ([] int32,
-      updates made), `trained` and `frozen`. It is also called before a restore, which then
-      replaces all arrays but the frozen ones.
+    init: () → state, a flax.struct dataclass of global arrays with at least `step`
+      ([] int32, updates made), `trained` and `frozen`. It is also called before a
+      restore, which then replaces all arrays but the frozen ones.
     batches: the host batches.
-    step: (state, batch) → (state, metrics); may donate the state. Metrics are finite scalars
-      by name; `tokens` counts the batch's tokens. Where the update would not be finite, the
-      state comes back as it was, `step` included.
+    step: (state, batch) → (state, metrics); may donate the state. Metrics are
+      finite scalars by name; `tokens` counts the batch's tokens. Where the update
+      would not be finite, the state comes back as it was, `step` included.
     evaluate: state → (name → float, samples as JSON objects), or None.
-    finish: state → state, applied once after the last step, before that state is evaluated
-      and saved; or None.
+    finish: state → state, applied once after the last step, before that state is
+      evaluated and saved; or None.
   """
 
   name: str
@@ -101,9 +101,10 @@ def run(
 ) -> Any:
   """Trains up to `options.steps` and returns the final state.
 
-  `directory` gets checkpoints/, metrics.jsonl, samples.jsonl, TensorBoard events and, at the
-  very end, done.json {step, seconds}: the training time over all resumes, in seconds. From a
-  directory that is done, the final state is restored and returned at once.
+  `directory` gets checkpoints/, metrics.jsonl, samples.jsonl, TensorBoard events
+  and, at the very end, done.json {step, seconds}: the training time over all
+  resumes, in seconds. From a directory that is done, the final state is restored
+  and returned at once.
 
   Args:
     training: what to train.
@@ -114,8 +115,8 @@ def run(
   Raises:
     UserError: there is nothing to train, a metric is not finite, the data ended, or
       checkpoints do not fit or cannot be written.
-    Interrupted: after SIGTERM or Ctrl-C, when the state is saved. A second Ctrl-C ends the
-      process at once.
+    Interrupted: after SIGTERM or Ctrl-C, when the state is saved. A second Ctrl-C
+      ends the process at once.
   """
   if options.steps < 1:
     raise UserError(f'{training.name}: steps: expected at least 1, got {options.steps}')
@@ -127,57 +128,36 @@ def run(
     signals = stack.enter_context(_collect_signals())
     checkpoints = checkpoint.Checkpoints(directory / 'checkpoints', options.keep)
     stack.callback(checkpoints.close)
-    stack.enter_context(hosts.exit_with_peers())  # inside, as closing waits for all processes
+    # Inside of `close`, as closing waits for all processes.
+    stack.enter_context(hosts.exit_with_peers())
     state, seconds_before = _start(training, checkpoints)
     step = int(jax.device_get(state.step))
+    # Without done.json it was killed between the last checkpoint and the end.
     if step >= options.steps and done_file.exists():
       return state
 
+    # Train.
+    if hosts.is_first_process():
+      done_file.unlink(missing_ok=True)  # steps may have been raised
     writer = metrics_lib.Writer(
       directory,
       options.tensorboard,
       options.wandb_project,
       resume_step=step or -1,  # -1 drops step 0 too, which is evaluated again
     )
-    stack.enter_context(writer)
-    progress = stack.enter_context(_Progress(training.name, step, options.steps))
+    progress = _Progress(training.name, step, options.steps)
     saver = _Saver(
+      directory=directory,
       checkpoints=checkpoints,
-      writer=writer,
+      writer=stack.enter_context(writer),
       batches=training.batches,
       meta=meta,
       began=began - seconds_before,
       data_step=step,
       data_state=training.batches.get_state(),
     )
-    if hosts.is_first_process():
-      done_file.unlink(missing_ok=True)
-    if step == 0 and options.eval_every:
-      _evaluate(training, state, step, writer, progress)
-
-    # Train.
-    signum = 0
-    while step < options.steps and not signum:
-      started = time.monotonic()
-      batch = _next_batch(training, step, options.steps)
-      state, values = training.step(state, batch)
-      metrics = _timed_metrics(values, started)
-      step += 1
-      problems = _list_non_finite(metrics)
-      if problems:
-        writer.metrics(step, metrics)
-        kept = saver.save_before(step, state)
-        raise UserError(_explain_stop(training.name, step, problems, kept, directory))
-      progress.show(step, metrics)
-      if _is_due(step, options.log_every, options.steps):
-        writer.metrics(step, metrics)
-      if step == options.steps and training.finish:
-        state = training.finish(state)
-      if _is_due(step, options.eval_every, options.steps):
-        _evaluate(training, state, step, writer, progress)
-      signum = _agree_on_signal(signals)
-      if signum or _is_due(step, options.save_every, options.steps):
-        saver.save(step, state)
+    reporter = _Reporter(training, writer, stack.enter_context(progress))
+    state, step, signum = _train(training, options, state, step, saver, reporter, signals)
 
     # End: the last checkpoint is on disk before anything says so.
     checkpoints.wait()
@@ -185,15 +165,18 @@ def run(
       done = {'step': step, 'seconds': saver.seconds()}
       files.write_text(done_file, json.dumps(done) + '\n')
     if signum:
+      name = signal.Signals(signum).name
       progress.say(
-        f'{training.name}: stopped by {signal.Signals(signum).name} at step {step}, saved; '
-        'repeat the command to continue'
+        f'{training.name}: stopped by {name} at step {step}, saved; repeat the command to continue'
       )
       raise Interrupted(signum)
     return state
 
 
-def _start(training: Training, checkpoints: checkpoint.Checkpoints) -> tuple[Any, float]:
+def _start(
+  training: Training,
+  checkpoints: checkpoint.Checkpoints,
+) -> tuple[Any, float]:
   """Returns the state and the seconds trained so far: of the last checkpoint, or new."""
   state = training.init()
   if checkpoints.latest_step() is None:
@@ -212,16 +195,69 @@ def _to_abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
+def _train(
+  training: Training,
+  options: LoopOptions,
+  state: Any,
+  step: int,
+  saver: '_Saver',
+  reporter: '_Reporter',
+  signals: list[int],
+) -> tuple[Any, int, int]:
+  """Trains until the last step or a signal, and starts to save the state after it.
+
+  Args:
+    training: what to train.
+    options: how long, and how often.
+    state: the state to start from.
+    step: the updates it has made.
+    saver: saves states.
+    reporter: logs, evaluates and shows the progress.
+    signals: gets the signals that this process receives.
+
+  Returns:
+    The state, the updates it has made, and the signal that ended the training; 0 = none.
+  """
+  if step == 0 and options.eval_every:
+    reporter.evaluate(step, state)
+  signum = 0
+  while step < options.steps and not signum:
+    started = time.monotonic()
+    batch = _next_batch(training, step, options.steps)
+    state, values = training.step(state, batch)
+    metrics = _timed_metrics(values, started)  # waits for the device
+    step += 1
+    problems = _list_non_finite(metrics)
+    if problems:
+      reporter.writer.metrics(step, metrics)  # as null; a resume drops the line
+      kept = saver.save_before(step, state)
+      raise UserError(_explain_stop(training.name, step, problems, kept, saver.directory))
+    reporter.progress.show(step, metrics)
+    if _is_due(step, options.log_every, options.steps):
+      reporter.writer.metrics(step, metrics)
+    if step == options.steps and training.finish:
+      state = training.finish(state)
+    if _is_due(step, options.eval_every, options.steps):
+      reporter.evaluate(step, state)
+    signum = _agree_on_signal(signals)
+    if signum or _is_due(step, options.save_every, options.steps):
+      saver.save(step, state)
+  return state, step, signum
+
+
 @dataclasses.dataclass
 class _Saver:
   """Saves states, each with all that a resume needs, and measures the time trained.
 
   Attributes:
-    began: the monotonic time at which the run would have begun without interruption.
+    directory: the folder of the run.
+    began: the monotonic time at which the run would have begun without
+      interruption.
     data_step: the last step at which the position in the data was asked for.
     data_state: that position.
   """
 
+  directory: Path
   checkpoints: checkpoint.Checkpoints
   writer: metrics_lib.Writer
   batches: Batches
@@ -252,7 +288,8 @@ class _Saver:
     """
     last_good = step - 1
     if int(jax.device_get(state.step)) == last_good:
-      # Going back and reading again is cheaper than asking for the position at every step.
+      # Going back and reading again is cheaper than asking for the position at
+      # every step.
       self.batches.set_state(self.data_state)
       for _ in range(last_good - self.data_step):
         next(self.batches)
@@ -272,17 +309,24 @@ def _next_batch(training: Training, step: int, steps: int) -> Any:
     ) from None
 
 
-def _timed_metrics(values: dict[str, Any], started: float) -> dict[str, float]:
+def _timed_metrics(
+  values: dict[str, Any],
+  started: float,
+) -> dict[str, float]:
   """Returns metrics as floats, with time/step and time/tokens_per_second."""
   metrics = {name: float(value) for name, value in jax.device_get(values).items()}
-  metrics['time/step'] = time.monotonic() - started  # the device is done by now
+  metrics['time/step'] = time.monotonic() - started
   if 'tokens' in metrics:
     metrics['time/tokens_per_second'] = metrics['tokens'] / metrics['time/step']
   return metrics
 
 
 def _list_non_finite(metrics: dict[str, float]) -> list[str]:
-  return [f'{name} is {value}' for name, value in metrics.items() if not math.isfinite(value)]
+  problems = []
+  for name, value in metrics.items():
+    if not math.isfinite(value):
+      problems.append(f'{name} is {value}')
+  return problems
 
 
 def _explain_stop(
@@ -308,44 +352,48 @@ def _is_due(step: int, every: int, last: int) -> bool:
   return step == last or (every > 0 and step % every == 0)
 
 
-def _evaluate(
-  training: Training,
-  state: Any,
-  step: int,
-  writer: metrics_lib.Writer,
-  progress: '_Progress',
-) -> None:
-  """Evaluates, where the stage can, and shows the result; whatever fails, training goes on."""
-  if training.evaluate is None:
-    return
-  try:
-    values, samples = training.evaluate(state)
-    metrics = {f'eval/{name}': float(value) for name, value in values.items()}
-    lines = [json.dumps(sample, ensure_ascii=False) for sample in samples]
-  except Exception as error:  # of any kind: it is the stage's own code
-    logging.warning(
-      '%s: step %d: the evaluation failed, training goes on: %s: %s',
-      training.name,
-      step,
-      type(error).__name__,
-      ' '.join(str(error).split())[:300],
-    )
-    return
-  writer.metrics(step, metrics)
-  writer.samples(step, samples)
-  shown = [f'{name} {value:.4g}' for name, value in metrics.items()]
-  if len(shown) > 5:
-    shown = [*shown[:5], '…']
-  progress.say(f'{training.name}: step {step}: ' + ', '.join(shown))
-  for line in lines[:2]:
-    progress.say(f'  {line[:400]}')
+@dataclasses.dataclass(frozen=True)
+class _Reporter:
+  """Logs, evaluates and shows what comes out."""
+
+  training: Training
+  writer: metrics_lib.Writer
+  progress: '_Progress'
+
+  def evaluate(self, step: int, state: Any) -> None:
+    """Evaluates, where the stage can; whatever fails, training goes on."""
+    if self.training.evaluate is None:
+      return
+    name = self.training.name
+    try:
+      values, samples = self.training.evaluate(state)
+      metrics = {f'eval/{key}': float(value) for key, value in values.items()}
+      lines = [json.dumps(sample, ensure_ascii=False) for sample in samples]
+    except Exception as error:  # of any kind: it is the stage's own code
+      logging.warning(
+        '%s: step %d: the evaluation failed, training goes on: %s: %s',
+        name,
+        step,
+        type(error).__name__,
+        ' '.join(str(error).split())[:300],
+      )
+      return
+    self.writer.metrics(step, metrics)
+    self.writer.samples(step, samples)
+    shown = [f'{key} {value:.4g}' for key, value in metrics.items()]
+    if len(shown) > 5:
+      shown = [*shown[:5], '…']
+    self.progress.say(f'{name}: step {step}: ' + ', '.join(shown))
+    for line in lines[:2]:  # all are in samples.jsonl
+      self.progress.say(f'  {line[:400]}')
 
 
 @contextlib.contextmanager
 def _collect_signals() -> Iterator[list[int]]:
   """Collects SIGTERM and Ctrl-C in a list; leaves with Interrupted if one came.
 
-  Python handles signals in the main thread only; in another thread the list stays empty.
+  Python handles signals in the main thread only; in another thread the list stays
+  empty.
   """
   received: list[int] = []
   if threading.current_thread() is not threading.main_thread():
@@ -359,7 +407,8 @@ def _collect_signals() -> Iterator[list[int]]:
 
   handlers = {}
   for signum in (signal.SIGTERM, signal.SIGINT):
-    handlers[signum] = signal.signal(signum, note) or signal.SIG_DFL  # None: not set in Python
+    # signal.signal returns None for a handler that was not set in Python.
+    handlers[signum] = signal.signal(signum, note) or signal.SIG_DFL
   try:
     yield received
   finally:
@@ -412,9 +461,9 @@ class _Progress:
       parts.append(f'{metrics["time/tokens_per_second"]:,.0f} tokens/s')
     if self._bar:
       self._bar.set_postfix_str(', '.join(parts), refresh=False)
-      self._bar.update()
+      self._bar.update()  # redraws a few times a second at most
       return
-    tenth = step * 10 // self._steps
+    tenth = step * 10 // self._steps  # a line whenever another tenth is done
     if tenth == (step - 1) * 10 // self._steps:
       return
     seconds_per_step = (time.monotonic() - self._began) / (step - self._first)

@@ -1,7 +1,8 @@
 """The device mesh, and the table that says along which mesh axis each array axis is sharded.
 
-Models name the axes of their parameters and activations in their own terms (vocab, embed,
-heads, …); only RULES below knows mesh axes. A mesh of one device is the same code.
+Models name the axes of their parameters and activations in their own terms (vocab,
+embed, heads, …); only RULES below knows mesh axes. A mesh of one device is the same
+code.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,13 +31,16 @@ AXES = ('data', 'fsdp', 'expert', 'context', 'tensor')  # of the mesh, outermost
 class MeshOptions:
   """How devices are arranged: the number of devices along each axis.
 
-  One axis may be -1 and takes the devices that are left. All axes together must use all devices.
+  One axis may be -1 and takes the devices that are left. All axes together must use
+  all devices.
   """
 
-  preset: str = ''  # a row of PRESETS, or auto: by the size of the models. An axis that is set
-  # to another value than the default below wins over the preset.
-  rollout_tensor: int = 0  # devices, of fsdp × tensor, over which decoding cuts heads, MLP and
-  # vocabulary; along the others it copies the parameters. 0 = as training shards them.
+  # A row of PRESETS, or auto: by the size of the models. A size that is set to another
+  # value than the default below wins over the preset.
+  preset: str = ''
+  # Devices, of fsdp × tensor, over which decoding cuts heads, MLP and vocabulary; along
+  # the others it copies the parameters. 0 = as training shards them.
+  rollout_tensor: int = 0
   data: int = -1  # rows; the axis that may cross slices
   fsdp: int = 1  # rows, and parameters
   expert: int = 1  # rows, and the experts of a mixture
@@ -46,7 +50,8 @@ class MeshOptions:
 
 DEFAULTS = defaults(MeshOptions)  # removed with the old stages
 
-# PPO with four models, Adam and float32 parameters takes 40 bytes for each parameter of one model.
+# PPO with four models, Adam and float32 parameters takes 40 bytes for each
+# parameter of one model.
 PRESETS: dict[str, dict[str, int]] = {
   'small': {},  # every device has a whole copy of the parameters
   '1b': {'fsdp': 8, 'rollout_tensor': 1},
@@ -61,15 +66,16 @@ RULES: dict[str, Any] = {
   'length': 'context',
   'keys': None,  # the positions that queries attend to: gathered from all of `context`
   'hidden': None,
-  'rows': ('data', 'expert'),  # of the output of an embedding cut along `embed`, which takes fsdp
+  # rows of the output of an embedding that is cut along `embed`, which takes fsdp
+  'rows': ('data', 'expert'),
   # parameters
-  'layers': None,
+  'layers': None,  # scanned over
   'embed': ('fsdp', 'context'),
   'experts': 'expert',
   # both
-  'vocab': 'tensor',
+  'vocab': 'tensor',  # of embedding and unembedding, and of logits
   'heads': 'tensor',
-  'kv_heads': 'tensor',
+  'kv_heads': 'tensor',  # fewer than heads: they limit the size of `tensor`
   'head_dim': None,
   'mlp': 'tensor',
 }
@@ -84,8 +90,8 @@ class Layout:
     rules: axis of an array → axes of the mesh.
     rollout_tensor: see MeshOptions.
     why: the reasons the preset `auto` gives for its choice.
-    abstract: the devices are not here, only known by their topology (a plan's); arrays are
-      then abstract.
+    abstract: the devices are not here, only known by their topology (a plan's);
+      arrays are then abstract.
   """
 
   mesh: Mesh
@@ -139,7 +145,11 @@ class Layout:
       UserError: a dimension does not divide over its mesh axes.
     """
 
-    def checked_sharding(path: Any, shape: Any, names: Names) -> NamedSharding:
+    def checked_sharding(
+      path: Any,
+      shape: Any,
+      names: Names,
+    ) -> NamedSharding:
       _check_divides(self, _dotted(path), shape.shape, names)
       return self.sharding(names)
 
@@ -148,13 +158,14 @@ class Layout:
   def constrain(self, x: jax.Array, names: Names) -> jax.Array:
     """Shards an activation as its axis names say; inside a jitted function.
 
-    A length that does not divide over the axis `context`, such as the single position of a
-    decoding step, is not sharded.
+    A length that does not divide over the axis `context`, such as the single
+    position of a decoding step, is not sharded.
     """
     context = self.mesh.shape['context']
-    divisible = [
-      None if name == 'length' and size % context else name for size, name in zip(x.shape, names)
-    ]
+    divisible: list[str | None] = []
+    for size, name in zip(x.shape, names):
+      uneven = name == 'length' and size % context
+      divisible.append(None if uneven else name)
     return jax.lax.with_sharding_constraint(x, self.sharding(divisible))
 
   def shard_map(
@@ -171,8 +182,8 @@ class Layout:
       output: the axis names of the output.
 
     Returns:
-      The mapped function; None where the positions of a row are sharded, as such a function
-      expects whole rows.
+      The mapped function; None where the positions of a row are sharded, as such a
+      function expects whole rows.
     """
     if self.mesh.shape['context'] > 1 and self.rules['length']:
       return None
@@ -181,7 +192,7 @@ class Layout:
       mesh=self.mesh,
       in_specs=tuple(self.spec(names) for names in inputs),
       out_specs=self.spec(output),
-      check_vma=False,
+      check_vma=False,  # kernels do not say along which mesh axes their outputs vary
     )
 
   def with_gathered_matrix(
@@ -197,7 +208,12 @@ class Layout:
     """Returns parameters sharded as decoding needs them, see `reshard_for_decoding`."""
     return reshard_for_decoding(self, params, axes)
 
-  def create(self, function: Callable[..., Any], shardings: Any, *arguments: Any) -> Any:
+  def create(
+    self,
+    function: Callable[..., Any],
+    shardings: Any,
+    *arguments: Any,
+  ) -> Any:
     """Computes function(*arguments), whose result is created sharded, never as a whole copy.
 
     Args:
@@ -220,8 +236,9 @@ class Layout:
     """Puts a batch on the mesh, sharded along its rows.
 
     Args:
-      batch: a tree of host arrays [B, …], the same on every process. Each device is given its
-        own rows only. Arrays that are on the whole mesh already stay as they are.
+      batch: a tree of host arrays [B, …], the same on every process. Each device is
+        given its own rows only. Arrays that are on the whole mesh already stay as
+        they are.
 
     Returns:
       The tree of global arrays [B, …].
@@ -262,8 +279,8 @@ def make_layout(
     capacity: bytes of a device's memory, where the device cannot be asked.
 
   Raises:
-    UserError: the axes do not multiply to the number of devices, or do not fit the slices or
-      rollout_tensor.
+    UserError: the axes do not multiply to the number of devices, or do not fit the
+      slices or rollout_tensor.
   """
   if options is None:
     options = MeshOptions()
@@ -280,11 +297,14 @@ def make_layout(
   return Layout(mesh, rollout_tensor=options.rollout_tensor, why=why)
 
 
-def arrange_devices(devices: Sequence[jax.Device], sizes: dict[str, int]) -> np.ndarray:
+def arrange_devices(
+  devices: Sequence[jax.Device],
+  sizes: dict[str, int],
+) -> np.ndarray:
   """Arranges devices in an array so that neighbours in it are close to each other.
 
-  The last axes lie within a slice of a TPU or a host's fast network; `data` (or `fsdp`, where
-  data does not divide) goes across slices.
+  The last axes lie within a slice of a TPU or a host's fast network; `data` (or
+  `fsdp`, where data does not divide) goes across slices.
 
   Args:
     devices: the devices of all processes.
@@ -306,6 +326,7 @@ def arrange_devices(devices: Sequence[jax.Device], sizes: dict[str, int]) -> np.
       f'config.mesh: data {sizes["data"]} or fsdp {sizes["fsdp"]} must be a multiple of the '
       f'{slices} slices'
     )
+  # Sizes across slices, and sizes within one; they multiply to the shape.
   outer = [slices if name == crossing[0] else 1 for name in sizes]
   inner = [size // parts for size, parts in zip(shape, outer)]
   return mesh_utils.create_hybrid_device_mesh(
@@ -324,16 +345,18 @@ def with_gathered_matrix(
 ) -> Any:
   """Computes function(matrix, *rows) with a sharded matrix; inside a jitted function.
 
-  Each device computes its own rows with the whole matrix, which is cut along its first axis.
-  The matrix is gathered once; its gradient is summed over a device's rows first, and then
-  scattered once. XLA by itself would do both for every chunk of the sequence.
+  Each device computes its own rows with the whole matrix, which is cut along its
+  first axis. The matrix is gathered once; its gradient is summed over a device's
+  rows first, and then scattered once. XLA by itself would do both for every chunk
+  of the sequence.
 
   Args:
     layout: the layout of training.
     function: (matrix [D, V], *rows) → a tree of arrays [n, B, T].
-    matrix: [D, V], with the axes ('embed', 'vocab'). It and its gradient are sent in the dtype
-      of the first rows.
-    *rows: arrays [n, B, T, …]; B is sharded as a batch is, T as a length is, where it divides.
+    matrix: [D, V], with the axes ('embed', 'vocab'). It and its gradient are sent
+      in the dtype of the first rows.
+    *rows: arrays [n, B, T, …]; B is sharded as a batch is, T as a length is, where
+      it divides.
   """
   dtype = rows[0].dtype
   embed = layout.rules['embed']
@@ -346,7 +369,8 @@ def with_gathered_matrix(
   row_spec = layout.spec((None, 'batch', 'length' if divides else None))
 
   def gather_copy(part: jax.Array) -> jax.Array:
-    # A copy for each device, [1, D, V] of [devices, D, V], so that each has its own gradient.
+    # A copy for each device, [1, D, V] of [devices, D, V], so that each has its own
+    # gradient.
     unreplicated = tuple(axis for axis in manual if axis not in embed)
     varying = jax.lax.pcast(part, unreplicated, to='varying')
     return _gather_rows(varying, embed, dtype)[None]
@@ -368,17 +392,17 @@ def with_gathered_matrix(
     mesh=layout.mesh,
     in_specs=(PartitionSpec(manual), *(row_spec for _ in rows)),
     out_specs=row_spec,
-    axis_names=frozenset(manual),
+    axis_names=frozenset(manual),  # along the vocabulary XLA goes on sharding
   )(copies, *rows)
 
 
 def decoding_layout(layout: Layout) -> Layout:
   """Returns the layout in which responses are decoded.
 
-  Rows are sharded over `context` too, as a decoding step has a single position, and parameters
-  as `rollout_tensor` says: `fsdp` is split into fsdp × wide, and heads, MLP and vocabulary are
-  cut over tensor × wide. The devices and their order are those of training, so that both
-  layouts may meet in one compiled program.
+  Rows are sharded over `context` too, as a decoding step has a single position, and
+  parameters as `rollout_tensor` says: `fsdp` is split into fsdp × wide, and heads,
+  MLP and vocabulary are cut over tensor × wide. The devices and their order are
+  those of training, so that both layouts may meet in one compiled program.
   """
   rules = {**layout.rules, 'batch': (*layout.rules['batch'], 'context'), 'length': None}
   if not layout.rollout_tensor:
@@ -391,14 +415,18 @@ def decoding_layout(layout: Layout) -> Layout:
       sizes['wide'] = wide
     else:
       sizes[name] = size
-  rules['embed'] = None
+  rules['embed'] = None  # replicated along what is left of `fsdp`
   for name in _tensor_axes():
     rules[name] = ('tensor', 'wide')
   devices = layout.mesh.devices.reshape(tuple(sizes.values()))
   return Layout(_make_mesh(devices, tuple(sizes)), rules)
 
 
-def reshard_for_decoding(layout: Layout, params: Params, axes: Axes) -> Params:
+def reshard_for_decoding(
+  layout: Layout,
+  params: Params,
+  axes: Axes,
+) -> Params:
   """Returns parameters sharded as decoding needs them; inside a jitted function.
 
   Args:
@@ -409,7 +437,8 @@ def reshard_for_decoding(layout: Layout, params: Params, axes: Axes) -> Params:
   if not layout.rollout_tensor:
     return params
   decoding = decoding_layout(layout)
-  # XLA does each of these three steps without a whole copy of the parameters, but not all at once.
+  # XLA does each of these three steps without a whole copy of the parameters, but
+  # not all at once.
   steps: tuple[dict[str, Any], ...] = (
     {**_tensor_axes(), 'embed': ('fsdp', 'wide', 'context')},  # as training shards them
     {'embed': ('fsdp', 'context')},  # heads cut further
@@ -434,8 +463,14 @@ def _gather_rows_forward(part, axes, dtype):
 
 
 def _gather_rows_backward(axes, dtype, _, gradient):
-  parts = jax.lax.psum_scatter(gradient.astype(dtype), axes, scatter_dimension=0, tiled=True)
-  # Without the barrier XLA sums whole gradients over micro-batches, and scatters afterwards.
+  parts = jax.lax.psum_scatter(
+    gradient.astype(dtype),
+    axes,
+    scatter_dimension=0,
+    tiled=True,
+  )
+  # Without the barrier XLA sums whole gradients over micro-batches, and scatters
+  # afterwards.
   return (jax.lax.optimization_barrier(parts).astype(gradient.dtype),)
 
 
@@ -456,6 +491,7 @@ def _apply_preset(
     if need is None:
       raise UserError('config.mesh.preset: auto needs to know the models; name the axes here')
     here = devices[0].process_index
+    # All processes have the same number of devices.
     local = sum(device.process_index == here for device in devices)
     memory = capacity or device_memory(devices[0])
     sizes, why = choose_mesh(need, len(devices), local, memory)
@@ -476,19 +512,23 @@ def _apply_preset(
 def _axis_sizes(options: MeshOptions, devices: int) -> dict[str, int]:
   """Returns the size of each axis, the free one computed; they multiply to `devices`."""
   sizes = {name: getattr(options, name) for name in AXES}
-  text = ' × '.join(f'{name} {size}' for name, size in sizes.items() if name == 'data' or size != 1)
+  shown = {name: size for name, size in sizes.items() if name == 'data' or size != 1}
+  text = ' × '.join(f'{name} {size}' for name, size in shown.items())
   free = [name for name, size in sizes.items() if size == -1]
   fixed = [size for size in sizes.values() if size != -1]
   if len(free) > 1 or any(size < 1 for size in fixed):
     raise UserError(f'config.mesh: {text}: sizes must be positive, one of them may be -1')
   if free:
-    sizes[free[0]] = devices // math.prod(fixed)
+    sizes[free[0]] = devices // math.prod(fixed)  # a remainder is refused below
   if math.prod(sizes.values()) != devices:
     raise UserError(f'config.mesh: {text} does not fit {devices} device(s)')
   return sizes
 
 
-def _check_rollout_tensor(rollout_tensor: int, sizes: dict[str, int]) -> None:
+def _check_rollout_tensor(
+  rollout_tensor: int,
+  sizes: dict[str, int],
+) -> None:
   """Raises UserError where decoding cannot cut parameters over so many devices."""
   if not rollout_tensor:
     return
@@ -511,7 +551,12 @@ def _tensor_axes() -> dict[str, str]:
   return {name: axis for name, axis in RULES.items() if axis == 'tensor'}
 
 
-def _check_divides(layout: Layout, parameter: str, shape: Sequence[int], names: Names) -> None:
+def _check_divides(
+  layout: Layout,
+  parameter: str,
+  shape: Sequence[int],
+  names: Names,
+) -> None:
   """Raises UserError where a dimension does not divide over its mesh axes."""
   for size, name, entry in zip(shape, names, layout.spec(names)):
     ways = _ways(layout.mesh, entry)
@@ -529,7 +574,10 @@ def _place_rows(x: Any, sharding: NamedSharding) -> jax.Array:
   return jax.make_array_from_callback(np.shape(x), sharding, np.asarray(x).__getitem__)
 
 
-def _abstract_array(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+def _abstract_array(
+  shape: jax.ShapeDtypeStruct,
+  sharding: NamedSharding,
+) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
 

@@ -1,7 +1,8 @@
 """Chooses a mesh by the size of the models: the preset `auto` of the mesh.
 
-The rule: the state is cut into the fewest parts that fit half of a device's memory, as the
-other half is for activations, caches and decoding; all other devices go to `data`.
+The rule: the state is cut into the fewest parts that fit half of a device's memory,
+as the other half is for activations, caches and decoding; all other devices go to
+`data`.
 """
 
 import dataclasses
@@ -21,8 +22,8 @@ class MeshNeed:
   Attributes:
     parameters: the number of parameters of the largest model.
     state: bytes of all models of the heaviest stage, with gradients and optimizer.
-    decoded: bytes of the largest model in the dtype it computes in; 0 = decoding cannot shard
-      it otherwise than training does.
+    decoded: bytes of the largest model in the dtype it computes in; 0 = decoding
+      cannot shard it otherwise than training does.
     rows: a number that divides the rows which are computed at once, in every stage.
     width: what the axis `fsdp` must divide.
     heads: what the axis `tensor` must divide.
@@ -44,9 +45,9 @@ def choose_mesh(
 ) -> tuple[dict[str, int], str]:
   """Chooses the sizes of a mesh by what the models need.
 
-  `tensor` is more than 1 only where there are more devices than rows, and stays within a
-  process. Decoding spreads parameters over the fewest devices that hold them in a quarter of
-  their memory, or over as many as it can.
+  `tensor` is more than 1 only where there are more devices than rows, and stays
+  within a process. Decoding spreads parameters over the fewest devices that hold
+  them in a quarter of their memory, or over as many as it can.
 
   Args:
     need: what the run needs.
@@ -55,11 +56,13 @@ def choose_mesh(
     memory: bytes of one device.
 
   Returns:
-    The sizes {data, fsdp, tensor, rollout_tensor}, and one line that gives the reasons.
+    The sizes {data, fsdp, tensor, rollout_tensor}, and one line that gives the
+    reasons.
 
   Raises:
     UserError: there are fewer rows than devices, and heads cannot be cut either.
   """
+  # In this order, as each size depends on those before it.
   tensor = _choose_tensor(need, devices, local)
   fsdp = _choose_fsdp(need, devices // tensor, tensor, memory)
   rollout_tensor = _choose_rollout_tensor(need, fsdp, tensor, memory)
@@ -85,7 +88,7 @@ def device_memory(device: jax.Device) -> float:
 
 def _choose_tensor(need: MeshNeed, devices: int, local: int) -> int:
   """Returns the smallest size of `tensor` with which rows divide over the other devices."""
-  for tensor in _divisors(local):
+  for tensor in _divisors(local):  # within a process, where the network is fast
     if need.heads % tensor or devices % tensor:
       continue
     if need.rows % (devices // tensor) == 0:
@@ -96,16 +99,26 @@ def _choose_tensor(need: MeshNeed, devices: int, local: int) -> int:
   )
 
 
-def _choose_fsdp(need: MeshNeed, devices: int, tensor: int, memory: float) -> int:
+def _choose_fsdp(
+  need: MeshNeed,
+  devices: int,
+  tensor: int,
+  memory: float,
+) -> int:
   """Returns the smallest size of `fsdp` with which the state fits, or the largest there is."""
   candidates = [size for size in _divisors(devices) if need.width % size == 0]
   for fsdp in candidates:
     if need.state / (fsdp * tensor) <= memory / 2:
       return fsdp
-  return candidates[-1]
+  return candidates[-1]  # it may not fit; the explanation warns of that
 
 
-def _choose_rollout_tensor(need: MeshNeed, fsdp: int, tensor: int, memory: float) -> int:
+def _choose_rollout_tensor(
+  need: MeshNeed,
+  fsdp: int,
+  tensor: int,
+  memory: float,
+) -> int:
   """Returns over how many devices decoding cuts parameters; 0 = as training does."""
   if fsdp == 1 or not need.decoded:
     return 0
@@ -113,6 +126,7 @@ def _choose_rollout_tensor(need: MeshNeed, fsdp: int, tensor: int, memory: float
   candidates = []
   for ways in _divisors(fsdp * tensor):
     divides = ways % tensor == 0 and need.heads % ways == 0
+    # The state stays where it is while responses are decoded.
     if divides and need.decoded / ways + state_share <= 0.9 * memory:
       candidates.append(ways)
   for ways in candidates:
@@ -121,7 +135,12 @@ def _choose_rollout_tensor(need: MeshNeed, fsdp: int, tensor: int, memory: float
   return max(candidates, default=0)
 
 
-def _explain(need: MeshNeed, sizes: dict[str, int], devices: int, memory: float) -> str:
+def _explain(
+  need: MeshNeed,
+  sizes: dict[str, int],
+  devices: int,
+  memory: float,
+) -> str:
   """Returns one line: the mesh and why it was chosen."""
   share = need.state / (sizes['fsdp'] * sizes['tensor'])
   reasons = [

@@ -1,8 +1,8 @@
 """Writes what a run measures: metrics.jsonl, samples.jsonl, TensorBoard and Weights & Biases.
 
-There is one JSON object a line. A run that resumes at step n first drops what later steps
-wrote, so that the files of an interrupted run equal those of an uninterrupted one, up to the
-fields `time/…`. Only process 0 writes.
+There is one JSON object a line. A run that resumes at step n first drops what later
+steps wrote, so that the files of an interrupted run equal those of an uninterrupted
+one, up to the fields `time/…`. Only process 0 writes.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ from rlhf_jax import files
 from rlhf_jax.errors import UserError
 from rlhf_jax.runtime import hosts
 
-METRICS = 'metrics.jsonl'
-SAMPLES = 'samples.jsonl'
+METRICS = 'metrics.jsonl'  # a line for each time that something was measured
+SAMPLES = 'samples.jsonl'  # a line for each sample of an evaluation
 
 
 class Writer:
@@ -72,6 +72,7 @@ class Writer:
     """
     if not self._files:
       return
+    # JSON has no NaN, and plots are better off without.
     finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
     self._append(METRICS, {'step': step, **{name: finite.get(name) for name in values}})
     if self._board:
@@ -125,7 +126,8 @@ def _start_wandb(project: str, directory: Path) -> Any:
     raise UserError(
       f'wandb_project={project}: wandb is not installed, run: pip install wandb'
     ) from None
-  run_id = hashlib.sha256(str(directory).encode()).hexdigest()[:16]  # the same after a resume
+  # The same after a resume, so that W&B continues the same curves.
+  run_id = hashlib.sha256(str(directory).encode()).hexdigest()[:16]
   return wandb.init(project=project, dir=str(directory), id=run_id, resume='allow')
 
 
@@ -133,6 +135,7 @@ def _open_at(path: Path, step: int) -> TextIO:
   """Opens a file to append to it, after dropping the lines of steps after `step`."""
   if path.exists():
     _drop_after(path, step)
+  # A sample's text may hold half of a surrogate pair, which UTF-8 cannot.
   return path.open('a', encoding='utf-8', errors='replace')
 
 
@@ -141,6 +144,8 @@ def _drop_after(path: Path, step: int) -> None:
   kept = []
   for line in path.read_bytes().splitlines(keepends=True):
     with contextlib.suppress(ValueError, KeyError, TypeError):
+      # A line without its end would run into the next one, even if it can be
+      # parsed.
       if line.endswith(b'\n') and json.loads(line)['step'] <= step:
         kept.append(line)
   with files.replacing(path) as temporary:

@@ -27,15 +27,19 @@ class OptimizerOptions:
   eps: float = 1e-8
   weight_decay: float = 0.0  # decoupled; never applied to norms and biases
   clip_norm: float = 1.0  # global norm of the gradient; 0 = no clipping
-  moment_dtype: str = 'float32'  # of the first moment; bfloat16 halves its memory. The second
-  # moment stays float32, as updates are divided by its root.
+  # Of the first moment; bfloat16 halves its memory. The second moment stays float32, as
+  # updates are divided by its root.
+  moment_dtype: str = 'float32'
 
 
-def make_schedule(options: OptimizerOptions, updates: int) -> optax.Schedule:
+def make_schedule(
+  options: OptimizerOptions,
+  updates: int,
+) -> optax.Schedule:
   """Returns the learning rate as a function of the number of updates made.
 
-  The rate rises linearly from 0 to the peak in `warmup_steps` updates, then follows the
-  schedule down to `final_scale` × the peak.
+  The rate rises linearly from 0 to the peak in `warmup_steps` updates, then follows
+  the schedule down to `final_scale` × the peak.
 
   Args:
     options: the optimizer's settings.
@@ -58,12 +62,15 @@ def make_schedule(options: OptimizerOptions, updates: int) -> optax.Schedule:
       f'optimizer.schedule: expected one of {", ".join(SCHEDULES)}, got {options.schedule!r}'
     )
   if not warmup:
-    return decay
+    return decay  # which begins at the peak
   rise = optax.linear_schedule(0.0, peak, warmup)
   return optax.join_schedules([rise, decay], [warmup])
 
 
-def make_optimizer(options: OptimizerOptions, updates: int) -> optax.GradientTransformation:
+def make_optimizer(
+  options: OptimizerOptions,
+  updates: int,
+) -> optax.GradientTransformation:
   """Returns AdamW, with global-norm clipping before it where `clip_norm` is set.
 
   Args:
@@ -71,8 +78,8 @@ def make_optimizer(options: OptimizerOptions, updates: int) -> optax.GradientTra
     updates: the number of updates in the whole run.
 
   Raises:
-    UserError: a setting is wrong, such as one by which a finite gradient could give an
-      update that is not finite.
+    UserError: a setting is wrong, such as one by which a finite gradient could give
+      an update that is not finite.
   """
   _check(options)
   adamw = optax.adamw(
@@ -84,7 +91,7 @@ def make_optimizer(options: OptimizerOptions, updates: int) -> optax.GradientTra
     mask=_decayed,
     mu_dtype=options.moment_dtype,
   )
-  if not options.clip_norm:
+  if not options.clip_norm:  # 0 would clip every gradient to nothing
     return adamw
   return optax.chain(optax.clip_by_global_norm(options.clip_norm), adamw)
 
@@ -120,6 +127,8 @@ def _check(options: OptimizerOptions) -> None:
   if options.moment_dtype not in MOMENT_DTYPES:
     expected = ' or '.join(MOMENT_DTYPES)
     raise UserError(f'optimizer.moment_dtype: expected {expected}, got {options.moment_dtype!r}')
+  # With eps 0 a gradient of 0 gives 0 / 0; with b 1 the bias correction divides by
+  # 0.
   fine = (
     math.isfinite(options.learning_rate)
     and options.eps > 0
@@ -141,6 +150,6 @@ def _decayed(params: Params) -> Any:
 
   def decays(path: Any, _: Any) -> bool:
     name = jax.tree_util.keystr(path)
-    return not ('norm' in name or 'bias' in name)
+    return not ('norm' in name or 'bias' in name)  # also of a layer within such a module
 
   return jax.tree_util.tree_map_with_path(decays, params)

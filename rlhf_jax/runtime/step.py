@@ -1,12 +1,14 @@
 """From a loss to a compiled train step.
 
-A train step is a pure function (state, batch, …) → (state, metrics). This module has the parts
-it is made of: gradients accumulated over micro-batches, an update that is skipped where it
-would not be finite, and `compile_step`, the only place where a step is jitted.
+A train step is a pure function (state, batch, …) → (state, metrics). This module
+has the parts it is made of: gradients accumulated over micro-batches, an update
+that is skipped where it would not be finite, and `compile_step`, the only place
+where a step is jitted.
 """
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
 import flax.struct
@@ -32,8 +34,8 @@ class Loss:
   Attributes:
     total: [] float32, the sum to minimise; the loss is total / weight.
     weight: [] float32, the number of terms in the sum (tokens, prompts, …).
-    means: statistics summed over the same terms and reported divided by the weight; a pair
-      (sum, weight) brings a weight of its own.
+    means: statistics summed over the same terms and reported divided by the weight;
+      a pair (sum, weight) brings a weight of its own.
     counts: statistics that are reported as they are.
   """
 
@@ -56,8 +58,8 @@ def create_train_state(
   """Returns the state before the first update; every array is created sharded.
 
   Args:
-    params: sharded parameters to train. The state takes them over: the first step donates
-      their buffers.
+    params: sharded parameters to train. The state takes them over: the first step
+      donates their buffers.
     optimizer: the optimizer, whose state is sharded as the parameters are.
     key: [] the run's root random key.
     layout: the mesh the parameters are sharded on.
@@ -71,6 +73,7 @@ def create_train_state(
     replicated,
   )
   opt_state = layout.create(optimizer.init, opt_shardings, params)
+  # The key is copied, as the first step donates it too.
   step, key = layout.create(lambda: (jnp.zeros((), jnp.int32), key), replicated)
   return TrainState(
     step=step,
@@ -91,19 +94,22 @@ def gradient_step(
 ) -> tuple[TrainState, Metrics]:
   """Makes one update of a state from the gradient of a loss: the whole step of simple stages.
 
-  Where the loss or the gradient is not finite, the state comes back unchanged, `step` included.
+  Where the loss or the gradient is not finite, the state comes back unchanged,
+  `step` included.
 
   Args:
-    loss: (params, batch, key) → Loss, with the parameters of the whole model, frozen ones too.
+    loss: (params, batch, key) → Loss, with the parameters of the whole model,
+      frozen ones too.
     optimizer: the optimizer that made `state.opt_state`.
     state: the state before the update.
     batch: a tree of arrays [B, …], B a multiple of `microbatches`.
-    microbatches: the number of parts of the batch that are computed one after the other.
+    microbatches: the number of parts of the batch that are computed one after the
+      other.
 
   Returns:
     The state after the update, and the metrics of the loss and the update.
   """
-  key = jax.random.fold_in(state.key, state.step)
+  key = jax.random.fold_in(state.key, state.step)  # the same after a resume
   frozen = state.frozen.get('params', {})
 
   def loss_of_trained(trained: Params, batch: Any, key: jax.Array) -> Loss:
@@ -123,7 +129,7 @@ def gradient_step(
     gradients,
     metrics,
   )
-  made = update_is_finite(metrics).astype(jnp.int32)
+  made = update_is_finite(metrics).astype(jnp.int32)  # 0 or 1 update
   new_state = dataclasses.replace(
     state,
     step=state.step + made,
@@ -142,7 +148,8 @@ def compute_gradients(
 ) -> tuple[Params, Metrics]:
   """Computes loss and gradient of a batch, in equal parts one after the other.
 
-  As sums are accumulated and divided once, the numbers are the same for any number of parts.
+  As sums are accumulated and divided once, the numbers are the same for any number
+  of parts.
 
   Args:
     loss: (params, batch, key) → Loss.
@@ -161,7 +168,7 @@ def compute_gradients(
   weight = jnp.maximum(value.weight, 1e-9)  # a batch in which nothing counts has loss 0
   metrics = {'loss': value.total / weight}
   for name, statistic in value.means.items():
-    if isinstance(statistic, tuple):
+    if isinstance(statistic, tuple):  # a mean over something else than the loss
       total, own_weight = statistic
       metrics[name] = total / jnp.maximum(own_weight, 1e-9)
     else:
@@ -170,7 +177,11 @@ def compute_gradients(
   return jax.tree.map(lambda g: g / weight, gradients), metrics
 
 
-def map_in_parts(function: Callable[[Any], Any], batch: Any, parts: int) -> Any:
+def map_in_parts(
+  function: Callable[[Any], Any],
+  batch: Any,
+  parts: int,
+) -> Any:
   """Computes function(batch) part by part, to save memory.
 
   Args:
@@ -196,9 +207,9 @@ def apply_update(
 ) -> tuple[Params, Any, Metrics]:
   """Makes one optimizer update; where loss or gradient is not finite, nothing changes.
 
-  The metrics say whether it did, see `update_is_finite`. The update itself is not looked at:
-  Adam's update of a finite gradient is finite, and if it were, XLA would keep all of it in
-  memory before writing any of it.
+  The metrics say whether it did, see `update_is_finite`. The update itself is not
+  checked: Adam's update of a finite gradient is finite, and with a check of it XLA
+  would hold the whole update in memory before it writes any of it.
 
   Args:
     optimizer: the optimizer.
@@ -208,18 +219,18 @@ def apply_update(
     metrics: with `loss`, as `compute_gradients` returns them.
 
   Returns:
-    Parameters, optimizer state, and metrics with norm/gradient, norm/update and norm/params
-    (of the parameters before the update).
+    Parameters, optimizer state, and metrics with norm/gradient, norm/update and
+    norm/params (of the parameters before the update).
   """
   metrics = {**metrics, 'norm/gradient': optax.tree.norm(gradients)}
   finite = update_is_finite(metrics)
 
   def keep_if_finite(new: Any, old: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    return jax.tree.map(functools.partial(jnp.where, finite), new, old)
 
   updates, new_opt_state = optimizer.update(gradients, opt_state, params)
   metrics['norm/update'] = optax.tree.norm(updates)
-  metrics['norm/params'] = optax.tree.norm(params)
+  metrics['norm/params'] = optax.tree.norm(params)  # before the update
   new_params = optax.apply_updates(params, updates)
   return (
     keep_if_finite(new_params, params),
@@ -232,7 +243,8 @@ def update_is_finite(metrics: Metrics) -> jax.Array:
   """Returns whether the update with these metrics was made: its loss and gradient are finite.
 
   Args:
-    metrics: as `apply_update` returns them, or stacked along leading axes by a scan.
+    metrics: as `apply_update` returns them, or stacked along leading axes by a
+      scan.
 
   Returns:
     A bool array of the shape of one metric.
@@ -250,8 +262,8 @@ def compile_step(
   Args:
     train_step: (state, batch, *others) → (state, metrics), a pure function.
     layout: where batches are placed.
-    donate: whether the buffers of the state are donated. Without it a state can be used
-      again after a step, at the cost of a second copy of it in memory.
+    donate: whether the buffers of the state are donated. Without it a state can be
+      used again after a step, at the cost of a second copy of it in memory.
   """
   return CompiledStep(train_step, layout, donate)
 
@@ -259,9 +271,12 @@ def compile_step(
 class CompiledStep:
   """A compiled train step, called as step(state, batch, *others) → (state, metrics).
 
-  - The state keeps its shardings; its buffers are donated, but for those of `state.frozen`.
-  - Arrays of the batch that are on the host are sharded along their rows (`Layout.place`).
-  - `others`, such as the parameters of a reference model, are passed on as they are.
+  - The state keeps its shardings; its buffers are donated, but for those of
+    `state.frozen`.
+  - Arrays of the batch that are on the host are sharded along their rows
+    (`Layout.place`).
+  - `others`, such as the parameters of a reference model, are passed on as they
+    are.
   - Metrics are replicated.
 
   It is compiled once for each structure and shape of its arguments.
@@ -276,11 +291,16 @@ class CompiledStep:
     self._train_step = train_step
     self._layout = layout
     self._donate = donate
-    # A jitted function for each structure of a state, as its output shardings, those of the
-    # state that goes in, are a tree of the same structure.
+    # A jitted function for each structure of a state, as its output shardings,
+    # those of the state that goes in, are a tree of the same structure.
     self._jitted: dict[Any, Any] = {}
 
-  def __call__(self, state: Any, batch: Any, *others: Any) -> tuple[Any, Metrics]:
+  def __call__(
+    self,
+    state: Any,
+    batch: Any,
+    *others: Any,
+  ) -> tuple[Any, Metrics]:
     """Makes one step; the state that goes in must not be used afterwards, where donated.
 
     Args:
@@ -294,7 +314,12 @@ class CompiledStep:
     new_state, metrics = step(donated, frozen, self._layout.place(batch), *others)
     return new_state.replace(frozen=frozen), metrics
 
-  def lower(self, state: Any, batch: Any, *others: Any) -> jax.stages.Lowered:
+  def lower(
+    self,
+    state: Any,
+    batch: Any,
+    *others: Any,
+  ) -> jax.stages.Lowered:
     """Lowers the step for arguments of the same kind, or for abstract arrays with shardings."""
     frozen = state.frozen
     donated = state.replace(frozen={})
@@ -308,12 +333,18 @@ class CompiledStep:
       replicated = self._layout.sharding()
       self._jitted[structure] = jax.jit(
         self._step_of_parts,
-        donate_argnums=0 if self._donate else (),
+        donate_argnums=0 if self._donate else (),  # the state
         out_shardings=(state_shardings, replicated),
       )
     return self._jitted[structure]
 
-  def _step_of_parts(self, donated: Any, frozen: Any, batch: Any, *others: Any) -> Any:
+  def _step_of_parts(
+    self,
+    donated: Any,
+    frozen: Any,
+    batch: Any,
+    *others: Any,
+  ) -> Any:
     """Calls the train step; `frozen` is an argument of its own, as it is not donated."""
     state = donated.replace(frozen=frozen)
     new_state, metrics = self._train_step(state, batch, *others)
@@ -328,7 +359,11 @@ def build(
 ) -> CompiledStep:  # removed with the old stages
   """Returns the compiled train step of a loss (params, batch, key, *frozen) → Loss."""
 
-  def train_step(state: TrainState, batch: Any, *frozen: Any) -> tuple[TrainState, Metrics]:
+  def train_step(
+    state: TrainState,
+    batch: Any,
+    *frozen: Any,
+  ) -> tuple[TrainState, Metrics]:
     def loss_of_batch(params: Params, batch: Any, key: jax.Array) -> Loss:
       return loss(params, batch, key, *frozen)
 
@@ -370,6 +405,7 @@ def _accumulate(
   def add(sums: Any, part: Any) -> tuple[Any, None]:
     return jax.tree.map(jnp.add, sums, compute(*part)), None
 
+  # Sums begin at zeros of the shapes and dtypes of what is added.
   first_part = jax.tree.map(lambda x: x[0], parts)
   shapes = jax.eval_shape(compute, first_part, key)
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
@@ -390,4 +426,5 @@ def _split_rows(batch: Any, parts: int) -> Any:
 
 def _join_rows(x: jax.Array) -> jax.Array:
   """Joins [parts, B / parts, …] to [B, …]; the inverse of `_split_rows`."""
-  return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+  in_order = x.swapaxes(0, 1)  # [B / parts, parts, …]
+  return in_order.reshape(-1, *x.shape[2:])

@@ -19,19 +19,28 @@ from rlhf_jax.types import TrainState
 
 
 def _mesh(devices):
-  return jax.make_mesh((devices,), ('fsdp',), devices=jax.devices()[:devices], axis_types=(AxisType.Auto,))
+  return jax.make_mesh(
+    (devices,), ('fsdp',), devices=jax.devices()[:devices], axis_types=(AxisType.Auto,)
+  )
 
 
 def _state(devices=8, rows=1024, dtype=jnp.float32, key=None, bias='bias'):
   mesh = _mesh(devices)
-  place = lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec('fsdp' if x.ndim == 2 else None)))
-  params = {'layer': {'kernel': jax.random.normal(jax.random.key(7), (rows, 16), dtype)},
-            bias: jnp.arange(16, dtype=jnp.bfloat16)}
-  opt_state = jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(1), x.shape).astype(x.dtype),
-                           optax.adam(1e-3).init(params))
+
+  def place(x):
+    spec = {0: PartitionSpec(), 2: PartitionSpec('fsdp')}.get(x.ndim, PartitionSpec(None))
+    return jax.device_put(x, NamedSharding(mesh, spec))
+
+  params = {
+    'layer': {'kernel': jax.random.normal(jax.random.key(7), (rows, 16), dtype)},
+    bias: jnp.arange(16, dtype=jnp.bfloat16),
+  }
+  opt_state = jax.tree.map(
+    lambda x: x + jax.random.normal(jax.random.key(1), x.shape).astype(x.dtype),
+    optax.adam(1e-3).init(params),
+  )
   state = TrainState(jnp.int32(3), params, opt_state, jax.random.key(5) if key is None else key)
-  scalars = lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec())) if x.ndim == 0 else place(x)
-  return jax.tree.map(scalars, state)
+  return jax.tree.map(place, state)
 
 
 def _abstract(tree):
@@ -39,8 +48,12 @@ def _abstract(tree):
 
 
 def _bytes(tree):
-  raw = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-  return [np.asarray(raw(x)).tobytes() for x in jax.tree.leaves(tree)]
+  leaves = []
+  for x in jax.tree.leaves(tree):
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+      x = jax.random.key_data(x)
+    leaves.append(np.asarray(x).tobytes())
+  return leaves
 
 
 def _saved(directory, *steps):
@@ -54,7 +67,11 @@ def _saved(directory, *steps):
 
 
 def _biggest(directory):
-  files = (path for path in Path(directory).rglob('*') if path.is_file() and path.name != 'commit_success.txt')
+  files = (
+    path
+    for path in Path(directory).rglob('*')
+    if path.is_file() and path.name != 'commit_success.txt'
+  )
   return max(files, key=lambda path: path.stat().st_size)
 
 
@@ -62,7 +79,9 @@ def _biggest(directory):
 @pytest.mark.parametrize('key', [jax.random.key(9), jax.random.PRNGKey(9)], ids=['typed', 'raw'])
 def test_restores_bit_for_bit_onto_any_mesh(tmp_path, devices, key):
   state = _state(key=key)
-  with_signs = state.replace(trained={**state.params, 'odd': jnp.array([np.nan, -0.0, 1e-40, np.inf])})
+  with_signs = state.replace(
+    trained={**state.params, 'odd': jnp.array([np.nan, -0.0, 1e-40, np.inf])}
+  )
   saver = checkpoint.Checkpoints(tmp_path)
   saver.save(3, with_signs, {'index': 12, 'epochs': (1, 2)}, {'config': 'abc'})
   target = _state(devices, key=key)
@@ -104,7 +123,7 @@ def test_keeps_the_newest(tmp_path):
 def _invert(path):
   raw = bytearray(path.read_bytes())
   middle = len(raw) // 2
-  raw[middle:middle + 64] = bytes(255 - byte for byte in raw[middle:middle + 64])
+  raw[middle : middle + 64] = bytes(255 - byte for byte in raw[middle : middle + 64])
   path.write_bytes(raw)
 
 
@@ -141,7 +160,7 @@ def test_every_flipped_byte_of_the_parameters_is_found(tmp_path):
   file = _biggest(tmp_path / '20' / 'params')
   raw = file.read_bytes()
   for at in range(0, len(raw), len(raw) // 12):
-    file.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1:])
+    file.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
     assert _bytes(checkpoint.restore_params(tmp_path, _abstract(_state().params))) == _bytes(good)
 
 
@@ -149,10 +168,12 @@ def test_fingerprints():
   """Independent reference in numpy; equal for any sharding, different for any swap or flip."""
   values = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
   bits = values.view(np.uint32).ravel().astype(object)
-  first = sum(int(b) * (2 * i + 1) for i, b in enumerate(bits)) % 2 ** 32
+  first = sum(int(b) * (2 * i + 1) for i, b in enumerate(bits)) % 2**32
+
   def prints(x, devices=1):
     array = jax.device_put(x, NamedSharding(_mesh(devices), PartitionSpec('fsdp')))
     return checkpoint._describe_arrays({'x': array})['x']['fingerprint']
+
   assert prints(values)[0] == first
   assert prints(values) == prints(values, 8)
   swapped = values.copy()
@@ -168,7 +189,9 @@ def test_fingerprints():
 def test_no_good_checkpoint_left(tmp_path):
   saver = _saved(tmp_path, 10)
   _invert(_biggest(tmp_path / '10' / 'params'))
-  with pytest.raises(UserError, match=r'/10: damaged checkpoint \(.*layer.kernel.*no good one is left'):
+  with pytest.raises(
+    UserError, match=r'/10: damaged checkpoint \(.*layer.kernel.*no good one is left'
+  ):
     saver.restore(_abstract(_state()))
   with pytest.raises(UserError, match='no good one is left'):
     checkpoint.restore_params(tmp_path, _abstract(_state().params))
@@ -176,12 +199,20 @@ def test_no_good_checkpoint_left(tmp_path):
   assert (tmp_path / '10').is_dir()
 
 
-@pytest.mark.parametrize('other, message', [
+@pytest.mark.parametrize(
+  'other, message',
+  [
     (dict(rows=512), r'layer.kernel expected float32\[512,16\], found float32\[1024,16\]'),
-    (dict(dtype=jnp.bfloat16), r'layer.kernel expected bfloat16\[1024,16\], found float32\[1024,16\]'),
-    (dict(bias='offset'),
-     r'bias expected nothing, found bfloat16\[16\]; offset expected bfloat16\[16\], found nothing'),
-])
+    (
+      dict(dtype=jnp.bfloat16),
+      r'layer.kernel expected bfloat16\[1024,16\], found float32\[1024,16\]',
+    ),
+    (
+      dict(bias='offset'),
+      r'bias expected nothing, found bfloat16\[16\]; offset expected bfloat16\[16\], found nothing',
+    ),
+  ],
+)
 def test_another_model_is_an_error_and_no_damage(tmp_path, caplog, other, message):
   saver = _saved(tmp_path, 10, 20)
   with pytest.raises(UserError, match=r'/20: params of another shape: ' + message):
@@ -217,7 +248,7 @@ def test_host_array_in_the_state_is_refused(tmp_path):
   saver.close()
 
 
-_FULL = '''
+_FULL = """
 import resource, sys
 sys.path.insert(0, 'tests/runtime')
 import test_checkpoint as t
@@ -230,14 +261,23 @@ for call in (lambda: (saver.save(2, t._state(), {}, {}), saver.wait()), saver.la
     print(call())
   except t.UserError as error:
     print(error)
-'''
+"""
 
 
 def test_a_write_that_fails_is_said_and_the_step_before_stays(tmp_path):
   root = Path(__file__).parents[2]
-  done = subprocess.run([sys.executable, '-c', _FULL, str(tmp_path)], cwd=root, capture_output=True, text=True,
-                        timeout=120, env={**os.environ, 'PYTHONPATH': str(root)})
+  done = subprocess.run(
+    [sys.executable, '-c', _FULL, str(tmp_path)],
+    cwd=root,
+    capture_output=True,
+    text=True,
+    timeout=120,
+    env={**os.environ, 'PYTHONPATH': str(root)},
+  )
   first, second = done.stdout.splitlines()
-  assert first.startswith(f'{tmp_path}: saving the checkpoint of step 2 failed: ') and 'File too large' in first
+  assert (
+    first.startswith(f'{tmp_path}: saving the checkpoint of step 2 failed: ')
+    and 'File too large' in first
+  )
   assert second == '1', done.stderr
   assert checkpoint.Checkpoints(tmp_path).latest_step() == 1

@@ -6,37 +6,60 @@ import numpy as np
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.runtime import mesh, mesh_choice
+from rlhf_jax.runtime import mesh
+from rlhf_jax.runtime.mesh import MeshOptions
+from rlhf_jax.runtime.mesh_choice import MeshNeed
 
 
 def layout(**axes):
-  return mesh.make_layout({**mesh.DEFAULTS, **axes})
+  return mesh.make_layout(MeshOptions(**axes))
 
 
 def test_what_is_left_goes_to_the_free_axis():
-  assert dict(layout(fsdp=2, tensor=2).mesh.shape) == {'data': 2, 'fsdp': 2, 'expert': 1, 'context': 1, 'tensor': 2}
+  assert dict(layout(fsdp=2, tensor=2).mesh.shape) == {
+    'data': 2,
+    'fsdp': 2,
+    'expert': 1,
+    'context': 1,
+    'tensor': 2,
+  }
+
+
+def test_without_options_rows_are_sharded_over_all_devices():
+  on = mesh.make_layout()
+  assert on == layout(data=8) and on.batch_shards == 8
 
 
 def test_one_device_is_the_same_code():
-  one = mesh.make_layout(mesh.DEFAULTS, jax.devices()[:1])
+  one = mesh.make_layout(devices=jax.devices()[:1])
   assert one.place(jnp.ones((3, 2))).shape == (3, 2)
 
 
 def test_each_device_is_given_its_rows_only():
   on = layout(fsdp=2, tensor=2)
   placed = on.place({'tokens': np.arange(16).reshape(8, 2)})['tokens']
-  assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 2)} and placed[5].tolist() == [10, 11]
+  assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 2)}
+  assert placed[5].tolist() == [10, 11]
   assert on.place(placed) is placed
 
 
 def test_a_length_that_does_not_divide_is_not_cut():
   on = layout(context=4)
-  spec = lambda length: jax.jit(lambda x: on.constrain(x, ('batch', 'length', 'hidden')))(
-      jnp.ones((2, length, 4))).sharding.spec
+
+  @jax.jit
+  def constrain(x):
+    return on.constrain(x, ('batch', 'length', 'hidden'))
+
+  def spec(length):
+    return constrain(jnp.ones((2, length, 4))).sharding.spec
+
   assert 'context' in spec(8) and 'context' not in spec(1)
 
 
-@pytest.mark.parametrize('axes', [dict(data=3), dict(data=4, fsdp=4), dict(data=-1, fsdp=-1), dict(data=0), dict(tensor=16)])
+@pytest.mark.parametrize(
+  'axes',
+  [dict(data=3), dict(data=4, fsdp=4), dict(data=-1, fsdp=-1), dict(data=0), dict(tensor=16)],
+)
 def test_a_mesh_that_does_not_fit_is_refused(axes):
   with pytest.raises(UserError, match='config.mesh: data'):
     layout(**axes)
@@ -45,7 +68,8 @@ def test_a_mesh_that_does_not_fit_is_refused(axes):
 def test_names_become_partitions():
   three = layout(fsdp=2, tensor=2)
   assert three.spec(('layers', 'embed', 'mlp')) == jax.P(None, ('fsdp', 'context'), 'tensor')
-  assert three.spec(('batch', 'length', 'hidden')) == jax.P(('data', 'fsdp', 'expert'), 'context', None)
+  rows = ('data', 'fsdp', 'expert')
+  assert three.spec(('batch', 'length', 'hidden')) == jax.P(rows, 'context', None)
 
 
 def test_two_axes_on_one_mesh_axis_are_refused():
@@ -55,11 +79,15 @@ def test_two_axes_on_one_mesh_axis_are_refused():
 
 def test_a_dimension_that_does_not_divide_is_named():
   with pytest.raises(UserError, match='layers.query has heads = 9, which does not divide over 2'):
-    layout(tensor=2).shardings({'layers': {'query': ('heads',)}}, {'layers': {'query': jax.ShapeDtypeStruct((9,), 'float32')}})
+    layout(tensor=2).shardings(
+      {'layers': {'query': ('heads',)}},
+      {'layers': {'query': jax.ShapeDtypeStruct((9,), 'float32')}},
+    )
 
 
 def test_description_says_each_share():
-  text = layout(fsdp=8, data=1).describe_parameters({'w': ('embed', 'mlp')}, {'w': jax.ShapeDtypeStruct((1024, 256), 'float32')})
+  shapes = {'w': jax.ShapeDtypeStruct((1024, 256), 'float32')}
+  text = layout(fsdp=8, data=1).describe_parameters({'w': ('embed', 'mlp')}, shapes)
   assert text.startswith('w ') and '0.125 MiB' in text
 
 
@@ -70,64 +98,48 @@ def test_each_device_has_its_rows_whatever_the_order_of_the_devices():
   placed = on.place(rows)
   for shard in placed.addressable_shards:
     d, f, _, _, _ = np.argwhere(mixed == shard.device)[0]
-    np.testing.assert_array_equal(shard.data, rows[4 * d + 2 * f:][:2])
+    np.testing.assert_array_equal(shard.data, rows[4 * d + 2 * f :][:2])
   np.testing.assert_array_equal(placed, rows)
 
 
 def test_decoding_cuts_rows_over_context_and_heads_over_what_training_cuts_parameters_over():
   on = layout(data=1, fsdp=4, context=2)
   assert on.decoding.spec(('batch', 'length')) == jax.P(('data', 'fsdp', 'expert', 'context'), None)
-  assert on.decoding.spec(('embed', 'mlp')) == on.spec(('embed', 'mlp')) == jax.P(('fsdp', 'context'), 'tensor')
+  unchanged = jax.P(('fsdp', 'context'), 'tensor')
+  assert on.decoding.spec(('embed', 'mlp')) == on.spec(('embed', 'mlp')) == unchanged
   on = layout(data=1, fsdp=4, tensor=2, rollout_tensor=4)
   assert dict(on.decoding.mesh.shape) == dict(data=1, fsdp=2, wide=2, expert=1, context=1, tensor=2)
   assert on.decoding.spec(('embed', 'mlp')) == jax.P(None, ('tensor', 'wide'))
   assert on.decoding.mesh.devices.ravel().tolist() == on.mesh.devices.ravel().tolist()
+  message = 'rollout_tensor: expected 0 or a multiple of tensor .2. that divides'
   for wide in (3, 1, 16):  # does not divide, cuts tensor, is more than there are
-    with pytest.raises(UserError, match='rollout_tensor: expected 0 or a multiple of tensor .2. that divides'):
+    with pytest.raises(UserError, match=message):
       layout(data=1, fsdp=4, tensor=2, rollout_tensor=wide)
 
 
 def test_presets():
-  assert dict(layout(preset='1b').mesh.shape)['fsdp'] == 8 and layout(preset='1b').rollout_tensor == 1
-  assert dict(layout(preset='1b', fsdp=4).mesh.shape)['fsdp'] == 4  # what is said holds
+  assert layout(preset='1b').mesh.shape['fsdp'] == 8
+  assert layout(preset='1b').rollout_tensor == 1
+  assert layout(preset='1b', fsdp=4).mesh.shape['fsdp'] == 4  # a size that is set wins
   with pytest.raises(UserError, match='expected auto or one of small, 1b, 8b, 70b'):
     layout(preset='2b')
   with pytest.raises(UserError, match='data -1 × fsdp 64 does not fit 8 device'):
     layout(preset='70b')
 
 
-def billions(count, rows=64, heads=8):
-  """PPO with four models of so many parameters."""
-  return mesh_choice.MeshNeed(parameters=int(count * 1e9), state=int(count * 40e9), decoded=int(count * 4e9), rows=rows, width=4096,
-                   heads=heads)
-
-
-@pytest.mark.parametrize('need,devices,local,memory,sizes', [
-    (billions(0.1), 8, 8, 80e9, dict(data=8, fsdp=1, tensor=1, rollout_tensor=0)),  # 4 GB
-    (billions(1, rows=256), 256, 4, 16e9, dict(data=32, fsdp=8, tensor=1, rollout_tensor=1)),  # 5 GB each, decoding 4
-    (billions(8, rows=256), 64, 4, 95e9, dict(data=8, fsdp=8, tensor=1, rollout_tensor=2)),  # 40 GB each, decoding 16
-    (billions(1, rows=4), 8, 8, 80e9, dict(data=4, fsdp=1, tensor=2, rollout_tensor=0)),
-    (billions(70, rows=256), 128, 4, 95e9, dict(data=2, fsdp=64, tensor=1, rollout_tensor=8)),  # 44 GB, decoding 35
-    (billions(70, rows=256), 256, 4, 16e9, dict(data=1, fsdp=256, tensor=1, rollout_tensor=0)),  # 280 GB do not fit in 8
-])
-def test_auto_takes_the_fewest_parts_that_fit(need, devices, local, memory, sizes):
-  assert mesh_choice.choose_mesh(need, devices, local, memory)[0] == sizes
-
-
-def test_auto_says_why():
-  _, why = mesh_choice.choose_mesh(billions(8, rows=8), 8, 8, 80 * 2**30)
-  assert why == ('mesh: data 1 × fsdp 8 × tensor 1, rollout_tensor 2: 8 billion parameters with all models and optimizers '
-                 'take 298 GiB, 37.3 on each device of 80; decoding holds 14.9 GiB of parameters on each')
-  assert 'expect it to run out of memory' in mesh_choice.choose_mesh(billions(70), 8, 8, 80e9)[1]
-  with pytest.raises(UserError, match='3 rows and 2 heads do not divide over 8 devices; change batch_size'):
-    mesh_choice.choose_mesh(billions(1, rows=3, heads=2), 8, 8, 80e9)
+def test_the_preset_auto_asks_what_the_run_needs():
   with pytest.raises(UserError, match='preset: auto needs to know the models'):
     layout(preset='auto')
+  need = MeshNeed(parameters=10, state=400, decoded=40, rows=8, width=8, heads=2)
+  on = mesh.make_layout(MeshOptions(preset='auto'), need=need, capacity=200)
+  assert on.mesh.shape['fsdp'] == 4 and on.mesh.shape['data'] == 2
+  assert on.why.startswith('mesh: data 2 × fsdp 4 × tensor 1')
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
   """A device of a TPU of several slices."""
+
   id: int
   process_index: int
   slice_index: int
@@ -146,5 +158,6 @@ def test_the_first_axis_crosses_slices(sizes, across):
 
 
 def test_slices_that_nothing_divides_over_are_refused():
+  chips = [Chip(i, i, i // 2) for i in range(4)]
   with pytest.raises(UserError, match='data 1 or fsdp 1 must be a multiple of the 2 slices'):
-    mesh.arrange_devices([Chip(i, i, i // 2) for i in range(4)], dict(zip(mesh.AXES, (1, 1, 1, 1, 4))))
+    mesh.arrange_devices(chips, dict(zip(mesh.AXES, (1, 1, 1, 1, 4))))

@@ -20,18 +20,26 @@ def test_lines(tmp_path):
     writer.samples(1, [{'prompt': 'a\nb', 'response': 'é'}, {'prompt': 'c', 'response': ''}])
     # on disk before it closes
     assert _lines(tmp_path / 'new/metrics.jsonl') == [{'step': 1, 'loss': 0.5, 'accuracy': None}]
-  assert _lines(tmp_path / 'new/samples.jsonl') == [{'step': 1, 'prompt': 'a\nb', 'response': 'é'},
-                                                    {'step': 1, 'prompt': 'c', 'response': ''}]
+  assert _lines(tmp_path / 'new/samples.jsonl') == [
+    {'step': 1, 'prompt': 'a\nb', 'response': 'é'},
+    {'step': 1, 'prompt': 'c', 'response': ''},
+  ]
 
 
 def test_resume_drops_later_lines_and_a_torn_one(tmp_path):
-  (tmp_path / 'metrics.jsonl').write_text('{"step": 10, "loss": 3}\n{"step": 10, "eval/loss": 2}\n'
-                                          '{"step": 20, "loss": 1}\n{"step": 3')
-  (tmp_path / 'samples.jsonl').write_text('{"step": 10, "response": "a"}\n{"step": 11, "response": "b"}\n')
+  (tmp_path / 'metrics.jsonl').write_text(
+    '{"step": 10, "loss": 3}\n{"step": 10, "eval/loss": 2}\n{"step": 20, "loss": 1}\n{"step": 3'
+  )
+  (tmp_path / 'samples.jsonl').write_text(
+    '{"step": 10, "response": "a"}\n{"step": 11, "response": "b"}\n'
+  )
   with metrics.Writer(tmp_path, tensorboard=False, resume_step=10) as writer:
     writer.metrics(20, {'loss': 1.5})
-  assert _lines(tmp_path / 'metrics.jsonl') == [{'step': 10, 'loss': 3}, {'step': 10, 'eval/loss': 2},
-                                                {'step': 20, 'loss': 1.5}]
+  assert _lines(tmp_path / 'metrics.jsonl') == [
+    {'step': 10, 'loss': 3},
+    {'step': 10, 'eval/loss': 2},
+    {'step': 20, 'loss': 1.5},
+  ]
   assert _lines(tmp_path / 'samples.jsonl') == [{'step': 10, 'response': 'a'}]
   metrics.Writer(tmp_path, tensorboard=False).close()
   assert (tmp_path / 'metrics.jsonl').read_text() == ''
@@ -44,15 +52,17 @@ def test_tensorboard_holds_the_same_values(tmp_path):
   raw, found = path.read_bytes(), {}
   while raw:  # a record: length (8 bytes), checksum (4), event, checksum (4)
     size = int.from_bytes(raw[:8], 'little')
-    event = event_pb2.Event.FromString(raw[12:12 + size])
+    event = event_pb2.Event.FromString(raw[12 : 12 + size])
     found |= {(event.step, value.tag): value.simple_value for value in event.summary.value}
-    raw = raw[16 + size:]
+    raw = raw[16 + size :]
   assert found == {(7, 'loss'): 0.25, (7, 'norm/gradient'): 2.0}
 
 
 @pytest.mark.skipif(importlib.util.find_spec('wandb') is not None, reason='wandb is installed')
 def test_wandb_asked_for_and_missing(tmp_path):
-  with pytest.raises(UserError, match='wandb_project=mine: wandb is not installed, run: pip install wandb'):
+  with pytest.raises(
+    UserError, match='wandb_project=mine: wandb is not installed, run: pip install wandb'
+  ):
     metrics.Writer(tmp_path, wandb_project='mine')
 
 
