@@ -135,3 +135,18 @@ def _number(name, text, least) -> int:
 def _line(error) -> str:
   text = ' '.join(str(error).split())
   return f'{type(error).__name__}: {text if len(text) <= 300 else text[:300] + " …"}'
+
+
+def is_first_process() -> bool:
+  """Tells whether this is the process that writes the files of a run."""
+  return jax.process_index() == 0
+
+
+def to_host(tree):
+  """Gathers a tree of global arrays as numpy arrays on every process.
+
+  All processes must call this together where there are several.
+  """
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  return multihost_utils.process_allgather(tree, tiled=True)
