@@ -7,8 +7,9 @@ hf_config.py reads and writes config.json with it. No file is opened here.
 Sources: the configuration and modelling files of transformers, which the tests compare with.
 """
 
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any
 
 from rlhf_jax.interop.known_keys import KnownKeys
 from rlhf_jax.interop.tensors import Tensor
@@ -38,7 +39,8 @@ class Family:
   defaults: Mapping[str, Any]  # key of config.json → what its absence means
   fixed_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of ModelConfig
 
-  # Key of config.json → the values that are computed here; others are refused, an absent key is not.
+  # Key of config.json → the values that are computed here. Others are refused, an absent key is
+  # accepted.
   only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
 
   # (values of config.json) → the kind of each layer, where the file has no `layer_types`.
@@ -69,16 +71,16 @@ class Family:
 
 
 GENERAL_KEYS = (
-    'model_type',
-    'architectures',
-    'num_local_experts',  # what transformers 5 calls num_experts
+  'model_type',
+  'architectures',
+  'num_local_experts',  # what transformers 5 calls num_experts
 )
 ROPE_KEYS = (
-    'rope_theta',  # with rope_scaling: transformers 4
-    'rope_scaling',
-    'rope_parameters',  # transformers 5
-    'original_max_position_embeddings',
-    'max_position_embeddings',
+  'rope_theta',  # with rope_scaling: transformers 4
+  'rope_scaling',
+  'rope_parameters',  # transformers 5
+  'original_max_position_embeddings',
+  'max_position_embeddings',
 )
 
 
@@ -108,150 +110,150 @@ def _replace_rows(table: tuple[Tensor, ...], *rows: Tensor) -> tuple[Tensor, ...
 
 
 LLAMA = (
-    Tensor('embedding', 'vd', 'model.embed_tokens.weight', 'v,d'),
-    _layer('attention_norm', 'd', 'input_layernorm.weight', 'd'),
-    _layer('query', 'dhc', 'self_attn.q_proj.weight', 'hc,d'),
-    _layer('key', 'dnc', 'self_attn.k_proj.weight', 'nc,d'),
-    _layer('value', 'dnc', 'self_attn.v_proj.weight', 'nc,d'),
-    _layer('output', 'hcd', 'self_attn.o_proj.weight', 'd,hc'),
-    _layer('query_bias', 'hc', 'self_attn.q_proj.bias', 'hc'),
-    _layer('key_bias', 'nc', 'self_attn.k_proj.bias', 'nc'),
-    _layer('value_bias', 'nc', 'self_attn.v_proj.bias', 'nc'),
-    _layer('output_bias', 'd', 'self_attn.o_proj.bias', 'd'),
-    # Llama names this norm after what it follows; it is the norm before the MLP.
-    _layer('mlp_norm', 'd', 'post_attention_layernorm.weight', 'd'),
-    _layer('gate', 'df', 'mlp.gate_proj.weight', 'f,d'),
-    _layer('up', 'df', 'mlp.up_proj.weight', 'f,d'),
-    _layer('down', 'fd', 'mlp.down_proj.weight', 'd,f'),
-    _layer('gate_bias', 'f', 'mlp.gate_proj.bias', 'f'),
-    _layer('up_bias', 'f', 'mlp.up_proj.bias', 'f'),
-    _layer('down_bias', 'd', 'mlp.down_proj.bias', 'd'),
-    Tensor('norm', 'd', 'model.norm.weight', 'd'),
-    Tensor('unembedding', 'dv', 'lm_head.weight', 'v,d'),
-    Tensor('score.kernel', 'd', 'score.weight', ',d'),  # a classifier with one label: [1, D]
+  Tensor('embedding', 'vd', 'model.embed_tokens.weight', 'v,d'),
+  _layer('attention_norm', 'd', 'input_layernorm.weight', 'd'),
+  _layer('query', 'dhc', 'self_attn.q_proj.weight', 'hc,d'),
+  _layer('key', 'dnc', 'self_attn.k_proj.weight', 'nc,d'),
+  _layer('value', 'dnc', 'self_attn.v_proj.weight', 'nc,d'),
+  _layer('output', 'hcd', 'self_attn.o_proj.weight', 'd,hc'),
+  _layer('query_bias', 'hc', 'self_attn.q_proj.bias', 'hc'),
+  _layer('key_bias', 'nc', 'self_attn.k_proj.bias', 'nc'),
+  _layer('value_bias', 'nc', 'self_attn.v_proj.bias', 'nc'),
+  _layer('output_bias', 'd', 'self_attn.o_proj.bias', 'd'),
+  # Llama names this norm after what it follows; it is the norm before the MLP.
+  _layer('mlp_norm', 'd', 'post_attention_layernorm.weight', 'd'),
+  _layer('gate', 'df', 'mlp.gate_proj.weight', 'f,d'),
+  _layer('up', 'df', 'mlp.up_proj.weight', 'f,d'),
+  _layer('down', 'fd', 'mlp.down_proj.weight', 'd,f'),
+  _layer('gate_bias', 'f', 'mlp.gate_proj.bias', 'f'),
+  _layer('up_bias', 'f', 'mlp.up_proj.bias', 'f'),
+  _layer('down_bias', 'd', 'mlp.down_proj.bias', 'd'),
+  Tensor('norm', 'd', 'model.norm.weight', 'd'),
+  Tensor('unembedding', 'dv', 'lm_head.weight', 'v,d'),
+  Tensor('score.kernel', 'd', 'score.weight', ',d'),  # a classifier with one label: [1, D]
 )
 
 # Norms of queries and keys over each head, and over all heads at once.
 QK_NORM_OF_HEAD = (
-    _layer('query_norm', 'c', 'self_attn.q_norm.weight', 'c'),
-    _layer('key_norm', 'c', 'self_attn.k_norm.weight', 'c'),
+  _layer('query_norm', 'c', 'self_attn.q_norm.weight', 'c'),
+  _layer('key_norm', 'c', 'self_attn.k_norm.weight', 'c'),
 )
 QK_NORM_OF_ALL = (
-    _layer('query_norm', 'hc', 'self_attn.q_norm.weight', 'hc'),
-    _layer('key_norm', 'nc', 'self_attn.k_norm.weight', 'nc'),
+  _layer('query_norm', 'hc', 'self_attn.q_norm.weight', 'hc'),
+  _layer('key_norm', 'nc', 'self_attn.k_norm.weight', 'nc'),
 )
 
 # Gemma has norms before and after both blocks; there `post_attention_layernorm` means just that.
 GEMMA_NORMS = (
-    _layer('attention_norm', 'd', 'input_layernorm.weight', 'd'),
-    _layer('attention_post_norm', 'd', 'post_attention_layernorm.weight', 'd'),
-    _layer('mlp_norm', 'd', 'pre_feedforward_layernorm.weight', 'd'),
-    _layer('mlp_post_norm', 'd', 'post_feedforward_layernorm.weight', 'd'),
+  _layer('attention_norm', 'd', 'input_layernorm.weight', 'd'),
+  _layer('attention_post_norm', 'd', 'post_attention_layernorm.weight', 'd'),
+  _layer('mlp_norm', 'd', 'pre_feedforward_layernorm.weight', 'd'),
+  _layer('mlp_post_norm', 'd', 'post_feedforward_layernorm.weight', 'd'),
 )
 OLMO2_NORMS = (  # only after the blocks
-    _layer('attention_post_norm', 'd', 'post_attention_layernorm.weight', 'd'),
-    _layer('mlp_post_norm', 'd', 'post_feedforward_layernorm.weight', 'd'),
+  _layer('attention_post_norm', 'd', 'post_attention_layernorm.weight', 'd'),
+  _layer('mlp_post_norm', 'd', 'post_feedforward_layernorm.weight', 'd'),
 )
 
 PHI3_FUSED = (  # queries, keys and values below each other in one tensor; gate and up likewise
-    _layer('query', 'dhc', 'self_attn.qkv_proj.weight', 'hc|nc|nc,d', part=0),
-    _layer('key', 'dnc', 'self_attn.qkv_proj.weight', 'hc|nc|nc,d', part=1),
-    _layer('value', 'dnc', 'self_attn.qkv_proj.weight', 'hc|nc|nc,d', part=2),
-    _layer('gate', 'df', 'mlp.gate_up_proj.weight', 'f|f,d', part=0),
-    _layer('up', 'df', 'mlp.gate_up_proj.weight', 'f|f,d', part=1),
+  _layer('query', 'dhc', 'self_attn.qkv_proj.weight', 'hc|nc|nc,d', part=0),
+  _layer('key', 'dnc', 'self_attn.qkv_proj.weight', 'hc|nc|nc,d', part=1),
+  _layer('value', 'dnc', 'self_attn.qkv_proj.weight', 'hc|nc|nc,d', part=2),
+  _layer('gate', 'df', 'mlp.gate_up_proj.weight', 'f|f,d', part=0),
+  _layer('up', 'df', 'mlp.gate_up_proj.weight', 'f|f,d', part=1),
 )
 
 MIXTRAL_EXPERTS = (
-    _layer('router', 'de', 'block_sparse_moe.gate.weight', 'e,d'),
-    _expert('gate', 'df', 'block_sparse_moe.experts.{}.w1.weight', 'f,d'),
-    _expert('up', 'df', 'block_sparse_moe.experts.{}.w3.weight', 'f,d'),
-    _expert('down', 'fd', 'block_sparse_moe.experts.{}.w2.weight', 'd,f'),
+  _layer('router', 'de', 'block_sparse_moe.gate.weight', 'e,d'),
+  _expert('gate', 'df', 'block_sparse_moe.experts.{}.w1.weight', 'f,d'),
+  _expert('up', 'df', 'block_sparse_moe.experts.{}.w3.weight', 'f,d'),
+  _expert('down', 'fd', 'block_sparse_moe.experts.{}.w2.weight', 'd,f'),
 )
 EXPERTS = (  # Qwen3-MoE and OLMoE
-    _layer('router', 'de', 'mlp.gate.weight', 'e,d'),
-    _expert('gate', 'df', 'mlp.experts.{}.gate_proj.weight', 'f,d'),
-    _expert('up', 'df', 'mlp.experts.{}.up_proj.weight', 'f,d'),
-    _expert('down', 'fd', 'mlp.experts.{}.down_proj.weight', 'd,f'),
+  _layer('router', 'de', 'mlp.gate.weight', 'e,d'),
+  _expert('gate', 'df', 'mlp.experts.{}.gate_proj.weight', 'f,d'),
+  _expert('up', 'df', 'mlp.experts.{}.up_proj.weight', 'f,d'),
+  _expert('down', 'fd', 'mlp.experts.{}.down_proj.weight', 'd,f'),
 )
 
 GPT2 = (  # its Conv1D keeps matrices as [inputs, outputs], the others' Linear the other way round
-    Tensor('embedding', 'vd', 'transformer.wte.weight', 'v,d'),
-    Tensor('positions', 'pd', 'transformer.wpe.weight', 'p,d'),
-    _gpt2_layer('attention_norm', 'd', 'ln_1.weight', 'd'),
-    _gpt2_layer('attention_norm_bias', 'd', 'ln_1.bias', 'd'),
-    _gpt2_layer('query', 'dhc', 'attn.c_attn.weight', 'd,hc|nc|nc', part=0),
-    _gpt2_layer('key', 'dnc', 'attn.c_attn.weight', 'd,hc|nc|nc', part=1),
-    _gpt2_layer('value', 'dnc', 'attn.c_attn.weight', 'd,hc|nc|nc', part=2),
-    _gpt2_layer('query_bias', 'hc', 'attn.c_attn.bias', 'hc|nc|nc', part=0),
-    _gpt2_layer('key_bias', 'nc', 'attn.c_attn.bias', 'hc|nc|nc', part=1),
-    _gpt2_layer('value_bias', 'nc', 'attn.c_attn.bias', 'hc|nc|nc', part=2),
-    _gpt2_layer('output', 'hcd', 'attn.c_proj.weight', 'hc,d'),
-    _gpt2_layer('output_bias', 'd', 'attn.c_proj.bias', 'd'),
-    _gpt2_layer('mlp_norm', 'd', 'ln_2.weight', 'd'),
-    _gpt2_layer('mlp_norm_bias', 'd', 'ln_2.bias', 'd'),
-    _gpt2_layer('up', 'df', 'mlp.c_fc.weight', 'd,f'),
-    _gpt2_layer('up_bias', 'f', 'mlp.c_fc.bias', 'f'),
-    _gpt2_layer('down', 'fd', 'mlp.c_proj.weight', 'f,d'),
-    _gpt2_layer('down_bias', 'd', 'mlp.c_proj.bias', 'd'),
-    Tensor('norm', 'd', 'transformer.ln_f.weight', 'd'),
-    Tensor('norm_bias', 'd', 'transformer.ln_f.bias', 'd'),
-    Tensor('unembedding', 'dv', 'lm_head.weight', 'v,d'),
-    Tensor('score.kernel', 'd', 'score.weight', ',d'),
+  Tensor('embedding', 'vd', 'transformer.wte.weight', 'v,d'),
+  Tensor('positions', 'pd', 'transformer.wpe.weight', 'p,d'),
+  _gpt2_layer('attention_norm', 'd', 'ln_1.weight', 'd'),
+  _gpt2_layer('attention_norm_bias', 'd', 'ln_1.bias', 'd'),
+  _gpt2_layer('query', 'dhc', 'attn.c_attn.weight', 'd,hc|nc|nc', part=0),
+  _gpt2_layer('key', 'dnc', 'attn.c_attn.weight', 'd,hc|nc|nc', part=1),
+  _gpt2_layer('value', 'dnc', 'attn.c_attn.weight', 'd,hc|nc|nc', part=2),
+  _gpt2_layer('query_bias', 'hc', 'attn.c_attn.bias', 'hc|nc|nc', part=0),
+  _gpt2_layer('key_bias', 'nc', 'attn.c_attn.bias', 'hc|nc|nc', part=1),
+  _gpt2_layer('value_bias', 'nc', 'attn.c_attn.bias', 'hc|nc|nc', part=2),
+  _gpt2_layer('output', 'hcd', 'attn.c_proj.weight', 'hc,d'),
+  _gpt2_layer('output_bias', 'd', 'attn.c_proj.bias', 'd'),
+  _gpt2_layer('mlp_norm', 'd', 'ln_2.weight', 'd'),
+  _gpt2_layer('mlp_norm_bias', 'd', 'ln_2.bias', 'd'),
+  _gpt2_layer('up', 'df', 'mlp.c_fc.weight', 'd,f'),
+  _gpt2_layer('up_bias', 'f', 'mlp.c_fc.bias', 'f'),
+  _gpt2_layer('down', 'fd', 'mlp.c_proj.weight', 'f,d'),
+  _gpt2_layer('down_bias', 'd', 'mlp.c_proj.bias', 'd'),
+  Tensor('norm', 'd', 'transformer.ln_f.weight', 'd'),
+  Tensor('norm_bias', 'd', 'transformer.ln_f.bias', 'd'),
+  Tensor('unembedding', 'dv', 'lm_head.weight', 'v,d'),
+  Tensor('score.kernel', 'd', 'score.weight', ',d'),
 )
 
 
 # Keys of config.json: field of ModelConfig → Hugging Face's name.
 
 KEYS = {
-    'vocab_size': 'vocab_size',
-    'embed': 'hidden_size',
-    'layers': 'num_hidden_layers',
-    'heads': 'num_attention_heads',
-    'kv_heads': 'num_key_value_heads',
-    'head_dim': 'head_dim',
-    'mlp': 'intermediate_size',
-    'norm_eps': 'rms_norm_eps',
-    'tied': 'tie_word_embeddings',
-    'max_length': 'max_position_embeddings',
-    'activation': 'hidden_act',
+  'vocab_size': 'vocab_size',
+  'embed': 'hidden_size',
+  'layers': 'num_hidden_layers',
+  'heads': 'num_attention_heads',
+  'kv_heads': 'num_key_value_heads',
+  'head_dim': 'head_dim',
+  'mlp': 'intermediate_size',
+  'norm_eps': 'rms_norm_eps',
+  'tied': 'tie_word_embeddings',
+  'max_length': 'max_position_embeddings',
+  'activation': 'hidden_act',
 }
 ATTENTION_BIAS = {  # Hugging Face has one switch for both
-    'qkv_bias': 'attention_bias',
-    'output_bias': 'attention_bias',
+  'qkv_bias': 'attention_bias',
+  'output_bias': 'attention_bias',
 }
 MLP_BIAS = {'mlp_bias': 'mlp_bias'}
 GEMMA_KEYS = {
-    **KEYS,
-    **ATTENTION_BIAS,
-    'activation': 'hidden_activation',
-    'attention_scalar': 'query_pre_attn_scalar',
-    'attention_cap': 'attn_logit_softcapping',
-    'logit_cap': 'final_logit_softcapping',
+  **KEYS,
+  **ATTENTION_BIAS,
+  'activation': 'hidden_activation',
+  'attention_scalar': 'query_pre_attn_scalar',
+  'attention_cap': 'attn_logit_softcapping',
+  'logit_cap': 'final_logit_softcapping',
 }
 ROUTING = {
-    'experts': 'num_experts',
-    'experts_per_token': 'num_experts_per_tok',
-    'renormalise': 'norm_topk_prob',
+  'experts': 'num_experts',
+  'experts_per_token': 'num_experts_per_tok',
+  'renormalise': 'norm_topk_prob',
 }
 GPT2_KEYS = {
-    'vocab_size': 'vocab_size',
-    'embed': 'n_embd',
-    'layers': 'n_layer',
-    'heads': 'n_head',
-    'mlp': 'n_inner',
-    'norm_eps': 'layer_norm_epsilon',
-    'max_length': 'n_positions',
-    'activation': 'activation_function',
-    'tied': 'tie_word_embeddings',
+  'vocab_size': 'vocab_size',
+  'embed': 'n_embd',
+  'layers': 'n_layer',
+  'heads': 'n_head',
+  'mlp': 'n_inner',
+  'norm_eps': 'layer_norm_epsilon',
+  'max_length': 'n_positions',
+  'activation': 'activation_function',
+  'tied': 'tie_word_embeddings',
 }
 
 DEFAULTS = {  # of most families; the rows below add and replace
-    'rms_norm_eps': 1e-6,
-    'rope_theta': 10000.0,
-    'tie_word_embeddings': False,
-    'hidden_act': 'silu',
-    'attention_bias': False,
-    'mlp_bias': False,
+  'rms_norm_eps': 1e-6,
+  'rope_theta': 10000.0,
+  'tie_word_embeddings': False,
+  'hidden_act': 'silu',
+  'attention_bias': False,
+  'mlp_bias': False,
 }
 # None is a key of config.json that is null, which transformers treats as absent.
 WHOLE_HEAD_TURNS = {'partial_rotary_factor': (1.0, None)}
@@ -293,294 +295,294 @@ def _local_without_rope(values: Mapping[str, Any]) -> list[str]:
 
 
 FAMILIES = {  # by `model_type` of config.json
-    'llama': Family(
-        title='Llama 2, Llama 3.x, SmolLM2',
-        causal_lm='LlamaForCausalLM',
-        classifier='LlamaForSequenceClassification',
-        tensors=LLAMA,
-        config_keys={**KEYS, **ATTENTION_BIAS, **MLP_BIAS},
-        defaults={
-            **DEFAULTS,
-            'max_position_embeddings': 2048,
-        },
-        only=WHOLE_HEAD_TURNS,
-    ),
-    'smollm3': Family(
-        title='SmolLM3',
-        causal_lm='SmolLM3ForCausalLM',
-        classifier='SmolLM3ForSequenceClassification',
-        tensors=LLAMA,
-        config_keys={
-            **KEYS,
-            **ATTENTION_BIAS,
-            **MLP_BIAS,
-            'rope_layers': 'no_rope_layers',  # in spite of its name, 1 = rotary positions
-        },
-        defaults={
-            **DEFAULTS,
-            'rope_theta': 2e6,
-            'tie_word_embeddings': True,
-            'max_position_embeddings': 32768,
-            'num_key_value_heads': 4,
-            'use_sliding_window': False,
-            'no_rope_layer_interval': 4,
-        },
-        only=WHOLE_HEAD_TURNS,
-        layer_types=_local_without_rope,
-        reads_layer_types=True,
-        needs_use_sliding_window=True,
-    ),
-    'mistral': Family(
-        title='Mistral',
-        causal_lm='MistralForCausalLM',
-        classifier='MistralForSequenceClassification',
-        tensors=LLAMA,
-        config_keys=KEYS,
-        defaults={
-            **DEFAULTS,
-            'sliding_window': 4096,
-            'num_key_value_heads': 8,
-            'max_position_embeddings': 131072,
-        },
-        only=WHOLE_HEAD_TURNS,
-        layer_types=_all_local,
-    ),
-    'qwen2': Family(
-        title='Qwen2, Qwen2.5',
-        causal_lm='Qwen2ForCausalLM',
-        classifier='Qwen2ForSequenceClassification',
-        tensors=LLAMA,
-        config_keys=KEYS,
-        defaults={
-            **DEFAULTS,
-            'max_position_embeddings': 32768,
-            'num_key_value_heads': 32,
-            'sliding_window': 4096,
-            'use_sliding_window': False,
-            'max_window_layers': 28,
-        },
-        fixed_fields={'qkv_bias': True},  # not in config.json
-        only=WHOLE_HEAD_TURNS,
-        layer_types=_late_layers_local,
-        reads_layer_types=True,
-        needs_use_sliding_window=True,
-    ),
-    'qwen3': Family(
-        title='Qwen3',
-        causal_lm='Qwen3ForCausalLM',
-        classifier='Qwen3ForSequenceClassification',
-        tensors=_replace_rows(LLAMA, *QK_NORM_OF_HEAD),
-        config_keys={**KEYS, **ATTENTION_BIAS},
-        defaults={
-            **DEFAULTS,
-            'head_dim': 128,
-            'max_position_embeddings': 32768,
-            'num_key_value_heads': 32,
-            'sliding_window': 4096,
-            'use_sliding_window': False,
-            'max_window_layers': 28,
-        },
-        fixed_fields={'qk_norm': 'head'},
-        only=WHOLE_HEAD_TURNS,
-        layer_types=_late_layers_local,
-        reads_layer_types=True,
-        needs_use_sliding_window=True,
-    ),
-    'gemma2': Family(
-        title='Gemma 2',
-        causal_lm='Gemma2ForCausalLM',
-        classifier='Gemma2ForSequenceClassification',
-        tensors=_replace_rows(LLAMA, *GEMMA_NORMS),
-        config_keys=GEMMA_KEYS,
-        defaults={
-            **DEFAULTS,
-            'tie_word_embeddings': True,
-            'head_dim': 256,
-            'num_key_value_heads': 4,
-            'sliding_window': 4096,
-            'hidden_activation': 'gelu_pytorch_tanh',
-            'query_pre_attn_scalar': 256,
-            'max_position_embeddings': 8192,
-            'attn_logit_softcapping': 50.0,
-            'final_logit_softcapping': 30.0,
-        },
-        fixed_fields={
-            'norm': 'rms_offset',  # scales are 1 + the parameter
-            'post_norm': True,
-            'embed_scale': True,
-        },
-        only={**WHOLE_HEAD_TURNS, **CAUSAL},
-        layer_types=_every_second_global,
-        reads_layer_types=True,
-    ),
-    'gemma3_text': Family(
-        title='Gemma 3 (text)',
-        causal_lm='Gemma3ForCausalLM',
-        classifier='Gemma3TextForSequenceClassification',
-        tensors=_replace_rows(LLAMA, *GEMMA_NORMS, *QK_NORM_OF_HEAD),
-        config_keys={
-            **GEMMA_KEYS,
-            'rope_local_theta': 'rope_local_base_freq',  # of layers with a window
-        },
-        defaults={
-            **DEFAULTS,
-            'tie_word_embeddings': True,
-            'head_dim': 256,
-            'num_key_value_heads': 4,
-            'sliding_window': 4096,
-            'hidden_activation': 'gelu_pytorch_tanh',
-            'query_pre_attn_scalar': 256,
-            'max_position_embeddings': 131072,
-            'rope_theta': 1e6,
-            'rope_local_base_freq': 10000.0,
-            'sliding_window_pattern': 6,
-        },
-        fixed_fields={
-            'norm': 'rms_offset',
-            'post_norm': True,
-            'embed_scale': True,
-            'qk_norm': 'head',
-        },
-        only={**WHOLE_HEAD_TURNS, **CAUSAL},
-        layer_types=_pattern_global,
-        reads_layer_types=True,
-    ),
-    'olmo2': Family(
-        title='OLMo 2',
-        causal_lm='Olmo2ForCausalLM',
-        classifier='Olmo2ForSequenceClassification',
-        tensors=_replace_rows(LLAMA, *OLMO2_NORMS, *QK_NORM_OF_ALL),
-        config_keys={**KEYS, **ATTENTION_BIAS},
-        defaults={
-            **DEFAULTS,
-            'rms_norm_eps': 1e-5,
-            'max_position_embeddings': 2048,
-        },
-        fixed_fields={
-            'pre_norm': False,
-            'post_norm': True,
-            'qk_norm': 'all',
-        },
-        only=WHOLE_HEAD_TURNS,
-    ),
-    'phi3': Family(
-        title='Phi-3, Phi-3.5-mini, Phi-4-mini',
-        causal_lm='Phi3ForCausalLM',
-        classifier='Phi3ForSequenceClassification',
-        tensors=_replace_rows(LLAMA, *PHI3_FUSED),
-        config_keys={
-            **KEYS,
-            'rope_fraction': 'partial_rotary_factor',  # Phi-4-mini turns a part of each head
-        },
-        defaults={
-            **DEFAULTS,
-            'rms_norm_eps': 1e-5,
-            'max_position_embeddings': 4096,
-            'partial_rotary_factor': 1.0,
-            'original_max_position_embeddings': 4096,
-        },
-        layer_types=_all_local,
-    ),
-    'gpt2': Family(
-        title='GPT-2',
-        causal_lm='GPT2LMHeadModel',
-        classifier='GPT2ForSequenceClassification',
-        tensors=GPT2,
-        prefix='transformer.',
-        ignored_tensors=('.attn.bias', '.attn.masked_bias'),  # the causal mask, stored as a tensor
-        config_keys=GPT2_KEYS,
-        defaults={
-            'layer_norm_epsilon': 1e-5,
-            'n_positions': 1024,
-            'activation_function': 'gelu_new',
-            'tie_word_embeddings': True,
-        },
-        fixed_fields={
-            'norm': 'layer',
-            'qkv_bias': True,
-            'output_bias': True,
-            'mlp_bias': True,
-            'gated': False,
-            'learned_positions': True,
-        },
-        only={
-            'scale_attn_weights': (True, None),
-            'scale_attn_by_inverse_layer_idx': (False, None),
-            'add_cross_attention': (False, None),
-        },
-    ),
-    'mixtral': Family(
-        title='Mixtral',
-        causal_lm='MixtralForCausalLM',
-        classifier='MixtralForSequenceClassification',
-        tensors=_replace_rows(LLAMA, *MIXTRAL_EXPERTS),
-        config_keys={  # the weights of a token's experts always sum to 1, ModelConfig's default
-            **KEYS,
-            'experts': 'num_local_experts',
-            'experts_per_token': 'num_experts_per_tok',
-        },
-        defaults={
-            **DEFAULTS,
-            'rms_norm_eps': 1e-5,
-            'rope_theta': 1e6,
-            'max_position_embeddings': 131072,
-            'num_key_value_heads': 8,
-            'num_local_experts': 8,
-            'num_experts_per_tok': 2,
-        },
-        only=WHOLE_HEAD_TURNS,
-        layer_types=_all_local,
-    ),
-    'qwen3_moe': Family(
-        title='Qwen3-MoE',
-        causal_lm='Qwen3MoeForCausalLM',
-        classifier='Qwen3MoeForSequenceClassification',
-        tensors=_replace_rows(LLAMA, *QK_NORM_OF_HEAD, *EXPERTS),
-        config_keys={
-            **KEYS,
-            **ATTENTION_BIAS,
-            **ROUTING,
-            'mlp': 'moe_intermediate_size',  # intermediate_size is that of layers without experts
-        },
-        defaults={
-            **DEFAULTS,
-            'num_key_value_heads': 4,
-            'max_position_embeddings': 32768,
-            'sliding_window': 4096,
-            'use_sliding_window': False,
-            'moe_intermediate_size': 768,
-            'num_experts': 128,
-            'num_experts_per_tok': 8,
-            'norm_topk_prob': False,
-        },
-        fixed_fields={'qk_norm': 'head'},
-        only={
-            **WHOLE_HEAD_TURNS,
-            # Experts are in every layer.
-            'decoder_sparse_step': (1, None),
-            'mlp_only_layers': ([], None),
-        },
-        layer_types=_all_local,
-        needs_use_sliding_window=True,
-    ),
-    'olmoe': Family(
-        title='OLMoE',
-        causal_lm='OlmoeForCausalLM',
-        classifier='OlmoeForSequenceClassification',
-        has_classifier=False,
-        tensors=_replace_rows(LLAMA, *QK_NORM_OF_ALL, *EXPERTS),
-        config_keys={**KEYS, **ATTENTION_BIAS, **ROUTING},
-        defaults={
-            **DEFAULTS,
-            'rms_norm_eps': 1e-5,
-            'max_position_embeddings': 4096,
-            'num_experts': 64,
-            'num_experts_per_tok': 8,
-            'norm_topk_prob': False,
-        },
-        fixed_fields={'qk_norm': 'all'},
-        only={**WHOLE_HEAD_TURNS, 'clip_qkv': (None,)},
-    ),
+  'llama': Family(
+    title='Llama 2, Llama 3.x, SmolLM2',
+    causal_lm='LlamaForCausalLM',
+    classifier='LlamaForSequenceClassification',
+    tensors=LLAMA,
+    config_keys={**KEYS, **ATTENTION_BIAS, **MLP_BIAS},
+    defaults={
+      **DEFAULTS,
+      'max_position_embeddings': 2048,
+    },
+    only=WHOLE_HEAD_TURNS,
+  ),
+  'smollm3': Family(
+    title='SmolLM3',
+    causal_lm='SmolLM3ForCausalLM',
+    classifier='SmolLM3ForSequenceClassification',
+    tensors=LLAMA,
+    config_keys={
+      **KEYS,
+      **ATTENTION_BIAS,
+      **MLP_BIAS,
+      'rope_layers': 'no_rope_layers',  # in spite of its name, 1 = rotary positions
+    },
+    defaults={
+      **DEFAULTS,
+      'rope_theta': 2e6,
+      'tie_word_embeddings': True,
+      'max_position_embeddings': 32768,
+      'num_key_value_heads': 4,
+      'use_sliding_window': False,
+      'no_rope_layer_interval': 4,
+    },
+    only=WHOLE_HEAD_TURNS,
+    layer_types=_local_without_rope,
+    reads_layer_types=True,
+    needs_use_sliding_window=True,
+  ),
+  'mistral': Family(
+    title='Mistral',
+    causal_lm='MistralForCausalLM',
+    classifier='MistralForSequenceClassification',
+    tensors=LLAMA,
+    config_keys=KEYS,
+    defaults={
+      **DEFAULTS,
+      'sliding_window': 4096,
+      'num_key_value_heads': 8,
+      'max_position_embeddings': 131072,
+    },
+    only=WHOLE_HEAD_TURNS,
+    layer_types=_all_local,
+  ),
+  'qwen2': Family(
+    title='Qwen2, Qwen2.5',
+    causal_lm='Qwen2ForCausalLM',
+    classifier='Qwen2ForSequenceClassification',
+    tensors=LLAMA,
+    config_keys=KEYS,
+    defaults={
+      **DEFAULTS,
+      'max_position_embeddings': 32768,
+      'num_key_value_heads': 32,
+      'sliding_window': 4096,
+      'use_sliding_window': False,
+      'max_window_layers': 28,
+    },
+    fixed_fields={'qkv_bias': True},  # not in config.json
+    only=WHOLE_HEAD_TURNS,
+    layer_types=_late_layers_local,
+    reads_layer_types=True,
+    needs_use_sliding_window=True,
+  ),
+  'qwen3': Family(
+    title='Qwen3',
+    causal_lm='Qwen3ForCausalLM',
+    classifier='Qwen3ForSequenceClassification',
+    tensors=_replace_rows(LLAMA, *QK_NORM_OF_HEAD),
+    config_keys={**KEYS, **ATTENTION_BIAS},
+    defaults={
+      **DEFAULTS,
+      'head_dim': 128,
+      'max_position_embeddings': 32768,
+      'num_key_value_heads': 32,
+      'sliding_window': 4096,
+      'use_sliding_window': False,
+      'max_window_layers': 28,
+    },
+    fixed_fields={'qk_norm': 'head'},
+    only=WHOLE_HEAD_TURNS,
+    layer_types=_late_layers_local,
+    reads_layer_types=True,
+    needs_use_sliding_window=True,
+  ),
+  'gemma2': Family(
+    title='Gemma 2',
+    causal_lm='Gemma2ForCausalLM',
+    classifier='Gemma2ForSequenceClassification',
+    tensors=_replace_rows(LLAMA, *GEMMA_NORMS),
+    config_keys=GEMMA_KEYS,
+    defaults={
+      **DEFAULTS,
+      'tie_word_embeddings': True,
+      'head_dim': 256,
+      'num_key_value_heads': 4,
+      'sliding_window': 4096,
+      'hidden_activation': 'gelu_pytorch_tanh',
+      'query_pre_attn_scalar': 256,
+      'max_position_embeddings': 8192,
+      'attn_logit_softcapping': 50.0,
+      'final_logit_softcapping': 30.0,
+    },
+    fixed_fields={
+      'norm': 'rms_offset',  # scales are 1 + the parameter
+      'post_norm': True,
+      'embed_scale': True,
+    },
+    only={**WHOLE_HEAD_TURNS, **CAUSAL},
+    layer_types=_every_second_global,
+    reads_layer_types=True,
+  ),
+  'gemma3_text': Family(
+    title='Gemma 3 (text)',
+    causal_lm='Gemma3ForCausalLM',
+    classifier='Gemma3TextForSequenceClassification',
+    tensors=_replace_rows(LLAMA, *GEMMA_NORMS, *QK_NORM_OF_HEAD),
+    config_keys={
+      **GEMMA_KEYS,
+      'rope_local_theta': 'rope_local_base_freq',  # of layers with a window
+    },
+    defaults={
+      **DEFAULTS,
+      'tie_word_embeddings': True,
+      'head_dim': 256,
+      'num_key_value_heads': 4,
+      'sliding_window': 4096,
+      'hidden_activation': 'gelu_pytorch_tanh',
+      'query_pre_attn_scalar': 256,
+      'max_position_embeddings': 131072,
+      'rope_theta': 1e6,
+      'rope_local_base_freq': 10000.0,
+      'sliding_window_pattern': 6,
+    },
+    fixed_fields={
+      'norm': 'rms_offset',
+      'post_norm': True,
+      'embed_scale': True,
+      'qk_norm': 'head',
+    },
+    only={**WHOLE_HEAD_TURNS, **CAUSAL},
+    layer_types=_pattern_global,
+    reads_layer_types=True,
+  ),
+  'olmo2': Family(
+    title='OLMo 2',
+    causal_lm='Olmo2ForCausalLM',
+    classifier='Olmo2ForSequenceClassification',
+    tensors=_replace_rows(LLAMA, *OLMO2_NORMS, *QK_NORM_OF_ALL),
+    config_keys={**KEYS, **ATTENTION_BIAS},
+    defaults={
+      **DEFAULTS,
+      'rms_norm_eps': 1e-5,
+      'max_position_embeddings': 2048,
+    },
+    fixed_fields={
+      'pre_norm': False,
+      'post_norm': True,
+      'qk_norm': 'all',
+    },
+    only=WHOLE_HEAD_TURNS,
+  ),
+  'phi3': Family(
+    title='Phi-3, Phi-3.5-mini, Phi-4-mini',
+    causal_lm='Phi3ForCausalLM',
+    classifier='Phi3ForSequenceClassification',
+    tensors=_replace_rows(LLAMA, *PHI3_FUSED),
+    config_keys={
+      **KEYS,
+      'rope_fraction': 'partial_rotary_factor',  # Phi-4-mini turns a part of each head
+    },
+    defaults={
+      **DEFAULTS,
+      'rms_norm_eps': 1e-5,
+      'max_position_embeddings': 4096,
+      'partial_rotary_factor': 1.0,
+      'original_max_position_embeddings': 4096,
+    },
+    layer_types=_all_local,
+  ),
+  'gpt2': Family(
+    title='GPT-2',
+    causal_lm='GPT2LMHeadModel',
+    classifier='GPT2ForSequenceClassification',
+    tensors=GPT2,
+    prefix='transformer.',
+    ignored_tensors=('.attn.bias', '.attn.masked_bias'),  # the causal mask, stored as a tensor
+    config_keys=GPT2_KEYS,
+    defaults={
+      'layer_norm_epsilon': 1e-5,
+      'n_positions': 1024,
+      'activation_function': 'gelu_new',
+      'tie_word_embeddings': True,
+    },
+    fixed_fields={
+      'norm': 'layer',
+      'qkv_bias': True,
+      'output_bias': True,
+      'mlp_bias': True,
+      'gated': False,
+      'learned_positions': True,
+    },
+    only={
+      'scale_attn_weights': (True, None),
+      'scale_attn_by_inverse_layer_idx': (False, None),
+      'add_cross_attention': (False, None),
+    },
+  ),
+  'mixtral': Family(
+    title='Mixtral',
+    causal_lm='MixtralForCausalLM',
+    classifier='MixtralForSequenceClassification',
+    tensors=_replace_rows(LLAMA, *MIXTRAL_EXPERTS),
+    config_keys={  # the weights of a token's experts always sum to 1, ModelConfig's default
+      **KEYS,
+      'experts': 'num_local_experts',
+      'experts_per_token': 'num_experts_per_tok',
+    },
+    defaults={
+      **DEFAULTS,
+      'rms_norm_eps': 1e-5,
+      'rope_theta': 1e6,
+      'max_position_embeddings': 131072,
+      'num_key_value_heads': 8,
+      'num_local_experts': 8,
+      'num_experts_per_tok': 2,
+    },
+    only=WHOLE_HEAD_TURNS,
+    layer_types=_all_local,
+  ),
+  'qwen3_moe': Family(
+    title='Qwen3-MoE',
+    causal_lm='Qwen3MoeForCausalLM',
+    classifier='Qwen3MoeForSequenceClassification',
+    tensors=_replace_rows(LLAMA, *QK_NORM_OF_HEAD, *EXPERTS),
+    config_keys={
+      **KEYS,
+      **ATTENTION_BIAS,
+      **ROUTING,
+      'mlp': 'moe_intermediate_size',  # intermediate_size is that of layers without experts
+    },
+    defaults={
+      **DEFAULTS,
+      'num_key_value_heads': 4,
+      'max_position_embeddings': 32768,
+      'sliding_window': 4096,
+      'use_sliding_window': False,
+      'moe_intermediate_size': 768,
+      'num_experts': 128,
+      'num_experts_per_tok': 8,
+      'norm_topk_prob': False,
+    },
+    fixed_fields={'qk_norm': 'head'},
+    only={
+      **WHOLE_HEAD_TURNS,
+      # Experts are in every layer.
+      'decoder_sparse_step': (1, None),
+      'mlp_only_layers': ([], None),
+    },
+    layer_types=_all_local,
+    needs_use_sliding_window=True,
+  ),
+  'olmoe': Family(
+    title='OLMoE',
+    causal_lm='OlmoeForCausalLM',
+    classifier='OlmoeForSequenceClassification',
+    has_classifier=False,
+    tensors=_replace_rows(LLAMA, *QK_NORM_OF_ALL, *EXPERTS),
+    config_keys={**KEYS, **ATTENTION_BIAS, **ROUTING},
+    defaults={
+      **DEFAULTS,
+      'rms_norm_eps': 1e-5,
+      'max_position_embeddings': 4096,
+      'num_experts': 64,
+      'num_experts_per_tok': 8,
+      'norm_topk_prob': False,
+    },
+    fixed_fields={'qk_norm': 'all'},
+    only={**WHOLE_HEAD_TURNS, 'clip_qkv': (None,)},
+  ),
 }
 
 

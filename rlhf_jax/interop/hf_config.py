@@ -5,8 +5,9 @@ of transformers 4 (rope_theta, rope_scaling) and of transformers 5 (rope_paramet
 is written can be read by both.
 """
 
+from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop.families import FAMILIES, Family, GLOBAL, LOCAL
@@ -15,11 +16,11 @@ from rlhf_jax.models import rope
 from rlhf_jax.models.model_config import check_model_config, ModelConfig
 
 ACTIVATIONS = {  # Hugging Face's name → ours
-    'silu': 'silu',
-    'swish': 'silu',
-    'gelu': 'gelu',
-    'gelu_new': 'gelu_tanh',
-    'gelu_pytorch_tanh': 'gelu_tanh',
+  'silu': 'silu',
+  'swish': 'silu',
+  'gelu': 'gelu',
+  'gelu_new': 'gelu_tanh',
+  'gelu_pytorch_tanh': 'gelu_tanh',
 }
 REQUIRED_FIELDS = ('vocab_size', 'embed', 'layers', 'heads')
 COMPUTE_FIELDS = ('dtype', 'remat', 'attention')  # how to compute, which no file says
@@ -61,15 +62,15 @@ def from_hf(values: Values, where: str = 'config.json') -> ModelConfig:
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
-  """Writes a shape as the `config.json` of its family's language model, or with a head reward model.
+  """Writes a shape as `config.json`: of its family's language model, or reward model with a head.
 
   Raises:
     UserError: the family has no such model.
   """
   family = FAMILIES[config.family]
   values: dict[str, Any] = {
-      'model_type': config.family,
-      'architectures': [family.class_name(config.head)],
+    'model_type': config.family,
+    'architectures': [family.class_name(config.head)],
   }
   for field, key in family.config_keys.items():
     values[key] = _hf_value(config, field, key)
@@ -101,7 +102,7 @@ def _is_reward_model(values: Values, family: Family, where: str) -> bool:
   architecture = (values.get('architectures') or classes)[0]
   if architecture not in classes:
     raise UserError(
-        f'{where}: architecture is {architecture!r}, expected one of {", ".join(classes)}'
+      f'{where}: architecture is {architecture!r}, expected one of {", ".join(classes)}'
     )
   return architecture == family.classifier
 
@@ -120,17 +121,17 @@ def _read_fields(values: Values, family: Family, where: str) -> dict[str, Any]:
   missing = [keys[field] for field in REQUIRED_FIELDS if values.get(keys[field]) is None]
   if missing:
     raise UserError(f'{where}: no {", ".join(missing)}')
-  stated = {field: values.get(key) for field, key in keys.items()}
+  stated: dict[str, Any] = {field: values.get(key) for field, key in keys.items()}
   if stated['activation'] not in ACTIVATIONS:
     raise UserError(
-        f'{where}: {keys["activation"]} is {stated["activation"]!r}, '
-        f'expected one of {", ".join(ACTIVATIONS)}'
+      f'{where}: {keys["activation"]} is {stated["activation"]!r}, '
+      f'expected one of {", ".join(ACTIVATIONS)}'
     )
   stated['activation'] = ACTIVATIONS[stated['activation']]
   derived = {  # where config.json is silent or null
-      'kv_heads': stated['heads'],
-      'head_dim': stated['embed'] // stated['heads'],
-      'mlp': 4 * stated['embed'],
+    'kv_heads': stated['heads'],
+    'head_dim': stated['embed'] // stated['heads'],
+    'mlp': 4 * stated['embed'],
   }
   if stated['mlp'] is None and values['model_type'] != 'gpt2':  # only GPT-2 derives it
     raise UserError(f'{where}: no {keys["mlp"]}')
@@ -188,15 +189,15 @@ def _check_rope(kind: str, local: Values, where: str) -> None:
     raise UserError(f'{where}: rotary scaling {kind!r}, expected none, {known}')
   if local.get('rope_type', 'default') != 'default':
     raise UserError(
-        f'{where}: rotary scaling {local["rope_type"]!r} of local layers, expected none'
+      f'{where}: rotary scaling {local["rope_type"]!r} of local layers, expected none'
     )
 
 
 def _read_rope_scaling(
-    kind: str,
-    scaling: Values,
-    values: Values,
-    family: Family,
+  kind: str,
+  scaling: Values,
+  values: Values,
+  family: Family,
 ) -> dict[str, Any]:
   """Reads the numbers that a scaling needs, as `ModelConfig.rope_scaling` holds them."""
   keys = (*rope.SCALINGS[kind], 'attention_factor')
@@ -257,8 +258,8 @@ def _hf_value(config: ModelConfig, field: str, key: str) -> Any:
 def _write_rope(config: ModelConfig, family: Family) -> dict[str, Any]:
   """Writes the keys about rotary positions, in the form of transformers 4."""
   values: dict[str, Any] = {
-      'rope_theta': config.rope_theta,
-      'rope_scaling': dict(config.rope_scaling) or None,
+    'rope_theta': config.rope_theta,
+    'rope_scaling': dict(config.rope_scaling) or None,
   }
   length_key = 'original_max_position_embeddings'
   if length_key in family.defaults:
@@ -291,6 +292,4 @@ def _check_round_trip(config: ModelConfig, values: Values) -> None:
     if field in COMPUTE_FIELDS:
       continue
     if value != getattr(again, field):
-      raise UserError(
-          f'model: the family {config.family!r} has no model with {field} {value!r}'
-      )
+      raise UserError(f'model: the family {config.family!r} has no model with {field} {value!r}')

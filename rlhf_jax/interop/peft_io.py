@@ -7,11 +7,12 @@ with B in blocks, which computes the same function.
 Letters: r rank, L layers.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import math
 from pathlib import Path
 import re
-from typing import Any, Mapping, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,22 +38,22 @@ SCORE = 'base_model.model.score.weight'
 BIAS = 'reward_bias'  # in the metadata of the weights: PEFT has no place for the score's bias
 
 KNOWN_KEYS = KnownKeys(
-    read=(
-        'base_model_name_or_path',
-        'r',
-        'lora_alpha',
-        'rank_pattern',
-        'alpha_pattern',
-        'use_rslora',
-    ),
-    only={  # plain LoRA on every layer
-        'peft_type': ('LORA',),
-        'bias': ('none', None),
-        'use_dora': (False, None),
-        'layers_to_transform': (None,),
-        'layer_replication': (None,),
-        'modules_to_save': (None, [], ['score']),
-    },
+  read=(
+    'base_model_name_or_path',
+    'r',
+    'lora_alpha',
+    'rank_pattern',
+    'alpha_pattern',
+    'use_rslora',
+  ),
+  only={  # plain LoRA on every layer
+    'peft_type': ('LORA',),
+    'bias': ('none', None),
+    'use_dora': (False, None),
+    'layers_to_transform': (None,),
+    'layer_replication': (None,),
+    'modules_to_save': (None, [], ['score']),
+  },
 )
 
 
@@ -77,8 +78,8 @@ def base_model_of(directory: str | Path) -> str:
   if name == pretrained.SMOLLM2:
     return name
   raise UserError(
-      f'{path}: base_model_name_or_path {name!r} is not here; '
-      'expected a directory, also one relative to this one'
+    f'{path}: base_model_name_or_path {name!r} is not here; '
+    'expected a directory, also one relative to this one'
   )
 
 
@@ -96,11 +97,11 @@ def adapter_model_config(directory: str | Path, base: ModelConfig) -> ModelConfi
   rank = max(adapter.rank for adapter in stored.values())
   scale = next(iter(stored.values())).scale  # B of the others is multiplied to suit
   return dataclasses.replace(
-      base,
-      lora_rank=rank,
-      lora_alpha=scale * rank,
-      lora_targets=tuple(target for target in TARGETS if target in stored),
-      head=has_score or base.head,
+    base,
+    lora_rank=rank,
+    lora_alpha=scale * rank,
+    lora_targets=tuple(target for target in TARGETS if target in stored),
+    head=has_score or base.head,
   )
 
 
@@ -126,23 +127,23 @@ def load_adapters(directory: str | Path, config: ModelConfig, shardings: Any) ->
     if SCORE in file.keys():
       bias = (file.metadata() or {}).get(BIAS, 0.0)
       leaves['score'] = {
-          'kernel': file.get_tensor(SCORE).astype(np.float32).reshape(-1),
-          'bias': np.asarray(float(bias), np.float32),
+        'kernel': file.get_tensor(SCORE).astype(np.float32).reshape(-1),
+        'bias': np.asarray(float(bias), np.float32),
       }
   return {
-      name: {leaf: _place(value, shardings[name][leaf]) for leaf, value in part.items()}
-      for name, part in leaves.items()
+    name: {leaf: _place(value, shardings[name][leaf]) for leaf, value in part.items()}
+    for name, part in leaves.items()
   }
 
 
 def save_adapters(
-    directory: str | Path,
-    config: ModelConfig,
-    params: Params,
-    base: str,
-    dtype: str = 'float32',
-    card: str = '',
-    tokenizer: Tokenizer | None = None,
+  directory: str | Path,
+  config: ModelConfig,
+  params: Params,
+  base: str,
+  dtype: str = 'float32',
+  card: str = '',
+  tokenizer: Tokenizer | None = None,
 ) -> None:
   """Writes the adapters of a model as PEFT does, whole or not at all.
 
@@ -228,14 +229,14 @@ def _find_home(config: ModelConfig, target: str, tensor: Tensor) -> _Home:
     fused = tensor.matrix.split(',')[tensor.fused_axis].split('|')
   output_counts = [axis_size(config, *letters) for letters in fused]
   return _Home(
-      module=tensor.name.removesuffix('.weight'),
-      inputs=tuple(axis_size(config, axis) for axis in inputs),
-      outputs=tuple(axis_size(config, axis) for axis in outputs),
-      part=tensor.part,
-      parts=len(fused),
-      first_output=sum(output_counts[: tensor.part]),
-      all_outputs=sum(output_counts),
-      fan_in=tensor.fan_in,
+    module=tensor.name.removesuffix('.weight'),
+    inputs=tuple(axis_size(config, axis) for axis in inputs),
+    outputs=tuple(axis_size(config, axis) for axis in outputs),
+    part=tensor.part,
+    parts=len(fused),
+    first_output=sum(output_counts[: tensor.part]),
+    all_outputs=sum(output_counts),
+    fan_in=tensor.fan_in,
   )
 
 
@@ -275,10 +276,10 @@ def _find_adapters(directory: Path, config: ModelConfig, file: Any) -> dict[str,
       continue
     stored[target] = adapter
   known = {
-      adapter.home.tensor_name(layer, letter)
-      for adapter in stored.values()
-      for layer in range(config.layers)
-      for letter in 'AB'
+    adapter.home.tensor_name(layer, letter)
+    for adapter in stored.values()
+    for layer in range(config.layers)
+    for letter in 'AB'
   }
   problems = []
   if names - known:
@@ -289,8 +290,8 @@ def _find_adapters(directory: Path, config: ModelConfig, file: Any) -> dict[str,
     problems.append('there are none')
   if problems:
     raise UserError(
-        f'{directory / WEIGHTS}: expected adapters on matrices of every layer of a '
-        f'{config.family}; {"; ".join(problems)}'
+      f'{directory / WEIGHTS}: expected adapters on matrices of every layer of a '
+      f'{config.family}; {"; ".join(problems)}'
     )
   return stored
 
@@ -303,9 +304,9 @@ def _describe_adapter(home: _Home, adapter_config: Mapping[str, Any], file: Any)
   rows = slice(None)
   rank_pattern = adapter_config.get('rank_pattern') or {}
   written_in_blocks = (  # as `save_adapters` does; PEFT's own adapters share one A among the parts
-      home.parts > 1
-      and rank == home.parts * adapter_config['r']
-      and _module_suffix(home.module) in rank_pattern
+    home.parts > 1
+    and rank == home.parts * adapter_config['r']
+    and _module_suffix(home.module) in rank_pattern
   )
   if written_in_blocks:
     rank = adapter_config['r']
@@ -324,9 +325,9 @@ def _alpha_of(home: _Home, adapter_config: Mapping[str, Any]) -> float:
 
 
 def _read_adapter(
-    file: Any,
-    adapter: _StoredAdapter,
-    config: ModelConfig,
+  file: Any,
+  adapter: _StoredAdapter,
+  config: ModelConfig,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Reads the adapters of a matrix in all layers.
 
@@ -414,9 +415,9 @@ def _pack_module(config: ModelConfig, members: list[_Member]) -> dict[str, np.nd
 
 
 def _adapter_config(
-    config: ModelConfig,
-    members: Mapping[str, list[_Member]],
-    base: str,
+  config: ModelConfig,
+  members: Mapping[str, list[_Member]],
+  base: str,
 ) -> dict[str, Any]:
   """Returns adapter_config.json."""
   rank_pattern = {}
@@ -427,19 +428,19 @@ def _adapter_config(
       rank_pattern[_module_suffix(module)] = parts * config.lora_rank
       alpha_pattern[_module_suffix(module)] = parts * config.lora_alpha
   values = {
-      'peft_type': 'LORA',
-      'task_type': 'SEQ_CLS' if config.head else 'CAUSAL_LM',
-      'base_model_name_or_path': base,
-      'r': config.lora_rank,
-      'lora_alpha': config.lora_alpha,
-      'lora_dropout': 0.0,
-      'bias': 'none',
-      'inference_mode': True,
-      'rank_pattern': rank_pattern,
-      'alpha_pattern': alpha_pattern,
-      'target_modules': sorted(_module_suffix(module) for module in members),
-      # The same for all matrices of a family.
-      'fan_in_fan_out': next(iter(members.values()))[0].home.fan_in,
+    'peft_type': 'LORA',
+    'task_type': 'SEQ_CLS' if config.head else 'CAUSAL_LM',
+    'base_model_name_or_path': base,
+    'r': config.lora_rank,
+    'lora_alpha': config.lora_alpha,
+    'lora_dropout': 0.0,
+    'bias': 'none',
+    'inference_mode': True,
+    'rank_pattern': rank_pattern,
+    'alpha_pattern': alpha_pattern,
+    'target_modules': sorted(_module_suffix(module) for module in members),
+    # The same for all matrices of a family.
+    'fan_in_fan_out': next(iter(members.values()))[0].home.fan_in,
   }
   if config.head:
     values['modules_to_save'] = ['score']

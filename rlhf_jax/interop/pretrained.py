@@ -38,11 +38,11 @@ SHARD_BYTES = 5 * 10**9  # as in transformers
 BIAS = 'reward_bias'  # in config.json: Hugging Face's score has no bias
 
 EXPORTED = re.compile(  # the files of an export, which a new export may replace
-    r'README\.md'
-    r'|(config|generation_config|tokenizer|tokenizer_config)\.json'
-    r'|chat_template\.jinja'
-    r'|model(-\d{5}-of-\d{5})?\.safetensors'
-    r'|model\.safetensors\.index\.json'
+  r'README\.md'
+  r'|(config|generation_config|tokenizer|tokenizer_config)\.json'
+  r'|chat_template\.jinja'
+  r'|model(-\d{5}-of-\d{5})?\.safetensors'
+  r'|model\.safetensors\.index\.json'
 )
 
 
@@ -69,13 +69,13 @@ def open_pretrained(name: str | Path) -> Pretrained:
     return Pretrained(*open_gguf(path))
   if not path.is_dir():
     raise UserError(
-        f'{path}: not found; expected {SMOLLM2!r}, a .gguf file or a Hugging Face directory'
+      f'{path}: not found; expected {SMOLLM2!r}, a .gguf file or a Hugging Face directory'
     )
   config = read_config(path)
   tokenizer = Tokenizer.load(path)
   if tokenizer.vocab_size > config.vocab_size:
     raise UserError(
-        f'{path}: the tokenizer has {tokenizer.vocab_size} ids, the model {config.vocab_size}'
+      f'{path}: the tokenizer has {tokenizer.vocab_size} ids, the model {config.vocab_size}'
     )
   load = functools.partial(load_parameters, path, config)
   return Pretrained(config, tokenizer, load)
@@ -90,7 +90,7 @@ def open_tokenizer(name: str | Path) -> Tokenizer:
   tokenizer = open_pretrained(name).tokenizer
   if tokenizer is None:
     raise UserError(
-        f'{name}: its tokenizer is of a kind not read from GGUF; use the Hugging Face directory'
+      f'{name}: its tokenizer is of a kind not read from GGUF; use the Hugging Face directory'
     )
   return tokenizer
 
@@ -102,9 +102,9 @@ def read_config(directory: str | Path) -> ModelConfig:
 
 
 def load_parameters(
-    directory: str | Path,
-    config: ModelConfig,
-    shardings: Any = None,
+  directory: str | Path,
+  config: ModelConfig,
+  shardings: Any = None,
 ) -> Params:
   """Reads the parameters of a Hugging Face directory.
 
@@ -131,8 +131,8 @@ def load_parameters(
 
 
 def load_gguf_parameters(
-    path: str | Path,
-    shardings: Any = None,
+  path: str | Path,
+  shardings: Any = None,
 ) -> tuple[ModelConfig, Params, Tokenizer | None]:
   """Reads all of a GGUF file.
 
@@ -147,13 +147,13 @@ def load_gguf_parameters(
 
 
 def export_model(
-    directory: str | Path,
-    config: ModelConfig,
-    params: Params,
-    tokenizer: Tokenizer,
-    dtype: str = 'float32',
-    shard_bytes: int = SHARD_BYTES,
-    card: str = '',
+  directory: str | Path,
+  config: ModelConfig,
+  params: Params,
+  tokenizer: Tokenizer,
+  dtype: str = 'float32',
+  shard_bytes: int = SHARD_BYTES,
+  card: str = '',
 ) -> None:
   """Writes a Hugging Face directory that transformers opens.
 
@@ -181,15 +181,15 @@ def export_model(
   _check_replaceable(directory)
   config = dataclasses.replace(config, tied=config.tied or config.head)
   token_ids = {
-      'bos_token_id': tokenizer.bos_id,
-      'eos_token_id': tokenizer.eos_id,
-      'pad_token_id': tokenizer.pad_id,
+    'bos_token_id': tokenizer.bos_id,
+    'eos_token_id': tokenizer.eos_id,
+    'pad_token_id': tokenizer.pad_id,
   }
   values = {
-      **hf_config.to_hf(config),
-      **token_ids,
-      'dtype': str(dtype),
-      'torch_dtype': str(dtype),  # its name in transformers 4
+    **hf_config.to_hf(config),
+    **token_ids,
+    'dtype': str(dtype),
+    'torch_dtype': str(dtype),  # its name in transformers 4
   }
   if config.head:
     values[BIAS] = float(hosts.to_host(params['score']['bias']))
@@ -215,9 +215,7 @@ def _check_replaceable(directory: Path) -> None:
   if directory.is_dir():
     if all(EXPORTED.fullmatch(path.name) for path in directory.iterdir()):
       return
-  raise UserError(
-      f'{directory}: holds other files; expected a new directory or an earlier export'
-  )
+  raise UserError(f'{directory}: holds other files; expected a new directory or an earlier export')
 
 
 _Part = tuple[Tensor, tuple[int, ...]]  # a row of the family's table, and a place of its leaf
@@ -246,10 +244,10 @@ def _layer_of(item: tuple[str, list[_Part]]) -> int:
 
 
 def _make_tensor(
-    config: ModelConfig,
-    params: Params,
-    dtype: np.dtype,
-    parts: list[_Part],
+  config: ModelConfig,
+  params: Params,
+  dtype: np.dtype,
+  parts: list[_Part],
 ) -> np.ndarray:
   """Gathers a tensor of the file on every process."""
   written = []

@@ -12,25 +12,26 @@ size 1. The matrix `'hc|nc|nc,d'` holds three matrices below each other, of whic
 the leaf.
 """
 
+from collections.abc import Callable
 import dataclasses
 import itertools
 import math
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from rlhf_jax.models.model_config import ModelConfig
 
 SIZES = {  # letter of an axis → the field of ModelConfig that holds its size
-    'v': 'vocab_size',
-    'd': 'embed',
-    'h': 'heads',
-    'n': 'kv_heads',
-    'c': 'head_dim',
-    'f': 'mlp',
-    'l': 'layers',
-    'e': 'experts',
-    'p': 'max_length',
+  'v': 'vocab_size',
+  'd': 'embed',
+  'h': 'heads',
+  'n': 'kv_heads',
+  'c': 'head_dim',
+  'f': 'mlp',
+  'l': 'layers',
+  'e': 'experts',
+  'p': 'max_length',
 }
 
 Slices = tuple[slice, ...]
@@ -72,7 +73,7 @@ class Tensor:
 
   @property
   def fan_in(self) -> bool:
-    """Whether a layer's matrix is [inputs, outputs] in the file, as GPT-2's; most are transposed."""
+    """Whether a layer's matrix is [inputs, outputs] in the file; most are [outputs, inputs]."""
     inputs, *outputs = self.matrix.split(',')
     if not self.stacked or not outputs:
       return False
@@ -94,8 +95,8 @@ class Tensor:
   def file_shape(self, config: ModelConfig) -> tuple[int, ...]:
     """Returns the shape of each tensor in the file, whatever is fused with it included."""
     return tuple(
-        sum(axis_size(config, *letters) for letters in group.split('|'))
-        for group in self.matrix.split(',')
+      sum(axis_size(config, *letters) for letters in group.split('|'))
+      for group in self.matrix.split(',')
     )
 
   def read(self, config: ModelConfig, fetch: Fetch, index: Slices | None = None) -> np.ndarray:
@@ -111,9 +112,7 @@ class Tensor:
     """
     if index is None:
       index = (slice(None),) * len(self.axes)
-    ranges = [
-        range(*cut.indices(axis_size(config, axis))) for cut, axis in zip(index, self.axes)
-    ]
+    ranges = [range(*cut.indices(axis_size(config, axis))) for cut, axis in zip(index, self.axes)]
     count = len(self.stacked)
     piece = self._piece(config, index[count:])
     leaf = np.empty([len(numbers) for numbers in ranges], np.float32)
@@ -149,7 +148,8 @@ class Tensor:
         slices.append(slice(0, 1))
         continue
       # Only the first letter can be cut while reading: the others are interleaved in the file.
-      first, *inner = letters
+      first = letters[0]
+      inner = letters[1:]
       start, stop, _ = cuts[first].indices(axis_size(config, first))
       stride = axis_size(config, *inner)
       offset = sum(axis_size(config, *other) for other in fused_before)
@@ -159,12 +159,10 @@ class Tensor:
     all_letters = ''.join(axis.letters for axis in file_axes)
     already_cut = {axis.letters[:1] for axis in file_axes}
     return _Piece(
-        slices=tuple(slices),
-        sizes=sizes,
-        order=[all_letters.index(axis) for axis in self.matrix_axes],
-        rest=tuple(
-            slice(None) if axis in already_cut else cuts[axis] for axis in self.matrix_axes
-        ),
+      slices=tuple(slices),
+      sizes=sizes,
+      order=[all_letters.index(axis) for axis in self.matrix_axes],
+      rest=tuple(slice(None) if axis in already_cut else cuts[axis] for axis in self.matrix_axes),
     )
 
   def _file_axes(self) -> list['_FileAxis']:
