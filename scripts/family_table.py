@@ -1,6 +1,6 @@
 """Writes the table of docs/families.md from the code and from what the tests check.
 
-  python scripts/family_table.py
+python scripts/family_table.py
 """
 
 import json
@@ -11,7 +11,9 @@ from rlhf_jax.interop.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r'(<!-- families -->\n).*?(<!-- /families -->)', re.DOTALL)
-REAL = {'llama': 'SmolLM2-135M-Instruct from its GGUF file, against logprobs recorded from transformers'}
+REAL = {
+  'llama': 'SmolLM2-135M-Instruct from its GGUF file, against logprobs recorded from transformers'
+}
 
 
 def table() -> str:
@@ -23,15 +25,24 @@ def table() -> str:
     version.add(said['transformers_version'])
     if (ROOT / f'tests/interop/gguf/{path.parent.name}.gguf').is_file():
       from_gguf.setdefault(said['model_type'], []).append(path.parent.name)
-  lines = [f'Checked against transformers {", ".join(sorted(version))}, float32, tiny random models, in safetensors '
-           'and in GGUF as llama.cpp converts them:', '',
-           '| `model_type` | models | logits within 1e-4 | from GGUF | export opens as | real weights |',
-           '| --- | --- | --- | --- | --- | --- |']
+  lines = [
+    f'Checked against transformers {", ".join(sorted(version))}, float32, tiny random models, in safetensors '
+    'and in GGUF as llama.cpp converts them:',
+    '',
+    '| `model_type` | models | logits within 1e-4 | from GGUF | export opens as | real weights |',
+    '| --- | --- | --- | --- | --- | --- |',
+  ]
   for name, family in FAMILIES.items():
-    scorer = f', `{family.scorer}`' if family.scorer_exists else '; transformers has no class for its reward model'
-    lines.append(f'| `{name}` | {family.title} | {", ".join(cases.get(name, ["not checked"]))} | '
-                 f'{", ".join(from_gguf.get(name, ["not read"]))} | `{family.causal}`{scorer} | '
-                 f'{REAL.get(name, "not tried")} |')
+    scorer = (
+      f', `{family.scorer}`'
+      if family.scorer_exists
+      else '; transformers has no class for its reward model'
+    )
+    lines.append(
+      f'| `{name}` | {family.title} | {", ".join(cases.get(name, ["not checked"]))} | '
+      f'{", ".join(from_gguf.get(name, ["not read"]))} | `{family.causal}`{scorer} | '
+      f'{REAL.get(name, "not tried")} |'
+    )
   return '\n'.join(lines) + '\n'
 
 

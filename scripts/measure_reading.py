@@ -37,11 +37,17 @@ def held() -> int:
 def write(place, config, limit=200 * 10**6):
   """Random weights, file by file."""
   random, part, size, number = np.random.default_rng(0), {}, 0, 1
-  shapes = [(name, tensor.file_shape(config)) for tensor in families.list_tensors(config) for name in tensor.names(config)]
+  shapes = [
+    (name, tensor.file_shape(config))
+    for tensor in families.list_tensors(config)
+    for name in tensor.names(config)
+  ]
   index = {}
+
   def close():
     safetensors.numpy.save_file(part, place / f'model-{number}.safetensors')
     index.update(dict.fromkeys(part, f'model-{number}.safetensors'))
+
   for name, shape in shapes:
     value = random.random(shape, np.float32).astype(jnp.bfloat16)
     if part and size + value.nbytes > limit:
@@ -55,9 +61,17 @@ def write(place, config, limit=200 * 10**6):
 def main():
   parser = argparse.ArgumentParser()
   parser.add_argument('--layers', type=int, default=16)
-  config = transformer.ModelConfig(vocab_size=32000, embed=1536, layers=parser.parse_args().layers, heads=12,
-                                   kv_heads=4, head_dim=128, mlp=6144, tied=False)
-  layout = mesh.make_layout({**mesh.DEFAULTS, 'data': 1, 'fsdp': 8})
+  config = transformer.ModelConfig(
+    vocab_size=32000,
+    embed=1536,
+    layers=parser.parse_args().layers,
+    heads=12,
+    kv_heads=4,
+    head_dim=128,
+    mlp=6144,
+    tied=False,
+  )
+  layout = mesh.make_layout(mesh.MeshOptions(data=1, fsdp=8))
   model = transformer.build_model(config, layout)
   shardings = layout.shardings(model.axes, jax.eval_shape(model.init, jax.random.key(0)))
   with tempfile.TemporaryDirectory() as place:
@@ -69,10 +83,12 @@ def main():
 
     def counted(directory):
       shapes, fetch = plain(directory)
+
       def part(name, index):
         value = fetch(name, index)
         read.append(value.nbytes)
         return value
+
       return shapes, part
 
     pretrained.open_weights = counted
@@ -94,10 +110,16 @@ def main():
 
 def report(config, sizes, read, peaks, params, last):
   mega, total = lambda x: f'{x / 1e6:.0f} MB', sum(leaf.size for leaf in jax.tree.leaves(params))
-  print(f'{total / 1e6:.0f}M parameters, {mega(sum(sizes))} in {len(sizes)} files, the largest {mega(max(sizes))}')
-  print(f'read: {mega(sum(read))}, for each of 8 devices {sum(read) / 8 / sum(sizes):.4f} of the files')
+  print(
+    f'{total / 1e6:.0f}M parameters, {mega(sum(sizes))} in {len(sizes)} files, the largest {mega(max(sizes))}'
+  )
+  print(
+    f'read: {mega(sum(read))}, for each of 8 devices {sum(read) / 8 / sum(sizes):.4f} of the files'
+  )
   print(f'placed: {mega(sum(last))} on the first device, {sum(last) / (4 * total):.4f} of float32')
-  print(f'host memory beyond the placed arrays: {mega(max(peaks))}, the largest piece is {mega(max(last))}')
+  print(
+    f'host memory beyond the placed arrays: {mega(max(peaks))}, the largest piece is {mega(max(last))}'
+  )
 
 
 if __name__ == '__main__':

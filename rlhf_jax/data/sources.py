@@ -39,7 +39,6 @@ class DataOptions:
   count: int = 0  # how many records, from the first; 0 = all (tinyworld: its default)
 
 
-
 def load_records(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
   """Loads the records of a kind from the source that the options name.
 

@@ -64,7 +64,6 @@ class EndpointOptions:
   max_total_tokens: int = 0  # the same for tokens; requests under way come on top
 
 
-
 _EXAMPLE_URL = 'http://localhost:8000/v1'
 _PATH = '/chat/completions'
 # What reading a reply raises that is no chat completion.

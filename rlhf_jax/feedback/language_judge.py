@@ -75,7 +75,6 @@ class ScorerOptions:
   max_length: int = 512  # tokens; a longer question gets the lowest grade
 
 
-
 # Lengths are rounded up to multiples of this, so that few programs are compiled.
 _BUCKET = 64
 

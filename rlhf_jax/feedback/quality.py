@@ -25,7 +25,6 @@ class GateOptions:
   override: bool = False  # go on with a judge that is not fit
 
 
-
 _NORMAL_QUANTILE = 1.959964  # of 97.5%: a two-sided 95% interval
 _RESAMPLES = 1000  # of the bootstrap
 _BINS = 10  # of the calibration error, between 0.5 and 1

@@ -33,7 +33,6 @@ class LoraOptions:
   base: str = 'float32'
 
 
-
 A = '_lora_a'
 B = '_lora_b'
 

@@ -43,7 +43,6 @@ class RewardFunctionOptions:
   failed_score: float = 0.0  # of a response on which the function failed or took too long
 
 
-
 _PART_SIZE = 16  # responses that a worker gets at once
 _Part = tuple[list, list, list]  # conversations, responses, records
 _Outcome = list[float] | Exception

@@ -24,7 +24,6 @@ import tqdm
 
 from rlhf_jax import files
 from rlhf_jax.errors import UserError
-from rlhf_jax.options import defaults
 from rlhf_jax.runtime import checkpoint, hosts
 from rlhf_jax.runtime import metrics as metrics_lib
 
@@ -41,9 +40,6 @@ class LoopOptions:
   keep: int = 2  # the number of checkpoints that are kept, at least 1
   tensorboard: bool = True  # also write TensorBoard events
   wandb_project: str = ''  # also log to this Weights & Biases project
-
-
-DEFAULTS = defaults(LoopOptions)  # removed with the old stages
 
 
 class Batches(Protocol):

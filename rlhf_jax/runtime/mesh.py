@@ -17,7 +17,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.options import defaults, from_section
 from rlhf_jax.runtime.mesh_choice import choose_mesh, device_memory, MeshNeed
 from rlhf_jax.types import Params
 
@@ -47,8 +46,6 @@ class MeshOptions:
   context: int = 1  # positions of a row: for long sequences
   tensor: int = 1  # heads, the MLP's width, the vocabulary
 
-
-DEFAULTS = defaults(MeshOptions)  # removed with the old stages
 
 # PPO with four models, Adam and float32 parameters takes 40 bytes for each
 # parameter of one model.
@@ -284,8 +281,6 @@ def make_layout(
   """
   if options is None:
     options = MeshOptions()
-  if not isinstance(options, MeshOptions):
-    options = from_section(MeshOptions, options)  # removed with the old stages
   if devices is None:
     devices = jax.devices()
   devices = list(devices)

@@ -16,15 +16,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlhf_jax.options import defaults
 from rlhf_jax.runtime import optimizers
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.types import merge_params, Params, TrainState
 
 Metrics = dict[str, jax.Array]  # name → [] float32
-
-OPTIMIZER = defaults(optimizers.OptimizerOptions)  # removed with the old stages
-make_optimizer = optimizers.make_optimizer  # removed with the old stages
 
 
 @flax.struct.dataclass
@@ -349,27 +345,6 @@ class CompiledStep:
     state = donated.replace(frozen=frozen)
     new_state, metrics = self._train_step(state, batch, *others)
     return new_state.replace(frozen={}), metrics
-
-
-def build(
-  loss: Callable[..., Loss],
-  optimizer: optax.GradientTransformation,
-  layout: Layout,
-  microbatches: int = 1,
-) -> CompiledStep:  # removed with the old stages
-  """Returns the compiled train step of a loss (params, batch, key, *frozen) → Loss."""
-
-  def train_step(
-    state: TrainState,
-    batch: Any,
-    *frozen: Any,
-  ) -> tuple[TrainState, Metrics]:
-    def loss_of_batch(params: Params, batch: Any, key: jax.Array) -> Loss:
-      return loss(params, batch, key, *frozen)
-
-    return gradient_step(loss_of_batch, optimizer, state, batch, microbatches=microbatches)
-
-  return compile_step(train_step, layout)
 
 
 def _loss_and_gradients(

@@ -37,11 +37,12 @@ def test_a_file_that_exists_is_no_glob(tmp_path):
 
 
 def test_a_section_of_a_config_does_for_options():
-  section = ml_collections.ConfigDict({**sources.DEFAULTS, 'path': ['x'], 'fields': {'a': 'b'}})
+  defaults = options_lib.defaults(DataOptions)
+  section = ml_collections.ConfigDict({**defaults, 'path': ['x'], 'fields': {'a': 'b'}})
   options = options_lib.from_section(DataOptions, section)
   assert options.fields == {'a': 'b'} and type(options.fields) is dict
   assert options.splits == {'train': 'train', 'validation': 'validation'}
-  assert options_lib.from_section(DataOptions, sources.DEFAULTS) == DataOptions()
+  assert options_lib.from_section(DataOptions, defaults) == DataOptions()
 
 
 def test_a_new_source_is_a_function_and_a_row(monkeypatch):

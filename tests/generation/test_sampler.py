@@ -2,7 +2,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
@@ -34,7 +33,7 @@ def prompts(width=6, lengths=(6, 3, 1)):
 
 
 def sampling(**changes):
-  return ml_collections.ConfigDict({**sampler.DEFAULTS, 'max_new_tokens': 12, **changes})
+  return sampler.SamplingOptions(**{'max_new_tokens': 12, **changes})
 
 
 def recomputed(params, asked, samples, temperature):
@@ -170,8 +169,8 @@ def test_layouts_of_decoding_change_nothing(params, axes, unroll):
       jax.device_put(params, on.shardings(model.axes, params)), asked, jax.random.key(7)
     )
 
-  on = mesh.make_layout({**mesh.DEFAULTS, **axes})
-  got, want = run(on), run(mesh.make_layout(mesh.DEFAULTS, jax.devices()[:1]))
+  on = mesh.make_layout(mesh.MeshOptions(**axes))
+  got, want = run(on), run(mesh.make_layout(mesh.MeshOptions(), jax.devices()[:1]))
   for name in ('tokens', 'mask', 'ended'):
     np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
   np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-5)
@@ -220,7 +219,7 @@ def test_the_parts_of_the_sampler_are_functions_of_values(params):
   assert state.place == 2
 
 
-def test_options_are_typed_or_a_section():
-  assert sampler.DEFAULTS == dict(max_new_tokens=32, temperature=1.0, top_k=0, top_p=1.0)
+def test_options_and_their_defaults():
+  assert sampler.SamplingOptions() == sampler.SamplingOptions(32, 1.0, 0, 1.0)
   sampler.check_options(sampler.SamplingOptions())
   sampler.check_options(sampling())

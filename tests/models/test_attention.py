@@ -64,7 +64,7 @@ def test_splash_equals_plain_with_windows_caps_and_segments(params):
 def test_splash_has_the_gradients_of_plain_and_runs_on_a_mesh(params):
   x, layout = (
     inputs(),
-    mesh.make_layout({**mesh.DEFAULTS, 'data': 2, 'tensor': 2}, jax.devices()[:4]),
+    mesh.make_layout(mesh.MeshOptions(data=2, tensor=2), jax.devices()[:4]),
   )
 
   def run(model):

@@ -80,7 +80,7 @@ def test_untied_unembedding_is_used():
 )
 def test_every_mesh_gives_the_same_numbers_and_gradients(axes, length):
   """The unembedding is cut, and whole on no device but where it is used."""
-  layout = mesh.make_layout({**mesh.DEFAULTS, **axes})
+  layout = mesh.make_layout(mesh.MeshOptions(**axes))
   keys = jax.random.split(jax.random.key(1), 3)
   hidden, matrix = jax.random.normal(keys[0], (8, length, D)), jax.random.normal(keys[1], (D, 34))
   targets, sharding = (

@@ -198,7 +198,7 @@ def test_a_kept_base_is_close_and_small(kind, error, bits):
 def test_a_kept_base_stays_cut_over_devices(kind):
   pytest.importorskip('qwix')
   config, params, _ = wide()
-  on = mesh.make_layout({**mesh.DEFAULTS, 'data': 1, 'fsdp': 4, 'tensor': 2})
+  on = mesh.make_layout(mesh.MeshOptions(data=1, fsdp=4, tensor=2))
   model = transformer.build_model(config, on)
   here = jax.device_put(params, on.shardings(model.axes, params))
   kept, alone = quantised.keep(here, kind), quantised.keep(params, kind)

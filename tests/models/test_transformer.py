@@ -149,7 +149,7 @@ def test_every_leaf_has_a_name_for_each_axis(model):
   'axes', [dict(fsdp=8), dict(tensor=2), dict(context=4), dict(data=2, fsdp=2, tensor=2)]
 )
 def test_sharded_equals_one_device(model, params, axes):
-  on = mesh.make_layout({**mesh.DEFAULTS, 'data': -1 if 'data' not in axes else 2, **axes})
+  on = mesh.make_layout(mesh.MeshOptions(**axes))
   sharded = transformer.build_model(CONFIG, on)
   placed = jax.device_put(params, on.shardings(sharded.axes, params))
   inputs = [jnp.tile(x, (8, 1))[:8] for x in ragged()]

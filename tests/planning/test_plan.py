@@ -85,7 +85,7 @@ def test_no_such_topology(name):
 
 
 def test_abstract_batches_are_sharded_along_their_rows():
-  layout = mesh.make_layout(dict(mesh.DEFAULTS, data=4, tensor=2))
+  layout = mesh.make_layout(mesh.MeshOptions(data=4, tensor=2))
   sequences = programs.abstract_sequences(layout, 8, 6)
   rankings = programs.abstract_rankings(layout, 8, 3, 6)
   prompts = programs.abstract_prompts(layout, 8, 5)

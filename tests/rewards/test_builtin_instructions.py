@@ -200,7 +200,9 @@ def test_the_missing_library_is_named(monkeypatch):
 def test_every_shared_record_can_be_checked():
   pytest.importorskip('langdetect')
   files = [PROMPTS / f'prompts.{split}.jsonl.gz' for split in ('train', 'validation')]
-  rows = [row for file in files for row in records.read_records(file, 'prompt') if row.source == 'ifeval']
+  rows = [
+    row for file in files for row in records.read_records(file, 'prompt') if row.source == 'ifeval'
+  ]
   assert len(rows) == 407
   assert {name for row in rows for name in row.meta['instruction_id_list']} == set(
     instructions.CHECKS
