@@ -132,7 +132,10 @@ def test_what_cannot_be_read_is_named(tmp_path):
     return str(tmp_path / 'bad')
 
   name = 'base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight'
-  same = lambda x: None
+
+  def same(x):
+    return None
+
   for config, change, message in (
     (
       lambda said: said.update(use_dora=True),

@@ -389,7 +389,10 @@ def test_gguf(tmp_path):
   """A file as llama.cpp writes it, rows of query and key in pairs."""
   gguf = pytest.importorskip('gguf')
   params = random_params(dataclasses.replace(CONFIG, tied=False))
-  paired = lambda x: x.reshape(x.shape[0] // 4, 2, 2, 16).swapaxes(1, 2).reshape(x.shape)
+
+  def paired(x):
+    return x.reshape(x.shape[0] // 4, 2, 2, 16).swapaxes(1, 2).reshape(x.shape)
+
   writer = gguf.GGUFWriter(tmp_path / 'm.gguf', 'llama')
   writer.add_block_count(3)
   writer.add_context_length(50)

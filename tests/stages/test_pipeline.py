@@ -128,9 +128,9 @@ def test_mistakes_before_anything_is_made(quickstart, tmp_path, own_cache):
 
 
 def test_the_table_has_the_stages_that_are_run(quickstart):
-  rows = lambda stages: final_table.shown_rows(
-    pipeline.load_config(quickstart, [f'stages={stages}'])
-  )
+  def rows(stages):
+    return final_table.shown_rows(pipeline.load_config(quickstart, [f'stages={stages}']))
+
   assert rows(('pretrain', 'sft')) == {'base': 'pretrain', 'sft': 'sft'}
   assert rows(('pretrain',)) == {}  # nothing to compare with
 
