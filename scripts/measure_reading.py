@@ -37,7 +37,7 @@ def held() -> int:
 def write(place, config, limit=200 * 10**6):
   """Random weights, file by file."""
   random, part, size, number = np.random.default_rng(0), {}, 0, 1
-  shapes = [(name, tensor.file_shape(config)) for tensor in families.tensors(config) for name in tensor.names(config)]
+  shapes = [(name, tensor.file_shape(config)) for tensor in families.list_tensors(config) for name in tensor.names(config)]
   index = {}
   def close():
     safetensors.numpy.save_file(part, place / f'model-{number}.safetensors')

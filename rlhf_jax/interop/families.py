@@ -1,69 +1,110 @@
 """Families of decoders: what config.json calls things, and where the tensors are.
 
-A family is a section below: Hugging Face's names of our fields, what an absent key means, the features that are the
-same in the whole family, and a table of tensors (see tensors.py) over Llama's. hf_config.py reads and writes
-config.json by it. No file is opened here.
+A family is a row of `FAMILIES`: Hugging Face's names of the fields of `ModelConfig`, the meaning of
+absent keys, the features that all its models share, and its table of tensors (see tensors.py).
+hf_config.py reads and writes config.json with it. No file is opened here.
+
+Sources: the configuration and modelling files of transformers, which the tests compare with.
 """
 
 import dataclasses
-import functools
-from typing import Any, Callable
+from typing import Any, Callable, Iterator, Mapping
 
-from rlhf_jax.models import transformer
+from rlhf_jax.interop.known_keys import KnownKeys
 from rlhf_jax.interop.tensors import Tensor
+from rlhf_jax.models import transformer
+from rlhf_jax.models.model_config import ModelConfig
+
+# The kinds of layers in config.json's `layer_types`.
+LOCAL = 'sliding_attention'
+GLOBAL = 'full_attention'
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-  """What is particular to a family.
+  """What is particular to a family of models."""
 
-  Attributes:
-    title: what people call its models.
-    causal, scorer: Hugging Face's classes of the language model and of the reward model.
-    table: Tensors of all leaves that a model of this family can have.
-    keys: our fields by Hugging Face's key of config.json.
-    defaults: what an absent key of config.json means.
-    always: fields of ours that are the same in the whole family.
-    only: keys of config.json and the one value of each that is computed here; absent counts as that value.
-    layer_types: (values of config.json) → the kind of each layer, where the file has no list; None: no windows.
-    listed: layer_types can stand in config.json.
-    switched: a window counts only with `use_sliding_window`.
-    prefix: of all names but the output matrix and the score; some files leave it out.
-    ignored: endings of tensor names that carry nothing to learn.
-    scorer_exists: whether transformers has the scorer.
-  """
-  title: str
-  causal: str
-  scorer: str
-  table: tuple[Tensor, ...]
-  keys: dict[str, str]
-  defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
-  always: dict[str, Any] = dataclasses.field(default_factory=dict)
-  only: dict[str, Any] = dataclasses.field(default_factory=dict)
-  layer_types: Callable[[dict], list[str]] | None = None
-  listed: bool = False
-  switched: bool = False
-  prefix: str = 'model.'
-  ignored: tuple[str, ...] = ('rotary_emb.inv_freq',)
-  scorer_exists: bool = True
+  title: str  # what people call its models
+  causal_lm: str  # Hugging Face's class of the language model
+  classifier: str  # Hugging Face's class of the reward model
+  has_classifier: bool = True  # whether transformers has that class
+
+  # Tensors of all leaves that a model of this family can have; `list_tensors` picks from them.
+  tensors: tuple[Tensor, ...]
+  prefix: str = 'model.'  # of all names but the output matrix and the score; absent in some files
+  ignored_tensors: tuple[str, ...] = ('rotary_emb.inv_freq',)  # endings of names of constants
+
+  config_keys: Mapping[str, str]  # field of ModelConfig → key of config.json
+  defaults: Mapping[str, Any]  # key of config.json → what its absence means
+  fixed_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of ModelConfig
+
+  # Key of config.json → the values that are computed here; others are refused, an absent key is not.
+  only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+
+  # (values of config.json) → the kind of each layer, where the file has no `layer_types`.
+  # None: the family has no windows.
+  layer_types: Callable[[Mapping[str, Any]], list[str]] | None = None
+  reads_layer_types: bool = False  # whether `layer_types` in config.json counts
+  needs_use_sliding_window: bool = False  # whether a window counts only with that key
+
+  def class_name(self, head: bool) -> str:
+    """Returns Hugging Face's class of the language model or, with a head, of the reward model."""
+    return self.classifier if head else self.causal_lm
+
+  @property
+  def known_keys(self) -> KnownKeys:
+    """The keys of config.json that hf_config.py reads for this family, and those it checks.
+
+    Others are passed over: a config.json carries dozens of keys about training and generation.
+    """
+    read = {*GENERAL_KEYS, *self.config_keys.values(), *self.defaults}
+    if not self.fixed_fields.get('learned_positions'):
+      read.update(ROPE_KEYS)
+    if self.layer_types is not None:
+      read.add('sliding_window')
+    if self.reads_layer_types:
+      read.add('layer_types')
+    only = {'quantization_config': (None,), **self.only}
+    return KnownKeys(read=frozenset(read), only=only)
 
 
-LOCAL, GLOBAL = 'sliding_attention', 'full_attention'
+GENERAL_KEYS = (
+    'model_type',
+    'architectures',
+    'num_local_experts',  # what transformers 5 calls num_experts
+)
+ROPE_KEYS = (
+    'rope_theta',  # with rope_scaling: transformers 4
+    'rope_scaling',
+    'rope_parameters',  # transformers 5
+    'original_max_position_embeddings',
+    'max_position_embeddings',
+)
 
 
-def _layer(leaf, axes, name, matrix, **more):
-  return Tensor(f'layers.{leaf}', 'l' + axes, f'model.layers.{{}}.{name}', matrix, **more)
+# Tables of tensors. Each leaf has one row; a family's table is Llama's with some rows replaced.
 
 
-def _replaced(table, *lines):
-  """A table with the lines of these leaves in place of its own, and those that are new to it."""
-  return tuple({**{line.path: line for line in table}, **{line.path: line for line in lines}}.values())
+def _layer(leaf: str, axes: str, name: str, matrix: str, part: int = 0) -> Tensor:
+  """A row for a leaf of every layer, named as in Llama and most families after it."""
+  return Tensor(f'layers.{leaf}', 'l' + axes, f'model.layers.{{}}.{name}', matrix, part)
 
 
-def _norms(attention='', attention_post='', mlp='', mlp_post=''):
-  names = {'attention_norm': attention, 'attention_post_norm': attention_post, 'mlp_norm': mlp,
-           'mlp_post_norm': mlp_post}
-  return tuple(_layer(leaf, 'd', f'{name}.weight', 'd') for leaf, name in names.items() if name)
+def _gpt2_layer(leaf: str, axes: str, name: str, matrix: str, part: int = 0) -> Tensor:
+  """A row for a leaf of every layer, named as in GPT-2."""
+  return Tensor(f'layers.{leaf}', 'l' + axes, f'transformer.h.{{}}.{name}', matrix, part)
+
+
+def _expert(leaf: str, axes: str, name: str, matrix: str) -> Tensor:
+  """A row for a matrix of every expert of every layer; each is a tensor of its own."""
+  return Tensor(f'layers.{leaf}', 'le' + axes, f'model.layers.{{}}.{name}', matrix)
+
+
+def _replace_rows(table: tuple[Tensor, ...], *rows: Tensor) -> tuple[Tensor, ...]:
+  """Returns a table with the rows of these leaves replaced in place, or appended if new."""
+  by_path = {row.path: row for row in table}
+  by_path.update({row.path: row for row in rows})
+  return tuple(by_path.values())
 
 
 LLAMA = (
@@ -77,6 +118,7 @@ LLAMA = (
     _layer('key_bias', 'nc', 'self_attn.k_proj.bias', 'nc'),
     _layer('value_bias', 'nc', 'self_attn.v_proj.bias', 'nc'),
     _layer('output_bias', 'd', 'self_attn.o_proj.bias', 'd'),
+    # Llama names this norm after what it follows; it is the norm before the MLP.
     _layer('mlp_norm', 'd', 'post_attention_layernorm.weight', 'd'),
     _layer('gate', 'df', 'mlp.gate_proj.weight', 'f,d'),
     _layer('up', 'df', 'mlp.up_proj.weight', 'f,d'),
@@ -86,43 +128,71 @@ LLAMA = (
     _layer('down_bias', 'd', 'mlp.down_proj.bias', 'd'),
     Tensor('norm', 'd', 'model.norm.weight', 'd'),
     Tensor('unembedding', 'dv', 'lm_head.weight', 'v,d'),
-    Tensor('score.kernel', 'd', 'score.weight', ',d'),
+    Tensor('score.kernel', 'd', 'score.weight', ',d'),  # a classifier with one label: [1, D]
 )
-HEAD_NORMS = (_layer('query_norm', 'c', 'self_attn.q_norm.weight', 'c'),
-              _layer('key_norm', 'c', 'self_attn.k_norm.weight', 'c'))
-ALL_NORMS = (_layer('query_norm', 'hc', 'self_attn.q_norm.weight', 'hc'),
-             _layer('key_norm', 'nc', 'self_attn.k_norm.weight', 'nc'))
-FOUR_NORMS = _norms('input_layernorm', 'post_attention_layernorm', 'pre_feedforward_layernorm',
-                    'post_feedforward_layernorm')
-PHI3 = tuple(_layer(leaf, axes, name, matrix, part=part) for leaf, axes, name, matrix, part in (
-    ('query', 'dhc', 'self_attn.qkv_proj.weight', 'hc|nc|nc,d', 0),
-    ('key', 'dnc', 'self_attn.qkv_proj.weight', 'hc|nc|nc,d', 1),
-    ('value', 'dnc', 'self_attn.qkv_proj.weight', 'hc|nc|nc,d', 2),
-    ('gate', 'df', 'mlp.gate_up_proj.weight', 'f|f,d', 0),
-    ('up', 'df', 'mlp.gate_up_proj.weight', 'f|f,d', 1)))
 
+# Norms of queries and keys over each head, and over all heads at once.
+QK_NORM_OF_HEAD = (
+    _layer('query_norm', 'c', 'self_attn.q_norm.weight', 'c'),
+    _layer('key_norm', 'c', 'self_attn.k_norm.weight', 'c'),
+)
+QK_NORM_OF_ALL = (
+    _layer('query_norm', 'hc', 'self_attn.q_norm.weight', 'hc'),
+    _layer('key_norm', 'nc', 'self_attn.k_norm.weight', 'nc'),
+)
 
-def _gpt2(leaf, axes, name, matrix, **more):
-  return Tensor(f'layers.{leaf}', 'l' + axes, f'transformer.h.{{}}.{name}', matrix, **more)
+# Gemma has norms before and after both blocks; there `post_attention_layernorm` means just that.
+GEMMA_NORMS = (
+    _layer('attention_norm', 'd', 'input_layernorm.weight', 'd'),
+    _layer('attention_post_norm', 'd', 'post_attention_layernorm.weight', 'd'),
+    _layer('mlp_norm', 'd', 'pre_feedforward_layernorm.weight', 'd'),
+    _layer('mlp_post_norm', 'd', 'post_feedforward_layernorm.weight', 'd'),
+)
+OLMO2_NORMS = (  # only after the blocks
+    _layer('attention_post_norm', 'd', 'post_attention_layernorm.weight', 'd'),
+    _layer('mlp_post_norm', 'd', 'post_feedforward_layernorm.weight', 'd'),
+)
 
+PHI3_FUSED = (  # queries, keys and values below each other in one tensor; gate and up likewise
+    _layer('query', 'dhc', 'self_attn.qkv_proj.weight', 'hc|nc|nc,d', part=0),
+    _layer('key', 'dnc', 'self_attn.qkv_proj.weight', 'hc|nc|nc,d', part=1),
+    _layer('value', 'dnc', 'self_attn.qkv_proj.weight', 'hc|nc|nc,d', part=2),
+    _layer('gate', 'df', 'mlp.gate_up_proj.weight', 'f|f,d', part=0),
+    _layer('up', 'df', 'mlp.gate_up_proj.weight', 'f|f,d', part=1),
+)
 
-GPT2 = (
+MIXTRAL_EXPERTS = (
+    _layer('router', 'de', 'block_sparse_moe.gate.weight', 'e,d'),
+    _expert('gate', 'df', 'block_sparse_moe.experts.{}.w1.weight', 'f,d'),
+    _expert('up', 'df', 'block_sparse_moe.experts.{}.w3.weight', 'f,d'),
+    _expert('down', 'fd', 'block_sparse_moe.experts.{}.w2.weight', 'd,f'),
+)
+EXPERTS = (  # Qwen3-MoE and OLMoE
+    _layer('router', 'de', 'mlp.gate.weight', 'e,d'),
+    _expert('gate', 'df', 'mlp.experts.{}.gate_proj.weight', 'f,d'),
+    _expert('up', 'df', 'mlp.experts.{}.up_proj.weight', 'f,d'),
+    _expert('down', 'fd', 'mlp.experts.{}.down_proj.weight', 'd,f'),
+)
+
+GPT2 = (  # its Conv1D keeps matrices as [inputs, outputs], the others' Linear the other way round
     Tensor('embedding', 'vd', 'transformer.wte.weight', 'v,d'),
     Tensor('positions', 'pd', 'transformer.wpe.weight', 'p,d'),
-    _gpt2('attention_norm', 'd', 'ln_1.weight', 'd'),
-    _gpt2('attention_norm_bias', 'd', 'ln_1.bias', 'd'),
-    *(_gpt2(leaf, axes, 'attn.c_attn.weight', 'd,hc|nc|nc', part=part)
-      for part, (leaf, axes) in enumerate((('query', 'dhc'), ('key', 'dnc'), ('value', 'dnc')))),
-    *(_gpt2(leaf, axes, 'attn.c_attn.bias', 'hc|nc|nc', part=part)
-      for part, (leaf, axes) in enumerate((('query_bias', 'hc'), ('key_bias', 'nc'), ('value_bias', 'nc')))),
-    _gpt2('output', 'hcd', 'attn.c_proj.weight', 'hc,d'),
-    _gpt2('output_bias', 'd', 'attn.c_proj.bias', 'd'),
-    _gpt2('mlp_norm', 'd', 'ln_2.weight', 'd'),
-    _gpt2('mlp_norm_bias', 'd', 'ln_2.bias', 'd'),
-    _gpt2('up', 'df', 'mlp.c_fc.weight', 'd,f'),
-    _gpt2('up_bias', 'f', 'mlp.c_fc.bias', 'f'),
-    _gpt2('down', 'fd', 'mlp.c_proj.weight', 'f,d'),
-    _gpt2('down_bias', 'd', 'mlp.c_proj.bias', 'd'),
+    _gpt2_layer('attention_norm', 'd', 'ln_1.weight', 'd'),
+    _gpt2_layer('attention_norm_bias', 'd', 'ln_1.bias', 'd'),
+    _gpt2_layer('query', 'dhc', 'attn.c_attn.weight', 'd,hc|nc|nc', part=0),
+    _gpt2_layer('key', 'dnc', 'attn.c_attn.weight', 'd,hc|nc|nc', part=1),
+    _gpt2_layer('value', 'dnc', 'attn.c_attn.weight', 'd,hc|nc|nc', part=2),
+    _gpt2_layer('query_bias', 'hc', 'attn.c_attn.bias', 'hc|nc|nc', part=0),
+    _gpt2_layer('key_bias', 'nc', 'attn.c_attn.bias', 'hc|nc|nc', part=1),
+    _gpt2_layer('value_bias', 'nc', 'attn.c_attn.bias', 'hc|nc|nc', part=2),
+    _gpt2_layer('output', 'hcd', 'attn.c_proj.weight', 'hc,d'),
+    _gpt2_layer('output_bias', 'd', 'attn.c_proj.bias', 'd'),
+    _gpt2_layer('mlp_norm', 'd', 'ln_2.weight', 'd'),
+    _gpt2_layer('mlp_norm_bias', 'd', 'ln_2.bias', 'd'),
+    _gpt2_layer('up', 'df', 'mlp.c_fc.weight', 'd,f'),
+    _gpt2_layer('up_bias', 'f', 'mlp.c_fc.bias', 'f'),
+    _gpt2_layer('down', 'fd', 'mlp.c_proj.weight', 'f,d'),
+    _gpt2_layer('down_bias', 'd', 'mlp.c_proj.bias', 'd'),
     Tensor('norm', 'd', 'transformer.ln_f.weight', 'd'),
     Tensor('norm_bias', 'd', 'transformer.ln_f.bias', 'd'),
     Tensor('unembedding', 'dv', 'lm_head.weight', 'v,d'),
@@ -130,151 +200,414 @@ GPT2 = (
 )
 
 
-def _experts(block, router, gate, up, down):
-  """Lines of a mixture of experts, each expert's matrices in tensors of their own."""
-  expert = lambda leaf, axes, name, matrix: Tensor(
-      f'layers.{leaf}', 'le' + axes, f'model.layers.{{}}.{block}.experts.{{}}.{name}.weight', matrix)
-  return (_layer('router', 'de', f'{block}.{router}.weight', 'e,d'), expert('gate', 'df', gate, 'f,d'),
-          expert('up', 'df', up, 'f,d'), expert('down', 'fd', down, 'd,f'))
+# Keys of config.json: field of ModelConfig → Hugging Face's name.
 
-
-MIXTRAL = _replaced(LLAMA, *_experts('block_sparse_moe', 'gate', 'w1', 'w3', 'w2'))
-EXPERTS = _experts('mlp', 'gate', 'gate_proj', 'up_proj', 'down_proj')
-
-KEYS = {  # ours: Hugging Face's
-    'vocab_size': 'vocab_size', 'embed': 'hidden_size', 'layers': 'num_hidden_layers', 'heads': 'num_attention_heads',
-    'kv_heads': 'num_key_value_heads', 'head_dim': 'head_dim', 'mlp': 'intermediate_size', 'norm_eps': 'rms_norm_eps',
-    'tied': 'tie_word_embeddings', 'max_length': 'max_position_embeddings', 'activation': 'hidden_act',
+KEYS = {
+    'vocab_size': 'vocab_size',
+    'embed': 'hidden_size',
+    'layers': 'num_hidden_layers',
+    'heads': 'num_attention_heads',
+    'kv_heads': 'num_key_value_heads',
+    'head_dim': 'head_dim',
+    'mlp': 'intermediate_size',
+    'norm_eps': 'rms_norm_eps',
+    'tied': 'tie_word_embeddings',
+    'max_length': 'max_position_embeddings',
+    'activation': 'hidden_act',
 }
-ATTENTION_BIAS = {'qkv_bias': 'attention_bias', 'output_bias': 'attention_bias'}
-GEMMA = {**KEYS, **ATTENTION_BIAS, 'activation': 'hidden_activation', 'attention_scalar': 'query_pre_attn_scalar',
-         'attention_cap': 'attn_logit_softcapping', 'logit_cap': 'final_logit_softcapping'}
-ROUTING = {'experts': 'num_experts', 'experts_per_token': 'num_experts_per_tok', 'renormalise': 'norm_topk_prob'}
-ABSENT = {'rms_norm_eps': 1e-6, 'rope_theta': 10000.0, 'tie_word_embeddings': False, 'hidden_act': 'silu',
-          'attention_bias': False, 'mlp_bias': False}
-WHOLE = {'partial_rotary_factor': 1.0}  # all of a head turns
+ATTENTION_BIAS = {  # Hugging Face has one switch for both
+    'qkv_bias': 'attention_bias',
+    'output_bias': 'attention_bias',
+}
+MLP_BIAS = {'mlp_bias': 'mlp_bias'}
+GEMMA_KEYS = {
+    **KEYS,
+    **ATTENTION_BIAS,
+    'activation': 'hidden_activation',
+    'attention_scalar': 'query_pre_attn_scalar',
+    'attention_cap': 'attn_logit_softcapping',
+    'logit_cap': 'final_logit_softcapping',
+}
+ROUTING = {
+    'experts': 'num_experts',
+    'experts_per_token': 'num_experts_per_tok',
+    'renormalise': 'norm_topk_prob',
+}
+GPT2_KEYS = {
+    'vocab_size': 'vocab_size',
+    'embed': 'n_embd',
+    'layers': 'n_layer',
+    'heads': 'n_head',
+    'mlp': 'n_inner',
+    'norm_eps': 'layer_norm_epsilon',
+    'max_length': 'n_positions',
+    'activation': 'activation_function',
+    'tied': 'tie_word_embeddings',
+}
+
+DEFAULTS = {  # of most families; the rows below add and replace
+    'rms_norm_eps': 1e-6,
+    'rope_theta': 10000.0,
+    'tie_word_embeddings': False,
+    'hidden_act': 'silu',
+    'attention_bias': False,
+    'mlp_bias': False,
+}
+# None is a key of config.json that is null, which transformers treats as absent.
+WHOLE_HEAD_TURNS = {'partial_rotary_factor': (1.0, None)}
+CAUSAL = {'use_bidirectional_attention': (False, None)}
 
 
-def _everywhere(values):
+# The kind of each layer where config.json does not list them.
+
+
+def _all_local(values: Mapping[str, Any]) -> list[str]:
+  """A window in every layer."""
   return [LOCAL] * values['num_hidden_layers']
 
 
-def _late(values):
-  return [LOCAL if i >= values['max_window_layers'] else GLOBAL for i in range(values['num_hidden_layers'])]
+def _late_layers_local(values: Mapping[str, Any]) -> list[str]:
+  """A window from layer `max_window_layers` on (Qwen)."""
+  first = values['max_window_layers']
+  return [LOCAL if i >= first else GLOBAL for i in range(values['num_hidden_layers'])]
 
 
-def _every(pattern, values):
-  return [LOCAL if (i + 1) % pattern else GLOBAL for i in range(values['num_hidden_layers'])]
+def _every_second_global(values: Mapping[str, Any]) -> list[str]:
+  """Local and global layers by turns (Gemma 2)."""
+  return _every_nth_global(values['num_hidden_layers'], 2)
 
 
-def _without_rope(values):
-  return [GLOBAL if rotary else LOCAL for rotary in values['no_rope_layers']]
+def _pattern_global(values: Mapping[str, Any]) -> list[str]:
+  """One global layer after a few local ones (Gemma 3)."""
+  return _every_nth_global(values['num_hidden_layers'], values['sliding_window_pattern'])
 
 
-FAMILIES = {
+def _every_nth_global(layers: int, n: int) -> list[str]:
+  """Layers n, 2n, … are global."""
+  return [LOCAL if (i + 1) % n else GLOBAL for i in range(layers)]
+
+
+def _local_without_rope(values: Mapping[str, Any]) -> list[str]:
+  """A window where there are no rotary positions (SmolLM3); 1 stands for a layer with them."""
+  return [GLOBAL if has_rope else LOCAL for has_rope in values['no_rope_layers']]
+
+
+FAMILIES = {  # by `model_type` of config.json
     'llama': Family(
-        'Llama 2, Llama 3.x, SmolLM2', 'LlamaForCausalLM', 'LlamaForSequenceClassification', LLAMA,
-        {**KEYS, **ATTENTION_BIAS, 'mlp_bias': 'mlp_bias'},
-        {**ABSENT, 'max_position_embeddings': 2048}, only=WHOLE),
+        title='Llama 2, Llama 3.x, SmolLM2',
+        causal_lm='LlamaForCausalLM',
+        classifier='LlamaForSequenceClassification',
+        tensors=LLAMA,
+        config_keys={**KEYS, **ATTENTION_BIAS, **MLP_BIAS},
+        defaults={
+            **DEFAULTS,
+            'max_position_embeddings': 2048,
+        },
+        only=WHOLE_HEAD_TURNS,
+    ),
     'smollm3': Family(
-        'SmolLM3', 'SmolLM3ForCausalLM', 'SmolLM3ForSequenceClassification', LLAMA,
-        {**KEYS, **ATTENTION_BIAS, 'mlp_bias': 'mlp_bias', 'rope_layers': 'no_rope_layers'},
-        {**ABSENT, 'rope_theta': 2e6, 'tie_word_embeddings': True, 'max_position_embeddings': 32768,
-         'num_key_value_heads': 4, 'use_sliding_window': False, 'no_rope_layer_interval': 4},
-        only=WHOLE, layer_types=_without_rope, listed=True, switched=True),
+        title='SmolLM3',
+        causal_lm='SmolLM3ForCausalLM',
+        classifier='SmolLM3ForSequenceClassification',
+        tensors=LLAMA,
+        config_keys={
+            **KEYS,
+            **ATTENTION_BIAS,
+            **MLP_BIAS,
+            'rope_layers': 'no_rope_layers',  # in spite of its name, 1 = rotary positions
+        },
+        defaults={
+            **DEFAULTS,
+            'rope_theta': 2e6,
+            'tie_word_embeddings': True,
+            'max_position_embeddings': 32768,
+            'num_key_value_heads': 4,
+            'use_sliding_window': False,
+            'no_rope_layer_interval': 4,
+        },
+        only=WHOLE_HEAD_TURNS,
+        layer_types=_local_without_rope,
+        reads_layer_types=True,
+        needs_use_sliding_window=True,
+    ),
     'mistral': Family(
-        'Mistral', 'MistralForCausalLM', 'MistralForSequenceClassification', LLAMA, KEYS,
-        {**ABSENT, 'sliding_window': 4096, 'num_key_value_heads': 8, 'max_position_embeddings': 131072},
-        only=WHOLE, layer_types=_everywhere),
+        title='Mistral',
+        causal_lm='MistralForCausalLM',
+        classifier='MistralForSequenceClassification',
+        tensors=LLAMA,
+        config_keys=KEYS,
+        defaults={
+            **DEFAULTS,
+            'sliding_window': 4096,
+            'num_key_value_heads': 8,
+            'max_position_embeddings': 131072,
+        },
+        only=WHOLE_HEAD_TURNS,
+        layer_types=_all_local,
+    ),
     'qwen2': Family(
-        'Qwen2, Qwen2.5', 'Qwen2ForCausalLM', 'Qwen2ForSequenceClassification', LLAMA, KEYS,
-        {**ABSENT, 'max_position_embeddings': 32768, 'num_key_value_heads': 32, 'sliding_window': 4096,
-         'use_sliding_window': False, 'max_window_layers': 28}, always={'qkv_bias': True},
-        only=WHOLE, layer_types=_late, listed=True, switched=True),
+        title='Qwen2, Qwen2.5',
+        causal_lm='Qwen2ForCausalLM',
+        classifier='Qwen2ForSequenceClassification',
+        tensors=LLAMA,
+        config_keys=KEYS,
+        defaults={
+            **DEFAULTS,
+            'max_position_embeddings': 32768,
+            'num_key_value_heads': 32,
+            'sliding_window': 4096,
+            'use_sliding_window': False,
+            'max_window_layers': 28,
+        },
+        fixed_fields={'qkv_bias': True},  # not in config.json
+        only=WHOLE_HEAD_TURNS,
+        layer_types=_late_layers_local,
+        reads_layer_types=True,
+        needs_use_sliding_window=True,
+    ),
     'qwen3': Family(
-        'Qwen3', 'Qwen3ForCausalLM', 'Qwen3ForSequenceClassification', _replaced(LLAMA, *HEAD_NORMS),
-        {**KEYS, **ATTENTION_BIAS},
-        {**ABSENT, 'head_dim': 128, 'max_position_embeddings': 32768, 'num_key_value_heads': 32,
-         'sliding_window': 4096, 'use_sliding_window': False, 'max_window_layers': 28}, always={'qk_norm': 'head'},
-        only=WHOLE, layer_types=_late, listed=True, switched=True),
+        title='Qwen3',
+        causal_lm='Qwen3ForCausalLM',
+        classifier='Qwen3ForSequenceClassification',
+        tensors=_replace_rows(LLAMA, *QK_NORM_OF_HEAD),
+        config_keys={**KEYS, **ATTENTION_BIAS},
+        defaults={
+            **DEFAULTS,
+            'head_dim': 128,
+            'max_position_embeddings': 32768,
+            'num_key_value_heads': 32,
+            'sliding_window': 4096,
+            'use_sliding_window': False,
+            'max_window_layers': 28,
+        },
+        fixed_fields={'qk_norm': 'head'},
+        only=WHOLE_HEAD_TURNS,
+        layer_types=_late_layers_local,
+        reads_layer_types=True,
+        needs_use_sliding_window=True,
+    ),
     'gemma2': Family(
-        'Gemma 2', 'Gemma2ForCausalLM', 'Gemma2ForSequenceClassification', _replaced(LLAMA, *FOUR_NORMS), GEMMA,
-        {**ABSENT, 'tie_word_embeddings': True, 'head_dim': 256, 'num_key_value_heads': 4, 'sliding_window': 4096,
-         'hidden_activation': 'gelu_pytorch_tanh', 'query_pre_attn_scalar': 256, 'max_position_embeddings': 8192,
-         'attn_logit_softcapping': 50.0, 'final_logit_softcapping': 30.0},
-        always={'norm': 'rms_offset', 'post_norm': True, 'embed_scale': True},
-        only={**WHOLE, 'use_bidirectional_attention': False},
-        layer_types=functools.partial(_every, 2), listed=True),
+        title='Gemma 2',
+        causal_lm='Gemma2ForCausalLM',
+        classifier='Gemma2ForSequenceClassification',
+        tensors=_replace_rows(LLAMA, *GEMMA_NORMS),
+        config_keys=GEMMA_KEYS,
+        defaults={
+            **DEFAULTS,
+            'tie_word_embeddings': True,
+            'head_dim': 256,
+            'num_key_value_heads': 4,
+            'sliding_window': 4096,
+            'hidden_activation': 'gelu_pytorch_tanh',
+            'query_pre_attn_scalar': 256,
+            'max_position_embeddings': 8192,
+            'attn_logit_softcapping': 50.0,
+            'final_logit_softcapping': 30.0,
+        },
+        fixed_fields={
+            'norm': 'rms_offset',  # scales are 1 + the parameter
+            'post_norm': True,
+            'embed_scale': True,
+        },
+        only={**WHOLE_HEAD_TURNS, **CAUSAL},
+        layer_types=_every_second_global,
+        reads_layer_types=True,
+    ),
     'gemma3_text': Family(
-        'Gemma 3 (text)', 'Gemma3ForCausalLM', 'Gemma3TextForSequenceClassification',
-        _replaced(LLAMA, *FOUR_NORMS, *HEAD_NORMS), {**GEMMA, 'rope_local_theta': 'rope_local_base_freq'},
-        {**ABSENT, 'tie_word_embeddings': True, 'head_dim': 256, 'num_key_value_heads': 4, 'sliding_window': 4096,
-         'hidden_activation': 'gelu_pytorch_tanh', 'query_pre_attn_scalar': 256, 'max_position_embeddings': 131072,
-         'rope_theta': 1e6, 'rope_local_base_freq': 10000.0, 'sliding_window_pattern': 6},
-        always={'norm': 'rms_offset', 'post_norm': True, 'embed_scale': True, 'qk_norm': 'head'},
-        only={**WHOLE, 'use_bidirectional_attention': False},
-        layer_types=lambda values: _every(values['sliding_window_pattern'], values), listed=True),
+        title='Gemma 3 (text)',
+        causal_lm='Gemma3ForCausalLM',
+        classifier='Gemma3TextForSequenceClassification',
+        tensors=_replace_rows(LLAMA, *GEMMA_NORMS, *QK_NORM_OF_HEAD),
+        config_keys={
+            **GEMMA_KEYS,
+            'rope_local_theta': 'rope_local_base_freq',  # of layers with a window
+        },
+        defaults={
+            **DEFAULTS,
+            'tie_word_embeddings': True,
+            'head_dim': 256,
+            'num_key_value_heads': 4,
+            'sliding_window': 4096,
+            'hidden_activation': 'gelu_pytorch_tanh',
+            'query_pre_attn_scalar': 256,
+            'max_position_embeddings': 131072,
+            'rope_theta': 1e6,
+            'rope_local_base_freq': 10000.0,
+            'sliding_window_pattern': 6,
+        },
+        fixed_fields={
+            'norm': 'rms_offset',
+            'post_norm': True,
+            'embed_scale': True,
+            'qk_norm': 'head',
+        },
+        only={**WHOLE_HEAD_TURNS, **CAUSAL},
+        layer_types=_pattern_global,
+        reads_layer_types=True,
+    ),
     'olmo2': Family(
-        'OLMo 2', 'Olmo2ForCausalLM', 'Olmo2ForSequenceClassification',
-        _replaced(LLAMA, *_norms(attention_post='post_attention_layernorm', mlp_post='post_feedforward_layernorm'),
-                  *ALL_NORMS), {**KEYS, **ATTENTION_BIAS},
-        {**ABSENT, 'rms_norm_eps': 1e-5, 'max_position_embeddings': 2048},
-        always={'pre_norm': False, 'post_norm': True, 'qk_norm': 'all'}, only=WHOLE),
+        title='OLMo 2',
+        causal_lm='Olmo2ForCausalLM',
+        classifier='Olmo2ForSequenceClassification',
+        tensors=_replace_rows(LLAMA, *OLMO2_NORMS, *QK_NORM_OF_ALL),
+        config_keys={**KEYS, **ATTENTION_BIAS},
+        defaults={
+            **DEFAULTS,
+            'rms_norm_eps': 1e-5,
+            'max_position_embeddings': 2048,
+        },
+        fixed_fields={
+            'pre_norm': False,
+            'post_norm': True,
+            'qk_norm': 'all',
+        },
+        only=WHOLE_HEAD_TURNS,
+    ),
     'phi3': Family(
-        'Phi-3, Phi-3.5-mini, Phi-4-mini', 'Phi3ForCausalLM', 'Phi3ForSequenceClassification',
-        _replaced(LLAMA, *PHI3), {**KEYS, 'rope_fraction': 'partial_rotary_factor'},
-        {**ABSENT, 'rms_norm_eps': 1e-5, 'max_position_embeddings': 4096, 'partial_rotary_factor': 1.0,
-         'original_max_position_embeddings': 4096}, layer_types=_everywhere),
+        title='Phi-3, Phi-3.5-mini, Phi-4-mini',
+        causal_lm='Phi3ForCausalLM',
+        classifier='Phi3ForSequenceClassification',
+        tensors=_replace_rows(LLAMA, *PHI3_FUSED),
+        config_keys={
+            **KEYS,
+            'rope_fraction': 'partial_rotary_factor',  # Phi-4-mini turns a part of each head
+        },
+        defaults={
+            **DEFAULTS,
+            'rms_norm_eps': 1e-5,
+            'max_position_embeddings': 4096,
+            'partial_rotary_factor': 1.0,
+            'original_max_position_embeddings': 4096,
+        },
+        layer_types=_all_local,
+    ),
     'gpt2': Family(
-        'GPT-2', 'GPT2LMHeadModel', 'GPT2ForSequenceClassification', GPT2,
-        {'vocab_size': 'vocab_size', 'embed': 'n_embd', 'layers': 'n_layer', 'heads': 'n_head', 'mlp': 'n_inner',
-         'norm_eps': 'layer_norm_epsilon', 'max_length': 'n_positions', 'activation': 'activation_function',
-         'tied': 'tie_word_embeddings'},
-        {'layer_norm_epsilon': 1e-5, 'n_positions': 1024, 'activation_function': 'gelu_new',
-         'tie_word_embeddings': True},
-        always={'norm': 'layer', 'qkv_bias': True, 'output_bias': True, 'mlp_bias': True, 'gated': False,
-                'learned_positions': True},
-        only={'scale_attn_weights': True, 'scale_attn_by_inverse_layer_idx': False, 'add_cross_attention': False},
-        prefix='transformer.', ignored=('.attn.bias', '.attn.masked_bias')),
+        title='GPT-2',
+        causal_lm='GPT2LMHeadModel',
+        classifier='GPT2ForSequenceClassification',
+        tensors=GPT2,
+        prefix='transformer.',
+        ignored_tensors=('.attn.bias', '.attn.masked_bias'),  # the causal mask, stored as a tensor
+        config_keys=GPT2_KEYS,
+        defaults={
+            'layer_norm_epsilon': 1e-5,
+            'n_positions': 1024,
+            'activation_function': 'gelu_new',
+            'tie_word_embeddings': True,
+        },
+        fixed_fields={
+            'norm': 'layer',
+            'qkv_bias': True,
+            'output_bias': True,
+            'mlp_bias': True,
+            'gated': False,
+            'learned_positions': True,
+        },
+        only={
+            'scale_attn_weights': (True, None),
+            'scale_attn_by_inverse_layer_idx': (False, None),
+            'add_cross_attention': (False, None),
+        },
+    ),
     'mixtral': Family(
-        'Mixtral', 'MixtralForCausalLM', 'MixtralForSequenceClassification', MIXTRAL,
-        {**KEYS, 'experts': 'num_local_experts', 'experts_per_token': 'num_experts_per_tok'},
-        {**ABSENT, 'rms_norm_eps': 1e-5, 'rope_theta': 1e6, 'max_position_embeddings': 131072,
-         'num_key_value_heads': 8, 'num_local_experts': 8, 'num_experts_per_tok': 2},
-        only=WHOLE, layer_types=_everywhere),
+        title='Mixtral',
+        causal_lm='MixtralForCausalLM',
+        classifier='MixtralForSequenceClassification',
+        tensors=_replace_rows(LLAMA, *MIXTRAL_EXPERTS),
+        config_keys={  # the weights of a token's experts always sum to 1, ModelConfig's default
+            **KEYS,
+            'experts': 'num_local_experts',
+            'experts_per_token': 'num_experts_per_tok',
+        },
+        defaults={
+            **DEFAULTS,
+            'rms_norm_eps': 1e-5,
+            'rope_theta': 1e6,
+            'max_position_embeddings': 131072,
+            'num_key_value_heads': 8,
+            'num_local_experts': 8,
+            'num_experts_per_tok': 2,
+        },
+        only=WHOLE_HEAD_TURNS,
+        layer_types=_all_local,
+    ),
     'qwen3_moe': Family(
-        'Qwen3-MoE', 'Qwen3MoeForCausalLM', 'Qwen3MoeForSequenceClassification',
-        _replaced(LLAMA, *HEAD_NORMS, *EXPERTS),
-        {**KEYS, **ATTENTION_BIAS, **ROUTING, 'mlp': 'moe_intermediate_size'},
-        {**ABSENT, 'num_key_value_heads': 4, 'max_position_embeddings': 32768, 'sliding_window': 4096,
-         'use_sliding_window': False, 'moe_intermediate_size': 768, 'num_experts': 128, 'num_experts_per_tok': 8,
-         'norm_topk_prob': False},
-        always={'qk_norm': 'head'}, only={**WHOLE, 'decoder_sparse_step': 1, 'mlp_only_layers': []},
-        layer_types=_everywhere, switched=True),
+        title='Qwen3-MoE',
+        causal_lm='Qwen3MoeForCausalLM',
+        classifier='Qwen3MoeForSequenceClassification',
+        tensors=_replace_rows(LLAMA, *QK_NORM_OF_HEAD, *EXPERTS),
+        config_keys={
+            **KEYS,
+            **ATTENTION_BIAS,
+            **ROUTING,
+            'mlp': 'moe_intermediate_size',  # intermediate_size is that of layers without experts
+        },
+        defaults={
+            **DEFAULTS,
+            'num_key_value_heads': 4,
+            'max_position_embeddings': 32768,
+            'sliding_window': 4096,
+            'use_sliding_window': False,
+            'moe_intermediate_size': 768,
+            'num_experts': 128,
+            'num_experts_per_tok': 8,
+            'norm_topk_prob': False,
+        },
+        fixed_fields={'qk_norm': 'head'},
+        only={
+            **WHOLE_HEAD_TURNS,
+            # Experts are in every layer.
+            'decoder_sparse_step': (1, None),
+            'mlp_only_layers': ([], None),
+        },
+        layer_types=_all_local,
+        needs_use_sliding_window=True,
+    ),
     'olmoe': Family(
-        'OLMoE', 'OlmoeForCausalLM', 'OlmoeForSequenceClassification', _replaced(LLAMA, *ALL_NORMS, *EXPERTS),
-        {**KEYS, **ATTENTION_BIAS, **ROUTING},
-        {**ABSENT, 'rms_norm_eps': 1e-5, 'max_position_embeddings': 4096, 'num_experts': 64,
-         'num_experts_per_tok': 8, 'norm_topk_prob': False},
-        always={'qk_norm': 'all'}, only={**WHOLE, 'clip_qkv': None}, scorer_exists=False),
+        title='OLMoE',
+        causal_lm='OlmoeForCausalLM',
+        classifier='OlmoeForSequenceClassification',
+        has_classifier=False,
+        tensors=_replace_rows(LLAMA, *QK_NORM_OF_ALL, *EXPERTS),
+        config_keys={**KEYS, **ATTENTION_BIAS, **ROUTING},
+        defaults={
+            **DEFAULTS,
+            'rms_norm_eps': 1e-5,
+            'max_position_embeddings': 4096,
+            'num_experts': 64,
+            'num_experts_per_tok': 8,
+            'norm_topk_prob': False,
+        },
+        fixed_fields={'qk_norm': 'all'},
+        only={**WHOLE_HEAD_TURNS, 'clip_qkv': (None,)},
+    ),
 }
 
 
-def tensors(config) -> list[Tensor]:
-  """The lines of its family's table for the leaves that a model of this shape has, but the bias of a scalar head,
-  for which Hugging Face has no place."""
-  leaves = {'.'.join(keys) for keys in _paths(transformer.build_model(config).axes)}
-  return [tensor for tensor in FAMILIES[config.family].table if tensor.path in leaves]
+def list_tensors(config: ModelConfig) -> list[Tensor]:
+  """Lists the rows of the family's table for the leaves that a model of this shape has.
+
+  The bias of a scalar head is not among them: Hugging Face's classifiers have none.
+  """
+  leaves = set(_leaf_paths(transformer.build_model(config).axes))
+  return [tensor for tensor in FAMILIES[config.family].tensors if tensor.path in leaves]
 
 
-def _paths(tree):
+def _leaf_paths(tree: Mapping[str, Any]) -> Iterator[str]:
+  """Yields the keys of each leaf of a nested dict, joined by dots."""
   for key, value in tree.items():
     if isinstance(value, dict):
-      yield from ((key, *rest) for rest in _paths(value))
+      for rest in _leaf_paths(value):
+        yield f'{key}.{rest}'
     else:
-      yield (key,)
+      yield key
 
 
-def ignorable(config, name: str) -> bool:
-  """Whether a tensor of a file may be passed over: constants, and the output matrix that a reward model lacks."""
-  return name.endswith(FAMILIES[config.family].ignored) or (config.head and name == 'lm_head.weight')
+def may_ignore(config: ModelConfig, name: str) -> bool:
+  """Tells whether a tensor of a file carries nothing to learn for a model of this shape.
+
+  Such are constants, and the output matrix of a language model that is opened for scoring.
+  """
+  if name.endswith(FAMILIES[config.family].ignored_tensors):
+    return True
+  return config.head and name == 'lm_head.weight'

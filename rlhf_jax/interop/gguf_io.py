@@ -16,7 +16,7 @@ import numpy as np
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import families, hf_config
 from rlhf_jax.models import rope
-from rlhf_jax.interop.assemble import assemble
+from rlhf_jax.interop.assemble import assemble_parameters
 from rlhf_jax.interop.tokenizer import Tokenizer
 
 
@@ -117,7 +117,7 @@ def open_gguf(path: Path):
   arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == fields['general.architecture'])
   theirs = gguf.get_tensor_name_map(arch, config.layers)
   homes = {}  # Hugging Face's name → our line, GGUF's name, and the expert where it holds them all
-  for tensor in families.tensors(config):
+  for tensor in families.list_tensors(config):
     for name in tensor.names(config):
       short, expert, rest = re.fullmatch(r'(.*?)(?:(?<=\.experts)\.(\d+))?(\.\w+)?\.(?:weight|bias)', name).groups()
       homes[name] = tensor, theirs.get_name(short + (rest or '')) + name[name.rindex('.'):], expert and int(expert)
@@ -137,7 +137,7 @@ def open_gguf(path: Path):
       if own in stored:
         shape = tuple(map(int, stored[own].shape[::-1]))[expert is not None:]
         shapes[name] = shape[::-1] if tensor.fan_in else shape
-    return assemble(config, shapes, fetch, shardings, path)
+    return assemble_parameters(config, shapes, fetch, shardings, path)
 
   return config, Tokenizer.from_gguf(fields), load
 
@@ -173,25 +173,25 @@ def _config(fields, stored, constants, where):
           for key, value in fields.items() if key.startswith(arch + '.')}  # 9.99999974e-06 is 1e-05
   name = 'mixtral' if arch == 'llama' and said.get('expert_count') else kind.family
   family = families.FAMILIES[name]
-  keys = {**{theirs: KEYS[ours] for ours, theirs in family.keys.items() if ours in KEYS}, **kind.keys}
+  keys = {**{theirs: KEYS[ours] for ours, theirs in family.config_keys.items() if ours in KEYS}, **kind.keys}
   strange = next((key for key in said if key not in OTHERS and key not in keys.values()), None)
   if strange:
     raise UserError(f'{where}: {arch}.{strange} is {said[strange]!r}, expected no such key; use the Hugging Face '
                     'directory of the model')
   values = {**kind.left_out, **{theirs: said[own] for theirs, own in keys.items() if own in said}}
   first = lambda *keys: next((said[key] for key in keys if key in said), None)
-  values[family.keys['norm_eps']] = first('attention.layer_norm_rms_epsilon', 'attention.layer_norm_epsilon')
-  values[family.keys['mlp']] = first('expert_feed_forward_length', 'feed_forward_length')
+  values[family.config_keys['norm_eps']] = first('attention.layer_norm_rms_epsilon', 'attention.layer_norm_epsilon')
+  values[family.config_keys['mlp']] = first('expert_feed_forward_length', 'feed_forward_length')
   embed, heads = said.get('embedding_length', 0), said.get('attention.head_count', 1)
   head_dim = said.get('attention.key_length', embed // heads)
   if 'token_embd.weight' in stored:
     values['vocab_size'] = int(stored['token_embd.weight'].shape[1])
-  if 'head_dim' in family.keys:
+  if 'head_dim' in family.config_keys:
     values['head_dim'] = head_dim
   for own, theirs in {'attn_q': 'attention_bias', 'ffn_up': 'mlp_bias'}.items():
-    if theirs in family.keys.values():
+    if theirs in family.config_keys.values():
       values[theirs] = f'blk.0.{own}.bias' in stored
-  if 'attention_scalar' in family.keys:
+  if 'attention_scalar' in family.config_keys:
     values['query_pre_attn_scalar'] = embed // heads if said.get('block_count') == kind.flat_layers else head_dim
   if said.get('attention.value_length', head_dim) != head_dim:
     raise UserError(f'{where}: {arch}.attention.value_length is {said["attention.value_length"]}, expected {head_dim}')
@@ -203,9 +203,9 @@ def _config(fields, stored, constants, where):
 def _rope(said, constants, family, head_dim, where):
   """Keys of config.json about rotary positions."""
   values, turning = {'rope_theta': said.get('rope.freq_base', 10000.0)}, said.get('rope.dimension_count', head_dim)
-  if 'rope_fraction' in family.keys:
+  if 'rope_fraction' in family.config_keys:
     values['partial_rotary_factor'] = turning / head_dim
-  elif turning != head_dim and not family.always.get('learned_positions'):
+  elif turning != head_dim and not family.fixed_fields.get('learned_positions'):
     raise UserError(f'{where}: {turning} of {head_dim} places of a head turn, expected all')
   scaling = said.get('rope.scaling.type', 'none')
   if scaling == 'linear':

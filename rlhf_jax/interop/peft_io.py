@@ -22,7 +22,8 @@ import safetensors.numpy
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import families, pretrained
 from rlhf_jax.models import lora
-from rlhf_jax.interop.safetensors_io import leaf_to_host, read_json
+from rlhf_jax.runtime.hosts import to_host
+from rlhf_jax.interop.safetensors_io import read_json
 from rlhf_jax.models.model_config import TARGETS
 
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
@@ -126,7 +127,7 @@ def save_adapters(directory, config, params, base: str, dtype='float32', card=''
   groups, r, metadata = {}, config.lora_rank, {'format': 'pt'}
   for target in config.lora_targets:
     home = _homes(config)[target]
-    groups.setdefault(home.module, []).append((home, *(leaf_to_host(params['layers'][target + letter].astype(jnp.dtype(dtype)))
+    groups.setdefault(home.module, []).append((home, *(to_host(params['layers'][target + letter].astype(jnp.dtype(dtype)))
                                                        for letter in (lora.A, lora.B))))
   for module, members in groups.items():
     home = members[0][0]
@@ -144,9 +145,9 @@ def save_adapters(directory, config, params, base: str, dtype='float32', card=''
               lora_alpha=config.lora_alpha, lora_dropout=0.0, bias='none', inference_mode=True, rank_pattern=ranks,
               alpha_pattern=alphas, target_modules=sorted(map(_suffix, groups)), fan_in_fan_out=members[0][0].fan_in)
   if config.head:
-    tensors[SCORE] = leaf_to_host(params['score']['kernel']).reshape(1, -1).astype(a.dtype)
+    tensors[SCORE] = to_host(params['score']['kernel']).reshape(1, -1).astype(a.dtype)
     said |= dict(modules_to_save=['score'])
-    metadata['reward_bias'] = repr(float(leaf_to_host(params['score']['bias'])))
+    metadata['reward_bias'] = repr(float(to_host(params['score']['bias'])))
   if jax.process_index() > 0:
     return
   temporary = directory.with_name(directory.name + '.tmp')
@@ -165,7 +166,7 @@ def save_adapters(directory, config, params, base: str, dtype='float32', card=''
 def _homes(config) -> dict[str, Home]:
   """The home of each matrix of the config's family."""
   homes = {}
-  for tensor in families.tensors(config):
+  for tensor in families.list_tensors(config):
     target = tensor.path.removeprefix('layers.')
     if target in TARGETS and tensor.stacked == 'l':
       sizes = dict(zip(tensor.axes, tensor.shape(config)))

@@ -20,10 +20,11 @@ import numpy as np
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import families, hf_config
-from rlhf_jax.interop.assemble import assemble
+from rlhf_jax.interop.assemble import assemble_parameters
 from rlhf_jax.interop.gguf_io import find_smollm2, open_gguf
-from rlhf_jax.interop.safetensors_io import Entry, leaf_to_host, open_weights, read_json, write_weights
+from rlhf_jax.interop.safetensors_io import Entry, open_weights, read_json, write_weights
 from rlhf_jax.interop.tokenizer import Tokenizer
+from rlhf_jax.runtime.hosts import to_host
 from rlhf_jax.models.transformer import ModelConfig
 
 SMOLLM2 = 'smollm2'
@@ -99,7 +100,7 @@ def load_parameters(directory, config: ModelConfig, shardings=None):
   directory = Path(directory)
   shapes, fetch = open_weights(directory)
   bias = read_json(directory / 'config.json').get('reward_bias', 0.0) if config.head else 0.0
-  return assemble(config, shapes, fetch, shardings, directory, bias)
+  return assemble_parameters(config, shapes, fetch, shardings, directory, bias)
 
 
 def load_gguf_parameters(path, shardings=None):
@@ -137,7 +138,7 @@ def export_model(directory, config: ModelConfig, params, tokenizer: Tokenizer, d
   ids = {'bos_token_id': tokenizer.bos_id, 'eos_token_id': tokenizer.eos_id, 'pad_token_id': tokenizer.pad_id}
   values = {**hf_config.to_hf(config), **ids, 'dtype': str(dtype), 'torch_dtype': str(dtype)}
   if config.head:
-    values['reward_bias'] = float(leaf_to_host(params['score']['bias']))
+    values['reward_bias'] = float(to_host(params['score']['bias']))
   writes, temporary = jax.process_index() == 0, directory.with_name(directory.name + '.tmp')
   if writes:
     shutil.rmtree(temporary, ignore_errors=True)
@@ -156,12 +157,12 @@ def export_model(directory, config: ModelConfig, params, tokenizer: Tokenizer, d
 def _entries(config, params, dtype):
   """What the weight files hold, layer by layer."""
   parts = {}  # name → where its parts are, which are more than one where the family fuses matrices
-  for tensor in families.tensors(config):
+  for tensor in families.list_tensors(config):
     for name, place in zip(tensor.names(config), tensor.places(config)):
       parts.setdefault(name, []).append((tensor, place))
 
   def make(held):
-    written = [tensor.write(config, leaf_to_host(_take(
+    written = [tensor.write(config, to_host(_take(
         functools.reduce(lambda tree, key: tree[key], tensor.keys, params), place, dtype))) for tensor, place in held]
     return written[0] if len(written) == 1 else np.concatenate(written, axis=held[0][0].fused_axis)
 

@@ -1,105 +1,132 @@
-"""Safetensors files, one or several with an index: parts of tensors in, whole models out, a shard at a time."""
+"""Safetensors files, one or several with an index: parts of tensors in, models out by shards."""
 
-import json
+import functools
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Any, Callable, Mapping, NamedTuple
 
-from jax.experimental import multihost_utils
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.interop.json_files import read_json, write_json
+from rlhf_jax.interop.tensors import Fetch, Slices
 
-INDEX = 'model.safetensors.index.json'
-
-
-def read_json(path: Path) -> dict:
-  """What a JSON file holds.
-
-  Raises:
-    UserError: there is no such file, or it is not JSON.
-  """
-  try:
-    return json.loads(path.read_text('utf-8'))
-  except FileNotFoundError:
-    raise UserError(f'{path}: not found') from None
-  except ValueError as error:
-    raise UserError(f'{path}: not JSON ({error})') from None
+WEIGHTS = 'model.safetensors'  # where one file holds all weights
+INDEX = 'model.safetensors.index.json'  # where several do: tensor → file
+METADATA = {'format': 'pt'}  # transformers refuses files without it
 
 
-def open_weights(directory: Path):
-  """The tensors of a directory.
+def open_weights(directory: Path) -> tuple[dict[str, tuple[int, ...]], Fetch]:
+  """Opens the weights of a Hugging Face directory; nothing is read yet.
 
   Returns:
-    (shapes by name, fetch: (name, slices) → that part and nothing else, numpy).
+    The shapes by name, and a function that reads a part of a tensor and nothing else.
 
   Raises:
-    UserError: no weights, only pickled weights, or a damaged file.
+    UserError: there are no weights, only pickled weights, or a file is damaged.
   """
-  holders = {}
-  for path in _files(directory):
-    try:
-      file = safetensors.safe_open(path, 'numpy')
-    except FileNotFoundError:
-      raise UserError(f'{path}: not found') from None
-    except safetensors.SafetensorError as error:
-      raise UserError(f'{path}: damaged ({error})') from None
-    holders.update(dict.fromkeys(file.keys(), file))
-  shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in holders.items()}
-  return shapes, lambda name, slices: holders[name].get_slice(name)[slices]
+  file_of: dict[str, Any] = {}  # name of a tensor → the open file that holds it
+  for path in _weight_files(directory):
+    file = open_safetensors(path)
+    file_of.update(dict.fromkeys(file.keys(), file))
+  shapes = {
+      name: tuple(file.get_slice(name).get_shape()) for name, file in file_of.items()
+  }
+  return shapes, functools.partial(_fetch, file_of)
 
 
-def _files(directory):
+def open_safetensors(path: Path) -> Any:
+  """Opens a file, in the library's own class.
+
+  Raises:
+    UserError: it is not there or damaged.
+  """
+  try:
+    return safetensors.safe_open(path, 'numpy')
+  except FileNotFoundError:
+    raise UserError(f'{path}: not found') from None
+  except safetensors.SafetensorError as error:
+    raise UserError(f'{path}: damaged ({error})') from None
+
+
+def _fetch(file_of: Mapping[str, Any], name: str, slices: Slices) -> np.ndarray:
+  """Reads a part of a tensor."""
+  return file_of[name].get_slice(name)[slices]
+
+
+def _weight_files(directory: Path) -> list[Path]:
+  """Lists the files that hold a directory's weights; those of an index need not exist."""
   index = directory / INDEX
   if index.is_file():
-    return [directory / name for name in sorted(set(read_json(index).get('weight_map', {}).values()))]
-  if (directory / 'model.safetensors').is_file():
-    return [directory / 'model.safetensors']
-  if list(directory.glob('*.bin')):
-    raise UserError(f'{directory}: only pickled weights (.bin), expected model.safetensors; with torch installed: '
-                    'AutoModelForCausalLM.from_pretrained(d).save_pretrained(d)')
-  raise UserError(f'{directory}: no model.safetensors')
+    names = set(read_json(index).get('weight_map', {}).values())
+    return [directory / name for name in sorted(names)]
+  if (directory / WEIGHTS).is_file():
+    return [directory / WEIGHTS]
+  if list(directory.glob('*.bin')):  # pickles run code when they are opened
+    raise UserError(
+        f'{directory}: only pickled weights (.bin), expected {WEIGHTS}; with torch installed: '
+        'AutoModelForCausalLM.from_pretrained(d).save_pretrained(d)'
+    )
+  raise UserError(f'{directory}: no {WEIGHTS}')
 
 
 class Entry(NamedTuple):
-  """A tensor to write: its name, its bytes, and how to make it (numpy)."""
+  """A tensor to write."""
+
   name: str
-  size: int
-  make: Callable[[], np.ndarray]
+  size: int  # bytes
+  make: Callable[[], np.ndarray]  # gathers the tensor; every process must call it
 
 
-def write_weights(directory: Path, entries: list[Entry], shard_bytes: int, writes: bool) -> None:
-  """Writes tensors into one file, or into several of at most shard_bytes (or one tensor) and an index. No more than a
-  shard is in memory at a time.
+def write_weights(
+    directory: Path,
+    entries: list[Entry],
+    shard_bytes: int,
+    writes: bool,
+) -> None:
+  """Writes tensors to one file, or to several and an index; holds one shard in memory at a time.
 
   Args:
-    writes: whether this process writes; all of them make every tensor, because a sharded one needs them all.
+    directory: an existing folder.
+    entries: what to write, in this order.
+    shard_bytes: the most bytes of a file; a larger tensor has a file of its own.
+    writes: whether this process writes. All processes make every tensor, because the gathering
+      of a sharded one needs them all.
   """
-  shards, room = [[]], shard_bytes
+  shards = _split_into_shards(entries, shard_bytes)
+  weight_map = {}
+  for number, shard in enumerate(shards, 1):
+    file_name = _shard_name(number, len(shards))
+    tensors = {}
+    for entry in shard:
+      weight_map[entry.name] = file_name
+      tensor = entry.make()
+      if writes:
+        tensors[entry.name] = tensor
+    if writes:
+      safetensors.numpy.save_file(tensors, directory / file_name, metadata=METADATA)
+  if writes and len(shards) > 1:
+    total_size = sum(entry.size for entry in entries)
+    index = {'metadata': {'total_size': total_size}, 'weight_map': weight_map}
+    write_json(directory / INDEX, index, sort_keys=True)
+
+
+def _split_into_shards(entries: list[Entry], shard_bytes: int) -> list[list[Entry]]:
+  """Splits entries, in order, so that each shard fits into a file."""
+  shards: list[list[Entry]] = [[]]
+  room = shard_bytes
   for entry in entries:
     if entry.size > room and shards[-1]:
       shards.append([])
       room = shard_bytes
     shards[-1].append(entry)
     room -= entry.size
-  weight_map = {}
-  for i, shard in enumerate(shards, 1):
-    name = 'model.safetensors' if len(shards) == 1 else f'model-{i:05}-of-{len(shards):05}.safetensors'
-    tensors = {}
-    for entry in shard:
-      weight_map[entry.name], made = name, entry.make()
-      if writes:
-        tensors[entry.name] = made
-    if writes:
-      safetensors.numpy.save_file(tensors, directory / name, metadata={'format': 'pt'})
-  if writes and len(shards) > 1:
-    index = {'metadata': {'total_size': sum(entry.size for entry in entries)}, 'weight_map': weight_map}
-    (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + '\n', 'utf-8')
+  return shards
 
 
-def leaf_to_host(leaf) -> np.ndarray:
-  """A global array, whole, on every process."""
-  if getattr(leaf, 'is_fully_addressable', True):
-    return np.asarray(leaf)
-  return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+def _shard_name(number: int, count: int) -> str:
+  """Names a file as transformers does."""
+  if count == 1:
+    return WEIGHTS
+  return f'model-{number:05}-of-{count:05}.safetensors'

@@ -1,125 +1,202 @@
-"""One leaf of ours in other people's files: how it is cut, turned, stacked and fused there.
+"""How one parameter stands in other people's files: transposed, stacked, fused, cut.
 
-A line of a family's table names axes by letters, those of our leaf and those of the file's matrix:
+A `Tensor` is a row of a family's table. It names axes by letters, both those of the parameter (a
+leaf of our tree) and those of the matrix in the file:
 
-  v vocab_size, d embed, h heads, n kv_heads, c head_dim, f mlp, l layers, e experts, p max_length
+  v vocab_size   d embed      h heads       n kv_heads   c head_dim
+  f mlp          l layers     e experts     p max_length
 
-`'ldhc', 'hc,d'` under the name `model.layers.{}.q.weight`: our leaf [L, D, H, C] stands in the file as L matrices
-[H · C, D], one for each `{}`. An axis without letters has size 1. `'hc|nc|nc,d'` is three matrices below each other, of
-which ours is number `part`.
+With axes `'ldhc'`, matrix `'hc,d'` and the name `model.layers.{}.q.weight`, our leaf [L, D, H, C]
+is stored as L matrices [H · C, D], one for each value of the `{}`. A file axis without letters has
+size 1. The matrix `'hc|nc|nc,d'` holds three matrices below each other, of which number `part` is
+the leaf.
 """
 
 import dataclasses
 import itertools
 import math
+from typing import Callable, NamedTuple
 
 import numpy as np
 
-SIZES = {'v': 'vocab_size', 'd': 'embed', 'h': 'heads', 'n': 'kv_heads', 'c': 'head_dim', 'f': 'mlp', 'l': 'layers',
-         'e': 'experts', 'p': 'max_length'}
+from rlhf_jax.models.model_config import ModelConfig
+
+SIZES = {  # letter of an axis → the field of ModelConfig that holds its size
+    'v': 'vocab_size',
+    'd': 'embed',
+    'h': 'heads',
+    'n': 'kv_heads',
+    'c': 'head_dim',
+    'f': 'mlp',
+    'l': 'layers',
+    'e': 'experts',
+    'p': 'max_length',
+}
+
+Slices = tuple[slice, ...]
+Fetch = Callable[[str, Slices], np.ndarray]  # (name, slices) → that part of a file's tensor
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-  """One leaf of ours and its place in files.
+  """One leaf of the parameters and its place in files."""
 
-  Attributes:
-    path: keys of the leaf in params, with dots: 'layers.query'.
-    axes: letters of our axes; the first of them stand for the `{}` of the name, in their order.
-    name: Hugging Face's name.
-    matrix: letters of the file's axes, a comma between two.
-    part: which of the fused matrices.
-  """
-  path: str
-  axes: str
-  name: str
-  matrix: str
-  part: int = 0
+  path: str  # keys of the leaf joined by dots: 'layers.query'
+  axes: str  # letters of the leaf's axes; the first ones fill the `{}` of the name, in order
+  name: str  # Hugging Face's name
+  matrix: str  # letters of the axes in the file, a comma between two axes
+  part: int = 0  # which of the fused matrices is this leaf
 
   @property
   def keys(self) -> list[str]:
+    """The keys that lead to the leaf in a nested dict."""
     return self.path.split('.')
 
   @property
   def stacked(self) -> str:
-    """The axes that are several tensors in a file."""
-    return self.axes[:self.name.count('{}')]
+    """The leading axes of the leaf that are separate tensors in a file."""
+    return self.axes[: self.name.count('{}')]
 
-  def shape(self, config) -> tuple[int, ...]:
-    """Shape of our leaf."""
-    return tuple(_size(config, axis) for axis in self.axes)
-
-  def places(self, config) -> list[tuple[int, ...]]:
-    """Indices along the stacked axes; the empty one where there are none."""
-    return list(itertools.product(*(range(_size(config, axis)) for axis in self.stacked)))
-
-  def names(self, config) -> list[str]:
-    """Its names in a file, one for each place."""
-    return [self.name.format(*place) for place in self.places(config)]
-
-  def file_shape(self, config) -> tuple[int, ...]:
-    """Shape of one tensor of the file."""
-    return tuple(sum(_size(config, *part) for part in group.split('|')) for group in self.matrix.split(','))
+  @property
+  def matrix_axes(self) -> str:
+    """The axes of the leaf that are inside each tensor of a file."""
+    return self.axes[len(self.stacked) :]
 
   @property
   def fused_axis(self) -> int | None:
-    """The axis of the file's matrix that holds more leaves than this one."""
-    return next((i for i, group in enumerate(self.matrix.split(',')) if '|' in group), None)
+    """The axis of the file's matrix along which several leaves are fused, None where none are."""
+    for number, group in enumerate(self.matrix.split(',')):
+      if '|' in group:
+        return number
+    return None
 
   @property
   def fan_in(self) -> bool:
-    """A layer's matrix [inputs, outputs] in the file; most files have [outputs, inputs]."""
+    """Whether a layer's matrix is [inputs, outputs] in the file, as GPT-2's; most are transposed."""
     inputs, *outputs = self.matrix.split(',')
-    return bool(self.stacked and outputs) and self.axes[len(self.stacked):].startswith(inputs)
+    if not self.stacked or not outputs:
+      return False
+    return self.matrix_axes.startswith(inputs)
 
-  def read(self, config, fetch, index=None) -> np.ndarray:
-    """Our leaf, or a part of it, out of a file.
+  def shape(self, config: ModelConfig) -> tuple[int, ...]:
+    """Returns the shape of the leaf."""
+    return tuple(axis_size(config, axis) for axis in self.axes)
+
+  def places(self, config: ModelConfig) -> list[tuple[int, ...]]:
+    """Returns the indices along the stacked axes, [()] where there are none."""
+    counts = [range(axis_size(config, axis)) for axis in self.stacked]
+    return list(itertools.product(*counts))
+
+  def names(self, config: ModelConfig) -> list[str]:
+    """Returns the names of the leaf's tensors in a file, one for each of `places`."""
+    return [self.name.format(*place) for place in self.places(config)]
+
+  def file_shape(self, config: ModelConfig) -> tuple[int, ...]:
+    """Returns the shape of each tensor in the file, whatever is fused with it included."""
+    return tuple(
+        sum(axis_size(config, *letters) for letters in group.split('|'))
+        for group in self.matrix.split(',')
+    )
+
+  def read(self, config: ModelConfig, fetch: Fetch, index: Slices | None = None) -> np.ndarray:
+    """Reads the leaf, or a part of it, from a file.
 
     Args:
-      config: shape of the model.
-      fetch: (name, slices) → that part of a tensor, numpy; called once for each tensor, with the least part needed.
-      index: slices of our axes; all of them by default.
+      config: the shape of the model.
+      fetch: called once for each tensor, with the smallest part that is needed.
+      index: a slice for each axis of the leaf; None: all of it.
 
     Returns:
-      float32, in memory of its own.
+      The part of the leaf, float32, in memory of its own.
     """
+    if index is None:
+      index = (slice(None),) * len(self.axes)
+    ranges = [
+        range(*cut.indices(axis_size(config, axis))) for cut, axis in zip(index, self.axes)
+    ]
     count = len(self.stacked)
-    index = index or (slice(None),) * len(self.axes)
-    ranges = [range(*cut.indices(_size(config, axis))) for cut, axis in zip(index, self.stacked)]
-    piece, out = self._piece(config, index[count:]), None
-    for i, place in enumerate(itertools.product(*ranges)):
-      part = piece(lambda slices: fetch(self.name.format(*place), slices))
-      if not count:
-        return np.array(part, np.float32)
-      if out is None:
-        out = np.empty((math.prod(map(len, ranges)), *part.shape), np.float32)
-      out[i] = part
-    return out.reshape(*map(len, ranges), *out.shape[1:])
+    piece = self._piece(config, index[count:])
+    leaf = np.empty([len(numbers) for numbers in ranges], np.float32)
+    targets = np.ndindex(*leaf.shape[:count])
+    for place, target in zip(itertools.product(*ranges[:count]), targets):
+      matrix = fetch(self.name.format(*place), piece.slices)
+      leaf[target] = piece.arrange(matrix)
+    return leaf
 
-  def _piece(self, config, index):
-    """(matrix: slices → numpy) → the part of our axes (without the stacked) that index cuts out."""
-    own, groups = self.axes[len(self.stacked):], self._groups()
-    cuts, slices, sizes = dict(zip(own, index)), [], []
-    for (group, skipped) in groups:  # an axis of the file is cut at its first letter, the others afterwards
-      start, stop, _ = cuts[group[0]].indices(_size(config, group[0])) if group else (0, 1, 1)
-      skip, inner = sum(_size(config, *other) for other in skipped), _size(config, *group[1:])
-      slices.append(slice(skip + start * inner, skip + stop * inner))
-      sizes += [stop - start] * bool(group) + [_size(config, axis) for axis in group[1:]]
-    order = [''.join(group for group, _ in groups).index(axis) for axis in own]
-    rest = tuple(slice(None) if axis in {group[:1] for group, _ in groups} else cuts[axis] for axis in own)
-    return lambda matrix: matrix(tuple(slices)).reshape(sizes).transpose(order)[rest]
+  def write(self, config: ModelConfig, leaf: np.ndarray) -> np.ndarray:
+    """Arranges one place of the leaf as the file has it.
 
-  def write(self, config, leaf) -> np.ndarray:
-    """The file's matrix, or our part of it where it is fused, out of one place of our leaf, numpy."""
-    own, groups = self.axes[len(self.stacked):], [group for group, _ in self._groups()]
-    turned = leaf.transpose([own.index(axis) for axis in ''.join(groups)])
-    return np.ascontiguousarray(turned.reshape([_size(config, *group) for group in groups]))
+    Args:
+      config: the shape of the model.
+      leaf: the leaf at one of `places`, with the axes `matrix_axes`.
 
-  def _groups(self):
-    """For each axis of the file: our letters in it, and those of the leaves fused before ours."""
-    fused = [group.split('|') for group in self.matrix.split(',')]
-    return [(group[self.part], group[:self.part]) if len(group) > 1 else (group[0], []) for group in fused]
+    Returns:
+      The file's matrix, contiguous; only this leaf's part of it where several are fused.
+    """
+    groups = [axis.letters for axis in self._file_axes()]
+    order = [self.matrix_axes.index(letter) for letter in ''.join(groups)]
+    shape = [axis_size(config, *letters) for letters in groups]
+    return np.ascontiguousarray(leaf.transpose(order).reshape(shape))
+
+  def _piece(self, config: ModelConfig, index: Slices) -> '_Piece':
+    """Translates slices of `matrix_axes` into a part of the file's matrix and its arrangement."""
+    cuts = dict(zip(self.matrix_axes, index))
+    file_axes = self._file_axes()
+    slices = []
+    sizes = []
+    for letters, fused_before in file_axes:
+      if not letters:  # an axis of size 1 that the leaf lacks
+        slices.append(slice(0, 1))
+        continue
+      # Only the first letter can be cut while reading: the others are interleaved in the file.
+      first, *inner = letters
+      start, stop, _ = cuts[first].indices(axis_size(config, first))
+      stride = axis_size(config, *inner)
+      offset = sum(axis_size(config, *other) for other in fused_before)
+      slices.append(slice(offset + start * stride, offset + stop * stride))
+      sizes.append(stop - start)
+      sizes.extend(axis_size(config, letter) for letter in inner)
+    all_letters = ''.join(axis.letters for axis in file_axes)
+    already_cut = {axis.letters[:1] for axis in file_axes}
+    return _Piece(
+        slices=tuple(slices),
+        sizes=sizes,
+        order=[all_letters.index(axis) for axis in self.matrix_axes],
+        rest=tuple(
+            slice(None) if axis in already_cut else cuts[axis] for axis in self.matrix_axes
+        ),
+    )
+
+  def _file_axes(self) -> list['_FileAxis']:
+    """Describes each axis of the file's matrix."""
+    axes = []
+    for group in self.matrix.split(','):
+      fused = group.split('|')
+      part = self.part if len(fused) > 1 else 0  # the other axes are common to all parts
+      axes.append(_FileAxis(letters=fused[part], fused_before=fused[:part]))
+    return axes
 
 
-def _size(config, *axes):
-  return math.prod(getattr(config, SIZES[axis]) for axis in axes)
+class _FileAxis(NamedTuple):
+  """An axis of a matrix in a file."""
+
+  letters: str  # the leaf's axes in it, the outermost first
+  fused_before: list[str]  # letters of the other leaves that come before this one
+
+
+class _Piece(NamedTuple):
+  """A part of a file's matrix, and how it becomes a part of a leaf."""
+
+  slices: Slices  # of the file's matrix
+  sizes: list[int]  # the file's axes taken apart into ours
+  order: list[int]  # of these, for our order of axes
+  rest: Slices  # what is still to be cut
+
+  def arrange(self, matrix: np.ndarray) -> np.ndarray:
+    """Arranges the fetched part of a matrix as the part of the leaf."""
+    return matrix.reshape(self.sizes).transpose(self.order)[self.rest]
+
+
+def axis_size(config: ModelConfig, *letters: str) -> int:
+  """Multiplies the sizes of axes; 1 for none."""
+  return math.prod(getattr(config, SIZES[letter]) for letter in letters)

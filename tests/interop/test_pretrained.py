@@ -174,7 +174,7 @@ def test_transformers_computes_the_same_of_every_family(case, small_tokenizer, t
     theirs = model(torch.tensor(tokens)).logits.numpy()
   hidden = forward(language, params, tokens, np.ones_like(tokens))
   np.testing.assert_allclose(heads.next_token_logits(transformer.build_model(language), params, hidden), theirs, atol=1e-4, rtol=1e-5)
-  if not families.FAMILIES[language.family].scorer_exists:
+  if not families.FAMILIES[language.family].has_classifier:
     return
   reward = dataclasses.replace(language, head=True, tied=True)
   score = {'kernel': jnp.asarray(np.random.default_rng(1).normal(size=32), jnp.float32), 'bias': jnp.float32(0.5)}

@@ -19,7 +19,7 @@ def test_every_leaf_of_the_model_has_its_place_and_comes_back_whole_and_in_parts
   config, random = dataclasses.replace(pretrained.read_config(DATA / case), head=True), np.random.default_rng(0)
   made = jax.eval_shape(transformer.build_model(config).init, jax.random.key(0))
   del made['score']['bias']  # Hugging Face has none
-  table = families.tensors(config)
+  table = families.list_tensors(config)
   assert len(table) == len(jax.tree.leaves(made))
   leaves, files, shapes = {}, {}, {}
   for tensor in table:
@@ -39,6 +39,6 @@ def test_every_leaf_of_the_model_has_its_place_and_comes_back_whole_and_in_parts
 
 
 def test_query_rows_are_heads():
-  query = next(tensor for tensor in families.tensors(CONFIG) if tensor.path == 'layers.query')
+  query = next(tensor for tensor in families.list_tensors(CONFIG) if tensor.path == 'layers.query')
   rows = np.repeat(np.arange(24.0)[:, None], 32, 1)  # 4 heads of 6: row r is head r // 6, place r % 6
   assert query.read(CONFIG, lambda name, slices: rows[slices])[2, 0, 1].tolist() == [6, 7, 8, 9, 10, 11]

@@ -1,0 +1,33 @@
+"""Reading and writing the small JSON files of a model's directory."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax import files
+from rlhf_jax.errors import UserError
+
+
+def read_json(path: Path) -> dict:
+  """Reads a JSON file.
+
+  Raises:
+    UserError: there is no such file, or it is not JSON.
+  """
+  try:
+    return json.loads(path.read_text('utf-8'))
+  except FileNotFoundError:
+    raise UserError(f'{path}: not found') from None
+  except ValueError as error:
+    raise UserError(f'{path}: not JSON ({error})') from None
+
+
+def write_json(path: Path, values: Any, sort_keys: bool = False, ensure_ascii: bool = True) -> None:
+  """Writes values as indented JSON, as transformers and PEFT do."""
+  text = json.dumps(
+      values,
+      indent=2,
+      sort_keys=sort_keys,
+      ensure_ascii=ensure_ascii,
+  )
+  files.write_text(path, text + '\n')
