@@ -26,12 +26,12 @@ COMPARED_ROWS = 64  # rows in each place where a second output matrix is compare
 
 
 def assemble_parameters(
-    config: ModelConfig,
-    shapes: Shapes,
-    fetch: Fetch,
-    shardings: Any,
-    where: str,
-    bias: float = 0.0,
+  config: ModelConfig,
+  shapes: Shapes,
+  fetch: Fetch,
+  shardings: Any,
+  where: str,
+  bias: float = 0.0,
 ) -> Params:
   """Reads the parameters of a model.
 
@@ -55,9 +55,9 @@ def assemble_parameters(
   shapes = {name: shapes[file_name] for name, file_name in file_names.items()}
   fetch = functools.partial(_fetch_renamed, fetch, file_names)
   table = [
-      tensor
-      for tensor in families.list_tensors(config)
-      if tensor.path != 'score.kernel' or SCORE in shapes  # a language model has no score yet
+    tensor
+    for tensor in families.list_tensors(config)
+    if tensor.path != 'score.kernel' or SCORE in shapes  # a language model has no score yet
   ]
   _check_tensors(config, table, shapes, fetch, where)
   params: dict[str, Any] = {}
@@ -79,26 +79,24 @@ def _names_with_prefix(config: ModelConfig, shapes: Shapes) -> dict[str, str]:
 
 
 def _fetch_renamed(
-    fetch: Fetch,
-    file_names: Mapping[str, str],
-    name: str,
-    slices: Slices,
+  fetch: Fetch,
+  file_names: Mapping[str, str],
+  name: str,
+  slices: Slices,
 ) -> np.ndarray:
   """Fetches a part of a tensor by the table's name."""
   return fetch(file_names[name], slices)
 
 
 def _check_tensors(
-    config: ModelConfig,
-    table: list[Tensor],
-    shapes: Shapes,
-    fetch: Fetch,
-    where: str,
+  config: ModelConfig,
+  table: list[Tensor],
+  shapes: Shapes,
+  fetch: Fetch,
+  where: str,
 ) -> None:
   """Refuses a file whose tensors are not those of the table."""
-  expected = {
-      name: tensor.file_shape(config) for tensor in table for name in tensor.names(config)
-  }
+  expected = {name: tensor.file_shape(config) for tensor in table for name in tensor.names(config)}
   # Some files hold a tied matrix twice.
   has_copy = config.tied and not config.head and OUTPUT_MATRIX in shapes
   problems = [_missing(config, name) for name in expected if name not in shapes]
@@ -113,8 +111,8 @@ def _check_tensors(
     embedding = table[0].names(config)[0]
     if not _is_copy(config, embedding, shapes, fetch):
       problems.append(
-          f'{OUTPUT_MATRIX} is not {embedding}, expected so because config.json ties the two '
-          '(tie_word_embeddings: set it to false)'
+        f'{OUTPUT_MATRIX} is not {embedding}, expected so because config.json ties the two '
+        '(tie_word_embeddings: set it to false)'
       )
   if problems:
     first = '; '.join(problems[:NAMED_IN_ERRORS])
@@ -143,10 +141,10 @@ def _is_copy(config: ModelConfig, embedding: str, shapes: Shapes, fetch: Fetch) 
 
 
 def _read_leaf(
-    config: ModelConfig,
-    tensor: Tensor,
-    fetch: Fetch,
-    sharding: jax.sharding.Sharding | None,
+  config: ModelConfig,
+  tensor: Tensor,
+  fetch: Fetch,
+  sharding: jax.sharding.Sharding | None,
 ) -> jax.Array:
   """Reads one leaf onto its devices; devices with the same piece share one reading of it."""
   if sharding is None:
@@ -174,8 +172,8 @@ def _place_scalar(value: float, sharding: jax.sharding.Sharding | None) -> jax.A
 
 
 def _devices_by_piece(
-    sharding: jax.sharding.Sharding,
-    shape: tuple[int, ...],
+  sharding: jax.sharding.Sharding,
+  shape: tuple[int, ...],
 ) -> list[tuple[Slices, list[jax.Device]]]:
   """Lists the distinct pieces of an array and this process's devices that keep each of them."""
   pieces: dict[Any, tuple[Slices, list[jax.Device]]] = {}

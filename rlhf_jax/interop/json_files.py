@@ -25,9 +25,9 @@ def read_json(path: Path) -> dict:
 def write_json(path: Path, values: Any, sort_keys: bool = False, ensure_ascii: bool = True) -> None:
   """Writes values as indented JSON, as transformers and PEFT do."""
   text = json.dumps(
-      values,
-      indent=2,
-      sort_keys=sort_keys,
-      ensure_ascii=ensure_ascii,
+    values,
+    indent=2,
+    sort_keys=sort_keys,
+    ensure_ascii=ensure_ascii,
   )
   files.write_text(path, text + '\n')

@@ -54,6 +54,4 @@ def check_keys(values: Mapping[str, Any], known: KnownKeys, where: str, prefix: 
     return
   for key, value in values.items():
     if key not in known:
-      raise UserError(
-          f'{where}: {prefix}{key} is {value!r}, expected no such key{known.advice}'
-      )
+      raise UserError(f'{where}: {prefix}{key} is {value!r}, expected no such key{known.advice}')

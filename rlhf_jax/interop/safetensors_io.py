@@ -30,9 +30,7 @@ def open_weights(directory: Path) -> tuple[dict[str, tuple[int, ...]], Fetch]:
   for path in _weight_files(directory):
     file = open_safetensors(path)
     file_of.update(dict.fromkeys(file.keys(), file))
-  shapes = {
-      name: tuple(file.get_slice(name).get_shape()) for name, file in file_of.items()
-  }
+  shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in file_of.items()}
   return shapes, functools.partial(_fetch, file_of)
 
 
@@ -65,8 +63,8 @@ def _weight_files(directory: Path) -> list[Path]:
     return [directory / WEIGHTS]
   if list(directory.glob('*.bin')):  # pickles run code when they are opened
     raise UserError(
-        f'{directory}: only pickled weights (.bin), expected {WEIGHTS}; with torch installed: '
-        'AutoModelForCausalLM.from_pretrained(d).save_pretrained(d)'
+      f'{directory}: only pickled weights (.bin), expected {WEIGHTS}; with torch installed: '
+      'AutoModelForCausalLM.from_pretrained(d).save_pretrained(d)'
     )
   raise UserError(f'{directory}: no {WEIGHTS}')
 
@@ -80,10 +78,10 @@ class Entry(NamedTuple):
 
 
 def write_weights(
-    directory: Path,
-    entries: list[Entry],
-    shard_bytes: int,
-    writes: bool,
+  directory: Path,
+  entries: list[Entry],
+  shard_bytes: int,
+  writes: bool,
 ) -> None:
   """Writes tensors to one file, or to several and an index; holds one shard in memory at a time.
 

@@ -22,15 +22,15 @@ import numpy as np
 from rlhf_jax.models.model_config import ModelConfig
 
 SIZES = {  # letter of an axis → the field of ModelConfig that holds its size
-    'v': 'vocab_size',
-    'd': 'embed',
-    'h': 'heads',
-    'n': 'kv_heads',
-    'c': 'head_dim',
-    'f': 'mlp',
-    'l': 'layers',
-    'e': 'experts',
-    'p': 'max_length',
+  'v': 'vocab_size',
+  'd': 'embed',
+  'h': 'heads',
+  'n': 'kv_heads',
+  'c': 'head_dim',
+  'f': 'mlp',
+  'l': 'layers',
+  'e': 'experts',
+  'p': 'max_length',
 }
 
 Slices = tuple[slice, ...]
@@ -94,8 +94,8 @@ class Tensor:
   def file_shape(self, config: ModelConfig) -> tuple[int, ...]:
     """Returns the shape of each tensor in the file, whatever is fused with it included."""
     return tuple(
-        sum(axis_size(config, *letters) for letters in group.split('|'))
-        for group in self.matrix.split(',')
+      sum(axis_size(config, *letters) for letters in group.split('|'))
+      for group in self.matrix.split(',')
     )
 
   def read(self, config: ModelConfig, fetch: Fetch, index: Slices | None = None) -> np.ndarray:
@@ -111,9 +111,7 @@ class Tensor:
     """
     if index is None:
       index = (slice(None),) * len(self.axes)
-    ranges = [
-        range(*cut.indices(axis_size(config, axis))) for cut, axis in zip(index, self.axes)
-    ]
+    ranges = [range(*cut.indices(axis_size(config, axis))) for cut, axis in zip(index, self.axes)]
     count = len(self.stacked)
     piece = self._piece(config, index[count:])
     leaf = np.empty([len(numbers) for numbers in ranges], np.float32)
@@ -159,12 +157,10 @@ class Tensor:
     all_letters = ''.join(axis.letters for axis in file_axes)
     already_cut = {axis.letters[:1] for axis in file_axes}
     return _Piece(
-        slices=tuple(slices),
-        sizes=sizes,
-        order=[all_letters.index(axis) for axis in self.matrix_axes],
-        rest=tuple(
-            slice(None) if axis in already_cut else cuts[axis] for axis in self.matrix_axes
-        ),
+      slices=tuple(slices),
+      sizes=sizes,
+      order=[all_letters.index(axis) for axis in self.matrix_axes],
+      rest=tuple(slice(None) if axis in already_cut else cuts[axis] for axis in self.matrix_axes),
     )
 
   def _file_axes(self) -> list['_FileAxis']:
