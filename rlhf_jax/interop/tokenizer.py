@@ -294,7 +294,7 @@ def _prepare_core(
   added = {token.content for token in core.get_added_tokens_decoder().values()}
   named = [roles[role] for role in ('bos', 'eos', 'pad')]
   core.add_special_tokens([token for token in named if token is not None and token not in added])
-  core.encode_special_tokens = False  # in tokenizers' words: special tokens become ids
+  core.encode_special_tokens = False  # special-token strings become their ids
   return core
 
 
