@@ -3,8 +3,9 @@
 A device's piece of a leaf is read, placed on the device and released before the next one is read.
 """
 
+from collections.abc import Mapping
 import functools
-from typing import Any, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp

@@ -1,7 +1,8 @@
 """The model card, README.md of an exported model: what it is, its data, results and config."""
 
+from collections.abc import Mapping
 import json
-from typing import Any, Mapping
+from typing import Any
 
 from rlhf_jax.interop.families import FAMILIES
 from rlhf_jax.models.model_config import ModelConfig

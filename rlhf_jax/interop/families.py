@@ -7,8 +7,9 @@ hf_config.py reads and writes config.json with it. No file is opened here.
 Sources: the configuration and modelling files of transformers, which the tests compare with.
 """
 
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any
 
 from rlhf_jax.interop.known_keys import KnownKeys
 from rlhf_jax.interop.tensors import Tensor
@@ -38,7 +39,8 @@ class Family:
   defaults: Mapping[str, Any]  # key of config.json → what its absence means
   fixed_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of ModelConfig
 
-  # Key of config.json → the values that are computed here; others are refused, an absent key is not.
+  # Key of config.json → the values that are computed here. Others are refused, an absent key is
+  # accepted.
   only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
 
   # (values of config.json) → the kind of each layer, where the file has no `layer_types`.

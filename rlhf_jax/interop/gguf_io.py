@@ -281,7 +281,7 @@ def _find_homes(file: _File, config: ModelConfig) -> dict[str, _Home]:
       module, expert, matrix = parts.groups(default='')
       suffix = name[name.rindex('.') :]  # '.weight' or '.bias'
       gguf_name = gguf_names.get_name(module + matrix)
-      assert gguf_name is not None, name
+      assert gguf_name is not None, name  # the tests read a file of every architecture
       homes[name] = _Home(
         row=row,
         name=gguf_name + suffix,
@@ -437,10 +437,8 @@ def _read_sizes(
     values['query_pre_attn_scalar'] = embed // heads if has_embed_scalar else head_dim
   value_length = metadata.get('attention.value_length', head_dim)
   if value_length != head_dim:
-    raise UserError(
-      f'{file.path}: {file.architecture_name}.attention.value_length is {value_length}, '
-      f'expected {head_dim}'
-    )
+    key = f'{file.architecture_name}.attention.value_length'
+    raise UserError(f'{file.path}: {key} is {value_length}, expected {head_dim}')
   return values
 
 

@@ -5,8 +5,9 @@ of transformers 4 (rope_theta, rope_scaling) and of transformers 5 (rope_paramet
 is written can be read by both.
 """
 
+from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop.families import FAMILIES, Family, GLOBAL, LOCAL
@@ -61,7 +62,7 @@ def from_hf(values: Values, where: str = 'config.json') -> ModelConfig:
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
-  """Writes a shape as the `config.json` of its family's language model, or with a head reward model.
+  """Writes a shape as `config.json`: of its family's language model, or reward model with a head.
 
   Raises:
     UserError: the family has no such model.
@@ -120,7 +121,7 @@ def _read_fields(values: Values, family: Family, where: str) -> dict[str, Any]:
   missing = [keys[field] for field in REQUIRED_FIELDS if values.get(keys[field]) is None]
   if missing:
     raise UserError(f'{where}: no {", ".join(missing)}')
-  stated = {field: values.get(key) for field, key in keys.items()}
+  stated: dict[str, Any] = {field: values.get(key) for field, key in keys.items()}
   if stated['activation'] not in ACTIVATIONS:
     raise UserError(
       f'{where}: {keys["activation"]} is {stated["activation"]!r}, '

@@ -5,8 +5,9 @@ only function that compares a file with it. A key that changes what a model comp
 in a table: either it is read, or its only accepted values are listed.
 """
 
+from collections.abc import Collection, Mapping
 import dataclasses
-from typing import Any, Collection, Mapping
+from typing import Any
 
 from rlhf_jax.errors import UserError
 

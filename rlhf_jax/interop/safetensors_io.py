@@ -1,8 +1,9 @@
 """Safetensors files, one or several with an index: parts of tensors in, models out by shards."""
 
+from collections.abc import Callable, Mapping
 import functools
 from pathlib import Path
-from typing import Any, Callable, Mapping, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors

@@ -12,10 +12,11 @@ size 1. The matrix `'hc|nc|nc,d'` holds three matrices below each other, of whic
 the leaf.
 """
 
+from collections.abc import Callable
 import dataclasses
 import itertools
 import math
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -72,7 +73,7 @@ class Tensor:
 
   @property
   def fan_in(self) -> bool:
-    """Whether a layer's matrix is [inputs, outputs] in the file, as GPT-2's; most are transposed."""
+    """Whether a layer's matrix is [inputs, outputs] in the file; most are [outputs, inputs]."""
     inputs, *outputs = self.matrix.split(',')
     if not self.stacked or not outputs:
       return False
@@ -147,7 +148,8 @@ class Tensor:
         slices.append(slice(0, 1))
         continue
       # Only the first letter can be cut while reading: the others are interleaved in the file.
-      first, *inner = letters
+      first = letters[0]
+      inner = letters[1:]
       start, stop, _ = cuts[first].indices(axis_size(config, first))
       stride = axis_size(config, *inner)
       offset = sum(axis_size(config, *other) for other in fused_before)

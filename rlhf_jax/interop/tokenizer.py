@@ -6,19 +6,20 @@ text: special-token strings inside a message are tokenised as characters, so tha
 ends a turn by writing `<|im_end|>`; only the template's own become special ids.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 import copy
-import functools
 from pathlib import Path
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from rlhf_jax import files
 from rlhf_jax.errors import UserError
+from rlhf_jax.interop import chat_template
+from rlhf_jax.interop.gguf_tokenizer import read_gguf_tokenizer
 from rlhf_jax.interop.json_files import read_json, write_json
+from rlhf_jax.interop.known_keys import check_keys, KnownKeys
 
 ROLES = ('bos', 'eos', 'pad', 'unk')  # of special tokens, as transformers calls them
 
@@ -28,13 +29,12 @@ CONFIG = 'tokenizer_config.json'
 OLD_CONFIG = 'special_tokens_map.json'  # some roles stand only there
 TEMPLATE = 'chat_template.jinja'
 
-# Private-use characters. Two mark a message's place in a rendered template, the others take the
-# place of special tokens that people wrote.
-QUESTION = '\U000f0000'
-RESPONSE = '\U000f0001'
-STAND_INS = range(0xF0002, 0xFFFFE)
+# tokenizer_config.json has many more keys; tokenizer.json says how a text is split.
+KNOWN_KEYS = KnownKeys(read=('chat_template', *(role + '_token' for role in ROLES)))
 
-Message = Mapping[str, str]  # `role` and `content`
+# Private-use characters that take the place of special tokens in what people wrote;
+# chat_template.py has the two before these.
+STAND_INS = range(0xF0002, 0xFFFFE)
 
 
 class Tokenizer:
@@ -89,10 +89,14 @@ class Tokenizer:
     self._special_ids = _list_special_tokens(self.core)
     self._special_pattern = _compile_pattern(self._special_ids)
 
-    self._frame = _Frame()
+    self._frame = chat_template.ResponseFrame()
     if template is not None and self._special_ids:
-      self._frame = _read_frame(template, roles, self._special_pattern)
-      eos = self._frame.end_of_turn or eos
+      self._frame = chat_template.find_response_frame(
+        template,
+        _role_keys(roles),
+        self._special_pattern,
+      )
+      eos = self._frame.end or eos
     if pad in (None, eos, bos):
       pad = _choose_padding(
         self._special_ids,
@@ -111,7 +115,7 @@ class Tokenizer:
       self.pad_id = 1 if self.eos_id == 0 else 0  # any other id: masks hide it
     else:
       self.pad_id = _token_id(self.core, pad)
-    self.response_prefix = self._frame.before_response
+    self.response_prefix = self._frame.prefix
     # Asks the core: files say it in several ways.
     self._adds_bos = bos is not None and self.core.encode('').ids[:1] == [self.bos_id]
 
@@ -124,10 +128,7 @@ class Tokenizer:
     """
     directory = Path(directory)
     core = _read_core(directory / TOKENIZER)
-    config: dict[str, Any] = {}
-    for name in (OLD_CONFIG, CONFIG):  # the later one counts
-      if (directory / name).is_file():
-        config.update(read_json(directory / name))
+    config = _read_config(directory)
     roles = {role: _token_text(config.get(role + '_token')) for role in ROLES}
     return cls(core, _read_template(directory, config), **roles)
 
@@ -141,17 +142,10 @@ class Tokenizer:
     Returns:
       The tokenizer; None where it is of another kind.
     """
-    values = _GgufValues(metadata)
-    if not values.is_known_kind:
+    parts = read_gguf_tokenizer(metadata)
+    if parts is None:
       return None
-    return cls(
-      _build_gguf_core(values),
-      metadata.get('tokenizer.chat_template'),
-      bos=values.token('bos'),
-      eos=values.token('eos'),
-      pad=values.token('padding'),
-      unk=values.token('unknown'),
-    )
+    return cls(parts.core, parts.template, **parts.roles)
 
   def with_template(self, template: str) -> 'Tokenizer':
     """Returns a tokenizer with the same vocabulary and another chat template, in Jinja."""
@@ -185,7 +179,7 @@ class Tokenizer:
     """
     return self._begin() + self.encode(text)
 
-  def prompt(self, messages: Sequence[Message]) -> list[int]:
+  def prompt(self, messages: chat_template.Messages) -> list[int]:
     """Encodes a conversation up to where the assistant's response begins.
 
     The beginning-of-sequence token comes once, where the template writes it or the
@@ -201,12 +195,7 @@ class Tokenizer:
     messages = [
       {**message, 'content': _replace_all(message['content'], hidden)} for message in messages
     ]
-    text = _render(
-      self.template,
-      self._roles,
-      messages,
-      add_generation_prompt=True,
-    )
+    text = self._render_prompt(messages)
     ids = self._encode_rendered(text, hidden)
     begin = self._begin()
     if ids[: len(begin)] == begin:
@@ -221,13 +210,13 @@ class Tokenizer:
     """
     hidden = self._hide_special_tokens([text])
     content = _replace_all(text.strip(), hidden)
-    framed = self._frame.before_response + content + self._frame.after_response
+    framed = self._frame.prefix + content + self._frame.suffix
     # Encoded behind the end of the prompt: some tokenizers treat the beginning of a text
     # differently, as SentencePiece does, which puts a blank there.
-    lead = self._frame.end_of_prompt
-    lead_ids = self._encode_rendered(lead, hidden)
-    ids = self._encode_rendered(lead + framed, hidden)
-    return ids[len(lead_ids) :] + [self.eos_id]
+    tail = self._frame.tail
+    tail_ids = self._encode_rendered(tail, hidden)
+    ids = self._encode_rendered(tail + framed, hidden)
+    return ids[len(tail_ids) :] + [self.eos_id]
 
   def decode(self, ids: Iterable[int]) -> str:
     """Decodes a response's ids [R]: up to the end of turn, without special tokens."""
@@ -236,6 +225,17 @@ class Tokenizer:
       ids = ids[: ids.index(self.eos_id)]
     text = self.core.decode(ids, skip_special_tokens=True)
     return text.removeprefix(self.response_prefix)
+
+  def _render_prompt(self, messages: chat_template.Messages) -> str:
+    """Renders a conversation up to where the response begins."""
+    if self.template is None:
+      raise UserError('tokenizer: no chat template')
+    return chat_template.render_chat(
+      self.template,
+      messages,
+      _role_keys(self._roles),
+      add_generation_prompt=True,
+    )
 
   def _begin(self) -> list[int]:
     """Returns the ids that the tokenizer itself puts before a text."""
@@ -364,6 +364,19 @@ def _read_core(path: Path) -> tokenizers.Tokenizer:
     raise UserError(f'{path}: not a tokenizer ({error})') from None
 
 
+def _read_config(directory: Path) -> dict[str, Any]:
+  """Reads the files about special tokens; {} where there are none."""
+  config: dict[str, Any] = {}
+  for name in (OLD_CONFIG, CONFIG):  # the later one counts
+    path = directory / name
+    if not path.is_file():
+      continue
+    values = read_json(path)
+    check_keys(values, KNOWN_KEYS, str(path))
+    config.update(values)
+  return config
+
+
 def _read_template(directory: Path, config: Mapping[str, Any]) -> str | None:
   """Reads the chat template: a file of its own or, in older directories, a key of the config."""
   path = directory / TEMPLATE
@@ -376,206 +389,6 @@ def _read_template(directory: Path, config: Mapping[str, Any]) -> str | None:
     if choice['name'] == 'default':
       return choice['template']
   return None
-
-
-# Chat templates.
-
-
-class _Frame(NamedTuple):
-  """What a chat template puts around a response."""
-
-  end_of_prompt: str = ''  # between the last message and the response
-  before_response: str = ''  # more that is only there when the response is
-  after_response: str = ''  # before the end of turn
-  end_of_turn: str | None = None  # a special token; None where the template writes none
-
-
-def _read_frame(
-  template: str,
-  roles: Mapping[str, str | None],
-  special_pattern: re.Pattern[str],
-) -> _Frame:
-  """Finds what stands around a response by rendering a conversation of two marks."""
-  question = {'role': 'user', 'content': QUESTION}
-  response = {'role': 'assistant', 'content': RESPONSE}
-  prompt = _render(template, roles, [question], add_generation_prompt=True)
-  messages = [question, response]
-  conversation = _render(template, roles, messages, add_generation_prompt=False)
-  before, _, after = conversation.partition(RESPONSE)
-  end = special_pattern.search(after)
-  frame = _Frame(end_of_prompt=prompt.rpartition(QUESTION)[2])
-  if before.startswith(prompt):
-    frame = frame._replace(before_response=before[len(prompt) :])
-  if end:
-    frame = frame._replace(
-      after_response=after[: end.start()],
-      end_of_turn=end.group(),
-    )
-  return frame
-
-
-def _render(
-  template: str | None,
-  roles: Mapping[str, str | None],
-  messages: Sequence[Message],
-  add_generation_prompt: bool,
-) -> str:
-  """Renders a conversation as text."""
-  if template is None:
-    raise UserError('tokenizer: no chat template')
-  import jinja2  # here, as a run without conversations does not need it
-
-  tokens = {key: token for key, token in _role_keys(roles).items() if token is not None}
-  try:
-    return _compile_template(template).render(
-      messages=messages,
-      add_generation_prompt=add_generation_prompt,
-      **tokens,
-    )
-  except (jinja2.TemplateError, TypeError) as error:  # TypeError: such as None + 'text'
-    raise UserError(f'chat template: {error}') from None
-
-
-@functools.lru_cache(maxsize=16)
-def _compile_template(template: str) -> Any:
-  """Compiles a template with the settings of transformers, in a sandbox."""
-  import jinja2.ext
-  import jinja2.sandbox
-
-  class Generation(jinja2.ext.Extension):
-    """`{% generation %}…{% endgeneration %}` marks the assistant's words and prints them."""
-
-    tags = {'generation'}
-
-    def parse(self, parser: Any) -> Any:
-      """Parses the block as if its marks were not there."""
-      next(parser.stream)
-      return parser.parse_statements(('name:endgeneration',), drop_needle=True)
-
-  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True,  # a line that only holds a block leaves no blank line
-    lstrip_blocks=True,
-    extensions=[Generation, jinja2.ext.loopcontrols],
-  )
-  environment.globals['raise_exception'] = _raise_template_error
-  return environment.from_string(template)
-
-
-def _raise_template_error(message: str) -> None:
-  """Ends rendering; templates call it where they refuse messages."""
-  import jinja2
-
-  raise jinja2.TemplateError(message)
-
-
-# Tokenizers of GGUF files.
-
-# Words as GPT-4's tokenizer cuts them; `%s` is a pattern for digits.
-GGUF_WORDS = '|'.join(
-  (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
-    r'[^\r\n\p{L}\p{N}]?\p{L}+',
-    r'%s',
-    r' ?[^\s\p{L}\p{N}]+[\r\n]*',
-    r'\s*[\r\n]+',
-    r'\s+(?!\S)',
-    r'\s+',
-  )
-)
-
-# Values of `tokenizer.ggml.token_type`.
-CONTROL_TOKEN = 3
-USER_DEFINED_TOKEN = 4
-
-
-def _split_as_gpt2() -> pre_tokenizers.PreTokenizer:
-  """Returns GPT-2's way to cut a text."""
-  return pre_tokenizers.ByteLevel(add_prefix_space=False)
-
-
-def _split_as_smollm() -> pre_tokenizers.PreTokenizer:
-  """Returns GPT-2's way with each digit alone."""
-  digits = pre_tokenizers.Digits(individual_digits=True)
-  return pre_tokenizers.Sequence([digits, _split_as_gpt2()])
-
-
-def _split_words(digits: str) -> pre_tokenizers.PreTokenizer:
-  """Returns GPT-4's way to cut a text, with a pattern for digits."""
-  pattern = tokenizers.Regex(GGUF_WORDS % digits)
-  words = pre_tokenizers.Split(pattern, 'isolated')
-  letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-  return pre_tokenizers.Sequence([words, letters])
-
-
-# Known values of `tokenizer.ggml.pre` → how a text is cut before pairs are merged.
-GGUF_SPLITS: Mapping[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
-  'smollm': _split_as_smollm,
-  'gpt-2': _split_as_gpt2,
-  'llama-bpe': functools.partial(_split_words, r'\p{N}{1,3}'),
-  'qwen2': functools.partial(_split_words, r'\p{N}'),
-}
-
-
-class _GgufValues:
-  """The metadata of a GGUF file about its tokenizer, by keys without `tokenizer.ggml.`."""
-
-  def __init__(self, metadata: Mapping[str, Any]):
-    self._metadata = metadata
-
-  def get(self, key: str) -> Any:
-    """Returns a value, None where there is none."""
-    return self._metadata.get('tokenizer.ggml.' + key)
-
-  @property
-  def is_known_kind(self) -> bool:
-    """Whether this is a byte-level BPE whose way to cut texts is in GGUF_SPLITS."""
-    return self.get('model') == 'gpt2' and self.get('pre') in GGUF_SPLITS
-
-  @property
-  def adds_bos(self) -> bool:
-    """Whether a text begins with the beginning of sequence; Llama's does where no key says."""
-    adds = self.get('add_bos_token')
-    if adds is None:
-      return self.get('pre') == 'llama-bpe'
-    return bool(adds)
-
-  def token(self, role: str) -> str | None:
-    """Returns the text of the special token with a role; None where there is none."""
-    token_id = self.get(role + '_token_id')
-    if token_id is None:
-      return None
-    return self.get('tokens')[token_id]
-
-
-def _build_gguf_core(values: _GgufValues) -> tokenizers.Tokenizer:
-  """Builds the byte-level BPE of a GGUF file."""
-  tokens = values.get('tokens')
-  model = models.BPE(
-    {token: token_id for token_id, token in enumerate(tokens)},
-    [tuple(merge.split(' ')) for merge in values.get('merges')],
-    ignore_merges=values.get('pre') == 'llama-bpe',  # a word of the vocabulary stays one token
-  )
-  core = tokenizers.Tokenizer(model)
-  core.pre_tokenizer = GGUF_SPLITS[values.get('pre')]()
-  core.decoder = decoders.ByteLevel()
-  if values.get('pre') == 'qwen2':
-    core.normalizer = normalizers.NFC()
-  for token, kind in zip(tokens, values.get('token_type')):
-    if kind not in (CONTROL_TOKEN, USER_DEFINED_TOKEN):
-      continue
-    added = tokenizers.AddedToken(
-      token,
-      special=kind == CONTROL_TOKEN,
-      normalized=False,
-    )
-    core.add_tokens([added])
-  bos = values.token('bos')
-  if bos and values.adds_bos:
-    core.post_processor = processors.TemplateProcessing(
-      single=f'{bos} $A',
-      special_tokens=[(bos, values.get('bos_token_id'))],
-    )
-  return core
 
 
 # Text.

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.interop import gguf_io, pretrained
-from rlhf_jax.interop import tokenizer as tokenizer_module
+from rlhf_jax.interop import gguf_io, gguf_tokenizer, pretrained
 from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.models import heads, transformer
 from rlhf_jax.runtime import mesh
@@ -156,7 +155,7 @@ def gguf_metadata(pre):
 
 
 def test_every_way_to_cut_is_tested():
-  assert set(CUTS) == set(tokenizer_module.GGUF_SPLITS)
+  assert set(CUTS) == set(gguf_tokenizer.PRE_TOKENIZERS)
 
 
 @pytest.mark.parametrize('pre', CUTS)

@@ -1,0 +1,154 @@
+"""Byte-level BPE tokenizers from the metadata of GGUF files."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+from rlhf_jax.interop.known_keys import check_keys, KnownKeys
+
+PREFIX = 'tokenizer.ggml.'
+TEMPLATE = 'tokenizer.chat_template'
+
+# Behind PREFIX. Others are passed over; those of other kinds of tokenizers are among them.
+KNOWN_KEYS = KnownKeys(
+  read=(
+    'model',
+    'pre',
+    'tokens',
+    'token_type',
+    'merges',
+    'bos_token_id',
+    'eos_token_id',
+    'padding_token_id',
+    'unknown_token_id',
+    'add_bos_token',
+  ),
+)
+
+# Values of `token_type`.
+CONTROL = 3
+USER_DEFINED = 4
+
+# How Llama 3 and Qwen 2 cut a text into words; %s is the pattern of a number.
+WORDS = (
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+  r'|[^\r\n\p{L}\p{N}]?\p{L}+'
+  r'|%s'
+  r'| ?[^\s\p{L}\p{N}]+[\r\n]*'
+  r'|\s*[\r\n]+'
+  r'|\s+(?!\S)'
+  r'|\s+'
+)
+
+
+class GgufTokenizer(NamedTuple):
+  """The parts of a tokenizer; the roles are texts of special tokens."""
+
+  core: tokenizers.Tokenizer
+  template: str | None
+  roles: dict[str, str | None]  # bos, eos, pad and unk
+
+
+def read_gguf_tokenizer(metadata: Mapping[str, Any]) -> GgufTokenizer | None:
+  """Reads the tokenizer that a GGUF file's metadata describe.
+
+  Args:
+    metadata: plain values by key.
+
+  Returns:
+    The tokenizer's parts; None where it is of another kind than those read here.
+  """
+  values = {
+    key.removeprefix(PREFIX): value for key, value in metadata.items() if key.startswith(PREFIX)
+  }
+  check_keys(values, KNOWN_KEYS, 'GGUF', prefix=PREFIX)
+  if values.get('model') != 'gpt2' or values.get('pre') not in PRE_TOKENIZERS:
+    return None
+  roles = {
+    'bos': _token_of(values, 'bos'),
+    'eos': _token_of(values, 'eos'),
+    'pad': _token_of(values, 'padding'),
+    'unk': _token_of(values, 'unknown'),
+  }
+  core = _build_core(values)
+  if roles['bos'] and _adds_bos(values):
+    core.post_processor = processors.TemplateProcessing(
+      single=f'{roles["bos"]} $A',
+      special_tokens=[(roles['bos'], values['bos_token_id'])],
+    )
+  return GgufTokenizer(core, metadata.get(TEMPLATE), roles)
+
+
+def _token_of(values: Mapping[str, Any], role: str) -> str | None:
+  """Returns the special token of a role, None where the file names none."""
+  number = values.get(f'{role}_token_id')
+  return None if number is None else values['tokens'][number]
+
+
+def _adds_bos(values: Mapping[str, Any]) -> bool:
+  """Tells whether texts begin with the beginning-of-sequence token."""
+  stated = values.get('add_bos_token')
+  if stated is None:
+    return values['pre'] == 'llama-bpe'  # as llama.cpp takes it
+  return bool(stated)
+
+
+def _build_core(values: Mapping[str, Any]) -> tokenizers.Tokenizer:
+  """Builds the tokenizer of the tokenizers library."""
+  tokens = values['tokens']
+  kind = values['pre']
+  model = models.BPE(
+    {token: number for number, token in enumerate(tokens)},
+    [tuple(merge.split(' ')) for merge in values['merges']],
+    ignore_merges=kind == 'llama-bpe',  # a word of the vocabulary is not split, as in Llama 3
+  )
+  core = tokenizers.Tokenizer(model)
+  core.pre_tokenizer = PRE_TOKENIZERS[kind]()
+  core.decoder = decoders.ByteLevel()
+  if kind == 'qwen2':
+    core.normalizer = normalizers.NFC()
+  for token, token_type in zip(tokens, values['token_type']):
+    if token_type in (CONTROL, USER_DEFINED):
+      special = token_type == CONTROL
+      added = tokenizers.AddedToken(token, special=special, normalized=False)
+      core.add_tokens([added])
+  return core
+
+
+def _split_like_gpt2() -> pre_tokenizers.PreTokenizer:
+  """Words and numbers with the blank before them."""
+  return pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
+def _split_like_smollm() -> pre_tokenizers.PreTokenizer:
+  """As GPT-2, each digit apart."""
+  digits = pre_tokenizers.Digits(individual_digits=True)
+  return pre_tokenizers.Sequence([digits, _split_like_gpt2()])
+
+
+def _split_like_llama3() -> pre_tokenizers.PreTokenizer:
+  """Numbers by three digits."""
+  return _split_by_words(r'\p{N}{1,3}')
+
+
+def _split_like_qwen2() -> pre_tokenizers.PreTokenizer:
+  """Each digit apart."""
+  return _split_by_words(r'\p{N}')
+
+
+def _split_by_words(number: str) -> pre_tokenizers.PreTokenizer:
+  """Splits by WORDS, with this pattern of a number."""
+  words = tokenizers.Regex(WORDS % number)
+  split = pre_tokenizers.Split(words, 'isolated')
+  to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  return pre_tokenizers.Sequence([split, to_bytes])
+
+
+PRE_TOKENIZERS = {  # `tokenizer.ggml.pre`: how a text is split before pairs are merged
+  'smollm': _split_like_smollm,
+  'gpt-2': _split_like_gpt2,
+  'llama-bpe': _split_like_llama3,
+  'qwen2': _split_like_qwen2,
+}
