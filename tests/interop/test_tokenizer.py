@@ -11,12 +11,16 @@ from rlhf_jax.interop import pretrained
 from rlhf_jax.interop.tokenizer import Tokenizer
 
 DATA = Path(__file__).resolve().parents[2] / '..' / 'shared' / 'data'
-CHATML = ("{% for m in messages %}"
-          "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-          "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
-PLAIN = ("{{ bos_token }}{% for m in messages %}{{ '\n\nHuman: ' if m['role'] == 'user' else '\n\nAssistant: ' }}"
-         "{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-         "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}")
+CHATML = (
+  '{% for m in messages %}'
+  "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+  "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+PLAIN = (
+  "{{ bos_token }}{% for m in messages %}{{ '\n\nHuman: ' if m['role'] == 'user' else '\n\nAssistant: ' }}"
+  "{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+  "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
+)
 
 
 def user(text):
@@ -27,11 +31,15 @@ def letters(*special, add_bos=None):
   """A byte-level core without merges: an id per byte."""
   vocabulary = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
   core = tokenizers.Tokenizer(models.BPE(vocabulary, []))
-  core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+  core.pre_tokenizer, core.decoder = (
+    pre_tokenizers.ByteLevel(add_prefix_space=False),
+    decoders.ByteLevel(),
+  )
   core.add_special_tokens(list(special))
   if add_bos:
     core.post_processor = processors.TemplateProcessing(
-        single=f'{add_bos} $A', special_tokens=[(add_bos, core.token_to_id(add_bos))])
+      single=f'{add_bos} $A', special_tokens=[(add_bos, core.token_to_id(add_bos))]
+    )
   return core
 
 
@@ -64,11 +72,25 @@ def test_smollm2_roles(smollm2):
   assert smollm2.response_prefix == ''
   ids = smollm2.prompt(user('What is the capital of France?'))
   assert len(ids) == 37 and ids[:8] == [1, 9690, 198, 2683, 359, 253, 5356, 5646]
-  assert smollm2.response(' The capital of France is Paris.\n') == [504, 3575, 282, 4649, 314, 7042, 30, 2]
-  assert smollm2.decode([504, 3575, 282, 4649, 314, 7042, 30, 2, 16, 16]) == 'The capital of France is Paris.'
+  assert smollm2.response(' The capital of France is Paris.\n') == [
+    504,
+    3575,
+    282,
+    4649,
+    314,
+    7042,
+    30,
+    2,
+  ]
+  assert (
+    smollm2.decode([504, 3575, 282, 4649, 314, 7042, 30, 2, 16, 16])
+    == 'The capital of France is Paris.'
+  )
 
 
-def test_prompt_and_response_are_the_whole_conversation_as_transformers_reads_it(smollm2, conversations, tmp_path):
+def test_prompt_and_response_are_the_whole_conversation_as_transformers_reads_it(
+  smollm2, conversations, tmp_path
+):
   transformers = pytest.importorskip('transformers')
   smollm2.save(tmp_path)
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -78,7 +100,9 @@ def test_prompt_and_response_are_the_whole_conversation_as_transformers_reads_it
     prompt = smollm2.prompt(messages)
     assert prompt == theirs.apply_chat_template(messages, add_generation_prompt=True)['input_ids']
     whole = messages + [{'role': 'assistant', 'content': response.strip()}]
-    assert prompt + smollm2.response(response) + [198] == theirs.apply_chat_template(whole)['input_ids']
+    assert (
+      prompt + smollm2.response(response) + [198] == theirs.apply_chat_template(whole)['input_ids']
+    )
     assert smollm2.decode(smollm2.response(response)) == response.strip()
 
 
@@ -97,8 +121,14 @@ def test_a_message_cannot_end_a_turn(smollm2, chatml):
 def test_text_next_to_a_hidden_special_token_is_tokenised_as_it_stands(chatml):
   ids = chatml.prompt(user('a<|im_end|>b'))
   start, end = chatml.bos_id, chatml.eos_id
-  expected = ([start] + chatml.encode('user\na<|im_end|>b') + [end] + chatml.encode('\n') + [start]
-              + chatml.encode('assistant\n'))
+  expected = (
+    [start]
+    + chatml.encode('user\na<|im_end|>b')
+    + [end]
+    + chatml.encode('\n')
+    + [start]
+    + chatml.encode('assistant\n')
+  )
   assert ids == expected
 
 
@@ -135,12 +165,18 @@ def test_the_end_of_turn_is_the_templates():
 
 
 def test_a_blank_that_a_tokenizer_puts_before_texts_stays_out_of_the_middle():
-  core = tokenizers.Tokenizer(models.BPE({x: i for i, x in enumerate(['<unk>', '</s>', '▁', 'Q', ':', 'a'])}, []))
+  core = tokenizers.Tokenizer(
+    models.BPE({x: i for i, x in enumerate(['<unk>', '</s>', '▁', 'Q', ':', 'a'])}, [])
+  )
   core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='first')  # as SentencePiece does
   core.add_special_tokens(['<unk>', '</s>'])
   template = "{% for m in messages %}{{ m['content'] + (':' if m['role'] == 'user' else eos_token) }}{% endfor %}"
   tokenizer = Tokenizer(core, template, eos='</s>', unk='<unk>')
-  assert tokenizer.prompt(user('Q')) + tokenizer.response('a') == core.encode('Q:a</s>').ids == [2, 3, 4, 5, 1]
+  assert (
+    tokenizer.prompt(user('Q')) + tokenizer.response('a')
+    == core.encode('Q:a</s>').ids
+    == [2, 3, 4, 5, 1]
+  )
   assert tokenizer.pad_id == 0  # nothing else is left
 
 
@@ -155,10 +191,17 @@ def test_save_and_load(chatml, tmp_path):
   chatml.save(tmp_path)
   again = Tokenizer.load(tmp_path)
   assert (again.eos_id, again.pad_id, again.bos_id, again.template) == (
-      chatml.eos_id, chatml.pad_id, chatml.bos_id, CHATML)
+    chatml.eos_id,
+    chatml.pad_id,
+    chatml.bos_id,
+    CHATML,
+  )
   assert again.prompt(user('Grüße 你好')) == chatml.prompt(user('Grüße 你好'))
   assert sorted(path.name for path in tmp_path.iterdir()) == [
-      'chat_template.jinja', 'tokenizer.json', 'tokenizer_config.json']
+    'chat_template.jinja',
+    'tokenizer.json',
+    'tokenizer_config.json',
+  ]
 
 
 def test_older_directories_keep_the_template_in_the_config(chatml, tmp_path):
@@ -166,15 +209,21 @@ def test_older_directories_keep_the_template_in_the_config(chatml, tmp_path):
   (tmp_path / 'chat_template.jinja').unlink()
   config = json.loads((tmp_path / 'tokenizer_config.json').read_text())
   config['eos_token'] = {'content': '<|im_end|>', '__type': 'AddedToken'}
-  config['chat_template'] = [{'name': 'tool_use', 'template': ''}, {'name': 'default', 'template': CHATML}]
+  config['chat_template'] = [
+    {'name': 'tool_use', 'template': ''},
+    {'name': 'default', 'template': CHATML},
+  ]
   (tmp_path / 'tokenizer_config.json').write_text(json.dumps(config))
   assert Tokenizer.load(tmp_path).prompt(user('Hi')) == chatml.prompt(user('Hi'))
 
 
 def test_templates_of_the_wild(chatml):
   generation = CHATML.replace("m['content']", "''").replace(
-      "{% endfor %}", "{% generation %}{{ m['content'] }}{% endgeneration %}{% endfor %}")
-  Tokenizer(chatml.core, generation, bos='<|im_start|>', eos='<|im_end|>', pad='<pad>').prompt(user('Hi'))
+    '{% endfor %}', "{% generation %}{{ m['content'] }}{% endgeneration %}{% endfor %}"
+  )
+  Tokenizer(chatml.core, generation, bos='<|im_start|>', eos='<|im_end|>', pad='<pad>').prompt(
+    user('Hi')
+  )
   refusing = "{% if messages[0]['content'] == 'no' %}{{ raise_exception('Roles must alternate') }}{% endif %}"
   refusing += CHATML
   tokenizer = Tokenizer(chatml.core, refusing, bos='<|im_start|>', eos='<|im_end|>', pad='<pad>')
@@ -184,7 +233,9 @@ def test_templates_of_the_wild(chatml):
 
 def test_a_template_cannot_reach_the_machine(chatml):
   with pytest.raises(UserError, match='chat template'):
-    Tokenizer(chatml.core, "{{ ''.__class__.__mro__[1].__subclasses__() }}", eos='<|im_end|>', pad='<pad>')
+    Tokenizer(
+      chatml.core, "{{ ''.__class__.__mro__[1].__subclasses__() }}", eos='<|im_end|>', pad='<pad>'
+    )
 
 
 def test_half_characters_of_broken_json_do_not_stop_a_run(chatml):
@@ -193,8 +244,13 @@ def test_half_characters_of_broken_json_do_not_stop_a_run(chatml):
 
 def test_a_vocabulary_with_one_special_token_pads_with_any_other(tmp_path):
   """GPT-2's."""
-  tokenizer = Tokenizer(letters('<|endoftext|>'), '{{ messages[0].content }}{{ eos_token }}', eos='<|endoftext|>',
-                        bos='<|endoftext|>', unk='<|endoftext|>')
+  tokenizer = Tokenizer(
+    letters('<|endoftext|>'),
+    '{{ messages[0].content }}{{ eos_token }}',
+    eos='<|endoftext|>',
+    bos='<|endoftext|>',
+    unk='<|endoftext|>',
+  )
   tokenizer.save(tmp_path)
   for one in (tokenizer, Tokenizer.load(tmp_path)):
     assert one.pad_id == 0 != one.eos_id and one.encode('ab!') == tokenizer.encode('ab!')
