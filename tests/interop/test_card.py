@@ -10,17 +10,34 @@ CONFIG = transformer.ModelConfig(64, 32, 2, 4, 2, 8, 48, head=True)
 
 
 def test_a_card_says_data_results_and_config():
-  text = card.write_card(CONFIG, 'reward', 'reward', 'sft', {'data': 'jsonl, a.jsonl'}, {'accuracy': 0.75},
-                    {'loss': 'pairwise', 'batch_size': 16})
+  text = card.write_card(
+    CONFIG,
+    'reward',
+    'reward',
+    'sft',
+    {'data': 'jsonl, a.jsonl'},
+    {'accuracy': 0.75},
+    {'loss': 'pairwise', 'batch_size': 16},
+  )
   _, head, body = text.split('---\n', 2)
-  assert yaml.safe_load(head) == {'library_name': 'transformers', 'pipeline_tag': 'text-classification',
-                                  'tags': ['rlhf_jax', 'reward']}
-  for said in ('- data: jsonl, a.jsonl', '| accuracy | 0.75 |', '"loss": "pairwise"', 'LlamaForSequenceClassification'):
+  assert yaml.safe_load(head) == {
+    'library_name': 'transformers',
+    'pipeline_tag': 'text-classification',
+    'tags': ['rlhf_jax', 'reward'],
+  }
+  for said in (
+    '- data: jsonl, a.jsonl',
+    '| accuracy | 0.75 |',
+    '"loss": "pairwise"',
+    'LlamaForSequenceClassification',
+  ):
     assert said in body
 
 
 def test_the_table_of_the_readme_is_that_of_the_code(monkeypatch):
   monkeypatch.syspath_prepend(str(SCRIPTS))
   import family_table
+
   assert family_table.BLOCK.search((SCRIPTS.parent / 'README.md').read_text())[0] == (
-      '<!-- families -->\n' + family_table.table() + '<!-- /families -->')
+    '<!-- families -->\n' + family_table.table() + '<!-- /families -->'
+  )

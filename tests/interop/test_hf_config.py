@@ -9,57 +9,136 @@ from rlhf_jax.interop import families, hf_config
 from rlhf_jax.models import transformer
 
 DATA = Path(__file__).parent / 'data'
-CASES = {path.name: json.loads((path / 'config.json').read_text()) for path in sorted(DATA.iterdir())}
+CASES = {
+  path.name: json.loads((path / 'config.json').read_text()) for path in sorted(DATA.iterdir())
+}
 
 SMOLLM2 = {  # config.json of SmolLM2-135M-Instruct, as published
-    'architectures': ['LlamaForCausalLM'], 'attention_bias': False, 'attention_dropout': 0.0, 'bos_token_id': 1,
-    'eos_token_id': 2, 'hidden_act': 'silu', 'hidden_size': 576, 'initializer_range': 0.041666666666666664,
-    'intermediate_size': 1536, 'is_llama_config': True, 'max_position_embeddings': 8192, 'mlp_bias': False,
-    'model_type': 'llama', 'num_attention_heads': 9, 'num_hidden_layers': 30, 'num_key_value_heads': 3,
-    'pad_token_id': 2, 'pretraining_tp': 1, 'rms_norm_eps': 1e-05, 'rope_interleaved': False, 'rope_scaling': None,
-    'rope_theta': 100000, 'tie_word_embeddings': True, 'torch_dtype': 'bfloat16', 'vocab_size': 49152}
+  'architectures': ['LlamaForCausalLM'],
+  'attention_bias': False,
+  'attention_dropout': 0.0,
+  'bos_token_id': 1,
+  'eos_token_id': 2,
+  'hidden_act': 'silu',
+  'hidden_size': 576,
+  'initializer_range': 0.041666666666666664,
+  'intermediate_size': 1536,
+  'is_llama_config': True,
+  'max_position_embeddings': 8192,
+  'mlp_bias': False,
+  'model_type': 'llama',
+  'num_attention_heads': 9,
+  'num_hidden_layers': 30,
+  'num_key_value_heads': 3,
+  'pad_token_id': 2,
+  'pretraining_tp': 1,
+  'rms_norm_eps': 1e-05,
+  'rope_interleaved': False,
+  'rope_scaling': None,
+  'rope_theta': 100000,
+  'tie_word_embeddings': True,
+  'torch_dtype': 'bfloat16',
+  'vocab_size': 49152,
+}
 CONFIG = transformer.ModelConfig(
-    vocab_size=64, embed=32, layers=3, heads=4, kv_heads=2, head_dim=6, mlp=48, norm_eps=1e-4, rope_theta=500.0,
-    tied=False, max_length=77)
+  vocab_size=64,
+  embed=32,
+  layers=3,
+  heads=4,
+  kv_heads=2,
+  head_dim=6,
+  mlp=48,
+  norm_eps=1e-4,
+  rope_theta=500.0,
+  tied=False,
+  max_length=77,
+)
 
 
 def test_smollm2_config_is_read():
   assert hf_config.from_hf(SMOLLM2) == transformer.ModelConfig(
-      vocab_size=49152, embed=576, layers=30, heads=9, kv_heads=3, head_dim=64, mlp=1536, norm_eps=1e-5,
-      rope_theta=100000, tied=True, max_length=8192)
+    vocab_size=49152,
+    embed=576,
+    layers=30,
+    heads=9,
+    kv_heads=3,
+    head_dim=64,
+    mlp=1536,
+    norm_eps=1e-5,
+    rope_theta=100000,
+    tied=True,
+    max_length=8192,
+  )
 
 
 def test_absent_keys_mean_what_transformers_means():
-  config = hf_config.from_hf({'model_type': 'llama', 'vocab_size': 10, 'hidden_size': 32, 'num_hidden_layers': 1,
-                             'num_attention_heads': 4, 'intermediate_size': 8, 'num_key_value_heads': None})
-  assert (config.kv_heads, config.head_dim, config.norm_eps, config.rope_theta) == (4, 8, 1e-6, 10000.0)
+  config = hf_config.from_hf(
+    {
+      'model_type': 'llama',
+      'vocab_size': 10,
+      'hidden_size': 32,
+      'num_hidden_layers': 1,
+      'num_attention_heads': 4,
+      'intermediate_size': 8,
+      'num_key_value_heads': None,
+    }
+  )
+  assert (config.kv_heads, config.head_dim, config.norm_eps, config.rope_theta) == (
+    4,
+    8,
+    1e-6,
+    10000.0,
+  )
   assert (config.tied, config.max_length, config.head) == (False, 2048, False)
 
 
 def test_rope_theta_of_transformers_5_is_read():
-  values = {key: value for key, value in SMOLLM2.items() if key not in ('rope_theta', 'rope_scaling')}
+  values = {
+    key: value for key, value in SMOLLM2.items() if key not in ('rope_theta', 'rope_scaling')
+  }
   values['rope_parameters'] = {'rope_theta': 123.0, 'rope_type': 'default'}
   assert hf_config.from_hf(values).rope_theta == 123.0
 
 
-@pytest.mark.parametrize('config', [CONFIG, dataclasses.replace(CONFIG, tied=True),
-                                    dataclasses.replace(CONFIG, tied=True, head=True)])
+@pytest.mark.parametrize(
+  'config',
+  [
+    CONFIG,
+    dataclasses.replace(CONFIG, tied=True),
+    dataclasses.replace(CONFIG, tied=True, head=True),
+  ],
+)
 def test_config_survives_the_way_out_and_back(config):
   assert hf_config.from_hf(hf_config.to_hf(config)) == config
 
 
-@pytest.mark.parametrize('change, message', [
+@pytest.mark.parametrize(
+  'change, message',
+  [
     ({'model_type': 'mamba'}, "model_type is 'mamba', expected one of llama, smollm3"),
     ({'model_type': 'gpt2'}, "architecture is 'LlamaForCausalLM', expected one of GPT2LMHeadModel"),
-    ({'architectures': ['LlamaForTokenClassification']}, 'LlamaForCausalLM, LlamaForSequenceClassification'),
-    ({'rope_scaling': {'rope_type': 'llama3', 'factor': 8.0}}, 'llama3. without low_freq_factor, high_freq_factor'),
-    ({'rope_scaling': {'type': 'dynamic', 'factor': 2.0}}, "rotary scaling 'dynamic', expected none, linear, llama3"),
-    ({'rope_parameters': {'rope_type': 'yarn', 'rope_theta': 1.0}}, "rotary scaling 'yarn', expected none, linear"),
+    (
+      {'architectures': ['LlamaForTokenClassification']},
+      'LlamaForCausalLM, LlamaForSequenceClassification',
+    ),
+    (
+      {'rope_scaling': {'rope_type': 'llama3', 'factor': 8.0}},
+      'llama3. without low_freq_factor, high_freq_factor',
+    ),
+    (
+      {'rope_scaling': {'type': 'dynamic', 'factor': 2.0}},
+      "rotary scaling 'dynamic', expected none, linear, llama3",
+    ),
+    (
+      {'rope_parameters': {'rope_type': 'yarn', 'rope_theta': 1.0}},
+      "rotary scaling 'yarn', expected none, linear",
+    ),
     ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor is 0.5, expected 1.0'),
     ({'hidden_act': 'relu'}, "hidden_act is 'relu', expected one of silu, swish"),
     ({'quantization_config': {'bits': 4}}, 'quantization_config'),
     ({'hidden_size': None}, 'no hidden_size'),
-])
+  ],
+)
 def test_what_the_decoder_lacks_is_refused(change, message):
   with pytest.raises(UserError, match=message) as error:
     hf_config.from_hf({**SMOLLM2, **change}, 'd/config.json')
@@ -81,9 +160,23 @@ def test_every_family_survives_the_way_out_and_back(case):
 def test_absent_keys_mean_what_the_family_means(family):
   transformers = pytest.importorskip('transformers')
   full = transformers.AutoConfig.for_model(family)
-  said = {'model_type': family, **{key: getattr(full, key) for key in (
-      'vocab_size', 'n_embd', 'n_layer', 'n_head', 'hidden_size', 'num_hidden_layers', 'num_attention_heads',
-      'intermediate_size') if key in full.to_dict()}}
+  said = {
+    'model_type': family,
+    **{
+      key: getattr(full, key)
+      for key in (
+        'vocab_size',
+        'n_embd',
+        'n_layer',
+        'n_head',
+        'hidden_size',
+        'num_hidden_layers',
+        'num_attention_heads',
+        'intermediate_size',
+      )
+      if key in full.to_dict()
+    },
+  }
   assert hf_config.from_hf(said) == hf_config.from_hf({**full.to_dict(), 'architectures': None})
 
 
@@ -91,8 +184,13 @@ def test_patterns_over_layers():
   gemma3 = {**CASES['gemma3'], 'num_hidden_layers': 8, 'layer_types': None, 'sliding_window': 512}
   config = hf_config.from_hf(gemma3)
   assert config.windows == (512,) * 5 + (0,) and config.layer_windows == [512] * 5 + [0, 512, 512]
-  smollm3 = {**CASES['smollm3'], 'num_hidden_layers': 5, 'no_rope_layers': None, 'layer_types': None,
-             'use_sliding_window': False}
+  smollm3 = {
+    **CASES['smollm3'],
+    'num_hidden_layers': 5,
+    'no_rope_layers': None,
+    'layer_types': None,
+    'use_sliding_window': False,
+  }
   config = hf_config.from_hf(smollm3)
   assert (config.rope_layers, config.windows) == ((1, 1, 1, 0), ())
   assert hf_config.from_hf({**CASES['mistral'], 'sliding_window': None}).windows == ()
@@ -100,11 +198,14 @@ def test_patterns_over_layers():
   assert hf_config.from_hf(absent).windows == (4096,)
 
 
-@pytest.mark.parametrize('change, message', [
+@pytest.mark.parametrize(
+  'change, message',
+  [
     ({'qk_norm': 'head'}, "'llama' has no model with qk_norm 'head'"),
     ({'windows': (4, 0)}, "'llama' has no model with windows .4, 0."),
     ({'family': 'gemma2'}, "'gemma2' has no model with norm 'rms'"),
-])
+  ],
+)
 def test_a_model_that_its_family_does_not_have_is_not_exported(change, message):
   with pytest.raises(UserError, match=message):
     hf_config.to_hf(dataclasses.replace(CONFIG, **change))

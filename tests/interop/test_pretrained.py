@@ -12,27 +12,38 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import families, pretrained, safetensors_io
-from rlhf_jax.models import heads, transformer
 from rlhf_jax.interop.tokenizer import Tokenizer
+from rlhf_jax.models import heads, transformer
 
-FIXTURES = Path(__file__).parent / 'fixtures'  # what transformers saved and computed: scripts/record_references.py
+FIXTURES = (
+  Path(__file__).parent / 'fixtures'
+)  # what transformers saved and computed: scripts/record_references.py
 DATA = Path(__file__).parent / 'data'  # a tiny model of each family, by the same script
 CASES = sorted(path.name for path in DATA.iterdir())
-CONFIG = transformer.ModelConfig(vocab_size=264, embed=16, layers=3, heads=4, kv_heads=2, head_dim=4, mlp=24)
+CONFIG = transformer.ModelConfig(
+  vocab_size=264, embed=16, layers=3, heads=4, kv_heads=2, head_dim=4, mlp=24
+)
 
 
 @pytest.fixture(scope='module')
 def tokenizer():
   vocabulary = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
   core = tokenizers.Tokenizer(models.BPE(vocabulary, []))
-  core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+  core.pre_tokenizer, core.decoder = (
+    pre_tokenizers.ByteLevel(add_prefix_space=False),
+    decoders.ByteLevel(),
+  )
   core.add_special_tokens(['<s>', '</s>', '<pad>'])
-  return Tokenizer(core, "{{ bos_token }}{{ messages[0]['content'] }}", bos='<s>', eos='</s>', pad='<pad>')
+  return Tokenizer(
+    core, "{{ bos_token }}{{ messages[0]['content'] }}", bos='<s>', eos='</s>', pad='<pad>'
+  )
 
 
 @pytest.fixture(scope='module')
 def small_tokenizer():
-  core = tokenizers.Tokenizer(models.WordLevel({'<s>': 0, '</s>': 1, '<pad>': 2, 'a': 3}, unk_token='a'))
+  core = tokenizers.Tokenizer(
+    models.WordLevel({'<s>': 0, '</s>': 1, '<pad>': 2, 'a': 3}, unk_token='a')
+  )
   core.add_special_tokens(['<s>', '</s>', '<pad>'])
   return Tokenizer(core, None, bos='<s>', eos='</s>', pad='<pad>')
 
@@ -47,7 +58,9 @@ def smollm2():
 
 def forward(config, params, tokens, mask):
   positions = jnp.tile(jnp.arange(tokens.shape[1]), (tokens.shape[0], 1))
-  return transformer.build_model(config).apply(params, jnp.asarray(tokens), positions, jnp.asarray(mask, jnp.int32))[0]
+  return transformer.build_model(config).apply(
+    params, jnp.asarray(tokens), positions, jnp.asarray(mask, jnp.int32)
+  )[0]
 
 
 def random_params(config):
@@ -58,7 +71,9 @@ def random_params(config):
 
 def assert_same(left, right):
   assert jax.tree.structure(left) == jax.tree.structure(right)
-  jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), left, right)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), left, right
+  )
 
 
 def test_logits_are_those_of_transformers():
@@ -77,7 +92,9 @@ def test_scores_are_those_of_transformers():
   config = pretrained.read_config(FIXTURES / 'tiny_llama_score')
   assert config.head and config.tied
   params = pretrained.load_parameters(FIXTURES / 'tiny_llama_score', config)
-  scores = heads.scalar_scores(params, forward(config, params, reference['tokens'], reference['mask']))
+  scores = heads.scalar_scores(
+    params, forward(config, params, reference['tokens'], reference['mask'])
+  )
   last = reference['mask'].sum(1) - 1
   np.testing.assert_allclose(scores[jnp.arange(2), last], reference['scores'], atol=2e-5)
 
@@ -105,8 +122,10 @@ def test_a_reward_model_leaves_its_output_matrix_behind(tokenizer, tmp_path):
 def test_bfloat16_export(tokenizer, tmp_path):
   params = random_params(CONFIG)
   pretrained.export_model(tmp_path / 'out', CONFIG, params, tokenizer, dtype='bfloat16')
-  assert_same(pretrained.load_parameters(tmp_path / 'out', CONFIG),
-              jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), params))
+  assert_same(
+    pretrained.load_parameters(tmp_path / 'out', CONFIG),
+    jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), params),
+  )
 
 
 def test_transformers_opens_an_export(tokenizer, tmp_path):
@@ -121,7 +140,10 @@ def test_transformers_opens_an_export(tokenizer, tmp_path):
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'lm')
   for ids in (config, ends, theirs):
     assert (ids.bos_token_id, ids.eos_token_id, ids.pad_token_id) == (
-        tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
+      tokenizer.bos_id,
+      tokenizer.eos_id,
+      tokenizer.pad_id,
+    )
   assert theirs.chat_template == tokenizer.template
   reward = dataclasses.replace(CONFIG, head=True)
   params = random_params(reward)
@@ -135,10 +157,13 @@ def test_transformers_opens_an_export(tokenizer, tmp_path):
 def test_transformers_computes_the_same_from_an_export(change, tokenizer, tmp_path):
   torch = pytest.importorskip('torch')
   import transformers
+
   config = dataclasses.replace(CONFIG, **change)
   params = jax.tree.map(lambda x: 0.3 * x, random_params(config))
   pretrained.export_model(tmp_path / 'out', config, params, tokenizer)
-  kind = transformers.LlamaForSequenceClassification if config.head else transformers.LlamaForCausalLM
+  kind = (
+    transformers.LlamaForSequenceClassification if config.head else transformers.LlamaForCausalLM
+  )
   model = kind.from_pretrained(tmp_path / 'out').eval()
   tokens = np.random.default_rng(0).integers(0, 256, (2, 7))
   with torch.no_grad():
@@ -152,7 +177,9 @@ def test_transformers_computes_the_same_from_an_export(change, tokenizer, tmp_pa
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_every_family_comes_back_bit_for_bit_as_language_and_as_reward_model(case, small_tokenizer, tmp_path):
+def test_every_family_comes_back_bit_for_bit_as_language_and_as_reward_model(
+  case, small_tokenizer, tmp_path
+):
   language = pretrained.read_config(DATA / case)
   for config in (language, dataclasses.replace(language, head=True, tied=True)):
     params = random_params(config)
@@ -166,33 +193,61 @@ def test_every_family_comes_back_bit_for_bit_as_language_and_as_reward_model(cas
 def test_transformers_computes_the_same_of_every_family(case, small_tokenizer, tmp_path):
   torch = pytest.importorskip('torch')
   import transformers
-  language, tokens = pretrained.read_config(DATA / case), np.random.default_rng(0).integers(3, 64, (2, 12))
+
+  language, tokens = (
+    pretrained.read_config(DATA / case),
+    np.random.default_rng(0).integers(3, 64, (2, 12)),
+  )
   params = pretrained.load_parameters(DATA / case, language)
   pretrained.export_model(tmp_path / 'lm', language, params, small_tokenizer)
-  model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'lm', attn_implementation='eager').eval()
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+    tmp_path / 'lm', attn_implementation='eager'
+  ).eval()
   with torch.no_grad():
     theirs = model(torch.tensor(tokens)).logits.numpy()
   hidden = forward(language, params, tokens, np.ones_like(tokens))
-  np.testing.assert_allclose(heads.next_token_logits(transformer.build_model(language), params, hidden), theirs, atol=1e-4, rtol=1e-5)
+  np.testing.assert_allclose(
+    heads.next_token_logits(transformer.build_model(language), params, hidden),
+    theirs,
+    atol=1e-4,
+    rtol=1e-5,
+  )
   if not families.FAMILIES[language.family].has_classifier:
     return
   reward = dataclasses.replace(language, head=True, tied=True)
-  score = {'kernel': jnp.asarray(np.random.default_rng(1).normal(size=32), jnp.float32), 'bias': jnp.float32(0.5)}
+  score = {
+    'kernel': jnp.asarray(np.random.default_rng(1).normal(size=32), jnp.float32),
+    'bias': jnp.float32(0.5),
+  }
   pretrained.export_model(tmp_path / 'reward', reward, {**params, 'score': score}, small_tokenizer)
   model = transformers.AutoModelForSequenceClassification.from_pretrained(
-      tmp_path / 'reward', attn_implementation='eager').eval()
+    tmp_path / 'reward', attn_implementation='eager'
+  ).eval()
   assert model.num_labels == 1
   with torch.no_grad():
     theirs = model(torch.tensor(tokens)).logits.numpy()[:, 0]
-  np.testing.assert_allclose(heads.scalar_scores({'score': score}, hidden)[:, -1] - 0.5, theirs, atol=1e-4, rtol=1e-5)
+  np.testing.assert_allclose(
+    heads.scalar_scores({'score': score}, hidden)[:, -1] - 0.5, theirs, atol=1e-4, rtol=1e-5
+  )
 
 
 def shardings_of(config, **sizes):
-  mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(jax.sharding.AxisType.Auto,) * len(sizes))
-  rules = {'vocab': 'tensor', 'embed': 'fsdp', 'heads': 'tensor', 'kv_heads': 'tensor', 'mlp': 'tensor'}
+  mesh = jax.make_mesh(
+    tuple(sizes.values()), tuple(sizes), axis_types=(jax.sharding.AxisType.Auto,) * len(sizes)
+  )
+  rules = {
+    'vocab': 'tensor',
+    'embed': 'fsdp',
+    'heads': 'tensor',
+    'kv_heads': 'tensor',
+    'mlp': 'tensor',
+  }
   rules = {name: axis for name, axis in rules.items() if axis in sizes}
-  return jax.tree.map(lambda axes: jax.NamedSharding(mesh, jax.P(*map(rules.get, axes))),
-                      transformer.build_model(dataclasses.replace(config, head=True)).axes, is_leaf=lambda x: isinstance(x, tuple))
+  return jax.tree.map(
+    lambda axes: jax.NamedSharding(mesh, jax.P(*map(rules.get, axes))),
+    transformer.build_model(dataclasses.replace(config, head=True)).axes,
+    is_leaf=lambda x: isinstance(x, tuple),
+  )
 
 
 @pytest.mark.parametrize('case', ['llama3', 'gpt2', 'phi3', 'mixtral'])
@@ -203,13 +258,17 @@ def test_each_device_reads_its_part_of_sharded_files(case, small_tokenizer, tmp_
   files = sorted((tmp_path / 'out').glob('model-*.safetensors'))
   assert len(files) > 2 and all(path.stat().st_size < 24_000 for path in files)
   read = []
+
   def counted(directory):
     shapes, fetch = safetensors_io.open_weights(directory)
+
     def count(name, slices):
       part = fetch(name, slices)
       read.append(part.nbytes)
       return part
+
     return shapes, count
+
   monkeypatch.setattr(pretrained, 'open_weights', counted)
   again = pretrained.load_parameters(tmp_path / 'out', config, shardings_of(config, fsdp=8))
   total = sum(leaf.nbytes for leaf in jax.tree.leaves(whole))
@@ -223,11 +282,15 @@ def test_each_device_reads_its_part_of_sharded_files(case, small_tokenizer, tmp_
 def test_parts_on_three_axes_and_back(tokenizer, tmp_path):
   params = random_params(CONFIG)
   pretrained.export_model(tmp_path / 'out', CONFIG, params, tokenizer)
-  again = pretrained.load_parameters(tmp_path / 'out', CONFIG, shardings_of(CONFIG, data=2, fsdp=2, tensor=2))
+  again = pretrained.load_parameters(
+    tmp_path / 'out', CONFIG, shardings_of(CONFIG, data=2, fsdp=2, tensor=2)
+  )
   assert_same(again, params)
   assert again['layers']['query'].addressable_shards[0].data.shape == (3, 8, 2, 4)
   pretrained.export_model(tmp_path / 'again', CONFIG, again, tokenizer)
-  assert (tmp_path / 'again/model.safetensors').read_bytes() == (tmp_path / 'out/model.safetensors').read_bytes()
+  assert (tmp_path / 'again/model.safetensors').read_bytes() == (
+    tmp_path / 'out/model.safetensors'
+  ).read_bytes()
 
 
 def test_a_second_output_matrix_is_a_copy_or_an_error(tmp_path):
@@ -235,22 +298,33 @@ def test_a_second_output_matrix_is_a_copy_or_an_error(tmp_path):
   shutil.copytree(DATA / 'gpt2', tmp_path / 'm')
   config = pretrained.read_config(tmp_path / 'm')
   want = pretrained.load_parameters(tmp_path / 'm', config)
-  short = {name.removeprefix('transformer.'): value for name, value in weights.items()}  # as OpenAI's file has them
+  short = {
+    name.removeprefix('transformer.'): value for name, value in weights.items()
+  }  # as OpenAI's file has them
   mask = {'h.0.attn.bias': np.ones((1, 1, 16, 16), np.float32)}
   copy = {**short, **mask, 'lm_head.weight': weights['transformer.wte.weight']}
   safetensors.numpy.save_file(copy, tmp_path / 'm/model.safetensors')
   assert_same(pretrained.load_parameters(tmp_path / 'm', config), want)
-  safetensors.numpy.save_file({**copy, 'lm_head.weight': 2 * copy['lm_head.weight']}, tmp_path / 'm/model.safetensors')
-  with pytest.raises(UserError, match='lm_head.weight is not transformer.wte.weight, expected so .*tie_word_embeddings'):
+  safetensors.numpy.save_file(
+    {**copy, 'lm_head.weight': 2 * copy['lm_head.weight']}, tmp_path / 'm/model.safetensors'
+  )
+  with pytest.raises(
+    UserError,
+    match='lm_head.weight is not transformer.wte.weight, expected so .*tie_word_embeddings',
+  ):
     pretrained.load_parameters(tmp_path / 'm', config)
-  with pytest.raises(UserError, match='missing lm_head.weight .config.json says that it is not tied'):
+  with pytest.raises(
+    UserError, match='missing lm_head.weight .config.json says that it is not tied'
+  ):
     pretrained.load_parameters(DATA / 'gpt2', dataclasses.replace(config, tied=False))
 
 
 def test_a_language_model_opened_for_scoring_has_no_head_yet(tokenizer, tmp_path):
   params = random_params(CONFIG)
   pretrained.export_model(tmp_path / 'out', CONFIG, params, tokenizer)
-  assert_same(pretrained.load_parameters(tmp_path / 'out', dataclasses.replace(CONFIG, head=True)), params)
+  assert_same(
+    pretrained.load_parameters(tmp_path / 'out', dataclasses.replace(CONFIG, head=True)), params
+  )
 
 
 def test_export_replaces_exports_and_nothing_else(tokenizer, tmp_path):
@@ -271,9 +345,13 @@ def test_tensors_that_do_not_fit_are_listed(tmp_path):
   config = pretrained.read_config(tmp_path / 'm')
   with pytest.raises(UserError, match=r'unknown model.layers.1.*; and 6 more$'):
     pretrained.load_parameters(tmp_path / 'm', dataclasses.replace(config, layers=1))
-  with pytest.raises(UserError, match=r'missing model.layers.2.input_layernorm.weight; .*; and 6 more$'):
+  with pytest.raises(
+    UserError, match=r'missing model.layers.2.input_layernorm.weight; .*; and 6 more$'
+  ):
     pretrained.load_parameters(tmp_path / 'm', dataclasses.replace(config, layers=3))
-  with pytest.raises(UserError, match=r'model.layers.0.mlp.gate_proj.weight is \[40, 24\], expected \[41, 24\]'):
+  with pytest.raises(
+    UserError, match=r'model.layers.0.mlp.gate_proj.weight is \[40, 24\], expected \[41, 24\]'
+  ):
     pretrained.load_parameters(tmp_path / 'm', dataclasses.replace(config, mlp=41))
 
 
@@ -281,7 +359,8 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
   def refused(message, name=tmp_path / 'm'):
     with pytest.raises(UserError, match=message) as error:
       pretrained.open_pretrained(name) if name != tmp_path / 'm' else pretrained.load_parameters(
-          name, pretrained.read_config(name))
+        name, pretrained.read_config(name)
+      )
     assert '\n' not in str(error.value)
 
   shutil.copytree(FIXTURES / 'tiny_llama', tmp_path / 'm')
@@ -298,7 +377,9 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
   refused('config.json: not JSON')
   (tmp_path / 'm/config.json').unlink()
   refused('config.json: not found')
-  refused("no/such: not found; expected 'smollm2', a .gguf file or a Hugging Face directory", 'no/such')
+  refused(
+    "no/such: not found; expected 'smollm2', a .gguf file or a Hugging Face directory", 'no/such'
+  )
   refused('a.gguf: not found', tmp_path / 'a.gguf')
   (tmp_path / 'a.gguf').write_bytes(b'GGUX' * 10)
   refused('a.gguf: not a whole GGUF file', tmp_path / 'a.gguf')
@@ -321,7 +402,17 @@ def test_gguf(tmp_path):
   writer.add_layer_norm_rms_eps(1e-5)
   writer.add_tokenizer_model('gpt2')
   writer.add_tokenizer_pre('smollm')
-  words = ['<s>', '</s>', '<pad>', *sorted(pre_tokenizers.ByteLevel.alphabet()), 'ab', 'Ġab', 'x1', 'x2', '<m>']
+  words = [
+    '<s>',
+    '</s>',
+    '<pad>',
+    *sorted(pre_tokenizers.ByteLevel.alphabet()),
+    'ab',
+    'Ġab',
+    'x1',
+    'x2',
+    '<m>',
+  ]
   writer.add_token_list(words)
   writer.add_token_types([3] * 3 + [1] * (len(words) - 4) + [4])
   writer.add_token_merges(['a b', 'Ġ ab'])
@@ -329,16 +420,26 @@ def test_gguf(tmp_path):
   writer.add_eos_token_id(1)
   writer.add_pad_token_id(1)
   writer.add_chat_template("{{ bos_token }}{{ messages[0]['content'] }}")
-  ends = {'token_embd': params['embedding'], 'output_norm': params['norm'], 'output': params['unembedding'].T}
+  ends = {
+    'token_embd': params['embedding'],
+    'output_norm': params['norm'],
+    'output': params['unembedding'].T,
+  }
   for name, value in ends.items():
     writer.add_tensor(name + '.weight', np.ascontiguousarray(value))
   for i in range(3):
     p = jax.tree.map(lambda x, i=i: np.asarray(x[i]), params['layers'])
     for name, value in {
-        'attn_norm': p['attention_norm'], 'ffn_norm': p['mlp_norm'], 'ffn_gate': p['gate'].T, 'ffn_up': p['up'].T,
-        'ffn_down': p['down'].T, 'attn_q': paired(p['query'].reshape(16, 16).T),
-        'attn_k': paired(p['key'].reshape(16, 8).T), 'attn_v': p['value'].reshape(16, 8).T,
-        'attn_output': p['output'].reshape(16, 16).T}.items():
+      'attn_norm': p['attention_norm'],
+      'ffn_norm': p['mlp_norm'],
+      'ffn_gate': p['gate'].T,
+      'ffn_up': p['up'].T,
+      'ffn_down': p['down'].T,
+      'attn_q': paired(p['query'].reshape(16, 16).T),
+      'attn_k': paired(p['key'].reshape(16, 8).T),
+      'attn_v': p['value'].reshape(16, 8).T,
+      'attn_output': p['output'].reshape(16, 16).T,
+    }.items():
       writer.add_tensor(f'blk.{i}.{name}.weight', np.ascontiguousarray(value))
   writer.write_header_to_file()
   writer.write_kv_data_to_file()
@@ -360,13 +461,15 @@ def test_smollm2_golden_numbers(smollm2):
   assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 134_515_008
   prompt = smollm2.tokenizer.prompt([{'role': 'user', 'content': 'What is the capital of France?'}])
   tokens = np.zeros((1, len(prompt) + 8), np.int32)
-  tokens[0, :len(prompt)] = prompt
+  tokens[0, : len(prompt)] = prompt
   model = transformer.build_model(smollm2.config)
 
   @jax.jit
   def logprobs(params, tokens, count):
     mask = jnp.arange(tokens.shape[1])[None] < count
-    return jax.nn.log_softmax(heads.next_token_logits(model, params, forward(smollm2.config, params, tokens, mask)))[0]
+    return jax.nn.log_softmax(
+      heads.next_token_logits(model, params, forward(smollm2.config, params, tokens, mask))
+    )[0]
 
   output = []
   for count in range(len(prompt), len(prompt) + 8):
@@ -379,7 +482,11 @@ def test_smollm2_golden_numbers(smollm2):
   assert smollm2.tokenizer.decode(output) == 'The capital of France is Paris.'
   last = first[len(prompt) - 1]
   assert np.argsort(-last)[:5].tolist() == [504, 60, 15319, 2219, 7026]
-  np.testing.assert_allclose(np.sort(last)[:-6:-1], [-1.86429, -1.96259, -2.28135, -2.80408, -2.90044], atol=2e-3)
   np.testing.assert_allclose(
-      first[np.arange(8), prompt[1:9]],
-      [-7.79043, -1.03960, -4.18321, -0.71957, -1.69808, -3.19211, -1.83266, -0.17645], atol=2e-3)
+    np.sort(last)[:-6:-1], [-1.86429, -1.96259, -2.28135, -2.80408, -2.90044], atol=2e-3
+  )
+  np.testing.assert_allclose(
+    first[np.arange(8), prompt[1:9]],
+    [-7.79043, -1.03960, -4.18321, -0.71957, -1.69808, -3.19211, -1.83266, -0.17645],
+    atol=2e-3,
+  )

@@ -11,12 +11,17 @@ from rlhf_jax.models import transformer
 
 DATA = Path(__file__).parent / 'data'
 CASES = sorted(path.name for path in DATA.iterdir())
-CONFIG = transformer.ModelConfig(vocab_size=64, embed=32, layers=3, heads=4, kv_heads=2, head_dim=6, mlp=48)
+CONFIG = transformer.ModelConfig(
+  vocab_size=64, embed=32, layers=3, heads=4, kv_heads=2, head_dim=6, mlp=48
+)
 
 
 @pytest.mark.parametrize('case', CASES)
 def test_every_leaf_of_the_model_has_its_place_and_comes_back_whole_and_in_parts(case):
-  config, random = dataclasses.replace(pretrained.read_config(DATA / case), head=True), np.random.default_rng(0)
+  config, random = (
+    dataclasses.replace(pretrained.read_config(DATA / case), head=True),
+    np.random.default_rng(0),
+  )
   made = jax.eval_shape(transformer.build_model(config).init, jax.random.key(0))
   del made['score']['bias']  # Hugging Face has none
   table = families.list_tensors(config)
@@ -30,7 +35,9 @@ def test_every_leaf_of_the_model_has_its_place_and_comes_back_whole_and_in_parts
       files.setdefault(name, []).append(tensor.write(config, leaves[tensor][place]))
       shapes[name] = tensor.file_shape(config), tensor.fused_axis
   files = {name: np.concatenate(parts, axis=shapes[name][1] or 0) for name, parts in files.items()}
-  assert {name: matrix.shape for name, matrix in files.items()} == {name: shape for name, (shape, _) in shapes.items()}
+  assert {name: matrix.shape for name, matrix in files.items()} == {
+    name: shape for name, (shape, _) in shapes.items()
+  }
   fetch = lambda name, slices: files[name][slices]
   for tensor, leaf in leaves.items():
     np.testing.assert_array_equal(tensor.read(config, fetch), leaf)
@@ -40,5 +47,14 @@ def test_every_leaf_of_the_model_has_its_place_and_comes_back_whole_and_in_parts
 
 def test_query_rows_are_heads():
   query = next(tensor for tensor in families.list_tensors(CONFIG) if tensor.path == 'layers.query')
-  rows = np.repeat(np.arange(24.0)[:, None], 32, 1)  # 4 heads of 6: row r is head r // 6, place r % 6
-  assert query.read(CONFIG, lambda name, slices: rows[slices])[2, 0, 1].tolist() == [6, 7, 8, 9, 10, 11]
+  rows = np.repeat(
+    np.arange(24.0)[:, None], 32, 1
+  )  # 4 heads of 6: row r is head r // 6, place r % 6
+  assert query.read(CONFIG, lambda name, slices: rows[slices])[2, 0, 1].tolist() == [
+    6,
+    7,
+    8,
+    9,
+    10,
+    11,
+  ]
