@@ -1,10 +1,12 @@
-"""Records tiny GGUF files as llama.cpp's own converter writes them, and what transformers computes for their models.
+"""Records tiny GGUF files as llama.cpp's own converter writes them, and what transformers computes.
 
   pip install torch transformers peft sentencepiece
-  python scripts/record_gguf.py LLAMA_CPP      # a checkout of llama.cpp; rewrites tests/interop/gguf
+  python scripts/record_gguf.py LLAMA_CPP        # rewrites tests/interop/gguf
+  python scripts/record_gguf.py LLAMA_CPP gpt2   # one case
 
-One `NAME.gguf` and `NAME.npz` for each of CASES: a random model of scripts/record_references.py in bfloat16, what GGUF
-cannot say left at what llama.cpp takes for it; float32 logits [3, 12, 64] of the texts padded on the right.
+LLAMA_CPP is a checkout of llama.cpp. There is a `NAME.gguf` and a `NAME.npz` for each of CASES: a
+random model of scripts/record_references.py in bfloat16, in which what GGUF cannot say is left at
+what llama.cpp takes for it; and its float32 logits [3, 12, 64] of the texts padded on the right.
 """
 
 import json
@@ -15,9 +17,11 @@ import tempfile
 import numpy as np
 import record_references as references
 import torch
+import transformers
 
-FILES = references.MODELS / 'gguf'
+FILES = references.TESTS / 'gguf'
 FIRST = {'rope_type': 'default', 'rope_theta': 10000.0}
+VOCABULARY = {f't{i}': i for i in range(64)}  # only their number counts
 CASES = {
   'llama3': {},
   'smollm3': dict(
@@ -45,44 +49,58 @@ CASES = {
 }
 
 
-def record(case):
+def record(case: str) -> None:
+  """Writes the file of a case and the logits of its model."""
+  model = references.build(case, **CASES[case])
+  logits = references.logits(model, left=False)
+  with tempfile.TemporaryDirectory() as place, torch.inference_mode():
+    folder = Path(place)
+    save_model(model, folder)
+    convert(folder, FILES / f'{case}.gguf', case)
+  np.savez_compressed(FILES / f'{case}.npz', right=logits)
+
+
+def save_model(model: transformers.PreTrainedModel, folder: Path) -> None:
+  """Writes a directory that llama.cpp's converter reads."""
+  model.bfloat16().save_pretrained(folder)
+  path = folder / 'config.json'
+  config = json.loads(path.read_text())
+  config = {'n_ctx': config.get('n_positions'), **config}  # the old name, which GPT-2 needs
+  path.write_text(json.dumps(config))
+  tokenizer = {'model': {'vocab': VOCABULARY}, 'added_tokens': []}
+  (folder / 'tokenizer.json').write_text(json.dumps(tokenizer))
+
+
+def convert(folder: Path, target: Path, name: str) -> None:
+  """Converts a directory with llama.cpp, without a tokenizer."""
+  # llama.cpp's modules, which main() puts on the path.
   from conversion import get_model_class
   from conversion.base import get_model_architecture, ModelBase, ModelType
   import gguf
 
-  model = references.build(case, **CASES[case])
-  logits = references.logits(model, left=False)
-  with tempfile.TemporaryDirectory() as place, torch.inference_mode():
-    place = Path(place)
-    model.bfloat16().save_pretrained(place)
-    said = json.loads((place / 'config.json').read_text())
-    (place / 'config.json').write_text(
-      json.dumps({'n_ctx': said.get('n_positions'), **said})
-    )  # of old, for GPT-2
-    tokens = {f't{i}': i for i in range(64)}
-    (place / 'tokenizer.json').write_text(
-      json.dumps({'model': {'vocab': tokens}, 'added_tokens': []})
-    )  # only counts
-    own = get_model_class(
-      get_model_architecture(ModelBase.load_hparams(place, False), ModelType.TEXT), mmproj=False
-    )
+  parameters = ModelBase.load_hparams(folder, False)
+  architecture = get_model_architecture(parameters, ModelType.TEXT)
+  own_class = get_model_class(architecture, mmproj=False)
 
-    class Converter(own):
-      model_arch = own.model_arch
+  class Converter(own_class):
+    model_arch = own_class.model_arch
 
-      def set_vocab(self):
-        self.gguf_writer.add_tokenizer_model('none')
-        self.gguf_writer.add_token_list(list(tokens))
+    def set_vocab(self):
+      self.gguf_writer.add_tokenizer_model('none')
+      self.gguf_writer.add_token_list(list(VOCABULARY))
 
-    Converter(
-      place, gguf.LlamaFileType.MOSTLY_BF16, FILES / f'{case}.gguf', model_name=case
-    ).write()
-  np.savez_compressed(FILES / f'{case}.npz', right=logits)
+  file_type = gguf.LlamaFileType.MOSTLY_BF16
+  Converter(folder, file_type, target, model_name=name).write()
 
 
-if __name__ == '__main__':
+def main() -> None:
+  """Records the cases of the command line, or all."""
   root = Path(sys.argv[1]).resolve()
   sys.path[:0] = [str(root), str(root / 'gguf-py')]
   FILES.mkdir(exist_ok=True)
-  for chosen in sys.argv[2:] or CASES:
-    record(chosen)
+  for case in sys.argv[2:] or CASES:
+    record(case)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,29 +1,36 @@
 """Records what transformers computes for tiny random models, for the tests that run without torch.
 
   pip install torch transformers peft
-  python scripts/record_references.py            # rewrites tests/interop/fixtures and tests/interop/data
-  python scripts/record_references.py gemma2     # one case of tests/interop/data
+  python scripts/record_references.py            # rewrites the three folders below
+  python scripts/record_references.py gemma2     # one case of data
+
+In tests/interop:
 
 fixtures: two directories as `save_pretrained` writes them, and what the models in them say:
   tiny_llama        LlamaForCausalLM, untied, grouped heads, bfloat16 weights in several files
   tiny_llama_score  LlamaForSequenceClassification with one label
-  tiny_llama.npz    tokens [2, 9], mask [2, 9], logits [2, 9, 61] and scores [2] (at the last token), float32
-data: one directory for each of CASES, bfloat16 weights, and `logits.npz` in it: float32 logits [3, 12, 64] of the same
-three texts padded on the right and on the left.
-adapters: one directory for each of ADAPTERS, as PEFT saves it, on the model of that name in data, and `logits.npz` in it:
-the same of the texts padded on the right.
+  tiny_llama.npz    tokens [2, 9], mask [2, 9], logits [2, 9, 61] and scores [2] (at the last
+                    token), float32
+data: a directory for each of CASES, bfloat16 weights, and in it `logits.npz`: float32 logits
+  [3, 12, 64] of the same three texts padded on the right and on the left.
+adapters: a directory for each of ADAPTERS, as PEFT saves it, on the model of that name in data,
+  and in it `logits.npz`: the same of the texts padded on the right.
 """
 
 from pathlib import Path
 import sys
+from typing import Any
 
 import numpy as np
 import peft
 import torch
 import transformers
 
-MODELS = Path(__file__).resolve().parents[1] / 'tests' / 'models'
-FIXTURES, DATA, ADAPTED = MODELS / 'fixtures', MODELS / 'data', MODELS / 'adapters'
+TESTS = Path(__file__).resolve().parents[1] / 'tests' / 'interop'
+FIXTURES = TESTS / 'fixtures'
+DATA = TESTS / 'data'
+ADAPTED = TESTS / 'adapters'
+
 TOKENS = np.array(
   [
     [5, 9, 60, 7, 33, 2, 18, 41, 4, 11, 50, 22],
@@ -153,51 +160,64 @@ ADAPTERS = {
 }
 
 
-def build(case, **changes):
-  """The random model of a case: the numbers that a bfloat16 file can hold, computing in float32."""
-  name, said = CASES[case]
-  config = getattr(transformers, name + 'Config')(
-    **{**(SIZES if name != 'GPT2' else {}), **said, **changes}
-  )
+def build(case: str, **changes: Any) -> transformers.PreTrainedModel:
+  """Builds the random model of a case.
+
+  Its weights are numbers that a bfloat16 file can hold; it computes in float32.
+  """
+  name, settings = CASES[case]
+  sizes = {} if name == 'GPT2' else SIZES  # GPT-2 calls them otherwise
+  config_class = getattr(transformers, f'{name}Config')
+  config = config_class(**{**sizes, **settings, **changes})
   config._attn_implementation = 'eager'  # the one that caps logits
   model = transformers.AutoModelForCausalLM.from_config(config).eval()
-  random, middle = np.random.default_rng(len(case)), 0.0 if name.startswith('Gemma') else 1.0
+  random = np.random.default_rng(len(case))
+  usual_scale = 0.0 if name.startswith('Gemma') else 1.0  # Gemma's norms multiply by 1 + weight
   with torch.no_grad():
     for key, weight in model.named_parameters():
-      norm = key.endswith('weight') and ('norm' in key or '.ln_' in key)
-      values = (
-        random.uniform(middle - 0.5, middle + 0.5, weight.shape)
-        if norm
-        else random.normal(0, 0.3, weight.shape)
-      )
+      is_norm = key.endswith('weight') and ('norm' in key or '.ln_' in key)
+      if is_norm:  # all ones would hide a swap
+        values = random.uniform(usual_scale - 0.5, usual_scale + 0.5, weight.shape)
+      else:
+        values = random.normal(0, 0.3, weight.shape)
       weight.copy_(torch.tensor(values, dtype=torch.bfloat16))
   return model
 
 
-def logits(model, left):
-  """[3, 12, 64] float32 of the texts, padded on the left or the right."""
-  rows = [
-    (np.roll(row, 12 - n), np.roll(np.arange(12) < n, 12 - n)) if left else (row, np.arange(12) < n)
-    for row, n in zip(TOKENS, LENGTHS)
-  ]
-  tokens, mask = (torch.tensor(np.stack(x)) for x in zip(*rows))
-  positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+def logits(model: transformers.PreTrainedModel, left: bool) -> np.ndarray:
+  """Computes the logits of the texts, padded on the left or the right.
+
+  Returns:
+    [3, 12, 64] float32.
+  """
+  rows = []
+  masks = []
+  for row, length in zip(TOKENS, LENGTHS):
+    shift = 12 - length if left else 0
+    rows.append(np.roll(row, shift))
+    masks.append(np.roll(np.arange(12) < length, shift))
+  tokens = torch.tensor(np.stack(rows))
+  mask = torch.tensor(np.stack(masks)).long()
+  positions = (mask.cumsum(1) - 1).clamp(min=0)
   with torch.no_grad():
-    return model(tokens, attention_mask=mask.long(), position_ids=positions).logits.float().numpy()
+    output = model(tokens, attention_mask=mask, position_ids=positions)
+  return output.logits.float().numpy()
 
 
-def record(case):
+def record_case(case: str) -> None:
+  """Writes the model of a case and its logits."""
   model = build(case)
-  right, left = logits(model, left=False), logits(model, left=True)
+  right = logits(model, left=False)
+  left = logits(model, left=True)
   model.bfloat16().save_pretrained(DATA / case)
   (DATA / case / 'generation_config.json').unlink()
   np.savez_compressed(DATA / case / 'logits.npz', right=right, left=left)
 
 
-def adapter(case):
-  model = peft.get_peft_model(
-    build(case), peft.LoraConfig(task_type='CAUSAL_LM', **ADAPTERS[case])
-  ).eval()
+def record_adapters(case: str) -> None:
+  """Writes random adapters on the model of a case, and the logits with them."""
+  config = peft.LoraConfig(task_type='CAUSAL_LM', **ADAPTERS[case])
+  model = peft.get_peft_model(build(case), config).eval()
   random = np.random.default_rng(len(case))
   with torch.no_grad():
     for name, weight in model.named_parameters():
@@ -209,7 +229,8 @@ def adapter(case):
   np.savez_compressed(ADAPTED / case / 'logits.npz', right=logits(model, left=False))
 
 
-def fixtures():
+def record_fixtures() -> None:
+  """Writes a language model and a reward model of Llama, and what they compute."""
   shape = dict(
     vocab_size=61,
     hidden_size=24,
@@ -227,22 +248,19 @@ def fixtures():
   tokens = torch.tensor([[5, 9, 60, 7, 33, 2, 18, 41, 4], [3, 50, 1, 27, 6, 12, 0, 0, 0]])
   mask = (tokens != 0).long()
   torch.manual_seed(0)
-  language = transformers.LlamaForCausalLM(
-    transformers.LlamaConfig(**shape, tie_word_embeddings=False)
-  ).eval()
-  score = transformers.LlamaForSequenceClassification(
-    transformers.LlamaConfig(**shape, num_labels=1)
-  ).eval()
+  language_config = transformers.LlamaConfig(**shape, tie_word_embeddings=False)
+  language = transformers.LlamaForCausalLM(language_config).eval()
+  score_config = transformers.LlamaConfig(**shape, num_labels=1)
+  score = transformers.LlamaForSequenceClassification(score_config).eval()
   with torch.no_grad():
     for model in (language, score):
       for name, weight in model.named_parameters():
         if 'norm' in name:
           weight.uniform_(0.5, 1.5)  # all ones would hide a swap
         if model is language:
-          weight.copy_(
-            weight.bfloat16()
-          )  # the numbers that its file will hold; it computes in float32
-    logits = language(tokens, attention_mask=mask).logits
+          # The numbers that its file will hold; it computes in float32.
+          weight.copy_(weight.bfloat16())
+    language_logits = language(tokens, attention_mask=mask).logits
     scores = score(tokens, attention_mask=mask).logits[:, 0]
   language.bfloat16().save_pretrained(FIXTURES / 'tiny_llama', max_shard_size='12kB')
   score.save_pretrained(FIXTURES / 'tiny_llama_score')
@@ -250,16 +268,22 @@ def fixtures():
     FIXTURES / 'tiny_llama.npz',
     tokens=tokens.numpy().astype(np.int32),
     mask=mask.numpy(),
-    logits=logits.numpy(),
+    logits=language_logits.numpy(),
     scores=scores.numpy(),
   )
 
 
+def main() -> None:
+  """Records the cases of the command line, or everything."""
+  chosen = sys.argv[1:]
+  for case in chosen or CASES:
+    record_case(case)
+  for case in chosen or ADAPTERS:
+    if case in ADAPTERS:
+      record_adapters(case)
+  if not chosen:
+    record_fixtures()
+
+
 if __name__ == '__main__':
-  for chosen in sys.argv[1:] or CASES:
-    record(chosen)
-  for chosen in sys.argv[1:] or ADAPTERS:
-    if chosen in ADAPTERS:
-      adapter(chosen)
-  if not sys.argv[1:]:
-    fixtures()
+  main()

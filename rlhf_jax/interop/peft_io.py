@@ -37,6 +37,7 @@ PREFIX = 'base_model.model.'  # before Hugging Face's name of each module
 SCORE = 'base_model.model.score.weight'
 BIAS = 'reward_bias'  # in the metadata of the weights: PEFT has no place for the score's bias
 
+# The keys of adapter_config.json.
 KNOWN_KEYS = KnownKeys(
   read=(
     'base_model_name_or_path',
@@ -53,7 +54,12 @@ KNOWN_KEYS = KnownKeys(
     'layers_to_transform': (None,),
     'layer_replication': (None,),
     'modules_to_save': (None, [], ['score']),
+    'alora_invocation_tokens': (None, []),  # adapters that count only behind these
+    'arrow_config': (None,),  # a choice among several adapters
+    'use_bdlora': (None, False),  # block-diagonal matrices
+    'use_qalora': (False, None),  # inputs are pooled
   },
+  # Of the rest, what adds parameters is refused by the names of its tensors.
 )
 
 

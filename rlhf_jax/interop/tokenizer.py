@@ -1,12 +1,12 @@
 """Text ↔ token ids, and how a conversation becomes a prompt.
 
-A tokenizer here is a `tokenizers.Tokenizer`, a chat template in jinja2 and the roles of a few
-special tokens. What people wrote is text: special tokens inside a message are tokenised as
-characters, so nobody ends a turn by writing `<|im_end|>`. Only those of the template become
-special ids.
+A tokenizer here is a `tokenizers.Tokenizer`, a chat template in Jinja (rendered as
+transformers renders it) and the roles of a few special tokens. What people wrote is
+text: special-token strings inside a message are tokenised as characters, so that nobody
+ends a turn by writing `<|im_end|>`; only the template's own become special ids.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 import copy
 from pathlib import Path
 import re
@@ -16,44 +16,43 @@ import tokenizers
 
 from rlhf_jax import files
 from rlhf_jax.errors import UserError
-from rlhf_jax.interop.chat_template import (
-  find_response_frame,
-  Messages,
-  render_chat,
-  ResponseFrame,
-)
+from rlhf_jax.interop import chat_template
 from rlhf_jax.interop.gguf_tokenizer import read_gguf_tokenizer
 from rlhf_jax.interop.json_files import read_json, write_json
 from rlhf_jax.interop.known_keys import check_keys, KnownKeys
 
-CORE = 'tokenizer.json'
+ROLES = ('bos', 'eos', 'pad', 'unk')  # of special tokens, as transformers calls them
+
+# Files of a Hugging Face directory.
+TOKENIZER = 'tokenizer.json'
 CONFIG = 'tokenizer_config.json'
-SPECIAL_TOKENS = 'special_tokens_map.json'  # of older directories; CONFIG counts more
+OLD_CONFIG = 'special_tokens_map.json'  # some roles stand only there
 TEMPLATE = 'chat_template.jinja'
-ROLES = ('bos', 'eos', 'pad', 'unk')
 
-# tokenizer_config.json; others are passed over: tokenizer.json says how text is split.
-KNOWN_KEYS = KnownKeys(read=('chat_template', *(f'{role}_token' for role in ROLES)))
+# tokenizer_config.json has many more keys; tokenizer.json says how a text is split.
+KNOWN_KEYS = KnownKeys(read=('chat_template', *(role + '_token' for role in ROLES)))
 
-STAND_INS = range(0xF0002, 0xFFFFE)  # private-use characters for special tokens that people write
+# Private-use characters that take the place of special tokens in what people wrote;
+# chat_template.py has the two before these.
+STAND_INS = range(0xF0002, 0xFFFFE)
 
 
 class Tokenizer:
-  """A tokenizer with a chat template.
+  """Text ↔ ids, and the chat template.
 
   Attributes:
     core: the `tokenizers.Tokenizer`.
-    template: the jinja2 chat template, or None.
+    template: the Jinja chat template, or None.
     vocab_size: ids are in [0, vocab_size).
-    eos_id: end of turn, with which a response ends: the special token with which the template
-      ends a response, else the tokenizer's end of sequence.
+    eos_id: end of turn, with which a response ends: the special token that the template
+      puts behind a response, else the tokenizer's end of sequence.
     bos_id: beginning of sequence, or None.
-    pad_id: fills places that masks hide; never eos_id. Where the files name none (or name eos),
-      it is the last special token that neither the template nor the other roles use; SmolLM2's is
-      `<empty_output>`, 16. Where there is none to spare, as in GPT-2, it is any other id, which
-      `save` does not name.
-    response_prefix: what the template puts between the generation prompt and a response; ' '
-      after 'Assistant:'.
+    pad_id: fills places that masks hide; never eos_id. Where the files name none (or name
+      eos), the last special token that neither the template nor the other roles use;
+      SmolLM2's is `<empty_output>`, 16. Where none is left, as in GPT-2, any other id,
+      which the files that are written then do not name.
+    response_prefix: what the template puts between the generation prompt and a response,
+      such as ' ' after 'Assistant:'.
   """
 
   def __init__(
@@ -66,130 +65,59 @@ class Tokenizer:
     pad: str | None = None,
     unk: str | None = None,
   ):
-    """Makes a tokenizer.
+    """Makes a tokenizer; the core is copied.
 
     Args:
-      core: is copied.
-      template: jinja2 source.
-      eos: text of the special token that ends a sequence.
-      bos: text of the one that begins it.
-      pad: text of the one that pads.
-      unk: text of the one for what the vocabulary lacks.
+      core: of the tokenizers library.
+      template: Jinja source.
+      eos: text of the special token with this role.
+      bos: likewise.
+      pad: likewise.
+      unk: likewise.
 
     Raises:
-      UserError: a special token is not in the vocabulary, or there is no end of sequence.
+      UserError: a special token is not in the vocabulary, there is no end of sequence, or
+        the template does not render.
     """
-    self.core = _prepare_core(core, bos=bos, eos=eos, pad=pad, unk=unk)
+    roles = {'bos': bos, 'eos': eos, 'pad': pad, 'unk': unk}
+    self.core = _prepare_core(core, roles)
     self.template = template
     self.vocab_size = self.core.get_vocab_size()
-    self._plain = copy.deepcopy(self.core)
-    self._plain.encode_special_tokens = True  # i.e. as characters, in this library's words
-    self._special = _special_tokens(self.core)
-    self._split = _match_any(self._special)
+    # Encodes special-token strings like any other characters.
+    self._literal_core = copy.deepcopy(self.core)
+    self._literal_core.encode_special_tokens = True
+    self._special_ids = _list_special_tokens(self.core)
+    self._special_pattern = _compile_pattern(self._special_ids)
 
-    self._roles = {'bos_token': bos, 'eos_token': eos, 'pad_token': pad, 'unk_token': unk}
-    self._frame = ResponseFrame()
-    if template is not None and self._special:
-      self._frame = find_response_frame(template, self._roles, self._split)
-    eos = self._frame.end or eos
+    self._frame = chat_template.ResponseFrame()
+    if template is not None and self._special_ids:
+      self._frame = chat_template.find_response_frame(
+        template,
+        _role_keys(roles),
+        self._special_pattern,
+      )
+      eos = self._frame.end or eos
+    if pad in (None, eos, bos):
+      pad = _choose_padding(
+        self._special_ids,
+        template or '',
+        bos=bos,
+        eos=eos,
+        unk=unk,
+      )
     if eos is None:
       raise UserError('tokenizer: expected an end-of-sequence token')
-    if pad in (None, eos, bos):
-      pad = self._spare_token(eos=eos, bos=bos, unk=unk)
-    self._roles.update(eos_token=eos, pad_token=pad)
 
-    self.eos_id = _id_of(self.core, eos)
-    self.bos_id = None if bos is None else _id_of(self.core, bos)
+    self._roles = {'bos': bos, 'eos': eos, 'pad': pad, 'unk': unk}
+    self.eos_id = _token_id(self.core, eos)
+    self.bos_id = None if bos is None else _token_id(self.core, bos)
     if pad is None:
-      self.pad_id = 1 if self.eos_id == 0 else 0
+      self.pad_id = 1 if self.eos_id == 0 else 0  # any other id: masks hide it
     else:
-      self.pad_id = _id_of(self.core, pad)
+      self.pad_id = _token_id(self.core, pad)
+    self.response_prefix = self._frame.prefix
+    # Asks the core: files say it in several ways.
     self._adds_bos = bos is not None and self.core.encode('').ids[:1] == [self.bos_id]
-
-  @property
-  def response_prefix(self) -> str:
-    """What the template puts between the generation prompt and a response."""
-    return self._frame.prefix
-
-  def with_template(self, template: str) -> 'Tokenizer':
-    """Returns the same vocabulary with another chat template (jinja2)."""
-    roles = {role: self._roles[f'{role}_token'] for role in ROLES}
-    return Tokenizer(self.core, template, **roles)
-
-  def encode(self, text: str) -> list[int]:
-    """Returns the ids of a text, nothing added; special tokens in it are characters."""
-    return self._plain.encode(_encodable(text), add_special_tokens=False).ids
-
-  def text(self, text: str) -> list[int]:
-    """Returns the ids of a text that begins a sequence.
-
-    The beginning-of-sequence token comes first, where the tokenizer adds one.
-    """
-    if self._adds_bos:
-      assert self.bos_id is not None
-      return [self.bos_id, *self.encode(text)]
-    return self.encode(text)
-
-  def prompt(self, messages: Messages) -> list[int]:
-    """Returns the ids of a conversation up to where the assistant's response begins.
-
-    The beginning-of-sequence token comes once, whether the template writes it or the tokenizer
-    adds it.
-
-    Args:
-      messages: dicts of `role` and `content`.
-
-    Raises:
-      UserError: there is no template, or it refuses these messages.
-    """
-    hidden = self._choose_stand_ins(message['content'] for message in messages)
-    messages = [
-      {**message, 'content': _replace(message['content'], hidden)} for message in messages
-    ]
-    ids = self._tokenise(self._render_prompt(messages), hidden)
-    if self._adds_bos and ids[:1] != [self.bos_id]:
-      assert self.bos_id is not None
-      return [self.bos_id, *ids]
-    return ids
-
-  def response(self, text: str) -> list[int]:
-    """Returns the ids of a response, stripped of outer blanks, that ends its turn.
-
-    prompt(messages) + response(text) are the ids of the whole conversation, except for what the
-    template writes after the end of the turn.
-    """
-    hidden = self._choose_stand_ins([text])
-    shown = self._frame.prefix + _replace(text.strip(), hidden) + self._frame.suffix
-    # Some tokenizers treat the beginning of a text differently: read the response where it stands,
-    # after the generation prompt.
-    tail = self._tokenise(self._frame.tail, hidden)
-    both = self._tokenise(self._frame.tail + shown, hidden)
-    return [*both[len(tail) :], self.eos_id]
-
-  def decode(self, ids: Iterable[int]) -> str:
-    """Returns the text of a response, up to the end of its turn, without special tokens.
-
-    Args:
-      ids: [R].
-    """
-    ids = [int(i) for i in ids]
-    if self.eos_id in ids:
-      ids = ids[: ids.index(self.eos_id)]
-    text = self.core.decode(ids, skip_special_tokens=True)
-    return text.removeprefix(self.response_prefix)
-
-  def save(self, directory: str | Path) -> None:
-    """Writes the files that transformers and `load` read: vocabulary, config and template."""
-    directory = Path(directory)
-    config = {
-      'tokenizer_class': 'PreTrainedTokenizerFast',
-      'clean_up_tokenization_spaces': False,
-      **self._roles,
-    }
-    files.write_text(directory / CORE, self.core.to_str())
-    write_json(directory / CONFIG, config, ensure_ascii=False)
-    if self.template is not None:
-      files.write_text(directory / TEMPLATE, self.template)
 
   @classmethod
   def load(cls, directory: str | Path) -> 'Tokenizer':
@@ -199,74 +127,164 @@ class Tokenizer:
       UserError: there is no readable tokenizer.json, or as the constructor.
     """
     directory = Path(directory)
-    core = _read_core(directory / CORE)
+    core = _read_core(directory / TOKENIZER)
     config = _read_config(directory)
-    roles = {role: _token_text(config.get(f'{role}_token')) for role in ROLES}
+    roles = {role: _token_text(config.get(role + '_token')) for role in ROLES}
     return cls(core, _read_template(directory, config), **roles)
 
   @classmethod
   def from_gguf(cls, metadata: Mapping[str, Any]) -> 'Tokenizer | None':
-    """Makes the tokenizer that a GGUF file's metadata describe.
+    """Makes the byte-level BPE tokenizer that the metadata of a GGUF file describe.
 
     Args:
       metadata: plain values by key.
 
     Returns:
-      The tokenizer, None where it is not one of the byte-level BPE tokenizers that are read.
+      The tokenizer; None where it is of another kind.
     """
     parts = read_gguf_tokenizer(metadata)
     if parts is None:
       return None
     return cls(parts.core, parts.template, **parts.roles)
 
-  def _spare_token(self, *, eos: str, bos: str | None, unk: str | None) -> str | None:
-    """Returns a token for padding that means nothing else, None where there is none."""
-    used_by_template = self.template or ''
-    for token in reversed(self._special):
-      if token not in (eos, bos, unk) and token not in used_by_template:
-        return token
-    return None if unk in (eos, bos) else unk
+  def with_template(self, template: str) -> 'Tokenizer':
+    """Returns a tokenizer with the same vocabulary and another chat template, in Jinja."""
+    return Tokenizer(self.core, template, **self._roles)
 
-  def _render_prompt(self, messages: Messages) -> str:
+  def save(self, directory: str | Path) -> None:
+    """Writes the files that transformers reads.
+
+    These are tokenizer.json, tokenizer_config.json and, where there is a template,
+    chat_template.jinja.
+    """
+    directory = Path(directory)
+    config = {
+      'tokenizer_class': 'PreTrainedTokenizerFast',
+      'clean_up_tokenization_spaces': False,
+      **_role_keys(self._roles),
+    }
+    files.write_text(directory / TOKENIZER, self.core.to_str())
+    write_json(directory / CONFIG, config, ensure_ascii=False)
+    if self.template is not None:
+      files.write_text(directory / TEMPLATE, self.template)
+
+  def encode(self, text: str) -> list[int]:
+    """Encodes a text and adds nothing; special-token strings are characters like any other."""
+    return self._literal_core.encode(_repair(text), add_special_tokens=False).ids
+
+  def text(self, text: str) -> list[int]:
+    """Encodes a text that stands alone.
+
+    A beginning of sequence comes before it where the tokenizer adds one.
+    """
+    return self._begin() + self.encode(text)
+
+  def prompt(self, messages: chat_template.Messages) -> list[int]:
+    """Encodes a conversation up to where the assistant's response begins.
+
+    The beginning-of-sequence token comes once, where the template writes it or the
+    tokenizer itself adds it.
+
+    Args:
+      messages: with `role` and `content`.
+
+    Raises:
+      UserError: there is no template, or it refuses these messages.
+    """
+    hidden = self._hide_special_tokens(message['content'] for message in messages)
+    messages = [
+      {**message, 'content': _replace_all(message['content'], hidden)} for message in messages
+    ]
+    text = self._render_prompt(messages)
+    ids = self._encode_rendered(text, hidden)
+    begin = self._begin()
+    if ids[: len(begin)] == begin:
+      return ids
+    return begin + ids
+
+  def response(self, text: str) -> list[int]:
+    """Encodes a response, stripped of outer blanks, that ends its turn.
+
+    prompt(m) + response(t) are the ids of the complete conversation, up to what the
+    template writes after the end of turn.
+    """
+    hidden = self._hide_special_tokens([text])
+    content = _replace_all(text.strip(), hidden)
+    framed = self._frame.prefix + content + self._frame.suffix
+    # Encoded behind the end of the prompt: some tokenizers treat the beginning of a text
+    # differently, as SentencePiece does, which puts a blank there.
+    tail = self._frame.tail
+    tail_ids = self._encode_rendered(tail, hidden)
+    ids = self._encode_rendered(tail + framed, hidden)
+    return ids[len(tail_ids) :] + [self.eos_id]
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Decodes a response's ids [R]: up to the end of turn, without special tokens."""
+    ids = [int(i) for i in ids]
+    if self.eos_id in ids:
+      ids = ids[: ids.index(self.eos_id)]
+    text = self.core.decode(ids, skip_special_tokens=True)
+    return text.removeprefix(self.response_prefix)
+
+  def _render_prompt(self, messages: chat_template.Messages) -> str:
     """Renders a conversation up to where the response begins."""
     if self.template is None:
       raise UserError('tokenizer: no chat template')
-    return render_chat(self.template, messages, self._roles, add_generation_prompt=True)
+    return chat_template.render_chat(
+      self.template,
+      messages,
+      _role_keys(self._roles),
+      add_generation_prompt=True,
+    )
 
-  def _choose_stand_ins(self, texts: Iterable[str]) -> dict[str, str]:
-    """Chooses a character that stands for each special token which people wrote.
+  def _begin(self) -> list[int]:
+    """Returns the ids that the tokenizer itself puts before a text."""
+    if self.bos_id is None or not self._adds_bos:
+      return []
+    return [self.bos_id]
+
+  def _hide_special_tokens(self, texts: Iterable[str]) -> dict[str, str]:
+    """Chooses a stand-in character for each special token that people wrote.
 
     Returns:
       Token → a character that is in none of the texts.
     """
-    if not self._special:
-      return {}
+    if not self._special_ids:
+      return {}  # the pattern would match the empty string everywhere
     text = ''.join(texts)
-    free = (chr(i) for i in STAND_INS if chr(i) not in text)
-    return {token: next(free) for token in set(self._split.findall(text))}
+    free = (chr(code) for code in STAND_INS if chr(code) not in text)
+    written = set(self._special_pattern.findall(text))
+    return {token: next(free) for token in written}
 
-  def _tokenise(self, text: str, hidden: Mapping[str, str]) -> list[int]:
-    """Returns the ids of rendered text.
+  def _encode_rendered(self, text: str, hidden: Mapping[str, str]) -> list[int]:
+    """Encodes rendered text, in which special tokens count and the hidden ones are characters.
 
     Args:
-      text: whose special tokens count.
-      hidden: special token → the character that stands for it where people wrote it.
+      text: with stand-ins.
+      hidden: token → its stand-in.
     """
-    text = _encodable(text)
+    text = _repair(text)
     if not hidden:
       return self.core.encode(text, add_special_tokens=False).ids
-    shown = {character: token for token, character in hidden.items()}
-    ids = []
-    for piece in self._split.split(text):
-      if piece in self._special:
-        ids.append(self._special[piece])
+    shown = {stand_in: token for token, stand_in in hidden.items()}
+    ids: list[int] = []
+    for piece in self._special_pattern.split(text):
+      if piece in self._special_ids:
+        ids.append(self._special_ids[piece])
       elif piece:
-        ids += self._plain.encode(_replace(piece, shown), add_special_tokens=False).ids
+        literal = _replace_all(piece, shown)
+        ids += self._literal_core.encode(literal, add_special_tokens=False).ids
     return ids
 
 
-def _prepare_core(core: tokenizers.Tokenizer, **roles: str | None) -> tokenizers.Tokenizer:
-  """Returns a copy that neither cuts nor pads, in which the tokens with roles are special."""
+# Special tokens.
+
+
+def _prepare_core(
+  core: tokenizers.Tokenizer,
+  roles: Mapping[str, str | None],
+) -> tokenizers.Tokenizer:
+  """Returns a copy of the core that cuts and pads nothing and knows bos, eos and pad as special."""
   core = copy.deepcopy(core)
   core.no_truncation()
   core.no_padding()
@@ -274,33 +292,67 @@ def _prepare_core(core: tokenizers.Tokenizer, **roles: str | None) -> tokenizers
     if token is not None and core.token_to_id(token) is None:
       raise UserError(f'tokenizer: {role} token {token!r} is not in the vocabulary')
   added = {token.content for token in core.get_added_tokens_decoder().values()}
-  ends = (roles['bos'], roles['eos'], roles['pad'])  # unk may be an ordinary token
-  core.add_special_tokens([token for token in ends if token is not None and token not in added])
-  core.encode_special_tokens = False  # special tokens in a text become their ids
+  named = [roles[role] for role in ('bos', 'eos', 'pad')]
+  core.add_special_tokens([token for token in named if token is not None and token not in added])
+  core.encode_special_tokens = False  # special-token strings become their ids
   return core
 
 
-def _special_tokens(core: tokenizers.Tokenizer) -> dict[str, int]:
-  """Returns text → id of the special tokens, by id."""
+def _token_id(core: tokenizers.Tokenizer, token: str) -> int:
+  """Returns the id of a token that is in the vocabulary."""
+  token_id = core.token_to_id(token)
+  assert token_id is not None, token
+  return token_id
+
+
+def _list_special_tokens(core: tokenizers.Tokenizer) -> dict[str, int]:
+  """Returns text → id of the special tokens, in the order of ids."""
   added = sorted(core.get_added_tokens_decoder().items())
-  return {token.content: number for number, token in added if token.special}
+  return {token.content: token_id for token_id, token in added if token.special}
 
 
-def _id_of(core: tokenizers.Tokenizer, token: str) -> int:
-  """Returns the id of a token of the vocabulary."""
-  number = core.token_to_id(token)
-  assert number is not None, token
-  return number
+def _compile_pattern(special_tokens: Iterable[str]) -> re.Pattern[str]:
+  """Compiles a pattern that finds special tokens, the longest where several begin."""
+  longest_first = sorted(special_tokens, key=len, reverse=True)
+  # In a group, so that `split` keeps them.
+  return re.compile('(' + '|'.join(map(re.escape, longest_first)) + ')')
 
 
-def _match_any(tokens: Iterable[str]) -> re.Pattern[str]:
-  """Compiles a pattern that matches the longest of these tokens, as a group."""
-  longest_first = sorted(tokens, key=len, reverse=True)
-  return re.compile('(' + '|'.join(re.escape(token) for token in longest_first) + ')')
+def _choose_padding(
+  special_tokens: Iterable[str],
+  template: str,
+  *,
+  bos: str | None,
+  eos: str | None,
+  unk: str | None,
+) -> str | None:
+  """Returns the last special token without another use, else unk, else None."""
+  used = (eos, bos, unk)
+  free = [token for token in special_tokens if token not in used and token not in template]
+  if free:
+    return free[-1]
+  if unk in (eos, bos):
+    return None
+  return unk
+
+
+def _token_text(token: str | Mapping[str, Any] | None) -> str | None:
+  """Returns the text of a token in tokenizer_config.json, which may describe it by a table."""
+  if isinstance(token, Mapping):
+    return token['content']
+  return token
+
+
+def _role_keys(roles: Mapping[str, str | None]) -> dict[str, str | None]:
+  """Returns roles by the keys of tokenizer_config.json, which templates use too."""
+  return {role + '_token': token for role, token in roles.items()}
+
+
+# Files.
 
 
 def _read_core(path: Path) -> tokenizers.Tokenizer:
-  """Reads tokenizer.json."""
+  """Reads a tokenizer.json."""
   if not path.is_file():
     raise UserError(
       f'{path}: not found; transformers writes it: '
@@ -313,48 +365,42 @@ def _read_core(path: Path) -> tokenizers.Tokenizer:
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
-  """Reads the files about special tokens, {} where there are none."""
+  """Reads the files about special tokens; {} where there are none."""
   config: dict[str, Any] = {}
-  for name in (SPECIAL_TOKENS, CONFIG):
+  for name in (OLD_CONFIG, CONFIG):  # the later one counts
     path = directory / name
-    if path.is_file():
-      values = read_json(path)
-      check_keys(values, KNOWN_KEYS, str(path))
-      config.update(values)
+    if not path.is_file():
+      continue
+    values = read_json(path)
+    check_keys(values, KNOWN_KEYS, str(path))
+    config.update(values)
   return config
 
 
 def _read_template(directory: Path, config: Mapping[str, Any]) -> str | None:
-  """Reads the chat template: a file of its own, or in older directories a key of the config."""
-  file = directory / TEMPLATE
-  if file.is_file():
-    return file.read_text('utf-8')
+  """Reads the chat template: a file of its own or, in older directories, a key of the config."""
+  path = directory / TEMPLATE
+  if path.is_file():
+    return path.read_text('utf-8')
   template = config.get('chat_template')
-  if isinstance(template, list):  # several, by name
-    return _default_template(template)
-  return template
-
-
-def _default_template(templates: Sequence[Mapping[str, str]]) -> str | None:
-  """Returns the template named default, None where there is none."""
-  for template in templates:
-    if template['name'] == 'default':
-      return template['template']
+  if not isinstance(template, list):
+    return template
+  for choice in template:  # several, by name
+    if choice['name'] == 'default':
+      return choice['template']
   return None
 
 
-def _token_text(token: Any) -> str | None:
-  """Returns the text of a special token, which older files write as a dict of its settings."""
-  return token['content'] if isinstance(token, dict) else token
+# Text.
 
 
-def _replace(text: str, table: Mapping[str, str]) -> str:
-  """Replaces the table's keys by its values."""
-  for old, new in table.items():
+def _replace_all(text: str, replacements: Mapping[str, str]) -> str:
+  """Replaces each key by its value, one after the other."""
+  for old, new in replacements.items():
     text = text.replace(old, new)
   return text
 
 
-def _encodable(text: str) -> str:
-  """Replaces halves of surrogate pairs, which JSON can carry and UTF-8 cannot, by '?'."""
+def _repair(text: str) -> str:
+  """Replaces half surrogate pairs, which JSON can carry and UTF-8 cannot, by '?'."""
   return text.encode('utf-8', 'replace').decode('utf-8')

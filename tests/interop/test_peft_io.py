@@ -1,4 +1,7 @@
-"""Adapters in PEFT's format, beside what PEFT computed for them: scripts/record_references.py."""
+"""Adapters in PEFT's format, compared with what PEFT computed for them.
+
+scripts/record_references.py recorded it.
+"""
 
 import dataclasses
 import json
@@ -15,11 +18,12 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.interop import peft_io, pretrained
 from rlhf_jax.models import heads, lora, transformer
 from rlhf_jax.runtime import mesh
-from rlhf_jax.stages.shared import model_sources
+from rlhf_jax.stages.shared import model_sources, model_store
 from rlhf_jax.types import merge_params
 
 HERE = Path(__file__).parent
-DATA, ADAPTERS = HERE / 'data', HERE / 'adapters'
+DATA = HERE / 'data'
+ADAPTERS = HERE / 'adapters'
 CASES = sorted(path.name for path in DATA.iterdir())
 TOKENS = np.array(
   [
@@ -34,144 +38,193 @@ MASK = np.arange(12) < np.array([12, 9, 5])[:, None]
 def forward(config, params, tokens, mask):
   model = transformer.build_model(config)
   positions = jnp.tile(jnp.arange(tokens.shape[1]), (len(tokens), 1))
-  return model, model.apply(params, jnp.asarray(tokens), positions, jnp.asarray(mask, jnp.int32))[0]
+  segment_ids = jnp.asarray(mask, jnp.int32)
+  hidden = model.apply(params, jnp.asarray(tokens), positions, segment_ids)[0]
+  return model, hidden
 
 
 def adapted(case, head=False):
-  """(config, its base's parameters, random adapters and score) of a family with adapters on all that it has."""
+  """Returns the shape of a family with adapters on all matrices, and random adapters and score."""
   base = pretrained.read_config(DATA / case)
   config = dataclasses.replace(
-    base, lora_rank=3, lora_alpha=6.0, lora_targets=base.matrices, head=head
+    base,
+    lora_rank=3,
+    lora_alpha=6.0,
+    lora_targets=base.matrices,
+    head=head,
   )
   shapes = jax.eval_shape(transformer.build_model(config).init, jax.random.key(0))
   rng = np.random.default_rng(0)
-  trained = jax.tree.map(
-    lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), jnp.float32), lora.split_trainable(shapes)[0]
-  )
-  return config, pretrained.load_parameters(DATA / case, base), trained
+  trained, _ = lora.split_trainable(shapes)
+  trained = jax.tree.map(lambda leaf: random_leaf(rng, leaf.shape), trained)
+  return config, trained
 
 
-def shardings(config, axes={}):
-  on = mesh.make_layout(mesh.MeshOptions(**axes), jax.devices()[:1] if not axes else None)
+def random_leaf(rng, shape):
+  return jnp.asarray(rng.normal(0, 0.3, shape), jnp.float32)
+
+
+def one_device():
+  return mesh.make_layout(mesh.MeshOptions(), jax.devices()[:1])
+
+
+def eight_devices():
+  return mesh.make_layout(mesh.MeshOptions(data=1, fsdp=4, tensor=2))
+
+
+def shardings_on_one_device(config):
   model = transformer.build_model(config)
-  return on.shardings(model.axes, jax.eval_shape(model.init, jax.random.key(0)))
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  return one_device().shardings(model.axes, shapes)
 
 
 @pytest.mark.parametrize('case', sorted(path.name for path in ADAPTERS.iterdir()))
 def test_peft_computed_the_same(case):
-  """Ranks and scales by pattern, rank-stabilised scales, transposed and fused matrices; 1 device and 8."""
+  """Ranks and scales by pattern, rank-stabilised scales, transposed and fused matrices."""
   source = model_sources.find_model(str(ADAPTERS / case))
   reference = np.load(ADAPTERS / case / 'logits.npz')['right']
-  for on in (
-    mesh.make_layout(mesh.MeshOptions(), jax.devices()[:1]),
-    mesh.make_layout(mesh.MeshOptions(data=1, fsdp=4, tensor=2)),
-  ):
-    params = model_sources.read_parameters(source, on, 'float32', {})
+  for layout in (one_device(), eight_devices()):
+    params = model_store.read_parameters(source, layout, 'float32', {})
     model, hidden = forward(source.config, params, TOKENS, MASK)
-    np.testing.assert_allclose(
-      heads.next_token_logits(model, params, hidden)[MASK], reference[MASK], atol=1e-4, rtol=1e-5
-    )
+    logits = heads.next_token_logits(model, params, hidden)
+    np.testing.assert_allclose(logits[MASK], reference[MASK], atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize('case', CASES)
 def test_what_is_written_comes_back_bit_for_bit(case, tmp_path):
+  directory = tmp_path / 'out'
+  base = str(DATA / case)
   for head in (False, True):
-    config, _, trained = adapted(case, head)
-    peft_io.save_adapters(tmp_path / 'out', config, trained, str(DATA / case))
-    assert peft_io.base_model_of(tmp_path / 'out') == str(DATA / case)
-    again = peft_io.adapter_model_config(tmp_path / 'out', pretrained.read_config(DATA / case))
+    config, trained = adapted(case, head)
+    peft_io.save_adapters(directory, config, trained, base)
+    assert peft_io.base_model_of(directory) == base
+    again = peft_io.adapter_model_config(directory, pretrained.read_config(base))
     assert again == config
-    back = peft_io.load_adapters(tmp_path / 'out', again, shardings(again))
+    back = peft_io.load_adapters(directory, again, shardings_on_one_device(again))
     assert jax.tree.structure(back) == jax.tree.structure(trained)
-    jax.tree.map(
-      lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), back, trained
-    )
+    jax.tree.map(np.testing.assert_array_equal, back, trained)
 
 
 @pytest.mark.parametrize('head', [False, True])
 @pytest.mark.parametrize('case', ['llama', 'gpt2', 'gemma2', 'phi3', 'mixtral', 'qwen3_moe'])
 def test_peft_opens_what_is_written(case, head, tmp_path):
-  torch, peft = pytest.importorskip('torch'), pytest.importorskip('peft')
+  torch = pytest.importorskip('torch')
+  peft = pytest.importorskip('peft')
   import transformers
 
-  config, base, trained = adapted(case, head)
+  config, trained = adapted(case, head)
   peft_io.save_adapters(tmp_path / 'out', config, trained, str(DATA / case))
-  kind = (
-    transformers.AutoModelForSequenceClassification if head else transformers.AutoModelForCausalLM
-  )
-  theirs = kind.from_pretrained(
+  auto = transformers.AutoModelForCausalLM
+  labels = {}
+  if head:
+    auto = transformers.AutoModelForSequenceClassification
+    labels = {'num_labels': 1}
+  theirs = auto.from_pretrained(
     DATA / case,
-    **({'num_labels': 1} if head else {}),
+    **labels,
     dtype=torch.float32,
     attn_implementation='eager',
   )
   theirs = peft.PeftModel.from_pretrained(theirs, str(tmp_path / 'out')).eval()
   with torch.no_grad():
-    want = theirs(torch.tensor(TOKENS[:1])).logits.numpy()
+    expected = theirs(torch.tensor(TOKENS[:1])).logits.numpy()
+
+  base = pretrained.load_parameters(DATA / case, pretrained.read_config(DATA / case))
   params = merge_params(trained, base)
   model, hidden = forward(config, params, TOKENS[:1], MASK[:1])
-  got = (
-    heads.scalar_scores(params, hidden)[:, -1:] - params['score']['bias']
-    if head
-    else heads.next_token_logits(model, params, hidden)
-  )
-  np.testing.assert_allclose(got, want, atol=2e-4, rtol=1e-4)
+  if head:
+    ours = heads.scalar_scores(params, hidden)[:, -1:] - params['score']['bias']
+  else:
+    ours = heads.next_token_logits(model, params, hidden)
+  np.testing.assert_allclose(ours, expected, atol=2e-4, rtol=1e-4)
 
 
-def test_what_cannot_be_read_is_named(tmp_path):
-  def copy(config=lambda said: None, change=lambda tensors: None):
-    shutil.rmtree(tmp_path / 'bad', ignore_errors=True)
-    shutil.copytree(ADAPTERS / 'llama', tmp_path / 'bad')
-    said = json.loads((tmp_path / 'bad/adapter_config.json').read_text())
-    said['base_model_name_or_path'] = str(DATA / 'llama')
-    config(said)
-    (tmp_path / 'bad/adapter_config.json').write_text(json.dumps(said))
-    tensors = safetensors.numpy.load_file(tmp_path / 'bad/adapter_model.safetensors')
-    change(tensors)
-    safetensors.numpy.save_file(tensors, tmp_path / 'bad/adapter_model.safetensors')
-    return str(tmp_path / 'bad')
+def copy_llama(folder, changed_config=None, change_tensors=None):
+  """Copies the adapters of `llama`, with changes, and returns the name of the copy."""
+  shutil.copytree(ADAPTERS / 'llama', folder)
+  path = folder / 'adapter_config.json'
+  values = json.loads(path.read_text())
+  values['base_model_name_or_path'] = str(DATA / 'llama')
+  values.update(changed_config or {})
+  path.write_text(json.dumps(values))
+  if change_tensors is not None:
+    path = folder / 'adapter_model.safetensors'
+    tensors = safetensors.numpy.load_file(path)
+    change_tensors(tensors)
+    safetensors.numpy.save_file(tensors, path)
+  return str(folder)
 
-  name = 'base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight'
 
-  def same(x):
-    return None
+UNREADABLE_CONFIGS = [  # changed keys, message
+  ({'peft_type': 'IA3'}, "peft_type is 'IA3', expected 'LORA'"),
+  ({'bias': 'all'}, "bias is 'all', expected 'none'"),
+  ({'use_dora': True}, 'use_dora is True, expected False'),
+  ({'layers_to_transform': [0]}, r'layers_to_transform is \[0\], expected None'),
+  ({'layer_replication': [[0, 2]]}, r'layer_replication is \[\[0, 2\]\], expected None'),
+  ({'modules_to_save': ['lm_head']}, r"modules_to_save is \['lm_head'\], expected None"),
+  ({'alora_invocation_tokens': [1]}, r'alora_invocation_tokens is \[1\], expected None'),
+  ({'arrow_config': {}}, r'arrow_config is \{\}, expected None'),
+  ({'use_bdlora': {}}, r'use_bdlora is \{\}, expected None'),
+  ({'use_qalora': True}, 'use_qalora is True, expected False'),
+  ({'base_model_name_or_path': None}, 'expected a base_model_name_or_path, got None'),
+  (
+    {'base_model_name_or_path': 'no/where'},
+    "base_model_name_or_path 'no/where' is not here",
+  ),
+]
 
-  for config, change, message in (
+
+@pytest.mark.parametrize('changed, message', UNREADABLE_CONFIGS)
+def test_a_config_that_cannot_be_read_is_named(changed, message, tmp_path):
+  name = copy_llama(tmp_path / 'bad', changed_config=changed)
+  with pytest.raises(UserError, match='adapter_config.json: ' + message):
+    model_sources.find_model(name)
+
+
+def test_every_checked_key_is_tested():
+  changed = {key for values, _ in UNREADABLE_CONFIGS for key in values}
+  assert set(peft_io.KNOWN_KEYS.only) <= changed
+
+
+QUERY_A = 'base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight'
+
+
+def remove_query(tensors):
+  del tensors[QUERY_A]
+
+
+def add_output_matrix(tensors):
+  tensors[QUERY_A.replace('q_proj', 'lm_head')] = np.zeros(2)
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
     (
-      lambda said: said.update(use_dora=True),
-      same,
-      'adapter_config.json: expected plain LoRA .* got use_dora True',
+      remove_query,
+      f'adapters on matrices of every layer of a llama; missing {QUERY_A}',
     ),
     (
-      lambda said: said.update(base_model_name_or_path=None),
-      same,
-      'json: expected plain LoRA with a base_model_name_or_path',
-    ),
-    (
-      lambda said: said.update(base_model_name_or_path='no/where'),
-      same,
-      "json: base_model_name_or_path 'no/where' is not here",
-    ),
-    (
-      same,
-      lambda tensors: tensors.pop(name),
-      f'adapters on matrices of every layer of a llama; missing {name}',
-    ),
-    (
-      same,
-      lambda tensors: tensors.update({name.replace('q_proj', 'lm_head'): np.zeros(2)}),
+      add_output_matrix,
       'unknown base_model.model.model.layers.1.self_attn.lm_head',
     ),
-  ):
-    with pytest.raises(UserError, match=message):
-      model_sources.find_model(copy(config, change))
-  fine = copy()
-  path = Path(fine) / 'adapter_model.safetensors'
+  ],
+)
+def test_tensors_that_do_not_fit_are_named(change, message, tmp_path):
+  name = copy_llama(tmp_path / 'bad', change_tensors=change)
+  with pytest.raises(UserError, match=message):
+    model_sources.find_model(name)
+
+
+def test_damaged_and_pickled_weights_are_named(tmp_path):
+  name = copy_llama(tmp_path / 'bad')
+  path = Path(name) / 'adapter_model.safetensors'
   path.write_bytes(path.read_bytes()[:100])
   with pytest.raises(UserError, match='adapter_model.safetensors: damaged'):
-    model_sources.find_model(fine)
+    model_sources.find_model(name)
   path.rename(path.with_suffix('.bin'))
   with pytest.raises(
-    UserError, match='adapter_model.safetensors: not found; a pickled .bin is not read'
+    UserError,
+    match='adapter_model.safetensors: not found; a pickled .bin is not read',
   ):
-    model_sources.find_model(fine)
+    model_sources.find_model(name)
