@@ -163,11 +163,11 @@ def plan_moments(
     count = len(range(order.index(name), kills, len(order)))
     steps: list[int | None] = [None] * count
     if trains:
-      steps = sorted(rng.sample(range(1, STEPS), min(count, STEPS - 1)))
+      steps = [*sorted(rng.sample(range(1, STEPS), min(count, STEPS - 1)))]
     saving = rng.randrange(count) if count > 1 else None
     for number, step in enumerate(steps):
       inside = trains and number == saving
-      if inside:  # there must be a save to come before the next moment
+      if inside and step:  # there must be a save to come before the next moment
         step = min(step, STEPS - SAVE_EVERY)
       longest = seconds[name] / 2  # not more, as restarts find programs compiled
       if inside:

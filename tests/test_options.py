@@ -1,0 +1,43 @@
+import dataclasses
+
+import ml_collections
+
+from rlhf_jax import options
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+  size: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+  name: str = 'a'
+  inner: Inner = Inner()
+  other: Inner | None = None
+  table: dict = dataclasses.field(default_factory=lambda: {'x': 1})
+
+
+def test_defaults_are_nested_dicts():
+  expected = {'name': 'a', 'inner': {'size': 3}, 'other': None, 'table': {'x': 1}}
+  assert options.defaults(Outer) == expected
+
+
+def test_tables_are_copied():
+  outer = Outer()
+  options.as_dict(outer)['table']['x'] = 2
+  assert outer.table == {'x': 1}
+
+
+def test_a_section_becomes_options():
+  section = {'kind': 'stage', 'name': 'b', 'inner': {'size': 4}, 'other': {'size': 5}, 'table': {}}
+  expected = Outer(name='b', inner=Inner(4), other=Inner(5), table={})
+  assert options.from_section(Outer, section) == expected
+  config = ml_collections.ConfigDict(section)
+  made = options.from_section(Outer, config)
+  assert made == expected and type(made.table) is dict
+
+
+def test_missing_keys_keep_their_defaults():
+  assert options.from_section(Outer, {'inner': {}}) == Outer()
+  assert options.from_section(Outer, options.defaults(Outer)) == Outer()
