@@ -130,7 +130,15 @@ def to_host(tree: Any) -> Any:
   """Returns a tree of global arrays as NumPy arrays, on every process."""
   if jax.process_count() == 1:
     return jax.device_get(tree)
-  return multihost_utils.process_allgather(tree, tiled=True)
+  return jax.tree.map(_gather_leaf, tree)
+
+
+def _gather_leaf(leaf: Any) -> np.ndarray:
+  """Gathers one array; what this process holds completely already is only fetched."""
+  if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+    # process_allgather would put the copies of all processes one after the other.
+    return np.asarray(leaf)
+  return multihost_utils.process_allgather(leaf, tiled=True)
 
 
 def gather_from_processes(value: int) -> np.ndarray:
