@@ -28,7 +28,14 @@ TINY = 'tiny'  # FILE:tiny asks for the smallest form of an experiment
 
 # The tiny form of the common sections, for experiments that have no `tiny` of their own.
 TINY_COMMON: dict[str, Any] = {
-  'model': {'embed': 32, 'layers': 2, 'heads': 2, 'kv_heads': 1, 'head_dim': 16, 'mlp': 64},
+  'model': {
+    'embed': 32,
+    'layers': 2,
+    'heads': 2,
+    'kv_heads': 1,
+    'head_dim': 16,
+    'mlp': 64,
+  },
   'tokenizer': {'documents': 400},
   'evaluation': {'data': {'count': 16}, 'batch_size': 16},
 }
@@ -48,7 +55,8 @@ def load(
     defaults: the common sections.
 
   Raises:
-    UserError: a missing file, an unknown key (the nearest right one is named), a wrong type.
+    UserError: a missing file, an unknown key (the nearest right one is named), a wrong
+      type.
   """
   overrides = list(overrides)
   changes = _read_experiment(path)
@@ -100,7 +108,9 @@ def _settings_of(settings: Mapping[str, type], choice: Any, where: str) -> type:
 
 
 def _check_stages(
-  config: ml_collections.ConfigDict, names: Iterable[str], full: Mapping[str, Any]
+  config: ml_collections.ConfigDict,
+  names: Iterable[str],
+  full: Mapping[str, Any],
 ) -> None:
   """Checks that overrides named known stages and changed no kind."""
   names = list(names)
@@ -197,7 +207,10 @@ def _copy(value: Any) -> Any:
 
 
 def _merge(
-  config: ml_collections.ConfigDict, changes: Mapping[str, Any], name: str, where: str
+  config: ml_collections.ConfigDict,
+  changes: Mapping[str, Any],
+  name: str,
+  where: str,
 ) -> None:
   """Writes changes over a config.
 

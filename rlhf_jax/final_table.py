@@ -133,7 +133,8 @@ def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -
     seconds: how long each stage took.
 
   Returns:
-    What results.json holds: models, reward, seconds, table, and the last evaluation of each stage.
+    What results.json holds: models, reward, seconds, table, and the last evaluation of
+    each stage.
   """
   first = next(iter(contexts.values()))
   config = first.config
@@ -259,7 +260,10 @@ def _adapters(context: Context) -> LoraOptions | None:
 
 
 def _open_score(
-  context: Context, store: ModelStore, options: Options, records: Sequence[Prompt]
+  context: Context,
+  store: ModelStore,
+  options: Options,
+  records: Sequence[Prompt],
 ) -> Any:
   """Opens the reward that judges or chooses the best of N; None where none does."""
   name = options.reward

@@ -173,8 +173,8 @@ def claim(config: Any, workdir: Path) -> None:
   """Writes config.json, or checks that what is in the workdir was made with this config.
 
   A mistake can be corrected: the section of a stage that has not begun may change (the
-  evaluation's, while there are no results), such stages may come and go, the mesh may always
-  change, and before any stage has begun everything may.
+  evaluation's, while there are no results), such stages may come and go, the mesh may
+  always change, and before any stage has begun everything may.
 
   Raises:
     UserError: the workdir belongs to another config; the first differences are named.

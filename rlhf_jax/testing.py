@@ -37,7 +37,14 @@ from rlhf_jax.runtime.optimizers import OptimizerOptions
 from rlhf_jax.stages import ppo
 from rlhf_jax.stages.shared.rollout import RolloutDefinitions, ScoredRollout
 from rlhf_jax.stages.shared.training import Definitions
-from rlhf_jax.types import Params, Prompts, Rankings, Samples, Sequences, TrainState
+from rlhf_jax.types import (
+  Params,
+  Prompts,
+  Rankings,
+  Samples,
+  Sequences,
+  TrainState,
+)
 
 PAD_ID = 0
 EOS_ID = 1
@@ -61,8 +68,8 @@ def make_layout(words: str = 'one device') -> Layout:
   """Makes a mesh by words.
 
   Args:
-    words: 'one device' (the first), or axes with their sizes such as 'data 2, fsdp 2, tensor 2',
-      whose product is the number of devices. Tests force 8 CPU devices by
+    words: 'one device' (the first), or axes with their sizes such as 'data 2, fsdp 2,
+      tensor 2', whose product is the number of devices. Tests force 8 CPU devices by
       XLA_FLAGS=--xla_force_host_platform_device_count=8.
   """
   if words == 'one device':
@@ -89,7 +96,8 @@ def make_model(layout: Layout | None = None, **changes: Any) -> Model:
 def make_params(model: Model, layout: Layout | None = None, seed: int = 0) -> Params:
   """Makes parameters: for a seed the same numbers on every mesh.
 
-  They are twice those of a fresh model, so that they make a difference to its responses.
+  They are twice those of a fresh model, so that they make a difference to its
+  responses.
   """
   layout = layout or make_layout()
   values = _host_params(model.config, seed)
@@ -113,7 +121,12 @@ def make_optimizer(
 
   Its eps of 1e-5 keeps rounding from becoming an update where a gradient is 0.
   """
-  values = {'learning_rate': learning_rate, 'schedule': 'constant', 'eps': 1e-5, **changes}
+  values = {
+    'learning_rate': learning_rate,
+    'schedule': 'constant',
+    'eps': 1e-5,
+    **changes,
+  }
   return optimizers.make_optimizer(OptimizerOptions(**values), updates)
 
 
@@ -199,7 +212,10 @@ def make_ppo_state(
   policy = make_params(definitions.model, layout, seed)
   value = make_params(definitions.value_model, layout, value_seed)
   both = steps.create_train_state(
-    {'policy': policy, 'value': value}, definitions.optimizer, jax.random.key(1), layout
+    {'policy': policy, 'value': value},
+    definitions.optimizer,
+    jax.random.key(1),
+    layout,
   )
   return ppo.PPOState(
     step=both.step,
@@ -235,7 +251,11 @@ def make_sequences(rows: int = 8, length: int = 12, seed: int = 0) -> Sequences:
 
 
 def make_rankings(
-  rows: int = 8, places: int = 4, length: int = 12, seed: int = 0, ties: bool = False
+  rows: int = 8,
+  places: int = 4,
+  length: int = 12,
+  seed: int = 0,
+  ties: bool = False,
 ) -> Rankings:
   """Makes rows with rankings of two and more responses, and some empty places.
 
@@ -336,7 +356,10 @@ def make_scored_rollout(
 
 
 def score_samples(
-  prompts: Prompts, samples: Samples, scores: Any, pretraining: Sequences | None = None
+  prompts: Prompts,
+  samples: Samples,
+  scores: Any,
+  pretraining: Sequences | None = None,
 ) -> ScoredRollout:
   """Puts prompts, responses and their scores together as a train step takes them."""
   return ScoredRollout(sampler.join_sequences(prompts, samples), samples, scores, pretraining)

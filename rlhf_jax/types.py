@@ -19,9 +19,10 @@ class Sequences(flax.struct.PyTreeNode):
   Attributes:
     tokens: [B, T] int32.
     positions: [B, T] int32, from 0 in each segment.
-    segment_ids: [B, T] int32, 0 = padding; tokens of one row attend only within their segment.
-    loss_mask: [B, T] float32, 1 where `tokens[b, t]` is a target, predicted from what stands
-      before it in its segment; the first token of a segment is never a target.
+    segment_ids: [B, T] int32, 0 = padding; tokens of one row attend only within their
+      segment.
+    loss_mask: [B, T] float32, 1 where `tokens[b, t]` is a target, predicted from what
+      stands before it in its segment; the first token of a segment is never a target.
   """
 
   tokens: Array
@@ -33,8 +34,9 @@ class Sequences(flax.struct.PyTreeNode):
 class Rankings(flax.struct.PyTreeNode):
   """Responses to score, K to a row, and how people ordered them.
 
-  Rankings of any size share rows as sequences share a packed row: `group` says which responses
-  belong to one prompt, and the responses to a prompt are never split over rows.
+  Rankings of any size share rows as sequences share a packed row: `group` says which
+  responses belong to one prompt, and the responses to a prompt are never split over
+  rows.
 
   Attributes:
     tokens: [B, K, T] int32, right-padded: prompt, response, end of turn.
@@ -42,10 +44,13 @@ class Rankings(flax.struct.PyTreeNode):
     segment_ids: [B, K, T] int32, 1 = real, 0 = padding.
     group: [B, K] int32, 0 = no response in this place; equal numbers = same prompt.
     ranks: [B, K] int32, 1 = best, equal = tie.
-    index: [B, K] int32, the record's place in its data set; -1 where the place is empty.
+    index: [B, K] int32, the record's place in its data set; -1 where the place is
+      empty.
     begins: [B, K] int32, the place of the response's first token.
-    confidence: [B, K] float32, the probability that the order of the prompt's responses is right.
-    reference_logprobs: [B, K] float32, log π_ref(y|x) where it was computed beforehand, else 0.
+    confidence: [B, K] float32, the probability that the order of the prompt's responses
+      is right.
+    reference_logprobs: [B, K] float32, log π_ref(y|x) where it was computed beforehand,
+      else 0.
   """
 
   tokens: Array
@@ -65,7 +70,8 @@ class Prompts(flax.struct.PyTreeNode):
   Attributes:
     tokens: [B, P] int32.
     mask: [B, P] bool, True = a token of the prompt.
-    index: [B] int32, the record's place in its data set; -1 for a row that only pads the batch.
+    index: [B] int32, the record's place in its data set; -1 for a row that only pads
+      the batch.
   """
 
   tokens: Array
@@ -79,8 +85,9 @@ class Samples(flax.struct.PyTreeNode):
   Attributes:
     tokens: [B * K, R] int32, PAD after the end.
     mask: [B * K, R] bool, True up to and including the stop token.
-    logprobs: [B * K, R] float32, of the chosen tokens under softmax(logits / temperature) over
-      the complete vocabulary (top-k and top-p choose, they do not renormalise); 0 outside the mask.
+    logprobs: [B * K, R] float32, of the chosen tokens under softmax(logits /
+      temperature) over the complete vocabulary (top-k and top-p choose, they do not
+      renormalise); 0 outside the mask.
     ended: [B * K] bool, True where a stop token was produced.
   """
 
@@ -98,9 +105,9 @@ class TrainState(flax.struct.PyTreeNode):
     trained: the parameters that are trained, float32.
     opt_state: the optimizer's state.
     key: [] the root random key; step n uses fold_in(key, n).
-    frozen: parameters beside the trained ones that stay as they are and may be shared with other
-      models. They are neither donated nor checkpointed. Trees by the name of what they belong to,
-      such as {'params': …}.
+    frozen: parameters beside the trained ones that stay as they are and may be shared
+      with other models. They are neither donated nor checkpointed. Trees by the name of
+      what they belong to, such as {'params': …}.
   """
 
   step: Array

@@ -162,7 +162,8 @@ def revise(critic: Critic, rows: Sequence[Row], key: Array) -> list[Row]:
     key: of the principles and the sampling.
 
   Returns:
-    Rows {id, messages, principle, critique_request, critique, revision_request, response}.
+    Rows {id, messages, principle, critique_request, critique, revision_request,
+    response}.
   """
   rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
   principles = [critic.principles.draw('critique', rng) for _ in rows]
@@ -205,7 +206,10 @@ def _revise_as_chat(
   critiques = _ask_in_chat(critic, conversations, requests, keys[0])
   criticised = []
   for messages, request, critique in zip(conversations, requests, critiques, strict=True):
-    turn = [{'role': 'user', 'content': request}, {'role': 'assistant', 'content': critique}]
+    turn = [
+      {'role': 'user', 'content': request},
+      {'role': 'assistant', 'content': critique},
+    ]
     criticised.append([*messages, *turn])
   return critiques, _ask_in_chat(critic, criticised, revision_requests, keys[1])
 
@@ -245,7 +249,11 @@ def _ask_in_chat(
 
 
 def _ask_in_text(
-  critic: Critic, texts: Sequence[str], requests: Sequence[str], form: str, key: Array
+  critic: Critic,
+  texts: Sequence[str],
+  requests: Sequence[str],
+  form: str,
+  key: Array,
 ) -> list[str]:
   """Asks a request behind each text; what comes is cut at the first empty line."""
   tokenizer = critic.tokenizer
@@ -278,8 +286,8 @@ def transcripts(rounds: Sequence[Sequence[Row]]) -> list[Row]:
     rounds: the rows of each round; those of round 0 are the first responses.
 
   Returns:
-    A dict for each prompt: {id, messages, response, rounds: [{principle, critique_request,
-    critique, revision_request, revision}]}.
+    A dict for each prompt: {id, messages, response, rounds: [{principle,
+    critique_request, critique, revision_request, revision}]}.
   """
   names = ('principle', 'critique_request', 'critique', 'revision_request')
   result = []
@@ -391,5 +399,9 @@ def plan(context: Context) -> StagePlan:
   )
 
 
-TINY: dict[str, Any] = {'data': {'count': 16}, 'helpful': {'count': 16}, 'batch_size': 16}
+TINY: dict[str, Any] = {
+  'data': {'count': 16},
+  'helpful': {'count': 16},
+  'batch_size': 16,
+}
 STAGE = StageKind(options=Options, run=run, plan=plan, tiny=TINY)

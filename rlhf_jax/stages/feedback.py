@@ -1,12 +1,13 @@
 """Collects rankings: models respond to each prompt, and somebody orders the responses.
 
 This is the first half of step 3. Who orders them is said by `source`:
-  simulated: simulated people of the embedded world; what they see is text, what they give is ranks.
-  ai: one or several judges (stages/shared/ai_labels.py), which is RLAIF; they compare pairs and
-    give probabilities.
-  reward: a reward model or a reward function. These rankings serve iterated DPO (sample, rank,
-    train, again), and SFT on the best of each, which is rejection-sampling fine-tuning (RAFT: Dong
-    et al. 2023, arXiv:2304.06767).
+  simulated: simulated people of the embedded world; what they see is text, what they
+    give is ranks.
+  ai: one or several judges (stages/shared/ai_labels.py), which is RLAIF; they compare
+    pairs and give probabilities.
+  reward: a reward model or a reward function. These rankings serve iterated DPO
+    (sample, rank, train, again), and SFT on the best of each, which is
+    rejection-sampling fine-tuning (RAFT: Dong et al. 2023, arXiv:2304.06767).
 With data from real people, leave this stage out and point the next one at their files.
 """
 
@@ -93,7 +94,13 @@ def run(context: Context) -> None:
     collected = collect_responses(context, options, split, key)
     if judge is not None:
       rows = ai_labels.label(
-        context, options.ai, judge, split, collected.prompts, collected.texts, rng
+        context,
+        options.ai,
+        judge,
+        split,
+        collected.prompts,
+        collected.texts,
+        rng,
       )
     else:
       rows = _rank(context, options, split, collected, rng)
@@ -146,7 +153,10 @@ def collect_responses(context: Context, options: Options, split: str, key: Array
 
 
 def _open_score(
-  context: Context, store: ModelStore, options: Options, prompts: Sequence[Prompt]
+  context: Context,
+  store: ModelStore,
+  options: Options,
+  prompts: Sequence[Prompt],
 ) -> Any:
   """Opens the reward that orders the responses: (Prompts, Samples) → [B * K] float32."""
   score_source = scores.open_score(context, store, options.reward, options)
@@ -186,7 +196,10 @@ def _rank(
 
 
 def _order_by_people(
-  context: Context, options: Options, collected: Collected, rng: np.random.Generator
+  context: Context,
+  options: Options,
+  collected: Collected,
+  rng: np.random.Generator,
 ) -> Iterator[tuple[str, list[int]]]:
   """Yields (who ranked, ranks) for each prompt; one simulated person ranks it."""
   people = simulated.draw_annotators(options.annotators, context.config.seed)

@@ -33,11 +33,23 @@ from rlhf_jax.stages.shared import rollout, rollout_plan, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.model_store import ModelStore
-from rlhf_jax.stages.shared.rollout import RolloutDefinitions, RolloutParts, ScoredRollout
+from rlhf_jax.stages.shared.rollout import (
+  RolloutDefinitions,
+  RolloutParts,
+  ScoredRollout,
+)
 from rlhf_jax.stages.shared.scores import open_scores, Score
 from rlhf_jax.types import Array, Params, Prompts, Rankings, TrainState
 
-__all__ = ['STAGE', 'Options', 'build', 'iterate', 'loss', 'order_responses', 'train_step']
+__all__ = [
+  'STAGE',
+  'Options',
+  'build',
+  'iterate',
+  'loss',
+  'order_responses',
+  'train_step',
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +95,8 @@ def order_responses(
     options: the section.
 
   Returns:
-    Rankings [B, K, P + R] with the reference's log-probabilities, and the metrics of the rollout.
+    Rankings [B, K, P + R] with the reference's log-probabilities, and the metrics of
+    the rollout.
   """
   K = options.num_samples
   B = len(scored.scores) // K
@@ -113,7 +126,11 @@ def order_responses(
     definitions.model, params, sequences, response_length, temperature
   )
   reference = rollout.forward_responses(
-    definitions.reference_model, reference_params, sequences, response_length, temperature
+    definitions.reference_model,
+    reference_params,
+    sequences,
+    response_length,
+    temperature,
   )
   kl = jnp.where(scored.samples.mask, policy.logprobs - reference.logprobs, 0.0)
   metrics = rollout.rollout_metrics(scored, policy.logprobs, policy.entropies, kl)

@@ -38,9 +38,20 @@ from rlhf_jax.stages.shared import rollout, rollout_plan, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.model_store import copy_tree, ModelStore, OpenModel
-from rlhf_jax.stages.shared.rollout import RolloutDefinitions, RolloutParts, ScoredRollout
+from rlhf_jax.stages.shared.rollout import (
+  RolloutDefinitions,
+  RolloutParts,
+  ScoredRollout,
+)
 from rlhf_jax.stages.shared.scores import open_scores, Score
-from rlhf_jax.types import Array, merge_params, Params, Prompts, Sequences, TrainState
+from rlhf_jax.types import (
+  Array,
+  merge_params,
+  Params,
+  Prompts,
+  Sequences,
+  TrainState,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +95,8 @@ class SamplerState(TrainState):
   """A train state with the policy that responds, where that is an older one.
 
   Attributes:
-    sampler_trained: what is trained of the policy that responds; an empty tree where it is the
-      current one.
+    sampler_trained: what is trained of the policy that responds; an empty tree where it
+      is the current one.
   """
 
   sampler_trained: dict
@@ -141,14 +152,15 @@ def train_step(
 
   Args:
     state: the policy, the optimizer's state, the step and the root key.
-    scored: N = B * K responses of at most R tokens, the K of a prompt beside each other.
+    scored: N = B * K responses of at most R tokens, the K of a prompt beside each
+      other.
     reference_params: the parameters of the reference.
     definitions: of policy, reference, optimizer and layout.
     options: the section.
 
   Returns:
-    The next state, and metrics ([] float32 each; docs/metrics.md). Where loss or gradient of a
-    minibatch is not finite, that minibatch changes nothing.
+    The next state, and metrics ([] float32 each; docs/metrics.md). Where loss or
+    gradient of a minibatch is not finite, that minibatch changes nothing.
   """
   evaluated = evaluate_responses(state, scored, reference_params, definitions, options)
   assessed, metrics = assess_rollout(scored, evaluated, options)
@@ -195,7 +207,11 @@ def evaluate_responses(
       definitions.model, state.params, sequences, response_length, temperature
     )
     reference = rollout.forward_responses(
-      definitions.reference_model, reference_params, sequences, response_length, temperature
+      definitions.reference_model,
+      reference_params,
+      sequences,
+      response_length,
+      temperature,
     )
     return Evaluated(policy.logprobs, policy.entropies, reference.logprobs)
 
@@ -444,7 +460,11 @@ def iterate(
     scored = _keep_useful(scored, more, useful, layout, options)
   state, metrics = parts.update(state, scored, reference_params)
   extra_responses = extra * options.batch_size * options.num_samples
-  return state, {**metrics, **score_metrics, 'response/extra': np.float32(extra_responses)}
+  return state, {
+    **metrics,
+    **score_metrics,
+    'response/extra': np.float32(extra_responses),
+  }
 
 
 def _respond(
@@ -543,7 +563,10 @@ def define(context: Context, options: Options) -> RolloutParts:
 
 
 def _init_state(
-  context: Context, options: Options, definitions: RolloutDefinitions, policy: OpenModel
+  context: Context,
+  options: Options,
+  definitions: RolloutDefinitions,
+  policy: OpenModel,
 ) -> SamplerState:
   """Creates the state before the first step."""
   state = training.create_state(context, policy.read(), definitions.optimizer)

@@ -8,12 +8,12 @@ and value model. The term in brackets is PPO-ptx. Sources: Ouyang et al. 2022, s
 Stiennon et al. 2020; details of Huang et al. 2024, arXiv:2403.17031.
 
 Choices where implementations differ (docs/ppo.md):
-  1. The score stands at the end token, or after it (`score_place`); a response without an end
-     token scores `missing_eos_score`.
-  2. The probability ratio is against logprobs recomputed by the training forward, so it begins at
-     exactly 1.
-  3. GAE steps over masked tokens; whitening is over the whole rollout, with the population
-     variance.
+  1. The score stands at the end token, or after it (`score_place`); a response without
+     an end token scores `missing_eos_score`.
+  2. The probability ratio is against logprobs recomputed by the training forward, so it
+     begins at exactly 1.
+  3. GAE steps over masked tokens; whitening is over the whole rollout, with the
+     population variance.
   4. Value and policy are updated together, with one clipped gradient and one optimizer.
 Left out: dropout, an entropy bonus, several rollouts in flight.
 
@@ -34,7 +34,13 @@ from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import heads, lora
 from rlhf_jax.models.transformer import Model
-from rlhf_jax.objectives import advantages, divergence, language_model, masked, policy_gradient
+from rlhf_jax.objectives import (
+  advantages,
+  divergence,
+  language_model,
+  masked,
+  policy_gradient,
+)
 from rlhf_jax.planning.programs import abstract_sequences, StagePlan
 from rlhf_jax.runtime import loop, optimizers
 from rlhf_jax.runtime import step as steps
@@ -45,9 +51,20 @@ from rlhf_jax.stages.shared import rollout, rollout_plan, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.model_store import ModelStore, OpenModel
-from rlhf_jax.stages.shared.rollout import RolloutDefinitions, RolloutParts, ScoredRollout
+from rlhf_jax.stages.shared.rollout import (
+  RolloutDefinitions,
+  RolloutParts,
+  ScoredRollout,
+)
 from rlhf_jax.stages.shared.scores import open_scores, Score
-from rlhf_jax.types import Array, merge_params, Params, Prompts, Sequences, TrainState
+from rlhf_jax.types import (
+  Array,
+  merge_params,
+  Params,
+  Prompts,
+  Sequences,
+  TrainState,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +115,8 @@ class PPOState(TrainState):
   """A train state with its critic.
 
   Attributes:
-    value_trained: what is trained of the value model; only its head where it stands on the
-      policy's trunk.
+    value_trained: what is trained of the value model; only its head where it stands on
+      the policy's trunk.
     kl_coefficient: [] float32, β.
   """
 
@@ -118,7 +135,8 @@ class AssessedRollout(flax.struct.PyTreeNode):
   Attributes:
     sequences: prompts and responses, [N, P + R].
     mask: [N, R] bool, the response up to and including its end token.
-    value_mask: [N, R] bool, where the value model learns: the mask and the score's place.
+    value_mask: [N, R] bool, where the value model learns: the mask and the score's
+      place.
     logprobs: [N, R] float32, of the policy before the update.
     reference_logprobs: [N, R] float32.
     values: [N, R] float32, of the value model before the update.
@@ -168,16 +186,17 @@ def train_step(
   Pure and un-jitted; `compile_step` in runtime/step.py compiles it over a mesh.
 
   Args:
-    state: policy, value model, the optimizer's state of both, β, the step and the root key.
-    scored: N = B * K responses of at most R tokens to prompts of at most P, with their scores.
-      With `pretraining` documents their loss is added (PPO-ptx).
+    state: policy, value model, the optimizer's state of both, β, the step and the root
+      key.
+    scored: N = B * K responses of at most R tokens to prompts of at most P, with their
+      scores. With `pretraining` documents their loss is added (PPO-ptx).
     reference_params: the parameters of the reference.
     definitions: of policy, value model, reference, optimizer and layout.
     options: the section.
 
   Returns:
-    The next state, and metrics ([] float32 each; docs/metrics.md). Where loss or gradient of a
-    minibatch is not finite, that minibatch changes nothing.
+    The next state, and metrics ([] float32 each; docs/metrics.md). Where loss or
+    gradient of a minibatch is not finite, that minibatch changes nothing.
   """
   evaluated = evaluate_responses(state, scored, reference_params, definitions, options)
   assessed, metrics = assess_rollout(scored, evaluated, state.kl_coefficient, options)
@@ -227,7 +246,8 @@ def forward(
   Args:
     definitions: of both.
     params: the policy's parameters.
-    value_params: the value model's; without a trunk they are a head on the policy's states.
+    value_params: the value model's; without a trunk they are a head on the policy's
+      states.
     sequences: [N, P + R].
     response_length: R.
     temperature: of the sampling.
@@ -265,7 +285,11 @@ def evaluate_responses(
       temperature,
     )
     reference = rollout.forward_responses(
-      definitions.reference_model, reference_params, sequences, response_length, temperature
+      definitions.reference_model,
+      reference_params,
+      sequences,
+      response_length,
+      temperature,
     )
     return Evaluated(*now, reference.logprobs)
 
@@ -407,7 +431,8 @@ def loss(
     params: {'policy', 'value'}: complete parameters.
     assessed: n responses of at most R tokens.
     pretraining: [n, T] documents, or None.
-    pretraining_weight: [n] float32, what their sum is multiplied by, the same for all rows.
+    pretraining_weight: [n] float32, what their sum is multiplied by, the same for all
+      rows.
     definitions: of the models.
     options: the section.
 
@@ -424,7 +449,12 @@ def loss(
     options.sampling.temperature,
   )
   policy_losses, ratios, policy_clipped = policy_gradient.clipped(
-    now.logprobs, assessed.logprobs, assessed.advantages, mask, options.clip, options.clip
+    now.logprobs,
+    assessed.logprobs,
+    assessed.advantages,
+    mask,
+    options.clip,
+    options.clip,
   )
   value_losses, value_clipped = policy_gradient.clipped_value(
     now.values, assessed.values, assessed.returns, options.value_clip
@@ -586,7 +616,10 @@ def _init_state(
   trained, frozen = lora.split_trainable(policy.read())
   value_trained, value_frozen = lora.split_trainable(value.read())
   both = steps.create_train_state(
-    {'policy': trained, 'value': value_trained}, definitions.optimizer, context.key(), layout
+    {'policy': trained, 'value': value_trained},
+    definitions.optimizer,
+    context.key(),
+    layout,
   )
   return PPOState(
     step=both.step,

@@ -112,15 +112,16 @@ def train_step(
 
   Args:
     state: the policy, the optimizer's state, the step and the root key.
-    batch: B rows of K places, with `reference_logprobs` for losses that need a reference; B is a
-      multiple of `options.microbatches`.
+    batch: B rows of K places, with `reference_logprobs` for losses that need a
+      reference; B is a multiple of `options.microbatches`.
     anchor: [] float32, KTO's z (`estimate_anchor`); None for the other losses.
     definitions: of the policy, its optimizer and the layout.
     options: the section, with the loss and its settings.
 
   Returns:
-    The next state, and metrics ([] float32 each): loss, accuracy and margin over untied pairs,
-    logprob/best, logprob/worst, tokens, and the norms of gradient, update and parameters.
+    The next state, and metrics ([] float32 each): loss, accuracy and margin over untied
+    pairs, logprob/best, logprob/worst, tokens, and the norms of gradient, update and
+    parameters.
   """
 
   def batch_loss(params: Params, batch: Rankings, key: Array) -> steps.Loss:
@@ -153,7 +154,8 @@ def loss(
     options: a stage's options with loss, settings and reference.
 
   Returns:
-    The sum over prompts (KTO: over responses) and their number, with statistics over untied pairs.
+    The sum over prompts (KTO: over responses) and their number, with statistics over
+    untied pairs.
   """
   entry = preference.PREFERENCE_LOSSES[options.loss]
   logprobs, lengths = response_logprobs(model, params, batch)
@@ -172,9 +174,15 @@ def loss(
     weight=weight,
     means={
       'accuracy': (correct, pair_count),
-      'margin': (options.settings.beta * masked.total(margins, pairs), pair_count),
+      'margin': (
+        options.settings.beta * masked.total(margins, pairs),
+        pair_count,
+      ),
       'logprob/best': (masked.total(logprobs, best), masked.total(1.0, best)),
-      'logprob/worst': (masked.total(logprobs, worst), masked.total(1.0, worst)),
+      'logprob/worst': (
+        masked.total(logprobs, worst),
+        masked.total(1.0, worst),
+      ),
     },
     counts={'tokens': jnp.sum(batch.segment_ids > 0, dtype=jnp.float32)},
   )
@@ -199,8 +207,9 @@ def response_logprobs(model: Model, params: Params, batch: Rankings) -> Response
 def mismatched(batch: Rankings) -> Rankings:
   """Gives each prompt a response to another prompt, for KTO's anchor.
 
-  It is the response in the same place of the next row, whose prompts are others (no prompt is
-  split over rows), cut at T; of a batch of one row, the response in the next place.
+  It is the response in the same place of the next row, whose prompts are others (no
+  prompt is split over rows), cut at T; of a batch of one row, the response in the next
+  place.
   """
   B, K, T = batch.tokens.shape
   shift = K if B > 1 else 1
@@ -298,7 +307,9 @@ def store_reference_logprobs(
     examples: encoded rankings, which get `reference_logprobs`.
   """
 
-  def compute(examples: Sequence[dict]) -> Iterator[tuple[Rankings, np.ndarray]]:
+  def compute(
+    examples: Sequence[dict],
+  ) -> Iterator[tuple[Rankings, np.ndarray]]:
     progress = tqdm.tqdm(
       _iterate_once(examples, options),
       desc=f'{context.name}: the reference reads',
@@ -329,7 +340,8 @@ def add_reference(
     compute: examples → batches with their log-probabilities [B, K].
 
   Raises:
-    UserError: the file is of another reference, or of other tokens: another data set or tokenizer.
+    UserError: the file is of another reference, or of other tokens: another data set or
+      tokenizer.
   """
   tokens_fingerprint = _fingerprint_tokens(examples)
   if path.is_file():
@@ -413,7 +425,9 @@ def build(context: Context, options: Options) -> loop.Training:
   show = training.build_show_responses(context, definitions.model, prompts, options)
   measure = build_measure(definitions.model, options)
 
-  def evaluate(state: TrainState) -> tuple[dict[str, float], list[dict[str, str]]]:
+  def evaluate(
+    state: TrainState,
+  ) -> tuple[dict[str, float], list[dict[str, str]]]:
     losses = []
     for batch in _iterate_once(held_out_examples, options):
       placed = prepare(batch)

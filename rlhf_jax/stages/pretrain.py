@@ -80,7 +80,9 @@ def build(context: Context, options: Options) -> loop.Training:
   beginnings = [example['tokens'][:PROMPT_TOKENS] for example in held_out_examples]
   show = training.build_show_responses(context, definitions.model, beginnings, options)
 
-  def evaluate(state: TrainState) -> tuple[dict[str, float], list[dict[str, str]]]:
+  def evaluate(
+    state: TrainState,
+  ) -> tuple[dict[str, float], list[dict[str, str]]]:
     nats_per_token, tokens = measure_loss(state.params)
     values = {
       'loss': nats_per_token,

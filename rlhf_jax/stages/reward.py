@@ -30,7 +30,12 @@ from rlhf_jax.models.lora import LoraOptions
 from rlhf_jax.models.transformer import Model
 from rlhf_jax.objectives import ranking
 from rlhf_jax.planning import work
-from rlhf_jax.planning.programs import abstract_rankings, Program, resident, StagePlan
+from rlhf_jax.planning.programs import (
+  abstract_rankings,
+  Program,
+  resident,
+  StagePlan,
+)
 from rlhf_jax.runtime import hosts, loop
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.loop import LoopOptions
@@ -39,7 +44,14 @@ from rlhf_jax.stages.shared import training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.training import Definitions
-from rlhf_jax.types import Params, Prompts, Rankings, Samples, Sequences, TrainState
+from rlhf_jax.types import (
+  Params,
+  Prompts,
+  Rankings,
+  Samples,
+  Sequences,
+  TrainState,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +122,8 @@ def loss(params: Params, batch: Rankings, model: Model, loss_name: str) -> steps
     loss_name: a name in ranking.REWARD_LOSSES.
 
   Returns:
-    The sum over prompts (pairs: `plain_pairs`) and their number; the accuracy over untied pairs.
+    The sum over prompts (pairs: `plain_pairs`) and their number; the accuracy over
+    untied pairs.
   """
   formula = ranking.REWARD_LOSSES[loss_name]
   scores = last_scores(model, params, batch.tokens, batch.positions, batch.segment_ids)
@@ -150,8 +163,8 @@ def train_step(
     options: the section; `loss` and `microbatches` are read.
 
   Returns:
-    The next state, and metrics ([] float32 each): loss, accuracy over untied pairs, pairs,
-    score/sum, tokens, and the norms of gradient, update and parameters.
+    The next state, and metrics ([] float32 each): loss, accuracy over untied pairs,
+    pairs, score/sum, tokens, and the norms of gradient, update and parameters.
   """
 
   def batch_loss(params: Params, batch: Rankings, key: jax.Array) -> steps.Loss:
@@ -224,7 +237,10 @@ def build(context: Context, options: Options) -> loop.Training:
 
   def score_all(state: TrainState, examples: Sequence[Mapping]) -> Iterator:
     for batch in _iterate_once(examples, options):
-      yield batch, hosts.to_host(score(state.params, context.layout.place(batch)))
+      yield (
+        batch,
+        hosts.to_host(score(state.params, context.layout.place(batch))),
+      )
 
   def evaluate(state: TrainState) -> tuple[dict[str, float], list]:
     return accuracies(score_all(state, held_out_examples), held_out), []
@@ -291,7 +307,10 @@ def _check_records(
 
 
 def _encode(
-  context: Context, rows: Sequence[records.Ranking], options: Options, overlong: str
+  context: Context,
+  rows: Sequence[records.Ranking],
+  options: Options,
+  overlong: str,
 ) -> list[dict]:
   return encode.rankings(rows, context.tokenizer, options.max_length, overlong)
 
@@ -335,8 +354,9 @@ def accuracies(
     held_out: the records that the batches' `index` points at.
 
   Returns:
-    accuracy, beside length_accuracy: that of preferring the longer response; log_loss, the mean
-    of −log σ(r_w − r_l) in nats; pairs. Of several sources, the first two and pairs for each.
+    accuracy, beside length_accuracy: that of preferring the longer response; log_loss,
+    the mean of −log σ(r_w − r_l) in nats; pairs. Of several sources, the first two and
+    pairs for each.
   """
   by_source: dict[str, list[tuple[float, float, float]]] = {}
   for batch, scores in scored_batches:
@@ -394,7 +414,10 @@ def plan(context: Context) -> StagePlan:
   definitions = trainable.definitions
   state = trainable.init()
   batch = abstract_rankings(
-    context.layout, options.batch_size, options.responses_per_row, options.max_length
+    context.layout,
+    options.batch_size,
+    options.responses_per_row,
+    options.max_length,
   )
   step = training.compile_train_step(train_step, definitions, options)
   estimate = work.training(

@@ -77,7 +77,9 @@ def build(context: Context, options: Options) -> loop.Training:
   prompts = [tokenizer.prompt(record.messages) for record in held_out]
   show = training.build_show_responses(context, definitions.model, prompts, options)
 
-  def evaluate(state: TrainState) -> tuple[dict[str, float], list[dict[str, str]]]:
+  def evaluate(
+    state: TrainState,
+  ) -> tuple[dict[str, float], list[dict[str, str]]]:
     nats_per_token, _ = measure_loss(state.params)
     perplexity = math.exp(min(nats_per_token, 50))  # finite for an untrained model
     return {'loss': nats_per_token, 'perplexity': perplexity}, show(state)

@@ -66,11 +66,12 @@ def open_judge(context: Context, store: ModelStore, options: AILabelOptions) -> 
     options: the section `ai`.
 
   Returns:
-    judge(comparisons) → (Judgements, probabilities as shown), as judging.ask_both_orders.
+    judge(comparisons) → (Judgements, probabilities as shown), as
+    judging.ask_both_orders.
 
   Raises:
-    UserError: the judge is not fit by the section's gate, unless that is overridden; quality.json
-      in the stage's folder says more.
+    UserError: the judge is not fit by the section's gate, unless that is overridden;
+      quality.json in the stage's folder says more.
   """
   where = f'{context.where}.ai'
   if options.labels not in ('soft', 'hard') or options.pairs < 1:
@@ -116,8 +117,8 @@ def label(
     rng: which pairs are compared, in which order and by which principle.
 
   Returns:
-    Rankings of two responses, as dicts with `judge`, `principle`, `as_shown` and `rationale`
-    beside a Ranking's fields.
+    Rankings of two responses, as dicts with `judge`, `principle`, `as_shown` and
+    `rationale` beside a Ranking's fields.
 
   Raises:
     UserError: no comparison got a label.
@@ -174,7 +175,10 @@ def measure(
   comparisons = []
   for row, i, j in chosen:
     comparison = Comparison(
-      records.conversation(row), row.responses[i], row.responses[j], next(principles)
+      records.conversation(row),
+      row.responses[i],
+      row.responses[j],
+      next(principles),
     )
     comparisons.append(comparison)
   judged, as_shown = judge(comparisons)

@@ -58,8 +58,8 @@ class Context:
     """Makes the typed options of the section; nothing below the stage reads the ConfigDict.
 
     Args:
-      stage: the kind of the stage. The settings of what the section chooses, such as a loss,
-        become the field `settings` of the options.
+      stage: the kind of the stage. The settings of what the section chooses, such as a
+        loss, become the field `settings` of the options.
     """
     section = self.section
     options = options_lib.from_section(stage.options, section)

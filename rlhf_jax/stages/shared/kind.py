@@ -13,14 +13,18 @@ class StageKind:
   """One kind of stage, whole.
 
   Attributes:
-    options: the frozen dataclass of its section; the defaults of its fields are the config's.
+    options: the frozen dataclass of its section; the defaults of its fields are the
+      config's.
     run: runs the stage in its surroundings; what it leaves is in the stage's folder.
-    plan: says what the stage compiles and keeps on the devices, without reading anything.
-    tiny: changes of the section that make the stage take seconds, as nested dicts. `FILE:tiny`
-      applies them to an experiment whose `get_config` has no `tiny` of its own.
-    choices: fields that choose something with settings of its own. For each field, the settings
-      class of every choice; the chosen one's fields become keys of the section, so that a loss
-      brings its own settings and those of another loss are refused.
+    plan: says what the stage compiles and keeps on the devices, without reading
+      anything.
+    tiny: changes of the section that make the stage take seconds, as nested dicts.
+      `FILE:tiny` applies them to an experiment whose `get_config` has no `tiny` of its
+      own.
+    choices: fields that choose something with settings of its own. For each field, the
+      settings class of every choice; the chosen one's fields become keys of the
+      section, so that a loss brings its own settings and those of another loss are
+      refused.
   """
 
   options: type

@@ -34,8 +34,8 @@ class ModelSource:
 
   Attributes:
     config: the shape of the model.
-    load: (shapes, shardings) → the parameters that lie there. Both trees may have more leaves
-      than the source. Of a model with a base these are its adapters only.
+    load: (shapes, shardings) → the parameters that lie there. Both trees may have more
+      leaves than the source. Of a model with a base these are its adapters only.
     tokenizer: () → its own tokenizer; None where it has none.
     name: a name by which it is found from any folder.
     base: the model that its adapters stand on; None where it is complete.
@@ -80,7 +80,8 @@ def find_model(
 def adapter_base_name(name: str, workdir: Path, stages: Sequence[str]) -> str:
   """Returns the base of a model's adapters as model.json names it.
 
-  A base beside the stage's folder is named relative to it, so that a workdir can be moved.
+  A base beside the stage's folder is named relative to it, so that a workdir can be
+  moved.
   """
   source = find_model(name, workdir, stages)
   base = source.base if source.base is not None else source

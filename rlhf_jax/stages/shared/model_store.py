@@ -37,8 +37,8 @@ class OpenModel:
 
   Attributes:
     model: its definition.
-    read: () → its sharded parameters, float32 but for a frozen base that is kept in fewer bits;
-      abstract arrays where the layout is abstract.
+    read: () → its sharded parameters, float32 but for a frozen base that is kept in
+      fewer bits; abstract arrays where the layout is abstract.
     tokenizer: the tokenizer whose ids it reads.
   """
 
@@ -50,8 +50,9 @@ class OpenModel:
 class ModelStore:
   """Opens the models of one stage.
 
-  Models that stand on the same frozen base share its arrays, so that adapters of several models
-  need their base once. The bases that were read are kept as long as the store.
+  Models that stand on the same frozen base share its arrays, so that adapters of
+  several models need their base once. The bases that were read are kept as long as the
+  store.
   """
 
   def __init__(self, context: Context, adapters: LoraOptions | None = None):
@@ -69,16 +70,17 @@ class ModelStore:
     """Opens a model by its name.
 
     Args:
-      name: 'random' (freshly initialised, with the shape of config.model), an earlier stage, or
-        any name that model_sources.find_model takes.
-      head: give the model a scalar head; a freshly initialised one where the source has none.
-      trained: the stage trains this model. With adapters in the section it goes on with those
-        that the source has, or begins with new ones; without, the source's adapters are merged
-        into its matrices first.
+      name: 'random' (freshly initialised, with the shape of config.model), an earlier
+        stage, or any name that model_sources.find_model takes.
+      head: give the model a scalar head; a freshly initialised one where the source has
+        none.
+      trained: the stage trains this model. With adapters in the section it goes on with
+        those that the source has, or begins with new ones; without, the source's
+        adapters are merged into its matrices first.
 
     Raises:
-      UserError: nothing has this name, the model knows fewer tokens than the tokenizer has, or
-        its adapters are not those of the section.
+      UserError: nothing has this name, the model knows fewer tokens than the tokenizer
+        has, or its adapters are not those of the section.
     """
     source = self._find(name, trained)
     model = self._define(name, source, head, trained)
@@ -174,7 +176,10 @@ class ModelStore:
       params = jax.jit(merge)(params)
     if self._adapters is not None and 'score' in params:
       # Another model on the same base may use this head, and a step donates what it trains.
-      params = {**params, 'score': copy_tree(self.context.layout, params['score'])}
+      params = {
+        **params,
+        'score': copy_tree(self.context.layout, params['score']),
+      }
     return params
 
 
@@ -192,7 +197,8 @@ def with_adapters(config: ModelConfig, adapters: LoraOptions | None, where: str)
     where: what an error message begins with.
 
   Raises:
-    UserError: the source has other adapters, or the targets are no matrices of the model.
+    UserError: the source has other adapters, or the targets are no matrices of the
+      model.
   """
   if adapters is None or not adapters.rank:
     return dataclasses.replace(config, lora_rank=0, lora_targets=(), base='float32')
@@ -231,7 +237,8 @@ def read_parameters(
     source: the model at rest.
     layout: how the parameters are sharded.
     base_dtype: how a frozen base is kept, see models/quantised.py.
-    bases: frozen bases that were read before, by name and base_dtype; a new one is added.
+    bases: frozen bases that were read before, by name and base_dtype; a new one is
+      added.
   """
   base = source.base if source.base is not None else source
   key = (base.name, base_dtype)

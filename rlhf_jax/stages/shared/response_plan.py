@@ -7,7 +7,12 @@ import jax
 from rlhf_jax.generation import sampler
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.planning import work
-from rlhf_jax.planning.programs import abstract_key, abstract_prompts, Program, StagePlan
+from rlhf_jax.planning.programs import (
+  abstract_key,
+  abstract_prompts,
+  Program,
+  StagePlan,
+)
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.model_store import ModelStore
 

@@ -74,8 +74,8 @@ def _add_scorer(
 ) -> None:
   """Adds a language model that grades responses (direct RLAIF).
 
-  Its prompts are texts, whose lengths a plan does not know: they count as the longest that it
-  reads, and its options as one token each.
+  Its prompts are texts, whose lengths a plan does not know: they count as the longest
+  that it reads, and its options as one token each.
   """
   opened = store.open_reader(parse_reward_source(name).model_name)
   params = opened.read()

@@ -29,7 +29,14 @@ from rlhf_jax.stages.shared import training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.model_store import ModelStore
 from rlhf_jax.stages.shared.scores import Score
-from rlhf_jax.types import Array, Params, Prompts, Samples, Sequences, TrainState
+from rlhf_jax.types import (
+  Array,
+  Params,
+  Prompts,
+  Samples,
+  Sequences,
+  TrainState,
+)
 
 Carry = TypeVar('Carry')
 
@@ -86,7 +93,8 @@ class RolloutParts(NamedTuple):
   """What an iteration is made of, before data and parameters are read.
 
   Attributes:
-    definitions: the stage's; `model`, `reference_model`, `optimizer` and `layout` are in it.
+    definitions: the stage's; `model`, `reference_model`, `optimizer` and `layout` are
+      in it.
     init: () → the state before the first step.
     generate: (params, Prompts, key) → Samples, compiled.
     update: the compiled train step.
@@ -188,7 +196,11 @@ class ResponseForward(NamedTuple):
 
 
 def forward_responses(
-  model: Model, params: Params, sequences: Sequences, response_length: int, temperature: float
+  model: Model,
+  params: Params,
+  sequences: Sequences,
+  response_length: int,
+  temperature: float,
 ) -> ResponseForward:
   """Runs a model over prompts with responses and keeps what concerns the responses.
 

@@ -84,7 +84,12 @@ def plan_rollout(
   for name in options.reward:
     reward_plan.add_reward(plan, layout, parts.store, options, name, prompts, samples)
   update_estimate = _update_work(
-    context, options, parts, state, passes=passes, has_value_trunk=has_value_trunk
+    context,
+    options,
+    parts,
+    state,
+    passes=passes,
+    has_value_trunk=has_value_trunk,
   )
   update = functools.partial(parts.update.lower, state, *arguments)
   plan.programs.append(Program('update', update, update_estimate))

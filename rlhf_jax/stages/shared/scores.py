@@ -35,13 +35,14 @@ def open_scores(
   Args:
     context: the surroundings of the stage.
     store: the stage's models; a reward model on the same base shares it.
-    options: of the stage, see RolloutOptions: reward, reward_weights, standardise_rewards,
-      reward_functions, scorer, parts.
-    *record_lists: what `Prompts.index` may point at, for example training and held-out prompts.
+    options: of the stage, see RolloutOptions: reward, reward_weights,
+      standardise_rewards, reward_functions, scorer, parts.
+    *record_lists: what `Prompts.index` may point at, for example training and held-out
+      prompts.
 
   Returns:
-    A score for each list. Its metrics are `reward/failed`, the share of responses on which a
-    reward failed, and, of several rewards, the mean of each.
+    A score for each list. Its metrics are `reward/failed`, the share of responses on
+    which a reward failed, and, of several rewards, the mean of each.
 
   Raises:
     UserError: there is no such reward, or not one weight for each.
@@ -55,7 +56,10 @@ def open_scores(
   scores = [open_score(context, store, name, options) for name in names]
   combine = jax.jit(
     functools.partial(
-      combine_scores, names=names, weights=weights, standardise=options.standardise_rewards
+      combine_scores,
+      names=names,
+      weights=weights,
+      standardise=options.standardise_rewards,
     )
   )
 
@@ -106,8 +110,8 @@ def open_score(context: Context, store: ModelStore, name: str, options: Any) -> 
     context: the surroundings of the stage.
     store: the stage's models.
     name: as in a config's `reward`.
-    options: a RewardSourceOptions with `parts`: in how many parts a reward model reads the
-      responses.
+    options: a RewardSourceOptions with `parts`: in how many parts a reward model reads
+      the responses.
   """
   source = reward_sources.parse_reward_source(name)
   if not source.scores_texts:

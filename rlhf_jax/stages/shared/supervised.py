@@ -18,7 +18,12 @@ from rlhf_jax.models import heads
 from rlhf_jax.models.transformer import Model
 from rlhf_jax.objectives import language_model, masked
 from rlhf_jax.planning import work
-from rlhf_jax.planning.programs import abstract_sequences, Program, resident, StagePlan
+from rlhf_jax.planning.programs import (
+  abstract_sequences,
+  Program,
+  resident,
+  StagePlan,
+)
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.stages.shared import training
@@ -36,7 +41,8 @@ def loss(params: Params, batch: Sequences, model: Model) -> steps.Loss:
     model: the model's definition.
 
   Returns:
-    The sum over target tokens, in nats, and their number; the mean entropy; the tokens read.
+    The sum over target tokens, in nats, and their number; the mean entropy; the tokens
+    read.
   """
   hidden, _ = model.apply(params, batch.tokens, batch.positions, batch.segment_ids)
   # The state at a token predicts the next one.
@@ -65,11 +71,12 @@ def train_step(
     state: the parameters, the optimizer's state, the step and the root key.
     batch: B rows of T tokens; the loss mask says which tokens are targets.
     definitions: of the model, its optimizer and the layout.
-    options: the stage's options, of which `microbatches` is read: B is a multiple of it.
+    options: the stage's options, of which `microbatches` is read: B is a multiple of
+      it.
 
   Returns:
-    The next state, and metrics ([] float32 each): loss and entropy in nats per target token,
-    tokens, and the norms of gradient, update and parameters.
+    The next state, and metrics ([] float32 each): loss and entropy in nats per target
+    token, tokens, and the norms of gradient, update and parameters.
   """
 
   def batch_loss(params: Params, batch: Sequences, key: jax.Array) -> steps.Loss:

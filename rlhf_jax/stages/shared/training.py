@@ -119,7 +119,8 @@ def write_model_json(context: Context, model: Model) -> None:
     base = model_sources.adapter_base_name(context.section.init, context.workdir, stages)
   values = {**dataclasses.asdict(model.config), 'base_model': base}
   write_on_first_process(
-    context.directory / model_sources.MODEL_JSON, json.dumps(values, indent=2) + '\n'
+    context.directory / model_sources.MODEL_JSON,
+    json.dumps(values, indent=2) + '\n',
   )
 
 
@@ -132,8 +133,9 @@ def write_on_first_process(path: Path, text: str) -> None:
 def export(context: Context, params: Params) -> None:
   """Exports a stage's model for other libraries, with a model card.
 
-  `export/` is a Hugging Face directory. Adapters are left in PEFT's format, `adapter/`, too, and
-  merged into the matrices of the export (none is written if config.export.merged is False).
+  `export/` is a Hugging Face directory. Adapters are left in PEFT's format, `adapter/`,
+  too, and merged into the matrices of the export (none is written if
+  config.export.merged is False).
   """
   settings = context.config.export
   source = model_sources.find_model(context.name, context.workdir, context.config.stages)
@@ -208,7 +210,8 @@ def build_show_responses(
 ) -> Callable[[TrainState], list[dict[str, str]]]:
   """Builds what writes a few responses at every evaluation.
 
-  The same prompts are answered with the same keys every time, so that texts can be compared.
+  The same prompts are answered with the same keys every time, so that texts can be
+  compared.
 
   Args:
     context: the surroundings of the stage.
@@ -253,8 +256,8 @@ def compile_train_step(
 ) -> steps.CompiledStep:
   """Compiles a stage's train step over its mesh.
 
-  This is where the definitions and options become constants of the program, and where jit,
-  donation of the state and shardings are applied (runtime/step.py).
+  This is where the definitions and options become constants of the program, and where
+  jit, donation of the state and shardings are applied (runtime/step.py).
 
   Args:
     train_step: (state, batch, …, definitions=, options=) → (state, metrics).
