@@ -1,7 +1,8 @@
-"""What flows between the parts: batches, rollouts and train states.
+"""Defines the values that flow between the packages: batches, rollouts and train states.
 
 Letters: B batch, T length, P prompt, R response, K responses to one prompt, V vocabulary, D width.
-What is padding is never read off token values: `segment_ids` say it (0 = padding).
+Padding is never inferred from token values, as a token may have the id of PAD: `segment_ids`
+are 0 there, and masks False.
 """
 
 from typing import Any
@@ -13,6 +14,8 @@ Array = jax.Array  # batches hold numpy arrays until they are placed on a mesh
 Params = Any  # a plain nested dict of arrays
 
 
+# PyTreeNode makes a frozen dataclass and a pytree of each class, and type checkers know its
+# `replace`.
 class Sequences(flax.struct.PyTreeNode):
   """Token sequences with a loss.
 
@@ -58,9 +61,9 @@ class Rankings(flax.struct.PyTreeNode):
   segment_ids: Array
   group: Array
   ranks: Array
-  index: Array
+  index: Array  # the record may hold what tokens do not, such as a true answer
   begins: Array
-  confidence: Array
+  confidence: Array  # below 1 for soft labels, such as those of an AI judge
   reference_logprobs: Array
 
 
@@ -98,7 +101,7 @@ class Samples(flax.struct.PyTreeNode):
 
 
 class TrainState(flax.struct.PyTreeNode):
-  """All that a run must remember.
+  """Everything that a training run must remember from step to step.
 
   Attributes:
     step: [] int32, steps made.
@@ -110,10 +113,11 @@ class TrainState(flax.struct.PyTreeNode):
       what they belong to, such as {'params': …}.
   """
 
-  step: Array
-  trained: Params
-  opt_state: Any
-  key: Array
+  step: Array  # counts only updates that were finite
+  trained: Params  # donated to the next step, as are opt_state and key
+  opt_state: Any  # of optax; sharded as `trained` is
+  key: Array  # never replaced: a resumed run derives the same keys
+  # Last and by keyword, so that states with more fields can extend this one.
   frozen: dict = flax.struct.field(default_factory=dict, kw_only=True)
 
   @property
@@ -124,8 +128,10 @@ class TrainState(flax.struct.PyTreeNode):
 
 def merge_params(first: Params, second: Params) -> Params:
   """Merges two trees of parameters; where both have a leaf, the first one's is taken."""
+  # A copy, so that neither tree is changed; the arrays themselves are shared.
   merged = dict(second)
   for name, leaf in first.items():
+    # Trainable and frozen leaves can lie side by side: a matrix (frozen) and its adapters.
     both_are_trees = isinstance(leaf, dict) and name in second
     merged[name] = merge_params(leaf, second[name]) if both_are_trees else leaf
   return merged

@@ -1,4 +1,4 @@
-"""What a stage registers of itself: all that config, pipeline and planner need to know."""
+"""Defines what a stage registers: all that config, pipeline and planner know of it."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -10,7 +10,7 @@ from rlhf_jax.stages.shared.context import Context
 
 @dataclasses.dataclass(frozen=True)
 class StageKind:
-  """One kind of stage, whole.
+  """One kind of stage, as it registers itself.
 
   Attributes:
     options: the frozen dataclass of its section; the defaults of its fields are the
@@ -27,9 +27,9 @@ class StageKind:
       refused.
   """
 
-  options: type
-  run: Callable[[Context], None]
-  plan: Callable[[Context], StagePlan]
+  options: type  # a frozen dataclass
+  run: Callable[[Context], None]  # leaves its results in the folder of the stage
+  plan: Callable[[Context], StagePlan]  # on an abstract layout: nothing is computed
   tiny: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   choices: Mapping[str, Mapping[str, type]] = dataclasses.field(default_factory=dict)
 

@@ -1,4 +1,4 @@
-"""Opens the models of a stage: their shape, their parameters, their adapters, what they share.
+"""Opens the models of a stage: shapes, parameters, adapters and shared bases.
 
 `ModelStore.open` gives a definition at once and reads parameters when they are asked for, so that
 a plan can define every step without reading anything.
@@ -27,19 +27,20 @@ from rlhf_jax.types import merge_params, Params
 
 RANDOM = 'random'  # the name of a freshly initialised model with the shape of config.model
 
-# Folded into a stage's key for leaves that are freshly initialised; no training step reaches it.
+# Folded into a stage's key for leaves that are freshly initialised. Training steps fold their
+# number into the same key and never count so far.
 _NEW_LEAVES = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class OpenModel:
-  """A model of a stage.
+  """A model as a stage uses it.
 
   Attributes:
     model: its definition.
     read: () → its sharded parameters, float32 but for a frozen base that is kept in
       fewer bits; abstract arrays where the layout is abstract.
-    tokenizer: the tokenizer whose ids it reads.
+    tokenizer: the tokenizer whose token ids the model reads.
   """
 
   model: Model
@@ -63,8 +64,10 @@ class ModelStore:
       adapters: the section's `lora`; None for a stage that trains nothing.
     """
     self.context = context
-    self._adapters = adapters if adapters is not None and adapters.rank else None
-    self._bases: dict[tuple[str, str], Params] = {}
+    self._adapters = None  # all parameters are trained
+    if adapters is not None and adapters.rank:
+      self._adapters = adapters
+    self._bases: dict[tuple[str, str], Params] = {}  # (name, how it is kept) → parameters
 
   def open(self, name: str, head: bool = False, trained: bool = False) -> OpenModel:
     """Opens a model by its name.
@@ -94,12 +97,20 @@ class ModelStore:
     """Opens a model that reads text as a judge or scorer does.
 
     A stage of this run reads with the run's tokenizer, any other model with its own.
+
+    Raises:
+      UserError: nothing has this name, or the model has no tokenizer.
     """
     if name in (RANDOM, *self.context.config.stages):
       return self.open(name)
     tokenizer = find_model(name).tokenizer()
-    store = ModelStore(dataclasses.replace(self.context, tokenizer=tokenizer), self._adapters)
-    store._bases = self._bases
+    if tokenizer is None:
+      raise UserError(
+        f'{self.context.where}: {name!r} reads texts, but no tokenizer lies beside it'
+      )
+    own_context = dataclasses.replace(self.context, tokenizer=tokenizer)
+    store = ModelStore(own_context, self._adapters)
+    store._bases = self._bases  # so that a reader on the same base needs no second copy
     return store.open(name)
 
   def open_language_model(self, name: str) -> LanguageModel:
@@ -107,7 +118,7 @@ class ModelStore:
     reader = self.open_reader(name)
     return LanguageModel(reader.model, reader.read(), reader.tokenizer, self.context.layout)
 
-  # Act one: which model it is, and its shape.
+  # First part: which model it is, and its shape.
 
   def _find(self, name: str, trained: bool) -> ModelSource | None:
     """Finds the source of a model; None for a freshly initialised one."""
@@ -122,7 +133,7 @@ class ModelStore:
   def _define(self, name: str, source: ModelSource | None, head: bool, trained: bool) -> Model:
     """Defines the model as this stage uses it."""
     context = self.context
-    common = context.config.model
+    common = context.config.model  # how every model computes, whatever its shape
     vocab_size = context.tokenizer.vocab_size
     config = source.config if source else random_model_config(context.config, vocab_size)
     if config.vocab_size < vocab_size:
@@ -149,16 +160,18 @@ class ModelStore:
       )
     return transformer.build_model(config, context.layout)
 
-  # Act two: its parameters.
+  # Second part: its parameters.
 
   def _read(self, source: ModelSource | None, model: Model, trained: bool) -> Params:
     """Reads the parameters of a model; leaves that the source lacks are freshly initialised."""
     layout = self.context.layout
     shardings = model_shardings(model, layout)
     if layout.abstract and self._adapters is None:
+      # A plan needs shapes only; which leaves would be read makes no difference to them.
       return layout.create(model.init, shardings, jax.random.key(0))
     params: Params = {}
     if source is not None:
+      # A base is shared where nothing trains it; a step donates the buffers of what it trains.
       shares_base = self._adapters is not None or (source.base is not None and not trained)
       bases = self._bases if shares_base else {}
       params = read_parameters(source, layout, model.config.base, bases)
@@ -167,7 +180,7 @@ class ModelStore:
     new_leaves_key = jax.random.fold_in(self.context.key(), _NEW_LEAVES)
     return complete_parameters(params, model.init, shardings, layout, new_leaves_key)
 
-  # Act three: its adapters.
+  # Third part: its adapters.
 
   def _prepare_for_training(self, params: Params, source: ModelSource, model: Model) -> Params:
     """Merges adapters that are not trained on, and gives a trained head memory of its own."""
@@ -208,7 +221,7 @@ def with_adapters(config: ModelConfig, adapters: LoraOptions | None, where: str)
       f'{where}: targets: expected some of {", ".join(config.matrices)}, got {", ".join(unknown)}'
     )
   chosen = adapters.targets or config.matrices
-  wanted = {
+  wanted: dict[str, Any] = {
     'lora_rank': adapters.rank,
     'lora_alpha': float(adapters.alpha),
     'lora_targets': tuple(name for name in config.matrices if name in chosen),
@@ -222,7 +235,7 @@ def with_adapters(config: ModelConfig, adapters: LoraOptions | None, where: str)
   return dataclasses.replace(config, **wanted, base=adapters.base)
 
 
-# Act four: what models share.
+# Reading and completing parameters.
 
 
 def read_parameters(
@@ -245,12 +258,12 @@ def read_parameters(
   if key not in bases:
     bases[key] = quantised.keep(_load(base, layout), base_dtype, layout.create)
   if source.base is None:
-    return dict(bases[key])
-  return merge_params(_load(source, layout), bases[key])
+    return dict(bases[key])  # a copy: callers add leaves
+  return merge_params(_load(source, layout), bases[key])  # where both have a leaf, the adapters'
 
 
 def _load(source: ModelSource, layout: Layout) -> Params:
-  """Loads what lies at a source; abstract arrays on an abstract layout."""
+  """Loads the stored parameters; returns abstract arrays on an abstract layout."""
   model = transformer.build_model(source.config)
   shardings = model_shardings(model, layout)
   if not layout.abstract:
@@ -289,6 +302,7 @@ def complete_parameters(
     names = ', '.join('.'.join(path) for path in missing[:3])
     raise UserError(f'the model lacks {names}')
   if missing:
+    # Only the missing leaves are outputs, so that XLA drops the initialisation of the others.
 
     def make(key: jax.Array) -> list[jax.Array]:
       every = traverse_util.flatten_dict(init(key))
@@ -296,6 +310,7 @@ def complete_parameters(
 
     new = layout.create(make, [places[path] for path in missing], key)
     leaves |= dict(zip(missing, new, strict=True))
+  # In the order of the model's leaves, without those that it does not have.
   return traverse_util.unflatten_dict({path: leaves[path] for path in places})
 
 

@@ -1,4 +1,4 @@
-"""Opens rewards by name: what gives a number to each generated response."""
+"""Opens rewards by name: functions that give a score to each generated response."""
 
 from collections.abc import Callable, Sequence
 import functools
@@ -30,7 +30,7 @@ def open_scores(
   options: Any,
   *record_lists: Sequence[Prompt],
 ) -> list[Score]:
-  """Opens the section's reward, or its weighted rewards, once for each list of records.
+  """Opens the rewards of a section, as one weighted score for each list of records.
 
   Args:
     context: the surroundings of the stage.
@@ -53,7 +53,9 @@ def open_scores(
     raise UserError(
       f'{context.where}.reward_weights: expected {len(names)} numbers, got {len(weights)}'
     )
+  # Opened once: the lists of records share the parameters of reward models.
   scores = [open_score(context, store, name, options) for name in names]
+  # Standardising takes means over the batch on all devices, so it is compiled.
   combine = jax.jit(
     functools.partial(
       combine_scores,
@@ -91,10 +93,11 @@ def combine_scores(
   Returns:
     (their weighted sum [N], the mean of each before weighting if there are several).
   """
-  total = 0
+  total: Any = 0  # becomes [N]
   for value, weight in zip(values, weights, strict=True):
     centred = value
     if standardise:
+      # The 1e-8 keeps a batch of equal scores at 0 instead of dividing by 0.
       centred = (value - jnp.mean(value)) * jax.lax.rsqrt(jnp.var(value) + 1e-8)
     total = total + weight * centred
   metrics = {}
@@ -121,14 +124,14 @@ def open_score(context: Context, store: ModelStore, name: str, options: Any) -> 
 
 
 def _open_model_score(store: ModelStore, name: str, parts: int) -> SourceScore:
-  """Opens a reward model; responses stay on the device."""
+  """Opens a reward model. It reads tokens, so responses stay on the device."""
   opened = store.open(name, head=True)
   params = opened.read()
   score_samples = reward.build_score(opened.model, parts)
 
   def score(prompts: Prompts, samples: Samples, records: Sequence[Prompt]) -> tuple[Array, int]:
     del records  # a model reads tokens
-    return score_samples(params, prompts, samples), 0
+    return score_samples(params, prompts, samples), 0  # a model never fails
 
   return score
 
@@ -140,9 +143,9 @@ def _score_texts(
   samples: Samples,
   record_list: Sequence[Prompt],
 ) -> tuple[Array, int]:
-  """Scores responses as texts: they come to the host, their scores go back to the mesh."""
+  """Scores responses as texts: copies them to the host and their scores back to the mesh."""
   index, tokens, mask = hosts.to_host((prompts.index, samples.tokens, samples.mask))
-  per_prompt = len(tokens) // len(index)
+  per_prompt = len(tokens) // len(index)  # K; row b * K + k responds to prompt b
   # A row that only pads the batch has index -1; it is scored as the first prompt and not used.
   rows = [record_list[max(i, 0)] for i in np.repeat(index, per_prompt)]
   texts = [
