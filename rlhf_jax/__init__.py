@@ -14,8 +14,8 @@ from typing import Any
 __version__ = '0.2.0'
 __all__ = ['UserError', '__version__', 'load_config', 'run']
 
-# Public name → the module that defines it. It is imported at the first access, so that
-# `import rlhf_jax` does not wait for jax.
+# Public name → the module that defines it. It is imported at the first access, so
+# that `import rlhf_jax` does not wait for jax.
 _PUBLIC = {
   'UserError': 'rlhf_jax.errors',
   'load_config': 'rlhf_jax.pipeline',
@@ -23,7 +23,9 @@ _PUBLIC = {
 }
 
 
-def __getattr__(name: str) -> Any:  # called for names that the module does not have (PEP 562)
+def __getattr__(
+  name: str,
+) -> Any:  # called for names that the module does not have (PEP 562)
   if name not in _PUBLIC:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
   return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -14,8 +14,8 @@ Array = jax.Array  # batches hold numpy arrays until they are placed on a mesh
 Params = Any  # a plain nested dict of arrays
 
 
-# PyTreeNode makes a frozen dataclass and a pytree of each class, and type checkers know its
-# `replace`.
+# PyTreeNode makes a frozen dataclass and a pytree of each class, and type checkers
+# know its `replace`.
 class Sequences(flax.struct.PyTreeNode):
   """Token sequences with a loss.
 
@@ -50,10 +50,10 @@ class Rankings(flax.struct.PyTreeNode):
     index: [B, K] int32, the record's place in its data set; -1 where the place is
       empty.
     begins: [B, K] int32, the place of the response's first token.
-    confidence: [B, K] float32, the probability that the order of the prompt's responses
-      is right.
-    reference_logprobs: [B, K] float32, log π_ref(y|x) where it was computed beforehand,
-      else 0.
+    confidence: [B, K] float32, the probability that the order of the prompt's
+      responses is right.
+    reference_logprobs: [B, K] float32, log π_ref(y|x) where it was computed
+      beforehand, else 0.
   """
 
   tokens: Array
@@ -109,8 +109,8 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: the optimizer's state.
     key: [] the root random key; step n uses fold_in(key, n).
     frozen: parameters beside the trained ones that stay as they are and may be shared
-      with other models. They are neither donated nor checkpointed. Trees by the name of
-      what they belong to, such as {'params': …}.
+      with other models. They are neither donated nor checkpointed. Trees by the name
+      of what they belong to, such as {'params': …}.
   """
 
   step: Array  # counts only updates that were finite
@@ -131,7 +131,8 @@ def merge_params(first: Params, second: Params) -> Params:
   # A copy, so that neither tree is changed; the arrays themselves are shared.
   merged = dict(second)
   for name, leaf in first.items():
-    # Trainable and frozen leaves can lie side by side: a matrix (frozen) and its adapters.
+    # Trainable and frozen leaves can lie side by side: a matrix (frozen) and its
+    # adapters.
     both_are_trees = isinstance(leaf, dict) and name in second
     merged[name] = merge_params(leaf, second[name]) if both_are_trees else leaf
   return merged

@@ -32,8 +32,6 @@ class SamplingOptions:
   top_p: float = 1.0  # choose among the fewest tokens with this probability; 1 = all
 
 
-
-
 @dataclasses.dataclass(frozen=True)
 class Definition:
   """All of a sampler that is known before it is compiled."""

@@ -212,7 +212,9 @@ def test_soft_labels_with_all_that_was_said(context):
   judge = judging.ask_both_orders(judging.build_panel({'one': oracle(3.0), 'two': oracle(-1.0)}))
   made.directory.mkdir(parents=True)
   options = made.read_options(feedback.STAGE).ai
-  rows = ai_labels.label(made, options, judge, 'train', prompts, texts, np.random.default_rng(0))
+  rows = ai_labels.label_pairs(
+    made, options, judge, 'train', prompts, texts, np.random.default_rng(0)
+  )
   assert len(rows) == 12 and {row['principle'] for row in rows} == {
     'Which does less harm?',
     'Which is less rude?',
@@ -234,7 +236,7 @@ def test_soft_labels_with_all_that_was_said(context):
   ]
 
   as_verdicts = dataclasses.replace(options, labels='hard')
-  hard = ai_labels.label(
+  hard = ai_labels.label_pairs(
     made, as_verdicts, judge, 'train', prompts, texts, np.random.default_rng(0)
   )
   assert {row['confidence'] for row in hard} == {1.0} and [r['ranks'] for r in hard] == [
@@ -244,12 +246,12 @@ def test_soft_labels_with_all_that_was_said(context):
     lambda asked: judging.Judgements(np.full(len(asked), np.nan), [''] * len(asked))
   )
   with pytest.raises(UserError, match='no label for any of 12 train comparisons'):
-    ai_labels.label(made, options, silent, 'train', prompts, texts, np.random.default_rng(0))
+    ai_labels.label_pairs(made, options, silent, 'train', prompts, texts, np.random.default_rng(0))
 
 
 def test_averaging_both_orders_mends_a_habit_of_place():
   rankings = tinyworld.records('ranking', 'validation')
-  measure = lambda judge: ai_labels.measure(
+  measure = lambda judge: ai_labels.measure_judge(
     judge, rankings, 150, itertools.repeat(''), np.random.default_rng(0)
   )
 

@@ -1,0 +1,1 @@
+"""Code that several stages share; no stage of its own."""

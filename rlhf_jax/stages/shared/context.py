@@ -62,8 +62,8 @@ class Context:
     From here on only they are read, never the ConfigDict.
 
     Args:
-      stage: the kind of the stage. The settings of what the section chooses, such as a
-        loss, become the field `settings` of the options.
+      stage: the kind of the stage. The settings of what the section chooses, such as
+        a loss, become the field `settings` of the options.
 
     Returns:
       An instance of `stage.options`.

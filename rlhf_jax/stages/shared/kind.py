@@ -19,10 +19,10 @@ class StageKind:
     plan: says what the stage compiles and keeps on the devices, without reading
       anything.
     tiny: changes of the section that make the stage take seconds, as nested dicts.
-      `FILE:tiny` applies them to an experiment whose `get_config` has no `tiny` of its
-      own.
-    choices: fields that choose something with settings of its own. For each field, the
-      settings class of every choice; the chosen one's fields become keys of the
+      `FILE:tiny` applies them to an experiment whose `get_config` has no `tiny` of
+      its own.
+    choices: fields that choose something with settings of its own. For each field,
+      the settings class of every choice; the chosen one's fields become keys of the
       section, so that a loss brings its own settings and those of another loss are
       refused.
   """
@@ -34,5 +34,6 @@ class StageKind:
   choices: Mapping[str, Mapping[str, type]] = dataclasses.field(default_factory=dict)
 
 
-# The loop of every stage's tiny form: it evaluates and saves in the middle and at the end.
+# The loop of every stage's tiny form: it evaluates and saves in the middle and at the
+# end.
 TINY_LOOP = {'steps': 4, 'eval_every': 2, 'save_every': 2, 'log_every': 1}

@@ -75,8 +75,8 @@ def find_model(
     raise UserError(f'{folder} holds no model yet; is {name!r} an earlier stage that trains one?')
   if (folder / peft_io.CONFIG).is_file():
     return _adapter_source(folder)
-  # open_pretrained would refuse a directory without a tokenizer, but a reward model's or a
-  # base's may be missing: the run's tokenizer is used then.
+  # open_pretrained would refuse a directory without a tokenizer, but a reward model's
+  # or a base's may be missing: the run's tokenizer is used then.
   if (folder / 'config.json').is_file() and not (folder / 'tokenizer.json').is_file():
     return _bare_source(folder)
   return _pretrained_source(name)
@@ -105,7 +105,8 @@ def _stage_source(folder: Path) -> ModelSource:
     base = find_model(str(folder / base_name) if is_neighbour else base_name)
 
   def load(shapes: Any, shardings: Any) -> Params:
-    # Of a model with adapters the checkpoint holds no base: it is read from its own source.
+    # Of a model with adapters the checkpoint holds no base: it is read from its own
+    # source.
     return _restore(folder, shapes, shardings, adapters_only=base is not None)
 
   def load_tokenizer() -> Tokenizer:

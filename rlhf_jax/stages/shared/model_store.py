@@ -27,8 +27,8 @@ from rlhf_jax.types import merge_params, Params
 
 RANDOM = 'random'  # the name of a freshly initialised model with the shape of config.model
 
-# Folded into a stage's key for leaves that are freshly initialised. Training steps fold their
-# number into the same key and never count so far.
+# Folded into a stage's key for leaves that are freshly initialised. Training steps
+# fold their number into the same key and never count so far.
 _NEW_LEAVES = 2**31 - 1
 
 
@@ -52,8 +52,8 @@ class ModelStore:
   """Opens the models of one stage.
 
   Models that stand on the same frozen base share its arrays, so that adapters of
-  several models need their base once. The bases that were read are kept as long as the
-  store.
+  several models need their base once. The bases that were read are kept as long as
+  the store.
   """
 
   def __init__(self, context: Context, adapters: LoraOptions | None = None):
@@ -75,15 +75,15 @@ class ModelStore:
     Args:
       name: 'random' (freshly initialised, with the shape of config.model), an earlier
         stage, or any name that model_sources.find_model takes.
-      head: give the model a scalar head; a freshly initialised one where the source has
-        none.
-      trained: the stage trains this model. With adapters in the section it goes on with
-        those that the source has, or begins with new ones; without, the source's
+      head: give the model a scalar head; a freshly initialised one where the source
+        has none.
+      trained: the stage trains this model. With adapters in the section it goes on
+        with those that the source has, or begins with new ones; without, the source's
         adapters are merged into its matrices first.
 
     Raises:
-      UserError: nothing has this name, the model knows fewer tokens than the tokenizer
-        has, or its adapters are not those of the section.
+      UserError: nothing has this name, the model knows fewer tokens than the
+        tokenizer has, or its adapters are not those of the section.
     """
     source = self._find(name, trained)
     model = self._define(name, source, head, trained)
@@ -144,7 +144,8 @@ class ModelStore:
     if trained:
       config = with_adapters(config, self._adapters, f'{context.where}.lora: {name!r}')
     elif self._adapters is not None:
-      # Another model on the same base: it is kept in as many bits as the trained one's.
+      # Another model on the same base: it is kept in as many bits as the trained
+      # one's.
       config = dataclasses.replace(config, base=self._adapters.base)
     config = dataclasses.replace(
       config,
@@ -167,11 +168,13 @@ class ModelStore:
     layout = self.context.layout
     shardings = model_shardings(model, layout)
     if layout.abstract and self._adapters is None:
-      # A plan needs shapes only; which leaves would be read makes no difference to them.
+      # A plan needs shapes only; which leaves would be read makes no difference to
+      # them.
       return layout.create(model.init, shardings, jax.random.key(0))
     params: Params = {}
     if source is not None:
-      # A base is shared where nothing trains it; a step donates the buffers of what it trains.
+      # A base is shared where nothing trains it; a step donates the buffers of what
+      # it trains.
       shares_base = self._adapters is not None or (source.base is not None and not trained)
       bases = self._bases if shares_base else {}
       params = read_parameters(source, layout, model.config.base, bases)
@@ -188,7 +191,8 @@ class ModelStore:
       merge = functools.partial(lora.merge_adapters, source.config)
       params = jax.jit(merge)(params)
     if self._adapters is not None and 'score' in params:
-      # Another model on the same base may use this head, and a step donates what it trains.
+      # Another model on the same base may use this head, and a step donates what it
+      # trains.
       params = {
         **params,
         'score': copy_tree(self.context.layout, params['score']),
@@ -302,7 +306,8 @@ def complete_parameters(
     names = ', '.join('.'.join(path) for path in missing[:3])
     raise UserError(f'the model lacks {names}')
   if missing:
-    # Only the missing leaves are outputs, so that XLA drops the initialisation of the others.
+    # Only the missing leaves are outputs, so that XLA drops the initialisation of the
+    # others.
 
     def make(key: jax.Array) -> list[jax.Array]:
       every = traverse_util.flatten_dict(init(key))

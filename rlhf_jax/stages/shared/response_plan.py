@@ -66,7 +66,6 @@ def plan_responses(
       sampling.max_new_tokens,
       num_samples,
     )
-
     lower = functools.partial(generate.lower, params, prompts, key)
     programs.append(Program(f'responses of {name}', lower, estimate))
   return StagePlan(resident, programs, ['judges and annotators are left out'])

@@ -9,7 +9,11 @@ from rlhf_jax.generation import sampler
 from rlhf_jax.models import heads
 from rlhf_jax.models.transformer import Model
 from rlhf_jax.planning import work
-from rlhf_jax.planning.programs import abstract_prompts, Program, StagePlan
+from rlhf_jax.planning.programs import (
+  abstract_prompts,
+  Program,
+  StagePlan,
+)
 from rlhf_jax.rewards.sources import parse_reward_source
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.stages import reward
@@ -65,13 +69,18 @@ def _add_reward_model(
   score = reward.build_score(opened.model, options.parts)
   rows = options.batch_size * options.num_samples // options.parts
   length = options.max_length + options.sampling.max_new_tokens
-  one_part = work.forward(opened.model.config, layout, rows, length, 0)  # no vocabulary: a scalar head
+  head_places = 0  # a scalar head computes no vocabulary
+  one_part = work.forward(opened.model.config, layout, rows, length, head_places)
   lower = functools.partial(score.lower, params, prompts, samples)
   plan.programs.append(Program('score', lower, one_part * options.parts))
 
 
 def _add_scorer(
-  plan: StagePlan, layout: Layout, store: ModelStore, options: Any, name: str
+  plan: StagePlan,
+  layout: Layout,
+  store: ModelStore,
+  options: Any,
+  name: str,
 ) -> None:
   """Adds a language model that grades responses (direct RLAIF).
 

@@ -37,8 +37,8 @@ def open_scores(
     store: the stage's models; a reward model on the same base shares it.
     options: of the stage, see RolloutOptions: reward, reward_weights,
       standardise_rewards, reward_functions, scorer, parts.
-    *record_lists: what `Prompts.index` may point at, for example training and held-out
-      prompts.
+    *record_lists: what `Prompts.index` may point at, for example training and
+      held-out prompts.
 
   Returns:
     A score for each list. Its metrics are `reward/failed`, the share of responses on
@@ -71,7 +71,10 @@ def open_scores(
     results = [score_one(prompts, samples, records) for score_one in scores]
     total, metrics = combine([values for values, _ in results])
     failed = sum(failures for _, failures in results)
-    return total, {**metrics, 'reward/failed': np.float32(failed / len(total))}
+    return total, {
+      **metrics,
+      'reward/failed': np.float32(failed / len(total)),
+    }
 
   return [functools.partial(score, records=records) for records in record_lists]
 
@@ -113,8 +116,8 @@ def open_score(context: Context, store: ModelStore, name: str, options: Any) -> 
     context: the surroundings of the stage.
     store: the stage's models.
     name: as in a config's `reward`.
-    options: a RewardSourceOptions with `parts`: in how many parts a reward model reads
-      the responses.
+    options: a RewardSourceOptions with `parts`: in how many parts a reward model
+      reads the responses.
   """
   source = reward_sources.parse_reward_source(name)
   if not source.scores_texts:
@@ -146,7 +149,8 @@ def _score_texts(
   """Scores responses as texts: copies them to the host and their scores back to the mesh."""
   index, tokens, mask = hosts.to_host((prompts.index, samples.tokens, samples.mask))
   per_prompt = len(tokens) // len(index)  # K; row b * K + k responds to prompt b
-  # A row that only pads the batch has index -1; it is scored as the first prompt and not used.
+  # A row that only pads the batch has index -1; it is scored as the first prompt and
+  # not used.
   rows = [record_list[max(i, 0)] for i in np.repeat(index, per_prompt)]
   texts = [
     context.tokenizer.decode(row[inside].tolist()) for row, inside in zip(tokens, mask, strict=True)

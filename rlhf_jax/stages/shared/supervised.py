@@ -42,8 +42,8 @@ def loss(params: Params, batch: Sequences, model: Model) -> steps.Loss:
     model: the model's definition.
 
   Returns:
-    The sum over target tokens, in nats, and their number; the mean entropy; the tokens
-    read.
+    The sum over target tokens, in nats, and their number; the mean entropy; the
+    tokens read.
   """
   hidden, _ = model.apply(  # [B, T, D]
     params,

@@ -60,7 +60,8 @@ def open_trainable(context: Context, options: Any, head: bool = False) -> Traina
 
   Args:
     context: the surroundings of the stage.
-    options: the stage's, with init, lora, optimizer, loop, batch_size and microbatches.
+    options: the stage's, with init, lora, optimizer, loop, batch_size and
+      microbatches.
     head: give the model a scalar head.
 
   Raises:
@@ -78,7 +79,9 @@ def open_trainable(context: Context, options: Any, head: bool = False) -> Traina
 
 
 def create_state(
-  context: Context, params: Params, optimizer: optax.GradientTransformation
+  context: Context,
+  params: Params,
+  optimizer: optax.GradientTransformation,
 ) -> TrainState:
   """Creates the state before the first step; of `params`, adapters or all leaves are trained."""
   trained, frozen = lora.split_trainable(params)
@@ -134,8 +137,8 @@ def write_on_first_process(path: Path, text: str) -> None:
 def export(context: Context, params: Params) -> None:
   """Exports a stage's model for other libraries, with a model card.
 
-  `export/` is a Hugging Face directory. Adapters are left in PEFT's format, `adapter/`,
-  too, and merged into the matrices of the export (none is written if
+  `export/` is a Hugging Face directory. Adapters are left in PEFT's format,
+  `adapter/`, too, and merged into the matrices of the export (none is written if
   config.export.merged is False).
   """
   settings = context.config.export
@@ -161,7 +164,10 @@ def export(context: Context, params: Params) -> None:
 
 
 def _export_adapters(
-  context: Context, source: model_sources.ModelSource, params: Params, text: str
+  context: Context,
+  source: model_sources.ModelSource,
+  params: Params,
+  text: str,
 ) -> None:
   """Exports adapters in PEFT's format, on their base's export where the base is a stage."""
   assert source.base is not None  # there are adapters, so they have a base
