@@ -26,8 +26,7 @@ from rlhf_jax.stages.shared.kind import StageKind
 
 TINY = 'tiny'  # FILE:tiny asks for the smallest form of an experiment
 
-# The tiny form of the common sections, for experiments that have no `tiny` of their
-# own.
+# Tiny common sections, for experiments that have no `tiny` of their own.
 TINY_COMMON: dict[str, Any] = {
   'model': {
     'embed': 32,

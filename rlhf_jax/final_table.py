@@ -34,8 +34,7 @@ from rlhf_jax.types import Array, Prompts, Samples
 ORACLE = 'oracle'  # the judge that knows the truth of the embedded world
 SHOWN_PROMPTS = 24  # prompts for which the report shows every model's response
 
-# Folded into the root key. A stage folds in a crc32 of its name instead
-# (Context.key).
+# Folded into the root key; a stage folds in a crc32 of its name instead.
 _EVALUATION_KEY = 2**31 - 2
 
 
@@ -47,8 +46,7 @@ class Options(RewardSourceOptions):
   baseline: str = 'sft'  # the stage that all models are compared with, in win rate and KL
   versus: tuple[str, ...] = ()  # further rows that all are compared with, in win rate
   judge: str = ORACLE  # who decides which response is better: the oracle, or a reward
-  # Row → N: its responses are the best of N by `reward`; by the judge, if that is a
-  # reward.
+  # Row → N: its responses are the best of N by `reward`, or by a judge that is one.
   best_of: dict[str, int] = dataclasses.field(default_factory=dict)
   reward: str = 'reward'  # chooses the best of N; named as in PPO
   num_samples: int = 1  # responses to each prompt
@@ -328,7 +326,7 @@ def _tabulate(
     for name in row_responses
   }
   count = min(SHOWN_PROMPTS, len(prompts))
-  # Spread evenly, as prompts of one kind stand together.
+  # Spread evenly over all prompts, as neighbours may be of one kind.
   shown = np.linspace(0, len(prompts) - 1, count).astype(int)
   return Comparison(
     rows=rows,

@@ -210,17 +210,12 @@ def train_step(
     'value': state.frozen.get('value_params', {}),
   }
   update = functools.partial(
-    update_minibatch,
-    frozen=frozen,
-    definitions=definitions,
-    options=options,
+    update_minibatch, frozen=frozen, definitions=definitions, options=options
   )
+  trained = {'policy': state.trained, 'value': state.value_trained}
   (trained, opt_state), update_metrics = rollout.epochs_of_minibatches(
     update,
-    (
-      {'policy': state.trained, 'value': state.value_trained},
-      state.opt_state,
-    ),
+    (trained, state.opt_state),
     assessed,
     jax.random.fold_in(state.key, state.step),  # the key of this step
     epochs=options.epochs,

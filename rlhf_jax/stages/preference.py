@@ -176,8 +176,7 @@ def loss(
   best, worst = ranking.best_and_worst(batch.ranks, batch.group)  # [B, K] bool
   margins = responses.ratio[:, :, None] - responses.ratio[:, None, :]  # [B, K, K]
   pair_count = masked.total(1.0, pairs)
-  # Losses without a reference take the mean logprob of a token as their reward
-  # (SimPO).
+  # Without a reference the reward is the mean logprob of a token (SimPO).
   implicit_reward = responses.ratio if options.reference else responses.mean
   correct, _ = ranking.accuracy(implicit_reward, batch.ranks, batch.group)
   return steps.Loss(
@@ -247,8 +246,7 @@ def mismatched(batch: Rankings) -> Rankings:
   other_present = jnp.roll(present, -shift, axis=0)
 
   places = jnp.arange(T)[None]
-  # After the own prompt comes the other response, which is read from where it begins
-  # there.
+  # After the own prompt comes the other response, from where it begins in its row.
   source = jnp.clip(places - begins + other_begins, 0, T - 1)
   joined = jnp.where(
     places < begins,
@@ -392,8 +390,7 @@ def add_reference(
   if path.is_file():
     values = _read_reference(path, reference_fingerprint, tokens_fingerprint)
   else:
-    # Batches keep the order of the examples, and the places of an example its
-    # responses'.
+    # Batches keep the order of examples and of their responses.
     parts = [logprobs[batch.group > 0] for batch, logprobs in compute(examples)]
     values = np.concatenate(parts)
     if hosts.is_first_process():

@@ -77,7 +77,7 @@ def build(context: Context, options: Options) -> loop.Training:
   documents = sources.load_records(options.data, 'document', 'train')
   examples = encode.documents(documents, tokenizer, options.max_length)
   held_out_examples = encode.documents(held_out, tokenizer, options.max_length)
-  # Nats per character compare tokenizers, of which one reads fewer and harder tokens.
+  # Nats per character, unlike nats per token, can be compared between tokenizers.
   characters = sum(len(document.text) for document in held_out)
   baseline_values = baselines.nats_per_character(documents, held_out)
   measure_loss = supervised.build_evaluation(

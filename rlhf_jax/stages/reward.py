@@ -8,6 +8,7 @@ turn. All responses to one prompt are one element of the batch. Other losses:
 human demonstrations score 0 on average.
 
 Source: Ouyang et al. 2022, section 3.5, equation 1.
+
 Departures from the paper:
   1. The mean is over the untied pairs of a prompt.
   2. A ranking's `confidence` below 1, such as an AI's label has, is a soft target.
@@ -255,8 +256,7 @@ def build(context: Context, options: Options) -> loop.Training:
     return measure_accuracy(score_all(state, held_out_examples), held_out), []
 
   def centre(state: TrainState) -> TrainState:
-    # 'drop', as a long demonstration is no mistake of the data: only a mean is
-    # wanted.
+    # Long demonstrations are dropped whatever `overlong` says: only a mean is wanted.
     examples = _encode(context, _demonstrations_as_rankings(options), options, 'drop')
     # Without the empty places that fill up rows.
     scores = [values[batch.group > 0] for batch, values in score_all(state, examples)]

@@ -190,7 +190,7 @@ def measure_judge(
     )
     comparisons.append(comparison)
   judged, as_shown = judge(comparisons)
-  # [N] bool: people prefer the response that is shown first.
+  # [N] bool: people prefer the first response.
   people = np.array([row.ranks[i] < row.ranks[j] for row, i, j in chosen])
   # [N, 2] characters, to tell a preference for long responses from judgement.
   lengths = np.array([[len(row.responses[i]), len(row.responses[j])] for row, i, j in chosen])

@@ -34,6 +34,5 @@ class StageKind:
   choices: Mapping[str, Mapping[str, type]] = dataclasses.field(default_factory=dict)
 
 
-# The loop of every stage's tiny form: it evaluates and saves in the middle and at the
-# end.
+# The loop of every tiny form; it evaluates and saves in the middle and at the end.
 TINY_LOOP = {'steps': 4, 'eval_every': 2, 'save_every': 2, 'log_every': 1}

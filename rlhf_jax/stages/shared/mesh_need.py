@@ -13,8 +13,7 @@ from rlhf_jax.runtime.mesh_choice import MeshNeed
 from rlhf_jax.stages.shared.model_sources import find_model
 from rlhf_jax.stages.shared.model_store import RANDOM, random_model_config
 
-# Bytes of a trained parameter: itself, its gradient and two moments of Adam, all
-# float32.
+# Bytes of a trained parameter with its gradient and two moments of Adam, all float32.
 TRAINED_BYTES = 16
 FROZEN_BYTES = 4  # of a parameter that is only read: float32
 
@@ -69,8 +68,7 @@ class _Models:
 
   def count(self, name: str) -> int:
     """Returns the number of parameters of a model, that of its `init` for a stage of the run."""
-    # A stage has the shape of the model that it begins with; follow that to the
-    # first.
+    # A stage has the shape of the model that it begins with, and so on to the first.
     while name in self._config.stages:
       name = self._config[name].init
     if name not in self._by_name:
@@ -114,8 +112,7 @@ def _state_bytes(section: Any, models: _Models) -> int:
 
 def _row_counts(section: Any) -> list[int]:
   """Returns how many rows a stage computes at once, in every program of its step."""
-  # Only stages with rollouts have minibatches; elsewhere num_samples does not
-  # multiply rows.
+  # Only in stages with rollouts, which have minibatches, does num_samples add rows.
   responses = section.num_samples if 'minibatches' in section else 1
   parts = section.get('minibatches', 1) * section.microbatches
   return [section.batch_size, section.batch_size * responses // parts]

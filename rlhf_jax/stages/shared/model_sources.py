@@ -75,8 +75,8 @@ def find_model(
     raise UserError(f'{folder} holds no model yet; is {name!r} an earlier stage that trains one?')
   if (folder / peft_io.CONFIG).is_file():
     return _adapter_source(folder)
-  # open_pretrained would refuse a directory without a tokenizer, but a reward model's
-  # or a base's may be missing: the run's tokenizer is used then.
+  # A stage reads with the run's tokenizer, so a directory may come without its own;
+  # open_pretrained, for all other names, needs one.
   if (folder / 'config.json').is_file() and not (folder / 'tokenizer.json').is_file():
     return _bare_source(folder)
   return _pretrained_source(name)

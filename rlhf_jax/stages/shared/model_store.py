@@ -144,8 +144,7 @@ class ModelStore:
     if trained:
       config = with_adapters(config, self._adapters, f'{context.where}.lora: {name!r}')
     elif self._adapters is not None:
-      # Another model on the same base: it is kept in as many bits as the trained
-      # one's.
+      # Another model on the same base: it is kept in as many bits as the trained one.
       config = dataclasses.replace(config, base=self._adapters.base)
     config = dataclasses.replace(
       config,
@@ -168,13 +167,11 @@ class ModelStore:
     layout = self.context.layout
     shardings = model_shardings(model, layout)
     if layout.abstract and self._adapters is None:
-      # A plan needs shapes only; which leaves would be read makes no difference to
-      # them.
+      # A plan needs shapes only, whichever leaves would be read.
       return layout.create(model.init, shardings, jax.random.key(0))
     params: Params = {}
     if source is not None:
-      # A base is shared where nothing trains it; a step donates the buffers of what
-      # it trains.
+      # Only a base that nothing trains is shared: a step donates what it trains.
       shares_base = self._adapters is not None or (source.base is not None and not trained)
       bases = self._bases if shares_base else {}
       params = read_parameters(source, layout, model.config.base, bases)
@@ -306,8 +303,7 @@ def complete_parameters(
     names = ', '.join('.'.join(path) for path in missing[:3])
     raise UserError(f'the model lacks {names}')
   if missing:
-    # Only the missing leaves are outputs, so that XLA drops the initialisation of the
-    # others.
+    # Only the missing leaves are outputs, so XLA does not compute the others.
 
     def make(key: jax.Array) -> list[jax.Array]:
       every = traverse_util.flatten_dict(init(key))

@@ -332,8 +332,7 @@ def rollout_metrics(
     'reward/score_std': jnp.std(rollout.scores),
     'kl': jnp.mean(jnp.sum(kl, axis=1)),  # nats per response
     'policy/rollout_entropy': jnp.sum(jnp.where(mask, entropies, 0.0)) / count,
-    # How far the sampler's logprobs are from the training forward's; 0 but for
-    # rounding.
+    # From the sampler's logprobs to the training forward's; 0 but for rounding.
     'policy/sampler_gap': jnp.max(jnp.where(mask, gap, 0.0)),
     'response/length': jnp.mean(jnp.sum(mask, axis=1, dtype=jnp.float32)),
     'response/eos_rate': jnp.mean(samples.ended.astype(jnp.float32)),

@@ -25,8 +25,7 @@ from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.rollout import RolloutParts, ScoredRollout
 from rlhf_jax.types import Params
 
-# (scored rollout, reference parameters) → the arguments of the update, after the
-# state
+# (scored rollout, reference parameters) → arguments of the update, after the state
 UpdateArguments = Callable[[ScoredRollout, Params], tuple]
 
 
