@@ -1,1 +1,1 @@
-"""Code that several stages share; no stage of its own."""
+"""What several stages share: contexts, models, rewards, rollouts, plans."""
