@@ -4,7 +4,8 @@
   python -m rlhf_jax.generate, score, plan           use a model; plan for other hardware
 
 In code, stages are modules with pure train steps, such as `rlhf_jax.stages.ppo.train_step`;
-`rlhf_jax.testing` makes tiny models, states and batches for them. Nothing heavy is imported here.
+`rlhf_jax.testing` makes tiny models, states and batches for them. Importing
+this package imports neither jax nor flax.
 """
 
 import importlib
@@ -13,15 +14,18 @@ from typing import Any
 __version__ = '0.2.0'
 __all__ = ['UserError', '__version__', 'load_config', 'run']
 
-# Public name → the module that has it, imported when it is first asked for.
-_FACE = {
+# Public name → the module that defines it. It is imported at the first access, so
+# that `import rlhf_jax` does not wait for jax.
+_PUBLIC = {
   'UserError': 'rlhf_jax.errors',
   'load_config': 'rlhf_jax.pipeline',
   'run': 'rlhf_jax.pipeline',
 }
 
 
-def __getattr__(name: str) -> Any:
-  if name not in _FACE:
+def __getattr__(
+  name: str,
+) -> Any:  # called for names that the module does not have (PEP 562)
+  if name not in _PUBLIC:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-  return getattr(importlib.import_module(_FACE[name]), name)
+  return getattr(importlib.import_module(_PUBLIC[name]), name)

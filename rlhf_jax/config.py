@@ -1,4 +1,4 @@
-"""The config of an experiment: what it changes, over the defaults of its stages.
+"""Loads the config of an experiment: its changes over the defaults of its stages.
 
 An experiment's file gives `get_config() → ConfigDict` and names only what it changes. Its sections
 are `model, tokenizer, mesh, evaluation, export, seed, stages, data`, and one for each name in
@@ -26,9 +26,16 @@ from rlhf_jax.stages.shared.kind import StageKind
 
 TINY = 'tiny'  # FILE:tiny asks for the smallest form of an experiment
 
-# The tiny form of the common sections, for experiments that have no `tiny` of their own.
+# Tiny common sections, for experiments that have no `tiny` of their own.
 TINY_COMMON: dict[str, Any] = {
-  'model': {'embed': 32, 'layers': 2, 'heads': 2, 'kv_heads': 1, 'head_dim': 16, 'mlp': 64},
+  'model': {
+    'embed': 32,
+    'layers': 2,
+    'heads': 2,
+    'kv_heads': 1,
+    'head_dim': 16,
+    'mlp': 64,
+  },
   'tokenizer': {'documents': 400},
   'evaluation': {'data': {'count': 16}, 'batch_size': 16},
 }
@@ -44,11 +51,15 @@ def load(
 
   Args:
     path: the experiment's file; `FILE:tiny` asks for its tiny form.
-    overrides: texts 'section.key=value', which count more than the file.
-    defaults: the common sections.
+    overrides: texts 'section.key=value', which win over the file.
+    defaults: the common sections with their defaults, as nested dicts.
+
+  Returns:
+    A locked ConfigDict with every key of every section.
 
   Raises:
-    UserError: a missing file, an unknown key (the nearest right one is named), a wrong type.
+    UserError: a missing file, an unknown key (the nearest right one is named), a
+      wrong type.
   """
   overrides = list(overrides)
   changes = _read_experiment(path)
@@ -57,9 +68,9 @@ def load(
     known = ', '.join(stages.kinds())
     raise UserError(f'{path}: config.stages names no stage; expected some of {known}')
   override_changes = [_parse_override(override) for override in overrides]
-  full = dict(defaults)
+  full = dict(defaults)  # the defaults of all sections
   for name in names:
-    layers = [changes, *override_changes]
+    layers = [changes, *override_changes]  # later ones win
     full[name] = _section_defaults(name, layers)
   # Sections that share a default must not share its changes, so all of it is copied.
   config = ml_collections.ConfigDict(_copy(full))
@@ -74,19 +85,28 @@ def _section_defaults(name: str, layers: list[dict[str, Any]]) -> dict[str, Any]
   """Returns the defaults of a stage's section, with the settings of what it chooses.
 
   Args:
-    name: of the section.
-    layers: nested changes, later ones count more.
+    name: the name of the section.
+    layers: nested changes of the whole config; later ones win.
+
+  Returns:
+    The section with its `kind`, as nested dicts.
+
+  Raises:
+    UserError: there is no such kind of stage, or no such choice.
   """
-  said = [layer[name] for layer in layers if isinstance(layer.get(name), dict)]
-  kind = said[0].get('kind', name) if said else name
+  section_changes = [layer[name] for layer in layers if isinstance(layer.get(name), dict)]
+  kind = name
+  if section_changes:
+    kind = section_changes[0].get('kind', name)
   if kind not in stages.kinds():
     near = nearest_name(kind, stages.kinds())
     raise UserError(f'config.{name}.kind: no stage is called {kind!r}{near}')
   stage = stages.find(kind)
   section = {'kind': kind, **options_lib.defaults(stage.options)}
   for field, settings in stage.choices.items():
+    # Settings depend on the choice, so it is looked up before the changes are merged.
     choice = section[field]
-    for layer in said:
+    for layer in section_changes:
       choice = layer.get(field, choice)
     section |= options_lib.defaults(_settings_of(settings, choice, f'config.{name}.{field}'))
   return section
@@ -100,10 +120,12 @@ def _settings_of(settings: Mapping[str, type], choice: Any, where: str) -> type:
 
 
 def _check_stages(
-  config: ml_collections.ConfigDict, names: Iterable[str], full: Mapping[str, Any]
+  config: ml_collections.ConfigDict,
+  names: Iterable[str],
+  full: Mapping[str, Any],
 ) -> None:
-  """Checks that overrides named known stages and changed no kind."""
-  names = list(names)
+  """Checks that `stages` names stages of the experiment and that no override changed a kind."""
+  names = list(names)  # those of the file; an override may drop or repeat them
   for name in config.stages:
     if name not in names:
       near = nearest_name(str(name), names)
@@ -136,35 +158,38 @@ def _read_experiment(path: str) -> dict[str, Any]:
 
 
 def _import_file(path: str) -> ModuleType:
-  """Imports an experiment's file; its neighbours can be imported by it."""
+  """Imports an experiment's file, which may import its neighbours."""
   spec = importlib.util.spec_from_file_location('experiment', path)
-  assert spec is not None and spec.loader is not None
+  assert spec is not None and spec.loader is not None  # a path that exists always has one
   module = importlib.util.module_from_spec(spec)
   sys.path.insert(0, str(Path(path).resolve().parent))
   try:
     spec.loader.exec_module(module)
   finally:
-    sys.path.pop(0)
+    sys.path.pop(0)  # later imports must not find the neighbours
   return module
 
 
 def shrink(changes: Mapping[str, Any]) -> dict[str, Any]:
-  """Gives an experiment its tiny form: every stage's own, and a tiny model.
+  """Makes the tiny form of an experiment: that of each of its stages, and a tiny model.
 
   Args:
     changes: what the experiment changes, as nested dicts.
+
+  Returns:
+    Changes as those, with the tiny ones over them.
   """
   small = _overlay(changes, TINY_COMMON)
   for name in changes.get('stages', ()):
     section = changes.get(name, {})
     kind = section.get('kind', name)
-    if kind in stages.kinds():
+    if kind in stages.kinds():  # `load` refuses an unknown one with a better message
       small[name] = _overlay(section, stages.find(kind).tiny)
   return small
 
 
 def _overlay(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns nested values with nested changes over them."""
+  """Merges nested changes over nested values, into a new dict."""
   result = dict(values)
   for key, change in changes.items():
     nested = isinstance(change, Mapping) and isinstance(result.get(key, {}), Mapping)
@@ -173,15 +198,15 @@ def _overlay(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
 
 
 def _parse_override(override: str) -> dict[str, Any]:
-  """Parses 'a.b=value' to {'a': {'b': value}}; a bare word is a text."""
+  """Parses 'a.b=value' to {'a': {'b': value}}; a value that is no literal is a text."""
   key, equals, text = override.partition('=')
   if not equals:
     raise UserError(f'--config.{override}: expected --config.{key}=VALUE')
   try:
     value = ast.literal_eval(text)
-  except (ValueError, SyntaxError):
+  except (ValueError, SyntaxError):  # a bare word, such as dpo
     value = text
-  for part in reversed(key.split('.')):
+  for part in reversed(key.split('.')):  # from the inside out
     value = {part: value}
   return value
 
@@ -197,15 +222,18 @@ def _copy(value: Any) -> Any:
 
 
 def _merge(
-  config: ml_collections.ConfigDict, changes: Mapping[str, Any], name: str, where: str
+  config: ml_collections.ConfigDict,
+  changes: Mapping[str, Any],
+  name: str,
+  where: str,
 ) -> None:
-  """Writes changes over a config.
+  """Merges changes into a config, in place.
 
   Args:
     config: the defaults, changed in place.
     changes: nested dicts.
-    name: of this part of the config, for messages.
-    where: the file or word that the changes come from.
+    name: the name of this part of the config, for messages.
+    where: the file or command-line word that the changes come from.
 
   Raises:
     UserError: a key that the config does not have, or a value of another type.
@@ -215,6 +243,7 @@ def _merge(
     if key not in config:
       near = nearest_name(key, config)
       raise UserError(f'{where}: {full_name} is no known key{near}')
+    # An empty ConfigDict is an open table: its keys are the user's.
     is_section = isinstance(config[key], ml_collections.ConfigDict) and len(config[key]) > 0
     if not is_section:
       config[key] = _as_type_of(config[key], value, full_name, where)
@@ -225,15 +254,16 @@ def _merge(
 
 
 def _as_type_of(default: Any, value: Any, name: str, where: str) -> Any:
-  """Returns a value as the type of its default; raises UserError where that would change it."""
+  """Converts a value to the type of its default; raises UserError if that would change it."""
   kind = type(default)
   if kind is ml_collections.ConfigDict:  # an open table, empty by default
     kind = dict
+  # type() instead of isinstance: True must not pass as an int.
   if kind is float and type(value) is int:
     return float(value)
-  if kind is tuple and type(value) is str:
+  if kind is tuple and type(value) is str:  # a single name needs no brackets
     return (value,)
-  if kind is tuple and type(value) is list:
+  if kind is tuple and type(value) is list:  # JSON has no tuples
     return tuple(value)
   if type(value) is not kind:
     raise UserError(
@@ -243,7 +273,7 @@ def _as_type_of(default: Any, value: Any, name: str, where: str) -> Any:
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:
-  """Returns '; did you mean …?' with the most similar of the known names, or all of them."""
+  """Returns the end of a message: '; did you mean …?', or else all known names."""
   known = list(known)
   close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
   if close:
@@ -251,11 +281,12 @@ def nearest_name(name: str, known: Iterable[str]) -> str:
   return f'; known here: {", ".join(sorted(known))}'
 
 
-# What is done with a loaded config.
+# Reading and comparing loaded configs.
 
 
 def resolve(config: ml_collections.ConfigDict, **places: Any) -> ml_collections.ConfigDict:
-  """Replaces each {name} of `places` in the config's texts, such as {workdir}."""
+  """Replaces {name} in the config's texts by `places[name]`, for example {workdir}."""
+  # str.replace instead of str.format, as texts may have other braces.
 
   def replace(value: Any) -> Any:
     if isinstance(value, dict):
@@ -271,7 +302,7 @@ def resolve(config: ml_collections.ConfigDict, **places: Any) -> ml_collections.
 
 
 def as_json(config: ml_collections.ConfigDict) -> str:
-  """Returns the config as text; equal configs give equal texts."""
+  """Returns the config as JSON; equal configs give equal texts."""
   return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=list) + '\n'
 
 

@@ -2,4 +2,8 @@
 
 
 class UserError(Exception):
-  """Something that the user can mend; its message is one line that names the place."""
+  """A mistake that the user can correct.
+
+  Its message is one line that names the place, such as the key of the config.
+  Commands print it without a traceback.
+  """

@@ -1,6 +1,6 @@
-"""The final table: every model of an experiment on the same held-out prompts.
+"""Makes the final table: every model of an experiment on the same held-out prompts.
 
-It is written as results.json, report.html and report.png into the workdir, and printed.
+The table is printed, and written into the workdir as results.json, report.html and report.png.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,24 +31,24 @@ from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.model_store import ModelStore
 from rlhf_jax.types import Array, Prompts, Samples
 
-ORACLE = 'oracle'
-SHOWN_PROMPTS = 24  # of which the report shows every model's response
+ORACLE = 'oracle'  # the judge that knows the truth of the embedded world
+SHOWN_PROMPTS = 24  # prompts for which the report shows every model's response
 
-# Folded into the root key; no stage's root key is made so.
+# Folded into the root key; a stage folds in a crc32 of its name instead.
 _EVALUATION_KEY = 2**31 - 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Options(RewardSourceOptions):
-  """The section `evaluation`; without models there is no table."""
+  """The section `evaluation`; without `models` there is no table."""
 
   models: dict[str, str] = dataclasses.field(default_factory=dict)  # rows: name → stage
-  baseline: str = 'sft'  # the stage with which all are compared, in win rate and KL
-  versus: tuple[str, ...] = ()  # rows with which all are compared too, in win rate
-  judge: str = ORACLE  # who says which is better: the embedded world's oracle, or a reward
-  # Row → N: its responses are the best of N by `reward`, or by the judge where that is a reward.
+  baseline: str = 'sft'  # the stage that all models are compared with, in win rate and KL
+  versus: tuple[str, ...] = ()  # further rows that all are compared with, in win rate
+  judge: str = ORACLE  # who decides which response is better: the oracle, or a reward
+  # Row → N: its responses are the best of N by `reward`, or by a judge that is one.
   best_of: dict[str, int] = dataclasses.field(default_factory=dict)
-  reward: str = 'reward'  # chooses the best of N
+  reward: str = 'reward'  # chooses the best of N; named as in PPO
   num_samples: int = 1  # responses to each prompt
   batch_size: int = 64  # prompts at once, over all devices
   max_length: int = 48  # tokens of a prompt at most
@@ -57,13 +57,13 @@ class Options(RewardSourceOptions):
 
   @property
   def parts(self) -> int:
-    """In how many parts a reward model reads the responses."""
+    """The number of parts in which a reward model reads the responses."""
     return 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """What the table was made of.
+  """The compared models: values for the table, texts for the report.
 
   Attributes:
     rows: name → values, see evaluation/table.py.
@@ -77,9 +77,10 @@ class Comparison:
 
 
 def shown_rows(config: Any) -> dict[str, str]:
-  """Returns the rows of the table, name → stage, of stages that are run.
+  """Returns the rows of the table, name → stage.
 
-  There are none if the baseline is not among them.
+  Stages that this run leaves out have no row. If it leaves out the baseline, there
+  are no rows at all, as nothing can be compared.
   """
   models = config.evaluation.models
   rows = {name: stage for name, stage in models.items() if stage in config.stages}
@@ -87,7 +88,7 @@ def shown_rows(config: Any) -> dict[str, str]:
 
 
 def baseline_row(config: Any) -> str | None:
-  """Returns the row that all are compared with: the baseline as it is, not the best of several."""
+  """Returns the row that all are compared with: the baseline itself, not its best of N."""
   section = config.evaluation
   for name, stage in section.models.items():
     if stage == section.baseline and name not in section.best_of:
@@ -96,11 +97,12 @@ def baseline_row(config: Any) -> str | None:
 
 
 def check(config: Any, layout: Layout) -> None:
-  """Raises UserError for what would be wrong with the table, before hours of training."""
+  """Checks the section, before hours of training; raises UserError for what does not fit."""
   section = config.evaluation
   if not len(section.models):
-    return
+    return  # no table
   for name, stage in section.models.items():
+    # Any section with a `kind` is a stage, whether it is run or not.
     is_stage = isinstance(stage, str) and getattr(config.get(stage), 'kind', None) is not None
     if not is_stage:
       raise UserError(f'config.evaluation.models.{name}: {stage!r} is no stage of the experiment')
@@ -129,22 +131,23 @@ def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -
   """Makes the table and the report, or reads the results of an earlier run.
 
   Args:
-    contexts: the surroundings of every stage, in their order.
-    seconds: how long each stage took.
+    contexts: the contexts of all stages, in their order.
+    seconds: the seconds that each stage took.
 
   Returns:
-    What results.json holds: models, reward, seconds, table, and the last evaluation of each stage.
+    The contents of results.json: models, reward, seconds, table, and the last
+    evaluation of each stage.
   """
   first = next(iter(contexts.values()))
   config = first.config
   path = first.workdir / 'results.json'
   if path.is_file():
-    results = json.loads(path.read_text(encoding='utf-8'))
-    hosts.say(results['table'])
-    return results
+    earlier = json.loads(path.read_text(encoding='utf-8'))
+    hosts.say(earlier['table'])
+    return earlier
   started = time.monotonic()
   results: dict[str, Any] = {'models': {}, 'reward': {}, 'seconds': {}}
-  comparison = Comparison({}, {}, [])
+  comparison = Comparison({}, {}, [])  # of no models
   if shown_rows(config):
     hosts.say('— evaluation ' + '—' * 40)
     comparison = compare(first)
@@ -155,9 +158,13 @@ def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -
     if values:
       is_reward = config[name].kind == 'reward'
       results['reward' if is_reward else name] = values
-  results['seconds'] = {**seconds, 'evaluation': time.monotonic() - started}
+  results['seconds'] = {
+    **seconds,
+    'evaluation': time.monotonic() - started,
+  }
   results['table'] = format_results(results)
   _write_report(first.workdir, contexts, curves, results, comparison)
+  # Last, as its presence says that the report is complete.
   training.write_on_first_process(path, json.dumps(results, indent=2) + '\n')
   hosts.say(results['table'])
   hosts.say(f'\nReport: {first.workdir / "report.html"}')
@@ -210,21 +217,24 @@ def compare(context: Context) -> Comparison:
   """Lets all models respond to the held-out prompts, and judges the responses.
 
   Args:
-    context: of the first stage; the models are those of the section `evaluation`.
+    context: the context of the first stage, for tokenizer, mesh and workdir.
+
+  Returns:
+    The rows of the table, and the responses that the report shows.
   """
   config = context.config
   options = from_section(Options, config.evaluation)
   records = sources.load_records(options.data, 'prompt', 'validation')
   examples = encode.prompts(records, context.tokenizer, options.max_length)
   prompts = [records[int(example['index'])] for example in examples]
+  # One store for all models, so that adapters of one base share it.
   store = ModelStore(context, _adapters(context))
   score = _open_score(context, store, options, records)
   baseline = store.open(options.baseline)
   baseline_params = baseline.read()
   root = jax.random.fold_in(jax.random.key(config.seed), _EVALUATION_KEY)
-  order = list(config.stages)
-  rows = sorted(shown_rows(config).items(), key=lambda row: order.index(row[1]))
-  answered: dict[str, Responses] = {}
+  rows = _rows_in_order(config)
+  row_responses: dict[str, Responses] = {}
   judged: dict[str, dict[str, np.ndarray]] = {}
   for number, (name, stage) in enumerate(rows):
     policy = store.open(stage)
@@ -236,32 +246,46 @@ def compare(context: Context) -> Comparison:
       context.layout,
       options.num_samples * (best_of or 1),
       baseline.model,
-      score if options.judge != ORACLE or best_of else None,
+      score if options.judge != ORACLE or best_of else None,  # else nobody needs it
     )
     completed = respond(
       policy.read(),
       batches.prompts_once(examples, options.batch_size),
       jax.random.fold_in(root, number),
+      # The best of N is no sample of the policy, so its KL has no meaning.
       None if best_of else baseline_params,
     )
     if best_of:
       completed = responses.select_best_of(completed, best_of)
-    answered[name] = completed
+    row_responses[name] = completed
     judged[name] = _judge(options, prompts, completed)
-  return _tabulate(config, options, prompts, answered, judged)
+  return _tabulate(config, options, prompts, row_responses, judged)
+
+
+def _rows_in_order(config: Any) -> list[tuple[str, str]]:
+  """Returns (name, stage) of all rows, in the order of the stages."""
+  order = list(config.stages)
+
+  def stage_number(row: tuple[str, str]) -> int:
+    return order.index(row[1])
+
+  return sorted(shown_rows(config).items(), key=stage_number)
 
 
 def _adapters(context: Context) -> LoraOptions | None:
-  """Returns the adapters of the first stage: models on its base share it."""
+  """Returns the adapters of the first stage, whose base other stages may share."""
   if 'lora' not in context.section:
     return None
   return from_section(LoraOptions, context.section.lora)
 
 
 def _open_score(
-  context: Context, store: ModelStore, options: Options, records: Sequence[Prompt]
+  context: Context,
+  store: ModelStore,
+  options: Options,
+  records: Sequence[Prompt],
 ) -> Any:
-  """Opens the reward that judges or chooses the best of N; None where none does."""
+  """Opens the reward that judges, or chooses the best of N; None where none is needed."""
   name = options.reward
   if options.judge != ORACLE:
     name = options.judge
@@ -278,10 +302,10 @@ def _open_score(
 def _judge(
   options: Options, prompts: Sequence[Prompt], completed: Responses
 ) -> dict[str, np.ndarray]:
-  """Judges responses: name → [N, S]; `utility` decides who wins."""
+  """Judges responses: name of a measure → [N, S] float; `utility` decides who wins."""
   if options.judge == ORACLE:
     return oracle_judge.judge_with_oracle(prompts, completed.texts)
-  assert completed.scores is not None
+  assert completed.scores is not None  # the judge is the reward that scored them
   return {'utility': completed.scores}
 
 
@@ -289,7 +313,7 @@ def _tabulate(
   config: Any,
   options: Options,
   prompts: Sequence[Prompt],
-  answered: Mapping[str, Responses],
+  row_responses: Mapping[str, Responses],
   judged: Mapping[str, Mapping[str, np.ndarray]],
 ) -> Comparison:
   """Makes the rows of the table, and picks what the report shows."""
@@ -297,11 +321,15 @@ def _tabulate(
   assert baseline_name is not None  # checked before the first stage
   utility = judged[baseline_name]['utility']
   others = {name: judged[name]['utility'] for name in options.versus if name in judged}
-  rows = {name: table.make_row(answered[name], judged[name], utility, others) for name in answered}
+  rows = {
+    name: table.make_row(row_responses[name], judged[name], utility, others)
+    for name in row_responses
+  }
   count = min(SHOWN_PROMPTS, len(prompts))
+  # Spread evenly over all prompts, as neighbours may be of one kind.
   shown = np.linspace(0, len(prompts) - 1, count).astype(int)
   return Comparison(
     rows=rows,
-    shown_texts={name: [answered[name].texts[i][0] for i in shown] for name in answered},
+    shown_texts={name: [row_responses[name].texts[i][0] for i in shown] for name in row_responses},
     shown_prompts=[prompts[i].messages[-1]['content'] for i in shown],
   )

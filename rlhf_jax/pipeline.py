@@ -1,4 +1,4 @@
-"""Runs what a config names, stage after stage, and ends with the final table.
+"""Runs the stages that a config names, one after the other, and makes the final table.
 
 workdir/config.json   the whole config
         tokenizer/    one for all stages
@@ -39,12 +39,12 @@ class ModelOptions:
   layers: int = 4
   heads: int = 4  # of the queries
   kv_heads: int = 2  # of keys and values; divides heads
-  head_dim: int = 32
-  mlp: int = 384  # inner width
-  norm_eps: float = 1e-5
-  rope_theta: float = 10000.0
+  head_dim: int = 32  # width of a head
+  mlp: int = 384  # inner width of the MLP
+  norm_eps: float = 1e-5  # added to the mean square in RMSNorm
+  rope_theta: float = 10000.0  # base of the rotary frequencies
   tied: bool = True  # the output matrix is the transposed embedding
-  max_length: int = 2048  # places at most
+  max_length: int = 2048  # positions at most
   dtype: str = 'float32'  # of the computation; parameters are float32
   remat: str = 'none'  # what is computed again in the backward pass: none, dots, full
   attention: str = 'auto'  # auto, plain, cudnn, splash
@@ -54,9 +54,9 @@ class ModelOptions:
 class ExportOptions:
   """The section `export`: the Hugging Face directories that stages leave."""
 
-  dtype: str = 'float32'
+  dtype: str = 'float32'  # of the exported parameters
   shard_gigabytes: float = 5.0  # of a file, at most
-  merged: bool = True  # a stage of adapters leaves the complete model too
+  merged: bool = True  # also export the complete model where adapters were trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +64,9 @@ class TokenizerOptions:
   """The section `tokenizer`."""
 
   init: str = 'train'  # train (on documents), or where it comes from: smollm2, a directory
-  chat_template: str = ''  # jinja2, in place of the one found there
+  chat_template: str = ''  # jinja2; '' = the template that `init` brings
   vocab_size: int = 1024  # of a trained one
-  documents: int = 4000  # on which it is trained
+  documents: int = 4000  # number of documents that it is trained on
   data: DataOptions = DataOptions()
 
 
@@ -75,7 +75,7 @@ class CommonOptions:
   """What every config has beside the sections of its stages."""
 
   seed: int = 0  # of everything random
-  stages: tuple[str, ...] = ()  # sections to run, in order
+  stages: tuple[str, ...] = ()  # sections to run, in this order
   data: str = ''  # what {data} stands for in paths: the folder of an experiment's files
   model: ModelOptions = ModelOptions()
   export: ExportOptions = ExportOptions()
@@ -93,23 +93,26 @@ def run(config: Any, workdir: str | os.PathLike) -> dict[str, Any]:
   """Runs every stage that is not finished, then makes the final table.
 
   Args:
-    config: what load_config gave.
-    workdir: where the run keeps everything; the same one goes on where it stopped.
+    config: a config of `load_config`.
+    workdir: the folder in which the run keeps everything. With the workdir of an
+      earlier run it goes on where that stopped.
 
   Returns:
-    What results.json holds.
+    The contents of results.json.
 
   Raises:
-    UserError: whatever is wrong with config, data, mesh or workdir.
+    UserError: something is wrong with config, data, mesh or workdir.
   """
   workdir = Path(workdir)
   cache_compilations()
   layout = make_layout(config, workdir)
-  final_table.check(config, layout)
-  claim(config, workdir)
-  if layout.why:
+  final_table.check(config, layout)  # now, as it would fail only after all training
+  claim_workdir(config, workdir)
+  if layout.why:  # the preset `auto` explains its choice
     hosts.say(layout.why)
+  # The other processes read what the first one writes, so they wait for it.
   hosts.barrier('claimed')
+  # Only now: config.json keeps {workdir}, so that a workdir can be moved.
   config = configs.resolve(config, workdir=workdir, data=config.data)
   tokenizer = open_tokenizer(config, workdir)
   hosts.barrier('tokenizer')
@@ -123,11 +126,11 @@ def run(config: Any, workdir: str | os.PathLike) -> dict[str, Any]:
 
 
 def make_layout(config: Any, workdir: Path) -> Layout:
-  """Makes the mesh of a config; the preset `auto` looks at the models first."""
+  """Makes the mesh of a config; the preset `auto` reads the shapes of the models first."""
   need = None
   if config.mesh.preset == 'auto':
     resolved = configs.resolve(config, workdir=workdir, data=config.data)
-    need = mesh_need.mesh_need(resolved)
+    need = mesh_need.compute_mesh_need(resolved)
   options = options_lib.from_section(MeshOptions, config.mesh)
   return mesh.make_layout(options, need=need)
 
@@ -138,11 +141,14 @@ def run_stage(context: Context) -> None:
   configs.kind_of(context.config, context.name).run(context)
   hosts.barrier(f'{context.name} ran')
   seconds = time.monotonic() - started
-  trained = context.directory / 'done.json'  # knows the time before a resume too
+  # The loop writes done.json; unlike the clock above it counts the time before a
+  # resume.
+  trained = context.directory / 'done.json'
   if trained.is_file():
     seconds = json.loads(trained.read_text(encoding='utf-8'))['seconds']
   training.write_on_first_process(
-    context.directory / 'finished.json', json.dumps({'seconds': seconds}) + '\n'
+    context.directory / 'finished.json',
+    json.dumps({'seconds': seconds}) + '\n',
   )
   hosts.barrier(f'{context.name} finished')
 
@@ -169,12 +175,12 @@ def cache_compilations() -> None:
 # The workdir.
 
 
-def claim(config: Any, workdir: Path) -> None:
-  """Writes config.json, or checks that what is in the workdir was made with this config.
+def claim_workdir(config: Any, workdir: Path) -> None:
+  """Writes config.json, or checks that the workdir belongs to this config.
 
-  A mistake can be corrected: the section of a stage that has not begun may change (the
-  evaluation's, while there are no results), such stages may come and go, the mesh may always
-  change, and before any stage has begun everything may.
+  Before any stage has begun, everything may change. Later these may: the sections of
+  stages that have not begun, and whether they are run; the evaluation, while there
+  are no results; the mesh, always.
 
   Raises:
     UserError: the workdir belongs to another config; the first differences are named.
@@ -199,24 +205,27 @@ def claim(config: Any, workdir: Path) -> None:
 
 
 def _has_begun(directory: Path) -> bool:
-  """Whether a stage has left anything that depends on its config."""
+  """Returns whether a stage has left files that depend on its config."""
   patterns = ('checkpoints/*', 'train.jsonl', 'finished.json')
   return any(any(directory.glob(pattern)) for pattern in patterns)
 
 
 def _check_unchanged(
-  old: dict[str, Any], new: dict[str, Any], begun: list[str], workdir: Path
+  old: dict[str, Any],
+  new: dict[str, Any],
+  begun: list[str],
+  workdir: Path,
 ) -> None:
   """Raises UserError where two configs differ in what must not change any more."""
   may_change = {*old['stages'], *new['stages'], 'evaluation', 'mesh'} - {*begun}
+  # Stages may be added and removed, but none that has begun.
   if {*begun} <= {*new['stages']}:
     may_change.add('stages')
-  if (workdir / 'results.json').is_file():
+  if (workdir / 'results.json').is_file():  # it was made with the old evaluation
     may_change.discard('evaluation')
-  fixed = [
-    {key: value for key, value in values.items() if key not in may_change} for values in (old, new)
-  ]
-  changed = configs.differences(*fixed)
+  old_fixed = {key: value for key, value in old.items() if key not in may_change}
+  new_fixed = {key: value for key, value in new.items() if key not in may_change}
+  changed = configs.differences(old_fixed, new_fixed)
   if changed:
     more = f' and {len(changed) - 3} more' if len(changed) > 3 else ''
     raise UserError(
@@ -226,7 +235,7 @@ def _check_unchanged(
 
 
 def open_tokenizer(config: Any, workdir: Path) -> Tokenizer:
-  """Opens the tokenizer of the run: the workdir's, or one made as the config says."""
+  """Opens the tokenizer of the run: the workdir's, or a new one as the config says."""
   directory = workdir / 'tokenizer'
   if (directory / 'ready.json').is_file():
     return Tokenizer.load(directory)
@@ -239,6 +248,7 @@ def open_tokenizer(config: Any, workdir: Path) -> Tokenizer:
     tokenizer = tokenizer.with_template(options.chat_template)
   if hosts.is_first_process():
     tokenizer.save(directory)
+  # Written last: a folder without it was interrupted and is made again.
   training.write_on_first_process(directory / 'ready.json', '{}\n')
   return tokenizer
 

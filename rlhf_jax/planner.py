@@ -233,7 +233,7 @@ def _abstract_layout(config: ConfigDict, where: chips.Topology) -> mesh.Layout:
   """Returns the layout of the config's mesh, on which arrays are only shapes."""
   need = None
   if config.mesh.preset == 'auto':
-    need = mesh_need.mesh_need(config)
+    need = mesh_need.compute_mesh_need(config)
   # `auto` needs to know the memory of a device, which cannot be asked
   options = options_lib.from_section(mesh.MeshOptions, config.mesh)
   layout = mesh.make_layout(options, where.devices, need, where.chip.memory)

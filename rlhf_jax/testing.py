@@ -1,4 +1,4 @@
-"""Tiny models, states, batches and meshes, for tests of train steps.
+"""Makes tiny models, states, batches and meshes, for tests of train steps.
 
   from rlhf_jax import testing
   from rlhf_jax.stages import sft
@@ -12,7 +12,6 @@ wide, over 64 tokens: 0 pads, 1 ends a response. Train steps are pure and un-jit
 in runtime/step.py compiles them.
 """
 
-from collections.abc import Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -35,9 +34,19 @@ from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.mesh import Layout, MeshOptions
 from rlhf_jax.runtime.optimizers import OptimizerOptions
 from rlhf_jax.stages import ppo
-from rlhf_jax.stages.shared.rollout import RolloutDefinitions, ScoredRollout
+from rlhf_jax.stages.shared.rollout import (
+  RolloutDefinitions,
+  ScoredRollout,
+)
 from rlhf_jax.stages.shared.training import Definitions
-from rlhf_jax.types import Params, Prompts, Rankings, Samples, Sequences, TrainState
+from rlhf_jax.types import (
+  Params,
+  Prompts,
+  Rankings,
+  Samples,
+  Sequences,
+  TrainState,
+)
 
 PAD_ID = 0
 EOS_ID = 1
@@ -58,20 +67,20 @@ MODEL_CONFIG = ModelConfig(
 
 
 def make_layout(words: str = 'one device') -> Layout:
-  """Makes a mesh by words.
+  """Makes a mesh from a description.
 
   Args:
-    words: 'one device' (the first), or axes with their sizes such as 'data 2, fsdp 2, tensor 2',
-      whose product is the number of devices. Tests force 8 CPU devices by
+    words: 'one device' (the first), or axes with their sizes such as 'data 2, fsdp 2,
+      tensor 2', whose product is the number of devices. Tests force 8 CPU devices by
       XLA_FLAGS=--xla_force_host_platform_device_count=8.
   """
   if words == 'one device':
     return mesh.make_layout(MeshOptions(), jax.devices()[:1])
-  sizes = {}
+  sizes: dict[str, Any] = {}  # mesh axis → devices
   for part in words.split(','):
-    axis, size = part.split()
+    axis, size = part.split()  # 'data 2'
     sizes[axis] = int(size)
-  sizes.setdefault('data', 1)
+  sizes.setdefault('data', 1)  # its default takes all remaining devices
   return mesh.make_layout(MeshOptions(**sizes))
 
 
@@ -89,21 +98,34 @@ def make_model(layout: Layout | None = None, **changes: Any) -> Model:
 def make_params(model: Model, layout: Layout | None = None, seed: int = 0) -> Params:
   """Makes parameters: for a seed the same numbers on every mesh.
 
-  They are twice those of a fresh model, so that they make a difference to its responses.
+  They are twice those of a fresh model, whose small values give almost the same
+  logits for every input and so would hide faults.
+
+  Args:
+    model: the definition.
+    layout: the mesh on which they are sharded; the first device if None.
+    seed: the seed of the numbers.
+
+  Returns:
+    A nested dict of float32 arrays.
   """
   layout = layout or make_layout()
   values = _host_params(model.config, seed)
   return jax.device_put(values, layout.shardings(model.axes, values))
 
 
-@functools.cache
+@functools.cache  # on the host, so that one initialisation serves every mesh
 def _host_params(config: ModelConfig, seed: int) -> Params:
   model = transformer.build_model(config)
 
   def init(key: jax.Array) -> Params:
-    return jax.tree.map(lambda x: 2 * x, model.init(key))
+    return jax.tree.map(_double, model.init(key))
 
   return jax.device_get(jax.jit(init)(jax.random.key(seed)))
+
+
+def _double(x: jax.Array) -> jax.Array:
+  return 2 * x
 
 
 def make_optimizer(
@@ -111,9 +133,20 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """Makes AdamW with a constant learning rate.
 
-  Its eps of 1e-5 keeps rounding from becoming an update where a gradient is 0.
+  Its eps is 1e-5: with a smaller one, Adam would scale a gradient that is 0 but for
+  rounding up to a full update, which differs from mesh to mesh.
+
+  Args:
+    learning_rate: the learning rate.
+    updates: the number of updates, for other schedules.
+    **changes: fields of OptimizerOptions.
   """
-  values = {'learning_rate': learning_rate, 'schedule': 'constant', 'eps': 1e-5, **changes}
+  values = {
+    'learning_rate': learning_rate,
+    'schedule': 'constant',
+    'eps': 1e-5,
+    **changes,
+  }
   return optimizers.make_optimizer(OptimizerOptions(**values), updates)
 
 
@@ -130,7 +163,9 @@ def make_tokenizer(vocab_size: int = 384, documents: int = 200) -> Tokenizer:
 
 
 def make_definitions(
-  layout: Layout | None = None, learning_rate: float = 1e-2, **changes: Any
+  layout: Layout | None = None,
+  learning_rate: float = 1e-2,
+  **changes: Any,
 ) -> Definitions:
   """Makes the definitions of a step of one model: SFT, reward model, preference optimisation.
 
@@ -149,7 +184,12 @@ def make_rollout_definitions(
   """Makes the definitions of a step of policy gradients; policy and reference are one model."""
   layout = layout or make_layout()
   model = make_model(layout)
-  return RolloutDefinitions(model, model, make_optimizer(learning_rate), layout)
+  return RolloutDefinitions(
+    model=model,
+    reference_model=model,
+    optimizer=make_optimizer(learning_rate),
+    layout=layout,
+  )
 
 
 def make_ppo_definitions(
@@ -171,8 +211,8 @@ def make_state(definitions: Any, seed: int = 0) -> TrainState:
   """Makes the state before the first step.
 
   Args:
-    definitions: with model, optimizer and layout.
-    seed: of the parameters.
+    definitions: of which model, optimizer and layout are used.
+    seed: the seed of the parameters.
   """
   params = make_params(definitions.model, definitions.layout, seed)
   return steps.create_train_state(
@@ -189,53 +229,61 @@ def make_ppo_state(
   """Makes the state of PPO before the first step.
 
   Args:
-    definitions: of the models.
-    options: whose `kl_coefficient` the state begins with.
-    seed: of the policy.
-    value_seed: of the value model.
+    definitions: of which the models, the optimizer and the layout are used.
+    options: the state begins with their `kl_coefficient`; the defaults if None.
+    seed: the seed of the policy's parameters.
+    value_seed: the seed of the value model's; another one, so that the two differ.
   """
   options = options or ppo.Options()
   layout = definitions.layout
   policy = make_params(definitions.model, layout, seed)
   value = make_params(definitions.value_model, layout, value_seed)
-  both = steps.create_train_state(
-    {'policy': policy, 'value': value}, definitions.optimizer, jax.random.key(1), layout
+  joint = steps.create_train_state(
+    {'policy': policy, 'value': value},
+    definitions.optimizer,
+    jax.random.key(1),
+    layout,
   )
   return ppo.PPOState(
-    step=both.step,
+    step=joint.step,
     trained=policy,
-    opt_state=both.opt_state,
-    key=both.key,
+    opt_state=joint.opt_state,
+    key=joint.key,
     value_trained=value,
     kl_coefficient=jax.device_put(jnp.float32(options.kl_coefficient), layout.sharding()),
   )
 
 
-# Batches, as host arrays.
+# Batches. Their arrays are numpy's: a step, or `Layout.place`, puts them on the
+# devices.
 
 
 def make_sequences(rows: int = 8, length: int = 12, seed: int = 0) -> Sequences:
   """Makes rows of a prompt and a response each, whose response is the target, padded on the right.
 
   Returns:
-    [rows, length].
+    Arrays [rows, length].
   """
   rng = np.random.default_rng(seed)
   lengths = rng.integers(4, length + 1, rows)
-  begins = rng.integers(1, lengths - 1)
-  places = np.arange(length)
-  inside = places < lengths[:, None]
+  begins = rng.integers(1, lengths - 1)  # [B], of the response: neither part is empty
+  places = np.arange(length)  # [T]
+  inside = places < lengths[:, None]  # [B, T]
   tokens = rng.integers(FIRST_ID, MODEL_CONFIG.vocab_size, (rows, length))
   return Sequences(
-    tokens=np.where(inside, tokens, PAD_ID).astype(np.int32),
-    positions=np.where(inside, places, 0).astype(np.int32),
-    segment_ids=inside.astype(np.int32),
-    loss_mask=(inside & (places >= begins[:, None])).astype(np.float32),
+    tokens=_array(np.where(inside, tokens, PAD_ID), np.int32),
+    positions=_array(np.where(inside, places, 0), np.int32),
+    segment_ids=_array(inside, np.int32),
+    loss_mask=_array(inside & (places >= begins[:, None]), np.float32),
   )
 
 
 def make_rankings(
-  rows: int = 8, places: int = 4, length: int = 12, seed: int = 0, ties: bool = False
+  rows: int = 8,
+  places: int = 4,
+  length: int = 12,
+  seed: int = 0,
+  ties: bool = False,
 ) -> Rankings:
   """Makes rows with rankings of two and more responses, and some empty places.
 
@@ -243,11 +291,11 @@ def make_rankings(
     rows: B.
     places: K, at least 2.
     length: T.
-    seed: of everything.
-    ties: let some responses be tied.
+    seed: the seed of everything.
+    ties: whether the first two responses of larger rankings are tied.
 
   Returns:
-    [rows, places, length].
+    Arrays [rows, places, length] and [rows, places].
   """
   rng = np.random.default_rng(seed)
   shape = (rows, places)
@@ -261,21 +309,21 @@ def make_rankings(
     ranks[row, :count] = rng.permutation(count) + 1
     if ties and count > 2:
       ranks[row, :2] = ranks[row, :2].min()
-  present = group[:, :, None] > 0
+  present = group[:, :, None] > 0  # [B, K, 1]
   positions = np.arange(length)
-  inside = (positions < lengths[:, :, None]) & present
+  inside = (positions < lengths[:, :, None]) & present  # [B, K, T]
   tokens = rng.integers(FIRST_ID, MODEL_CONFIG.vocab_size, (*shape, length))
-  index = np.where(group > 0, np.arange(rows)[:, None], -1)
+  index = np.where(group > 0, np.arange(rows)[:, None], -1)  # [B, K]
   return Rankings(
-    tokens=np.where(inside, tokens, PAD_ID).astype(np.int32),
-    positions=np.where(inside, positions, 0).astype(np.int32),
-    segment_ids=inside.astype(np.int32),
-    group=group,
-    ranks=ranks,
-    index=index.astype(np.int32),
-    begins=np.where(group > 0, begins, 0).astype(np.int32),
-    confidence=np.ones(shape, np.float32),
-    reference_logprobs=np.where(group > 0, rng.normal(-20, 2, shape), 0).astype(np.float32),
+    tokens=_array(np.where(inside, tokens, PAD_ID), np.int32),
+    positions=_array(np.where(inside, positions, 0), np.int32),
+    segment_ids=_array(inside, np.int32),
+    group=_array(group, np.int32),
+    ranks=_array(ranks, np.int32),
+    index=_array(index, np.int32),
+    begins=_array(np.where(group > 0, begins, 0), np.int32),
+    confidence=_array(np.ones(shape), np.float32),
+    reference_logprobs=_array(np.where(group > 0, rng.normal(-20, 2, shape), 0), np.float32),
   )
 
 
@@ -283,12 +331,12 @@ def make_prompts(rows: int = 8, length: int = 6, seed: int = 0) -> Prompts:
   """Makes prompts of one to `length` tokens, padded on the left: [rows, length]."""
   rng = np.random.default_rng(seed)
   lengths = rng.integers(1, length + 1, rows)
-  mask = np.arange(length) >= length - lengths[:, None]
+  mask = np.arange(length) >= length - lengths[:, None]  # [B, P]
   tokens = rng.integers(FIRST_ID, MODEL_CONFIG.vocab_size, (rows, length))
   return Prompts(
-    tokens=np.where(mask, tokens, PAD_ID).astype(np.int32),
-    mask=mask,
-    index=np.arange(rows, dtype=np.int32),
+    tokens=_array(np.where(mask, tokens, PAD_ID), np.int32),
+    mask=_array(mask, np.bool_),
+    index=_array(np.arange(rows), np.int32),
   )
 
 
@@ -299,13 +347,13 @@ def make_samples(rows: int = 8, length: int = 7, seed: int = 0) -> Samples:
     [rows, length].
   """
   rng = np.random.default_rng(seed)
-  mask = np.arange(length) < rng.integers(1, length + 1, rows)[:, None]
+  mask = np.arange(length) < rng.integers(1, length + 1, rows)[:, None]  # [N, R]
   tokens = rng.integers(FIRST_ID, MODEL_CONFIG.vocab_size, (rows, length))
   return Samples(
-    tokens=np.where(mask, tokens, PAD_ID).astype(np.int32),
-    mask=mask,
-    logprobs=np.where(mask, -4.0, 0.0).astype(np.float32),
-    ended=rng.random(rows) < 0.7,
+    tokens=_array(np.where(mask, tokens, PAD_ID), np.int32),
+    mask=_array(mask, np.bool_),
+    logprobs=_array(np.where(mask, -4.0, 0.0), np.float32),
+    ended=_array(rng.random(rows) < 0.7, np.bool_),
   )
 
 
@@ -323,23 +371,42 @@ def make_scored_rollout(
     num_samples: K responses to each prompt.
     prompt_length: P.
     response_length: R; pass max_new_tokens=R in the options' sampling.
-    seed: of everything.
+    seed: the seed of everything.
 
   Returns:
     B * K responses, on the default device.
   """
   rows = prompts * num_samples
-  asked = make_prompts(prompts, prompt_length, seed)
+  prompt_batch = make_prompts(prompts, prompt_length, seed)
   samples = make_samples(rows, response_length, seed + 1)
   scores = np.random.default_rng(seed + 2).normal(size=rows).astype(np.float32)
-  return score_samples(asked, samples, scores)
+  return score_samples(prompt_batch, samples, scores)
 
 
 def score_samples(
-  prompts: Prompts, samples: Samples, scores: Any, pretraining: Sequences | None = None
+  prompts: Prompts,
+  samples: Samples,
+  scores: Any,
+  pretraining: Sequences | None = None,
 ) -> ScoredRollout:
-  """Puts prompts, responses and their scores together as a train step takes them."""
+  """Joins prompts, responses and scores to the batch of a train step.
+
+  Args:
+    prompts: [B, P].
+    samples: [B * K, R].
+    scores: [B * K] float32.
+    pretraining: documents for PPO-ptx, [B * K, T]; None without.
+  """
   return ScoredRollout(sampler.join_sequences(prompts, samples), samples, scores, pretraining)
+
+
+def _array(values: np.ndarray, dtype: Any) -> Any:
+  """Converts a host array to the dtype of a batch's field.
+
+  It returns Any, as the fields are annotated jax.Array, which they are once they are
+  placed.
+  """
+  return values.astype(dtype)
 
 
 # Assertions.
@@ -348,9 +415,12 @@ def score_samples(
 def assert_trees_close(got: Any, want: Any, message: str = '', tolerance: float = 1e-5) -> None:
   """Asserts that two trees of arrays are equal within a tolerance, relative or absolute."""
   got, want = jax.device_get((got, want))
-  assert jax.tree.structure(got) == jax.tree.structure(want), message
-  pairs: Sequence = zip(
-    jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True
+  got_structure: Any = jax.tree.structure(got)
+  assert got_structure == jax.tree.structure(want), message
+  pairs = zip(
+    jax.tree_util.tree_leaves_with_path(got),
+    jax.tree.leaves(want),
+    strict=True,
   )
   for (path, a), b in pairs:
     np.testing.assert_allclose(

@@ -3,7 +3,7 @@
 Letters: N prompts, K responses to each, B prompts of a batch, R tokens of a response.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -55,7 +55,7 @@ class Responder:
   def __call__(
     self,
     params: Params,
-    prompts: Sequence[Prompts],
+    prompts: Iterable[Prompts],
     key: jax.Array,
     reference: Params | None = None,
   ) -> Responses:

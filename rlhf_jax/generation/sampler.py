@@ -46,8 +46,7 @@ class Definition:
   unroll: bool  # the layers are a tuple, not stacked: faster on a CPU
 
 
-@flax.struct.dataclass
-class DecodeState:
+class DecodeState(flax.struct.PyTreeNode):
   """What decoding carries from token to token."""
 
   place: jax.Array  # [] int32, the place of the response that is filled next

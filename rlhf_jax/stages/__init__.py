@@ -1,7 +1,8 @@
-"""The stages, by kind.
+"""Finds the kinds of stages.
 
-Every module of this folder is a stage and bears the name of its kind; it registers itself whole
-in `STAGE`. What several stages share is in `shared/`. A stage is imported when it is asked for.
+Every module of this folder is a kind of stage, called by the module's name. Its constant `STAGE`
+is what it registers (a StageKind). Code that several stages share is in `shared/`. A stage is
+imported at its first use, so that a run imports only what its config names.
 """
 
 import importlib
@@ -15,6 +16,7 @@ _REGISTERED: dict[str, StageKind] = {}  # kinds from outside the package, see `r
 
 def kinds() -> tuple[str, ...]:
   """Returns the names of all kinds of stages, those of this folder and those registered."""
+  # Packages are left out: `shared` is no stage.
   modules = [module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg]
   return tuple(dict.fromkeys([*modules, *_REGISTERED]))
 
@@ -36,8 +38,9 @@ def register(kind: str, stage: StageKind) -> None:
   """Adds a kind of stage from outside the package, for example from an experiment's folder.
 
   Raises:
-    UserError: a stage of the package has this name.
+    UserError: the package has a stage of this name.
   """
+  # Registering a name again replaces it, as a notebook does when a cell runs twice.
   if kind not in _REGISTERED and kind in kinds():
     raise UserError(f'a stage is called {kind!r} already; register yours under another name')
   _REGISTERED[kind] = stage

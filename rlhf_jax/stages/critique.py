@@ -1,15 +1,18 @@
-"""A model criticises and revises its own responses by written principles: the data of SL-CAI.
+"""Makes the data of SL-CAI: a model revises its own responses by written principles.
 
   prompt → response → `rounds` times: a principle drawn at random → critique → revision,
   which is the response of the next round
 
-The revisions of every round, and responses to helpful prompts as they are, become demonstrations;
-the stage after this one fine-tunes a pre-trained model on them. Every round is a file, so that a
-cut run goes on from the last complete one. Source: Bai et al. 2022b, arXiv:2212.08073, §3.1.
+The revisions of every round, and unrevised responses to helpful prompts, become demonstrations;
+the next stage fine-tunes a pre-trained model on them. Every round is a file, so that an
+interrupted run goes on from the last complete one.
+
+Source: Bai et al. 2022b, arXiv:2212.08073, §3.1.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
+import functools
 import json
 from typing import Any
 import zlib
@@ -37,25 +40,25 @@ from rlhf_jax.stages.shared.model_store import ModelStore
 from rlhf_jax.types import Array
 
 SPLITS = ('train', 'validation')
-Row = dict[str, Any]
-Message = dict[str, str]
+Row = dict[str, Any]  # a line of a round's file: {id, messages, response, …}
+Message = dict[str, str]  # {role, content}
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """The section of a stage of critiques and revisions."""
+  """The section of a critique-and-revision stage."""
 
   model: str = 'sft'  # responds, criticises and revises; in the paper one that is helpful only
   rounds: int = 4  # critiques and revisions, one after the other
   constitution: tuple[str, ...] = ('harmlessness',)  # files, or shipped ones by name
-  examples: int = 0  # so many of the constitution's critiques stand before every request
+  examples: int = 0  # how many of the constitution's critiques stand before every request
   critique: str = '\n\nCritiqueRequest: {request}\n\nCritique:'  # behind the conversation
   revision: str = '\n\nRevisionRequest: {request}\n\nRevision:'  # behind the critique
   chat: bool = False  # requests are a user's messages in the model's chat template
   batch_size: int = 64  # prompts at once, over all devices
   max_length: int = 48  # tokens of a prompt at most
   max_context: int = 512  # tokens of a request with all before it; beyond it nothing is revised
-  judge: str = ''  # oracle: of the embedded world, rates the responses of every round
+  judge: str = ''  # oracle: the embedded world's oracle rates every round; '' = nobody
   data: DataOptions = DataOptions()  # prompts that tempt to do harm
   helpful: DataOptions = DataOptions()  # other prompts
   sampling: SamplingOptions = SamplingOptions()
@@ -67,7 +70,7 @@ Complete = Callable[[Sequence[Sequence[int]], Array], list[str]]
 
 @dataclasses.dataclass(frozen=True)
 class Critic:
-  """The model that responds, criticises and revises, with what it goes by.
+  """The model that responds, criticises and revises, with its principles.
 
   Attributes:
     complete: its compiled sampler on texts.
@@ -85,7 +88,7 @@ class Critic:
 
 
 def run(context: Context) -> None:
-  """Writes the rounds of each split, and of them transcripts, train.jsonl, validation.jsonl."""
+  """Writes the rounds of each split; from them the transcripts and both splits of the data."""
   options = context.read_options(STAGE)
   training.check_batch(context, options.batch_size, 1)
   principles = constitution.load_constitution(options.constitution)
@@ -97,11 +100,13 @@ def run(context: Context) -> None:
   rounds = {}
   for split in SPLITS:
     rounds[split] = _run_rounds(context, critic, prompts[split], split)
-    others = _read_or_make(
-      context,
-      f'{split}-helpful',
-      lambda split=split: respond(critic, helpful[split], _key(context, split, -1)),
+    make_helpful = functools.partial(
+      respond,
+      critic,
+      helpful[split],
+      _key(context, split, -1),
     )
+    others = _read_or_make(context, f'{split}-helpful', make_helpful)
     _write(context, split, list(_demonstrations(rounds[split], others)))
   _write(context, 'transcripts', transcripts(rounds['train']))
   if options.judge:
@@ -109,7 +114,7 @@ def run(context: Context) -> None:
 
 
 def check_options(options: Options, where: str) -> None:
-  """Checks the options; raises UserError for values that cannot be."""
+  """Checks the options; raises UserError for values that do not fit."""
   if options.rounds < 1 or options.judge not in ('', 'oracle'):
     raise UserError(
       f'{where}: expected rounds from 1 and judge "oracle" or none, got {options.rounds} and '
@@ -123,7 +128,7 @@ def check_options(options: Options, where: str) -> None:
 
 
 def open_critic(context: Context, options: Options, principles: Constitution) -> Critic:
-  """Opens the section's model."""
+  """Opens the section's model and compiles its sampler."""
   opened = ModelStore(context).open(options.model)
   tokenizer = context.tokenizer
   responder = responses.build_responder(opened.model, options.sampling, tokenizer, context.layout)
@@ -131,7 +136,12 @@ def open_critic(context: Context, options: Options, principles: Constitution) ->
 
   def complete(prompts: Sequence[Sequence[int]], key: Array) -> list[str]:
     completed = responses.complete_prompts(
-      responder, params, prompts, options.batch_size, tokenizer.pad_id, key
+      responder,
+      params,
+      prompts,
+      options.batch_size,
+      tokenizer.pad_id,
+      key,
     )
     return [texts[0].strip() for texts in completed.texts]
 
@@ -141,7 +151,16 @@ def open_critic(context: Context, options: Options, principles: Constitution) ->
 
 
 def respond(critic: Critic, prompts: Sequence[Prompt], key: Array) -> list[Row]:
-  """Responds to prompts: rows {id, messages, response}."""
+  """Responds to prompts.
+
+  Args:
+    critic: the model.
+    prompts: the prompts.
+    key: the key of the sampling.
+
+  Returns:
+    A row {id, messages, response} for each prompt.
+  """
   conversations = [records.conversation(prompt) for prompt in prompts]
   tokens = [critic.tokenizer.prompt(messages) for messages in conversations]
   texts = critic.complete(tokens, key)
@@ -159,14 +178,15 @@ def revise(critic: Critic, rows: Sequence[Row], key: Array) -> list[Row]:
   Args:
     critic: the model.
     rows: {id, messages, response, …}.
-    key: of the principles and the sampling.
+    key: the key of principles and sampling.
 
   Returns:
-    Rows {id, messages, principle, critique_request, critique, revision_request, response}.
+    Rows {id, messages, principle, critique_request, critique, revision_request,
+    response}.
   """
   rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
   principles = [critic.principles.draw('critique', rng) for _ in rows]
-  keys = jax.random.split(key)
+  keys = jax.random.split(key)  # of critiques and of revisions
   requests = [principle.critique for principle in principles]
   revision_requests = [principle.revision for principle in principles]
   if critic.options.chat:
@@ -185,7 +205,7 @@ def revise(critic: Critic, rows: Sequence[Row], key: Array) -> list[Row]:
         'critique_request': principle.critique,
         'critique': critique,
         'revision_request': principle.revision,
-        'response': revision or row['response'],
+        'response': revision or row['response'],  # '' = no revision came
       }
     )
   return revised
@@ -205,7 +225,10 @@ def _revise_as_chat(
   critiques = _ask_in_chat(critic, conversations, requests, keys[0])
   criticised = []
   for messages, request, critique in zip(conversations, requests, critiques, strict=True):
-    turn = [{'role': 'user', 'content': request}, {'role': 'assistant', 'content': critique}]
+    turn = [
+      {'role': 'user', 'content': request},
+      {'role': 'assistant', 'content': critique},
+    ]
     criticised.append([*messages, *turn])
   return critiques, _ask_in_chat(critic, criticised, revision_requests, keys[1])
 
@@ -239,27 +262,32 @@ def _ask_in_chat(
   """Asks a request behind each conversation; '' where that is too long."""
   tokens = []
   for messages, request in zip(conversations, requests, strict=True):
-    asked = [*messages, {'role': 'user', 'content': request}]
-    tokens.append(critic.tokenizer.prompt(asked))
+    with_request = [*messages, {'role': 'user', 'content': request}]
+    tokens.append(critic.tokenizer.prompt(with_request))
   return _complete_fitting(critic, tokens, key)
 
 
 def _ask_in_text(
-  critic: Critic, texts: Sequence[str], requests: Sequence[str], form: str, key: Array
+  critic: Critic,
+  texts: Sequence[str],
+  requests: Sequence[str],
+  form: str,
+  key: Array,
 ) -> list[str]:
-  """Asks a request behind each text; what comes is cut at the first empty line."""
+  """Asks a request behind each text; the continuation is cut at the first empty line."""
   tokenizer = critic.tokenizer
   start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
   tokens = []
   for text, request in zip(texts, requests, strict=True):
-    asked = critic.shown + text + form.format(request=request)
-    tokens.append(start + tokenizer.encode(asked))
+    with_request = critic.shown + text + form.format(request=request)
+    tokens.append(start + tokenizer.encode(with_request))
   completed = _complete_fitting(critic, tokens, key)
+  # Behind an empty line the model begins a next turn of its own.
   return [text.split('\n\n')[0].strip() for text in completed]
 
 
 def _complete_fitting(critic: Critic, prompts: Sequence[Sequence[int]], key: Array) -> list[str]:
-  """Completes those prompts that are not too long; '' for the others."""
+  """Completes the prompts that are not too long; returns '' for the others."""
   limit = critic.options.max_context
   fitting = [i for i, tokens in enumerate(prompts) if len(tokens) <= limit]
   completed = [''] * len(prompts)
@@ -272,16 +300,21 @@ def _complete_fitting(critic: Critic, prompts: Sequence[Sequence[int]], key: Arr
 
 
 def transcripts(rounds: Sequence[Sequence[Row]]) -> list[Row]:
-  """Puts the rounds of each prompt together.
+  """Joins the rounds of each prompt to one transcript.
 
   Args:
     rounds: the rows of each round; those of round 0 are the first responses.
 
   Returns:
-    A dict for each prompt: {id, messages, response, rounds: [{principle, critique_request,
-    critique, revision_request, revision}]}.
+    A dict for each prompt: {id, messages, response, rounds: [{principle,
+    critique_request, critique, revision_request, revision}]}.
   """
-  names = ('principle', 'critique_request', 'critique', 'revision_request')
+  names = (
+    'principle',
+    'critique_request',
+    'critique',
+    'revision_request',
+  )
   result = []
   for first, *later in zip(*rounds, strict=True):
     steps = [{**{name: row[name] for name in names}, 'revision': row['response']} for row in later]
@@ -292,22 +325,18 @@ def transcripts(rounds: Sequence[Sequence[Row]]) -> list[Row]:
 def _run_rounds(
   context: Context, critic: Critic, prompts: Sequence[Prompt], split: str
 ) -> list[list[Row]]:
-  """Returns the rows of every round of a split, made or read."""
-  rows = _read_or_make(
-    context,
-    f'{split}-round-0',
-    lambda: respond(critic, prompts, _key(context, split, 0)),
-  )
+  """Returns the rows of every round of a split; those on disk are read, not made again."""
+  make_first = functools.partial(respond, critic, prompts, _key(context, split, 0))
+  rows = _read_or_make(context, f'{split}-round-0', make_first)
   rounds = [rows]
   for number in range(1, critic.options.rounds + 1):
-    previous = rounds[-1]
-    rows = _read_or_make(
-      context,
-      f'{split}-round-{number}',
-      lambda previous=previous, number=number: revise(
-        critic, previous, _key(context, split, number)
-      ),
+    make_round = functools.partial(
+      revise,
+      critic,
+      rounds[-1],
+      _key(context, split, number),
     )
+    rows = _read_or_make(context, f'{split}-round-{number}', make_round)
     rounds.append(rows)
   return rounds
 
@@ -316,10 +345,11 @@ def _demonstrations(
   rounds: Sequence[Sequence[Row]], others: Sequence[Row]
 ) -> Iterator[records.Demonstration]:
   """Yields the revisions of all rounds and the helpful responses as demonstrations."""
+  # Round 0 is left out: it holds the responses before any revision.
   named = [(f'round-{number}', rows) for number, rows in enumerate(rounds) if number > 0]
   for name, rows in [*named, ('helpful', others)]:
     for row in rows:
-      if row['response']:
+      if row['response']:  # an empty response teaches nothing
         yield records.Demonstration(
           id=f'{row["id"]}/{name}',
           source='constitution',
@@ -335,7 +365,7 @@ def _measure_rounds(
   prompts: dict[str, list[Prompt]],
   rounds: dict[str, list[list[Row]]],
 ) -> None:
-  """Rates the responses of every round by the oracle: a line of metrics.jsonl each."""
+  """Lets the oracle rate every round, and writes a line of metrics.jsonl for each."""
   with metrics.Writer(context.directory, resume_step=-1) as writer:
     for number in range(options.rounds + 1):
       values = {}
@@ -343,6 +373,7 @@ def _measure_rounds(
         texts = [[row['response']] for row in rounds[split][number]]
         rates = oracle_judge.judge_with_oracle(prompts[split], texts)
         for name, x in rates.items():
+          # NaN: the oracle cannot read what this rate is about.
           if not np.isnan(x).all():
             values[prefix + name] = float(np.nanmean(x))
       writer.metrics(number, values)
@@ -351,19 +382,19 @@ def _measure_rounds(
 def _fitting_prompts(
   context: Context, options: Options, data: DataOptions, split: str
 ) -> list[Prompt]:
-  """Reads the prompts of a split that are not too long."""
+  """Reads the prompts of a split, without those that are too long."""
   prompts = sources.load_records(data, 'prompt', split)
   examples = encode.prompts(prompts, context.tokenizer, options.max_length)
   return [prompts[int(example['index'])] for example in examples]
 
 
 def _key(context: Context, split: str, number: int) -> Array:
-  """Returns the key of a round; -1 is that of helpful prompts."""
+  """Returns the key of a round of a split; round -1 is the responses to helpful prompts."""
   return jax.random.fold_in(context.key(), zlib.crc32(f'{split} {number}'.encode()))
 
 
 def _read_or_make(context: Context, name: str, make: Callable[[], list[Row]]) -> list[Row]:
-  """Returns the rows of a file of the stage, which are made and written first if need be."""
+  """Returns the rows of a file of the stage; if there is none, makes and writes them first."""
   path = context.directory / f'{name}.jsonl'
   if path.is_file():
     with files.open_text(path) as file:
@@ -379,7 +410,7 @@ def _write(context: Context, name: str, rows: Sequence[Any]) -> None:
 
 
 def plan(context: Context) -> StagePlan:
-  """Plans the stage for hardware that is not here."""
+  """Plans the programs and the memory of the stage; `context` has an abstract layout."""
   options = context.read_options(STAGE)
   return response_plan.plan_responses(
     context,
@@ -391,5 +422,9 @@ def plan(context: Context) -> StagePlan:
   )
 
 
-TINY: dict[str, Any] = {'data': {'count': 16}, 'helpful': {'count': 16}, 'batch_size': 16}
+TINY: dict[str, Any] = {
+  'data': {'count': 16},
+  'helpful': {'count': 16},
+  'batch_size': 16,
+}
 STAGE = StageKind(options=Options, run=run, plan=plan, tiny=TINY)

@@ -1,13 +1,14 @@
 """Collects rankings: models respond to each prompt, and somebody orders the responses.
 
-This is the first half of step 3. Who orders them is said by `source`:
-  simulated: simulated people of the embedded world; what they see is text, what they give is ranks.
-  ai: one or several judges (stages/shared/ai_labels.py), which is RLAIF; they compare pairs and
-    give probabilities.
-  reward: a reward model or a reward function. These rankings serve iterated DPO (sample, rank,
-    train, again), and SFT on the best of each, which is rejection-sampling fine-tuning (RAFT: Dong
-    et al. 2023, arXiv:2304.06767).
-With data from real people, leave this stage out and point the next one at their files.
+This is the first half of step 3 of the four. `source` says who orders the responses:
+  simulated: simulated people of the embedded world. They read texts and give ranks.
+  ai: one or several judges (stages/shared/ai_labels.py), which is RLAIF; they compare
+    pairs and give probabilities.
+  reward: a reward model or a reward function. These rankings serve iterated DPO
+    (sample, rank, train, again), and SFT on the best of each, which is
+    rejection-sampling fine-tuning (RAFT: Dong et al. 2023, arXiv:2304.06767).
+With data from real people, leave this stage out and point the next one at their
+files.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,12 @@ from rlhf_jax.objectives import ranking
 from rlhf_jax.planning.programs import StagePlan
 from rlhf_jax.rewards.sources import RewardSourceOptions
 from rlhf_jax.runtime import hosts
-from rlhf_jax.stages.shared import ai_labels, response_plan, scores, training
+from rlhf_jax.stages.shared import (
+  ai_labels,
+  response_plan,
+  scores,
+  training,
+)
 from rlhf_jax.stages.shared.ai_labels import AILabelOptions
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import StageKind
@@ -48,7 +54,7 @@ class Options(RewardSourceOptions):
   source: str = 'simulated'  # who orders the responses: simulated, ai, reward
   annotators: int = 5  # simulated people, each with habits of their own; one ranks a prompt
   ai: AILabelOptions = AILabelOptions()
-  reward: str = 'reward'  # as in PPO
+  reward: str = 'reward'  # which one, where `source` is reward; named as in PPO
   batch_size: int = 64  # prompts at once, over all devices
   max_length: int = 48  # tokens of a prompt at most
   data: DataOptions = DataOptions()
@@ -56,7 +62,7 @@ class Options(RewardSourceOptions):
 
   @property
   def parts(self) -> int:
-    """In how many parts a reward model reads the responses."""
+    """The number of parts in which a reward model reads the responses."""
     return 1
 
 
@@ -65,9 +71,9 @@ class Collected:
   """Responses to the prompts of a split.
 
   Attributes:
-    prompts: N prompts that fit.
+    prompts: N prompts, without those that are too long.
     texts: N lists of responses, those of all policies.
-    scores: N lists of floats, where a reward orders them; else empty lists.
+    scores: N lists of floats where a reward orders the responses; else N empty lists.
   """
 
   prompts: list[Prompt]
@@ -80,20 +86,30 @@ def run(context: Context) -> None:
   options = context.read_options(STAGE)
   training.check_batch(context, options.batch_size, 1)
   check_options(options, context.where)
-  sources.load_records(options.data, 'prompt', 'validation')  # a fault in it shows before the work
-  judge = None
+  # A fault in the second split should show before hours are spent on the first.
+  sources.load_records(options.data, 'prompt', 'validation')
+  judge = None  # for the other sources
   if options.source == 'ai':
     judge = ai_labels.open_judge(context, ModelStore(context), options.ai)
+  rows: Sequence[Any]  # rankings, or dicts with their fields and more
   for number, split in enumerate(SPLITS):
     path = context.directory / f'{split}.jsonl'
     if path.exists():
-      continue  # made before the run was cut
+      continue  # written before the run was interrupted
     key = jax.random.fold_in(context.key(), number)
+    # What is drawn on the host comes from the same key, so that it is the same in
+    # every process.
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     collected = collect_responses(context, options, split, key)
     if judge is not None:
-      rows = ai_labels.label(
-        context, options.ai, judge, split, collected.prompts, collected.texts, rng
+      rows = ai_labels.label_pairs(
+        context,
+        options.ai,
+        judge,
+        split,
+        collected.prompts,
+        collected.texts,
+        rng,
       )
     else:
       rows = _rank(context, options, split, collected, rng)
@@ -102,7 +118,7 @@ def run(context: Context) -> None:
 
 
 def check_options(options: Options, where: str) -> None:
-  """Checks the options; raises UserError for a source that there is not."""
+  """Checks the options; raises UserError for an unknown source."""
   if options.source not in SOURCES:
     raise UserError(f'{where}.source: expected one of {", ".join(SOURCES)}, got {options.source!r}')
 
@@ -114,7 +130,10 @@ def collect_responses(context: Context, options: Options, split: str, key: Array
     context: the surroundings of the stage.
     options: the section.
     split: 'train' or 'validation'.
-    key: of the sampling; policy n uses fold_in(key, n).
+    key: the key of the sampling; policy n uses fold_in(key, n).
+
+  Returns:
+    The responses, those of the first policy first.
   """
   store = ModelStore(context)
   prompts = sources.load_records(options.data, 'prompt', split)
@@ -135,18 +154,23 @@ def collect_responses(context: Context, options: Options, split: str, key: Array
       score=score,
     )
     host_batches = batches.prompts_once(examples, options.batch_size)
-    answered = respond(policy.read(), host_batches, jax.random.fold_in(key, number))
-    for row, more in zip(texts, answered.texts, strict=True):
-      row += more
-    if score is not None:
-      for row, more in zip(values, answered.scores.tolist(), strict=True):
-        row += more
+    completed = respond(policy.read(), host_batches, jax.random.fold_in(key, number))
+    for texts_of_prompt, new_texts in zip(texts, completed.texts, strict=True):
+      texts_of_prompt += new_texts
+    if completed.scores is None:
+      continue
+    for scores_of_prompt, new_scores in zip(values, completed.scores.tolist(), strict=True):
+      scores_of_prompt += new_scores
+  # Prompts that are too long have no example; `index` leads back to the record.
   fitting = [prompts[int(example['index'])] for example in examples]
   return Collected(fitting, texts, values)
 
 
 def _open_score(
-  context: Context, store: ModelStore, options: Options, prompts: Sequence[Prompt]
+  context: Context,
+  store: ModelStore,
+  options: Options,
+  prompts: Sequence[Prompt],
 ) -> Any:
   """Opens the reward that orders the responses: (Prompts, Samples) → [B * K] float32."""
   score_source = scores.open_score(context, store, options.reward, options)
@@ -186,7 +210,10 @@ def _rank(
 
 
 def _order_by_people(
-  context: Context, options: Options, collected: Collected, rng: np.random.Generator
+  context: Context,
+  options: Options,
+  collected: Collected,
+  rng: np.random.Generator,
 ) -> Iterator[tuple[str, list[int]]]:
   """Yields (who ranked, ranks) for each prompt; one simulated person ranks it."""
   people = simulated.draw_annotators(options.annotators, context.config.seed)
@@ -199,12 +226,13 @@ def _order_by_people(
 def _order_by_reward(options: Options, collected: Collected) -> Iterator[tuple[str, list[int]]]:
   """Yields (the reward's name, ranks) for each prompt."""
   for values in collected.scores:
-    ranks = ranking.from_scores(np.asarray([values], np.float32))[0]
+    one_row: Any = np.asarray([values], np.float32)  # [1, K], on the host
+    ranks = ranking.from_scores(one_row)[0]
     yield options.reward, ranks.tolist()
 
 
 def plan(context: Context) -> StagePlan:
-  """Plans the stage for hardware that is not here."""
+  """Plans the programs and the memory of the stage; `context` has an abstract layout."""
   options = context.read_options(STAGE)
   return response_plan.plan_responses(
     context,

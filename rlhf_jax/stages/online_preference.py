@@ -1,6 +1,7 @@
-"""Online preference optimisation: the policy's own responses are ordered, and it learns from that.
+"""Online preference optimisation: the policy learns from an order of its own responses.
 
-  minimise E_{x ~ prompts, y_1 … y_K ~ π}[ 1/C(K,2) Σ_{r(y_w) > r(y_l)} ℓ(log π(y_w|x)/π_ref(y_w|x), …) ]
+  minimise E_{x ~ prompts, y_1 … y_K ~ π}[ 1/C(K,2) Σ_{r(y_w) > r(y_l)} ℓ(h_w, h_l) ],
+           h_i = log π(y_i|x) / π_ref(y_i|x)
 
 One iteration: the policy responds, a reward or judge orders its responses, DPO or another pair
 loss learns from the order, and so on with the new policy (online DPO: Guo et al. 2024,
@@ -11,6 +12,7 @@ through their sampling. Left out: dropout, an older policy's responses.
 The path of a step: `build` → `iterate` → `order_responses`, `train_step` → `preference.loss`.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any
@@ -33,11 +35,23 @@ from rlhf_jax.stages.shared import rollout, rollout_plan, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.model_store import ModelStore
-from rlhf_jax.stages.shared.rollout import RolloutDefinitions, RolloutParts, ScoredRollout
+from rlhf_jax.stages.shared.rollout import (
+  RolloutDefinitions,
+  RolloutParts,
+  ScoredRollout,
+)
 from rlhf_jax.stages.shared.scores import open_scores, Score
 from rlhf_jax.types import Array, Params, Prompts, Rankings, TrainState
 
-__all__ = ['STAGE', 'Options', 'build', 'iterate', 'loss', 'order_responses', 'train_step']
+__all__ = [
+  'STAGE',
+  'Options',
+  'build',
+  'iterate',
+  'loss',
+  'order_responses',
+  'train_step',
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +69,11 @@ class Options(rollout.RolloutOptions):
     warmup_steps=10,
   )
   loop: LoopOptions = LoopOptions(steps=200, eval_every=20, save_every=25, log_every=1)
-  # The settings of the chosen loss, made of the same section.
+  # The settings of the chosen loss, from keys of the same section
+  # (StageKind.choices).
   settings: Any = dataclasses.field(
-    default=preference_objectives.DPOSettings(), metadata={'in_config': False}
+    default=preference_objectives.DPOSettings(),
+    metadata={'in_config': False},
   )
 
 
@@ -72,52 +88,72 @@ def order_responses(
   definitions: RolloutDefinitions,
   options: Options,
 ) -> tuple[Rankings, dict[str, Array]]:
-  """Makes rankings of scored responses.
+  """Makes rankings of scored responses; the higher score is better, equal scores tie.
 
   Args:
     params: the policy's parameters.
     reference_params: the reference's.
     prompts: [B, P].
     scored: B * K responses with their scores.
-    definitions: of both models.
-    options: the section.
+    definitions: of policy and reference.
+    options: the options of the stage.
 
   Returns:
-    Rankings [B, K, P + R] with the reference's log-probabilities, and the metrics of the rollout.
+    Rankings [B, K, P + R] with the reference's log-probabilities, and the metrics of
+    the rollout.
   """
-  K = options.num_samples
-  B = len(scored.scores) // K
   sequences = scored.sequences
-  prompt_length = prompts.tokens.shape[1]
   response_length = scored.samples.tokens.shape[1]
-  temperature = options.sampling.temperature or 1.0
-
-  def group(x: Array) -> Array:
-    return x.reshape(-1, K, *x.shape[1:])
-
+  temperature = options.sampling.temperature or 1.0  # greedy counts as 1
   scores = rollout.final_scores(scored.samples.ended, scored.scores, options)
-  batch = Rankings(
-    tokens=group(sequences.tokens),
-    positions=group(sequences.positions),
-    segment_ids=group(sequences.segment_ids),
-    group=jnp.ones((B, K), jnp.int32),
-    ranks=ranking.from_scores(group(scores)),
-    index=jnp.repeat(prompts.index, K).reshape(-1, K),
-    begins=jnp.full((B, K), prompt_length, jnp.int32),
-    confidence=jnp.ones((B, K), jnp.float32),
-    reference_logprobs=jnp.zeros((B, K), jnp.float32),
+  batch = _rank_responses(prompts, scored, scores, options.num_samples)
+  ranked = preference.response_logprobs(
+    definitions.reference_model,
+    reference_params,
+    batch,
   )
-  of_reference = preference.response_logprobs(definitions.reference_model, reference_params, batch)
-  batch = batch.replace(reference_logprobs=of_reference.sums)
+  batch = batch.replace(reference_logprobs=ranked.sums)
+  # For the metrics only: these forwards are at the sampling temperature, the loss's
+  # are not.
   policy = rollout.forward_responses(
     definitions.model, params, sequences, response_length, temperature
   )
   reference = rollout.forward_responses(
-    definitions.reference_model, reference_params, sequences, response_length, temperature
+    definitions.reference_model,
+    reference_params,
+    sequences,
+    response_length,
+    temperature,
   )
-  kl = jnp.where(scored.samples.mask, policy.logprobs - reference.logprobs, 0.0)
+  kl = jnp.where(scored.samples.mask, policy.logprobs - reference.logprobs, 0.0)  # [N, R]
   metrics = rollout.rollout_metrics(scored, policy.logprobs, policy.entropies, kl)
   return batch, metrics | {'reward/mean': jnp.mean(scores)}
+
+
+def _rank_responses(
+  prompts: Prompts, scored: ScoredRollout, scores: Array, num_samples: int
+) -> Rankings:
+  """Orders the K responses to each prompt by their scores; reference logprobs are left at 0."""
+  K = num_samples
+  B = len(scores) // K
+  prompt_length = prompts.tokens.shape[1]  # P
+  sequences = scored.sequences
+
+  def group(x: Array) -> Array:  # [B * K, …] → [B, K, …]
+    return x.reshape(-1, K, *x.shape[1:])
+
+  return Rankings(
+    tokens=group(sequences.tokens),
+    positions=group(sequences.positions),
+    segment_ids=group(sequences.segment_ids),
+    group=jnp.ones((B, K), jnp.int32),  # each row is one prompt
+    ranks=ranking.from_scores(group(scores)),
+    index=jnp.repeat(prompts.index, K).reshape(-1, K),
+    # Prompts are left-padded, so all responses begin at one place.
+    begins=jnp.full((B, K), prompt_length, jnp.int32),
+    confidence=jnp.ones((B, K), jnp.float32),  # a reward is not in doubt
+    reference_logprobs=jnp.zeros((B, K), jnp.float32),
+  )
 
 
 def train_step(
@@ -132,27 +168,27 @@ def train_step(
 
   Args:
     state: the policy, the optimizer's state, the step and the root key.
-    batch: what `order_responses` made.
+    batch: rankings [B, K, P + R] of `order_responses`.
     definitions: of the policy, its optimizer and the layout.
-    options: the section, with the loss and its settings.
+    options: the options of the stage, with the loss and its settings.
 
   Returns:
-    The next state, and metrics as preference.train_step.
+    The next state, and the metrics of preference.train_step.
   """
   return preference.train_step(state, batch, definitions=definitions, options=options)
 
 
-# The stage.
+# The stage: what runs around the compiled step.
 
 
 def run(context: Context) -> None:
-  """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
+  """Runs the stage; leaves checkpoints and a Hugging Face directory in its folder."""
   options = context.read_options(STAGE)
   training.train_and_export(context, build(context, options), options.loop)
 
 
 def build(context: Context, options: Options) -> loop.Training:
-  """Builds the stage: its state, batches, step and evaluation."""
+  """Builds what the training loop runs: state, batches, step and evaluation."""
   parts = define(context, options)
   train, held_out = rollout.read_prompts(context, options)
   score, score_held_out = open_scores(
@@ -186,7 +222,7 @@ def iterate(
   batch: Prompts,
   parts: RolloutParts,
   score: Score,
-  order: Any,
+  order: Callable[..., tuple[Rankings, dict[str, Array]]],
   reference_params: Params,
   layout: Layout,
 ) -> tuple[TrainState, dict[str, Array]]:
@@ -194,12 +230,15 @@ def iterate(
 
   Args:
     state: before the step; its buffers are donated.
-    batch: host prompts [B].
+    batch: prompts [B, P] as host arrays.
     parts: the compiled rollout and train step.
-    score: the reward.
+    score: the reward, which may leave the devices to read texts.
     order: the compiled `order_responses`.
     reference_params: the parameters of the reference.
-    layout: where batches are placed.
+    layout: the mesh on which batches are placed.
+
+  Returns:
+    The next state, and the metrics of update, rollout and reward.
   """
   prompts = layout.place(batch)
   samples = parts.generate(state.params, prompts, rollout.sampling_key(state))
@@ -211,7 +250,7 @@ def iterate(
 
 
 def define(context: Context, options: Options) -> RolloutParts:
-  """Defines an iteration, before data and parameters are read."""
+  """Defines the parts of an iteration; data and parameters are read later."""
   check_options(options, context.where)
   rollout.check_batch(context, options)
   store = ModelStore(context, options.lora)
@@ -240,7 +279,7 @@ def define(context: Context, options: Options) -> RolloutParts:
 
 
 def check_options(options: Options, where: str) -> None:
-  """Checks the options; raises UserError for a loss or settings that cannot be."""
+  """Checks the options; raises UserError for a loss or settings that do not fit."""
   preference.check_options(options, where)
   if preference_objectives.PREFERENCE_LOSSES[options.loss].single_responses:
     raise UserError(f'{where}.loss: {options.loss} is for the stage `preference` only')
@@ -252,19 +291,26 @@ def check_options(options: Options, where: str) -> None:
 
 
 def plan(context: Context) -> StagePlan:
-  """Plans the stage for hardware that is not here."""
+  """Plans the programs and the memory of the stage; `context` has an abstract layout."""
   options = context.read_options(STAGE)
-  length = options.max_length + options.sampling.max_new_tokens
+  length = options.max_length + options.sampling.max_new_tokens  # P + R
 
   def update_arguments(scored: ScoredRollout, reference_params: Params) -> tuple:
-    del scored, reference_params
+    del (
+      scored,
+      reference_params,
+    )  # the update takes rankings, which hold the reference's logprobs
     rankings = abstract_rankings(context.layout, options.batch_size, options.num_samples, length)
     return (rankings,)
 
   return rollout_plan.plan_rollout(context, options, define(context, options), update_arguments)
 
 
-TINY: dict[str, Any] = {'loop': TINY_LOOP, 'batch_size': 8, 'eval_records': 8}
+TINY: dict[str, Any] = {
+  'loop': TINY_LOOP,
+  'batch_size': 8,
+  'eval_records': 8,
+}
 STAGE = StageKind(
   options=Options,
   run=run,

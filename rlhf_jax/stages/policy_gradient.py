@@ -8,14 +8,18 @@ instead of with a learned value. The methods differ in four choices, each a func
 config: `advantage`, `loss`, `reduce` and the place of the KL; docs/policy_gradient.md has the
 table. GSPO and CISPO are losses of this stage too.
 
-Dynamic sampling (DAPO): prompts whose responses all score the same teach nothing; with
-`resampling` > 0 other prompts take their place. Responses of an older policy: with
-`sampler_every` > 1 the policy that responds is renewed every so many steps, and `weight_limit`
-corrects for its age. Left out: dropout, an entropy bonus.
+Dynamic sampling (DAPO): prompts whose responses all score the same teach nothing, as
+each is compared with its equals; with `resampling` > 0 other prompts take their place.
+
+Responses of an older policy: with `sampler_every` = n > 1 the policy that responds is
+updated only every n steps, and importance weights up to `weight_limit` correct for that.
+
+Left out: dropout, an entropy bonus.
 
 The path of a step: `build` → `iterate` → `train_step` → `assess_rollout` → `loss`.
 """
 
+from collections.abc import Collection
 import dataclasses
 import functools
 from typing import Any, NamedTuple
@@ -27,7 +31,12 @@ import numpy as np
 
 from rlhf_jax.data import batches
 from rlhf_jax.errors import UserError
-from rlhf_jax.objectives import advantages, divergence, masked, policy_gradient
+from rlhf_jax.objectives import (
+  advantages,
+  divergence,
+  masked,
+  policy_gradient,
+)
 from rlhf_jax.planning.programs import StagePlan
 from rlhf_jax.runtime import hosts, loop, optimizers
 from rlhf_jax.runtime import step as steps
@@ -37,15 +46,30 @@ from rlhf_jax.runtime.optimizers import OptimizerOptions
 from rlhf_jax.stages.shared import rollout, rollout_plan, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
-from rlhf_jax.stages.shared.model_store import copy_tree, ModelStore, OpenModel
-from rlhf_jax.stages.shared.rollout import RolloutDefinitions, RolloutParts, ScoredRollout
+from rlhf_jax.stages.shared.model_store import (
+  copy_tree,
+  ModelStore,
+  OpenModel,
+)
+from rlhf_jax.stages.shared.rollout import (
+  RolloutDefinitions,
+  RolloutParts,
+  ScoredRollout,
+)
 from rlhf_jax.stages.shared.scores import open_scores, Score
-from rlhf_jax.types import Array, merge_params, Params, Prompts, Sequences, TrainState
+from rlhf_jax.types import (
+  Array,
+  merge_params,
+  Params,
+  Prompts,
+  Sequences,
+  TrainState,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Options(rollout.RolloutOptions):
-  """The section of a stage of policy gradients."""
+  """The section of a policy-gradient stage."""
 
   batch_size: int = 16  # prompts of a step, over all devices
   num_samples: int = 4  # responses to each prompt, K
@@ -58,15 +82,16 @@ class Options(rollout.RolloutOptions):
   clip_low: float = 0.2  # ε below 1, of the probability ratio
   clip_high: float = 0.2  # ε above 1
   kl_coefficient: float = 0.05  # β; 0 = no reference is kept
-  # Where the KL counts. reward: subtracted from the score, as the response's sum of k1; tokens:
-  # from a token's advantage, as the sum of what is still to come (REINFORCE++); loss: a term of
-  # the loss (GRPO).
+  # Where the KL counts. reward: subtracted from the score, as the response's sum of
+  # k1; tokens: from a token's advantage, as the sum of what is still to come
+  # (REINFORCE++); loss: a term of the loss (GRPO).
   kl_place: str = 'reward'
   kl_estimator: str = 'k3'  # of the loss's term: k1, k2, k3
-  # Each of the last so many tokens before the limit costs its share of a reward of 1 (DAPO).
+  # Overlong shaping (DAPO): the last so many tokens before max_new_tokens cost a
+  # reward of 1 together, each the same; 0 = none.
   overlong_buffer: int = 0
-  resampling: int = 0  # dynamic sampling (DAPO): at most so many more batches for a step
-  sampler_every: int = 1  # steps after which the policy that responds is renewed
+  resampling: int = 0  # dynamic sampling (DAPO): at most so many further batches a step
+  sampler_every: int = 1  # the policy that responds is updated every so many steps
   weight_limit: float = 0.0  # C of truncated importance weights for an older sampler; 0 = none
   optimizer: OptimizerOptions = OptimizerOptions(
     learning_rate=1e-5,
@@ -77,15 +102,15 @@ class Options(rollout.RolloutOptions):
   loop: LoopOptions = LoopOptions(eval_every=20, save_every=25, log_every=1)
 
 
-# What a step is made of.
+# The types of a step.
 
 
 class SamplerState(TrainState):
-  """A train state with the policy that responds, where that is an older one.
+  """A train state that also holds the policy that responds, where that is an older one.
 
   Attributes:
-    sampler_trained: what is trained of the policy that responds; an empty tree where it is the
-      current one.
+    sampler_trained: the trainable parameters of the policy that responds; an empty
+      tree where that is the current policy.
   """
 
   sampler_trained: dict
@@ -93,12 +118,12 @@ class SamplerState(TrainState):
   @property
   def sampler_params(self) -> Params:
     """The complete policy that responds."""
-    trained = self.sampler_trained or self.trained
+    trained = self.sampler_trained or self.trained  # {} = the current policy responds
     return merge_params(trained, self.frozen.get('params', {}))
 
 
 class AssessedRollout(flax.struct.PyTreeNode):
-  """Responses with all that the update needs of them; N = B * K rows.
+  """A rollout with its advantages; N = B * K rows.
 
   Attributes:
     sequences: prompts and responses, [N, P + R].
@@ -118,11 +143,11 @@ class AssessedRollout(flax.struct.PyTreeNode):
 
 
 class Evaluated(NamedTuple):
-  """What policy and reference say of responses: three of [N, R] float32."""
+  """The forwards of policy and reference over N responses before the update."""
 
-  logprobs: Array
-  entropies: Array
-  reference_logprobs: Array
+  logprobs: Array  # [N, R] float32, of the policy
+  entropies: Array  # [N, R] float32, of the policy's distributions
+  reference_logprobs: Array  # [N, R] float32
 
 
 # The pure functions of a step, in the order in which they are called.
@@ -141,15 +166,17 @@ def train_step(
 
   Args:
     state: the policy, the optimizer's state, the step and the root key.
-    scored: N = B * K responses of at most R tokens, the K of a prompt beside each other.
+    scored: N = B * K responses of at most R tokens, the K of a prompt beside each
+      other.
     reference_params: the parameters of the reference.
     definitions: of policy, reference, optimizer and layout.
-    options: the section.
+    options: the options of the stage.
 
   Returns:
-    The next state, and metrics ([] float32 each; docs/metrics.md). Where loss or gradient of a
-    minibatch is not finite, that minibatch changes nothing.
+    The next state, and metrics ([] float32 each; docs/metrics.md). Where loss or
+    gradient of a minibatch is not finite, that minibatch changes nothing.
   """
+  # Recomputed here, not taken from the sampler, so that the first ratio is exactly 1.
   evaluated = evaluate_responses(state, scored, reference_params, definitions, options)
   assessed, metrics = assess_rollout(scored, evaluated, options)
 
@@ -163,12 +190,13 @@ def train_step(
     update,
     (state.trained, state.opt_state),
     assessed,
-    jax.random.fold_in(state.key, state.step),
+    jax.random.fold_in(state.key, state.step),  # the key of this step
     epochs=options.epochs,
     minibatches=options.minibatches,
     layout=definitions.layout,
   )
 
+  # A step in which no minibatch changed anything does not count: it is made again.
   step = state.step + rollout.made_an_update(update_metrics).astype(jnp.int32)
   next_state = state.replace(
     step=step,
@@ -186,16 +214,27 @@ def evaluate_responses(
   definitions: RolloutDefinitions,
   options: Options,
 ) -> Evaluated:
-  """Runs both models over the responses before the update, in as many parts as the update has."""
+  """Runs both models over the responses, before the update.
+
+  It does so in as many parts as the update has, so that both need the same memory.
+  """
   response_length = scored.samples.tokens.shape[1]
   temperature = options.sampling.temperature
 
   def evaluate_part(sequences: Sequences) -> Evaluated:
     policy = rollout.forward_responses(
-      definitions.model, state.params, sequences, response_length, temperature
+      definitions.model,
+      state.params,
+      sequences,
+      response_length,
+      temperature,
     )
     reference = rollout.forward_responses(
-      definitions.reference_model, reference_params, sequences, response_length, temperature
+      definitions.reference_model,
+      reference_params,
+      sequences,
+      response_length,
+      temperature,
     )
     return Evaluated(policy.logprobs, policy.entropies, reference.logprobs)
 
@@ -205,39 +244,41 @@ def evaluate_responses(
 def assess_rollout(
   scored: ScoredRollout, evaluated: Evaluated, options: Options
 ) -> tuple[AssessedRollout, dict[str, Array]]:
-  """Makes advantages of scores and KL.
+  """Computes advantages from scores and KL.
 
   Args:
     scored: N responses with their scores.
     evaluated: what the models say of them, [N, R].
-    options: the section.
+    options: the options of the stage.
 
   Returns:
-    The responses as the update needs them, and the metrics of the rollout.
+    The rollout with advantages and weights, and its metrics.
   """
   samples = scored.samples
-  mask = samples.mask
+  mask = samples.mask  # [N, R] bool
   N, R = samples.tokens.shape
   K = options.num_samples
   lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)  # [N]
-  kl = jnp.where(mask, divergence.k1(evaluated.logprobs, evaluated.reference_logprobs), 0.0)
+  kl = divergence.k1(evaluated.logprobs, evaluated.reference_logprobs)  # [N, R]
+  kl = jnp.where(mask, kl, 0.0)
 
-  scores = rollout.final_scores(samples.ended, scored.scores, options)
-  rewards = scores
+  scores = rollout.final_scores(samples.ended, scored.scores, options)  # [N]
+  rewards = scores  # [N]
   if options.overlong_buffer:
     rewards = rewards + advantages.overlong_penalty(lengths, R, options.overlong_buffer)
   if options.kl_place == 'reward':
     rewards = rewards - options.kl_coefficient * jnp.sum(kl, axis=1)
 
+  # Each response is compared with the other K - 1 of its prompt.
   group_advantage = advantages.GROUP_ADVANTAGES[options.advantage]
-  of_responses = group_advantage(rewards.reshape(-1, K), lengths.reshape(-1, K))
-  advantage = jnp.broadcast_to(of_responses.reshape(-1, 1), (N, R))
+  response_advantages = group_advantage(rewards.reshape(-1, K), lengths.reshape(-1, K))  # [B, K]
+  advantage = jnp.broadcast_to(response_advantages.reshape(-1, 1), (N, R))
   if options.kl_place == 'tokens':
     advantage = advantage - options.kl_coefficient * advantages.reward_to_go(kl)
   if options.whiten_advantages:
     advantage = masked.whiten(advantage, mask)
 
-  weights = jnp.ones((N, R))
+  weights = jnp.ones((N, R))  # where the current policy responded
   if options.weight_limit:
     weights = policy_gradient.truncated_weights(
       evaluated.logprobs, samples.logprobs, mask, options.weight_limit
@@ -250,6 +291,7 @@ def assess_rollout(
     advantages=advantage,
     weights=weights,
   )
+  # Of the scores alone: KL and length would make nearly all groups unequal.
   equal_groups = jnp.ptp(scores.reshape(-1, K), axis=1) == 0
   metrics = rollout.rollout_metrics(scored, evaluated.logprobs, evaluated.entropies, kl)
   metrics |= {
@@ -274,11 +316,14 @@ def update_minibatch(
   Args:
     carry: (the trained parameters, the optimizer's state).
     assessed: the minibatch.
-    unshuffled: nothing; PPO has documents here.
+    unshuffled: None; PPO has documents here.
     key: of this minibatch.
     frozen: the parameters beside the trained ones.
     definitions: of the policy, the optimizer and the layout.
-    options: the section.
+    options: the options of the stage.
+
+  Returns:
+    The next carry, and metrics ([] float32 each).
   """
   del unshuffled
   trained, opt_state = carry
@@ -302,18 +347,19 @@ def loss(
   definitions: RolloutDefinitions,
   options: Options,
 ) -> steps.Loss:
-  """Computes the policy loss that the section names, with the KL term where it is in the loss.
+  """Computes the policy loss that `options.loss` names, with the KL term if it is in the loss.
 
   Args:
     params: the complete policy.
     assessed: n responses of at most R tokens.
     definitions: of the policy.
-    options: the section.
+    options: the options of the stage.
 
   Returns:
-    The sum and what it is over, as `reduce` says, with statistics over response tokens.
+    The sum and its weight as `options.reduce` defines them (over tokens or
+    responses), and statistics over response tokens.
   """
-  mask = assessed.mask
+  mask = assessed.mask  # [n, R] bool
   now = rollout.forward_responses(
     definitions.model,
     params,
@@ -330,12 +376,12 @@ def loss(
     options.clip_low,
     options.clip_high,
   )
-  losses = losses * assessed.weights
+  losses = losses * assessed.weights  # [n, R]
   if options.kl_coefficient and options.kl_place == 'loss':
     kl_term = divergence.KL_TERMS[options.kl_estimator]
     losses = losses + options.kl_coefficient * kl_term(now.logprobs, assessed.reference_logprobs)
   total, weight = policy_gradient.REDUCTIONS[options.reduce](losses, mask)
-  count = masked.total(1.0, mask)
+  count = masked.total(1.0, mask)  # also where `reduce` divides by something else
   approx_kl = 0.5 * (now.logprobs - assessed.logprobs) ** 2
   means = {
     'policy/clip_fraction': (masked.total(clipped, mask), count),
@@ -347,34 +393,38 @@ def loss(
 
 
 def next_sampler(trained: Params, older: Params, step: Array, options: Options) -> Params:
-  """Returns what is trained of the policy that responds in the next step.
+  """Returns the trainable parameters of the policy that responds in the next step.
 
   Args:
-    trained: the policy after the update.
-    older: the policy that responded.
+    trained: those of the policy after the update.
+    older: those of the policy that responded.
     step: [] int32, steps made.
-    options: `sampler_every` is read.
+    options: of which `sampler_every` is read.
 
   Returns:
-    An empty tree where the current policy always responds.
+    A tree like `trained`; an empty one where the current policy always responds.
   """
   if options.sampler_every <= 1:
     return {}
   renew = step % options.sampler_every == 0
-  return jax.tree.map(lambda new, old: jnp.where(renew, new, old), trained, older)
+
+  def choose(new: Array, old: Array) -> Array:
+    return jnp.where(renew, new, old)
+
+  return jax.tree.map(choose, trained, older)
 
 
-# The stage.
+# The stage: what runs around the compiled step.
 
 
 def run(context: Context) -> None:
-  """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
+  """Runs the stage; leaves checkpoints and a Hugging Face directory in its folder."""
   options = context.read_options(STAGE)
   training.train_and_export(context, build(context, options), options.loop)
 
 
 def build(context: Context, options: Options) -> loop.Training:
-  """Builds the stage: its state, batches, step and evaluation."""
+  """Builds what the training loop runs: state, batches, step and evaluation."""
   parts = define(context, options)
   train, held_out = rollout.read_prompts(context, options)
   score, score_held_out = open_scores(
@@ -389,6 +439,8 @@ def build(context: Context, options: Options) -> loop.Training:
     layout=context.layout,
     options=options,
   )
+  # A step takes its prompts for resampling from the data too, whether it needs them
+  # or not: a resumed run then reads on at the same place.
   prompts_per_step = options.batch_size * (1 + options.resampling)
   return loop.Training(
     name=context.name,
@@ -409,18 +461,22 @@ def iterate(
   reference_params: Params,
   layout: Layout,
   options: Options,
-) -> tuple[SamplerState, dict[str, Array]]:
+) -> tuple[SamplerState, dict[str, Any]]:
   """Makes one iteration: rollout → scores → (other prompts for useless ones) → update.
 
   Args:
     state: before the step; its buffers are donated.
-    batch: host prompts [B * (1 + resampling)].
+    batch: prompts [B * (1 + resampling), P] as host arrays.
     parts: the compiled rollout and train step.
-    score: the reward.
+    score: the reward, which may leave the devices to read texts.
     reference_params: the parameters of the reference.
-    layout: where batches are placed.
-    options: the section.
+    layout: the mesh on which batches are placed.
+    options: the options of the stage.
+
+  Returns:
+    The next state, and the metrics of update and reward.
   """
+  # number → the scored responses to part `number` of the step's prompts
   respond = functools.partial(
     _respond,
     state.sampler_params,
@@ -444,7 +500,11 @@ def iterate(
     scored = _keep_useful(scored, more, useful, layout, options)
   state, metrics = parts.update(state, scored, reference_params)
   extra_responses = extra * options.batch_size * options.num_samples
-  return state, {**metrics, **score_metrics, 'response/extra': np.float32(extra_responses)}
+  return state, {
+    **metrics,
+    **score_metrics,
+    'response/extra': np.float32(extra_responses),
+  }
 
 
 def _respond(
@@ -464,14 +524,17 @@ def _respond(
     return x.reshape(batches_in_step, -1, *x.shape[1:])[number]
 
   placed = layout.place(jax.tree.map(take_part, prompts))
-  samples = parts.generate(params, placed, jax.random.fold_in(key, number) if number else key)
+  part_key = key  # without resampling there is only part 0, and it uses the key itself
+  if number:
+    part_key = jax.random.fold_in(key, number)
+  samples = parts.generate(params, placed, part_key)
   scores, metrics = score(placed, samples)
   sequences = rollout.join_sequences(placed, samples)
   return ScoredRollout(sequences, samples, scores), metrics
 
 
 def _useful_groups(scored: ScoredRollout, options: Options) -> np.ndarray:
-  """Returns for each prompt whether its responses score differently, [B] bool.
+  """Returns for each prompt whether its responses have different scores, [B] bool.
 
   Neither the KL nor the overlong penalty makes a prompt useful.
   """
@@ -487,15 +550,19 @@ def _keep_useful(
   layout: Layout,
   options: Options,
 ) -> ScoredRollout:
-  """Keeps B groups of two batches, those first that teach something.
+  """Keeps B of the 2 * B groups of two batches, useful groups first.
 
   Args:
     kept: B groups of K responses.
     new: B more.
-    useful: [2 * B] bool, of both.
-    layout: how the result lies on the mesh.
-    options: batch_size and num_samples are read.
+    useful: [2 * B] bool, first those of `kept`, then those of `new`.
+    layout: the mesh on which the result is sharded.
+    options: of which batch_size and num_samples are read.
+
+  Returns:
+    B groups of K responses.
   """
+  # A stable sort: among equals, earlier groups are kept.
   groups = np.argsort(~useful, kind='stable')[: options.batch_size]
   rows = groups[:, None] * options.num_samples + np.arange(options.num_samples)
   return _merge_rows(kept, new, rows.ravel(), layout=layout)
@@ -503,7 +570,7 @@ def _keep_useful(
 
 @functools.partial(jax.jit, static_argnames='layout')
 def _merge_rows(kept: Any, new: Any, rows: Array, layout: Layout) -> Any:
-  """Picks rows of two trees of arrays [N, …], as if they were one after the other."""
+  """Takes rows of two trees of arrays [N, …], numbered as if they were concatenated."""
 
   def pick(a: Array, b: Array) -> Array:
     picked = jnp.concatenate([a, b])[rows]
@@ -513,18 +580,23 @@ def _merge_rows(kept: Any, new: Any, rows: Array, layout: Layout) -> Any:
 
 
 def _running_mean(mean: Any, new: Any, count: int) -> Any:
-  """Updates the mean of `count` trees by one more."""
-  return jax.tree.map(lambda a, b: (a * count + b) / (count + 1), mean, new)
+  """Returns the mean of `count` + 1 trees from the mean of `count` and a new one."""
+
+  def update(mean: Any, new: Any) -> Any:
+    return (mean * count + new) / (count + 1)
+
+  return jax.tree.map(update, mean, new)
 
 
 def define(context: Context, options: Options) -> RolloutParts:
-  """Defines an iteration, before data and parameters are read."""
+  """Defines the parts of an iteration; data and parameters are read later."""
   check_options(options, context.where)
   rollout.check_batch(context, options)
   store = ModelStore(context, options.lora)
   policy = store.open(options.init, trained=True)
   reference = store.open(options.reference)
   training.write_model_json(context, policy.model)
+  # The learning rate falls with every minibatch, so the schedule counts those.
   updates = options.loop.steps * options.epochs * options.minibatches
   definitions = RolloutDefinitions(
     model=policy.model,
@@ -543,12 +615,16 @@ def define(context: Context, options: Options) -> RolloutParts:
 
 
 def _init_state(
-  context: Context, options: Options, definitions: RolloutDefinitions, policy: OpenModel
+  context: Context,
+  options: Options,
+  definitions: RolloutDefinitions,
+  policy: OpenModel,
 ) -> SamplerState:
   """Creates the state before the first step."""
   state = training.create_state(context, policy.read(), definitions.optimizer)
   older = {}
   if options.sampler_every > 1:
+    # A copy, as the step donates both trees and must not be given one buffer twice.
     older = copy_tree(context.layout, state.trained)
   return SamplerState(**vars(state), sampler_trained=older)
 
@@ -557,13 +633,13 @@ def check_options(options: Options, where: str) -> None:
   """Checks the options.
 
   Args:
-    options: the section.
+    options: the options of the stage.
     where: the section's name, for messages.
 
   Raises:
-    UserError: a choice there is not, or numbers that cannot be.
+    UserError: an unknown choice, or a number out of its range.
   """
-  choices = {
+  choices: dict[str, Collection[str]] = {
     'advantage': advantages.GROUP_ADVANTAGES,
     'loss': policy_gradient.POLICY_LOSSES,
     'reduce': policy_gradient.REDUCTIONS,
@@ -574,6 +650,7 @@ def check_options(options: Options, where: str) -> None:
     value = getattr(options, name)
     if value not in known:
       raise UserError(f'{where}.{name}: expected one of {", ".join(known)}, got {value!r}')
+  # The baseline of a whole batch needs no second response to a prompt; all others do.
   compares_groups = options.advantage != 'batch_baseline' or options.resampling > 0
   if options.num_samples < 2 and compares_groups:
     raise UserError(
@@ -594,12 +671,16 @@ def check_options(options: Options, where: str) -> None:
 
 
 def plan(context: Context) -> StagePlan:
-  """Plans the stage for hardware that is not here."""
+  """Plans the programs and the memory of the stage; `context` has an abstract layout."""
   options = context.read_options(STAGE)
   return rollout_plan.plan_rollout(
     context, options, define(context, options), passes=options.epochs
   )
 
 
-TINY: dict[str, Any] = {'loop': TINY_LOOP, 'batch_size': 8, 'eval_records': 8}
+TINY: dict[str, Any] = {
+  'loop': TINY_LOOP,
+  'batch_size': 8,
+  'eval_records': 8,
+}
 STAGE = StageKind(options=Options, run=run, plan=plan, tiny=TINY)

@@ -1,20 +1,22 @@
 """Proximal policy optimisation from a reward (step 4 of the four).
 
-  maximise E_{x ~ prompts, y ~ π}[ r(x, y) − β log π(y|x) / π_ref(y|x) ]  ( + γ E_pretrain[ log π ] )
+  maximise E_{x ~ prompts, y ~ π}[ r(x, y) − β log π(y|x) / π_ref(y|x) ]
+           ( + γ E_{x ~ documents}[ log π(x) ] )
 
-One iteration: the policy responds to prompts, the reward scores the responses, GAE makes
-advantages of the scores and the KL of each token, and several epochs of minibatches update policy
-and value model. The term in brackets is PPO-ptx. Sources: Ouyang et al. 2022, section 3.5;
+One iteration: the policy responds to prompts, the reward scores the responses, GAE turns
+the scores and the KL of each token into advantages, and several epochs of minibatches update
+policy and value model. The term in brackets is PPO-ptx. Sources: Ouyang et al. 2022, section 3.5;
 Stiennon et al. 2020; details of Huang et al. 2024, arXiv:2403.17031.
 
 Choices where implementations differ (docs/ppo.md):
-  1. The score stands at the end token, or after it (`score_place`); a response without an end
-     token scores `missing_eos_score`.
-  2. The probability ratio is against logprobs recomputed by the training forward, so it begins at
-     exactly 1.
-  3. GAE steps over masked tokens; whitening is over the whole rollout, with the population
-     variance.
-  4. Value and policy are updated together, with one clipped gradient and one optimizer.
+  1. The score stands at the end token, or after it (`score_place`); a response
+     without an end token scores `missing_eos_score`.
+  2. The probability ratio is against logprobs recomputed by the training forward, so
+     it begins at exactly 1.
+  3. GAE steps over masked tokens; whitening is over the whole rollout, with the
+     population variance.
+  4. Value and policy are updated together, with one clipped gradient and one
+     optimizer.
 Left out: dropout, an entropy bonus, several rollouts in flight.
 
 The path of a step: `build` → `iterate` → `train_step` → `assess_rollout` → `loss`.
@@ -34,7 +36,13 @@ from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import heads, lora
 from rlhf_jax.models.transformer import Model
-from rlhf_jax.objectives import advantages, divergence, language_model, masked, policy_gradient
+from rlhf_jax.objectives import (
+  advantages,
+  divergence,
+  language_model,
+  masked,
+  policy_gradient,
+)
 from rlhf_jax.planning.programs import abstract_sequences, StagePlan
 from rlhf_jax.runtime import loop, optimizers
 from rlhf_jax.runtime import step as steps
@@ -45,16 +53,28 @@ from rlhf_jax.stages.shared import rollout, rollout_plan, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.model_store import ModelStore, OpenModel
-from rlhf_jax.stages.shared.rollout import RolloutDefinitions, RolloutParts, ScoredRollout
+from rlhf_jax.stages.shared.rollout import (
+  RolloutDefinitions,
+  RolloutParts,
+  ScoredRollout,
+)
 from rlhf_jax.stages.shared.scores import open_scores, Score
-from rlhf_jax.types import Array, merge_params, Params, Prompts, Sequences, TrainState
+from rlhf_jax.types import (
+  Array,
+  merge_params,
+  Params,
+  Prompts,
+  Sequences,
+  TrainState,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Options(rollout.RolloutOptions):
   """The section of a PPO stage."""
 
-  # Whose trunk and head the value model begins with; '' = a new head on the policy's own trunk.
+  # The model whose trunk and head the value model begins with; '' = a new head on the
+  # policy's own trunk.
   value: str = 'reward'
   epochs: int = 2  # passes over the responses of a step
   kl_coefficient: float = 0.05  # β, in reward per nat
@@ -65,9 +85,9 @@ class Options(rollout.RolloutOptions):
   value_coefficient: float = 0.1  # of the value loss beside the policy's
   discount: float = 1.0  # γ of GAE
   gae_lambda: float = 0.95  # λ of GAE
-  whiten_rewards: bool = False
-  whiten_advantages: bool = True
-  score_place: str = 'eos'  # eos: at the end token; after_eos: behind it, as in the first code
+  whiten_rewards: bool = False  # to variance 1 over a rollout; the mean stays
+  whiten_advantages: bool = True  # to mean 0 and variance 1 over a rollout
+  score_place: str = 'eos'  # eos: at the end token; after_eos: behind it, as in TRL
   pretraining_coefficient: float = 0.0  # γ of PPO-ptx, of the loss on `pretraining` documents
   pretraining_max_length: int = 96  # tokens of a row of documents
   pretraining: DataOptions = DataOptions()
@@ -80,12 +100,12 @@ class Options(rollout.RolloutOptions):
   loop: LoopOptions = LoopOptions(eval_every=20, save_every=25, log_every=1)
 
 
-# What a step is made of.
+# The types of a step.
 
 
 @dataclasses.dataclass(frozen=True)
 class Definitions(RolloutDefinitions):
-  """The definitions of a PPO step; no values.
+  """What a PPO step is compiled with; no arrays.
 
   Attributes:
     value_model: the value model; the policy's own definition for a head on its trunk.
@@ -95,11 +115,11 @@ class Definitions(RolloutDefinitions):
 
 
 class PPOState(TrainState):
-  """A train state with its critic.
+  """The train state of policy and value model.
 
   Attributes:
-    value_trained: what is trained of the value model; only its head where it stands on the
-      policy's trunk.
+    value_trained: what is trained of the value model; only its head where it stands
+      on the policy's trunk.
     kl_coefficient: [] float32, β.
   """
 
@@ -113,12 +133,13 @@ class PPOState(TrainState):
 
 
 class AssessedRollout(flax.struct.PyTreeNode):
-  """Responses with all that the update needs of them; N = B * K rows.
+  """A rollout with its advantages and returns; N = B * K rows.
 
   Attributes:
     sequences: prompts and responses, [N, P + R].
     mask: [N, R] bool, the response up to and including its end token.
-    value_mask: [N, R] bool, where the value model learns: the mask and the score's place.
+    value_mask: [N, R] bool, where the value model learns: the mask and the score's
+      place.
     logprobs: [N, R] float32, of the policy before the update.
     reference_logprobs: [N, R] float32.
     values: [N, R] float32, of the value model before the update.
@@ -137,20 +158,20 @@ class AssessedRollout(flax.struct.PyTreeNode):
 
 
 class Evaluated(NamedTuple):
-  """What the models say of responses: four of [N, R] float32."""
+  """The forwards of all models over N responses before the update."""
 
-  logprobs: Array
-  entropies: Array
-  values: Array
-  reference_logprobs: Array
+  logprobs: Array  # [N, R] float32, of the policy
+  entropies: Array  # [N, R] float32, of the policy's distributions
+  values: Array  # [N, R] float32
+  reference_logprobs: Array  # [N, R] float32
 
 
 class Forward(NamedTuple):
-  """What policy and value model say of responses: three of [N, R] float32."""
+  """The forward of policy and value model over n responses."""
 
-  logprobs: Array
-  entropies: Array
-  values: Array
+  logprobs: Array  # [n, R] float32
+  entropies: Array  # [n, R] float32
+  values: Array  # [n, R] float32, at the state before each response token
 
 
 # The pure functions of a step, in the order in which they are called.
@@ -168,40 +189,42 @@ def train_step(
   Pure and un-jitted; `compile_step` in runtime/step.py compiles it over a mesh.
 
   Args:
-    state: policy, value model, the optimizer's state of both, β, the step and the root key.
-    scored: N = B * K responses of at most R tokens to prompts of at most P, with their scores.
-      With `pretraining` documents their loss is added (PPO-ptx).
+    state: policy, value model, the optimizer's state of both, β, the step and the
+      root key.
+    scored: N = B * K responses of at most R tokens to prompts of at most P, with
+      their scores. With `pretraining` documents their loss is added (PPO-ptx).
     reference_params: the parameters of the reference.
     definitions: of policy, value model, reference, optimizer and layout.
-    options: the section.
+    options: the options of the stage.
 
   Returns:
-    The next state, and metrics ([] float32 each; docs/metrics.md). Where loss or gradient of a
-    minibatch is not finite, that minibatch changes nothing.
+    The next state, and metrics ([] float32 each; docs/metrics.md). A minibatch whose
+    loss or gradient is not finite changes nothing.
   """
+  # Recomputed here, not taken from the sampler, so that the first ratio is exactly 1.
   evaluated = evaluate_responses(state, scored, reference_params, definitions, options)
   assessed, metrics = assess_rollout(scored, evaluated, state.kl_coefficient, options)
 
+  frozen = {
+    'policy': state.frozen.get('params', {}),
+    'value': state.frozen.get('value_params', {}),
+  }
   update = functools.partial(
-    update_minibatch,
-    frozen={
-      'policy': state.frozen.get('params', {}),
-      'value': state.frozen.get('value_params', {}),
-    },
-    definitions=definitions,
-    options=options,
+    update_minibatch, frozen=frozen, definitions=definitions, options=options
   )
+  trained = {'policy': state.trained, 'value': state.value_trained}
   (trained, opt_state), update_metrics = rollout.epochs_of_minibatches(
     update,
-    ({'policy': state.trained, 'value': state.value_trained}, state.opt_state),
+    (trained, state.opt_state),
     assessed,
-    jax.random.fold_in(state.key, state.step),
+    jax.random.fold_in(state.key, state.step),  # the key of this step
     epochs=options.epochs,
     minibatches=options.minibatches,
     layout=definitions.layout,
     unshuffled=scored.pretraining,
   )
 
+  # Where no minibatch changed anything, step and β stay too: the step is made again.
   updated = rollout.made_an_update(update_metrics)
   kl_coefficient = next_kl_coefficient(state.kl_coefficient, metrics['kl'], assessed, options)
   next_state = state.replace(
@@ -225,23 +248,34 @@ def forward(
   """Runs policy and value model over prompts with responses.
 
   Args:
-    definitions: of both.
+    definitions: of both models.
     params: the policy's parameters.
-    value_params: the value model's; without a trunk they are a head on the policy's states.
+    value_params: the value model's; without a trunk they are a head on the policy's
+      states.
     sequences: [N, P + R].
     response_length: R.
     temperature: of the sampling.
+
+  Returns:
+    Logprobs, entropies and values, [N, R] float32.
   """
   policy = rollout.forward_responses(
     definitions.model, params, sequences, response_length, temperature
   )
-  hidden = policy.hidden
+  hidden = policy.hidden  # [N, R, D]
   if 'embedding' in value_params:  # a trunk of its own
     hidden, _ = definitions.value_model.apply(
-      value_params, sequences.tokens, sequences.positions, sequences.segment_ids
+      value_params,
+      sequences.tokens,
+      sequences.positions,
+      sequences.segment_ids,
     )
-    hidden = hidden[:, -response_length - 1 : -1]
-  return Forward(policy.logprobs, policy.entropies, heads.scalar_scores(value_params, hidden))
+    hidden = hidden[:, -response_length - 1 : -1]  # [N, R, D], before each response token
+  return Forward(
+    policy.logprobs,
+    policy.entropies,
+    heads.scalar_scores(value_params, hidden),
+  )
 
 
 def evaluate_responses(
@@ -251,7 +285,10 @@ def evaluate_responses(
   definitions: Definitions,
   options: Options,
 ) -> Evaluated:
-  """Runs all models over the responses before the update, in as many parts as the update has."""
+  """Runs all models over the responses, before the update.
+
+  It does so in as many parts as the update has, so that both need the same memory.
+  """
   response_length = scored.samples.tokens.shape[1]
   temperature = options.sampling.temperature
 
@@ -265,7 +302,11 @@ def evaluate_responses(
       temperature,
     )
     reference = rollout.forward_responses(
-      definitions.reference_model, reference_params, sequences, response_length, temperature
+      definitions.reference_model,
+      reference_params,
+      sequences,
+      response_length,
+      temperature,
     )
     return Evaluated(*now, reference.logprobs)
 
@@ -278,30 +319,36 @@ def assess_rollout(
   kl_coefficient: Array,
   options: Options,
 ) -> tuple[AssessedRollout, dict[str, Array]]:
-  """Makes advantages and returns of scores, KL and values.
+  """Computes advantages and returns from scores, KL and values.
 
   Args:
     scored: N responses with their scores.
     evaluated: what the models say of them, [N, R].
     kl_coefficient: [] float32, β.
-    options: the section.
+    options: the options of the stage.
 
   Returns:
-    The responses as the update needs them, and the metrics of the rollout.
+    The rollout with advantages and returns, and its metrics.
   """
   samples = scored.samples
-  mask = samples.mask
+  mask = samples.mask  # [N, R] bool
   value_mask = mask
   if options.score_place == 'after_eos':
-    value_mask = advantages.after_end(mask)
-  scores = rollout.final_scores(samples.ended, scored.scores, options)
-  kl = jnp.where(mask, divergence.k1(evaluated.logprobs, evaluated.reference_logprobs), 0.0)
-  placed_rewards = advantages.place_rewards(scores, kl, value_mask, kl_coefficient)
+    value_mask = advantages.after_end(mask)  # one place more: the score is there
+  scores = rollout.final_scores(samples.ended, scored.scores, options)  # [N]
+  kl = divergence.k1(evaluated.logprobs, evaluated.reference_logprobs)  # [N, R]
+  kl = jnp.where(mask, kl, 0.0)
+  placed_rewards = advantages.place_rewards(scores, kl, value_mask, kl_coefficient)  # [N, R]
   rewards = placed_rewards
   if options.whiten_rewards:
+    # The mean stays: shifting it would reward or punish the length of responses.
     rewards = masked.whiten(rewards, value_mask, shift_mean=False)
   advantage, returns = advantages.gae(
-    rewards, evaluated.values, value_mask, options.discount, options.gae_lambda
+    rewards,
+    evaluated.values,
+    value_mask,
+    options.discount,
+    options.gae_lambda,
   )
   if options.whiten_advantages:
     advantage = masked.whiten(advantage, mask)
@@ -327,7 +374,16 @@ def assess_rollout(
 
 
 def explained_variance(values: Array, returns: Array, mask: Array) -> Array:
-  """Computes 1 − Var(returns − values) / Var(returns) over the mask, [] float32."""
+  """Computes 1 − Var(returns − values) / Var(returns) over the mask.
+
+  Args:
+    values: [N, R] float32.
+    returns: [N, R] float32.
+    mask: [N, R] bool.
+
+  Returns:
+    [] float32; 1 = values are the returns, 0 = no better than a constant.
+  """
   errors = returns - values
   unexplained = masked.mean((errors - masked.mean(errors, mask)) ** 2, mask)
   variance = masked.mean((returns - masked.mean(returns, mask)) ** 2, mask)
@@ -335,12 +391,15 @@ def explained_variance(values: Array, returns: Array, mask: Array) -> Array:
 
 
 def next_kl_coefficient(
-  coefficient: Array, kl: Array, assessed: AssessedRollout, options: Options
+  coefficient: Array,
+  kl: Array,
+  assessed: AssessedRollout,
+  options: Options,
 ) -> Array:
-  """Returns β for the next step: steered towards `kl_target`, or as it was."""
+  """Returns β for the next step, [] float32: steered towards `kl_target`, or unchanged."""
   if not options.kl_target:
     return coefficient
-  episodes = assessed.mask.shape[0]
+  episodes = assessed.mask.shape[0]  # N; one response is one episode
   return divergence.adapt_kl_coefficient(
     coefficient, kl, options.kl_target, options.kl_horizon, episodes
   )
@@ -360,17 +419,22 @@ def update_minibatch(
   Args:
     carry: ({'policy', 'value'}: the trained parameters, the optimizer's state).
     assessed: the minibatch.
-    pretraining: documents beside it, or None.
+    pretraining: documents for PPO-ptx, as many as responses; None without.
     key: of this minibatch.
     frozen: {'policy', 'value'}: the parameters beside the trained ones.
     definitions: of the models, the optimizer and the layout.
-    options: the section.
+    options: the options of the stage.
+
+  Returns:
+    The next carry, and metrics ([] float32 each).
   """
   trained, opt_state = carry
   pretraining_weight = None
   if pretraining is not None:
-    # The loss is divided by the number of response tokens; a mean over the documents' own tokens,
-    # however the minibatch is cut into micro-batches, needs this weight, one for each row.
+    # The loss is divided by the number of response tokens. With this weight the
+    # documents' part is a mean over their own tokens, however the minibatch is cut
+    # into micro-batches: hence it is computed for the whole minibatch, and repeated
+    # for each row to be cut with the rows.
     responses = masked.total(1.0, assessed.mask)
     targets = masked.total(1.0, pretraining.loss_mask != 0)
     weight = responses / jnp.maximum(targets, 1.0)
@@ -378,7 +442,9 @@ def update_minibatch(
 
   def batch_loss(trained: Params, batch: Any, key: Array) -> steps.Loss:
     del key  # nothing is drawn: dropout is left out
-    return loss(merge_params(trained, frozen), *batch, definitions, options)
+    assessed, pretraining, weight = batch
+    params = merge_params(trained, frozen)
+    return loss(params, assessed, pretraining, weight, definitions, options)
 
   gradients, metrics = steps.compute_gradients(
     batch_loss,
@@ -406,47 +472,67 @@ def loss(
   Args:
     params: {'policy', 'value'}: complete parameters.
     assessed: n responses of at most R tokens.
-    pretraining: [n, T] documents, or None.
-    pretraining_weight: [n] float32, what their sum is multiplied by, the same for all rows.
+    pretraining: [n, T] documents for PPO-ptx; None without.
+    pretraining_weight: [n] float32, the weight of their summed loss, the same in all
+      rows; None without.
     definitions: of the models.
-    options: the section.
+    options: the options of the stage.
 
   Returns:
-    The sum over response tokens and their number, with statistics over the same.
+    The loss summed over response tokens, and their number; statistics over the same
+    tokens.
   """
-  mask = assessed.mask
-  now = forward(
-    definitions,
-    params['policy'],
-    params['value'],
-    assessed.sequences,
-    mask.shape[1],
-    options.sampling.temperature,
-  )
+  mask = assessed.mask  # [n, R] bool
+  now = _forward_minibatch(params, assessed, definitions, options)
   policy_losses, ratios, policy_clipped = policy_gradient.clipped(
-    now.logprobs, assessed.logprobs, assessed.advantages, mask, options.clip, options.clip
+    now.logprobs,
+    assessed.logprobs,
+    assessed.advantages,
+    mask,
+    options.clip,  # below 1
+    options.clip,  # above 1
   )
   value_losses, value_clipped = policy_gradient.clipped_value(
     now.values, assessed.values, assessed.returns, options.value_clip
   )
   policy_total = masked.total(policy_losses, mask)
   value_total = masked.total(value_losses, assessed.value_mask)
+  # Both sums are divided by the number of response tokens, also where the value mask
+  # is longer.
   objective = policy_total + options.value_coefficient * value_total
+  approx_kl = 0.5 * masked.total((now.logprobs - assessed.logprobs) ** 2, mask)
   means = {
     'policy/loss': policy_total,
     'policy/clip_fraction': masked.total(policy_clipped, mask),
     'policy/ratio': masked.total(ratios, mask),
-    'policy/approx_kl': 0.5 * masked.total((now.logprobs - assessed.logprobs) ** 2, mask),
+    'policy/approx_kl': approx_kl,
     'policy/entropy': masked.total(now.entropies, mask),
     'value/loss': value_total,
     'value/clip_fraction': masked.total(value_clipped, mask),
   }
   if pretraining is not None and pretraining_weight is not None:
-    nll = pretraining_nll(params['policy'], pretraining, definitions.model)
-    nll = nll * pretraining_weight[0]
+    weight = pretraining_weight[0]  # the same in every row
+    nll = pretraining_nll(params['policy'], pretraining, definitions.model) * weight
     objective = objective + options.pretraining_coefficient * nll
     means['pretraining/loss'] = nll
   return steps.Loss(total=objective, weight=masked.total(1.0, mask), means=means)
+
+
+def _forward_minibatch(
+  params: Params,
+  assessed: AssessedRollout,
+  definitions: Definitions,
+  options: Options,
+) -> Forward:
+  """Runs policy and value model, as they are now, over a minibatch of responses."""
+  return forward(
+    definitions,
+    params['policy'],
+    params['value'],
+    assessed.sequences,
+    assessed.mask.shape[1],  # R
+    options.sampling.temperature,
+  )
 
 
 def pretraining_nll(params: Params, documents: Sequences, model: Model) -> Array:
@@ -456,17 +542,17 @@ def pretraining_nll(params: Params, documents: Sequences, model: Model) -> Array
   return language_model.nll(logprobs, documents.loss_mask[:, 1:])[0]
 
 
-# The stage.
+# The stage: what runs around the compiled step.
 
 
 def run(context: Context) -> None:
-  """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
+  """Runs the stage; leaves checkpoints and a Hugging Face directory in its folder."""
   options = context.read_options(STAGE)
   training.train_and_export(context, build(context, options), options.loop)
 
 
 def build(context: Context, options: Options) -> loop.Training:
-  """Builds the stage: its state, batches, step and evaluation."""
+  """Builds what the training loop runs: state, batches, step and evaluation."""
   parts = define(context, options)
   train, held_out = rollout.read_prompts(context, options)
   score, score_held_out = open_scores(
@@ -505,11 +591,14 @@ def iterate(
 
   Args:
     state: before the step; its buffers are donated.
-    batch: host prompts [B, P], and documents for PPO-ptx.
+    batch: prompts [B, P] as host arrays, and documents for PPO-ptx or None.
     parts: the compiled rollout and train step.
-    score: the reward.
+    score: the reward, which may leave the devices to read texts.
     reference_params: the parameters of the reference.
-    layout: where batches are placed.
+    layout: the mesh on which batches are placed.
+
+  Returns:
+    The next state, and the metrics of update and reward.
   """
   prompts, pretraining = layout.place(batch)
   samples = parts.generate(state.params, prompts, rollout.sampling_key(state))
@@ -521,7 +610,7 @@ def iterate(
 
 
 def define(context: Context, options: Options) -> RolloutParts:
-  """Defines an iteration, before data and parameters are read."""
+  """Defines the parts of an iteration; data and parameters are read later."""
   check_options(options, context.where)
   rollout.check_batch(context, options)
   store = ModelStore(context, options.lora)
@@ -529,12 +618,13 @@ def define(context: Context, options: Options) -> RolloutParts:
   value = _open_value(context, store, policy, options)
   reference = store.open(options.reference)
   training.write_model_json(context, policy.model)
+  # The learning rate falls with every minibatch, so the schedule counts those.
   updates = options.loop.steps * options.epochs * options.minibatches
   definitions = Definitions(
     model=policy.model,
     value_model=value.model,
     reference_model=reference.model,
-    optimizer=optimizers.make_optimizer(options.optimizer, updates),
+    optimizer=optimizers.make_optimizer(options.optimizer, updates),  # one for both models
     layout=context.layout,
   )
   return RolloutParts(
@@ -548,7 +638,7 @@ def define(context: Context, options: Options) -> RolloutParts:
 
 
 def check_options(options: Options, where: str) -> None:
-  """Checks the options; raises UserError for a place of the score that there is not."""
+  """Checks the options; raises UserError for an unknown `score_place`."""
   if options.score_place not in ('eos', 'after_eos'):
     raise UserError(f'{where}.score_place: expected eos or after_eos, got {options.score_place!r}')
 
@@ -556,13 +646,14 @@ def check_options(options: Options, where: str) -> None:
 def _open_value(
   context: Context, store: ModelStore, policy: OpenModel, options: Options
 ) -> OpenModel:
-  """Opens the value model: one of its own, or a head on the policy's trunk that begins at 0."""
+  """Opens the value model: an own trunk, or a head on the policy's that begins at 0."""
   value = store.open(options.value or options.init, head=True, trained=True)
   if options.value:
     return value
 
   def read_zero_head() -> Params:
-    # Zero, so that values are 0 at first (Ziegler et al. 2019).
+    # Zero, so that values are 0 at first (Ziegler et al. 2019). The trunk that was
+    # read with the head is dropped: the policy has it.
     head = value.read()['score']
     shardings = jax.tree.map(lambda leaf: leaf.sharding, head)
     return {'score': context.layout.create(_zeros_like, shardings, head)}
@@ -585,24 +676,29 @@ def _init_state(
   layout = context.layout
   trained, frozen = lora.split_trainable(policy.read())
   value_trained, value_frozen = lora.split_trainable(value.read())
-  both = steps.create_train_state(
-    {'policy': trained, 'value': value_trained}, definitions.optimizer, context.key(), layout
+  # One optimizer over both models, so that their gradients are clipped by one norm.
+  joint = steps.create_train_state(
+    {'policy': trained, 'value': value_trained},
+    definitions.optimizer,
+    context.key(),
+    layout,
   )
   return PPOState(
-    step=both.step,
+    step=joint.step,
     trained=trained,
-    opt_state=both.opt_state,
-    key=both.key,
+    opt_state=joint.opt_state,
+    key=joint.key,
     value_trained=value_trained,
     frozen={'params': frozen, 'value_params': value_frozen},
     kl_coefficient=layout.create(
-      functools.partial(jnp.float32, options.kl_coefficient), layout.sharding()
+      functools.partial(jnp.float32, options.kl_coefficient),
+      layout.sharding(),
     ),
   )
 
 
 def _pretraining_batches(context: Context, options: Options) -> Iterator[Sequences] | None:
-  """Reads the documents of PPO-ptx; None without its term."""
+  """Returns batches of documents for PPO-ptx; None where its coefficient is 0."""
   if not options.pretraining_coefficient:
     return None
   documents = encode.documents(
@@ -612,14 +708,14 @@ def _pretraining_batches(context: Context, options: Options) -> Iterator[Sequenc
   )
   return batches.sequences(
     documents,
-    options.batch_size * options.num_samples,
+    options.batch_size * options.num_samples,  # rows, as many as responses
     options.pretraining_max_length,
     context.config.seed,
   )
 
 
 def plan(context: Context) -> StagePlan:
-  """Plans the stage for hardware that is not here."""
+  """Plans the programs and the memory of the stage; `context` has an abstract layout."""
   options = context.read_options(STAGE)
   parts = define(context, options)
 
@@ -640,5 +736,9 @@ def plan(context: Context) -> StagePlan:
   )
 
 
-TINY: dict[str, Any] = {'loop': TINY_LOOP, 'batch_size': 8, 'eval_records': 8}
+TINY: dict[str, Any] = {
+  'loop': TINY_LOOP,
+  'batch_size': 8,
+  'eval_records': 8,
+}
 STAGE = StageKind(options=Options, run=run, plan=plan, tiny=TINY)

@@ -1,15 +1,21 @@
 """Preference optimisation: the policy learns from people's rankings without a reward model.
 
-  minimise E_prompt[ 1/C(K,2) Σ_{w above l} ℓ(log π(y_w|x)/π_ref(y_w|x), log π(y_l|x)/π_ref(y_l|x)) ]
+  minimise E_prompt[ 1/C(K,2) Σ_{w above l} ℓ(h_w, h_l) ],   h_i = log π(y_i|x) / π_ref(y_i|x)
 
 This is DPO (Rafailov et al. 2023, arXiv:2305.18290) and its family, one formula each in
-objectives/preference.py. Two of them are not of pairs: `plackett_luce` takes the complete order of
-K responses, `kto` each best and worst response by itself, and single responses that somebody
-called good or bad. What the reference says of the responses is computed once, before the first
-step, and kept in the stage's folder, or at every step (`reference_logprobs`). Left out: dropout.
+objectives/preference.py. Two of them do not compare pairs: `plackett_luce` takes the complete
+order of K responses; `kto` takes each best and worst response by itself, and single responses
+that somebody called good or bad. The reference's logprobs are computed once, before the first
+step, and kept in the stage's folder; or at every step (`reference_logprobs`). Left out: dropout.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+  Callable,
+  Iterable,
+  Iterator,
+  Mapping,
+  Sequence,
+)
 import dataclasses
 import functools
 import hashlib
@@ -58,14 +64,15 @@ class Options:
   init: str = 'sft'  # the policy that is trained
   lora: LoraOptions = LoraOptions()  # adapters beside frozen matrices instead of all parameters
   reference: str = 'sft'  # a stage, its folder or a directory; '' for losses that need none
-  # stored: computed once, before the first step; live: at every step, for data too large for that.
+  # stored: computed once, before the first step; live: at every step, for data that
+  # is too large for a pass before training.
   reference_logprobs: str = 'stored'
   loss: str = 'dpo'  # a name in preference.PREFERENCE_LOSSES, which brings settings of its own
   batch_size: int = 16  # rows of a batch, over all devices
   responses_per_row: int = 4  # places of a row; complete rankings share a row, none is split
   max_length: int = 96  # tokens of a prompt with one response
-  # What becomes of a ranking with a longer response: drop (they are counted), truncate_left (the
-  # prompt loses its beginning) or error.
+  # What becomes of a ranking with a longer response: drop (they are counted),
+  # truncate_left (the prompt loses its beginning) or error.
   overlong: str = 'drop'
   microbatches: int = 1  # parts of a batch, one after the other, to save memory
   eval_records: int = 200  # held-out rankings
@@ -79,12 +86,13 @@ class Options:
     warmup_steps=10,
   )
   loop: LoopOptions = LoopOptions(steps=200)
-  # The settings of the chosen loss, made of the same section.
+  # The settings of the chosen loss, from keys of the same section
+  # (StageKind.choices).
   settings: Any = dataclasses.field(default=preference.DPOSettings(), metadata={'in_config': False})
 
 
 class ResponseLogprobs(NamedTuple):
-  """What a model says of ranked responses.
+  """The log-probabilities of ranked responses under a model.
 
   Attributes:
     sums: [B, K] float32, log π(y|x) in nats; 0 where a place is empty.
@@ -104,7 +112,7 @@ def train_step(
   anchor: Array | None = None,
   *,
   definitions: Definitions,
-  options: Options,
+  options: Any,
 ) -> tuple[TrainState, dict[str, Array]]:
   """Makes one update of the policy from rankings.
 
@@ -112,15 +120,17 @@ def train_step(
 
   Args:
     state: the policy, the optimizer's state, the step and the root key.
-    batch: B rows of K places, with `reference_logprobs` for losses that need a reference; B is a
-      multiple of `options.microbatches`.
+    batch: B rows of K places, with `reference_logprobs` for losses that need a
+      reference; B is a multiple of `options.microbatches`.
     anchor: [] float32, KTO's z (`estimate_anchor`); None for the other losses.
     definitions: of the policy, its optimizer and the layout.
-    options: the section, with the loss and its settings.
+    options: with loss, settings, reference and microbatches; online_preference passes
+      its own.
 
   Returns:
-    The next state, and metrics ([] float32 each): loss, accuracy and margin over untied pairs,
-    logprob/best, logprob/worst, tokens, and the norms of gradient, update and parameters.
+    The next state, and metrics ([] float32 each): loss, accuracy and margin over
+    untied pairs, logprob/best, logprob/worst, tokens, and the norms of gradient,
+    update and parameters.
   """
 
   def batch_loss(params: Params, batch: Rankings, key: Array) -> steps.Loss:
@@ -143,28 +153,30 @@ def loss(
   model: Model,
   options: Any,
 ) -> steps.Loss:
-  """Computes the loss that the section names.
+  """Computes the loss that `options.loss` names.
 
   Args:
     params: the policy's parameters.
     batch: B rows of K places.
     anchor: [] float32, KTO's z; None for the other losses.
     model: the policy's definition.
-    options: a stage's options with loss, settings and reference.
+    options: with loss, settings and reference.
 
   Returns:
-    The sum over prompts (KTO: over responses) and their number, with statistics over untied pairs.
+    The loss summed over prompts (KTO: over responses), and their number; statistics
+    over untied pairs.
   """
   entry = preference.PREFERENCE_LOSSES[options.loss]
-  logprobs, lengths = response_logprobs(model, params, batch)
+  logprobs, lengths = response_logprobs(model, params, batch)  # [B, K] both
   responses = preference.Response(logprobs, batch.reference_logprobs, lengths)
   labels = preference.Labels(batch.ranks, batch.group, batch.confidence, anchor)
   total, weight = entry.apply(responses, labels, options.settings)
 
-  pairs = ranking.better_pairs(batch.ranks, batch.group)
-  best, worst = ranking.best_and_worst(batch.ranks, batch.group)
-  margins = responses.ratio[:, :, None] - responses.ratio[:, None, :]
+  pairs = ranking.better_pairs(batch.ranks, batch.group)  # [B, K, K] bool
+  best, worst = ranking.best_and_worst(batch.ranks, batch.group)  # [B, K] bool
+  margins = responses.ratio[:, :, None] - responses.ratio[:, None, :]  # [B, K, K]
   pair_count = masked.total(1.0, pairs)
+  # Without a reference the reward is the mean logprob of a token (SimPO).
   implicit_reward = responses.ratio if options.reference else responses.mean
   correct, _ = ranking.accuracy(implicit_reward, batch.ranks, batch.group)
   return steps.Loss(
@@ -172,41 +184,61 @@ def loss(
     weight=weight,
     means={
       'accuracy': (correct, pair_count),
-      'margin': (options.settings.beta * masked.total(margins, pairs), pair_count),
-      'logprob/best': (masked.total(logprobs, best), masked.total(1.0, best)),
-      'logprob/worst': (masked.total(logprobs, worst), masked.total(1.0, worst)),
+      'margin': (
+        options.settings.beta * masked.total(margins, pairs),
+        pair_count,
+      ),
+      'logprob/best': (
+        masked.total(logprobs, best),
+        masked.total(1.0, best),
+      ),
+      'logprob/worst': (
+        masked.total(logprobs, worst),
+        masked.total(1.0, worst),
+      ),
     },
     counts={'tokens': jnp.sum(batch.segment_ids > 0, dtype=jnp.float32)},
   )
 
 
 def response_logprobs(model: Model, params: Params, batch: Rankings) -> ResponseLogprobs:
-  """Computes log π(y|x), summed over each response."""
+  """Computes log π(y|x), summed over each response.
+
+  Args:
+    model: the definition.
+    params: its parameters.
+    batch: B rows of K places.
+
+  Returns:
+    Sums and lengths, [B, K] float32.
+  """
   shape = batch.group.shape
-  tokens = _as_rows(batch.tokens)
+  tokens = _as_rows(batch.tokens)  # [B * K, T]
   segment_ids = _as_rows(batch.segment_ids)
   hidden, _ = model.apply(params, tokens, _as_rows(batch.positions), segment_ids)
   # The state at a token predicts the next one.
   logprobs, _ = heads.token_logprobs(model, params, hidden[:, :-1], tokens[:, 1:])
-  places = jnp.arange(1, tokens.shape[1])
+  places = jnp.arange(1, tokens.shape[1])  # of the targets
   is_response = places >= batch.begins.reshape(-1, 1)
-  mask = is_response & (segment_ids[:, 1:] > 0)
+  mask = is_response & (segment_ids[:, 1:] > 0)  # [B * K, T - 1]
   sums = jnp.sum(jnp.where(mask, logprobs, 0.0), axis=1)
-  lengths = jnp.maximum(jnp.sum(mask, axis=1, dtype=jnp.float32), 1.0)
+  lengths = jnp.sum(mask, axis=1, dtype=jnp.float32)
+  lengths = jnp.maximum(lengths, 1.0)  # at empty places too, as some losses divide by it
   return ResponseLogprobs(sums.reshape(shape), lengths.reshape(shape))
 
 
 def mismatched(batch: Rankings) -> Rankings:
-  """Gives each prompt a response to another prompt, for KTO's anchor.
+  """Pairs each prompt with a response to another prompt, for KTO's anchor.
 
-  It is the response in the same place of the next row, whose prompts are others (no prompt is
-  split over rows), cut at T; of a batch of one row, the response in the next place.
+  It is the response in the same place of the next row, whose prompts are others (no
+  prompt is split over rows), cut at T; of a batch of one row, the response in the
+  next place.
   """
   B, K, T = batch.tokens.shape
   shift = K if B > 1 else 1
   tokens = _as_rows(batch.tokens)
-  begins = batch.begins.reshape(B * K, 1)
-  lengths = _as_rows(batch.segment_ids).sum(1, keepdims=True)
+  begins = batch.begins.reshape(B * K, 1)  # where the own response begins
+  lengths = _as_rows(batch.segment_ids).sum(1, keepdims=True)  # of prompt and response
   present = batch.group.reshape(B * K, 1) > 0
   other_tokens = jnp.roll(tokens, -shift, axis=0)
   other_begins = jnp.roll(begins, -shift, axis=0)
@@ -214,9 +246,14 @@ def mismatched(batch: Rankings) -> Rankings:
   other_present = jnp.roll(present, -shift, axis=0)
 
   places = jnp.arange(T)[None]
-  # Behind the own prompt stands the other response: take it from where it begins there.
+  # After the own prompt comes the other response, from where it begins in its row.
   source = jnp.clip(places - begins + other_begins, 0, T - 1)
-  joined = jnp.where(places < begins, tokens, jnp.take_along_axis(other_tokens, source, axis=1))
+  joined = jnp.where(
+    places < begins,
+    tokens,
+    jnp.take_along_axis(other_tokens, source, axis=1),
+  )
+  # The end of the joined row; what is longer than T is cut.
   end = jnp.minimum(begins + other_lengths - other_begins, T)
   inside = (places < end) & present & other_present
   return batch.replace(
@@ -233,7 +270,22 @@ def estimate_anchor(
   model: Model,
   reference_model: Model,
 ) -> Array:
-  """Estimates KTO's z, [] float32, from prompts with responses to other prompts."""
+  """Estimates KTO's z from prompts with responses to other prompts.
+
+  z is the KL between policy and reference that a response is compared with
+  (Ethayarajh et al. 2024, arXiv:2402.01306); unmatched responses stand for samples of
+  the policy.
+
+  Args:
+    params: the policy's parameters.
+    reference_params: the reference's.
+    batch: B rows of K places.
+    model: the policy's definition.
+    reference_model: the reference's.
+
+  Returns:
+    [] float32, in nats.
+  """
   other = mismatched(batch)
   policy = response_logprobs(model, params, other)
   reference = response_logprobs(reference_model, reference_params, other)
@@ -250,7 +302,7 @@ def _as_rows(x: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-  """The reference of a stage, read.
+  """The reference of a stage, with its parameters.
 
   Attributes:
     model: its definition.
@@ -264,7 +316,7 @@ class Reference:
 
 
 def open_reference(context: Context, options: Options) -> Reference | None:
-  """Opens the reference; None for a stage without one."""
+  """Opens the reference and reads its parameters; None for a stage without one."""
   if not options.reference:
     return None
   opened = ModelStore(context, options.lora).open(options.reference)
@@ -288,23 +340,25 @@ def store_reference_logprobs(
   name: str,
   examples: Sequence[dict[str, Any]],
 ) -> None:
-  """Computes what the reference says of all examples, or reads it from the stage's folder.
+  """Adds the reference's logprobs to all examples, from the stage's folder or computed anew.
 
   Args:
     context: the surroundings of the stage.
     options: the section.
     reference: the reference.
-    name: of the split, for the file's name.
-    examples: encoded rankings, which get `reference_logprobs`.
+    name: the name of the split, which becomes part of the file's name.
+    examples: encoded rankings, which are changed in place.
   """
 
-  def compute(examples: Sequence[dict]) -> Iterator[tuple[Rankings, np.ndarray]]:
+  def compute(
+    examples: Sequence[dict],
+  ) -> Iterator[tuple[Rankings, np.ndarray]]:
     progress = tqdm.tqdm(
       _iterate_once(examples, options),
       desc=f'{context.name}: the reference reads',
       unit='batch',
       leave=False,
-      disable=None,  # without a terminal
+      disable=None,  # no bar without a terminal
     )
     for batch in progress:
       logprobs = reference.logprobs(reference.params, context.layout.place(batch))
@@ -324,17 +378,19 @@ def add_reference(
 
   Args:
     examples: encoded rankings.
-    path: where they are kept.
-    reference_fingerprint: of the reference's parameters.
+    path: the file of the log-probabilities.
+    reference_fingerprint: the fingerprint of the reference's parameters.
     compute: examples → batches with their log-probabilities [B, K].
 
   Raises:
-    UserError: the file is of another reference, or of other tokens: another data set or tokenizer.
+    UserError: the file was made with another reference, or for other tokens (another
+      data set or tokenizer).
   """
   tokens_fingerprint = _fingerprint_tokens(examples)
   if path.is_file():
     values = _read_reference(path, reference_fingerprint, tokens_fingerprint)
   else:
+    # Batches keep the order of examples and of their responses.
     parts = [logprobs[batch.group > 0] for batch, logprobs in compute(examples)]
     values = np.concatenate(parts)
     if hosts.is_first_process():
@@ -345,8 +401,10 @@ def add_reference(
     example['reference_logprobs'] = own
 
 
-def _fingerprint_tokens(examples: Sequence[Mapping[str, np.ndarray]]) -> str:
-  """Returns a fingerprint of what the reference reads."""
+def _fingerprint_tokens(
+  examples: Sequence[Mapping[str, np.ndarray]],
+) -> str:
+  """Returns a fingerprint of the tokens that the reference reads, as a hex string."""
   digest = hashlib.sha256()
   for example in examples:
     for name in ('tokens', 'begins', 'lengths'):
@@ -355,7 +413,7 @@ def _fingerprint_tokens(examples: Sequence[Mapping[str, np.ndarray]]) -> str:
 
 
 def _read_reference(path: Path, reference: str, tokens: str) -> np.ndarray:
-  """Reads stored log-probabilities; raises UserError if they are of something else."""
+  """Reads stored log-probabilities; raises UserError if a fingerprint differs."""
   with np.load(path, allow_pickle=False) as stored:
     values = stored['logprobs']
     same_reference = str(stored['reference']) == reference
@@ -370,6 +428,7 @@ def _read_reference(path: Path, reference: str, tokens: str) -> np.ndarray:
 
 
 def _write_reference(path: Path, values: np.ndarray, reference: str, tokens: str) -> None:
+  # Replaced at once: a run that is cut while it writes leaves no half file.
   with files.replacing(path) as temporary, open(temporary, 'wb') as file:
     np.savez(file, logprobs=values, reference=reference, tokens=tokens)
 
@@ -378,13 +437,13 @@ def _write_reference(path: Path, values: np.ndarray, reference: str, tokens: str
 
 
 def run(context: Context) -> None:
-  """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
+  """Runs the stage; leaves checkpoints and a Hugging Face directory in its folder."""
   options = context.read_options(STAGE)
   training.train_and_export(context, build(context, options), options.loop)
 
 
 def build(context: Context, options: Options) -> loop.Training:
-  """Builds the stage: its state, batches, step and evaluation."""
+  """Builds what the training loop runs: state, batches, step and evaluation."""
   check_options(options, context.where)
   trainable = training.open_trainable(context, options)
   definitions = trainable.definitions
@@ -406,19 +465,23 @@ def build(context: Context, options: Options) -> loop.Training:
 
   def full_step(state: TrainState, batch: Rankings) -> tuple[TrainState, dict[str, Array]]:
     placed = prepare(batch)
+    # The anchor first: the step donates the parameters.
     return step(state, placed, anchor(state.params, placed))
 
+  # The prompt of a ranking is what stands before its first response.
   shown = held_out_examples[: max(options.shown_responses, 1)]
   prompts = [example['tokens'][0, : example['begins'][0]] for example in shown]
   show = training.build_show_responses(context, definitions.model, prompts, options)
   measure = build_measure(definitions.model, options)
 
-  def evaluate(state: TrainState) -> tuple[dict[str, float], list[dict[str, str]]]:
+  def evaluate(
+    state: TrainState,
+  ) -> tuple[dict[str, float], list[dict[str, str]]]:
     losses = []
     for batch in _iterate_once(held_out_examples, options):
       placed = prepare(batch)
       value = measure(state.params, placed, anchor(state.params, placed))
-      losses.append(jax.device_get(value))
+      losses.append(jax.device_get(value))  # sums, so that they add up exactly
     return average_losses(losses), show(state)
 
   return loop.Training(
@@ -437,14 +500,15 @@ def build(context: Context, options: Options) -> loop.Training:
 
 
 def check_options(options: Any, where: str) -> None:
-  """Checks the options of a stage with such a loss.
+  """Checks the options of a stage with a preference loss.
 
   Args:
     options: with loss, settings and reference.
     where: the section's name, for messages.
 
   Raises:
-    UserError: a loss that there is not, or settings that it cannot have.
+    UserError: an unknown loss, settings out of their ranges, or no reference for a
+      loss that needs one.
   """
   known = preference.PREFERENCE_LOSSES
   if options.loss not in known:
@@ -456,13 +520,15 @@ def check_options(options: Any, where: str) -> None:
   if not options.reference and known[options.loss].needs_reference:
     without = [name for name, entry in known.items() if not entry.needs_reference]
     raise UserError(f'{where}.reference: {options.loss} needs one; without: {", ".join(without)}')
-  places = getattr(options, 'reference_logprobs', 'stored')
+  places = getattr(options, 'reference_logprobs', 'stored')  # online_preference has none
   if places not in ('stored', 'live'):
     raise UserError(f'{where}.reference_logprobs: expected stored or live, got {places!r}')
 
 
 def check_examples(
-  examples: Sequence[Mapping[str, np.ndarray]], options: Options, where: str
+  examples: Sequence[Mapping[str, np.ndarray]],
+  options: Options,
+  where: str,
 ) -> None:
   """Checks that the loss can learn from these rankings; raises UserError if not."""
   known = preference.PREFERENCE_LOSSES
@@ -510,7 +576,7 @@ def build_measure(model: Model, options: Options) -> Callable[..., steps.Loss]:
 
 
 def average_losses(losses: Sequence[steps.Loss]) -> dict[str, float]:
-  """Averages the losses of several batches, each statistic over what it is a sum over."""
+  """Averages losses and statistics over several batches, each by its own weight."""
   totals = [(value.total, value.weight) for value in losses]
   values = {'loss': _average(totals)}
   for name in losses[0].means:
@@ -526,9 +592,12 @@ def _average(pairs: Sequence[tuple[Any, Any]]) -> Any:
 
 
 def _prepare(
-  batch: Rankings, layout: Layout, reference: Reference | None, options: Options
+  batch: Rankings,
+  layout: Layout,
+  reference: Reference | None,
+  options: Options,
 ) -> Rankings:
-  """Places a batch on the mesh, and lets the reference read it where it is asked at every step."""
+  """Places a batch on the mesh; adds the reference's logprobs if `reference_logprobs` is live."""
   placed = layout.place(batch)
   if reference is None or options.reference_logprobs == 'stored':
     return placed
@@ -541,7 +610,10 @@ def _encode(context: Context, records: Sequence[Any], options: Options) -> list[
 
 def _iterate_once(examples: Sequence[Mapping], options: Options) -> Iterable[Rankings]:
   return batches.rankings_once(
-    examples, options.batch_size, options.responses_per_row, options.max_length
+    examples,
+    options.batch_size,
+    options.responses_per_row,
+    options.max_length,
   )
 
 
@@ -549,7 +621,7 @@ def _iterate_once(examples: Sequence[Mapping], options: Options) -> Iterable[Ran
 
 
 def plan(context: Context) -> StagePlan:
-  """Plans the stage for hardware that is not here."""
+  """Plans the programs and the memory of the stage; `context` has an abstract layout."""
   options = context.read_options(STAGE)
   check_options(options, context.where)
   layout = context.layout
@@ -557,21 +629,29 @@ def plan(context: Context) -> StagePlan:
   definitions = trainable.definitions
   state = trainable.init()
   batch = abstract_rankings(
-    layout, options.batch_size, options.responses_per_row, options.max_length
+    layout,
+    options.batch_size,
+    options.responses_per_row,
+    options.max_length,
   )
   rows = options.batch_size * options.responses_per_row
   residents = resident(state)
   programs = []
-  anchor = None
+  anchor = None  # for all losses but KTO
   if options.reference:
     opened = ModelStore(context, options.lora).open(options.reference)
     reference_params = opened.read()
     residents['reference'] = reference_params
     logprobs = build_logprobs(opened.model)
     reading = work.forward(
-      opened.model.config, layout, rows, options.max_length, options.max_length
+      opened.model.config,
+      layout,
+      rows,
+      options.max_length,
+      options.max_length,
     )
-    programs.append(Program('reference', lambda: logprobs.lower(reference_params, batch), reading))
+    lower = functools.partial(logprobs.lower, reference_params, batch)
+    programs.append(Program('reference', lower, reading))
     if preference.PREFERENCE_LOSSES[options.loss].single_responses:
       anchor = abstract_scalar(layout, jnp.float32)
   step = training.compile_train_step(train_step, definitions, options)
@@ -584,7 +664,8 @@ def plan(context: Context) -> StagePlan:
     options.microbatches,
     state.trained,
   )
-  programs.append(Program('step', lambda: step.lower(state, batch, anchor), update))
+  lower_step = functools.partial(step.lower, state, batch, anchor)
+  programs.append(Program('step', lower_step, update))
   return StagePlan(residents, programs, [])
 
 

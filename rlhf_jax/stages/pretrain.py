@@ -2,7 +2,7 @@
 
   minimise −mean_t log p(x_t | x_<t)   over every token of every document but its first
 
-Documents are packed into rows of `max_length` tokens without seeing each other; longer ones are
+Documents are packed into rows of `max_length` tokens and attend only to themselves; longer ones are
 cut into windows. Left out: dropout.
 """
 
@@ -25,7 +25,16 @@ from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.supervised import loss, train_step
 from rlhf_jax.types import TrainState
 
-__all__ = ['STAGE', 'Options', 'build', 'loss', 'plan', 'run', 'train_step']
+# loss and train_step are those of all stages that learn from packed rows.
+__all__ = [
+  'STAGE',
+  'Options',
+  'build',
+  'loss',
+  'plan',
+  'run',
+  'train_step',
+]
 
 PROMPT_TOKENS = 8  # of a held-out document, which the model continues at each evaluation
 
@@ -53,13 +62,13 @@ class Options:
 
 
 def run(context: Context) -> None:
-  """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
+  """Runs the stage; leaves checkpoints and a Hugging Face directory in its folder."""
   options = context.read_options(STAGE)
   training.train_and_export(context, build(context, options), options.loop)
 
 
 def build(context: Context, options: Options) -> loop.Training:
-  """Builds the stage: its state, batches, step and evaluation."""
+  """Builds what the training loop runs: state, batches, step and evaluation."""
   tokenizer = context.tokenizer
   trainable = training.open_trainable(context, options)
   definitions = trainable.definitions
@@ -68,8 +77,9 @@ def build(context: Context, options: Options) -> loop.Training:
   documents = sources.load_records(options.data, 'document', 'train')
   examples = encode.documents(documents, tokenizer, options.max_length)
   held_out_examples = encode.documents(held_out, tokenizer, options.max_length)
+  # Nats per character, unlike nats per token, can be compared between tokenizers.
   characters = sum(len(document.text) for document in held_out)
-  compared = baselines.nats_per_character(documents, held_out)
+  baseline_values = baselines.nats_per_character(documents, held_out)
   measure_loss = supervised.build_evaluation(
     definitions.model,
     context.layout,
@@ -77,33 +87,42 @@ def build(context: Context, options: Options) -> loop.Training:
     options.batch_size,
     options.max_length,
   )
-  beginnings = [example['tokens'][:PROMPT_TOKENS] for example in held_out_examples]
+  beginnings = [example['tokens'][:PROMPT_TOKENS].tolist() for example in held_out_examples]
   show = training.build_show_responses(context, definitions.model, beginnings, options)
 
-  def evaluate(state: TrainState) -> tuple[dict[str, float], list[dict[str, str]]]:
+  def evaluate(
+    state: TrainState,
+  ) -> tuple[dict[str, float], list[dict[str, str]]]:
     nats_per_token, tokens = measure_loss(state.params)
     values = {
       'loss': nats_per_token,
       'perplexity': math.exp(min(nats_per_token, 50)),  # finite for an untrained model
       'nats_per_character': nats_per_token * tokens / characters,
     }
-    return values | compared, show(state)
+    return values | baseline_values, show(state)
 
   return loop.Training(
     name=context.name,
     init=trainable.init,
     evaluate=evaluate,
     batches=batches.sequences(
-      examples, options.batch_size, options.max_length, context.config.seed
+      examples,
+      options.batch_size,
+      options.max_length,
+      context.config.seed,
     ),
     step=training.compile_train_step(train_step, definitions, options),
   )
 
 
 def plan(context: Context) -> StagePlan:
-  """Plans the stage for hardware that is not here."""
+  """Plans the programs and the memory of the stage; `context` has an abstract layout."""
   return supervised.plan(context, context.read_options(STAGE))
 
 
-TINY: dict[str, Any] = {'loop': TINY_LOOP, 'batch_size': 8, 'eval_records': 8}
+TINY: dict[str, Any] = {
+  'loop': TINY_LOOP,
+  'batch_size': 8,
+  'eval_records': 8,
+}
 STAGE = StageKind(options=Options, run=run, plan=plan, tiny=TINY)

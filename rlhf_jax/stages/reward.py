@@ -1,11 +1,13 @@
-"""A reward model from human rankings (step 3 of the four; Ouyang et al. 2022, section 3.5, eq. 1).
+"""A reward model trained on human rankings (step 3 of the four).
 
   minimise −E_prompt[ 1/C(K,2) Σ_{w above l} log σ(r(x, y_w) − r(x, y_l)) ]
 
-The score is a linear head on the hidden state of a response's last token, its end of turn. All
-responses to one prompt are one element of the batch. Other losses: `plackett_luce` and
-`plain_pairs`. After the last step a bias is subtracted, so that human demonstrations score 0 on
-average.
+The score is a linear head on the hidden state of a response's last token, its end of
+turn. All responses to one prompt are one element of the batch. Other losses:
+`plackett_luce` and `plain_pairs`. After the last step a bias is subtracted, so that
+human demonstrations score 0 on average.
+
+Source: Ouyang et al. 2022, section 3.5, equation 1.
 
 Departures from the paper:
   1. The mean is over the untied pairs of a prompt.
@@ -13,8 +15,9 @@ Departures from the paper:
 Left out: dropout.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -30,7 +33,12 @@ from rlhf_jax.models.lora import LoraOptions
 from rlhf_jax.models.transformer import Model
 from rlhf_jax.objectives import ranking
 from rlhf_jax.planning import work
-from rlhf_jax.planning.programs import abstract_rankings, Program, resident, StagePlan
+from rlhf_jax.planning.programs import (
+  abstract_rankings,
+  Program,
+  resident,
+  StagePlan,
+)
 from rlhf_jax.runtime import hosts, loop
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.loop import LoopOptions
@@ -39,7 +47,14 @@ from rlhf_jax.stages.shared import training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.training import Definitions
-from rlhf_jax.types import Params, Prompts, Rankings, Samples, Sequences, TrainState
+from rlhf_jax.types import (
+  Params,
+  Prompts,
+  Rankings,
+  Samples,
+  Sequences,
+  TrainState,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +67,15 @@ class Options:
   batch_size: int = 16  # rows of a batch, over all devices
   responses_per_row: int = 4  # places of a row; complete rankings share a row, none is split
   max_length: int = 96  # tokens of a prompt with one response
-  # What becomes of a ranking with a longer response: drop (they are counted), truncate_left (the
-  # prompt loses its beginning) or error.
+  # What becomes of a ranking with a longer response: drop (they are counted),
+  # truncate_left (the prompt loses its beginning) or error.
   overlong: str = 'drop'
   microbatches: int = 1  # parts of a batch, one after the other, to save memory
   eval_records: int = 400  # held-out rankings
-  centre: bool = True  # subtract the mean score of human demonstrations
-  centre_records: int = 256  # so many of `demonstrations`
+  centre: bool = True  # subtract the mean score of human demonstrations after the last step
+  centre_records: int = 256  # the number of demonstrations for that mean
   data: DataOptions = DataOptions()
-  demonstrations: DataOptions = DataOptions()
+  demonstrations: DataOptions = DataOptions()  # for `centre`
   optimizer: OptimizerOptions = OptimizerOptions(
     learning_rate=1e-4,
     schedule='linear',
@@ -69,7 +84,7 @@ class Options:
   loop: LoopOptions = LoopOptions(steps=200)
 
 
-# The formula and the step.
+# The pure functions of a step.
 
 
 def last_scores(
@@ -91,10 +106,11 @@ def last_scores(
   Returns:
     [...] float32.
   """
-  leading = tokens.shape[:-1]
-  segment_ids = _as_rows(segment_ids)
+  leading = tokens.shape[:-1]  # N rows in all
+  segment_ids = _as_rows(segment_ids)  # [N, T]
   hidden, _ = model.apply(params, _as_rows(tokens), _as_rows(positions), segment_ids)
   places = jnp.arange(segment_ids.shape[1])
+  # The greatest place that is no padding, so left and right padding are read alike.
   last = jnp.max(jnp.where(segment_ids > 0, places, 0), axis=1)  # [N]
   last_hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]  # [N, D]
   return heads.scalar_scores(params, last_hidden).reshape(leading)
@@ -110,7 +126,8 @@ def loss(params: Params, batch: Rankings, model: Model, loss_name: str) -> steps
     loss_name: a name in ranking.REWARD_LOSSES.
 
   Returns:
-    The sum over prompts (pairs: `plain_pairs`) and their number; the accuracy over untied pairs.
+    The loss summed over prompts (`plain_pairs`: over pairs), and their number; the
+    accuracy over untied pairs.
   """
   formula = ranking.REWARD_LOSSES[loss_name]
   scores = last_scores(model, params, batch.tokens, batch.positions, batch.segment_ids)
@@ -119,7 +136,7 @@ def loss(params: Params, batch: Rankings, model: Model, loss_name: str) -> steps
   else:
     total, weight = formula.function(scores, batch.ranks, batch.group)
   correct, pairs = ranking.accuracy(scores, batch.ranks, batch.group)
-  present = batch.group > 0
+  present = batch.group > 0  # [B, K]
   return steps.Loss(
     total=total,
     weight=weight,
@@ -147,11 +164,11 @@ def train_step(
     batch: B rows of K places, each with one response to a prompt; B is a multiple of
       `options.microbatches`.
     definitions: of the model, which has a scalar head, its optimizer and the layout.
-    options: the section; `loss` and `microbatches` are read.
+    options: the options of the stage, of which `loss` and `microbatches` are read.
 
   Returns:
-    The next state, and metrics ([] float32 each): loss, accuracy over untied pairs, pairs,
-    score/sum, tokens, and the norms of gradient, update and parameters.
+    The next state, and metrics ([] float32 each): loss, accuracy over untied pairs,
+    pairs, score/sum, tokens, and the norms of gradient, update and parameters.
   """
 
   def batch_loss(params: Params, batch: Rankings, key: jax.Array) -> steps.Loss:
@@ -172,20 +189,26 @@ def _as_rows(x: jax.Array) -> jax.Array:
   return x.reshape(-1, x.shape[-1])
 
 
-# The score of generated responses, which other stages use.
+# Scores of generated responses, for stages that learn from them.
 
 
 def score_sequences(model: Model, params: Params, sequences: Sequences) -> jax.Array:
   """Scores whole sequences, prompts with their responses: [N, T] → [N] float32."""
-  return last_scores(model, params, sequences.tokens, sequences.positions, sequences.segment_ids)
+  return last_scores(
+    model,
+    params,
+    sequences.tokens,
+    sequences.positions,
+    sequences.segment_ids,
+  )
 
 
-def build_score(model: Model, parts: int = 1) -> Callable[[Params, Prompts, Samples], jax.Array]:
+def build_score(model: Model, parts: int = 1) -> jax.stages.Wrapped:
   """Builds the compiled score of generated responses.
 
   Args:
     model: a definition with a scalar head.
-    parts: the responses are read in so many parts, to save memory.
+    parts: the number of parts in which the responses are read, to save memory.
 
   Returns:
     score(params, prompts [B, P], samples [B * K, R]) → [B * K] float32.
@@ -205,13 +228,13 @@ def build_score(model: Model, parts: int = 1) -> Callable[[Params, Prompts, Samp
 
 
 def run(context: Context) -> None:
-  """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
+  """Runs the stage; leaves checkpoints and a Hugging Face directory in its folder."""
   options = context.read_options(STAGE)
   training.train_and_export(context, build(context, options), options.loop)
 
 
 def build(context: Context, options: Options) -> loop.Training:
-  """Builds the stage: its state, batches, step and evaluation."""
+  """Builds what the training loop runs: state, batches, step and evaluation."""
   check_options(options, context.where)
   trainable = training.open_trainable(context, options, head=True)
   definitions = trainable.definitions
@@ -224,17 +247,25 @@ def build(context: Context, options: Options) -> loop.Training:
 
   def score_all(state: TrainState, examples: Sequence[Mapping]) -> Iterator:
     for batch in _iterate_once(examples, options):
-      yield batch, hosts.to_host(score(state.params, context.layout.place(batch)))
+      yield (
+        batch,
+        hosts.to_host(score(state.params, context.layout.place(batch))),
+      )
 
   def evaluate(state: TrainState) -> tuple[dict[str, float], list]:
-    return accuracies(score_all(state, held_out_examples), held_out), []
+    return measure_accuracy(score_all(state, held_out_examples), held_out), []
 
   def centre(state: TrainState) -> TrainState:
+    # Long demonstrations are dropped whatever `overlong` says: only a mean is wanted.
     examples = _encode(context, _demonstrations_as_rankings(options), options, 'drop')
+    # Without the empty places that fill up rows.
     scores = [values[batch.group > 0] for batch, values in score_all(state, examples)]
     mean = np.concatenate(scores).mean(dtype=np.float64)
     head = state.trained['score']
-    head = {**head, 'bias': head['bias'] - np.float32(mean)}
+    head = {
+      **head,
+      'bias': head['bias'] - np.float32(mean),
+    }  # other leaves are untouched
     return state.replace(trained={**state.trained, 'score': head})
 
   return loop.Training(
@@ -253,7 +284,7 @@ def build(context: Context, options: Options) -> loop.Training:
   )
 
 
-def build_batch_score(model: Model) -> Callable[[Params, Rankings], jax.Array]:
+def build_batch_score(model: Model) -> jax.stages.Wrapped:
   """Builds the compiled score of a batch of rankings: (params, Rankings) → [B, K] float32."""
 
   @jax.jit
@@ -264,7 +295,7 @@ def build_batch_score(model: Model) -> Callable[[Params, Rankings], jax.Array]:
 
 
 def check_options(options: Options, where: str) -> None:
-  """Checks the options; raises UserError for a loss that there is not."""
+  """Checks the options; raises UserError for an unknown loss."""
   if options.loss not in ranking.REWARD_LOSSES:
     known = ', '.join(ranking.REWARD_LOSSES)
     raise UserError(f'{where}.loss: expected one of {known}, got {options.loss!r}')
@@ -276,7 +307,7 @@ def _check_records(
   options: Options,
   where: str,
 ) -> None:
-  """Checks that the loss can learn from these rankings."""
+  """Checks that the loss can learn from these rankings; raises UserError if not."""
   soft = any(row.confidence < 1 for row in train)
   if soft and not ranking.REWARD_LOSSES[options.loss].accepts_soft_labels:
     raise UserError(
@@ -291,19 +322,27 @@ def _check_records(
 
 
 def _encode(
-  context: Context, rows: Sequence[records.Ranking], options: Options, overlong: str
+  context: Context,
+  rows: Sequence[records.Ranking],
+  options: Options,
+  overlong: str,
 ) -> list[dict]:
   return encode.rankings(rows, context.tokenizer, options.max_length, overlong)
 
 
 def _iterate_once(examples: Sequence[Mapping], options: Options) -> Iterable[Rankings]:
   return batches.rankings_once(
-    examples, options.batch_size, options.responses_per_row, options.max_length
+    examples,
+    options.batch_size,
+    options.responses_per_row,
+    options.max_length,
   )
 
 
-def _demonstrations_as_rankings(options: Options) -> list[records.Ranking]:
-  """Reads human demonstrations as rankings of one response each."""
+def _demonstrations_as_rankings(
+  options: Options,
+) -> list[records.Ranking]:
+  """Reads human demonstrations as rankings of a single response each."""
   demonstrations = sources.load_records(options.demonstrations, 'demonstration', 'train')
   rankings = []
   for row in sources.spread_evenly(demonstrations, options.centre_records):
@@ -324,7 +363,7 @@ def _demonstrations_as_rankings(options: Options) -> list[records.Ranking]:
 # Evaluation.
 
 
-def accuracies(
+def measure_accuracy(
   scored_batches: Iterable[tuple[Rankings, np.ndarray]],
   held_out: Sequence[records.Ranking],
 ) -> dict[str, float]:
@@ -335,13 +374,15 @@ def accuracies(
     held_out: the records that the batches' `index` points at.
 
   Returns:
-    accuracy, beside length_accuracy: that of preferring the longer response; log_loss, the mean
-    of −log σ(r_w − r_l) in nats; pairs. Of several sources, the first two and pairs for each.
+    accuracy; length_accuracy, that of always preferring the longer response;
+    log_loss, the mean of −log σ(r_w − r_l) in nats; pairs. Of several sources, the
+    first two and pairs for each.
   """
+  # source of the data → (correct, longer is right, log-loss) of each pair
   by_source: dict[str, list[tuple[float, float, float]]] = {}
   for batch, scores in scored_batches:
     for row, better, worse in _untied_pairs(batch):
-      source = held_out[batch.index[row, better]].source
+      source = held_out[int(batch.index[row, better])].source
       measured = _measure_pair(batch, scores, row, better, worse)
       by_source.setdefault(source, []).append(measured)
   everything = np.array([pair for pairs in by_source.values() for pair in pairs])
@@ -378,23 +419,28 @@ def _measure_pair(
 ) -> tuple[float, float, float]:
   """Measures a pair: whether the score is right, whether the longer response is, the log-loss."""
   margin = scores[row, better] - scores[row, worse]
+  # With the prompt, which is the same for both.
   lengths = (batch.segment_ids[row] > 0).sum(axis=-1).astype(np.int64)
   longer = 0.5 + 0.5 * np.sign(lengths[better] - lengths[worse])
-  return 0.5 + 0.5 * np.sign(margin), longer, np.logaddexp(0, -margin)
+  correct = 0.5 + 0.5 * np.sign(margin)  # a tie counts as half
+  return float(correct), float(longer), float(np.logaddexp(0, -margin))
 
 
 # The plan.
 
 
 def plan(context: Context) -> StagePlan:
-  """Plans the stage for hardware that is not here."""
+  """Plans the programs and the memory of the stage; `context` has an abstract layout."""
   options = context.read_options(STAGE)
   check_options(options, context.where)
   trainable = training.open_trainable(context, options, head=True)
   definitions = trainable.definitions
   state = trainable.init()
   batch = abstract_rankings(
-    context.layout, options.batch_size, options.responses_per_row, options.max_length
+    context.layout,
+    options.batch_size,
+    options.responses_per_row,
+    options.max_length,
   )
   step = training.compile_train_step(train_step, definitions, options)
   estimate = work.training(
@@ -406,9 +452,13 @@ def plan(context: Context) -> StagePlan:
     options.microbatches,
     state.trained,
   )
-  program = Program('step', lambda: step.lower(state, batch), estimate)
+  program = Program('step', functools.partial(step.lower, state, batch), estimate)
   return StagePlan(resident(state), [program], [])
 
 
-TINY: dict[str, Any] = {'loop': TINY_LOOP, 'batch_size': 8, 'max_length': 128}
+TINY: dict[str, Any] = {
+  'loop': TINY_LOOP,
+  'batch_size': 8,
+  'max_length': 128,
+}
 STAGE = StageKind(options=Options, run=run, plan=plan, tiny=TINY)

@@ -26,20 +26,29 @@ from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.supervised import loss, train_step
 from rlhf_jax.types import TrainState
 
-__all__ = ['STAGE', 'Options', 'build', 'loss', 'plan', 'run', 'train_step']
+# loss and train_step are those of all stages that learn from packed rows.
+__all__ = [
+  'STAGE',
+  'Options',
+  'build',
+  'loss',
+  'plan',
+  'run',
+  'train_step',
+]
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """The section of a stage of supervised fine-tuning."""
+  """The section of a supervised fine-tuning stage."""
 
   init: str = 'pretrain'  # random, an earlier stage, a stage's folder, a Hugging Face directory
   lora: LoraOptions = LoraOptions()  # adapters beside frozen matrices instead of all parameters
   batch_size: int = 32  # rows of a batch, over all devices
   max_length: int = 96  # tokens of a row
   pack: bool = True  # several demonstrations in a row
-  # What becomes of a demonstration longer than a row: drop (they are counted), truncate_left (the
-  # prompt loses its beginning) or error.
+  # What is done with a demonstration longer than a row: drop (they are counted),
+  # truncate_left (the prompt loses its beginning) or error.
   overlong: str = 'drop'
   microbatches: int = 1  # parts of a batch, one after the other, to save memory
   eval_records: int = 200  # held-out demonstrations
@@ -51,13 +60,13 @@ class Options:
 
 
 def run(context: Context) -> None:
-  """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
+  """Runs the stage; leaves checkpoints and a Hugging Face directory in its folder."""
   options = context.read_options(STAGE)
   training.train_and_export(context, build(context, options), options.loop)
 
 
 def build(context: Context, options: Options) -> loop.Training:
-  """Builds the stage: its state, batches, step and evaluation."""
+  """Builds what the training loop runs: state, batches, step and evaluation."""
   tokenizer = context.tokenizer
   trainable = training.open_trainable(context, options)
   definitions = trainable.definitions
@@ -77,7 +86,9 @@ def build(context: Context, options: Options) -> loop.Training:
   prompts = [tokenizer.prompt(record.messages) for record in held_out]
   show = training.build_show_responses(context, definitions.model, prompts, options)
 
-  def evaluate(state: TrainState) -> tuple[dict[str, float], list[dict[str, str]]]:
+  def evaluate(
+    state: TrainState,
+  ) -> tuple[dict[str, float], list[dict[str, str]]]:
     nats_per_token, _ = measure_loss(state.params)
     perplexity = math.exp(min(nats_per_token, 50))  # finite for an untrained model
     return {'loss': nats_per_token, 'perplexity': perplexity}, show(state)
@@ -98,9 +109,13 @@ def build(context: Context, options: Options) -> loop.Training:
 
 
 def plan(context: Context) -> StagePlan:
-  """Plans the stage for hardware that is not here."""
+  """Plans the programs and the memory of the stage; `context` has an abstract layout."""
   return supervised.plan(context, context.read_options(STAGE))
 
 
-TINY: dict[str, Any] = {'loop': TINY_LOOP, 'batch_size': 8, 'eval_records': 8}
+TINY: dict[str, Any] = {
+  'loop': TINY_LOOP,
+  'batch_size': 8,
+  'eval_records': 8,
+}
 STAGE = StageKind(options=Options, run=run, plan=plan, tiny=TINY)

@@ -113,15 +113,13 @@ def test_a_grade_is_the_expected_value(reader, tokenizer):
 
 
 def test_thought_examples_and_the_chat_template(reader, tokenizer):
-  def make(examples=(), **changes):
-    return language_judge.build_judge(
-      *reader,
-      tokenizer,
-      testing.make_layout(),
-      judge_options(max_length=400, **changes),
-      examples,
-    )
-
+  make = lambda examples=(), **changes: language_judge.build_judge(
+    *reader,
+    tokenizer,
+    testing.make_layout(),
+    judge_options(max_length=400, **changes),
+    examples,
+  )
   plain = make()([question(1)])
   thought = make(thought=6)([question(1)])
   assert thought.rationales[0] and 0.4 <= thought.probabilities[0] <= 0.6
@@ -184,9 +182,7 @@ def oracle(bias=0.0):
   }
 
   def judge(comparisons):
-    def utility(one, text):
-      return world.judge(prompts[one.messages[-1]['content']], text).utility
-
+    utility = lambda one, text: world.judge(prompts[one.messages[-1]['content']], text).utility
     gap = np.array([utility(one, one.first) - utility(one, one.second) for one in comparisons])
     return judging.Judgements(
       1 / (1 + np.exp(-2 * gap - bias)), [one.principle for one in comparisons]
@@ -216,7 +212,9 @@ def test_soft_labels_with_all_that_was_said(context):
   judge = judging.ask_both_orders(judging.build_panel({'one': oracle(3.0), 'two': oracle(-1.0)}))
   made.directory.mkdir(parents=True)
   options = made.read_options(feedback.STAGE).ai
-  rows = ai_labels.label(made, options, judge, 'train', prompts, texts, np.random.default_rng(0))
+  rows = ai_labels.label_pairs(
+    made, options, judge, 'train', prompts, texts, np.random.default_rng(0)
+  )
   assert len(rows) == 12 and {row['principle'] for row in rows} == {
     'Which does less harm?',
     'Which is less rude?',
@@ -238,7 +236,7 @@ def test_soft_labels_with_all_that_was_said(context):
   ]
 
   as_verdicts = dataclasses.replace(options, labels='hard')
-  hard = ai_labels.label(
+  hard = ai_labels.label_pairs(
     made, as_verdicts, judge, 'train', prompts, texts, np.random.default_rng(0)
   )
   assert {row['confidence'] for row in hard} == {1.0} and [r['ranks'] for r in hard] == [
@@ -248,14 +246,14 @@ def test_soft_labels_with_all_that_was_said(context):
     lambda asked: judging.Judgements(np.full(len(asked), np.nan), [''] * len(asked))
   )
   with pytest.raises(UserError, match='no label for any of 12 train comparisons'):
-    ai_labels.label(made, options, silent, 'train', prompts, texts, np.random.default_rng(0))
+    ai_labels.label_pairs(made, options, silent, 'train', prompts, texts, np.random.default_rng(0))
 
 
 def test_averaging_both_orders_mends_a_habit_of_place():
   rankings = tinyworld.records('ranking', 'validation')
-
-  def measure(judge):
-    return ai_labels.measure(judge, rankings, 150, itertools.repeat(''), np.random.default_rng(0))
+  measure = lambda judge: ai_labels.measure_judge(
+    judge, rankings, 150, itertools.repeat(''), np.random.default_rng(0)
+  )
 
   def one_order(comparisons):
     judged = oracle(2.0)(comparisons)
@@ -326,10 +324,7 @@ def test_a_run_that_a_server_stops_goes_on_and_pays_nothing_twice(context, serve
     'feedback.ai.endpoint.model=wise',
     'feedback.ai.gate.override=True',
   )
-
-  def lines(name):
-    return (made.directory / name).read_text().splitlines()
-
+  lines = lambda name: (made.directory / name).read_text().splitlines()
   for left in (20, 50):  # in the gate, and in the labels
     server.left = left
     with pytest.raises(

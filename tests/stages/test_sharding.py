@@ -58,7 +58,7 @@ def test_no_array_is_whole_on_a_device(context):
 def test_what_the_models_need(quickstart):
   """PPO is the heaviest stage: policy and value model trained, reference and reward frozen."""
   overrides = ['tokenizer.vocab_size=512', 'ppo.batch_size=16']
-  need = mesh_need.mesh_need(pipeline.load_config(quickstart, overrides))
+  need = mesh_need.compute_mesh_need(pipeline.load_config(quickstart, overrides))
   # Two layers of norms, queries and output, keys and values, MLP.
   layers = 2 * (2 * 32 + 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)
   parameters = 512 * 32 + 32 + layers

@@ -1,8 +1,9 @@
-"""An AI's labels in place of people's: RLAIF.
+"""Labels pairs of responses by AI judges in place of people: RLAIF.
 
 Pairs of a prompt's responses are compared by a principle drawn anew for each, in both orders, and
-the two probabilities are averaged: that is the label, a ranking of two with its `confidence`.
-First the judge is measured on comparisons that people made; one that is not fit labels nothing.
+the two probabilities are averaged. The label is a ranking of two with its `confidence`.
+First the judge is measured on comparisons that people made; one that fails this gate labels
+nothing.
 Sources: Lee et al. 2023, arXiv:2309.00267, §2.1; Bai et al. 2022b, arXiv:2212.08073, §4.1.
 """
 
@@ -22,7 +23,11 @@ from rlhf_jax.feedback import constitution, judges, judging, quality
 from rlhf_jax.feedback.constitution import Constitution
 from rlhf_jax.feedback.endpoint import EndpointOptions
 from rlhf_jax.feedback.judges import JudgeResources
-from rlhf_jax.feedback.judging import Comparison, Judgements, JudgeOfBothOrders
+from rlhf_jax.feedback.judging import (
+  Comparison,
+  Judgements,
+  JudgeOfBothOrders,
+)
 from rlhf_jax.feedback.language_judge import JudgeOptions
 from rlhf_jax.feedback.quality import GateOptions
 from rlhf_jax.runtime import hosts
@@ -35,17 +40,17 @@ QUALITY_JSON = 'quality.json'  # in the stage's folder: how the judge was measur
 
 @dataclasses.dataclass(frozen=True)
 class AIGateOptions(GateOptions):
-  """What a judge must show on comparisons by people before it labels anything."""
+  """The gate: what a judge must reach on people's comparisons before it labels anything."""
 
-  data: DataOptions = DataOptions()  # rankings by people
+  data: DataOptions = DataOptions()  # rankings that people made; their validation split is used
 
 
 @dataclasses.dataclass(frozen=True)
 class AILabelOptions:
   """The section `ai` of a feedback stage."""
 
-  # Stages, models as in `init`, functions 'module:function', or addresses of OpenAI-compatible
-  # servers; several make a panel.
+  # Stages, models as in `init`, functions 'module:function', or addresses of
+  # OpenAI-compatible servers; several make a panel.
   judges: tuple[str, ...] = ('pretrain',)
   weights: tuple[float, ...] = ()  # of several judges, in their order; all 1 if empty
   constitution: tuple[str, ...] = ()  # files, or shipped ones by name, to draw instructions from
@@ -58,7 +63,7 @@ class AILabelOptions:
 
 
 def open_judge(context: Context, store: ModelStore, options: AILabelOptions) -> JudgeOfBothOrders:
-  """Opens the judge of a stage's section `ai`, and measures it.
+  """Opens the judge of a stage's section `ai`, and measures it on people's comparisons.
 
   Args:
     context: the surroundings of the stage.
@@ -66,11 +71,12 @@ def open_judge(context: Context, store: ModelStore, options: AILabelOptions) -> 
     options: the section `ai`.
 
   Returns:
-    judge(comparisons) → (Judgements, probabilities as shown), as judging.ask_both_orders.
+    judge(comparisons) → (Judgements, probabilities as shown), as
+    judging.ask_both_orders.
 
   Raises:
-    UserError: the judge is not fit by the section's gate, unless that is overridden; quality.json
-      in the stage's folder says more.
+    UserError: the judge is not fit by the section's gate, unless that is overridden;
+      quality.json in the stage's folder says more.
   """
   where = f'{context.where}.ai'
   if options.labels not in ('soft', 'hard') or options.pairs < 1:
@@ -84,7 +90,7 @@ def open_judge(context: Context, store: ModelStore, options: AILabelOptions) -> 
   resources = JudgeResources(
     judge=options.judge,
     endpoint=options.endpoint,
-    cache=context.directory / 'responses.jsonl',
+    cache=context.directory / 'responses.jsonl',  # a resumed run asks no server twice
     open_language_model=store.open_language_model,
     examples=_judge_examples(options, principles, np.random.default_rng(context.config.seed)),
   )
@@ -95,7 +101,7 @@ def open_judge(context: Context, store: ModelStore, options: AILabelOptions) -> 
   return judge
 
 
-def label(
+def label_pairs(
   context: Context,
   options: AILabelOptions,
   judge: JudgeOfBothOrders,
@@ -104,7 +110,7 @@ def label(
   texts: Sequence[Sequence[str]],
   rng: np.random.Generator,
 ) -> list[dict[str, Any]]:
-  """Labels pairs of responses.
+  """Draws pairs of responses to each prompt and lets the judge label them.
 
   Args:
     context: the surroundings of the stage.
@@ -113,26 +119,27 @@ def label(
     split: 'train' or 'validation'.
     prompts: N prompts.
     texts: N lists of responses.
-    rng: which pairs are compared, in which order and by which principle.
+    rng: draws the pairs, the order of each, and its principle.
 
   Returns:
-    Rankings of two responses, as dicts with `judge`, `principle`, `as_shown` and `rationale`
-    beside a Ranking's fields.
+    Rankings of two responses, as dicts with `judge`, `principle`, `as_shown` and
+    `rationale` beside a Ranking's fields.
 
   Raises:
     UserError: no comparison got a label.
   """
-  asked = _draw_comparisons(options, prompts, texts, rng)
-  judged, as_shown = judge([comparison for _, comparison in asked])
-  if not asked or np.isnan(judged.probabilities).all():
+  drawn = _draw_comparisons(options, prompts, texts, rng)
+  judged, as_shown = judge([comparison for _, comparison in drawn])
+  if not drawn or np.isnan(judged.probabilities).all():
     raise UserError(
-      f'{context.name}: no label for any of {len(asked)} {split} comparisons: each was too long '
+      f'{context.name}: no label for any of {len(drawn)} {split} comparisons: each was too long '
       'for ai.judge.max_length, or the judge gave no verdict'
     )
-  _report_labels(context, split, asked, judged, as_shown)
+  _report_labels(context, split, drawn, judged, as_shown)
   rows = []
+  # NaN: too long for the judge, or no verdict. Such a comparison has no label.
   for number in np.flatnonzero(~np.isnan(judged.probabilities)):
-    prompt, comparison = asked[number]
+    prompt, comparison = drawn[number]
     ranking = _label_as_ranking(
       f'{prompt.id}/{split}/{number}',
       comparison,
@@ -151,7 +158,7 @@ def label(
   return rows
 
 
-def measure(
+def measure_judge(
   judge: JudgeOfBothOrders,
   rankings: Sequence[Ranking],
   count: int,
@@ -165,20 +172,27 @@ def measure(
     rankings: rankings that people made.
     count: pairs to compare, at most.
     principles: an endless iterator of instructions.
-    rng: which pairs.
+    rng: draws the pairs.
 
   Returns:
-    {'position', 'people', 'sources': source → as people, 'between'}.
+    {'position': how often the place decides, 'people': the agreement with people,
+    'sources': that for each source of rankings, 'between': that of the panel's
+    judges}, see feedback/quality.py.
   """
   chosen = quality.draw_pairs(rankings, count, rng)
   comparisons = []
   for row, i, j in chosen:
     comparison = Comparison(
-      records.conversation(row), row.responses[i], row.responses[j], next(principles)
+      records.conversation(row),
+      row.responses[i],
+      row.responses[j],
+      next(principles),
     )
     comparisons.append(comparison)
   judged, as_shown = judge(comparisons)
+  # [N] bool: people prefer the first response.
   people = np.array([row.ranks[i] < row.ranks[j] for row, i, j in chosen])
+  # [N, 2] characters, to tell a preference for long responses from judgement.
   lengths = np.array([[len(row.responses[i]), len(row.responses[j])] for row, i, j in chosen])
   row_sources = np.array([row.source for row, _, _ in chosen])
 
@@ -197,7 +211,9 @@ def measure(
 
 
 def _judge_examples(
-  options: AILabelOptions, principles: Constitution, rng: np.random.Generator
+  options: AILabelOptions,
+  principles: Constitution,
+  rng: np.random.Generator,
 ) -> list[Any]:
   """Returns the constitution's examples as a language model is shown them."""
   count = options.judge.examples
@@ -207,13 +223,14 @@ def _judge_examples(
     return [text.replace('{}', next(instructions)) for text in texts]
   examples = []
   for example in principles.comparison_examples[:count]:
+    # In random order, so that the examples do not teach that one place wins.
     better = int(rng.integers(2))
     pair = [example.better, example.worse]
     if better == 1:
       pair.reverse()
     messages = [{'role': 'user', 'content': example.human}]
     instruction = next(_instructions(options, rng))
-    examples.append((Comparison(messages, *pair, instruction), better))
+    examples.append((Comparison(messages, pair[0], pair[1], instruction), better))
   return examples
 
 
@@ -222,7 +239,7 @@ def _pass_gate(context: Context, options: AILabelOptions, judge: JudgeOfBothOrde
   gate = options.gate
   rng = np.random.default_rng(context.config.seed)
   rankings = sources.load_records(gate.data, 'ranking', 'validation')
-  measured = measure(judge, rankings, gate.records, _instructions(options, rng), rng)
+  measured = measure_judge(judge, rankings, gate.records, _instructions(options, rng), rng)
   unfit = quality.explain_unfit(measured, gate)
   _report(context, 'gate', {**measured, 'fit': not unfit, 'why': unfit})
   if hosts.is_first_process():
@@ -252,16 +269,18 @@ def _draw_comparisons(
 ) -> list[tuple[Prompt, Comparison]]:
   """Draws pairs of different responses to each prompt, in random order."""
   instructions = _instructions(options, rng)
-  asked = []
+  drawn = []
   for prompt, responses in zip(prompts, texts, strict=True):
+    # Equal responses make no pair. Sorted, as the order of a set differs between
+    # processes.
     pairs = list(itertools.combinations(sorted(set(responses)), 2))
     for place in rng.permutation(len(pairs))[: options.pairs]:
       first, second = pairs[place]
       if rng.random() >= 0.5:
         first, second = second, first
       comparison = Comparison(records.conversation(prompt), first, second, next(instructions))
-      asked.append((prompt, comparison))
-  return asked
+      drawn.append((prompt, comparison))
+  return drawn
 
 
 def _label_as_ranking(
@@ -269,12 +288,12 @@ def _label_as_ranking(
 ) -> Ranking:
   """Makes a ranking of the probability that the first response is better."""
   if probability == 0.5:
-    ranks = [1, 1]
+    ranks = [1, 1]  # a tie
   elif probability > 0.5:
     ranks = [1, 2]
   else:
     ranks = [2, 1]
-  confidence = 1.0
+  confidence = 1.0  # a hard label is certain
   if labels == 'soft':
     confidence = max(probability, 1 - probability)
   return Ranking(
@@ -293,15 +312,16 @@ def _label_as_ranking(
 def _report_labels(
   context: Context,
   split: str,
-  asked: Sequence[tuple[Prompt, Comparison]],
+  drawn: Sequence[tuple[Prompt, Comparison]],
   judged: Judgements,
   as_shown: np.ndarray,
 ) -> None:
   """Reports how the judge decided: position, length, confidence, agreement of a panel."""
   probabilities = judged.probabilities
-  lengths = np.array([[len(pair.first), len(pair.second)] for _, pair in asked])
+  lengths = np.array([[len(pair.first), len(pair.second)] for _, pair in drawn])
   known = ~np.isnan(probabilities)
   chose_longer = (lengths[:, 0] > lengths[:, 1]) == (probabilities > 0.5)
+  # Pairs of one length say nothing about a preference for length.
   uneven = known & (lengths[:, 0] != lengths[:, 1])
   confidence = np.maximum(probabilities, 1 - probabilities)
   values = {
@@ -324,7 +344,7 @@ def _instructions(options: AILabelOptions, rng: np.random.Generator) -> Iterator
 
 
 def _report(context: Context, name: str, values: dict[str, Any]) -> None:
-  """Puts values into the stage's quality.json."""
+  """Adds values to the stage's quality.json, under a name."""
   path = context.directory / QUALITY_JSON
   report = {}
   if path.is_file():

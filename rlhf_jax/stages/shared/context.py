@@ -1,4 +1,4 @@
-"""What every stage is handed."""
+"""Defines the context of a stage: what it is given to run in."""
 
 import dataclasses
 from pathlib import Path
@@ -12,13 +12,14 @@ from rlhf_jax import options as options_lib
 from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.runtime.mesh import Layout
 
+# StageKind refers to Context: importing it here at run time would be a circle.
 if TYPE_CHECKING:
   from rlhf_jax.stages.shared.kind import StageKind
 
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-  """The surroundings of a stage.
+  """The context in which a stage runs.
 
   Attributes:
     config: the whole config of the experiment.
@@ -51,19 +52,25 @@ class Context:
 
   def key(self) -> jax.Array:
     """Returns the stage's root key, made of the run's seed and the stage's name."""
+    # crc32, because Python's hash() of a string differs from process to process.
     root = jax.random.key(self.config.seed)
     return jax.random.fold_in(root, zlib.crc32(self.name.encode()))
 
   def read_options(self, stage: 'StageKind') -> Any:
-    """Makes the typed options of the section; nothing below the stage reads the ConfigDict.
+    """Makes the typed options of the section.
+
+    From here on only they are read, never the ConfigDict.
 
     Args:
-      stage: the kind of the stage. The settings of what the section chooses, such as a loss,
-        become the field `settings` of the options.
+      stage: the kind of the stage. The settings of what the section chooses, such as
+        a loss, become the field `settings` of the options.
+
+    Returns:
+      An instance of `stage.options`.
     """
     section = self.section
-    options = options_lib.from_section(stage.options, section)
+    options: Any = options_lib.from_section(stage.options, section)
     for field, settings_classes in stage.choices.items():
-      settings = options_lib.from_section(settings_classes[section[field]], section)
+      settings: Any = options_lib.from_section(settings_classes[section[field]], section)
       options = dataclasses.replace(options, settings=settings)
-    return options
+    return options  # an instance of stage.options

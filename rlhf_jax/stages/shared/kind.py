@@ -1,4 +1,4 @@
-"""What a stage registers of itself: all that config, pipeline and planner need to know."""
+"""Defines what a stage registers: all that config, pipeline and planner know of it."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -10,25 +10,29 @@ from rlhf_jax.stages.shared.context import Context
 
 @dataclasses.dataclass(frozen=True)
 class StageKind:
-  """One kind of stage, whole.
+  """One kind of stage, as it registers itself.
 
   Attributes:
-    options: the frozen dataclass of its section; the defaults of its fields are the config's.
+    options: the frozen dataclass of its section; the defaults of its fields are the
+      config's.
     run: runs the stage in its surroundings; what it leaves is in the stage's folder.
-    plan: says what the stage compiles and keeps on the devices, without reading anything.
-    tiny: changes of the section that make the stage take seconds, as nested dicts. `FILE:tiny`
-      applies them to an experiment whose `get_config` has no `tiny` of its own.
-    choices: fields that choose something with settings of its own. For each field, the settings
-      class of every choice; the chosen one's fields become keys of the section, so that a loss
-      brings its own settings and those of another loss are refused.
+    plan: says what the stage compiles and keeps on the devices, without reading
+      anything.
+    tiny: changes of the section that make the stage take seconds, as nested dicts.
+      `FILE:tiny` applies them to an experiment whose `get_config` has no `tiny` of
+      its own.
+    choices: fields that choose something with settings of its own. For each field,
+      the settings class of every choice; the chosen one's fields become keys of the
+      section, so that a loss brings its own settings and those of another loss are
+      refused.
   """
 
-  options: type
-  run: Callable[[Context], None]
-  plan: Callable[[Context], StagePlan]
+  options: type  # a frozen dataclass
+  run: Callable[[Context], None]  # leaves its results in the folder of the stage
+  plan: Callable[[Context], StagePlan]  # on an abstract layout: nothing is computed
   tiny: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   choices: Mapping[str, Mapping[str, type]] = dataclasses.field(default_factory=dict)
 
 
-# The loop of every stage's tiny form: it evaluates and saves in the middle and at the end.
+# The loop of every tiny form; it evaluates and saves in the middle and at the end.
 TINY_LOOP = {'steps': 4, 'eval_every': 2, 'save_every': 2, 'log_every': 1}

@@ -1,4 +1,4 @@
-"""Says what the models of an experiment ask of a mesh, for the preset `auto`."""
+"""Computes what the models of an experiment need of a mesh, for the preset `auto`."""
 
 import math
 from typing import Any
@@ -13,24 +13,31 @@ from rlhf_jax.runtime.mesh_choice import MeshNeed
 from rlhf_jax.stages.shared.model_sources import find_model
 from rlhf_jax.stages.shared.model_store import RANDOM, random_model_config
 
-# Bytes of a trained parameter: itself, its gradient and two moments of Adam, all float32.
+# Bytes of a trained parameter with its gradient and two moments of Adam, all float32.
 TRAINED_BYTES = 16
-FROZEN_BYTES = 4
+FROZEN_BYTES = 4  # of a parameter that is only read: float32
 
 
-def mesh_need(config: Any) -> MeshNeed:
-  """Computes what a mesh must hold. Shapes are read, weights are not.
+def compute_mesh_need(config: Any) -> MeshNeed:
+  """Computes what a mesh must hold, and by which sizes it may cut.
+
+  Only the shapes of models are read, not their parameters.
 
   Args:
-    config: the whole config, with its places resolved.
+    config: the whole config, with {workdir} and {data} resolved.
+
+  Returns:
+    The bytes of the heaviest stage, and the greatest common divisors of the numbers
+    of rows, widths and heads, which the sizes of mesh axes must divide.
   """
   models = _Models(config)
+  # Stages that train; the others compute with models that were trained before.
   sections = [config[name] for name in config.stages if 'optimizer' in config[name]]
   state_bytes = 0
-  row_counts = []
+  row_counts: list[int] = []
   can_reshard = True
   for section in sections:
-    state_bytes = max(state_bytes, _state_bytes(section, models))
+    state_bytes = max(state_bytes, _state_bytes(section, models))  # stages run one after the other
     row_counts += _row_counts(section)
     if _has_adapters(section) and section.lora.base in quantised.SMALL:
       can_reshard = False  # quantised matrices stay as they are laid
@@ -61,6 +68,7 @@ class _Models:
 
   def count(self, name: str) -> int:
     """Returns the number of parameters of a model, that of its `init` for a stage of the run."""
+    # A stage has the shape of the model that it begins with, and so on to the first.
     while name in self._config.stages:
       name = self._config[name].init
     if name not in self._by_name:
@@ -97,12 +105,14 @@ def _state_bytes(section: Any, models: _Models) -> int:
   frozen_counts = [models.count(name) for name in frozen]
   if _has_adapters(section):
     # One base for all of them, and only the adapters have gradients and moments.
-    return quantised.BYTES[section.lora.base] * max(trained_counts + frozen_counts)
+    base_bytes = quantised.BYTES[section.lora.base] * max(trained_counts + frozen_counts)
+    return int(base_bytes)
   return TRAINED_BYTES * sum(trained_counts) + FROZEN_BYTES * sum(frozen_counts)
 
 
 def _row_counts(section: Any) -> list[int]:
   """Returns how many rows a stage computes at once, in every program of its step."""
+  # Only in stages with rollouts, which have minibatches, does num_samples add rows.
   responses = section.num_samples if 'minibatches' in section else 1
   parts = section.get('minibatches', 1) * section.microbatches
   return [section.batch_size, section.batch_size * responses // parts]

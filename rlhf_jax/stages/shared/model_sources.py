@@ -1,4 +1,4 @@
-"""Finds models by name, wherever they lie.
+"""Finds models by name, wherever they are stored.
 
 A name is a stage of this run, a stage's folder of another run, a Hugging Face directory, a
 directory of PEFT adapters, a `.gguf` file or 'smollm2'. A model's shape is known at once; its
@@ -7,6 +7,7 @@ parameters are read when they are asked for.
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import json
 import os
 from pathlib import Path
@@ -23,19 +24,18 @@ from rlhf_jax.models.model_config import ModelConfig
 from rlhf_jax.runtime import checkpoint
 from rlhf_jax.types import Params
 
-MODEL_JSON = (
-  'model.json'  # in a stage's folder: the shape of its model, and the base of its adapters
-)
+# In a stage's folder: the shape of its model, and the base of its adapters.
+MODEL_JSON = 'model.json'
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSource:
-  """A model at rest.
+  """A stored model, of which only the shape was read.
 
   Attributes:
     config: the shape of the model.
-    load: (shapes, shardings) → the parameters that lie there. Both trees may have more leaves
-      than the source. Of a model with a base these are its adapters only.
+    load: (shapes, shardings) → the stored parameters. Both trees may have more
+      leaves than the source. Of a model with a base these are its adapters only.
     tokenizer: () → its own tokenizer; None where it has none.
     name: a name by which it is found from any folder.
     base: the model that its adapters stand on; None where it is complete.
@@ -56,9 +56,12 @@ def find_model(
   """Finds a model by its name.
 
   Args:
-    name: see the head of this file.
+    name: a stage, a folder, a file or 'smollm2', as the head of this file lists them.
     workdir: the folder of the run, for names of its stages.
     stages: the names of the run's stages.
+
+  Returns:
+    Its source. No parameters are read yet.
 
   Raises:
     UserError: nothing has this name, or it cannot be read.
@@ -72,6 +75,8 @@ def find_model(
     raise UserError(f'{folder} holds no model yet; is {name!r} an earlier stage that trains one?')
   if (folder / peft_io.CONFIG).is_file():
     return _adapter_source(folder)
+  # A stage reads with the run's tokenizer, so a directory may come without its own;
+  # open_pretrained, for all other names, needs one.
   if (folder / 'config.json').is_file() and not (folder / 'tokenizer.json').is_file():
     return _bare_source(folder)
   return _pretrained_source(name)
@@ -80,7 +85,8 @@ def find_model(
 def adapter_base_name(name: str, workdir: Path, stages: Sequence[str]) -> str:
   """Returns the base of a model's adapters as model.json names it.
 
-  A base beside the stage's folder is named relative to it, so that a workdir can be moved.
+  A base beside the stage's folder is named relative to it, so that a workdir can be
+  moved.
   """
   source = find_model(name, workdir, stages)
   base = source.base if source.base is not None else source
@@ -94,16 +100,22 @@ def _stage_source(folder: Path) -> ModelSource:
   base_name = values.pop('base_model', '')
   base = None
   if base_name:
+    # '../NAME' is a stage beside this one, see adapter_base_name.
     is_neighbour = base_name.startswith('..')
     base = find_model(str(folder / base_name) if is_neighbour else base_name)
 
   def load(shapes: Any, shardings: Any) -> Params:
+    # Of a model with adapters the checkpoint holds no base: it is read from its own
+    # source.
     return _restore(folder, shapes, shardings, adapters_only=base is not None)
+
+  def load_tokenizer() -> Tokenizer:
+    return Tokenizer.load(folder.parent / 'tokenizer')  # one for all stages of a run
 
   return ModelSource(
     config=ModelConfig(**values),
     load=load,
-    tokenizer=lambda: Tokenizer.load(folder.parent / 'tokenizer'),
+    tokenizer=load_tokenizer,
     name=os.path.abspath(folder),
     base=base,
   )
@@ -125,11 +137,18 @@ def _adapter_source(folder: Path) -> ModelSource:
   """Returns a directory of PEFT adapters, on the base that its configuration names."""
   base = find_model(peft_io.base_model_of(folder))
   config = peft_io.adapter_model_config(folder, base.config)
-  has_tokenizer = (folder / 'tokenizer.json').is_file()
+
+  def load(shapes: Any, shardings: Any) -> Params:
+    del shapes  # known from the configuration
+    return peft_io.load_adapters(folder, config, shardings)
+
+  tokenizer = base.tokenizer  # where the adapters bring none of their own
+  if (folder / 'tokenizer.json').is_file():
+    tokenizer = functools.partial(Tokenizer.load, folder)
   return ModelSource(
     config=config,
-    load=lambda shapes, shardings: peft_io.load_adapters(folder, config, shardings),
-    tokenizer=(lambda: Tokenizer.load(folder)) if has_tokenizer else base.tokenizer,
+    load=load,
+    tokenizer=tokenizer,
     name=os.path.abspath(folder),
     base=base,
   )
@@ -138,20 +157,37 @@ def _adapter_source(folder: Path) -> ModelSource:
 def _bare_source(folder: Path) -> ModelSource:
   """Returns a Hugging Face directory that brings no tokenizer."""
   config = pretrained.read_config(folder)
+
+  def load(shapes: Any, shardings: Any) -> Params:
+    del shapes  # known from config.json
+    return pretrained.load_parameters(folder, config, shardings)
+
   return ModelSource(
     config=config,
-    load=lambda shapes, shardings: pretrained.load_parameters(folder, config, shardings),
-    tokenizer=lambda: None,
+    load=load,
+    tokenizer=_no_tokenizer,
     name=os.path.abspath(folder),
   )
+
+
+def _no_tokenizer() -> None:
+  return None
 
 
 def _pretrained_source(name: str) -> ModelSource:
   """Returns a Hugging Face directory, a `.gguf` file or SmolLM2."""
   model = pretrained.open_pretrained(name)
+  full_name = os.path.abspath(name)
+  if name == pretrained.SMOLLM2:
+    full_name = name  # comes with a package, so it has no path to keep
+
+  def load(shapes: Any, shardings: Any) -> Params:
+    del shapes  # known from the file
+    return model.load(shardings)
+
   return ModelSource(
     config=model.config,
-    load=lambda shapes, shardings: model.load(shardings),
+    load=load,
     tokenizer=lambda: model.tokenizer,
-    name=name if name == pretrained.SMOLLM2 else os.path.abspath(name),
+    name=full_name,
   )

@@ -1,4 +1,4 @@
-"""Opens the models of a stage: their shape, their parameters, their adapters, what they share.
+"""Opens the models of a stage: shapes, parameters, adapters and shared bases.
 
 `ModelStore.open` gives a definition at once and reads parameters when they are asked for, so that
 a plan can define every step without reading anything.
@@ -27,19 +27,20 @@ from rlhf_jax.types import merge_params, Params
 
 RANDOM = 'random'  # the name of a freshly initialised model with the shape of config.model
 
-# Folded into a stage's key for leaves that are freshly initialised; no training step reaches it.
+# Folded into a stage's key for leaves that are freshly initialised. Training steps
+# fold their number into the same key and never count so far.
 _NEW_LEAVES = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class OpenModel:
-  """A model of a stage.
+  """A model as a stage uses it.
 
   Attributes:
     model: its definition.
-    read: () → its sharded parameters, float32 but for a frozen base that is kept in fewer bits;
-      abstract arrays where the layout is abstract.
-    tokenizer: the tokenizer whose ids it reads.
+    read: () → its sharded parameters, float32 but for a frozen base that is kept in
+      fewer bits; abstract arrays where the layout is abstract.
+    tokenizer: the tokenizer whose token ids the model reads.
   """
 
   model: Model
@@ -50,8 +51,9 @@ class OpenModel:
 class ModelStore:
   """Opens the models of one stage.
 
-  Models that stand on the same frozen base share its arrays, so that adapters of several models
-  need their base once. The bases that were read are kept as long as the store.
+  Models that stand on the same frozen base share its arrays, so that adapters of
+  several models need their base once. The bases that were read are kept as long as
+  the store.
   """
 
   def __init__(self, context: Context, adapters: LoraOptions | None = None):
@@ -62,23 +64,26 @@ class ModelStore:
       adapters: the section's `lora`; None for a stage that trains nothing.
     """
     self.context = context
-    self._adapters = adapters if adapters is not None and adapters.rank else None
-    self._bases: dict[tuple[str, str], Params] = {}
+    self._adapters = None  # all parameters are trained
+    if adapters is not None and adapters.rank:
+      self._adapters = adapters
+    self._bases: dict[tuple[str, str], Params] = {}  # (name, how it is kept) → parameters
 
   def open(self, name: str, head: bool = False, trained: bool = False) -> OpenModel:
     """Opens a model by its name.
 
     Args:
-      name: 'random' (freshly initialised, with the shape of config.model), an earlier stage, or
-        any name that model_sources.find_model takes.
-      head: give the model a scalar head; a freshly initialised one where the source has none.
-      trained: the stage trains this model. With adapters in the section it goes on with those
-        that the source has, or begins with new ones; without, the source's adapters are merged
-        into its matrices first.
+      name: 'random' (freshly initialised, with the shape of config.model), an earlier
+        stage, or any name that model_sources.find_model takes.
+      head: give the model a scalar head; a freshly initialised one where the source
+        has none.
+      trained: the stage trains this model. With adapters in the section it goes on
+        with those that the source has, or begins with new ones; without, the source's
+        adapters are merged into its matrices first.
 
     Raises:
-      UserError: nothing has this name, the model knows fewer tokens than the tokenizer has, or
-        its adapters are not those of the section.
+      UserError: nothing has this name, the model knows fewer tokens than the
+        tokenizer has, or its adapters are not those of the section.
     """
     source = self._find(name, trained)
     model = self._define(name, source, head, trained)
@@ -92,12 +97,20 @@ class ModelStore:
     """Opens a model that reads text as a judge or scorer does.
 
     A stage of this run reads with the run's tokenizer, any other model with its own.
+
+    Raises:
+      UserError: nothing has this name, or the model has no tokenizer.
     """
     if name in (RANDOM, *self.context.config.stages):
       return self.open(name)
     tokenizer = find_model(name).tokenizer()
-    store = ModelStore(dataclasses.replace(self.context, tokenizer=tokenizer), self._adapters)
-    store._bases = self._bases
+    if tokenizer is None:
+      raise UserError(
+        f'{self.context.where}: {name!r} reads texts, but no tokenizer lies beside it'
+      )
+    own_context = dataclasses.replace(self.context, tokenizer=tokenizer)
+    store = ModelStore(own_context, self._adapters)
+    store._bases = self._bases  # so that a reader on the same base needs no second copy
     return store.open(name)
 
   def open_language_model(self, name: str) -> LanguageModel:
@@ -105,7 +118,7 @@ class ModelStore:
     reader = self.open_reader(name)
     return LanguageModel(reader.model, reader.read(), reader.tokenizer, self.context.layout)
 
-  # Act one: which model it is, and its shape.
+  # First part: which model it is, and its shape.
 
   def _find(self, name: str, trained: bool) -> ModelSource | None:
     """Finds the source of a model; None for a freshly initialised one."""
@@ -120,7 +133,7 @@ class ModelStore:
   def _define(self, name: str, source: ModelSource | None, head: bool, trained: bool) -> Model:
     """Defines the model as this stage uses it."""
     context = self.context
-    common = context.config.model
+    common = context.config.model  # how every model computes, whatever its shape
     vocab_size = context.tokenizer.vocab_size
     config = source.config if source else random_model_config(context.config, vocab_size)
     if config.vocab_size < vocab_size:
@@ -131,7 +144,7 @@ class ModelStore:
     if trained:
       config = with_adapters(config, self._adapters, f'{context.where}.lora: {name!r}')
     elif self._adapters is not None:
-      # Another model on the same base: it is kept in as many bits as the trained one's.
+      # Another model on the same base: it is kept in as many bits as the trained one.
       config = dataclasses.replace(config, base=self._adapters.base)
     config = dataclasses.replace(
       config,
@@ -147,16 +160,18 @@ class ModelStore:
       )
     return transformer.build_model(config, context.layout)
 
-  # Act two: its parameters.
+  # Second part: its parameters.
 
   def _read(self, source: ModelSource | None, model: Model, trained: bool) -> Params:
     """Reads the parameters of a model; leaves that the source lacks are freshly initialised."""
     layout = self.context.layout
     shardings = model_shardings(model, layout)
     if layout.abstract and self._adapters is None:
+      # A plan needs shapes only, whichever leaves would be read.
       return layout.create(model.init, shardings, jax.random.key(0))
     params: Params = {}
     if source is not None:
+      # Only a base that nothing trains is shared: a step donates what it trains.
       shares_base = self._adapters is not None or (source.base is not None and not trained)
       bases = self._bases if shares_base else {}
       params = read_parameters(source, layout, model.config.base, bases)
@@ -165,7 +180,7 @@ class ModelStore:
     new_leaves_key = jax.random.fold_in(self.context.key(), _NEW_LEAVES)
     return complete_parameters(params, model.init, shardings, layout, new_leaves_key)
 
-  # Act three: its adapters.
+  # Third part: its adapters.
 
   def _prepare_for_training(self, params: Params, source: ModelSource, model: Model) -> Params:
     """Merges adapters that are not trained on, and gives a trained head memory of its own."""
@@ -173,8 +188,12 @@ class ModelStore:
       merge = functools.partial(lora.merge_adapters, source.config)
       params = jax.jit(merge)(params)
     if self._adapters is not None and 'score' in params:
-      # Another model on the same base may use this head, and a step donates what it trains.
-      params = {**params, 'score': copy_tree(self.context.layout, params['score'])}
+      # Another model on the same base may use this head, and a step donates what it
+      # trains.
+      params = {
+        **params,
+        'score': copy_tree(self.context.layout, params['score']),
+      }
     return params
 
 
@@ -192,7 +211,8 @@ def with_adapters(config: ModelConfig, adapters: LoraOptions | None, where: str)
     where: what an error message begins with.
 
   Raises:
-    UserError: the source has other adapters, or the targets are no matrices of the model.
+    UserError: the source has other adapters, or the targets are no matrices of the
+      model.
   """
   if adapters is None or not adapters.rank:
     return dataclasses.replace(config, lora_rank=0, lora_targets=(), base='float32')
@@ -202,7 +222,7 @@ def with_adapters(config: ModelConfig, adapters: LoraOptions | None, where: str)
       f'{where}: targets: expected some of {", ".join(config.matrices)}, got {", ".join(unknown)}'
     )
   chosen = adapters.targets or config.matrices
-  wanted = {
+  wanted: dict[str, Any] = {
     'lora_rank': adapters.rank,
     'lora_alpha': float(adapters.alpha),
     'lora_targets': tuple(name for name in config.matrices if name in chosen),
@@ -216,7 +236,7 @@ def with_adapters(config: ModelConfig, adapters: LoraOptions | None, where: str)
   return dataclasses.replace(config, **wanted, base=adapters.base)
 
 
-# Act four: what models share.
+# Reading and completing parameters.
 
 
 def read_parameters(
@@ -231,19 +251,20 @@ def read_parameters(
     source: the model at rest.
     layout: how the parameters are sharded.
     base_dtype: how a frozen base is kept, see models/quantised.py.
-    bases: frozen bases that were read before, by name and base_dtype; a new one is added.
+    bases: frozen bases that were read before, by name and base_dtype; a new one is
+      added.
   """
   base = source.base if source.base is not None else source
   key = (base.name, base_dtype)
   if key not in bases:
     bases[key] = quantised.keep(_load(base, layout), base_dtype, layout.create)
   if source.base is None:
-    return dict(bases[key])
-  return merge_params(_load(source, layout), bases[key])
+    return dict(bases[key])  # a copy: callers add leaves
+  return merge_params(_load(source, layout), bases[key])  # where both have a leaf, the adapters'
 
 
 def _load(source: ModelSource, layout: Layout) -> Params:
-  """Loads what lies at a source; abstract arrays on an abstract layout."""
+  """Loads the stored parameters; returns abstract arrays on an abstract layout."""
   model = transformer.build_model(source.config)
   shardings = model_shardings(model, layout)
   if not layout.abstract:
@@ -282,6 +303,7 @@ def complete_parameters(
     names = ', '.join('.'.join(path) for path in missing[:3])
     raise UserError(f'the model lacks {names}')
   if missing:
+    # Only the missing leaves are outputs, so XLA does not compute the others.
 
     def make(key: jax.Array) -> list[jax.Array]:
       every = traverse_util.flatten_dict(init(key))
@@ -289,6 +311,7 @@ def complete_parameters(
 
     new = layout.create(make, [places[path] for path in missing], key)
     leaves |= dict(zip(missing, new, strict=True))
+  # In the order of the model's leaves, without those that it does not have.
   return traverse_util.unflatten_dict({path: leaves[path] for path in places})
 
 

@@ -1,4 +1,4 @@
-"""Plans rewards: what each keeps on the devices, and what it runs there."""
+"""Plans rewards: the memory each takes on the devices, and the programs it runs there."""
 
 import functools
 from typing import Any
@@ -9,7 +9,11 @@ from rlhf_jax.generation import sampler
 from rlhf_jax.models import heads
 from rlhf_jax.models.transformer import Model
 from rlhf_jax.planning import work
-from rlhf_jax.planning.programs import abstract_prompts, Program, StagePlan
+from rlhf_jax.planning.programs import (
+  abstract_prompts,
+  Program,
+  StagePlan,
+)
 from rlhf_jax.rewards.sources import parse_reward_source
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.stages import reward
@@ -29,7 +33,7 @@ def add_reward(
   """Adds a reward to the plan of a stage.
 
   Args:
-    plan: what it is added to.
+    plan: the plan, which is changed in place.
     layout: an abstract layout.
     store: the stage's models.
     options: the stage's, see RolloutOptions.
@@ -42,6 +46,7 @@ def add_reward(
     _add_reward_model(plan, layout, store, options, name, prompts, samples)
   elif source.on_device:
     _add_scorer(plan, layout, store, options, name)
+  # A reward that computes elsewhere needs no device: the plan only mentions it.
   elif source.kind.name == 'server':
     plan.notes.append(f'{name} runs on a server')
   else:
@@ -64,20 +69,27 @@ def _add_reward_model(
   score = reward.build_score(opened.model, options.parts)
   rows = options.batch_size * options.num_samples // options.parts
   length = options.max_length + options.sampling.max_new_tokens
-  one_part = work.forward(opened.model.config, layout, rows, length, 0)
+  head_places = 0  # a scalar head computes no vocabulary
+  one_part = work.forward(opened.model.config, layout, rows, length, head_places)
   lower = functools.partial(score.lower, params, prompts, samples)
   plan.programs.append(Program('score', lower, one_part * options.parts))
 
 
 def _add_scorer(
-  plan: StagePlan, layout: Layout, store: ModelStore, options: Any, name: str
+  plan: StagePlan,
+  layout: Layout,
+  store: ModelStore,
+  options: Any,
+  name: str,
 ) -> None:
   """Adds a language model that grades responses (direct RLAIF).
 
-  Its prompts are texts, whose lengths a plan does not know: they count as the longest that it
-  reads, and its options as one token each.
+  Its prompts are texts, whose lengths a plan does not know: they count as the longest
+  that it reads, and its options as one token each.
   """
-  opened = store.open_reader(parse_reward_source(name).model_name)
+  model_name = parse_reward_source(name).model_name
+  assert model_name is not None  # every scorer names a model
+  opened = store.open_reader(model_name)
   params = opened.read()
   plan.resident[_unused_name(plan.resident, 'scorer', name)] = params
   scorer = options.scorer
@@ -107,12 +119,13 @@ def next_token_logprobs(model: Model, params: Params, prompts: Prompts) -> Array
   Returns:
     [B, V] float32.
   """
-  positions = sampler.prompt_positions(prompts.mask)
-  segment_ids = prompts.mask.astype('int32')
+  positions = sampler.prompt_positions(prompts.mask)  # [B, P]
+  segment_ids = prompts.mask.astype('int32')  # 1 = a token of the prompt
   hidden, _ = model.apply(params, prompts.tokens, positions, segment_ids)
+  # Prompts are left-padded, so the last place is the last token of every one.
   return jax.nn.log_softmax(heads.next_token_logits(model, params, hidden[:, -1]))
 
 
 def _unused_name(resident: dict[str, Any], kind: str, name: str) -> str:
-  """Returns the name of a resident tree: its kind, or its own where there are several."""
+  """Returns a name that no resident tree has: the kind, or kind and name where that is taken."""
   return kind if kind not in resident else f'{kind} {name}'

@@ -1,8 +1,9 @@
-"""What the stages that learn from their own responses share.
+"""Shares what the stages need that learn from the policy's own responses.
 
-One iteration is: rollout (the policy responds to prompts) → scores → update. The update is the
-stage's `train_step`; this file has what comes before it, the forward over responses, the epochs
-of minibatches, the metrics of a rollout and the evaluation on held-out prompts.
+One iteration is: rollout (the policy responds to prompts) → scores → update. The update
+is the stage's `train_step`. This file has the rest: the reading of prompts, the forward
+over responses, the epochs of minibatches, the metrics of a rollout and the evaluation on
+held-out prompts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,6 @@ from typing import Any, NamedTuple, TypeVar
 import flax.struct
 import jax
 import jax.numpy as jnp
-import optax
 
 from rlhf_jax.data import batches, encode, sources
 from rlhf_jax.data.records import Prompt
@@ -29,21 +29,29 @@ from rlhf_jax.stages.shared import training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.model_store import ModelStore
 from rlhf_jax.stages.shared.scores import Score
-from rlhf_jax.types import Array, Params, Prompts, Samples, Sequences, TrainState
+from rlhf_jax.stages.shared.training import Definitions
+from rlhf_jax.types import (
+  Array,
+  Params,
+  Prompts,
+  Samples,
+  Sequences,
+  TrainState,
+)
 
 Carry = TypeVar('Carry')
 
 
 @dataclasses.dataclass(frozen=True)
 class RolloutOptions(RewardSourceOptions):
-  """What the section of every such stage has, beside what its method needs."""
+  """The settings that all such stages have; each adds those of its method."""
 
   init: str = 'sft'  # the policy that is trained
   lora: LoraOptions = LoraOptions()  # adapters beside frozen matrices instead of all parameters
   reference: str = 'sft'  # the KL penalty is against this model; it stays as it is
-  # Where rewards come from, each a stage that trained a reward model, its folder, a directory, a
-  # function 'module:function' of texts (docs/rewards.md), 'scorer:MODEL' (a language model that
-  # grades: direct RLAIF), or the address of a server.
+  # Where rewards come from, each a stage that trained a reward model, its folder, a
+  # directory, a function 'module:function' of texts (docs/rewards.md), 'scorer:MODEL'
+  # (a language model that grades: direct RLAIF), or the address of a server.
   reward: tuple[str, ...] = ('reward',)
   reward_weights: tuple[float, ...] = ()  # of several rewards, in their order; all 1 if empty
   standardise_rewards: bool = False  # each of several to mean 0, variance 1 over the batch first
@@ -62,17 +70,17 @@ class RolloutOptions(RewardSourceOptions):
 
   @property
   def parts(self) -> int:
-    """In how many parts the responses of a step are computed, one after the other."""
+    """The number of parts in which a step computes its responses, one after the other."""
     return self.minibatches * self.microbatches
 
 
 class ScoredRollout(flax.struct.PyTreeNode):
-  """What one step learns from: N = B * K responses with their scores.
+  """The data of one step: N = B * K responses with their scores.
 
   Attributes:
     sequences: prompts and responses, [N, P + R].
     samples: the responses as they were generated, [N, R].
-    scores: [N] float32, what the reward gave them.
+    scores: [N] float32, as the reward gave them.
     pretraining: documents for PPO-ptx, [N, T]; None without.
   """
 
@@ -83,40 +91,36 @@ class ScoredRollout(flax.struct.PyTreeNode):
 
 
 class RolloutParts(NamedTuple):
-  """What an iteration is made of, before data and parameters are read.
+  """The parts of an iteration, defined before data and parameters are read.
 
   Attributes:
-    definitions: the stage's; `model`, `reference_model`, `optimizer` and `layout` are in it.
+    definitions: the stage's; `model`, `reference_model`, `optimizer` and `layout` are
+      in it.
     init: () → the state before the first step.
     generate: (params, Prompts, key) → Samples, compiled.
     update: the compiled train step.
     read_reference: () → the reference's parameters.
-    store: the opened models, with whose base the reward models share theirs.
+    store: the stage's models; reward models on the same frozen base share it.
   """
 
   definitions: Any
   init: Callable[[], TrainState]
   generate: Callable[[Params, Prompts, Array], Samples]
-  update: Callable[..., tuple[TrainState, dict[str, Array]]]
+  update: steps.CompiledStep  # donates the state
   read_reference: Callable[[], Params]
   store: ModelStore
 
 
 @dataclasses.dataclass(frozen=True)
-class RolloutDefinitions:
-  """The definitions that the train step of a policy with a reference is made of; no values.
+class RolloutDefinitions(Definitions):
+  """What the train step of a policy with a reference is compiled with; no arrays.
 
   Attributes:
-    model: the policy.
-    reference_model: the model that the KL is against.
-    optimizer: the policy's optimizer.
-    layout: how arrays lie on the mesh.
+    reference_model: the model that the KL is measured against. It may have another
+      shape than the policy, but has the same tokens.
   """
 
-  model: Model
   reference_model: Model
-  optimizer: optax.GradientTransformation
-  layout: Layout
 
 
 # Before the first step.
@@ -125,7 +129,7 @@ class RolloutDefinitions:
 def check_batch(context: Context, options: RolloutOptions) -> None:
   """Checks that the responses of a step divide over minibatches, micro-batches and devices."""
   training.check_batch(context, options.batch_size * options.num_samples, options.parts)
-  training.check_batch(context, options.batch_size, 1)
+  training.check_batch(context, options.batch_size, 1)  # the rollout computes all prompts at once
 
 
 class PromptSet(NamedTuple):
@@ -133,7 +137,7 @@ class PromptSet(NamedTuple):
 
   Attributes:
     records: the records that `Prompts.index` points at.
-    examples: those of them that fit, encoded.
+    examples: the encoded prompts, without those that are too long.
   """
 
   records: Sequence[Prompt]
@@ -141,7 +145,7 @@ class PromptSet(NamedTuple):
 
 
 def read_prompts(context: Context, options: RolloutOptions) -> tuple[PromptSet, PromptSet]:
-  """Reads the training prompts and the held-out ones."""
+  """Reads the training prompts and the held-out prompts, as a PromptSet each."""
   train = sources.load_records(options.data, 'prompt', 'train')
   held_out = sources.load_records(options.data, 'prompt', 'validation')
   held_out = sources.spread_evenly(held_out, options.eval_records)
@@ -158,7 +162,11 @@ def _encode_prompts(
 def build_generate(
   context: Context, model: Model, options: RolloutOptions
 ) -> Callable[[Params, Prompts, Array], Samples]:
-  """Builds the compiled rollout of a policy."""
+  """Builds the compiled rollout of a policy.
+
+  Returns:
+    generate(params, prompts [B, P], key) → Samples [B * K, R].
+  """
   tokenizer = context.tokenizer
   return sampler.build_sampler(
     model,
@@ -174,7 +182,7 @@ def build_generate(
 
 
 class ResponseForward(NamedTuple):
-  """What a model says of the responses of a rollout.
+  """A model's forward over the responses of a rollout.
 
   Attributes:
     logprobs: [N, R] float32, at the sampling temperature.
@@ -188,7 +196,11 @@ class ResponseForward(NamedTuple):
 
 
 def forward_responses(
-  model: Model, params: Params, sequences: Sequences, response_length: int, temperature: float
+  model: Model,
+  params: Params,
+  sequences: Sequences,
+  response_length: int,
+  temperature: float,
 ) -> ResponseForward:
   """Runs a model over prompts with responses and keeps what concerns the responses.
 
@@ -198,11 +210,15 @@ def forward_responses(
     sequences: [N, P + R].
     response_length: R, the last so many places.
     temperature: of the sampling; 0 (greedy) counts as 1.
+
+  Returns:
+    Logprobs and entropies [N, R] float32, and hidden states [N, R, D].
   """
   R = response_length
   hidden, _ = model.apply(params, sequences.tokens, sequences.positions, sequences.segment_ids)
-  before = hidden[:, -R - 1 : -1]  # the state at a token predicts the next one
-  targets = sequences.tokens[:, -R:]
+  # [N, R, D]; one place to the left, as the state at a token predicts the next one.
+  before = hidden[:, -R - 1 : -1]
+  targets = sequences.tokens[:, -R:]  # [N, R]
   logprobs, entropies = heads.token_logprobs(model, params, before, targets, temperature)
   return ResponseForward(logprobs, entropies, before)
 
@@ -213,7 +229,7 @@ def final_scores(ended: Array, scores: Array, options: RolloutOptions) -> Array:
   Args:
     ended: [N] bool.
     scores: [N] float32.
-    options: missing_eos and missing_eos_score are read.
+    options: of which missing_eos and missing_eos_score are read.
 
   Returns:
     [N] float32.
@@ -237,6 +253,7 @@ def shuffled_minibatches(layout: Layout, batch: Any, order: Array, count: int) -
   """
 
   def cut(x: Array) -> Array:
+    # Sharded anew: without this, XLA may put each minibatch on a part of the devices.
     minibatches = x[order].reshape(count, -1, *x.shape[1:])
     names = (None, 'batch') + (None,) * (minibatches.ndim - 2)
     return layout.constrain(minibatches, names)
@@ -272,7 +289,10 @@ def epochs_of_minibatches(
   Returns:
     The last carry, and metrics [epochs, minibatches].
   """
-  size = jax.tree.leaves(batch)[0].shape[0]
+  size = jax.tree.leaves(batch)[0].shape[0]  # N
+
+  def split_rows(x: Array) -> Array:
+    return x.reshape(minibatches, -1, *x.shape[1:])
 
   def minibatch_step(carry: Carry, inputs: Any) -> tuple[Carry, dict[str, Array]]:
     (minibatch, extra), key = inputs
@@ -281,7 +301,8 @@ def epochs_of_minibatches(
   def epoch_step(carry: Carry, key: Array) -> tuple[Carry, dict[str, Array]]:
     order = jax.random.permutation(key, size)
     shuffled = shuffled_minibatches(layout, batch, order, minibatches)
-    extra = jax.tree.map(lambda x: x.reshape(minibatches, -1, *x.shape[1:]), unshuffled)
+    # Documents are drawn in random order already.
+    extra = jax.tree.map(split_rows, unshuffled)
     keys = jax.random.split(key, minibatches)
     return jax.lax.scan(minibatch_step, carry, ((shuffled, extra), keys))
 
@@ -304,14 +325,14 @@ def rollout_metrics(
   """
   samples = rollout.samples
   mask = samples.mask
-  count = jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
-  gap = jnp.abs(logprobs - samples.logprobs)
+  count = jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)  # tokens of all responses
+  gap = jnp.abs(logprobs - samples.logprobs)  # [N, R]
   return {
     'reward/score': jnp.mean(rollout.scores),
     'reward/score_std': jnp.std(rollout.scores),
-    'kl': jnp.mean(jnp.sum(kl, axis=1)),
+    'kl': jnp.mean(jnp.sum(kl, axis=1)),  # nats per response
     'policy/rollout_entropy': jnp.sum(jnp.where(mask, entropies, 0.0)) / count,
-    # How far the sampler's logprobs are from the training forward's; 0 but for rounding.
+    # From the sampler's logprobs to the training forward's; 0 but for rounding.
     'policy/sampler_gap': jnp.max(jnp.where(mask, gap, 0.0)),
     'response/length': jnp.mean(jnp.sum(mask, axis=1, dtype=jnp.float32)),
     'response/eos_rate': jnp.mean(samples.ended.astype(jnp.float32)),
@@ -322,27 +343,31 @@ def rollout_metrics(
 def epoch_metrics(metrics: Mapping[str, Array]) -> dict[str, Array]:
   """Averages the metrics [epochs, minibatches] of all updates of a step.
 
-  `policy/first_ratio`, of the first minibatch, is 1 but for rounding.
+  `policy/first_ratio` is the ratio in the first minibatch, before any update of the
+  step. It is 1 but for rounding; another value shows that two forwards disagree.
   """
   means = {name: jnp.mean(x) for name, x in metrics.items()}
   return means | {'policy/first_ratio': metrics['policy/ratio'][0, 0]}
 
 
-def made_an_update(metrics: Mapping[str, Array]) -> Array:
-  """Whether any minibatch of a step changed the parameters, [] bool.
+def made_an_update(metrics: dict[str, Array]) -> Array:
+  """Returns whether any minibatch of a step changed the parameters, [] bool.
 
-  A step that was made half counts as made, so that half of one is never kept as none.
+  A step of which some minibatches were skipped (their gradients were not finite)
+  counts as made: the parameters did change, so its number must not be used for
+  another step.
   """
   return jnp.any(steps.update_is_finite(metrics))
 
 
-# The host's part of an iteration.
+# What runs on the host.
 
 
 def sampling_key(state: TrainState) -> Array:
   """Returns the key with which the responses of this step are drawn.
 
-  The update of step n uses fold_in(key, n); the rollout has a branch of its own.
+  The update of step n uses fold_in(key, n). Folding in 1 first gives the rollout keys
+  that no update uses.
   """
   return jax.random.fold_in(jax.random.fold_in(state.key, 1), state.step)
 
@@ -360,8 +385,17 @@ def build_evaluation(
 ) -> Callable[[TrainState], tuple[dict[str, float], list[dict]]]:
   """Builds the evaluation on held-out prompts.
 
+  Args:
+    context: the context of the stage.
+    options: the stage's options.
+    parts: of which the definitions are used.
+    reference_params: the parameters of the reference.
+    score: the reward of held-out prompts; its metrics are not used.
+    prompts: the held-out prompts.
+
   Returns:
-    evaluate(state) → (score, KL, length and EOS rate, a few responses).
+    evaluate(state) → (score, KL, length and EOS rate, a few responses as
+    {prompt, response, score}).
   """
 
   def score_only(prompts: Prompts, samples: Samples) -> Array:
@@ -372,30 +406,31 @@ def build_evaluation(
     options.sampling,
     context.tokenizer,
     context.layout,
-    1,
+    1,  # response to each prompt, whatever num_samples is in training
     parts.definitions.reference_model,
     score_only,
   )
 
   def evaluate(state: TrainState) -> tuple[dict[str, float], list[dict]]:
     host_batches = batches.prompts_once(prompts.examples, options.batch_size)
-    answered = respond(state.params, host_batches, context.key(), reference_params)
+    # The same key every time: differences are those of the policy.
+    completed = respond(state.params, host_batches, context.key(), reference_params)
+    assert completed.scores is not None and completed.kl is not None  # both were asked for
     values = {
-      'reward/score': answered.scores.mean(),
-      'kl': answered.kl.mean(),
-      'response/length': answered.lengths.mean(),
-      'response/eos_rate': answered.ended.mean(),
+      'reward/score': completed.scores.mean(),
+      'kl': completed.kl.mean(),
+      'response/length': completed.lengths.mean(),
+      'response/eos_rate': completed.ended.mean(),
     }
     shown = []
     for number, example in enumerate(prompts.examples[: options.shown_responses]):
       record = prompts.records[int(example['index'])]
-      shown.append(
-        {
-          'prompt': record.messages[-1]['content'],
-          'response': answered.texts[number][0],
-          'score': float(answered.scores[number][0]),
-        }
-      )
+      sample = {
+        'prompt': record.messages[-1]['content'],  # the last turn of the conversation
+        'response': completed.texts[number][0],
+        'score': float(completed.scores[number][0]),
+      }
+      shown.append(sample)
     return values, shown
 
   return evaluate

@@ -1,4 +1,4 @@
-"""Plans the stages that learn from their own responses: rollout, scores, update."""
+"""Plans the stages that learn from the policy's own responses: rollout, scores, update."""
 
 from collections.abc import Callable
 import dataclasses
@@ -19,12 +19,13 @@ from rlhf_jax.planning.programs import (
   resident,
   StagePlan,
 )
+from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.stages.shared import reward_plan
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.rollout import RolloutParts, ScoredRollout
 from rlhf_jax.types import Params
 
-# (scored rollout, reference parameters) → the arguments of the update after the state
+# (scored rollout, reference parameters) → arguments of the update, after the state
 UpdateArguments = Callable[[ScoredRollout, Params], tuple]
 
 
@@ -41,28 +42,52 @@ def plan_rollout(
   passes: int = 1,
   has_value_trunk: bool = False,
 ) -> StagePlan:
-  """Plans one iteration.
+  """Plans one iteration: its programs, and what it keeps on the devices.
 
   Args:
     context: the surroundings of the stage, on an abstract layout.
-    options: the stage's, see RolloutOptions.
-    parts: what the iteration is made of.
+    options: a RolloutOptions.
+    parts: the parts of the iteration.
     update_arguments: what the update takes beside the state.
-    passes: over the responses of a step.
+    passes: how often the update reads the responses of a step.
     has_value_trunk: a value model with a trunk of its own is trained too.
+
+  Returns:
+    The plan, with the programs rollout, score (for each reward) and update.
   """
   layout = context.layout
-  state = parts.init()
+  state = parts.init()  # abstract arrays, like all that follow
+  generate: Any = parts.generate  # one jitted function, as the layout is abstract
   reference_params = parts.read_reference()
   residents = {**resident(state), 'reference': reference_params}
   prompts = abstract_prompts(layout, options.batch_size, options.max_length)
   key = abstract_key(layout)
-  samples = abstract_batch(layout, jax.eval_shape(parts.generate, state.params, prompts, key))
+  samples = abstract_batch(layout, jax.eval_shape(generate, state.params, prompts, key))
   sequences = abstract_batch(layout, jax.eval_shape(sampler.join_sequences, prompts, samples))
-  responses = options.batch_size * options.num_samples
+  responses = options.batch_size * options.num_samples  # N
   scores = abstract_rows(layout, (responses,), jnp.float32)
   arguments = update_arguments(ScoredRollout(sequences, samples, scores), reference_params)
-  rollout_estimate = work.rollout(
+  lower_rollout = functools.partial(generate.lower, state.params, prompts, key)
+  rollout_program = Program('rollout', lower_rollout, _rollout_work(layout, options, parts))
+  plan = StagePlan(residents, [rollout_program], [])
+  for name in options.reward:
+    reward_plan.add_reward(plan, layout, parts.store, options, name, prompts, samples)
+  update_estimate = _update_work(
+    context,
+    options,
+    parts,
+    state,
+    passes=passes,
+    has_value_trunk=has_value_trunk,
+  )
+  update = functools.partial(parts.update.lower, state, *arguments)
+  plan.programs.append(Program('update', update, update_estimate))
+  return plan
+
+
+def _rollout_work(layout: Layout, options: Any, parts: RolloutParts) -> work.Work:
+  """Estimates the rollout: prefill of all prompts, then decoding to the longest response."""
+  return work.rollout(
     parts.definitions.model.config,
     layout,
     options.batch_size,
@@ -70,25 +95,6 @@ def plan_rollout(
     options.sampling.max_new_tokens,
     options.num_samples,
   )
-  plan = StagePlan(
-    residents,
-    [
-      Program(
-        'rollout',
-        functools.partial(parts.generate.lower, state.params, prompts, key),
-        rollout_estimate,
-      )
-    ],
-    [],
-  )
-  for name in options.reward:
-    reward_plan.add_reward(plan, layout, parts.store, options, name, prompts, samples)
-  update_estimate = _update_work(
-    context, options, parts, state, passes=passes, has_value_trunk=has_value_trunk
-  )
-  update = functools.partial(parts.update.lower, state, *arguments)
-  plan.programs.append(Program('update', update, update_estimate))
-  return plan
 
 
 def _update_work(
@@ -105,21 +111,32 @@ def _update_work(
   layout = context.layout
   new_tokens = options.sampling.max_new_tokens
   responses = options.batch_size * options.num_samples
-  rows = responses // options.parts
+  rows = responses // options.parts  # of a forward
   length = options.max_length + new_tokens
-  # The trained trunks, with so many places whose vocabulary is computed; a value has none.
+  # The trained trunks, each with the number of places whose vocabulary is computed:
+  # the response's for the policy, none for a value model.
   trunks = [(state.trained, new_tokens)]
   if has_value_trunk:
     trunks.append((state.value_trained, 0))
   before = work.Work()
+  # The reference's forward, and those of the trained models before the update.
   for head_places in [new_tokens, *(places for _, places in trunks)]:
     before = before + work.forward(config, layout, rows, length, head_places) * options.parts
   trainings = []
   for params, head_places in trunks:
-    one_pass = work.training(config, layout, responses, length, head_places, options.parts, params)
+    one_pass = work.training(
+      config,
+      layout,
+      responses,
+      length,
+      head_places,
+      options.parts,
+      params,
+    )
     trainings.append(one_pass * passes)
-  # What both models keep for their backward passes is there at once; the rest is not.
+  # What both models keep for their backward passes is in memory at once; the rest is
+  # not.
   kept = sum(training.kept for training in trainings)
-  held = kept + max(training.held - training.kept for training in trainings)
+  peak = kept + max(training.held - training.kept for training in trainings)
   total = sum(trainings, work.Work())
-  return before + dataclasses.replace(total, held=held)
+  return before + dataclasses.replace(total, held=peak)

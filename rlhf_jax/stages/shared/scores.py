@@ -1,4 +1,4 @@
-"""Opens rewards by name: what gives a number to each generated response."""
+"""Opens rewards by name: functions that give a score to each generated response."""
 
 from collections.abc import Callable, Sequence
 import functools
@@ -30,18 +30,19 @@ def open_scores(
   options: Any,
   *record_lists: Sequence[Prompt],
 ) -> list[Score]:
-  """Opens the section's reward, or its weighted rewards, once for each list of records.
+  """Opens the rewards of a section, as one weighted score for each list of records.
 
   Args:
     context: the surroundings of the stage.
     store: the stage's models; a reward model on the same base shares it.
-    options: of the stage, see RolloutOptions: reward, reward_weights, standardise_rewards,
-      reward_functions, scorer, parts.
-    *record_lists: what `Prompts.index` may point at, for example training and held-out prompts.
+    options: of the stage, see RolloutOptions: reward, reward_weights,
+      standardise_rewards, reward_functions, scorer, parts.
+    *record_lists: what `Prompts.index` may point at, for example training and
+      held-out prompts.
 
   Returns:
-    A score for each list. Its metrics are `reward/failed`, the share of responses on which a
-    reward failed, and, of several rewards, the mean of each.
+    A score for each list. Its metrics are `reward/failed`, the share of responses on
+    which a reward failed, and, of several rewards, the mean of each.
 
   Raises:
     UserError: there is no such reward, or not one weight for each.
@@ -52,10 +53,15 @@ def open_scores(
     raise UserError(
       f'{context.where}.reward_weights: expected {len(names)} numbers, got {len(weights)}'
     )
+  # Opened once: the lists of records share the parameters of reward models.
   scores = [open_score(context, store, name, options) for name in names]
+  # Standardising takes means over the batch on all devices, so it is compiled.
   combine = jax.jit(
     functools.partial(
-      combine_scores, names=names, weights=weights, standardise=options.standardise_rewards
+      combine_scores,
+      names=names,
+      weights=weights,
+      standardise=options.standardise_rewards,
     )
   )
 
@@ -65,7 +71,10 @@ def open_scores(
     results = [score_one(prompts, samples, records) for score_one in scores]
     total, metrics = combine([values for values, _ in results])
     failed = sum(failures for _, failures in results)
-    return total, {**metrics, 'reward/failed': np.float32(failed / len(total))}
+    return total, {
+      **metrics,
+      'reward/failed': np.float32(failed / len(total)),
+    }
 
   return [functools.partial(score, records=records) for records in record_lists]
 
@@ -87,10 +96,11 @@ def combine_scores(
   Returns:
     (their weighted sum [N], the mean of each before weighting if there are several).
   """
-  total = 0
+  total: Any = 0  # becomes [N]
   for value, weight in zip(values, weights, strict=True):
     centred = value
     if standardise:
+      # The 1e-8 keeps a batch of equal scores at 0 instead of dividing by 0.
       centred = (value - jnp.mean(value)) * jax.lax.rsqrt(jnp.var(value) + 1e-8)
     total = total + weight * centred
   metrics = {}
@@ -106,8 +116,8 @@ def open_score(context: Context, store: ModelStore, name: str, options: Any) -> 
     context: the surroundings of the stage.
     store: the stage's models.
     name: as in a config's `reward`.
-    options: a RewardSourceOptions with `parts`: in how many parts a reward model reads the
-      responses.
+    options: a RewardSourceOptions with `parts`: in how many parts a reward model
+      reads the responses.
   """
   source = reward_sources.parse_reward_source(name)
   if not source.scores_texts:
@@ -117,14 +127,14 @@ def open_score(context: Context, store: ModelStore, name: str, options: Any) -> 
 
 
 def _open_model_score(store: ModelStore, name: str, parts: int) -> SourceScore:
-  """Opens a reward model; responses stay on the device."""
+  """Opens a reward model. It reads tokens, so responses stay on the device."""
   opened = store.open(name, head=True)
   params = opened.read()
   score_samples = reward.build_score(opened.model, parts)
 
   def score(prompts: Prompts, samples: Samples, records: Sequence[Prompt]) -> tuple[Array, int]:
     del records  # a model reads tokens
-    return score_samples(params, prompts, samples), 0
+    return score_samples(params, prompts, samples), 0  # a model never fails
 
   return score
 
@@ -136,10 +146,11 @@ def _score_texts(
   samples: Samples,
   record_list: Sequence[Prompt],
 ) -> tuple[Array, int]:
-  """Scores responses as texts: they come to the host, their scores go back to the mesh."""
+  """Scores responses as texts: copies them to the host and their scores back to the mesh."""
   index, tokens, mask = hosts.to_host((prompts.index, samples.tokens, samples.mask))
-  per_prompt = len(tokens) // len(index)
-  # A row that only pads the batch has index -1; it is scored as the first prompt and not used.
+  per_prompt = len(tokens) // len(index)  # K; row b * K + k responds to prompt b
+  # A row that only pads the batch has index -1; it is scored as the first prompt and
+  # not used.
   rows = [record_list[max(i, 0)] for i in np.repeat(index, per_prompt)]
   texts = [
     context.tokenizer.decode(row[inside].tolist()) for row, inside in zip(tokens, mask, strict=True)

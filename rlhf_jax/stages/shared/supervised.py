@@ -1,4 +1,4 @@
-"""What pre-training and supervised fine-tuning share: next-token prediction on packed rows.
+"""Next-token prediction on packed rows, for pre-training and supervised fine-tuning.
 
   minimise −mean_t log p(x_t | x_<t)   over the target tokens of the whole batch
 
@@ -7,6 +7,7 @@ cut into micro-batches.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import functools
 from typing import Any
 
 import jax
@@ -18,7 +19,12 @@ from rlhf_jax.models import heads
 from rlhf_jax.models.transformer import Model
 from rlhf_jax.objectives import language_model, masked
 from rlhf_jax.planning import work
-from rlhf_jax.planning.programs import abstract_sequences, Program, resident, StagePlan
+from rlhf_jax.planning.programs import (
+  abstract_sequences,
+  Program,
+  resident,
+  StagePlan,
+)
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.stages.shared import training
@@ -36,12 +42,18 @@ def loss(params: Params, batch: Sequences, model: Model) -> steps.Loss:
     model: the model's definition.
 
   Returns:
-    The sum over target tokens, in nats, and their number; the mean entropy; the tokens read.
+    The sum over target tokens, in nats, and their number; the mean entropy; the
+    tokens read.
   """
-  hidden, _ = model.apply(params, batch.tokens, batch.positions, batch.segment_ids)
+  hidden, _ = model.apply(  # [B, T, D]
+    params,
+    batch.tokens,
+    batch.positions,
+    batch.segment_ids,
+  )
   # The state at a token predicts the next one.
   logprobs, entropies = heads.token_logprobs(model, params, hidden[:, :-1], batch.tokens[:, 1:])
-  mask = batch.loss_mask[:, 1:]
+  mask = batch.loss_mask[:, 1:]  # [B, T - 1]
   total, weight = language_model.nll(logprobs, mask)
   return steps.Loss(
     total=total,
@@ -65,11 +77,12 @@ def train_step(
     state: the parameters, the optimizer's state, the step and the root key.
     batch: B rows of T tokens; the loss mask says which tokens are targets.
     definitions: of the model, its optimizer and the layout.
-    options: the stage's options, of which `microbatches` is read: B is a multiple of it.
+    options: the stage's options, of which `microbatches` is read: B is a multiple of
+      it.
 
   Returns:
-    The next state, and metrics ([] float32 each): loss and entropy in nats per target token,
-    tokens, and the norms of gradient, update and parameters.
+    The next state, and metrics ([] float32 each): loss and entropy in nats per target
+    token, tokens, and the norms of gradient, update and parameters.
   """
 
   def batch_loss(params: Params, batch: Sequences, key: jax.Array) -> steps.Loss:
@@ -92,7 +105,7 @@ def build_evaluation(
   batch_size: int,
   max_length: int,
 ) -> Callable[[Params], tuple[float, float]]:
-  """Builds the measurement of the loss on held-out examples, one a row.
+  """Builds the measurement of the loss on held-out examples, each in a row of its own.
 
   Args:
     model: the model's definition.
@@ -108,10 +121,10 @@ def build_evaluation(
   @jax.jit
   def sums(params: Params, batch: Sequences) -> jax.Array:
     value = loss(params, batch, model)
-    return jnp.stack([value.total, value.weight])
+    return jnp.stack([value.total, value.weight])  # [2], one transfer to the host
 
   def evaluate(params: Params) -> tuple[float, float]:
-    total = np.zeros(2)
+    total = np.zeros(2)  # float64: thousands of float32 sums are added
     for batch in batches.sequences_once(examples, batch_size, max_length):
       total += np.asarray(sums(params, layout.place(batch)), np.float64)
     return total[0] / max(total[1], 1.0), total[1]
@@ -120,7 +133,12 @@ def build_evaluation(
 
 
 def plan(context: Context, options: Any) -> StagePlan:
-  """Plans the step of a stage that learns from packed rows."""
+  """Plans the step of a stage that learns from packed rows.
+
+  Args:
+    context: the context of the stage, on an abstract layout.
+    options: the stage's options.
+  """
   trainable = training.open_trainable(context, options)
   state = trainable.init()
   definitions = trainable.definitions
@@ -131,9 +149,10 @@ def plan(context: Context, options: Any) -> StagePlan:
     context.layout,
     options.batch_size,
     options.max_length,
-    options.max_length,
+    options.max_length,  # the vocabulary is computed at every place
     options.microbatches,
     state.trained,
   )
-  program = Program('step', lambda: step.lower(state, batch), estimate)
+  lower = functools.partial(step.lower, state, batch)
+  program = Program('step', lower, estimate)
   return StagePlan(resident(state), [program], [])

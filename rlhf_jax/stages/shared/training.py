@@ -1,4 +1,4 @@
-"""What all stages that train a model share: its optimizer and state, its checkpoints and export."""
+"""Shares what all stages that train need: optimizer, state, checkpoints and export."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -29,7 +29,7 @@ from rlhf_jax.types import Params, TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Definitions:
-  """The definitions that a train step of one model is made of; no values.
+  """What a train step of one model is compiled with: definitions, no arrays.
 
   Attributes:
     model: the model that is trained.
@@ -37,7 +37,7 @@ class Definitions:
     layout: how arrays lie on the mesh.
   """
 
-  model: Model
+  model: Model  # its functions and its shape; the parameters are in the state
   optimizer: optax.GradientTransformation
   layout: Layout
 
@@ -60,7 +60,8 @@ def open_trainable(context: Context, options: Any, head: bool = False) -> Traina
 
   Args:
     context: the surroundings of the stage.
-    options: the stage's, with init, lora, optimizer, loop, batch_size and microbatches.
+    options: the stage's, with init, lora, optimizer, loop, batch_size and
+      microbatches.
     head: give the model a scalar head.
 
   Raises:
@@ -78,15 +79,17 @@ def open_trainable(context: Context, options: Any, head: bool = False) -> Traina
 
 
 def create_state(
-  context: Context, params: Params, optimizer: optax.GradientTransformation
+  context: Context,
+  params: Params,
+  optimizer: optax.GradientTransformation,
 ) -> TrainState:
-  """Creates the state of a stage: what of `params` is trained, and the rest of them frozen."""
+  """Creates the state before the first step; of `params`, adapters or all leaves are trained."""
   trained, frozen = lora.split_trainable(params)
   return steps.create_train_state(trained, optimizer, context.key(), context.layout, frozen)
 
 
 def train_and_export(context: Context, training: loop.Training, options: loop.LoopOptions) -> None:
-  """Trains; leaves checkpoints and a Hugging Face directory in the stage's folder."""
+  """Trains a model; leaves checkpoints and a Hugging Face directory in the stage's folder."""
   state = loop.run(training, options, context.directory, {'stage': context.name})
   export(context, state.params)
 
@@ -103,6 +106,7 @@ def check_batch(context: Context, rows: int, parts: int) -> None:
     UserError: it does not divide.
   """
   shards = context.layout.batch_shards
+  # Every part must give each shard of the batch the same number of rows.
   divides = rows >= 1 and parts >= 1 and rows % parts == 0 and rows // parts % shards == 0
   if not divides:
     raise UserError(
@@ -113,18 +117,19 @@ def check_batch(context: Context, rows: int, parts: int) -> None:
 
 def write_model_json(context: Context, model: Model) -> None:
   """Leaves the model's shape, and the base of its adapters, in the stage's folder."""
-  base = ''
+  base = ''  # '' = a complete model; what `init` names otherwise
   if model.config.lora_rank:
     stages = context.config.stages
     base = model_sources.adapter_base_name(context.section.init, context.workdir, stages)
   values = {**dataclasses.asdict(model.config), 'base_model': base}
   write_on_first_process(
-    context.directory / model_sources.MODEL_JSON, json.dumps(values, indent=2) + '\n'
+    context.directory / model_sources.MODEL_JSON,
+    json.dumps(values, indent=2) + '\n',
   )
 
 
 def write_on_first_process(path: Path, text: str) -> None:
-  """Writes a small file whole or not at all; the other processes of a run leave it to the first."""
+  """Writes a small file, complete or not at all, in the first process of a run only."""
   if hosts.is_first_process():
     files.write_text(path, text)
 
@@ -132,10 +137,12 @@ def write_on_first_process(path: Path, text: str) -> None:
 def export(context: Context, params: Params) -> None:
   """Exports a stage's model for other libraries, with a model card.
 
-  `export/` is a Hugging Face directory. Adapters are left in PEFT's format, `adapter/`, too, and
-  merged into the matrices of the export (none is written if config.export.merged is False).
+  `export/` is a Hugging Face directory. Adapters are left in PEFT's format,
+  `adapter/`, too, and merged into the matrices of the export (none is written if
+  config.export.merged is False).
   """
   settings = context.config.export
+  # From model.json, so that a run that was cut before the export makes the same one.
   source = model_sources.find_model(context.name, context.workdir, context.config.stages)
   config = source.config
   text = _model_card(context, source)
@@ -144,7 +151,7 @@ def export(context: Context, params: Params) -> None:
     if not settings.merged:
       return
     params = jax.jit(functools.partial(lora.merge_adapters, config))(params)
-    config = with_adapters(config, None, context.where)
+    config = with_adapters(config, None, context.where)  # the shape without adapters
   pretrained.export_model(
     context.directory / 'export',
     config,
@@ -157,11 +164,15 @@ def export(context: Context, params: Params) -> None:
 
 
 def _export_adapters(
-  context: Context, source: model_sources.ModelSource, params: Params, text: str
+  context: Context,
+  source: model_sources.ModelSource,
+  params: Params,
+  text: str,
 ) -> None:
   """Exports adapters in PEFT's format, on their base's export where the base is a stage."""
-  assert source.base is not None
+  assert source.base is not None  # there are adapters, so they have a base
   base = Path(source.base.name)
+  # Other libraries cannot read a stage's checkpoints, but its export.
   is_stage = (base / model_sources.MODEL_JSON).is_file()
   peft_io.save_adapters(
     context.directory / 'adapter',
@@ -175,10 +186,11 @@ def _export_adapters(
 
 
 def _model_card(context: Context, source: model_sources.ModelSource) -> str:
-  """Writes the model card: what was trained, on what, and the last evaluation."""
+  """Returns the text of the model card: what was trained, on what, and how it evaluates."""
   section = context.section.to_dict()
   data = {}
   for name, value in section.items():
+    # A section with a source is a DataOptions, whatever its field is called.
     if isinstance(value, dict) and 'source' in value:
       paths = map(str, value.get('path', ()))
       data[name] = ', '.join([value['source'], *paths])
@@ -191,7 +203,8 @@ def _model_card(context: Context, source: model_sources.ModelSource) -> str:
     _last_evaluation(context.directory),
     section,
   )
-  return text.replace(str(context.workdir), '{workdir}')  # a card travels, a path does not
+  # The paths of this machine mean nothing where the model is downloaded.
+  return text.replace(str(context.workdir), '{workdir}')
 
 
 def _last_evaluation(directory: Path) -> dict[str, float]:
@@ -206,9 +219,10 @@ def build_show_responses(
   prompts: Sequence[Sequence[int]],
   options: Any,
 ) -> Callable[[TrainState], list[dict[str, str]]]:
-  """Builds what writes a few responses at every evaluation.
+  """Builds the function that writes a few responses at every evaluation.
 
-  The same prompts are answered with the same keys every time, so that texts can be compared.
+  The same prompts are answered with the same keys every time, so that texts can be
+  compared.
 
   Args:
     context: the surroundings of the stage.
@@ -225,7 +239,8 @@ def build_show_responses(
   if not chosen:
     return _show_nothing
   respond = responses.build_responder(model, options.sampling, tokenizer, layout)
-  rows = -(-len(chosen) // layout.batch_shards) * layout.batch_shards  # rounded up
+  # Rounded up to what divides over the mesh; the rows that are added are not shown.
+  rows = -(-len(chosen) // layout.batch_shards) * layout.batch_shards
 
   def show(state: TrainState) -> list[dict[str, str]]:
     completed = responses.complete_prompts(
@@ -233,6 +248,7 @@ def build_show_responses(
     )
     shown = []
     for tokens, texts in zip(chosen, completed.texts, strict=True):
+      # `core` keeps the special tokens, so that the chat template can be seen.
       prompt = tokenizer.core.decode(np.asarray(tokens).tolist())
       shown.append({'prompt': prompt, 'response': texts[0]})
     return shown
@@ -253,8 +269,8 @@ def compile_train_step(
 ) -> steps.CompiledStep:
   """Compiles a stage's train step over its mesh.
 
-  This is where the definitions and options become constants of the program, and where jit,
-  donation of the state and shardings are applied (runtime/step.py).
+  This is where the definitions and options become constants of the program, and where
+  jit, donation of the state and shardings are applied (runtime/step.py).
 
   Args:
     train_step: (state, batch, …, definitions=, options=) → (state, metrics).
@@ -265,5 +281,6 @@ def compile_train_step(
   Returns:
     step(state, batch, …) → (state, metrics).
   """
+  # Bound by name: what remains is a function of arrays, which jit can trace.
   step = functools.partial(train_step, definitions=definitions, options=options)
   return steps.compile_step(step, definitions.layout, donate=donate)
