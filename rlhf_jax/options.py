@@ -61,9 +61,16 @@ def from_section(options_class: type[Options], section: Mapping[str, Any]) -> Op
     if nested is not None and _is_table(value):
       value = from_section(nested, value)
     elif _is_table(value):
-      value = dict(value.items())
+      value = _to_plain(value)
     values[field.name] = value
   return options_class(**values)
+
+
+def _to_plain(value: Any) -> Any:
+  """Returns a table as nested dicts, whatever kinds of mappings it is made of."""
+  if _is_table(value):
+    return {name: _to_plain(item) for name, item in value.items()}
+  return value
 
 
 def _is_table(value: Any) -> bool:

@@ -77,7 +77,7 @@ LINE = json.dumps({'messages': [{'role': 'user', 'content': 'Why?'}], 'response'
       'pretrain.optimizer.schedule=step',
       "optimizer.schedule: expected one of constant, linear, cosine, got 'step'",
     ),
-    ('pretrain.kind=sft', 'the kind of a stage can be said in the experiment only'),
+    ('pretrain.kind=sft', 'the kind of a stage can be given in the experiment only'),
     (
       'model.dtype=float99',
       "model.dtype: expected one of 'float32', 'bfloat16', 'float16', got 'float99'",
@@ -219,7 +219,7 @@ def test_a_checkpoint_of_another_shape_is_named(experiment, trained, tmp_path, c
     f'--config.sft.init={trained}/pretrain',
     '--config.tokenizer.vocab_size=310',
   )
-  assert 'knows 300 tokens, the tokenizer of the run 310' in line
+  assert 'knows 300 tokens, but the tokenizer of the run has 310' in line
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(

@@ -152,7 +152,7 @@ def test_experts_take_no_memory_for_all_experts_at_once():
   'case, axes', [('mixtral', dict(expert=2, fsdp=2)), ('gemma2', dict(tensor=2, fsdp=2))]
 )
 def test_sharded_equals_one_device(case, axes):
-  layout = mesh.make_layout({**mesh.DEFAULTS, **axes})
+  layout = mesh.make_layout(mesh.MeshOptions(**axes))
   config = pretrained.read_config(DATA / case)
   plain, sharded = transformer.build_model(config), transformer.build_model(config, layout)
   shardings = layout.shardings(sharded.axes, jax.eval_shape(sharded.init, jax.random.key(0)))

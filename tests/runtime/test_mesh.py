@@ -27,7 +27,7 @@ def test_what_is_left_goes_to_the_free_axis():
 
 def test_without_options_rows_are_sharded_over_all_devices():
   on = mesh.make_layout()
-  assert on == layout(data=8) and on.batch_shards == 8
+  assert on.mesh == layout(data=8).mesh and on.batch_shards == 8
 
 
 def test_one_device_is_the_same_code():
