@@ -31,10 +31,13 @@ REAL_WEIGHTS = {
 
 def main() -> None:
   page = PAGE.read_text(encoding='utf-8')
-  before, after = BLOCK.search(page).groups()
-  # A function, because a backslash in a replacement string would be an escape.
-  updated = BLOCK.sub(lambda _: before + table() + after, page)
-  PAGE.write_text(updated, encoding='utf-8')
+  PAGE.write_text(BLOCK.sub(fill_block, page), encoding='utf-8')
+
+
+def fill_block(block: re.Match[str]) -> str:
+  """Returns a match of BLOCK with today's table between its two marks."""
+  before, after = block.groups()
+  return before + table() + after
 
 
 def table() -> str:

@@ -64,7 +64,7 @@ def main() -> None:
 def write_random_weights(directory: Path, config: ModelConfig) -> None:
   """Writes bfloat16 weights of a model, as an export would."""
   rng = np.random.default_rng(0)
-  entries = []
+  entries: list[safetensors_io.Entry] = []
   for tensor in families.list_tensors(config):
     shape = tensor.file_shape(config)
     size = int(np.prod(shape)) * jnp.dtype(jnp.bfloat16).itemsize
@@ -149,7 +149,7 @@ class MemoryWatch:
 def host_memory() -> int:
   """Returns the bytes of this process that are not backed by files."""
   status = Path('/proc/self/status').read_text()
-  kilobytes = re.search(r'RssAnon:\s+(\d+)', status)[1]
+  [kilobytes] = re.findall(r'RssAnon:\s+(\d+)', status)
   return int(kilobytes) * 1024
 
 
