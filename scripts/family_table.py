@@ -1,9 +1,8 @@
-"""Writes the README's table of model families from the code and from what the tests check.
+"""Writes the table of docs/families.md from the code and from what the tests check.
 
 python scripts/family_table.py
 """
 
-from collections import defaultdict
 import json
 from pathlib import Path
 import re
@@ -11,61 +10,90 @@ import re
 from rlhf_jax.interop.families import FAMILIES, Family
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ROOT / 'tests' / 'interop'
+PAGE = ROOT / 'docs/families.md'
+TESTS = ROOT / 'tests/interop'  # data/CASE and gguf/CASE.gguf: see record_references, record_gguf
 BLOCK = re.compile(r'(<!-- families -->\n).*?(<!-- /families -->)', re.DOTALL)
-HEADER = (
-  '| `model_type` | models | logits within 1e-4 | from GGUF | export opens as | real weights |',
-  '| --- | --- | --- | --- | --- | --- |',
+
+TITLES = (
+  '`model_type`',
+  'models',
+  'logits within 1e-4',
+  'from GGUF',
+  'export opens as',
+  'real weights',
 )
-REAL = {  # what was tried with published weights
-  'llama': 'SmolLM2-135M-Instruct from its GGUF file, against logprobs recorded from transformers',
+# What the recorded files do not show.
+READ_AS_ANOTHER = {'mistral': 'as `llama`, without windows'}  # that is what its GGUF files say
+REAL_WEIGHTS = {
+  'llama': 'SmolLM2-135M-Instruct from its GGUF file, against logprobs recorded from transformers'
 }
 
 
+def main() -> None:
+  page = PAGE.read_text(encoding='utf-8')
+  PAGE.write_text(BLOCK.sub(fill_block, page), encoding='utf-8')
+
+
+def fill_block(block: re.Match[str]) -> str:
+  """Returns a match of BLOCK with today's table between its two marks."""
+  before, after = block.groups()
+  return before + table() + after
+
+
 def table() -> str:
-  """Returns the table, in Markdown."""
-  checked = defaultdict(list)  # model_type → the cases with recorded logits
-  from_gguf = defaultdict(list)  # model_type → those of them that are in a GGUF file too
-  from_gguf['mistral'] = ['as `llama`, without windows']  # GGUF calls its models llama
-  versions = set()
-  for path in sorted((TESTS / 'data').glob('*/config.json')):
-    case = path.parent.name
-    config = json.loads(path.read_text())
-    versions.add(config['transformers_version'])
-    checked[config['model_type']].append(case)
-    if (TESTS / 'gguf' / f'{case}.gguf').is_file():
-      from_gguf[config['model_type']].append(case)
+  """Returns the table and the line above it, in Markdown."""
+  configs = recorded_configs()
+  versions = sorted({config['transformers_version'] for config in configs.values()})
   lines = [
-    f'Checked against transformers {", ".join(sorted(versions))}, float32, '
-    'tiny random models, in safetensors and in GGUF as llama.cpp converts them:',
+    f'Checked against transformers {", ".join(versions)}, float32, tiny random models, '
+    'in safetensors and in GGUF as llama.cpp converts them:',
     '',
-    *HEADER,
+    format_row(TITLES),
+    format_row(['---'] * len(TITLES)),
   ]
-  for name, family in FAMILIES.items():
-    cells = (
-      f'`{name}`',
-      family.title,
-      ', '.join(checked[name] or ['not checked']),
-      ', '.join(from_gguf[name] or ['not read']),
-      _classes(family),
-      REAL.get(name, 'not tried'),
-    )
-    lines.append(f'| {" | ".join(cells)} |')
+  for model_type, family in FAMILIES.items():
+    cases = [case for case, config in configs.items() if config['model_type'] == model_type]
+    lines.append(format_row(family_cells(model_type, family, cases)))
   return '\n'.join(lines) + '\n'
 
 
-def _classes(family: Family) -> str:
-  """Names the classes of transformers that open an export."""
-  if family.has_classifier:
-    return f'`{family.causal_lm}`, `{family.classifier}`'
-  return f'`{family.causal_lm}`; transformers has no class for its reward model'
+def recorded_configs() -> dict[str, dict]:
+  """Reads the config.json of each model that transformers has saved for the tests, by case."""
+  paths = sorted(TESTS.glob('data/*/config.json'))
+  return {path.parent.name: json.loads(path.read_text(encoding='utf-8')) for path in paths}
 
 
-def main() -> None:
-  """Replaces the table in the README."""
-  readme = ROOT / 'README.md'
-  text = BLOCK.sub(lambda match: match[1] + table() + match[2], readme.read_text())
-  readme.write_text(text)
+def family_cells(model_type: str, family: Family, cases: list[str]) -> list[str]:
+  """Returns a family's cells, in the order of TITLES.
+
+  Args:
+    model_type: the family's name in config.json.
+    family: its row in FAMILIES.
+    cases: the recorded models of this family.
+  """
+  from_gguf = [case for case in cases if (TESTS / f'gguf/{case}.gguf').is_file()]
+  if model_type in READ_AS_ANOTHER:
+    from_gguf.insert(0, READ_AS_ANOTHER[model_type])
+  return [
+    f'`{model_type}`',
+    family.title,
+    ', '.join(cases) or 'not checked',
+    ', '.join(from_gguf) or 'not read',
+    exported_classes(family),
+    REAL_WEIGHTS.get(model_type, 'not tried'),
+  ]
+
+
+def exported_classes(family: Family) -> str:
+  """Names the classes of transformers that open an exported policy and reward model."""
+  if not family.has_classifier:
+    return f'`{family.causal_lm}`; transformers has no class for its reward model'
+  return f'`{family.causal_lm}`, `{family.classifier}`'
+
+
+def format_row(cells: list[str] | tuple[str, ...]) -> str:
+  """Formats a line of a Markdown table."""
+  return '| ' + ' | '.join(cells) + ' |'
 
 
 if __name__ == '__main__':

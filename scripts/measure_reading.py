@@ -1,149 +1,49 @@
-"""Measures what reading a checkpoint onto eight devices costs: bytes read, and the host's memory.
+"""Measures what reading a checkpoint onto eight devices costs: bytes read, and host memory.
 
-  python scripts/measure_reading.py            # a random model of 1 GB
+  python scripts/measure_reading.py            # a random model of 1.3 GB
   python scripts/measure_reading.py --layers=4
 
-It takes a minute, 4 GB of memory and 1 GB of disk, on Linux. The model is bfloat16 in files of at
+The default takes a minute, 4 GB of memory and 1.3 GB of disk. The model is bfloat16 in files of at
 most 200 MB; it is read as float32 with fsdp=8 on 8 forced CPU devices. Host memory is what the
 process holds at its peak beyond what it held before and the arrays already placed; pages of files
-that the system caches do not count.
+that the system caches do not count. Linux only. What it printed is in docs/models.md.
 """
 
 import argparse
 import ctypes
-import json
+import functools
 import os
 from pathlib import Path
 import re
 import tempfile
 import threading
-from typing import Any
 
-os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['JAX_PLATFORMS'] = 'cpu'  # before JAX is imported
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-import safetensors.numpy  # noqa: E402
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-from rlhf_jax.interop import families, pretrained, safetensors_io  # noqa: E402
-from rlhf_jax.models import transformer  # noqa: E402
-from rlhf_jax.models.model_config import ModelConfig  # noqa: E402
-from rlhf_jax.runtime import mesh  # noqa: E402
+from rlhf_jax.interop import assemble, families, safetensors_io
+from rlhf_jax.interop.tensors import Fetch, Slices
+from rlhf_jax.models import transformer
+from rlhf_jax.models.model_config import ModelConfig
+from rlhf_jax.runtime import mesh
+from rlhf_jax.types import Params
 
 DEVICES = 8
-FILE_BYTES = 200 * 10**6
-SAMPLE_SECONDS = 0.005  # between two looks at the memory
-
-
-def anonymous_memory() -> int:
-  """Returns the bytes of this process that no file holds."""
-  status = Path('/proc/self/status').read_text()
-  match = re.search(r'RssAnon:\s+(\d+)', status)
-  assert match is not None, 'not on Linux'
-  return int(match[1]) * 1024
-
-
-def write_model(folder: Path, config: ModelConfig) -> None:
-  """Writes random weights, file by file."""
-  random = np.random.default_rng(0)
-  weight_map: dict[str, str] = {}
-  part: dict[str, np.ndarray] = {}
-  size = 0
-  for tensor in families.list_tensors(config):
-    for name in tensor.names(config):
-      value = random.random(tensor.file_shape(config), np.float32).astype(jnp.bfloat16)
-      if part and size + value.nbytes > FILE_BYTES:
-        write_file(folder, part, weight_map)
-        part = {}
-        size = 0
-      part[name] = value
-      size += value.nbytes
-  write_file(folder, part, weight_map)
-  index = json.dumps({'weight_map': weight_map})
-  (folder / safetensors_io.INDEX).write_text(index)
-  (folder / 'config.json').write_text('{}')
-
-
-def write_file(folder: Path, part: dict[str, np.ndarray], weight_map: dict[str, str]) -> None:
-  """Writes the next file and notes what it holds."""
-  number = len(set(weight_map.values())) + 1
-  name = f'model-{number}.safetensors'
-  safetensors.numpy.save_file(part, folder / name)
-  weight_map.update(dict.fromkeys(part, name))
-
-
-def count_reads(sizes: list[int]) -> None:
-  """Makes every later reading of a part of a tensor note its bytes."""
-  open_weights = pretrained.open_weights
-
-  def open_counted(directory):
-    shapes, fetch = open_weights(directory)
-
-    def fetch_counted(name, slices):
-      part = fetch(name, slices)
-      sizes.append(part.nbytes)
-      return part
-
-    return shapes, fetch_counted
-
-  pretrained.open_weights = open_counted
-
-
-class MemoryWatch:
-  """Notes the largest host memory beyond the placed arrays, in a thread."""
-
-  def __init__(self):
-    ctypes.CDLL(None).malloc_trim(0)  # gives back what writing left to the C allocator
-    self.before = anonymous_memory()
-    self.peak = 0
-    self._done = threading.Event()
-    self._thread = threading.Thread(target=self._watch)
-
-  def __enter__(self) -> 'MemoryWatch':
-    self._thread.start()
-    return self
-
-  def __exit__(self, *_) -> None:
-    self._done.set()
-    self._thread.join()
-
-  def _watch(self) -> None:
-    while not self._done.wait(SAMPLE_SECONDS):
-      placed = sum(array.nbytes for array in jax.live_arrays())
-      self.peak = max(self.peak, anonymous_memory() - self.before - placed)
-
-
-def report(file_sizes: list[int], reads: list[int], peak: int, params: Any) -> None:
-  """Prints what was measured."""
-  leaves = jax.tree.leaves(params)
-  count = sum(leaf.size for leaf in leaves)
-  on_first = [leaf.addressable_shards[0].data.nbytes for leaf in leaves]
-  share_read = sum(reads) / DEVICES / sum(file_sizes)
-  share_placed = sum(on_first) / (4 * count)
-  print(
-    f'{count / 1e6:.0f}M parameters, {mega(sum(file_sizes))} in {len(file_sizes)} files, '
-    f'the largest {mega(max(file_sizes))}'
-  )
-  print(f'read: {mega(sum(reads))}, for each of {DEVICES} devices {share_read:.4f} of the files')
-  print(f'placed: {mega(sum(on_first))} on the first device, {share_placed:.4f} of float32')
-  print(
-    f'host memory beyond the placed arrays: {mega(peak)}, the largest piece is '
-    f'{mega(max(on_first))}'
-  )
-
-
-def mega(size: int) -> str:
-  """Returns bytes in words."""
-  return f'{size / 1e6:.0f} MB'
+FILE_BYTES = 200 * 10**6  # at most, for each file
+INTERVAL = 0.005  # seconds between two looks at the memory
 
 
 def main() -> None:
-  """Writes a model, reads it and prints what that took."""
-  parser = argparse.ArgumentParser()
+  parser = argparse.ArgumentParser(
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   parser.add_argument('--layers', type=int, default=16)
-  config = ModelConfig(
+  config = transformer.ModelConfig(
     vocab_size=32000,
     embed=1536,
     layers=parser.parse_args().layers,
@@ -153,19 +53,138 @@ def main() -> None:
     mlp=6144,
     tied=False,
   )
-  layout = mesh.make_layout({**mesh.DEFAULTS, 'data': 1, 'fsdp': DEVICES})
+  with tempfile.TemporaryDirectory() as name:
+    directory = Path(name)
+    write_random_weights(directory, config)
+    file_sizes = [path.stat().st_size for path in directory.glob('*.safetensors')]
+    params, bytes_read, peak = read_weights(directory, config)
+  report(params, file_sizes, bytes_read, peak)
+
+
+def write_random_weights(directory: Path, config: ModelConfig) -> None:
+  """Writes bfloat16 weights of a model, as an export would."""
+  rng = np.random.default_rng(0)
+  entries: list[safetensors_io.Entry] = []
+  for tensor in families.list_tensors(config):
+    shape = tensor.file_shape(config)
+    size = int(np.prod(shape)) * jnp.dtype(jnp.bfloat16).itemsize
+    make = functools.partial(draw_tensor, rng, shape)
+    entries.extend(safetensors_io.Entry(name, size, make) for name in tensor.names(config))
+  safetensors_io.write_weights(directory, entries, FILE_BYTES, writes=True)
+
+
+def draw_tensor(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+  """Draws a bfloat16 tensor."""
+  return rng.random(shape, np.float32).astype(jnp.bfloat16)
+
+
+def read_weights(directory: Path, config: ModelConfig) -> tuple[Params, int, int]:
+  """Reads the weights onto the devices, as pretrained.load_parameters does.
+
+  Returns:
+    (the parameters, the bytes that were read, the peak of host memory in bytes).
+  """
+  layout = mesh.make_layout(mesh.MeshOptions(data=1, fsdp=DEVICES))
   model = transformer.build_model(config, layout)
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   shardings = layout.shardings(model.axes, shapes)
-  reads: list[int] = []
-  with tempfile.TemporaryDirectory() as place:
-    folder = Path(place)
-    write_model(folder, config)
-    file_sizes = [path.stat().st_size for path in folder.glob('*.safetensors')]
-    count_reads(reads)
-    with MemoryWatch() as watch:
-      params = pretrained.load_parameters(folder, config, shardings)
-    report(file_sizes, reads, watch.peak, params)
+  file_shapes, plain_fetch = safetensors_io.open_weights(directory)
+  fetch = CountingFetch(plain_fetch)
+  ctypes.CDLL(None).malloc_trim(0)  # gives back what writing left to the C allocator
+  with MemoryWatch() as watch:
+    params = assemble.assemble_parameters(
+      config,
+      file_shapes,
+      fetch,
+      shardings,
+      str(directory),
+      bias=0.0,
+    )
+  return params, fetch.bytes_read, watch.peak
+
+
+class CountingFetch:
+  """Reads parts of tensors, and counts their bytes."""
+
+  def __init__(self, fetch: Fetch):
+    self.fetch = fetch
+    self.bytes_read = 0
+
+  def __call__(self, name: str, slices: Slices) -> np.ndarray:
+    """Reads a part of a tensor."""
+    value = self.fetch(name, slices)
+    self.bytes_read += value.nbytes
+    return value
+
+
+class MemoryWatch:
+  """Watches host memory from a thread while its `with` block runs.
+
+  Attributes:
+    peak: the most bytes beyond what was held before and the arrays already placed. On forced CPU
+      devices those arrays lie in host memory too; elsewhere they would not.
+  """
+
+  def __init__(self):
+    self.peak = 0
+    self.before = 0
+    self.done = threading.Event()
+    self.thread = threading.Thread(target=self._watch)
+
+  def __enter__(self) -> 'MemoryWatch':
+    self.before = host_memory()
+    self.thread.start()
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    self.done.set()
+    self.thread.join()
+
+  def _watch(self) -> None:
+    while not self.done.wait(INTERVAL):
+      placed = sum(array.nbytes for array in jax.live_arrays())
+      self.peak = max(self.peak, host_memory() - self.before - placed)
+
+
+def host_memory() -> int:
+  """Returns the bytes of this process that are not backed by files."""
+  status = Path('/proc/self/status').read_text()
+  [kilobytes] = re.findall(r'RssAnon:\s+(\d+)', status)
+  return int(kilobytes) * 1024
+
+
+def report(params: Params, file_sizes: list[int], bytes_read: int, peak: int) -> None:
+  """Prints the measurements.
+
+  Args:
+    params: float32, sharded over the devices.
+    file_sizes: bytes of each file.
+    bytes_read: from all files, for all devices.
+    peak: of host memory, bytes.
+  """
+  leaves = jax.tree.leaves(params)
+  parameters = sum(leaf.size for leaf in leaves)
+  pieces = [leaf.addressable_shards[0].data.nbytes for leaf in leaves]  # on the first device
+  total = sum(file_sizes)
+  share_read = bytes_read / DEVICES / total
+  share_placed = sum(pieces) / sum(leaf.nbytes for leaf in leaves)
+  print(
+    f'{parameters / 1e6:.0f}M parameters, {megabytes(total)} in {len(file_sizes)} files, '
+    f'the largest {megabytes(max(file_sizes))}'
+  )
+  print(
+    f'read: {megabytes(bytes_read)}, for each of {DEVICES} devices {share_read:.4f} of the files'
+  )
+  print(f'placed: {megabytes(sum(pieces))} on the first device, {share_placed:.4f} of float32')
+  print(
+    f'host memory beyond the placed arrays: {megabytes(peak)}, '
+    f'the largest piece is {megabytes(max(pieces))}'
+  )
+
+
+def megabytes(count: int) -> str:
+  """Formats a number of bytes."""
+  return f'{count / 1e6:.0f} MB'
 
 
 if __name__ == '__main__':

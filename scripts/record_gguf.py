@@ -1,14 +1,17 @@
-"""Records tiny GGUF files as llama.cpp's own converter writes them, and what transformers computes.
+"""Records tiny GGUF files as llama.cpp's own converter writes them, and what their models compute.
 
   pip install torch transformers peft sentencepiece
-  python scripts/record_gguf.py LLAMA_CPP        # rewrites tests/interop/gguf
-  python scripts/record_gguf.py LLAMA_CPP gpt2   # one case
+  python scripts/record_gguf.py LLAMA_CPP            # a checkout; rewrites tests/interop/gguf
+  python scripts/record_gguf.py LLAMA_CPP gemma2     # one case
 
-LLAMA_CPP is a checkout of llama.cpp. There is a `NAME.gguf` and a `NAME.npz` for each of CASES: a
-random model of scripts/record_references.py in bfloat16, in which what GGUF cannot say is left at
-what llama.cpp takes for it; and its float32 logits [3, 12, 64] of the texts padded on the right.
+Each of CASES gets `NAME.gguf` and `NAME.npz`. The model is the random one of that name in
+record_references.py, in bfloat16, with what GGUF cannot say left at what llama.cpp takes for it.
+The array `right` of the npz is what transformers computes before the conversion: float32 logits
+[3, 12, 64] of the texts padded on the right.
 """
 
+import argparse
+from collections.abc import Sequence
 import json
 from pathlib import Path
 import sys
@@ -17,25 +20,23 @@ import tempfile
 import numpy as np
 import record_references as references
 import torch
-import transformers
 
-FILES = references.TESTS / 'gguf'
-FIRST = {'rope_type': 'default', 'rope_theta': 10000.0}
-VOCABULARY = {f't{i}': i for i in range(64)}  # only their number counts
-CASES = {
+FILES = references.INTEROP / 'gguf'
+DEFAULT_ROPE = {'rope_type': 'default', 'rope_theta': 10000.0}
+CASES = {  # name of a case in record_references.py → changes of its settings
   'llama3': {},
   'smollm3': dict(
     num_hidden_layers=4, no_rope_layers=None, use_sliding_window=False, sliding_window=None
   ),
   'qwen2': dict(use_sliding_window=False),
   'qwen3': {},
-  'gemma2': dict(query_pre_attn_scalar=16, rope_parameters=FIRST),
+  'gemma2': dict(query_pre_attn_scalar=16, rope_parameters=DEFAULT_ROPE),
   'gemma3': dict(
     query_pre_attn_scalar=16,
     num_hidden_layers=6,
     layer_types=None,
     rope_parameters={
-      'sliding_attention': FIRST,
+      'sliding_attention': DEFAULT_ROPE,
       'full_attention': {'rope_type': 'linear', 'factor': 8.0, 'rope_theta': 90000.0},
     },
   ),
@@ -49,57 +50,81 @@ CASES = {
 }
 
 
-def record(case: str) -> None:
-  """Writes the file of a case and the logits of its model."""
-  model = references.build(case, **CASES[case])
-  logits = references.logits(model, left=False)
-  with tempfile.TemporaryDirectory() as place, torch.inference_mode():
-    folder = Path(place)
-    save_model(model, folder)
-    convert(folder, FILES / f'{case}.gguf', case)
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument('llama_cpp', metavar='LLAMA_CPP', type=Path, help='a checkout of llama.cpp')
+  parser.add_argument('cases', nargs='*', metavar='CASE', help='default: all')
+  options = parser.parse_args()
+  for case in options.cases:
+    if case not in CASES:
+      parser.error(f'no case {case!r}; known: {", ".join(CASES)}')
+
+  root = options.llama_cpp.resolve()
+  # Before all installed packages: the checkout's gguf is the one that fits its converter.
+  sys.path[:0] = [str(root), str(root / 'gguf-py')]
+  FILES.mkdir(exist_ok=True)
+  for case in options.cases or CASES:
+    record_case(case)
+
+
+def record_case(case: str) -> None:
+  """Writes both files of a case."""
+  model = references.build_model(case, **CASES[case])
+  logits = references.compute_logits(model, left=False)
+  # llama.cpp counts the tokens; their texts do not matter.
+  vocabulary = [f't{number}' for number in range(model.config.vocab_size)]
+  with tempfile.TemporaryDirectory() as name:
+    directory = Path(name)
+    model.bfloat16().save_pretrained(directory)
+    add_old_key(directory / 'config.json')
+    write_tokenizer(directory / 'tokenizer.json', vocabulary)
+    with torch.inference_mode():
+      convert(directory, FILES / f'{case}.gguf', vocabulary, case)
   np.savez_compressed(FILES / f'{case}.npz', right=logits)
 
 
-def save_model(model: transformers.PreTrainedModel, folder: Path) -> None:
-  """Writes a directory that llama.cpp's converter reads."""
-  model.bfloat16().save_pretrained(folder)
-  path = folder / 'config.json'
+def add_old_key(path: Path) -> None:
+  """Adds `n_ctx` to a config.json: the converter of GPT-2 reads this key of old files."""
   config = json.loads(path.read_text())
-  config = {'n_ctx': config.get('n_positions'), **config}  # the old name, which GPT-2 needs
-  path.write_text(json.dumps(config))
-  tokenizer = {'model': {'vocab': VOCABULARY}, 'added_tokens': []}
-  (folder / 'tokenizer.json').write_text(json.dumps(tokenizer))
+  path.write_text(json.dumps({'n_ctx': config.get('n_positions'), **config}))
 
 
-def convert(folder: Path, target: Path, name: str) -> None:
-  """Converts a directory with llama.cpp, without a tokenizer."""
-  # llama.cpp's modules, which main() puts on the path.
-  from conversion import get_model_class
+def write_tokenizer(path: Path, vocabulary: Sequence[str]) -> None:
+  """Writes as much of a tokenizer.json as the converter looks at."""
+  ids = {token: number for number, token in enumerate(vocabulary)}
+  path.write_text(json.dumps({'model': {'vocab': ids}, 'added_tokens': []}))
+
+
+def convert(directory: Path, target: Path, vocabulary: Sequence[str], name: str) -> None:
+  """Converts a Hugging Face directory to GGUF, in bfloat16.
+
+  Args:
+    directory: what save_pretrained wrote.
+    target: the .gguf file.
+    vocabulary: the tokens to write, in place of a tokenizer.
+    name: of the model, in the file's metadata.
+  """
+  from conversion import get_model_class  # llama.cpp's: known once main() has set sys.path
   from conversion.base import get_model_architecture, ModelBase, ModelType
   import gguf
 
-  parameters = ModelBase.load_hparams(folder, False)
-  architecture = get_model_architecture(parameters, ModelType.TEXT)
-  own_class = get_model_class(architecture, mmproj=False)
+  hparams = ModelBase.load_hparams(directory, False)
+  architecture = get_model_architecture(hparams, ModelType.TEXT)
+  base = get_model_class(architecture, mmproj=False)
 
-  class Converter(own_class):
-    model_arch = own_class.model_arch
+  class Converter(base):
+    """The architecture's own converter, without a tokenizer."""
 
-    def set_vocab(self):
+    model_arch = base.model_arch  # ModelBase wants it in each subclass itself
+
+    def set_vocab(self) -> None:
       self.gguf_writer.add_tokenizer_model('none')
-      self.gguf_writer.add_token_list(list(VOCABULARY))
+      self.gguf_writer.add_token_list(list(vocabulary))
 
-  file_type = gguf.LlamaFileType.MOSTLY_BF16
-  Converter(folder, file_type, target, model_name=name).write()
-
-
-def main() -> None:
-  """Records the cases of the command line, or all."""
-  root = Path(sys.argv[1]).resolve()
-  sys.path[:0] = [str(root), str(root / 'gguf-py')]
-  FILES.mkdir(exist_ok=True)
-  for case in sys.argv[2:] or CASES:
-    record(case)
+  Converter(directory, gguf.LlamaFileType.MOSTLY_BF16, target, model_name=name).write()
 
 
 if __name__ == '__main__':

@@ -1,24 +1,24 @@
 """Records what transformers computes for tiny random models, for the tests that run without torch.
 
   pip install torch transformers peft
-  python scripts/record_references.py            # rewrites the three folders below
-  python scripts/record_references.py gemma2     # one case of data
+  python scripts/record_references.py            # rewrites what is listed below
+  python scripts/record_references.py gemma2     # one case of data, and the adapter on it
 
-In tests/interop:
+Below tests/interop:
 
-fixtures: two directories as `save_pretrained` writes them, and what the models in them say:
+fixtures: two directories as `save_pretrained` writes them, and what the models in them compute:
   tiny_llama        LlamaForCausalLM, untied, grouped heads, bfloat16 weights in several files
   tiny_llama_score  LlamaForSequenceClassification with one label
   tiny_llama.npz    tokens [2, 9], mask [2, 9], logits [2, 9, 61] and scores [2] (at the last
                     token), float32
-data: a directory for each of CASES, bfloat16 weights, and in it `logits.npz`: float32 logits
+data: one directory for each of CASES with bfloat16 weights, and in it `logits.npz`: float32 logits
   [3, 12, 64] of the same three texts padded on the right and on the left.
-adapters: a directory for each of ADAPTERS, as PEFT saves it, on the model of that name in data,
-  and in it `logits.npz`: the same of the texts padded on the right.
+adapters: one directory for each of ADAPTERS, as PEFT saves it, on the model of that name in data,
+  and in it `logits.npz`: the same logits of the texts padded on the right.
 """
 
+import argparse
 from pathlib import Path
-import sys
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,12 @@ import peft
 import torch
 import transformers
 
-TESTS = Path(__file__).resolve().parents[1] / 'tests' / 'interop'
-FIXTURES = TESTS / 'fixtures'
-DATA = TESTS / 'data'
-ADAPTED = TESTS / 'adapters'
+INTEROP = Path(__file__).resolve().parents[1] / 'tests/interop'
+FIXTURES = INTEROP / 'fixtures'
+DATA = INTEROP / 'data'
+ADAPTED = INTEROP / 'adapters'
 
+# The texts of data and adapters: rows of ids, 0 after the end.
 TOKENS = np.array(
   [
     [5, 9, 60, 7, 33, 2, 18, 41, 4, 11, 50, 22],
@@ -38,7 +39,9 @@ TOKENS = np.array(
     [63, 10, 31, 2, 5, 0, 0, 0, 0, 0, 0, 0],
   ]
 )
-LENGTHS = (12, 9, 5)
+LENGTHS = (12, 9, 5)  # ids of each text
+
+# Settings of all models but GPT-2, whose keys have other names.
 SIZES = dict(
   vocab_size=64,
   hidden_size=32,
@@ -61,7 +64,8 @@ LONGROPE = {
   'partial_rotary_factor': 0.75,
 }
 EXPERTS = dict(num_experts_per_tok=2, intermediate_size=24)
-CASES = {
+
+CASES = {  # name of a case → (transformers' name of the family, settings)
   'gpt2': (
     'GPT2',
     dict(
@@ -147,7 +151,7 @@ CASES = {
   'olmoe': ('Olmoe', dict(EXPERTS, num_experts=4, rope_parameters=THETA)),
 }
 
-ADAPTERS = {
+ADAPTERS = {  # name of a case → settings of peft.LoraConfig
   'llama': dict(
     r=4,
     lora_alpha=8,
@@ -159,108 +163,153 @@ ADAPTERS = {
   'phi3': dict(r=2, lora_alpha=4, target_modules=['qkv_proj', 'gate_up_proj'], use_rslora=True),
 }
 
+FIXTURE = dict(  # settings of both models of fixtures
+  vocab_size=61,
+  hidden_size=24,
+  num_hidden_layers=2,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  head_dim=8,
+  intermediate_size=40,
+  max_position_embeddings=64,
+  rms_norm_eps=1e-4,
+  pad_token_id=0,
+  initializer_range=0.3,
+  rope_parameters=THETA,
+)
+FIXTURE_TOKENS = (
+  (5, 9, 60, 7, 33, 2, 18, 41, 4),
+  (3, 50, 1, 27, 6, 12, 0, 0, 0),
+)
 
-def build(case: str, **changes: Any) -> transformers.PreTrainedModel:
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument('cases', nargs='*', metavar='CASE', help='default: everything')
+  cases = parser.parse_args().cases
+  for case in cases:
+    if case not in CASES:
+      parser.error(f'no case {case!r}; known: {", ".join(CASES)}')
+
+  for case in cases or CASES:
+    record_case(case)
+    if case in ADAPTERS:
+      record_adapter(case)
+  if not cases:
+    record_fixtures()
+
+
+def record_case(case: str) -> None:
+  """Writes the directory of a case below data."""
+  model = build_model(case)
+  right = compute_logits(model, left=False)
+  left = compute_logits(model, left=True)
+  directory = DATA / case
+  model.bfloat16().save_pretrained(directory)
+  (directory / 'generation_config.json').unlink()
+  np.savez_compressed(directory / 'logits.npz', right=right, left=left)
+
+
+def record_adapter(case: str) -> None:
+  """Writes the directory of a case below adapters."""
+  settings = peft.LoraConfig(task_type='CAUSAL_LM', **ADAPTERS[case])
+  model = peft.get_peft_model(build_model(case), settings).eval()
+  rng = np.random.default_rng(len(case))
+  with torch.no_grad():
+    for name, weight in model.named_parameters():
+      if 'lora_' in name:  # PEFT's own start is zero: the base model unchanged
+        weight.copy_(torch.tensor(rng.normal(0, 0.3, weight.shape)))
+  directory = ADAPTED / case
+  model.peft_config['default'].base_model_name_or_path = f'../../data/{case}'
+  model.save_pretrained(directory)
+  (directory / 'README.md').unlink()
+  np.savez_compressed(directory / 'logits.npz', right=compute_logits(model, left=False))
+
+
+def build_model(case: str, **changes: Any) -> transformers.PreTrainedModel:
   """Builds the random model of a case.
 
-  Its weights are numbers that a bfloat16 file can hold; it computes in float32.
+  Args:
+    case: a key of CASES.
+    **changes: of its settings.
+
+  Returns:
+    The model. Its weights are numbers that a bfloat16 file can hold; it computes in float32.
   """
-  name, settings = CASES[case]
-  sizes = {} if name == 'GPT2' else SIZES  # GPT-2 calls them otherwise
-  config_class = getattr(transformers, f'{name}Config')
+  family, settings = CASES[case]
+  sizes = {} if family == 'GPT2' else SIZES
+  config_class = getattr(transformers, f'{family}Config')
   config = config_class(**{**sizes, **settings, **changes})
   config._attn_implementation = 'eager'  # the one that caps logits
   model = transformers.AutoModelForCausalLM.from_config(config).eval()
-  random = np.random.default_rng(len(case))
-  usual_scale = 0.0 if name.startswith('Gemma') else 1.0  # Gemma's norms multiply by 1 + weight
-  with torch.no_grad():
-    for key, weight in model.named_parameters():
-      is_norm = key.endswith('weight') and ('norm' in key or '.ln_' in key)
-      if is_norm:  # all ones would hide a swap
-        values = random.uniform(usual_scale - 0.5, usual_scale + 0.5, weight.shape)
-      else:
-        values = random.normal(0, 0.3, weight.shape)
-      weight.copy_(torch.tensor(values, dtype=torch.bfloat16))
+  norm_mean = 0.0 if family.startswith('Gemma') else 1.0  # Gemma scales by 1 + the weight
+  draw_weights(model, seed=len(case), norm_mean=norm_mean)
   return model
 
 
-def logits(model: transformers.PreTrainedModel, left: bool) -> np.ndarray:
-  """Computes the logits of the texts, padded on the left or the right.
+def draw_weights(model: torch.nn.Module, seed: int, norm_mean: float) -> None:
+  """Draws all weights, those of norms uniformly around their mean; all ones would hide a swap."""
+  rng = np.random.default_rng(seed)
+  with torch.no_grad():
+    for name, weight in model.named_parameters():
+      is_norm = name.endswith('weight') and ('norm' in name or '.ln_' in name)
+      if is_norm:
+        values = rng.uniform(norm_mean - 0.5, norm_mean + 0.5, weight.shape)
+      else:
+        values = rng.normal(0, 0.3, weight.shape)
+      weight.copy_(torch.tensor(values, dtype=torch.bfloat16))
+
+
+def compute_logits(model: torch.nn.Module, left: bool) -> np.ndarray:
+  """Computes the logits of the texts.
+
+  Args:
+    model: a causal language model of transformers, or PEFT's wrapper of one.
+    left: whether the texts are padded on the left; else on the right.
 
   Returns:
     [3, 12, 64] float32.
   """
-  rows = []
-  masks = []
-  for row, length in zip(TOKENS, LENGTHS):
-    shift = 12 - length if left else 0
-    rows.append(np.roll(row, shift))
-    masks.append(np.roll(np.arange(12) < length, shift))
-  tokens = torch.tensor(np.stack(rows))
-  mask = torch.tensor(np.stack(masks)).long()
+  tokens, mask = (torch.tensor(array) for array in pad_texts(left))
   positions = (mask.cumsum(1) - 1).clamp(min=0)
   with torch.no_grad():
     output = model(tokens, attention_mask=mask, position_ids=positions)
   return output.logits.float().numpy()
 
 
-def record_case(case: str) -> None:
-  """Writes the model of a case and its logits."""
-  model = build(case)
-  right = logits(model, left=False)
-  left = logits(model, left=True)
-  model.bfloat16().save_pretrained(DATA / case)
-  (DATA / case / 'generation_config.json').unlink()
-  np.savez_compressed(DATA / case / 'logits.npz', right=right, left=left)
+def pad_texts(left: bool) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the texts and what is text in them: (tokens [3, 12] int64, mask [3, 12] int64)."""
+  width = TOKENS.shape[1]
+  mask = (np.arange(width) < np.array(LENGTHS)[:, None]).astype(np.int64)
+  if not left:
+    return TOKENS, mask
+  shifts = [width - length for length in LENGTHS]
+  return roll_rows(TOKENS, shifts), roll_rows(mask, shifts)
 
 
-def record_adapters(case: str) -> None:
-  """Writes random adapters on the model of a case, and the logits with them."""
-  config = peft.LoraConfig(task_type='CAUSAL_LM', **ADAPTERS[case])
-  model = peft.get_peft_model(build(case), config).eval()
-  random = np.random.default_rng(len(case))
-  with torch.no_grad():
-    for name, weight in model.named_parameters():
-      if 'lora_' in name:
-        weight.copy_(torch.tensor(random.normal(0, 0.3, weight.shape)))
-  model.peft_config['default'].base_model_name_or_path = f'../../data/{case}'
-  model.save_pretrained(ADAPTED / case)
-  (ADAPTED / case / 'README.md').unlink()
-  np.savez_compressed(ADAPTED / case / 'logits.npz', right=logits(model, left=False))
+def roll_rows(array: np.ndarray, shifts: list[int]) -> np.ndarray:
+  """Rolls each row to the right by its own shift."""
+  return np.stack([np.roll(row, shift) for row, shift in zip(array, shifts)])
 
 
 def record_fixtures() -> None:
-  """Writes a language model and a reward model of Llama, and what they compute."""
-  shape = dict(
-    vocab_size=61,
-    hidden_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    intermediate_size=40,
-    max_position_embeddings=64,
-    rms_norm_eps=1e-4,
-    pad_token_id=0,
-    initializer_range=0.3,
-    rope_parameters={'rope_type': 'default', 'rope_theta': 500.0},
-  )
-  tokens = torch.tensor([[5, 9, 60, 7, 33, 2, 18, 41, 4], [3, 50, 1, 27, 6, 12, 0, 0, 0]])
-  mask = (tokens != 0).long()
+  """Writes fixtures: a language model, a reward model, and what both compute."""
   torch.manual_seed(0)
-  language_config = transformers.LlamaConfig(**shape, tie_word_embeddings=False)
+  language_config = transformers.LlamaConfig(**FIXTURE, tie_word_embeddings=False)
   language = transformers.LlamaForCausalLM(language_config).eval()
-  score_config = transformers.LlamaConfig(**shape, num_labels=1)
+  score_config = transformers.LlamaConfig(**FIXTURE, num_labels=1)
   score = transformers.LlamaForSequenceClassification(score_config).eval()
+  draw_norms(language)
+  draw_norms(score)
+  round_to_bfloat16(language)  # the numbers that its file will hold; it computes in float32
+
+  tokens = torch.tensor(FIXTURE_TOKENS)
+  mask = (tokens != 0).long()
   with torch.no_grad():
-    for model in (language, score):
-      for name, weight in model.named_parameters():
-        if 'norm' in name:
-          weight.uniform_(0.5, 1.5)  # all ones would hide a swap
-        if model is language:
-          # The numbers that its file will hold; it computes in float32.
-          weight.copy_(weight.bfloat16())
-    language_logits = language(tokens, attention_mask=mask).logits
+    logits = language(tokens, attention_mask=mask).logits
     scores = score(tokens, attention_mask=mask).logits[:, 0]
   language.bfloat16().save_pretrained(FIXTURES / 'tiny_llama', max_shard_size='12kB')
   score.save_pretrained(FIXTURES / 'tiny_llama_score')
@@ -268,21 +317,24 @@ def record_fixtures() -> None:
     FIXTURES / 'tiny_llama.npz',
     tokens=tokens.numpy().astype(np.int32),
     mask=mask.numpy(),
-    logits=language_logits.numpy(),
+    logits=logits.numpy(),
     scores=scores.numpy(),
   )
 
 
-def main() -> None:
-  """Records the cases of the command line, or everything."""
-  chosen = sys.argv[1:]
-  for case in chosen or CASES:
-    record_case(case)
-  for case in chosen or ADAPTERS:
-    if case in ADAPTERS:
-      record_adapters(case)
-  if not chosen:
-    record_fixtures()
+def draw_norms(model: torch.nn.Module) -> None:
+  """Draws the weights of norms from torch's generator; all ones would hide a swap."""
+  with torch.no_grad():
+    for name, weight in model.named_parameters():
+      if 'norm' in name:
+        weight.uniform_(0.5, 1.5)
+
+
+def round_to_bfloat16(model: torch.nn.Module) -> None:
+  """Rounds all weights to numbers that bfloat16 holds; they stay float32."""
+  with torch.no_grad():
+    for weight in model.parameters():
+      weight.copy_(weight.bfloat16())
 
 
 if __name__ == '__main__':

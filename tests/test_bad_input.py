@@ -1,4 +1,7 @@
-"""Mistakes through the real command line: one line that names the place, exit code 2, and nothing half-written."""
+"""Mistakes through the real command line.
+
+Each gives one line that names the place and exit code 2, and leaves nothing half-written.
+"""
 
 import json
 from pathlib import Path
@@ -19,7 +22,9 @@ def get_config(tiny=False):
   c.tokenizer = dict(vocab_size=300, documents=50, data=dict(count=50))
   loop = dict(steps=2, log_every=1, save_every=1, tensorboard=False)
   c.pretrain = dict(batch_size=8, eval_records=4, shown_responses=0, data=dict(count=50), loop=loop)
-  c.sft = dict(batch_size=8, max_length=128, eval_records=4, shown_responses=0, data=dict(count=20), loop=loop)
+  c.sft = dict(
+    batch_size=8, max_length=128, eval_records=4, shown_responses=0, data=dict(count=20), loop=loop
+  )
   return c
 """
 

@@ -38,6 +38,6 @@ def test_the_table_of_the_readme_is_that_of_the_code(monkeypatch):
   monkeypatch.syspath_prepend(str(SCRIPTS))
   import family_table
 
-  assert family_table.BLOCK.search((SCRIPTS.parent / 'README.md').read_text())[0] == (
+  assert family_table.BLOCK.search((SCRIPTS.parent / 'docs/families.md').read_text())[0] == (
     '<!-- families -->\n' + family_table.table() + '<!-- /families -->'
   )

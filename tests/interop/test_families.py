@@ -26,7 +26,10 @@ MASK = np.arange(12) < np.array([12, 9, 5])[:, None]
 
 def batch():
   """Three texts padded on the right, the same padded on the left, and a row of two packed texts."""
-  left = lambda x: np.stack([np.roll(row, 12 - mask.sum()) for row, mask in zip(x, MASK)])
+
+  def left(x):
+    return np.stack([np.roll(row, 12 - mask.sum()) for row, mask in zip(x, MASK)])
+
   packed = np.concatenate([TOKENS[0, :7], TOKENS[1, :5]])[None]
   tokens = np.concatenate([TOKENS, left(TOKENS), packed])
   mask = np.concatenate([MASK, left(MASK)]).astype(np.int32)
@@ -98,7 +101,10 @@ def test_bfloat16_computes_and_float32_remembers():
   got = half.apply(params, *x)[0]
   assert got.dtype == jnp.bfloat16
   np.testing.assert_allclose(got, exact.apply(params, *x)[0], atol=0.1, rtol=0.05)
-  logprobs = lambda params: heads.token_logprobs(half, params, half.apply(params, *x)[0], x[0])[0]
+
+  def logprobs(params):
+    return heads.token_logprobs(half, params, half.apply(params, *x)[0], x[0])[0]
+
   assert jax.eval_shape(logprobs, params).dtype == jnp.float32
   grads = jax.eval_shape(jax.grad(lambda params: logprobs(params).sum()), params)
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(grads))
@@ -124,9 +130,12 @@ def test_experts_sorted_and_one_after_the_other():
       want[i] += (
         odds[e] / np.sort(odds)[-2:].sum() * ((inner / (1 + np.exp(-inner)) * (row @ up)) @ down)
       )
-  loss = lambda ragged: jax.jit(
-    jax.value_and_grad(lambda x, m: jnp.sum(run(x, m, ragged) ** 2), argnums=(0, 1))
-  )(x, matrices)
+
+  def loss(ragged):
+    return jax.jit(
+      jax.value_and_grad(lambda x, m: jnp.sum(run(x, m, ragged) ** 2), argnums=(0, 1))
+    )(x, matrices)
+
   for ragged in (False, True):
     np.testing.assert_allclose(run(x, matrices, ragged), want, atol=1e-4)
   jax.tree.map(

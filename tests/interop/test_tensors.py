@@ -38,7 +38,10 @@ def test_every_leaf_of_the_model_has_its_place_and_comes_back_whole_and_in_parts
   assert {name: matrix.shape for name, matrix in files.items()} == {
     name: shape for name, (shape, _) in shapes.items()
   }
-  fetch = lambda name, slices: files[name][slices]
+
+  def fetch(name, slices):
+    return files[name][slices]
+
   for tensor, leaf in leaves.items():
     np.testing.assert_array_equal(tensor.read(config, fetch), leaf)
     index = tuple(slice(size // 2, size) for size in leaf.shape)

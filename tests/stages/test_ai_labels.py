@@ -286,7 +286,10 @@ def test_a_judge_that_is_not_fit_labels_nothing_unless_told_to(context, capsys):
 
 @pytest.fixture
 def server():
-  """An OpenAI-compatible server that prefers the shorter answer, until it has answered `left` times: then it refuses."""
+  """An OpenAI-compatible server that prefers the shorter answer.
+
+  After `left` answers it refuses.
+  """
 
   class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):

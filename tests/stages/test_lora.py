@@ -1,4 +1,7 @@
-"""Adapters in the stages: one frozen base for all models, state and files of what is trained alone."""
+"""Adapters in the stages: one frozen base for all models.
+
+Their state and files hold only what is trained.
+"""
 
 import dataclasses
 import json

@@ -94,7 +94,10 @@ def test_four_steps_end_to_end(quickstart, finished, capsys):
   'name,row', [('raft', 'raft'), ('iterated_dpo', 'iterated_dpo'), ('best_of_n', 'best_of_4')]
 )
 def test_other_methods_go_on_from_the_same_models(quickstart, finished, tmp_path, name, row):
-  """Sampling, ranking by the reward model, SFT on the best or DPO on the order; the best of N in the table."""
+  """Sampling, ranking by the reward model, SFT on the best or DPO on the order.
+
+  The best of N has a row in the table.
+  """
   _, workdir, _ = finished
   config = pipeline.load_config(
     quickstart.replace('quickstart', name),
