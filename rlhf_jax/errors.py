@@ -1,7 +1,7 @@
 """The error that users see."""
 
 
-class UserError(Exception):
+class UserError(ValueError):
   """A mistake that the user can correct.
 
   Its message is one line that names the place, such as the key of the config.

@@ -113,13 +113,15 @@ def test_a_grade_is_the_expected_value(reader, tokenizer):
 
 
 def test_thought_examples_and_the_chat_template(reader, tokenizer):
-  make = lambda examples=(), **changes: language_judge.build_judge(
-    *reader,
-    tokenizer,
-    testing.make_layout(),
-    judge_options(max_length=400, **changes),
-    examples,
-  )
+  def make(examples=(), **changes):
+    return language_judge.build_judge(
+      *reader,
+      tokenizer,
+      testing.make_layout(),
+      judge_options(max_length=400, **changes),
+      examples,
+    )
+
   plain = make()([question(1)])
   thought = make(thought=6)([question(1)])
   assert thought.rationales[0] and 0.4 <= thought.probabilities[0] <= 0.6
@@ -182,7 +184,9 @@ def oracle(bias=0.0):
   }
 
   def judge(comparisons):
-    utility = lambda one, text: world.judge(prompts[one.messages[-1]['content']], text).utility
+    def utility(one, text):
+      return world.judge(prompts[one.messages[-1]['content']], text).utility
+
     gap = np.array([utility(one, one.first) - utility(one, one.second) for one in comparisons])
     return judging.Judgements(
       1 / (1 + np.exp(-2 * gap - bias)), [one.principle for one in comparisons]
@@ -251,9 +255,11 @@ def test_soft_labels_with_all_that_was_said(context):
 
 def test_averaging_both_orders_mends_a_habit_of_place():
   rankings = tinyworld.records('ranking', 'validation')
-  measure = lambda judge: ai_labels.measure_judge(
-    judge, rankings, 150, itertools.repeat(''), np.random.default_rng(0)
-  )
+
+  def measure(judge):
+    return ai_labels.measure_judge(
+      judge, rankings, 150, itertools.repeat(''), np.random.default_rng(0)
+    )
 
   def one_order(comparisons):
     judged = oracle(2.0)(comparisons)
@@ -327,7 +333,10 @@ def test_a_run_that_a_server_stops_goes_on_and_pays_nothing_twice(context, serve
     'feedback.ai.endpoint.model=wise',
     'feedback.ai.gate.override=True',
   )
-  lines = lambda name: (made.directory / name).read_text().splitlines()
+
+  def lines(name):
+    return (made.directory / name).read_text().splitlines()
+
   for left in (20, 50):  # in the gate, and in the labels
     server.left = left
     with pytest.raises(
