@@ -169,7 +169,9 @@ def cache_compilations() -> None:
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     root = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
     jax.config.update('jax_compilation_cache_dir', str(root / 'rlhf_jax' / 'compiled'))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
+    # Reading a smaller program from a file takes about as long as compiling it.
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
 # The workdir.

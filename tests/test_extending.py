@@ -1,15 +1,21 @@
 """What docs/extending.md shows works: its examples are run."""
 
+import functools
 from pathlib import Path
 import re
+import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax import pipeline, stages, testing
+from rlhf_jax.errors import UserError
 from rlhf_jax.feedback.judging import Comparison
 from rlhf_jax.objectives import advantages, preference
 from rlhf_jax.rewards import sources
+from rlhf_jax.stages import sft
 
 PAGE = (Path(__file__).resolve().parents[1] / 'docs/extending.md').read_text()
 
@@ -24,6 +30,45 @@ def run_example(title, module):
   names = dict(vars(module))
   exec(compile(read_example(title), title, 'exec'), names)
   return names
+
+
+OWN_STAGE = """
+import entropy_sft
+import ml_collections
+
+def get_config():
+  config = ml_collections.ConfigDict()
+  config.stages = ('entropy_sft',)
+  config.entropy_sft = dict(init='random', entropy_coefficient=0.5)
+  return config
+"""
+
+
+def test_a_stage(monkeypatch, tmp_path):
+  """Beside an experiment, the stage is run in its tiny form; its loss is that of SFT less c H."""
+  (tmp_path / 'entropy_sft.py').write_text(read_example('A stage'))
+  (tmp_path / 'experiment.py').write_text(OWN_STAGE)
+  monkeypatch.setattr(stages, '_REGISTERED', {})
+  monkeypatch.delitem(sys.modules, 'entropy_sft', raising=False)
+  path = f'{tmp_path}/experiment.py:tiny'
+  with pytest.raises(UserError, match="did you mean 'entropy_coefficient'"):
+    pipeline.load_config(path, ['entropy_sft.entropy_coeficient=1'])
+  config = pipeline.load_config(path)
+  assert config.entropy_sft.loop.steps == 4
+  results = pipeline.run(config, tmp_path / 'run')
+  assert results['entropy_sft']['loss'] > 0
+  assert (tmp_path / 'run/entropy_sft/export/model.safetensors').is_file()
+
+  own = sys.modules['entropy_sft']
+  definitions = testing.make_definitions()
+  batch = testing.make_sequences()
+  metrics = []
+  for step, options in ((sft.train_step, sft.Options()), (own.train_step, own.Options())):
+    train_step = jax.jit(functools.partial(step, definitions=definitions, options=options))
+    metrics.append(train_step(testing.make_state(definitions), batch)[1])
+  plain, with_bonus = metrics
+  want = plain['loss'] - 0.01 * plain['entropy']
+  np.testing.assert_allclose(with_bonus['loss'], want, rtol=1e-6)
 
 
 def test_a_loss_with_a_setting(monkeypatch):

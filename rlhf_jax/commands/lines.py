@@ -233,7 +233,7 @@ def round_float32(value: Any) -> float:
 def _parse_mesh(text: str) -> mesh.MeshOptions:
   """Returns the mesh options of a text such as data=2,fsdp=4."""
   known = (*mesh.AXES, 'rollout_tensor')
-  axes = {}
+  axes: dict[str, Any] = {}
   for part in filter(None, text.split(',')):
     name, _, size = part.partition('=')
     if name not in known or not size.lstrip('-').isdecimal():

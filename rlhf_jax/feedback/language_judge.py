@@ -254,7 +254,8 @@ def build_option_reader(
         is_real = batch.index >= 0  # the last batch is filled up
         for beginning, places, last_ids in groups:
           values = hosts.to_host(logprobs(params, placed, beginning, last_ids))
-          result[np.ix_(batch.index[is_real], places)] = values[is_real]
+          rows = np.asarray(batch.index)[is_real]
+          result[np.ix_(rows, np.asarray(places))] = values[is_real]
     return result
 
   return read

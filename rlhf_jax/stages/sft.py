@@ -6,7 +6,7 @@ The response's end of turn is a target too, so that the model learns to stop. So
 al. 2022, section 3.5. Left out: dropout.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import math
 from typing import Any
@@ -65,8 +65,18 @@ def run(context: Context) -> None:
   training.train_and_export(context, build(context, options), options.loop)
 
 
-def build(context: Context, options: Options) -> loop.Training:
-  """Builds what the training loop runs: state, batches, step and evaluation."""
+def build(
+  context: Context,
+  options: Options,
+  step: Callable[..., tuple[TrainState, dict]] = train_step,
+) -> loop.Training:
+  """Builds what the training loop runs: state, batches, step and evaluation.
+
+  Args:
+    context: the surroundings of the stage.
+    options: its section.
+    step: the train step, un-jitted. A stage with another loss on the same data brings its own.
+  """
   tokenizer = context.tokenizer
   trainable = training.open_trainable(context, options)
   definitions = trainable.definitions
@@ -104,7 +114,7 @@ def build(context: Context, options: Options) -> loop.Training:
       context.config.seed,
       pack=options.pack,
     ),
-    step=training.compile_train_step(train_step, definitions, options),
+    step=training.compile_train_step(step, definitions, options),
   )
 
 

@@ -132,18 +132,23 @@ def build_evaluation(
   return evaluate
 
 
-def plan(context: Context, options: Any) -> StagePlan:
+def plan(
+  context: Context,
+  options: Any,
+  step: Callable[..., tuple[TrainState, dict]] = train_step,
+) -> StagePlan:
   """Plans the step of a stage that learns from packed rows.
 
   Args:
     context: the context of the stage, on an abstract layout.
     options: the stage's options.
+    step: the train step, un-jitted.
   """
   trainable = training.open_trainable(context, options)
   state = trainable.init()
   definitions = trainable.definitions
   batch = abstract_sequences(context.layout, options.batch_size, options.max_length)
-  step = training.compile_train_step(train_step, definitions, options)
+  compiled = training.compile_train_step(step, definitions, options)
   estimate = work.training(
     definitions.model.config,
     context.layout,
@@ -153,6 +158,6 @@ def plan(context: Context, options: Any) -> StagePlan:
     options.microbatches,
     state.trained,
   )
-  lower = functools.partial(step.lower, state, batch)
+  lower = functools.partial(compiled.lower, state, batch)
   program = Program('step', lower, estimate)
   return StagePlan(resident(state), [program], [])
