@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models.model_config import ModelConfig
+from rlhf_jax.models.model_config import ModelConfig, product_precision
 
 BLOCK = 128  # places; splash takes rows of whole blocks
 
@@ -106,6 +106,7 @@ def attend(
     groups,
     key,
     preferred_element_type=jnp.float32,
+    precision=product_precision(query.dtype),
   )
   if cap:
     logits = cap * jnp.tanh(logits / cap)
