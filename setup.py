@@ -40,7 +40,9 @@ setup(
   install_requires=[
     'chex>=0.1.90,<0.2',
     'jax>=0.10,<0.13',
-    'flax>=0.12.8,<0.13',
+    'flax>=0.12.8,<0.13; python_version < "3.12"',  # with jax 0.10, the last for Python 3.11
+    # older ones cannot be imported beside jax 0.11, which needs Python 3.12
+    'flax>=0.12.12,<0.13; python_version >= "3.12"',
     'optax>=0.2.8,<0.3',
     'orbax-checkpoint>=0.12,<0.13',
     'grain>=0.2.18,<0.3',

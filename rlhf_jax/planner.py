@@ -82,6 +82,7 @@ def plan_experiment(
   # first of all, as it sets how many devices JAX sees
   where = chips.open_topology(topology, compiles=not analytic)
   config = pipeline.load_config(path, overrides)
+  pipeline.request_exact_products()  # as a run does
   if stage and stage not in config.stages:
     names = ', '.join(config.stages)
     raise UserError(f'--stage={stage}: the experiment has {names}')

@@ -28,6 +28,7 @@ def generate_lines(options: argparse.Namespace) -> None:
     UserError: whatever is wrong with options, model, input or output.
   """
   pipeline.cache_compilations()
+  pipeline.request_exact_products()
   if options.samples < 1:
     raise UserError(f'--samples: expected 1 or more, got {options.samples}')
   # the input before the model: a mistake in it is told at once

@@ -26,6 +26,7 @@ def score_lines(options: argparse.Namespace) -> None:
     UserError: whatever is wrong with options, model, input or output.
   """
   pipeline.cache_compilations()
+  pipeline.request_exact_products()
   # the input before the model: a mistake in it is told at once
   inputs = lines.read_lines(options.input)
   opened = lines.open_model(options)

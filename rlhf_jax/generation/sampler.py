@@ -43,7 +43,7 @@ class Definition:
   pad_id: int  # the token after the end
   num_samples: int  # K responses to each prompt
   layout: Any  # the mesh's; None for one device
-  unroll: bool  # the layers are a tuple, not stacked: faster on a CPU
+  unroll: bool  # the layers are a tuple, not stacked: decodes faster
 
 
 class DecodeState(flax.struct.PyTreeNode):
@@ -78,7 +78,8 @@ def build_sampler(
     layout: the mesh's (runtime/mesh.py: Layout); parameters and rows are then laid out
       as decoding wants them, inside the compiled call, and the samples as training has
       them. None is one device.
-    unroll: unroll the layers; None does so on a CPU, where it decodes faster.
+    unroll: unroll the layers, which decodes faster and compiles for longer: scanned
+      layers copy their cache at every step. None does so on a CPU and on a GPU.
 
   Returns:
     generate(params, prompts: Prompts [B, P], key) → Samples [B * K, R], which stops as
@@ -91,7 +92,7 @@ def build_sampler(
   platform = layout.platform if layout else jax.default_backend()
   is_abstract = layout is not None and layout.abstract
   if unroll is None:
-    unroll = platform == 'cpu' and not is_abstract
+    unroll = platform in ('cpu', 'gpu') and not is_abstract
   decoding_model = model
   if layout is not None:
     decoding_model = transformer.build_model(model.config, layout.decoding)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models.model_config import ModelConfig
+from rlhf_jax.models.model_config import ModelConfig, product_precision
 
 BLOCK = 128  # places; splash takes rows of whole blocks
 
@@ -106,6 +106,7 @@ def attend(
     groups,
     key,
     preferred_element_type=jnp.float32,
+    precision=product_precision(query.dtype),
   )
   if cap:
     logits = cap * jnp.tanh(logits / cap)
@@ -178,6 +179,9 @@ def attend_with_library(
 ) -> jax.Array:
   """Computes `attend` by jax.nn.dot_product_attention, where T = S.
 
+  cuDNN refuses rows of an odd length in training where there is a mask, so such rows
+  get one place more, which is cut off again.
+
   Args:
     query: [B, T, H, C].
     key: [B, T, N, C].
@@ -189,10 +193,15 @@ def attend_with_library(
   Returns:
     [B, T, H, C].
   """
+  T = query.shape[1]
+  places = T + T % 2
+  if places > T:
+    query, key, value = (_pad_axes(x, (1,)) for x in (query, key, value))
+    mask = _pad_axes(mask, (1, 2))
   # Queries that see nothing see themselves: no library says what comes of a softmax
   # over nothing.
-  mask = mask | jnp.eye(mask.shape[1], dtype=bool)
-  return jax.nn.dot_product_attention(
+  mask = mask | jnp.eye(places, dtype=bool)
+  out = jax.nn.dot_product_attention(
     query,
     key,
     value,
@@ -200,6 +209,13 @@ def attend_with_library(
     scale=scale,
     implementation=implementation,
   )
+  return out[:, :T]
+
+
+def _pad_axes(x: jax.Array, axes: Sequence[int]) -> jax.Array:
+  """Appends one zero along each of these axes."""
+  padding = [(0, int(axis in axes)) for axis in range(x.ndim)]
+  return jnp.pad(x, padding)
 
 
 def attend_with_splash(

@@ -20,6 +20,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.models.model_config import product_precision
+
 Activation = Callable[[jax.Array], jax.Array]
 
 
@@ -44,7 +46,12 @@ def route(
     (weights [M, k] float32, experts [M, k] int32).
   """
   router = router.astype(x.dtype)
-  logits = jnp.matmul(x, router, preferred_element_type=jnp.float32)
+  logits = jnp.matmul(
+    x,
+    router,
+    preferred_element_type=jnp.float32,
+    precision=product_precision(x.dtype),
+  )
   probabilities = jax.nn.softmax(logits, axis=-1)  # [M, E]
   weights, chosen = jax.lax.top_k(probabilities, count)
   if renormalise:

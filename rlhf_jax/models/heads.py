@@ -13,6 +13,7 @@ from typing import Any, TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.models.model_config import product_precision
 from rlhf_jax.types import Params
 
 if TYPE_CHECKING:  # only named here; the transformer is no part of a head
@@ -109,7 +110,12 @@ def scalar_scores(params: Params, hidden: jax.Array) -> jax.Array:
 def _compute_logits(model: 'Model', matrix: jax.Array, hidden: jax.Array) -> jax.Array:
   """Multiplies hidden states [..., D] with [D, V]: [..., V] float32."""
   matrix = matrix.astype(hidden.dtype)
-  logits = jnp.matmul(hidden, matrix, preferred_element_type=jnp.float32)
+  logits = jnp.matmul(
+    hidden,
+    matrix,
+    preferred_element_type=jnp.float32,
+    precision=product_precision(hidden.dtype),
+  )
   cap = model.config.logit_cap
   if cap:
     logits = cap * jnp.tanh(logits / cap)

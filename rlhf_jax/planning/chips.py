@@ -163,14 +163,22 @@ def _platform_of(chip: str) -> str:
 def _install_command(platform: str) -> str:
   """Returns the command that installs XLA's compiler; '' where it is installed."""
   if platform == 'tpu':
-    module, extra = 'libtpu', 'tpu'
+    modules = ['libtpu']
+    extra = 'tpu'
   else:
-    module, extra = 'jax_plugins.xla_cuda12', 'cuda-plan'
+    modules = ['jax_plugins.xla_cuda12', 'jax_plugins.xla_cuda13']  # either will do
+    extra = 'cuda-plan'
+  if any(_is_installed(module) for module in modules):
+    return ''
+  return f"pip install 'rlhf_jax[{extra}]'"
+
+
+def _is_installed(module: str) -> bool:
+  """Tells whether a module can be imported, without importing it."""
   try:
-    installed = importlib.util.find_spec(module) is not None
+    return importlib.util.find_spec(module) is not None
   except ModuleNotFoundError:  # its parent package is missing
-    installed = False
-  return '' if installed else f"pip install 'rlhf_jax[{extra}]'"
+    return False
 
 
 def _cpu_devices(count: int, name: str) -> list[jax.Device]:

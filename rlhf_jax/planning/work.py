@@ -189,7 +189,9 @@ def training(
     none=14 * config.embed + 5 * config.mlp,
   )
   kept = config.layers * local_tokens * width * saved[config.remat] + gradients
-  if not rematerialise and config.attention == 'plain':  # attention weights are saved too
+  # Attention weights are saved too, but not under remat=dots: that policy saves no
+  # products with batch axes.
+  if config.remat == 'none' and config.attention == 'plain':
     kept += (
       4 * config.layers * rows // parts / cut.rows * config.heads / cut.tensor * length * length
     ) / cut.context

@@ -1,6 +1,7 @@
 """All hands that compute attention beside the plain one."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +94,37 @@ def test_the_library_equals_plain():
   )
   np.testing.assert_allclose(got[segments > 0], want[segments > 0], atol=2e-6)
   assert np.isfinite(got).all()
+
+
+def test_the_library_takes_rows_of_an_odd_length(monkeypatch):
+  """cuDNN refuses them in training, so they are made even and cut again."""
+  query, key, value = (
+    jax.random.normal(jax.random.key(n), (2, 7, heads, 8)) for n, heads in enumerate((4, 2, 2))
+  )
+  segments = jnp.asarray([[0, 1, 1, 1, 1, 1, 1], [1, 1, 1, 2, 2, 2, 2]])
+  mask = attention.causal_mask(segments, segments)
+
+  def run(attend):
+    def on_real_places(*x):
+      return jnp.where(segments[..., None, None] > 0, attend(*x, mask), 0)
+
+    out, back = jax.vjp(on_real_places, query, key, value)
+    return out, *back(jnp.cos(out))
+
+  by_library = functools.partial(attention.attend_with_library, implementation='xla')
+  got = jax.jit(functools.partial(run, by_library))()
+  want = jax.jit(functools.partial(run, attention.attend))()
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), got, want)
+
+  lengths = []
+
+  def library(query, *rest, **options):
+    lengths.append(query.shape[1])
+    return query
+
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', library)
+  assert attention.attend_with_library(query, key, value, mask).shape == query.shape
+  assert lengths == [8]
 
 
 @pytest.mark.parametrize(

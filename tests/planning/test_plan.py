@@ -1,5 +1,6 @@
 """Plans, beside the programs and arrays that they are about."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -12,7 +13,7 @@ import jax
 import pytest
 
 from rlhf_jax import config as configs
-from rlhf_jax import pipeline, planner
+from rlhf_jax import pipeline, planner, testing
 from rlhf_jax.commands import plan
 from rlhf_jax.errors import UserError
 from rlhf_jax.planning import chips, programs, work
@@ -82,6 +83,44 @@ def test_names_of_topologies(name, sizes, count):
 def test_no_such_topology(name):
   with pytest.raises(UserError, match='expected TPU:SHAPE as v5p:4x4x8'):
     chips.parse_topology(name)
+
+
+@pytest.mark.parametrize(
+  'installed, topology, command',
+  [
+    ('jax_plugins.xla_cuda12', 'gpu:8xh100', ''),
+    ('jax_plugins.xla_cuda13', 'gpu:8xh100', ''),
+    ('libtpu', 'gpu:8xh100', "pip install 'rlhf_jax[cuda-plan]'"),
+    ('jax_plugins.xla_cuda13', 'v5e:2x2', "pip install 'rlhf_jax[tpu]'"),
+  ],
+)
+def test_either_cuda_plugin_compiles(monkeypatch, installed, topology, command):
+  monkeypatch.setattr(chips, '_is_installed', lambda module: module == installed)
+  monkeypatch.setattr(chips, '_describe_gpu', lambda parsed: ['a GPU'])
+  monkeypatch.setattr(chips, '_cpu_devices', lambda count, name: ['a CPU'])
+  opened = chips.open_topology(topology)
+  assert opened.missing == command
+  assert opened.devices == (['a CPU'] if command else ['a GPU'])
+
+
+def test_no_plugin_at_all_is_not_installed():
+  assert not chips._is_installed('no_such_package.plugin')
+  assert chips._is_installed('jax')
+
+
+def test_only_without_remat_attention_weights_are_kept():
+  """Saved under `none`; `dots` saves no products with batch axes, so length counts once."""
+  layout = mesh.make_layout(mesh.MeshOptions(), jax.devices()[:1])
+  trained = jax.ShapeDtypeStruct((1,), 'float32', sharding=layout.sharding())
+
+  def kept(remat, length):
+    config = dataclasses.replace(testing.MODEL_CONFIG, remat=remat, attention='plain')
+    update = work.training(config, layout, 8, length, 0, 1, trained)
+    return update.kept - work.bytes_on_device(trained)
+
+  assert kept('dots', 64) == 2 * kept('dots', 32)
+  assert kept('full', 64) == 2 * kept('full', 32)
+  assert kept('none', 64) > 2 * kept('none', 32)
 
 
 def test_abstract_batches_are_sharded_along_their_rows():
