@@ -35,10 +35,10 @@ def bytes_of(dtype: np.dtype) -> float:
 
 
 def read_tokens(source: model_sources.ModelSource) -> np.ndarray:
-  """Returns the words of the README, [ROWS, LENGTH] int32."""
+  """Returns the words of the README, at most [ROWS, LENGTH], int32."""
   ids = source.tokenizer().encode(README.read_text())
-  ids = ids[: ROWS * LENGTH]
-  return np.array(ids, np.int32).reshape(ROWS, LENGTH)
+  rows = min(len(ids) // LENGTH, ROWS)
+  return np.array(ids[: rows * LENGTH], np.int32).reshape(rows, LENGTH)
 
 
 def measure_base(
@@ -55,7 +55,7 @@ def measure_base(
   """
   model = transformer.build_model(dataclasses.replace(source.config, base=kind))
   params = model_sources.read_parameters(source, layout, kind, {})
-  positions = np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1))
+  positions = np.tile(np.arange(LENGTH, dtype=np.int32), (len(tokens), 1))
   hidden = jax.jit(model.apply)(params, tokens, positions, np.ones_like(tokens))[0]
 
   @jax.jit
