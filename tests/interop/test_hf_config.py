@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.interop import families, hf_config
+from rlhf_jax.interop import families, hf_config, known_keys
 from rlhf_jax.models import transformer
 
 DATA = Path(__file__).parent / 'data'
@@ -40,6 +40,16 @@ SMOLLM2 = {  # config.json of SmolLM2-135M-Instruct, as published
   'torch_dtype': 'bfloat16',
   'vocab_size': 49152,
 }
+SIZES = (
+  'vocab_size',
+  'n_embd',
+  'n_layer',
+  'n_head',
+  'hidden_size',
+  'num_hidden_layers',
+  'num_attention_heads',
+  'intermediate_size',
+)
 CONFIG = transformer.ModelConfig(
   vocab_size=64,
   embed=32,
@@ -83,19 +93,15 @@ def test_absent_keys_mean_what_transformers_means():
       'num_key_value_heads': None,
     }
   )
-  assert (config.kv_heads, config.head_dim, config.norm_eps, config.rope_theta) == (
-    4,
-    8,
-    1e-6,
-    10000.0,
-  )
+  assert (config.kv_heads, config.head_dim) == (4, 8)
+  assert (config.norm_eps, config.rope_theta) == (1e-6, 10000.0)
   assert (config.tied, config.max_length, config.head) == (False, 2048, False)
 
 
 def test_rope_theta_of_transformers_5_is_read():
-  values = {
-    key: value for key, value in SMOLLM2.items() if key not in ('rope_theta', 'rope_scaling')
-  }
+  values = dict(SMOLLM2)
+  del values['rope_theta']
+  del values['rope_scaling']
   values['rope_parameters'] = {'rope_theta': 123.0, 'rope_type': 'default'}
   assert hf_config.from_hf(values).rope_theta == 123.0
 
@@ -142,7 +148,8 @@ def test_config_survives_the_way_out_and_back(config):
 def test_what_the_decoder_lacks_is_refused(change, message):
   with pytest.raises(UserError, match=message) as error:
     hf_config.from_hf({**SMOLLM2, **change}, 'd/config.json')
-  assert str(error.value).startswith('d/config.json: ') and '\n' not in str(error.value)
+  assert str(error.value).startswith('d/config.json: ')
+  assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize('case', CASES)
@@ -160,30 +167,60 @@ def test_every_family_survives_the_way_out_and_back(case):
 def test_absent_keys_mean_what_the_family_means(family):
   transformers = pytest.importorskip('transformers')
   full = transformers.AutoConfig.for_model(family)
-  said = {
-    'model_type': family,
-    **{
-      key: getattr(full, key)
-      for key in (
-        'vocab_size',
-        'n_embd',
-        'n_layer',
-        'n_head',
-        'hidden_size',
-        'num_hidden_layers',
-        'num_attention_heads',
-        'intermediate_size',
-      )
-      if key in full.to_dict()
-    },
-  }
-  assert hf_config.from_hf(said) == hf_config.from_hf({**full.to_dict(), 'architectures': None})
+  values = full.to_dict()
+  sizes = {key: getattr(full, key) for key in SIZES if key in values}
+  short = {'model_type': family, **sizes}
+  assert hf_config.from_hf(short) == hf_config.from_hf({**values, 'architectures': None})
+
+
+class Recorder(dict):
+  """A dict that notes which keys were asked for."""
+
+  def __init__(self, values):
+    super().__init__(values)
+    self.asked = set()
+
+  def get(self, key, default=None):
+    self.asked.add(key)
+    return super().get(key, default)
+
+  def __getitem__(self, key):
+    self.asked.add(key)
+    return super().__getitem__(key)
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_every_key_that_is_read_is_in_the_table_of_known_keys(case, monkeypatch):
+  family = families.FAMILIES[CASES[case]['model_type']]
+  recorder = Recorder(hf_config._add_defaults(CASES[case], family))
+  monkeypatch.setattr(hf_config, '_add_defaults', lambda values, family: recorder)
+  hf_config.from_hf(recorder)
+  unknown = {key for key in recorder.asked if key not in family.known_keys}
+  assert not unknown
+
+
+def test_check_keys_refuses_by_name():
+  known = known_keys.KnownKeys(
+    read=('a',),
+    only={'b': (1, None)},
+    ignored=('c',),
+    refuse_others=True,
+    advice='; ask',
+  )
+  known_keys.check_keys({'a': 5, 'b': None, 'c': 7}, known, 'file')
+  with pytest.raises(UserError, match=r'^file: x\.b is 2, expected 1$'):
+    known_keys.check_keys({'b': 2}, known, 'file', prefix='x.')
+  with pytest.raises(UserError, match=r'^file: x\.d is 3, expected no such key; ask$'):
+    known_keys.check_keys({'d': 3}, known, 'file', prefix='x.')
+  lenient = dataclasses.replace(known, refuse_others=False)
+  known_keys.check_keys({'d': 3}, lenient, 'file')
 
 
 def test_patterns_over_layers():
   gemma3 = {**CASES['gemma3'], 'num_hidden_layers': 8, 'layer_types': None, 'sliding_window': 512}
   config = hf_config.from_hf(gemma3)
-  assert config.windows == (512,) * 5 + (0,) and config.layer_windows == [512] * 5 + [0, 512, 512]
+  assert config.windows == (512,) * 5 + (0,)
+  assert config.layer_windows == [512] * 5 + [0, 512, 512]
   smollm3 = {
     **CASES['smollm3'],
     'num_hidden_layers': 5,

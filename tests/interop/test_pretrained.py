@@ -1,7 +1,7 @@
 import dataclasses
-from pathlib import Path
 import shutil
 
+from interop_cases import assert_same, CASES, DATA, FIXTURES, hidden_states
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,11 +15,6 @@ from rlhf_jax.interop import families, pretrained, safetensors_io
 from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.models import heads, transformer
 
-FIXTURES = (
-  Path(__file__).parent / 'fixtures'
-)  # what transformers saved and computed: scripts/record_references.py
-DATA = Path(__file__).parent / 'data'  # a tiny model of each family, by the same script
-CASES = sorted(path.name for path in DATA.iterdir())
 CONFIG = transformer.ModelConfig(
   vocab_size=264, embed=16, layers=3, heads=4, kv_heads=2, head_dim=4, mlp=24
 )
@@ -29,38 +24,19 @@ CONFIG = transformer.ModelConfig(
 def tokenizer():
   vocabulary = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
   core = tokenizers.Tokenizer(models.BPE(vocabulary, []))
-  core.pre_tokenizer, core.decoder = (
-    pre_tokenizers.ByteLevel(add_prefix_space=False),
-    decoders.ByteLevel(),
-  )
+  core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  core.decoder = decoders.ByteLevel()
   core.add_special_tokens(['<s>', '</s>', '<pad>'])
-  return Tokenizer(
-    core, "{{ bos_token }}{{ messages[0]['content'] }}", bos='<s>', eos='</s>', pad='<pad>'
-  )
+  template = "{{ bos_token }}{{ messages[0]['content'] }}"
+  return Tokenizer(core, template, bos='<s>', eos='</s>', pad='<pad>')
 
 
 @pytest.fixture(scope='module')
 def small_tokenizer():
-  core = tokenizers.Tokenizer(
-    models.WordLevel({'<s>': 0, '</s>': 1, '<pad>': 2, 'a': 3}, unk_token='a')
-  )
+  vocabulary = {'<s>': 0, '</s>': 1, '<pad>': 2, 'a': 3}
+  core = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token='a'))
   core.add_special_tokens(['<s>', '</s>', '<pad>'])
   return Tokenizer(core, None, bos='<s>', eos='</s>', pad='<pad>')
-
-
-@pytest.fixture(scope='module')
-def smollm2():
-  try:
-    return pretrained.open_pretrained('smollm2')
-  except UserError as error:
-    pytest.skip(str(error))
-
-
-def forward(config, params, tokens, mask):
-  positions = jnp.tile(jnp.arange(tokens.shape[1]), (tokens.shape[0], 1))
-  return transformer.build_model(config).apply(
-    params, jnp.asarray(tokens), positions, jnp.asarray(mask, jnp.int32)
-  )[0]
 
 
 def random_params(config):
@@ -69,19 +45,12 @@ def random_params(config):
   return jax.tree.map(lambda x: jnp.asarray(random.normal(size=x.shape), jnp.float32), shapes)
 
 
-def assert_same(left, right):
-  assert jax.tree.structure(left) == jax.tree.structure(right)
-  jax.tree.map(
-    lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), left, right
-  )
-
-
 def test_logits_are_those_of_transformers():
   reference = np.load(FIXTURES / 'tiny_llama.npz')
   config = pretrained.read_config(FIXTURES / 'tiny_llama')
   params = pretrained.load_parameters(FIXTURES / 'tiny_llama', config)
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
-  hidden = forward(config, params, reference['tokens'], reference['mask'])
+  hidden = hidden_states(config, params, reference['tokens'], reference['mask'])
   logits = heads.next_token_logits(transformer.build_model(config), params, hidden)
   seen = reference['mask'].astype(bool)
   np.testing.assert_allclose(logits[seen], reference['logits'][seen], atol=2e-5)
@@ -92,9 +61,8 @@ def test_scores_are_those_of_transformers():
   config = pretrained.read_config(FIXTURES / 'tiny_llama_score')
   assert config.head and config.tied
   params = pretrained.load_parameters(FIXTURES / 'tiny_llama_score', config)
-  scores = heads.scalar_scores(
-    params, forward(config, params, reference['tokens'], reference['mask'])
-  )
+  hidden = hidden_states(config, params, reference['tokens'], reference['mask'])
+  scores = heads.scalar_scores(params, hidden)
   last = reference['mask'].sum(1) - 1
   np.testing.assert_allclose(scores[jnp.arange(2), last], reference['scores'], atol=2e-5)
 
@@ -116,40 +84,39 @@ def test_a_reward_model_leaves_its_output_matrix_behind(tokenizer, tmp_path):
   pretrained.export_model(tmp_path / 'out', config, params, tokenizer)
   again = pretrained.open_pretrained(tmp_path / 'out')
   assert again.config == dataclasses.replace(config, tied=True)
-  assert_same(again.load(), {key: value for key, value in params.items() if key != 'unembedding'})
+  del params['unembedding']
+  assert_same(again.load(), params)
 
 
 def test_bfloat16_export(tokenizer, tmp_path):
   params = random_params(CONFIG)
   pretrained.export_model(tmp_path / 'out', CONFIG, params, tokenizer, dtype='bfloat16')
-  assert_same(
-    pretrained.load_parameters(tmp_path / 'out', CONFIG),
-    jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), params),
-  )
+  rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), params)
+  assert_same(pretrained.load_parameters(tmp_path / 'out', CONFIG), rounded)
 
 
 def test_transformers_opens_an_export(tokenizer, tmp_path):
   transformers = pytest.importorskip('transformers')
   pretrained.export_model(tmp_path / 'lm', CONFIG, random_params(CONFIG), tokenizer)
   config = transformers.AutoConfig.from_pretrained(tmp_path / 'lm')
-  assert type(config).__name__ == 'LlamaConfig' and config.architectures == ['LlamaForCausalLM']
+  assert type(config).__name__ == 'LlamaConfig'
+  assert config.architectures == ['LlamaForCausalLM']
   assert (config.hidden_size, config.head_dim, config.num_key_value_heads) == (16, 4, 2)
   assert (config.rope_parameters['rope_theta'], config.rms_norm_eps) == (10000.0, 1e-5)
   assert (config.tie_word_embeddings, config.max_position_embeddings) == (True, 2048)
   ends = transformers.GenerationConfig.from_pretrained(tmp_path / 'lm')
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'lm')
   for ids in (config, ends, theirs):
-    assert (ids.bos_token_id, ids.eos_token_id, ids.pad_token_id) == (
-      tokenizer.bos_id,
-      tokenizer.eos_id,
-      tokenizer.pad_id,
-    )
+    assert ids.bos_token_id == tokenizer.bos_id
+    assert ids.eos_token_id == tokenizer.eos_id
+    assert ids.pad_token_id == tokenizer.pad_id
   assert theirs.chat_template == tokenizer.template
   reward = dataclasses.replace(CONFIG, head=True)
   params = random_params(reward)
   pretrained.export_model(tmp_path / 'reward', reward, params, tokenizer)
   config = transformers.AutoConfig.from_pretrained(tmp_path / 'reward')
-  assert config.architectures == ['LlamaForSequenceClassification'] and config.num_labels == 1
+  assert config.architectures == ['LlamaForSequenceClassification']
+  assert config.num_labels == 1
   assert config.reward_bias == float(params['score']['bias'])
 
 
@@ -161,14 +128,14 @@ def test_transformers_computes_the_same_from_an_export(change, tokenizer, tmp_pa
   config = dataclasses.replace(CONFIG, **change)
   params = jax.tree.map(lambda x: 0.3 * x, random_params(config))
   pretrained.export_model(tmp_path / 'out', config, params, tokenizer)
-  kind = (
-    transformers.LlamaForSequenceClassification if config.head else transformers.LlamaForCausalLM
-  )
+  kind = transformers.LlamaForCausalLM
+  if config.head:
+    kind = transformers.LlamaForSequenceClassification
   model = kind.from_pretrained(tmp_path / 'out').eval()
   tokens = np.random.default_rng(0).integers(0, 256, (2, 7))
   with torch.no_grad():
     theirs = model(torch.tensor(tokens)).logits.numpy()
-  hidden = forward(config, params, tokens, np.ones_like(tokens))
+  hidden = hidden_states(config, params, tokens, np.ones_like(tokens))
   if config.head:
     ours = heads.scalar_scores(params, hidden)[:, -1:] - params['score']['bias']
   else:
@@ -194,10 +161,8 @@ def test_transformers_computes_the_same_of_every_family(case, small_tokenizer, t
   torch = pytest.importorskip('torch')
   import transformers
 
-  language, tokens = (
-    pretrained.read_config(DATA / case),
-    np.random.default_rng(0).integers(3, 64, (2, 12)),
-  )
+  language = pretrained.read_config(DATA / case)
+  tokens = np.random.default_rng(0).integers(3, 64, (2, 12))
   params = pretrained.load_parameters(DATA / case, language)
   pretrained.export_model(tmp_path / 'lm', language, params, small_tokenizer)
   model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -205,13 +170,9 @@ def test_transformers_computes_the_same_of_every_family(case, small_tokenizer, t
   ).eval()
   with torch.no_grad():
     theirs = model(torch.tensor(tokens)).logits.numpy()
-  hidden = forward(language, params, tokens, np.ones_like(tokens))
-  np.testing.assert_allclose(
-    heads.next_token_logits(transformer.build_model(language), params, hidden),
-    theirs,
-    atol=1e-4,
-    rtol=1e-5,
-  )
+  hidden = hidden_states(language, params, tokens, np.ones_like(tokens))
+  ours = heads.next_token_logits(transformer.build_model(language), params, hidden)
+  np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-5)
   if not families.FAMILIES[language.family].has_classifier:
     return
   reward = dataclasses.replace(language, head=True, tied=True)
@@ -226,15 +187,14 @@ def test_transformers_computes_the_same_of_every_family(case, small_tokenizer, t
   assert model.num_labels == 1
   with torch.no_grad():
     theirs = model(torch.tensor(tokens)).logits.numpy()[:, 0]
-  np.testing.assert_allclose(
-    heads.scalar_scores({'score': score}, hidden)[:, -1] - 0.5, theirs, atol=1e-4, rtol=1e-5
-  )
+  ours = heads.scalar_scores({'score': score}, hidden)[:, -1] - 0.5
+  np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-5)
 
 
 def shardings_of(config, **sizes):
-  mesh = jax.make_mesh(
-    tuple(sizes.values()), tuple(sizes), axis_types=(jax.sharding.AxisType.Auto,) * len(sizes)
-  )
+  """Returns shardings of a mesh that the layouts of runtime/mesh.py would not choose."""
+  auto = (jax.sharding.AxisType.Auto,) * len(sizes)
+  mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=auto)
   rules = {
     'vocab': 'tensor',
     'embed': 'fsdp',
@@ -243,11 +203,12 @@ def shardings_of(config, **sizes):
     'mlp': 'tensor',
   }
   rules = {name: axis for name, axis in rules.items() if axis in sizes}
-  return jax.tree.map(
-    lambda axes: jax.NamedSharding(mesh, jax.P(*map(rules.get, axes))),
-    transformer.build_model(dataclasses.replace(config, head=True)).axes,
-    is_leaf=lambda x: isinstance(x, tuple),
-  )
+  with_head = transformer.build_model(dataclasses.replace(config, head=True))  # one leaf more
+
+  def place(axes):
+    return jax.NamedSharding(mesh, jax.P(*map(rules.get, axes)))
+
+  return jax.tree.map(place, with_head.axes, is_leaf=lambda x: isinstance(x, tuple))
 
 
 @pytest.mark.parametrize('case', ['llama3', 'gpt2', 'phi3', 'mixtral'])
@@ -256,7 +217,8 @@ def test_each_device_reads_its_part_of_sharded_files(case, small_tokenizer, tmp_
   whole = pretrained.load_parameters(DATA / case, config)
   pretrained.export_model(tmp_path / 'out', config, whole, small_tokenizer, shard_bytes=20_000)
   files = sorted((tmp_path / 'out').glob('model-*.safetensors'))
-  assert len(files) > 2 and all(path.stat().st_size < 24_000 for path in files)
+  assert len(files) > 2
+  assert all(path.stat().st_size < 24_000 for path in files)
   read = []
 
   def counted(directory):
@@ -282,15 +244,13 @@ def test_each_device_reads_its_part_of_sharded_files(case, small_tokenizer, tmp_
 def test_parts_on_three_axes_and_back(tokenizer, tmp_path):
   params = random_params(CONFIG)
   pretrained.export_model(tmp_path / 'out', CONFIG, params, tokenizer)
-  again = pretrained.load_parameters(
-    tmp_path / 'out', CONFIG, shardings_of(CONFIG, data=2, fsdp=2, tensor=2)
-  )
+  places = shardings_of(CONFIG, data=2, fsdp=2, tensor=2)
+  again = pretrained.load_parameters(tmp_path / 'out', CONFIG, places)
   assert_same(again, params)
   assert again['layers']['query'].addressable_shards[0].data.shape == (3, 8, 2, 4)
   pretrained.export_model(tmp_path / 'again', CONFIG, again, tokenizer)
-  assert (tmp_path / 'again/model.safetensors').read_bytes() == (
-    tmp_path / 'out/model.safetensors'
-  ).read_bytes()
+  first = (tmp_path / 'out/model.safetensors').read_bytes()
+  assert (tmp_path / 'again/model.safetensors').read_bytes() == first
 
 
 def test_a_second_output_matrix_is_a_copy_or_an_error(tmp_path):
@@ -298,33 +258,27 @@ def test_a_second_output_matrix_is_a_copy_or_an_error(tmp_path):
   shutil.copytree(DATA / 'gpt2', tmp_path / 'm')
   config = pretrained.read_config(tmp_path / 'm')
   want = pretrained.load_parameters(tmp_path / 'm', config)
-  short = {
-    name.removeprefix('transformer.'): value for name, value in weights.items()
-  }  # as OpenAI's file has them
+  # As OpenAI's file has them.
+  short = {name.removeprefix('transformer.'): value for name, value in weights.items()}
   mask = {'h.0.attn.bias': np.ones((1, 1, 16, 16), np.float32)}
   copy = {**short, **mask, 'lm_head.weight': weights['transformer.wte.weight']}
   safetensors.numpy.save_file(copy, tmp_path / 'm/model.safetensors')
   assert_same(pretrained.load_parameters(tmp_path / 'm', config), want)
-  safetensors.numpy.save_file(
-    {**copy, 'lm_head.weight': 2 * copy['lm_head.weight']}, tmp_path / 'm/model.safetensors'
-  )
-  with pytest.raises(
-    UserError,
-    match='lm_head.weight is not transformer.wte.weight, expected so .*tie_word_embeddings',
-  ):
+  copy['lm_head.weight'] = 2 * copy['lm_head.weight']
+  safetensors.numpy.save_file(copy, tmp_path / 'm/model.safetensors')
+  message = 'lm_head.weight is not transformer.wte.weight, expected so .*tie_word_embeddings'
+  with pytest.raises(UserError, match=message):
     pretrained.load_parameters(tmp_path / 'm', config)
-  with pytest.raises(
-    UserError, match='missing lm_head.weight .config.json says that it is not tied'
-  ):
+  message = 'missing lm_head.weight .config.json says that it is not tied'
+  with pytest.raises(UserError, match=message):
     pretrained.load_parameters(DATA / 'gpt2', dataclasses.replace(config, tied=False))
 
 
 def test_a_language_model_opened_for_scoring_has_no_head_yet(tokenizer, tmp_path):
   params = random_params(CONFIG)
   pretrained.export_model(tmp_path / 'out', CONFIG, params, tokenizer)
-  assert_same(
-    pretrained.load_parameters(tmp_path / 'out', dataclasses.replace(CONFIG, head=True)), params
-  )
+  with_head = dataclasses.replace(CONFIG, head=True)
+  assert_same(pretrained.load_parameters(tmp_path / 'out', with_head), params)
 
 
 def test_export_replaces_exports_and_nothing_else(tokenizer, tmp_path):
@@ -340,27 +294,38 @@ def test_export_replaces_exports_and_nothing_else(tokenizer, tmp_path):
   assert (tmp_path / 'out/thesis.tex').exists()
 
 
-def test_tensors_that_do_not_fit_are_listed(tmp_path):
-  shutil.copytree(FIXTURES / 'tiny_llama', tmp_path / 'm')
-  config = pretrained.read_config(tmp_path / 'm')
-  with pytest.raises(UserError, match=r'unknown model.layers.1.*; and 6 more$'):
-    pretrained.load_parameters(tmp_path / 'm', dataclasses.replace(config, layers=1))
-  with pytest.raises(
-    UserError, match=r'missing model.layers.2.input_layernorm.weight; .*; and 6 more$'
-  ):
-    pretrained.load_parameters(tmp_path / 'm', dataclasses.replace(config, layers=3))
-  with pytest.raises(
-    UserError, match=r'model.layers.0.mlp.gate_proj.weight is \[40, 24\], expected \[41, 24\]'
-  ):
-    pretrained.load_parameters(tmp_path / 'm', dataclasses.replace(config, mlp=41))
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    (
+      {'layers': 1},
+      r'unknown model.layers.1.*; and 6 more$',
+    ),
+    (
+      {'layers': 3},
+      r'missing model.layers.2.input_layernorm.weight; .*; and 6 more$',
+    ),
+    (
+      {'mlp': 41},
+      r'model.layers.0.mlp.gate_proj.weight is \[40, 24\], expected \[41, 24\]',
+    ),
+  ],
+)
+def test_tensors_that_do_not_fit_are_listed(change, message):
+  config = pretrained.read_config(FIXTURES / 'tiny_llama')
+  with pytest.raises(UserError, match=message):
+    pretrained.load_parameters(FIXTURES / 'tiny_llama', dataclasses.replace(config, **change))
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
-  def refused(message, name=tmp_path / 'm'):
+  def refused(message, name=None):
+    """Expects the message of opening a name, or of loading the directory m."""
     with pytest.raises(UserError, match=message) as error:
-      pretrained.open_pretrained(name) if name != tmp_path / 'm' else pretrained.load_parameters(
-        name, pretrained.read_config(name)
-      )
+      if name is not None:
+        pretrained.open_pretrained(name)
+      else:
+        config = pretrained.read_config(tmp_path / 'm')
+        pretrained.load_parameters(tmp_path / 'm', config)
     assert '\n' not in str(error.value)
 
   shutil.copytree(FIXTURES / 'tiny_llama', tmp_path / 'm')
@@ -405,17 +370,8 @@ def test_gguf(tmp_path):
   writer.add_layer_norm_rms_eps(1e-5)
   writer.add_tokenizer_model('gpt2')
   writer.add_tokenizer_pre('smollm')
-  words = [
-    '<s>',
-    '</s>',
-    '<pad>',
-    *sorted(pre_tokenizers.ByteLevel.alphabet()),
-    'ab',
-    'Ġab',
-    'x1',
-    'x2',
-    '<m>',
-  ]
+  letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+  words = ['<s>', '</s>', '<pad>', *letters, 'ab', 'Ġab', 'x1', 'x2', '<m>']
   writer.add_token_list(words)
   writer.add_token_types([3] * 3 + [1] * (len(words) - 4) + [4])
   writer.add_token_merges(['a b', 'Ġ ab'])
@@ -431,7 +387,7 @@ def test_gguf(tmp_path):
   for name, value in ends.items():
     writer.add_tensor(name + '.weight', np.ascontiguousarray(value))
   for i in range(3):
-    p = jax.tree.map(lambda x, i=i: np.asarray(x[i]), params['layers'])
+    p = {name: np.asarray(leaf[i]) for name, leaf in params['layers'].items()}
     for name, value in {
       'attn_norm': p['attention_norm'],
       'ffn_norm': p['mlp_norm'],
@@ -454,8 +410,9 @@ def test_gguf(tmp_path):
   assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (0, 1, 2)
   word = {word: i for i, word in enumerate(words)}
   assert tokenizer.encode('ab ab12') == [word['ab'], word['Ġab'], word['1'], word['2']]
-  shards = jax.tree.map(lambda x: jax.sharding.SingleDeviceSharding(jax.devices()[1]), params)
-  assert_same(pretrained.load_gguf_parameters(tmp_path / 'm.gguf', shards)[1], params)
+  second = jax.sharding.SingleDeviceSharding(jax.devices()[1])
+  places = jax.tree.map(lambda _: second, params)
+  assert_same(pretrained.load_gguf_parameters(tmp_path / 'm.gguf', places)[1], params)
 
 
 def test_smollm2_golden_numbers(smollm2):
@@ -470,9 +427,8 @@ def test_smollm2_golden_numbers(smollm2):
   @jax.jit
   def logprobs(params, tokens, count):
     mask = jnp.arange(tokens.shape[1])[None] < count
-    return jax.nn.log_softmax(
-      heads.next_token_logits(model, params, forward(smollm2.config, params, tokens, mask))
-    )[0]
+    hidden = hidden_states(smollm2.config, params, tokens, mask)
+    return jax.nn.log_softmax(heads.next_token_logits(model, params, hidden))[0]
 
   output = []
   for count in range(len(prompt), len(prompt) + 8):
