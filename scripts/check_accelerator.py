@@ -317,7 +317,8 @@ def relative_error(got: jax.Array, want: jax.Array) -> float:
   """Computes ‖got − want‖ / ‖want‖."""
   got64 = np.asarray(got, np.float64)
   want64 = np.asarray(want, np.float64)
-  return float(np.linalg.norm(got64 - want64) / max(np.linalg.norm(want64), 1e-30))
+  error = float(np.linalg.norm(got64 - want64))
+  return error / max(float(np.linalg.norm(want64)), 1e-30)
 
 
 def compare_models(config: ModelConfig, T: int) -> dict[str, float]:
