@@ -61,7 +61,7 @@ def hidden_states(config, params, tokens, mask):
 
 
 def layout(devices=None, **axes):
-  return mesh.make_layout({**mesh.DEFAULTS, **axes}, devices)
+  return mesh.make_layout(mesh.MeshOptions(**axes), devices)
 
 
 def shardings(config, on):

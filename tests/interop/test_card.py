@@ -25,19 +25,19 @@ def test_a_card_says_data_results_and_config():
     'pipeline_tag': 'text-classification',
     'tags': ['rlhf_jax', 'reward'],
   }
-  for said in (
+  for words in (
     '- data: jsonl, a.jsonl',
     '| accuracy | 0.75 |',
     '"loss": "pairwise"',
     'LlamaForSequenceClassification',
   ):
-    assert said in body
+    assert words in body
 
 
-def test_the_table_of_the_readme_is_that_of_the_code(monkeypatch):
+def test_the_page_of_families_is_that_of_the_code(monkeypatch):
   monkeypatch.syspath_prepend(str(SCRIPTS))
   import family_table
 
-  assert family_table.BLOCK.search((SCRIPTS.parent / 'docs/families.md').read_text())[0] == (
-    '<!-- families -->\n' + family_table.table() + '<!-- /families -->'
-  )
+  page = (SCRIPTS.parent / 'docs' / 'families.md').read_text()
+  block = family_table.BLOCK.search(page)[0]
+  assert block == f'<!-- families -->\n{family_table.table()}<!-- /families -->'

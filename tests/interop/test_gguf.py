@@ -3,10 +3,7 @@
 scripts/record_gguf.py recorded both.
 """
 
-from pathlib import Path
-
-import jax
-import jax.numpy as jnp
+from interop_cases import assert_same, GGUF, hidden_states, layout, MASK, shardings, TOKENS
 import numpy as np
 import pytest
 
@@ -14,45 +11,32 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.interop import gguf_io, gguf_tokenizer, pretrained
 from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.models import heads, transformer
-from rlhf_jax.runtime import mesh
 
 gguf = pytest.importorskip('gguf')
 
-FILES = Path(__file__).parent / 'gguf'
-CASES = sorted(path.stem for path in FILES.glob('*.gguf'))
-TOKENS = np.array(
-  [
-    [5, 9, 60, 7, 33, 2, 18, 41, 4, 11, 50, 22],
-    [3, 50, 1, 27, 6, 12, 44, 19, 8, 0, 0, 0],
-    [63, 10, 31, 2, 5, 0, 0, 0, 0, 0, 0, 0],
-  ]
-)
-MASK = np.arange(12) < np.array([12, 9, 5])[:, None]
+CASES = sorted(path.stem for path in GGUF.glob('*.gguf'))
 
 
 @pytest.mark.parametrize('case', CASES)
 def test_logits_are_those_of_transformers(case):
-  config, params, tokenizer = pretrained.load_gguf_parameters(FILES / f'{case}.gguf')
+  config, params, tokenizer = pretrained.load_gguf_parameters(GGUF / f'{case}.gguf')
   assert tokenizer is None  # of no kind that is read
-  model = transformer.build_model(config)
-  positions = jnp.tile(jnp.arange(12), (3, 1))
-  hidden = jax.jit(model.apply)(params, TOKENS, positions, MASK.astype(np.int32))[0]
-  logits = heads.next_token_logits(model, params, hidden)
-  reference = np.load(FILES / f'{case}.npz')['right']
+  hidden = hidden_states(config, params, TOKENS, MASK)
+  logits = heads.next_token_logits(transformer.build_model(config), params, hidden)
+  reference = np.load(GGUF / f'{case}.npz')['right']
   np.testing.assert_allclose(logits[MASK], reference[MASK], atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize('case', ['llama3', 'gpt2', 'mixtral'])
 def test_the_parts_of_a_mesh_are_those_of_the_whole(case):
-  config, whole, _ = pretrained.load_gguf_parameters(FILES / f'{case}.gguf')
-  layout = mesh.make_layout(mesh.MeshOptions(data=1, fsdp=4, tensor=2))
-  shardings = layout.shardings(transformer.build_model(config).axes, whole)
-  _, parts, _ = pretrained.load_gguf_parameters(FILES / f'{case}.gguf', shardings)
-  jax.tree.map(np.testing.assert_array_equal, parts, whole)
+  config, whole, _ = pretrained.load_gguf_parameters(GGUF / f'{case}.gguf')
+  places = shardings(config, layout(data=1, fsdp=4, tensor=2))
+  _, parts, _ = pretrained.load_gguf_parameters(GGUF / f'{case}.gguf', places)
+  assert_same(parts, whole)
 
 
 def test_every_architecture_has_a_file():
-  fields = [gguf.GGUFReader(FILES / f'{case}.gguf').fields for case in CASES]
+  fields = [gguf.GGUFReader(GGUF / f'{case}.gguf').fields for case in CASES]
   names = {field['general.architecture'].contents() for field in fields}
   assert names == set(gguf_io.ARCHITECTURES)
 
@@ -101,9 +85,9 @@ def test_what_is_not_read_is_refused(case, add, message, tmp_path):
   """A file with one thing more."""
   path = tmp_path / 'm.gguf'
   if case == 'mamba':
-    copy_with_more(FILES / 'qwen3.gguf', path, add, architecture='mamba')
+    copy_with_more(GGUF / 'qwen3.gguf', path, add, architecture='mamba')
   else:
-    copy_with_more(FILES / f'{case}.gguf', path, add)
+    copy_with_more(GGUF / f'{case}.gguf', path, add)
   with pytest.raises(UserError, match=message):
     pretrained.load_gguf_parameters(path)
 

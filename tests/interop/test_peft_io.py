@@ -8,6 +8,17 @@ import json
 from pathlib import Path
 import shutil
 
+from interop_cases import (
+  ADAPTERS,
+  assert_same,
+  CASES,
+  DATA,
+  hidden_states,
+  layout,
+  MASK,
+  shardings,
+  TOKENS,
+)
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,30 +28,8 @@ import safetensors.numpy
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import peft_io, pretrained
 from rlhf_jax.models import heads, lora, transformer
-from rlhf_jax.runtime import mesh
 from rlhf_jax.stages.shared import model_sources, model_store
 from rlhf_jax.types import merge_params
-
-HERE = Path(__file__).parent
-DATA = HERE / 'data'
-ADAPTERS = HERE / 'adapters'
-CASES = sorted(path.name for path in DATA.iterdir())
-TOKENS = np.array(
-  [
-    [5, 9, 60, 7, 33, 2, 18, 41, 4, 11, 50, 22],
-    [3, 50, 1, 27, 6, 12, 44, 19, 8, 0, 0, 0],
-    [63, 10, 31, 2, 5, 0, 0, 0, 0, 0, 0, 0],
-  ]
-)
-MASK = np.arange(12) < np.array([12, 9, 5])[:, None]
-
-
-def forward(config, params, tokens, mask):
-  model = transformer.build_model(config)
-  positions = jnp.tile(jnp.arange(tokens.shape[1]), (len(tokens), 1))
-  segment_ids = jnp.asarray(mask, jnp.int32)
-  hidden = model.apply(params, jnp.asarray(tokens), positions, segment_ids)[0]
-  return model, hidden
 
 
 def adapted(case, head=False):
@@ -65,17 +54,11 @@ def random_leaf(rng, shape):
 
 
 def one_device():
-  return mesh.make_layout(mesh.MeshOptions(), jax.devices()[:1])
+  return layout(jax.devices()[:1])
 
 
 def eight_devices():
-  return mesh.make_layout(mesh.MeshOptions(data=1, fsdp=4, tensor=2))
-
-
-def shardings_on_one_device(config):
-  model = transformer.build_model(config)
-  shapes = jax.eval_shape(model.init, jax.random.key(0))
-  return one_device().shardings(model.axes, shapes)
+  return layout(data=1, fsdp=4, tensor=2)
 
 
 @pytest.mark.parametrize('case', sorted(path.name for path in ADAPTERS.iterdir()))
@@ -83,9 +66,10 @@ def test_peft_computed_the_same(case):
   """Ranks and scales by pattern, rank-stabilised scales, transposed and fused matrices."""
   source = model_sources.find_model(str(ADAPTERS / case))
   reference = np.load(ADAPTERS / case / 'logits.npz')['right']
-  for layout in (one_device(), eight_devices()):
-    params = model_store.read_parameters(source, layout, 'float32', {})
-    model, hidden = forward(source.config, params, TOKENS, MASK)
+  model = transformer.build_model(source.config)
+  for on in (one_device(), eight_devices()):
+    params = model_store.read_parameters(source, on, 'float32', {})
+    hidden = hidden_states(source.config, params, TOKENS, MASK)
     logits = heads.next_token_logits(model, params, hidden)
     np.testing.assert_allclose(logits[MASK], reference[MASK], atol=1e-4, rtol=1e-5)
 
@@ -100,9 +84,8 @@ def test_what_is_written_comes_back_bit_for_bit(case, tmp_path):
     assert peft_io.base_model_of(directory) == base
     again = peft_io.adapter_model_config(directory, pretrained.read_config(base))
     assert again == config
-    back = peft_io.load_adapters(directory, again, shardings_on_one_device(again))
-    assert jax.tree.structure(back) == jax.tree.structure(trained)
-    jax.tree.map(np.testing.assert_array_equal, back, trained)
+    places = shardings(again, one_device())
+    assert_same(peft_io.load_adapters(directory, again, places), trained)
 
 
 @pytest.mark.parametrize('head', [False, True])
@@ -131,11 +114,11 @@ def test_peft_opens_what_is_written(case, head, tmp_path):
 
   base = pretrained.load_parameters(DATA / case, pretrained.read_config(DATA / case))
   params = merge_params(trained, base)
-  model, hidden = forward(config, params, TOKENS[:1], MASK[:1])
+  hidden = hidden_states(config, params, TOKENS[:1], MASK[:1])
   if head:
     ours = heads.scalar_scores(params, hidden)[:, -1:] - params['score']['bias']
   else:
-    ours = heads.next_token_logits(model, params, hidden)
+    ours = heads.next_token_logits(transformer.build_model(config), params, hidden)
   np.testing.assert_allclose(ours, expected, atol=2e-4, rtol=1e-4)
 
 

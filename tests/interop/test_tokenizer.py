@@ -9,7 +9,6 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.interop import pretrained
 from rlhf_jax.interop.tokenizer import Tokenizer
 
 DATA = Path(__file__).resolve().parents[2] / '..' / 'shared' / 'data'
@@ -54,12 +53,8 @@ def chatml():
 
 
 @pytest.fixture(scope='module')
-def smollm2():
-  try:
-    path = pretrained.find_smollm2()
-  except UserError as error:
-    pytest.skip(str(error))
-  return pretrained.open_pretrained(path).tokenizer
+def smollm2(smollm2):  # of conftest.py
+  return smollm2.tokenizer
 
 
 @pytest.fixture(scope='module')
