@@ -7,6 +7,7 @@ imported at its first use, so that a run imports only what its config names.
 
 import importlib
 import pkgutil
+from typing import Any
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.stages.shared.kind import StageKind
@@ -16,9 +17,7 @@ _REGISTERED: dict[str, StageKind] = {}  # kinds from outside the package, see `r
 
 def kinds() -> tuple[str, ...]:
   """Returns the names of all kinds of stages, those of this folder and those registered."""
-  # Packages are left out: `shared` is no stage.
-  modules = [module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg]
-  return tuple(dict.fromkeys([*modules, *_REGISTERED]))
+  return tuple(dict.fromkeys([*_own_kinds(), *_REGISTERED]))
 
 
 def find(kind: str) -> StageKind:
@@ -32,6 +31,19 @@ def find(kind: str) -> StageKind:
   if kind not in kinds():
     raise UserError(f'no stage is called {kind!r}; expected one of {", ".join(kinds())}')
   return importlib.import_module(f'rlhf_jax.stages.{kind}').STAGE
+
+
+def _own_kinds() -> list[str]:
+  """Returns the kinds of this folder: its modules, without the package `shared`."""
+  return [module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg]
+
+
+def __getattr__(
+  name: str,
+) -> Any:  # `rlhf_jax.stages.ppo` needs no import of its own (PEP 562)
+  if name not in _own_kinds():
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  return importlib.import_module(f'{__name__}.{name}')
 
 
 def register(kind: str, stage: StageKind) -> None:
