@@ -194,8 +194,8 @@ def _sweep_meshes(
     try:
       plan = plan_on(_replace_in_section(config, 'mesh', preset='', **sizes))
     except UserError as error:  # batches or heads do not divide over it
-      said = _format_sizes({**config.mesh.to_dict(), **sizes})
-      say(f'{said}: left out: {error}')
+      name = _format_sizes({**config.mesh.to_dict(), **sizes})
+      say(f'{name}: left out: {error}')
       continue
     plans.append(plan)
     for cost in plan.stages:

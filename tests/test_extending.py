@@ -1,8 +1,11 @@
 """What docs/extending.md shows works: its examples are run."""
 
+import dataclasses
 import functools
+import json
 from pathlib import Path
 import re
+import shutil
 import sys
 
 import jax
@@ -13,6 +16,7 @@ import pytest
 from rlhf_jax import pipeline, stages, testing
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback.judging import Comparison
+from rlhf_jax.interop import families, pretrained
 from rlhf_jax.objectives import advantages, preference
 from rlhf_jax.rewards import sources
 from rlhf_jax.stages import sft
@@ -107,3 +111,21 @@ def test_a_judge():
   exec(compile(read_example('A judge'), 'A judge', 'exec'), names)
   comparisons = [Comparison([], 'a', 'bb'), Comparison([], 'aa', 'b'), Comparison([], 'a', 'b')]
   assert names['shorter'](comparisons) == [1.0, 0.0, 0.5]
+
+
+def test_a_model_family(monkeypatch, tmp_path):
+  """A recorded OLMo 2 under the new family's name: the same shape, parameters and export."""
+  monkeypatch.setitem(families.FAMILIES, 'own_olmo', None)  # taken away again
+  run_example('A model family', families)
+  recorded = Path(__file__).parent / 'interop/data/olmo2'
+  for path in recorded.glob('*.safetensors'):
+    shutil.copy(path, tmp_path)
+  config = json.loads((recorded / 'config.json').read_text())
+  config |= {'model_type': 'own_olmo', 'architectures': ['OwnOlmoForCausalLM']}
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  shape = pretrained.read_config(tmp_path)
+  want_shape = pretrained.read_config(recorded)
+  assert shape == dataclasses.replace(want_shape, family='own_olmo')
+  params = pretrained.load_parameters(tmp_path, shape)
+  want = pretrained.load_parameters(recorded, want_shape)
+  jax.tree.map(np.testing.assert_array_equal, params, want)

@@ -78,8 +78,8 @@ def find_response_frame(
   question = {'role': 'user', 'content': QUESTION}
   response = {'role': 'assistant', 'content': RESPONSE}
   prompt = render_chat(template, [question], roles, add_generation_prompt=True)
-  whole = render_chat(template, [question, response], roles, add_generation_prompt=False)
-  before, _, after = whole.partition(RESPONSE)
+  rendered = render_chat(template, [question, response], roles, add_generation_prompt=False)
+  before, _, after = rendered.partition(RESPONSE)
   end = special_tokens.search(after)
   return ResponseFrame(
     tail=prompt.rpartition(QUESTION)[2],

@@ -449,8 +449,8 @@ def reshard_for_decoding(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather_rows(part: jax.Array, axes: Any, dtype: Any) -> jax.Array:
   """Gathers a matrix that is cut along its first axis, sent in `dtype`; in a shard_map."""
-  whole = jax.lax.all_gather(part.astype(dtype), axes, axis=0, tiled=True)
-  return whole.astype(part.dtype)
+  gathered = jax.lax.all_gather(part.astype(dtype), axes, axis=0, tiled=True)
+  return gathered.astype(part.dtype)
 
 
 def _gather_rows_forward(part, axes, dtype):

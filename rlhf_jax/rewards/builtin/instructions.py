@@ -100,8 +100,8 @@ def _run_check(
     raise UserError(f'{where}: no such check; there are {", ".join(CHECKS)}')
   try:
     # The data set names the kwargs of all checks and sets those of others to None.
-    given = {key: value for key, value in (kwargs or {}).items() if value is not None}
-    return bool(CHECKS[name](response, given))
+    arguments = {key: value for key, value in (kwargs or {}).items() if value is not None}
+    return bool(CHECKS[name](response, arguments))
   except KeyError as error:
     raise UserError(f'{where}: kwargs lack {error}') from None
   except (AttributeError, TypeError) as error:
