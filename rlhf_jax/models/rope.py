@@ -5,14 +5,15 @@ Letters: B batch, T length, H heads, C head_dim, R ≤ C places that turn, L lay
 
 from collections.abc import Mapping
 import math
-from typing import Any, TYPE_CHECKING
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-if TYPE_CHECKING:  # model_config.py checks its scalings with the table below
-  from rlhf_jax.models.model_config import ModelConfig
+# A ModelConfig. model_config.py checks its scalings with the table below, so that this file cannot
+# import it.
+AnyModelConfig = Any
 
 # What each scaling needs in `rope_scaling`, by Hugging Face's names.
 SCALINGS = {
@@ -31,7 +32,7 @@ SCALINGS = {
 }
 
 
-def frequencies(config: 'ModelConfig', places: int) -> tuple[np.ndarray, float]:
+def frequencies(config: AnyModelConfig, places: int) -> tuple[np.ndarray, float]:
   """Computes the radians per position of every layer.
 
   A layer without rotary positions turns by 0. Scalings: `linear` (Chen et al. 2023,
@@ -126,7 +127,7 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
   return jnp.concatenate(parts, axis=-1)
 
 
-def _plain_frequencies(config: 'ModelConfig', theta: float) -> np.ndarray:
+def _plain_frequencies(config: AnyModelConfig, theta: float) -> np.ndarray:
   """Computes theta^(−2i/R), i = 0 … R/2 − 1: [R / 2] float32."""
   turning = int(config.head_dim * config.rope_fraction)
   exponents = np.arange(0, turning, 2) / turning
@@ -135,7 +136,7 @@ def _plain_frequencies(config: 'ModelConfig', theta: float) -> np.ndarray:
 
 def _scale(
   plain: np.ndarray,
-  config: 'ModelConfig',
+  config: AnyModelConfig,
   places: int,
 ) -> tuple[np.ndarray, float]:
   """Scales frequencies [R / 2]: (the new ones, the factor of cosines and sines)."""
@@ -153,7 +154,7 @@ def _scale(
   return plain, 1.0
 
 
-def _longrope_factor(config: 'ModelConfig', original: int) -> float:
+def _longrope_factor(config: AnyModelConfig, original: int) -> float:
   """Computes longrope's √(1 + log(longer) / log(original)), 1 where nothing grew."""
   longer = config.max_length / original
   if longer <= 1:

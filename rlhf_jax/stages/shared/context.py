@@ -1,8 +1,9 @@
 """Defines the context of a stage: what it is given to run in."""
 
+from collections.abc import Mapping
 import dataclasses
 from pathlib import Path
-from typing import Any, TYPE_CHECKING
+from typing import Any, Protocol
 import zlib
 
 import jax
@@ -12,9 +13,17 @@ from rlhf_jax import options as options_lib
 from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.runtime.mesh import Layout
 
-# StageKind refers to Context: importing it here at run time would be a circle.
-if TYPE_CHECKING:
-  from rlhf_jax.stages.shared.kind import StageKind
+
+class DescribesOptions(Protocol):
+  """What `read_options` needs of a StageKind (kind.py, which imports this file)."""
+
+  @property
+  def options(self) -> type:
+    """The options class of the stage's section."""
+
+  @property
+  def choices(self) -> Mapping[str, Mapping[str, type]]:
+    """The settings class of every choice, by field."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +65,7 @@ class Context:
     root = jax.random.key(self.config.seed)
     return jax.random.fold_in(root, zlib.crc32(self.name.encode()))
 
-  def read_options(self, stage: 'StageKind') -> Any:
+  def read_options(self, stage: DescribesOptions) -> Any:
     """Makes the typed options of the section.
 
     From here on only they are read, never the ConfigDict.
