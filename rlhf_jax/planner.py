@@ -95,10 +95,7 @@ def plan_experiment(
     f'{where.chip.flops / 1e12:.3g} TFLOP/s'
   )
   if where.missing:
-    say(
-      'Estimated from shapes alone, as the compiler for these devices is missing; to install it: '
-      f'{where.missing}'
-    )
+    say(f'Estimated from shapes alone: the compiler for these devices is missing ({where.missing})')
   config = _choose_attention(config, where, say)
   plan_on = functools.partial(
     plan_mesh,
