@@ -1,12 +1,13 @@
 """Arithmetic with a reward function: SFT on worked answers, then GRPO against the right number.
 
-SmolLM2-135M-Instruct on GSM8K. The reward is 1 for the right number and 0.1 for a number behind
-the mark at all.
+SmolLM2-135M-Instruct on GSM8K. The reward is 1 for the right number, plus 0.1 for any number in the
+form "#### N".
 
   python -m rlhf_jax --config=experiments/smollm2_gsm8k.py --workdir=runs/gsm8k --config.data=DIR
 
 DIR holds math.train.jsonl.gz and math.validation.jsonl.gz, whose lines have question, answer
-(which ends with "#### N") and final. In the last table, utility is the share of exercises solved.
+(which ends with "#### N") and final. In the final table, utility is the share of exercises
+solved.
 
 Expected: a model of this size solves few exercises and mostly learns the form. Measured in a run
   cut short: 24 steps of SFT take the held-out loss from 1.46 to 0.86 nats per token; of the 128
