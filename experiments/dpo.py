@@ -26,7 +26,7 @@ def preference_experiment(name: str, tiny: bool, **changes: Any) -> ml_collectio
   """Returns DPO's experiment with another loss or other settings.
 
   Args:
-    name: of the stage, and of its row in the last table.
+    name: of the stage, and of its row in the final table.
     tiny: whether to shrink every stage, for tests.
     changes: fields of the preference stage's section.
   """

@@ -99,7 +99,7 @@ def continue_with(
   """Returns an experiment that goes on from the quickstart's models with other stages.
 
   Args:
-    name: the stage whose model the last table shows beside base and SFT.
+    name: the stage whose model the final table shows beside base and SFT.
     tiny: whether to shrink every stage, for tests.
     before: the quickstart's stages that run first.
     sections: name of each further stage → its section, in the order in which they run.

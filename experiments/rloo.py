@@ -34,7 +34,7 @@ def policy_gradient_experiment(name: str, tiny: bool, **changes: Any) -> ml_coll
   """Returns RLOO's experiment with other choices: 64 responses a step, as in the quickstart's PPO.
 
   Args:
-    name: of the stage, and of its row in the last table.
+    name: of the stage, and of its row in the final table.
     tiny: whether to shrink every stage, for tests.
     changes: fields of the policy_gradient stage's section.
   """

@@ -5,9 +5,8 @@ form "#### N".
 
   python -m rlhf_jax --config=experiments/smollm2_gsm8k.py --workdir=runs/gsm8k --config.data=DIR
 
-DIR holds math.train.jsonl.gz and math.validation.jsonl.gz, whose lines have question, answer
-(which ends with "#### N") and final. In the final table, utility is the share of exercises
-solved.
+DIR holds math.train.jsonl.gz and math.validation.jsonl.gz, whose lines have question, answer (which
+ends with "#### N") and final. In the final table, utility is the share of exercises solved.
 
 Expected: a model of this size solves few exercises and mostly learns the form. Measured in a run
   cut short: 24 steps of SFT take the held-out loss from 1.46 to 0.86 nats per token; of the 128
