@@ -364,8 +364,52 @@ def product(x: jax.Array, weight: jax.Array, contracted: int = 1) -> jax.Array:
   inner = math.prod(weight.shape[:contracted])
   rows = x.shape[: x.ndim - contracted]
   columns = weight.shape[contracted:]
-  flat = x.reshape(*rows, inner) @ weight.reshape(inner, -1)
+  flat = _matrix_product(x.reshape(*rows, inner), weight.reshape(inner, -1))
   return flat.reshape(rows + columns)
+
+
+@jax.custom_vjp
+def _matrix_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
+  """Multiplies [..., K] with [K, N]; see `_product_gradients` for the reason."""
+  return x @ matrix
+
+
+def _product_forward(
+  x: jax.Array,
+  matrix: jax.Array,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  """Computes the product, and keeps what its gradients need."""
+  return x @ matrix, (x, matrix)
+
+
+def _product_gradients(
+  saved: tuple[jax.Array, jax.Array],
+  gradient: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Computes the gradients of a product by its arguments.
+
+  These are the formulas of JAX's own rule, in another order of operations: JAX's rule
+  leaves a transposed product, for which XLA's CPU backend computes whatever made the
+  gradient a second time, along the wrong axis. That took a fifth of a train step.
+
+  Args:
+    saved: x [..., K] and the matrix [K, N].
+    gradient: [..., N], of the product.
+
+  Returns:
+    (gradient of x [..., K], gradient of the matrix [K, N]).
+  """
+  x, matrix = saved
+  # computed once, for both products
+  gradient = jax.lax.optimization_barrier(gradient)
+  rows = tuple(range(x.ndim - 1))
+  last = x.ndim - 1
+  of_x = jax.lax.dot_general(gradient, matrix, (((last,), (1,)), ((), ())))
+  of_matrix = jax.lax.dot_general(x, gradient, ((rows, rows), ((), ())))
+  return of_x, of_matrix
+
+
+_matrix_product.defvjp(_product_forward, _product_gradients)
 
 
 def _make_stacked(

@@ -74,11 +74,9 @@ def token_logprobs(
   """
   B, T = targets.shape
   places = min(T, CHUNK)
-  chunk: Callable[..., tuple[jax.Array, jax.Array]] = functools.partial(
-    _chunk_logprobs, model, temperature or 1.0
-  )
-  if T > places:
-    chunk = jax.checkpoint(chunk)  # or the backward pass keeps every chunk's logits
+  # the backward pass keeps the logits of one chunk, but not of several
+  keep_logits = T <= places
+  chunk = functools.partial(_chunk_logprobs, model, temperature or 1.0, keep_logits)
 
   def map_chunks(matrix: jax.Array, hidden: jax.Array, targets: jax.Array) -> Any:
     return jax.lax.map(lambda rows: chunk(matrix, *rows), (hidden, targets))
@@ -90,7 +88,7 @@ def token_logprobs(
     _split_chunks(targets, places),
   )
   logprobs, entropies = (jnp.moveaxis(x, 0, 2).reshape(B, -1)[:, :T] for x in results)
-  return logprobs, entropies
+  return logprobs, jax.lax.stop_gradient(entropies)
 
 
 def scalar_scores(params: Params, hidden: jax.Array) -> jax.Array:
@@ -122,18 +120,78 @@ def _compute_logits(model: 'Model', matrix: jax.Array, hidden: jax.Array) -> jax
   return logits
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _chunk_logprobs(
   model: 'Model',
   temperature: float,
+  keep_logits: bool,
   matrix: jax.Array,
   hidden: jax.Array,
   targets: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """Computes `token_logprobs` of one chunk: hidden [B, C, D], targets [B, C]."""
-  logits = _compute_logits(model, matrix, hidden) / temperature  # [B, C, V]
-  logprobs = jax.nn.log_softmax(logits, axis=-1)
-  chosen = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
-  return chosen, -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
+  """Computes `token_logprobs` of one chunk: hidden [B, C, D], targets [B, C].
+
+  Its gradient is written out below: JAX's own would scatter into zeros of [B, C, V] and
+  sum over them again, which costs as much as the products.
+  """
+  results, _ = _chunk_forward(model, temperature, keep_logits, matrix, hidden, targets)
+  return results
+
+
+def _chunk_forward(
+  model: 'Model',
+  temperature: float,
+  keep_logits: bool,
+  matrix: jax.Array,
+  hidden: jax.Array,
+  targets: jax.Array,
+) -> tuple[tuple[jax.Array, jax.Array], Any]:
+  """Computes a chunk, and what its gradients need; logits only if they are to be kept."""
+  logits = _compute_logits(model, matrix, hidden)  # [B, C, V]
+  scaled = logits / temperature
+  log_normaliser = jax.nn.logsumexp(scaled, axis=-1)  # [B, C]
+  chosen = jnp.take_along_axis(scaled, targets[..., None], axis=-1)[..., 0]
+  probabilities = jnp.exp(scaled - log_normaliser[..., None])
+  # H = log Z - Σ p z
+  entropies = log_normaliser - jnp.sum(probabilities * scaled, axis=-1)
+  saved = (matrix, hidden, targets, log_normaliser, logits if keep_logits else None)
+  return (chosen - log_normaliser, entropies), saved
+
+
+def _chunk_gradients(
+  model: 'Model',
+  temperature: float,
+  keep_logits: bool,
+  saved: Any,
+  gradients: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array, None]:
+  """Computes the gradients of the log-probabilities by the matrix and the hidden states.
+
+  d log p(y) / d z = onehot(y) - p, with z the logits / temperature.
+  """
+  matrix, hidden, targets, log_normaliser, logits = saved
+  of_logprobs, _ = gradients  # entropies have none
+  if not keep_logits:
+    logits = _compute_logits(model, matrix, hidden)
+  probabilities = jnp.exp(logits / temperature - log_normaliser[..., None])
+  is_target = jnp.arange(logits.shape[-1]) == targets[..., None]  # [B, C, V]
+  of_logits = (is_target - probabilities) * (of_logprobs / temperature)[..., None]
+  cap = model.config.logit_cap
+  if cap:
+    of_logits = of_logits * (1 - jnp.square(logits / cap))  # the slope of cap · tanh
+  # computed once, for both products
+  of_logits = jax.lax.optimization_barrier(of_logits.astype(hidden.dtype))
+  compute = functools.partial(
+    jnp.einsum,
+    preferred_element_type=jnp.float32,
+    precision=product_precision(hidden.dtype),
+  )
+  of_hidden = compute('bcv,dv->bcd', of_logits, matrix.astype(hidden.dtype))
+  of_matrix = compute('bcd,bcv->dv', hidden, of_logits)
+  return of_matrix.astype(matrix.dtype), of_hidden.astype(hidden.dtype), None
+
+
+_chunk_logprobs.defvjp(_chunk_forward, _chunk_gradients)
 
 
 def _split_chunks(x: jax.Array, places: int) -> jax.Array:
