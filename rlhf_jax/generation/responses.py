@@ -31,7 +31,7 @@ class Responses:
 
   texts: list[list[str]]  # N lists of K strings
   lengths: np.ndarray  # [N, K] int, tokens, the end token included
-  ended: np.ndarray  # [N, K] bool, False where a response was cut
+  ended: np.ndarray  # [N, K] bool, False if the response was cut off
   # [N, K] float, Σ_t log π − log π_ref over the response's tokens, nats; None without
   # a reference
   kl: np.ndarray | None = None
@@ -62,7 +62,7 @@ class Responder:
     """Responds to prompts batch by batch.
 
     Args:
-      params: of the policy.
+      params: the parameters of the policy.
       prompts: batches of Prompts on the host; rows with index −1 are left out.
       key: the random key; batch n uses fold_in(key, n).
       reference: parameters of the reference, against which KL is measured.
@@ -182,7 +182,7 @@ def measure_response_kl(
     model: the policy's definition.
     reference_model: the reference's definition.
     temperature: the temperature that the responses were sampled with.
-    params: of the policy.
+    params: the parameters of the policy.
     reference: parameters of the reference.
     prompts: Prompts [B, P].
     samples: Samples [B * K, R].
@@ -249,7 +249,7 @@ def complete_prompts(
 
   Args:
     respond: from `build_responder`.
-    params: of the policy.
+    params: the parameters of the policy.
     prompts: N lists of token ids.
     batch_size: the number of prompts in a batch.
     pad_id: the padding token.

@@ -32,7 +32,7 @@ SCALINGS = {
 }
 
 
-def frequencies(config: AnyModelConfig, places: int) -> tuple[np.ndarray, float]:
+def frequencies(config: AnyModelConfig, length: int) -> tuple[np.ndarray, float]:
   """Computes the rotary frequencies of every layer, in radians per position.
 
   They are 0 in layers without rotary positions. The scalings are `linear` (Chen et al.
@@ -43,13 +43,13 @@ def frequencies(config: AnyModelConfig, places: int) -> tuple[np.ndarray, float]
 
   Args:
     config: the model's configuration.
-    places: the number of tokens that a row has room for.
+    length: the number of tokens that a row has room for.
 
   Returns:
     (frequencies [L, R / 2] float32, the factor of cosines and sines).
   """
   plain = _plain_frequencies(config, config.rope_theta)
-  scaled, factor = _scale(plain, config, places)
+  scaled, factor = _scale(plain, config, length)
   local = scaled
   if config.rope_local_theta:
     local = _plain_frequencies(config, config.rope_local_theta)
@@ -137,7 +137,7 @@ def _plain_frequencies(config: AnyModelConfig, theta: float) -> np.ndarray:
 def _scale(
   plain: np.ndarray,
   config: AnyModelConfig,
-  places: int,
+  length: int,
 ) -> tuple[np.ndarray, float]:
   """Returns the scaled frequencies [R / 2] and the factor of cosines and sines."""
   scaling = config.rope_scaling
@@ -148,7 +148,7 @@ def _scale(
     return llama3(plain, scaling), 1.0
   if kind == 'longrope':
     original = scaling['original_max_position_embeddings']
-    name = 'long_factor' if places > original else 'short_factor'
+    name = 'long_factor' if length > original else 'short_factor'
     factor = scaling.get('attention_factor') or _longrope_factor(config, original)
     return plain / np.float32(scaling[name]), factor
   return plain, 1.0
