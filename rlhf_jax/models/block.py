@@ -63,7 +63,8 @@ class LeafMaker:
 class LayerContext:
   """The inputs of a layer beside its weights and the hidden states."""
 
-  # (query [B, T, H, C], key [B, S, N, C], value [B, S, N, C]) → [B, T, H, C]
+  # (query [B, T, H, C], key, value) → [B, T, H, C]; keys and values are [B, T, N, C],
+  # those of a cache [B, N, S, C]
   attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
   # (cosines, sines) [B, T, 1, R / 2] of the positions; None where positions are
   # learned
@@ -180,16 +181,16 @@ class Block(nnx.Module):
     hidden: jax.Array,
     context: LayerContext,
     cache: Pair | None = None,
-  ) -> tuple[jax.Array, Pair]:
+  ) -> tuple[jax.Array, Pair | None]:
     """Computes one layer.
 
     Args:
       hidden: [B, T, D].
       context: the inputs that all layers share.
-      cache: the keys and values [B, S, N, C] of the layer, or None.
+      cache: the keys and values [B, N, S, C] of the layer, or None.
 
     Returns:
-      (hidden [B, T, D], keys and values [B, T or S, N, C]).
+      (hidden [B, T, D], the cache with T places more, or None).
     """
     constrain = context.layout.constrain
     attended, pair = self._attention(self._norm('attention_norm', hidden), context, cache)
@@ -207,27 +208,26 @@ class Block(nnx.Module):
     x: jax.Array,
     context: LayerContext,
     cache: Pair | None,
-  ) -> tuple[jax.Array, Pair]:
-    """Computes self-attention of x [B, T, D]; returns [B, T, D], and all keys and values."""
+  ) -> tuple[jax.Array, Pair | None]:
+    """Computes self-attention of x [B, T, D]: [B, T, D], and the cache with its keys and values."""
     query = self._project('query', x)  # [B, T, H, C]
     key = self._project('key', x)  # [B, T, N, C]
     value = self._project('value', x)
     query = _rotate(self._qk_norm('query_norm', query), context.angles)
     key = _rotate(self._qk_norm('key_norm', key), context.angles)
-    if cache is not None:
-      write = functools.partial(
-        jax.lax.dynamic_update_slice_in_dim,
-        start_index=context.start,
-        axis=1,
-      )
-      key = write(cache['key'], key)
-      value = write(cache['value'], value)
     constrain = context.layout.constrain
     query = constrain(query, ('batch', 'length', 'heads', 'head_dim'))
-    key = constrain(key, ('batch', 'keys', 'kv_heads', 'head_dim'))
-    value = constrain(value, ('batch', 'keys', 'kv_heads', 'head_dim'))
+    if cache is None:
+      key = constrain(key, ('batch', 'keys', 'kv_heads', 'head_dim'))
+      value = constrain(value, ('batch', 'keys', 'kv_heads', 'head_dim'))
+    else:
+      cache = {
+        'key': _write(cache['key'], key, context),
+        'value': _write(cache['value'], value, context),
+      }
+      key, value = cache['key'], cache['value']
     mixed = context.attend(query, key, value)  # [B, T, H, C]
-    return self._project('output', mixed, contracted=2), {'key': key, 'value': value}
+    return self._project('output', mixed, contracted=2), cache
 
   def _mlp(self, x: jax.Array, layout: ModelLayout) -> jax.Array:
     """Computes the MLP of x [B, T, D]."""
@@ -432,6 +432,17 @@ def _residual_std(config: ModelConfig) -> float:
   GPT-2 (Radford et al. 2019, section 2.3).
   """
   return 0.02 * (2 * config.layers) ** -0.5
+
+
+def _write(cached: jax.Array, new: jax.Array, context: LayerContext) -> jax.Array:
+  """Writes keys or values [B, T, N, C] to the next slots of a cache [B, N, S, C]."""
+  written = jax.lax.dynamic_update_slice_in_dim(
+    cached,
+    new.swapaxes(1, 2),
+    context.start,
+    axis=2,
+  )
+  return context.layout.constrain(written, ('batch', 'kv_heads', 'keys', 'head_dim'))
 
 
 def _rotate(

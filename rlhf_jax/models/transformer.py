@@ -72,10 +72,12 @@ class Model:
 class Cache:
   """The keys and values of the tokens so far."""
 
-  # {'key', 'value'} of [L, B, S, N, C], or a tuple of L such pairs of [B, S, N, C]
+  # {'key', 'value'} of [L, B, N, S, C], or a tuple of L such pairs of [B, N, S, C]
   layers: Any
   segment_ids: jax.Array  # [B, S] int32, 0 = not written or padding
-  length: jax.Array | int  # [] int32, the number of slots written
+  # [] int32, the number of slots written; an int if the cache is empty, so that a program
+  # knows that prompts see only themselves
+  length: jax.Array | int
 
 
 def build_model(config: ModelConfig, layout: ModelLayout | None = None) -> Model:
@@ -195,7 +197,7 @@ def apply_model(
   hidden = normalise(hidden, params['norm'], params.get('norm_bias'), config)
   if cache is None:
     return hidden, None
-  return hidden, Cache(pairs, segments, start + tokens.shape[1])
+  return hidden, Cache(pairs, segments, jnp.int32(start + tokens.shape[1]))
 
 
 class _OuterParameters(nnx.Module):
@@ -262,6 +264,7 @@ class _Attention:
   """What all layers of a forward pass share in computing attention."""
 
   implementation: str  # plain, cudnn or splash
+  cached: bool  # whether keys and values are those of a cache
   # the Pallas kernel mapped over the devices; None if they share the tokens of a row
   splash: Callable[..., jax.Array] | None
   mask: jax.Array  # [B, T, S] bool
@@ -286,6 +289,10 @@ class _Attention:
     mask = self.mask
     if window is not None:
       mask = mask & (self.distance < window)
+    if self.cached:
+      places = mask.shape[-1]
+      key, value = key[:, :, :places], value[:, :, :places]
+      return attention.attend_to_cache(query, key, value, mask, self.scale, self.cap)
     if self.implementation == 'cudnn':
       return attention.attend_with_library(query, key, value, mask, self.scale)
     return attention.attend(query, key, value, mask, self.scale, self.cap)
@@ -314,8 +321,11 @@ def _prepare_attention(
     layer: arrays [L, …] named `window` and `frequencies`).
   """
   T, S = segment_ids.shape[1], segments.shape[1]
+  if cached and isinstance(start, int):
+    # what is not written yet is not even looked at
+    segments = segments[:, : start + T]
   mask = attention.causal_mask(segment_ids, segments, start)
-  distance = attention.distances(T, S, start)
+  distance = attention.distances(T, segments.shape[1], start)
   windows = [window if 0 < window < S else S for window in config.layer_windows]
   per_layer: dict[str, np.ndarray] = {}
   if len(set(windows)) > 1:
@@ -338,6 +348,7 @@ def _prepare_attention(
   )
   shared = _Attention(
     implementation=implementation,
+    cached=cached,
     splash=splash,
     mask=mask,
     distance=distance,
@@ -409,8 +420,7 @@ def _apply_layer(
     start=start,
   )
   block = nnx.merge(graph, quantised.restore_all(weights, hidden.dtype))
-  hidden, new_pair = block(hidden, context, pair)
-  return hidden, None if pair is None else new_pair
+  return block(hidden, context, pair)
 
 
 def _apply_layers(
@@ -519,7 +529,7 @@ def empty_cache(config: ModelConfig, batch: int, places: int, stacked: bool) -> 
     places: the number of slots, S: tokens that each row has room for.
     stacked: whether layers are stacked, and scanned, rather than unrolled.
   """
-  shape = (batch, places, config.kv_heads, config.head_dim)
+  shape = (batch, config.kv_heads, places, config.head_dim)
   layers: Any
   if stacked:
     layers = _empty_pair((config.layers, *shape), config.dtype)
@@ -528,7 +538,7 @@ def empty_cache(config: ModelConfig, batch: int, places: int, stacked: bool) -> 
   return Cache(
     layers=layers,
     segment_ids=jnp.zeros((batch, places), jnp.int32),
-    length=jnp.zeros((), jnp.int32),
+    length=0,
   )
 
 
