@@ -478,10 +478,10 @@ def _stack_layers(_: None, layers: tuple[Params, ...]) -> tuple[Params]:
   return (jax.tree.map(_stack, *layers),)
 
 
-def _stack(*gradients: Any) -> Any:
-  """Stacks the gradients of one leaf; integers (quantised matrices) have empty ones."""
+def _stack(*gradients: jax.Array) -> jax.Array | None:
+  """Stacks the gradients of one leaf; integers, of quantised matrices, have none."""
   if gradients[0].dtype == jax.dtypes.float0:
-    return np.stack(gradients)
+    return None
   return jnp.stack(gradients)
 
 

@@ -370,10 +370,11 @@ def with_gathered_matrix(
     return _gather_rows(varying, embed, dtype)[None]
 
   def compute(copy: jax.Array, *rows: jax.Array) -> Any:
-    result = function(copy[0], *rows)
     if divides:
-      return result
-    return jax.lax.pmean(result, context)  # equal on all devices along `context`
+      return function(copy[0], *rows)
+    # All devices along `context` compute the same rows, each with its own copy.
+    own_rows = [jax.lax.pcast(x, context, to='varying') for x in rows]
+    return jax.lax.pmean(function(copy[0], *own_rows), context)
 
   copies = jax.shard_map(
     gather_copy,
