@@ -30,7 +30,10 @@ OLD_CONFIG = 'special_tokens_map.json'  # some roles stand only there
 TEMPLATE = 'chat_template.jinja'
 
 # tokenizer_config.json has many more keys; tokenizer.json says how a text is split.
-KNOWN_KEYS = KnownKeys(read=('chat_template', *(role + '_token' for role in ROLES)))
+KNOWN_KEYS = KnownKeys(
+  ignored=('chat_template', *(role + '_token' for role in ROLES)),
+  refuse_others=False,
+)
 
 # Private-use characters that take the place of special tokens in what people wrote;
 # chat_template.py has the two before these.

@@ -30,6 +30,9 @@ SCALINGS = {
     'original_max_position_embeddings',
   ),
 }
+OPTIONAL_NUMBERS = {  # and what it may have besides
+  'longrope': ('attention_factor', 'factor'),
+}
 
 
 def frequencies(config: AnyModelConfig, places: int) -> tuple[np.ndarray, float]:
@@ -149,14 +152,14 @@ def _scale(
   if kind == 'longrope':
     original = scaling['original_max_position_embeddings']
     name = 'long_factor' if places > original else 'short_factor'
-    factor = scaling.get('attention_factor') or _longrope_factor(config, original)
+    growth = scaling.get('factor') or config.max_length / original
+    factor = scaling.get('attention_factor') or _longrope_factor(growth, original)
     return plain / np.float32(scaling[name]), factor
   return plain, 1.0
 
 
-def _longrope_factor(config: AnyModelConfig, original: int) -> float:
-  """Computes longrope's √(1 + log(longer) / log(original)), 1 where nothing grew."""
-  longer = config.max_length / original
-  if longer <= 1:
+def _longrope_factor(growth: float, original: int) -> float:
+  """Computes longrope's √(1 + log(growth) / log(original)), 1 where nothing grew."""
+  if growth <= 1:
     return 1.0
-  return math.sqrt(1 + math.log(longer) / math.log(original))
+  return math.sqrt(1 + math.log(growth) / math.log(original))
