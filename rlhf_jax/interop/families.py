@@ -231,6 +231,7 @@ GEMMA_KEYS = {
   'attention_cap': 'attn_logit_softcapping',
   'logit_cap': 'final_logit_softcapping',
 }
+GEMMA3_KEYS = {field: key for field, key in GEMMA_KEYS.items() if field != 'attention_cap'}
 ROUTING = {
   'experts': 'num_experts',
   'experts_per_token': 'num_experts_per_tok',
@@ -438,7 +439,7 @@ FAMILIES = {  # by `model_type` of config.json
     classifier='Gemma3TextForSequenceClassification',
     tensors=_replace_rows(LLAMA, *GEMMA_NORMS, *QK_NORM_OF_HEAD),
     config_keys={
-      **GEMMA_KEYS,
+      **GEMMA3_KEYS,
       'rope_local_theta': 'rope_local_base_freq',  # of layers with a window
     },
     defaults={
@@ -460,7 +461,7 @@ FAMILIES = {  # by `model_type` of config.json
       'embed_scale': True,
       'qk_norm': 'head',
     },
-    only=GEMMA_ONLY,
+    only={**GEMMA_ONLY, 'attn_logit_softcapping': (None,)},  # transformers passes over it
     layer_types=_pattern_global,
     reads_layer_types=True,
     rope_scalings=('linear', 'llama3'),

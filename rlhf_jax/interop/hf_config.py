@@ -155,6 +155,11 @@ def _read_fields(values: Values, family: Family, where: str) -> dict[str, Any]:
     'mlp': 4 * stated['embed'],
   }
   known = {field: value for field, value in stated.items() if value is not None}
+  if known.get('experts_per_token', 0) > known.get('experts', 0):
+    raise UserError(
+      f'{where}: {keys["experts_per_token"]} is {known["experts_per_token"]}, expected at most '
+      f'the number of experts, {known["experts"]}'
+    )
   return {**derived, **known, **family.fixed_fields}
 
 
@@ -183,7 +188,8 @@ def _read_rope(values: Values, family: Family, head_dim: int, where: str) -> dic
   turning = int(head_dim * fraction)
   if turning < 2 or turning % 2:
     raise UserError(
-      f'{where}: {turning} of {head_dim} places of a head turn, expected an even number of them'
+      f'{where}: partial_rotary_factor is {fraction!r}, expected one by which an even number of '
+      f'the {head_dim} places of a head turn'
     )
   if kind != 'default':
     fields['rope_scaling'] = _read_rope_scaling(kind, table, values, turning, f'{where}: {name}')
@@ -379,7 +385,11 @@ def _write_windows(config: ModelConfig, family: Family, written: Values) -> dict
     return {}
   windows = config.layer_windows
   largest = max(windows)
-  values: dict[str, Any] = {'sliding_window': largest or None}
+  size = largest or None
+  without_window = {**family.defaults, **written, 'sliding_window': None}
+  if size is None and LOCAL in family.layer_types(without_window):
+    size = family.defaults['sliding_window']  # transformers wants one, though no layer has it
+  values: dict[str, Any] = {'sliding_window': size}
   if 'use_sliding_window' in family.defaults:
     values['use_sliding_window'] = bool(largest)
   if 'max_window_layers' in family.defaults:

@@ -35,24 +35,31 @@ OPTIONAL_NUMBERS = {  # and what it may have besides
 }
 
 
-def frequencies(config: AnyModelConfig, places: int) -> tuple[np.ndarray, float]:
+def short_length(config: AnyModelConfig) -> int:
+  """Returns how many tokens a text may have before longrope's long factors count; 0 = any."""
+  if config.rope_scaling.get('rope_type') != 'longrope':
+    return 0
+  return config.rope_scaling['original_max_position_embeddings']
+
+
+def frequencies(config: AnyModelConfig, long: bool = False) -> tuple[np.ndarray, float]:
   """Computes the radians per position of every layer.
 
   A layer without rotary positions turns by 0. Scalings: `linear` (Chen et al. 2023,
   arXiv:2306.15595), `llama3` (long waves slowed, short ones kept) and `longrope` (Ding
-  et al. 2024, arXiv:2402.13753), whose long factors are for rows of more places than
-  the model first was trained with; transformers decides by the longest text of a batch
-  instead.
+  et al. 2024, arXiv:2402.13753), whose long factors are for texts of more tokens than
+  `short_length`. Each text is judged alone, whatever others are in its batch;
+  transformers decides by the longest text of a batch.
 
   Args:
     config: of the model.
-    places: how long a row can be.
+    long: of longrope's long texts.
 
   Returns:
     ([L, R / 2] float32, what cosines and sines are multiplied with).
   """
   plain = _plain_frequencies(config, config.rope_theta)
-  scaled, factor = _scale(plain, config, places)
+  scaled, factor = _scale(plain, config, long)
   local = scaled
   if config.rope_local_theta:
     local = _plain_frequencies(config, config.rope_local_theta)
@@ -60,6 +67,25 @@ def frequencies(config: AnyModelConfig, places: int) -> tuple[np.ndarray, float]
   rows = [local if window else scaled for window in config.layer_windows]
   is_rotary = np.asarray(config.rotary_layers, np.float32)[:, None]  # [L, 1]
   return np.stack(rows).astype(np.float32) * is_rotary, factor
+
+
+def text_lengths(positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
+  """Computes for each token how long its text is as far as the row has it.
+
+  Args:
+    positions: [B, T] int32, within the text.
+    segment_ids: [B, T] int32 from 0 to T, the texts of a row.
+
+  Returns:
+    [B, T] int32, tokens.
+  """
+
+  def last_positions(positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    count = segment_ids.shape[0] + 1
+    last = jax.ops.segment_max(positions, segment_ids, num_segments=count)
+    return last[segment_ids]
+
+  return jax.vmap(last_positions)(positions, segment_ids) + 1
 
 
 def llama3(plain: np.ndarray, scaling: Mapping[str, Any]) -> np.ndarray:
@@ -93,7 +119,7 @@ def angles(
 
   Args:
     positions: [B, T] int32.
-    frequencies: [R / 2] float32, radians per position.
+    frequencies: [R / 2] or [B, T, 1, R / 2] float32, radians per position.
     factor: what both are multiplied with.
 
   Returns:
@@ -140,7 +166,7 @@ def _plain_frequencies(config: AnyModelConfig, theta: float) -> np.ndarray:
 def _scale(
   plain: np.ndarray,
   config: AnyModelConfig,
-  places: int,
+  long: bool,
 ) -> tuple[np.ndarray, float]:
   """Scales frequencies [R / 2]: (the new ones, the factor of cosines and sines)."""
   scaling = config.rope_scaling
@@ -151,7 +177,7 @@ def _scale(
     return llama3(plain, scaling), 1.0
   if kind == 'longrope':
     original = scaling['original_max_position_embeddings']
-    name = 'long_factor' if places > original else 'short_factor'
+    name = 'long_factor' if long else 'short_factor'
     growth = scaling.get('factor') or config.max_length / original
     factor = scaling.get('attention_factor') or _longrope_factor(growth, original)
     return plain / np.float32(scaling[name]), factor

@@ -76,6 +76,8 @@ class Cache:
   layers: Any
   segment_ids: jax.Array  # [B, S] int32, 0 = not written or padding
   length: jax.Array | int  # [] int32, places written
+  # [B] bool, rows whose texts are long from the beginning, see rope.short_length
+  is_long: jax.Array
 
 
 def build_model(config: ModelConfig, layout: ModelLayout | None = None) -> Model:
@@ -176,6 +178,7 @@ def apply_model(
     start,
     cached=cache is not None,
   )
+  is_long = _find_long_texts(config, positions, segment_ids, cache)
   layer: Callable[..., tuple[jax.Array, Pair | None]] = functools.partial(
     _apply_layer,
     config,
@@ -184,6 +187,7 @@ def apply_model(
     attend,
     rotary_factor,
     positions,
+    is_long,
     start,
   )
   if config.remat != 'none':
@@ -192,7 +196,31 @@ def apply_model(
   hidden = normalise(hidden, params['norm'], params.get('norm_bias'), config)
   if cache is None:
     return hidden, None
-  return hidden, Cache(pairs, segments, start + tokens.shape[1])
+  return hidden, cache.replace(
+    layers=pairs,
+    segment_ids=segments,
+    length=start + tokens.shape[1],
+  )
+
+
+def _find_long_texts(
+  config: ModelConfig,
+  positions: jax.Array,
+  segment_ids: jax.Array,
+  cache: Cache | None,
+) -> jax.Array | None:
+  """Finds the tokens of long texts, [B, T] bool; None where no model's length matters.
+
+  A text is judged by its own length. What is read piece by piece is judged by the piece's end, or
+  by what `cache.is_long` says.
+  """
+  limit = rope.short_length(config)
+  if not limit:
+    return None
+  is_long = rope.text_lengths(positions, segment_ids) > limit
+  if cache is None:
+    return is_long
+  return is_long | cache.is_long[:, None]
 
 
 class _Ends(nnx.Module):
@@ -308,7 +336,7 @@ def _prepare_attention(
 
   Returns:
     (attention, the factor of cosines and sines, what differs from layer to layer:
-    arrays [L, …] `window` and `frequencies`).
+    arrays [L, …] `window`, `frequencies` and `long_frequencies`).
   """
   T, S = segment_ids.shape[1], segments.shape[1]
   mask = attention.causal_mask(segment_ids, segments, start)
@@ -321,7 +349,9 @@ def _prepare_attention(
     mask = mask & (distance < windows[0])
   factor = 1.0
   if not config.learned_positions:
-    per_layer['frequencies'], factor = rope.frequencies(config, S)
+    per_layer['frequencies'], factor = rope.frequencies(config)
+  if rope.short_length(config):
+    per_layer['long_frequencies'], _ = rope.frequencies(config, long=True)
   scale = None
   if config.attention_scalar:
     scale = config.attention_scalar**-0.5
@@ -374,6 +404,7 @@ def _apply_layer(
   shared: _Attention,
   rotary_factor: float,
   positions: jax.Array,
+  is_long: jax.Array | None,
   start: jax.Array | int,
   hidden: jax.Array,
   inputs: tuple[dict[str, Any], Pair | None, dict[str, jax.Array]],
@@ -387,6 +418,7 @@ def _apply_layer(
     shared: attention as all layers share it.
     rotary_factor: of cosines and sines.
     positions: [B, T] int32.
+    is_long: [B, T] bool, tokens of long texts; None where that does not matter.
     start: [] int32, the first free place of the cache.
     hidden: [B, T, D].
     inputs: (the layer's weights, its keys and values or None, what differs from layer
@@ -398,7 +430,11 @@ def _apply_layer(
   weights, pair, own = inputs
   angles = None
   if not config.learned_positions:
-    angles = rope.angles(positions, own['frequencies'], rotary_factor)
+    frequencies = own['frequencies']
+    if is_long is not None:
+      is_long = is_long[:, :, None, None]
+      frequencies = jnp.where(is_long, own['long_frequencies'], frequencies)
+    angles = rope.angles(positions, frequencies, rotary_factor)
   context = LayerContext(
     attend=functools.partial(shared.attend, own.get('window')),
     angles=angles,
@@ -493,6 +529,7 @@ def empty_cache(config: ModelConfig, batch: int, places: int, stacked: bool) -> 
     layers=layers,
     segment_ids=jnp.zeros((batch, places), jnp.int32),
     length=jnp.zeros((), jnp.int32),
+    is_long=jnp.zeros(batch, bool),
   )
 
 
