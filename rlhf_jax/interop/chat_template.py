@@ -108,9 +108,7 @@ class ChatTemplate:
     ]
     try:
       render = _compile(self.source)
-      return render(
-        plain, tools, add_generation_prompt=add_generation_prompt, **self._variables
-      )
+      return render(plain, tools, add_generation_prompt=add_generation_prompt, **self._variables)
     except Exception as error:  # whatever foreign code raises
       reason = ' '.join(str(error).split()) or type(error).__name__
       raise UserError(f'chat template: {reason}') from None

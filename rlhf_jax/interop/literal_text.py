@@ -60,9 +60,7 @@ def hide_special_tokens(
   written = sorted({token for text in strings for token in special_tokens.findall(text)})
   if not written:
     return Conversation(plain, tools, {})
-  names = {
-    token: chat_template.free_character(strings, skip) for skip, token in enumerate(written)
-  }
+  names = {token: chat_template.free_character(strings, skip) for skip, token in enumerate(written)}
   hidden = {stand_in: token for token, stand_in in names.items()}
   expected = render(plain, tools)
 

@@ -546,9 +546,7 @@ def _choose_padding(
   unk: str | None,
 ) -> str | None:
   """Returns the last special token without another use, else unk, else None."""
-  free = [
-    token for token in special_tokens if token not in (*used, unk) and token not in template
-  ]
+  free = [token for token in special_tokens if token not in (*used, unk) and token not in template]
   if free:
     return free[-1]
   return None if unk in used else unk
