@@ -45,7 +45,7 @@ def plan_rollout(
   """Plans one iteration: its programs, and what it keeps on the devices.
 
   Args:
-    context: the surroundings of the stage, on an abstract layout.
+    context: the context of the stage, on an abstract layout.
     options: a RolloutOptions.
     parts: the parts of the iteration.
     update_arguments: what the update takes beside the state.
