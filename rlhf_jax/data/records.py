@@ -213,9 +213,9 @@ def parse_named(kind: str, row: Any, place: str) -> tuple[Any, str]:
   if parsed.messages is None:
     raise _missing(kind, 'messages', row, place)
   labels |= {'messages': parsed.messages, 'tools': parsed.tools, 'place': place}
-  if kind != 'ranking' and parsed.context:
-    labels['messages'] = _with_context(parsed.messages, parsed.context)
-  _check_messages(labels['messages'], place)
+  _check_messages(parsed.messages, place)
+  if kind != 'ranking':  # which keeps its context apart
+    labels['messages'] = shapes.with_context(parsed.messages, parsed.context)
   if kind == 'prompt':
     return Prompt(**labels, meta=_meta(row, parsed, place)), parsed.name
   if kind == 'demonstration':
@@ -268,8 +268,7 @@ def conversation(record: Any) -> list[Message]:
 
   The context of a ranking, where it has one, stands before its last message.
   """
-  context = getattr(record, 'context', '')
-  return _with_context(record.messages, context) if context else record.messages
+  return shapes.with_context(record.messages, getattr(record, 'context', ''))
 
 
 def response_text(response: Response) -> str:
@@ -289,13 +288,6 @@ def _as_fields(record: Any) -> dict[str, Any]:
   if not fields.get('tools'):
     fields.pop('tools', None)
   return fields
-
-
-def _with_context(messages: list[Message], context: str) -> list[Message]:
-  """Returns messages with a context before the last one."""
-  *earlier, last = messages
-  content = f'{context}\n\n{last["content"]}'
-  return [*earlier, {**last, 'content': content}]
 
 
 def _document_text(row: dict[str, Any], place: str) -> str:

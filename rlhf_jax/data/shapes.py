@@ -478,6 +478,15 @@ COMMON_FIELDS = (
 )
 
 
+def with_context(messages: list[Message], context: str) -> list[Message]:
+  """Returns messages with a context, where there is one, before the last one."""
+  if not context:
+    return messages
+  *earlier, last = messages
+  content = f'{context}\n\n{last["content"]}'
+  return [*earlier, {**last, 'content': content}]
+
+
 # Parts.
 
 
