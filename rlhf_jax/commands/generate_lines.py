@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from rlhf_jax import pipeline
-from rlhf_jax.commands import lines
+from rlhf_jax.commands import inputs, lines
 from rlhf_jax.data import batches, encode
 from rlhf_jax.errors import UserError
 from rlhf_jax.generation import sampler
@@ -33,18 +33,14 @@ def generate_lines(options: argparse.Namespace) -> None:
   if options.samples < 1:
     raise UserError(f'--samples: expected 1 or more, got {options.samples}')
   # the input before the model, so that a mistake in it is reported at once
-  inputs = lines.read_lines(options.input)
+  lines.fix_date(options.output)
+  read = inputs.read_lines(options.input, with_response=False)
   opened = lines.open_model(options)
   if opened.model.config.head:
     raise UserError(
       f'--model: {options.model} is a reward model: it scores responses and cannot generate any'
     )
-  ids = lines.encode_lines(
-    inputs,
-    opened,
-    with_response=False,
-    room=options.max_new_tokens,
-  )
+  ids = lines.encode_lines(read, opened, room=options.max_new_tokens)
   # these arguments have the names of the sampler's options
   sampling = {
     field.name: getattr(options, field.name) for field in dataclasses.fields(SamplingOptions)
@@ -61,14 +57,15 @@ def generate_lines(options: argparse.Namespace) -> None:
     options,
     opened,
     _build_sampler(options, opened, sampling),
-    ids,
+    [text for [text] in ids],  # one of each line
   )
   lines.fill_output(
     options,
     settings,
-    inputs.rows,
+    read,
     ids,
     compute,
+    _first_result,  # no line has a list of responses
     lines.max_padded_length(opened.model.config, options.max_new_tokens),
   )
 
@@ -105,6 +102,10 @@ def respond_to_batch(
     first = row * options.samples  # the K responses to a prompt are consecutive
     rows.append(_response_fields(options, opened, samples, first))
   return rows
+
+
+def _first_result(results: list[lines.Row]) -> lines.Row:
+  return results[0]
 
 
 def _build_sampler(

@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Any, TextIO
 
-from rlhf_jax import files
+from rlhf_jax import files, json_lines
 from rlhf_jax.errors import UserError
 from rlhf_jax.runtime import hosts
 
@@ -112,7 +112,7 @@ class Writer:
     """Appends a line, which other programs can read as soon as this returns."""
     file = self._files[name]
     try:
-      file.write(json.dumps(value, ensure_ascii=False) + '\n')
+      file.write(json_lines.format_value(value) + '\n')
       file.flush()
     except OSError as error:
       raise UserError(f'{file.name}: cannot write: {error.strerror}') from error
@@ -135,8 +135,7 @@ def _open_at(path: Path, step: int) -> TextIO:
   """Opens a file to append to it, after dropping the lines of steps after `step`."""
   if path.exists():
     _drop_after(path, step)
-  # A sample's text may hold half of a surrogate pair, which UTF-8 cannot.
-  return path.open('a', encoding='utf-8', errors='replace')
+  return path.open('a', encoding='utf-8')
 
 
 def _drop_after(path: Path, step: int) -> None:
