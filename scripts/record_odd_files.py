@@ -1,12 +1,13 @@
-"""Records what transformers and PEFT make of odd configs and adapters, for tests/interop/test_odd_files.py.
+"""Records what transformers and PEFT make of odd configs and adapters.
 
   pip install torch transformers peft
-  python scripts/record_odd_files.py     # rewrites tests/interop/odd.json and odd.npz
+  python scripts/record_odd_files.py     # rewrites tests/interop/odd
 
-A case is a directory of tests/interop/data or adapters with changed keys of its configuration. What is
-recorded: the logits of the last token of each of the three texts of record_references.py, every
-text alone, float32 [3, 64]; or the first words of the error, where transformers refuses the case.
-Whether rlhf_jax computes the same or refuses by name is for the test to say.
+A case is a directory of tests/interop/data whose config.json has changed keys, or random adapters
+on data/llama that PEFT wrote. Recorded are the logits of the last token of each of the three texts
+of record_references.py, every text alone, float32 [3, 64], in logits.npz; where transformers or
+PEFT refuses the case, the first words of their error, in cases.json. Whether rlhf_jax computes the
+same or refuses by name is for tests/interop/test_odd_files.py to say.
 """
 
 import json
@@ -109,9 +110,15 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
   ('gemma2', {'sliding_window_pattern': 1}),
   ('gemma3', {'layer_types': None, 'sliding_window_pattern': 2}),
   ('gemma3', {'layer_types': None, 'sliding_window_pattern': 1}),
-  ('gemma3', {'layer_types': None, '_sliding_window_pattern': 1, 'sliding_window_pattern': REMOVED}),
+  (
+    'gemma3',
+    {'layer_types': None, '_sliding_window_pattern': 1, 'sliding_window_pattern': REMOVED},
+  ),
   # Rotary positions.
-  ('llama', {'rope_parameters': REMOVED, 'rope_scaling': {'rope_type': 'default', 'rope_theta': 70.0}}),
+  (
+    'llama',
+    {'rope_parameters': REMOVED, 'rope_scaling': {'rope_type': 'default', 'rope_theta': 70.0}},
+  ),
   ('llama', {'rope_parameters': REMOVED, 'rope_scaling': {**LINEAR, 'rope_theta': 70.0}}),
   ('llama', {'rope_parameters': REMOVED, 'rope_scaling': LINEAR, 'rope_theta': 70.0}),
   ('llama', {'rope_parameters': REMOVED, 'rope_scaling': {'type': 'linear', 'factor': 4.0}}),
@@ -146,14 +153,20 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
   ('llama', {'rope_parameters': REMOVED, 'rope_theta': -1.0}),
   ('llama', {'rope_parameters': REMOVED, 'rope_theta': 70}),
   ('llama', {'partial_rotary_factor': 0.5}),
-  ('llama', {'rope_parameters': {'rope_type': 'linear', 'factor': 2.0, 'partial_rotary_factor': 0.5}}),
+  (
+    'llama',
+    {'rope_parameters': {'rope_type': 'linear', 'factor': 2.0, 'partial_rotary_factor': 0.5}},
+  ),
   ('llama', {'rope_interleaved': True}),
   ('llama', {'rope_parameters': {'rope_type': 'longrope', **FULL, 'factor': 4.0}}),
   (
     'llama',
     {
       'rope_parameters': {
-        'rope_type': 'longrope', **FULL, 'original_max_position_embeddings': 8, 'factor': 4.0
+        'rope_type': 'longrope',
+        **FULL,
+        'original_max_position_embeddings': 8,
+        'factor': 4.0,
       }
     },
   ),
@@ -169,11 +182,17 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
     },
   ),
   ('phi3', {'rope_parameters': {**LONGROPE, 'factor': 2.0}, 'original_max_position_embeddings': 8}),
-  ('phi3', {'rope_parameters': {**LONGROPE, 'factor': 32.0}, 'original_max_position_embeddings': 8}),
+  (
+    'phi3',
+    {'rope_parameters': {**LONGROPE, 'factor': 32.0}, 'original_max_position_embeddings': 8},
+  ),
   ('phi3', {'rope_parameters': {**LONGROPE, 'factor': 0.5}, 'original_max_position_embeddings': 8}),
   (
     'phi3',
-    {'rope_parameters': {**LONGROPE, 'attention_factor': 0.7}, 'original_max_position_embeddings': 8},
+    {
+      'rope_parameters': {**LONGROPE, 'attention_factor': 0.7},
+      'original_max_position_embeddings': 8,
+    },
   ),
   (
     'phi3',
@@ -190,7 +209,10 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
   ('phi3', {'rope_parameters': {**LONGROPE, 'long_mscale': 1.2}}),
   ('phi3', {'rope_parameters': LINEAR}),
   ('phi3', {'rope_parameters': LLAMA3}),
-  ('phi3', {'rope_parameters': {**LONGROPE, 'rope_type': 'su'}, 'original_max_position_embeddings': 8}),
+  (
+    'phi3',
+    {'rope_parameters': {**LONGROPE, 'rope_type': 'su'}, 'original_max_position_embeddings': 8},
+  ),
   (
     'phi3',
     {
