@@ -30,6 +30,8 @@ KNOWN_KEYS = KnownKeys(
     'merges': list_of(TEXT),
     'bos_token_id': TOKEN_ID,
     'eos_token_id': TOKEN_ID,
+    'eot_token_id': TOKEN_ID,
+    'eom_token_id': TOKEN_ID,
     'padding_token_id': TOKEN_ID,
     'unknown_token_id': TOKEN_ID,
     'add_bos_token': SWITCH,
@@ -59,6 +61,7 @@ class GgufTokenizer(NamedTuple):
   core: tokenizers.Tokenizer
   template: str | None
   roles: dict[str, str | None]  # bos, eos, pad and unk
+  end_ids: list[int]  # of the ends of sequence, turn and message
 
 
 def read_gguf_tokenizer(metadata: Mapping[str, Any]) -> GgufTokenizer | None:
@@ -88,7 +91,9 @@ def read_gguf_tokenizer(metadata: Mapping[str, Any]) -> GgufTokenizer | None:
       single=f'{roles["bos"]} $A',
       special_tokens=[(roles['bos'], values['bos_token_id'])],
     )
-  return GgufTokenizer(core, metadata.get(TEMPLATE), roles)
+  ends = [values.get(f'{role}_token_id') for role in ('eos', 'eot', 'eom')]
+  end_ids = [number for number in dict.fromkeys(ends) if number is not None]
+  return GgufTokenizer(core, metadata.get(TEMPLATE), roles, end_ids)
 
 
 def _token_of(values: Mapping[str, Any], role: str) -> str | None:

@@ -25,7 +25,8 @@ ACTIVATIONS = {  # Hugging Face's name → ours
   'gelu_pytorch_tanh': 'gelu_tanh',
 }
 REQUIRED_FIELDS = ('vocab_size', 'embed', 'layers', 'heads')
-COMPUTE_FIELDS = ('dtype', 'remat', 'attention')  # how to compute, which no file says
+# How to compute, and what the tokenizer knows: config.json says neither.
+COMPUTE_FIELDS = ('dtype', 'remat', 'attention', 'empty_ids')
 OLD_LONGROPE_NAMES = ('su', 'yarn')  # what early files of Phi-3 call it
 LENGTH = 'original_max_position_embeddings'  # tokens of a text in the first training
 

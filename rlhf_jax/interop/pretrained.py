@@ -28,7 +28,7 @@ from rlhf_jax.interop.gguf_io import find_smollm2, LoadParameters, open_gguf
 from rlhf_jax.interop.json_files import read_json, write_json
 from rlhf_jax.interop.safetensors_io import Entry, open_weights, write_weights
 from rlhf_jax.interop.tensors import Tensor
-from rlhf_jax.interop.tokenizer import Tokenizer
+from rlhf_jax.interop.tokenizer import GENERATION, Tokenizer
 from rlhf_jax.models.model_config import ModelConfig
 from rlhf_jax.runtime import hosts
 from rlhf_jax.types import Params
@@ -73,10 +73,9 @@ def open_pretrained(name: str | Path) -> Pretrained:
     )
   config = read_config(path)
   tokenizer = Tokenizer.load(path)
-  if tokenizer.vocab_size > config.vocab_size:
-    raise UserError(
-      f'{path}: the tokenizer has {tokenizer.vocab_size} ids, the model {config.vocab_size}'
-    )
+  ids = max(tokenizer.tokens) + 1
+  if ids > config.vocab_size:
+    raise UserError(f'{path}: the tokenizer has {ids} ids, the model {config.vocab_size}')
   load = functools.partial(load_parameters, path, config)
   return Pretrained(config, tokenizer, load)
 
@@ -180,14 +179,9 @@ def export_model(
   directory = Path(directory)
   _check_replaceable(directory)
   config = dataclasses.replace(config, tied=config.tied or config.head)
-  token_ids = {
-    'bos_token_id': tokenizer.bos_id,
-    'eos_token_id': tokenizer.eos_id,
-    'pad_token_id': tokenizer.pad_id,
-  }
   values = {
     **hf_config.to_hf(config),
-    **token_ids,
+    **tokenizer.id_keys(),
     'dtype': str(dtype),
     'torch_dtype': str(dtype),  # its name in transformers 4
   }
@@ -202,7 +196,7 @@ def export_model(
     if writes:
       tokenizer.save(folder)
       write_json(folder / 'config.json', values)
-      write_json(folder / 'generation_config.json', token_ids)
+      write_json(folder / GENERATION, tokenizer.id_keys())
       if card:
         files.write_text(folder / 'README.md', card)
     write_weights(folder, entries, shard_bytes, writes)

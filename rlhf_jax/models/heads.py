@@ -12,6 +12,7 @@ from typing import Any, TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlhf_jax.models.model_config import product_precision
 from rlhf_jax.types import Params
@@ -19,6 +20,7 @@ from rlhf_jax.types import Params
 if TYPE_CHECKING:  # only named here; the transformer is no part of a head
   from rlhf_jax.models.transformer import Model
 
+EMPTY_LOGIT = -1e9  # of ids that stand for no token; finite, as entropies multiply with it
 CHUNK = 128  # places whose logits exist at one time
 
 
@@ -119,6 +121,11 @@ def _compute_logits(model: 'Model', matrix: jax.Array, hidden: jax.Array) -> jax
   cap = model.config.logit_cap
   if cap:
     logits = cap * jnp.tanh(logits / cap)
+  if model.config.empty_ids:
+    is_empty = np.zeros(model.config.vocab_size, bool)
+    for first, behind in model.config.empty_ids:
+      is_empty[first:behind] = True
+    logits = jnp.where(is_empty, EMPTY_LOGIT, logits)
   return logits
 
 

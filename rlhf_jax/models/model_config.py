@@ -84,6 +84,8 @@ class ModelConfig:
   experts: int = 0  # E, mixture of experts in every layer; 0 = none
   experts_per_token: int = 0  # k
   renormalise: bool = True  # the weights of a token's experts sum to 1
+  # ranges (first, first behind) of ids that stand for no token: their probability is 0
+  empty_ids: tuple[tuple[int, int], ...] = ()
   lora_rank: int = 0  # r, low-rank adapters (see lora.py); 0 = none
   lora_alpha: float = 16.0  # adapters count alpha / rank times
   lora_targets: tuple[str, ...] = ()  # the matrices that have adapters
@@ -92,6 +94,7 @@ class ModelConfig:
   def __post_init__(self):
     for name in ('windows', 'rope_layers', 'lora_targets'):  # JSON knows lists only
       object.__setattr__(self, name, tuple(getattr(self, name)))
+    object.__setattr__(self, 'empty_ids', tuple(map(tuple, self.empty_ids)))
 
   @property
   def matrices(self) -> tuple[str, ...]:
