@@ -156,8 +156,9 @@ def export_model(
 ) -> None:
   """Writes a Hugging Face directory that transformers opens.
 
-  A model with a head becomes its family's class of sequence classification with one label.
-  Hugging Face's score has no bias: ours is `reward_bias` in config.json. The output matrix, which
+  A model with a head becomes its family's class of sequence classification with one label, whose
+  score has no bias: ours is folded into the last norm's (GPT-2) or, where norms have none, it is
+  `reward_bias` in config.json, to be added to what transformers computes. The output matrix, which
   no reward needs, is left out. All else comes back from `load_parameters` bit for bit in float32.
 
   Every process of a run calls this; the first one writes. At most one shard of the weights is in
@@ -186,7 +187,9 @@ def export_model(
     'torch_dtype': str(dtype),  # its name in transformers 4
   }
   if config.head:
-    values[BIAS] = float(hosts.to_host(params['score']['bias']))
+    params, bias = _fold_bias(params)
+    if bias:
+      values[BIAS] = bias
   entries = _list_entries(config, params, jnp.dtype(dtype))
   writes = hosts.is_first_process()
   target: contextlib.AbstractContextManager[Path] = contextlib.nullcontext(directory)
@@ -200,6 +203,27 @@ def export_model(
       if card:
         files.write_text(folder / 'README.md', card)
     write_weights(folder, entries, shard_bytes, writes)
+
+
+def _fold_bias(params: Params) -> tuple[Params, float]:
+  """Folds the bias of the score into the bias of the last norm, where the family has one.
+
+  With w the score's weights, w · (h + b w / |w|²) = w · h + b. An RMSNorm has no bias, and no
+  other weights could take its place: it is odd, RMSNorm(−x) = −RMSNorm(x), and a constant is not.
+
+  Args:
+    params: of a model with a head.
+
+  Returns:
+    (parameters for the file, the bias that is left over).
+  """
+  bias = float(hosts.to_host(params['score']['bias']))
+  kernel = params['score']['kernel']
+  square = float(hosts.to_host(jnp.sum(kernel**2)))
+  if not bias or not square or 'norm_bias' not in params:
+    return params, bias
+  norm_bias = params['norm_bias'] + (bias / square) * kernel
+  return {**params, 'norm_bias': norm_bias}, 0.0
 
 
 def _check_replaceable(directory: Path) -> None:

@@ -128,7 +128,7 @@ class Tokenizer:
     directory = Path(directory)
     core = _read_core(directory / TOKENIZER)
     config = _read_config(directory)
-    roles = {role: _token_text(config.get(role + '_token')) for role in ROLES}
+    roles: dict[str, Any] = {role: _token_text(config.get(role + '_token')) for role in ROLES}
     return cls(
       core,
       _read_template(directory, config),

@@ -196,7 +196,8 @@ def apply_model(
   hidden = normalise(hidden, params['norm'], params.get('norm_bias'), config)
   if cache is None:
     return hidden, None
-  return hidden, cache.replace(
+  return hidden, dataclasses.replace(
+    cache,
     layers=pairs,
     segment_ids=segments,
     length=start + tokens.shape[1],

@@ -205,9 +205,29 @@ def add_output_matrix(tensors):
   tensors[QUERY_A.replace('q_proj', 'lm_head')] = np.zeros(2)
 
 
+def one_row(tensors):
+  tensors[QUERY_A] = tensors[QUERY_A][:1]  # would broadcast over the four of the others
+
+
+def put_nan(tensors):
+  tensors[QUERY_A] = np.full_like(tensors[QUERY_A], np.nan)
+
+
+def make_whole(tensors):
+  tensors[QUERY_A] = tensors[QUERY_A].astype(np.int32)
+
+
+def add_score(tensors):
+  tensors['base_model.model.score.weight'] = np.zeros((1, 32), np.float32)
+
+
 @pytest.mark.parametrize(
   'change, message',
   [
+    (one_row, r'q_proj.lora_A.weight is \[1, 32\], expected \[4, 32\]'),
+    (put_nan, 'q_proj.lora_A.weight has numbers that are not finite'),
+    (make_whole, 'q_proj.lora_A.weight is of I32, expected one of F64'),
+    (add_score, r'score.weight; expected it with modules_to_save: \["score"\]'),
     (
       remove_query,
       f'adapters on matrices of every layer of a llama; missing {QUERY_A}',
@@ -235,4 +255,11 @@ def test_damaged_and_pickled_weights_are_named(tmp_path):
     UserError,
     match='adapter_model.safetensors: not found; a pickled .bin is not read',
   ):
+    model_sources.find_model(name)
+
+
+def test_adapters_that_peft_would_leave_alone_are_named(tmp_path):
+  """PEFT passes over tensors of modules that target_modules does not name."""
+  name = copy_llama(tmp_path / 'bad', changed_config={'target_modules': ['q_proj', 'v_proj']})
+  with pytest.raises(UserError, match='o_proj.lora_A.weight is no adapter to PEFT: target_modules'):
     model_sources.find_model(name)
