@@ -150,7 +150,8 @@ class Tokenizer:
     parts = read_gguf_tokenizer(metadata)
     if parts is None:
       return None
-    return cls(parts.core, parts.template, end_ids=parts.end_ids, **parts.roles)
+    roles: dict[str, Any] = parts.roles
+    return cls(parts.core, parts.template, end_ids=parts.end_ids, **roles)
 
   def with_template(self, template: str) -> 'Tokenizer':
     """Returns a tokenizer with the same vocabulary and another chat template, in Jinja."""
