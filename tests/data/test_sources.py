@@ -76,7 +76,10 @@ def test_rankings_and_preferences_share_a_data_set(tmp_path):
   [
     (dict(source='jsonl'), 'data.path: expected a file or a glob'),
     (dict(source='jsonl', path=('nowhere/*.jsonl',)), 'data.path: nowhere/*.jsonl: no such file'),
-    (dict(source='web'), "data.source: expected one of jsonl, tfds, tinyworld, or 'module:function', got 'web'"),
+    (
+      dict(source='web'),
+      "data.source: expected one of jsonl, tfds, tinyworld, or 'module:function', got 'web'",
+    ),
     (dict(source='tfds', path=()), 'data.path: expected one TFDS name or directory'),
     (dict(count=-1), 'data.count: expected 0 (all) or more, got -1'),
     (dict(seed=-1), 'data.seed: expected 0 or more, got -1'),
