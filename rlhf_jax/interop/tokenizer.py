@@ -22,7 +22,7 @@ from rlhf_jax.interop.gguf_tokenizer import read_gguf_tokenizer
 from rlhf_jax.interop.json_files import read_json, write_json
 from rlhf_jax.interop.known_keys import check_keys, KnownKeys
 
-ROLES = ('bos', 'eos', 'pad', 'unk')  # of special tokens, as transformers calls them
+ROLES = ('eos', 'bos', 'pad', 'unk')  # of special tokens, as transformers calls them
 
 # Files of a Hugging Face directory.
 TOKENIZER = 'tokenizer.json'
@@ -121,8 +121,16 @@ class Tokenizer:
     directory = Path(directory)
     core = _read_core(directory / TOKENIZER)
     config = _read_config(directory)
-    roles = {role: _token_text(config.get(role + '_token')) for role in ROLES}
-    return cls(core, _read_template(directory, config), more=_further_tokens(config), **roles)
+    eos, bos, pad, unk = (_token_text(config.get(role + '_token')) for role in ROLES)
+    return cls(
+      core,
+      _read_template(directory, config),
+      eos=eos,
+      bos=bos,
+      pad=pad,
+      unk=unk,
+      more=_further_tokens(config),
+    )
 
   @classmethod
   def from_gguf(cls, metadata: Mapping[str, Any]) -> 'Tokenizer | None':
@@ -137,7 +145,8 @@ class Tokenizer:
     parts = read_gguf_tokenizer(metadata)
     if parts is None:
       return None
-    return cls(parts.core, parts.template, **parts.roles)
+    eos, bos, pad, unk = (parts.roles[role] for role in ROLES)
+    return cls(parts.core, parts.template, eos=eos, bos=bos, pad=pad, unk=unk)
 
   def with_template(self, template: str) -> 'Tokenizer':
     """Returns a tokenizer with the same vocabulary and another chat template, in Jinja."""
@@ -391,7 +400,8 @@ class Tokenizer:
       # A normaliser may make a special token of other characters, as NFKC of full-width ones.
       if sum(i in self._mark_ids for i in encoding.ids) <= num_marks:
         return encoding, _unchanged
-    return self._literal.encode(text, hidden)
+    encoding, rewrite = self._literal.encode(text, hidden)
+    return encoding, rewrite
 
   @functools.cached_property
   def _mark_ids(self) -> frozenset[int]:
