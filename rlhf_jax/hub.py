@@ -1,6 +1,7 @@
 """Copies of what is on the Hugging Face hub, by `huggingface_hub` and in its cache."""
 
 from collections.abc import Sequence
+import functools
 from pathlib import Path
 import re
 
@@ -31,18 +32,19 @@ def find_snapshot(name: str, kind: str, patterns: Sequence[str]) -> Path:
   import huggingface_hub  # slow to import, and few need it
 
   repository, _, revision = name.partition('@')
-  options = dict(
-    repo_id=repository,
+  fetch = functools.partial(
+    huggingface_hub.snapshot_download,
+    repository,
     repo_type=kind,
     revision=revision or None,
     allow_patterns=list(patterns),
   )
   try:
-    return Path(huggingface_hub.snapshot_download(**options))
+    return Path(fetch())
   except Exception as error:  # the library and its HTTP client raise many kinds
     reason = f'{type(error).__name__}: {error}'.splitlines()[0]
   try:
-    return Path(huggingface_hub.snapshot_download(**options, local_files_only=True))
+    return Path(fetch(local_files_only=True))
   except Exception:
     at = f' --revision {revision}' if revision else ''
     raise UserError(

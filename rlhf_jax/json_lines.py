@@ -119,7 +119,8 @@ def _read_lines(path: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
         yield number, line
   except (OSError, EOFError, zlib.error) as error:
     # A damaged archive shows only when its bytes are read, in the middle of the file.
-    raise UserError(f'{path}:{number + 1}: cannot read: {error}') from None
+    place = f'{path}:{number + 1}' if number else path
+    raise UserError(f'{place}: cannot read: {getattr(error, "strerror", None) or error}') from None
 
 
 def _escape(match: re.Match[str]) -> str:

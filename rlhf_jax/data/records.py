@@ -6,7 +6,7 @@ data/shapes.py, and leave out what is not needed, or hold null there.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import os
 from typing import Any
@@ -71,7 +71,7 @@ class Ranking:
   domain: str
   context: str  # stands before the last message; may be empty
   messages: list[Message]
-  responses: list[Response]  # [K]
+  responses: Sequence[Response]  # [K]
   ranks: list[int]  # [K], in the order of `responses`; 1 = best, equal = tie
   confidence: float = 1.0  # the probability that any pair of them is ordered rightly
   tools: list[Any] = dataclasses.field(default_factory=list)
@@ -204,7 +204,9 @@ def parse_named(kind: str, row: Any, place: str) -> tuple[Any, str]:
   """Makes a record as `parse_record` does, and names the shape of the row for the log."""
   if not isinstance(row, dict):
     raise UserError(f'{place}: expected a JSON object, got {type(row).__name__}')
-  labels = {name: '' if row.get(name) is None else str(row[name]) for name in _LABELS}
+  labels: dict[str, Any] = {
+    name: '' if row.get(name) is None else str(row[name]) for name in _LABELS
+  }
   labels['id'] = labels['id'] or place
   domain = labels.pop('domain')
   if kind == 'document':

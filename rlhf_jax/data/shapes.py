@@ -318,8 +318,9 @@ def _scored_pair(row: Row, messages: list[Message] | None, place: str) -> Answer
 def _summaries(row: Row, messages: list[Message] | None, place: str) -> Answered:
   """Reads two summaries and which was chosen (TL;DR)."""
   summaries = row['summaries']
-  texts = [item.get('text') if isinstance(item, dict) else item for item in summaries]
-  if len(texts) != 2 or row['choice'] not in (0, 1):
+  texts: list[Any] = [item.get('text') if isinstance(item, dict) else item for item in summaries]
+  are_texts = len(texts) == 2 and all(isinstance(text, str) for text in texts)
+  if not are_texts or row['choice'] not in (0, 1):
     raise UserError(f'{place}: fields "summaries" and "choice": expected two, and 0 or 1')
   return Answered(texts, [1, 2] if row['choice'] == 0 else [2, 1])
 

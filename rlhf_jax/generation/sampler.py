@@ -352,7 +352,7 @@ def reread_long_rows(
       jnp.concatenate([repeat(prompts.tokens), state.tokens], axis=1),
       jnp.concatenate(positions, axis=1),
       mask.astype(jnp.int32),
-      fresh.replace(is_long=crosses),
+      dataclasses.replace(fresh, is_long=crosses),
     )
     rows_axis = 0 if definition.unroll else 1  # after the axis of stacked layers
 
@@ -361,7 +361,8 @@ def reread_long_rows(
       shape[rows_axis] = rows
       return jnp.where(crosses.reshape(shape), new, old)
 
-    return cache.replace(layers=jax.tree.map(choose, fresh.layers, cache.layers))
+    layers = jax.tree.map(choose, fresh.layers, cache.layers)
+    return dataclasses.replace(cache, layers=layers)
 
   cache = jax.lax.cond(jnp.any(crosses), reread, lambda cache: cache, state.cache)
   return state.replace(cache=cache)

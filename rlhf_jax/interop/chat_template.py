@@ -224,7 +224,8 @@ class ChatTemplate:
       (begin, end, whether the end is marked).
     """
     start, stop = self._find_content(whole, messages, index, tools)
-    alone_start, alone_stop = self._find_content(alone.text, messages[: index + 1], index, tools)
+    until = messages[: index + 1]
+    alone_start, alone_stop = self._find_content(self.render(until, tools), until, index, tools)
     prompt = self.prompt(messages[:index], tools)
     opening = alone.text[alone.begin : alone_start]
     if whole.startswith(prompt) and len(prompt) <= start:

@@ -7,6 +7,7 @@ encoded by a tokenizer in which the special tokens have other names.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 import itertools
 import json
 import re
@@ -123,7 +124,8 @@ class LiteralEncoder:
     return self._renamed[block].encode(rewriter(text), add_special_tokens=False), rewriter
 
 
-class Rewriter(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Rewriter:
   """Gives special tokens their other names, and what stands for people's its own."""
 
   pattern: re.Pattern[str]

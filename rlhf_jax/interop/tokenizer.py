@@ -22,7 +22,7 @@ from rlhf_jax.interop.gguf_tokenizer import read_gguf_tokenizer
 from rlhf_jax.interop.json_files import read_json, write_json
 from rlhf_jax.interop.known_keys import check_keys, KnownKeys, show, whole_number
 
-ROLES = ('bos', 'eos', 'pad', 'unk')  # of special tokens, as transformers calls them
+ROLES = ('eos', 'bos', 'pad', 'unk')  # of special tokens, as transformers calls them
 
 # Files of a Hugging Face directory.
 TOKENIZER = 'tokenizer.json'
@@ -128,13 +128,16 @@ class Tokenizer:
     directory = Path(directory)
     core = _read_core(directory / TOKENIZER)
     config = _read_config(directory)
-    roles: dict[str, Any] = {role: _token_text(config.get(role + '_token')) for role in ROLES}
+    eos, bos, pad, unk = (_token_text(config.get(role + '_token')) for role in ROLES)
     return cls(
       core,
       _read_template(directory, config),
+      eos=eos,
+      bos=bos,
+      pad=pad,
+      unk=unk,
       more=_further_tokens(config),
       end_ids=_read_end_ids(directory),
-      **roles,
     )
 
   @classmethod
@@ -150,8 +153,16 @@ class Tokenizer:
     parts = read_gguf_tokenizer(metadata)
     if parts is None:
       return None
-    roles: dict[str, Any] = parts.roles
-    return cls(parts.core, parts.template, end_ids=parts.end_ids, **roles)
+    eos, bos, pad, unk = (parts.roles[role] for role in ROLES)
+    return cls(
+      parts.core,
+      parts.template,
+      eos=eos,
+      bos=bos,
+      pad=pad,
+      unk=unk,
+      end_ids=parts.end_ids,
+    )
 
   def with_template(self, template: str) -> 'Tokenizer':
     """Returns a tokenizer with the same vocabulary and another chat template, in Jinja."""
@@ -459,7 +470,8 @@ class Tokenizer:
       # A normaliser may make a special token of other characters, as NFKC of full-width ones.
       if sum(i in self._mark_ids for i in encoding.ids) <= num_marks:
         return encoding, _unchanged
-    return self._literal.encode(text, hidden)
+    encoding, rewrite = self._literal.encode(text, hidden)
+    return encoding, rewrite
 
   @functools.cached_property
   def _mark_ids(self) -> frozenset[int]:
