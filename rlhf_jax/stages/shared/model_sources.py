@@ -109,8 +109,9 @@ def _stage_source(folder: Path) -> ModelSource:
     # source.
     return _restore(folder, shapes, shardings, adapters_only=base is not None)
 
-  def load_tokenizer() -> Tokenizer:
-    return Tokenizer.load(folder.parent / 'tokenizer')  # one for all stages of a run
+  def load_tokenizer() -> Tokenizer | None:
+    directory = folder.parent / 'tokenizer'  # one for all stages of a run
+    return Tokenizer.load(directory) if directory.is_dir() else None
 
   return ModelSource(
     config=ModelConfig(**values),
