@@ -8,6 +8,7 @@ workdir/config.json   the whole config
 
 from collections.abc import Iterable
 import dataclasses
+import datetime
 import json
 import os
 from pathlib import Path
@@ -23,7 +24,7 @@ from rlhf_jax.data import sources
 from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.data.tinyworld import vocabulary
 from rlhf_jax.errors import UserError
-from rlhf_jax.interop import pretrained
+from rlhf_jax.interop import chat_template, pretrained
 from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.runtime import hosts, mesh
 from rlhf_jax.runtime.mesh import Layout, MeshOptions
@@ -121,10 +122,12 @@ def run(config: Any, workdir: str | os.PathLike) -> dict[str, Any]:
   layout = make_layout(config, workdir)
   final_table.check(config, layout)  # now, rather than after all training
   claim_workdir(config, workdir)
+  _write_date(workdir)
   if layout.why:  # the preset `auto` explains its choice
     hosts.say(layout.why)
   # The other processes read what the first one writes, so they wait for it.
   hosts.barrier('claimed')
+  _fix_date(workdir)
   # Not before claim_workdir: config.json keeps {workdir}, so that the folder can be moved.
   config = configs.resolve(config, workdir=workdir, data=config.data)
   tokenizer = open_tokenizer(config, workdir)
@@ -200,6 +203,20 @@ def request_exact_products() -> None:
 
 
 # The workdir.
+
+
+def _write_date(workdir: Path) -> None:
+  """Writes the date of a new run, which chat templates see whenever the run is resumed."""
+  path = workdir / 'started.json'
+  if not path.is_file():
+    date = chat_template.current_date().isoformat()
+    training.write_on_first_process(path, json.dumps({'date': date}) + '\n')
+
+
+def _fix_date(workdir: Path) -> None:
+  """Makes chat templates see the date at which the run began, on every process."""
+  started = json.loads((workdir / 'started.json').read_text(encoding='utf-8'))
+  chat_template.fix_date(datetime.datetime.fromisoformat(started['date']))
 
 
 def claim_workdir(config: Any, workdir: Path) -> None:

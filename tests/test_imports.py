@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = (  # from the bottom up; a room imports only from those of the lines above its own
   ('errors', 'files', 'options', 'text_table'),
-  ('named_functions',),
+  ('named_functions', 'json_lines', 'hub'),
   ('types',),
   ('objectives',),
   ('models', 'data', 'runtime'),

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import jax
 import tqdm
 
-from rlhf_jax import files
+from rlhf_jax import files, json_lines
 from rlhf_jax.errors import UserError
 from rlhf_jax.runtime import checkpoint, hosts
 from rlhf_jax.runtime import metrics as metrics_lib
@@ -381,7 +381,7 @@ class _Reporter:
     try:
       values, samples = self.training.evaluate(state)
       metrics = {f'eval/{key}': float(value) for key, value in values.items()}
-      lines = [json.dumps(sample, ensure_ascii=False) for sample in samples]
+      lines = [json_lines.format_value(sample) for sample in samples]
     except Exception as error:  # of any kind: it is the stage's own code
       logging.warning(
         '%s: step %d: the evaluation failed, training goes on: %s: %s',

@@ -204,6 +204,7 @@ def _rank(
       messages=records.conversation(prompt),
       responses=texts,
       ranks=ranks,
+      tools=prompt.tools,
     )
     rankings.append(ranked)
   return rankings

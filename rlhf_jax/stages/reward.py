@@ -356,6 +356,8 @@ def _demonstrations_as_rankings(
       messages=row.messages,
       responses=[row.response],
       ranks=[1],
+      tools=row.tools,
+      place=row.place,
     )
     rankings.append(ranking_of_one)
   return rankings
