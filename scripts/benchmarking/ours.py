@@ -132,6 +132,7 @@ class TimedStep:
     self._waited = 0.0  # seconds of the last pause between turns
 
   def __call__(self, state: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
+    """Makes a step, and waits for the next turn where it was the last of one."""
     with self._tracing():
       result = jax.block_until_ready(self._step(state, batch))
     ended = time.perf_counter()

@@ -34,6 +34,11 @@ class Turns:
     self._wanted = 1  # the first step is made without being told to
     self._began = float(os.environ['BENCHMARK_BEGAN'])  # when the process was started
 
+  @property
+  def left(self) -> int:
+    """The steps of this turn that are not recorded yet."""
+    return self._wanted - len(self._times)
+
   def done(self, times: Times) -> None:
     """Records a step, and waits here for the next turn where all wanted ones are made."""
     self._times.append(times)
