@@ -3,11 +3,11 @@
   python scripts/benchmark.py --stage sft,ppo --roofline
   python scripts/benchmark.py --stage grpo --peer trl=PYTHON --peer tunix=PYTHON --roofline
 
-Every library works in a process of its own, prepared and warmed up; then they take turns of
---steps steps, --turns times. A line of JSON for each stage and library goes to stdout:
+Every library works in a process of its own, prepared and warmed up by three steps; then they take
+turns of --steps steps, --turns times. A line of JSON for each stage and library goes to stdout:
 
   tokens_per_second  of the median step, by the tokens that `tokens` names
-  step_seconds       median and shortest, after the first
+  step_seconds       median and shortest, after the warm-up
   first_step         seconds from the start of the process to the first step's end: `cold` with an
                      empty compilation cache, `warm` with a filled one
   flops              that a step needs, by sizes alone (rlhf_jax/planning/model_flops.py)
@@ -121,6 +121,8 @@ def measure(work: Workload, options: argparse.Namespace) -> Iterator[dict[str, A
     for peer in options.peer:
       name, _, python = peer.partition('=')
       workers.append(stack.enter_context(Worker(name, python or sys.executable, PEERS[name], work)))
+    for worker in workers:
+      worker.warm_up()
     limits = Limits(work.dtype) if options.roofline else None
     for _ in range(options.turns):
       for worker in workers:
@@ -158,6 +160,11 @@ class Worker:
     self.described = self._listen()['ready']
     self.first_step = round(self.described.pop('first_step'), 2)
     self._compiled_first = self.described.get('compilations', 0)
+
+  def warm_up(self) -> None:
+    """Makes a few steps that do not count: some libraries compile their second one too."""
+    self.make_steps(2)
+    self.times.clear()
 
   def make_steps(self, count: int) -> None:
     """Makes a turn of steps, and keeps their times."""

@@ -255,7 +255,7 @@ def start_ppo(work: Workload, turns: Turns) -> None:
     work, critic=make_model(work, head=True, seed=2), reward=make_model(work, head=True, seed=3)
   )
   learner = ppo_learner.PPOLearner(cluster, ppo_learner.PPOConfig(num_iterations=1, beta=0.05))
-  learner.train(TimedBatches({'prompts': draw_texts(work, work.batch)}, turns))
+  learner.train(TimedBatches({'prompts': np.array(draw_texts(work, work.batch))}, turns))
 
 
 def start_grpo(work: Workload, turns: Turns) -> None:
@@ -267,7 +267,7 @@ def start_grpo(work: Workload, turns: Turns) -> None:
 
   config = grpo_learner.GRPOConfig(num_generations=work.batch, num_iterations=1, beta=0.04)
   learner = grpo_learner.GRPOLearner(_make_cluster(work), config, reward_fns=score)
-  learner.train(TimedBatches({'prompts': draw_texts(work, 1)}, turns))
+  learner.train(TimedBatches({'prompts': np.array(draw_texts(work, 1))}, turns))
 
 
 def start_generate(work: Workload, turns: Turns) -> None:
