@@ -124,7 +124,7 @@ def product_precision(dtype: Any) -> jax.lax.Precision | None:
     dtype: of the factors.
 
   Returns:
-    None, which is JAX's default (exact, see pipeline.request_exact_products), for
+    None, which is JAX's default (exact, see compilation.request_exact_products), for
     float32; the device's own default for other dtypes.
   """
   if dtype == jnp.float32:

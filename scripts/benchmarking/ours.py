@@ -27,13 +27,12 @@ import numpy as np
 from benchmarking import worker
 from benchmarking.worker import Times, Turns
 from benchmarking.workload import from_json, Workload
-from rlhf_jax import pipeline
 from rlhf_jax.generation import sampler
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.models import transformer
 from rlhf_jax.models.model_config import ModelConfig
 from rlhf_jax.models.transformer import Model
-from rlhf_jax.runtime import hosts, loop, mesh, optimizers
+from rlhf_jax.runtime import compilation, hosts, loop, mesh, optimizers
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.mesh import Layout, MeshOptions
 from rlhf_jax.runtime.optimizers import OptimizerOptions
@@ -50,8 +49,8 @@ Step = Callable[[Any, Any], tuple[Any, dict[str, Any]]]
 def main() -> None:
   work = from_json(sys.argv[1])
   trace = sys.argv[2] if len(sys.argv) > 2 else ''
-  pipeline.cache_compilations()
-  pipeline.request_exact_products()
+  compilation.cache_compilations()
+  compilation.request_exact_products()
   compilations = Compilations()
   turns = Turns(functools.partial(describe, compilations))
   clock = PhaseClock()

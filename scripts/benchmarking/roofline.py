@@ -13,11 +13,11 @@ sys.path.insert(1, str(Path(__file__).parents[2]))  # this library
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax import pipeline
+from rlhf_jax.runtime import compilation
 
 
 def main() -> None:
-  pipeline.request_exact_products()
+  compilation.request_exact_products()
   print(json.dumps(measure(sys.argv[1] if len(sys.argv) > 1 else 'float32')))
 
 
