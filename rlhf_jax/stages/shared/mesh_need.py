@@ -19,7 +19,7 @@ FROZEN_BYTES = 4  # of a parameter that is only read: float32
 
 
 def compute_mesh_need(config: Any) -> MeshNeed:
-  """Computes what a mesh must hold, and by which sizes it may cut.
+  """Computes how many bytes a mesh must hold, and which sizes its axes must divide.
 
   Only the shapes of models are read, not their parameters.
 
