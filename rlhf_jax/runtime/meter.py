@@ -14,29 +14,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-REST = 'update'  # the phase of a step that is not timed by itself
+REST = 'update'  # the phase that has all the time outside of the timed ones
 
 
-@dataclasses.dataclass
-class Meter:
-  """Times the phases of steps, and compares them with the work that they do.
+class PhaseClock:
+  """Sums the seconds of each phase of a step."""
 
-  Attributes:
-    places: of all rows of a step, padding included.
-    flops: phase → the FLOPs that the model needs for each token, padding excluded.
-    dtype: of the model's products.
-  """
-
-  places: int
-  flops: Mapping[str, float]
-  dtype: str
-  _seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # of this step
+  def __init__(self) -> None:
+    self._seconds: dict[str, float] = {}
 
   def timed(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps a function whose calls are a phase, or a part of one.
+    """Wraps a function whose calls belong to a phase.
 
-    The phase ends when its results are there, so a call waits for them. What follows
-    needs them at once in any case.
+    A call returns when its results have been computed. This costs little, as the next
+    phase needs them anyway.
     """
 
     @functools.wraps(function)
@@ -49,18 +40,40 @@ class Meter:
 
     return call
 
+  def take(self) -> dict[str, float]:
+    """Returns the seconds of each phase since the last call."""
+    seconds, self._seconds = self._seconds, {}
+    return seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Meter:
+  """Compares the time of steps with the work that they do.
+
+  Attributes:
+    places: of all rows of a step, including padding.
+    flops: phase → the FLOPs that the model needs for each token, excluding padding.
+    dtype: of the model's products.
+    clock: times the phases; a step without timed phases is all `update`.
+  """
+
+  places: int
+  flops: Mapping[str, float]
+  dtype: str
+  clock: PhaseClock = dataclasses.field(default_factory=PhaseClock)
+
   def measure_step(self, tokens: float, seconds: float) -> dict[str, float]:
-    """Returns the metrics of a step that is over; the next step begins with this call.
+    """Returns the metrics of the step that has just ended.
 
     Args:
-      tokens: of the step, padding excluded.
-      seconds: that the whole step took.
+      tokens: of the step, excluding padding.
+      seconds: of the whole step.
 
     Returns:
-      `padding_share`; `time/mfu_PHASE` of each phase with known FLOPs; and of steps with
-      several phases `time/PHASE` in seconds and `time/rollout_share`.
+      `padding_share`; `time/mfu_PHASE` for each phase whose FLOPs are known; and for
+      steps of several phases `time/PHASE` in seconds and `time/rollout_share`.
     """
-    phases, self._seconds = self._seconds, {}
+    phases = self.clock.take()
     metrics = {'padding_share': 1 - tokens / self.places}
     several = bool(phases)
     phases[REST] = max(seconds - sum(phases.values()), 0.0)
@@ -78,8 +91,8 @@ class Meter:
 def product_speed(dtype: str) -> float:
   """Measures the FLOP/s of a matrix product on all devices, once in a process.
 
-  It takes 0.1 s or less, and is the best of several calls, as other work on the machine
-  only slows them. On a CPU all devices of a process are one machine.
+  It takes 0.1 s or less. The fastest of several calls counts, as other programs on the
+  machine only slow them down. On a CPU all devices of a process are the same machine.
   """
   on_cpu = jax.default_backend() == 'cpu'
   size = 1024 if on_cpu else 4096

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarking import worker
-from benchmarking.worker import Times, Turns
+from benchmarking.worker import Turns
 from benchmarking.workload import from_json, Workload
 from rlhf_jax.generation import sampler
 from rlhf_jax.generation.sampler import SamplingOptions
@@ -35,6 +35,7 @@ from rlhf_jax.models.transformer import Model
 from rlhf_jax.runtime import compilation, hosts, loop, mesh, optimizers
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.mesh import Layout, MeshOptions
+from rlhf_jax.runtime.meter import PhaseClock
 from rlhf_jax.runtime.optimizers import OptimizerOptions
 from rlhf_jax.stages import policy_gradient, ppo, preference, reward, sft
 from rlhf_jax.stages.shared import training
@@ -92,30 +93,6 @@ def describe(compilations: Compilations) -> dict[str, Any]:
     'device_bytes': memory.get('peak_bytes_in_use'),
     'compilations': sum(compilations.counts.values()),
   }
-
-
-class PhaseClock:
-  """Sums the seconds of each phase of a step; a phase ends when its results are there."""
-
-  def __init__(self) -> None:
-    self._seconds: Times = {}
-
-  def timed(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps a function whose calls belong to a phase."""
-
-    def call(*args: Any) -> Any:
-      began = time.perf_counter()
-      result = jax.block_until_ready(function(*args))
-      seconds = time.perf_counter() - began
-      self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
-      return result
-
-    return call
-
-  def take(self) -> Times:
-    """Returns what was summed, and begins anew."""
-    seconds, self._seconds = self._seconds, {}
-    return seconds
 
 
 class TimedStep:

@@ -108,6 +108,15 @@ class WordTokenizer:
 # Models and batches.
 
 
+class Scorer(llama.Llama3):
+  """A model whose logits are scalars, and which takes the segments that PPO passes."""
+
+  def __call__(self, *args: Any, segment_ids: Any = None, **kwargs: Any) -> Any:
+    """Computes scores; there is one segment, and the mask says all."""
+    del segment_ids
+    return super().__call__(*args, **kwargs)
+
+
 def make_mesh() -> jax.sharding.Mesh:
   """Makes a mesh of the first device, with the axes that Tunix shards by."""
   return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ('fsdp', 'tp'))
@@ -128,7 +137,8 @@ def make_model(work: Workload, head: bool = False, seed: int = 0) -> Any:
     norm_eps=1e-5,
     weight_tying=not head,
   )
-  model = llama.Llama3(config, rngs=nnx.Rngs(seed))
+  kind = Scorer if head else llama.Llama3
+  model = kind(config, rngs=nnx.Rngs(seed))
   if head:
     model.lm_head = nnx.Linear(shape.embed, 1, use_bias=False, rngs=nnx.Rngs(seed))
   dtype = jnp.dtype(work.dtype)

@@ -22,7 +22,7 @@ def test_a_step_of_one_phase(slow_machine):
 
 def test_a_step_of_several_phases(slow_machine):
   meter = Meter(places=100, flops={'rollout': 2.0, 'update': 10.0}, dtype='float32')
-  respond = meter.timed('rollout', time.sleep)
+  respond = meter.clock.timed('rollout', time.sleep)
   respond(0.02)
   respond(0.03)  # as `resampling` does
   metrics = meter.measure_step(100, 1.0)

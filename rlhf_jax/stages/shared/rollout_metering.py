@@ -52,5 +52,5 @@ def time_phases(meter: Meter, parts: RolloutParts, score: Score) -> tuple[Rollou
     parts: of which `generate` is timed; the rest of a step is the update.
     score: of training prompts.
   """
-  timed_parts = parts._replace(generate=meter.timed('rollout', parts.generate))
-  return timed_parts, meter.timed('scoring', score)
+  timed_parts = parts._replace(generate=meter.clock.timed('rollout', parts.generate))
+  return timed_parts, meter.clock.timed('scoring', score)
