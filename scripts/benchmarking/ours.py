@@ -27,6 +27,7 @@ import numpy as np
 from benchmarking import worker
 from benchmarking.worker import Turns
 from benchmarking.workload import from_json, Workload
+from rlhf_jax.commands import host_memory
 from rlhf_jax.generation import sampler
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.models import transformer
@@ -48,6 +49,7 @@ Step = Callable[[Any, Any], tuple[Any, dict[str, Any]]]
 
 
 def main() -> None:
+  host_memory.keep_freed_memory()  # as every command does
   work = from_json(sys.argv[1])
   trace = sys.argv[2] if len(sys.argv) > 2 else ''
   compilation.cache_compilations()
