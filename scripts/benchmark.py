@@ -3,22 +3,22 @@
   python scripts/benchmark.py --stage sft,ppo --roofline
   python scripts/benchmark.py --stage grpo --peer trl=PYTHON --peer tunix=PYTHON --roofline
 
-Every library works in a process of its own, prepared and warmed up by three steps; then they take
-turns of --steps steps, --turns times. A line of JSON for each stage and library goes to stdout:
+Each library runs in its own process, warmed up by three steps. Then the libraries take turns of
+--steps steps, --turns times. One line of JSON for each stage and library goes to stdout:
 
-  tokens_per_second  of the median step, by the tokens that `tokens` names
+  tokens_per_second  of the median step; `tokens` says which tokens are counted
   step_seconds       median and shortest, after the warm-up
-  first_step         seconds from the start of the process to the first step's end: `cold` with an
-                     empty compilation cache, `warm` with a filled one
+  first_step         seconds from the start of the process to the end of the first step: `cold` with
+                     an empty compilation cache, `warm` with a filled one
   flops              that a step needs, by sizes alone (rlhf_jax/planning/model_flops.py)
-  share, of          the share of the limit that `of` names; with --roofline
+  share, of          the share of the machine's limit that `of` names; with --roofline
   phases             rollout, scoring, update: seconds, and the shares of both limits
-  host               seconds of a step in which no phase runs, from one step's results to the next's
-  host_bytes, device_bytes   peaks of the process and of the device's memory
+  host               seconds in which no phase runs, from one step's results to the next's
+  host_bytes, device_bytes   peak memory of the process and of the device
   compilations       programs compiled up to the first step, and after it (which must be 0)
 
-Rows are full and responses never end early, so that all libraries compute the same places. The
-device is the first one; it may be a CPU, GPU or TPU.
+Rows are full and responses never end early, so that all libraries compute the same tokens. The
+device is the first one: CPU, GPU or TPU. docs/performance.md explains the figures.
 """
 
 import argparse
