@@ -60,6 +60,7 @@ setup(
     'tensorboardX>=2.6',
     'pebble>=5.1',  # worker processes with a time limit
     'tqdm>=4.66',
+    'filelock>=3.12',  # JAX bounds its cache of compiled programs with it
   ],
   extras_require={
     'test': TEST,

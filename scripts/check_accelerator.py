@@ -42,7 +42,7 @@ from rlhf_jax.generation import sampler
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.models import attention, transformer
 from rlhf_jax.models.model_config import ModelConfig
-from rlhf_jax.runtime import mesh
+from rlhf_jax.runtime import compilation, mesh
 from rlhf_jax.runtime.mesh import Layout, MeshOptions
 from rlhf_jax.stages import online_preference, policy_gradient, ppo, preference, reward, sft
 from rlhf_jax.stages.shared import rollout, scores, training
@@ -896,7 +896,7 @@ def main() -> int:
   """Runs a check; returns the exit code."""
   args = make_parser().parse_args()
   args.out.mkdir(parents=True, exist_ok=True)
-  pipeline.request_exact_products()
+  compilation.request_exact_products()
   try:
     STEPS[args.step](args)
   except UserError as error:

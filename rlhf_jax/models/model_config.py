@@ -135,7 +135,7 @@ def product_precision(dtype: Any) -> jax.lax.Precision | None:
 
   Returns:
     For float32 None, which is JAX's default (exact, see
-    pipeline.request_exact_products); for other dtypes the device's own default.
+    compilation.request_exact_products); for other dtypes the device's own default.
   """
   if dtype == jnp.float32:
     return None

@@ -52,4 +52,5 @@ def own_cache(tmp_path_factory):
     patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
     stack.callback(compilation_cache.reset_cache)  # else later tests go on writing there
     stack.callback(jax.config.update, 'jax_compilation_cache_dir', before)
+    stack.callback(jax.config.update, 'jax_compilation_cache_max_size', -1)
     yield
