@@ -32,7 +32,8 @@ HEADERS = {
   ),
   'X-Content-Type-Options': 'nosniff',
   'X-Frame-Options': 'DENY',
-  'Referrer-Policy': 'no-referrer',  # an address can hold an invitation
+  # an address can hold an invitation; with 'no-referrer' browsers hide `Origin` from us too
+  'Referrer-Policy': 'same-origin',
   'Cross-Origin-Opener-Policy': 'same-origin',
   'Cross-Origin-Resource-Policy': 'same-origin',
   'Permissions-Policy': 'camera=(), microphone=(), geolocation=()',

@@ -164,7 +164,7 @@ def test_headers_of_every_answer(collection, person):
     assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
     assert 'unsafe' not in policy and 'http' not in policy
     assert headers['x-frame-options'] == 'DENY' and headers['x-content-type-options'] == 'nosniff'
-    assert headers['referrer-policy'] == 'no-referrer'
+    assert headers['referrer-policy'] == 'same-origin'
   page = person.http.get('/').text
   assert 'https://' not in page and 'style=' not in page  # nothing from outside, nothing inline
 
