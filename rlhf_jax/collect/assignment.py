@@ -263,10 +263,9 @@ def _open_conditions(person_id: int, now: float) -> list[sqlalchemy.ColumnElemen
     .scalar_subquery()
   )
   return [
-    ~table.c.closed,
+    table.c.waiting,
     ~table.c.training,
     table.c.gold.is_(sqlalchemy.null()),
-    table.c.answers < table.c.wanted,
     table.c.answers + under_way < table.c.wanted,
     ~_seen_by(person_id),
   ]

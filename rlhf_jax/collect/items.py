@@ -89,6 +89,7 @@ def add_items(
       wanted=item.wanted or people_per_item,
       answers=0,
       closed=False,
+      waiting=True,
       created=time.time(),
     )
   return added
@@ -180,7 +181,7 @@ def read_item(connection: Connection, item_id: int) -> Row:
 def count_items(connection: Connection) -> Sequence[Row]:
   """Counts items by batch and task: rows (batch, task, items, finished, answers, wanted)."""
   table = tables.items.c
-  finished = sqlalchemy.case((is_finished(), 1), else_=0)
+  finished = sqlalchemy.case((table.waiting, 0), else_=1)
   query = (
     sqlalchemy.select(
       table.batch,
@@ -196,10 +197,22 @@ def count_items(connection: Connection) -> Sequence[Row]:
   return connection.execute(query).all()
 
 
-def is_finished() -> sqlalchemy.ColumnElement[bool]:
-  """Returns the condition that nobody needs to be asked about an item any more."""
-  table = tables.items.c
-  return sqlalchemy.or_(table.closed, table.answers >= table.wanted)
+def count_answer(connection: Connection, item_id: int, change: int) -> None:
+  """Changes the number of judgements of an item."""
+  table = tables.items
+  answers = table.c.answers + change
+  connection.execute(
+    sqlalchemy.update(table)
+    .where(table.c.id == item_id)
+    .values(answers=answers, waiting=sqlalchemy.and_(~table.c.closed, answers < table.c.wanted))
+  )
+
+
+def close(connection: Connection, item_id: int) -> int:
+  """Closes an item that nobody needs to be asked about; returns 1, or 0 if it was closed."""
+  table = tables.items
+  update = sqlalchemy.update(table).where(table.c.id == item_id, ~table.c.closed)
+  return connection.execute(update.values(closed=True, waiting=False)).rowcount
 
 
 def _read_messages(fields: Mapping[str, Any], where: str, task: str) -> list[records.Message]:

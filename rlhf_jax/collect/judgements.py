@@ -9,7 +9,7 @@ import sqlalchemy
 from sqlalchemy import Connection, Row
 
 from rlhf_jax.collect import assignment, database, tables
-from rlhf_jax.collect.items import read_item
+from rlhf_jax.collect.items import count_answer, read_item
 from rlhf_jax.collect.refusals import Refused
 from rlhf_jax.collect.settings import Settings
 
@@ -83,7 +83,7 @@ def save(connection: Connection, lease: Row, given: Given, settings: Settings) -
   )
   if given.complete:
     assignment.set_state(connection, lease.id, 'answered')
-    _count_answer(connection, item.id, 1)
+    count_answer(connection, item.id, 1)
   return judgement_id
 
 
@@ -187,7 +187,7 @@ def reopen(connection: Connection, judgement: Row, settings: Settings) -> Row:
   query = sqlalchemy.select(leases).where(leases.c.id == judgement.lease_id)
   lease = connection.execute(query).one()
   if lease.state == 'answered':
-    _count_answer(connection, judgement.item_id, -1)
+    count_answer(connection, judgement.item_id, -1)
   expires = time.time() + settings.lease_minutes * 60
   assignment.set_state(connection, lease.id, 'open', expires=expires)
   return connection.execute(query).one()
@@ -312,14 +312,6 @@ def _add_revision(
     person_id=person_id,
     reason=reason,
     created=time.time(),
-  )
-
-
-def _count_answer(connection: Connection, item_id: int, change: int) -> None:
-  """Changes the number of judgements of an item."""
-  items = tables.items
-  connection.execute(
-    sqlalchemy.update(items).where(items.c.id == item_id).values(answers=items.c.answers + change)
   )
 
 

@@ -8,7 +8,7 @@ import itsdangerous
 import sqlalchemy
 from sqlalchemy import Connection, Row
 
-from rlhf_jax.collect import database, tables
+from rlhf_jax.collect import database, items, tables
 from rlhf_jax.collect.database import Database
 from rlhf_jax.collect.refusals import Refused
 from rlhf_jax.errors import UserError
@@ -237,10 +237,8 @@ def _forget_answers(connection: Connection, person_id: int) -> None:
     tables.leases.c.person_id == person_id,
     tables.leases.c.state == 'answered',
   )
-  items = tables.items
-  connection.execute(
-    sqlalchemy.update(items).where(items.c.id.in_(answered)).values(answers=items.c.answers - 1)
-  )
+  for item_id in connection.scalars(answered).all():
+    items.count_answer(connection, item_id, -1)
 
 
 def _signer(store: Database) -> itsdangerous.URLSafeSerializer:

@@ -12,7 +12,7 @@ import numpy as np
 import sqlalchemy
 from sqlalchemy import Connection
 
-from rlhf_jax.collect import judgements, quality, tables
+from rlhf_jax.collect import items, judgements, quality, tables
 from rlhf_jax.collect.settings import Settings
 from rlhf_jax.data.records import Message
 
@@ -47,10 +47,8 @@ def refit(connection: Connection, settings: Settings) -> Refitted:
   closed = 0
   if settings.stop_confidence:
     sure = [item for item, value in report.confidence.items() if value >= settings.stop_confidence]
-    table = tables.items
-    for item in sure:  # turns of conversations have numbers below 0, and no item
-      update = sqlalchemy.update(table).where(table.c.id == item, ~table.c.closed)
-      closed += connection.execute(update.values(closed=True)).rowcount
+    # turns of conversations have numbers below 0, and no item
+    closed = sum(items.close(connection, item) for item in sure)
   return Refitted(report, closed)
 
 
@@ -73,10 +71,9 @@ def prioritise(connection: Connection, scores: Sequence[Score]) -> int:
   table = tables.items
   query = sqlalchemy.select(table).where(
     table.c.task == 'rank',
-    ~table.c.closed,
+    table.c.waiting,
     ~table.c.training,
     table.c.gold.is_(sqlalchemy.null()),
-    table.c.answers < table.c.wanted,
   )
   waiting = connection.execute(query).all()
   if not waiting:

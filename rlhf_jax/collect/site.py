@@ -43,6 +43,7 @@ class Site:
   secure: bool  # served under https, so cookies never travel without it
   count_tokens: Callable[[str], int] | None  # None: characters are counted
   replier: Replier | None  # who answers in conversations; None: nobody
+  versions: set[str] = dataclasses.field(default_factory=set)  # of guidelines, in the database
   # the last report of the lead's page, with the state it was made for
   reports: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -63,10 +64,13 @@ class Site:
     """Returns the version of the guidelines in force; a new one is kept in the database."""
     text = self.read_page(settings_file.GUIDELINES)
     version = hashlib.sha256(text.encode()).hexdigest()[:12]
+    if version in self.versions:
+      return version
     table = tables.guidelines
     known = sqlalchemy.select(table).where(table.c.version == version)
     with self.store.reading() as connection:
       if connection.execute(known).first() is not None:
+        self.versions.add(version)
         return version
     with self.store.writing() as connection:
       if connection.execute(known).first() is None:

@@ -46,7 +46,16 @@ items = Table(
   Column('answers', Integer, nullable=False),  # judgements that stand
   Column('closed', Boolean, nullable=False),  # nobody is asked any more
   Column('created', Float, nullable=False),
-  Index('items_waiting', 'closed', 'task', 'priority', 'answers'),
+  Column('waiting', Boolean, nullable=False),  # not closed, and answers < wanted
+  # in the order in which items are given, so that the first one found is the one
+  Index(
+    'items_in_order',
+    'waiting',
+    'training',
+    sqlalchemy.text('priority DESC'),
+    sqlalchemy.text('answers DESC'),
+    'id',
+  ),
 )
 
 invitations = Table(

@@ -2,6 +2,7 @@
 
 import collections
 import os
+import random
 import subprocess
 import threading
 import time
@@ -21,7 +22,8 @@ PEOPLE = 50
 class Crowd:
   """People in threads who rank until they are told to stop; at any of several servers."""
 
-  def __init__(self, link_path, bases, people=PEOPLE):
+  def __init__(self, link_path, bases, people=PEOPLE, pause=0.0):
+    self._pause = pause  # mean seconds that a person reads
     self.acknowledged = []  # addresses of items whose answers the server has confirmed
     self.seconds = []  # of each request
     self.errors = []
@@ -47,6 +49,7 @@ class Crowd:
           if '/item/' not in str(page.url):
             return  # nothing is left
           address = page.url.path
+          self._stop.wait(random.uniform(0, 2 * self._pause))
           # without the redirect, so that the confirmation is this answer's own
           answer = self._timed(
             http.post, address, data=rank_fields(page.text), follow_redirects=False
@@ -110,9 +113,9 @@ def test_a_killed_server_has_lost_nothing_that_it_confirmed(tmp_path):
   check_nothing_lost(store, crowd.acknowledged + more.acknowledged, 3)
 
 
-def measure(workdir, link, servers, url, seconds):
+def measure(workdir, link, servers, url, seconds=60, pause=4.0):
   """Lets the crowd work for some time, and states rate and latency."""
-  crowd = Crowd(link, [server.base for server in servers])
+  crowd = Crowd(link, [server.base for server in servers], pause=pause)
   time.sleep(seconds)
   crowd.stop()
   for server in servers:
@@ -121,15 +124,18 @@ def measure(workdir, link, servers, url, seconds):
   check_nothing_lost(database.open_database(workdir, url), crowd.acknowledged, 3)
   per_hour = len(crowd.acknowledged) / seconds * 3600
   p95 = np.quantile(crowd.seconds, 0.95)
-  print(f'{per_hour:.0f} rankings an hour, p95 of a request {p95:.3f} s, {PEOPLE} people')
+  print(
+    f'{per_hour:.0f} rankings an hour, p95 of a request {p95:.3f} s, '
+    f'{PEOPLE} people, {pause} s to read'
+  )
   assert per_hour >= 5000
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('servers', [1, 2])
-def test_fifty_people_on_sqlite(tmp_path, servers):
+@pytest.mark.parametrize('servers, pause', [(1, 4.0), (1, 0.0), (2, 4.0)])
+def test_fifty_people_on_sqlite(tmp_path, servers, pause):
   workdir, link = prepare(tmp_path, 20_000)
-  measure(workdir, link, [Server(workdir) for _ in range(servers)], '', 60)
+  measure(workdir, link, [Server(workdir) for _ in range(servers)], '', pause=pause)
 
 
 @pytest.fixture
@@ -168,4 +174,4 @@ def test_fifty_people_and_two_servers_on_postgresql(tmp_path, postgresql):
   words = [f'--database={postgresql}']
   workdir, link = prepare(tmp_path, 20_000, *words)
   servers = [Server(workdir, *words) for _ in range(2)]
-  measure(workdir, link, servers, postgresql, 60)
+  measure(workdir, link, servers, postgresql)
