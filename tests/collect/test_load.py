@@ -2,8 +2,11 @@
 
 import collections
 import os
+from pathlib import Path
 import random
+import shutil
 import subprocess
+import tempfile
 import threading
 import time
 
@@ -139,7 +142,7 @@ def test_fifty_people_on_sqlite(tmp_path, servers, pause):
 
 
 @pytest.fixture
-def postgresql(tmp_path):
+def postgresql():
   """A PostgreSQL of the test's own, at a socket in its folder."""
   pytest.importorskip('psycopg')
   programs = sorted(
@@ -150,12 +153,10 @@ def postgresql(tmp_path):
   )
   if not programs:
     pytest.skip("needs Debian's postgresql")
-  folder = tmp_path / 'postgresql'
-  folder.mkdir()
+  folder = Path(tempfile.mkdtemp())  # pytest's own folders are closed to other users
   as_user = []
   if os.getuid() == 0:  # PostgreSQL does not run as root
-    for path in (folder, *list(folder.parents)[:3]):
-      path.chmod(0o777)
+    shutil.chown(folder, 'nobody')
     as_user = ['runuser', '-u', 'nobody', '--']
   data = folder / 'data'
 
@@ -167,6 +168,7 @@ def postgresql(tmp_path):
   run('pg_ctl', '-D', str(data), '-o', flags, '-l', str(folder / 'log'), '-w', 'start')
   yield f'postgresql+psycopg://collect@/postgres?host={folder}'
   run('pg_ctl', '-D', str(data), '-m', 'immediate', 'stop')
+  shutil.rmtree(folder)
 
 
 @pytest.mark.slow
