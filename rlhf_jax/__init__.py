@@ -2,6 +2,7 @@
 
   python -m rlhf_jax --config=FILE --workdir=DIR     run an experiment
   python -m rlhf_jax.generate, score, plan           use a model; plan for other hardware
+  python -m rlhf_jax.collect --workdir=DIR           people demonstrate and rank
 
 In code, stages are modules with pure train steps, such as `rlhf_jax.stages.ppo.train_step`;
 `rlhf_jax.testing` makes tiny models, states and batches for them. Importing
