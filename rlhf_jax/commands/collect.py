@@ -22,7 +22,7 @@ Serves the application in which people demonstrate, rank, edit and converse.
 
 Needs the extra `collect`: pip install 'rlhf_jax[collect]'. docs/collect.md leads through it.
 """
-_EPILOG = 'Exit codes: 0 done, 2 a mistake in words or input, 130 interrupted.'
+_EPILOG = 'Exit codes: 0 done, 2 a mistake in the arguments or the input, 130 interrupted.'
 _WORDS = ('serve', 'add', 'sample', 'invite', 'status', 'select', 'export')
 
 

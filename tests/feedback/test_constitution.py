@@ -89,7 +89,7 @@ def test_the_published_layout(tmp_path):
     ('principles: [{choose: b}]', 'principle 1: needs "id"'),
     ('principles: [{id: a, choose: 3}]', 'choose: expected a text'),
     ('principles: [{id: a, choose: b}, {id: a, choose: c}]', "two principles are called 'a'"),
-    ('principle: []', 'neither our layout'),
+    ('principle: []', 'expected a key "principles"'),
     ('a: [', 'own.yaml'),
     ('extra: 1\nprinciples: []', "unknown key 'extra'"),
   ],

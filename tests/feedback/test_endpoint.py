@@ -358,7 +358,7 @@ def test_a_permanent_failure_stops_and_keeps_the_labels(serve, tmp_path, trouble
   said = str(error.value)
   assert (
     '3 label(s) are kept in ' + str(path) in said
-    and 'the same command goes on' in said
+    and 'repeat the same command' in said
     and server.url in said
   )
   assert (
@@ -768,7 +768,7 @@ def test_transformers_serve(tmp_path, monkeypatch, caplog):
           comparisons(1)
         )
     np.testing.assert_array_equal(judged.probabilities, [expected] * 4)
-    assert 'gives no log-probabilities' in caplog.text and len(rows(path)) == 4
+    assert 'returns no log-probabilities' in caplog.text and len(rows(path)) == 4
     for row, text in zip(rows(path), judged.rationales):
       assert (
         row['by'] == 'text'
