@@ -4,6 +4,7 @@
   python -m rlhf_jax.generate …                      generates responses to a file of prompts
   python -m rlhf_jax.score …                         computes log-probabilities or rewards of texts
   python -m rlhf_jax.plan …                          plans an experiment for other hardware
+  python -m rlhf_jax.collect …                       serves pages on which people rank and write
 
 In code, every stage is a module with a pure train step, such as `rlhf_jax.stages.ppo.train_step`;
 `rlhf_jax.testing` makes tiny models, states and batches to call it with. Importing this package
