@@ -11,7 +11,6 @@ import secrets
 import jax
 import numpy as np
 
-from rlhf_jax import pipeline
 from rlhf_jax.collect import items
 from rlhf_jax.collect.selection import Score
 from rlhf_jax.commands import lines, score_lines
@@ -19,6 +18,7 @@ from rlhf_jax.data.records import conversation, Message, Prompt
 from rlhf_jax.errors import UserError
 from rlhf_jax.generation import responses
 from rlhf_jax.generation.sampler import SamplingOptions
+from rlhf_jax.runtime import compilation
 
 # (conversations, key) → N lists of K texts
 Respond = Callable[[Sequence[Sequence[Message]], jax.Array], list[list[str]]]
@@ -183,8 +183,8 @@ def open_replies(names: Sequence[str], max_new_tokens: int) -> Callable:
 
 def _open(name: str, batch_size: int) -> lines.OpenedModel:
   """Opens a model on all devices."""
-  pipeline.cache_compilations()
-  pipeline.request_exact_products()
+  compilation.cache_compilations()
+  compilation.request_exact_products()
   options = argparse.Namespace(model=name, mesh='', batch_size=batch_size, dtype='float32')
   return lines.open_model(options)
 
