@@ -21,8 +21,8 @@ __all__ = ['UserError', '__version__', 'load_config', 'run', 'stages', 'testing'
 # that `import rlhf_jax` need not import jax.
 _PUBLIC = {
   'UserError': 'rlhf_jax.errors',
-  'load_config': 'rlhf_jax.pipeline',
-  'run': 'rlhf_jax.pipeline',
+  'load_config': 'rlhf_jax.experiment.pipeline',
+  'run': 'rlhf_jax.experiment.pipeline',
 }
 _MODULES = ('stages', 'testing')  # public modules, also imported at the first access
 

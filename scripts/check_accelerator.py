@@ -34,10 +34,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from rlhf_jax import config as configs
 from rlhf_jax import options as options_lib
-from rlhf_jax import pipeline, planner, testing
+from rlhf_jax import testing
 from rlhf_jax.errors import UserError
+from rlhf_jax.experiment import config as configs
+from rlhf_jax.experiment import pipeline, planner
 from rlhf_jax.generation import sampler
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.models import attention, transformer

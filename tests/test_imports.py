@@ -20,10 +20,8 @@ LAYERS = (  # from the bottom up; a room imports only from those of the lines ab
   ('collect',),
   ('planning',),
   ('stages',),
-  ('config', 'final_table'),
-  ('pipeline',),
+  ('experiment',),
   ('testing',),
-  ('planner',),
   ('commands',),
   ('__main__', 'generate', 'score', 'plan'),
 )

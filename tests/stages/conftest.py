@@ -5,7 +5,8 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 import pytest
 
-from rlhf_jax import pipeline, testing
+from rlhf_jax import testing
+from rlhf_jax.experiment import pipeline
 from rlhf_jax.stages.shared.context import Context
 
 EXPERIMENTS = Path(__file__).parents[2] / 'experiments'

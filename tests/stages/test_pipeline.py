@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf_jax import config as configs
-from rlhf_jax import final_table, pipeline, testing
+from rlhf_jax import testing
 from rlhf_jax.data import records
 from rlhf_jax.errors import UserError
+from rlhf_jax.experiment import config as configs
+from rlhf_jax.experiment import final_table, pipeline
 from rlhf_jax.interop import pretrained
 from rlhf_jax.models import transformer
 from rlhf_jax.runtime import checkpoint

@@ -15,13 +15,13 @@ from pathlib import Path
 import time
 from typing import Any
 
-from rlhf_jax import config as configs
-from rlhf_jax import final_table
 from rlhf_jax import options as options_lib
 from rlhf_jax.data import sources
 from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.data.tinyworld import vocabulary
 from rlhf_jax.errors import UserError
+from rlhf_jax.experiment import config as configs
+from rlhf_jax.experiment import final_table
 from rlhf_jax.interop import chat_template, pretrained
 from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.runtime import compilation, hosts, mesh

@@ -13,10 +13,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import config as configs
 from rlhf_jax import options as options_lib
-from rlhf_jax import pipeline
 from rlhf_jax.errors import UserError
+from rlhf_jax.experiment import config as configs
+from rlhf_jax.experiment import pipeline
 from rlhf_jax.interop import pretrained
 from rlhf_jax.planning import chips, measure
 from rlhf_jax.runtime import compilation, mesh
