@@ -16,7 +16,8 @@ updated only every n steps, and importance weights up to `weight_limit` correct 
 
 Left out: dropout, an entropy bonus.
 
-The path of a step: `build` → `iterate` → `train_step` → `assess_rollout` → `loss`.
+The path of a step: `build` → `iterate` → `train_step` → `update_once` or
+`update_in_minibatches` → `assess_rollout` → `loss`.
 """
 
 from collections.abc import Collection
@@ -176,17 +177,88 @@ def train_step(
     The next state, and metrics ([] float32 each; docs/metrics.md). Where loss or
     gradient of a minibatch is not finite, that minibatch changes nothing.
   """
+  update = update_in_minibatches
+  if options.epochs * options.parts == 1:
+    update = update_once
+  (trained, opt_state), metrics, updated = update(
+    state, scored, reference_params, definitions, options
+  )
+  # A step in which no minibatch changed anything does not count: it is made again.
+  step = state.step + updated.astype(jnp.int32)
+  next_state = state.replace(
+    step=step,
+    trained=trained,
+    opt_state=opt_state,
+    sampler_trained=next_sampler(trained, state.sampler_trained, step, options),
+  )
+  return next_state, metrics
+
+
+def update_once(
+  state: SamplerState,
+  scored: ScoredRollout,
+  reference_params: Params,
+  definitions: RolloutDefinitions,
+  options: Options,
+) -> tuple[tuple[Params, Any], dict[str, Array], Array]:
+  """Makes the only update of a step, whose forward pass also gives the logprobs before it.
+
+  The results are those of `update_in_minibatches`, which would run the policy once more.
+
+  The arguments are those of `train_step`.
+
+  Returns:
+    (trained parameters, the optimizer's state), metrics, and whether they changed, [] bool.
+  """
+  frozen = state.frozen.get('params', {})
+  forward = functools.partial(
+    rollout.forward_responses,
+    sequences=scored.sequences,
+    response_length=scored.samples.tokens.shape[1],
+    temperature=options.sampling.temperature,
+  )
+  reference = forward(definitions.reference_model, reference_params)
+
+  def batch_loss(trained: Params, scored: ScoredRollout, key: Array) -> steps.Loss:
+    del key  # nothing is drawn: dropout is left out
+    now = forward(definitions.model, merge_params(trained, frozen))
+    evaluated = Evaluated(now.logprobs, now.entropies, reference.logprobs)
+    assessed, metrics = assess_rollout(scored, jax.lax.stop_gradient(evaluated), options)
+    return dataclasses.replace(loss(now, assessed, options), counts=metrics)
+
+  gradients, metrics = steps.compute_gradients(batch_loss, state.trained, scored, state.key)
+  trained, opt_state, metrics = steps.apply_update(
+    definitions.optimizer, state.trained, state.opt_state, gradients, metrics
+  )
+  metrics['policy/first_ratio'] = metrics['policy/ratio']
+  return (trained, opt_state), metrics, steps.update_is_finite(metrics)
+
+
+def update_in_minibatches(
+  state: SamplerState,
+  scored: ScoredRollout,
+  reference_params: Params,
+  definitions: RolloutDefinitions,
+  options: Options,
+) -> tuple[tuple[Params, Any], dict[str, Array], Array]:
+  """Assesses the responses, then passes over them in epochs of minibatches.
+
+  The arguments are those of `train_step`.
+
+  Returns:
+    (trained parameters, the optimizer's state), metrics, and whether any minibatch changed
+    them, [] bool.
+  """
   # Recomputed here, not taken from the sampler, so that the first ratio is exactly 1.
   evaluated = evaluate_responses(state, scored, reference_params, definitions, options)
   assessed, metrics = assess_rollout(scored, evaluated, options)
-
   update = functools.partial(
     update_minibatch,
     frozen=state.frozen.get('params', {}),
     definitions=definitions,
     options=options,
   )
-  (trained, opt_state), update_metrics = rollout.epochs_of_minibatches(
+  carry, update_metrics = rollout.epochs_of_minibatches(
     update,
     (state.trained, state.opt_state),
     assessed,
@@ -195,16 +267,8 @@ def train_step(
     minibatches=options.minibatches,
     layout=definitions.layout,
   )
-
-  # A step in which no minibatch changed anything does not count: it is made again.
-  step = state.step + rollout.made_an_update(update_metrics).astype(jnp.int32)
-  next_state = state.replace(
-    step=step,
-    trained=trained,
-    opt_state=opt_state,
-    sampler_trained=next_sampler(trained, state.sampler_trained, step, options),
-  )
-  return next_state, rollout.epoch_metrics(update_metrics) | metrics
+  metrics |= rollout.epoch_metrics(update_metrics)
+  return carry, metrics, rollout.made_an_update(update_metrics)
 
 
 def evaluate_responses(
@@ -218,24 +282,16 @@ def evaluate_responses(
 
   It does so in as many parts as the update has, so that both need the same memory.
   """
-  response_length = scored.samples.tokens.shape[1]
-  temperature = options.sampling.temperature
 
   def evaluate_part(sequences: Sequences) -> Evaluated:
-    policy = rollout.forward_responses(
-      definitions.model,
-      state.params,
-      sequences,
-      response_length,
-      temperature,
+    forward = functools.partial(
+      rollout.forward_responses,
+      sequences=sequences,
+      response_length=scored.samples.tokens.shape[1],
+      temperature=options.sampling.temperature,
     )
-    reference = rollout.forward_responses(
-      definitions.reference_model,
-      reference_params,
-      sequences,
-      response_length,
-      temperature,
-    )
+    policy = forward(definitions.model, state.params)
+    reference = forward(definitions.reference_model, reference_params)
     return Evaluated(policy.logprobs, policy.entropies, reference.logprobs)
 
   return steps.map_in_parts(evaluate_part, scored.sequences, options.parts)
@@ -330,7 +386,14 @@ def update_minibatch(
 
   def batch_loss(trained: Params, assessed: AssessedRollout, key: Array) -> steps.Loss:
     del key  # nothing is drawn: dropout is left out
-    return loss(merge_params(trained, frozen), assessed, definitions, options)
+    now = rollout.forward_responses(
+      definitions.model,
+      merge_params(trained, frozen),
+      assessed.sequences,
+      assessed.mask.shape[1],
+      options.sampling.temperature,
+    )
+    return loss(now, assessed, options)
 
   gradients, metrics = steps.compute_gradients(
     batch_loss, trained, assessed, key, options.microbatches
@@ -341,18 +404,12 @@ def update_minibatch(
   return (trained, opt_state), metrics
 
 
-def loss(
-  params: Params,
-  assessed: AssessedRollout,
-  definitions: RolloutDefinitions,
-  options: Options,
-) -> steps.Loss:
+def loss(now: rollout.ResponseForward, assessed: AssessedRollout, options: Options) -> steps.Loss:
   """Computes the policy loss that `options.loss` names, with the KL term if it is in the loss.
 
   Args:
-    params: the complete policy.
-    assessed: n responses of at most R tokens.
-    definitions: the policy's definition.
+    now: the outputs of the policy on n responses.
+    assessed: these responses, of at most R tokens.
     options: the options of the stage.
 
   Returns:
@@ -360,13 +417,6 @@ def loss(
     responses), and statistics over response tokens.
   """
   mask = assessed.mask  # [n, R] bool
-  now = rollout.forward_responses(
-    definitions.model,
-    params,
-    assessed.sequences,
-    mask.shape[1],
-    options.sampling.temperature,
-  )
   policy_loss = policy_gradient.POLICY_LOSSES[options.loss]
   losses, ratios, clipped = policy_loss(
     now.logprobs,

@@ -19,7 +19,8 @@ Choices where implementations differ (docs/ppo.md):
      optimizer.
 Left out: dropout, an entropy bonus, several rollouts in flight.
 
-The path of a step: `build` → `iterate` → `train_step` → `assess_rollout` → `loss`.
+The path of a step: `build` → `iterate` → `train_step` → `update_once` or
+`update_in_minibatches` → `assess_rollout` → `loss`.
 """
 
 from collections.abc import Iterator
@@ -202,19 +203,101 @@ def train_step(
     The next state, and metrics ([] float32 each; docs/metrics.md). A minibatch whose
     loss or gradient is not finite changes nothing.
   """
+  update = update_in_minibatches
+  if options.epochs * options.parts == 1:
+    update = update_once
+  (trained, opt_state), metrics, updated = update(
+    state, scored, reference_params, definitions, options
+  )
+  # Where no minibatch changed anything, step and β stay too: the step is made again.
+  kl_coefficient = next_kl_coefficient(state.kl_coefficient, metrics['kl'], scored, options)
+  next_state = state.replace(
+    step=state.step + updated.astype(jnp.int32),
+    trained=trained['policy'],
+    opt_state=opt_state,
+    value_trained=trained['value'],
+    kl_coefficient=jnp.where(updated, kl_coefficient, state.kl_coefficient),
+  )
+  return next_state, metrics
+
+
+def update_once(
+  state: PPOState,
+  scored: ScoredRollout,
+  reference_params: Params,
+  definitions: Definitions,
+  options: Options,
+) -> tuple[tuple[Params, Any], dict[str, Array], Array]:
+  """Makes the only update of a step, whose forward pass also gives what was before it.
+
+  The results are those of `update_in_minibatches`, which would run policy and value model
+  once more.
+
+  The arguments are those of `train_step`.
+
+  Returns:
+    ({'policy', 'value'}: the trained parameters, the optimizer's state), metrics, and
+    whether they changed, [] bool.
+  """
+  temperature = options.sampling.temperature
+  response_length = scored.samples.tokens.shape[1]
+  reference = rollout.forward_responses(
+    definitions.reference_model,
+    reference_params,
+    scored.sequences,
+    response_length,
+    temperature,
+  )
+  weight = pretraining_weight(scored.samples.mask, scored.pretraining)
+
+  def batch_loss(trained: Params, scored: ScoredRollout, key: Array) -> steps.Loss:
+    del key  # nothing is drawn: dropout is left out
+    params = merge_params(trained, _frozen(state))
+    now = forward(
+      definitions,
+      params['policy'],
+      params['value'],
+      scored.sequences,
+      response_length,
+      temperature,
+    )
+    evaluated = jax.lax.stop_gradient(Evaluated(*now, reference.logprobs))
+    assessed, metrics = assess_rollout(scored, evaluated, state.kl_coefficient, options)
+    value = loss(params, now, assessed, scored.pretraining, weight, definitions, options)
+    return dataclasses.replace(value, counts=metrics)
+
+  trained = {'policy': state.trained, 'value': state.value_trained}
+  gradients, metrics = steps.compute_gradients(batch_loss, trained, scored, state.key)
+  trained, opt_state, metrics = steps.apply_update(
+    definitions.optimizer, trained, state.opt_state, gradients, metrics
+  )
+  metrics['policy/first_ratio'] = metrics['policy/ratio']
+  return (trained, opt_state), metrics, steps.update_is_finite(metrics)
+
+
+def update_in_minibatches(
+  state: PPOState,
+  scored: ScoredRollout,
+  reference_params: Params,
+  definitions: Definitions,
+  options: Options,
+) -> tuple[tuple[Params, Any], dict[str, Array], Array]:
+  """Assesses the responses, then passes over them in epochs of minibatches.
+
+  The arguments are those of `train_step`.
+
+  Returns:
+    ({'policy', 'value'}: the trained parameters, the optimizer's state), metrics, and
+    whether any minibatch changed them, [] bool.
+  """
   # Recomputed here, not taken from the sampler, so that the first ratio is exactly 1.
   evaluated = evaluate_responses(state, scored, reference_params, definitions, options)
   assessed, metrics = assess_rollout(scored, evaluated, state.kl_coefficient, options)
-
-  frozen = {
-    'policy': state.frozen.get('params', {}),
-    'value': state.frozen.get('value_params', {}),
-  }
   update = functools.partial(
-    update_minibatch, frozen=frozen, definitions=definitions, options=options
+    update_minibatch, frozen=_frozen(state), definitions=definitions, options=options
   )
   trained = {'policy': state.trained, 'value': state.value_trained}
-  (trained, opt_state), update_metrics = rollout.epochs_of_minibatches(
+  carry, update_metrics = rollout.epochs_of_minibatches(
     update,
     (trained, state.opt_state),
     assessed,
@@ -224,18 +307,16 @@ def train_step(
     layout=definitions.layout,
     unshuffled=scored.pretraining,
   )
+  metrics |= rollout.epoch_metrics(update_metrics)
+  return carry, metrics, rollout.made_an_update(update_metrics)
 
-  # Where no minibatch changed anything, step and β stay too: the step is made again.
-  updated = rollout.made_an_update(update_metrics)
-  kl_coefficient = next_kl_coefficient(state.kl_coefficient, metrics['kl'], assessed, options)
-  next_state = state.replace(
-    step=state.step + updated.astype(jnp.int32),
-    trained=trained['policy'],
-    opt_state=opt_state,
-    value_trained=trained['value'],
-    kl_coefficient=jnp.where(updated, kl_coefficient, state.kl_coefficient),
-  )
-  return next_state, rollout.epoch_metrics(update_metrics) | metrics
+
+def _frozen(state: PPOState) -> dict[str, Params]:
+  """Returns the parameters of policy and value model that are not trained."""
+  return {
+    'policy': state.frozen.get('params', {}),
+    'value': state.frozen.get('value_params', {}),
+  }
 
 
 def forward(
@@ -394,13 +475,13 @@ def explained_variance(values: Array, returns: Array, mask: Array) -> Array:
 def next_kl_coefficient(
   coefficient: Array,
   kl: Array,
-  assessed: AssessedRollout,
+  scored: ScoredRollout,
   options: Options,
 ) -> Array:
   """Returns β for the next step, [] float32: steered towards `kl_target`, or unchanged."""
   if not options.kl_target:
     return coefficient
-  episodes = assessed.mask.shape[0]  # N; one response is one episode
+  episodes = scored.scores.shape[0]  # N; one response is one episode
   return divergence.adapt_kl_coefficient(
     coefficient, kl, options.kl_target, options.kl_horizon, episodes
   )
@@ -430,27 +511,26 @@ def update_minibatch(
     The next carry, and metrics ([] float32 each).
   """
   trained, opt_state = carry
-  pretraining_weight = None
-  if pretraining is not None:
-    # The loss is divided by the number of response tokens. With this weight the
-    # documents' part is a mean over their own tokens, however the minibatch is cut
-    # into micro-batches: hence it is computed for the whole minibatch, and repeated
-    # for each row to be cut with the rows.
-    responses = masked.total(1.0, assessed.mask)
-    targets = masked.total(1.0, pretraining.loss_mask != 0)
-    weight = responses / jnp.maximum(targets, 1.0)
-    pretraining_weight = jnp.full(assessed.mask.shape[0], weight)
+  weight = pretraining_weight(assessed.mask, pretraining)
 
   def batch_loss(trained: Params, batch: Any, key: Array) -> steps.Loss:
     del key  # nothing is drawn: dropout is left out
     assessed, pretraining, weight = batch
     params = merge_params(trained, frozen)
-    return loss(params, assessed, pretraining, weight, definitions, options)
+    now = forward(
+      definitions,
+      params['policy'],
+      params['value'],
+      assessed.sequences,
+      assessed.mask.shape[1],  # R
+      options.sampling.temperature,
+    )
+    return loss(params, now, assessed, pretraining, weight, definitions, options)
 
   gradients, metrics = steps.compute_gradients(
     batch_loss,
     trained,
-    (assessed, pretraining, pretraining_weight),
+    (assessed, pretraining, weight),
     key,
     options.microbatches,
   )
@@ -460,22 +540,45 @@ def update_minibatch(
   return (trained, opt_state), metrics
 
 
+def pretraining_weight(mask: Array, documents: Sequences | None) -> Array | None:
+  """Computes the weight of the documents' summed loss beside that of the responses (PPO-ptx).
+
+  The loss is divided by the number of response tokens. With this weight the documents'
+  part is a mean over their own tokens, however a minibatch is cut into micro-batches:
+  hence it is computed for the whole minibatch, and repeated for each row to be cut with
+  the rows.
+
+  Args:
+    mask: [n, R] bool, the responses.
+    documents: [n, T]; None without.
+
+  Returns:
+    [n] float32, the same in all rows; None without documents.
+  """
+  if documents is None:
+    return None
+  responses = masked.total(1.0, mask)
+  targets = masked.total(1.0, documents.loss_mask != 0)
+  return jnp.full(mask.shape[0], responses / jnp.maximum(targets, 1.0))
+
+
 def loss(
   params: Params,
+  now: Forward,
   assessed: AssessedRollout,
   pretraining: Sequences | None,
-  pretraining_weight: Array | None,
+  weight: Array | None,
   definitions: Definitions,
   options: Options,
 ) -> steps.Loss:
   """Computes the clipped losses of policy and value, and of PPO-ptx.
 
   Args:
-    params: {'policy', 'value'}: complete parameters.
-    assessed: n responses of at most R tokens.
+    params: {'policy', 'value'}: complete parameters; PPO-ptx runs the policy over documents.
+    now: the outputs of both models on n responses.
+    assessed: these responses, of at most R tokens.
     pretraining: [n, T] documents for PPO-ptx; None without.
-    pretraining_weight: [n] float32, the weight of their summed loss, the same in all
-      rows; None without.
+    weight: [n] float32, as `pretraining_weight` returns it; None without.
     definitions: the definitions of the models.
     options: the options of the stage.
 
@@ -484,7 +587,6 @@ def loss(
     tokens.
   """
   mask = assessed.mask  # [n, R] bool
-  now = _forward_minibatch(params, assessed, definitions, options)
   policy_losses, ratios, policy_clipped = policy_gradient.clipped(
     now.logprobs,
     assessed.logprobs,
@@ -511,29 +613,12 @@ def loss(
     'value/loss': value_total,
     'value/clip_fraction': masked.total(value_clipped, mask),
   }
-  if pretraining is not None and pretraining_weight is not None:
-    weight = pretraining_weight[0]  # the same in every row
-    nll = pretraining_nll(params['policy'], pretraining, definitions.model) * weight
+  if pretraining is not None and weight is not None:
+    nll = pretraining_nll(params['policy'], pretraining, definitions.model)
+    nll = nll * weight[0]  # the same in every row
     objective = objective + options.pretraining_coefficient * nll
     means['pretraining/loss'] = nll
   return steps.Loss(total=objective, weight=masked.total(1.0, mask), means=means)
-
-
-def _forward_minibatch(
-  params: Params,
-  assessed: AssessedRollout,
-  definitions: Definitions,
-  options: Options,
-) -> Forward:
-  """Runs policy and value model, as they are now, over a minibatch of responses."""
-  return forward(
-    definitions,
-    params['policy'],
-    params['value'],
-    assessed.sequences,
-    assessed.mask.shape[1],  # R
-    options.sampling.temperature,
-  )
 
 
 def pretraining_nll(params: Params, documents: Sequences, model: Model) -> Array:

@@ -169,6 +169,15 @@ def test_a_response_without_an_end_scores_what_config_says():
   np.testing.assert_allclose(metrics['reward/score'], scores.mean(), rtol=1e-5)
 
 
+def test_a_single_update_needs_no_forward_pass_before_it():
+  """One update by `update_once` is that of `update_in_minibatches`, in one part or in four."""
+  how = {'pretraining': documents(), 'pretraining_coefficient': 0.5, 'epochs': 1, **STEERED}
+  once = update(rollout(), **how)
+  assert once[1]['policy/first_ratio'] == 1
+  testing.assert_trees_close(once, update(rollout(), microbatches=4, **how), 'micro-batches')
+  testing.assert_trees_close(update(rollout(), 'data 2, fsdp 2, tensor 2', **how), once, 'mesh')
+
+
 def test_pretraining_term_is_its_own_mean():
   model = testing.make_model()
   text = documents()
