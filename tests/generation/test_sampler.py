@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.generation import sampler
@@ -101,20 +102,16 @@ def test_greedy_is_the_best_token_of_the_full_forward(params):
 
 def test_top_k_and_top_p_choose_among_the_likeliest():
   logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
-  keys = jax.random.split(jax.random.key(0), 2000)
 
-  def draw(**k):
-    return (
-      np.bincount(
-        jax.vmap(
-          lambda key: sampler.choose_tokens(
-            key, logits, k.get('temperature', 1.0), k.get('top_k', 0), k.get('top_p', 1.0)
-          )
-        )(keys).ravel(),
-        minlength=4,
-      )
-      / 2000
-    )
+  def draw(temperature=1.0, **limits):
+    options = sampler.SamplingOptions(temperature=temperature, **limits)
+    made = definition(options=options)
+    uniforms = jax.random.uniform(jax.random.key(0), (2000, 2))
+    rows = jnp.repeat(logits, 2000, axis=0)
+    tokens, logprobs = sampler.draw(made, uniforms, rows, jnp.zeros(2000, bool))
+    want = jax.nn.log_softmax(logits[0] / temperature)[tokens]
+    np.testing.assert_allclose(logprobs, want, atol=1e-6)  # of the whole vocabulary
+    return np.bincount(tokens, minlength=4) / 2000
 
   np.testing.assert_allclose(draw(), [0.5, 0.3, 0.15, 0.05], atol=0.04)
   np.testing.assert_allclose(draw(top_k=2), [0.625, 0.375, 0, 0], atol=0.04)
@@ -123,6 +120,30 @@ def test_top_k_and_top_p_choose_among_the_likeliest():
   np.testing.assert_allclose(
     draw(temperature=0.5), np.array([0.25, 0.09, 0.0225, 0.0025]) / 0.365, atol=0.04
   )
+
+
+@pytest.mark.parametrize('vocabulary', [3, 48, 257])  # of whole blocks and of others
+def test_drawn_tokens_are_distributed_as_their_weights(vocabulary):
+  rows = 40_000
+  weights = jax.random.exponential(jax.random.key(1), (vocabulary,)) ** 2
+  weights = weights.at[::5].set(0.0).at[-1].set(1.0)  # whole blocks may be impossible too
+  uniforms = sampler.draw_uniforms(jax.random.key(2), 1, rows)[0]
+  tokens = sampler.choose_tokens(uniforms, jnp.tile(weights, (rows, 1)))
+  counts = np.bincount(tokens, minlength=vocabulary)
+  possible = np.asarray(weights) > 0
+  assert counts.shape == (vocabulary,) and not counts[~possible].any()
+  expected = np.asarray(weights, np.float64)[possible]
+  expected *= rows / expected.sum()
+  # the seed is fixed, so that this holds or fails once and for all
+  assert stats.chisquare(counts[possible], expected).pvalue > 1e-3
+
+
+def test_the_ends_of_the_random_numbers_draw_possible_tokens():
+  weights = jnp.array([[0.0, 0.0, 3.0, 0.0, 1e-30, 0.0, 0.0]])
+  least, most = 0.0, np.nextafter(np.float32(1), np.float32(0))
+  for uniforms in ([least, least], [least, most], [most, least], [most, most]):
+    token = sampler.choose_tokens(jnp.array([uniforms]), weights)
+    assert token[0] in (2, 4)
 
 
 def test_samples_of_a_prompt_differ_and_stand_together(params):
@@ -193,8 +214,8 @@ def definition(**changes):
 
 def test_drawn_tokens_are_padding_after_the_end():
   logits = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.0, 0.0, 1.0]]))
-  key, done = jax.random.key(0), jnp.array([True, False])
-  tokens, logprobs = sampler.draw(definition(), key, logits, 0, done)
+  uniforms, done = jnp.full((2, 2), 0.5), jnp.array([True, False])
+  tokens, logprobs = sampler.draw(definition(), uniforms, logits, done)
   np.testing.assert_array_equal(tokens, [PAD, 2])
   np.testing.assert_allclose(logprobs, [0.0, 0.0])
 
@@ -209,9 +230,10 @@ def test_the_parts_of_the_sampler_are_functions_of_values(params):
   hidden, cache, lengths = prefill(params, prompts())
   assert hidden.shape == (6, 32) and cache.segment_ids.shape == (6, 8)
   np.testing.assert_array_equal(lengths, [6, 6, 3, 3, 1, 1])
-  state = begin(params, hidden, cache, key)
+  uniforms = sampler.draw_uniforms(key, 2, 6)
+  state = begin(params, hidden, cache, uniforms)
   np.testing.assert_array_equal(state.done, np.isin(state.token, STOPS))
-  state = step(params, lengths, key, state)
+  state = step(params, lengths, uniforms, state)
   samples = generate(params, prompts(), key)
   np.testing.assert_array_equal(state.tokens, samples.tokens)
   np.testing.assert_allclose(state.logprobs, samples.logprobs, atol=1e-6)
