@@ -220,7 +220,7 @@ def attend_with_library(
     query: [B, T, H, C].
     key: [B, T, N, C].
     value: [B, T, N, C].
-    mask: [B, T, T] bool.
+    mask: [B, T, T] bool, no key of which is after its query.
     scale: the logits are q·k × scale; None = C^-0.5.
     implementation: 'cudnn', or 'xla' in tests.
 
@@ -240,6 +240,7 @@ def attend_with_library(
     key,
     value,
     mask=mask[:, None],
+    is_causal=True,  # so is the mask already, but this lets cuDNN skip what it hides
     scale=scale,
     implementation=implementation,
   )
