@@ -340,13 +340,22 @@ def check_attention(args: argparse.Namespace) -> None:
       platform = jax.default_backend()
       chosen = attention.choose_implementation(config, length, False, platform)
       results['implementation'] = chosen
-      results |= compare_models(config, length)
+      results |= compare_models(config, segments_of_every_kind(length))
+  with recorded(args, 'attention', case='model: one text in each row') as results:
+    config = dataclasses.replace(testing.MODEL_CONFIG, dtype='bfloat16')
+    segments = segments_of_every_kind(64)[[0, 1]]  # the full row, and padding on the right
+    results |= compare_models(config, segments)
 
 
 def library_attention() -> Attend:
   """Returns the attention of a library: cuDNN's on a GPU, XLA's elsewhere."""
   implementation: Any = 'cudnn' if jax.default_backend() == 'gpu' else 'xla'
-  return functools.partial(attention.attend_with_library, implementation=implementation)
+
+  def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+    bias = attention.bias_of_mask(mask, query.dtype)
+    return attention.attend_with_library(query, key, value, bias, None, None, implementation)
+
+  return attend
 
 
 def segments_of_every_kind(T: int) -> np.ndarray:
@@ -408,11 +417,10 @@ def relative_error(got: jax.Array, want: jax.Array) -> float:
   return error / max(float(np.linalg.norm(want64)), 1e-30)
 
 
-def compare_models(config: ModelConfig, T: int) -> dict[str, float]:
+def compare_models(config: ModelConfig, segments: np.ndarray) -> dict[str, float]:
   """Measures the relative errors of a model's hidden states and gradients against float32."""
-  segments = segments_of_every_kind(T)
   tokens = np.random.default_rng(1).integers(2, config.vocab_size, segments.shape)
-  positions = np.tile(np.arange(T, dtype=np.int32), (4, 1))
+  positions = np.tile(np.arange(segments.shape[1], dtype=np.int32), (len(segments), 1))
   exact_config = dataclasses.replace(config, dtype='float32', attention='plain')
   exact_model = transformer.build_model(exact_config)
   params = testing.make_params(exact_model)
@@ -600,7 +608,11 @@ def check_sampler(args: argparse.Namespace) -> None:
 
 
 def measure_sampler_gap(config: ModelConfig) -> dict[str, float]:
-  """Measures the largest and the mean difference, in nats, over all response tokens."""
+  """Measures the largest and the mean difference, in nats, over all response tokens.
+
+  `sampler_rounding` and `forward_rounding` are the mean differences of both from an exact
+  float32 forward pass.
+  """
   R = 40
   layout = testing.make_layout()
   model = transformer.build_model(config, layout)
@@ -615,13 +627,25 @@ def measure_sampler_gap(config: ModelConfig) -> dict[str, float]:
   )
   samples = generate(params, prompts, jax.random.key(1))
 
-  def forward(params: Params, sequences: Sequences) -> jax.Array:
+  def forward(model: transformer.Model, params: Params, sequences: Sequences) -> jax.Array:
     return rollout.forward_responses(model, params, sequences, R, 1.0).logprobs
 
+  def differences(a: jax.Array, b: jax.Array) -> np.ndarray:
+    return np.abs(np.asarray(a - b))[np.asarray(samples.mask)]
+
   sequences = jax.jit(sampler.join_sequences)(prompts, samples)
-  logprobs = jax.jit(forward)(params, sequences)
-  gaps = np.abs(np.asarray(logprobs - samples.logprobs))[np.asarray(samples.mask)]
-  return dict(largest=gaps.max(), mean=gaps.mean())
+  logprobs = jax.jit(functools.partial(forward, model))(params, sequences)
+  exact_config = dataclasses.replace(config, dtype='float32', attention='plain')
+  exact_model = transformer.build_model(exact_config, layout)
+  with jax.default_matmul_precision('highest'):
+    exact = jax.jit(functools.partial(forward, exact_model))(params, sequences)
+  gaps = differences(logprobs, samples.logprobs)
+  return dict(
+    largest=gaps.max(),
+    mean=gaps.mean(),
+    sampler_rounding=differences(samples.logprobs, exact).mean(),
+    forward_rounding=differences(logprobs, exact).mean(),
+  )
 
 
 def random_prompts(B: int, P: int, vocab_size: int) -> Prompts:
