@@ -352,8 +352,8 @@ def library_attention() -> Attend:
   implementation: Any = 'cudnn' if jax.default_backend() == 'gpu' else 'xla'
 
   def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
-    bias = attention.bias_of_mask(mask, query.dtype)
-    return attention.attend_with_library(query, key, value, bias, None, None, implementation)
+    mask = attention.mask_for_library(mask)
+    return attention.attend_with_library(query, key, value, mask, None, None, implementation)
 
   return attend
 

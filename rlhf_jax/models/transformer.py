@@ -308,7 +308,7 @@ class _Attention:
   window: int  # the window of every layer, if all have the same
   scale: float | None  # the logits are q·k × scale; None = C^-0.5
   cap: float  # soft cap of the logits; 0 = none
-  bias: jax.Array | None  # the mask of all layers for cuDNN; None if it differs, or elsewhere
+  library_mask: jax.Array | None  # for cuDNN; None if layers differ, or elsewhere
   one_text: jax.Array | None  # [] bool, a causal mask is enough; None = no
 
   def attend(
@@ -323,8 +323,15 @@ class _Attention:
       assert self.splash is not None
       size = self.window if window is None else window
       return self.splash(query, key, value, self.segments, size)
-    if self.bias is not None and window is None:
-      return attention.attend_with_library(query, key, value, self.bias, self.scale, self.one_text)
+    if self.library_mask is not None and window is None:
+      return attention.attend_with_library(
+        query,
+        key,
+        value,
+        self.library_mask,
+        self.scale,
+        self.one_text,
+      )
     mask = self.mask
     if window is not None:
       mask = mask & (self.distance < window)
@@ -333,8 +340,8 @@ class _Attention:
       key, value = key[:, :, :places], value[:, :, :places]
       return attention.attend_to_cache(query, key, value, mask, self.scale, self.cap)
     if self.implementation == 'cudnn':
-      bias = attention.bias_of_mask(mask, query.dtype)
-      return attention.attend_with_library(query, key, value, bias, self.scale)
+      mask = attention.mask_for_library(mask)
+      return attention.attend_with_library(query, key, value, mask, self.scale)
     return attention.attend(query, key, value, mask, self.scale, self.cap)
 
 
@@ -388,9 +395,9 @@ def _prepare_attention(
     layout.platform,
     sharded=splash is None,
   )
-  bias = one_text = None
+  library_mask = one_text = None
   if implementation == 'cudnn' and 'window' not in per_layer:
-    bias = attention.bias_of_mask(mask, config.dtype)
+    library_mask = attention.mask_for_library(mask)
     if windows[0] == S:
       one_text = attention.hold_one_text(segment_ids)
   shared = _Attention(
@@ -403,7 +410,7 @@ def _prepare_attention(
     window=windows[0],
     scale=scale,
     cap=config.attention_cap,
-    bias=bias,
+    library_mask=library_mask,
     one_text=one_text,
   )
   return shared, factor, per_layer

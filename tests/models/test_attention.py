@@ -79,8 +79,8 @@ def test_splash_has_the_gradients_of_plain_and_runs_on_a_mesh(params):
 
 
 def attend_by_xla(query, key, value, mask, **options):
-  bias = attention.bias_of_mask(mask, query.dtype)
-  return attention.attend_with_library(query, key, value, bias, implementation='xla', **options)
+  mask = attention.mask_for_library(mask)
+  return attention.attend_with_library(query, key, value, mask, implementation='xla', **options)
 
 
 def test_the_library_equals_plain():
@@ -122,13 +122,13 @@ def test_the_library_takes_rows_of_an_odd_length(monkeypatch):
 
   lengths = []
 
-  def library(query, key, value, bias, **options):
-    lengths.extend((query.shape[1], bias.shape[-1]))
+  def library(query, key, value, mask, **options):
+    lengths.extend((query.shape[1], mask.shape[-1]))
     return query
 
   monkeypatch.setattr(jax.nn, 'dot_product_attention', library)
-  bias = attention.bias_of_mask(mask, query.dtype)
-  assert attention.attend_with_library(query, key, value, bias).shape == query.shape
+  mask = attention.mask_for_library(mask)
+  assert attention.attend_with_library(query, key, value, mask).shape == query.shape
   assert lengths == [8, 8]
 
 
@@ -141,8 +141,8 @@ def test_the_library_takes_rows_of_an_odd_length(monkeypatch):
     ([[1, 1, 0, 1, 1]], False),  # padding in between
   ],
 )
-def test_one_text_in_each_row_needs_no_bias(segments, simple):
-  """Output and gradients are those of plain attention, with and without the bias."""
+def test_one_text_in_each_row_needs_no_mask(segments, simple):
+  """Output and gradients are those of plain attention, with and without the mask."""
   segments = jnp.asarray(segments)
   rows = len(segments)
   query, key, value = (

@@ -104,7 +104,7 @@ def test_the_backward_pass_on_a_gpu_repeats_only_what_it_must(monkeypatch, remat
     return jnp.sum(on_gpu.apply(params, *inputs)[0].astype(jnp.float32))
 
   program = str(jax.make_jaxpr(jax.grad(total))(params))
-  # one of both is run: with a bias, and with a causal mask alone
+  # one of both is run: with a mask, and causal alone
   assert program.count(model_config.CUDNN_ATTENTION + '[') == 2 * runs
   assert 'prevent_cse=True' not in program
   assert ('prevent_cse=False' in program) == (remat != 'none')
