@@ -15,16 +15,19 @@ a prompt, R length of a response.
 """
 
 import argparse
+import collections
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import json
 import os
 from pathlib import Path
-import re
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from types import ModuleType
 from typing import Any
@@ -180,10 +183,42 @@ def share_of_limit(args: argparse.Namespace, limit: str, value: float) -> float 
   return value / measured[-1] if measured else None
 
 
-def median_seconds(function: Callable[[], Any], repeats: int = 5, at_once: int = 1) -> float:
+@contextlib.contextmanager
+def alone(args: argparse.Namespace) -> Iterator[None]:
+  """Pauses the other commands of the shell script while the block runs.
+
+  So programs can be compiled in parallel, and each is still timed alone on the machine.
+  OUT/groups has a file for each command, named by its process group.
+  """
+  with open(args.out / 'lock', 'w', encoding='utf-8') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    signal_others(args, signal.SIGSTOP)
+    time.sleep(0.2)  # kernels that others have started come to their end
+    try:
+      yield
+    finally:
+      signal_others(args, signal.SIGCONT)
+
+
+def signal_others(args: argparse.Namespace, number: signal.Signals) -> None:
+  """Sends a signal to the process groups of all commands but this one."""
+  for path in (args.out / 'groups').glob('*'):
+    group = int(path.name)
+    if group != os.getpgrp():
+      with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, number)
+
+
+def median_seconds(
+  args: argparse.Namespace,
+  function: Callable[[], Any],
+  repeats: int = 5,
+  at_once: int = 1,
+) -> float:
   """Measures the median time of a call, after one call that compiles and one that warms up.
 
   Args:
+    args: the parsed arguments.
     function: what is timed.
     repeats: the number of measurements.
     at_once: calls of one measurement, dispatched without waiting between them.
@@ -192,14 +227,48 @@ def median_seconds(function: Callable[[], Any], repeats: int = 5, at_once: int =
     The seconds of one call.
   """
   jax.block_until_ready(function())
-  jax.block_until_ready(function())
   times = []
-  for _ in range(repeats):
-    began = time.perf_counter()
-    last = [function() for _ in range(at_once)][-1]
-    jax.block_until_ready(last)
-    times.append((time.perf_counter() - began) / at_once)
+  with alone(args):
+    jax.block_until_ready(function())
+    for _ in range(repeats):
+      began = time.perf_counter()
+      last = [function() for _ in range(at_once)][-1]
+      jax.block_until_ready(last)
+      times.append((time.perf_counter() - began) / at_once)
   return float(np.median(times))
+
+
+def record_kernels(args: argparse.Namespace, what: str, function: Callable[[], Any]) -> None:
+  """Records which kernels a call spends its time in: the first 40, with the times each ran."""
+  with tempfile.TemporaryDirectory() as folder:
+    with alone(args), jax.profiler.trace(folder):
+      jax.block_until_ready(function())
+    (path,) = Path(folder).rglob('*.xplane.pb')
+    profile = jax.profiler.ProfileData.from_file(str(path))
+  seconds: dict[str, float] = collections.defaultdict(float)
+  counts: dict[str, int] = collections.defaultdict(int)
+  streams = [
+    line
+    for plane in profile.planes
+    if plane.name.startswith('/device:GPU')
+    for line in plane.lines
+    if line.name.startswith('Stream')
+  ]
+  for line in streams:
+    for event in line.events:
+      seconds[event.name] += event.duration_ns * 1e-9
+      counts[event.name] += 1
+  slowest = sorted(seconds, key=seconds.__getitem__, reverse=True)[:40]
+  append_row(
+    args,
+    dict(
+      step='kernels',
+      what=what,
+      busy=sum(seconds.values()),
+      kernels=sum(counts.values()),
+      slowest=[[name[:90], round(seconds[name] * 1e3, 3), counts[name]] for name in slowest],
+    ),
+  )
 
 
 def first_seconds(function: Callable[[], Any]) -> float:
@@ -230,14 +299,14 @@ def check_limits(args: argparse.Namespace) -> None:
   ):
     left, right = (jax.random.normal(jax.random.key(i), (size, size), dtype) for i in range(2))
     multiply = jax.jit(functools.partial(jnp.matmul, precision=precision))
-    seconds = median_seconds(functools.partial(multiply, left, right), at_once=10)
+    seconds = median_seconds(args, functools.partial(multiply, left, right), at_once=10)
     record(args, 'limits', what=name, value=2 * size**3 / seconds, unit='FLOP/s')
   x = jax.random.normal(jax.random.key(0), (count,))
   # A maximum reads every element and writes only one.
-  seconds = median_seconds(functools.partial(jax.jit(jnp.max), x), at_once=10)
+  seconds = median_seconds(args, functools.partial(jax.jit(jnp.max), x), at_once=10)
   record(args, 'limits', what='read', value=x.nbytes / seconds, unit='B/s')
   increment = jax.jit(lambda x: x + 1)
-  seconds = median_seconds(functools.partial(increment, x), at_once=10)
+  seconds = median_seconds(args, functools.partial(increment, x), at_once=10)
   record(args, 'limits', what='copy', value=2 * x.nbytes / seconds, unit='B/s')
 
 
@@ -271,13 +340,22 @@ def check_attention(args: argparse.Namespace) -> None:
       platform = jax.default_backend()
       chosen = attention.choose_implementation(config, length, False, platform)
       results['implementation'] = chosen
-      results |= compare_models(config, length)
+      results |= compare_models(config, segments_of_every_kind(length))
+  with recorded(args, 'attention', case='model: one text in each row') as results:
+    config = dataclasses.replace(testing.MODEL_CONFIG, dtype='bfloat16')
+    segments = segments_of_every_kind(64)[[0, 1]]  # the full row, and padding on the right
+    results |= compare_models(config, segments)
 
 
 def library_attention() -> Attend:
   """Returns the attention of a library: cuDNN's on a GPU, XLA's elsewhere."""
   implementation: Any = 'cudnn' if jax.default_backend() == 'gpu' else 'xla'
-  return functools.partial(attention.attend_with_library, implementation=implementation)
+
+  def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+    mask = attention.mask_for_library(mask)
+    return attention.attend_with_library(query, key, value, mask, None, None, implementation)
+
+  return attend
 
 
 def segments_of_every_kind(T: int) -> np.ndarray:
@@ -339,11 +417,10 @@ def relative_error(got: jax.Array, want: jax.Array) -> float:
   return error / max(float(np.linalg.norm(want64)), 1e-30)
 
 
-def compare_models(config: ModelConfig, T: int) -> dict[str, float]:
+def compare_models(config: ModelConfig, segments: np.ndarray) -> dict[str, float]:
   """Measures the relative errors of a model's hidden states and gradients against float32."""
-  segments = segments_of_every_kind(T)
   tokens = np.random.default_rng(1).integers(2, config.vocab_size, segments.shape)
-  positions = np.tile(np.arange(T, dtype=np.int32), (4, 1))
+  positions = np.tile(np.arange(segments.shape[1], dtype=np.int32), (len(segments), 1))
   exact_config = dataclasses.replace(config, dtype='float32', attention='plain')
   exact_model = transformer.build_model(exact_config)
   params = testing.make_params(exact_model)
@@ -531,7 +608,11 @@ def check_sampler(args: argparse.Namespace) -> None:
 
 
 def measure_sampler_gap(config: ModelConfig) -> dict[str, float]:
-  """Measures the largest and the mean difference, in nats, over all response tokens."""
+  """Measures the largest and the mean difference, in nats, over all response tokens.
+
+  `sampler_rounding` and `forward_rounding` are the mean differences of both from an exact
+  float32 forward pass.
+  """
   R = 40
   layout = testing.make_layout()
   model = transformer.build_model(config, layout)
@@ -546,13 +627,25 @@ def measure_sampler_gap(config: ModelConfig) -> dict[str, float]:
   )
   samples = generate(params, prompts, jax.random.key(1))
 
-  def forward(params: Params, sequences: Sequences) -> jax.Array:
+  def forward(model: transformer.Model, params: Params, sequences: Sequences) -> jax.Array:
     return rollout.forward_responses(model, params, sequences, R, 1.0).logprobs
 
+  def differences(a: jax.Array, b: jax.Array) -> np.ndarray:
+    return np.abs(np.asarray(a - b))[np.asarray(samples.mask)]
+
   sequences = jax.jit(sampler.join_sequences)(prompts, samples)
-  logprobs = jax.jit(forward)(params, sequences)
-  gaps = np.abs(np.asarray(logprobs - samples.logprobs))[np.asarray(samples.mask)]
-  return dict(largest=gaps.max(), mean=gaps.mean())
+  logprobs = jax.jit(functools.partial(forward, model))(params, sequences)
+  exact_config = dataclasses.replace(config, dtype='float32', attention='plain')
+  exact_model = transformer.build_model(exact_config, layout)
+  with jax.default_matmul_precision('highest'):
+    exact = jax.jit(functools.partial(forward, exact_model))(params, sequences)
+  gaps = differences(logprobs, samples.logprobs)
+  return dict(
+    largest=gaps.max(),
+    mean=gaps.mean(),
+    sampler_rounding=differences(samples.logprobs, exact).mean(),
+    forward_rounding=differences(logprobs, exact).mean(),
+  )
 
 
 def random_prompts(B: int, P: int, vocab_size: int) -> Prompts:
@@ -598,7 +691,7 @@ def time_attention(args: argparse.Namespace) -> None:
     for name, attend in implementations.items():
       with recorded(args, 'attention speed', shape=shape, implementation=name) as results:
         run = jax.jit(jax.grad(functools.partial(sum_of_squares, attend), (0, 1, 2)))
-        seconds = median_seconds(functools.partial(run, *inputs), at_once=5)
+        seconds = median_seconds(args, functools.partial(run, *inputs), at_once=5)
         share = share_of_limit(args, 'bfloat16', flops / seconds)
         results |= dict(seconds=seconds, share=share)
 
@@ -635,7 +728,7 @@ def time_training(args: argparse.Namespace) -> None:
     return metrics
 
   compiling = first_seconds(train)
-  seconds = median_seconds(train, 3 if args.tiny else 8)
+  seconds = median_seconds(args, train, 3 if args.tiny else 8)
   count = transformer.parameter_count(definitions.model)
   # For each token 12 · layers · heads · head_dim · length, halved by the causal mask.
   attention_flops = 6 * config.layers * config.heads * config.head_dim * T
@@ -657,6 +750,7 @@ def time_training(args: argparse.Namespace) -> None:
     peak_gib=peak_gib(),
     loss=float(train()['loss']),
   )
+  record_kernels(args, f'training {args.shape} {args.remat} {args.attention}', train)
 
 
 def time_decoding(args: argparse.Namespace) -> None:
@@ -688,7 +782,7 @@ def measure_decoding(
   R = P
   prompts = context.layout.place(random_prompts(rows, P, config.vocab_size))
 
-  def time_rollout(length: int) -> tuple[float, float]:
+  def time_rollout(length: int) -> tuple[float, float, Callable[[], Any]]:
     generate = sampler.build_sampler(
       model,
       SamplingOptions(max_new_tokens=length),
@@ -699,15 +793,16 @@ def measure_decoding(
     )
     respond = functools.partial(generate, params, prompts, jax.random.key(1))
     compiling = first_seconds(respond)
-    return compiling, median_seconds(respond, 3)
+    return compiling, median_seconds(args, respond, 3), respond
 
-  _, prefill = time_rollout(1)
-  compiling, total = time_rollout(R)
+  _, prefill, _ = time_rollout(1)
+  compiling, total, respond = time_rollout(R)
   seconds = (total - prefill) / (R - 1)
   width = jnp.dtype(config.dtype).itemsize
   positions = rows * (P + R / 2)  # of the cache that are filled, on average
   cache_bytes = 2 * config.layers * config.kv_heads * config.head_dim * width * positions
   rate = (transformer.parameter_count(model) * width + cache_bytes) / seconds
+  record_kernels(args, f'decoding {args.shape} {rows}', respond)
   return dict(
     prefill=prefill,
     step_seconds=seconds,
@@ -738,7 +833,7 @@ def time_iteration(args: argparse.Namespace) -> None:
   N, R = samples.tokens.shape
   length = options.max_length + R
   values = dict(stage=args.stage, prompts=options.batch_size, responses=N, length=length)
-  seconds = median_seconds(respond, 3)
+  seconds = median_seconds(args, respond, 3)
   record(
     args,
     'iteration',
@@ -748,7 +843,7 @@ def time_iteration(args: argparse.Namespace) -> None:
     first_rollout=first_rollout,
   )
   scored_rows, _ = score(prompts, samples, ())
-  seconds = median_seconds(lambda: score(prompts, samples, ())[0], 3)
+  seconds = median_seconds(args, lambda: score(prompts, samples, ())[0], 3)
   record(args, 'iteration', **values, scoring=seconds)
 
   scored = rollout.ScoredRollout(rollout.join_sequences(prompts, samples), samples, scored_rows)
@@ -761,7 +856,7 @@ def time_iteration(args: argparse.Namespace) -> None:
       first_metrics.update(metrics)
     return metrics
 
-  seconds = median_seconds(update, 3)
+  seconds = median_seconds(args, update, 3)
   shown = ('policy/sampler_gap', 'policy/first_ratio', 'loss', 'kl')
   record(
     args,
@@ -810,27 +905,10 @@ def make_plans(args: argparse.Namespace) -> None:
     subprocess.run(command, check=False, env=environment)
 
 
-def note_command(args: argparse.Namespace) -> None:
-  """Records how a command of the shell script ended: --what=NAME --code=N --took=SECONDS."""
-  log = args.out / f'{args.what}.log'
-  text = log.read_text(encoding='utf-8', errors='replace') if log.is_file() else ''
-  # The last line with an error, or with the seconds of a finished run.
-  summaries = re.findall(r'^(?:rlhf_jax: error|\S*Error|seconds).*$', text, re.MULTILINE)
-  row = dict(
-    step='command',
-    what=args.what,
-    code=args.code,
-    seconds=args.took,
-    tiny=args.tiny,
-    summary=summaries[-1][:300] if summaries else '',
-  )
-  append_row(args, row)
-
-
 def print_table(args: argparse.Namespace) -> None:
   """Prints all results, one a line, and the plans."""
   hidden = ('step', 'device', 'jax', 'tiny')
-  rows = read_results(args)
+  rows = [row for row in read_results(args) if row['step'] != 'kernels']
   devices = sorted({f'{row["device"]}, jax {row["jax"]}' for row in rows if 'device' in row})
   print('\n' + '; '.join(devices))
   for row in rows:
@@ -866,7 +944,6 @@ STEPS = {
   'decoding': time_decoding,
   'iteration': time_iteration,
   'plan': make_plans,
-  'note': note_command,
   'table': print_table,
 }
 
@@ -882,14 +959,11 @@ def make_parser() -> argparse.ArgumentParser:
   add('--remat', default='dots', help='training: config.model.remat')
   add('--attention', default='auto', help='training: config.model.attention')
   add('--precision', nargs='+', help='stages: precisions of float32 matrix products')
-  add('--rows', type=int, nargs='+', default=[64, 256], help='decoding: numbers of rows')
+  add('--rows', type=int, nargs='+', default=[256, 64], help='decoding: numbers of rows')
   add('--scanned', action='store_true', help='decoding: also time scanned layers')
   add('--stage', default='ppo', choices=('ppo', 'grpo'), help='iteration: the stage')
   add('--card', default='', help='plan: the name of the GPU')
   add('--analytic', action='store_true', help='plan: estimate from shapes alone')
-  add('--what', default='', help='note: the name of what ran')
-  add('--code', type=int, default=0, help='note: its exit code')
-  add('--took', type=float, default=0.0, help='note: its seconds')
   return parser
 
 

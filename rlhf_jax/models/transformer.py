@@ -193,10 +193,13 @@ def apply_model(
     is_long,
     start,
   )
-  if config.remat != 'none':
-    layer = jax.checkpoint(layer, policy=REMAT[config.remat])
   # On a CPU a scan spends a tenth of a step on stacking what the backward pass needs.
   unroll = layout.platform == 'cpu' and cache is None
+  if config.remat != 'none':
+    # The barrier against common subexpressions is for unrolled layers. In a scan nothing can
+    # be shared, and it would only have everything that was saved copied before it is used.
+    is_unrolled = unroll or not isinstance(params['layers'], dict)
+    layer = jax.checkpoint(layer, policy=REMAT[config.remat], prevent_cse=is_unrolled)
   hidden, pairs = _apply_layers(layer, hidden, params['layers'], pairs, per_layer, unroll)
   hidden = normalise(hidden, params['norm'], params.get('norm_bias'), config)
   if cache is None:
@@ -305,6 +308,8 @@ class _Attention:
   window: int  # the window of every layer, if all have the same
   scale: float | None  # the logits are q·k × scale; None = C^-0.5
   cap: float  # soft cap of the logits; 0 = none
+  library_mask: jax.Array | None  # for cuDNN; None if layers differ, or elsewhere
+  one_text: jax.Array | None  # [] bool, a causal mask is enough; None = no
 
   def attend(
     self,
@@ -318,6 +323,15 @@ class _Attention:
       assert self.splash is not None
       size = self.window if window is None else window
       return self.splash(query, key, value, self.segments, size)
+    if self.library_mask is not None and window is None:
+      return attention.attend_with_library(
+        query,
+        key,
+        value,
+        self.library_mask,
+        self.scale,
+        self.one_text,
+      )
     mask = self.mask
     if window is not None:
       mask = mask & (self.distance < window)
@@ -326,6 +340,7 @@ class _Attention:
       key, value = key[:, :, :places], value[:, :, :places]
       return attention.attend_to_cache(query, key, value, mask, self.scale, self.cap)
     if self.implementation == 'cudnn':
+      mask = attention.mask_for_library(mask)
       return attention.attend_with_library(query, key, value, mask, self.scale)
     return attention.attend(query, key, value, mask, self.scale, self.cap)
 
@@ -380,6 +395,11 @@ def _prepare_attention(
     layout.platform,
     sharded=splash is None,
   )
+  library_mask = one_text = None
+  if implementation == 'cudnn' and 'window' not in per_layer:
+    library_mask = attention.mask_for_library(mask)
+    if windows[0] == S:
+      one_text = attention.hold_one_text(segment_ids)
   shared = _Attention(
     implementation=implementation,
     cached=cached,
@@ -390,6 +410,8 @@ def _prepare_attention(
     window=windows[0],
     scale=scale,
     cap=config.attention_cap,
+    library_mask=library_mask,
+    one_text=one_text,
   )
   return shared, factor, per_layer
 

@@ -78,6 +78,11 @@ def test_splash_has_the_gradients_of_plain_and_runs_on_a_mesh(params):
     )
 
 
+def attend_by_xla(query, key, value, mask, **options):
+  mask = attention.mask_for_library(mask)
+  return attention.attend_with_library(query, key, value, mask, implementation='xla', **options)
+
+
 def test_the_library_equals_plain():
   """What cuDNN is asked, asked of XLA."""
   random, segments = np.random.default_rng(0), np.repeat([[0, 1, 1, 2], [1, 1, 2, 0]], 4, axis=1)
@@ -88,7 +93,7 @@ def test_the_library_equals_plain():
   got, want = (
     np.asarray(jax.jit(f)(query, key, value, mask))
     for f in (
-      lambda *x: attention.attend_with_library(*x, 0.3, implementation='xla'),
+      lambda *x: attend_by_xla(*x, scale=0.3),
       lambda *x: attention.attend(*x, 0.3),
     )
   )
@@ -111,20 +116,52 @@ def test_the_library_takes_rows_of_an_odd_length(monkeypatch):
     out, back = jax.vjp(on_real_places, query, key, value)
     return out, *back(jnp.cos(out))
 
-  by_library = functools.partial(attention.attend_with_library, implementation='xla')
-  got = jax.jit(functools.partial(run, by_library))()
+  got = jax.jit(functools.partial(run, attend_by_xla))()
   want = jax.jit(functools.partial(run, attention.attend))()
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), got, want)
 
   lengths = []
 
-  def library(query, *rest, **options):
-    lengths.append(query.shape[1])
+  def library(query, key, value, mask, **options):
+    lengths.extend((query.shape[1], mask.shape[-1]))
     return query
 
   monkeypatch.setattr(jax.nn, 'dot_product_attention', library)
+  mask = attention.mask_for_library(mask)
   assert attention.attend_with_library(query, key, value, mask).shape == query.shape
-  assert lengths == [8]
+  assert lengths == [8, 8]
+
+
+@pytest.mark.parametrize(
+  'segments, simple',
+  [
+    ([[1, 1, 1, 1, 1], [2, 2, 2, 0, 0], [0, 0, 0, 0, 0]], True),
+    ([[1, 1, 1, 1, 1], [1, 1, 2, 2, 0]], False),  # packed
+    ([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]], False),  # padding on the left
+    ([[1, 1, 0, 1, 1]], False),  # padding in between
+  ],
+)
+def test_one_text_in_each_row_needs_no_mask(segments, simple):
+  """Output and gradients are those of plain attention, with and without the mask."""
+  segments = jnp.asarray(segments)
+  rows = len(segments)
+  query, key, value = (
+    jax.random.normal(jax.random.key(n), (rows, 5, heads, 8)) for n, heads in enumerate((4, 2, 2))
+  )
+  mask = attention.causal_mask(segments, segments)
+  one_text = attention.hold_one_text(segments)
+  assert bool(one_text) == simple
+
+  def run(attend):
+    def on_real_places(*x):
+      return jnp.where(segments[..., None, None] > 0, attend(*x, mask), 0)
+
+    out, back = jax.vjp(on_real_places, query, key, value)
+    return out, *back(jnp.cos(out))
+
+  got = jax.jit(functools.partial(run, functools.partial(attend_by_xla, one_text=one_text)))()
+  want = jax.jit(functools.partial(run, attention.attend))()
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), got, want)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.models import layout, transformer
+from rlhf_jax.models import layout, model_config, transformer
 from rlhf_jax.runtime import mesh
 
 CONFIG = transformer.ModelConfig(
@@ -84,6 +84,30 @@ def test_remat_changes_neither_values_nor_gradients(model, params, change):
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), total(model), total(other)
   )
+
+
+class OneGpu(layout.SingleDevice):
+  platform = 'gpu'
+
+
+@pytest.mark.parametrize('remat, runs', [('none', 1), ('dots', 1), ('full', 2)])
+def test_the_backward_pass_on_a_gpu_repeats_only_what_it_must(monkeypatch, remat, runs):
+  """cuDNN's attention runs once unless everything is recomputed, and nothing saved is copied."""
+  from jax._src.cudnn import fused_attention_stablehlo
+
+  monkeypatch.setattr(fused_attention_stablehlo, 'check_cudnn_version', lambda: 91300)
+  config = dataclasses.replace(CONFIG, dtype='bfloat16', remat=remat)
+  on_gpu = transformer.build_model(config, OneGpu())
+  params, inputs = jax.eval_shape(on_gpu.init, jax.random.key(0)), ragged()
+
+  def total(params):
+    return jnp.sum(on_gpu.apply(params, *inputs)[0].astype(jnp.float32))
+
+  program = str(jax.make_jaxpr(jax.grad(total))(params))
+  # one of both is run: with a mask, and causal alone
+  assert program.count(model_config.CUDNN_ATTENTION + '[') == 2 * runs
+  assert 'prevent_cse=True' not in program
+  assert ('prevent_cse=False' in program) == (remat != 'none')
 
 
 def test_scanned_and_unrolled_are_equal(model, params):
