@@ -4,6 +4,7 @@ python scripts/record_chats.py writes tests/interop/chats.json: for each templat
 question with each of the responses, and of the question alone with the generation prompt.
 """
 
+import functools
 import json
 from pathlib import Path
 import sys
@@ -31,16 +32,10 @@ def main() -> None:
       chat_template=source,
     )
 
-    def render(messages: list, prompt: bool = False) -> str:
-      return tokenizer.apply_chat_template(
-        messages,
-        tokenize=False,
-        add_generation_prompt=prompt,
-      )
-
+    render = functools.partial(tokenizer.apply_chat_template, tokenize=False)
     question = chat_cases.QUESTION
     recorded[name] = {
-      'prompt': render(question, prompt=True),
+      'prompt': render(question, add_generation_prompt=True),
       'whole': [
         render([*question, {'role': 'assistant', 'content': response}])
         for response in chat_cases.RESPONSES

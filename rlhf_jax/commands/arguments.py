@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 import sys
 
+from rlhf_jax.commands import host_memory
 from rlhf_jax.errors import UserError
 
 DONE = 0  # exit code of a command that did all its work
@@ -126,6 +127,7 @@ def run_command(
   Returns:
     DONE, MISTAKE or INTERRUPTED.
   """
+  host_memory.keep_freed_memory()
   try:
     command(options)
   except UserError as error:

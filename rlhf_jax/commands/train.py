@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 import sys
 
-from rlhf_jax.commands import arguments
+from rlhf_jax.commands import arguments, host_memory
 from rlhf_jax.errors import UserError
 
 _DESCRIPTION = """\
@@ -75,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   if not options.workdir and not options.show:  # --show writes nothing
     parser.error('--workdir=DIR is missing: the folder for everything that the run writes')
 
+  host_memory.keep_freed_memory()
   # imported here, as JAX takes seconds to import
   from rlhf_jax.runtime.loop import Interrupted
 

@@ -55,8 +55,8 @@ TEMPLATES = {
   # The generation prompt opens an empty thinking block, whatever the response will be.
   'no_thinking': (
     "{% for m in messages %}<|im_start|>{{ m.role + '\n' + m.content }}<|im_end|>{{ '\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{{ '\n<think>\n\n</think>\n\n' }}"
-    '{% endif %}'
+    '{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant'
+    "{{ '\n<think>\n\n</think>\n\n' }}{% endif %}"
   ),
   # Another name of the assistant, a trimmed content.
   'gemma': (
@@ -108,7 +108,7 @@ _TEXTS = ['How much is it? Yes it is. Two and two make four.\n\nuser assistant s
 
 
 def build_unigram():
-  """Blanks as '▁', one before a text, as in SentencePiece's Unigram; '</s>' is in its vocabulary."""
+  """As SentencePiece's Unigram: '▁' for blanks and before a text; '</s>' is a piece of it."""
   core = tokenizers.Tokenizer(models.Unigram())
   core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='first')
   core.decoder = decoders.Metaspace(prepend_scheme='first')

@@ -162,11 +162,11 @@ def wide():
   'kind,error,bits', [('bfloat16', 0.02, 16), ('int8', 0.02, 8), ('nf4', 0.15, 4), ('int4', 0.2, 4)]
 )
 def test_a_quantised_base_is_close_and_small(kind, error, bits):
-  if kind in quantised.SMALL:
+  if kind in quantised.QUANTISED_KINDS:
     pytest.importorskip('qwix')
   config, params, want = wide()
   trained, frozen = lora.split_trainable(params)
-  kept = quantised.keep(frozen, kind)
+  kept = quantised.convert(frozen, kind)
   got = forward(config, {**kept, 'layers': {**kept['layers'], **trained['layers']}})
   assert float(jnp.linalg.norm(got - want) / jnp.linalg.norm(want)) < error
 
@@ -201,7 +201,7 @@ def test_a_quantised_base_stays_sharded(kind):
   on = mesh.make_layout(mesh.MeshOptions(data=1, fsdp=4, tensor=2))
   model = transformer.build_model(config, on)
   here = jax.device_put(params, on.shardings(model.axes, params))
-  kept, alone = quantised.keep(here, kind), quantised.keep(params, kind)
+  kept, alone = quantised.convert(here, kind), quantised.convert(params, kind)
   for name in config.matrices:
     whole = kept['layers'][name].qvalue
     assert whole.sharding.shard_shape(whole.shape) == here['layers'][name].sharding.shard_shape(
@@ -216,4 +216,4 @@ def test_no_such_kind():
   with pytest.raises(
     UserError, match="lora.base: expected one of float32, bfloat16, int8, int4, nf4, got 'fp3'"
   ):
-    quantised.keep({}, 'fp3')
+    quantised.convert({}, 'fp3')

@@ -39,7 +39,7 @@ def compute_mesh_need(config: Any) -> MeshNeed:
   for section in sections:
     state_bytes = max(state_bytes, _state_bytes(section, models))  # stages run one after the other
     row_counts += _row_counts(section)
-    if _has_adapters(section) and section.lora.base in quantised.SMALL:
+    if _has_adapters(section) and section.lora.base in quantised.QUANTISED_KINDS:
       can_reshard = False  # quantised matrices stay as they are laid
   if len(config.evaluation.models):
     row_counts.append(config.evaluation.batch_size)

@@ -153,7 +153,7 @@ class ModelStore:
       remat=common.remat,
       attention=common.attention,
     )
-    if config.base in quantised.SMALL and context.layout.rollout_tensor:
+    if config.base in quantised.QUANTISED_KINDS and context.layout.rollout_tensor:
       raise UserError(
         f'config.mesh.rollout_tensor: expected 0 where lora.base is {config.base}, as quantised '
         'matrices cannot be laid otherwise for decoding'
@@ -257,7 +257,7 @@ def read_parameters(
   base = source.base if source.base is not None else source
   key = (base.name, base_dtype)
   if key not in bases:
-    bases[key] = quantised.keep(_load(base, layout), base_dtype, layout.create)
+    bases[key] = quantised.convert(_load(base, layout), base_dtype, layout.create)
   if source.base is None:
     return dict(bases[key])  # a copy: callers add leaves
   return merge_params(_load(source, layout), bases[key])  # where both have a leaf, the adapters'
