@@ -460,7 +460,7 @@ ANSWER_FORMS = (
     for label in ('desirable', 'label')
   ),
   *(
-    AnswerForm(f'a {name}', (name,), _single_of(name))
+    AnswerForm(f'the field {name}', (name,), _single_of(name))
     for name in ('response', 'completion', 'output', 'answer', 'solution', 'targets', 'target')
   ),
 )
