@@ -119,8 +119,9 @@ def _read_lines(path: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
         yield number, line
   except (OSError, EOFError, zlib.error) as error:
     # A damaged archive shows only when its bytes are read, in the middle of the file.
-    place = f'{path}:{number + 1}' if number else path
-    raise UserError(f'{place}: cannot read: {getattr(error, "strerror", None) or error}') from None
+    reason = getattr(error, 'strerror', None)  # of the system: there is no such file, say
+    place = path if reason else f'{path}:{number + 1}'
+    raise UserError(f'{place}: cannot read: {reason or error}') from None
 
 
 def _escape(match: re.Match[str]) -> str:
