@@ -159,7 +159,7 @@ def open_tokenizer(config: ConfigDict) -> Any:
   if config.tokenizer.init != 'train':
     return pretrained.open_pretrained(config.tokenizer.init).tokenizer
   vocab_size = config.tokenizer.vocab_size
-  return SimpleNamespace(vocab_size=vocab_size, eos_id=1, pad_id=0, bos_id=None)
+  return SimpleNamespace(vocab_size=vocab_size, eos_id=1, stop_ids=(1,), pad_id=0, bos_id=None)
 
 
 def candidate_meshes(devices: int) -> list[dict[str, int]]:

@@ -19,6 +19,7 @@ from rlhf_jax.data import batches, encode
 from rlhf_jax.errors import UserError
 from rlhf_jax.generation import sampler
 from rlhf_jax.generation.sampler import SamplingOptions
+from rlhf_jax.models import transformer
 from rlhf_jax.types import Prompts, Samples
 
 
@@ -115,14 +116,18 @@ def _build_sampler(
 ) -> Callable[..., Samples]:
   """Builds the sampler of the model, (params, Prompts, key) → Samples."""
   tokenizer = opened.tokenizer
+  model = opened.model
   if tokenizer is None:
-    stop_ids = (-1,)  # no token has this id, so no response ends early
+    stop_ids: tuple[int, ...] = (-1,)  # no token has this id, so no response ends early
     pad_id = 0  # any id will do, as padding is masked
   else:
-    stop_ids = (tokenizer.eos_id,)
+    stop_ids = tokenizer.stop_ids
     pad_id = tokenizer.pad_id
+    empty_ids = tokenizer.empty_ids(model.config.vocab_size)  # are never sampled
+    config = dataclasses.replace(model.config, empty_ids=empty_ids)
+    model = transformer.build_model(config, opened.layout)
   return sampler.build_sampler(
-    opened.model,
+    model,
     SamplingOptions(**sampling),
     stop_ids,
     pad_id,

@@ -20,7 +20,7 @@ from rlhf_jax.interop import chat_template, literal_text
 from rlhf_jax.interop.chat_template import compile_pattern
 from rlhf_jax.interop.gguf_tokenizer import read_gguf_tokenizer
 from rlhf_jax.interop.json_files import read_json, write_json
-from rlhf_jax.interop.known_keys import check_keys, KnownKeys
+from rlhf_jax.interop.known_keys import check_keys, KnownKeys, show, whole_number
 
 ROLES = ('eos', 'bos', 'pad', 'unk')  # of special tokens, as transformers calls them
 
@@ -29,10 +29,13 @@ TOKENIZER = 'tokenizer.json'
 CONFIG = 'tokenizer_config.json'
 OLD_CONFIG = 'special_tokens_map.json'  # some roles stand only there
 TEMPLATE = 'chat_template.jinja'
+GENERATION = 'generation_config.json'
+MODEL_CONFIG = 'config.json'
 
 # tokenizer_config.json has many more keys; tokenizer.json says how a text is split.
 KNOWN_KEYS = KnownKeys(
-  read=('chat_template', 'extra_special_tokens', *(role + '_token' for role in ROLES))
+  ignored=('chat_template', 'extra_special_tokens', *(role + '_token' for role in ROLES)),
+  refuse_others=False,
 )
 
 # Conversations that a response is tried on where no real one is at hand; some templates want a
@@ -62,7 +65,8 @@ class Tokenizer:
   Attributes:
     core: the `tokenizers.Tokenizer`.
     template: the Jinja chat template, or None.
-    vocab_size: ids are in [0, vocab_size).
+    vocab_size: how many tokens there are; the greatest id may be greater.
+    end_ids: of the ends of sequence that the model's files list; () where they list none.
     bos_id: beginning of sequence, or None.
   """
 
@@ -76,6 +80,7 @@ class Tokenizer:
     pad: str | None = None,
     unk: str | None = None,
     more: Mapping[str, str] | None = None,
+    end_ids: Sequence[int] = (),
   ):
     """Makes a tokenizer; the core is copied.
 
@@ -88,12 +93,14 @@ class Tokenizer:
       unk: likewise.
       more: names of further special tokens, such as 'cls_token', as templates may use them →
         their texts.
+      end_ids: what the model's files call ends of sequence, beside `eos`.
 
     Raises:
       UserError: a special token is not in the vocabulary, or there is no end of sequence.
     """
     self._roles = {'bos': bos, 'eos': eos, 'pad': pad, 'unk': unk}
     self._more = dict(more or {})
+    self.end_ids = tuple(end_ids)
     self.core = _prepare_core(core, self._roles)
     self.template = template
     self.vocab_size = self.core.get_vocab_size()
@@ -130,6 +137,7 @@ class Tokenizer:
       pad=pad,
       unk=unk,
       more=_further_tokens(config),
+      end_ids=_read_end_ids(directory),
     )
 
   @classmethod
@@ -146,17 +154,29 @@ class Tokenizer:
     if parts is None:
       return None
     eos, bos, pad, unk = (parts.roles[role] for role in ROLES)
-    return cls(parts.core, parts.template, eos=eos, bos=bos, pad=pad, unk=unk)
+    return cls(
+      parts.core,
+      parts.template,
+      eos=eos,
+      bos=bos,
+      pad=pad,
+      unk=unk,
+      end_ids=parts.end_ids,
+    )
 
   def with_template(self, template: str) -> 'Tokenizer':
     """Returns a tokenizer with the same vocabulary and another chat template, in Jinja."""
-    return Tokenizer(self.core, template, more=self._more, **self._roles)
+    return Tokenizer(self.core, template, more=self._more, end_ids=self.end_ids, **self._roles)
+
+  def with_end_ids(self, end_ids: Sequence[int]) -> 'Tokenizer':
+    """Returns the same tokenizer with other ends of sequence."""
+    return Tokenizer(self.core, self.template, more=self._more, end_ids=end_ids, **self._roles)
 
   def save(self, directory: str | Path) -> None:
     """Writes the files that transformers reads.
 
-    These are tokenizer.json, tokenizer_config.json and, where there is a template,
-    chat_template.jinja.
+    These are tokenizer.json, tokenizer_config.json, where there is a template
+    chat_template.jinja, and where a response has several ends generation_config.json.
     """
     directory = Path(directory)
     roles = {**self._roles, 'eos': self._roles['eos'] or self._end, 'pad': self._padding}
@@ -168,8 +188,19 @@ class Tokenizer:
     }
     files.write_text(directory / TOKENIZER, self.core.to_str())
     write_json(directory / CONFIG, config, ensure_ascii=False)
+    if len(self.stop_ids) > 1:
+      write_json(directory / GENERATION, self.id_keys())
     if self.template is not None:
       files.write_text(directory / TEMPLATE, self.template)
+
+  def id_keys(self) -> dict[str, Any]:
+    """Returns the special ids by the keys of config.json and generation_config.json."""
+    stop_ids = list(self.stop_ids)
+    return {
+      'bos_token_id': self.bos_id,
+      'eos_token_id': stop_ids if len(stop_ids) > 1 else stop_ids[0],
+      'pad_token_id': self.pad_id,
+    }
 
   # Special ids.
 
@@ -181,6 +212,44 @@ class Tokenizer:
     of sequence.
     """
     return _token_id(self.core, self._end)
+
+  @property
+  def stop_ids(self) -> tuple[int, ...]:
+    """All ids with any of which a response ends: those of the model's files, and `eos_id`."""
+    if self.eos_id in self.end_ids:
+      return self.end_ids
+    return (self.eos_id, *self.end_ids)
+
+  @functools.cached_property
+  def tokens(self) -> dict[int, str]:
+    """The token that each id stands for."""
+    vocabulary = self.core.get_vocab(with_added_tokens=True)
+    return {token_id: token for token, token_id in vocabulary.items()}
+
+  def empty_ids(self, vocab_size: int) -> tuple[tuple[int, int], ...]:
+    """Finds the ids of a model that stand for no token.
+
+    Args:
+      vocab_size: of the model, which may be padded beyond the tokenizer's.
+
+    Returns:
+      Ranges (first id, first id behind it), ascending.
+    """
+    ranges = []
+    known = sorted(token_id for token_id in self.tokens if token_id < vocab_size)
+    for before, after in zip([-1, *known], [*known, vocab_size]):
+      if after > before + 1:
+        ranges.append((before + 1, after))
+    return tuple(ranges)
+
+  def find_difference(self, other: 'Tokenizer') -> int | None:
+    """Finds the first id that stands for another token in another tokenizer.
+
+    Ids that only one of them has are no difference: vocabularies get more tokens at their end.
+    """
+    common = self.tokens.keys() & other.tokens.keys()
+    different = [i for i in common if self.tokens[i] != other.tokens[i]]
+    return min(different, default=None)
 
   @functools.cached_property
   def pad_id(self) -> int:
@@ -331,9 +400,10 @@ class Tokenizer:
     What the template puts around a response is taken away too.
     """
     ids = [int(i) for i in ids]
-    ended = self.eos_id in ids
+    ends = [place for place, token_id in enumerate(ids) if token_id in self.stop_ids]
+    ended = bool(ends)
     if ended:
-      ids = ids[: ids.index(self.eos_id)]
+      ids = ids[: ends[0]]
     text = self._decode_words(ids)
     prefix, suffix = self._decoded_frame
     text = text.removeprefix(prefix)
@@ -615,6 +685,23 @@ def _read_config(directory: Path) -> dict[str, Any]:
     check_keys(values, KNOWN_KEYS, str(path))
     config.update(values)
   return config
+
+
+def _read_end_ids(directory: Path) -> list[int]:
+  """Reads the ends of sequence that a model's files list, as transformers' `generate` does.
+
+  generation_config.json counts where it says so, else config.json.
+  """
+  for name in (GENERATION, MODEL_CONFIG):
+    path = directory / name
+    stated = read_json(path).get('eos_token_id') if path.is_file() else None
+    if stated is None:
+      continue
+    end_ids = stated if isinstance(stated, list) else [stated]
+    if not end_ids or not all(map(whole_number(0).accepts, end_ids)):
+      raise UserError(f'{path}: eos_token_id is {show(stated)}, expected an id or a list of ids')
+    return list(dict.fromkeys(end_ids))
+  return []
 
 
 def _read_template(directory: Path, config: Mapping[str, Any]) -> str | None:

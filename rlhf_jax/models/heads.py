@@ -11,6 +11,7 @@ from typing import Any, TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlhf_jax.models.model_config import product_precision
 from rlhf_jax.types import Params
@@ -18,6 +19,7 @@ from rlhf_jax.types import Params
 if TYPE_CHECKING:  # for annotations only
   from rlhf_jax.models.transformer import Model
 
+EMPTY_LOGIT = -1e9  # of ids that stand for no token; finite, as entropies multiply with it
 CHUNK = 128  # positions of a row whose logits exist at one time
 
 
@@ -115,6 +117,11 @@ def _compute_logits(model: 'Model', matrix: jax.Array, hidden: jax.Array) -> jax
   cap = model.config.logit_cap
   if cap:
     logits = cap * jnp.tanh(logits / cap)
+  if model.config.empty_ids:
+    is_empty = np.zeros(model.config.vocab_size, bool)
+    for first, behind in model.config.empty_ids:
+      is_empty[first:behind] = True
+    logits = jnp.where(is_empty, EMPTY_LOGIT, logits)
   return logits
 
 

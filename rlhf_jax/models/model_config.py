@@ -90,6 +90,8 @@ class ModelConfig:
   experts: int = 0  # E, the experts of every layer; 0 = a plain MLP
   experts_per_token: int = 0  # k, the experts that compute each token
   renormalise: bool = True  # the weights of a token's experts are scaled to sum to 1
+  # ranges [first, end) of token ids that stand for no token; their probability is 0
+  empty_ids: tuple[tuple[int, int], ...] = ()
   lora_rank: int = 0  # r, the rank of adapters (see lora.py); 0 = no adapters
   lora_alpha: float = 16.0  # adapters are scaled by alpha / rank
   lora_targets: tuple[str, ...] = ()  # the matrices that have adapters
@@ -98,6 +100,7 @@ class ModelConfig:
   def __post_init__(self):
     for name in ('windows', 'rope_layers', 'lora_targets'):  # JSON has lists, no tuples
       object.__setattr__(self, name, tuple(getattr(self, name)))
+    object.__setattr__(self, 'empty_ids', tuple(map(tuple, self.empty_ids)))
 
   @property
   def matrices(self) -> tuple[str, ...]:

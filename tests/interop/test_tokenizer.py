@@ -273,3 +273,45 @@ def test_mistakes_are_named(chatml, tmp_path):
   (tmp_path / 'tokenizer_config.json').write_text('{')
   with pytest.raises(UserError, match='tokenizer_config.json: not JSON'):
     Tokenizer.load(tmp_path)
+
+
+def test_every_end_of_sequence_ends_a_response_and_is_written(chatml, tmp_path):
+  """As transformers' generate: generation_config.json counts, else config.json."""
+  chatml.save(tmp_path / 'a')
+  end = chatml.eos_id
+  (tmp_path / 'a' / 'config.json').write_text(json.dumps({'eos_token_id': [9]}))
+  (tmp_path / 'a' / 'generation_config.json').write_text(json.dumps({'eos_token_id': [7, end]}))
+  loaded = Tokenizer.load(tmp_path / 'a')
+  assert (loaded.eos_id, loaded.stop_ids) == (end, (7, end))
+  hello = loaded.encode('hello')
+  assert loaded.decode([*hello, 7, *hello]) == 'hello'
+  loaded.with_template(CHATML).save(tmp_path / 'b')
+  assert Tokenizer.load(tmp_path / 'b').stop_ids == (7, end)
+  (tmp_path / 'a' / 'generation_config.json').unlink()
+  assert Tokenizer.load(tmp_path / 'a').stop_ids == (end, 9)
+  (tmp_path / 'a' / 'config.json').write_text(json.dumps({'eos_token_id': '7'}))
+  with pytest.raises(UserError, match="config.json: eos_token_id is '7', expected an id or a list"):
+    Tokenizer.load(tmp_path / 'a')
+
+
+def test_ids_that_stand_for_no_token_are_found(chatml):
+  size = chatml.vocab_size
+  assert chatml.empty_ids(size) == ()
+  assert chatml.empty_ids(size + 20) == ((size, size + 20),)
+  vocabulary = {
+    letter: 2 * i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))
+  }
+  core = tokenizers.Tokenizer(models.BPE(vocabulary, []))
+  core.add_special_tokens(['<end>'])
+  with_holes = Tokenizer(core, eos='<end>')
+  holes = with_holes.empty_ids(520)
+  assert (1, 2) in holes and all(i not in with_holes.tokens for a, b in holes for i in range(a, b))
+
+
+def test_tokenizers_differ_where_an_id_stands_for_something_else(chatml):
+  longer = Tokenizer(
+    letters('<|im_start|>', '<|im_end|>', '<unused>', '<pad>', '<more>'), eos='<pad>'
+  )
+  assert chatml.find_difference(longer) is None and longer.find_difference(chatml) is None
+  other = Tokenizer(letters('<|im_start|>', '<|im_end|>', '<other>', '<pad>'), eos='<pad>')
+  assert chatml.find_difference(other) == chatml.core.token_to_id('<unused>')
