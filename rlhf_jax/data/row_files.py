@@ -98,7 +98,11 @@ def _is_one_value(head: bytes) -> bool:
   first, _, rest = text.partition(b'\n')
   if text[:1] == b'[':
     # One array: alone in its line, or over several. JSON Lines of arrays are no rows anyway.
-    return not rest.lstrip().startswith(b'[') and first.rstrip()[1:].lstrip()[:1] in (b'{', b']', b'')
+    return not rest.lstrip().startswith(b'[') and first.rstrip()[1:].lstrip()[:1] in (
+      b'{',
+      b']',
+      b'',
+    )
   # An object of which the first line is only a part
   return text[:1] == b'{' and bool(rest) and not first.rstrip().endswith(b'}')
 
