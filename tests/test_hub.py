@@ -49,7 +49,9 @@ def test_a_data_set_in_the_cache(cache, capsys):
 def test_a_model_in_the_cache(cache, pytestconfig):
   path = snapshot(cache, 'models--org--tiny')
   shutil.copytree(
-    pytestconfig.rootpath / 'tests' / 'interop' / 'fixtures' / 'tiny_llama', path, dirs_exist_ok=True
+    pytestconfig.rootpath / 'tests' / 'interop' / 'fixtures' / 'tiny_llama',
+    path,
+    dirs_exist_ok=True,
   )
   source = model_sources.find_model('org/tiny')
   assert source.name == 'org/tiny'
