@@ -13,13 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax import pipeline
 from rlhf_jax.commands import inputs, lines
 from rlhf_jax.data import batches, encode
 from rlhf_jax.errors import UserError
 from rlhf_jax.generation import sampler
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.models import transformer
+from rlhf_jax.runtime import compilation
 from rlhf_jax.types import Prompts, Samples
 
 
@@ -29,8 +29,8 @@ def generate_lines(options: argparse.Namespace) -> None:
   Raises:
     UserError: whatever is wrong with options, model, input or output.
   """
-  pipeline.cache_compilations()
-  pipeline.request_exact_products()
+  compilation.cache_compilations()
+  compilation.request_exact_products()
   if options.samples < 1:
     raise UserError(f'--samples: expected 1 or more, got {options.samples}')
   # the input before the model, so that a mistake in it is reported at once

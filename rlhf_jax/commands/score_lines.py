@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import pipeline
 from rlhf_jax.commands import inputs, lines
 from rlhf_jax.models import heads
 from rlhf_jax.models.transformer import Model
+from rlhf_jax.runtime import compilation
 from rlhf_jax.stages import reward
 from rlhf_jax.types import Params
 
@@ -25,8 +25,8 @@ def score_lines(options: argparse.Namespace) -> None:
   Raises:
     UserError: whatever is wrong with options, model, input or output.
   """
-  pipeline.cache_compilations()
-  pipeline.request_exact_products()
+  compilation.cache_compilations()
+  compilation.request_exact_products()
   # the input before the model, so that a mistake in it is reported at once
   lines.fix_date(options.output)
   read = inputs.read_lines(options.input, with_response=True)

@@ -66,7 +66,7 @@ ROPE_TABLE_KEYS: dict[str, Allowed] = {  # in the two tables of any kind
   'rope_theta': POSITIVE,
   'partial_rotary_factor': FRACTION,
 }
-ROPE_NUMBERS: dict[str, Allowed] = {  # of the kinds that have them, see rope.SCALINGS
+ROPE_NUMBERS: dict[str, Allowed] = {  # of the kinds that have them, see model_config.ROPE_SCALINGS
   'factor': or_null(POSITIVE),
   'low_freq_factor': or_null(POSITIVE),
   'high_freq_factor': or_null(POSITIVE),

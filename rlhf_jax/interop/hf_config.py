@@ -14,8 +14,12 @@ from rlhf_jax.interop import config_keys
 from rlhf_jax.interop.config_keys import GLOBAL, LOCAL
 from rlhf_jax.interop.families import FAMILIES, Family
 from rlhf_jax.interop.known_keys import check_keys, KnownKeys, or_null, show, TABLE
-from rlhf_jax.models import rope
-from rlhf_jax.models.model_config import check_model_config, ModelConfig
+from rlhf_jax.models.model_config import (
+  check_model_config,
+  ModelConfig,
+  OPTIONAL_ROPE_NUMBERS,
+  ROPE_SCALINGS,
+)
 
 ACTIVATIONS = {  # Hugging Face's name → ours
   'silu': 'silu',
@@ -252,7 +256,7 @@ def _scaling_kind(
   if kind not in ('default', *kinds):
     known = ', '.join(('none', *kinds))
     raise UserError(f'{where}: {name}: rotary scaling {show(kind)}, expected {known}')
-  numbers = rope.SCALINGS.get(kind, ()) + rope.OPTIONAL_NUMBERS.get(kind, ())
+  numbers = ROPE_SCALINGS.get(kind, ()) + OPTIONAL_ROPE_NUMBERS.get(kind, ())
   read = {key: config_keys.ROPE_NUMBERS[key] for key in numbers}
   advice = f'; it means nothing to the kind {kind!r}'
   known_keys = KnownKeys(read=config_keys.ROPE_TABLE_KEYS | read, advice=advice)
@@ -276,7 +280,7 @@ def _read_rope_scaling(
     turning: R, the places of a head that turn.
     place: what errors call the table.
   """
-  keys = (*rope.SCALINGS[kind], *rope.OPTIONAL_NUMBERS.get(kind, ()))
+  keys = (*ROPE_SCALINGS[kind], *OPTIONAL_ROPE_NUMBERS.get(kind, ()))
   numbers = {key: table[key] for key in keys if table.get(key) is not None}
   if LENGTH in keys:
     # Beside the table, as in Phi-3's files, it counts more than inside.

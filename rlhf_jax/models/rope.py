@@ -12,37 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# A ModelConfig. This file cannot import it, as model_config.py imports the table below.
-AnyModelConfig = Any
-
-# rope_type → the other keys that `rope_scaling` must have, named as by Hugging Face.
-SCALINGS = {
-  'linear': ('factor',),
-  'llama3': (
-    'factor',
-    'low_freq_factor',
-    'high_freq_factor',
-    'original_max_position_embeddings',
-  ),
-  'longrope': (
-    'short_factor',
-    'long_factor',
-    'original_max_position_embeddings',
-  ),
-}
-OPTIONAL_NUMBERS = {  # and what it may have besides
-  'longrope': ('attention_factor', 'factor'),
-}
+from rlhf_jax.models.model_config import ModelConfig
 
 
-def short_length(config: AnyModelConfig) -> int:
+def short_length(config: ModelConfig) -> int:
   """Returns up to how many tokens longrope's short factors are used; 0 for other scalings."""
   if config.rope_scaling.get('rope_type') != 'longrope':
     return 0
   return config.rope_scaling['original_max_position_embeddings']
 
 
-def frequencies(config: AnyModelConfig, long: bool = False) -> tuple[np.ndarray, float]:
+def frequencies(config: ModelConfig, long: bool = False) -> tuple[np.ndarray, float]:
   """Computes the rotary frequencies of every layer, in radians per position.
 
   They are 0 in layers without rotary positions. The scalings are `linear` (Chen et al.
@@ -97,7 +77,7 @@ def llama3(plain: np.ndarray, scaling: Mapping[str, Any]) -> np.ndarray:
 
   Args:
     plain: [R / 2] float32, the frequencies to scale, in radians per position.
-    scaling: a `rope_scaling` with the keys that SCALINGS lists.
+    scaling: a `rope_scaling` with the keys that `ROPE_SCALINGS` of model_config.py lists.
 
   Returns:
     [R / 2] float32.
@@ -156,7 +136,7 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
   return jnp.concatenate(parts, axis=-1)
 
 
-def _plain_frequencies(config: AnyModelConfig, theta: float) -> np.ndarray:
+def _plain_frequencies(config: ModelConfig, theta: float) -> np.ndarray:
   """Computes theta^(−2i/R), i = 0 … R/2 − 1: [R / 2] float32."""
   rotated = int(config.head_dim * config.rope_fraction)  # R
   exponents = np.arange(0, rotated, 2) / rotated
@@ -165,7 +145,7 @@ def _plain_frequencies(config: AnyModelConfig, theta: float) -> np.ndarray:
 
 def _scale(
   plain: np.ndarray,
-  config: AnyModelConfig,
+  config: ModelConfig,
   long: bool,
 ) -> tuple[np.ndarray, float]:
   """Returns the scaled frequencies [R / 2] and the factor of cosines and sines."""

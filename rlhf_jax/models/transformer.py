@@ -5,11 +5,11 @@ declares the shape, axis names and initializer of each parameter in one place, a
 not visible outside this folder: `build_model` separates the definition from the values
 once, and returns pure functions of a nested dict of arrays.
 
-All layers are one block whose leaves have a leading axis `layers`, over which training
-scans. If `params['layers']` is a tuple of single layers instead (`unstack_layers`), the
-layers are unrolled, which makes decoding twice as fast on a CPU and three times as fast
-on a GPU. What differs from layer to layer (windows, rotary frequencies) is scanned
-together with the weights.
+All layers are one block whose leaves have a leading axis `layers`. Training scans over
+it, but on a CPU the layers are unrolled. If `params['layers']` is a tuple of single
+layers instead (`unstack_layers`), they are unrolled everywhere, which makes decoding
+twice as fast on a CPU and three times as fast on a GPU. What differs from layer to layer
+(windows, rotary frequencies) is scanned together with the weights.
 
 Letters: B batch, T length, S slots of the cache, V vocabulary, D width, N key-value
 heads, C head_dim, L layers.
@@ -354,7 +354,7 @@ def _prepare_attention(
   """
   T, S = segment_ids.shape[1], segments.shape[1]
   if cached and isinstance(start, int):
-    # what is not written yet is not even looked at
+    # the slots that are not written yet are left out
     segments = segments[:, : start + T]
   mask = attention.causal_mask(segment_ids, segments, start)
   distance = attention.distances(T, segments.shape[1], start)
