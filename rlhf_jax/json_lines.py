@@ -117,11 +117,12 @@ def _read_lines(path: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
         if form:
           raise UserError(f'{path}: expected JSON Lines, got a file that is {form}')
         yield number, line
-  except (OSError, EOFError, zlib.error) as error:
+  except (EOFError, zlib.error) as error:
     # A damaged archive shows only when its bytes are read, in the middle of the file.
-    reason = getattr(error, 'strerror', None)  # of the system: there is no such file, say
-    place = path if reason else f'{path}:{number + 1}'
-    raise UserError(f'{place}: cannot read: {reason or error}') from None
+    raise UserError(f'{path}:{number + 1}: cannot read: {error}') from None
+  except OSError as error:
+    place = f'{path}:{number + 1}' if number else path
+    raise UserError(f'{place}: cannot read: {getattr(error, "strerror", None) or error}') from None
 
 
 def _escape(match: re.Match[str]) -> str:
