@@ -16,7 +16,7 @@ LIMIT = 20.0  # nats
 
 
 def exp(x: jax.Array) -> jax.Array:
-  """Computes exp(x) up to x = 20, and its tangent there beyond.
+  """Computes e^x up to x = 20, and its tangent there beyond.
 
   Args:
     x: [...] float32.
@@ -31,7 +31,7 @@ def exp(x: jax.Array) -> jax.Array:
 
 
 def expm1(x: jax.Array) -> jax.Array:
-  """Computes exp(x) − 1 up to x = 20, accurately near 0, and its tangent there beyond.
+  """Computes e^x − 1 up to x = 20, accurately near 0, and its tangent there beyond.
 
   Args:
     x: [...] float32.

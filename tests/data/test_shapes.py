@@ -1,5 +1,7 @@
 """Rows in the shapes in which public data sets ship, and what each is read as."""
 
+import json
+
 import pytest
 
 from rlhf_jax.data import records, shapes
@@ -117,6 +119,52 @@ DEMONSTRATIONS = [
   ('GSM8K', {'question': 'Where?', 'answer': A}, [Q], A),
   ('MetaMath', {'query': 'Where?', 'response': A, 'type': 'x'}, [Q], A),
   ('MATH', {'problem': 'Where?', 'solution': A, 'level': 'Level 1'}, [Q], A),
+  ('OpenR1', {'problem': 'Where?', 'solution': A, 'answer': '4'}, [Q], A),
+  (
+    'NuminaMath',
+    {'problem': 'Where?', 'solution': B, 'messages': [Q, assistant(A)]},
+    [Q],
+    A,  # the conversation counts; a solution beside it is for rewards
+  ),
+  (
+    'Magpie',
+    {
+      'instruction': 'Where?',
+      'response': A,
+      'conversations': [{'from': 'human', 'value': 'Where?'}, {'from': 'gpt', 'value': A}],
+    },
+    [Q],
+    A,
+  ),
+  (
+    'Capybara',
+    {'conversation': [{'input': 'Hi', 'output': 'Hello'}, {'input': 'Where?', 'output': A}]},
+    TURNS,
+    A,
+  ),
+  ('LIMA', {'conversations': ['Where?', A], 'source': 'stackexchange'}, [Q], A),
+  ('Guanaco', {'text': f'### Human: Where?### Assistant: {A}'}, [Q], A),
+  ('messages as JSON', {'messages': json.dumps([Q, assistant(A)])}, [Q], A),
+  (
+    'roles in capitals',
+    {'messages': [{'role': 'User', 'content': 'Where?'}, {'role': 'Assistant', 'content': A}]},
+    [Q],
+    A,
+  ),
+  (
+    "OpenAI's older calls",
+    {
+      'messages': [
+        Q,
+        {'role': 'assistant', 'content': None, 'function_call': CALL['tool_calls'][0]['function']},
+        {'role': 'function', 'content': 'shelf', 'tool_call_id': '1'},
+        assistant(A),
+      ],
+      'functions': [TOOL['function']],
+    },
+    [Q, CALL, RESULT],
+    A,
+  ),
   ('FLAN', {'inputs': 'Where?', 'targets': A}, [Q], A),
   ('hh-rlhf as messages', {'prompt': HUMAN, 'response': A}, TURNS, A),
   ('best of a ranking', {'messages': [Q], 'responses': [B, A], 'ranks': [2, 1]}, [Q], A),
@@ -292,6 +340,75 @@ RANKINGS = [
     [1],
   ),
   ('a rated conversation', {'messages': [Q, assistant(B)], 'label': False}, [Q], [B], [2]),
+  (
+    'SWIFT',
+    {'messages': [Q, assistant(A)], 'rejected_response': B},
+    [Q],
+    [A, B],
+    [1, 2],
+  ),
+  (
+    'SWIFT messages',
+    {'messages': [*TURNS, assistant(A)], 'rejected_messages': [*TURNS, assistant(B)]},
+    TURNS,
+    [A, B],
+    [1, 2],
+  ),
+  (
+    'Stack Exchange pairs',
+    {'question': 'Where?', 'response_j': A, 'response_k': B, 'qid': 3},
+    [Q],
+    [A, B],
+    [1, 2],
+  ),
+  (
+    'HelpSteer3',
+    {'context': TURNS, 'response1': B, 'response2': A, 'overall_preference': 2},
+    TURNS,
+    [B, A],
+    [2, 1],
+  ),
+  (
+    'HelpSteer3, a tie',
+    {'context': [Q], 'response1': B, 'response2': A, 'overall_preference': 0},
+    [Q],
+    [B, A],
+    [1, 1],
+  ),
+  (
+    'fine-grained UltraFeedback',
+    {
+      'instruction': 'Where?',
+      'completions': [
+        {'response': B, 'fine-grained_score': 2.5, 'overall_score': 9},
+        {'response': A, 'fine-grained_score': 4.5, 'overall_score': 7},
+      ],
+    },
+    [Q],
+    [B, A],
+    [2, 1],
+  ),
+  (
+    'distilabel',
+    {'instruction': 'Where?', 'generations': [B, A], 'ratings': [1.0, 5.0]},
+    [Q],
+    [B, A],
+    [2, 1],
+  ),
+  (
+    'what generate and score wrote',
+    {'prompt': 'Where?', 'responses': [B, A], 'scores': [0.5, 0.5]},
+    [Q],
+    [B, A],
+    [1, 1],
+  ),
+  (
+    'a first question beside conversations',
+    {'prompt': 'Hi', 'chosen': [*TURNS, assistant(A)], 'rejected': [*TURNS, assistant(B)]},
+    TURNS,
+    [A, B],
+    [1, 2],
+  ),
   ('own rating', {'messages': [Q], 'response': A, 'desirable': True}, [Q], [A], [1]),
 ]
 
@@ -415,6 +532,28 @@ def test_the_shape_has_a_name_for_the_log():
       'ranking',
       {'prompt': 'Hi', 'completions': [{'response': A}]},
       'field "completions": item 1: expected one of the texts response, text and one of the',
+    ),
+    (
+      'demonstration',
+      {'messages': [Q, assistant(A)], 'response': B},
+      'field "response": it is not the response with which the messages end',
+    ),
+    ('demonstration', {'prompt': '<image>?', 'response': A, 'images': ['x.png']}, 'field "images"'),
+    ('prompt', {'question': 'Where?', 'context': ['A', 'B']}, 'field "context": expected a text'),
+    (
+      'ranking',
+      {'prompt': 'Hi', 'responses': [A, B], 'scores': [1, float('nan')]},
+      'field "scores": expected a number, got nan',
+    ),
+    (
+      'ranking',
+      {'prompt': 'Hi', 'responses': [A, B], 'scores': [1]},
+      'fields "responses" and "scores": expected lists of one length',
+    ),
+    (
+      'ranking',
+      {'messages': [Q, assistant(A)], 'rejected_messages': [user('Ho'), assistant(B)]},
+      'field "rejected_messages": expected another response to the same messages',
     ),
     ('prompt', {'prompt': ''} | {'prompt': []}, 'expected at least one message, got none'),
   ],
