@@ -62,10 +62,12 @@ setup(
     'ml-collections>=1.1,<2',
     'tensorflow-datasets>=4.9.10,<5',
     'importlib_resources',  # imported by tensorflow-datasets, which does not declare it
-    'transformers>=5,<6',
+    'transformers>=5,<6',  # renders chat templates
+    'huggingface_hub>=1',
     'tokenizers>=0.22',
     'safetensors>=0.6',
-    'jinja2>=3.1',
+    'jinja2>=3.1.6',  # of transformers' renderer
+    'pyarrow>=15',  # Parquet and Arrow files
     'pyyaml>=6',
     'httpx>=0.27',
     'numpy>=2',

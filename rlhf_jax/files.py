@@ -1,7 +1,8 @@
 """Opens files that may be compressed, and writes files atomically.
 
 Every file that a later run reads is written by this module, so that it is complete or does not
-exist. Only this module and `data.records` know that a path ending in `.gz` is compressed.
+exist. Only this module knows of compression: files are written as their names say, and read as
+their contents say.
 """
 
 from collections.abc import Iterator

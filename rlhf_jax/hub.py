@@ -7,12 +7,22 @@ import re
 
 from rlhf_jax.errors import UserError
 
+# Globs of what a model's folder is read from.
+MODEL_FILES = ('*.json', '*.jinja', '*.safetensors')
+
 _NAME = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?')
 
 
 def is_hub_name(name: str) -> bool:
   """Tells whether a name has the form 'ORG/NAME' or 'ORG/NAME@REVISION'."""
   return _NAME.fullmatch(name) is not None
+
+
+def find_model_folder(name: str) -> str:
+  """Returns the folder of a model that is named 'ORG/NAME'; every other name as it is."""
+  if Path(name).exists() or not is_hub_name(name):
+    return name
+  return str(find_snapshot(name, 'model', MODEL_FILES))
 
 
 def find_snapshot(name: str, kind: str, patterns: Sequence[str]) -> Path:
@@ -48,6 +58,7 @@ def find_snapshot(name: str, kind: str, patterns: Sequence[str]) -> Path:
   except Exception:
     at = f' --revision {revision}' if revision else ''
     raise UserError(
-      f'{name}: not in the cache and cannot be downloaded ({reason:.120}); where the hub can be '
-      f'reached: hf download {repository} --repo-type {kind}{at}'
+      f'{name}: not found: no such path, not in the cache of the hub, and it cannot be downloaded '
+      f'({reason:.120}); where the hub can be reached: hf download {repository} --repo-type '
+      f'{kind}{at}'
     ) from None

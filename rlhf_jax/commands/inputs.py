@@ -78,7 +78,7 @@ def parse_line(row: Any, place: str, with_response: bool) -> Line:
   if not isinstance(row, dict):
     raise UserError(f'{place}: expected {_FORMS}')
   text = row.get('text')
-  spoken = [form.fields[0] for form in shapes.PROMPT_FORMS if row.get(form.fields[0]) is not None]
+  spoken = [field for field in shapes.list_asked_fields(row) if field != 'text']
   if text is not None and spoken:
     raise UserError(f'{place}: the line has both "text" and "{spoken[0]}"; remove one of them')
   responses = _list_of_responses(row, place) if with_response else None

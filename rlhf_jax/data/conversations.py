@@ -60,10 +60,22 @@ def read_messages(value: Any, place: str) -> list[Message]:
     messages = split_dialogue(value)
     if messages:
       return messages
+    value = _parse_list(value)
   if not isinstance(value, list):
     raise UserError(f'{place}: expected a list of messages, got {value!r:.60}')
   if not value:
     raise UserError(f'{place}: expected at least one message, got none')
+  if len(value) > 1 and all(isinstance(text, str) for text in value):  # LIMA: they take turns
+    return [
+      {'role': 'assistant' if number % 2 else 'user', 'content': text}
+      for number, text in enumerate(value)
+    ]
+  if all(isinstance(turn, dict) and {'input', 'output'} <= {*turn} for turn in value):  # Capybara
+    value = [
+      {'role': role, 'content': turn[field]}
+      for turn in value
+      for role, field in (('user', 'input'), ('assistant', 'output'))
+    ]
   return [
     read_message(message, f'{place}: message {number}') for number, message in enumerate(value, 1)
   ]
@@ -88,10 +100,13 @@ def read_message(value: Any, place: str) -> Message:
     raise UserError(f'{place} needs the texts "role" and "content"')
   if name in _CALLERS:
     return {'role': 'assistant', 'content': None, **rest, 'tool_calls': _read_calls(content, place)}
-  if name not in _ROLE_NAMES:
+  role = _ROLE_NAMES.get(name.lower())
+  if role is None:
     names = ', '.join(ROLES)
     raise UserError(f'{place}: expected a role among {names}, got {name!r:.40}')
-  message = {'role': _ROLE_NAMES[name], 'content': _read_content(content, place), **rest}
+  if isinstance(rest.get('function_call'), dict):  # OpenAI's older name
+    rest['tool_calls'] = [{'type': 'function', 'function': rest.pop('function_call')}]
+  message = {'role': role, 'content': _read_content(content, place), **rest}
   if message['content'] is None and not (message['role'] == 'assistant' and rest):
     raise UserError(f'{place} needs the texts "role" and "content"')
   return message
@@ -128,6 +143,16 @@ def message_text(message: str | Message) -> str:
   words = [message['content']] if message.get('content') else []
   calls = [json.dumps(call, ensure_ascii=False) for call in message.get('tool_calls') or ()]
   return '\n'.join(words + calls)
+
+
+def _parse_list(text: str) -> Any:
+  """Returns the list that a text holds as JSON, else the text."""
+  if not text.lstrip().startswith('['):
+    return text
+  try:
+    return json.loads(text)
+  except ValueError:
+    return text
 
 
 def _read_content(content: Any, place: str) -> str | None:

@@ -4,6 +4,7 @@ A row is the fields of one record, with its place for error messages.
 """
 
 from collections.abc import Iterator
+import decimal
 import glob
 import os
 from pathlib import Path
@@ -97,7 +98,11 @@ def _is_one_value(head: bytes) -> bool:
   first, _, rest = text.partition(b'\n')
   if text[:1] == b'[':
     # One array: alone in its line, or over several. JSON Lines of arrays are no rows anyway.
-    return not rest.lstrip().startswith(b'[') and first.rstrip()[1:].lstrip()[:1] in (b'{', b'')
+    return not rest.lstrip().startswith(b'[') and first.rstrip()[1:].lstrip()[:1] in (
+      b'{',
+      b']',
+      b'',
+    )
   # An object of which the first line is only a part
   return text[:1] == b'{' and bool(rest) and not first.rstrip().endswith(b'}')
 
@@ -171,7 +176,22 @@ def _rows_of_batches(batches: Iterator[Any], path: str | os.PathLike) -> Iterato
   for batch in batches:
     for row in batch.to_pylist():
       number += 1
-      yield f'{path}, row {number}', row
+      yield f'{path}, row {number}', _as_json(row)
+
+
+def _as_json(value: Any) -> Any:
+  """Returns a value of Arrow as JSON has it: dates as texts, bytes as what they say."""
+  if value is None or isinstance(value, (str, bool, int, float)):
+    return value
+  if isinstance(value, dict):
+    return {str(key): _as_json(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_as_json(item) for item in value]
+  if isinstance(value, bytes):
+    return value.decode('utf-8', 'replace')
+  if isinstance(value, decimal.Decimal):
+    return float(value)
+  return value.isoformat() if hasattr(value, 'isoformat') else str(value)
 
 
 def _one_line(error: Exception) -> str:

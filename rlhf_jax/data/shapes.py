@@ -8,6 +8,7 @@ counts. The two are independent: every form of a prompt goes with every form of 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
+import math
 from typing import Any
 
 from rlhf_jax.data import conversations
@@ -72,6 +73,9 @@ def parse_row(row: Row, place: str, prompt_only: bool = False) -> Parsed:
     UserError: a field is of another form than its shape wants, or two fields say different
       things.
   """
+  for field in _NOT_TEXT:
+    if row.get(field):
+      raise UserError(f'{place}: field "{field}": only text is read; remove the field or the row')
   if isinstance(row.get('input'), dict):  # OpenAI's preferences: {'input': {'messages': …}, …}
     row = {**row, **row['input'], 'input': None}
   asked = _find_asked(row, place)
@@ -80,6 +84,8 @@ def parse_row(row: Row, place: str, prompt_only: bool = False) -> Parsed:
   used = set(COMMON_FIELDS) | (asked.fields if asked else set())
   answered = None
   form = _find_form(row)
+  if form is not None and messages and conversations.ends_with_response(messages):
+    form = _without_repeated_answer(form, messages, row, place)
   if form is not None and not (prompt_only and asked):
     answered = form.read(row, messages, place)
     used |= {*form.fields}
@@ -96,6 +102,10 @@ def parse_row(row: Row, place: str, prompt_only: bool = False) -> Parsed:
   if messages is not None:
     messages = _with_system(row, messages)
   context = row.get('context')
+  if not isinstance(context, (str, type(None))) and 'context' not in (
+    asked.fields if asked else ()
+  ):
+    raise UserError(f'{place}: field "context": expected a text, got {context!r:.60}')
   rest = {key: value for key, value in row.items() if key not in used and value is not None}
   return Parsed(
     name=name,
@@ -197,6 +207,8 @@ PROMPT_FORMS = (
   PromptForm('inputs', ('input',), _question_of('input')),
   PromptForm('histories', ('history',), _question_of('history')),
   PromptForm('posts', ('info',), _post),
+  PromptForm('conversations', ('context',), _messages_of('context')),
+  PromptForm('dialogues in one text', ('text',), _messages_of('text')),
 )
 
 
@@ -315,6 +327,42 @@ def _scored_pair(row: Row, messages: list[Message] | None, place: str) -> Answer
   return dataclasses.replace(pair, ranks=_ranks_of([row['score_0'], row['score_1']], place))
 
 
+def _preferred_pair(row: Row, messages: list[Message] | None, place: str) -> Answered:
+  """Reads two responses and how much better the second is, −3 to 3 (HelpSteer3)."""
+  pair = _pair_of('response1', 'response2')(row, messages, place)
+  preference = _number(row['overall_preference'], f'{place}: field "overall_preference"')
+  return dataclasses.replace(pair, ranks=_ranks_of([-preference, preference], place))
+
+
+def _rejected_of(field: str) -> Callable[..., Answered]:
+  """Makes a reader of a worse response beside a conversation that ends with the better one."""
+
+  def read(row: Row, messages: list[Message] | None, place: str) -> Answered:
+    if not messages or not conversations.ends_with_response(messages):
+      raise UserError(f'{place}: field "messages": expected the better response at the end')
+    *before, better = messages
+    *more, worse = _read_side(row[field], before, f'{place}: field "{field}"')
+    if more not in ([], before) or worse['role'] != 'assistant':
+      raise UserError(f'{place}: field "{field}": expected another response to the same messages')
+    return Answered([_response(better), _response(worse)], [1, 2], messages=before)
+
+  return read
+
+
+def _scored_of(responses: str, scores: str) -> Callable[..., Answered]:
+  """Makes a reader of a list of responses and one of their scores, of which more is better."""
+
+  def read(row: Row, messages: list[Message] | None, place: str) -> Answered:
+    del messages
+    texts, numbers = row[responses], row[scores]
+    are_lists = isinstance(texts, list) and isinstance(numbers, list)
+    if not are_lists or len(texts) != len(numbers):
+      raise UserError(f'{place}: fields "{responses}" and "{scores}": expected lists of one length')
+    return Answered(texts, _ranks_of(numbers, f'{place}: field "{scores}"'))
+
+  return read
+
+
 def _summaries(row: Row, messages: list[Message] | None, place: str) -> Answered:
   """Reads two summaries and which was chosen (TL;DR)."""
   summaries = row['summaries']
@@ -415,6 +463,26 @@ ANSWER_FORMS = (
     _pair_of('chosen_response', 'rejected_response'),
   ),
   AnswerForm(
+    'a response and a rejected one',
+    ('messages', 'rejected_response'),
+    _rejected_of('rejected_response'),
+  ),
+  AnswerForm(
+    'a response and a rejected one',
+    ('messages', 'rejected_messages'),
+    _rejected_of('rejected_messages'),
+  ),
+  AnswerForm(
+    'a better and a worse response',
+    ('response_j', 'response_k'),
+    _pair_of('response_j', 'response_k'),
+  ),
+  AnswerForm(
+    'two responses and a preference',
+    ('response1', 'response2', 'overall_preference'),
+    _preferred_pair,
+  ),
+  AnswerForm(
     'a preferred and another output',
     ('preferred_output', 'non_preferred_output'),
     _pair_of('preferred_output', 'non_preferred_output'),
@@ -444,7 +512,15 @@ ANSWER_FORMS = (
   AnswerForm(
     'scored completions',
     ('completions',),
-    _listed_of('completions', ('response', 'text'), ('rank', 'overall_score', 'score')),
+    _listed_of(
+      'completions',
+      ('response', 'text'),
+      ('rank', 'fine-grained_score', 'overall_score', 'score'),
+    ),
+  ),
+  *(
+    AnswerForm('scored responses', (responses, scores), _scored_of(responses, scores))
+    for responses, scores in (('responses', 'scores'), ('generations', 'ratings'))
   ),
   AnswerForm(
     'ranked or scored answers',
@@ -460,16 +536,20 @@ ANSWER_FORMS = (
     for label in ('desirable', 'label')
   ),
   *(
-    AnswerForm(f'a {name}', (name,), _single_of(name))
-    for name in ('response', 'completion', 'output', 'answer', 'solution', 'targets', 'target')
+    AnswerForm(f'the field {name}', (name,), _single_of(name))
+    for name in ('response', 'completion', 'output', 'solution', 'answer', 'targets', 'target')
   ),
 )
+
+# What people ask about, and no text model can see.
+_NOT_TEXT = ('images', 'image', 'videos', 'video', 'audios', 'audio')
 
 # Fields that are neither asked nor answered, and no matter for a reward either.
 COMMON_FIELDS = (
   'messages',
   'context',
   'tools',
+  'functions',
   'system',
   'system_prompt',
   'id',
@@ -477,6 +557,12 @@ COMMON_FIELDS = (
   'license',
   'domain',
 )
+
+
+def list_asked_fields(row: Row) -> list[str]:
+  """Returns the fields of a row that say what was asked, the one that counts first."""
+  names = [form.fields[0] for form in PROMPT_FORMS]
+  return [name for name in names if row.get(name) is not None and _can_be_asked(name, row[name])]
 
 
 def with_context(messages: list[Message], context: str) -> list[Message]:
@@ -504,13 +590,32 @@ def _find_form(row: Row) -> AnswerForm | None:
   return None
 
 
+def _without_repeated_answer(
+  form: AnswerForm, messages: list[Message], row: Row, place: str
+) -> AnswerForm | None:
+  """Returns None for a single answer beside a conversation that ends with the response.
+
+  The conversation counts: 'solution' or 'answer' beside it is what a reward compares with.
+  """
+  [*_, last] = messages
+  if len(form.fields) > 1:
+    return form
+  [field] = form.fields
+  if field in ('response', 'completion') and row[field] not in (last['content'], [last]):
+    raise UserError(
+      f'{place}: field "{field}": it is not the response with which the messages end; remove one'
+    )
+  return None
+
+
 def _find_asked(row: Row, place: str) -> Asked | None:
   """Reads what was asked, by the first form whose field is there; others must agree with it."""
   asked = None
+  present = list_asked_fields(row)
   for form in PROMPT_FORMS:
-    value = row.get(form.fields[0])
-    if value is None:
+    if form.fields[0] not in present:
       continue
+    value = row[form.fields[0]]
     if asked is None:
       read = _webgpt_question if _is_webgpt(form, value) else form.read
       asked = Asked(form.name, read(row, place), frozenset(form.fields))
@@ -518,6 +623,15 @@ def _find_asked(row: Row, place: str) -> Asked | None:
       _check_prompt(asked.messages, row, place, asked.fields)
       asked = dataclasses.replace(asked, fields=asked.fields | {'prompt'})
   return asked
+
+
+def _can_be_asked(field: str, value: Any) -> bool:
+  """Tells whether a field says what was asked; two have other uses too."""
+  if field == 'context':  # mostly a text that is put before the question
+    return isinstance(value, list)
+  if field == 'text':  # mostly a document
+    return isinstance(value, str) and bool(conversations.split_dialogue(value))
+  return True
 
 
 def _is_webgpt(form: PromptForm, value: Any) -> bool:
@@ -530,8 +644,8 @@ def _check_agreement(asked: Asked, answered: Answered, row: Row, place: str) -> 
   messages = answered.messages or []
   if given == [*messages, _message(answered.responses[0])]:  # UltraFeedback: that of `chosen`
     return
-  # A row's prompt may be the last question only, its conversations may have a system message.
-  if given != messages and not (len(given) == 1 and given[-1] == messages[-1]):
+  # A row's prompt may be a single question, its conversations may have a system message.
+  if given != messages and not (len(given) == 1 and given[-1] in messages):
     names = ', '.join(sorted(asked.fields & {*row}))
     raise UserError(
       f'{place}: field "{names}": it is not the prompt of the conversations beside it'
@@ -561,6 +675,8 @@ def _with_system(row: Row, messages: list[Message]) -> list[Message]:
 def _read_tools(row: Row, place: str) -> list[Any]:
   """Returns the row's tools, which may be written as JSON."""
   tools = row.get('tools')
+  if tools is None and isinstance(row.get('functions'), list):  # OpenAI's older name
+    tools = [{'type': 'function', 'function': function} for function in row['functions']]
   if isinstance(tools, str):
     try:
       tools = json.loads(tools) if tools.strip() else []
@@ -589,9 +705,10 @@ def _user(text: str) -> Message:
 def _number(value: Any, place: str) -> float:
   """Returns a number, which some sets write as a text."""
   try:
-    if isinstance(value, bool):
+    number = float(value)
+    if isinstance(value, bool) or not math.isfinite(number):
       raise ValueError
-    return float(value)
+    return number
   except (TypeError, ValueError):
     raise UserError(f'{place}: expected a number, got {value!r:.60}') from None
 

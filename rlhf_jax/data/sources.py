@@ -27,8 +27,8 @@ class DataOptions:
   source: str = 'tinyworld'
 
   # jsonl: files of any form that docs/data.md lists, globs, folders, or 'hf:ORG/NAME'; {split}
-  # stands for the split. tfds: one name or directory. 'tfds:NAME' in the place of a file reads
-  # TFDS whatever `source` is.
+  # stands for the split. tfds: one name or directory. 'tfds:NAME' and 'hf:ORG/NAME' say their
+  # source themselves, whatever `source` is.
   path: tuple[str, ...] = ()
 
   # Our name of a field → theirs, where the names differ; a dot leads into an object.
@@ -193,9 +193,16 @@ class TfdsRecords(Sequence):
 
 
 def _find_reader(options: DataOptions) -> Reader:
-  """Returns what reads the source: TFDS where a path says so, else the one that is set."""
+  """Returns what reads the source: what a path says by its beginning, else the one that is set."""
   if any(str(path).startswith(TFDS) for path in options.path):
     return read_tfds
+  if any(str(path).startswith(HUB) for path in options.path):
+    return read_files
+  if options.source == 'tinyworld' and options.path:
+    raise UserError(
+      f'data.path is {options.path[0]!r}, which data.source = "tinyworld" does not read; '
+      'expected data.source = "jsonl"'
+    )
   if options.source in SOURCES:
     return SOURCES[options.source]
   if named_functions.is_function_name(options.source):

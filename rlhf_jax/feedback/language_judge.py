@@ -427,5 +427,4 @@ def _chat_prompt(
     messages.append(dict(role='user', content=user))
     messages.append(dict(role='assistant', content=assistant))
   messages.append(dict(role='user', content=question))
-  response = tokenizer.encode(tokenizer.response_prefix + beginning)
-  return tokenizer.prompt(messages) + response
+  return tokenizer.begun(messages, beginning)

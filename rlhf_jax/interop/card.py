@@ -68,8 +68,9 @@ def _summary(config: ModelConfig, method: str, base: str) -> list[str]:
   ]
   if config.head:
     lines += [
-      'The score of a text is the logit at its last token, plus `reward_bias` of config.json where '
-      'that stands there.',
+      'The score of a response is the logit at the token that ends its turn, plus `reward_bias` of '
+      'config.json where that stands there. What a chat template writes behind that token, such as '
+      'a line feed, is not part of the text: cut it off the ids of `apply_chat_template`.',
       '',
     ]
   return lines

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import files
+from rlhf_jax import files, hub
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import families, hf_config
 from rlhf_jax.interop.assemble import assemble_parameters
@@ -59,12 +59,12 @@ def open_pretrained(name: str | Path) -> Pretrained:
   """Opens a model by name; its parameters are read by `.load()`.
 
   Args:
-    name: 'smollm2', a `.gguf` file, or a Hugging Face directory.
+    name: 'smollm2', a `.gguf` file, a Hugging Face directory, or 'ORG/NAME' on the hub.
 
   Raises:
     UserError: nothing is there, or nothing that can be read.
   """
-  path = find_smollm2() if name == SMOLLM2 else Path(name)
+  path = find_smollm2() if name == SMOLLM2 else Path(hub.find_model_folder(str(name)))
   if path.suffix == '.gguf':
     return Pretrained(*open_gguf(path))
   if not path.is_dir():

@@ -10,6 +10,7 @@ import copy
 import functools
 import itertools
 from pathlib import Path
+import re
 from typing import Any, NamedTuple
 
 import tokenizers
@@ -37,6 +38,9 @@ KNOWN_KEYS = KnownKeys(
   ignored=('chat_template', 'extra_special_tokens', *(role + '_token' for role in ROLES)),
   refuse_others=False,
 )
+
+# What the marks of turns look like; '<think>' and '<tool_call>' are none of them.
+TURN_MARK = re.compile(r'<\|.+\|>|<｜.+｜>|\[/?[A-Z_]+\]|<(start|end)_of_turn>')
 
 # Conversations that a response is tried on where no real one is at hand; some templates want a
 # system message.
@@ -101,7 +105,7 @@ class Tokenizer:
     self._roles = {'bos': bos, 'eos': eos, 'pad': pad, 'unk': unk}
     self._more = dict(more or {})
     self.end_ids = tuple(end_ids)
-    self.core = _prepare_core(core, self._roles)
+    self.core = _prepare_core(core, self._roles, template or '')
     self.template = template
     self.vocab_size = self.core.get_vocab_size()
     self.bos_id = None if bos is None else _token_id(self.core, bos)
@@ -378,6 +382,21 @@ class Tokenizer:
       owners.append(len(turns))
     return ids, owners
 
+  def begun(self, messages: chat_template.Messages, beginning: str) -> list[int]:
+    """Encodes a conversation up to a place within the response.
+
+    Args:
+      messages: the conversation.
+      beginning: how the response begins.
+    """
+    template = self._open_template()
+    conversation = [*messages, {'role': 'assistant', 'content': beginning}]
+    shown = self._hide(conversation, None)
+    text = template.prompt(shown.messages[:-1])
+    whole = text + self.response_prefix + shown.messages[-1]['content']
+    prompt, words = self._encode_parts(whole, [len(text)], shown.hidden)
+    return prompt + words
+
   def response(self, text: str) -> list[int]:
     """Encodes a response to a plain question, with what ends its turn.
 
@@ -590,17 +609,30 @@ class Tokenizer:
 def _prepare_core(
   core: tokenizers.Tokenizer,
   roles: Mapping[str, str | None],
+  template: str,
 ) -> tokenizers.Tokenizer:
-  """Returns a copy of the core that cuts and pads nothing and knows bos, eos and pad as special."""
+  """Returns a copy of the core that cuts and pads nothing and knows which tokens are special.
+
+  These are bos, eos and pad, and the marks of turns in the template, which people often add to a
+  vocabulary as ordinary tokens.
+  """
   core = copy.deepcopy(core)
   core.no_truncation()
   core.no_padding()
   for role, token in roles.items():
     if token is not None and core.token_to_id(token) is None:
       raise UserError(f'tokenizer: {role} token {token!r} is not in the vocabulary')
-  added = {token.content for token in core.get_added_tokens_decoder().values()}
-  named = [roles[role] for role in ('bos', 'eos', 'pad')]
-  core.add_special_tokens([token for token in named if token is not None and token not in added])
+  named = {roles[role]: None for role in ('bos', 'eos', 'pad')}  # an ordered set
+  named.pop(None, None)
+  for token in core.get_added_tokens_decoder().values():
+    is_mark = token.content in template and TURN_MARK.fullmatch(token.content) is not None
+    if token.special:
+      named.pop(token.content, None)
+    elif is_mark or token.content in named:
+      named.pop(token.content, None)
+      token.special = True  # the other properties stay
+      core.add_special_tokens([token])
+  core.add_special_tokens([token for token in named if token is not None])
   core.encode_special_tokens = False  # special-token strings become their ids
   return core
 

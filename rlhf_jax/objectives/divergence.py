@@ -11,6 +11,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.objectives import finite_exp
+
 KLTerm = Callable[[jax.Array, jax.Array], jax.Array]  # (log π, log π_ref) → term per token
 
 
@@ -78,7 +80,7 @@ def k3(logprobs: jax.Array, reference_logprobs: jax.Array) -> jax.Array:
   """
   _check_logprobs(logprobs, reference_logprobs)
   log_ratio = reference_logprobs - logprobs  # −k1
-  return jnp.expm1(log_ratio) - log_ratio  # expm1 is accurate near 0
+  return finite_exp.expm1(log_ratio) - log_ratio  # expm1 is accurate near 0
 
 
 def k1_term(logprobs: jax.Array, reference_logprobs: jax.Array) -> jax.Array:

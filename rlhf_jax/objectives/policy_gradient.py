@@ -14,7 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.objectives import masked
+from rlhf_jax.objectives import finite_exp, masked
 
 
 class PolicyLosses(NamedTuple):
@@ -49,7 +49,7 @@ def clipped(
     logprobs: [N, R] float32, log π, nats.
     old_logprobs: [N, R] float32, log π_old.
     advantages: [N, R] float32, A.
-    mask: [N, R] bool; unused here.
+    mask: [N, R] bool, the tokens of each response.
     clip_low: ε_low.
     clip_high: ε_high.
 
@@ -63,9 +63,7 @@ def clipped(
   >>> print(result.losses, result.clipped)
   [[-1.   -1.25  2.  ]] [[False  True False]]
   """
-  del mask
-  _check_tokens(logprobs, old_logprobs, advantages)
-  ratios = jnp.exp(logprobs - old_logprobs)
+  ratios = _token_ratios(logprobs, old_logprobs, advantages, mask)
   return _clipped_surrogate(ratios, advantages, clip_low, clip_high)
 
 
@@ -83,7 +81,7 @@ def reinforce(
     logprobs: [N, R] float32, log π, nats.
     old_logprobs: [N, R] float32, log π_old, for the ratios only.
     advantages: [N, R] float32, A.
-    mask: [N, R] bool; unused here.
+    mask: [N, R] bool, the tokens of each response.
     clip_low: unused.
     clip_high: unused.
 
@@ -94,11 +92,11 @@ def reinforce(
   >>> print(reinforce(logprobs, logprobs, jnp.array([[1.0, -1.0]]), every, 0, 0).losses)
   [[ 0.5 -2. ]]
   """
-  del mask, clip_low, clip_high
-  _check_tokens(logprobs, old_logprobs, advantages)
+  del clip_low, clip_high
+  ratios = _token_ratios(logprobs, old_logprobs, advantages, mask)
   return PolicyLosses(
     losses=-advantages * logprobs,
-    ratios=jnp.exp(logprobs - old_logprobs),
+    ratios=ratios,
     clipped=jnp.zeros(logprobs.shape, bool),
   )
 
@@ -137,7 +135,7 @@ def gspo(
   tokens = _tokens_of_responses(mask)  # |y| [N, 1]
   log_ratios = jnp.where(mask, logprobs - old_logprobs, 0.0)
   mean = jnp.sum(log_ratios, axis=1, keepdims=True) / tokens
-  ratios = jnp.exp(jnp.broadcast_to(mean, logprobs.shape))  # the same at each token
+  ratios = finite_exp.exp(jnp.broadcast_to(mean, logprobs.shape))  # the same at each token
   return _clipped_surrogate(ratios, advantages, clip_low, clip_high)
 
 
@@ -158,7 +156,7 @@ def cispo(
     logprobs: [N, R] float32, log π, nats.
     old_logprobs: [N, R] float32, log π_old.
     advantages: [N, R] float32, A.
-    mask: [N, R] bool; unused here.
+    mask: [N, R] bool, the tokens of each response.
     clip_low: ε_low.
     clip_high: ε_high.
 
@@ -170,9 +168,7 @@ def cispo(
   >>> print(cispo(logprobs, old_logprobs, ones, every, 0.5, 0.5).losses)
   [[1.  1.5]]
   """
-  del mask
-  _check_tokens(logprobs, old_logprobs, advantages)
-  ratios = jnp.exp(logprobs - old_logprobs)
+  ratios = _token_ratios(logprobs, old_logprobs, advantages, mask)
   weights = jnp.clip(ratios, 1.0 - clip_low, 1.0 + clip_high)  # [N, R]
   return PolicyLosses(
     losses=-jax.lax.stop_gradient(weights) * advantages * logprobs,
@@ -249,7 +245,7 @@ def truncated_weights(
   chex.assert_rank([old_logprobs, sampler_logprobs, mask], 2)
   chex.assert_equal_shape([old_logprobs, sampler_logprobs, mask])
   chex.assert_type([old_logprobs, sampler_logprobs], float)
-  weights = jnp.minimum(jnp.exp(old_logprobs - sampler_logprobs), limit)
+  weights = jnp.minimum(finite_exp.exp(old_logprobs - sampler_logprobs), limit)
   return jnp.where(mask, weights, 0.0)
 
 
@@ -346,6 +342,18 @@ REDUCTIONS: dict[str, Reduction] = {
   'sequence_sum': sequence_sum,  # RLOO
   'constant': constant,  # Dr. GRPO
 }
+
+
+def _token_ratios(
+  logprobs: jax.Array,
+  old_logprobs: jax.Array,
+  advantages: jax.Array,
+  mask: jax.Array,
+) -> jax.Array:
+  """Computes ρ of each token; 1, without a gradient, outside the mask, whatever stands there."""
+  _check_tokens(logprobs, old_logprobs, advantages)
+  chex.assert_equal_shape([logprobs, mask])
+  return finite_exp.exp(jnp.where(mask, logprobs - old_logprobs, 0.0))
 
 
 def _clipped_surrogate(

@@ -454,6 +454,8 @@ def build(context: Context, options: Options) -> loop.Training:
   held_out = sources.spread_evenly(held_out, options.eval_records)
   held_out_examples = _encode(context, held_out, options)
   check_examples([*examples, *held_out_examples], options, context.where)
+  for split, own in (('train', examples), ('validation', held_out_examples)):
+    check_order(own, f'{context.where}.data: {split}')
 
   reference = open_reference(context, options)
   if reference is not None and options.reference_logprobs == 'stored':
@@ -552,6 +554,15 @@ def check_examples(
       f'{where}.loss: {options.loss} compares responses, but some prompts have one only; '
       f'expected {", ".join(able)}, or data without'
     )
+
+
+def check_order(examples: Sequence[Mapping[str, np.ndarray]], where: str) -> None:
+  """Raises UserError if all rankings are ties, of which a loss has no value."""
+  for example in examples:
+    is_single = len(example['ranks']) == 1
+    if is_single or len(np.unique(example['ranks'])) > 1:
+      return
+  raise UserError(f'{where}: all responses are ties; expected some that are better than others')
 
 
 def build_anchor(

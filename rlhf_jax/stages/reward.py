@@ -244,6 +244,8 @@ def build(context: Context, options: Options) -> loop.Training:
   held_out = sources.spread_evenly(held_out, options.eval_records)
   _check_records(train, held_out, options, context.where)
   held_out_examples = _encode(context, held_out, options, options.overlong)
+  if all(_is_tie(example['ranks']) for example in held_out_examples):
+    hosts.say(f'{context.name}: no held-out pair is ordered, so accuracy is not measured')
   score = build_batch_score(definitions.model)
 
   def score_all(state: TrainState, examples: Sequence[Mapping]) -> Iterator:
@@ -326,6 +328,13 @@ def _check_records(
       f'{where}.data: a reward model learns from responses that are compared, but some prompts '
       'have one only'
     )
+  if all(_is_tie(row.ranks) for row in train):
+    raise UserError(f'{where}.data: all responses are ties, so there is nothing to learn')
+
+
+def _is_tie(ranks: Iterable[int]) -> bool:
+  """Tells whether ranks [K] order no pair of responses."""
+  return len({int(rank) for rank in ranks}) < 2
 
 
 def _encode(
@@ -385,7 +394,8 @@ def measure_accuracy(
   Returns:
     accuracy; length_accuracy, that of always preferring the longer response;
     log_loss, the mean of −log σ(r_w − r_l) in nats; pairs. If there are several
-    sources, also accuracy, length_accuracy and pairs of each.
+    sources, also accuracy, length_accuracy and pairs of each. If people ordered no pair,
+    only pairs, 0.
   """
   # source of the data → (correct, longer is right, log-loss) of each pair
   by_source: dict[str, list[tuple[float, float, float]]] = {}
@@ -394,6 +404,8 @@ def measure_accuracy(
       source = held_out[int(batch.index[row, better])].source
       measured = _measure_pair(batch, scores, row, better, worse)
       by_source.setdefault(source, []).append(measured)
+  if not by_source:
+    return {'pairs': 0.0}
   everything = np.array([pair for pairs in by_source.values() for pair in pairs])
   values = {
     'accuracy': everything[:, 0].mean(),

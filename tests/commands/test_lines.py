@@ -1,9 +1,11 @@
 """The commands `generate` and `score`, as a user starts them."""
 
+import datetime
 import functools
 import gzip
 import json
 from pathlib import Path
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +18,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from rlhf_jax.commands import generate, inputs, lines, score
-from rlhf_jax.interop import pretrained
+from rlhf_jax.interop import chat_template, pretrained
 from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.models import heads, transformer
 
@@ -268,6 +270,96 @@ def test_bad_lines_are_named(folder, tmp_path, capsys, row, message):
   assert run(score, folder, tmp_path, [dict(text='a'), row]) == (2, [])
   (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith('rlhf_jax: error: ') and message in line
+
+
+def test_what_one_command_writes_the_other_reads(folder, tmp_path):
+  asked = [
+    dict(prompt='Why?', id=1),
+    dict(messages=[dict(role='system', content='Be brief.'), WHY]),
+    dict(text='Once '),
+  ]
+  words = ['--samples=2', '--max_new_tokens=6', '--logprobs']
+  code, generated = run(generate, folder, tmp_path, asked, *words, output='g.jsonl')
+  assert code == 0
+  code, scored = run(score, folder, tmp_path, generated, output='s.jsonl')
+  assert code == 0
+  code, again = run(score, folder, tmp_path, scored, output='t.jsonl')
+  assert code == 0 and again == scored
+  tokenizer = opened(folder / 'lm')[3]
+  for row, line in zip(scored, generated, strict=True):
+    assert {key: row[key] for key in line} == line
+    assert len(row['sequences']) == 2
+  prompt, response = tokenizer.exchange([WHY], generated[0]['responses'][1])
+  alone = dict(prompt='Why?', response=generated[0]['responses'][1])
+  _, [expected] = run(score, folder, tmp_path, [alone], output='u.jsonl')
+  assert scored[0]['sequences'][1]['tokens'] == prompt + response == expected['tokens']
+  np.testing.assert_allclose(
+    scored[0]['sequences'][1]['logprobs'], expected['logprobs'], rtol=1e-5, atol=1e-5
+  )
+  code, rewards = run(score, folder, tmp_path, generated, name='rm', output='v.jsonl')
+  assert code == 0 and [len(row['scores']) for row in rewards] == [2, 2, 2]
+
+
+def test_tokens_with_responses_need_no_tokenizer(folder, tmp_path):
+  words = ['--samples=2', '--max_new_tokens=3']
+  _, generated = run(generate, folder, tmp_path, ROWS[3:], *words, name='bare', output='g.jsonl')
+  code, [scored] = run(score, folder, tmp_path, generated, name='bare', output='s.jsonl')
+  assert code == 0
+  for sequence, sampled in zip(scored['sequences'], generated[0]['response_tokens'], strict=True):
+    assert sequence['tokens'] == ROWS[3]['tokens'] + sampled
+
+
+def test_pairs_are_scored_on_both_sides(folder, tmp_path):
+  pair = dict(prompt='Why?', chosen='So.', rejected='No.')
+  singles = [dict(prompt='Why?', response='So.'), dict(prompt='Why?', response='No.')]
+  _, [both] = run(score, folder, tmp_path, [pair], name='rm', output='a.jsonl')
+  _, each = run(score, folder, tmp_path, singles, name='rm', output='b.jsonl')
+  assert both['scores'] == pytest.approx([row['score'] for row in each], abs=1e-6)
+
+
+def test_odd_characters_of_an_input_are_answered(folder, tmp_path):
+  texts = ['a\u2028b\x85c', 'half an emoji \ud83d', 'nul \x00']
+  lines_of_others = '\ufeff' + '\r\n'.join(
+    json.dumps(dict(prompt=text), ensure_ascii='\ud83d' in text) for text in texts
+  )
+  (tmp_path / 'odd.jsonl').write_text(lines_of_others, encoding='utf-8')
+  words = [f'--model={folder / "lm"}', '--batch_size=8', f'--input={tmp_path}/odd.jsonl']
+  assert generate.main([*words, f'--output={tmp_path}/o.jsonl', '--max_new_tokens=3']) == 0
+  written = (tmp_path / 'o.jsonl').read_text(encoding='utf-8').splitlines()
+  assert [json.loads(line)['prompt'] for line in written] == texts
+
+
+def test_a_conversation_that_the_template_refuses_is_named(folder, tmp_path, capsys):
+  refusing = tmp_path / 'model'
+  shutil.copytree(folder / 'lm', refusing)
+  source = refusing / 'chat_template.jinja'
+  source.write_text(
+    "{% if messages[0].role == 'system' %}{{ raise_exception('No system') }}{% endif %}" + TEMPLATE
+  )
+  rows = [dict(prompt='fine'), dict(messages=[dict(role='system', content='a'), WHY])]
+  words = ['--max_new_tokens=4']
+  assert run(generate, tmp_path, tmp_path, rows, *words, name='model')[0] == 2
+  assert 'in.jsonl:2: chat template: No system' in capsys.readouterr().err
+  # a template that cannot be used is no matter where none is needed
+  source.write_text('{% if %}')
+  rows = [dict(text='Hi'), dict(tokens=[1, 2])]
+  assert run(score, tmp_path, tmp_path, rows, name='model', output='b.jsonl')[0] == 0
+
+
+def test_a_resumed_output_has_the_date_of_its_beginning(folder, tmp_path, monkeypatch):
+  monkeypatch.setattr(lines, 'WINDOW_BATCHES', 1)
+  monkeypatch.setattr(chat_template, '_now', datetime.datetime(2024, 7, 26))
+  dated = tmp_path / 'model'
+  shutil.copytree(folder / 'lm', dated)
+  (dated / 'chat_template.jinja').write_text("{{ strftime_now('%Y-%m-%d') }}" + TEMPLATE)
+  rows = [dict(prompt='Why?', response='So.')] * 9
+  _, complete = run(score, tmp_path, tmp_path, rows, name='model')
+  out = tmp_path / 'out.jsonl'
+  before = out.read_bytes()
+  out.write_bytes(b''.join(before.splitlines(keepends=True)[:8]))
+  monkeypatch.setattr(chat_template, '_now', datetime.datetime(2025, 1, 1))
+  assert run(score, tmp_path, tmp_path, rows, name='model') == (0, complete)
+  assert out.read_bytes() == before
 
 
 def test_compressed_input_and_a_cut_one(folder, tmp_path, capsys):

@@ -168,3 +168,75 @@ def test_what_does_not_fit(tokenizer, capsys, kind):
     encoder(rows, tokenizer, 40, 'cut')
   with pytest.raises(UserError, match=f'no {kind} fits 5 tokens'):
     encoder(rows, tokenizer, 5, 'drop')
+
+
+TURNS = [*ASKED, {'role': 'assistant', 'content': 'No.'}, {'role': 'user', 'content': 'Oh?'}]
+
+
+def target_text(tokenizer, example):
+  return tokenizer.core.decode(
+    example['tokens'][example['targets'] > 0].tolist(), skip_special_tokens=False
+  )
+
+
+def test_every_turn_of_the_assistant_can_be_a_target(tokenizer):
+  rows = [demonstration('Yes.', TURNS)]
+  [last] = encode.demonstrations(rows, tokenizer, 128)
+  [every] = encode.demonstrations(rows, tokenizer, 128, targets='all')
+  np.testing.assert_array_equal(last['tokens'], every['tokens'])
+  assert target_text(tokenizer, last) == ' Yes.<eos>'
+  assert target_text(tokenizer, every) == ' No.<eos> Yes.<eos>'
+  # OpenAI's mark of a message that is not learned
+  unlearned = [TURNS[0], {**TURNS[1], 'weight': 0}, TURNS[2]]
+  [marked] = encode.demonstrations(
+    [demonstration('Yes.', unlearned)], tokenizer, 128, targets='all'
+  )
+  assert target_text(tokenizer, marked) == ' Yes.<eos>'
+  with pytest.raises(UserError, match="^targets: expected one of last, all, got 'some'"):
+    encode.demonstrations(rows, tokenizer, 128, targets='some')
+
+
+def test_what_is_cut_from_the_left_keeps_the_targets_in_place():
+  tokenizer = with_beginning()
+  rows = [demonstration('Yes.', TURNS)]
+  [whole] = encode.demonstrations(rows, tokenizer, 128, targets='all')
+  for length in (20, 30, 40):
+    [cut] = encode.demonstrations(rows, tokenizer, length, 'truncate_left', targets='all')
+    np.testing.assert_array_equal(cut['tokens'][1:], whole['tokens'][1 - length :])
+    np.testing.assert_array_equal(cut['targets'][1:], whole['targets'][1 - length :])
+    assert cut['tokens'][0] == tokenizer.bos_id and cut['targets'][0] == 0
+
+
+def test_a_record_that_the_template_refuses_is_named_by_its_place(tokenizer):
+  picky = tokenizer.with_template(
+    "{% if messages[0].role == 'system' %}{{ raise_exception('No system') }}{% endif %}"
+    + tokenizer.template
+  )
+  asked = [{'role': 'system', 'content': 'Be brief.'}, *ASKED]
+
+  def read(kind, **fields):
+    return [records.parse_record(kind, {**fields, 'messages': asked, 'id': 'x'}, 'f.jsonl:3')]
+
+  for use in (
+    lambda: encode.demonstrations(read('demonstration', response='a'), picky, 64),
+    lambda: encode.demonstrations(read('demonstration', response='a'), picky, 64, targets='all'),
+    lambda: encode.rankings(read('ranking', chosen='a', rejected='b'), picky, 64),
+    lambda: encode.prompts(read('prompt'), picky, 64),
+  ):
+    with pytest.raises(UserError, match='^f.jsonl:3: chat template: No system'):
+      use()
+
+
+def test_comparisons_that_teach_nothing_are_counted(tokenizer, capsys):
+  rows = [
+    records.Ranking('1', '', '', '', '', ASKED, ['same', 'same'], [1, 2]),
+    records.Ranking('2', '', '', '', '', ASKED, ['a', 'b'], [1, 1]),
+    records.Ranking('3', '', '', '', '', ASKED, ['    return', 'return'], [1, 2]),
+    records.Ranking('4', '', '', '', '', ASKED, ['alone'], [1]),
+  ]
+  examples = encode.rankings(rows, tokenizer, 64)
+  assert not np.array_equal(*examples[2]['tokens'])  # the indentation is kept
+  assert capsys.readouterr().err.splitlines() == [
+    '1 of 4 rankings compare equal tokens and teach no order',
+    '1 of 4 rankings are ties and teach no order',
+  ]

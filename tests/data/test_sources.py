@@ -74,6 +74,7 @@ def test_rankings_and_preferences_share_a_data_set(tmp_path):
 @pytest.mark.parametrize(
   'settings,message',
   [
+    (dict(path=('x.jsonl',)), 'which data.source = "tinyworld" does not read; expected'),
     (dict(source='jsonl'), 'data.path: expected a file or a glob'),
     (dict(source='jsonl', path=('nowhere/*.jsonl',)), 'data.path: nowhere/*.jsonl: no such file'),
     (

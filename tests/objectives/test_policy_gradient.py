@@ -209,14 +209,15 @@ def test_truncated_weights():
 def test_policy_loss_by_hand():
   ratios = jnp.array([[1.0, 1.5, 0.5, 1.5, 0.5]])
   advantages = jnp.array([[2.0, 1.0, 1.0, -1.0, -1.0]])
+  every = jnp.ones((1, 5), bool)
   losses, got, held = policy_gradient.clipped(
-    jnp.log(ratios), jnp.zeros((1, 5)), advantages, None, 0.2, 0.2
+    jnp.log(ratios), jnp.zeros((1, 5)), advantages, every, 0.2, 0.2
   )
   np.testing.assert_allclose(got, ratios, rtol=1e-6)
   np.testing.assert_allclose(losses, [[-2.0, -1.2, -0.5, 1.5, 0.8]], rtol=1e-6)
   np.testing.assert_array_equal(held, [[False, True, False, False, True]])
   slope = jax.grad(
-    lambda x: policy_gradient.clipped(x, jnp.zeros((1, 5)), advantages, None, 0.2, 0.2)[0].sum()
+    lambda x: policy_gradient.clipped(x, jnp.zeros((1, 5)), advantages, every, 0.2, 0.2)[0].sum()
   )
   np.testing.assert_allclose(slope(jnp.log(ratios)), [[-2.0, 0.0, -0.5, 1.5, 0.0]], rtol=1e-6)
 

@@ -245,6 +245,14 @@ def test_single_responses_are_for_kto_only(context, tmp_path):
     build(made, reward)
 
 
+def test_rankings_that_are_all_ties_are_refused():
+  tied = {'ranks': np.array([2, 2])}
+  for ordered in ({'ranks': np.array([2, 1])}, {'ranks': np.array([1])}):
+    preference.check_order([tied, ordered], 'config.dpo.data: train')
+  with pytest.raises(UserError, match='config.dpo.data: train: all responses are ties'):
+    preference.check_order([tied, tied], 'config.dpo.data: train')
+
+
 @pytest.mark.parametrize(
   'options,message',
   [

@@ -1,4 +1,5 @@
 import functools
+import json
 
 import jax
 import numpy as np
@@ -159,3 +160,22 @@ def test_demonstrations_score_0_after_the_end(context):
   values, _ = stage.evaluate(state)
   assert values['pairs'] == 1.0 and values['accuracy'] in (0.0, 1.0)
   assert values['length_accuracy'] == 0.5
+
+
+def test_rankings_that_are_all_ties(context, capsys):
+  """Nothing to learn is refused; nothing to measure is said, and no accuracy is made up."""
+
+  def build(train, held_out):
+    made = context('reward', 'reward.data.path=', 'reward.centre=False')
+    for split, ranks in (('train', train), ('validation', held_out)):
+      row = {'prompt': 'Hi', 'responses': ['a', 'b'], 'ranks': ranks}
+      (made.workdir / f'{split}.jsonl').write_text(json.dumps(row) + '\n')
+    path = made.workdir / '{split}.jsonl'
+    made = context('reward', f'reward.data.path={path}', 'reward.centre=False')
+    return reward.build(made, made.read_options(reward.STAGE))
+
+  with pytest.raises(UserError, match='all responses are ties, so there is nothing to learn'):
+    build([1, 1], [1, 2])
+  stage = build([1, 2], [1, 1])
+  assert 'no held-out pair is ordered' in capsys.readouterr().out
+  assert stage.evaluate(stage.init())[0] == {'pairs': 0.0}

@@ -1,8 +1,8 @@
 """Finds models by name, wherever they are stored.
 
 A name is a stage of this run, a stage's folder of another run, a Hugging Face directory, a
-directory of PEFT adapters, a `.gguf` file or 'smollm2'. A model's shape is known at once; its
-parameters are read when they are asked for.
+directory of PEFT adapters, one of these two on the hub ('ORG/NAME'), a `.gguf` file or 'smollm2'.
+A model's shape is known at once; its parameters are read when they are asked for.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +16,7 @@ from typing import Any
 from flax import traverse_util
 import jax
 
+from rlhf_jax import hub
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import peft_io, pretrained
 from rlhf_jax.interop.tokenizer import Tokenizer
@@ -73,6 +74,14 @@ def find_model(
     return _stage_source(folder)
   if name in stages:
     raise UserError(f'{folder} holds no model yet; is {name!r} an earlier stage that trains one?')
+  local_name = hub.find_model_folder(name)
+  source = _foreign_source(local_name)
+  return source if local_name == name else dataclasses.replace(source, name=name)
+
+
+def _foreign_source(name: str) -> ModelSource:
+  """Returns a model that no stage has made: a directory, a file or 'smollm2'."""
+  folder = Path(name)
   if (folder / peft_io.CONFIG).is_file():
     return _adapter_source(folder)
   # A stage reads with the run's tokenizer, so a directory may come without its own;
