@@ -39,6 +39,7 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
   """Returns the experiment; tiny runs every stage in seconds, and its table means nothing."""
   config = ml_collections.ConfigDict()
   config.stages = ('pretrain', 'sft', 'feedback', 'reward', 'ppo')
+  config.tokenizer = dict(vocab_size=1536)
   config.model = dict(embed=128, layers=4, heads=4, kv_heads=4, head_dim=32, mlp=384)
   config.pretrain = dict(
     batch_size=16,
@@ -50,28 +51,28 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
   config.sft = dict(
     batch_size=16,
     max_length=96,
-    loop=dict(steps=70, eval_every=35, save_every=70),
+    loop=dict(steps=90, eval_every=45, save_every=90),
     optimizer=dict(learning_rate=3e-4),
     sampling=SAMPLING,
-    data=dict(count=300),
+    data=dict(count=400),
   )
   config.feedback = dict(
     policies=('sft', 'pretrain'),
     num_samples=3,
-    max_length=26,
+    max_length=30,
     sampling=SAMPLING,
   )
   config.reward = dict(
     batch_size=8,
     responses_per_row=6,  # three samples of each of two policies
-    max_length=58,  # a prompt of 26 tokens and a response of 32
+    max_length=62,  # a prompt of 30 tokens and a response of 32
     loop=dict(steps=120, eval_every=60, save_every=60),
     data=RANKINGS,
     optimizer=dict(learning_rate=5e-4, warmup_steps=10),
   )
   config.ppo = dict(
     batch_size=64,
-    max_length=26,
+    max_length=30,
     epochs=1,
     minibatches=2,
     kl_coefficient=0.25,  # below this the policy drifts from the facts
@@ -82,7 +83,7 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
   config.evaluation = dict(
     models=dict(base='pretrain', sft='sft', ppo='ppo'),
     num_samples=2,
-    max_length=26,
+    max_length=30,
     sampling=SAMPLING,
   )
   if tiny:
@@ -145,7 +146,7 @@ def _shrink(config: ml_collections.ConfigDict) -> None:
   for name in ('pretrain', 'sft', 'ppo'):
     config[name].eval_records = 8
   config.pretrain.data = dict(count=400)
-  config.tokenizer = dict(documents=400)
+  config.tokenizer.documents = 400
   config.reward.max_length = 128  # an untrained model's responses are longer once encoded again
   config.feedback.data = dict(count=16)
   config.feedback.batch_size = 16

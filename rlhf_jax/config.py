@@ -285,18 +285,24 @@ def nearest_name(name: str, known: Iterable[str]) -> str:
 
 
 def resolve(config: ml_collections.ConfigDict, **places: Any) -> ml_collections.ConfigDict:
-  """Replaces {name} in the config's texts by `places[name]`, for example {workdir}."""
+  """Replaces {name} in the config's texts by `places[name]`, for example {workdir}.
+
+  The seed of data that is -1 becomes that of the run.
+  """
   # str.replace instead of str.format, as texts may have other braces.
 
   def replace(value: Any) -> Any:
     if isinstance(value, dict):
-      return {key: replace(item) for key, item in value.items()}
+      return {key: seed_of_run(key, replace(item)) for key, item in value.items()}
     if isinstance(value, tuple):
       return tuple(replace(item) for item in value)
     if isinstance(value, str):
       for name, place in places.items():
         value = value.replace('{' + name + '}', str(place))
     return value
+
+  def seed_of_run(key: str, value: Any) -> Any:
+    return config.seed if (key, value) == ('seed', -1) else value
 
   return ml_collections.ConfigDict(replace(config.to_dict())).lock()
 

@@ -53,6 +53,7 @@ class Options(RewardSourceOptions):
   batch_size: int = 64  # prompts at once, over all devices
   max_length: int = 48  # tokens of a prompt at most
   data: DataOptions = DataOptions()
+  split: str = 'validation'  # of the prompts; 'test' for the figures of a release, once
   sampling: SamplingOptions = SamplingOptions()
 
   @property
@@ -120,6 +121,8 @@ def check(config: Any, layout: Layout) -> None:
         f'config.evaluation.best_of.{name}: expected a row of models and a number from 1, got '
         f'{count!r}'
       )
+  if section.split not in ('validation', 'test'):
+    raise UserError(f'config.evaluation.split: expected validation or test, got {section.split!r}')
   if section.batch_size < 1 or section.batch_size % layout.batch_shards:
     raise UserError(
       f'config.evaluation: a batch of {section.batch_size} rows does not divide over the '
@@ -224,7 +227,7 @@ def compare(context: Context) -> Comparison:
   """
   config = context.config
   options = from_section(Options, config.evaluation)
-  records = sources.load_records(options.data, 'prompt', 'validation')
+  records = sources.load_records(options.data, 'prompt', options.split)
   examples = encode.prompts(records, context.tokenizer, options.max_length)
   prompts = [records[int(example['index'])] for example in examples]
   # One store for all models, so that adapters of one base share it.

@@ -267,7 +267,7 @@ def test_averaging_both_orders_mends_a_habit_of_place():
 
   once, both = measure(one_order)['people'], measure(judging.ask_both_orders(oracle(2.0)))
   assert (
-    both['people']['agreement'] > once['agreement'] + 0.03 and both['people']['agreement'] > 0.97
+    both['people']['agreement'] > once['agreement'] + 0.03 and both['people']['agreement'] > 0.8
   )
   assert both['position']['first'] > 0.6 and set(both['sources']) == {'tinyworld'}
 
