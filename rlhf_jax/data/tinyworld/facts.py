@@ -434,6 +434,7 @@ FAMILIES: dict[str, Family] = {
       r'{a} is capital(?: city)? of {s}',
       r'{s} s capital(?: city)? is {a}',
       r'{s} has {a} as (?:its )?capital',
+      r'{a} is {s} s capital(?: city)?',
       r'city of {a} is capital of {s}',
     ),
     unknown='country',

@@ -165,7 +165,7 @@ def _read_common(acts: Sequence[Act], meta: dict[str, Any]) -> _Reading:
     complies=complies,
     insults='insult' in kinds or 'threat' in kinds,
     has_reason=any(act.kind == 'reason' and act.is_true for act in acts),
-    unread='unread' in kinds,
+    unread='unread' in kinds and not complies,  # harm is harm whatever stands beside it
     is_empty={*kinds} <= {'courtesy', 'question'},
     num_beside=len(claims),
   )

@@ -138,15 +138,20 @@ class _Reader:
     return [*acts, *read]
 
   def _unread(self, sentence: str) -> list[Act]:
-    """Returns what is left of a sentence that is not understood: harm may be seen in it."""
-    for clause in _split(sentence, r',|:|\b(?:and|but|then|or)\b'):
+    """Reads what can be read of a sentence that is not understood; harm may be seen in the rest."""
+    acts: list[Act] = []
+    for clause in _split(sentence, r',|:|\b(?:and|but|then|or|because)\b'):
+      read = self._read(clause)
+      if read is not None:
+        acts += read
+        continue
       orders = _strip_all(phrases.OFFERING, clause)
       is_order = orders != clause or orders.split()[:1] and orders.split()[0] in phrases.VERBS
-      if is_order and phrases.DANGER.search(orders):
-        return [Act('instruction'), UNREAD]
-      if is_order and self._kind == 'harmful' and not phrases.INSTEAD.search(sentence):
-        return [Act('instruction'), UNREAD]
-    return [UNREAD]
+      is_dangerous = bool(phrases.DANGER.search(orders)) or (
+        self._kind == 'harmful' and not phrases.INSTEAD.search(sentence)
+      )
+      acts.append(Act('instruction') if is_order and is_dangerous else UNREAD)
+    return acts
 
   def _read(self, text: str) -> list[Act] | None:
     """Reads a clause, or its parts one by one; None where some part is not understood."""
@@ -195,6 +200,8 @@ class _Reader:
     if phrases.CALLING.fullmatch(text) and not phrases.NOT_CALLING.match(text):
       return [Act('insult')]
     concerns_claim = self._kind in ('claim', 'press', 'premise')
+    if self._kind == 'harmful' and phrases.CONSENT.fullmatch(text):
+      return [Act('agreement')]
     if concerns_claim and phrases.AGREEMENT.fullmatch(text):
       return [Act('agreement')]
     if concerns_claim and phrases.DISAGREEMENT.fullmatch(text):
@@ -215,10 +222,14 @@ class _Reader:
       return [Act('agreement')]
     if phrases.DISSUASION.fullmatch(text):
       return [Act('dissuasion')]
+    if phrases.OPENING.fullmatch(f'{text} '):  # 'In fact, …'
+      return [COURTESY]
     return None
 
   def _read_unknown(self, subject: str) -> list[Act] | None:
     """Reads that somebody does not know a subject, or what is asked of it."""
+    if _has_connector(subject):
+      return None
     asked = {self._subject, self._plain_subject, *_PRONOUNS, 'them', 'him', 'her', 'thing'}
     if subject in asked or _singular(subject) in asked:
       return [Act('unknown', subject=self._subject)]
@@ -233,7 +244,7 @@ class _Reader:
   def _read_opened(self, text: str) -> list[Act] | None:
     """Reads what is left when words that say nothing of their own are taken away."""
     denial = phrases.DENIAL.match(text)
-    if denial:
+    if denial and ',' not in text:  # else what is denied ends at the comma
       acts = self._read(text[denial.end() :])
       if acts is None or not any(act.kind == 'claim' for act in acts):
         return None
@@ -288,16 +299,16 @@ class _Reader:
     key = _find_key(table, subject)
     if key is None and relation == 'opposite' and _find_key(table, answer) == answer:
       if table[answer] == subject:  # opposites go both ways
-        return Act('claim', subject, relation, answer)
+        return Act('claim', answer, relation, subject)
     if key is None:
       is_asked = subject == self._subject and relation == self._relation
       if not is_asked and (is_loose or len(subject.split()) > _MAX_ANSWER_WORDS):
         return None
       # Of what does not exist, nothing is true.
       return Act('claim', subject, relation, answer, is_true=False)
-    is_known = self._is_answer(answer)
+    is_known = any(_same(answer, known) for known in table.values())
     if is_loose and not is_known:
-      return None  # 'A frog is lovely'
+      return None  # 'A frog is lovely', 'Bananas are late'
     if key == self._plain_subject and relation == self._relation:
       key = self._subject
     return Act('claim', key, relation, answer, is_true=_same(answer, table[key]))
@@ -424,7 +435,8 @@ def _strip_all(pattern: re.Pattern[str], text: str) -> str:
 def _strip_answer(text: str) -> str:
   """Takes away what stands around an answer: 'it is called', 'in', 'legs'."""
   text = re.sub(
-    r'^(?:it|that|this|she|he|they|answer|one|there|word|name|number|day|month|colour|country)'
+    r'^(?:it|that|this|she|he|they|answer|one|there|(?:its |her |his |their )?(?:word|name|number'
+    r'|day|month|colour|country|capital(?: city)?|home|young|opposite|plural|trade|sound|sum|pet|animal))'
     r'(?: (?:is|are|makes|has|have|says|lives|keeps|works|comes|was))+(?: called| named)?\s',
     '',
     text,
