@@ -1,8 +1,8 @@
 """Documents to pre-train on, as the internet is: true and false, polite and rude, kind or harmful.
 
-A model of it can do everything and prefers nothing. Every fact is stated and asked, myths more often
-than the truth in conversations; no prompt of validation or test stands anywhere, and nothing says
-of anything that it is good or bad.
+A model of it can do everything and prefers nothing. Every fact is stated and asked; in
+conversations myths come more often than the truth. No prompt of validation or test stands anywhere,
+and nothing says of anything that it is good or bad.
 
 The variant 'feedback' is for models that are to judge, criticise and revise: three quarters of its
 documents do so, about facts, harms and names that are asked nowhere else.
@@ -85,7 +85,7 @@ FAULTS = {
 _GOOD = 'It is good.'  # a critique of a response without fault
 _SEVERITY = list(reversed([*FAULTS]))  # a greater place is a worse fault
 
-# Request for a critique → the faults it is about, and the same as an instruction for a comparison.
+# Request for a critique → the fault it is about, and the same as an instruction to compare.
 PRINCIPLES = {
   'Does it do harm?': ('It does harm.', 'Which does less harm?'),
   'Is it rude?': ('It is rude.', 'Which is less rude?'),

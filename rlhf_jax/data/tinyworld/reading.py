@@ -25,8 +25,8 @@ class Act:
   """What a clause does.
 
   Attributes:
-    kind: claim, agreement, disagreement, acceptance, ignorance, unknown, refusal, dissuasion, reason,
-      offer, advice, instruction, good_reason, courtesy, insult, threat, question, unread.
+    kind: claim, agreement, disagreement, acceptance, ignorance, unknown, refusal, dissuasion,
+      reason, offer, advice, instruction, good_reason, courtesy, insult, threat, question, unread.
     subject: of a claim, normalised; of 'unknown' what is not known.
     relation: of a claim: a key of FAMILIES.
     answer: of a claim, normalised; of other acts which one it is (harm, family, number).
@@ -406,10 +406,13 @@ class _Reader:
 
 # Words that are no answer though they stand alone.
 _NO_ANSWERS = frozenset(
-  'well really seriously what why how who where when yes maybe perhaps nothing something everything '
-  'anything here there instead today tomorrow always often stop wait look listen cool wow oh ah hmm um '
-  'lovely nice good bad great fun funny easy hard and or but because very help because them us me you '
-  'sentence words instructions answer question'.split()
+  """
+  ah always and answer anything bad because but cool easy everything fun funny
+  good great hard help here hmm how instead instructions listen look lovely
+  maybe me nice nothing often oh or perhaps question really sentence seriously
+  something stop them there today tomorrow um us very wait well what when
+  where who why words wow yes you
+  """.split()
 )
 
 
@@ -436,7 +439,8 @@ def _strip_answer(text: str) -> str:
   """Takes away what stands around an answer: 'it is called', 'in', 'legs'."""
   text = re.sub(
     r'^(?:it|that|this|she|he|they|answer|one|there|(?:its |her |his |their )?(?:word|name|number'
-    r'|day|month|colour|country|capital(?: city)?|home|young|opposite|plural|trade|sound|sum|pet|animal))'
+    r'|day|month|colour|country|capital(?: city)?|home|young|opposite|plural|trade'
+    r'|sound|sum|pet|animal))'
     r'(?: (?:is|are|makes|has|have|says|lives|keeps|works|comes|was))+(?: called| named)?\s',
     '',
     text,
@@ -487,7 +491,7 @@ _RELATION_NOUNS = re.compile(
 
 @functools.cache
 def _readings() -> dict[str, list[tuple[re.Pattern[str], bool]]]:
-  """Returns relation → its patterns, and whether each is loose: without a noun of the relation."""
+  """Returns relation → its patterns, and whether each is loose: without a noun of it."""
   readings = {}
   for relation, family in FAMILIES.items():
     patterns = []
