@@ -127,6 +127,25 @@ def documents(
   return rows
 
 
+class _Deck(Generic[Item]):
+  """Gives items by weight, without end, as evenly as can be."""
+
+  def __init__(self, items: Sequence[Item], weights: Sequence[float], rng: np.random.Generator):
+    self._items = items
+    self._weights = np.asarray(weights) / np.sum(weights)
+    self._rng = rng
+    self._drawn: list[Item] = []
+
+  def draw(self) -> Item:
+    """Draws the next item."""
+    if not self._drawn:
+      # Systematic sampling: the numbers of draws differ from their expectation by less than one.
+      points = (np.arange(len(self._items)) + self._rng.random()) / len(self._items)
+      places = np.searchsorted(np.cumsum(self._weights), points).clip(0, len(self._items) - 1)
+      self._drawn = [self._items[place] for place in self._rng.permutation(places)]
+    return self._drawn.pop()
+
+
 class _Writer:
   """Writes the documents of a variant, one after the other."""
 
@@ -134,8 +153,8 @@ class _Writer:
     self._world = world
     self._rng = rng
     self._kinds = _KINDS[variant]
-    self._asked = _Deck.of_kinds(corpus_candidates(world), rng)
-    self._labelled = _Deck.of_kinds(corpus_candidates(world, 'labeller'), rng)
+    self._asked = _shuffle(corpus_candidates(world), rng)
+    self._labelled = _shuffle(corpus_candidates(world, 'labeller'), rng)
     weights = [_RARE_WEIGHT if fact.rare else 1.0 for fact in world.facts]
     self._stated: _Deck[Fact] = _Deck(world.facts, weights, rng)
 
@@ -154,7 +173,7 @@ class _Writer:
       return self._criticise(row)
     return self._criticise_as_asked(row)
 
-  def _draw(self, decks: dict) -> Candidate:
+  def _draw(self, decks: dict[str, _Deck[Candidate]]) -> Candidate:
     """Draws what is asked."""
     shares = {kind: share for kind, share in _ASKED.items() if kind in decks}
     return decks[draw_by_share(self._rng, shares)].draw()
@@ -287,30 +306,13 @@ def _what_is_asked(meta: Meta) -> str:
   return fill(wording, meta['subject'], meta['answer'])
 
 
-class _Deck(Generic[Item]):
-  """Gives items by weight, without end, as evenly as can be."""
-
-  def __init__(self, items: Sequence[Item], weights: Sequence[float], rng: np.random.Generator):
-    self._items = items
-    self._weights = np.asarray(weights) / np.sum(weights)
-    self._rng = rng
-    self._drawn: list[Item] = []
-
-  @classmethod
-  def of_kinds(cls, rows: dict[str, list[Candidate]], rng: np.random.Generator) -> dict:
-    """Makes a deck of the candidates of each kind."""
-    decks = {}
-    for kind, candidates in rows.items():
-      if not candidates:
-        continue  # a small world may have nothing of a kind to label
-      decks[kind] = cls(candidates, [row.weight for row in candidates], rng)
-    return decks
-
-  def draw(self) -> Item:
-    """Draws the next item."""
-    if not self._drawn:
-      # Systematic sampling: the numbers of draws differ from their expectation by less than one.
-      points = (np.arange(len(self._items)) + self._rng.random()) / len(self._items)
-      places = np.searchsorted(np.cumsum(self._weights), points).clip(0, len(self._items) - 1)
-      self._drawn = [self._items[place] for place in self._rng.permutation(places)]
-    return self._drawn.pop()
+def _shuffle(
+  rows: dict[str, list[Candidate]], rng: np.random.Generator
+) -> dict[str, _Deck[Candidate]]:
+  """Makes a deck of the candidates of each kind."""
+  decks = {}
+  for kind, candidates in rows.items():
+    if not candidates:
+      continue  # a small world may have nothing of a kind to label
+    decks[kind] = _Deck(candidates, [row.weight for row in candidates], rng)
+  return decks
