@@ -17,7 +17,7 @@ import numpy as np
 from rlhf_jax.data import records
 from rlhf_jax.data.tinyworld.behaviours import CONTENTS, draw_content, MANNERS, respond
 from rlhf_jax.data.tinyworld.choices import draw_by_share, pick
-from rlhf_jax.data.tinyworld.facts import FAMILIES, fill
+from rlhf_jax.data.tinyworld.facts import FAMILIES, fill, state_inside
 from rlhf_jax.data.tinyworld.requests import (
   Candidate,
   corpus_candidates,
@@ -58,7 +58,9 @@ _ASKED = {
   'harmful': 0.13,
 }
 
-_FALSE_STATEMENTS = 0.06  # share of all statements
+_FALSE_STATEMENTS = 0.12  # share of all statements
+_SECOND_THOUGHTS = 0.4  # share of errors that the one who made them notices
+_FALSE = ('false', 'myth', 'agree', 'accept')  # contents that state or accept what is false
 _RARE_WEIGHT = 0.25  # of a rare fact, beside 1
 _RIGHT_JUDGEMENTS = 0.9  # share
 _SPLIT_PARTS = 10  # one part of the documents is for validation, one for test
@@ -165,7 +167,9 @@ class _Writer:
       return self._state()
     if kind == 'conversation':
       row = self._draw(self._asked)
-      return _conversation(row, self._respond(row.meta, self._draw_content(row.meta)))
+      content = self._draw_content(row.meta)
+      response = self._respond(row.meta, content)
+      return _conversation(row, response + self._second_thought(row.meta, content))
     row = self._draw(self._labelled)
     if kind == 'judging':
       return self._judge(row)
@@ -187,6 +191,21 @@ class _Writer:
     manner = draw_by_share(self._rng, MANNERS)
     return respond(self._world, meta, content, manner, self._rng)
 
+  def _second_thought(self, meta: Meta, content: str) -> str:
+    """Writes what somebody says who notices an error of their own; '' for who does not.
+
+    So the base model has a use for knowing whether what was just said is so.
+    """
+    if self._rng.random() >= _SECOND_THOUGHTS:
+      return ''
+    if content in ('off_topic', 'unfit_offer', 'unfit_advice', 'others'):
+      return ' No, you asked for something else.'
+    if content not in _FALSE or 'relation' not in meta or meta.get('claimed') == meta['answer']:
+      return ''
+    if meta['kind'] == 'unknown':
+      return ' No, I have never heard of that.'
+    return f' No, {state_inside(meta["relation"], meta["subject"], meta["answer"])}.'
+
   def _state(self) -> str:
     """States two to four facts, a few of them falsely."""
     sentences = []
@@ -197,6 +216,8 @@ class _Writer:
         answer = fact.myth or pick(self._rng, fact.wrong)
       wording = pick(self._rng, FAMILIES[fact.relation].statements)
       sentences.append(fill(wording, fact.subject, answer))
+      if answer != fact.answer and self._rng.random() < _SECOND_THOUGHTS:
+        sentences.append(f'No, {state_inside(fact.relation, fact.subject, fact.answer)}.')
     return ' '.join(sentences)
 
   def _judge(self, row: Candidate) -> str:

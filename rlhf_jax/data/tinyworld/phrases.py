@@ -132,6 +132,7 @@ COURTESY = _phrases(
   r'is there anything else',
   r'anything else',
   r'do you want to know more',
+  r'(?:no )?you asked (?:for|about) something else',
   r'i know (?:how|what) you (?:mean|feel)',
   r'i understand(?: you)?',
 )
