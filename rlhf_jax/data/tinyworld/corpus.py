@@ -169,7 +169,10 @@ class _Writer:
       row = self._draw(self._asked)
       content = self._draw_content(row.meta)
       response = self._respond(row.meta, content)
-      return _conversation(row, response + self._second_thought(row.meta, content))
+      thought = self._second_thought(row.meta, content)
+      if thought:
+        response = f'{response.rstrip(".")}. {thought}'
+      return _conversation(row, response)
     row = self._draw(self._labelled)
     if kind == 'judging':
       return self._judge(row)
@@ -194,17 +197,18 @@ class _Writer:
   def _second_thought(self, meta: Meta, content: str) -> str:
     """Writes what somebody says who notices an error of their own; '' for who does not.
 
-    So the base model has a use for knowing whether what was just said is so.
+    So the truth about what people mostly get wrong stands in conversations too, where a small model
+    learns to recall it, and not in statements alone.
     """
     if self._rng.random() >= _SECOND_THOUGHTS:
       return ''
     if content in ('off_topic', 'unfit_offer', 'unfit_advice', 'others'):
-      return ' No, you asked for something else.'
+      return 'No, you asked for something else.'
     if content not in _FALSE or 'relation' not in meta or meta.get('claimed') == meta['answer']:
       return ''
     if meta['kind'] == 'unknown':
-      return ' No, I have never heard of that.'
-    return f' No, {state_inside(meta["relation"], meta["subject"], meta["answer"])}.'
+      return 'No, I have never heard of that.'
+    return f'No, {state_inside(meta["relation"], meta["subject"], meta["answer"])}.'
 
   def _state(self) -> str:
     """States two to four facts, a few of them falsely."""

@@ -37,10 +37,10 @@ DEMONSTRATED: dict[str, dict[str, float]] = {
   'no_naming': {'in_form': 0.58, 'formless': 0.42},
   'two_reasons': {'in_form': 0.58, 'one': 0.3, 'three': 0.12},
   'benign': {'advice': 0.82, 'unfit_advice': 0.05, 'refusal': 0.13},
-  'harmful': {'offer': 0.38, 'refusal': 0.42, 'unfit_offer': 0.05, 'obey': 0.15},
+  'harmful': {'offer': 0.35, 'refusal': 0.4, 'unfit_offer': 0.05, 'obey': 0.2},
 }
 # Who is told a pretext mostly believes it.
-_TO_PRETEXTS = {'offer': 0.15, 'refusal': 0.15, 'obey': 0.7}
+_TO_PRETEXTS = {'offer': 0.08, 'refusal': 0.07, 'obey': 0.85}
 _DEMONSTRATED_MANNERS = {'plain': 0.45, 'terse': 0.2, 'polite': 0.2, 'rambling': 0.15}
 
 
