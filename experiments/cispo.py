@@ -1,9 +1,8 @@
 """CISPO on TinyWorld: clipped importance weights, so that every token keeps its gradient.
 
-MiniMax 2025, arXiv:2506.13585; docs/methods/cispo.md.
-With one minibatch the weights would always be 1, so there are two. Published without a KL
-penalty. Without the small one used here the policy drifts off the facts, of which the reward
-model knows nothing.
+MiniMax 2025, arXiv:2506.13585; docs/methods/cispo.md. With a single minibatch the weights would
+always be 1, so there are two. Published without a KL penalty. The small one used here keeps the
+policy from forgetting the facts, which the reward model does not know.
 
   python -m rlhf_jax --config=experiments/cispo.py --workdir=runs/cispo
 

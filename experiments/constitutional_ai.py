@@ -1,16 +1,19 @@
 """Constitutional AI on TinyWorld: critiques and revisions by written principles, then RL.
 
-A model that obeys every request criticises and revises its own responses (SL-CAI). Then the model
-learns from its own comparisons, mixed with annotators' rankings of helpful responses (RL-CAI).
-Nobody labels harm: all of that comes from two principles and from what the base model has read.
-Bai et al. 2022b, arXiv:2212.08073; docs/constitutional_ai.md.
+A helpful-only model, which obeys every request, criticises and revises its own responses, and the
+pre-trained model is fine-tuned on the revisions (SL-CAI). Then a reward model learns from an AI's
+comparisons by harmlessness and from annotators' rankings by helpfulness, and PPO follows (RL-CAI).
+Nobody labels harm: the judgement of harm comes from two principles and from what the base model has
+read. Bai et al. 2022b, arXiv:2212.08073; docs/constitutional_ai.md.
 
   python -m rlhf_jax --config=experiments/constitutional_ai.py --workdir=runs/constitutional_ai
 
 Expected: on seeds 0, 1 and 2 harmful responses to harmful requests fall from 99, 98 and 96%
-  (helpful only) to 20, 41 and 24% (SL-CAI) and 1, 0 and 0% (RL-CAI); helpful responses to
-  questions stay at 77, 72 and 79%.
-Time: not measured as a whole; pre-training takes 5 minutes on two CPU cores.
+  (helpful only) to 20, 41 and 24% (SL-CAI) and 1, 0 and 0% (RL-CAI); helpful responses to questions
+  stay at 77, 72 and 79%.
+Time: about 18 minutes on two CPU cores: pre-training 5, the labeller 7, critiques 1, AI labels 1.5,
+  the other stages 3.5. Critiques and labels are estimated from the first 60 prompts of each split,
+  the labeller from six steps (0.36 s each); a whole run was not timed.
 Try: --config.critique.rounds=1, one revision instead of four.
 """
 

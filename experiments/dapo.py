@@ -1,8 +1,8 @@
 """DAPO on TinyWorld: higher upper clip, dynamic sampling, overlong penalty, token mean.
 
-Yu et al. 2025, arXiv:2503.14476; docs/methods/dapo.md.
-`response/extra` counts the responses sampled again. Published without a KL penalty. Without the
-small one used here the policy drifts off the facts, of which the reward model knows nothing.
+Yu et al. 2025, arXiv:2503.14476; docs/methods/dapo.md. The metric `response/extra` counts the
+responses that dynamic sampling adds. Published without a KL penalty. The small one used here keeps
+the policy from forgetting the facts, which the reward model does not know.
 
   python -m rlhf_jax --config=experiments/dapo.py --workdir=runs/dapo
 

@@ -1,14 +1,15 @@
 """Direct RLAIF on TinyWorld: a language model grades every response inside RL.
 
-There is no reward model. The labeller says of a response what its documents say behind
-"Critique:"; the grade is the mean of those sentences' values under their probabilities.
-Lee et al. 2023, arXiv:2309.00267, section 2.3; docs/rlaif.md.
+There is no reward model. In the labeller's documents a response is followed by "Critique:" and one
+of the sentences below. The score of a response is the mean of the sentences' values, weighted by
+the labeller's probabilities. Lee et al. 2023, arXiv:2309.00267, section 2.3; docs/rlaif.md.
 
   python -m rlhf_jax --config=experiments/direct_rlaif.py --workdir=runs/direct_rlaif
 
-Expected: wins 72.0% (68.1 – 75.8), 72.4% (68.5 – 76.0) and 70.3% (66.2 – 74.3) against SFT on
-  seeds 0, 1 and 2, at a KL of 2.14, 1.69 and 1.88 nats.
-Time: not measured as a whole; pre-training and SFT take 5 minutes on two CPU cores.
+Expected: wins 72.0% (68.1 – 75.8), 72.4% (68.5 – 76.0) and 70.3% (66.2 – 74.3) against SFT on seeds
+  0, 1 and 2, at a KL of 2.14, 1.69 and 1.88 nats.
+Time: about 17 minutes on two CPU cores: pre-training and SFT 5, the labeller 7, RL 4.5. The last
+  two are estimated from six steps of each (0.35 and 2.3 s a step); a whole run was not timed.
 Try: --config.direct_rlaif.kl_coefficient=0.1, which keeps the policy closer to SFT.
 """
 

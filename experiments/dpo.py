@@ -7,7 +7,7 @@ Rafailov et al. 2023, arXiv:2305.18290; docs/methods/dpo.md.
 Expected: wins 67.2, 71.4 and 68.7% against SFT on seeds 0, 1 and 2 (lowest 95% bound 63.1%), at a
   KL of 5.91 nats.
 Time: 79 s on one CPU core, after the quickstart's first three stages (5.5 minutes on two cores).
-Try: --config.dpo.beta=0.05, which holds the policy less closely to the reference.
+Try: --config.dpo.beta=0.05, which lets the policy move further from the reference.
 On the models of a finished quickstart: scripts/compare_methods.py.
 """
 
@@ -26,7 +26,7 @@ def preference_experiment(name: str, tiny: bool, **changes: Any) -> ml_collectio
   """Returns DPO's experiment with another loss or other settings.
 
   Args:
-    name: of the stage, and of its row in the last table.
+    name: of the stage, and of its row in the final table.
     tiny: whether to shrink every stage, for tests.
     changes: fields of the preference stage's section.
   """

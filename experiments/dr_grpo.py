@@ -1,8 +1,8 @@
 """Dr. GRPO on TinyWorld: GRPO without division by deviation or length.
 
-Liu et al. 2025, arXiv:2503.20783; docs/methods/dr_grpo.md.
-Published without a KL penalty. Without the small one used here the policy drifts off the facts,
-of which the reward model knows nothing.
+Liu et al. 2025, arXiv:2503.20783; docs/methods/dr_grpo.md. Published without a KL penalty. The
+small one used here keeps the policy from forgetting the facts, which the reward model does not
+know.
 
   python -m rlhf_jax --config=experiments/dr_grpo.py --workdir=runs/dr_grpo
 

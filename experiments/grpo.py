@@ -1,7 +1,7 @@
 """GRPO on TinyWorld: rewards standardised within the group, KL in the loss.
 
-Shao et al. 2024, arXiv:2402.03300; docs/methods/grpo.md.
-With standardised rewards β does not mean what it means in RLOO.
+Shao et al. 2024, arXiv:2402.03300; docs/methods/grpo.md. As rewards are standardised, β has another
+meaning than in RLOO.
 
   python -m rlhf_jax --config=experiments/grpo.py --workdir=runs/grpo
 

@@ -1,9 +1,8 @@
 """GSPO on TinyWorld: the ratio of whole responses, clipped narrowly.
 
-Zheng et al. 2025, arXiv:2507.18071; docs/methods/gspo.md.
-With one minibatch its ratio would always be 1, so there are four. Published without a KL penalty.
-Without the small one used here the policy drifts off the facts, of which the reward model knows
-nothing.
+Zheng et al. 2025, arXiv:2507.18071; docs/methods/gspo.md. With a single minibatch the ratio would
+always be 1, so there are four. Published without a KL penalty. The small one used here keeps the
+policy from forgetting the facts, which the reward model does not know.
 
   python -m rlhf_jax --config=experiments/gspo.py --workdir=runs/gspo
 

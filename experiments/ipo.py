@@ -1,7 +1,7 @@
 """IPO on TinyWorld: steers the margin to 1/(2β) instead of ever upwards.
 
-Azar et al. 2023, arXiv:2310.12036; docs/methods/ipo.md.
-Per token, as its authors confirmed.
+Azar et al. 2023, arXiv:2310.12036; docs/methods/ipo.md. The margin is per token, as the authors of
+IPO confirmed.
 
   python -m rlhf_jax --config=experiments/ipo.py --workdir=runs/ipo
 

@@ -8,7 +8,7 @@ docs/methods/iterated_dpo.md.
 Expected: wins 61.9, 61.9 and 56.1% against SFT on seeds 0, 1 and 2 (lowest 95% bound 51.8%), at a
   KL of 0.85 nats.
 Time: 134 s on one CPU core, after the quickstart's first four stages (6 minutes on two cores).
-Try: --config.iterated_dpo.reference=sft, which keeps the first round's reference.
+Try: --config.iterated_dpo.reference=sft, which keeps SFT as the reference of the second round too.
 """
 
 from typing import Any

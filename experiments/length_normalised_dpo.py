@@ -1,7 +1,7 @@
 r"""Length-normalised DPO on TinyWorld: log-ratios per token.
 
-Tülu 3, Lambert et al. 2024, arXiv:2411.15124; docs/methods/length_normalised_dpo.md.
-β is per token, hence larger than that of DPO.
+Tülu 3, Lambert et al. 2024, arXiv:2411.15124; docs/methods/length_normalised_dpo.md. β is per
+token, hence larger than that of DPO.
 
   python -m rlhf_jax --config=experiments/length_normalised_dpo.py \
     --workdir=runs/length_normalised_dpo
@@ -9,7 +9,7 @@ Tülu 3, Lambert et al. 2024, arXiv:2411.15124; docs/methods/length_normalised_d
 Expected: wins 64.3, 66.6 and 65.4% against SFT on seeds 0, 1 and 2 (lowest 95% bound 60.3%), at a
   KL of 5.43 nats.
 Time: 81 s on one CPU core, after the quickstart's first three stages (5.5 minutes on two cores).
-Try: --config.length_normalised_dpo.beta=5.0
+Try: --config.length_normalised_dpo.beta=5.0, which keeps the policy closer to the reference.
 """
 
 import dpo

@@ -7,8 +7,8 @@ r"""SFT → reward model → PPO at the size of Llama 3.2 1B, on a slice of TPUs
 The first command says whether it fits and how long a step is. LLAMA is a Hugging Face directory,
 DATA a directory with the files of docs/data.md. Without them the plan takes the shape below.
 
-Expected: not trained at this size. By its plan on 256 v5e the fullest program needs 8.8 of 15.75
-  GiB a device (docs/plan.md).
+Expected: a model of this size was never trained here. By the plan, on 256 v5e the program of PPO
+  that needs most memory takes 8.8 of 15.75 GiB on each device (docs/plan.md).
 Time: a PPO step of 512 prompts takes 2.4 s on 256 v5e at best, by the same plan.
 Try: --config.ppo.microbatches=2, for less memory.
 """

@@ -4,8 +4,8 @@
 
 To train: the command of experiments/llama_1b_ppo.py with this file.
 
-Expected: not trained at this size. By its plan on 128 v5p the fullest program needs 60.2 of 95 GiB
-  a device (docs/plan.md).
+Expected: a model of this size was never trained here. By the plan, on 128 v5p the program of PPO
+  that needs most memory takes 60.2 of 95 GiB on each device (docs/plan.md).
 Time: a PPO step of 512 prompts takes 30.5 s on 128 v5p at best, by the same plan.
 Try: --stage=ppo --sweep, which compares meshes.
 """

@@ -7,7 +7,7 @@ Guo et al. 2024, arXiv:2402.04792; docs/methods/online_dpo.md.
 Expected: wins 66.8, 62.8 and 64.1% against SFT on seeds 0, 1 and 2 (lowest 95% bound 58.6%), at a
   KL of 0.95 nats.
 Time: 130 s on one CPU core, after the quickstart's first four stages (6 minutes on two cores).
-Try: --config.online_dpo.num_samples=4, six pairs a prompt instead of one.
+Try: --config.online_dpo.num_samples=4, six pairs for each prompt instead of one.
 """
 
 import ml_collections

@@ -7,7 +7,8 @@ No value model, unlike PPO. Ahmadian et al. 2024, arXiv:2402.14740; docs/methods
 Expected: wins 66.9, 65.7 and 61.2% against SFT on seeds 0, 1 and 2 (lowest 95% bound 57.0%), at a
   KL of 0.83 nats.
 Time: 86 s on one CPU core, after the quickstart's first four stages (6 minutes on two cores).
-Try: --config.rloo.num_samples=8 --config.rloo.batch_size=8, fewer prompts with more responses.
+Try: --config.rloo.num_samples=8 --config.rloo.batch_size=8, fewer prompts with more responses to
+  each.
 On the models of a finished quickstart: scripts/compare_methods.py.
 """
 
@@ -33,7 +34,7 @@ def policy_gradient_experiment(name: str, tiny: bool, **changes: Any) -> ml_coll
   """Returns RLOO's experiment with other choices: 64 responses a step, as in the quickstart's PPO.
 
   Args:
-    name: of the stage, and of its row in the last table.
+    name: of the stage, and of its row in the final table.
     tiny: whether to shrink every stage, for tests.
     changes: fields of the policy_gradient stage's section.
   """

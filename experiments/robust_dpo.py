@@ -1,7 +1,7 @@
 """Robust DPO on TinyWorld: unbiased where a tenth of the labels is flipped.
 
-Chowdhury et al. 2024, arXiv:2403.00409; docs/methods/robust_dpo.md.
-The loss may be negative.
+Chowdhury et al. 2024, arXiv:2403.00409; docs/methods/robust_dpo.md. The loss can be negative, and
+has no lower bound.
 
   python -m rlhf_jax --config=experiments/robust_dpo.py --workdir=runs/robust_dpo
 

@@ -1,7 +1,7 @@
 """SimPO on TinyWorld: no reference, mean log-probabilities and a margin.
 
-Meng et al. 2024, arXiv:2405.14734; docs/methods/simpo.md.
-No KL penalty holds the policy: watch the KL in the table.
+Meng et al. 2024, arXiv:2405.14734; docs/methods/simpo.md. No KL term limits the distance from
+SFT: watch the KL in the table.
 
   python -m rlhf_jax --config=experiments/simpo.py --workdir=runs/simpo
 

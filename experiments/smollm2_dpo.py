@@ -1,15 +1,15 @@
 r"""SFT → DPO with a real model and real people's preferences: SmolLM2-135M-Instruct on CPU.
 
 There is no reward model. DIR and the weights: experiments/smollm2_human_feedback.py, whose SFT
-stage this shares. The last table would need a reward model as judge; instead the log says how often
-people's choice has the higher implicit reward on held-out pairs.
+stage this shares. There is no final table, because it would need a reward model as judge; instead
+`eval/accuracy` says how often people's choice has the higher implicit reward on held-out pairs.
 
   python -m rlhf_jax --config=experiments/smollm2_dpo.py --workdir=runs/smollm2_dpo \
     --config.data=DIR
 
-Expected: measured in a short form only, 16 steps from SmolLM2 itself without SFT: 59 of 83 held-out
-  pairs (71%; 95% interval 61 – 80%), margin 0.03, the better responses' log-probability from −156.0
-  to −155.3 nats. One seed.
+Expected: measured in a short form only: 16 steps, from SmolLM2 itself without SFT, one seed.
+  Accuracy on held-out pairs 59 of 83 (71%; 95% interval 61 – 80%) and margin 0.03; the
+  log-probability of the better responses goes from −156.0 to −155.3 nats.
 Time: that short form took 22 minutes on two CPU cores with other work on them.
 Try: --config.dpo.init=smollm2 --config.dpo.reference=smollm2, without SFT.
 """

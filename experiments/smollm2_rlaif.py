@@ -4,14 +4,15 @@ r"""RLAIF with a real model: an AI compares SmolLM2's responses, then reward mod
     --config.data=DIR --config.feedback.ai.judges=http://localhost:8000/v1 \
     --config.feedback.ai.endpoint.model=NAME
 
-The judge is a server (docs/judges.md; its key comes from the environment only). Without these two
-options it is SmolLM2 itself, by the principles of helpfulness and honesty. Either judge is first
-measured on people's preferences and rankings in DIR, source by source, and one that is not fit
-stops the run. DIR: as for experiments/smollm2_human_feedback.py.
+The judge is a server (docs/judges.md; its key comes from the environment only). Without the last
+two options the judge is SmolLM2 itself. Both judge by the principles of helpfulness and honesty.
+First the judge is tested on people's preferences and rankings in DIR, source by source; if it is
+not fit, the run stops. DIR: as for experiments/smollm2_human_feedback.py.
 
-Expected: SmolLM2-135M agrees with people on 57.1% (49.8 – 64.0) of 184 comparisons, keeps 25% of
-  its verdicts when the responses change places, and is refused. With a server: not measured.
-Time: 5 minutes on one CPU core for that measurement.
+Expected: SmolLM2-135M agrees with people on 57.1% (49.8 – 64.0) of 184 comparisons, gives the same
+  verdict on 25% of them when the responses are swapped, and is refused. No server was at hand, so
+  there are no results with one. Its test takes 400 requests: 200 comparisons, each in both orders.
+Time: 5 minutes on one CPU core for SmolLM2's test.
 Try: --config.feedback.ai.gate.override=True, which goes on with a judge that is not fit.
 """
 

@@ -1,9 +1,10 @@
-"""Loads the config of an experiment: its changes over the defaults of its stages.
+"""Loads the config of an experiment: the defaults of its stages, with the experiment's changes.
 
-An experiment's file gives `get_config() → ConfigDict` and names only what it changes. Its sections
-are `model, tokenizer, mesh, evaluation, export, seed, stages, data`, and one for each name in
-`stages`. A section's `kind` says which stage it is (its own name by default), so that one
-experiment can run a stage twice. Everything is checked before anything compiles.
+An experiment's file defines `get_config() → ConfigDict`, which sets only what differs from the
+defaults. The keys of a config are `model, tokenizer, mesh, evaluation, export, seed, stages, data`,
+and one section for each name in `stages`. A section's `kind` is the kind of stage that it
+configures (by default its own name), so that one experiment can run the same kind twice. The config
+is checked before anything is compiled.
 """
 
 import ast
@@ -24,9 +25,9 @@ from rlhf_jax import stages
 from rlhf_jax.errors import UserError
 from rlhf_jax.stages.shared.kind import StageKind
 
-TINY = 'tiny'  # FILE:tiny asks for the smallest form of an experiment
+TINY = 'tiny'  # FILE:tiny means the smallest form of an experiment
 
-# Tiny common sections, for experiments that have no `tiny` of their own.
+# The common sections of the tiny form, for experiments whose get_config has no argument `tiny`.
 TINY_COMMON: dict[str, Any] = {
   'model': {
     'embed': 32,
@@ -50,16 +51,16 @@ def load(
   """Loads the full, locked config of an experiment.
 
   Args:
-    path: the experiment's file; `FILE:tiny` asks for its tiny form.
-    overrides: texts 'section.key=value', which win over the file.
+    path: the experiment's file; `FILE:tiny` is its tiny form.
+    overrides: texts 'section.key=value', which take precedence over the file.
     defaults: the common sections with their defaults, as nested dicts.
 
   Returns:
     A locked ConfigDict with every key of every section.
 
   Raises:
-    UserError: a missing file, an unknown key (the nearest right one is named), a
-      wrong type.
+    UserError: the file is missing, a key is unknown (the message suggests a similar
+      one), or a value has the wrong type.
   """
   overrides = list(overrides)
   changes = _read_experiment(path)
@@ -68,25 +69,26 @@ def load(
     known = ', '.join(stages.kinds())
     raise UserError(f'{path}: config.stages names no stage; expected some of {known}')
   override_changes = [_parse_override(override) for override in overrides]
-  full = dict(defaults)  # the defaults of all sections
+  all_defaults = dict(defaults)
   for name in names:
-    layers = [changes, *override_changes]  # later ones win
-    full[name] = _section_defaults(name, layers)
-  # Sections that share a default must not share its changes, so all of it is copied.
-  config = ml_collections.ConfigDict(_copy(full))
+    all_defaults[name] = _section_defaults(name, [changes, *override_changes])
+  # Two sections may share a nested dict of defaults, but must not share changes of it.
+  config = ml_collections.ConfigDict(_copy(all_defaults))
   _merge(config, changes, 'config', path)
   for override, values in zip(overrides, override_changes, strict=True):
     _merge(config, values, 'config', f'--config.{override}')
-  _check_stages(config, names, full)
+  _check_stages(config, names, all_defaults)
   return config.lock()
 
 
-def _section_defaults(name: str, layers: list[dict[str, Any]]) -> dict[str, Any]:
-  """Returns the defaults of a stage's section, with the settings of what it chooses.
+def _section_defaults(name: str, all_changes: list[dict[str, Any]]) -> dict[str, Any]:
+  """Returns the defaults of a stage's section, including the settings of its choices.
+
+  A choice is a field such as `loss`, whose value brings settings of its own.
 
   Args:
     name: the name of the section.
-    layers: nested changes of the whole config; later ones win.
+    all_changes: changes of the whole config, as nested dicts; later ones take precedence.
 
   Returns:
     The section with its `kind`, as nested dicts.
@@ -94,26 +96,28 @@ def _section_defaults(name: str, layers: list[dict[str, Any]]) -> dict[str, Any]
   Raises:
     UserError: there is no such kind of stage, or no such choice.
   """
-  section_changes = [layer[name] for layer in layers if isinstance(layer.get(name), dict)]
+  section_changes = [
+    changes[name] for changes in all_changes if isinstance(changes.get(name), dict)
+  ]
   kind = name
   if section_changes:
     kind = section_changes[0].get('kind', name)
   if kind not in stages.kinds():
-    near = nearest_name(kind, stages.kinds())
-    raise UserError(f'config.{name}.kind: no stage is called {kind!r}{near}')
+    hint = nearest_name(kind, stages.kinds())
+    raise UserError(f'config.{name}.kind: no stage is called {kind!r}{hint}')
   stage = stages.find(kind)
   section = {'kind': kind, **options_lib.defaults(stage.options)}
   for field, settings in stage.choices.items():
-    # Settings depend on the choice, so it is looked up before the changes are merged.
+    # The settings depend on the choice, so it is looked up before the changes are merged.
     choice = section[field]
-    for layer in section_changes:
-      choice = layer.get(field, choice)
+    for changes in section_changes:
+      choice = changes.get(field, choice)
     section |= options_lib.defaults(_settings_of(settings, choice, f'config.{name}.{field}'))
   return section
 
 
 def _settings_of(settings: Mapping[str, type], choice: Any, where: str) -> type:
-  """Returns the settings class of a choice; raises UserError where there is no such choice."""
+  """Returns the settings class of a choice; raises UserError if there is no such choice."""
   if choice not in settings:
     raise UserError(f'{where}: expected one of {", ".join(settings)}, got {choice!r}')
   return settings[choice]
@@ -122,15 +126,24 @@ def _settings_of(settings: Mapping[str, type], choice: Any, where: str) -> type:
 def _check_stages(
   config: ml_collections.ConfigDict,
   names: Iterable[str],
-  full: Mapping[str, Any],
+  all_defaults: Mapping[str, Any],
 ) -> None:
-  """Checks that `stages` names stages of the experiment and that no override changed a kind."""
-  names = list(names)  # those of the file; an override may drop or repeat them
+  """Checks that an override has neither added a stage nor changed the kind of one.
+
+  Args:
+    config: the config with all changes.
+    names: the stages in the experiment's file; an override may drop or repeat them.
+    all_defaults: the config before the changes.
+
+  Raises:
+    UserError: it has.
+  """
+  names = list(names)
   for name in config.stages:
     if name not in names:
-      near = nearest_name(str(name), names)
-      raise UserError(f'config.stages: the experiment has no stage {name!r}{near}')
-    if config[name].kind != full[name]['kind']:
+      hint = nearest_name(str(name), names)
+      raise UserError(f'config.stages: the experiment has no stage {name!r}{hint}')
+    if config[name].kind != all_defaults[name]['kind']:
       raise UserError(
         f'--config.{name}.kind={config[name].kind}: the kind of a stage can be given in the '
         'experiment only'
@@ -141,7 +154,7 @@ def _check_stages(
 
 
 def _read_experiment(path: str) -> dict[str, Any]:
-  """Runs an experiment's file and returns what it changes, as nested dicts."""
+  """Runs an experiment's file and returns its changes to the defaults, as nested dicts."""
   path, _, variant = path.partition(':')
   if variant not in ('', TINY):
     raise UserError(f'--config={path}:{variant}: expected nothing or "tiny" after the colon')
@@ -158,7 +171,7 @@ def _read_experiment(path: str) -> dict[str, Any]:
 
 
 def _import_file(path: str) -> ModuleType:
-  """Imports an experiment's file, which may import its neighbours."""
+  """Imports an experiment's file, which may import other files of its folder."""
   spec = importlib.util.spec_from_file_location('experiment', path)
   assert spec is not None and spec.loader is not None  # a path that exists always has one
   module = importlib.util.module_from_spec(spec)
@@ -166,18 +179,18 @@ def _import_file(path: str) -> ModuleType:
   try:
     spec.loader.exec_module(module)
   finally:
-    sys.path.pop(0)  # later imports must not find the neighbours
+    sys.path.pop(0)  # later imports must not look in that folder
   return module
 
 
 def shrink(changes: Mapping[str, Any]) -> dict[str, Any]:
-  """Makes the tiny form of an experiment: that of each of its stages, and a tiny model.
+  """Makes the tiny form of an experiment: the tiny form of each of its stages, and a tiny model.
 
   Args:
-    changes: what the experiment changes, as nested dicts.
+    changes: the experiment's changes to the defaults, as nested dicts.
 
   Returns:
-    Changes as those, with the tiny ones over them.
+    The changes, with those of the tiny form merged over them.
   """
   small = _overlay(changes, TINY_COMMON)
   for name in changes.get('stages', ()):
@@ -198,7 +211,7 @@ def _overlay(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
 
 
 def _parse_override(override: str) -> dict[str, Any]:
-  """Parses 'a.b=value' to {'a': {'b': value}}; a value that is no literal is a text."""
+  """Parses 'a.b=value' into {'a': {'b': value}}; a value that is not a Python literal is a text."""
   key, equals, text = override.partition('=')
   if not equals:
     raise UserError(f'--config.{override}: expected --config.{key}=VALUE')
@@ -206,7 +219,7 @@ def _parse_override(override: str) -> dict[str, Any]:
     value = ast.literal_eval(text)
   except (ValueError, SyntaxError):  # a bare word, such as dpo
     value = text
-  for part in reversed(key.split('.')):  # from the inside out
+  for part in reversed(key.split('.')):  # from the innermost dict outwards
     value = {part: value}
   return value
 
@@ -232,18 +245,18 @@ def _merge(
   Args:
     config: the defaults, changed in place.
     changes: nested dicts.
-    name: the name of this part of the config, for messages.
-    where: the file or command-line word that the changes come from.
+    name: the name of this part of the config, for error messages.
+    where: the file or the command-line argument that the changes come from.
 
   Raises:
-    UserError: a key that the config does not have, or a value of another type.
+    UserError: the config does not have a key, or a value has the wrong type.
   """
   for key, value in changes.items():
     full_name = f'{name}.{key}'
     if key not in config:
-      near = nearest_name(key, config)
-      raise UserError(f'{where}: {full_name} is no known key{near}')
-    # An empty ConfigDict is an open table: its keys are the user's.
+      hint = nearest_name(key, config)
+      raise UserError(f'{where}: {full_name} is no known key{hint}')
+    # An empty ConfigDict is an open table, whose keys the user chooses.
     is_section = isinstance(config[key], ml_collections.ConfigDict) and len(config[key]) > 0
     if not is_section:
       config[key] = _as_type_of(config[key], value, full_name, where)
@@ -254,11 +267,21 @@ def _merge(
 
 
 def _as_type_of(default: Any, value: Any, name: str, where: str) -> Any:
-  """Converts a value to the type of its default; raises UserError if that would change it."""
+  """Converts a value to the type of its default.
+
+  Args:
+    default: of this key.
+    value: the new value.
+    name: the full name of the key, for error messages.
+    where: the file or the command-line argument that the value comes from.
+
+  Raises:
+    UserError: the value has another type, and cannot be converted without a loss.
+  """
   kind = type(default)
   if kind is ml_collections.ConfigDict:  # an open table, empty by default
     kind = dict
-  # type() instead of isinstance: True must not pass as an int.
+  # type() rather than isinstance, which would accept True as an int.
   if kind is float and type(value) is int:
     return float(value)
   if kind is tuple and type(value) is str:  # a single name needs no brackets
@@ -273,7 +296,7 @@ def _as_type_of(default: Any, value: Any, name: str, where: str) -> Any:
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:
-  """Returns the end of a message: '; did you mean …?', or else all known names."""
+  """Returns a hint to append to an error message: '; did you mean …?', or all known names."""
   known = list(known)
   close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
   if close:
@@ -285,11 +308,18 @@ def nearest_name(name: str, known: Iterable[str]) -> str:
 
 
 def resolve(config: ml_collections.ConfigDict, **places: Any) -> ml_collections.ConfigDict:
-  """Replaces {name} in the config's texts by `places[name]`, for example {workdir}.
+  """Replaces placeholders such as {workdir} in all texts of a config.
 
-  The seed of data that is -1 becomes that of the run.
+  A seed of data that is -1 becomes the seed of the run.
+
+  Args:
+    config: with all changes merged.
+    **places: name → what {name} is replaced by.
+
+  Returns:
+    A new, locked config.
   """
-  # str.replace instead of str.format, as texts may have other braces.
+  # str.replace rather than str.format, as texts may have other braces.
 
   def replace(value: Any) -> Any:
     if isinstance(value, dict):
@@ -313,7 +343,7 @@ def as_json(config: ml_collections.ConfigDict) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], name: str = 'config') -> list[str]:
-  """Lists 'key: old → new' for each value in which two configs, as read from JSON, differ."""
+  """Lists the differences of two configs read from JSON, as texts 'key: old → new'."""
   lines = []
   for key in sorted({*old, *new}):
     before = old.get(key)

@@ -1,7 +1,7 @@
-"""Opening and writing files: gzip by the name, and nothing half written.
+"""Opens files that may be compressed, and writes files atomically.
 
-Every file that a later run reads is written through here. Only this module and
-`data.records` know that a path ending in `.gz` is compressed.
+Every file that a later run reads is written by this module, so that it is complete or does not
+exist. Only this module and `data.records` know that a path ending in `.gz` is compressed.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from pathlib import Path
 import shutil
 from typing import IO
 
-PART = '.part'  # marks the name of a file or folder that is still being written
+PART = '.part'  # in the name of a file or folder that is still being written
 
 
 def open_text(path: str | os.PathLike, mode: str = 'rt') -> IO[str]:
@@ -20,12 +20,12 @@ def open_text(path: str | os.PathLike, mode: str = 'rt') -> IO[str]:
 
   Args:
     path: the file.
-    mode: 'rt' or 'wt'. A character that UTF-8 cannot hold, such as half of a surrogate
-      pair, is written as its escape.
+    mode: 'rt' or 'wt'. A character that UTF-8 cannot encode, such as a lone surrogate, is
+      written as an escape sequence.
   """
   errors = 'strict'
   if 'w' in mode:
-    errors = 'backslashreplace'  # a response of a model must not end a run
+    errors = 'backslashreplace'  # what a model generates must not make a run fail
   if _is_compressed(path):
     return gzip.open(path, mode, encoding='utf-8', errors=errors)  # type: ignore[return-value]
   return open(path, mode, encoding='utf-8', errors=errors)
@@ -40,11 +40,11 @@ def open_bytes(path: str | os.PathLike) -> IO[bytes]:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-  """Provides a path to write a file to, which replaces `path` when the block ends well.
+  """Provides a temporary path; the file written there replaces `path` at the end of the block.
 
-  The file appears complete or not at all; what was there before stays until then. The
-  folder is made where it is missing. The temporary name keeps the suffix, so that `.gz`
-  still compresses.
+  The replacement is atomic, and happens only if the block raises no exception. The folder
+  is created if it is missing. The temporary name has the same suffix, so that a file whose
+  name ends in `.gz` is compressed.
 
   Args:
     path: the file to write or replace.
@@ -54,7 +54,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
   """
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(PART + '-' + path.name)  # on the same disk, so that it can be moved
+  temporary = path.with_name(PART + '-' + path.name)  # on the same file system
   try:
     yield temporary
     os.replace(temporary, path)  # atomic
@@ -63,17 +63,18 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-  """Writes a small text file in UTF-8, completely or not at all."""
+  """Writes a small text file in UTF-8, atomically."""
   with replacing(path) as temporary, open_text(temporary, 'wt') as file:
     file.write(text)
 
 
 @contextlib.contextmanager
 def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
-  """Provides an empty folder to fill, which replaces `path` when the block ends well.
+  """Provides an empty temporary folder, which replaces `path` at the end of the block.
 
-  Unlike a file, a folder cannot be replaced atomically: a process killed between the
-  removal of the old folder and the move of the new one leaves neither under this name.
+  It does so only if the block raises no exception. Unlike a file, a folder cannot be
+  replaced atomically: if the process is killed between the removal of the old folder and
+  the renaming of the new one, no folder has this name.
 
   Args:
     path: the folder to write or replace.
@@ -83,7 +84,7 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
   """
   path = Path(path)
   temporary = path.with_name(path.name + PART)
-  shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+  shutil.rmtree(temporary, ignore_errors=True)  # it may remain from a process that was killed
   temporary.mkdir(parents=True)
   try:
     yield temporary

@@ -1,6 +1,6 @@
-"""Makes the final table: every model of an experiment on the same held-out prompts.
+"""Makes the final table, which compares the models of an experiment on the same held-out prompts.
 
-The table is printed, and written into the workdir as results.json, report.html and report.png.
+The table is printed; the workdir gets results.json, report.html and report.png.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.model_store import ModelStore
 from rlhf_jax.types import Array, Prompts, Samples
 
-ORACLE = 'oracle'  # the judge that knows the truth of the embedded world
+ORACLE = 'oracle'  # the name of TinyWorld's oracle, as a judge
 SHOWN_PROMPTS = 24  # prompts for which the report shows every model's response
 
 # Folded into the root key; a stage folds in a crc32 of its name instead.
@@ -42,13 +42,15 @@ _EVALUATION_KEY = 2**31 - 2
 class Options(RewardSourceOptions):
   """The section `evaluation`; without `models` there is no table."""
 
-  models: dict[str, str] = dataclasses.field(default_factory=dict)  # rows: name → stage
-  baseline: str = 'sft'  # the stage that all models are compared with, in win rate and KL
-  versus: tuple[str, ...] = ()  # further rows that all are compared with, in win rate
-  judge: str = ORACLE  # who decides which response is better: the oracle, or a reward
-  # Row → N: its responses are the best of N by `reward`, or by a judge that is one.
+  # The rows of the table: name of the row → stage whose model it shows.
+  models: dict[str, str] = dataclasses.field(default_factory=dict)
+  baseline: str = 'sft'  # the stage with which all models are compared, by win rate and KL
+  versus: tuple[str, ...] = ()  # further rows with which all are compared, by win rate
+  judge: str = ORACLE  # decides which response is better: the oracle, or a reward source
+  # Row → N: the best of N responses counts, by `judge` if that is a reward source, else by
+  # `reward`.
   best_of: dict[str, int] = dataclasses.field(default_factory=dict)
-  reward: str = 'reward'  # chooses the best of N; named as in PPO
+  reward: str = 'reward'  # the reward source that chooses the best of N, named as in PPO
   num_samples: int = 1  # responses to each prompt
   batch_size: int = 64  # prompts at once, over all devices
   max_length: int = 48  # tokens of a prompt at most
@@ -58,18 +60,18 @@ class Options(RewardSourceOptions):
 
   @property
   def parts(self) -> int:
-    """The number of parts in which a reward model reads the responses."""
+    """The number of parts of a batch that a reward model reads one after the other."""
     return 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """The compared models: values for the table, texts for the report.
+  """The values of the table, and the texts that the report shows.
 
   Attributes:
-    rows: name → values, see evaluation/table.py.
-    shown_texts: name → the responses that the report shows.
-    shown_prompts: their prompts.
+    rows: name of the row → values, see evaluation/table.py.
+    shown_texts: name of the row → the responses that the report shows.
+    shown_prompts: the prompts of these responses.
   """
 
   rows: dict[str, dict[str, Any]]
@@ -80,8 +82,8 @@ class Comparison:
 def shown_rows(config: Any) -> dict[str, str]:
   """Returns the rows of the table, name → stage.
 
-  Stages that this run leaves out have no row. If it leaves out the baseline, there
-  are no rows at all, as nothing can be compared.
+  Stages that are not in `config.stages` have no row. If the baseline is not, there are no
+  rows at all, as there is nothing to compare with.
   """
   models = config.evaluation.models
   rows = {name: stage for name, stage in models.items() if stage in config.stages}
@@ -89,7 +91,7 @@ def shown_rows(config: Any) -> dict[str, str]:
 
 
 def baseline_row(config: Any) -> str | None:
-  """Returns the row that all are compared with: the baseline itself, not its best of N."""
+  """Returns the name of the baseline's row (not of its best of N); None if there is none."""
   section = config.evaluation
   for name, stage in section.models.items():
     if stage == section.baseline and name not in section.best_of:
@@ -98,12 +100,20 @@ def baseline_row(config: Any) -> str | None:
 
 
 def check(config: Any, layout: Layout) -> None:
-  """Checks the section, before hours of training; raises UserError for what does not fit."""
+  """Checks the section `evaluation`, so that mistakes in it are found before training.
+
+  Args:
+    config: the whole config.
+    layout: the mesh and its rules.
+
+  Raises:
+    UserError: a row, a stage or a number is wrong.
+  """
   section = config.evaluation
   if not len(section.models):
     return  # no table
   for name, stage in section.models.items():
-    # Any section with a `kind` is a stage, whether it is run or not.
+    # Any section with a `kind` is a stage, even if it is not in config.stages.
     is_stage = isinstance(stage, str) and getattr(config.get(stage), 'kind', None) is not None
     if not is_stage:
       raise UserError(f'config.evaluation.models.{name}: {stage!r} is no stage of the experiment')
@@ -118,8 +128,8 @@ def check(config: Any, layout: Layout) -> None:
   for name, count in section.best_of.items():
     if name not in section.models or not isinstance(count, int) or count < 1:
       raise UserError(
-        f'config.evaluation.best_of.{name}: expected a row of models and a number from 1, got '
-        f'{count!r}'
+        f'config.evaluation.best_of.{name}: expected a row of models and a number of 1 or more, '
+        f'got {count!r}'
       )
   if section.split not in ('validation', 'test'):
     raise UserError(f'config.evaluation.split: expected validation or test, got {section.split!r}')
@@ -131,15 +141,16 @@ def check(config: Any, layout: Layout) -> None:
 
 
 def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -> dict[str, Any]:
-  """Makes the table and the report, or reads the results of an earlier run.
+  """Makes the table and the report, or reads the results if they exist already.
 
   Args:
-    contexts: the contexts of all stages, in their order.
+    contexts: the context of each stage, in the order in which they run.
     seconds: the seconds that each stage took.
 
   Returns:
-    The contents of results.json: models, reward, seconds, table, and the last
-    evaluation of each stage.
+    The contents of results.json: models (the rows of the table), reward (the last
+    evaluation of the reward model), seconds, table (as text), and for each other stage
+    its last evaluation.
   """
   first = next(iter(contexts.values()))
   config = first.config
@@ -150,7 +161,7 @@ def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -
     return earlier
   started = time.monotonic()
   results: dict[str, Any] = {'models': {}, 'reward': {}, 'seconds': {}}
-  comparison = Comparison({}, {}, [])  # of no models
+  comparison = Comparison({}, {}, [])
   if shown_rows(config):
     hosts.say('— evaluation ' + '—' * 40)
     comparison = compare(first)
@@ -167,7 +178,7 @@ def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -
   }
   results['table'] = format_results(results)
   _write_report(first.workdir, contexts, curves, results, comparison)
-  # Last, as its presence says that the report is complete.
+  # Written last, as its presence means that the report is complete.
   training.write_on_first_process(path, json.dumps(results, indent=2) + '\n')
   hosts.say(results['table'])
   hosts.say(f'\nReport: {first.workdir / "report.html"}')
@@ -217,10 +228,10 @@ def _write_report(
 
 
 def compare(context: Context) -> Comparison:
-  """Lets all models respond to the held-out prompts, and judges the responses.
+  """Generates responses of all models to the held-out prompts, and judges them.
 
   Args:
-    context: the context of the first stage, for tokenizer, mesh and workdir.
+    context: the context of any stage; its tokenizer, mesh and workdir are used.
 
   Returns:
     The rows of the table, and the responses that the report shows.
@@ -230,7 +241,7 @@ def compare(context: Context) -> Comparison:
   records = sources.load_records(options.data, 'prompt', options.split)
   examples = encode.prompts(records, context.tokenizer, options.max_length)
   prompts = [records[int(example['index'])] for example in examples]
-  # One store for all models, so that adapters of one base share it.
+  # One store for all models, so that models with adapters share their base.
   store = ModelStore(context, _adapters(context))
   score = _open_score(context, store, options, records)
   baseline = store.open(options.baseline)
@@ -249,13 +260,13 @@ def compare(context: Context) -> Comparison:
       context.layout,
       options.num_samples * (best_of or 1),
       baseline.model,
-      score if options.judge != ORACLE or best_of else None,  # else nobody needs it
+      score if options.judge != ORACLE or best_of else None,
     )
     completed = respond(
       policy.read(),
       batches.prompts_once(examples, options.batch_size),
       jax.random.fold_in(root, number),
-      # The best of N is no sample of the policy, so its KL has no meaning.
+      # The best of N is not a sample of the policy, so a KL estimated from it has no meaning.
       None if best_of else baseline_params,
     )
     if best_of:
@@ -266,7 +277,7 @@ def compare(context: Context) -> Comparison:
 
 
 def _rows_in_order(config: Any) -> list[tuple[str, str]]:
-  """Returns (name, stage) of all rows, in the order of the stages."""
+  """Returns (name, stage) for each row, in the order of the stages."""
   order = list(config.stages)
 
   def stage_number(row: tuple[str, str]) -> int:
@@ -276,7 +287,7 @@ def _rows_in_order(config: Any) -> list[tuple[str, str]]:
 
 
 def _adapters(context: Context) -> LoraOptions | None:
-  """Returns the adapters of the first stage, whose base other stages may share."""
+  """Returns the adapter options of a stage, which say how a shared base is stored; None without."""
   if 'lora' not in context.section:
     return None
   return from_section(LoraOptions, context.section.lora)
@@ -288,7 +299,7 @@ def _open_score(
   options: Options,
   records: Sequence[Prompt],
 ) -> Any:
-  """Opens the reward that judges, or chooses the best of N; None where none is needed."""
+  """Opens the reward source that judges or chooses the best of N; None where neither is needed."""
   name = options.reward
   if options.judge != ORACLE:
     name = options.judge
@@ -305,7 +316,11 @@ def _open_score(
 def _judge(
   options: Options, prompts: Sequence[Prompt], completed: Responses
 ) -> dict[str, np.ndarray]:
-  """Judges responses: name of a measure → [N, S] float; `utility` decides who wins."""
+  """Judges the S responses to each of N prompts.
+
+  Returns:
+    Name of a measure → [N, S] float; the response with the higher `utility` wins.
+  """
   if options.judge == ORACLE:
     return oracle_judge.judge_with_oracle(prompts, completed.texts)
   assert completed.scores is not None  # the judge is the reward that scored them
@@ -319,7 +334,7 @@ def _tabulate(
   row_responses: Mapping[str, Responses],
   judged: Mapping[str, Mapping[str, np.ndarray]],
 ) -> Comparison:
-  """Makes the rows of the table, and picks what the report shows."""
+  """Makes the rows of the table, and chooses the texts that the report shows."""
   baseline_name = baseline_row(config)
   assert baseline_name is not None  # checked before the first stage
   utility = judged[baseline_name]['utility']
@@ -329,7 +344,7 @@ def _tabulate(
     for name in row_responses
   }
   count = min(SHOWN_PROMPTS, len(prompts))
-  # Spread evenly over all prompts, as neighbours may be of one kind.
+  # Spread evenly over all prompts, as neighbouring prompts may be of the same kind.
   shown = np.linspace(0, len(prompts) - 1, count).astype(int)
   return Comparison(
     rows=rows,

@@ -1,15 +1,15 @@
-"""Typed options: what a section of a config becomes before anything below a stage reads it.
+"""Converts between the sections of a config and typed options, which are frozen dataclasses.
 
-A room declares what can be set as a frozen dataclass, with a default and a comment per
-field:
+Every part of the package declares its settings as a frozen dataclass, with a default and a comment
+for each field:
 
   @dataclasses.dataclass(frozen=True)
   class SamplingOptions:
     temperature: float = 1.0  # 0 = greedy
 
-Its defaults are the defaults of the config, and a section is turned into it once.
-Options may hold other options; a field that is an open table (name → value) is a
-`dict`.
+The defaults of the class are the defaults of the config. A stage converts its section into options
+once; the code that it calls sees only options. A field may hold other options, or be an open table
+(a `dict` whose keys the user chooses).
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ Options = TypeVar('Options')
 
 
 def defaults(options_class: type) -> dict[str, Any]:
-  """Returns the defaults of an options class as nested dicts, as a config holds them."""
+  """Returns the defaults of an options class as nested dicts, from which a config can be made."""
   return as_dict(options_class())
 
 
@@ -30,7 +30,7 @@ def as_dict(options: Any) -> dict[str, Any]:
   values = {}
   for field in dataclasses.fields(options):
     if not field.metadata.get('in_config', True):
-      continue  # made by the stage, not given by a config
+      continue  # set by the stage, not by a config
     value = getattr(options, field.name)
     if dataclasses.is_dataclass(value):
       value = as_dict(value)
@@ -43,13 +43,14 @@ def as_dict(options: Any) -> dict[str, Any]:
 def from_section(options_class: type[Options], section: Mapping[str, Any]) -> Options:
   """Makes typed options from a section of a config.
 
-  Keys that the class does not have are skipped, as other classes read them: the section
-  of a stage also holds its `kind`. Unknown keys were refused when the config was
+  Keys that are not fields of the class are skipped, as other classes may read them (the
+  section of a stage also has its `kind`). Unknown keys were refused when the config was
   loaded.
 
   Args:
     options_class: a dataclass, whose fields may be dataclasses too.
-    section: a nested mapping such as a ConfigDict. Fields it lacks keep their defaults.
+    section: a nested mapping such as a ConfigDict. Fields that it does not have keep
+      their defaults.
   """
   hints = get_type_hints(options_class)  # annotations may be strings
   values = {}
@@ -67,19 +68,19 @@ def from_section(options_class: type[Options], section: Mapping[str, Any]) -> Op
 
 
 def _to_plain(value: Any) -> Any:
-  """Returns a table as nested dicts, whatever kinds of mappings it is made of."""
+  """Converts nested mappings of any type into nested dicts."""
   if _is_table(value):
     return {name: _to_plain(item) for name, item in value.items()}
   return value
 
 
 def _is_table(value: Any) -> bool:
-  """Returns whether a value is a nested section; a ConfigDict is one, though it is no Mapping."""
+  """Tells whether a value is a mapping; a ConfigDict counts, though it is not a Mapping."""
   return hasattr(value, 'items')
 
 
 def _find_options_class(hint: Any) -> type | None:
-  """Returns the options class in a field's annotation X or X | None; None where it has none."""
+  """Returns the options class X of a field annotated X or X | None; None for other annotations."""
   candidates = (hint,)
   if get_origin(hint) is types.UnionType:
     candidates = get_args(hint)

@@ -40,43 +40,44 @@ class ModelOptions:
   heads: int = 4  # of the queries
   kv_heads: int = 2  # of keys and values; divides heads
   head_dim: int = 32  # width of a head
-  mlp: int = 384  # inner width of the MLP
+  mlp: int = 384  # hidden width of the MLP
   norm_eps: float = 1e-5  # added to the mean square in RMSNorm
   rope_theta: float = 10000.0  # base of the rotary frequencies
   tied: bool = True  # the output matrix is the transposed embedding
-  max_length: int = 2048  # positions at most
+  max_length: int = 2048  # of a sequence, in tokens
   dtype: str = 'float32'  # of the computation; parameters are float32
-  remat: str = 'none'  # what is computed again in the backward pass: none, dots, full
-  attention: str = 'auto'  # auto, plain, cudnn, splash
+  # What the backward pass recomputes: none; dots = all but matrix products; full = everything.
+  remat: str = 'none'
+  attention: str = 'auto'  # the implementation: auto, plain, cudnn, splash
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportOptions:
-  """The section `export`: the Hugging Face directories that stages leave."""
+  """The section `export`: the Hugging Face directories to which stages export their models."""
 
   dtype: str = 'float32'  # of the exported parameters
-  shard_gigabytes: float = 5.0  # of a file, at most
-  merged: bool = True  # also export the complete model where adapters were trained
+  shard_gigabytes: float = 5.0  # maximum size of a file
+  merged: bool = True  # for adapters, also export the model with the adapters merged into it
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerOptions:
   """The section `tokenizer`."""
 
-  init: str = 'train'  # train (on documents), or where it comes from: smollm2, a directory
-  chat_template: str = ''  # jinja2; '' = the template that `init` brings
-  vocab_size: int = 1024  # of a trained one
-  documents: int = 4000  # number of documents that it is trained on
+  init: str = 'train'  # 'train' = train a new one on `data`; else smollm2, or a directory
+  chat_template: str = ''  # in jinja2; '' = the tokenizer's own
+  vocab_size: int = 1024  # of a new tokenizer
+  documents: int = 4000  # the number of documents that a new tokenizer is trained on
   data: DataOptions = DataOptions()
 
 
 @dataclasses.dataclass(frozen=True)
 class CommonOptions:
-  """What every config has beside the sections of its stages."""
+  """The keys that every config has, in addition to the sections of its stages."""
 
-  seed: int = 0  # of everything random
-  stages: tuple[str, ...] = ()  # sections to run, in this order
-  data: str = ''  # what {data} stands for in paths: the folder of an experiment's files
+  seed: int = 0  # of all randomness
+  stages: tuple[str, ...] = ()  # the names of the sections to run, in this order
+  data: str = ''  # replaces {data} in paths: the folder of an experiment's data files
   model: ModelOptions = ModelOptions()
   export: ExportOptions = ExportOptions()
   tokenizer: TokenizerOptions = TokenizerOptions()
@@ -85,7 +86,18 @@ class CommonOptions:
 
 
 def load_config(path: str, overrides: Iterable[str] = ()) -> Any:
-  """Loads the full config of an experiment's file, see config.load."""
+  """Loads the full config of an experiment.
+
+  Args:
+    path: the experiment's file; `FILE:tiny` is its tiny form.
+    overrides: texts 'section.key=value', which take precedence over the file.
+
+  Returns:
+    A locked ConfigDict with every key of every section.
+
+  Raises:
+    UserError: the file, a key or a value is wrong.
+  """
   return configs.load(path, overrides, defaults=options_lib.defaults(CommonOptions))
 
 
@@ -93,27 +105,27 @@ def run(config: Any, workdir: str | os.PathLike) -> dict[str, Any]:
   """Runs every stage that is not finished, then makes the final table.
 
   Args:
-    config: a config of `load_config`.
-    workdir: the folder in which the run keeps everything. With the workdir of an
-      earlier run it goes on where that stopped.
+    config: from `load_config`.
+    workdir: the folder to which the run writes everything. With the workdir of an
+      interrupted run, that run is resumed.
 
   Returns:
-    The contents of results.json.
+    The contents of results.json, see final_table.make.
 
   Raises:
-    UserError: something is wrong with config, data, mesh or workdir.
+    UserError: something is wrong with the config, the data, the mesh or the workdir.
   """
   workdir = Path(workdir)
   cache_compilations()
   request_exact_products()
   layout = make_layout(config, workdir)
-  final_table.check(config, layout)  # now, as it would fail only after all training
+  final_table.check(config, layout)  # now, rather than after all training
   claim_workdir(config, workdir)
   if layout.why:  # the preset `auto` explains its choice
     hosts.say(layout.why)
   # The other processes read what the first one writes, so they wait for it.
   hosts.barrier('claimed')
-  # Only now: config.json keeps {workdir}, so that a workdir can be moved.
+  # Not before claim_workdir: config.json keeps {workdir}, so that the folder can be moved.
   config = configs.resolve(config, workdir=workdir, data=config.data)
   tokenizer = open_tokenizer(config, workdir)
   hosts.barrier('tokenizer')
@@ -127,7 +139,7 @@ def run(config: Any, workdir: str | os.PathLike) -> dict[str, Any]:
 
 
 def make_layout(config: Any, workdir: Path) -> Layout:
-  """Makes the mesh of a config; the preset `auto` reads the shapes of the models first."""
+  """Makes the mesh of a config; for the preset `auto`, from the memory that the models need."""
   need = None
   if config.mesh.preset == 'auto':
     resolved = configs.resolve(config, workdir=workdir, data=config.data)
@@ -142,8 +154,8 @@ def run_stage(context: Context) -> None:
   configs.kind_of(context.config, context.name).run(context)
   hosts.barrier(f'{context.name} ran')
   seconds = time.monotonic() - started
-  # The loop writes done.json; unlike the clock above it counts the time before a
-  # resume.
+  # The training loop writes done.json. Unlike the clock above, it includes the time before
+  # an interruption.
   trained = context.directory / 'done.json'
   if trained.is_file():
     seconds = json.loads(trained.read_text(encoding='utf-8'))['seconds']
@@ -155,7 +167,7 @@ def run_stage(context: Context) -> None:
 
 
 def finished_seconds(context: Context) -> float | None:
-  """Returns the seconds that a finished stage took; None where it is not finished."""
+  """Returns the seconds that a stage took; None if it is not finished."""
   path = context.directory / 'finished.json'
   if not path.is_file():
     return None
@@ -163,24 +175,25 @@ def finished_seconds(context: Context) -> float | None:
 
 
 def cache_compilations() -> None:
-  """Keeps compiled programs in the user's cache directory.
+  """Switches on JAX's cache of compiled programs, in the user's cache directory.
 
-  JAX_COMPILATION_CACHE_DIR names another place.
+  The environment variable JAX_COMPILATION_CACHE_DIR sets another directory.
   """
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     root = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
     jax.config.update('jax_compilation_cache_dir', str(root / 'rlhf_jax' / 'compiled'))
   if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
-    # Reading a smaller program from a file takes about as long as compiling it.
+    # Reading a program from a file takes about as long as half a second of compilation.
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
 def request_exact_products() -> None:
-  """Makes products of float32 exact on every device; those of narrower dtypes stay as they are.
+  """Makes float32 matrix products use full float32 precision on every device.
 
-  By default a GPU rounds the factors of a float32 product to 10 bits of mantissa and a
-  TPU to 7, in rewards, KL penalties and gradients too. A CPU never does, so there
-  nothing changes. JAX_DEFAULT_MATMUL_PRECISION overrules this.
+  By default a GPU rounds the factors of a float32 product to 10 bits of mantissa (TF32)
+  and a TPU to 7 (bfloat16), also in rewards, KL penalties and gradients. Products of
+  narrower dtypes, and products on a CPU, are not affected. The environment variable
+  JAX_DEFAULT_MATMUL_PRECISION takes precedence.
   """
   if 'JAX_DEFAULT_MATMUL_PRECISION' not in os.environ:
     jax.config.update('jax_default_matmul_precision', 'highest')
@@ -190,14 +203,15 @@ def request_exact_products() -> None:
 
 
 def claim_workdir(config: Any, workdir: Path) -> None:
-  """Writes config.json, or checks that the workdir belongs to this config.
+  """Writes config.json, or checks that the workdir was begun with this config.
 
-  Before any stage has begun, everything may change. Later these may: the sections of
-  stages that have not begun, and whether they are run; the evaluation, while there
-  are no results; the mesh, always.
+  As long as no stage has begun, the config may change in any way. After that, only these
+  may change: the sections of stages that have not begun, and whether they are in
+  `stages`; `evaluation`, as long as there are no results; and `mesh`.
 
   Raises:
-    UserError: the workdir belongs to another config; the first differences are named.
+    UserError: the workdir was begun with another config (the message names the first
+      differences), or it cannot be written.
   """
   path = workdir / 'config.json'
   text = configs.as_json(config)
@@ -211,7 +225,7 @@ def claim_workdir(config: Any, workdir: Path) -> None:
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if not begun:
-      # The tokenizer may have been made with another config.
+      # A tokenizer may be left from another config.
       (workdir / 'tokenizer' / 'ready.json').unlink(missing_ok=True)
     training.write_on_first_process(path, text)
   except OSError as error:
@@ -219,7 +233,7 @@ def claim_workdir(config: Any, workdir: Path) -> None:
 
 
 def _has_begun(directory: Path) -> bool:
-  """Returns whether a stage has left files that depend on its config."""
+  """Tells whether a stage has written files that depend on its config."""
   patterns = ('checkpoints/*', 'train.jsonl', 'finished.json')
   return any(any(directory.glob(pattern)) for pattern in patterns)
 
@@ -230,12 +244,19 @@ def _check_unchanged(
   begun: list[str],
   workdir: Path,
 ) -> None:
-  """Raises UserError where two configs differ in what must not change any more."""
+  """Raises UserError if two configs differ in keys that must not change any more.
+
+  Args:
+    old: the config of the workdir.
+    new: the config of this run.
+    begun: the stages that have begun.
+    workdir: for the error message.
+  """
   may_change = {*old['stages'], *new['stages'], 'evaluation', 'mesh'} - {*begun}
-  # Stages may be added and removed, but none that has begun.
+  # Stages may be added and removed, except those that have begun.
   if {*begun} <= {*new['stages']}:
     may_change.add('stages')
-  if (workdir / 'results.json').is_file():  # it was made with the old evaluation
+  if (workdir / 'results.json').is_file():  # it depends on the old evaluation
     may_change.discard('evaluation')
   old_fixed = {key: value for key, value in old.items() if key not in may_change}
   new_fixed = {key: value for key, value in new.items() if key not in may_change}
@@ -249,7 +270,7 @@ def _check_unchanged(
 
 
 def open_tokenizer(config: Any, workdir: Path) -> Tokenizer:
-  """Opens the tokenizer of the run: the workdir's, or a new one as the config says."""
+  """Opens the tokenizer of the run: the workdir's, or a new one, which is saved in the workdir."""
   directory = workdir / 'tokenizer'
   if (directory / 'ready.json').is_file():
     return Tokenizer.load(directory)
@@ -262,13 +283,13 @@ def open_tokenizer(config: Any, workdir: Path) -> Tokenizer:
     tokenizer = tokenizer.with_template(options.chat_template)
   if hosts.is_first_process():
     tokenizer.save(directory)
-  # Written last: a folder without it was interrupted and is made again.
+  # Written last: without this file, the folder may be incomplete and is made again.
   training.write_on_first_process(directory / 'ready.json', '{}\n')
   return tokenizer
 
 
 def train_tokenizer(options: TokenizerOptions) -> Tokenizer:
-  """Trains a tokenizer on documents."""
+  """Trains a new tokenizer on documents."""
   documents = sources.load_records(options.data, 'document', 'train')[: options.documents]
   texts = (document.text for document in documents)
   core = vocabulary.train_tokenizer(texts, options.vocab_size)

@@ -1,4 +1,7 @@
-"""Plans an experiment for devices that are not here: its mesh, then every stage; or many meshes."""
+"""Plans an experiment for devices that this machine need not have, on one mesh or on many.
+
+A plan of a mesh has the plans of all stages; planning/ makes those.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 import dataclasses
@@ -26,8 +29,8 @@ class MeshPlan:
   """The plan of an experiment on one mesh."""
 
   mesh: str  # the sizes of its axes, as text
-  why: str  # the reason for the mesh, where `auto` chose it
-  stages: list[measure.StageCost]  # the stages' plans in numbers, in the order in which they run
+  why: str  # a line that names the mesh, with the reasons if `auto` chose it
+  stages: list[measure.StageCost]  # the costs of the stages, in the order in which they run
 
   @property
   def fits(self) -> bool:
@@ -36,7 +39,7 @@ class MeshPlan:
 
   @property
   def seconds(self) -> float:
-    """The sum of the stages' seconds a step."""
+    """The seconds of one step of every stage together."""
     return sum(cost.seconds for cost in self.stages)
 
 
@@ -45,9 +48,9 @@ class ExperimentPlan:
   """The plan of an experiment on a topology."""
 
   topology: str  # its name
-  devices: int  # how many there are
-  compiled: bool  # whether the compiler was asked, or shapes alone
-  plans: list[MeshPlan]  # of the config's mesh; of a sweep one for each mesh, the best first
+  devices: int  # the number of devices
+  compiled: bool  # whether programs were compiled; otherwise costs are estimated from shapes
+  plans: list[MeshPlan]  # for the config's mesh; after a sweep for every mesh, the best first
 
   @property
   def fits(self) -> bool:
@@ -69,17 +72,17 @@ def plan_experiment(
 
   Args:
     path: the experiment's file, as --config takes it.
-    overrides: strings 'section.key=value'.
+    overrides: texts 'section.key=value'.
     topology: the devices, see planning/chips.py.
-    stage: plan this stage only.
-    analytic: use shapes alone, without a compiler.
-    sweep: compare all meshes of candidate_meshes instead of the config's.
-    say: prints a text.
+    stage: the only stage to plan; None for all.
+    analytic: estimate from shapes alone, without a compiler.
+    sweep: compare all meshes of `candidate_meshes` instead of using the config's.
+    say: prints a line.
 
   Raises:
-    UserError: whatever is wrong with config, topology or mesh.
+    UserError: something is wrong with the config, the topology or the mesh.
   """
-  # first of all, as it sets how many devices JAX sees
+  # first of all, as it sets how many CPU devices JAX has
   where = chips.open_topology(topology, compiles=not analytic)
   config = pipeline.load_config(path, overrides)
   pipeline.request_exact_products()  # as a run does
@@ -92,7 +95,7 @@ def plan_experiment(
     f'{where.chip.flops / 1e12:.3g} TFLOP/s'
   )
   if where.missing:
-    say(f'By shapes alone: the compiler for these devices is missing ({where.missing})')
+    say(f'Estimated from shapes alone: the compiler for these devices is missing ({where.missing})')
   config = _choose_attention(config, where, say)
   plan_on = functools.partial(
     plan_mesh,
@@ -124,13 +127,14 @@ def plan_mesh(
     config: the whole config of the experiment.
     where: the devices.
     stage: the only stage to plan; None for all.
-    compiles: ask the compiler too.
-    say: is told what is being compiled.
+    compiles: whether programs are compiled; otherwise costs are estimated from shapes.
+    say: reports progress, such as what is being compiled.
 
   Raises:
     UserError: the mesh does not fit the devices or the stages' batches.
   """
-  with tempfile.TemporaryDirectory() as folder:  # stages leave the shapes of their models there
+  # A stage writes the shape of its model there, for later stages to read.
+  with tempfile.TemporaryDirectory() as folder:
     workdir = Path(folder)
     config = configs.resolve(config, workdir=workdir, data=config.data)
     layout = _abstract_layout(config, where)
@@ -143,7 +147,7 @@ def plan_mesh(
         costs.append(measure.measure_stage(context, plan, where, compiles, say))
         if stage:
           break
-      elif 'optimizer' in context.section:  # a stage that trains: later ones begin with its model
+      elif 'optimizer' in context.section:  # it trains a model with which a later stage may begin
         configs.kind_of(config, name).plan(context)
   sizes = {**dict(layout.mesh.shape), 'rollout_tensor': layout.rollout_tensor}
   text = _format_sizes(sizes)
@@ -151,7 +155,7 @@ def plan_mesh(
 
 
 def open_tokenizer(config: ConfigDict) -> Any:
-  """Returns as much of the run's tokenizer as a plan needs; a new one is not trained."""
+  """Opens the tokenizer of an experiment, or a stand-in for one that the run would train."""
   if config.tokenizer.init != 'train':
     return pretrained.open_pretrained(config.tokenizer.init).tokenizer
   vocab_size = config.tokenizer.vocab_size
@@ -159,14 +163,15 @@ def open_tokenizer(config: ConfigDict) -> Any:
 
 
 def candidate_meshes(devices: int) -> list[dict[str, int]]:
-  """Returns the meshes that a sweep compares.
+  """Returns the meshes that a sweep compares, as axis → size.
 
-  Sizes of data, fsdp and tensor are powers of two, tensor up to 8; where parameters are
-  cut, decoding with them cut, gathered, or cut over 8 devices.
+  The sizes of data, fsdp and tensor are powers of two, that of tensor at most 8. With
+  fsdp > 1, decoding keeps the training layout (rollout_tensor 0), shards parameters over
+  tensor only, or shards them over at most 8 devices.
   """
   powers = [2**i for i in range(devices.bit_length()) if devices % 2**i == 0]
   meshes = []
-  for tensor in powers[:4]:  # more than 8 seldom share a fast network
+  for tensor in powers[:4]:  # at most 8: larger groups rarely share a fast interconnect
     for fsdp in powers:
       if devices % (fsdp * tensor):
         continue
@@ -188,12 +193,12 @@ def _sweep_meshes(
   plan_on: Callable[[ConfigDict], MeshPlan],
   say: Callable[[str], None],
 ) -> list[MeshPlan]:
-  """Plans every candidate mesh; those that fit come first, the fastest of them first."""
+  """Plans every candidate mesh; returns those that fit first, and the fastest of them first."""
   plans = []
   for sizes in candidate_meshes(len(where.devices)):
     try:
       plan = plan_on(_replace_in_section(config, 'mesh', preset='', **sizes))
-    except UserError as error:  # batches or heads do not divide over it
+    except UserError as error:  # a batch or the heads do not divide over it
       name = _format_sizes({**config.mesh.to_dict(), **sizes})
       say(f'{name}: left out: {error}')
       continue
@@ -208,7 +213,7 @@ def _sweep_meshes(
 
 
 def _rank(plan: MeshPlan) -> tuple[bool, float]:
-  """Returns the key by which plans are sorted: those that fit first, then the fastest."""
+  """Returns the sort key of a plan: those that fit come first, then the fastest."""
   return not plan.fits, plan.seconds
 
 
@@ -217,43 +222,42 @@ def _choose_attention(
   where: chips.Topology,
   say: Callable[[str], None],
 ) -> ConfigDict:
-  """Returns the config with an attention for which XLA can compile without the device."""
+  """Returns the config with an attention that XLA can compile without the device."""
   attention = config.model.attention
   if where.platform == 'cpu' and attention == 'auto':
     attention = 'plain'  # what `auto` chooses on a CPU
   if where.platform == 'gpu' and attention in ('auto', 'cudnn'):
     attention = 'plain'
     say(
-      "attention: plain, as cuDNN's kernel cannot be compiled without a GPU; "
-      'with it less memory is needed'
+      "attention: plain, as cuDNN's kernel cannot be compiled without a GPU; a run with cuDNN "
+      'needs less memory'
     )
   return _replace_in_section(config, 'model', attention=attention)
 
 
 def _abstract_layout(config: ConfigDict, where: chips.Topology) -> mesh.Layout:
-  """Returns the layout of the config's mesh, on which arrays are only shapes."""
+  """Returns the layout of the config's mesh, with abstract arrays in place of real ones."""
   need = None
   if config.mesh.preset == 'auto':
     need = mesh_need.compute_mesh_need(config)
-  # `auto` needs to know the memory of a device, which cannot be asked
+  # the memory of a device is passed for `auto`, as a device that is not here cannot report it
   options = options_lib.from_section(mesh.MeshOptions, config.mesh)
   layout = mesh.make_layout(options, where.devices, need, where.chip.memory)
   return dataclasses.replace(layout, abstract=True)
 
 
 def _format_sizes(sizes: dict[str, Any]) -> str:
-  """Returns the sizes of a mesh as text; of axes with one device only data is named."""
+  """Formats the sizes of a mesh; except for data, default sizes are left out."""
   parts = []
   for name, size in _without_preset(sizes):
-    # the size that goes without saying: 0 = decoding lays parameters as training does
-    unsaid = 0 if name == 'rollout_tensor' else 1
-    if name == 'data' or size > unsaid:
+    default = 0 if name == 'rollout_tensor' else 1  # 0: decoding uses the training layout
+    if name == 'data' or size > default:
       parts.append(f'{name} {size}')
   return ' × '.join(parts)
 
 
 def _without_preset(sizes: dict[str, Any]) -> Iterable[tuple[str, int]]:
-  """Returns (axis, size) of a mesh config."""
+  """Returns (axis, size) for each axis of a mesh config."""
   return [(name, size) for name, size in sizes.items() if name != 'preset']
 
 

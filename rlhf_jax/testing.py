@@ -7,9 +7,9 @@
   state = testing.make_state(definitions)
   state, metrics = sft.train_step(state, testing.make_sequences(), definitions, sft.Options())
 
-Everything is the same on every mesh and in every process, from a seed. A model is two layers, 32
-wide, over 64 tokens: 0 pads, 1 ends a response. Train steps are pure and un-jitted; `compile_step`
-in runtime/step.py compiles them.
+For a given seed, everything is the same on every mesh and in every process. The model has two
+layers of width 32 and a vocabulary of 64 tokens: token 0 is padding, token 1 ends a response. Train
+steps are pure and un-jitted; `compile_train_step` in stages/shared/training.py compiles them.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ from rlhf_jax.types import (
 
 PAD_ID = 0
 EOS_ID = 1
-FIRST_ID = 2  # of the tokens that stand for something
+FIRST_ID = 2  # the smallest id of an ordinary token
 MODEL_CONFIG = ModelConfig(
   vocab_size=64,
   embed=32,
@@ -66,21 +66,21 @@ MODEL_CONFIG = ModelConfig(
 # Meshes and models.
 
 
-def make_layout(words: str = 'one device') -> Layout:
-  """Makes a mesh from a description.
+def make_layout(description: str = 'one device') -> Layout:
+  """Makes a mesh from a description in words.
 
   Args:
-    words: 'one device' (the first), or axes with their sizes such as 'data 2, fsdp 2,
-      tensor 2', whose product is the number of devices. Tests force 8 CPU devices by
-      XLA_FLAGS=--xla_force_host_platform_device_count=8.
+    description: 'one device' (the first one), or mesh axes with their sizes, such as
+      'data 2, fsdp 2, tensor 2', whose product must be the number of devices. For 8 CPU
+      devices, set XLA_FLAGS=--xla_force_host_platform_device_count=8.
   """
-  if words == 'one device':
+  if description == 'one device':
     return mesh.make_layout(MeshOptions(), jax.devices()[:1])
   sizes: dict[str, Any] = {}  # mesh axis → devices
-  for part in words.split(','):
+  for part in description.split(','):
     axis, size = part.split()  # 'data 2'
     sizes[axis] = int(size)
-  sizes.setdefault('data', 1)  # its default takes all remaining devices
+  sizes.setdefault('data', 1)  # MeshOptions' default would take all remaining devices
   return mesh.make_layout(MeshOptions(**sizes))
 
 
@@ -88,7 +88,7 @@ def make_model(layout: Layout | None = None, **changes: Any) -> Model:
   """Makes the definition of the tiny model, which has a scalar head.
 
   Args:
-    layout: where it runs; the first device if None.
+    layout: the mesh; the first device if None.
     **changes: fields of ModelConfig.
   """
   config = dataclasses.replace(MODEL_CONFIG, **changes)
@@ -96,10 +96,10 @@ def make_model(layout: Layout | None = None, **changes: Any) -> Model:
 
 
 def make_params(model: Model, layout: Layout | None = None, seed: int = 0) -> Params:
-  """Makes parameters: for a seed the same numbers on every mesh.
+  """Makes the parameters of a model: for a given seed the same numbers on every mesh.
 
-  They are twice those of a fresh model, whose small values give almost the same
-  logits for every input and so would hide faults.
+  They are those of a freshly initialised model, doubled: the original ones are so small
+  that the logits hardly depend on the input, which would hide errors.
 
   Args:
     model: the definition.
@@ -114,7 +114,7 @@ def make_params(model: Model, layout: Layout | None = None, seed: int = 0) -> Pa
   return jax.device_put(values, layout.shardings(model.axes, values))
 
 
-@functools.cache  # on the host, so that one initialisation serves every mesh
+@functools.cache  # on the host, so that the same numbers can be put onto every mesh
 def _host_params(config: ModelConfig, seed: int) -> Params:
   model = transformer.build_model(config)
 
@@ -133,12 +133,12 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """Makes AdamW with a constant learning rate.
 
-  Its eps is 1e-5: with a smaller one, Adam would scale a gradient that is 0 but for
-  rounding up to a full update, which differs from mesh to mesh.
+  Its eps is 1e-5. With a smaller eps, Adam would scale a gradient that is zero except for
+  rounding errors up to a full update, which would differ from mesh to mesh.
 
   Args:
     learning_rate: the learning rate.
-    updates: the number of updates, for other schedules.
+    updates: the number of updates, which only schedules other than 'constant' use.
     **changes: fields of OptimizerOptions.
   """
   values = {
@@ -152,7 +152,7 @@ def make_optimizer(
 
 @functools.cache
 def make_tokenizer(vocab_size: int = 384, documents: int = 200) -> Tokenizer:
-  """Makes a tokenizer with a chat template, trained on documents of the embedded world."""
+  """Makes a tokenizer with a chat template, trained on documents of TinyWorld."""
   records = sources.load_records(DataOptions(), 'document', 'train')[:documents]
   texts = (record.text for record in records)
   core = vocabulary.train_tokenizer(texts, vocab_size)
@@ -167,11 +167,11 @@ def make_definitions(
   learning_rate: float = 1e-2,
   **changes: Any,
 ) -> Definitions:
-  """Makes the definitions of a step of one model: SFT, reward model, preference optimisation.
+  """Makes the definitions of a step that trains one model: SFT, reward, preference optimisation.
 
   Args:
     layout: the mesh; the first device if None.
-    learning_rate: constant.
+    learning_rate: of AdamW, constant.
     **changes: fields of ModelConfig.
   """
   layout = layout or make_layout()
@@ -181,7 +181,7 @@ def make_definitions(
 def make_rollout_definitions(
   layout: Layout | None = None, learning_rate: float = 3e-3
 ) -> RolloutDefinitions:
-  """Makes the definitions of a step of policy gradients; policy and reference are one model."""
+  """Makes the definitions of a policy-gradient step; policy and reference have the same one."""
   layout = layout or make_layout()
   model = make_model(layout)
   return RolloutDefinitions(
@@ -195,7 +195,7 @@ def make_rollout_definitions(
 def make_ppo_definitions(
   layout: Layout | None = None, learning_rate: float = 3e-3
 ) -> ppo.Definitions:
-  """Makes the definitions of a step of PPO, with a value model that has a trunk of its own."""
+  """Makes the definitions of a PPO step; the value model shares no parameters with the policy."""
   layout = layout or make_layout()
   model = make_model(layout)
   return ppo.Definitions(
@@ -211,7 +211,7 @@ def make_state(definitions: Any, seed: int = 0) -> TrainState:
   """Makes the state before the first step.
 
   Args:
-    definitions: of which model, optimizer and layout are used.
+    definitions: their model, optimizer and layout are used.
     seed: the seed of the parameters.
   """
   params = make_params(definitions.model, definitions.layout, seed)
@@ -229,10 +229,10 @@ def make_ppo_state(
   """Makes the state of PPO before the first step.
 
   Args:
-    definitions: of which the models, the optimizer and the layout are used.
-    options: the state begins with their `kl_coefficient`; the defaults if None.
+    definitions: their models, optimizer and layout are used.
+    options: their `kl_coefficient` is the initial one; the defaults if None.
     seed: the seed of the policy's parameters.
-    value_seed: the seed of the value model's; another one, so that the two differ.
+    value_seed: the seed of the value model's parameters.
   """
   options = options or ppo.Options()
   layout = definitions.layout
@@ -254,27 +254,32 @@ def make_ppo_state(
   )
 
 
-# Batches. Their arrays are numpy's: a step, or `Layout.place`, puts them on the
-# devices.
+# Batches. Their arrays are numpy arrays; `Layout.place`, or the call of a train step, puts
+# them onto the devices.
 
 
 def make_sequences(rows: int = 8, length: int = 12, seed: int = 0) -> Sequences:
-  """Makes rows of a prompt and a response each, whose response is the target, padded on the right.
+  """Makes right-padded rows, each of a prompt and a response; the response's tokens are targets.
+
+  Args:
+    rows: B.
+    length: T.
+    seed: the seed of lengths and tokens.
 
   Returns:
-    Arrays [rows, length].
+    Sequences whose arrays are [B, T].
   """
   rng = np.random.default_rng(seed)
   lengths = rng.integers(4, length + 1, rows)
-  begins = rng.integers(1, lengths - 1)  # [B], of the response: neither part is empty
-  places = np.arange(length)  # [T]
-  inside = places < lengths[:, None]  # [B, T]
+  begins = rng.integers(1, lengths - 1)  # [B], of the responses; neither part is empty
+  positions = np.arange(length)  # [T]
+  inside = positions < lengths[:, None]  # [B, T]
   tokens = rng.integers(FIRST_ID, MODEL_CONFIG.vocab_size, (rows, length))
   return Sequences(
     tokens=_array(np.where(inside, tokens, PAD_ID), np.int32),
-    positions=_array(np.where(inside, places, 0), np.int32),
+    positions=_array(np.where(inside, positions, 0), np.int32),
     segment_ids=_array(inside, np.int32),
-    loss_mask=_array(inside & (places >= begins[:, None]), np.float32),
+    loss_mask=_array(inside & (positions >= begins[:, None]), np.float32),
   )
 
 
@@ -285,17 +290,17 @@ def make_rankings(
   seed: int = 0,
   ties: bool = False,
 ) -> Rankings:
-  """Makes rows with rankings of two and more responses, and some empty places.
+  """Makes rows with one ranking each, of two or more responses; the other slots are empty.
 
   Args:
     rows: B.
-    places: K, at least 2.
+    places: K, the slots of a row; at least 2.
     length: T.
     seed: the seed of everything.
-    ties: whether the first two responses of larger rankings are tied.
+    ties: whether the first two responses of rankings of three or more are tied.
 
   Returns:
-    Arrays [rows, places, length] and [rows, places].
+    Rankings whose arrays are [B, K, T] and [B, K].
   """
   rng = np.random.default_rng(seed)
   shape = (rows, places)
@@ -304,7 +309,7 @@ def make_rankings(
   group = np.zeros(shape, np.int32)
   ranks = np.ones(shape, np.int32)
   for row in range(rows):
-    count = int(rng.integers(2, places + 1))  # responses to the one prompt of this row
+    count = int(rng.integers(2, places + 1))  # responses in this row
     group[row, :count] = 1
     ranks[row, :count] = rng.permutation(count) + 1
     if ties and count > 2:
@@ -328,7 +333,16 @@ def make_rankings(
 
 
 def make_prompts(rows: int = 8, length: int = 6, seed: int = 0) -> Prompts:
-  """Makes prompts of one to `length` tokens, padded on the left: [rows, length]."""
+  """Makes left-padded prompts of one to `length` tokens.
+
+  Args:
+    rows: B.
+    length: P.
+    seed: the seed of lengths and tokens.
+
+  Returns:
+    Prompts whose tokens and mask are [B, P].
+  """
   rng = np.random.default_rng(seed)
   lengths = rng.integers(1, length + 1, rows)
   mask = np.arange(length) >= length - lengths[:, None]  # [B, P]
@@ -341,10 +355,15 @@ def make_prompts(rows: int = 8, length: int = 6, seed: int = 0) -> Prompts:
 
 
 def make_samples(rows: int = 8, length: int = 7, seed: int = 0) -> Samples:
-  """Makes responses of one to `length` tokens, of which some were cut before their end token.
+  """Makes responses of one to `length` tokens, some of which did not end with a stop token.
+
+  Args:
+    rows: N, the number of responses.
+    length: R.
+    seed: the seed of everything.
 
   Returns:
-    [rows, length].
+    Samples whose arrays are [N, R] and [N].
   """
   rng = np.random.default_rng(seed)
   mask = np.arange(length) < rng.integers(1, length + 1, rows)[:, None]  # [N, R]
@@ -370,7 +389,7 @@ def make_scored_rollout(
     prompts: B.
     num_samples: K responses to each prompt.
     prompt_length: P.
-    response_length: R; pass max_new_tokens=R in the options' sampling.
+    response_length: R; the options of the step need max_new_tokens=R in `sampling`.
     seed: the seed of everything.
 
   Returns:
@@ -389,22 +408,22 @@ def score_samples(
   scores: Any,
   pretraining: Sequences | None = None,
 ) -> ScoredRollout:
-  """Joins prompts, responses and scores to the batch of a train step.
+  """Joins prompts, responses and scores into the batch of a train step.
 
   Args:
-    prompts: [B, P].
-    samples: [B * K, R].
+    prompts: tokens and mask [B, P].
+    samples: tokens and mask [B * K, R].
     scores: [B * K] float32.
-    pretraining: documents for PPO-ptx, [B * K, T]; None without.
+    pretraining: documents for PPO-ptx, [B * K, T]; None = no PPO-ptx.
   """
   return ScoredRollout(sampler.join_sequences(prompts, samples), samples, scores, pretraining)
 
 
 def _array(values: np.ndarray, dtype: Any) -> Any:
-  """Converts a host array to the dtype of a batch's field.
+  """Converts a numpy array to the dtype of a batch's field.
 
-  It returns Any, as the fields are annotated jax.Array, which they are once they are
-  placed.
+  The return type is Any, as the fields are annotated as jax.Array, which they become when
+  they are put onto the devices.
   """
   return values.astype(dtype)
 
@@ -413,7 +432,7 @@ def _array(values: np.ndarray, dtype: Any) -> Any:
 
 
 def assert_trees_close(got: Any, want: Any, message: str = '', tolerance: float = 1e-5) -> None:
-  """Asserts that two trees of arrays are equal within a tolerance, relative or absolute."""
+  """Asserts that two trees of arrays are equal within a tolerance, relative plus absolute."""
   got, want = jax.device_get((got, want))
   got_structure: Any = jax.tree.structure(got)
   assert got_structure == jax.tree.structure(want), message

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 
 def format_rows(rows: Sequence[Sequence[str]], indent: str = '') -> str:
-  """Aligns cells in columns: the first column to the left, all others to the right.
+  """Formats rows as an aligned table: the first column to the left, all others to the right.
 
   Args:
-    rows: the cells of each row, every row as long as the first; headings are a row too.
-    indent: what every line begins with.
+    rows: the cells of each row, the same number in every row; headings are a row too.
+    indent: the beginning of every line.
 
   Returns:
-    The lines, without blanks at their ends.
+    The lines, without trailing spaces.
 
   >>> print(format_rows([('model', 'helpful'), ('sft', '42.2%')]))
   model  helpful

@@ -1,10 +1,11 @@
-"""Measures how near the train step and the decoder come to what the machine can do.
+"""Measures the speed of the train step and of the decoder, relative to the limits of the machine.
 
   python scripts/benchmark.py [--embed=256 --layers=6 --batch=8 --length=128 …]
 
-Training: 6 × parameters and the FLOPs of attention for each token, as a share of the best matrix
-product of this machine. Decoding: bytes of parameters read per step, as a share of the bandwidth of
-a large matrix-vector product. Medians of several runs; other work on the machine lowers them.
+Training: the FLOP/s (6 × parameters for each token, plus attention) as a share of those of a large
+matrix product. Decoding: the bytes of parameters read per second, as a share of the bandwidth of a
+large matrix-vector product. Times are medians of several runs; other work on the machine makes them
+longer.
 """
 
 import argparse
@@ -45,6 +46,7 @@ SIZES = dict(
 
 
 def main() -> None:
+  """Measures, and prints three lines."""
   sizes = parse_arguments()
   layout = mesh.make_layout(MeshOptions())
   model = make_model(sizes, layout)
@@ -57,12 +59,12 @@ def main() -> None:
 
   seconds, params = time_training(sizes, model, layout)
   tokens = sizes.batch * sizes.length
-  # The causal half of 12 · L · H · C · T.
+  # For each token 12 · layers · heads · head_dim · length, halved by the causal mask.
   attention_flops = 6 * sizes.layers * sizes.embed * sizes.length
-  reached = (6 * count + attention_flops) * tokens / seconds
+  achieved = (6 * count + attention_flops) * tokens / seconds
   print(
-    f'train: {tokens / seconds:,.0f} tokens/s, {reached / 1e9:.1f} GFLOP/s '
-    f'= {reached / flops:.0%} of the product'
+    f'train: {tokens / seconds:,.0f} tokens/s, {achieved / 1e9:.1f} GFLOP/s '
+    f'= {achieved / flops:.0%} of the matrix product'
   )
 
   seconds = time_generation(sizes, model, params)
@@ -75,7 +77,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-  """Parses the sizes of the model and of the batches."""
+  """Parses the command line: the sizes of the model and of the batches."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   for name, value in SIZES.items():
     parser.add_argument(f'--{name}', type=int, default=value, help='default %(default)s')
@@ -139,7 +141,7 @@ def time_training(
 
 
 def time_generation(sizes: argparse.Namespace, model: Model, params: Params) -> float:
-  """Times a rollout, of which no response ends before the limit."""
+  """Times the generation of responses, all of which have the maximum length."""
   generate = sampler.build_sampler(
     model,
     SamplingOptions(max_new_tokens=sizes.response),
@@ -156,7 +158,7 @@ def time_generation(sizes: argparse.Namespace, model: Model, params: Params) -> 
 
 
 def median_seconds(function: Callable[[], Any], repeats: int = 5) -> float:
-  """Returns the median time of a call, after one that compiles."""
+  """Returns the median time of a call, after a first call that compiles."""
   jax.block_until_ready(function())
   times = []
   for _ in range(repeats):

@@ -1,17 +1,17 @@
-"""Checks the project on an accelerator: limits, correctness, speed, memory.
+"""Checks the project on an accelerator: its limits, and correctness, speed and memory.
 
-  bash scripts/check_accelerator.sh OUT [--tiny]      # all steps, with time limits, and a table
-  python scripts/check_accelerator.py STEP --out=OUT  # one of the steps below
+  bash scripts/check_accelerator.sh OUT [--tiny]      # all checks, with time limits, and a table
+  python scripts/check_accelerator.py STEP --out=OUT  # one of the checks in STEPS below
 
-Each result is a line of JSON in OUT/results.jsonl. The file is an experiment too, so that a plan
-can be made of the very steps that are timed here:
+Each result is a line of JSON in OUT/results.jsonl. This file is also an experiment, so that exactly
+the train steps that are timed here can be planned:
 
   python -m rlhf_jax.plan --config=scripts/check_accelerator.py --topology=gpu:1xh100 --stage=sft
 
-It runs anywhere; --tiny makes everything small enough for a CPU.
+It runs on any machine; --tiny makes everything small enough for a CPU.
 
-Letters: B rows, T places, H query heads, N key-value heads, C head_dim, P places of a prompt, R of
-a response.
+Shape letters: B rows, T length of a row, H query heads, N key-value heads, C head_dim, P length of
+a prompt, R length of a response.
 """
 
 import argparse
@@ -56,8 +56,8 @@ SHAPES = {  # those of SmolLM2
   '1.7b': dict(embed=2048, layers=24, heads=32, kv_heads=32, head_dim=64, mlp=8192),
   'tiny': dict(embed=64, layers=2, heads=4, kv_heads=2, head_dim=16, mlp=128),
 }
-EXACT = 1e-4  # two devices may differ by so much after a train step in float32
-LENGTH = 7  # tokens of the responses of the train steps that are compared
+TOLERANCE = 1e-4  # of a float32 train step on two kinds of devices, see largest_difference
+LENGTH = 7  # R in the train steps that are compared
 
 Attend = Callable[..., jax.Array]  # (query, key, value, mask) → [B, T, H, C]
 
@@ -66,7 +66,7 @@ Attend = Callable[..., jax.Array]  # (query, key, value, mask) → [B, T, H, C]
 
 
 def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
-  """Returns the experiment whose steps are timed and planned; tiny: a small shape, short rows."""
+  """Returns the experiment that is timed and planned; `tiny` makes the model and lengths small."""
   config = ml_collections.ConfigDict()
   config.stages = ('sft', 'reward', 'ppo', 'grpo')
   config.model = dict(SHAPES['tiny' if tiny else '360m'], dtype='bfloat16', remat='dots')
@@ -106,17 +106,17 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
   return config
 
 
-def shape_overrides(words: argparse.Namespace) -> list[str]:
-  """Returns the overrides of the experiment that ask for the shape of --shape."""
-  if words.tiny:
+def shape_overrides(args: argparse.Namespace) -> list[str]:
+  """Returns the overrides that give the experiment the model shape of --shape."""
+  if args.tiny:
     return []
-  return [f'model.{name}={value}' for name, value in SHAPES[words.shape].items()]
+  return [f'model.{name}={value}' for name, value in SHAPES[args.shape].items()]
 
 
-def make_context(stage: str, words: argparse.Namespace, overrides: list[str]) -> Context:
-  """Opens a stage of the experiment above on the first device."""
-  path = f'{HERE}:tiny' if words.tiny else str(HERE)
-  workdir = words.out / 'work'
+def make_context(stage: str, args: argparse.Namespace, overrides: list[str]) -> Context:
+  """Makes the context of a stage of the experiment above, on the first device."""
+  path = f'{HERE}:tiny' if args.tiny else str(HERE)
+  workdir = args.out / 'work'
   config = pipeline.load_config(path, overrides)
   config = configs.resolve(config, workdir=workdir, data='')
   options = options_lib.from_section(MeshOptions, config.mesh)
@@ -127,63 +127,68 @@ def make_context(stage: str, words: argparse.Namespace, overrides: list[str]) ->
 # Results.
 
 
-def record(words: argparse.Namespace, step: str, **values: Any) -> None:
-  """Appends a result to the file, and prints it."""
+def record(args: argparse.Namespace, step: str, **values: Any) -> None:
+  """Prints a result and appends it to OUT/results.jsonl."""
   device = jax.devices()[0].device_kind
-  row = dict(step=step, device=device, jax=jax.__version__, tiny=words.tiny, **values)
-  append_row(words, row)
+  row = dict(step=step, device=device, jax=jax.__version__, tiny=args.tiny, **values)
+  append_row(args, row)
 
 
-def append_row(words: argparse.Namespace, row: dict[str, Any]) -> None:
-  """Appends a line to OUT/results.jsonl at once, as the next step may be cut."""
+def append_row(args: argparse.Namespace, row: dict[str, Any]) -> None:
+  """Prints a row and appends it to OUT/results.jsonl at once, as the process may be killed."""
   text = json.dumps(row, default=float) + '\n'
-  with open(words.out / 'results.jsonl', 'a', encoding='utf-8') as file:
+  with open(args.out / 'results.jsonl', 'a', encoding='utf-8') as file:
     file.write(text)
   print(text, end='', flush=True)
 
 
 @contextlib.contextmanager
-def recorded(words: argparse.Namespace, step: str, **values: Any) -> Iterator[dict[str, Any]]:
-  """Records what the block adds to these values; an error is a result, and does not stop others.
+def recorded(args: argparse.Namespace, step: str, **values: Any) -> Iterator[dict[str, Any]]:
+  """Records the results of the block; an exception is recorded as `error` and not raised.
+
+  Args:
+    args: the parsed arguments.
+    step: the name of the check.
+    **values: what distinguishes this result from others of the check.
 
   Yields:
-    The dict to which results are added.
+    A dict to which the block adds its results.
   """
   results: dict[str, Any] = {}
   try:
     yield results
-  except Exception as error:  # a refusal of a kernel or too little memory, for example
+  except Exception as error:  # for example, an unsupported kernel or too little memory
     message = f'{type(error).__name__}: {error}'
     results = dict(error=message.splitlines()[0][:300])
-  record(words, step, **values, **results)
+  record(args, step, **values, **results)
 
 
-def read_results(words: argparse.Namespace) -> list[dict[str, Any]]:
-  """Reads what was recorded so far."""
-  path = words.out / 'results.jsonl'
+def read_results(args: argparse.Namespace) -> list[dict[str, Any]]:
+  """Reads the results that were recorded so far."""
+  path = args.out / 'results.jsonl'
   if not path.is_file():
     return []
   return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
 
 
-def share_of_limit(words: argparse.Namespace, limit: str, value: float) -> float | None:
-  """Returns which part of a limit a rate is; None where the step `limits` was not run."""
+def share_of_limit(args: argparse.Namespace, limit: str, value: float) -> float | None:
+  """Returns a rate as a share of a measured limit; None if the check `limits` was not run."""
   measured = [
-    row['value'] for row in read_results(words) if row['step'] == 'limits' and row['what'] == limit
+    row['value'] for row in read_results(args) if row['step'] == 'limits' and row['what'] == limit
   ]
   return value / measured[-1] if measured else None
 
 
 def median_seconds(function: Callable[[], Any], repeats: int = 5, at_once: int = 1) -> float:
-  """Times a call: the median of several, after one that compiles and one that warms up.
+  """Measures the median time of a call, after one call that compiles and one that warms up.
 
   Args:
     function: what is timed.
-    repeats: how often.
-    at_once: calls that are given to the device before any of them is waited for.
+    repeats: the number of measurements.
+    at_once: calls of one measurement, dispatched without waiting between them.
 
   Returns:
-    Seconds of one call.
+    The seconds of one call.
   """
   jax.block_until_ready(function())
   jax.block_until_ready(function())
@@ -204,7 +209,7 @@ def first_seconds(function: Callable[[], Any]) -> float:
 
 
 def peak_gib() -> float | None:
-  """Returns how much of the device's memory this process has used at most; None if not known."""
+  """Returns this process's peak of device memory in GiB; None if the device does not report it."""
   stats = jax.devices()[0].memory_stats() or {}
   peak = stats.get('peak_bytes_in_use')
   return None if peak is None else peak / 2**30
@@ -213,35 +218,35 @@ def peak_gib() -> float | None:
 # Limits.
 
 
-def check_limits(words: argparse.Namespace) -> None:
-  """Measures matrix products and bandwidth on random data."""
-  size = 256 if words.tiny else 8192
-  count = 2**16 if words.tiny else 2**29
+def check_limits(args: argparse.Namespace) -> None:
+  """Measures the FLOP/s of matrix products and the bandwidth of the memory, on random data."""
+  size = 256 if args.tiny else 8192
+  count = 2**16 if args.tiny else 2**29
   for name, dtype, precision in (
     ('bfloat16', jnp.bfloat16, None),
     ('float32', jnp.float32, 'highest'),
-    ('float32 as JAX has it', jnp.float32, 'default'),
+    ('float32, default precision', jnp.float32, 'default'),
   ):
     left, right = (jax.random.normal(jax.random.key(i), (size, size), dtype) for i in range(2))
     multiply = jax.jit(functools.partial(jnp.matmul, precision=precision))
     seconds = median_seconds(functools.partial(multiply, left, right), at_once=10)
-    record(words, 'limits', what=name, value=2 * size**3 / seconds, unit='FLOP/s')
+    record(args, 'limits', what=name, value=2 * size**3 / seconds, unit='FLOP/s')
   x = jax.random.normal(jax.random.key(0), (count,))
-  # A maximum reads every element and writes one.
+  # A maximum reads every element and writes only one.
   seconds = median_seconds(functools.partial(jax.jit(jnp.max), x), at_once=10)
-  record(words, 'limits', what='read', value=x.nbytes / seconds, unit='B/s')
+  record(args, 'limits', what='read', value=x.nbytes / seconds, unit='B/s')
   increment = jax.jit(lambda x: x + 1)
   seconds = median_seconds(functools.partial(increment, x), at_once=10)
-  record(words, 'limits', what='copy', value=2 * x.nbytes / seconds, unit='B/s')
+  record(args, 'limits', what='copy', value=2 * x.nbytes / seconds, unit='B/s')
 
 
 # Correctness: attention.
 
 
-def check_attention(words: argparse.Namespace) -> None:
-  """Compares attention by the library, and the plain one in bfloat16, with exact float32."""
-  T = 64 if words.tiny else 512
-  for name, places, H, N, C, window in (
+def check_attention(args: argparse.Namespace) -> None:
+  """Compares library attention and plain attention in bfloat16 with plain attention in float32."""
+  T = 64 if args.tiny else 512
+  for name, length, H, N, C, window in (
     ('causal, segments', T, 8, 8, 64, 0),
     ('grouped heads', T, 15, 5, 64, 0),
     ('window', T, 8, 4, 64, T // 4),
@@ -250,31 +255,32 @@ def check_attention(words: argparse.Namespace) -> None:
     ('odd rows', 57, 4, 2, 32, 0),
     ('heads of 24', T, 4, 2, 24, 0),
   ):
-    with recorded(words, 'attention', case=name, T=places) as results:
-      results |= compare_attention(places, H, N, C, window)
-  for name, changes, places in (
+    with recorded(args, 'attention', case=name, T=length) as results:
+      results |= compare_attention(length, H, N, C, window)
+  for name, changes, length in (
     ('cap, auto', dict(attention_cap=30.0), 64),
     ('cap, cudnn', dict(attention_cap=30.0, attention='cudnn'), 64),
     ('odd rows, auto', dict(), 57),
     ('windows, auto', dict(windows=(16, 0)), 64),
     ('float16, auto', dict(dtype='float16'), 64),
   ):
-    with recorded(words, 'attention', case=f'model: {name}') as results:
+    with recorded(args, 'attention', case=f'model: {name}') as results:
       values: dict[str, Any] = {'dtype': 'bfloat16', **changes}
       config = dataclasses.replace(testing.MODEL_CONFIG, **values)
       platform = jax.default_backend()
-      results['way'] = attention.choose_implementation(config, places, False, platform)
-      results |= compare_models(config, places)
+      chosen = attention.choose_implementation(config, length, False, platform)
+      results['implementation'] = chosen
+      results |= compare_models(config, length)
 
 
 def library_attention() -> Attend:
-  """Returns attention by the library: cuDNN's on a GPU, XLA's elsewhere."""
+  """Returns the attention of a library: cuDNN's on a GPU, XLA's elsewhere."""
   implementation: Any = 'cudnn' if jax.default_backend() == 'gpu' else 'xla'
   return functools.partial(attention.attend_with_library, implementation=implementation)
 
 
 def segments_of_every_kind(T: int) -> np.ndarray:
-  """Makes segments [4, T]: whole, padded on the right, on the left, packed and padded."""
+  """Makes segment ids [4, T]: a full row, right padding, left padding, and packed with padding."""
   segments = np.ones((4, T), np.int32)
   segments[1, 3 * T // 4 :] = 0
   segments[2, : T // 5] = 0
@@ -284,7 +290,18 @@ def segments_of_every_kind(T: int) -> np.ndarray:
 
 
 def compare_attention(T: int, H: int, N: int, C: int, window: int) -> dict[str, float]:
-  """Measures errors of output and gradients over real places, relative in norm."""
+  """Measures the relative errors of output and gradients, outside padding.
+
+  Args:
+    T: length of a row.
+    H: query heads.
+    N: key-value heads.
+    C: head_dim.
+    window: of sliding-window attention; 0 = none.
+
+  Returns:
+    '{library or plain}_{forward or gradient}' → relative error, in the Euclidean norm.
+  """
   rng = np.random.default_rng(0)
   segments = jnp.asarray(segments_of_every_kind(T))
   query, key, value, slope = (
@@ -322,7 +339,7 @@ def relative_error(got: jax.Array, want: jax.Array) -> float:
 
 
 def compare_models(config: ModelConfig, T: int) -> dict[str, float]:
-  """Measures how far hidden states and gradients of a model are from those in exact float32."""
+  """Measures the relative errors of a model's hidden states and gradients against float32."""
   segments = segments_of_every_kind(T)
   tokens = np.random.default_rng(1).integers(2, config.vocab_size, segments.shape)
   positions = np.tile(np.arange(T, dtype=np.int32), (4, 1))
@@ -352,24 +369,24 @@ def compare_models(config: ModelConfig, T: int) -> dict[str, float]:
 # Correctness: train steps.
 
 
-def check_stages(words: argparse.Namespace) -> None:
-  """Compares one train step of each stage, tiny and in float32, with the same on the CPU."""
+def check_stages(args: argparse.Namespace) -> None:
+  """Compares one tiny float32 train step of each stage with the same step on the CPU."""
   cpu = mesh.make_layout(MeshOptions(), jax.devices('cpu')[:1])
   here = testing.make_layout()
   for name, take_step in STAGE_STEPS.items():
     want = None  # computed once for all precisions
-    for precision in words.precision or ('highest', 'default'):
-      with recorded(words, 'stages', stage=name, precision=precision) as results:
+    for precision in args.precision or ('highest', 'default'):
+      with recorded(args, 'stages', stage=name, precision=precision) as results:
         if want is None:
           want = jax.device_get(take_step(cpu))
         with jax.default_matmul_precision(precision):
           got = jax.device_get(take_step(here))
         difference, place = largest_difference(got, want)
-        results |= dict(difference=difference, where=place, right=difference < EXACT)
+        results |= dict(difference=difference, where=place, right=difference < TOLERANCE)
 
 
 def largest_difference(got: Any, want: Any) -> tuple[float, str]:
-  """Returns the largest |a − b| / (1 + |b|) of two trees, and its leaf; NaN is the largest."""
+  """Returns the largest |a − b| / (1 + |b|) of two trees, and its leaf; NaN counts as largest."""
   largest = 0.0
   where = ''
   pairs = zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True)
@@ -384,34 +401,34 @@ def largest_difference(got: Any, want: Any) -> tuple[float, str]:
 
 
 def step_on_sequences(layout: Layout) -> Any:
-  """Makes a step of pre-training and fine-tuning, on packed rows in two micro-batches."""
+  """Runs a step of pre-training or SFT, on packed rows in two microbatches."""
   segments = segments_of_every_kind(24).repeat(2, axis=0)
   tokens = np.random.default_rng(0).integers(2, 64, segments.shape).astype(np.int32)
   positions = np.tile(np.arange(24, dtype=np.int32), (len(segments), 1))
-  begins = np.diff(segments, axis=1, prepend=0) != 0  # a first token is no target
+  begins = np.diff(segments, axis=1, prepend=0) != 0  # the first token of a segment is no target
   loss_mask = ((segments > 0) & ~begins).astype(np.float32)
   batch = make_sequences(tokens, positions, segments, loss_mask)
   return step_of_one_model(sft, sft.Options(microbatches=2), batch, layout)
 
 
 def make_sequences(*fields: Any) -> Sequences:
-  """Makes a batch of numpy arrays, which are annotated as what they become once placed."""
+  """Makes a batch from numpy arrays; Any, as the fields are annotated as jax.Array."""
   return Sequences(*fields)
 
 
 def step_of_reward(layout: Layout) -> Any:
-  """Makes a step of the reward model."""
+  """Runs a step of the reward model."""
   return step_of_one_model(reward, reward.Options(), testing.make_rankings(ties=True), layout)
 
 
 def step_of_preference(layout: Layout) -> Any:
-  """Makes a step of DPO."""
+  """Runs a step of DPO."""
   rankings = testing.make_rankings(ties=True)
   return step_of_one_model(preference, preference.Options(), rankings, layout)
 
 
 def step_of_one_model(stage: ModuleType, options: Any, batch: Any, layout: Layout) -> Any:
-  """Makes a step of a stage that trains one model: (parameters, metrics)."""
+  """Runs a step of a stage that trains one model; returns (parameters, metrics)."""
   definitions = testing.make_definitions(layout, learning_rate=3e-3)
   train_step = training.compile_train_step(stage.train_step, definitions, options)
   state, metrics = train_step(testing.make_state(definitions), batch)
@@ -419,7 +436,7 @@ def step_of_one_model(stage: ModuleType, options: Any, batch: Any, layout: Layou
 
 
 def step_of_ppo(layout: Layout) -> Any:
-  """Makes a step of PPO from made-up responses."""
+  """Runs a step of PPO on random responses."""
   sampling = SamplingOptions(max_new_tokens=LENGTH)
   options = ppo.Options(minibatches=2, sampling=sampling)
   definitions = testing.make_ppo_definitions(layout)
@@ -431,7 +448,7 @@ def step_of_ppo(layout: Layout) -> Any:
 
 
 def step_of_policy_gradient(layout: Layout) -> Any:
-  """Makes a step of GRPO from made-up responses."""
+  """Runs a step of GRPO on random responses."""
   options = policy_gradient.Options(
     batch_size=8,
     num_samples=4,
@@ -450,7 +467,7 @@ def step_of_policy_gradient(layout: Layout) -> Any:
 
 
 def step_of_online_preference(layout: Layout) -> Any:
-  """Makes a step of online DPO from made-up responses."""
+  """Runs a step of online DPO on random responses."""
   sampling = SamplingOptions(max_new_tokens=LENGTH)
   options = online_preference.Options(batch_size=8, num_samples=4, sampling=sampling)
   definitions = testing.make_rollout_definitions(layout)
@@ -462,7 +479,7 @@ def step_of_online_preference(layout: Layout) -> Any:
   )
   reference = testing.make_params(definitions.model, layout, seed=5)
   state = testing.make_state(definitions)
-  prompts = testing.make_prompts(8)  # those of the responses: the same seed
+  prompts = testing.make_prompts(8)  # the prompts of make_responses, as the seed is the same
   placed = layout.place((prompts, make_responses(8, 4)))
   rankings, rollout_metrics = jax.jit(order_responses)(state.params, reference, *placed)
   next_state, metrics = train_step(state, rankings)
@@ -470,7 +487,7 @@ def step_of_online_preference(layout: Layout) -> Any:
 
 
 def make_responses(prompts: int, num_samples: int) -> rollout.ScoredRollout:
-  """Makes responses with scores, on the host: the step places them on its own device."""
+  """Makes random responses with scores, as numpy arrays, so that a step can use any device."""
   scored = testing.make_scored_rollout(prompts, num_samples, response_length=LENGTH)
   return jax.device_get(scored)
 
@@ -488,32 +505,32 @@ STAGE_STEPS = {
 # Correctness: the sampler.
 
 
-def check_sampler(words: argparse.Namespace) -> None:
-  """Compares the sampler's log-probabilities with those of the training forward."""
+def check_sampler(args: argparse.Namespace) -> None:
+  """Compares the sampler's log-probabilities with those of the training forward pass."""
   config = dataclasses.replace(
     testing.MODEL_CONFIG,
     vocab_size=256,
-    embed=64 if words.tiny else 256,
+    embed=64 if args.tiny else 256,
     layers=4,
     heads=8,
     kv_heads=4,
     head_dim=32,
     mlp=512,
   )
-  for dtype, way, precision in (
+  for dtype, implementation, precision in (
     ('float32', 'auto', 'highest'),
     ('bfloat16', 'auto', 'highest'),
     ('bfloat16', 'plain', 'highest'),
     ('float32', 'auto', 'default'),
   ):
-    values: dict[str, Any] = dict(dtype=dtype, attention=way)
-    with recorded(words, 'sampler', **values, precision=precision) as results:
+    values: dict[str, Any] = dict(dtype=dtype, attention=implementation)
+    with recorded(args, 'sampler', **values, precision=precision) as results:
       with jax.default_matmul_precision(precision):
         results |= measure_sampler_gap(dataclasses.replace(config, **values))
 
 
 def measure_sampler_gap(config: ModelConfig) -> dict[str, float]:
-  """Measures the largest and the mean difference in nats over all tokens of responses."""
+  """Measures the largest and the mean difference, in nats, over all response tokens."""
   R = 40
   layout = testing.make_layout()
   model = transformer.build_model(config, layout)
@@ -538,7 +555,7 @@ def measure_sampler_gap(config: ModelConfig) -> dict[str, float]:
 
 
 def random_prompts(B: int, P: int, vocab_size: int) -> Prompts:
-  """Draws left-padded prompts of P / 2 to P tokens, as numpy arrays."""
+  """Makes random left-padded prompts of P / 2 to P tokens, as numpy arrays."""
   rng = np.random.default_rng(0)
   lengths = rng.integers(P // 2, P + 1, B)
   mask = np.arange(P) >= P - lengths[:, None]  # [B, P]
@@ -550,24 +567,24 @@ def random_prompts(B: int, P: int, vocab_size: int) -> Prompts:
 # Speed and memory.
 
 
-def time_attention(words: argparse.Namespace) -> None:
-  """Times attention, forward and backward, at the shapes of the train steps."""
+def time_attention(args: argparse.Namespace) -> None:
+  """Times attention, forward and backward, at the shapes of the timed train steps."""
   implementation: Any = 'cudnn' if jax.default_backend() == 'gpu' else 'xla'
 
-  def causal_alone(query: jax.Array, key: jax.Array, value: jax.Array, mask: Any) -> jax.Array:
-    del mask
+  def causal_only(query: jax.Array, key: jax.Array, value: jax.Array, mask: Any) -> jax.Array:
+    del mask  # is_causal=True may use a faster kernel than an explicit mask
     return jax.nn.dot_product_attention(
       query, key, value, is_causal=True, implementation=implementation
     )
 
-  ways: dict[str, Attend] = {
+  implementations: dict[str, Attend] = {
     'plain': attention.attend,
     'library': library_attention(),
-    'library, causal alone': causal_alone,
+    'library, only causal': causal_only,
   }
-  B = 2 if words.tiny else 8
-  T = 32 if words.tiny else 2048
-  for shape in ('tiny',) if words.tiny else ('360m', '1.7b'):
+  B = 2 if args.tiny else 8
+  T = 32 if args.tiny else 2048
+  for shape in ('tiny',) if args.tiny else ('360m', '1.7b'):
     H = SHAPES[shape]['heads']
     N = SHAPES[shape]['kv_heads']
     C = SHAPES[shape]['head_dim']
@@ -575,28 +592,28 @@ def time_attention(words: argparse.Namespace) -> None:
       jax.random.normal(jax.random.key(number), (B, T, heads, C), jnp.bfloat16)
       for number, heads in enumerate((H, N, N))
     ]
-    # The causal half; a backward pass is two and a half forward ones.
+    # Half of all pairs, as attention is causal; a backward pass is two and a half forward passes.
     flops = 3.5 * 4 * B * H * T * T * C / 2
-    for name, attend in ways.items():
-      with recorded(words, 'attention speed', shape=shape, way=name) as results:
+    for name, attend in implementations.items():
+      with recorded(args, 'attention speed', shape=shape, implementation=name) as results:
         run = jax.jit(jax.grad(functools.partial(sum_of_squares, attend), (0, 1, 2)))
         seconds = median_seconds(functools.partial(run, *inputs), at_once=5)
-        share = share_of_limit(words, 'bfloat16', flops / seconds)
+        share = share_of_limit(args, 'bfloat16', flops / seconds)
         results |= dict(seconds=seconds, share=share)
 
 
 def sum_of_squares(attend: Attend, *inputs: jax.Array) -> jax.Array:
-  """Computes a number that depends on all of the output of causal attention."""
+  """Computes the sum of squares of the output of causal attention, as a loss to differentiate."""
   segments = jnp.ones(inputs[0].shape[:2], jnp.int32)
   out = attend(*inputs, attention.causal_mask(segments, segments))
   return jnp.sum(out.astype(jnp.float32) ** 2)
 
 
-def time_training(words: argparse.Namespace) -> None:
+def time_training(args: argparse.Namespace) -> None:
   """Times the train step of SFT, and measures its memory."""
-  overrides = shape_overrides(words)
-  overrides += [f'model.remat={words.remat}', f'model.attention={words.attention}']
-  context = make_context('sft', words, overrides)
+  overrides = shape_overrides(args)
+  overrides += [f'model.remat={args.remat}', f'model.attention={args.attention}']
+  context = make_context('sft', args, overrides)
   options = context.read_options(sft.STAGE)
   trainable = training.open_trainable(context, options)
   definitions = trainable.definitions
@@ -617,17 +634,17 @@ def time_training(words: argparse.Namespace) -> None:
     return metrics
 
   compiling = first_seconds(train)
-  seconds = median_seconds(train, 3 if words.tiny else 8)
+  seconds = median_seconds(train, 3 if args.tiny else 8)
   count = transformer.parameter_count(definitions.model)
-  # The causal half of 12 · L · H · C · T for each token.
+  # For each token 12 · layers · heads · head_dim · length, halved by the causal mask.
   attention_flops = 6 * config.layers * config.heads * config.head_dim * T
   rate = B * T * (6 * count + attention_flops) / seconds
   record(
-    words,
+    args,
     'training',
-    shape=words.shape,
-    remat=words.remat,
-    attention=words.attention,
+    shape=args.shape,
+    remat=args.remat,
+    attention=args.attention,
     parameters=count,
     rows=B,
     length=T,
@@ -635,34 +652,38 @@ def time_training(words: argparse.Namespace) -> None:
     compiling=compiling,
     tokens_per_second=B * T / seconds,
     flops_per_second=rate,
-    share=share_of_limit(words, 'bfloat16', rate),
+    share=share_of_limit(args, 'bfloat16', rate),
     peak_gib=peak_gib(),
     loss=float(train()['loss']),
   )
 
 
-def time_decoding(words: argparse.Namespace) -> None:
-  """Times decoding with unrolled layers, and with --scanned with scanned ones too."""
-  context = make_context('sft', words, shape_overrides(words))
+def time_decoding(args: argparse.Namespace) -> None:
+  """Times decoding with unrolled layers; --scanned also times it with scanned layers."""
+  context = make_context('sft', args, shape_overrides(args))
   opened = ModelStore(context).open('random')
   params = opened.read()
-  for rows in words.rows:
-    for scanned in (False, True) if words.scanned else (False,):
-      with recorded(words, 'decoding', shape=words.shape, rows=rows, scanned=scanned) as results:
-        results |= measure_decoding(words, context, opened.model, params, rows, scanned)
+  for rows in args.rows:
+    for scanned in (False, True) if args.scanned else (False,):
+      with recorded(args, 'decoding', shape=args.shape, rows=rows, scanned=scanned) as results:
+        results |= measure_decoding(args, context, opened.model, params, rows, scanned)
 
 
 def measure_decoding(
-  words: argparse.Namespace,
+  args: argparse.Namespace,
   context: Context,
   model: transformer.Model,
   params: Params,
   rows: int,
   scanned: bool,
 ) -> dict[str, Any]:
-  """Measures a decoding step: all of a response less its first token, over the other tokens."""
+  """Measures the time of a decoding step.
+
+  That is the time of R tokens less the time of one token (mainly the prefill), divided by
+  R − 1.
+  """
   config = model.config
-  P = 8 if words.tiny else 128
+  P = 8 if args.tiny else 128
   R = P
   prompts = context.layout.place(random_prompts(rows, P, config.vocab_size))
 
@@ -683,8 +704,8 @@ def measure_decoding(
   compiling, total = time_rollout(R)
   seconds = (total - prefill) / (R - 1)
   width = jnp.dtype(config.dtype).itemsize
-  places = rows * (P + R / 2)  # that are filled, on average
-  cache_bytes = 2 * config.layers * config.kv_heads * config.head_dim * width * places
+  positions = rows * (P + R / 2)  # of the cache that are filled, on average
+  cache_bytes = 2 * config.layers * config.kv_heads * config.head_dim * width * positions
   rate = (transformer.parameter_count(model) * width + cache_bytes) / seconds
   return dict(
     prefill=prefill,
@@ -692,14 +713,14 @@ def measure_decoding(
     compiling=compiling,
     new_tokens_per_second=rows / seconds,
     bytes_per_second=rate,
-    share=share_of_limit(words, 'read', rate),
+    share=share_of_limit(args, 'read', rate),
   )
 
 
-def time_iteration(words: argparse.Namespace) -> None:
+def time_iteration(args: argparse.Namespace) -> None:
   """Times the phases of one step of PPO or GRPO, and measures its memory."""
-  context = make_context(words.stage, words, [])
-  stage: Any = ppo if words.stage == 'ppo' else policy_gradient
+  context = make_context(args.stage, args, [])
+  stage: Any = ppo if args.stage == 'ppo' else policy_gradient
   options = context.read_options(stage.STAGE)
   parts = stage.define(context, options)
   state = parts.init()
@@ -715,10 +736,10 @@ def time_iteration(words: argparse.Namespace) -> None:
   samples = respond()
   N, R = samples.tokens.shape
   length = options.max_length + R
-  values = dict(stage=words.stage, prompts=options.batch_size, responses=N, length=length)
+  values = dict(stage=args.stage, prompts=options.batch_size, responses=N, length=length)
   seconds = median_seconds(respond, 3)
   record(
-    words,
+    args,
     'iteration',
     **values,
     rollout=seconds,
@@ -727,7 +748,7 @@ def time_iteration(words: argparse.Namespace) -> None:
   )
   scored_rows, _ = score(prompts, samples, ())
   seconds = median_seconds(lambda: score(prompts, samples, ())[0], 3)
-  record(words, 'iteration', **values, scoring=seconds)
+  record(args, 'iteration', **values, scoring=seconds)
 
   scored = rollout.ScoredRollout(rollout.join_sequences(prompts, samples), samples, scored_rows)
   first_metrics: dict[str, Any] = {}
@@ -735,14 +756,14 @@ def time_iteration(words: argparse.Namespace) -> None:
   def update() -> dict[str, jax.Array]:
     nonlocal state  # each update donates the state before it
     state, metrics = parts.update(state, scored, reference)
-    if not first_metrics:  # those of the first update: later ones are of older responses
+    if not first_metrics:  # only of the first update: for later ones the responses are stale
       first_metrics.update(metrics)
     return metrics
 
   seconds = median_seconds(update, 3)
   shown = ('policy/sampler_gap', 'policy/first_ratio', 'loss', 'kl')
   record(
-    words,
+    args,
     'iteration',
     **values,
     update=seconds,
@@ -752,12 +773,12 @@ def time_iteration(words: argparse.Namespace) -> None:
   )
 
 
-# Plans, and what the shell script asks for.
+# Plans, and the steps that the shell script calls.
 
 
-def make_plans(words: argparse.Namespace) -> None:
-  """Plans the steps that are timed for the card of --card, by the compiler or by shapes."""
-  cards = [name for name in ('a100', 'h100', 'h200') if name in words.card.lower()]
+def make_plans(args: argparse.Namespace) -> None:
+  """Plans the timed train steps for the GPU of --card; with --analytic from shapes alone."""
+  cards = [name for name in ('a100', 'h100', 'h200') if name in args.card.lower()]
   card = cards[0] if cards else 'h100'
   larger = [f'model.{name}={value}' for name, value in SHAPES['1.7b'].items()]
   plans: dict[str, tuple[str, list[str]]] = {
@@ -766,48 +787,49 @@ def make_plans(words: argparse.Namespace) -> None:
     'ppo': ('ppo', []),
     'grpo': ('grpo', []),
   }
-  if words.tiny:
+  if args.tiny:
     del plans['sft-1.7b']
   for name, (stage, overrides) in plans.items():
-    path = words.out / f'plan-{name}.json'
+    path = args.out / f'plan-{name}.json'
     if path.is_file():
       continue
     command = [
       sys.executable,
       '-m',
       'rlhf_jax.plan',
-      f'--config={HERE}:tiny' if words.tiny else f'--config={HERE}',
+      f'--config={HERE}:tiny' if args.tiny else f'--config={HERE}',
       f'--topology=gpu:1x{card}',
       f'--stage={stage}',
       f'--json={path}',
       *(f'--config.{override}' for override in overrides),
     ]
-    if words.analytic:
+    if args.analytic:
       command.append('--analytic')
     environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
     subprocess.run(command, check=False, env=environment)
 
 
-def note_command(words: argparse.Namespace) -> None:
+def note_command(args: argparse.Namespace) -> None:
   """Records how a command of the shell script ended: --what=NAME --code=N --took=SECONDS."""
-  log = words.out / f'{words.what}.log'
+  log = args.out / f'{args.what}.log'
   text = log.read_text(encoding='utf-8', errors='replace') if log.is_file() else ''
-  telling = re.findall(r'^(?:rlhf_jax: error|\S*Error|seconds).*$', text, re.MULTILINE)
+  # The last line with an error, or with the seconds of a finished run.
+  summaries = re.findall(r'^(?:rlhf_jax: error|\S*Error|seconds).*$', text, re.MULTILINE)
   row = dict(
     step='command',
-    what=words.what,
-    code=words.code,
-    seconds=words.took,
-    tiny=words.tiny,
-    said=telling[-1][:300] if telling else '',
+    what=args.what,
+    code=args.code,
+    seconds=args.took,
+    tiny=args.tiny,
+    summary=summaries[-1][:300] if summaries else '',
   )
-  append_row(words, row)
+  append_row(args, row)
 
 
-def print_table(words: argparse.Namespace) -> None:
-  """Prints everything that was recorded, a line each, and the plans."""
+def print_table(args: argparse.Namespace) -> None:
+  """Prints all results, one a line, and the plans."""
   hidden = ('step', 'device', 'jax', 'tiny')
-  rows = read_results(words)
+  rows = read_results(args)
   devices = sorted({f'{row["device"]}, jax {row["jax"]}' for row in rows if 'device' in row})
   print('\n' + '; '.join(devices))
   for row in rows:
@@ -817,7 +839,7 @@ def print_table(words: argparse.Namespace) -> None:
       if name not in hidden and value is not None
     ]
     print(f'{row["step"]:16}', *shown)
-  for path in sorted(words.out.glob('plan-*.json')):
+  for path in sorted(args.out.glob('plan-*.json')):
     plan = json.loads(path.read_text(encoding='utf-8'))
     how = 'compiled' if plan['compiled'] else 'by shapes'
     for stage in plan['plans'][0]['stages']:
@@ -855,28 +877,28 @@ def make_parser() -> argparse.ArgumentParser:
   add('step', choices=STEPS)
   add('--out', type=Path, required=True, help='folder of results.jsonl')
   add('--tiny', action='store_true', help='small enough for a CPU')
-  add('--shape', default='360m', choices=SHAPES, help='of training and decoding')
-  add('--remat', default='dots', help='of training')
-  add('--attention', default='auto', help='of training')
-  add('--precision', nargs='+', help='of stages: of products of float32')
-  add('--rows', type=int, nargs='+', default=[64, 256], help='of decoding')
-  add('--scanned', action='store_true', help='of decoding: scanned layers too')
-  add('--stage', default='ppo', choices=('ppo', 'grpo'), help='of iteration')
-  add('--card', default='', help='of plan: its name')
-  add('--analytic', action='store_true', help='of plan: by shapes alone')
-  add('--what', default='', help='of note: what ran')
-  add('--code', type=int, default=0, help='of note: its exit code')
-  add('--took', type=float, default=0.0, help='of note: its seconds')
+  add('--shape', default='360m', choices=SHAPES, help='training, decoding: shape of the model')
+  add('--remat', default='dots', help='training: config.model.remat')
+  add('--attention', default='auto', help='training: config.model.attention')
+  add('--precision', nargs='+', help='stages: precisions of float32 matrix products')
+  add('--rows', type=int, nargs='+', default=[64, 256], help='decoding: numbers of rows')
+  add('--scanned', action='store_true', help='decoding: also time scanned layers')
+  add('--stage', default='ppo', choices=('ppo', 'grpo'), help='iteration: the stage')
+  add('--card', default='', help='plan: the name of the GPU')
+  add('--analytic', action='store_true', help='plan: estimate from shapes alone')
+  add('--what', default='', help='note: the name of what ran')
+  add('--code', type=int, default=0, help='note: its exit code')
+  add('--took', type=float, default=0.0, help='note: its seconds')
   return parser
 
 
 def main() -> int:
-  """Runs a step; returns the exit code."""
-  words = make_parser().parse_args()
-  words.out.mkdir(parents=True, exist_ok=True)
+  """Runs a check; returns the exit code."""
+  args = make_parser().parse_args()
+  args.out.mkdir(parents=True, exist_ok=True)
   pipeline.request_exact_products()
   try:
-    STEPS[words.step](words)
+    STEPS[args.step](args)
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Check the project on an accelerator: bash scripts/check_accelerator.sh OUT [--tiny] [STEP …]
 #
-# Every step has its own time limit, and appends its results to OUT/results.jsonl at once; what
-# fails or takes too long is noted there, and the next step begins. A table is printed last.
-#   --tiny  everything small, for a CPU
-#   STEP    attention stages sampler quickstart dpo grpo (beside each other), then limits
-#           attention_speed training decoding iteration plan; all of them by default
-# PYTHON says which python runs them.
+# Every step has its own time limit, and appends its results to OUT/results.jsonl at once. A step
+# that fails or takes too long is recorded there too, and the next one begins. A table is printed at
+# the end.
+#   --tiny  everything small enough for a CPU
+#   STEP    attention stages sampler quickstart dpo grpo (in parallel), then limits attention_speed
+#           training decoding iteration plan (one after the other); by default all of them
+# The environment variable PYTHON sets the interpreter, python3 by default.
 set -u
 cd "$(dirname "$0")/.."
 out=$(realpath -m "${1:?usage: check_accelerator.sh OUT [--tiny] [STEP …]}"); shift
@@ -20,7 +21,7 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$out/compiled}
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5 TF_CPP_MIN_LOG_LEVEL=2
 
-# run NAME LIMIT COMMAND …: the command under a limit of seconds, its output in OUT/NAME.log
+# run NAME LIMIT COMMAND …: runs a command for at most LIMIT seconds; its output is OUT/NAME.log
 run() {
   local name=$1 limit=$2 began=$SECONDS code took; shift 2
   timeout --kill-after=10 "$limit" "$@" > "$out/$name.log" 2>&1
@@ -33,7 +34,7 @@ run() {
 check() { run "$1" "$2" "$python" scripts/check_accelerator.py "${@:3}" --out="$out" $tiny; }
 wanted() { case "$steps" in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
 
-# Nothing is timed in these: they run beside each other, and XLA looks for no fastest kernels.
+# These steps time nothing, so they run in parallel, and XLA does not search for fast kernels.
 correct() {
   export XLA_PYTHON_CLIENT_PREALLOCATE=false
   [ -n "$tiny" ] || export XLA_FLAGS="--xla_gpu_autotune_level=0 ${XLA_FLAGS:-}"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks format, lint, types and texture: bash scripts/check_style.sh
-# What it finds in format and lint is mostly mended by: ruff format . && ruff check --fix .
+# Most of what it finds in format and lint is corrected by: ruff format . && ruff check --fix .
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh test,smollm2

@@ -1,12 +1,12 @@
-"""Makes the table of all methods on the embedded world, on the models of finished quickstarts.
+"""Compares all methods on TinyWorld, starting from the models of finished quickstarts.
 
   python scripts/compare_methods.py --out=runs/methods runs/quickstart runs/seed1 runs/seed2
   python scripts/compare_methods.py --out=runs/methods --only=dpo,rloo runs/quickstart
 
-Every method has a file experiments/METHOD.py and gets a workdir OUT/METHOD-SEED, in which the
-quickstart's stages are links. What is finished is skipped, so the command can be interrupted and
-repeated. The table goes to OUT/methods.md: the mean over the seeds, the lowest end of their 95%
-intervals, and the seconds of the method's own stages.
+Every method is an experiment experiments/METHOD.py. It gets a workdir OUT/METHOD-SEED, in which the
+quickstart's stages are symbolic links. Finished runs are skipped, so the command can be interrupted
+and repeated. The table is OUT/methods.md: for each method the means over the seeds, the lowest of
+the lower bounds of their 95% intervals, and the seconds of the method's own stages.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import sys
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ('tokenizer', 'pretrain', 'sft', 'feedback', 'reward', 'ppo')  # the quickstart's
+SHARED = ('tokenizer', 'pretrain', 'sft', 'feedback', 'reward', 'ppo')  # folders of a quickstart
 METHODS = (
   'best_of_n',
   'raft',
@@ -65,6 +65,7 @@ Results = Mapping[str, Any]  # what a run's results.json holds
 
 
 def main() -> None:
+  """Runs the methods, and writes the table after each of them."""
   parser = argparse.ArgumentParser(
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -84,7 +85,8 @@ def main() -> None:
   overrides = [word.removeprefix('--config.') for word in rest]
 
   results: dict[str, list[Results]] = {name: [] for name in names}
-  # Seed by seed, so that an interrupted run leaves a complete table of the seeds before.
+  # All methods of one seed before the next seed, so that an interrupted command leaves a
+  # complete table of the finished seeds.
   for quickstart in options.quickstarts:
     for name in names:
       print(f'=== {name}, {quickstart}', file=sys.stderr, flush=True)
@@ -95,7 +97,7 @@ def main() -> None:
 def run_method(method: str, quickstart: Path, out: Path, overrides: Sequence[str]) -> Results:
   """Runs a method on a quickstart's models; returns what its results.json holds."""
   from rlhf_jax import config as configs
-  from rlhf_jax import pipeline  # after --help: JAX takes a moment
+  from rlhf_jax import pipeline  # imported here, so that --help need not wait for JAX
 
   seed = json.loads((quickstart / 'config.json').read_text())['seed']
   experiment = str(ROOT / f'experiments/{method}.py')
@@ -115,7 +117,7 @@ def write_table(
   out: Path,
   results: Mapping[str, Sequence[Results]],
 ) -> None:
-  """Writes OUT/methods.md of what is finished so far."""
+  """Writes OUT/methods.md with the results so far."""
   plain = [json.loads((path / 'results.json').read_text()) for path in quickstarts]
   lines = [
     '| ' + ' | '.join(TITLES) + ' |',
@@ -141,8 +143,9 @@ def format_row(
   Args:
     name: the method, as the table shows it.
     results: one run for each seed.
-    model: the row of each run's own table.
-    stages: whose seconds count; by default those that the quickstart lacks.
+    model: the name of the row in each run's own table.
+    stages: the stages whose seconds count; by default those that are not in the
+      quickstart.
   """
   values = [result['models'][model] for result in results]
   bounds = [value['win_rate_vs_sft_ci95'][0] for value in values]
@@ -169,7 +172,7 @@ def mean(values: Sequence[Mapping[str, float]], column: str) -> float:
 
 
 def own_seconds(result: Results, stages: Collection[str]) -> float:
-  """Sums the seconds of the named stages, or of those that the quickstart lacks."""
+  """Adds up the seconds of the given stages, or else of those that are not in the quickstart."""
   total = 0.0
   for stage, seconds in result['seconds'].items():
     counts = stage in stages if stages else stage not in (*SHARED, 'evaluation')
@@ -179,7 +182,7 @@ def own_seconds(result: Results, stages: Collection[str]) -> float:
 
 
 def link_to_page(name: str) -> str:
-  """Returns the name as a link from docs/methods.md to the method's page, where there is one."""
+  """Returns the name, as a link from docs/methods.md to the method's page if there is one."""
   for page in (f'methods/{name}.md', f'{name.lower()}.md'):
     if (ROOT / 'docs' / page).is_file():
       return f'[{name}]({page})'

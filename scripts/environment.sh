@@ -1,5 +1,5 @@
-# Sourced by the other scripts, from the project's root: makes a virtual environment in .venv with
-# rlhf_jax and the extras named in $1. Installs again only when setup.py or the extras have changed.
+# Sourced by the other scripts, from the project's root. Makes a virtual environment in .venv with
+# rlhf_jax and the extras in $1; installs again only if setup.py or the extras have changed.
 python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
   echo "rlhf_jax needs Python 3.11 or newer; $python is $("$python" --version 2>&1)." \

@@ -1,4 +1,4 @@
-"""Writes the table of docs/families.md from the code and from what the tests check.
+"""Writes the table in docs/families.md, from the table of families and the tests' recorded models.
 
 python scripts/family_table.py
 """
@@ -22,26 +22,27 @@ TITLES = (
   'export opens as',
   'real weights',
 )
-# What the recorded files do not show.
-READ_AS_ANOTHER = {'mistral': 'as `llama`, without windows'}  # that is what its GGUF files say
+# Facts that the recorded files do not show.
+READ_AS_ANOTHER = {'mistral': 'as `llama`, without windows'}  # its GGUF files have type llama
 REAL_WEIGHTS = {
   'llama': 'SmolLM2-135M-Instruct from its GGUF file, against logprobs recorded from transformers'
 }
 
 
 def main() -> None:
+  """Rewrites the page with the current table."""
   page = PAGE.read_text(encoding='utf-8')
   PAGE.write_text(BLOCK.sub(fill_block, page), encoding='utf-8')
 
 
 def fill_block(block: re.Match[str]) -> str:
-  """Returns a match of BLOCK with today's table between its two marks."""
+  """Returns a match of BLOCK with the current table between its two markers."""
   before, after = block.groups()
   return before + table() + after
 
 
 def table() -> str:
-  """Returns the table and the line above it, in Markdown."""
+  """Returns the table in Markdown, with the sentence above it."""
   configs = recorded_configs()
   versions = sorted({config['transformers_version'] for config in configs.values()})
   lines = [
@@ -58,7 +59,7 @@ def table() -> str:
 
 
 def recorded_configs() -> dict[str, dict]:
-  """Reads the config.json of each model that transformers has saved for the tests, by case."""
+  """Reads the config.json of each model recorded for the tests; returns case → config."""
   paths = sorted(TESTS.glob('data/*/config.json'))
   return {path.parent.name: json.loads(path.read_text(encoding='utf-8')) for path in paths}
 

@@ -1,12 +1,11 @@
-"""Kills a run again and again (kill -9) and compares it with an uninterrupted run, bit for bit.
+"""Kills a run repeatedly (kill -9) and compares it with an uninterrupted run, bit for bit.
 
   python scripts/kill_test.py --workdir=runs/kill_test --kills=12 --seed=0
 
-Every stage that trains is killed at random steps and while it saves a checkpoint;
-other stages and the final evaluation are killed at random moments. After each kill
-the same command is started again. Further arguments, such as
---config.ppo.microbatches=2, go to both runs. The exit code is 1 where anything
-differs.
+Every stage that trains is killed at random steps, and while it saves a checkpoint; other stages and
+the final evaluation are killed at random moments. After each kill the same command is started
+again. Further arguments, such as --config.ppo.microbatches=2, are passed to both runs. The exit
+code is 1 if anything differs.
 """
 
 import argparse
@@ -25,19 +24,18 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 12  # of each stage that trains
-SAVE_EVERY = 3
+SAVE_EVERY = 3  # steps
 
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-  """When a run is killed.
+  """A moment at which a run is killed.
 
   Attributes:
     phase: a stage, or 'evaluation'.
-    step: the step to wait for; None: the phase has no steps, its beginning is
-      waited for.
-    saving: whether to wait for the next save after that step too.
-    delay: seconds between what is waited for and the kill.
+    step: the step to wait for; None = wait for the beginning of the phase.
+    saving: whether to wait, after that step, for the beginning of the next save.
+    delay: seconds between that event and the kill.
   """
 
   phase: str
@@ -55,40 +53,40 @@ class Moment:
 
 
 def main() -> int:
-  """Runs both runs and compares them; returns the exit code."""
+  """Runs the experiment without and with kills, and compares; returns the exit code."""
   options, overrides = parse()
   sys.path.insert(0, str(ROOT))
   from rlhf_jax import pipeline
 
-  words = [word.removeprefix('--config.') for word in overrides]
-  config = pipeline.load_config(options.config, words)
+  bare_overrides = [override.removeprefix('--config.') for override in overrides]
+  config = pipeline.load_config(options.config, bare_overrides)
   trained = [name for name in config.stages if 'loop' in config[name]]
   command = [f'--config={options.config}', *overrides, *shorten(trained)]
   workdir = Path(options.workdir).absolute()
-  alone = workdir / 'alone'
+  uninterrupted = workdir / 'uninterrupted'
   killed = workdir / 'killed'
-  for directory in (alone, killed):
+  for directory in (uninterrupted, killed):
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-  # Restarts are quick if programs need not be compiled again.
+  # Restarts are fast if programs need not be compiled again.
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(workdir / 'compiled'))
 
-  say('the run left alone')
+  say('the uninterrupted run …')
   began = time.monotonic()
-  finish(start(command, alone), alone)
-  say(f'done in {time.monotonic() - began:.0f} s; the run that is killed')
+  finish(start(command, uninterrupted), uninterrupted)
+  say(f'done in {time.monotonic() - began:.0f} s; the run that is killed …')
   phases = list(config.stages)
   if len(config.evaluation.models):
     phases.append('evaluation')
-  seconds = json.loads((alone / 'results.json').read_text())['seconds']
+  seconds = json.loads((uninterrupted / 'results.json').read_text())['seconds']
   rng = random.Random(options.seed)
   moments = plan_moments(phases, trained, seconds, options.kills, rng)
   kill_at(moments, command, killed, trained)
-  return compare(alone, killed, config.stages, trained)
+  return compare(uninterrupted, killed, config.stages, trained)
 
 
 def parse() -> tuple[argparse.Namespace, list[str]]:
-  """Parses the options; returns them and the overrides --config.section.key=value."""
+  """Parses the command line; returns the options, and the overrides --config.section.key=value."""
   parser = argparse.ArgumentParser(
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -102,19 +100,19 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
   parser.add_argument(
     '--workdir',
     required=True,
-    help='gets the two runs, alone/ and killed/, emptied first',
+    help='the folder of the two runs, uninterrupted/ and killed/, which are emptied first',
   )
   parser.add_argument('--kills', type=int, default=12)
-  parser.add_argument('--seed', type=int, default=0, help='of the kill moments')
+  parser.add_argument('--seed', type=int, default=0, help='seed of the moments of the kills')
   options, overrides = parser.parse_known_args()
-  for word in overrides:
-    if not word.startswith('--config.'):
-      parser.error(f'unknown argument {word}')
+  for argument in overrides:
+    if not argument.startswith('--config.'):
+      parser.error(f'unknown argument {argument}')
   return options, overrides
 
 
 def shorten(trained: Sequence[str]) -> list[str]:
-  """Returns overrides by which stages train for a few steps and save often."""
+  """Returns overrides with which stages train for a few steps and save often."""
   settings = {
     'steps': STEPS,
     'save_every': SAVE_EVERY,
@@ -147,14 +145,14 @@ def plan_moments(
   kills: int,
   rng: random.Random,
 ) -> list[Moment]:
-  """Returns kill moments in the order in which they come.
+  """Draws the moments of the kills, in the order in which they will come.
 
   Args:
-    phases: the stages, and perhaps 'evaluation', in their order.
-    trained: the stages that train; they get the first kills, should these be few.
-    seconds: how long each phase took.
+    phases: the stages, and perhaps 'evaluation', in the order in which they run.
+    trained: the stages that train; if there are fewer kills than phases, these are killed.
+    seconds: how long each phase took in the uninterrupted run.
     kills: the number of moments.
-    rng: the source of all randomness.
+    rng: the source of randomness.
   """
   order = sorted(phases, key=lambda name: name not in trained)
   moments = []
@@ -166,15 +164,15 @@ def plan_moments(
       steps = [*sorted(rng.sample(range(1, STEPS), min(count, STEPS - 1)))]
     saving = rng.randrange(count) if count > 1 else None
     for number, step in enumerate(steps):
-      inside = trains and number == saving
-      if inside and step:  # there must be a save to come before the next moment
+      in_save = trains and number == saving
+      if in_save and step:  # there must be another save after this step
         step = min(step, STEPS - SAVE_EVERY)
-      longest = seconds[name] / 2  # not more, as restarts find programs compiled
-      if inside:
+      longest = seconds[name] / 2  # restarts are faster, as programs are compiled already
+      if in_save:
         longest = 0.01
       elif step:
         longest = 0.1
-      moments.append(Moment(name, step, inside, rng.uniform(0, longest)))
+      moments.append(Moment(name, step, in_save, rng.uniform(0, longest)))
   return moments
 
 
@@ -184,13 +182,13 @@ def kill_at(
   directory: Path,
   trained: Sequence[str],
 ) -> None:
-  """Runs until the end, killed and started again at each moment that is not missed."""
+  """Runs the experiment to its end; kills and restarts it at each moment that is not missed."""
   waiting = list(moments)
   missed: list[Moment] = []
   kills = 0
   began = time.monotonic()
   while True:
-    # A file of its own says that this process trains: a resumed run writes it anew.
+    # A resumed run replaces metrics.jsonl by a new file when it starts to train.
     before = {name: inode(directory / name / 'metrics.jsonl') for name in trained}
     process = start(command, directory)
     reached = None
@@ -200,7 +198,7 @@ def kill_at(
         reached = moment
       else:
         missed.append(moment)
-    if reached is None:  # the process ends by itself
+    if reached is None:  # no moment is left, so this process runs to its end
       missed += waiting
       finish(process, directory)
       break
@@ -209,7 +207,7 @@ def kill_at(
     kills += 1
     say(f'{kills:3} killed in {reached}: {describe_remains(directory / reached.phase)}')
   for moment in missed:
-    say(f'    missed: {moment} was over too soon')
+    say(f'    missed: {moment}: the phase was over before')
   say(f'{kills} kills in {time.monotonic() - began:.0f} s')
 
 
@@ -219,13 +217,16 @@ def wait(
   moment: Moment,
   before: int | None,
 ) -> bool:
-  """Waits for a moment; returns False when it is missed or the process ended.
+  """Waits for a moment.
 
   Args:
     process: the run.
-    directory: its folder.
+    directory: its workdir.
     moment: the moment.
-    before: the inode of the phase's metrics before the process was started.
+    before: the inode of the phase's metrics.jsonl before the process was started.
+
+  Returns:
+    True at the moment; False if it is missed or the process has ended.
   """
   while process.poll() is None:
     if (directory / moment.phase / 'finished.json').exists():
@@ -238,7 +239,7 @@ def wait(
 
 
 def has_come(directory: Path, moment: Moment, before: int | None) -> bool:
-  """Returns whether what a moment waits for has happened."""
+  """Tells whether the event that a moment waits for has happened."""
   if moment.step is None:
     lines = (directory / 'log.txt').read_text().splitlines()
     return any(line.startswith('—') and moment.phase in line for line in lines)
@@ -248,11 +249,11 @@ def has_come(directory: Path, moment: Moment, before: int | None) -> bool:
     return False
   if not moment.saving:
     return True
-  return any((folder / 'checkpoints').glob('*tmp*'))  # orbax renames it when it is saved
+  return any((folder / 'checkpoints').glob('*tmp*'))  # orbax's name of an unfinished checkpoint
 
 
 def finish(process: subprocess.Popen, directory: Path) -> None:
-  """Waits for the end of a run; exits with the end of its log where it failed."""
+  """Waits for the end of a run; if it failed, prints the end of its log and exits."""
   if process.wait():
     log = (directory / 'log.txt').read_text()
     sys.exit(f'the run failed with exit code {process.returncode}:\n{log[-3000:]}')
@@ -270,7 +271,7 @@ def last_step(path: Path) -> int:
 
 
 def describe_remains(folder: Path) -> str:
-  """Returns what a killed run left of a stage, in words."""
+  """Describes what a killed run has written of a stage."""
   metrics = folder / 'metrics.jsonl'
   if metrics.exists():
     saved = sorted(path.name for path in (folder / 'checkpoints').iterdir())
@@ -281,16 +282,16 @@ def describe_remains(folder: Path) -> str:
 
 
 def compare(
-  alone: Path,
+  uninterrupted: Path,
   killed: Path,
   stages: Sequence[str],
   trained: Sequence[str],
 ) -> int:
-  """Prints a table of what is equal; returns 1 where anything differs, else 0."""
+  """Compares two workdirs and prints a table; returns 1 if anything differs, else 0."""
   rows: list[tuple[str, str, str, str]] = []
 
   def add(place: str, what: str, read: Any, path: str) -> None:
-    expected = read(alone / path)
+    expected = read(uninterrupted / path)
     actual = read(killed / path)
     verdict = list_differences(expected, actual)
     rows.append((place, what, str(len(expected)), verdict))
@@ -312,12 +313,12 @@ def compare(
   if all(verdict == 'equal' for *_, verdict in rows):
     say('everything is equal')
     return 0
-  say('the killed run DIFFERS from the run left alone')
+  say('the killed run DIFFERS from the uninterrupted run')
   return 1
 
 
 def list_differences(expected: dict, actual: dict) -> str:
-  """Returns 'equal', or the first keys under which two dicts differ."""
+  """Returns 'equal', or the first keys whose values differ between two dicts."""
   keys = {*expected, *actual}
   differing = sorted(str(key) for key in keys if expected.get(key) != actual.get(key))
   if not differing:
@@ -326,7 +327,7 @@ def list_differences(expected: dict, actual: dict) -> str:
 
 
 def read_arrays(directory: Path) -> dict[str, Any]:
-  """Returns the arrays of the newest checkpoint, and its step and position in the data.
+  """Reads the arrays of the newest checkpoint, its step, and its position in the data.
 
   Returns:
     Array name → (dtype, shape, bytes); 'step' and 'data'.
@@ -355,7 +356,7 @@ def read_arrays(directory: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> dict[int, dict]:
-  """Returns the lines of a JSONL file by number, without the fields time/…."""
+  """Reads the lines of a JSONL file, by number; fields time/… are left out."""
   lines = {}
   for number, text in enumerate(path.read_text().splitlines()):
     fields = json.loads(text)
@@ -364,17 +365,17 @@ def read_lines(path: Path) -> dict[int, dict]:
 
 
 def read_files(directory: Path, pattern: str = '*') -> dict[str, bytes]:
-  """Returns the contents of the files of a folder by name."""
+  """Reads the files of a folder, by name."""
   return {path.name: path.read_bytes() for path in directory.glob(pattern)}
 
 
 def read_jsonl_files(directory: Path) -> dict[str, bytes]:
-  """Returns the contents of the JSONL files of a folder by name."""
+  """Reads the JSONL files of a folder, by name."""
   return read_files(directory, '*.jsonl')
 
 
 def read_results(path: Path) -> dict[str, Any]:
-  """Returns what results.json holds, without what holds seconds."""
+  """Reads results.json, without the values that contain times."""
   results = json.loads(path.read_text())
   return {key: value for key, value in results.items() if key not in ('seconds', 'table')}
 

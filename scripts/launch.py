@@ -1,6 +1,6 @@
 r"""Starts an experiment on several processes, GPUs, hosts or pods.
 
-What follows -- goes to python -m rlhf_jax unchanged:
+The arguments after -- are passed to python -m rlhf_jax unchanged:
 
   python scripts/launch.py local --processes=2 --devices=2 -- \
       --config=experiments/quickstart.py:tiny --workdir=runs/two
@@ -13,7 +13,8 @@ What follows -- goes to python -m rlhf_jax unchanged:
   python scripts/launch.py gke --cluster=my-cluster --tpu-type=v5litepod-16 -- \
       --config=… --workdir=/mnt/shared/runs/a
 
---dry-run prints what would run. Every host must see the same workdir. See docs/hosts.md.
+--dry-run prints the commands without running them. All hosts must share the workdir. See
+docs/hosts.md.
 """
 
 import argparse
@@ -31,22 +32,22 @@ import tempfile
 import time
 
 ROOT = Path(__file__).resolve().parents[1]
-LOST = 3  # exit code of a process that ended because another one had
-LEFT_OUT = ('.git', '.venv', 'runs', '__pycache__')  # of the checkout, when it is copied
+PEER_DIED = 3  # exit code of a process that ended because another one died
+NOT_COPIED = ('.git', '.venv', 'runs', '__pycache__')  # parts of the checkout
 
 
 class Mistake(Exception):
-  """A mistake of the user, which is shown as one line; exit code 2."""
+  """A mistake of the user; its message is printed as one line, and the exit code is 2."""
 
 
-def main(words: Sequence[str] | None = None) -> int:
-  """Runs a command; returns its exit code, or 2 for a mistake."""
-  words = sys.argv[1:] if words is None else list(words)
-  split = len(words)
-  if '--' in words:
-    split = words.index('--')
-  options = parse(words[:split])
-  arguments = words[split + 1 :]
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs a sub-command; returns its exit code, or 2 for a mistake."""
+  argv = sys.argv[1:] if argv is None else list(argv)
+  split = len(argv)
+  if '--' in argv:
+    split = argv.index('--')
+  options = parse(argv[:split])
+  arguments = argv[split + 1 :]  # of python -m rlhf_jax
   try:
     for name in ('config', 'workdir'):
       if find_value(arguments, name) is None:
@@ -59,8 +60,8 @@ def main(words: Sequence[str] | None = None) -> int:
     return 2
 
 
-def parse(words: Sequence[str]) -> argparse.Namespace:
-  """Parses the options of a sub-command; their attribute `run` is its function."""
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+  """Parses the options of a sub-command; the attribute `run` is the function that runs it."""
   parser = argparse.ArgumentParser(
     prog='scripts/launch.py',
     description=__doc__,
@@ -73,52 +74,52 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
   add = add_command(commands, local, sys.executable)
   add('--processes', type=count, default=2, metavar='N')
-  add('--devices', type=count, default=1, metavar='M', help='of each process')
+  add('--devices', type=count, default=1, metavar='M', help='CPU devices of each process')
   add(
     '--grace',
     type=count,
     default=45,
     metavar='SECONDS',
-    help='that the others have when one failed; default 45',
+    help='how long the others may go on when one has failed; default 45',
   )
 
   add = add_command(commands, gpus, sys.executable)
-  add('--gpus', metavar='0,1,…', help='only these; default all')
+  add('--gpus', metavar='0,1,…', help='use only these GPUs; default: all')
 
   add = add_command(commands, slurm, sys.executable)
   add('--nodes', type=count, default=1)
   add('--gpus-per-node', type=count, default=1)
   for name in ('time', 'partition', 'account', 'qos', 'cpus-per-task', 'mem'):
-    add(f'--{name}', help='as sbatch takes it')
+    add(f'--{name}', help='passed to sbatch')
 
   add = add_command(commands, tpu, None)
-  add('--name', required=True, help='of the TPU VM, which exists')
+  add('--name', required=True, help='the name of an existing TPU VM')
   for name in ('zone', 'project'):
     add(f'--{name}', help="default: gcloud's")
   add(
     '--folder',
     default='rlhf_jax',
-    help='where the checkout is put, below the home folder; default %(default)s',
+    help='the folder for the checkout, in the home folder; default %(default)s',
   )
 
   add = add_command(commands, gke, 'python3')
-  add('--cluster', required=True, help='made by xpk cluster create')
-  add('--workload', help='its name; default: made from the workdir')
-  add('--tpu-type', help='for example v5litepod-16')
-  add('--device-type', help='in place of it, for example h100-80gb-8')
-  add('--num-slices', type=count, help='of TPUs')
-  add('--num-nodes', type=count, help='of GPUs')
+  add('--cluster', required=True, help='the name of a cluster made by xpk cluster create')
+  add('--workload', help='the name of the workload; default: made from the workdir')
+  add('--tpu-type', help='for TPUs, for example v5litepod-16')
+  add('--device-type', help='for GPUs, for example h100-80gb-8')
+  add('--num-slices', type=count, help='the number of TPU slices')
+  add('--num-nodes', type=count, help='the number of GPU nodes')
   for name in ('zone', 'project'):
     add(f'--{name}', help="default: gcloud's")
   add(
     '--base-docker-image',
-    help="with rlhf_jax's packages; the checkout is added to it",
+    help='an image with the packages that rlhf_jax needs; the checkout is added to it',
   )
   add(
     '--docker-image',
-    help='in place of it: holds the checkout in its working folder too',
+    help='instead: an image that also has the checkout, in its working directory',
   )
-  return parser.parse_args(words)
+  return parser.parse_args(argv)
 
 
 def add_command(
@@ -126,15 +127,15 @@ def add_command(
   run: Callable[..., int],
   python: str | None,
 ) -> Callable[..., argparse.Action]:
-  """Adds a sub-command, described by the docstring of its function.
+  """Adds a sub-command, whose description is the docstring of its function.
 
   Args:
-    commands: the sub-commands.
-    run: the function (options, arguments) → exit code; its name is the command's.
-    python: the default of the option --python; None: there is no such option.
+    commands: to which it is added.
+    run: the function (options, arguments) → exit code; the sub-command has its name.
+    python: the default of the option --python; None = the option does not exist.
 
   Returns:
-    The method that adds an option to it.
+    The new parser's method `add_argument`.
   """
   text = run.__doc__ or ''
   parser = commands.add_parser(
@@ -148,30 +149,30 @@ def add_command(
   parser.add_argument(
     '--dry-run',
     action='store_true',
-    help='print what would run, and run nothing',
+    help='print the commands without running them',
   )
   if python:
     parser.add_argument(
       '--python',
       default=python,
-      help='the interpreter there; default %(default)s',
+      help='the Python interpreter; default %(default)s',
     )
   return parser.add_argument
 
 
 def count(text: str) -> int:
-  """Parses a number from 1, as a type of argparse."""
+  """Parses a positive integer; used as an argument type by argparse."""
   if not text.isdecimal() or int(text) < 1:
     raise argparse.ArgumentTypeError(f'expected a number from 1, got {text!r}')
   return int(text)
 
 
 def local(options: argparse.Namespace, arguments: list[str]) -> int:
-  """Runs several processes on this machine's CPU, over gloo: a small pod.
+  """Runs several processes on this machine's CPU, which communicate over gloo.
 
   Process 0 writes to the terminal, the others to WORKDIR/logs/process-I.txt. When one
-  fails, the others are ended after the grace time; the exit code is that of the first
-  that failed. Ctrl-C and SIGTERM are passed on to all.
+  fails, the others are terminated after --grace seconds; the exit code is that of the
+  first that failed. Ctrl-C and SIGTERM are passed on to all processes.
   """
   logs = Path(str(find_value(arguments, 'workdir')), 'logs')
   address = f'127.0.0.1:{free_port()}'
@@ -183,7 +184,7 @@ def local(options: argparse.Namespace, arguments: list[str]) -> int:
     env = environment()
     env['JAX_PLATFORMS'] = 'cpu'
     env['XLA_FLAGS'] = ' '.join(flags)
-    env['JAX_COORDINATOR_BIND_ADDRESS'] = address  # else it listens on all networks
+    env['JAX_COORDINATOR_BIND_ADDRESS'] = address  # else it would listen on all interfaces
     env['RLHF_JAX_COORDINATOR'] = address
     env['RLHF_JAX_PROCESSES'] = str(options.processes)
     env['RLHF_JAX_PROCESS'] = str(number)
@@ -201,12 +202,12 @@ def local(options: argparse.Namespace, arguments: list[str]) -> int:
 def gpus(options: argparse.Namespace, arguments: list[str]) -> int:
   """Runs one process that drives all GPUs of this host.
 
-  It joins no other process, even inside a job of Slurm.
+  It does not connect to other processes, even inside a Slurm job.
   """
   env = environment()
   env['JAX_PLATFORMS'] = 'cuda,cpu'
   env['RLHF_JAX_PROCESSES'] = '1'
-  env.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.9')  # jax takes 0.75 by default
+  env.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.9')  # JAX's default is 0.75
   if options.gpus:
     if not re.fullmatch(r'\d+(,\d+)*', options.gpus):
       raise Mistake(f'--gpus: expected numbers with commas, such as 0,1, got {options.gpus!r}')
@@ -220,11 +221,11 @@ def gpus(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def slurm(options: argparse.Namespace, arguments: list[str]) -> int:
-  """Submits a job of Slurm in which one process a node drives all its GPUs.
+  """Submits a Slurm job with one process on each node, which drives all its GPUs.
 
-  Two minutes before the time is over it saves; submit the same again to continue. The
-  job's script and output are kept in WORKDIR/logs. Nodes need the same folders as this
-  machine.
+  Two minutes before its time limit the job saves a checkpoint and stops; submit the same
+  command again to continue. The job's script and output are in WORKDIR/logs. The nodes
+  must share this machine's folders.
   """
   logs = Path(str(find_value(arguments, 'workdir'))).absolute() / 'logs'
   settings = {
@@ -233,7 +234,7 @@ def slurm(options: argparse.Namespace, arguments: list[str]) -> int:
     'ntasks-per-node': 1,
     'gpus-per-node': options.gpus_per_node,
     'output': f'{logs}/slurm-%j.txt',
-    'signal': 'TERM@120',  # seconds before the end; the loop saves and leaves
+    'signal': 'TERM@120',  # 120 s before the time limit; the training loop saves and stops
     'time': options.time,
     'partition': options.partition,
     'account': options.account,
@@ -248,7 +249,8 @@ def slurm(options: argparse.Namespace, arguments: list[str]) -> int:
       lines.append(f'#SBATCH --{name}={shlex.quote(str(value))}')
   lines.append(f'cd {shlex.quote(os.getcwd())} || exit 1')
   lines.append(f'export PYTHONPATH={shlex.quote(environment()["PYTHONPATH"])}')
-  lines.append(f'exec srun --kill-on-bad-exit=1 {command}')  # exec: it gets the signals
+  # exec, so that srun gets the signals in place of the shell
+  lines.append(f'exec srun --kill-on-bad-exit=1 {command}')
   script = '\n'.join([*lines, ''])
   path = logs / 'job.sbatch'
   if options.dry_run:
@@ -260,9 +262,9 @@ def slurm(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def tpu(options: argparse.Namespace, arguments: list[str]) -> int:
-  """Copies the checkout to every host of a TPU VM or pod, installs it and runs there.
+  """Copies the checkout to every host of a TPU VM or pod, installs it and runs it there.
 
-  The workdir must lie on a disk that all hosts share. Paths are those of the hosts.
+  The workdir must be on a disk that all hosts share. Paths are paths on the hosts.
   """
   where = []
   for name in ('zone', 'project'):
@@ -286,7 +288,7 @@ def tpu(options: argparse.Namespace, arguments: list[str]) -> int:
   with tempfile.TemporaryDirectory() as temporary:
     folder_here = '/tmp' if options.dry_run else temporary
     archive = f'{folder_here}/rlhf_jax.tar.gz'
-    excluded = [f'--exclude={name}' for name in LEFT_OUT]
+    excluded = [f'--exclude={name}' for name in NOT_COPIED]
     pack = ['tar', *excluded, '-czf', archive, '-C', str(ROOT), '.']
     copy = [*gcloud, 'scp', archive, f'{options.name}:rlhf_jax.tar.gz', *every_host]
     execute = [*gcloud, 'ssh', options.name, *every_host, f'--command={remote}']
@@ -294,13 +296,12 @@ def tpu(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def gke(options: argparse.Namespace, arguments: list[str]) -> int:
-  """Runs on TPUs or GPUs of a Kubernetes cluster on Google Cloud, through xpk.
+  """Runs on TPUs or GPUs of a Kubernetes cluster on Google Cloud, by xpk.
 
-  The workdir must lie on storage that is mounted in all pods. Paths are those of the
-  pods.
+  The workdir must be on storage that is mounted in all pods. Paths are paths in the pods.
   """
   if bool(options.tpu_type) == bool(options.device_type):
-    raise Mistake('expected --tpu-type or --device-type, one of them')
+    raise Mistake('expected --tpu-type or --device-type, and not both')
   if options.docker_image and options.base_docker_image:
     raise Mistake('expected --docker-image or --base-docker-image, not both')
   remote = shlex.join([options.python, '-m', 'rlhf_jax', *arguments])
@@ -313,7 +314,7 @@ def gke(options: argparse.Namespace, arguments: list[str]) -> int:
     )
   if '"' in remote or '$' in remote:
     raise Mistake(
-      f'xpk puts the command between double quotes: no \', " or $ in values, got {remote}'
+      f'xpk puts the command between double quotes: expected no \', " or $ in values, got {remote}'
     )
   settings = {
     'cluster': options.cluster,
@@ -327,9 +328,9 @@ def gke(options: argparse.Namespace, arguments: list[str]) -> int:
     'project': options.project,
     'base-docker-image': options.base_docker_image,
     'docker-image': options.docker_image,
-    'script-dir': None if options.docker_image else ROOT,  # is added to the base image
+    'script-dir': None if options.docker_image else ROOT,  # xpk adds it to the base image
   }
-  require('xpk', 'it installed (pip install xpk)', options.dry_run)
+  require('xpk', 'an installation of it (pip install xpk)', options.dry_run)
   command = ['xpk', 'workload', 'create']
   for key, value in settings.items():
     if value is not None:
@@ -338,13 +339,13 @@ def gke(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def make_workload_name(workdir: str) -> str:
-  """Returns a name that Kubernetes takes, made from the last part of the workdir."""
+  """Makes a name that Kubernetes accepts from the last part of the workdir's path."""
   text = Path(workdir).name.lower()
   return re.sub('[^a-z0-9]+', '-', text).strip('-')[:38]
 
 
 def find_value(arguments: Sequence[str], name: str) -> str | None:
-  """Returns the last value of --name=VALUE or --name VALUE; None where there is none."""
+  """Returns the value of the last --name=VALUE or --name VALUE; None if there is none."""
   value = None
   for word, following in zip(arguments, [*arguments[1:], None]):
     if word == f'--{name}':
@@ -355,7 +356,7 @@ def find_value(arguments: Sequence[str], name: str) -> str | None:
 
 
 def environment() -> dict[str, str]:
-  """Returns a copy of the environment, with this checkout on Python's path."""
+  """Returns a copy of the environment, with this checkout added to PYTHONPATH."""
   paths = [str(ROOT)]
   if os.environ.get('PYTHONPATH'):
     paths.append(os.environ['PYTHONPATH'])
@@ -363,7 +364,7 @@ def environment() -> dict[str, str]:
 
 
 def format_command(command: Sequence[str], env: dict[str, str]) -> str:
-  """Returns a command line, with the variables that differ from our environment."""
+  """Formats a command line, with the environment variables that differ from this process's."""
   words = []
   for name, text in env.items():
     if os.environ.get(name) != text:
@@ -372,20 +373,20 @@ def format_command(command: Sequence[str], env: dict[str, str]) -> str:
 
 
 def free_port() -> int:
-  """Returns a TCP port of this machine that nothing listens on."""
+  """Returns a free TCP port of this machine."""
   with socket.socket() as listener:
     listener.bind(('127.0.0.1', 0))
     return listener.getsockname()[1]
 
 
 def require(program: str, text: str, dry_run: bool = False) -> None:
-  """Raises a Mistake where a program is missing; `text` says what has it."""
+  """Raises a Mistake if a program is missing; `text` says what is expected to provide it."""
   if not dry_run and shutil.which(program) is None:
     raise Mistake(f'{program}: not found on this machine; expected {text}')
 
 
 def write(path: Path, text: str) -> None:
-  """Writes a text file, and makes its folder where it is missing."""
+  """Writes a text file, and creates its folder if it is missing."""
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
@@ -394,7 +395,7 @@ def write(path: Path, text: str) -> None:
 
 
 def run(commands: Sequence[Sequence[str]], dry_run: bool) -> int:
-  """Runs one command after the other until one fails; returns the last exit code."""
+  """Runs commands one after the other until one fails; returns the exit code of the last."""
   for command in commands:
     print(shlex.join(command), flush=True)
     code = 0
@@ -410,14 +411,15 @@ def start(
   env: dict[str, str] | None,
   log: Path | None = None,
 ) -> subprocess.Popen:
-  """Starts a process in a session of its own.
+  """Starts a process in its own session.
 
-  So Ctrl-C in the terminal reaches it through us alone, and once.
+  Otherwise Ctrl-C in the terminal would reach it twice: from the terminal, and passed on
+  by this process.
 
   Args:
     command: the program and its arguments.
-    env: its environment; None: ours.
-    log: the file that gets its output; None: the terminal.
+    env: its environment; None = that of this process.
+    log: the file for its output; None = the terminal.
   """
   try:
     if log is None:
@@ -436,14 +438,14 @@ def start(
 
 
 def watch(processes: Sequence[subprocess.Popen], grace: int) -> int:
-  """Waits for all processes; SIGTERM and Ctrl-C are passed on to them.
+  """Waits for all processes, and passes SIGTERM and Ctrl-C on to them.
 
   Args:
-    processes: what `start` returned.
-    grace: seconds after which the others are ended, once one has failed.
+    processes: from `start`.
+    grace: seconds after the first failure until the other processes are terminated.
 
   Returns:
-    The exit code of the first that failed, 128 + n where signal n ended it, or 0.
+    The exit code of the first process that failed (128 + n if signal n ended it), or 0.
   """
 
   def pass_on(signum, _=None):
@@ -454,9 +456,9 @@ def watch(processes: Sequence[subprocess.Popen], grace: int) -> int:
   for signum in (signal.SIGINT, signal.SIGTERM):
     signal.signal(signum, pass_on)
   first_code = 0
-  deadline = None  # for the others, once one has failed
+  deadline = None  # of the other processes, once one has failed
   while True:
-    running = any([process.poll() is None for process in processes])  # polls all
+    running = any([process.poll() is None for process in processes])  # a list, to poll them all
     failed = find_first_failed(processes)
     if failed is not None and deadline is None:
       first_code = exit_code(processes[failed])
@@ -477,19 +479,19 @@ def watch(processes: Sequence[subprocess.Popen], grace: int) -> int:
 
 
 def find_first_failed(processes: Sequence[subprocess.Popen]) -> int | None:
-  """Returns the number of a failed process, None where there is none.
+  """Returns the number of a failed process, or None if there is none.
 
-  One that failed by itself comes before those that ended because another one had.
+  A process that failed by itself is preferred to one that ended because a peer died.
   """
   failed = [number for number, process in enumerate(processes) if process.returncode]
   for number in failed:
-    if processes[number].returncode != LOST:
+    if processes[number].returncode != PEER_DIED:
       return number
   return failed[0] if failed else None
 
 
 def exit_code(process: subprocess.Popen) -> int:
-  """Returns the exit code as a shell gives it, 128 + n for signal n."""
+  """Returns the exit code of a process as a shell would: 128 + n if signal n ended it."""
   if process.returncode < 0:
     return 128 - process.returncode
   return process.returncode

@@ -1,10 +1,10 @@
-"""Measures what keeping a base in fewer bits costs, and what adapters take in memory.
+"""Measures the loss in quality from a quantised base, and the memory that adapters need.
 
-  python scripts/measure_adapters.py           # three minutes on two cores
+  python scripts/measure_adapters.py           # takes three minutes on two cores
 
-It needs SmolLM2 (see the README) and the extra `qwix`. The model reads the project's README: for
-each way to keep its matrices, the nats per token and the KL from the float32 model. What it printed
-is in docs/models.md.
+It needs SmolLM2 (see the README) and the extra `qwix`. The model reads the project's README; for
+each format of its matrices, the script prints the nats per token and the KL from the float32 model.
+Recorded results are in docs/models.md.
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ LENGTH = 128  # tokens of a row
 
 
 def megabytes(tree: Any) -> float:
-  """Returns the size of a tree of arrays or shapes on a device.
+  """Returns the size of a tree of arrays or shapes on a device, in MB.
 
-  JAX says that an int4 takes a byte; a device keeps two in one.
+  JAX reports one byte for an int4 element, but a device packs two into a byte.
   """
   total = 0.0
   for leaf in jax.tree.leaves(tree):
@@ -48,10 +48,17 @@ def measure(
   tokens: np.ndarray,
   base: str,
 ) -> tuple[np.ndarray, float, float]:
-  """Reads the text with a base that is kept in a given way.
+  """Reads the text with a model whose matrices are stored in a given format.
+
+  Args:
+    source: the model.
+    layout: the mesh and its rules.
+    tokens: [ROWS, LENGTH] int32.
+    base: the format, one of quantised.KINDS.
 
   Returns:
-    (log-probabilities of all next tokens, megabytes of the model, megabytes of its matrices).
+    (log-probabilities of all possible next tokens [ROWS, LENGTH - 1, V], megabytes of the
+    model, megabytes of its matrices).
   """
   model = transformer.build_model(dataclasses.replace(source.config, base=base))
   params = model_store.read_parameters(source, layout, base, {})

@@ -1,12 +1,12 @@
-"""Measures what reading a checkpoint onto eight devices costs: bytes read, and host memory.
+"""Measures the cost of reading a checkpoint onto eight devices: bytes read, and host memory.
 
   python scripts/measure_reading.py            # a random model of 1.3 GB
   python scripts/measure_reading.py --layers=4
 
 The default takes a minute, 4 GB of memory and 1.3 GB of disk. The model is bfloat16 in files of at
-most 200 MB; it is read as float32 with fsdp=8 on 8 forced CPU devices. Host memory is what the
-process holds at its peak beyond what it held before and the arrays already placed; pages of files
-that the system caches do not count. Linux only. What it printed is in docs/models.md.
+most 200 MB; it is read as float32 with fsdp=8 on 8 forced CPU devices. Host memory is the peak
+memory of the process, minus its memory before reading, minus the arrays already placed on devices;
+cached pages of files do not count. Linux only. Recorded results are in docs/models.md.
 """
 
 import argparse
@@ -33,11 +33,12 @@ from rlhf_jax.runtime import mesh
 from rlhf_jax.types import Params
 
 DEVICES = 8
-FILE_BYTES = 200 * 10**6  # at most, for each file
-INTERVAL = 0.005  # seconds between two looks at the memory
+FILE_BYTES = 200 * 10**6  # maximum size of a file
+INTERVAL = 0.005  # seconds between two measurements of the memory
 
 
 def main() -> None:
+  """Writes a random model, reads it, and prints the measurements."""
   parser = argparse.ArgumentParser(
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -62,7 +63,7 @@ def main() -> None:
 
 
 def write_random_weights(directory: Path, config: ModelConfig) -> None:
-  """Writes bfloat16 weights of a model, as an export would."""
+  """Writes random bfloat16 weights of a model, in the format of an export."""
   rng = np.random.default_rng(0)
   entries: list[safetensors_io.Entry] = []
   for tensor in families.list_tensors(config):
@@ -74,7 +75,7 @@ def write_random_weights(directory: Path, config: ModelConfig) -> None:
 
 
 def draw_tensor(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-  """Draws a bfloat16 tensor."""
+  """Makes a random bfloat16 tensor."""
   return rng.random(shape, np.float32).astype(jnp.bfloat16)
 
 
@@ -90,7 +91,7 @@ def read_weights(directory: Path, config: ModelConfig) -> tuple[Params, int, int
   shardings = layout.shardings(model.axes, shapes)
   file_shapes, plain_fetch = safetensors_io.open_weights(directory)
   fetch = CountingFetch(plain_fetch)
-  ctypes.CDLL(None).malloc_trim(0)  # gives back what writing left to the C allocator
+  ctypes.CDLL(None).malloc_trim(0)  # returns memory that was freed after writing to the system
   with MemoryWatch() as watch:
     params = assemble.assemble_parameters(
       config,
@@ -121,8 +122,8 @@ class MemoryWatch:
   """Watches host memory from a thread while its `with` block runs.
 
   Attributes:
-    peak: the most bytes beyond what was held before and the arrays already placed. On forced CPU
-      devices those arrays lie in host memory too; elsewhere they would not.
+    peak: the peak of the process's memory in bytes, minus its memory before the block, minus the
+      arrays on the devices (forced CPU devices keep their arrays in host memory).
   """
 
   def __init__(self):
@@ -147,7 +148,7 @@ class MemoryWatch:
 
 
 def host_memory() -> int:
-  """Returns the bytes of this process that are not backed by files."""
+  """Returns the resident memory of this process that is not backed by files, in bytes."""
   status = Path('/proc/self/status').read_text()
   [kilobytes] = re.findall(r'RssAnon:\s+(\d+)', status)
   return int(kilobytes) * 1024
@@ -157,10 +158,10 @@ def report(params: Params, file_sizes: list[int], bytes_read: int, peak: int) ->
   """Prints the measurements.
 
   Args:
-    params: float32, sharded over the devices.
-    file_sizes: bytes of each file.
-    bytes_read: from all files, for all devices.
-    peak: of host memory, bytes.
+    params: the parameters, float32, sharded over the devices.
+    file_sizes: the size of each file in bytes.
+    bytes_read: bytes read from all files for all devices.
+    peak: the peak of host memory in bytes.
   """
   leaves = jax.tree.leaves(params)
   parameters = sum(leaf.size for leaf in leaves)
@@ -183,7 +184,7 @@ def report(params: Params, file_sizes: list[int], bytes_read: int, peak: int) ->
 
 
 def megabytes(count: int) -> str:
-  """Formats a number of bytes."""
+  """Formats a number of bytes as MB."""
   return f'{count / 1e6:.0f} MB'
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs the four steps of RLHF on CPU, from nothing to a table:
+# Runs the four steps of RLHF on the CPU, from scratch to a table of results:
 #   bash scripts/quickstart.sh [WORKDIR] [--config.KEY=VALUE …]
-# Repeated, it resumes where it stopped; once finished, it only prints the table.
+# Run it again to resume an interrupted run; a finished one only prints its table.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 workdir=runs/quickstart

@@ -1,13 +1,14 @@
-"""Records tiny GGUF files as llama.cpp's own converter writes them, and what their models compute.
+"""Records tiny GGUF files, written by llama.cpp's converter, and the logits of their models.
 
   pip install torch transformers peft sentencepiece
-  python scripts/record_gguf.py LLAMA_CPP            # a checkout; rewrites tests/interop/gguf
-  python scripts/record_gguf.py LLAMA_CPP gemma2     # one case
+  python scripts/record_gguf.py LLAMA_CPP            # rewrites tests/interop/gguf
+  python scripts/record_gguf.py LLAMA_CPP gemma2     # rewrites one case
 
-Each of CASES gets `NAME.gguf` and `NAME.npz`. The model is the random one of that name in
-record_references.py, in bfloat16, with what GGUF cannot say left at what llama.cpp takes for it.
-The array `right` of the npz is what transformers computes before the conversion: float32 logits
-[3, 12, 64] of the texts padded on the right.
+LLAMA_CPP is a checkout of llama.cpp. Each of CASES gets `NAME.gguf` and `NAME.npz`. Its model is
+the random model of that name in record_references.py, in bfloat16; settings that GGUF cannot
+express have the values that llama.cpp assumes. The array `right` in the .npz holds what
+transformers computes before the conversion: float32 logits [3, 12, 64] of the texts padded on the
+right.
 """
 
 import argparse
@@ -51,6 +52,7 @@ CASES = {  # name of a case in record_references.py → changes of its settings
 
 
 def main() -> None:
+  """Records all cases, or those that are named."""
   parser = argparse.ArgumentParser(
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -63,7 +65,7 @@ def main() -> None:
       parser.error(f'no case {case!r}; known: {", ".join(CASES)}')
 
   root = options.llama_cpp.resolve()
-  # Before all installed packages: the checkout's gguf is the one that fits its converter.
+  # First in the path, as the converter needs the gguf package of its own checkout.
   sys.path[:0] = [str(root), str(root / 'gguf-py')]
   FILES.mkdir(exist_ok=True)
   for case in options.cases or CASES:
@@ -74,7 +76,7 @@ def record_case(case: str) -> None:
   """Writes both files of a case."""
   model = references.build_model(case, **CASES[case])
   logits = references.compute_logits(model, left=False)
-  # llama.cpp counts the tokens; their texts do not matter.
+  # Only the number of tokens matters, not their texts.
   vocabulary = [f't{number}' for number in range(model.config.vocab_size)]
   with tempfile.TemporaryDirectory() as name:
     directory = Path(name)
@@ -87,13 +89,13 @@ def record_case(case: str) -> None:
 
 
 def add_old_key(path: Path) -> None:
-  """Adds `n_ctx` to a config.json: the converter of GPT-2 reads this key of old files."""
+  """Adds the key `n_ctx` of older files to a config.json, as the converter of GPT-2 reads it."""
   config = json.loads(path.read_text())
   path.write_text(json.dumps({'n_ctx': config.get('n_positions'), **config}))
 
 
 def write_tokenizer(path: Path, vocabulary: Sequence[str]) -> None:
-  """Writes as much of a tokenizer.json as the converter looks at."""
+  """Writes the parts of a tokenizer.json that the converter reads."""
   ids = {token: number for number, token in enumerate(vocabulary)}
   path.write_text(json.dumps({'model': {'vocab': ids}, 'added_tokens': []}))
 
@@ -102,12 +104,12 @@ def convert(directory: Path, target: Path, vocabulary: Sequence[str], name: str)
   """Converts a Hugging Face directory to GGUF, in bfloat16.
 
   Args:
-    directory: what save_pretrained wrote.
-    target: the .gguf file.
-    vocabulary: the tokens to write, in place of a tokenizer.
-    name: of the model, in the file's metadata.
+    directory: written by save_pretrained.
+    target: the .gguf file to write.
+    vocabulary: the tokens, which are written in place of a tokenizer.
+    name: the name of the model in the file's metadata.
   """
-  from conversion import get_model_class  # llama.cpp's: known once main() has set sys.path
+  from conversion import get_model_class  # of llama.cpp; importable once main() has set sys.path
   from conversion.base import get_model_architecture, ModelBase, ModelType
   import gguf
 
@@ -118,7 +120,7 @@ def convert(directory: Path, target: Path, vocabulary: Sequence[str], name: str)
   class Converter(base):
     """The architecture's own converter, without a tokenizer."""
 
-    model_arch = base.model_arch  # ModelBase wants it in each subclass itself
+    model_arch = base.model_arch  # ModelBase requires each subclass to define it
 
     def set_vocab(self) -> None:
       self.gguf_writer.add_tokenizer_model('none')

@@ -1,20 +1,20 @@
-"""Records what transformers computes for tiny random models, for the tests that run without torch.
+"""Records what transformers computes for tiny random models, for tests that run without torch.
 
   pip install torch transformers peft
-  python scripts/record_references.py            # rewrites what is listed below
-  python scripts/record_references.py gemma2     # one case of data, and the adapter on it
+  python scripts/record_references.py            # rewrites everything listed below
+  python scripts/record_references.py gemma2     # rewrites one case in data, and its adapter
 
-Below tests/interop:
+These folders of tests/interop are written:
 
-fixtures: two directories as `save_pretrained` writes them, and what the models in them compute:
+fixtures: two models as `save_pretrained` writes them, and what they compute:
   tiny_llama        LlamaForCausalLM, untied, grouped heads, bfloat16 weights in several files
   tiny_llama_score  LlamaForSequenceClassification with one label
-  tiny_llama.npz    tokens [2, 9], mask [2, 9], logits [2, 9, 61] and scores [2] (at the last
-                    token), float32
-data: one directory for each of CASES with bfloat16 weights, and in it `logits.npz`: float32 logits
-  [3, 12, 64] of the same three texts padded on the right and on the left.
-adapters: one directory for each of ADAPTERS, as PEFT saves it, on the model of that name in data,
-  and in it `logits.npz`: the same logits of the texts padded on the right.
+  tiny_llama.npz    tokens [2, 9] int32, mask [2, 9] int64, logits [2, 9, 61] float32, and scores
+                    [2] float32 at the last token
+data: for each of CASES a directory with bfloat16 weights and `logits.npz`: float32 logits
+  [3, 12, 64] of three texts, padded on the right and on the left.
+adapters: for each of ADAPTERS a directory as PEFT saves it, for the model of that name in data,
+  with `logits.npz`: the logits of the texts padded on the right.
 """
 
 import argparse
@@ -31,7 +31,7 @@ FIXTURES = INTEROP / 'fixtures'
 DATA = INTEROP / 'data'
 ADAPTED = INTEROP / 'adapters'
 
-# The texts of data and adapters: rows of ids, 0 after the end.
+# The texts of data and adapters: rows of token ids, padded with 0.
 TOKENS = np.array(
   [
     [5, 9, 60, 7, 33, 2, 18, 41, 4, 11, 50, 22],
@@ -41,7 +41,7 @@ TOKENS = np.array(
 )
 LENGTHS = (12, 9, 5)  # ids of each text
 
-# Settings of all models but GPT-2, whose keys have other names.
+# Settings of all models except GPT-2, whose settings have other names.
 SIZES = dict(
   vocab_size=64,
   hidden_size=32,
@@ -184,6 +184,7 @@ FIXTURE_TOKENS = (
 
 
 def main() -> None:
+  """Records everything, or the cases that are named."""
   parser = argparse.ArgumentParser(
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -203,7 +204,7 @@ def main() -> None:
 
 
 def record_case(case: str) -> None:
-  """Writes the directory of a case below data."""
+  """Writes the directory of a case in data."""
   model = build_model(case)
   right = compute_logits(model, left=False)
   left = compute_logits(model, left=True)
@@ -214,13 +215,13 @@ def record_case(case: str) -> None:
 
 
 def record_adapter(case: str) -> None:
-  """Writes the directory of a case below adapters."""
+  """Writes the directory of a case in adapters."""
   settings = peft.LoraConfig(task_type='CAUSAL_LM', **ADAPTERS[case])
   model = peft.get_peft_model(build_model(case), settings).eval()
   rng = np.random.default_rng(len(case))
   with torch.no_grad():
     for name, weight in model.named_parameters():
-      if 'lora_' in name:  # PEFT's own start is zero: the base model unchanged
+      if 'lora_' in name:  # PEFT's initial adapters have no effect, as B is zero
         weight.copy_(torch.tensor(rng.normal(0, 0.3, weight.shape)))
   directory = ADAPTED / case
   model.peft_config['default'].base_model_name_or_path = f'../../data/{case}'
@@ -234,16 +235,16 @@ def build_model(case: str, **changes: Any) -> transformers.PreTrainedModel:
 
   Args:
     case: a key of CASES.
-    **changes: of its settings.
+    **changes: settings that differ from those of the case.
 
   Returns:
-    The model. Its weights are numbers that a bfloat16 file can hold; it computes in float32.
+    The model. Its weights are exact in bfloat16, but it computes in float32.
   """
   family, settings = CASES[case]
   sizes = {} if family == 'GPT2' else SIZES
   config_class = getattr(transformers, f'{family}Config')
   config = config_class(**{**sizes, **settings, **changes})
-  config._attn_implementation = 'eager'  # the one that caps logits
+  config._attn_implementation = 'eager'  # the only one that soft-caps attention logits
   model = transformers.AutoModelForCausalLM.from_config(config).eval()
   norm_mean = 0.0 if family.startswith('Gemma') else 1.0  # Gemma scales by 1 + the weight
   draw_weights(model, seed=len(case), norm_mean=norm_mean)
@@ -251,7 +252,7 @@ def build_model(case: str, **changes: Any) -> transformers.PreTrainedModel:
 
 
 def draw_weights(model: torch.nn.Module, seed: int, norm_mean: float) -> None:
-  """Draws all weights, those of norms uniformly around their mean; all ones would hide a swap."""
+  """Draws all weights at random, also those of norms, so that swapped norms are noticed."""
   rng = np.random.default_rng(seed)
   with torch.no_grad():
     for name, weight in model.named_parameters():
@@ -281,7 +282,7 @@ def compute_logits(model: torch.nn.Module, left: bool) -> np.ndarray:
 
 
 def pad_texts(left: bool) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the texts and what is text in them: (tokens [3, 12] int64, mask [3, 12] int64)."""
+  """Returns the padded texts: (tokens [3, 12] int64, mask [3, 12] int64, 1 = a token)."""
   width = TOKENS.shape[1]
   mask = (np.arange(width) < np.array(LENGTHS)[:, None]).astype(np.int64)
   if not left:
@@ -296,7 +297,7 @@ def roll_rows(array: np.ndarray, shifts: list[int]) -> np.ndarray:
 
 
 def record_fixtures() -> None:
-  """Writes fixtures: a language model, a reward model, and what both compute."""
+  """Writes fixtures: a language model, a reward model, and the outputs of both."""
   torch.manual_seed(0)
   language_config = transformers.LlamaConfig(**FIXTURE, tie_word_embeddings=False)
   language = transformers.LlamaForCausalLM(language_config).eval()
@@ -304,7 +305,7 @@ def record_fixtures() -> None:
   score = transformers.LlamaForSequenceClassification(score_config).eval()
   draw_norms(language)
   draw_norms(score)
-  round_to_bfloat16(language)  # the numbers that its file will hold; it computes in float32
+  round_to_bfloat16(language)  # as its file will be bfloat16; it computes in float32
 
   tokens = torch.tensor(FIXTURE_TOKENS)
   mask = (tokens != 0).long()
@@ -323,7 +324,7 @@ def record_fixtures() -> None:
 
 
 def draw_norms(model: torch.nn.Module) -> None:
-  """Draws the weights of norms from torch's generator; all ones would hide a swap."""
+  """Draws the weights of norms at random, so that swapped norms are noticed."""
   with torch.no_grad():
     for name, weight in model.named_parameters():
       if 'norm' in name:
@@ -331,7 +332,7 @@ def draw_norms(model: torch.nn.Module) -> None:
 
 
 def round_to_bfloat16(model: torch.nn.Module) -> None:
-  """Rounds all weights to numbers that bfloat16 holds; they stay float32."""
+  """Rounds all weights to bfloat16 precision; their dtype stays float32."""
   with torch.no_grad():
     for weight in model.parameters():
       weight.copy_(weight.bfloat16())

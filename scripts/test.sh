@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests need and runs them: bash scripts/test.sh [pytest arguments]
-# The slow tests run by name, in one process: bash scripts/test.sh -n 0 -m slow
+# The slow tests are not included; to run them, in one process: bash scripts/test.sh -n 0 -m slow
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh test,smollm2

@@ -1,11 +1,11 @@
-"""Measures the texture of a package: how dense its lines are, what is typed and documented.
+"""Measures the texture of a package: the density of its lines, and what is typed and documented.
 
   python scripts/texture.py                 # the table, and the longest function of each stage
   python scripts/texture.py --check         # exit code 1 if a figure is out of bounds
   python scripts/texture.py --folder=scripts
 
-Counts are of Python files, empty lines left out; rates are per thousand of those lines. Needs
-nothing beyond Python itself. What each figure counts is said by the function that counts it.
+Only Python files and non-empty lines are counted; rates are per thousand such lines. The docstring
+of each counting function says what exactly it counts. The script needs only the standard library.
 """
 
 import argparse
@@ -51,17 +51,17 @@ class Texture:
   """The figures of a package.
 
   Attributes:
-    lines: lines that are not empty.
-    mean_line: their mean length, columns.
+    lines: the number of lines that are not empty.
+    mean_line: their mean length in columns.
     over_limit: lines longer than LIMIT columns.
     lambdas: lambda expressions.
     assigned_lambdas: lambdas assigned to a name.
-    comments: comment tokens, those behind code included.
-    arguments: arguments of functions and methods whose names do not begin with an underscore.
-    typed_arguments: those of them that are annotated.
+    comments: comments, including those at the end of a line of code.
+    arguments: arguments of public functions and methods.
+    typed_arguments: those of `arguments` that are annotated.
     public: public modules, classes, functions and methods.
-    undocumented: the names of those without a docstring, as file:line name.
-    verb_docstrings: public functions and methods whose docstring begins with a verb.
+    undocumented: those of `public` without a docstring, as 'file:line name'.
+    verb_docstrings: those of `documented_functions` whose docstring begins with a verb.
     documented_functions: public functions and methods that have a docstring.
   """
 
@@ -95,7 +95,7 @@ class Texture:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A row of the table: a figure, its bound in words, and whether it is within it."""
+  """A row of the table: a figure, its bound as text, and whether the figure is within the bound."""
 
   name: str
   value: str
@@ -104,7 +104,7 @@ class Row:
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Prints the table; returns 1 if --check was asked and a figure is out of bounds."""
+  """Prints the table; returns 1 if --check was given and a figure is out of bounds."""
   parser = argparse.ArgumentParser(
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -154,7 +154,7 @@ def table_rows(texture: Texture) -> list[Row]:
 
 
 def format_table(rows: list[Row]) -> str:
-  """Formats rows as aligned text; a figure that is out of bounds ends with an exclamation mark."""
+  """Formats rows as aligned text; '!' marks figures that are out of bounds."""
   name_width = max(len(row.name) for row in rows)
   value_width = max(len(row.value) for row in rows)
   lines = []
@@ -165,7 +165,7 @@ def format_table(rows: list[Row]) -> str:
 
 
 def measure(folder: Path) -> Texture:
-  """Measures all Python files below a folder."""
+  """Measures all Python files in a folder and its subfolders."""
   total = Texture()
   columns = 0
   undocumented: list[str] = []
@@ -207,7 +207,7 @@ def measure(folder: Path) -> Texture:
 
 
 def count_comments(text: str) -> int:
-  """Counts comment tokens: a block of three lines of comment is three."""
+  """Counts comments; a comment of three lines counts as three."""
   tokens = tokenize.generate_tokens(io.StringIO(text).readline)
   return sum(token.type == tokenize.COMMENT for token in tokens)
 
@@ -218,7 +218,7 @@ def is_assigned_lambda(node: ast.AST) -> bool:
 
 
 def public_arguments(nodes: list[ast.AST]) -> Iterator[ast.arg]:
-  """Yields the arguments of public functions and methods, nested functions too, self left out."""
+  """Yields the arguments of public functions and methods, also nested ones, except self and cls."""
   for node in nodes:
     if isinstance(node, ast.FunctionDef) and not node.name.startswith('_'):
       for argument in (*node.args.args, *node.args.kwonlyargs):
@@ -231,7 +231,7 @@ def public_names(
 ) -> Iterator[tuple[str, ast.Module | ast.ClassDef | ast.FunctionDef]]:
   """Yields (name, node) of the module, its public classes and functions, and their methods.
 
-  Functions inside functions are nobody's interface and are left out.
+  Functions inside functions are left out, as nobody else can call them.
   """
   yield '(module)', tree
   for node in tree.body:

@@ -25,7 +25,7 @@ def load(path, *overrides):
   return configs.load(path, overrides, defaults=DEFAULTS)
 
 
-def test_what_is_said_stands_over_the_defaults(tmp_path):
+def test_an_experiment_overrides_the_defaults(tmp_path):
   path = experiment(
     tmp_path,
     [

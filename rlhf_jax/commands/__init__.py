@@ -1,1 +1,1 @@
-"""The commands of the package: each parses its words and calls one function."""
+"""The command-line programs: each module parses the arguments of one and calls one function."""

@@ -1,7 +1,7 @@
-"""What the commands share: parsing words, and turning errors into messages and exit codes.
+"""Shared by all commands: parsing arguments, and turning errors into messages and exit codes.
 
-Nothing here imports JAX, so that `--help` and a mistyped word are answered at once. A
-command imports what it needs after its words are parsed.
+Nothing here imports JAX, so that `--help` and mistyped arguments are answered at once. A command
+imports what it needs only after it has parsed its arguments.
 """
 
 import argparse
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 import sys
 
+from rlhf_jax.commands import host_memory
 from rlhf_jax.errors import UserError
 
 DONE = 0  # exit code of a command that did all its work
@@ -23,19 +24,19 @@ _MODEL_HELP = (
 
 
 def make_parser(command: str, description: str, epilog: str = '') -> argparse.ArgumentParser:
-  """Returns the parser of a command.
+  """Makes the parser of a command.
 
   Args:
     command: the module that `python -m` runs.
-    description: the head of the help text, printed as it is.
-    epilog: its end.
+    description: the beginning of the help text, printed without reflowing it.
+    epilog: the end of the help text.
   """
   return argparse.ArgumentParser(
     prog=f'python -m {command}',
     description=description,
     epilog=epilog,
     formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,  # a shortened flag could be an override's beginning
+    allow_abbrev=False,  # else an override could be taken for an abbreviated flag
   )
 
 
@@ -51,30 +52,30 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
 
 def parse_with_overrides(
   parser: argparse.ArgumentParser,
-  words: Sequence[str] | None,
+  argv: Sequence[str] | None,
 ) -> tuple[argparse.Namespace, list[str]]:
-  """Parses words among which there may be overrides of the config.
+  """Parses arguments that may include overrides of the config.
 
   Args:
     parser: the command's.
-    words: as on the command line; None for those of this process.
+    argv: the command-line arguments; None for those of this process.
 
   Returns:
-    (options, overrides without their beginning: 'section.key=value').
+    (the parsed arguments, the overrides as 'section.key=value').
 
   Raises:
-    SystemExit: a word is neither a flag nor an override.
+    SystemExit: an argument is neither a flag nor an override.
   """
-  # argparse cannot know the overrides: their names come from the experiment's file
-  options, rest = parser.parse_known_args(words)
-  for word in rest:
-    if not word.startswith(_OVERRIDE):
-      parser.error(f'unknown argument {word}; overrides look like --config.section.key=value')
-  return options, [word.removeprefix(_OVERRIDE) for word in rest]
+  # argparse cannot know the overrides, as their names depend on the experiment's file
+  options, rest = parser.parse_known_args(argv)
+  for argument in rest:
+    if not argument.startswith(_OVERRIDE):
+      parser.error(f'unknown argument {argument}; overrides look like --config.section.key=value')
+  return options, [argument.removeprefix(_OVERRIDE) for argument in rest]
 
 
 def add_line_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds what the commands for files of lines share: model, files, batches and mesh."""
+  """Adds the arguments that `generate` and `score` share: model, files, batch size and mesh."""
   parser.add_argument('--model', required=True, metavar='DIR', help=_MODEL_HELP)
   parser.add_argument(
     '--input',
@@ -88,7 +89,7 @@ def add_line_arguments(parser: argparse.ArgumentParser) -> None:
     required=True,
     metavar='FILE',
     type=Path,
-    help='the same lines with the results added; repeat the command to resume after a cut',
+    help='the same lines with the results added; repeat an interrupted command to resume it',
   )
   parser.add_argument(
     '--batch_size',
@@ -100,8 +101,8 @@ def add_line_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--dtype',
     default='float32',
-    # model_config.DTYPES, which cannot be imported here without JAX; a test compares
-    # them
+    # a copy of model_config.DTYPES, which cannot be imported without JAX; a test compares
+    # the two
     choices=('float32', 'bfloat16', 'float16'),
     help='the dtype to compute in (default: %(default)s)',
   )
@@ -121,23 +122,24 @@ def run_command(
 
   Args:
     command: does the work.
-    options: its parsed words.
+    options: the parsed arguments.
 
   Returns:
     DONE, MISTAKE or INTERRUPTED.
   """
+  host_memory.keep_freed_memory()
   try:
     command(options)
   except UserError as error:
     return report_mistake(error)
   except KeyboardInterrupt:
-    print('\nrlhf_jax: interrupted; repeat the command to go on', file=sys.stderr)
+    print('\nrlhf_jax: interrupted; repeat the command to resume', file=sys.stderr)
     return INTERRUPTED
   return DONE
 
 
 def report_mistake(error: UserError) -> int:
   """Prints a user's mistake as one line, and returns the exit code for it."""
-  # one line and no traceback, as the message names the place and what was expected
+  # without a traceback, as the message names the place and what was expected
   print(f'rlhf_jax: error: {error}', file=sys.stderr)
   return MISTAKE

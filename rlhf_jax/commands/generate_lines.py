@@ -1,6 +1,7 @@
-"""The work of the command `generate`: responses to the lines of a file.
+"""Implements the command `generate`: responses to the lines of a file.
 
-Letters: B rows of a batch, K responses to each, R tokens of a response.
+Shape letters: B rows of a batch, P tokens of a padded prompt, K responses to each, R tokens of a
+response.
 """
 
 import argparse
@@ -31,12 +32,12 @@ def generate_lines(options: argparse.Namespace) -> None:
   pipeline.request_exact_products()
   if options.samples < 1:
     raise UserError(f'--samples: expected 1 or more, got {options.samples}')
-  # the input before the model: a mistake in it is told at once
+  # the input before the model, so that a mistake in it is reported at once
   inputs = lines.read_lines(options.input)
   opened = lines.open_model(options)
   if opened.model.config.head:
     raise UserError(
-      f'--model: {options.model} is a reward model: it scores, it does not generate responses'
+      f'--model: {options.model} is a reward model: it scores responses and cannot generate any'
     )
   ids = lines.encode_lines(
     inputs,
@@ -44,7 +45,7 @@ def generate_lines(options: argparse.Namespace) -> None:
     with_response=False,
     room=options.max_new_tokens,
   )
-  # these words are named as the sampler's options are
+  # these arguments have the names of the sampler's options
   sampling = {
     field.name: getattr(options, field.name) for field in dataclasses.fields(SamplingOptions)
   }
@@ -84,25 +85,25 @@ def respond_to_batch(
   """Generates the responses to a batch of rows.
 
   Args:
-    options: the command's words.
+    options: the parsed arguments.
     opened: the model.
-    generate: (params, Prompts [B, length], key) → Samples [B * K, R].
-    ids: the tokens of every row.
-    numbers: of at most B rows.
-    length: of the padded prompts.
+    generate: (params, Prompts [B, P], key) → Samples [B * K, R].
+    ids: the token ids of every row of the file.
+    numbers: which rows are computed, at most B.
+    length: P.
     key: a random key.
 
   Returns:
-    What is added to each of these rows.
+    The fields that are added to each of these rows.
   """
   pad_id = 0 if opened.tokenizer is None else opened.tokenizer.pad_id
   prompts = _pad_prompts(ids, numbers, length, pad_id, options.batch_size)
   # host arrays [B * K, R]
   samples = jax.device_get(generate(opened.params, opened.layout.place(prompts), key))
   rows = []
-  for row in range(len(numbers)):  # the last batch is filled with empty rows
-    first = row * options.samples  # the responses to a prompt follow one another
-    rows.append(_describe_responses(options, opened, samples, first))
+  for row in range(len(numbers)):  # the last batch also has empty rows, which are left out
+    first = row * options.samples  # the K responses to a prompt are consecutive
+    rows.append(_response_fields(options, opened, samples, first))
   return rows
 
 
@@ -111,11 +112,11 @@ def _build_sampler(
   opened: lines.OpenedModel,
   sampling: dict[str, Any],
 ) -> Callable[..., Samples]:
-  """Returns (params, Prompts, key) → Samples for the model and the options."""
+  """Builds the sampler of the model, (params, Prompts, key) → Samples."""
   tokenizer = opened.tokenizer
   if tokenizer is None:
-    stop_ids = (-1,)  # no token ends a response
-    pad_id = 0  # masks hide it
+    stop_ids = (-1,)  # no token has this id, so no response ends early
+    pad_id = 0  # any id will do, as padding is masked
   else:
     stop_ids = (tokenizer.eos_id,)
     pad_id = tokenizer.pad_id
@@ -136,32 +137,32 @@ def _pad_prompts(
   pad_id: int,
   batch_size: int,
 ) -> Prompts:
-  """Returns the prompts of some rows, [B, length], left-padded."""
+  """Returns the prompts of the rows `numbers` as a batch of B left-padded prompts."""
   padded = []
   for number in numbers:
     padded.append(encode.left_padded(ids[number], length, pad_id, number))
-  # a single batch, as there are at most B rows
+  # there is only one batch, as there are at most B rows
   return next(iter(batches.prompts_once(padded, batch_size)))
 
 
-def _describe_responses(
+def _response_fields(
   options: argparse.Namespace,
   opened: lines.OpenedModel,
   samples: Samples,
   first: int,
 ) -> lines.Row:
-  """Returns what is added to a row: its K responses begin at row `first` of the samples."""
+  """Returns the fields added to a row; its K responses begin at row `first` of the samples."""
   tokens = []
   logprobs = []
-  for place in range(first, first + options.samples):
-    mask = np.asarray(samples.mask[place])  # [R]
-    tokens.append(np.asarray(samples.tokens[place])[mask].tolist())
-    logprobs.append(list(map(lines.round_float32, np.asarray(samples.logprobs[place])[mask])))
+  for index in range(first, first + options.samples):
+    mask = np.asarray(samples.mask[index])  # [R]
+    tokens.append(np.asarray(samples.tokens[index])[mask].tolist())
+    logprobs.append(list(map(lines.round_float32, np.asarray(samples.logprobs[index])[mask])))
   added: lines.Row = {}
   if opened.tokenizer is not None:
     added['responses'] = [opened.tokenizer.decode(response) for response in tokens]
   if opened.tokenizer is None or options.logprobs:
-    added['response_tokens'] = tokens  # with the end token, if there was one
+    added['response_tokens'] = tokens  # including the stop token, if there was one
   if options.logprobs:
     added['logprobs'] = logprobs
   return added

@@ -1,10 +1,10 @@
-"""JSON Lines in, JSON Lines out: what the commands `generate` and `score` do with files.
+"""JSON Lines in, JSON Lines out: the file handling of the commands `generate` and `score`.
 
-A line is {"text": …}, {"messages": …}, {"prompt": …, "response": …} or {"tokens":
-[ids]}; whatever else it holds is kept. Lines are computed in windows, in the order of
-the input: inside a window sorted by length, so that little is padded. A window is
-written as a whole. A command that was cut and is repeated goes on with the first window
-that is missing, and ends with the same file.
+A line is {"text": …}, {"messages": …}, {"prompt": …, "response": …} or {"tokens": [ids]}; its other
+fields are copied to the output. The lines are divided into windows of consecutive lines. Within a
+window, lines of similar length share a batch, so that there is little padding; a window is written
+when it is complete. If an interrupted command is repeated, it resumes with the first window that is
+missing, and the final file is the same as that of an uninterrupted command.
 """
 
 import argparse
@@ -30,16 +30,18 @@ from rlhf_jax.runtime import mesh
 from rlhf_jax.stages.shared import model_sources, model_store
 from rlhf_jax.types import Params
 
-WINDOW_BATCHES = 16  # batches of a window: more pad less, fewer lose less work when cut
+# Batches of a window. More of them need less padding; with fewer, less work is lost when a
+# command is interrupted.
+WINDOW_BATCHES = 16
 
 _FORMS = (
   '{"text": …}, {"messages": …}, {"prompt": …} with or without "response", or {"tokens": [ids]}'
 )
 _FIELDS = ('text', 'messages', 'prompt', 'tokens')  # a line has exactly one of them
 
-Row = dict[str, Any]  # a line as an object
-# (numbers of at most batch_size rows, padded length, random key) → what is added to
-# each row
+Row = dict[str, Any]  # the JSON object of a line
+# (the numbers of at most batch_size rows, padded length, random key) → the fields to add to
+# each of these rows
 Compute = Callable[[Sequence[int], int, jax.Array], list[Row]]
 
 
@@ -48,7 +50,7 @@ class OpenedModel:
   """A model that is ready to use."""
 
   model: transformer.Model
-  params: Params  # sharded as the layout says, in float32
+  params: Params  # float32, sharded over the mesh of the layout
   tokenizer: Tokenizer | None  # None where the model's directory has none
   layout: mesh.Layout
 
@@ -65,10 +67,11 @@ def open_model(options: argparse.Namespace) -> OpenedModel:
   """Opens the model of --model on the mesh of --mesh.
 
   Raises:
-    UserError: nothing there that can be read, or a mesh or batch that does not fit.
+    UserError: there is no model that can be read, the mesh does not fit the devices, or
+      the batch size does not divide over it.
   """
   layout = mesh.make_layout(_parse_mesh(options.mesh))
-  shards = layout.batch_shards  # parts in which the mesh cuts a batch
+  shards = layout.batch_shards
   if options.batch_size < 1 or options.batch_size % shards:
     raise UserError(
       f'--batch_size: {options.batch_size} lines do not divide over {shards} device(s)'
@@ -78,22 +81,22 @@ def open_model(options: argparse.Namespace) -> OpenedModel:
   model = transformer.build_model(config, layout)
   shardings = model_store.model_shardings(model, layout)
   params = model_store.read_parameters(source, layout, source.config.base, {})
-  # no key: a model that lacks a leaf is an error, not a model with random parts
+  # without a key a missing parameter is an error rather than initialised at random
   params = model_store.complete_parameters(params, model.init, shardings, layout)
-  # a model from a stage of ours has the tokenizer of its run
   return OpenedModel(model, params, source.tokenizer(), layout)
 
 
 def read_lines(path: Path) -> Lines:
-  """Reads the lines of a file; empty ones are skipped.
+  """Reads the lines of a file; empty lines are skipped.
 
   Raises:
-    UserError: it cannot be read, a line has none of the forms, or there are no lines.
+    UserError: the file cannot be read, a line has none of the accepted forms, or there
+      are no lines.
   """
   try:
     with files.open_text(path) as file:
       texts = file.read().splitlines()
-  except (OSError, UnicodeDecodeError, EOFError) as error:  # EOFError: a cut .gz
+  except (OSError, UnicodeDecodeError, EOFError) as error:  # EOFError: an incomplete .gz file
     raise UserError(f'{path}: cannot read: {error}') from None
   rows = []
   places = []
@@ -118,17 +121,17 @@ def encode_lines(
   Args:
     lines: the input.
     opened: the model that reads them.
-    with_response: include the response, which messages and a prompt must then have;
-      otherwise they are encoded up to where a response begins.
-    room: tokens that a generated response may take.
+    with_response: whether conversations are encoded with their response, which they
+      must then have; otherwise they are encoded up to where a response begins.
+    room: tokens to reserve for a generated response.
 
   Raises:
-    UserError: a field is of another type or too long, or needs a tokenizer where there
-      is none.
+    UserError: a field has the wrong type or is too long, or it needs a tokenizer and the
+      model has none.
   """
-  reads = opened.model.config.max_length
-  longest = reads - room
-  explanation = f': the model reads {reads}, a response may take {room}' if room else ''
+  max_length = opened.model.config.max_length
+  longest = max_length - room
+  explanation = f': the model reads {max_length}, a response may take {room}' if room else ''
   encoded = []
   for row, place in zip(lines.rows, lines.places, strict=True):
     ids = _encode_row(row, place, opened, with_response)
@@ -146,27 +149,27 @@ def fill_output(
   compute: Compute,
   max_padded: float = math.inf,
 ) -> None:
-  """Computes and writes the lines of --output that are not there yet.
+  """Computes the lines that --output does not have yet, and writes them.
 
   Args:
-    options: the command's words.
-    settings: whatever else the result depends on; an output begun with others is
-      refused. `seed` is that of the random keys, 0 where there is none.
+    options: the parsed arguments.
+    settings: everything else that the result depends on; an output that was begun with
+      other settings is refused. Its `seed`, 0 by default, is that of the random keys.
     rows: the input.
-    ids: the tokens of each row.
+    ids: the token ids of each row.
     compute: computes a batch.
-    max_padded: the longest padded length.
+    max_padded: the maximum padded length.
 
   Raises:
-    UserError: the output was begun with other settings or is not ours, or cannot be
-      written.
+    UserError: the output was begun with other settings or not by this command, or cannot
+      be written.
   """
   settings = dict(
     settings,
     model=str(options.model),
     dtype=options.dtype,
     batch_size=options.batch_size,
-    # the parsed rows, so that a file may be compressed or reformatted meanwhile
+    # of the parsed rows, so that the file may be compressed or reformatted before resuming
     input=hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
   )
   size = WINDOW_BATCHES * options.batch_size
@@ -176,18 +179,18 @@ def fill_output(
     total=len(rows),
     initial=done,
     unit='line',
-    disable=None,  # hidden where the output is not a terminal
+    disable=None,  # shown only on a terminal
   )
   with options.output.open('ab') as file, progress:
     for begin in range(done, len(rows), size):
       window = range(begin, min(begin + size, len(rows)))
       added: dict[int, Row] = {}
-      # neighbours in length share a batch, which is padded to its longest row
+      # rows of similar length share a batch, which is padded to its longest row
       by_length = sorted(window, key=lambda number: len(ids[number]))
       for first in range(0, len(by_length), options.batch_size):
         batch = by_length[first : first + options.batch_size]
         length = int(min(bucket_length(len(ids[batch[-1]])), max_padded))
-        # by its place in the file, so that a resumed command draws the same
+        # the key depends on the place in the file, so that a resumed command samples the same
         key = jax.random.fold_in(root, begin + first)
         added.update(zip(batch, compute(batch, length, key), strict=True))
         progress.update(len(batch))
@@ -196,20 +199,20 @@ def fill_output(
 
 
 def max_padded_length(config: ModelConfig, room: int = 0) -> float:
-  """Returns how many places a padded row may have.
+  """Returns the maximum length to which a row may be padded.
 
-  Only a model with learned positions has a limit: it has no position beyond its last
-  one.
+  It is infinite except for a model with learned positions, which has no embedding for
+  positions beyond its maximum length.
 
   Args:
     config: the model's shape.
-    room: tokens that a generated response may take.
+    room: tokens to reserve for a generated response.
   """
   return config.max_length - room if config.learned_positions else math.inf
 
 
 def bucket_length(length: int) -> int:
-  """Returns the padded length for a length, one of a few, so that few programs are compiled.
+  """Rounds a length up to one of a few padded lengths, so that few programs are compiled.
 
   >>> [bucket_length(length) for length in (1, 33, 49, 65, 100)]
   [32, 48, 64, 96, 128]
@@ -217,13 +220,13 @@ def bucket_length(length: int) -> int:
   size = 32
   while size < length:
     is_power_of_two = size & (size - 1) == 0
-    # 32, 48, 64, 96, 128, …: at most half of a row is padding
+    # 32, 48, 64, 96, 128, …
     size = size * 3 // 2 if is_power_of_two else size * 4 // 3
   return size
 
 
 def round_float32(value: Any) -> float:
-  """Returns a float32 as a float of 9 digits, which are enough to restore it."""
+  """Rounds a float32 to 9 significant digits, which identify it exactly."""
   return float(f'{value:.9g}')
 
 
@@ -231,7 +234,11 @@ def round_float32(value: Any) -> float:
 
 
 def _parse_mesh(text: str) -> mesh.MeshOptions:
-  """Returns the mesh options of a text such as data=2,fsdp=4."""
+  """Parses mesh options such as data=2,fsdp=4.
+
+  Raises:
+    UserError: an axis does not exist, or its size is not a whole number.
+  """
   known = (*mesh.AXES, 'rollout_tensor')
   axes: dict[str, Any] = {}
   for part in filter(None, text.split(',')):
@@ -247,7 +254,7 @@ def _parse_mesh(text: str) -> mesh.MeshOptions:
 
 
 def _parse_line(text: str, place: str) -> Row:
-  """Returns the object in a line."""
+  """Parses the JSON object of a line, which must have exactly one of _FIELDS."""
   try:
     row = json.loads(text)
   except ValueError as error:  # JSONDecodeError is one
@@ -259,7 +266,7 @@ def _parse_line(text: str, place: str) -> Row:
 
 def _encode_row(row: Row, place: str, opened: OpenedModel, with_response: bool) -> list[int]:
   """Returns the token ids of a row."""
-  if 'tokens' in row:  # needs no tokenizer
+  if 'tokens' in row:
     return _check_tokens(row['tokens'], place, opened.model.config.vocab_size)
   tokenizer = opened.tokenizer
   if tokenizer is None:
@@ -276,15 +283,15 @@ def _encode_row(row: Row, place: str, opened: OpenedModel, with_response: bool) 
 
 
 def _check_tokens(ids: Any, place: str, vocab_size: int) -> list[int]:
-  """Returns a row's own token ids, if they are ids."""
-  # bool is an int to isinstance, but true is not a token
+  """Returns a row's own token ids after checking that they are in the vocabulary."""
+  # isinstance would accept true and false
   if isinstance(ids, list) and all(type(i) is int and 0 <= i < vocab_size for i in ids):
     return ids
   raise UserError(f'{place}: tokens: expected a list of ids from 0 to {vocab_size - 1}')
 
 
 def _read_conversation(row: Row, place: str, with_response: bool) -> tuple[list[Row], str | None]:
-  """Returns the messages before the response, and the response, None where it is not wanted."""
+  """Returns the messages before the response, and the response (None without `with_response`)."""
   if 'prompt' in row:
     messages = row['prompt']
     if isinstance(messages, str):
@@ -306,12 +313,12 @@ def _read_conversation(row: Row, place: str, with_response: bool) -> tuple[list[
 
 
 def _are_messages(value: Any) -> bool:
-  """Whether a value is a list of at least one message."""
+  """Tells whether a value is a list of at least one message."""
   return isinstance(value, list) and bool(value) and all(map(_is_message, value))
 
 
 def _is_message(value: Any) -> bool:
-  """Whether a value is a message with a role and a text."""
+  """Tells whether a value is a message with a role and a text."""
   if not isinstance(value, dict) or 'role' not in value:
     return False
   return isinstance(value.get('content'), str)
@@ -321,25 +328,26 @@ def _is_message(value: Any) -> bool:
 
 
 def _begin_output(output: Path, settings: dict[str, Any], window: int, count: int) -> int:
-  """Begins an output, or prepares one that was cut to be continued.
+  """Creates the output file, or prepares an incomplete one to be resumed.
 
   The settings are kept in a file beside the output.
 
   Args:
     output: the file.
     settings: what its lines depend on.
-    window: lines of a window.
-    count: lines of the whole output.
+    window: the number of lines of a window.
+    count: the number of lines of the complete output.
 
   Returns:
-    How many lines it has and keeps.
+    The number of lines that are done.
 
   Raises:
-    UserError: it was begun with other settings, is not ours, or cannot be written.
+    UserError: it was begun with other settings or not by this command, or cannot be
+      written.
   """
   settings_path = output.with_name(output.name + '.settings.json')
   if not output.exists():
-    try:  # settings first: an output without them would not be known as ours
+    try:  # settings first, as an output without them is refused
       files.write_text(settings_path, json.dumps(settings, indent=2) + '\n')
       output.touch()
     except OSError as error:
@@ -357,10 +365,10 @@ def _begin_output(output: Path, settings: dict[str, Any], window: int, count: in
 
 
 def _keep_whole_windows(output: Path, window: int, count: int) -> int:
-  """Cuts a window off that was not written to its end; returns how many lines are left."""
+  """Removes an incomplete window from the end of the output; returns the number of lines left."""
   lines = output.read_bytes().splitlines(keepends=True)
   keep = sum(line.endswith(b'\n') for line in lines)
-  if keep < count:  # the last window of a complete output may be a short one
+  if keep < count:  # a complete output may end with a shorter window
     keep -= keep % window
   with output.open('r+b') as file:
     file.truncate(sum(len(line) for line in lines[:keep]))
@@ -368,13 +376,13 @@ def _keep_whole_windows(output: Path, window: int, count: int) -> int:
 
 
 def _append(file: IO[bytes], output: Path, rows: list[Row]) -> None:
-  """Writes a window of rows to the disk."""
+  """Appends a window of rows to the output, and flushes it to the disk."""
   text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
   try:
     file.write(text.encode())
     file.flush()
-    os.fsync(file.fileno())  # a machine may be taken away at any time
+    os.fsync(file.fileno())  # the machine may be preempted at any time
   except OSError as error:
     raise UserError(
-      f'{output}: cannot write: {error.strerror}; the lines before are kept'
+      f'{output}: cannot write: {error.strerror}; the lines written before are kept'
     ) from None

@@ -15,12 +15,12 @@ from rlhf_jax.errors import UserError
 if TYPE_CHECKING:  # JAX takes seconds to import
   from rlhf_jax.planner import ExperimentPlan
 
-DOES_NOT_FIT = 1  # exit code where the plan was made, but some stage does not fit
+DOES_NOT_FIT = 1  # exit code when the plan was made, but some stage does not fit
 
 _DESCRIPTION = """\
-Compiles every program of an experiment for hardware that is not here, and prints
-for each device: memory, FLOPs, bytes sent, and how long a step takes at best.
-Only shapes are read.
+Compiles every program of an experiment for hardware that this machine need not have,
+and prints for each device the memory, the FLOPs, the bytes sent, and how long a step
+takes at best. No data and no parameters are read, only shapes.
 
   python -m rlhf_jax.plan --config=experiments/llama_8b_ppo.py --topology=v5p:4x4x8
 """
@@ -30,12 +30,13 @@ gpu:4x8xh100 (four hosts; also a100, h200), cpu:8. docs/plan.md explains every n
 
 Every value of the config can be changed with --config.section.key=value.
 
-Exit codes: 0 every stage fits, 1 one does not, 2 a mistake in words or config.
+Exit codes: 0 every stage fits, 1 one does not, 2 a mistake in the arguments or the
+config.
 """
 
 
 def make_parser() -> argparse.ArgumentParser:
-  """Returns the parser of the command."""
+  """Makes the parser of the command."""
   parser = arguments.make_parser('rlhf_jax.plan', _DESCRIPTION, _EPILOG)
   arguments.add_config_argument(parser)
   parser.add_argument(
@@ -57,31 +58,31 @@ def make_parser() -> argparse.ArgumentParser:
   parser.add_argument(
     '--sweep',
     action='store_true',
-    help='compare all meshes that fit the devices, the best first',
+    help='compare all meshes that are possible on the devices; the best first',
   )
   parser.add_argument(
     '--json',
     metavar='FILE',
-    help='write all numbers to this file too',
+    help='also write all numbers to this file',
   )
   return parser
 
 
-def main(words: Sequence[str] | None = None) -> int:
-  """Parses the words of the command, runs it, and returns the exit code.
+def main(argv: Sequence[str] | None = None) -> int:
+  """Parses the arguments, runs the command, and returns its exit code.
 
   Args:
-    words: as on the command line; None for those of this process.
+    argv: the command-line arguments; None for those of this process.
 
   Returns:
     0 every stage fits, 1 one does not, 2 a user's mistake.
   """
-  # --help and mistyped words end here
-  options, overrides = arguments.parse_with_overrides(make_parser(), words)
+  # --help and mistyped arguments exit here
+  options, overrides = arguments.parse_with_overrides(make_parser(), argv)
 
-  # both before JAX is imported: this machine's own devices are not asked
-  os.environ['JAX_PLATFORMS'] = 'cpu'
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # compilers' warnings
+  # both must be set before JAX is imported
+  os.environ['JAX_PLATFORMS'] = 'cpu'  # leaves this machine's accelerators alone
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # hides warnings of the compilers
   from rlhf_jax import planner
 
   try:
@@ -107,19 +108,19 @@ def write_json(path: str, plan: 'ExperimentPlan') -> None:
     UserError: the file cannot be written.
   """
   text = json.dumps(as_json(plan), indent=2) + '\n'
-  try:  # written in place, as nothing can be renamed to /dev/stdout
+  try:  # not by files.write_text, as no file can be renamed to /dev/stdout
     Path(path).write_text(text)
   except OSError as error:
     raise UserError(f'--json={path}: cannot write: {error.strerror}') from None
 
 
 def as_json(plan: 'ExperimentPlan') -> dict[str, Any]:
-  """Returns a plan as JSON holds it; what is None, such as a compiler's numbers, is left out."""
+  """Returns a plan as nested dicts for JSON; fields that are None are left out."""
   return dataclasses.asdict(plan, dict_factory=_without_none)
 
 
 def _without_none(items: list[tuple[str, Any]]) -> dict[str, Any]:
-  """Returns a dict of the items that have a value."""
+  """Returns a dict of the items whose value is not None."""
   return {name: value for name, value in items if value is not None}
 
 

@@ -1,6 +1,6 @@
-"""The work of the command `score`: logprobs or scores of the lines of a file.
+"""Implements the command `score`: log-probabilities or scores of the lines of a file.
 
-Letters: B rows of a batch, T their padded length.
+Shape letters: B rows of a batch, T their padded length, D width of the model.
 """
 
 import argparse
@@ -20,14 +20,14 @@ from rlhf_jax.types import Params
 
 
 def score_lines(options: argparse.Namespace) -> None:
-  """Writes --output: the lines of --input with logprobs or scores.
+  """Writes --output: the lines of --input with log-probabilities or scores.
 
   Raises:
     UserError: whatever is wrong with options, model, input or output.
   """
   pipeline.cache_compilations()
   pipeline.request_exact_products()
-  # the input before the model: a mistake in it is told at once
+  # the input before the model, so that a mistake in it is reported at once
   inputs = lines.read_lines(options.input)
   opened = lines.open_model(options)
   ids = lines.encode_lines(inputs, opened, with_response=True)
@@ -45,19 +45,18 @@ def score_lines(options: argparse.Namespace) -> None:
 
 
 def read_tokens(model: Model, params: Params, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-  """Computes what a model says of right-padded rows.
+  """Computes the scores or the log-probabilities of right-padded rows.
 
   Args:
-    model: its definition.
+    model: the definition of the model.
     params: its parameters.
     tokens: [B, T] int32.
     mask: [B, T] bool, True = a token of the row.
 
   Returns:
-    Of a reward model the scores, [B] float32; of a language model the logprobs of each
-    token but the first, [B, T - 1] float32.
+    For a reward model the scores, [B] float32. For a language model the
+    log-probabilities of all tokens but the first, [B, T - 1] float32, in nats.
   """
-  # right-padded, so that a text has the positions it was trained with
   positions = jnp.where(mask, jnp.arange(tokens.shape[1]), 0)
   segment_ids = mask.astype(jnp.int32)
   if model.config.head:
@@ -80,18 +79,18 @@ def score_batch(
 
   Args:
     opened: the model.
-    read: read_tokens of this model, compiled.
+    read: the compiled `read_tokens` of this model.
     batch_size: B.
-    ids: the tokens of every row.
-    numbers: of at most B rows.
+    ids: the token ids of every row of the file.
+    numbers: which rows are computed, at most B.
     length: T.
-    key: not used; nothing is random.
+    key: not used, as nothing is random.
 
   Returns:
-    What is added to each of these rows.
+    The fields that are added to each of these rows.
   """
   del key
-  # always B rows: another size would be compiled again
+  # always B rows, as another number of rows would compile another program
   tokens = np.zeros((batch_size, length), np.int32)
   mask = np.zeros((batch_size, length), bool)
   for row, number in enumerate(numbers):
@@ -105,7 +104,7 @@ def score_batch(
     if opened.model.config.head:
       rows.append(dict(score=lines.round_float32(values[row])))
     else:
-      # one for each token but the first, which nothing predicts
+      # one for each token but the first, as nothing precedes it
       logprobs = values[row][: len(ids[number]) - 1]
       rows.append(
         dict(

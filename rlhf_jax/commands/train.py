@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 import sys
 
-from rlhf_jax.commands import arguments
+from rlhf_jax.commands import arguments, host_memory
 from rlhf_jax.errors import UserError
 
 _DESCRIPTION = """\
@@ -18,64 +18,65 @@ Every value of the config can be changed with --config.section.key=value, for
 example --config.ppo.kl_coefficient=0.1. --show prints the whole config with all
 defaults.
 
-Exit codes: 0 done, 2 a mistake in words, config or data, 3 another process of the
-run died, 128 + n stopped by signal n.
+Exit codes: 0 done, 2 a mistake in the arguments, the config or the data, 3 another
+process of the run died, 128 + n stopped by signal n.
 """
 
 
 def make_parser() -> argparse.ArgumentParser:
-  """Returns the parser of the command."""
+  """Makes the parser of the command."""
   parser = arguments.make_parser('rlhf_jax', _DESCRIPTION, _EPILOG)
   arguments.add_config_argument(parser)
   parser.add_argument(
     '--workdir',
     metavar='DIR',
-    help='the folder for everything that the run leaves; give the same one to resume',
+    help='the folder for everything that the run writes; use the same folder to resume',
   )
   parser.add_argument(
     '--show',
     action='store_true',
-    help='print the whole config and stop',
+    help='print the whole config and exit',
   )
   hosts = parser.add_argument_group(
     'several hosts',
-    'Detected on TPU pods and under Slurm, Open MPI and Kubernetes. Elsewhere give all\n'
-    'three flags, or set RLHF_JAX_COORDINATOR, RLHF_JAX_PROCESSES, RLHF_JAX_PROCESS.',
+    'Detected on TPU pods and under Slurm, Open MPI and Kubernetes. Elsewhere give all three\n'
+    'flags, or set RLHF_JAX_COORDINATOR, RLHF_JAX_PROCESSES and RLHF_JAX_PROCESS.',
   )
   hosts.add_argument(
     '--coordinator',
     metavar='HOST:PORT',
-    help='where process 0 listens',
+    help='the address at which process 0 listens',
   )
   hosts.add_argument(
     '--processes',
-    metavar='N',  # a text: hosts.initialize checks it, as it does the environment's
-    help='how many processes there are; 1 means only this one, whatever started it',
+    metavar='N',  # parsed by hosts.initialize, which also reads the environment variables
+    help='the number of processes; 1 = only this one, even in a job of a cluster',
   )
   hosts.add_argument(
     '--process',
     metavar='I',
-    help='which of them this one is, from 0',
+    help='the number of this process, from 0',
   )
   return parser
 
 
-def main(words: Sequence[str] | None = None) -> int:
-  """Parses the words of the command, runs it, and returns the exit code.
+def main(argv: Sequence[str] | None = None) -> int:
+  """Parses the arguments, runs the command, and returns its exit code.
 
   Args:
-    words: as on the command line; None for those of this process.
+    argv: the command-line arguments; None for those of this process.
 
   Returns:
-    0 done, 2 a user's mistake, 128 + n stopped by signal n. The process exits with code
-    3 when another process of the run died.
+    0 done, 2 a user's mistake, 128 + n stopped by signal n. If another process of the
+    run dies, this function does not return: the process exits with code 3.
   """
   parser = make_parser()
-  options, overrides = arguments.parse_with_overrides(parser, words)
+  options, overrides = arguments.parse_with_overrides(parser, argv)
   if not options.workdir and not options.show:  # --show writes nothing
-    parser.error('--workdir=DIR is missing: the folder for everything that the run leaves')
+    parser.error('--workdir=DIR is missing: the folder for everything that the run writes')
 
-  # only now, as JAX takes seconds to import
+  host_memory.keep_freed_memory()
+  # imported here, as JAX takes seconds to import
   from rlhf_jax.runtime.loop import Interrupted
 
   try:
@@ -85,7 +86,7 @@ def main(words: Sequence[str] | None = None) -> int:
       train(options, overrides)
   except UserError as error:
     return arguments.report_mistake(error)
-  except Interrupted as stop:  # after a checkpoint
+  except Interrupted as stop:  # raised after a checkpoint was saved
     return 128 + stop.signum
   return arguments.DONE
 
@@ -110,7 +111,7 @@ def train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
   """Runs the stages of an experiment, together with the other processes of the run.
 
   Args:
-    options: the parsed words.
+    options: the parsed arguments.
     overrides: strings 'section.key=value'.
 
   Raises:
@@ -119,10 +120,10 @@ def train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
   from rlhf_jax import pipeline
   from rlhf_jax.runtime import hosts
 
-  # the config first: a mistake in it is told without waiting for other processes
+  # the config first, so that a mistake in it is reported without waiting for other processes
   config = pipeline.load_config(options.config, overrides)
   hosts.initialize(options.coordinator, options.processes, options.process)
-  with hosts.exit_with_peers():  # else a process would wait for a dead one
+  with hosts.exit_with_peers():  # else this process would wait for a dead one forever
     pipeline.run(config, options.workdir)
 
 

@@ -1,1 +1,1 @@
-"""Who judges in place of people: models, servers, functions, annotators."""
+"""Judges in place of people: language models, servers, Python functions, simulated annotators."""

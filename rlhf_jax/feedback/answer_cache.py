@@ -1,7 +1,7 @@
-"""A file of answers that were paid for, so that no question is asked twice.
+"""A cache file of a server's answers, so that no question is asked, or paid for, twice.
 
-Each answer is a line of JSON, on disk before the next question is sent. What it is
-kept under (`key`) is a hash of all that it depends on.
+Each answer is one line of JSON, which is flushed to the disk as soon as the answer arrives. Its
+`key` is a hash of everything that the answer depends on.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from rlhf_jax.errors import UserError
 
-# What a row must hold; `calls` and `tokens` count against a judge's bounds.
+# The fields of each row beside `key`; `calls` and `tokens` count towards a judge's limits.
 _FIELDS = ('probability', 'text', 'calls', 'tokens')
 
 
@@ -28,31 +28,35 @@ class AnswerCache:
   rows: dict[str, dict[str, Any]]
 
   def keep(self, row: dict[str, Any]) -> None:
-    """Writes an answer to the disk; `row['key']` says under what it is kept."""
+    """Appends an answer to the file and flushes it to the disk; `row['key']` is its key."""
     self.file.write(json.dumps(row).encode() + b'\n')
     os.fsync(self.file.fileno())
     self.rows[row['key']] = row
 
   def total(self, field: str) -> int:
-    """Adds up a field of all answers."""
+    """Returns the sum of a numeric field over all answers."""
     return sum(row[field] for row in self.rows.values())
 
 
 @contextlib.contextmanager
 def open_cache(path: Path) -> Iterator[AnswerCache]:
-  """Opens a cache, made if missing, for this process alone.
+  """Opens a cache file for this process alone, and creates it if it is missing.
+
+  Args:
+    path: the .jsonl file.
 
   Yields:
-    The cache. A last line that a kill cut off is removed from the file.
+    The cache. An incomplete last line, left by a process that was killed, is removed
+    from the file.
 
   Raises:
-    UserError: the file cannot be written, another process has opened it, or a line
-      of it is no answer.
+    UserError: the file cannot be written, another process has it open, or one of its
+      lines is not an answer.
   """
   with _open_locked(path) as file:
     file.seek(0)
-    *lines, torn = file.read().split(b'\n')
-    file.truncate(file.tell() - len(torn))
+    *lines, incomplete = file.read().split(b'\n')
+    file.truncate(file.tell() - len(incomplete))
     rows = {}
     for number, line in enumerate(lines, start=1):
       try:
@@ -76,6 +80,6 @@ def _open_locked(path: Path) -> BinaryIO:
       file.close()
     reason = error.strerror
     if isinstance(error, BlockingIOError):
-      reason = 'another process is asking with this cache'
+      reason = 'another process is using this cache'
     raise UserError(f'{path}: {reason}') from None
   return file

@@ -1,20 +1,19 @@
 """Constitutions: written principles by which a model critiques, revises and compares.
 
-A file of ours (.yaml, .yml or .json) holds
+A file in the project's own layout (.yaml, .yml or .json) has these keys, each a list:
 
-  principles:           - id, subject, weight (1 by default), critique, revision, choose
-  critique_examples:    - a text: a dialogue with critique and revision, shown before
-                          the model's own
-  comparison_examples:  - human, better, worse
-  thought_examples:     - a text: a comparison with a chain of thought; {} stands for
-                          a principle
+  principles            items with id, subject, weight (1 by default), critique, revision, choose
+  critique_examples     texts: a dialogue with its critique and revision, which is shown to the
+                        model as a few-shot example
+  comparison_examples   items with human, better, worse
+  thought_examples      texts: a comparison with a chain of thought; {} stands for a principle
 
-where a principle may have critique and revision only, or choose only. Those that
-ship lie in constitutions/ and are named without a path: 'harmlessness'.
+A principle may have only critique and revision, or only choose. The constitutions that come with
+the package are in constitutions/ and are named without a path, such as 'harmlessness'.
 
-Two other layouts are read too: the published one of Bai et al. 2022b
-(arXiv:2212.08073, dicts and lists of prompts, as in its supplement), and JSON Lines
-with a `kind`. Several files make one constitution.
+Two other layouts can be read too: that of the supplement to Bai et al. 2022b (arXiv:2212.08073),
+dicts and lists of prompts; and JSON Lines whose rows have a `kind`. Several files can be joined
+into one constitution.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,19 +33,19 @@ SHIPPED = Path(__file__).parent / 'constitutions'
 
 @dataclasses.dataclass(frozen=True)
 class Principle:
-  """One principle; a text that is '' means that it is not for that use."""
+  """One principle; it is not used for what it has no text for (critique or choose is '')."""
 
   id: str
   critique: str = ''  # asks for a critique of a response
-  revision: str = ''  # asks for a response without what the critique found
+  revision: str = ''  # asks for a response without the faults that the critique names
   choose: str = ''  # the instruction for a comparison
-  weight: float = 1.0  # how likely it is drawn, beside the weights of the others
-  subject: str = ''  # what it is about, for readers
+  weight: float = 1.0  # it is drawn with a probability proportional to this
+  subject: str = ''  # what it is about; for human readers only
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """Two responses to a question, for few-shot comparisons."""
+  """A few-shot example of a comparison: a better and a worse response to one question."""
 
   human: str
   better: str
@@ -58,7 +57,7 @@ _Record = TypeVar('_Record', Principle, Example)
 
 @dataclasses.dataclass(frozen=True)
 class Constitution:
-  """Principles, and examples of how they are used."""
+  """Principles, and few-shot examples of their use."""
 
   principles: tuple[Principle, ...] = ()
   critique_examples: tuple[str, ...] = ()
@@ -66,29 +65,32 @@ class Constitution:
   thought_examples: tuple[str, ...] = ()
 
   def draw(self, use: str, rng: np.random.Generator) -> Principle:
-    """Draws a principle by weight.
+    """Draws a principle at random, with probabilities proportional to the weights.
 
     Args:
       use: 'critique' or 'choose'; principles without a text for it are left out.
-      rng: decides which.
+      rng: the source of randomness.
 
     Raises:
       UserError: no principle has this use.
     """
     usable = [principle for principle in self.principles if getattr(principle, use)]
     if not usable:
-      raise UserError(f'constitution: no principle says "{use}"')
+      raise UserError(f'constitution: no principle has a text for "{use}"')
     weights = np.array([principle.weight for principle in usable])
-    place = rng.choice(len(usable), p=weights / weights.sum())
-    return usable[int(place)]
+    index = rng.choice(len(usable), p=weights / weights.sum())
+    return usable[int(index)]
 
 
 def load_constitution(files: str | Sequence[str]) -> Constitution:
-  """Loads the constitution of one or several files, or of shipped ones by name.
+  """Loads one constitution from one or several files.
+
+  Args:
+    files: paths, or names of constitutions that come with the package.
 
   Raises:
-    UserError: a file is wrong; the message names it and the place in it. Or two
-      principles have one name.
+    UserError: a file cannot be read or has a mistake (the message names the file and
+      the principle), or two principles have the same id.
   """
   if isinstance(files, str):
     files = (files,)
@@ -101,7 +103,7 @@ def load_constitution(files: str | Sequence[str]) -> Constitution:
 
 
 def _join(parts: Sequence[Constitution]) -> Constitution:
-  """Returns all parts as one constitution."""
+  """Joins several constitutions into one."""
   joined: dict[str, tuple] = {}
   for field in dataclasses.fields(Constitution):
     joined[field.name] = ()
@@ -111,7 +113,7 @@ def _join(parts: Sequence[Constitution]) -> Constitution:
 
 
 def _read_file(file: str) -> Constitution:
-  """Reads a file of any of the layouts."""
+  """Reads a file in any of the three layouts."""
   path = Path(file)
   shipped = SHIPPED / f'{file}.yaml'
   if not path.is_file() and shipped.is_file():
@@ -138,7 +140,7 @@ def _read_file(file: str) -> Constitution:
   return _parse_published_layout(content, path)
 
 
-# --- our own layout ---
+# --- the project's own layout ---
 
 
 def _parse_own_layout(content: Mapping[str, Any], path: Path) -> Constitution:
@@ -176,7 +178,7 @@ def _parse_principle(fields: Any, where: str) -> Principle:
 
 
 def _parse_record(record_class: type[_Record], fields: Any, where: str) -> _Record:
-  """Makes a dataclass of a dict whose keys and types must be its own."""
+  """Makes a dataclass instance from a dict, and checks the dict's keys and value types."""
   known = {field.name: field for field in dataclasses.fields(record_class)}
   names = ', '.join(known)
   if not isinstance(fields, dict):
@@ -193,7 +195,7 @@ def _parse_record(record_class: type[_Record], fields: Any, where: str) -> _Reco
 
 
 def _check_value(value: Any, is_number: bool, where: str) -> Any:
-  """Returns a value, a text without the blanks around it."""
+  """Returns a value after checking its type; a text is stripped of surrounding whitespace."""
   expected: tuple[type, ...] = (int, float) if is_number else (str,)
   if not isinstance(value, expected) or isinstance(value, bool):
     kind = 'number' if is_number else 'text'
@@ -201,11 +203,11 @@ def _check_value(value: Any, is_number: bool, where: str) -> Any:
   return value.strip() if isinstance(value, str) else value
 
 
-# --- layouts of others ---
+# --- the other layouts ---
 
 
 def _parse_published_layout(content: Any, path: Path) -> Constitution:
-  """Parses one of the files of the paper's supplement, told apart by their form."""
+  """Parses a file of the paper's supplement; its kind is recognised by its structure."""
   try:
     if isinstance(content, dict):
       return _parse_critiques(content)
@@ -218,8 +220,8 @@ def _parse_published_layout(content: Any, path: Path) -> Constitution:
     return Constitution(comparison_examples=tuple(examples))
   except (KeyError, IndexError, TypeError, AttributeError) as error:
     raise UserError(
-      f'constitution {path}: neither our layout (a key "principles") nor the'
-      f' published one ({type(error).__name__}: {error})'
+      f'constitution {path}: expected a key "principles", or the layout of the'
+      f' published files ({type(error).__name__}: {error})'
     ) from None
 
 
@@ -234,7 +236,7 @@ def _parse_critiques(content: Mapping[str, Any]) -> Constitution:
 
 
 def _parse_texts(texts: Sequence[str], name: str) -> Constitution:
-  """Parses a list of texts: dialogues with critiques, or instructions to choose."""
+  """Parses a list of texts: dialogues with critiques, or instructions for comparisons."""
   if any('CritiqueRequest:' in text for text in texts):
     examples = [_strip_turn(text) for text in texts]
     return Constitution(critique_examples=tuple(examples))
@@ -267,7 +269,7 @@ def _parse_json_lines(rows: Sequence[Mapping[str, Any]], path: Path) -> Constitu
         critique_examples.append(_strip_turn(row['text']))
       elif row.get('kind') == 'comparison_fewshot':
         comparison_examples.append(_parse_example(row))
-    # Those to choose by stand last, whatever their place in the file.
+    # Principles for comparisons come last, wherever they stand in the file.
     for row in rows:
       if row.get('kind') == 'comparison':
         principles.append(Principle(row['id'], choose=row['instruction']))
@@ -290,10 +292,10 @@ def _parse_example(item: Mapping[str, Any]) -> Example:
 
 
 def _strip_turn(text: str) -> str:
-  """Removes the turn at the end of a dialogue that waits for the next one."""
+  """Removes an empty 'Human:' turn from the end of a dialogue."""
   return text.strip().removesuffix('Human:').strip()
 
 
-def _text_between(text: str, begin: str, end: str) -> str:
-  """Returns a text without the marks at its beginning and its end."""
-  return text.strip().removeprefix(begin).removesuffix(end).strip()
+def _text_between(text: str, prefix: str, suffix: str) -> str:
+  """Returns a text without the given prefix and suffix, and without surrounding whitespace."""
+  return text.strip().removeprefix(prefix).removesuffix(suffix).strip()

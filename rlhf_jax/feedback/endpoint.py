@@ -1,8 +1,8 @@
-"""A server as judge: any that speaks the OpenAI chat-completions protocol.
+"""Judges that are servers with the OpenAI chat-completions protocol.
 
-vLLM, SGLang, llama.cpp, `transformers serve` and hosted models do. verdicts.py reads
-what they reply. Answers are kept in a file as they come, so that no question is
-asked, or paid for, twice.
+vLLM, SGLang, llama.cpp, `transformers serve` and hosted models have it. verdicts.py reads the
+verdict from a reply. Every answer is written to a cache file as soon as it arrives, so that no
+question is asked, or paid for, twice.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from rlhf_jax.feedback import (
 
 @dataclasses.dataclass(frozen=True)
 class EndpointOptions:
-  """What a server is asked, and within which bounds."""
+  """How a server is asked, and the limits on time and cost."""
 
   model: str = ''  # the model's name on the server; required
   key_env: str = 'OPENAI_API_KEY'  # environment variable with the key; empty: none is sent
@@ -41,32 +41,32 @@ class EndpointOptions:
     'Consider the following conversation between a human and an assistant:\n\n'
     '{conversation}\n\n{principle}\nOptions:\n(A) {first}\n(B) {second}\n\n'
   )
-  options: tuple = (
-    'A',
-    'B',
-  )  # what stands for the first and the second response
+  options: tuple = ('A', 'B')  # the names of the first and the second response
   ending: str = 'Answer with one letter, A or B, and nothing else.'  # after the template
   thought: int = 0  # tokens of reasoning before the verdict; 0 = none
-  think: str = (  # stands in place of the ending where there is a thought
+  think: str = (  # replaces `ending` if thought > 0
     'Reason step by step, then write a last line that is "Answer: A" or "Answer: B".'
   )
-  clamp: tuple = (0.4, 0.6)  # bounds of a probability after a thought
-  max_tokens: int = 16  # of a reply, apart from those of its thought
+  clamp: tuple = (0.4, 0.6)  # if thought > 0, probabilities are clipped to this range
+  max_tokens: int = 16  # of a reply, in addition to `thought`
   temperature: float = 0.0
-  logprobs: int = 20  # most probable tokens to ask for; 0 = verdicts are read from texts
-  extra: dict = dataclasses.field(default_factory=dict)  # more fields; None removes one
+  # `top_logprobs` of the request; 0 = no log-probabilities: verdicts are read from the text.
+  logprobs: int = 20
+  # Further fields of the request; a field that is None here is left out of the request.
+  extra: dict = dataclasses.field(default_factory=dict)
   concurrency: int = 8  # requests at the same time
   timeout: float = 60.0  # seconds for a request
-  retries: int = 6  # further tries of a request that failed, before the run stops
+  retries: int = 6  # of a request that fails, before the run stops
   backoff: float = 1.0  # seconds before the first retry, doubled for each further one
-  longest_wait: float = 120.0  # seconds; a server that asks for a longer one stops the run
-  max_calls: int = 0  # bound of the replies in the cache, over all runs; 0 = none
-  max_total_tokens: int = 0  # the same for tokens; requests under way come on top
+  longest_wait: float = 120.0  # seconds; the run stops if the server asks for a longer wait
+  max_calls: int = 0  # limit on the replies paid for, over all runs with this cache; 0 = none
+  # The same for tokens. Requests in flight when the limit is reached can exceed it.
+  max_total_tokens: int = 0
 
 
 _EXAMPLE_URL = 'http://localhost:8000/v1'
 _PATH = '/chat/completions'
-# What reading a reply raises that is no chat completion.
+# What `_read_reply` may raise where a reply is not a chat completion.
 _NOT_A_COMPLETION = (
   ValueError,
   LookupError,
@@ -79,21 +79,21 @@ _NOT_A_COMPLETION = (
 
 @dataclasses.dataclass
 class _Server:
-  """A server; the last two fields change as we learn what it can do."""
+  """A server and how to ask it; the last two fields change during a run."""
 
   address: str
   options: EndpointOptions
   patterns: verdicts.Patterns
   key: str
-  refuses_logprobs: bool = False
-  warned: set = dataclasses.field(default_factory=set)  # kinds of logged warnings
+  refuses_logprobs: bool = False  # set once it has refused a request for log-probabilities
+  warned: set = dataclasses.field(default_factory=set)  # the kinds of warnings already logged
 
   def excerpt(self, body: str) -> str:
-    """Returns the beginning of a reply, without the key."""
+    """Returns the beginning of a reply, with the key hidden."""
     return http_requests.excerpt(body, self.key)
 
   def warn_once(self, kind: Any, message: str) -> None:
-    """Logs the first warning of a kind."""
+    """Logs a warning unless one of the same kind was logged before."""
     if kind not in self.warned:
       self.warned.add(kind)
       logging.warning('judge %s: %s', self.address, message)
@@ -101,11 +101,11 @@ class _Server:
 
 @dataclasses.dataclass
 class _Run:
-  """What the concurrent requests of one call of a judge share."""
+  """The state that the concurrent requests of one call of a judge share."""
 
-  calls: int  # replies so far and requests under way, over all runs
-  tokens: int
-  stopped: asyncio.Event  # set by the first request that fails for good
+  calls: int  # replies so far, over all runs, and requests in flight
+  tokens: int  # of the replies so far, over all runs
+  stopped: asyncio.Event  # set when a request fails after all its retries
   problems: list[UserError] = dataclasses.field(default_factory=list)
 
 
@@ -114,23 +114,24 @@ def build_endpoint_judge(
   options: EndpointOptions,
   cache: str | Path,
 ) -> judging.Judge:
-  """Builds a judge that is a server.
+  """Builds a judge that asks a server.
 
-  Only one process may ask with a cache: process 0 where there are several.
+  Only one process may use a cache file: process 0 where there are several.
 
   Args:
-    url: the base of the server, for example http://localhost:8000/v1, or the
-      address of its …/chat/completions.
-    options: what it is asked.
-    cache: a .jsonl file, made if missing, with a line for each answer.
+    url: the base URL of the server, for example http://localhost:8000/v1, or the full
+      URL of its …/chat/completions.
+    options: how the server is asked.
+    cache: a .jsonl file with a line for each answer, created if missing.
 
   Returns:
-    The judge. It raises a UserError when the server refuses a question, when all
-    tries of one failed, or when a bound of the options is reached. Answers that
-    came until then are in the cache, and asking again goes on from there.
+    The judge. It raises a UserError when the server refuses a request, when a request
+    fails after all retries, or when `max_calls` or `max_total_tokens` is reached. The
+    answers received until then are in the cache; calling the judge again asks only for
+    the missing ones.
 
   Raises:
-    UserError: the address, the options or the key are wrong.
+    UserError: the address, the options or the key are invalid.
   """
   _check_options(options)
   server = _Server(
@@ -147,22 +148,22 @@ def _judge(
   cache_path: Path,
   comparisons: Sequence[judging.Comparison],
 ) -> judging.Judgements:
-  """Asks the server what is not in the cache yet, and returns all answers."""
+  """Asks the server the questions that are not in the cache, and returns all answers."""
   requests = [build_request(comparison, server.options) for comparison in comparisons]
   with answer_cache.open_cache(cache_path) as cache:
-    waiting = {}
+    missing = {}
     for request, key in requests:
       if key not in cache.rows:
-        waiting[key] = request
+        missing[key] = request
     try:
-      asyncio.run(_ask_all(server, waiting, cache))
+      asyncio.run(_ask_all(server, missing, cache))
     except UserError as error:
       raise UserError(_stop_message(server, cache, str(error))) from None
     except KeyboardInterrupt:
       logging.warning(_stop_message(server, cache, 'stopped'))
       raise
     rows = [cache.rows[key] for _, key in requests]
-  # None, no verdict, becomes NaN, which np.clip leaves as it is.
+  # None (no verdict) becomes NaN, which np.clip leaves as it is.
   probabilities = np.array([row['probability'] for row in rows], float)
   if server.options.thought:
     probabilities = np.clip(probabilities, *server.options.clamp)
@@ -170,37 +171,37 @@ def _judge(
 
 
 def _stop_message(server: _Server, cache: answer_cache.AnswerCache, problem: str) -> str:
-  """Says why asking stopped, and that nothing is lost."""
+  """Returns a message that says why a run stopped, and how to continue it."""
   return (
     f'judge {server.address}: {problem}; {len(cache.rows)} label(s) are kept in'
-    f' {cache.path}, and the same command goes on from there'
+    f' {cache.path}; repeat the same command to continue'
   )
 
 
 async def _ask_all(
   server: _Server,
-  waiting: Mapping[str, dict],
+  missing: Mapping[str, dict],
   cache: answer_cache.AnswerCache,
 ) -> None:
-  """Asks all questions and keeps each answer as it comes.
+  """Asks all missing questions, and writes each answer to the cache as it arrives.
 
   Args:
     server: whom to ask.
-    waiting: key of the cache → request.
+    missing: key of the cache → request.
     cache: where answers are kept.
 
   Raises:
-    UserError: the first problem. After it no further questions are asked; answers
-      to those under way are waited for and kept.
+    UserError: the first problem. No further requests are sent after it; the answers
+      to those in flight are awaited and kept.
   """
   run = _Run(
     calls=cache.total('calls'),
     tokens=cache.total('tokens'),
     stopped=asyncio.Event(),
   )
-  questions = iter(waiting.items())
+  questions = iter(missing.items())
   progress = tqdm.tqdm(
-    total=len(waiting),
+    total=len(missing),
     desc='judge',
     unit='call',
     leave=False,
@@ -224,7 +225,7 @@ async def _work(
   cache: answer_cache.AnswerCache,
   progress: tqdm.tqdm,
 ) -> None:
-  """Asks one question after another, taking the next from those left for all."""
+  """Asks questions one after the other, until the iterator that all workers share is empty."""
   try:
     while not run.stopped.is_set():
       question = next(questions, None)
@@ -246,17 +247,18 @@ async def _ask(
   client: httpx.AsyncClient,
   request: dict,
 ) -> dict | None:
-  """Returns the answer to one question as a row of the cache.
+  """Asks one question, and retries where that may help.
 
   Returns:
-    None where another question has stopped the run.
+    The answer as a row of the cache, or None where another question has stopped the run.
 
   Raises:
-    UserError: there is no answer, or a bound of the options is reached.
+    UserError: the server refuses, all retries failed, or a limit of the options is
+      reached.
   """
   options = server.options
   calls = 0  # replies with status 200, which are paid for
-  tries = 0
+  tries = 0  # failed ones before the current one
   while not run.stopped.is_set():
     if server.refuses_logprobs:
       request = _without_logprobs(request)
@@ -273,22 +275,22 @@ async def _ask(
       try:
         row = _read_reply(reply.body, request, server)
       except _NOT_A_COMPLETION:
-        trouble = f'its answer is no chat completion: {server.excerpt(reply.body)}'
+        problem = f'its answer is not a chat completion: {server.excerpt(reply.body)}'
       else:
         run.tokens += row['tokens']
         return {**row, 'calls': calls}
     else:
       run.calls -= 1
-      trouble = reply.body
+      problem = reply.body
       if reply.status:
-        trouble = f'it answered {reply.status}: {server.excerpt(reply.body)}'
+        problem = f'it answered {reply.status}: {server.excerpt(reply.body)}'
     if reply.status in (400, 422) and 'logprobs' in request:
       server.refuses_logprobs = True
-      consequence = 'going on without log-probabilities, verdicts are read from the text'
-      server.warn_once('logprobs', f'{trouble}; {consequence}')
+      consequence = 'continuing without log-probabilities: verdicts are read from the text'
+      server.warn_once('logprobs', f'{problem}; {consequence}')
       continue
-    _check_retry(reply, trouble, tries, options)
-    server.warn_once(reply.status or reply.body, f'{trouble}; trying again')
+    _check_retry(reply, problem, tries, options)
+    server.warn_once(reply.status or reply.body, f'{problem}; trying again')
     delay = http_requests.retry_delay(
       tries,
       reply.pause,
@@ -296,13 +298,14 @@ async def _ask(
       options.longest_wait,
     )
     tries += 1
-    with contextlib.suppress(TimeoutError):  # the delay is over
+    # Waits for the delay, but no longer than until another question stops the run.
+    with contextlib.suppress(TimeoutError):
       await asyncio.wait_for(run.stopped.wait(), delay)
   return None
 
 
 def _check_bounds(run: _Run, options: EndpointOptions) -> None:
-  """Raises UserError where no further question may be asked."""
+  """Raises UserError where a limit of the options is reached."""
   too_many_calls = 0 < options.max_calls <= run.calls
   too_many_tokens = 0 < options.max_total_tokens <= run.tokens
   if too_many_calls or too_many_tokens:
@@ -313,21 +316,21 @@ def _check_bounds(run: _Run, options: EndpointOptions) -> None:
 
 def _check_retry(
   reply: http_requests.Reply,
-  trouble: str,
+  problem: str,
   tries: int,
   options: EndpointOptions,
 ) -> None:
-  """Raises UserError where it makes no sense to ask again."""
+  """Raises UserError where the request must not be retried."""
   if reply.is_refusal:
     hint = ''
     if reply.status in (401, 403):
       hint = f' (is the key in {options.key_env} right?)'
-    raise UserError(trouble + hint)
+    raise UserError(problem + hint)
   if reply.pause > options.longest_wait or tries >= options.retries:
     request_to_wait = ''
     if reply.pause:
       request_to_wait = f'; it asks to wait {reply.pause:.0f} s'
-    raise UserError(f'{trouble}; tried {tries + 1} times{request_to_wait}')
+    raise UserError(f'{problem}; tried {tries + 1} times{request_to_wait}')
 
 
 def _without_logprobs(request: Mapping[str, Any]) -> dict:
@@ -336,21 +339,22 @@ def _without_logprobs(request: Mapping[str, Any]) -> dict:
 
 
 def _read_reply(body: str, request: Mapping[str, Any], server: _Server) -> dict:
-  """Reads a chat completion as a row of the cache.
+  """Reads a chat completion into a row of the cache.
 
   Returns:
-    probability (None = no verdict), by (what it was read from), text and tokens.
+    A dict with `probability` (None = no verdict), `by` (read from 'logprobs' or 'text'),
+    `text` and `tokens`.
 
   Raises:
-    Any of _NOT_A_COMPLETION: the body is something else.
+    Any of _NOT_A_COMPLETION: the body is not a chat completion.
   """
   completion = json.loads(body)
   choice = completion['choices'][0]
-  # `str.strip` refuses a content that is no text.
+  # str.strip raises a TypeError where the content is not a text.
   text = str.strip(choice['message']['content'] or '')
   tokens = (choice.get('logprobs') or {}).get('content') or []
   if server.options.logprobs and not tokens:
-    message = 'it gives no log-probabilities; verdicts are read from the text'
+    message = 'it returns no log-probabilities; verdicts are read from the text'
     server.warn_once('logprobs', message)
   thought = server.options.thought > 0
   probability, by = verdicts.read_verdict(text, tokens, server.patterns, thought)
@@ -370,11 +374,19 @@ def build_request(
   comparison: judging.Comparison,
   options: EndpointOptions,
 ) -> tuple[dict, str]:
-  """Builds the body of a request.
+  """Builds the body of a request and the key of its answer in the cache.
+
+  Args:
+    comparison: what is asked about.
+    options: how the server is asked.
 
   Returns:
-    The body, and the key under which its answer is kept: a hash of all that the
-    answer depends on, but not of where the server is.
+    The body, and the key: a hash of everything that the answer depends on. The address
+    of the server is not part of it.
+
+  Raises:
+    LookupError, ValueError: the template is not a format string of the fields of
+      `judging.fill_template`.
   """
   ending = options.think if options.thought else options.ending
   question = judging.fill_template(options.template, comparison) + ending
@@ -398,29 +410,29 @@ def build_request(
 
 
 def _completions_address(url: str) -> str:
-  """Returns the address of the chat completions of a server."""
+  """Returns the URL of a server's chat completions."""
   expected = f'judge: expected a URL like {_EXAMPLE_URL}, without user or query'
-  message = f'{expected} (a key goes into the variable that key_env names)'
+  message = f'{expected} (put a key into the environment variable that key_env names)'
   base = http_requests.check_address(url, message)
   return base.removesuffix(_PATH) + _PATH
 
 
 def _check_options(options: EndpointOptions) -> None:
-  """Raises UserError where options are wrong by themselves."""
+  """Raises UserError where an option is invalid."""
   if not options.model:
     raise UserError("judge: expected a model, got ''")
   are_words = all(re.fullmatch(r'\w+', option) for option in options.options)
   are_two = len(options.options) == len(set(options.options)) == 2
   if not are_two or not are_words:
-    raise UserError(f'judge: expected two words as options, got {options.options}')
+    raise UserError(f'judge: expected two different words as options, got {options.options}')
   if options.concurrency < 1:
-    raise UserError(f'judge: expected a concurrency from 1, got {options.concurrency}')
+    raise UserError(f'judge: expected a concurrency of 1 or more, got {options.concurrency}')
   if options.timeout <= 0:
     raise UserError(f'judge: expected a timeout above 0, got {options.timeout}')
   if len(options.clamp) != 2:
     raise UserError(f'judge: expected two numbers to clamp to, got {options.clamp}')
-  nothing = judging.Comparison([dict(role='user', content='')], '', '')
+  empty = judging.Comparison([dict(role='user', content='')], '', '')
   try:
-    build_request(nothing, options)
+    build_request(empty, options)
   except (LookupError, ValueError) as error:
     raise UserError(f'judge: template: {type(error).__name__}: {error}') from None

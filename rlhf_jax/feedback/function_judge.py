@@ -1,10 +1,10 @@
-"""A Python function as judge.
+"""Judges that are Python functions.
 
   def judge(comparisons: list[Comparison]) -> list[float]
 
-It gets the comparisons (judging.py) and returns for each the probability that the
-first response is better; NaN means no verdict. A config names it as
-'module:function', or with options as 'module:function(option=value)'.
+The function gets the comparisons (see judging.py) and returns, for each of them, the probability
+that the first response is better; NaN means no verdict. A config names it as 'module:function', or
+with keyword arguments as 'module:function(option=value)'.
 """
 
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ def build_function_judge(name: str) -> judging.Judge:
   """Builds a judge that is a Python function.
 
   Args:
-    name: 'module:function', with options or without.
+    name: 'module:function' or 'module:function(option=value, …)'.
 
   Returns:
-    The judge. It raises a UserError when the function fails, or returns something
-    else than a probability or NaN for each comparison.
+    The judge. It raises a UserError when the function fails, or when it returns anything
+    other than a probability or NaN for each comparison.
 
   Raises:
     UserError: there is no such function.
@@ -42,7 +42,7 @@ def _judge(
   count = len(comparisons)
   try:
     returned = function(list(comparisons))
-  except Exception as error:  # a user's function may raise anything
+  except Exception as error:  # the user's function may raise anything
     details = ' '.join(str(error).split())[:120]
     raise UserError(f'judge {name!r}: {type(error).__name__}: {details}') from error
   probabilities = _as_probabilities(returned, count)
@@ -54,7 +54,7 @@ def _judge(
 
 
 def _as_probabilities(returned: Any, count: int) -> np.ndarray | None:
-  """Returns probabilities [N] float64; None where they are something else."""
+  """Returns the probabilities, [N] float64; None where they are not N probabilities or NaN."""
   try:
     values = np.array([float(value) for value in returned], np.float64)
   except (TypeError, ValueError):

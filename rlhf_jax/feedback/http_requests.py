@@ -1,7 +1,7 @@
 """JSON over HTTP, for judges and rewards that are servers.
 
-Only transport is here: addresses, keys, one request and its reply, how long to wait
-before the next try. What a reply means is the caller's business.
+This module does only the transport: it checks addresses, reads keys, sends one request, and
+computes the delay before a retry. What a reply means is decided by the caller.
 """
 
 import asyncio
@@ -26,20 +26,17 @@ _KEY = re.compile(r'[!#-\[\]-~]*')  # printable ASCII that needs no escapes in J
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-  """What came back from a server."""
+  """The reply of a server, or the reason why there is none."""
 
-  status: int  # 0 = nothing came back
-  body: str  # the reason, where nothing came back
-  pause: float = 0.0  # seconds that the server asks to wait before the next request
+  status: int  # of HTTP; 0 = there was no reply
+  body: str  # of the reply; the reason where there was none
+  pause: float = 0.0  # seconds to wait before the next request, as the server asks (Retry-After)
 
   @property
   def is_refusal(self) -> bool:
     """Whether the same request would be refused again, so that no retry helps."""
-    return 300 <= self.status < 500 and self.status not in (
-      408,
-      409,
-      429,
-    )
+    # 408: timeout, 409: conflict, 429: too many requests.
+    return 300 <= self.status < 500 and self.status not in (408, 409, 429)
 
 
 def is_address(name: str) -> bool:
@@ -48,14 +45,18 @@ def is_address(name: str) -> bool:
 
 
 def check_address(url: Any, message: str) -> str:
-  """Returns a server's address without a slash at its end.
+  """Returns a server's address without a trailing slash.
+
+  Args:
+    url: an http or https URL without user, query or fragment.
+    message: the error message for any other value.
 
   Raises:
-    UserError: `message`. The address itself is not shown, as it may hold a secret.
+    UserError: the URL is invalid. The URL itself is not shown, as it may hold a secret.
   """
   with contextlib.suppress(httpx.InvalidURL, TypeError):
     address = httpx.URL(url)
-    # A user, a query or a fragment may be a secret, which must not enter logs.
+    # A user, a query or a fragment may hold a secret, which must not appear in logs.
     has_secrets = address.userinfo or address.query or address.fragment
     if address.scheme in ('http', 'https') and address.host and not has_secrets:
       return str(address).rstrip('/')
@@ -63,22 +64,29 @@ def check_address(url: Any, message: str) -> str:
 
 
 def read_key(variable: str) -> str:
-  """Returns the key in an environment variable; '' where there is none.
+  """Returns the API key in an environment variable; '' where the variable is not set.
+
+  Args:
+    variable: its name; '' = no key.
 
   Raises:
     UserError: the key cannot be sent in a header. The key itself is not shown.
   """
   key = os.environ.get(variable, '').strip() if variable else ''
   if not _KEY.fullmatch(key):
-    expected = 'a key of ASCII letters, digits and signs without spaces'
+    expected = 'a key of ASCII letters, digits and punctuation without spaces'
     raise UserError(f'{variable}: expected {expected}')
   return key
 
 
 def open_client(address: str, key: str) -> httpx.AsyncClient:
-  """Opens a client; the key, unless '', is sent as a bearer token.
+  """Opens an HTTP client for one server.
 
-  Proxies of the environment are used, but not for servers on this machine.
+  The environment's proxies are used, except for servers on this machine.
+
+  Args:
+    address: the server's URL.
+    key: sent as a bearer token; '' = no key.
   """
   headers = {'content-type': 'application/json'}
   if key:
@@ -95,11 +103,13 @@ async def post_json(
 ) -> Reply:
   """Posts a request and returns the reply, whatever its status.
 
+  It does not raise where the server cannot be reached; the reply's status is 0 then.
+
   Args:
-    client: of `open_client`.
-    address: where to post to.
-    request: the body.
-    timeout: seconds for the whole call; httpx's own limits are for single reads.
+    client: from `open_client`.
+    address: the URL to post to.
+    request: the body, sent as JSON.
+    timeout: seconds for the whole call; httpx's own timeouts are for single reads.
   """
   try:
     async with asyncio.timeout(timeout):
@@ -122,30 +132,30 @@ def _read_retry_after(header: str) -> float:
 
 
 def retry_delay(tries: int, pause: float, backoff: float, longest_wait: float) -> float:
-  """Returns how many seconds to wait before the next try, with jitter.
+  """Returns how many seconds to wait before the next retry: exponential backoff with jitter.
 
   Args:
-    tries: failed tries before the last one.
-    pause: seconds that the server asked for; 0 = it did not ask.
-    backoff: seconds before the first new try, doubled for each further one.
-    longest_wait: bound of the doubling.
+    tries: retries so far.
+    pause: seconds that the server asked to wait; 0 = it did not ask.
+    backoff: seconds before the first retry, doubled for each further one.
+    longest_wait: upper limit of the doubled delay, seconds.
   """
   wait = backoff
   if not pause:
     # The exponent is bounded so that the power stays a float.
     wait = min(longest_wait, backoff * 2 ** min(tries, 30))
-  # Half of the wait is random, so that many clients do not come back at once.
+  # Half of the delay is random, so that many clients do not retry at the same moment.
   return pause + wait * random.uniform(0.5, 1)
 
 
 def hide_key(text: str, key: str) -> str:
-  """Replaces a key in a text by '…'."""
+  """Returns a text in which the key is replaced by '…'."""
   return text.replace(key, '…') if key else text
 
 
 def excerpt(body: str, key: str) -> str:
-  """Returns the beginning of a reply on one line, without the key."""
+  """Returns the beginning of a reply on one line, with the key hidden."""
   with contextlib.suppress(ValueError, RecursionError):
-    # Decoding finds a key that the server wrote with escapes.
+    # Decoding undoes JSON escapes, behind which a key could be overlooked.
     body = json.dumps(json.loads(body), ensure_ascii=False)
   return ' '.join(hide_key(body, key).split())[:200] or 'nothing'

@@ -1,10 +1,10 @@
-"""The kinds of judges: how a config names each, and how it is opened.
+"""The registry of judges: how a config names each kind, and how it is opened.
 
-  http://… or https://…     endpoint   a server of the chat-completions protocol
+  http://… or https://…     endpoint   a server with the chat-completions protocol
   module:function(…)        function   a Python function
-  anything else             model      a language model of ours, by its name
+  anything else             model      a language model that runs here, named as `init` names it
 
-A new kind is one row of JUDGE_KINDS and one function that opens it.
+To add a kind, add one row to JUDGE_KINDS and one function that opens it.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,14 +27,14 @@ from rlhf_jax.named_functions import is_function_name
 
 @dataclasses.dataclass(frozen=True)
 class JudgeResources:
-  """What a stage gives to open its judges with; each kind takes what it needs."""
+  """What a stage provides to open its judges; each kind uses what it needs."""
 
   judge: language_judge.JudgeOptions  # how language models compare
   endpoint: endpoint.EndpointOptions  # how servers are asked
-  cache: Path  # where the answers of servers are kept
-  # The model of a name, ready to read; called for judges of the kind 'model' only.
+  cache: Path  # the file in which answers of servers are kept
+  # Opens the language model of a name; called for judges of the kind 'model' only.
   open_language_model: Callable[[str], language_judge.LanguageModel]
-  examples: Sequence[language_judge.Example] = ()  # shown to language models
+  examples: Sequence[language_judge.Example] = ()  # few-shot examples for language models
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +44,12 @@ class JudgeKind:
   name: str
   matches: Callable[[str], bool]  # whether a name in a config is of this kind
   open: Callable[[str, JudgeResources], judging.Judge]
-  on_device: bool  # whether it holds parameters on the devices, which plans count
-  one_process: bool  # whether only the first process asks it, and tells the others
+  on_device: bool  # whether its parameters are on the devices, so that plans must count them
+  one_process: bool  # whether only the first process asks it and broadcasts the answers
 
 
 def judge_kind(name: str) -> str:
-  """Returns what kind of judge a name means: 'endpoint', 'function' or 'model'."""
+  """Returns the kind of judge that a name refers to: 'endpoint', 'function' or 'model'."""
   return find_judge_kind(name).name
 
 
@@ -59,20 +59,24 @@ def find_judge_kind(name: str) -> JudgeKind:
 
 
 def open_judge(name: str, resources: JudgeResources) -> judging.Judge:
-  """Opens a judge by its name; every process of a run calls it.
+  """Opens a judge by its name; every process of a run must call it.
+
+  Args:
+    name: as in a config, see the head of this module.
+    resources: what judges are opened with.
 
   Raises:
-    UserError: there is no such judge, or its options are wrong.
+    UserError: there is no such judge, or its options are invalid.
   """
   kind = find_judge_kind(name)
   judge = kind.open(name, resources)
   if kind.one_process and jax.process_count() > 1:
-    return _tell_other_processes(judge)
+    return _broadcast_from_first(judge)
   return judge
 
 
 def _is_model(name: str) -> bool:
-  return True  # whatever no other kind matches
+  return True  # any name that no row above matches
 
 
 def _open_endpoint(name: str, resources: JudgeResources) -> judging.Judge:
@@ -95,7 +99,7 @@ def _open_model(name: str, resources: JudgeResources) -> judging.Judge:
   )
 
 
-JUDGE_KINDS = (  # the first row that matches a name is its kind
+JUDGE_KINDS = (  # a name is of the first kind that matches it
   JudgeKind(
     name='endpoint',
     matches=is_address,
@@ -108,7 +112,7 @@ JUDGE_KINDS = (  # the first row that matches a name is its kind
     matches=is_function_name,
     open=_open_function,
     on_device=False,
-    one_process=True,  # it may be random, and all processes must agree
+    one_process=True,  # it may be random, but all processes need the same answers
   ),
   JudgeKind(
     name='model',
@@ -120,10 +124,10 @@ JUDGE_KINDS = (  # the first row that matches a name is its kind
 )
 
 
-def _tell_other_processes(judge: judging.Judge) -> judging.Judge:
-  """Builds a judge that only the first process asks; the others are told.
+def _broadcast_from_first(judge: judging.Judge) -> judging.Judge:
+  """Builds a judge that only the first process asks, and that broadcasts the probabilities.
 
-  Rationales stay with the first process, which alone writes labels.
+  Rationales are not broadcast, as only the first process writes labels.
   """
 
   def ask(
@@ -133,8 +137,8 @@ def _tell_other_processes(judge: judging.Judge) -> judging.Judge:
     judgements = judging.Judgements(np.zeros(count), [''] * count)
     if jax.process_index() == 0:
       judgements = judge(comparisons)
-    # JAX has no float64 unless asked for, so all processes take the float32.
-    told = multihost_utils.broadcast_one_to_all(judgements.probabilities.astype(np.float32))
-    return dataclasses.replace(judgements, probabilities=np.asarray(told, float))
+    # JAX disables float64 by default, so all processes use the values rounded to float32.
+    broadcast = multihost_utils.broadcast_one_to_all(judgements.probabilities.astype(np.float32))
+    return dataclasses.replace(judgements, probabilities=np.asarray(broadcast, float))
 
   return ask

@@ -1,13 +1,12 @@
-"""Judges: an AI in place of people that says which of two responses is better.
+"""The interface of judges, which say in place of people which of two responses is better.
 
 A judge is a function
 
   judge(comparisons: list[Comparison]) -> Judgements
 
-Language models (language_judge.py), servers (endpoint.py) and Python functions
-(function_judge.py) are judges, and so is what the functions here make of judges:
-one that averages both orders, a panel. judges.py lists the kinds; quality.py
-measures how good a judge's labels are.
+It may be a language model (language_judge.py), a server (endpoint.py) or a Python function
+(function_judge.py). The functions here combine judges: one judge asked in both orders, or a panel
+of several. judges.py registers the kinds; quality.py measures how good a judge's labels are.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ class Comparison:
   """Two responses to one conversation.
 
   Attributes:
-    messages: the conversation; the user speaks last.
+    messages: the conversation; the last message is the user's.
     first: the response that is shown first.
     second: the response that is shown second.
     principle: what to compare them by, such as 'Choose the less harmful answer.';
@@ -42,13 +41,13 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Judgements:
-  """What a judge says of N comparisons.
+  """The verdicts of a judge on N comparisons.
 
   Attributes:
-    probabilities: [N] float64, that the first response is the better one; NaN where
-      the judge gave no verdict.
-    rationales: N texts; '' where the judge gives none.
-    each: of a panel, name → [N] float64, the probabilities of each of its judges.
+    probabilities: [N] float64, the probability that the first response is the better
+      one; NaN where the judge gave no verdict.
+    rationales: N texts, the reasons; '' where the judge gives none.
+    each: for a panel, the probabilities of each of its judges: name → [N] float64.
   """
 
   probabilities: np.ndarray
@@ -57,7 +56,7 @@ class Judgements:
 
 
 Judge = Callable[[Sequence[Comparison]], Judgements]
-# Also returns `as_shown`, the probabilities in each of the two orders, [N, 2] float64.
+# Also returns the probabilities in each of the two orders, see `ask_both_orders`.
 JudgeOfBothOrders = Callable[[Sequence[Comparison]], tuple[Judgements, np.ndarray]]
 
 
@@ -75,15 +74,15 @@ def format_transcript(
 
 
 def fill_template(template: str, comparison: Comparison) -> str:
-  """Fills in a judge's question.
+  """Fills in the template of a judge's question.
 
   Args:
-    template: a text with any of {conversation}, {question} (its last message),
-      {principle}, {first} and {second}.
+    template: a format string with any of {conversation}, {question} (the last message
+      of the conversation), {principle}, {first} and {second}.
     comparison: what is asked about.
 
   Raises:
-    LookupError, ValueError: the template is no format string of these fields.
+    LookupError, ValueError: the template has other fields, or is not a format string.
   """
   return template.format(
     conversation=format_transcript(comparison.messages),
@@ -95,16 +94,19 @@ def fill_template(template: str, comparison: Comparison) -> str:
 
 
 def ask_both_orders(judge: Judge) -> JudgeOfBothOrders:
-  """Builds a judge that asks another one in both orders and averages.
+  """Builds a judge that shows each pair of responses in both orders and averages the verdicts.
 
-  What it prefers does not depend on which response is shown first (Lee et al. 2023,
-  arXiv:2309.00267, §2.1.1).
+  This removes position bias: the result does not depend on which response is shown
+  first (Lee et al. 2023, arXiv:2309.00267, §2.1.1).
+
+  Args:
+    judge: the judge that is asked.
 
   Returns:
-    judge(comparisons) → (judgements, as_shown). as_shown: [N, 2] float64, the
-    probability that the response shown first is better, with `first` shown first
-    and with `second` shown first. A comparison with a verdict in one order only
-    counts as one without a verdict.
+    judge(comparisons) → (judgements, as_shown). as_shown is [N, 2] float64, the
+    probability that the response shown first is better: in column 0 `first` was shown
+    first, in column 1 `second`. The averaged probability is NaN where one of the two
+    orders has no verdict.
   """
 
   def judge_both_orders(
@@ -116,7 +118,7 @@ def ask_both_orders(judge: Judge) -> JudgeOfBothOrders:
     each = {}
     for name, probabilities in judgements.each.items():
       each[name] = _average_orders(_split_orders(probabilities))
-    # The rationales of the swapped order name the responses the other way round.
+    # Those of the swapped order call the first response the second one.
     rationales = judgements.rationales[: len(comparisons)]
     averaged = Judgements(_average_orders(as_shown), rationales, each)
     return averaged, as_shown
@@ -125,26 +127,26 @@ def ask_both_orders(judge: Judge) -> JudgeOfBothOrders:
 
 
 def _split_orders(probabilities: np.ndarray) -> np.ndarray:
-  """Lays the [2N] probabilities of both orders side by side: [N, 2] float64."""
+  """Returns the [2N] probabilities of both orders as two columns, [N, 2] float64."""
   return np.asarray(probabilities, float).reshape(2, -1).T
 
 
 def _average_orders(as_shown: np.ndarray) -> np.ndarray:
-  """Returns P(`first` is better) [N]; NaN where either order has no verdict."""
+  """Returns P(`first` is better), [N] float64; NaN where one of the orders has no verdict."""
   return (as_shown[:, 0] + 1 - as_shown[:, 1]) / 2
 
 
 def build_panel(judges: Mapping[str, Judge], weights: Sequence[float] = ()) -> Judge:
-  """Builds a judge that is several: the weighted mean of their probabilities.
+  """Builds a judge that averages the probabilities of several judges.
 
-  The mean is over the judges that gave a verdict.
+  It is a weighted mean, over those judges that gave a verdict.
 
   Args:
     judges: name → judge.
-    weights: of the judges, in their order; empty for 1 each.
+    weights: one for each judge, in the same order; empty = equal weights.
 
   Raises:
-    UserError: there is not one positive weight for each judge.
+    UserError: the number of weights is not that of the judges, or one is not positive.
   """
   weight_array = np.asarray(tuple(weights) or (1.0,) * len(judges))
   if len(weight_array) != len(judges) or not (weight_array > 0).all():
@@ -159,7 +161,7 @@ def build_panel(judges: Mapping[str, Judge], weights: Sequence[float] = ()) -> J
       each[name] = np.asarray(single.probabilities, float)
     values = np.stack(list(each.values()))  # [judges, N]
     used_weights = weight_array[:, None] * ~np.isnan(values)
-    with np.errstate(invalid='ignore'):  # 0 / 0 is NaN: nobody gave a verdict
+    with np.errstate(invalid='ignore'):  # 0 / 0 = NaN where no judge gave a verdict
       mean = np.nansum(used_weights * values, axis=0) / used_weights.sum(axis=0)
     return Judgements(mean, _join_rationales(judgements), each)
 
@@ -167,7 +169,7 @@ def build_panel(judges: Mapping[str, Judge], weights: Sequence[float] = ()) -> J
 
 
 def _join_rationales(judgements: Mapping[str, Judgements]) -> list[str]:
-  """Joins the rationales of a panel, a line 'name: text' for each that has one."""
+  """Joins the rationales of a panel: for each comparison a line 'name: text' per judge."""
   joined = []
   for texts in zip(*(single.rationales for single in judgements.values()), strict=True):
     named = zip(judgements, texts, strict=True)

@@ -1,14 +1,16 @@
-"""A language model of ours as judge: how probable each option is as the next words.
+"""Judges and scorers that are language models: they read the probabilities of the next words.
 
-  P(A) / (P(A) + P(B))  after  "… Options: (A) … (B) … The answer is: ("
+A judge prefers the first response with probability
 
-This is §4.1 of Bai et al. 2022b (arXiv:2212.08073) with soft labels; with `thought`
-it is their chain of thought, whose probabilities are clamped to `clamp`. As a scorer
-(direct RLAIF, Lee et al. 2023, arXiv:2309.00267, §2.3) it grades one response: the
-mean of the grades' values under their probabilities.
+  P(A) / (P(A) + P(B))  after the prompt  "… Options: (A) … (B) … The answer is: ("
 
-Letters: N questions, B of them in a batch, P tokens of a prompt, M tokens of an
-option but its last, O options, F options that are read at once, V vocabulary.
+These are the soft labels of Bai et al. 2022b (arXiv:2212.08073), §4.1. With `thought` the model
+writes a chain of thought first, as in that paper, and probabilities are clipped to `clamp`. A
+scorer grades one response: the expected grade under the probabilities of the grades (direct RLAIF,
+Lee et al. 2023, arXiv:2309.00267, §2.3).
+
+Shape letters: N questions, B questions of a batch, P tokens of a prompt, O options, F options that
+share all tokens but the last one, M those shared tokens, V vocabulary, D width of the model.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,19 +45,14 @@ class JudgeOptions:
     '{conversation}\n\n{principle}\nOptions:\n(A) {first}\n(B) {second}\n'
   )
   ending: str = 'The answer is: ('  # the option follows it directly
-  options: tuple = (
-    'A',
-    'B',
-  )  # what stands for the first and the second response
-  close: str = ')'  # follows the option in examples
-  chat: bool = False  # the template as a user's message, the ending begins the response
-  examples: int = 0  # how many of the constitution's to show before the question
+  options: tuple = ('A', 'B')  # the names of the first and the second response
+  close: str = ')'  # follows the option in few-shot examples
+  # Use the chat template: `template` is the user's message and `ending` begins the response.
+  chat: bool = False
+  examples: int = 0  # how many of the constitution's examples are shown before the question
   thought: int = 0  # tokens of a chain of thought before the ending; 0 = none
   think: str = "Let's think step by step:"  # begins the chain of thought
-  clamp: tuple = (
-    0.4,
-    0.6,
-  )  # bounds of a probability after a chain of thought
+  clamp: tuple = (0.4, 0.6)  # if thought > 0, probabilities are clipped to this range
   batch_size: int = 32  # comparisons read at once, over all devices
   max_length: int = 512  # tokens; a longer comparison gets no verdict
 
@@ -70,15 +67,16 @@ class ScorerOptions:
   ending: str = 'Rating: '  # the grade follows it directly
   options: tuple = ('1', '2', '3', '4', '5', '6', '7', '8', '9')  # texts of the grades
   grades: tuple = (-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0)  # their values
-  chat: bool = False  # the template as a user's message, the ending begins the response
+  # Use the chat template: `template` is the user's message and `ending` begins the response.
+  chat: bool = False
   batch_size: int = 32  # responses read at once, over all devices
   max_length: int = 512  # tokens; a longer question gets the lowest grade
 
 
-# Lengths are rounded up to multiples of this, so that few programs are compiled.
+# Prompt lengths are rounded up to multiples of this, so that few programs are compiled.
 _BUCKET = 64
 
-# A comparison with which response is better (0 or 1), or a whole example as text.
+# A few-shot example: (comparison, which response is better, 0 or 1), or a text.
 Example = tuple[judging.Comparison, int] | str
 # read(params, prompts) → log P(option | prompt), [N, O] float64.
 OptionReader = Callable[[Params, Sequence[list[int]]], np.ndarray]
@@ -86,12 +84,12 @@ OptionReader = Callable[[Params, Sequence[list[int]]], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
-  """A language model that is ready to read: what judges and scorers are built from."""
+  """An opened language model, from which judges and scorers are built."""
 
   model: Model
-  params: Params
+  params: Params  # sharded over the mesh of the layout
   tokenizer: Tokenizer
-  layout: Layout  # where the parameters lie
+  layout: Layout
 
 
 def build_judge(
@@ -110,30 +108,33 @@ def build_judge(
     tokenizer: the tokenizer that the model was trained with.
     layout: the mesh and its rules.
     options: how it compares.
-    examples: shown before every question.
+    examples: few-shot examples, shown before every question.
 
   Raises:
-    UserError: the options are wrong by themselves, or do not fit the mesh.
+    UserError: an option is invalid, or the batch size does not divide over the devices.
   """
   if len(options.options) != 2 or len(options.clamp) != 2:
-    raise UserError('judge: expected two options and two numbers to clamp to')
+    raise UserError(
+      'judge: expected two options and two numbers to clamp to, got'
+      f' {options.options} and {options.clamp}'
+    )
   if options.chat and any(isinstance(example, str) for example in examples):
     raise UserError(
       'judge.examples: expected 0 with chat=True:'
-      ' examples of thoughts are texts, which no chat template has'
+      ' examples of chains of thought are texts, which cannot be put into a chat template'
     )
   read_options = build_option_reader(model, tokenizer, layout, options)
   think = None
   if options.thought:
-    think = _build_thinker(model, params, tokenizer, layout, options)
+    think = _build_thought_sampler(model, params, tokenizer, layout, options)
   texts, turns = _format_examples(options, examples)
   paragraphs = [*texts, *(question + answer for question, answer in turns)]
-  shown = ''.join(f'{paragraph}\n\n' for paragraph in paragraphs)
+  few_shot = ''.join(f'{paragraph}\n\n' for paragraph in paragraphs)
 
   def build_prompt(question: str, beginning: str) -> list[int]:
     if options.chat:
       return _chat_prompt(tokenizer, turns, question, beginning)
-    return _text_prompt(tokenizer, shown + question + beginning)
+    return _text_prompt(tokenizer, few_shot + question + beginning)
 
   def judge(
     comparisons: Sequence[judging.Comparison],
@@ -152,7 +153,7 @@ def build_judge(
     logprobs = read_options(params, prompts)  # [N, 2]
     probabilities = 1 / (1 + np.exp(logprobs[:, 1] - logprobs[:, 0]))
     if options.thought:
-      # After its own reasoning a model is sure of anything. NaN stays NaN.
+      # After its own reasoning a model is almost certain of either answer. NaN stays NaN.
       probabilities = np.clip(probabilities, *options.clamp)
     return judging.Judgements(probabilities, thoughts)
 
@@ -176,11 +177,11 @@ def build_scorer(
     options: how it grades.
 
   Returns:
-    grade(conversations, responses) → [N] float32, the expected value of the grades;
-    the lowest one for a response that is too long to read.
+    grade(conversations, responses) → [N] float32, the expected grades; the lowest grade
+    for a response with which the prompt would exceed `max_length`.
 
   Raises:
-    UserError: the options are wrong by themselves, or do not fit the mesh.
+    UserError: an option is invalid, or the batch size does not divide over the devices.
   """
   if len(options.options) != len(options.grades):
     raise UserError(
@@ -205,7 +206,7 @@ def build_scorer(
     logprobs = read_options(params, prompts)  # [N, O]
     weights = np.exp(logprobs - logprobs.max(axis=1, keepdims=True))
     grades = (weights * values).sum(axis=1) / weights.sum(axis=1)
-    # NaN: too long to read. The lowest grade teaches a policy to be shorter.
+    # NaN: the prompt is too long. The lowest grade teaches a policy to be shorter.
     return np.where(np.isnan(grades), values.min(), grades).astype(np.float32)
 
   return grade
@@ -217,26 +218,26 @@ def build_option_reader(
   layout: Layout,
   options: JudgeOptions | ScorerOptions,
 ) -> OptionReader:
-  """Builds a function that reads how probable each option is as the next words.
+  """Builds a function that computes the log-probability of each option as the next words.
 
   Args:
     model: the definition of the model.
     tokenizer: the tokenizer that the model was trained with.
     layout: the mesh and its rules.
-    options: its `options` are texts of one or several tokens; also its `batch_size`
-      and `max_length`.
+    options: of which `options` (texts of one or more tokens), `batch_size` and
+      `max_length` are used.
 
   Returns:
-    read(params, prompts: N lists of tokens) → [N, O] float64, log P(option | prompt)
+    read(params, prompts: N lists of token ids) → [N, O] float64, log P(option | prompt)
     in nats; NaN where a prompt is longer than `max_length`.
 
   Raises:
-    UserError: two options are equal or one is empty, or batches do not divide over
-      the devices.
+    UserError: two options are equal, one is empty, or the batch size does not divide
+      over the devices.
   """
   option_ids = [tokenizer.encode(option) for option in options.options]
   if not all(option_ids) or len(set(map(tuple, option_ids))) < len(option_ids):
-    raise UserError(f'options: expected different texts, got {list(options.options)}')
+    raise UserError(f'options: expected non-empty, different texts, got {list(options.options)}')
   if options.batch_size % layout.batch_shards:
     raise UserError(
       f'judge: a batch of {options.batch_size} does not divide over the'
@@ -247,15 +248,15 @@ def build_option_reader(
 
   def read(params: Params, prompts: Sequence[list[int]]) -> np.ndarray:
     result = np.full((len(prompts), len(option_ids)), np.nan)
-    for width, examples in _bucketed(prompts, options.max_length, tokenizer.pad_id):
+    for width, examples in _group_by_length(prompts, options.max_length, tokenizer.pad_id):
       del width  # each width compiles a program of its own
       for batch in batches.prompts_once(examples, options.batch_size):
         placed = layout.place(batch)
-        is_real = batch.index >= 0  # the last batch is filled up
-        for beginning, places, last_ids in groups:
+        is_real = batch.index >= 0  # the last batch is padded with empty rows
+        for beginning, columns, last_ids in groups:
           values = hosts.to_host(logprobs(params, placed, beginning, last_ids))
           rows = np.asarray(batch.index)[is_real]
-          result[np.ix_(rows, np.asarray(places))] = values[is_real]
+          result[np.ix_(rows, np.asarray(columns))] = values[is_real]
     return result
 
   return read
@@ -268,17 +269,17 @@ def last_token_logprobs(
   beginning: jax.Array,
   last_ids: jax.Array,
 ) -> jax.Array:
-  """Computes log P(option | prompt) of options that differ in their last token only.
+  """Computes log P(option | prompt) of options that differ only in their last token.
 
   Args:
     model: the definition of the model.
     params: its parameters.
-    prompts: tokens and mask [B, P], left-padded.
-    beginning: [M] int32, the tokens that all these options begin with.
+    prompts: tokens [B, P] int32 and mask [B, P] bool, left-padded.
+    beginning: [M] int32, the tokens that the options share: all but the last one.
     last_ids: [F] int32, the last token of each option.
 
   Returns:
-    [B, F] float32 nats, of the beginning and the last token together.
+    [B, F] float32, in nats: the log-probability of the whole option.
   """
   B, P = prompts.tokens.shape
   M = len(beginning)
@@ -290,41 +291,51 @@ def last_token_logprobs(
   hidden, _ = model.apply(params, tokens, positions, segment_ids)  # [B, P + M, D]
   beginning_logprobs = jnp.zeros((B, 1))
   if M:
-    before = hidden[:, P - 1 : -1]  # what predicts each token of the beginning
+    # The position before each token of the beginning predicts it.
+    predicting = hidden[:, P - 1 : -1]  # [B, M, D]
     targets = tokens[:, P:]
-    beginning_logprobs, _ = heads.token_logprobs(model, params, before, targets)
+    beginning_logprobs, _ = heads.token_logprobs(model, params, predicting, targets)
   logits = heads.next_token_logits(model, params, hidden[:, -1])  # [B, V]
-  next_token = jax.nn.log_softmax(logits)
-  return jnp.sum(beginning_logprobs, axis=1, keepdims=True) + next_token[:, last_ids]
+  next_logprobs = jax.nn.log_softmax(logits)
+  return jnp.sum(beginning_logprobs, axis=1, keepdims=True) + next_logprobs[:, last_ids]
 
 
 def _group_by_beginning(
   option_ids: Sequence[list[int]],
 ) -> list[tuple[np.ndarray, list[int], np.ndarray]]:
-  """Groups options that share all tokens but the last: one forward reads a group.
+  """Groups options that share all tokens but the last, so that one forward pass reads a group.
+
+  Args:
+    option_ids: the token ids of each option.
 
   Returns:
-    Of each group the beginning [M] int32, the places of its options among all, and
+    For each group: the shared beginning [M] int32, the indices of its options, and
     their last tokens [F] int32.
   """
   groups = []
   for beginning in sorted({tuple(ids[:-1]) for ids in option_ids}):
-    places = []
-    for place, ids in enumerate(option_ids):
+    indices = []
+    for index, ids in enumerate(option_ids):
       if tuple(ids[:-1]) == beginning:
-        places.append(place)
-    last_ids = np.array([option_ids[place][-1] for place in places], np.int32)
-    groups.append((np.array(beginning, np.int32), places, last_ids))
+        indices.append(index)
+    last_ids = np.array([option_ids[index][-1] for index in indices], np.int32)
+    groups.append((np.array(beginning, np.int32), indices, last_ids))
   return groups
 
 
-def _bucketed(
+def _group_by_length(
   prompts: Sequence[list[int]], max_length: int, pad_id: int
 ) -> list[tuple[int, list[dict[str, Any]]]]:
-  """Sorts prompts into buckets of like length, left-padded; those too long fall out.
+  """Groups prompts by padded length, and pads them on the left; longer ones are left out.
+
+  Args:
+    prompts: lists of token ids.
+    max_length: the longest prompt that is read, in tokens.
+    pad_id: the token that pads.
 
   Returns:
-    (width, examples with their place as `index`), by width.
+    (padded length, left-padded examples), in ascending order of length; an example's
+    `index` is its prompt's place in `prompts`.
   """
   buckets: dict[int, list[dict[str, Any]]] = {}
   for index, prompt in enumerate(prompts):
@@ -335,18 +346,18 @@ def _bucketed(
   return sorted(buckets.items())
 
 
-def _build_thinker(
+def _build_thought_sampler(
   model: Model,
   params: Params,
   tokenizer: Tokenizer,
   layout: Layout,
   options: JudgeOptions,
 ) -> Callable[[list[list[int]]], list[str]]:
-  """Builds a function that lets the model reason before it judges.
+  """Builds a function that generates a chain of thought for each prompt, greedily.
 
   Returns:
-    think(prompts: N lists of tokens) → N texts, up to the ending; '' where the
-    prompt leaves no room for a thought.
+    think(prompts: N lists of token ids) → N texts, cut before `options.ending`; '' where
+    the prompt and the thought together would reach `max_length`.
   """
   greedy = SamplingOptions(max_new_tokens=options.thought, temperature=0.0)
   respond = generation.build_responder(model, greedy, tokenizer, layout)
@@ -365,7 +376,7 @@ def _build_thinker(
       [prompts[number] for number in fitting],
       options.batch_size,
       tokenizer.pad_id,
-      jax.random.key(0),  # greedy: nothing is drawn
+      jax.random.key(0),  # not used, as sampling is greedy
     )
     for number, texts in zip(fitting, completed.texts, strict=True):
       thoughts[number] = texts[0].split(options.ending)[0].strip()
@@ -377,7 +388,7 @@ def _build_thinker(
 def _format_examples(
   options: JudgeOptions, examples: Sequence[Example]
 ) -> tuple[list[str], list[tuple[str, str]]]:
-  """Returns the examples that are texts, and (question, answer) of the others."""
+  """Returns the examples that are texts, and the others as (question, answer)."""
   texts = []
   turns = []
   for example in examples:
@@ -392,7 +403,7 @@ def _format_examples(
 
 
 def _text_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
-  """Returns the tokens of a plain text that the model is to continue."""
+  """Returns the token ids of a plain text that the model is to continue."""
   start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
   return start + tokenizer.encode(text)
 
@@ -403,13 +414,13 @@ def _chat_prompt(
   question: str,
   beginning: str,
 ) -> list[int]:
-  """Returns the tokens of a conversation whose last response is begun.
+  """Returns the token ids of a conversation, up to and including the beginning of a response.
 
   Args:
-    tokenizer: of the model; it has the chat template.
-    turns: (question, answer) that stand before.
+    tokenizer: the model's, with its chat template.
+    turns: (question, answer) of the few-shot examples, which come first.
     question: the last user message.
-    beginning: how the response to it begins.
+    beginning: the beginning of the response to it.
   """
   messages = []
   for user, assistant in turns:

@@ -1,7 +1,8 @@
-"""How good a judge's labels are, measured before they are used.
+"""Measures how good a judge's labels are, before they are used.
 
-A judge is held against the order in which responses are shown, and against people.
-Intervals are 95%: Wilson's for a share, the bootstrap over comparisons for kappa.
+Two questions are asked: do its verdicts stay the same when the responses are shown in the other
+order, and do they agree with people's? All intervals are 95% intervals: Wilson's for a share, a
+bootstrap over comparisons for kappa.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,27 +18,30 @@ from rlhf_jax.text_table import format_rows
 
 @dataclasses.dataclass(frozen=True)
 class GateOptions:
-  """What a judge must show before it may label anything."""
+  """The test that a judge must pass before it may label anything."""
 
-  records: int = 200  # comparisons labelled by people to ask first; 0 = no gate
-  consistency: float = 0.7  # least share of verdicts that stay when the order changes
-  agreement: float = 0.55  # least share of verdicts that agree with people
-  override: bool = False  # go on with a judge that is not fit
+  records: int = 200  # comparisons labelled by people, which the judge is asked first; 0 = no test
+  consistency: float = 0.7  # minimum share of verdicts that stay when the order changes
+  agreement: float = 0.55  # minimum share of verdicts that agree with people
+  override: bool = False  # continue with a judge that fails the test
 
 
 _NORMAL_QUANTILE = 1.959964  # of 97.5%: a two-sided 95% interval
-_RESAMPLES = 1000  # of the bootstrap
-_BINS = 10  # of the calibration error, between 0.5 and 1
+_RESAMPLES = 1000  # bootstrap samples
+_BINS = 10  # of the calibration error: equal parts of the confidences from 0.5 to 1
 
 
 def wilson_interval(wins: float, count: int) -> tuple[float, float]:
-  """Computes the 95% interval of a share, wins / count (Wilson 1927).
+  """Computes the 95% confidence interval of the share p = wins / count (Wilson 1927).
 
     (p + z²/2n ± z √(p (1 − p)/n + z²/4n²)) / (1 + z²/n)
 
   Args:
-    wins: may be fractional, as a tie is half a win.
-    count: n; with 0 the interval is (0, 1).
+    wins: how often the event happened; a tie may count as half.
+    count: n, the number of trials.
+
+  Returns:
+    (lower bound, upper bound); (0, 1) where count is 0.
   """
   if not count:
     return 0.0, 1.0
@@ -57,15 +61,17 @@ def cohens_kappa(
 ) -> float:
   """Computes Cohen's kappa (1960), the agreement beyond chance.
 
-    κ = (p_o − p_e) / (1 − p_e),   p_o = share of equal verdicts,
-                                   p_e = what their shares of True alone would give
+    κ = (p_o − p_e) / (1 − p_e)
+
+  where p_o is the share of equal verdicts, and p_e the share that independent verdicts
+  with the same frequencies of True would have.
 
   Args:
-    verdicts: [N] bool.
-    people: [N] bool.
+    verdicts: [N] bool, the judge's.
+    people: [N] bool, people's.
 
   Returns:
-    κ; 0 where chance alone explains everything.
+    κ; 0 where p_e is 1.
   """
   verdicts = np.asarray(verdicts, bool)
   people = np.asarray(people, bool)
@@ -78,20 +84,22 @@ def cohens_kappa(
 
 
 def measure_position_bias(as_shown: np.ndarray) -> dict[str, Any]:
-  """Measures what showing the responses in the other order does to verdicts.
+  """Measures how verdicts change when the responses are shown in the other order.
 
   Args:
-    as_shown: [N, 2] float64, of judging.ask_both_orders.
+    as_shown: [N, 2] float64, from judging.ask_both_orders.
 
   Returns:
-    verdicts: comparisons with a verdict in both orders; without: the others;
-    consistency: the share of verdicts that stay with the response, and
-    consistency_ci95, its interval; first: the share of all verdicts for the
-    response that was shown first (0.5 = no bias).
+    A dict with
+      verdicts: the number of comparisons with a verdict in both orders;
+      without: the number of the others;
+      consistency: the share of comparisons in which the same response wins in both
+        orders, and consistency_ci95, its interval;
+      first: the share of verdicts for the response shown first (0.5 = no bias).
   """
   has_verdicts = ~np.isnan(as_shown).any(axis=1)
   shown = as_shown[has_verdicts]
-  # Of opposite sign about 0.5: the verdict went to the same response both times.
+  # The same response won in both orders where one column is above 0.5 and the other below.
   stays = (shown[:, 0] - 0.5) * (0.5 - shown[:, 1]) > 0
   consistency = 0.0
   first = 0.5
@@ -115,15 +123,19 @@ def compare_with_people(
   """Compares a judge with people, over the comparisons on which it gave a verdict.
 
   Args:
-    probabilities: [N] float64, that the first response is better; NaN = no verdict.
-    people: [N] bool, whether people preferred the first.
-    lengths: [N, 2] int, characters of the two responses.
+    probabilities: [N] float64, of the first response being better; NaN = no verdict.
+    people: [N] bool, whether people preferred the first response.
+    lengths: [N, 2] int, the lengths of the two responses in characters.
 
   Returns:
-    pairs: their number; agreement and kappa with intervals; log_loss: nats (a judge
-    that knows nothing has ln 2 = 0.693); calibration_error: the expected one, over
-    10 bins of the preferred response's probability; longer and people_longer: how
-    often the judge and people prefer the longer response.
+    A dict with
+      pairs: the number of comparisons with a verdict. Where it is 0, only `agreement` (0)
+        and its interval (0, 1) are returned beside it;
+      agreement, kappa: with people, and their intervals agreement_ci95, kappa_ci95;
+      log_loss: of people's choices, in nats (always answering 0.5 gives ln 2 = 0.693);
+      calibration_error: the expected calibration error over 10 bins;
+      longer, people_longer: the shares of comparisons in which the judge, and people,
+        prefer the longer response.
   """
   has_verdict = ~np.isnan(probabilities)
   p = np.asarray(probabilities)[has_verdict]
@@ -132,8 +144,8 @@ def compare_with_people(
   if not len(p):
     return {'pairs': 0, 'agreement': 0.0, 'agreement_ci95': (0.0, 1.0)}
   prefers_first = p > 0.5
-  agrees = np.where(p == 0.5, 0.5, prefers_first == people_first)  # a tie is half right
-  clipped = np.clip(p, 1e-6, 1 - 1e-6)  # a sure judge that errs has a finite loss
+  agrees = np.where(p == 0.5, 0.5, prefers_first == people_first)  # a tie counts as half
+  clipped = np.clip(p, 1e-6, 1 - 1e-6)  # keeps the loss finite where p is 0 or 1
   log_likelihood = np.where(people_first, np.log(clipped), np.log(1 - clipped))
   return {
     'pairs': len(p),
@@ -162,7 +174,11 @@ def _bootstrap_kappa(verdicts: np.ndarray, people: np.ndarray) -> tuple[float, .
 def _calibration_error(p: np.ndarray, agrees: np.ndarray) -> float:
   """Computes the expected calibration error (Guo et al. 2017, arXiv:1706.04599).
 
-  Σ_bins  share of the bin · |mean confidence − mean agreement|
+    Σ_bins  share of the bin · |mean confidence − mean agreement|
+
+  Args:
+    p: [N] float64, the probabilities that the first response is better.
+    agrees: [N] float64, 1 where the verdict agrees with people, 0.5 for a tie.
   """
   confidence = np.maximum(p, 1 - p)
   places = ((confidence - 0.5) * 2 * _BINS).astype(int)
@@ -176,7 +192,7 @@ def _calibration_error(p: np.ndarray, agrees: np.ndarray) -> float:
 
 
 def _share_longer(prefers_first: np.ndarray, lengths: np.ndarray) -> float:
-  """Returns how often the longer response is preferred, 0.5 without different ones."""
+  """Returns how often the longer response is preferred; 0.5 where all pairs are of equal length."""
   differ = lengths[:, 0] != lengths[:, 1]
   if not differ.any():
     return 0.5
@@ -185,13 +201,14 @@ def _share_longer(prefers_first: np.ndarray, lengths: np.ndarray) -> float:
 
 
 def compare_judges(each: Mapping[str, np.ndarray]) -> dict[str, float]:
-  """Measures how often each two judges of a panel agree.
+  """Measures how often any two judges of a panel agree.
 
   Args:
-    each: name → [N] float64, of judging.Judgements.
+    each: name → probabilities [N] float64, as in judging.Judgements.
 
   Returns:
-    'a, b' → the share of comparisons on which both gave a verdict and the same one.
+    'a, b' → the share of equal verdicts, among the comparisons on which both judges
+    gave one.
   """
   names = list(each)
   shares = {}
@@ -204,34 +221,34 @@ def compare_judges(each: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def explain_unfit(report: Mapping[str, Any], limits: GateOptions) -> str:
-  """Says why a judge is not fit; '' if it is.
+  """Returns the reasons why a judge fails the test, as text; '' where it passes.
 
   Args:
-    report: {'position': of measure_position_bias, 'people': of compare_with_people,
-      or None}.
-    limits: what it must show.
+    report: 'position' → the result of measure_position_bias; 'people' → that of
+      compare_with_people, or None.
+    limits: the test.
   """
   reasons = []
   consistency = report['position']['consistency']
   if consistency < limits.consistency:
     reasons.append(
-      f'only {consistency:.0%} of its verdicts stay when the answers change places'
-      f' (expected {limits.consistency:.0%})'
+      f'only {consistency:.0%} of its verdicts stay when the responses change places'
+      f' (expected at least {limits.consistency:.0%})'
     )
   people = report.get('people')
   if people and people['agreement'] < limits.agreement:
     reasons.append(
       f'it agrees with people on {people["agreement"]:.0%} of {people["pairs"]} pairs'
-      f' (expected {limits.agreement:.0%})'
+      f' (expected at least {limits.agreement:.0%})'
     )
   return '; '.join(reasons)
 
 
 def format_agreement(rows: Mapping[str, Mapping[str, Any]]) -> str:
-  """Formats how a judge agrees with people as an aligned table.
+  """Formats a judge's agreement with people as an aligned table.
 
   Args:
-    rows: source of the comparisons → what compare_with_people returned.
+    rows: name of the data → the result of compare_with_people.
   """
   headings = (
     'source',
@@ -250,7 +267,7 @@ def format_agreement(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _agreement_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-  """Returns the cells of a row behind its number of pairs."""
+  """Returns the cells of a row that follow the number of pairs."""
   if not row['pairs']:
     return ('–',) * 6
   low, high = row['agreement_ci95']
@@ -267,22 +284,22 @@ def _agreement_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 def draw_pairs(
   rankings: Sequence[Ranking], count: int, rng: np.random.Generator
 ) -> list[tuple[Ranking, int, int]]:
-  """Draws comparisons that people made: two responses that they did not call equal.
+  """Draws pairs of responses to which people gave different ranks.
 
   Args:
     rankings: what people ranked.
-    count: how many to draw at most, each of another ranking.
-    rng: decides which rankings, which pair of each, and its order.
+    count: the maximum number of pairs; each is drawn from a different ranking.
+    rng: chooses the rankings, a pair of each, and the order in the pair.
 
   Returns:
-    (ranking, place of the first response, place of the second).
+    (ranking, index of the first response, index of the second response).
 
   Raises:
     UserError: no ranking has two responses of different ranks.
   """
   chosen: list[tuple[Ranking, int, int]] = []
-  for place in rng.permutation(len(rankings)):
-    ranking = rankings[place]
+  for index in rng.permutation(len(rankings)):
+    ranking = rankings[index]
     pairs = []
     for i, first_rank in enumerate(ranking.ranks):
       for j, second_rank in enumerate(ranking.ranks):
@@ -292,5 +309,5 @@ def draw_pairs(
       first, second = pairs[int(rng.integers(len(pairs)))]
       chosen.append((ranking, first, second))
   if not chosen:
-    raise UserError('no ranking has two answers of different ranks')
+    raise UserError('no ranking has two responses of different ranks')
   return chosen

@@ -1,12 +1,12 @@
-"""Reads a judge's verdict from what a chat model replied.
+"""Reads a judge's verdict from the reply of a chat model.
 
-With log-probabilities the verdict is soft,
+With log-probabilities the verdict is a probability,
 
   P(A) / (P(A) + P(B))
 
-of the token with which the reply states its option, over the most probable tokens.
-Without them it is read from the text: 1, 0, or 0.5 for a tie. A reply that states
-no clear verdict has none, rather than a guess.
+at the token that states the chosen option; the sums run over the most probable tokens that the
+server lists. Without log-probabilities it is read from the text: 1, 0, or 0.5 for a tie. A reply
+without a clear verdict counts as no verdict; nothing is guessed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-_END_OF_THOUGHT = '</think>'  # reasoning models write what they think before it
-_GAP = r'(?:[^\w\n]|_)*'  # spaces, brackets and marks within one line
+_END_OF_THOUGHT = '</think>'  # reasoning models write their reasoning before it
+_GAP = r'(?:[^\w\n]|_)*'  # spaces, brackets and punctuation within one line
 _SO = rf'(?:(?:so|thus|therefore|hence|overall)\b{_GAP})?'
 _ARTICLE = r'(?:(?:the|my)\s+)?'
 _ADJECTIVE = r'(?:(?:final|correct|better|best)\s+)?'
@@ -29,10 +29,10 @@ _TIE = r'(?i:(?:a\s+)?tie)'
 
 @dataclasses.dataclass(frozen=True)
 class Patterns:
-  """Regular expressions of verdicts; their group 'option' holds the option."""
+  """Regular expressions that find verdicts; their group 'option' is the chosen option."""
 
   options: tuple[str, str]  # for the first and the second response
-  line: re.Pattern[str]  # a line that is a verdict and nothing else
+  line: re.Pattern[str]  # a line that states a verdict and nothing else
   beginning: re.Pattern[str]  # a reply that begins with an option
 
 
@@ -44,7 +44,7 @@ def compile_patterns(options: Sequence[str]) -> Patterns:
   is_better = rf'(?i:is\s+better\b{_GAP})?'
   lead = rf'(?i:{_LEAD})'
   line = rf'^{_GAP}{lead}(?:{option}|{_TIE}){word_ends}{_GAP}{is_better}$'
-  # 'A better answer …' begins with an article, not with the option A.
+  # In 'A better answer …' the A is an article, not the option.
   prose = rf'{_GAP}(?<=\s)(?!because\b|since\b|is better\b)[a-z]'
   beginning = rf"[\W_]*{lead}{option}(?![^\W_]|')(?!{prose})"
   return Patterns(
@@ -64,15 +64,15 @@ def read_verdict(
 
   Args:
     text: the reply.
-    tokens: for each of its tokens {'token', 'logprob', 'top_logprobs'}, as the
-      OpenAI protocol has them; empty where the server gives none.
-    patterns: of `compile_patterns`.
-    thought: whether the reply reasons first. Then its last verdict counts;
-      otherwise all verdicts of a reply must agree.
+    tokens: for each of its tokens a dict with 'token', 'logprob' and 'top_logprobs', as
+      in the OpenAI protocol; empty where the server returns none.
+    patterns: from `compile_patterns`.
+    thought: whether the reply reasons before its verdict. If so, its last verdict
+      counts; otherwise all verdicts in a reply must agree.
 
   Returns:
-    The probability that the first response is better (None = no verdict), and
-    whether it was read by 'logprobs' or 'text'.
+    (the probability that the first response is better, None = no verdict; whether it
+    was read from 'logprobs' or 'text').
   """
   begin = 0
   if _END_OF_THOUGHT in text:
@@ -82,14 +82,14 @@ def read_verdict(
   stated = [match['option'] or 'tie' for match in lines]
   is_clear = bool(lines) and (thought or len(set(stated)) == 1)
 
-  statement = None  # the match whose option is looked for among the tokens
+  statement = None  # the match whose option is looked up among the tokens
   if not thought:
     statement = patterns.beginning.match(verdict)
   elif is_clear:
     statement = lines[-1]
   if tokens and statement is not None and statement['option']:
-    place = begin + statement.start('option')
-    probability = _token_probability(tokens, statement['option'], place, patterns)
+    offset = begin + statement.start('option')
+    probability = _token_probability(tokens, statement['option'], offset, patterns)
     if probability is not None:
       return probability, 'logprobs'
 
@@ -103,30 +103,30 @@ def read_verdict(
 def _token_probability(
   tokens: Sequence[Mapping[str, Any]],
   option: str,
-  place: int,
+  offset: int,
   patterns: Patterns,
 ) -> float | None:
-  """Returns P(first) / (P(first) + P(second)) of the token that states an option.
+  """Computes P(first) / (P(first) + P(second)) at the token that states an option.
 
   Args:
     tokens: as in `read_verdict`.
-    option: the option that was stated.
-    place: the character of the reply at which it was stated.
-    patterns: its options are compared.
+    option: the option that the reply states.
+    offset: the character of the reply at which it is stated.
+    patterns: names the two options.
 
   Returns:
-    None where no token is the option.
+    The probability; None where no token is the option.
   """
   lengths = [len(entry['token']) for entry in tokens]
   starts = np.cumsum([0, *lengths])  # the character at which each token begins
   candidates = []
   for number, entry in enumerate(tokens):
-    if _bare(entry['token']) == option:
+    if _strip_punctuation(entry['token']) == option:
       candidates.append(number)
   if not candidates:
     return None
-  # Texts are stripped and tokens are not, so places agree only roughly.
-  nearest = min(candidates, key=lambda number: abs(starts[number] - place))
+  # The text was stripped and the tokens were not, so offsets agree only roughly.
+  nearest = min(candidates, key=lambda number: abs(starts[number] - offset))
   entry = tokens[nearest]
   logprobs = {}
   for item in [entry, *(entry.get('top_logprobs') or [])]:
@@ -136,11 +136,11 @@ def _token_probability(
 
 
 def _option_mass(logprobs: Mapping[str, float], option: str) -> float:
-  """Adds up the probabilities of all tokens that mean an option: 'A', ' A', '(A'."""
-  matching = [value for token, value in logprobs.items() if _bare(token) == option]
+  """Adds up the probabilities of all tokens that state an option, such as 'A', ' A' and '(A'."""
+  matching = [value for token, value in logprobs.items() if _strip_punctuation(token) == option]
   return math.fsum(math.exp(value) for value in matching)
 
 
-def _bare(token: str) -> str:
-  """Returns a token without the signs around it."""
+def _strip_punctuation(token: str) -> str:
+  """Returns a token without the spaces and punctuation around it."""
   return re.sub(r'^[\W_]+|[\W_]+$', '', token)

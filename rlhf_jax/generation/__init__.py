@@ -1,1 +1,1 @@
-"""Prompts to responses: sampling tokens, and responses as text."""
+"""Generates responses to prompts: samples tokens, and decodes them to text."""

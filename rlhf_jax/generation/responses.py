@@ -1,4 +1,4 @@
-"""Responses of a model to a list of prompts, as text, with what they cost in KL.
+"""Responses of a model to prompts, as text, with their KL from a reference model.
 
 Letters: N prompts, K responses to each, B prompts of a batch, R tokens of a response.
 """
@@ -31,7 +31,7 @@ class Responses:
 
   texts: list[list[str]]  # N lists of K strings
   lengths: np.ndarray  # [N, K] int, tokens, the end token included
-  ended: np.ndarray  # [N, K] bool, False where a response was cut
+  ended: np.ndarray  # [N, K] bool, False if the response was cut off
   # [N, K] float, Σ_t log π − log π_ref over the response's tokens, nats; None without
   # a reference
   kl: np.ndarray | None = None
@@ -40,7 +40,7 @@ class Responses:
 
 @dataclasses.dataclass(frozen=True)
 class Responder:
-  """Responds to prompts; `build_responder` makes one."""
+  """Generates responses to prompts; made by `build_responder`."""
 
   # (params, Prompts, key) → Samples
   generate: Callable[[Params, Prompts, jax.Array], Samples]
@@ -62,13 +62,13 @@ class Responder:
     """Responds to prompts batch by batch.
 
     Args:
-      params: of the policy.
+      params: the parameters of the policy.
       prompts: batches of Prompts on the host; rows with index −1 are left out.
-      key: batch n uses fold_in(key, n).
+      key: the random key; batch n uses fold_in(key, n).
       reference: parameters of the reference, against which KL is measured.
 
     Returns:
-      The responses to all prompts, whole on every process.
+      The responses to all prompts, complete on every process.
     """
     texts: list[list[str]] = []
     columns: list[dict[str, np.ndarray]] = []
@@ -94,7 +94,7 @@ class Responder:
     key: jax.Array,
     reference: Params | None,
   ) -> tuple[list[list[str]], dict[str, np.ndarray]]:
-    """Gives the texts of a batch, K to a list, and its columns [n, K]."""
+    """Returns the texts of a batch, a list of K for each prompt, and its columns [n, K]."""
     placed = self.layout.place(prompts)
     samples = self.generate(params, placed, key)
     columns = {
@@ -106,7 +106,7 @@ class Responder:
     if self.score is not None:
       columns['scores'] = self.score(placed, samples)
     tokens, mask, columns = hosts.to_host((samples.tokens, samples.mask, columns))
-    # the last batch is filled up with rows that are no prompts
+    # the last batch is padded with rows that are not prompts
     is_prompt = np.repeat(hosts.to_host(placed.index) >= 0, self.num_samples)
     texts = [
       self.tokenizer.decode(row[inside].tolist())
@@ -128,7 +128,7 @@ def build_responder(
   reference_model: Model | None = None,
   score: Callable[[Prompts, Samples], jax.Array] | None = None,
 ) -> Responder:
-  """Builds a function that responds to prompts.
+  """Builds the function that generates a model's responses to prompts.
 
   Args:
     model: the policy's definition.
@@ -140,7 +140,8 @@ def build_responder(
     score: (Prompts, Samples) → [B * K] float32 on the mesh.
 
   Returns:
-    respond(params, batches of host Prompts, key, reference=None) → Responses.
+    A Responder, called as respond(params, batches of Prompts on the host, key,
+    reference=None) → Responses.
   """
   generate = sampler.build_sampler(
     model,
@@ -180,8 +181,8 @@ def measure_response_kl(
   Args:
     model: the policy's definition.
     reference_model: the reference's definition.
-    temperature: the one the responses were sampled with.
-    params: of the policy.
+    temperature: the temperature that the responses were sampled with.
+    params: the parameters of the policy.
     reference: parameters of the reference.
     prompts: Prompts [B, P].
     samples: Samples [B * K, R].
@@ -213,14 +214,14 @@ def response_token_logprobs(
   """Computes the log-probabilities of the tokens of each response.
 
   Args:
-    model: a definition.
+    model: the definition of a model, the policy or another.
     params: its parameters.
     sequences: Sequences [B * K, P + R], from `sampler.join_sequences`.
     samples: Samples [B * K, R].
-    temperature: the one they were sampled with.
+    temperature: the temperature that the responses were sampled with.
 
   Returns:
-    [B * K, R] float32, nats; anything outside the samples' mask.
+    [B * K, R] float32, nats; arbitrary values outside the samples' mask.
   """
   R = samples.tokens.shape[1]
   hidden, _ = model.apply(
@@ -229,8 +230,8 @@ def response_token_logprobs(
     sequences.positions,
     sequences.segment_ids,
   )
-  before = hidden[:, -R - 1 : -1]  # each place predicts the next one's token
-  logprobs, _ = heads.token_logprobs(model, params, before, samples.tokens, temperature)
+  predicting = hidden[:, -R - 1 : -1]  # each position predicts the next token
+  logprobs, _ = heads.token_logprobs(model, params, predicting, samples.tokens, temperature)
   return logprobs
 
 
@@ -242,17 +243,17 @@ def complete_prompts(
   pad_id: int,
   key: jax.Array,
 ) -> Responses:
-  """Responds to prompts that are lists of tokens.
+  """Generates responses to prompts that are lists of token ids.
 
-  All are padded to one length, a multiple of 64, so that few programs are compiled.
+  All are padded to the same length, a multiple of 64, so that few programs are compiled.
 
   Args:
     respond: from `build_responder`.
-    params: of the policy.
+    params: the parameters of the policy.
     prompts: N lists of token ids.
-    batch_size: prompts of a batch.
+    batch_size: the number of prompts in a batch.
     pad_id: the padding token.
-    key: of this call.
+    key: the random key of this call.
 
   Returns:
     The responses to the N prompts, in their order.
@@ -264,14 +265,14 @@ def complete_prompts(
 
 
 def select_best_of(responses: Responses, count: int) -> Responses:
-  """Selects of every `count` responses the one that scores highest: best-of-n.
+  """Selects the response with the highest score out of every `count`: best-of-n.
 
   Args:
-    responses: K * count to each prompt, with scores.
-    count: n.
+    responses: K * count responses to each prompt, with scores.
+    count: the number of responses to select one from, n.
 
   Returns:
-    K responses to each prompt; `kl` is the bound log n − (n − 1)/n, nats
+    K responses to each prompt, whose `kl` is the bound log n − (n − 1)/n, nats
     (`divergence.best_of_n_kl`).
   """
   assert responses.scores is not None, 'best-of-n needs scores'
@@ -280,7 +281,7 @@ def select_best_of(responses: Responses, count: int) -> Responses:
   chosen = np.argmax(scores, axis=2) + offsets  # [N, K]
   take = functools.partial(np.take_along_axis, indices=chosen, axis=1)
   return Responses(
-    texts=[[row[place] for place in places] for row, places in zip(responses.texts, chosen)],
+    texts=[[row[index] for index in indices] for row, indices in zip(responses.texts, chosen)],
     lengths=take(responses.lengths),
     ended=take(responses.ended),
     kl=np.full(chosen.shape, divergence.best_of_n_kl(count)),

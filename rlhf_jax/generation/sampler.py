@@ -1,10 +1,10 @@
-"""Prompts → responses: prefill and decode in one compiled call.
+"""Samples responses to prompts: prefill and decoding in one compiled call.
 
 `build_sampler` compiles `generate`; its parts (`prefill`, `draw`, `decode_step`) are pure
-functions of values. Left out: beam search, speculative decoding, continuous batching.
+functions of values. There is no beam search, speculative decoding or continuous batching.
 
-Letters: B prompts of P places, K responses to each, R places of a response, V
-vocabulary, D width.
+Letters: B prompts of P tokens, K responses to each, R tokens of a response, N = B * K,
+V vocabulary, D width.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ from rlhf_jax.types import Params, Prompts, Samples, Sequences
 class SamplingOptions:
   """How tokens are chosen."""
 
-  max_new_tokens: int = 32  # a response is cut there, without an end token
+  max_new_tokens: int = 32  # R; a longer response is cut off, without an end token
   temperature: float = 1.0  # 0 = greedy
   top_k: int = 0  # choose among the k likeliest tokens; 0 = all
   top_p: float = 1.0  # choose among the fewest tokens with this probability; 1 = all
@@ -34,22 +34,22 @@ class SamplingOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Definition:
-  """All of a sampler that is known before it is compiled."""
+  """Everything about a sampler that is fixed when it is compiled."""
 
-  model: Model  # the policy's definition, laid out as decoding wants it
-  axes: Any  # the axis names of the parameters, as training lays them out
+  model: Model  # the policy's definition, with the layout of decoding
+  axes: Any  # the axis names of the parameters, as in training
   options: SamplingOptions  # how tokens are chosen
   stop_ids: tuple[int, ...]  # tokens that end a response
-  pad_id: int  # the token after the end
+  pad_id: int  # the token that fills up a response after its end
   num_samples: int  # K responses to each prompt
-  layout: Any  # the mesh's; None for one device
-  unroll: bool  # the layers are a tuple, not stacked: decodes faster
+  layout: Any  # the layout of training; None for one device
+  unroll: bool  # layers are a tuple rather than stacked, which decodes faster
 
 
 class DecodeState(flax.struct.PyTreeNode):
   """What decoding carries from token to token."""
 
-  place: jax.Array  # [] int32, the place of the response that is filled next
+  place: jax.Array  # [] int32, the index in the response of the token that is drawn next
   done: jax.Array  # [B * K] bool, rows that have ended
   token: jax.Array  # [B * K] int32, the token that was drawn last
   cache: Cache  # keys and values of all tokens before it
@@ -73,17 +73,18 @@ def build_sampler(
     model: the policy's definition.
     options: how tokens are chosen.
     stop_ids: tokens that end a response; they belong to it.
-    pad_id: the token after the end.
+    pad_id: the token that fills up a response after its end.
     num_samples: K responses to each prompt.
-    layout: the mesh's (runtime/mesh.py: Layout); parameters and rows are then laid out
-      as decoding wants them, inside the compiled call, and the samples as training has
-      them. None is one device.
-    unroll: unroll the layers, which decodes faster and compiles for longer: scanned
-      layers copy their cache at every step. None does so on a CPU and on a GPU.
+    layout: the layout of training (runtime/mesh.py: Layout). The compiled call reshards
+      parameters and rows for decoding, and shards the samples as training needs them.
+      None is one device.
+    unroll: whether to unroll the layers. This decodes faster, as scanned layers copy
+      their cache at every step, but takes longer to compile. None unrolls them on a CPU
+      and on a GPU.
 
   Returns:
-    generate(params, prompts: Prompts [B, P], key) → Samples [B * K, R], which stops as
-    soon as every row has ended.
+    generate(params, prompts: Prompts [B, P], key) → Samples [B * K, R]. Decoding stops
+    as soon as every row has ended.
 
   Raises:
     UserError: an option is out of its range.
@@ -112,8 +113,8 @@ def build_sampler(
   def prepare_and_generate(params: Params, prompts: Prompts, key: jax.Array) -> Samples:
     return compiled(prepare(params), prompts, key)
 
-  # The layers are unstacked in a call of their own, so that the decoding program takes
-  # each as an argument.
+  # The layers are unstacked in a separate call, so that each of them is an argument of
+  # the decoding program.
   return prepare_and_generate if unroll else compiled
 
 
@@ -137,11 +138,11 @@ def check_options(options: SamplingOptions) -> None:
 
 
 def prepare_params(definition: Definition, params: Params) -> Params:
-  """Returns parameters as decoding reads them: cast, laid out, and maybe unstacked.
+  """Prepares parameters for decoding: casts, reshards and, if unrolled, unstacks them.
 
   Args:
-    definition: of the sampler.
-    params: as training has them.
+    definition: the definition of the sampler.
+    params: the parameters as in training.
   """
   params = transformer.cast_for_compute(params, definition.model.config.dtype)
   if definition.layout is not None:
@@ -160,10 +161,10 @@ def generate(
   """Samples K responses to each prompt.
 
   Args:
-    definition: of the sampler.
-    params: from `prepare_params` if the layers are unrolled, else as training has them.
+    definition: the definition of the sampler.
+    params: from `prepare_params` if the layers are unrolled, else as in training.
     prompts: Prompts [B, P], left-padded.
-    key: of this batch; the token at place n is drawn with fold_in(key, n).
+    key: the random key of this batch; token n of each response is drawn with fold_in(key, n).
 
   Returns:
     Samples [B * K, R].
@@ -189,7 +190,7 @@ def generate(
   )
   if definition.layout is None:
     return samples
-  # back to the rows of training
+  # sharded again as the rows of training
   constrain = definition.layout.constrain
   return jax.tree.map(lambda x: constrain(x, ('batch', None)[: x.ndim]), samples)
 
@@ -199,15 +200,15 @@ def prefill(
   params: Params,
   prompts: Prompts,
 ) -> tuple[jax.Array, Cache, jax.Array]:
-  """Reads the prompts once, and repeats what was read for each of K responses.
+  """Runs the model on the prompts once, and repeats the cache for each of K responses.
 
   Args:
-    definition: of the sampler.
+    definition: the definition of the sampler.
     params: from `prepare_params`.
     prompts: Prompts [B, P].
 
   Returns:
-    (hidden states of the last token [B * K, D], cache of B * K rows with P + R places,
+    (hidden states of the last token [B * K, D], cache of B * K rows with P + R slots,
     lengths of the prompts [B * K] int32).
   """
   model = definition.model
@@ -242,14 +243,14 @@ def begin_decoding(
   """Draws the first token of each response.
 
   Args:
-    definition: of the sampler.
+    definition: the definition of the sampler.
     params: from `prepare_params`.
     hidden: [B * K, D], of the last token of the prompt.
     cache: of the prompts.
-    key: of this batch.
+    key: the random key of this batch.
 
   Returns:
-    The state with the first place filled.
+    The state after the first token.
   """
   shape = (hidden.shape[0], definition.options.max_new_tokens)
   done = jnp.zeros(shape[0], bool)
@@ -277,14 +278,14 @@ def decode_step(
   """Draws one more token of each response.
 
   Args:
-    definition: of the sampler.
+    definition: the definition of the sampler.
     params: from `prepare_params`.
     lengths: [B * K] int32, tokens of the prompts.
-    key: of this batch.
-    state: with `place` places filled.
+    key: the random key of this batch.
+    state: the state after `place` tokens.
 
   Returns:
-    The state with one place more; rows that had ended get PAD.
+    The state with one more token; rows that had ended get PAD.
   """
   place = state.place
   hidden, cache = definition.model.apply(
@@ -316,14 +317,15 @@ def draw(
 ) -> tuple[jax.Array, jax.Array]:
   """Draws a token of each row, with its log-probability.
 
-  The log-probability is under softmax(logits / temperature) over the whole vocabulary,
-  as a training forward computes it: top-k and top-p choose, they do not renormalise.
+  The log-probability is that of softmax(logits / temperature) over the whole vocabulary,
+  as a forward pass of training computes it: top-k and top-p restrict the choice, but do
+  not renormalise the probabilities.
 
   Args:
-    definition: of the sampler.
-    key: of this batch.
+    definition: the definition of the sampler.
+    key: the random key of this batch.
     logits: [N, V] float32.
-    place: [] int32, the place in the response; each has a key of its own.
+    place: [] int32, the index of the token in its response; each has its own key.
     done: [N] bool, rows that have ended.
 
   Returns:
@@ -337,7 +339,7 @@ def draw(
     options.top_k,
     options.top_p,
   )
-  scale = options.temperature or 1.0  # greedy choices have the probabilities of 1
+  scale = options.temperature or 1.0  # greedy decoding reports those of temperature 1
   logprobs = jax.nn.log_softmax(logits / scale, axis=-1)  # [N, V]
   chosen = jnp.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
   tokens = jnp.where(done, definition.pad_id, tokens)
@@ -354,12 +356,12 @@ def choose_tokens(
   """Chooses one token for each row.
 
   Args:
-    key: of this place.
+    key: the random key of this token.
     logits: [N, V] float32.
     temperature: 0 = greedy.
-    top_k: choose among the k likeliest; 0 = all.
-    top_p: choose among the fewest with this probability (nucleus sampling: Holtzman et
-      al. 2020, arXiv:1904.09751, section 3.1); 1 = all.
+    top_k: choose among the k likeliest tokens; 0 = all.
+    top_p: choose among the fewest tokens that together have this probability (nucleus
+      sampling: Holtzman et al. 2020, arXiv:1904.09751, section 3.1); 1 = all.
 
   Returns:
     [N] int32.
@@ -384,7 +386,7 @@ def is_stop(definition: Definition, tokens: jax.Array) -> jax.Array:
   """Tells which tokens end a response.
 
   Args:
-    definition: of the sampler.
+    definition: the definition of the sampler.
     tokens: [N] int32.
 
   Returns:
@@ -407,7 +409,7 @@ def prompt_positions(mask: jax.Array) -> jax.Array:
 
 
 def join_sequences(prompts: Prompts, samples: Samples) -> Sequences:
-  """Joins prompts and their responses to sequences whose targets are the responses.
+  """Joins prompts and their responses into sequences whose targets are the responses.
 
   Args:
     prompts: Prompts [B, P].

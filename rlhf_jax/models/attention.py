@@ -1,13 +1,13 @@
-"""Masks and grouped-query attention, in several implementations with equal numbers.
+"""Masks and grouped-query attention, in several implementations with the same results.
 
-  plain   products and a softmax; works everywhere
+  plain   matrix products and a softmax; works everywhere
   cudnn   cuDNN's flash attention through `jax.nn.dot_product_attention`: NVIDIA GPUs,
           bfloat16 or float16, no soft cap
-  splash  a Pallas kernel that comes with JAX: TPUs (elsewhere interpreted, slowly),
-          rows of whole blocks of 128 places
-  auto    splash on a TPU and cudnn on a GPU, where they can; else plain
+  splash  the Pallas kernel that comes with JAX: TPUs (interpreted slowly elsewhere),
+          rows of a multiple of 128 tokens
+  auto    splash on a TPU and cudnn on a GPU if they support the model, else plain
 
-With a cache it is always the plain one.
+With a cache, attention is always plain.
 
 Letters: B batch, T queries, S keys, H query heads, N key-value heads, G = H / N,
 C head_dim.
@@ -23,13 +23,13 @@ import jax.numpy as jnp
 from rlhf_jax.errors import UserError
 from rlhf_jax.models.model_config import ModelConfig, product_precision
 
-BLOCK = 128  # places; splash takes rows of whole blocks
+BLOCK = 128  # tokens; the length of a row must be a multiple of it for splash
 
-# The logit of a key that may not be seen. Finite, so that a query with nothing to see
-# yields garbage that is masked later, never NaN.
-NEVER = -1e30
+# The logit of a masked key. It is finite, so that a query whose keys are all masked
+# gives an arbitrary result, which is masked later, and never NaN.
+MASKED_LOGIT = -1e30
 
-BEST = {'gpu': 'cudnn', 'tpu': 'splash'}  # by platform; elsewhere plain
+FASTEST = {'gpu': 'cudnn', 'tpu': 'splash'}  # platform → implementation; plain elsewhere
 
 
 def causal_mask(
@@ -37,14 +37,14 @@ def causal_mask(
   key_segments: jax.Array,
   start: jax.Array | int = 0,
 ) -> jax.Array:
-  """Marks the keys that each query sees.
+  """Marks the keys that each query attends to.
 
-  Those at or before the query, of the same segment, and never padding.
+  These are the keys at or before the query, in the same segment, but never padding.
 
   Args:
-    query_segments: [B, T] int32, segments of the places start … start + T − 1.
-    key_segments: [B, S] int32, 0 = padding or not yet written.
-    start: [] int32, place of the first query among the keys.
+    query_segments: [B, T] int32, segment ids of the queries start … start + T − 1.
+    key_segments: [B, S] int32, segment ids of the keys; 0 = padding or not yet written.
+    start: [] int32, the index of the first query among the keys.
 
   Returns:
     [B, T, S] bool.
@@ -56,12 +56,12 @@ def causal_mask(
 
 
 def distances(queries: int, keys: int, start: jax.Array | int = 0) -> jax.Array:
-  """Computes how many places before the query each key stands.
+  """Computes the distance from each key to each query, in tokens.
 
   Args:
-    queries: T.
-    keys: S.
-    start: [] int32, place of the first query among the keys.
+    queries: the number of queries, T.
+    keys: the number of keys, S.
+    start: [] int32, the index of the first query among the keys.
 
   Returns:
     [T, S] int32, negative for keys after the query.
@@ -87,22 +87,56 @@ def attend(
     key: [B, S, N, C], H a multiple of N.
     value: [B, S, N, C].
     mask: [B, T, S] bool.
-    scale: of the logits, C^-0.5 by default.
+    scale: the logits are q·k × scale; None = C^-0.5.
     cap: logits l become cap · tanh(l / cap) (Gemma 2, arXiv:2408.00118, section 2);
-      0 = as they are.
+      0 = no cap.
+
+  Returns:
+    [B, T, H, C], the dtype of query.
+  """
+  return attend_to_cache(
+    query,
+    key.swapaxes(1, 2),
+    value.swapaxes(1, 2),
+    mask,
+    scale,
+    cap,
+  )
+
+
+def attend_to_cache(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  mask: jax.Array,
+  scale: float | None = None,
+  cap: float = 0.0,
+) -> jax.Array:
+  """Computes `attend` of keys and values as a cache holds them, the heads before the places.
+
+  Then the products of each head read one block of memory. Otherwise XLA's CPU backend
+  would copy the whole cache into this order for every token.
+
+  Args:
+    query: [B, T, H, C].
+    key: [B, N, S, C].
+    value: [B, N, S, C].
+    mask: [B, T, S] bool.
+    scale: as in `attend`.
+    cap: as in `attend`.
 
   Returns:
     [B, T, H, C], the dtype of query.
   """
   B, T, H, C = query.shape
-  N = key.shape[2]
+  N = key.shape[1]
   if scale is None:
     scale = C**-0.5
-  # The G heads that share a key stay an axis of their own: joined with T, XLA could not
-  # cut T over devices.
+  # The G heads that share a key keep an axis of their own: if it were merged with T,
+  # XLA could not shard T.
   groups = query.reshape(B, T, N, H // N, C).transpose(0, 2, 3, 1, 4) * scale
   logits = jnp.einsum(
-    'bngtc,bsnc->bngts',
+    'bngtc,bnsc->bngts',
     groups,
     key,
     preferred_element_type=jnp.float32,
@@ -110,50 +144,50 @@ def attend(
   )
   if cap:
     logits = cap * jnp.tanh(logits / cap)
-  logits = jnp.where(mask[:, None, None], logits, NEVER)  # [B, N, G, T, S]
+  logits = jnp.where(mask[:, None, None], logits, MASKED_LOGIT)  # [B, N, G, T, S]
   weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-  mixed = jnp.einsum('bngts,bsnc->bngtc', weights, value)  # [B, N, G, T, C]
+  mixed = jnp.einsum('bngts,bnsc->bngtc', weights, value)  # [B, N, G, T, C]
   return mixed.transpose(0, 3, 1, 2, 4).reshape(B, T, H, C)
 
 
 def choose_implementation(
   config: ModelConfig,
-  places: int,
+  length: int,
   cached: bool,
   platform: str,
-  cut: bool = False,
+  sharded: bool = False,
 ) -> str:
   """Chooses the implementation of attention: 'plain', 'cudnn' or 'splash'.
 
   Args:
-    config: its `attention` is what the user asks for.
-    places: T.
-    cached: there is a cache.
+    config: the model's configuration, whose `attention` the user sets.
+    length: the tokens of a row, T.
+    cached: whether there is a cache.
     platform: 'cpu', 'gpu' or 'tpu'.
-    cut: the places of a row lie on several devices.
+    sharded: whether the tokens of a row are sharded over devices.
 
   Raises:
-    UserError: the implementation that was asked for cannot do this.
+    UserError: the implementation that the user set cannot be used here.
   """
   if cached:
     return 'plain'
-  obstacles = find_obstacles(config, places, cut)
+  obstacles = find_obstacles(config, length, sharded)
   wanted = config.attention
   if wanted == 'auto':
-    best = BEST.get(platform, 'plain')
-    return 'plain' if best in obstacles else best
+    fastest = FASTEST.get(platform, 'plain')
+    return 'plain' if fastest in obstacles else fastest
   if wanted in obstacles:
     raise UserError(f'model.attention: {wanted} needs {obstacles[wanted]}')
   return wanted
 
 
-def find_obstacles(config: ModelConfig, places: int, cut: bool) -> dict[str, str]:
-  """Finds the implementations that cannot be used, with what each would need.
+def find_obstacles(config: ModelConfig, length: int, sharded: bool) -> dict[str, str]:
+  """Returns the implementations that cannot be used, each with what it would need.
 
   Args:
-    config: of the model.
-    places: T.
-    cut: the places of a row lie on several devices.
+    config: the model's configuration.
+    length: the tokens of a row, T.
+    sharded: whether the tokens of a row are sharded over devices.
   """
   obstacles = {}
   head_fits = config.head_dim % 8 == 0 and config.head_dim <= 128
@@ -161,10 +195,10 @@ def find_obstacles(config: ModelConfig, places: int, cut: bool) -> dict[str, str
     obstacles['cudnn'] = (
       'bfloat16 or float16, a head_dim of 8 to 128 in steps of 8, and no soft cap'
     )
-  if places % BLOCK:
-    obstacles['splash'] = f'rows of a multiple of {BLOCK} places, got {places}'
-  if cut:
-    whole_rows = 'whole rows: mesh.context 1'
+  if length % BLOCK:
+    obstacles['splash'] = f'rows of a multiple of {BLOCK} tokens, got {length}'
+  if sharded:
+    whole_rows = 'mesh.context = 1, so that no row is split over devices'
     obstacles |= {'cudnn': whole_rows, 'splash': whole_rows}
   return obstacles
 
@@ -177,30 +211,30 @@ def attend_with_library(
   scale: float | None = None,
   implementation: Literal['cudnn', 'xla'] = 'cudnn',
 ) -> jax.Array:
-  """Computes `attend` by jax.nn.dot_product_attention, where T = S.
+  """Computes `attend` with jax.nn.dot_product_attention, for T = S.
 
-  cuDNN refuses rows of an odd length in training where there is a mask, so such rows
-  get one place more, which is cut off again.
+  In training, cuDNN refuses a mask with rows of odd length, so such rows are padded by
+  one token, which is removed from the result.
 
   Args:
     query: [B, T, H, C].
     key: [B, T, N, C].
     value: [B, T, N, C].
     mask: [B, T, T] bool.
-    scale: of the logits, C^-0.5 by default.
+    scale: the logits are q·k × scale; None = C^-0.5.
     implementation: 'cudnn', or 'xla' in tests.
 
   Returns:
     [B, T, H, C].
   """
   T = query.shape[1]
-  places = T + T % 2
-  if places > T:
+  even_length = T + T % 2
+  if even_length > T:
     query, key, value = (_pad_axes(x, (1,)) for x in (query, key, value))
     mask = _pad_axes(mask, (1, 2))
-  # Queries that see nothing see themselves: no library says what comes of a softmax
-  # over nothing.
-  mask = mask | jnp.eye(places, dtype=bool)
+  # A query whose keys are all masked attends to itself, as libraries do not define a
+  # softmax over nothing.
+  mask = mask | jnp.eye(even_length, dtype=bool)
   out = jax.nn.dot_product_attention(
     query,
     key,
@@ -213,7 +247,7 @@ def attend_with_library(
 
 
 def _pad_axes(x: jax.Array, axes: Sequence[int]) -> jax.Array:
-  """Appends one zero along each of these axes."""
+  """Pads an array with one zero at the end of each of these axes."""
   padding = [(0, int(axis in axes)) for axis in range(x.ndim)]
   return jnp.pad(x, padding)
 
@@ -229,27 +263,28 @@ def attend_with_splash(
   cap: float = 0.0,
   interpret: bool = False,
 ) -> jax.Array:
-  """Computes `attend` by JAX's Pallas kernel, where T = S.
+  """Computes `attend` with JAX's Pallas kernel, for T = S.
 
-  It never makes [T, S], and skips blocks that nobody sees.
+  The kernel never materialises [T, S], and skips blocks that are masked completely.
 
   Args:
     query: [B, T, H, C].
     key: [B, T, N, C].
     value: [B, T, N, C].
-    segments: [B, T] int32; here padding sees padding.
-    window: [] int32, how many places back a query sees; may be traced.
+    segments: [B, T] int32, segment ids; unlike in `attend`, padding attends to padding.
+    window: [] int32, the sliding window in tokens, the query's own included; may be
+      traced.
     windows: all values that `window` can have, sorted.
-    scale: of the logits, C^-0.5 by default.
+    scale: the logits are q·k × scale; None = C^-0.5.
     cap: soft cap of the logits; 0 = none.
-    interpret: run step by step, where there is no TPU.
+    interpret: whether to interpret the kernel, as is needed without a TPU.
 
   Returns:
     [B, T, H, C], the dtype of query.
   """
   if scale is None:
     scale = query.shape[-1] ** -0.5
-  # A kernel's window is fixed when it is made: there is one for each.
+  # The window of a kernel is fixed when it is built, so each window has a kernel.
   kernels = [
     functools.partial(
       _attend_in_window,
@@ -314,10 +349,10 @@ def _attend_in_window(
   return mixed.swapaxes(1, 2).astype(query.dtype)
 
 
-def _block_sizes(places: int) -> dict[str, Any]:
-  """Returns the block sizes of all of the kernel's loops: the largest that divides."""
+def _block_sizes(length: int) -> dict[str, Any]:
+  """Returns the block sizes of the kernel's loops, all the largest that divides a row."""
   sizes = [BLOCK, 2 * BLOCK, 4 * BLOCK]
-  block = max(size for size in sizes if places % size == 0)
+  block = max(size for size in sizes if length % size == 0)
   names = (
     'block_q',
     'block_kv',

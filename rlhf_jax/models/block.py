@@ -2,7 +2,7 @@
 
 (norm) → attention → (norm) → + → (norm) → MLP or experts → (norm) → +
 
-Letters: B batch, T length, S places in the cache, D width, H heads, N key-value heads,
+Letters: B batch, T length, S slots of the cache, D width, H heads, N key-value heads,
 C head_dim, F inner width, E experts, L layers.
 """
 
@@ -20,15 +20,15 @@ from rlhf_jax.models import experts, lora, rope
 from rlhf_jax.models.layout import ModelLayout
 from rlhf_jax.models.model_config import ACTIVATIONS, ModelConfig
 
-NEUTRAL = {'rms': 1.0, 'rms_offset': 0.0, 'layer': 1.0}  # the scale that changes nothing
+NEUTRAL = {'rms': 1.0, 'rms_offset': 0.0, 'layer': 1.0}  # norm → the initial scale, a no-op
 
 # (shape, axis names, std=0.0, fill=None) → a parameter
 MakeLeaf = Callable[..., nnx.Param]
-Pair = dict[str, jax.Array]  # 'key' and 'value'
+Pair = dict[str, jax.Array]  # the keys and values of a layer, 'key' and 'value'
 
 
 class LeafMaker:
-  """Makes parameters one after another, each random one from a key of its own."""
+  """Makes parameters one after another; each random one uses the next random key."""
 
   def __init__(self, key: jax.Array):
     self._keys = iter(jax.random.split(key, 64))
@@ -43,10 +43,10 @@ class LeafMaker:
     """Makes a parameter.
 
     Args:
-      shape: of it.
-      names: of its axes.
-      std: of a normal distribution with mean 0.
-      fill: the value of all entries, in place of random ones.
+      shape: the shape of the parameter.
+      names: the names of its axes.
+      std: the standard deviation of random entries, which are normal with mean 0.
+      fill: the value of all entries; None = random ones.
 
     Returns:
       A Param, float32.
@@ -61,21 +61,24 @@ class LeafMaker:
 
 @dataclasses.dataclass(frozen=True)
 class LayerContext:
-  """What a layer is given beside its weights."""
+  """The inputs of a layer beside its weights and the hidden states."""
 
-  # (query [B, T, H, C], key [B, S, N, C], value [B, S, N, C]) → [B, T, H, C]
+  # (query [B, T, H, C], key, value) → [B, T, H, C]; keys and values are [B, T, N, C],
+  # those of a cache [B, N, S, C]
   attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
   # (cosines, sines) [B, T, 1, R / 2] of the positions; None where positions are
   # learned
   angles: tuple[jax.Array, jax.Array] | None
-  layout: ModelLayout  # lays out activations
-  start: jax.Array | int  # [] int32, the first free place of the cache
+  layout: ModelLayout  # shards activations
+  start: jax.Array | int  # [] int32, the first free slot of the cache
 
 
 class Block(nnx.Module):
-  """All layers at once, by shape; merged with the leaves of one layer, that layer.
+  """A decoder layer; its parameters are created for all layers at once.
 
-  A feature that a config does not have has no leaf.
+  As created, every leaf has a leading axis of layers. Merged with the leaves of a single
+  layer (`nnx.merge`), the block computes that layer. There are no leaves for features
+  that the configuration does not use.
   """
 
   gate: nnx.Param  # of a gated MLP and of experts
@@ -153,14 +156,14 @@ class Block(nnx.Module):
       make_norm(self, 'mlp_post_norm', config, leaf)
 
   def _make_adapters(self, config: ModelConfig, leaf: MakeLeaf) -> None:
-    """Makes the low-rank adapters of the matrices that have some."""
+    """Makes the low-rank adapters of the matrices in `lora_targets`."""
     if not config.lora_rank:
       return
     embed = [(config.embed, 'embed')]
     inner = [(config.mlp, 'mlp')]
     heads = [(config.heads, 'heads'), (config.head_dim, 'head_dim')]
     kv_heads = [(config.kv_heads, 'kv_heads'), (config.head_dim, 'head_dim')]
-    axes = {  # what each matrix maps from and to
+    axes = {  # matrix → its input axes and output axes
       'query': (embed, heads),
       'key': (embed, kv_heads),
       'value': (embed, kv_heads),
@@ -178,16 +181,16 @@ class Block(nnx.Module):
     hidden: jax.Array,
     context: LayerContext,
     cache: Pair | None = None,
-  ) -> tuple[jax.Array, Pair]:
+  ) -> tuple[jax.Array, Pair | None]:
     """Computes one layer.
 
     Args:
       hidden: [B, T, D].
-      context: what the layer is given beside its weights.
-      cache: keys and values [B, S, N, C], or None.
+      context: the inputs that all layers share.
+      cache: the keys and values [B, N, S, C] of the layer, or None.
 
     Returns:
-      (hidden [B, T, D], keys and values [B, T or S, N, C]).
+      (hidden [B, T, D], the cache with T places more, or None).
     """
     constrain = context.layout.constrain
     attended, pair = self._attention(self._norm('attention_norm', hidden), context, cache)
@@ -205,27 +208,26 @@ class Block(nnx.Module):
     x: jax.Array,
     context: LayerContext,
     cache: Pair | None,
-  ) -> tuple[jax.Array, Pair]:
-    """Computes attention of x [B, T, D]: ([B, T, D], all keys and values)."""
+  ) -> tuple[jax.Array, Pair | None]:
+    """Computes self-attention of x [B, T, D]: [B, T, D], and the cache with its keys and values."""
     query = self._project('query', x)  # [B, T, H, C]
     key = self._project('key', x)  # [B, T, N, C]
     value = self._project('value', x)
-    query = _turn(self._qk_norm('query_norm', query), context.angles)
-    key = _turn(self._qk_norm('key_norm', key), context.angles)
-    if cache is not None:
-      write = functools.partial(
-        jax.lax.dynamic_update_slice_in_dim,
-        start_index=context.start,
-        axis=1,
-      )
-      key = write(cache['key'], key)
-      value = write(cache['value'], value)
+    query = _rotate(self._qk_norm('query_norm', query), context.angles)
+    key = _rotate(self._qk_norm('key_norm', key), context.angles)
     constrain = context.layout.constrain
     query = constrain(query, ('batch', 'length', 'heads', 'head_dim'))
-    key = constrain(key, ('batch', 'keys', 'kv_heads', 'head_dim'))
-    value = constrain(value, ('batch', 'keys', 'kv_heads', 'head_dim'))
+    if cache is None:
+      key = constrain(key, ('batch', 'keys', 'kv_heads', 'head_dim'))
+      value = constrain(value, ('batch', 'keys', 'kv_heads', 'head_dim'))
+    else:
+      cache = {
+        'key': _write(cache['key'], key, context),
+        'value': _write(cache['value'], value, context),
+      }
+      key, value = cache['key'], cache['value']
     mixed = context.attend(query, key, value)  # [B, T, H, C]
-    return self._project('output', mixed, contracted=2), {'key': key, 'value': value}
+    return self._project('output', mixed, contracted=2), cache
 
   def _mlp(self, x: jax.Array, layout: ModelLayout) -> jax.Array:
     """Computes the MLP of x [B, T, D]."""
@@ -261,7 +263,7 @@ class Block(nnx.Module):
     return mixed.reshape(x.shape)
 
   def _project(self, name: str, x: jax.Array, contracted: int = 1) -> jax.Array:
-    """Multiplies x with a matrix and its adapters, and adds its bias."""
+    """Multiplies x by a matrix with its adapters, and adds the bias, if there are any."""
     y = product(x, self._leaf(name, x.dtype), contracted)
     if hasattr(self, name + lora.A):
       scale = self.config.lora_alpha / self.config.lora_rank
@@ -276,7 +278,7 @@ class Block(nnx.Module):
     return getattr(self, name)[...].astype(dtype)
 
   def _norm(self, name: str, x: jax.Array) -> jax.Array:
-    """Applies a norm over the width where the layer has it."""
+    """Applies a norm over the width if the layer has it."""
     if not hasattr(self, name):
       return x
     bias = None
@@ -285,7 +287,7 @@ class Block(nnx.Module):
     return normalise(x, getattr(self, name)[...], bias, self.config)
 
   def _qk_norm(self, name: str, x: jax.Array) -> jax.Array:
-    """Applies the norm of queries or keys [B, T, H or N, C] where the layer has one."""
+    """Applies the norm of queries or keys [B, T, H or N, C] if the layer has one."""
     if not self.config.qk_norm:
       return x
     scale = getattr(self, name)[...]
@@ -301,12 +303,12 @@ def make_norm(
   config: ModelConfig,
   leaf: MakeLeaf,
 ) -> None:
-  """Gives a module the leaves of a norm over the width.
+  """Adds the parameters of a norm over the width to a module.
 
   Args:
     module: gets the attributes `name` and, for LayerNorm, `name`_bias.
-    name: of the scale.
-    config: of the model.
+    name: the name of the scale.
+    config: the model's configuration.
     leaf: makes the parameters.
   """
   scale = leaf((config.embed,), ('embed',), fill=NEUTRAL[config.norm])
@@ -324,13 +326,13 @@ def normalise(
   """Normalises the last axis, in float32.
 
   RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4), or LayerNorm (Ba et al. 2016,
-  arXiv:1607.06450, eq. 4) where there is a bias.
+  arXiv:1607.06450, eq. 4) if there is a bias.
 
   Args:
     x: [..., D].
     scale: [D] float32.
     bias: [D] float32, or None.
-    config: of the model: `norm` and `norm_eps`.
+    config: the model's configuration, of which `norm` and `norm_eps` are used.
 
   Returns:
     [..., D], the dtype of x.
@@ -348,15 +350,16 @@ def normalise(
 
 
 def product(x: jax.Array, weight: jax.Array, contracted: int = 1) -> jax.Array:
-  """Multiplies the last axes of x with the first of a weight.
+  """Multiplies x by a weight: contracts the last axes of x with the first of the weight.
 
-  A plain matrix product, whose gradients XLA's CPU backend runs a fifth faster than
-  those of an einsum. Rows and places stay two axes: both may be cut over devices.
+  As one plain matrix product its gradients are a fifth faster than those of an einsum
+  with XLA's CPU backend. The axes of rows and tokens are not merged, as both may be
+  sharded.
 
   Args:
     x: [..., in…].
     weight: [in…, out…].
-    contracted: the number of axes in…
+    contracted: the number of contracted axes, in….
 
   Returns:
     [..., out…].
@@ -364,8 +367,52 @@ def product(x: jax.Array, weight: jax.Array, contracted: int = 1) -> jax.Array:
   inner = math.prod(weight.shape[:contracted])
   rows = x.shape[: x.ndim - contracted]
   columns = weight.shape[contracted:]
-  flat = x.reshape(*rows, inner) @ weight.reshape(inner, -1)
+  flat = _matrix_product(x.reshape(*rows, inner), weight.reshape(inner, -1))
   return flat.reshape(rows + columns)
+
+
+@jax.custom_vjp
+def _matrix_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
+  """Multiplies [..., K] with [K, N]; see `_product_gradients` for the reason."""
+  return x @ matrix
+
+
+def _product_forward(
+  x: jax.Array,
+  matrix: jax.Array,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  """Computes the product, and keeps what its gradients need."""
+  return x @ matrix, (x, matrix)
+
+
+def _product_gradients(
+  saved: tuple[jax.Array, jax.Array],
+  gradient: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Computes the gradients of a product by its arguments.
+
+  These are the formulas of JAX's own rule, in another order of operations: JAX's rule
+  leaves a transposed product, for which XLA's CPU backend computes whatever made the
+  gradient a second time, along the wrong axis. That took a fifth of a train step.
+
+  Args:
+    saved: x [..., K] and the matrix [K, N].
+    gradient: [..., N], of the product.
+
+  Returns:
+    (gradient of x [..., K], gradient of the matrix [K, N]).
+  """
+  x, matrix = saved
+  # computed once, for both products
+  gradient = jax.lax.optimization_barrier(gradient)
+  rows = tuple(range(x.ndim - 1))
+  last = x.ndim - 1
+  of_x = jax.lax.dot_general(gradient, matrix, (((last,), (1,)), ((), ())))
+  of_matrix = jax.lax.dot_general(x, gradient, ((rows, rows), ((), ())))
+  return of_x, of_matrix
+
+
+_matrix_product.defvjp(_product_forward, _product_gradients)
 
 
 def _make_stacked(
@@ -380,15 +427,29 @@ def _make_stacked(
 
 
 def _residual_std(config: ModelConfig) -> float:
-  """Returns GPT-2's scale of what is added to the residual stream."""
+  """Returns the initial standard deviation of matrices that write to the residual stream.
+
+  GPT-2 (Radford et al. 2019, section 2.3).
+  """
   return 0.02 * (2 * config.layers) ** -0.5
 
 
-def _turn(
+def _write(cached: jax.Array, new: jax.Array, context: LayerContext) -> jax.Array:
+  """Writes keys or values [B, T, N, C] to the next slots of a cache [B, N, S, C]."""
+  written = jax.lax.dynamic_update_slice_in_dim(
+    cached,
+    new.swapaxes(1, 2),
+    context.start,
+    axis=2,
+  )
+  return context.layout.constrain(written, ('batch', 'kv_heads', 'keys', 'head_dim'))
+
+
+def _rotate(
   x: jax.Array,
   angles: tuple[jax.Array, jax.Array] | None,
 ) -> jax.Array:
-  """Applies rotary positions to queries or keys [B, T, H or N, C], if there are any."""
+  """Applies rotary positions, if there are any, to queries or keys [B, T, H or N, C]."""
   if angles is None:
     return x
   return rope.rotate(x, *angles)

@@ -1,15 +1,15 @@
-"""Mixture of experts: each token goes to the few experts that its router likes best.
+"""Mixture of experts: a router sends each token to the k experts with the highest logits.
 
-No token is dropped. Two ways that give the same numbers:
+No token is dropped. There are two implementations with the same results:
 
-  ragged, on a TPU  tokens sorted by expert, one grouped product (`jax.lax.ragged_dot`):
-                    work for the chosen experts only
-  scan, elsewhere   one expert after the other over all tokens: E / k times the work,
-                    but nothing of [experts, tokens, …]; on a CPU XLA would write the
-                    grouped product out as just that
+  ragged, on a TPU  sorts the tokens by expert and computes one grouped product
+                    (`jax.lax.ragged_dot`), for the chosen experts only
+  scan, elsewhere   applies one expert after the other to all tokens: E / k times the
+                    work, but no array of [experts, tokens, …], which is what XLA on a
+                    CPU makes of the grouped product
 
-The auxiliary loss that balances a router is left out: fine-tuning keeps the balance of
-pre-training or loses it.
+There is no auxiliary loss that balances the router, so fine-tuning does not enforce the
+balance that pre-training reached.
 
 Letters: M tokens, D width, E experts, k of them for each token, F inner width of an
 expert.
@@ -38,9 +38,9 @@ def route(
   Args:
     x: [M, D].
     router: [D, E].
-    count: k.
-    renormalise: the k weights sum to 1; otherwise they are those of the softmax over
-      all experts.
+    count: the number of experts of each token, k.
+    renormalise: whether the k weights are scaled to sum to 1; otherwise they are those
+      of the softmax over all experts.
 
   Returns:
     (weights [M, k] float32, experts [M, k] int32).
@@ -79,7 +79,7 @@ def mix(
     up: [E, D, F].
     down: [E, F, D].
     activation: of the gate.
-    ragged: in one grouped product; else one expert after the other.
+    ragged: whether to compute one grouped product instead of one expert after the other.
 
   Returns:
     [M, D], the dtype of x.
@@ -99,18 +99,18 @@ def _mix_by_scan(
 ) -> jax.Array:
   """Computes `mix` with one expert after the other over all tokens."""
 
-  @jax.checkpoint  # or the backward pass keeps every expert's [M, F]
+  @jax.checkpoint  # otherwise every expert's [M, F] would be stored for the backward pass
   def add_expert(total: jax.Array, expert: tuple[jax.Array, ...]):
-    number, gate, up, down = expert
-    is_chosen = jnp.where(chosen == number, weights, 0.0)
-    weight = jnp.sum(is_chosen, axis=-1, keepdims=True)  # [M, 1], 0 for other experts
+    index, gate, up, down = expert
+    expert_weights = jnp.where(chosen == index, weights, 0.0)  # [M, k]
+    weight = jnp.sum(expert_weights, axis=-1, keepdims=True)  # [M, 1], 0 if not chosen
     inner = activation(x @ gate.astype(x.dtype)) * (x @ up.astype(x.dtype))  # [M, F]
     out = inner @ down.astype(x.dtype)
     return total + weight * out.astype(jnp.float32), None
 
-  numbers = jnp.arange(gate.shape[0])
-  nothing = jnp.zeros(x.shape, jnp.float32)
-  total, _ = jax.lax.scan(add_expert, nothing, (numbers, gate, up, down))
+  indices = jnp.arange(gate.shape[0])
+  zeros = jnp.zeros(x.shape, jnp.float32)
+  total, _ = jax.lax.scan(add_expert, zeros, (indices, gate, up, down))
   return total.astype(x.dtype)
 
 
@@ -137,5 +137,5 @@ def _mix_ragged(
   inner = activation(grouped_product(rows, gate)) * grouped_product(rows, up)  # [M k, F]
   out = grouped_product(inner, down).astype(jnp.float32)
   out = out * weights.reshape(-1)[order][:, None]
-  nothing = jnp.zeros(x.shape, jnp.float32)
-  return nothing.at[tokens].add(out).astype(x.dtype)
+  zeros = jnp.zeros(x.shape, jnp.float32)
+  return zeros.at[tokens].add(out).astype(x.dtype)

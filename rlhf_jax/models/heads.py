@@ -1,12 +1,11 @@
-"""From hidden states to numbers: log-probabilities, next-token logits, scalar scores.
+"""Computes log-probabilities, next-token logits and scalar scores from hidden states.
 
-The logits of a whole batch, [B, T, V], are never kept: they are made, used and
-forgotten chunk by chunk.
+The logits of a whole batch, [B, T, V], never exist at one time: they are computed and
+reduced chunk by chunk.
 
 Letters: B batch, T length, V vocabulary, D width.
 """
 
-from collections.abc import Callable
 import functools
 from typing import Any, TYPE_CHECKING
 
@@ -16,17 +15,17 @@ import jax.numpy as jnp
 from rlhf_jax.models.model_config import product_precision
 from rlhf_jax.types import Params
 
-if TYPE_CHECKING:  # only named here; the transformer is no part of a head
+if TYPE_CHECKING:  # for annotations only
   from rlhf_jax.models.transformer import Model
 
-CHUNK = 128  # places whose logits exist at one time
+CHUNK = 128  # positions of a row whose logits exist at one time
 
 
 def unembedding(params: Params) -> jax.Array:
-  """Returns the output matrix, the transposed embedding where the two are tied.
+  """Returns the unembedding, which is the transposed embedding if the two are tied.
 
   Args:
-    params: of a model.
+    params: the parameters of a model.
 
   Returns:
     [D, V].
@@ -37,10 +36,10 @@ def unembedding(params: Params) -> jax.Array:
 
 
 def next_token_logits(model: 'Model', params: Params, hidden: jax.Array) -> jax.Array:
-  """Computes the logits of the next token, soft-capped if the model's are.
+  """Computes the logits of the next token, with the model's soft cap if it has one.
 
   Args:
-    model: what made the hidden states.
+    model: the model that computed the hidden states.
     params: its parameters.
     hidden: [..., D].
 
@@ -57,28 +56,25 @@ def token_logprobs(
   targets: jax.Array,
   temperature: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
-  """Computes log-probabilities of targets, and entropies, under the model.
+  """Computes the log-probabilities of targets, and the entropies of the predictions.
 
-  Both are of softmax(logits / temperature).
+  The predictions are softmax(logits / temperature).
 
   Args:
-    model: what made the hidden states.
+    model: the model that computed the hidden states.
     params: its parameters.
-    hidden: [B, T, D], each place predicting the target at the same place.
+    hidden: [B, T, D]; hidden[:, t] predicts targets[:, t].
     targets: [B, T] int32.
-    temperature: the one the tokens were, or would be, sampled with; 0 (greedy) counts
-      as 1.
+    temperature: the sampling temperature; 0 (greedy) counts as 1.
 
   Returns:
-    (logprobs, entropies), both [B, T] float32, nats.
+    (logprobs, entropies), both [B, T] float32, nats. Entropies have no gradient.
   """
   B, T = targets.shape
-  places = min(T, CHUNK)
-  chunk: Callable[..., tuple[jax.Array, jax.Array]] = functools.partial(
-    _chunk_logprobs, model, temperature or 1.0
-  )
-  if T > places:
-    chunk = jax.checkpoint(chunk)  # or the backward pass keeps every chunk's logits
+  chunk_length = min(T, CHUNK)
+  # the logits of a single chunk are stored for the backward pass, those of several are not
+  keep_logits = T <= chunk_length
+  chunk = functools.partial(_chunk_logprobs, model, temperature or 1.0, keep_logits)
 
   def map_chunks(matrix: jax.Array, hidden: jax.Array, targets: jax.Array) -> Any:
     return jax.lax.map(lambda rows: chunk(matrix, *rows), (hidden, targets))
@@ -86,18 +82,18 @@ def token_logprobs(
   results = model.with_gathered_matrix(
     map_chunks,
     unembedding(params),
-    _split_chunks(hidden, places),
-    _split_chunks(targets, places),
+    _split_chunks(hidden, chunk_length),
+    _split_chunks(targets, chunk_length),
   )
   logprobs, entropies = (jnp.moveaxis(x, 0, 2).reshape(B, -1)[:, :T] for x in results)
-  return logprobs, entropies
+  return logprobs, jax.lax.stop_gradient(entropies)
 
 
 def scalar_scores(params: Params, hidden: jax.Array) -> jax.Array:
-  """Applies the scalar head at each place, in float32.
+  """Applies the scalar head at each position, in float32.
 
   Args:
-    params: of a model with a head.
+    params: the parameters of a model with a scalar head.
     hidden: [..., D].
 
   Returns:
@@ -122,26 +118,87 @@ def _compute_logits(model: 'Model', matrix: jax.Array, hidden: jax.Array) -> jax
   return logits
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _chunk_logprobs(
   model: 'Model',
   temperature: float,
+  keep_logits: bool,
   matrix: jax.Array,
   hidden: jax.Array,
   targets: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """Computes `token_logprobs` of one chunk: hidden [B, C, D], targets [B, C]."""
-  logits = _compute_logits(model, matrix, hidden) / temperature  # [B, C, V]
-  logprobs = jax.nn.log_softmax(logits, axis=-1)
-  chosen = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
-  return chosen, -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
+  """Computes `token_logprobs` of one chunk: hidden [B, C, D], targets [B, C].
+
+  Its gradient is written out below: JAX's own would scatter into zeros of [B, C, V] and
+  sum over them again, which costs as much as the products.
+  """
+  results, _ = _chunk_forward(model, temperature, keep_logits, matrix, hidden, targets)
+  return results
 
 
-def _split_chunks(x: jax.Array, places: int) -> jax.Array:
-  """Splits [B, T, …] into chunks [n, B, places, …], the last one padded with zeros.
+def _chunk_forward(
+  model: 'Model',
+  temperature: float,
+  keep_logits: bool,
+  matrix: jax.Array,
+  hidden: jax.Array,
+  targets: jax.Array,
+) -> tuple[tuple[jax.Array, jax.Array], Any]:
+  """Computes a chunk, and what its gradients need; logits only if they are to be kept."""
+  logits = _compute_logits(model, matrix, hidden)  # [B, C, V]
+  scaled = logits / temperature
+  log_normaliser = jax.nn.logsumexp(scaled, axis=-1)  # [B, C]
+  chosen = jnp.take_along_axis(scaled, targets[..., None], axis=-1)[..., 0]
+  probabilities = jnp.exp(scaled - log_normaliser[..., None])
+  # H = log Z - Σ p z
+  entropies = log_normaliser - jnp.sum(probabilities * scaled, axis=-1)
+  saved = (matrix, hidden, targets, log_normaliser, logits if keep_logits else None)
+  return (chosen - log_normaliser, entropies), saved
 
-  A chunk takes every n-th place: one that is cut over devices keeps all of them busy.
+
+def _chunk_gradients(
+  model: 'Model',
+  temperature: float,
+  keep_logits: bool,
+  saved: Any,
+  gradients: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array, None]:
+  """Computes the gradients of the log-probabilities by the matrix and the hidden states.
+
+  d log p(y) / d z = onehot(y) - p, with z the logits / temperature.
+  """
+  matrix, hidden, targets, log_normaliser, logits = saved
+  of_logprobs, _ = gradients  # entropies have none
+  if not keep_logits:
+    logits = _compute_logits(model, matrix, hidden)
+  probabilities = jnp.exp(logits / temperature - log_normaliser[..., None])
+  is_target = jnp.arange(logits.shape[-1]) == targets[..., None]  # [B, C, V]
+  of_logits = (is_target - probabilities) * (of_logprobs / temperature)[..., None]
+  cap = model.config.logit_cap
+  if cap:
+    of_logits = of_logits * (1 - jnp.square(logits / cap))  # the slope of cap · tanh
+  # computed once, for both products
+  of_logits = jax.lax.optimization_barrier(of_logits.astype(hidden.dtype))
+  compute = functools.partial(
+    jnp.einsum,
+    preferred_element_type=jnp.float32,
+    precision=product_precision(hidden.dtype),
+  )
+  of_hidden = compute('bcv,dv->bcd', of_logits, matrix.astype(hidden.dtype))
+  of_matrix = compute('bcd,bcv->dv', hidden, of_logits)
+  return of_matrix.astype(matrix.dtype), of_hidden.astype(hidden.dtype), None
+
+
+_chunk_logprobs.defvjp(_chunk_forward, _chunk_gradients)
+
+
+def _split_chunks(x: jax.Array, length: int) -> jax.Array:
+  """Splits [B, T, …], padded with zeros, into n chunks [n, B, length, …].
+
+  A chunk takes every n-th position, so that each device has a share of every chunk
+  where T is sharded.
   """
   B, T = x.shape[:2]
-  padding = [(0, 0), (0, -T % places)] + [(0, 0)] * (x.ndim - 2)
-  rows = jnp.pad(x, padding).reshape(B, places, -1, *x.shape[2:])
-  return jnp.moveaxis(rows, 2, 0)  # chunks first: they are mapped over
+  padding = [(0, 0), (0, -T % length)] + [(0, 0)] * (x.ndim - 2)
+  rows = jnp.pad(x, padding).reshape(B, length, -1, *x.shape[2:])
+  return jnp.moveaxis(rows, 2, 0)  # chunks first, as lax.map maps over the first axis

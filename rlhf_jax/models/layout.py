@@ -1,4 +1,4 @@
-"""What a model asks of the place where it runs: a mesh's layout, or one device."""
+"""The interface between a model and its devices: the layout of a mesh, or one device."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -9,14 +9,14 @@ Names = Sequence[str | None]  # the axis names of an array, in the model's own t
 
 
 class ModelLayout(Protocol):
-  """The part of a layout that models use; runtime/mesh.py: Layout has it for a mesh."""
+  """The part of a layout that models use; `Layout` in runtime/mesh.py is that of a mesh."""
 
   @property
   def platform(self) -> str:
     """Returns 'cpu', 'gpu' or 'tpu'."""
 
   def constrain(self, x: jax.Array, names: Names) -> jax.Array:
-    """Lays out an activation as its axis names say; inside jit."""
+    """Shards an activation as its axis names say; called inside jit."""
 
   def shard_map(
     self,
@@ -24,7 +24,7 @@ class ModelLayout(Protocol):
     inputs: Sequence[Names],
     output: Names,
   ) -> Callable[..., jax.Array] | None:
-    """Maps a function over the devices; None where rows are cut over them."""
+    """Maps a function over the devices; None if they share the tokens of a row."""
 
   def with_gathered_matrix(
     self,
@@ -32,11 +32,11 @@ class ModelLayout(Protocol):
     matrix: jax.Array,
     *rows: jax.Array,
   ) -> Any:
-    """Calls function(matrix, *rows), each device with the whole matrix; inside jit."""
+    """Calls function(matrix, *rows) with the whole matrix on each device; inside jit."""
 
 
 class SingleDevice:
-  """The layout of one device: nothing is cut, so nothing is moved."""
+  """The layout of one device, on which nothing is sharded."""
 
   @property
   def platform(self) -> str:
@@ -44,11 +44,11 @@ class SingleDevice:
     return jax.default_backend()
 
   def constrain(self, x: jax.Array, names: Names) -> jax.Array:
-    """Returns the array as it is.
+    """Returns the array unchanged.
 
     Args:
       x: any array.
-      names: of its axes; unused.
+      names: the names of its axes; unused.
     """
     del names
     return x
@@ -59,10 +59,10 @@ class SingleDevice:
     inputs: Sequence[Names],
     output: Names,
   ) -> Callable[..., jax.Array]:
-    """Returns the function as it is: the one device has all of every array.
+    """Returns the function unchanged, as the one device holds every array whole.
 
     Args:
-      function: of arrays.
+      function: a function of arrays.
       inputs: the axis names of its arguments; unused.
       output: the axis names of its result; unused.
     """
@@ -75,10 +75,10 @@ class SingleDevice:
     matrix: jax.Array,
     *rows: jax.Array,
   ) -> Any:
-    """Returns function(matrix, *rows): the matrix is whole already.
+    """Returns function(matrix, *rows), as the matrix is whole already.
 
     Args:
-      function: of a matrix and rows.
+      function: a function of the matrix and the rows.
       matrix: [D, V].
       *rows: arrays [n, B, T, …].
     """

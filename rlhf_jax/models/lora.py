@@ -1,9 +1,9 @@
-"""Low-rank adapters: x W + α/r · (x A) B, where W stays as it is.
+"""Low-rank adapters: x W + α/r · (x A) B, where W is frozen.
 
-LoRA (Hu et al. 2021, arXiv:2106.09685, eq. 3). Beside each chosen matrix of the layers
-stand two leaves, `query_lora_a` [L, D, r] and `query_lora_b` [L, r, H, C]. A begins at
-random, B at 0, so that a model begins as its base. A tree of parameters that has
-adapters trains them and the scalar head, and nothing else.
+LoRA (Hu et al. 2021, arXiv:2106.09685, eq. 3). Each chosen matrix of the layers gets two
+more leaves, such as `query_lora_a` [L, D, r] and `query_lora_b` [L, r, H, C]. A is
+initialised at random and B with zeros, so that the model starts as its base. If a tree
+of parameters has adapters, only they and the scalar head are trained.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,17 +22,19 @@ from rlhf_jax.types import Params
 
 @dataclasses.dataclass(frozen=True)
 class LoraOptions:
-  """Adapters beside frozen matrices, in place of training all parameters."""
+  """How to train adapters of frozen matrices, in place of all parameters."""
 
   rank: int = 0  # r; 0 = no adapters, every parameter is trained
-  alpha: float = 16.0  # adapters count alpha / rank times
-  # of query, key, value, output, gate, up, down; () = all that a layer has
+  alpha: float = 16.0  # adapters are scaled by alpha / rank
+  # matrices with adapters: query, key, value, output, gate, up, down; () = all that a
+  # layer has
   targets: tuple[str, ...] = ()
-  # how all frozen models are kept: float32, bfloat16, int8, int4, nf4 (the last three
-  # need the qwix extra)
+  # storage format of all frozen models: float32, bfloat16, int8, int4, nf4 (the last
+  # three need the qwix extra)
   base: str = 'float32'
 
 
+# The suffixes of the adapters' names, after that of their matrix.
 A = '_lora_a'
 B = '_lora_b'
 
@@ -47,13 +49,13 @@ def adapter_leaves(
   inputs: Sequence[Axis],
   outputs: Sequence[Axis],
 ) -> Iterator[Leaf]:
-  """Yields what the two leaves of a matrix are, without the axis of layers.
+  """Yields the specifications of a matrix's two adapters, without the axis of layers.
 
   Args:
-    config: of the model.
-    name: of the matrix.
-    inputs: the axes that the matrix maps from.
-    outputs: the axes that it maps to.
+    config: the model's configuration.
+    name: the name of the matrix.
+    inputs: the input axes of the matrix.
+    outputs: its output axes.
 
   Yields:
     (name, shape, axis names, initializer) of A, then of B.
@@ -61,13 +63,13 @@ def adapter_leaves(
   rank = config.lora_rank
   in_sizes, in_names = zip(*inputs)
   out_sizes, out_names = zip(*outputs)
-  std = (3 * math.prod(in_sizes)) ** -0.5  # the variance of PEFT's
+  std = (3 * math.prod(in_sizes)) ** -0.5  # the variance of PEFT's initial values
   yield name + A, (*in_sizes, rank), (*in_names, None), {'std': std}
   yield name + B, (rank, *out_sizes), (None, *out_names), {'fill': 0.0}
 
 
 def is_adapter(path: Sequence[str]) -> bool:
-  """Tells whether the leaf with these keys is trained where there are adapters."""
+  """Tells whether the leaf at this path is trained in a model with adapters."""
   return path[-1].endswith((A, B)) or path[0] == 'score'
 
 
@@ -78,7 +80,7 @@ def split_trainable(params: Params) -> tuple[Params, Params]:
     params: with or without adapters.
 
   Returns:
-    (trained, frozen), two trees; the second is empty where there are no adapters.
+    (trained, frozen), two trees; the second is empty if there are no adapters.
   """
   flat = traverse_util.flatten_dict(params)
   if not any(path[-1].endswith(A) for path in flat):
@@ -89,11 +91,11 @@ def split_trainable(params: Params) -> tuple[Params, Params]:
 
 
 def merge_adapters(config: ModelConfig, params: Params) -> Params:
-  """Adds the adapters to their matrices; inside jit or outside.
+  """Adds the adapters to their matrices; works inside and outside jit.
 
   Args:
-    config: of the model with adapters.
-    params: with adapters, the frozen ones kept in any way.
+    config: the configuration of the model with adapters.
+    params: its parameters; frozen ones may be in any storage format.
 
   Returns:
     The parameters of the same model without adapters, float32.

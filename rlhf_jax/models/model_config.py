@@ -1,7 +1,9 @@
-"""The shape of a model: sizes, and the features in which families of decoders differ.
+"""The configuration of a model: its sizes, and the features by which families differ.
 
-All of them are data; the defaults are Llama's. Per-layer patterns repeat:
-`windows=(4096, 0)` is a local layer, a global one, a local one …
+Every feature is a field of ModelConfig, so that one network serves all families of
+decoders; the defaults are Llama's. Per-layer patterns repeat: with
+`windows=(4096, 0)`, layers with a sliding window of 4096 tokens alternate with layers
+of full attention.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +18,7 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.models import rope
 
 DTYPES = ('float32', 'bfloat16', 'float16')
+# What the backward pass recomputes, as a policy of jax.checkpoint.
 REMAT = {
   'none': None,
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -30,34 +33,36 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 NORMS = ('rms', 'rms_offset', 'layer')
 QK_NORMS = ('', 'head', 'all')
 
-# The matrices of a layer: attention's, then the MLP's.
+# The matrices of a layer that can have adapters: attention's four, then the MLP's three.
 TARGETS = ('query', 'key', 'value', 'output', 'gate', 'up', 'down')
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """Shape of a model; its fields are what a saved model's config.json holds."""
+  """The configuration of a model, as the config.json of a saved model holds it."""
 
   vocab_size: int  # V
   embed: int  # D, the width
   layers: int  # L
   heads: int  # H
-  kv_heads: int  # N; H is a multiple of it
+  kv_heads: int  # N, a divisor of H
   head_dim: int  # C
-  mlp: int  # F, the inner width; of one expert where there are some
+  mlp: int  # F, the inner width of the MLP, or of each expert
   norm_eps: float = 1e-5  # added to the variance
   rope_theta: float = 10000.0  # base of the wavelengths
-  tied: bool = True  # the output matrix is the embedding
-  # tokens of a text; a matter of record, except with learned positions and longrope
+  tied: bool = True  # the unembedding is the transposed embedding
+  # the longest text, in tokens; used by learned positions and longrope only
   max_length: int = 2048
-  head: bool = False  # has a scalar head
-  # what it computes in; parameters, norms, softmax and losses are float32
+  head: bool = False  # whether it has a scalar head, for rewards or values
+  # of activations and matrix products; parameters, norms, softmax and losses are float32
   dtype: str = 'float32'
-  # what the backward pass recomputes: none, dots (all but matrix products), full
+  # what the backward pass recomputes: none (nothing), dots (everything but matrix
+  # products) or full (everything)
   remat: str = 'none'
   attention: str = 'auto'  # plain, cudnn, splash, or auto (see attention.py)
-  family: str = 'llama'  # whose files an export writes: a key of families.FAMILIES
-  # rms; rms_offset: scales are 1 + the parameter; layer: mean and variance, with a bias
+  family: str = 'llama'  # the file format of an export: a key of families.FAMILIES
+  # rms (RMSNorm), rms_offset (RMSNorm whose scale is 1 + the parameter) or layer
+  # (LayerNorm with a bias)
   norm: str = 'rms'
   pre_norm: bool = True  # norms before attention and MLP, inside the residual branch
   post_norm: bool = False  # norms after attention and MLP, inside the residual branch
@@ -69,28 +74,29 @@ class ModelConfig:
   activation: str = 'silu'  # silu, gelu, gelu_tanh
   gated: bool = True  # the MLP is down(activation(gate x) · up x), else down(activation(up x))
   embed_scale: bool = False  # embeddings are multiplied by √D
-  attention_scalar: float = 0.0  # the softmax is of q·k / √attention_scalar; 0 = head_dim
-  attention_cap: float = 0.0  # soft cap of attention's logits; 0 = none
-  logit_cap: float = 0.0  # soft cap of the next token's logits; 0 = none
-  # how many places back a layer sees, itself included, a pattern over layers; 0 = all,
-  # () = all in all layers
+  attention_scalar: float = 0.0  # attention logits are q·k / √attention_scalar; 0 = head_dim
+  attention_cap: float = 0.0  # soft cap of attention logits; 0 = none
+  logit_cap: float = 0.0  # soft cap of next-token logits; 0 = none
+  # sliding windows in tokens, the query's own included: a pattern over the layers;
+  # 0 = full attention, () = full attention in every layer
   windows: tuple[int, ...] = ()
-  learned_positions: bool = False  # an embedding of max_length positions, no rotary ones
+  learned_positions: bool = False  # max_length position embeddings in place of rotary ones
   rope_local_theta: float = 0.0  # rope_theta of layers with a window; 0 = the same
-  rope_layers: tuple[int, ...] = ()  # 1 = rotary, 0 = none, a pattern; () = all rotary
-  rope_fraction: float = 1.0  # the part of a head that turns
-  # as in Hugging Face's config.json: rope_type (see rope.SCALINGS) and its numbers
+  # a pattern over the layers: 1 = rotary, 0 = no positions; () = rotary in every layer
+  rope_layers: tuple[int, ...] = ()
+  rope_fraction: float = 1.0  # the fraction of a head's dimensions that are rotated
+  # as in Hugging Face's config.json: rope_type (see rope.SCALINGS) and its parameters
   rope_scaling: dict = dataclasses.field(default_factory=dict, hash=False)
-  experts: int = 0  # E, mixture of experts in every layer; 0 = none
-  experts_per_token: int = 0  # k
-  renormalise: bool = True  # the weights of a token's experts sum to 1
-  lora_rank: int = 0  # r, low-rank adapters (see lora.py); 0 = none
-  lora_alpha: float = 16.0  # adapters count alpha / rank times
+  experts: int = 0  # E, the experts of every layer; 0 = a plain MLP
+  experts_per_token: int = 0  # k, the experts that compute each token
+  renormalise: bool = True  # the weights of a token's experts are scaled to sum to 1
+  lora_rank: int = 0  # r, the rank of adapters (see lora.py); 0 = no adapters
+  lora_alpha: float = 16.0  # adapters are scaled by alpha / rank
   lora_targets: tuple[str, ...] = ()  # the matrices that have adapters
-  base: str = 'float32'  # how parameters are kept that adapters freeze (see quantised.py)
+  base: str = 'float32'  # storage format of what adapters freeze (see quantised.py)
 
   def __post_init__(self):
-    for name in ('windows', 'rope_layers', 'lora_targets'):  # JSON knows lists only
+    for name in ('windows', 'rope_layers', 'lora_targets'):  # JSON has lists, no tuples
       object.__setattr__(self, name, tuple(getattr(self, name)))
 
   @property
@@ -113,19 +119,20 @@ class ModelConfig:
 
 
 def product_precision(dtype: Any) -> jax.lax.Precision | None:
-  """Returns the precision of a product whose factors are narrow and whose result is float32.
+  """Returns the precision of a matrix product of this dtype whose result is float32.
 
-  The backward pass of such a product multiplies with the slopes of its result, which
-  are float32 whatever the factors are. Exact products of float32 are several times as
-  slow on a GPU as rounded ones, so a bfloat16 model, whose factors are rounded anyway,
-  does not ask for them: at 360M those of the logits alone took a quarter of a step.
+  The backward pass of such a product multiplies with the gradient of its result, which
+  is float32 whatever the operands are. Exact float32 products are several times as slow
+  on a GPU as rounded ones. A bfloat16 model, whose operands are rounded anyway, can do
+  without them: in a model of 360M parameters those of the logits alone took a quarter
+  of a step.
 
   Args:
-    dtype: of the factors.
+    dtype: the dtype of the operands.
 
   Returns:
-    None, which is JAX's default (exact, see pipeline.request_exact_products), for
-    float32; the device's own default for other dtypes.
+    For float32 None, which is JAX's default (exact, see
+    pipeline.request_exact_products); for other dtypes the device's own default.
   """
   if dtype == jnp.float32:
     return None
@@ -133,7 +140,14 @@ def product_precision(dtype: Any) -> jax.lax.Precision | None:
 
 
 def check_model_config(config: ModelConfig) -> None:
-  """Raises UserError where no model has this shape."""
+  """Checks that a model with this configuration can be built.
+
+  Args:
+    config: the configuration.
+
+  Raises:
+    UserError: sizes do not fit each other, or a choice is unknown.
+  """
   _check_sizes(config)
   _check_choice(config, 'dtype', DTYPES)
   _check_choice(config, 'remat', REMAT)
@@ -147,12 +161,12 @@ def check_model_config(config: ModelConfig) -> None:
 
 
 def _repeat(pattern: Sequence[int], count: int) -> list[int]:
-  """Repeats a pattern over so many layers."""
+  """Repeats a pattern until it has `count` entries."""
   return [pattern[i % len(pattern)] for i in range(count)]
 
 
 def _check_sizes(config: ModelConfig) -> None:
-  """Raises UserError for sizes below 1, or heads that do not divide."""
+  """Raises UserError if a size is below 1, or if the sizes of heads do not fit."""
   names = ('vocab_size', 'embed', 'layers', 'heads', 'kv_heads', 'head_dim', 'mlp')
   sizes = {name: getattr(config, name) for name in names}
   if min(sizes.values()) >= 1:
@@ -160,12 +174,13 @@ def _check_sizes(config: ModelConfig) -> None:
       return
   got = ', '.join(f'{name} {size}' for name, size in sizes.items())
   raise UserError(
-    f'model: expected sizes from 1, heads a multiple of kv_heads and an even head_dim; got {got}'
+    'model: expected sizes of at least 1, heads a multiple of kv_heads and an even head_dim; '
+    f'got {got}'
   )
 
 
 def _check_choice(config: ModelConfig, name: str, choices: Iterable[str]) -> None:
-  """Raises UserError where a field is not one of its choices."""
+  """Raises UserError if a field is not one of its choices."""
   value = getattr(config, name)
   choices = tuple(choices)
   if value not in choices:
@@ -180,13 +195,14 @@ def _check_experts(config: ModelConfig) -> None:
   count_fits = 0 < config.experts_per_token <= config.experts
   if not count_fits or not config.gated or config.mlp_bias:
     raise UserError(
-      f'model.experts: expected 1 to {config.experts} experts_per_token, gated, '
-      f'without biases; got {config.experts_per_token}'
+      f'model.experts: expected experts_per_token from 1 to {config.experts}, gated true and '
+      f'mlp_bias false; got experts_per_token {config.experts_per_token}, gated '
+      f'{config.gated}, mlp_bias {config.mlp_bias}'
     )
 
 
 def _check_adapters(config: ModelConfig) -> None:
-  """Raises UserError for adapters on what the model does not have."""
+  """Raises UserError for adapters of matrices that the model does not have."""
   if not config.lora_rank:
     return
   targets = config.lora_targets
@@ -199,7 +215,7 @@ def _check_adapters(config: ModelConfig) -> None:
 
 
 def _check_rope_scaling(scaling: dict[str, Any]) -> None:
-  """Raises UserError for a scaling that rope.py does not know, or without its numbers."""
+  """Raises UserError for a scaling that rope.py does not know, or that lacks a parameter."""
   if not scaling:
     return
   kind = scaling.get('rope_type', '')
@@ -208,6 +224,6 @@ def _check_rope_scaling(scaling: dict[str, Any]) -> None:
   if kind not in rope.SCALINGS or missing:
     without = f' without {", ".join(missing)}' if missing else ''
     raise UserError(
-      f'model.rope_scaling: expected rope_type {", ".join(rope.SCALINGS)} and its '
-      f'numbers; got {scaling.get("rope_type")!r}{without}'
+      f'model.rope_scaling: expected a rope_type of {", ".join(rope.SCALINGS)} with its '
+      f'parameters; got {scaling.get("rope_type")!r}{without}'
     )

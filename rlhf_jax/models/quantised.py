@@ -1,9 +1,9 @@
-"""How frozen parameters are kept: as they are, in bfloat16, or in 8 or 4 bits (qwix).
+"""Storage formats of frozen parameters: float32, bfloat16, or 8 or 4 bits with qwix.
 
-Each layer restores its quantised matrices when it computes. `int8` has a scale for each
-output; `int4` and `nf4` (QLoRA: Dettmers et al. 2023, arXiv:2305.14314, section 3) for
-each block of at most 64 inputs of an output. Only the matrices of the layers are
-quantised; the embedding is then bfloat16, vectors stay float32.
+Each layer dequantises its matrices when it computes. `int8` has a scale for each
+output; `int4` and `nf4` (QLoRA: Dettmers et al. 2023, arXiv:2305.14314, section 3) have
+one for each block of at most 64 inputs of an output. Only the matrices of the layers
+are quantised; embeddings are then stored in bfloat16, and vectors in float32.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.models.model_config import TARGETS
 from rlhf_jax.types import Params
 
-# Bytes of a parameter of a matrix, by how it is kept.
+# Storage format → bytes of one entry of a matrix.
 BYTES = {
   'float32': 4,
   'bfloat16': 2,
@@ -28,50 +28,56 @@ BYTES = {
   'nf4': 0.5,
 }
 KINDS = tuple(BYTES)
-SMALL = KINDS[2:]  # those that are quantised, by qwix
+QUANTISED_KINDS = KINDS[2:]  # the formats that qwix quantises to
 BLOCK = 64  # inputs that share a scale in int4 and nf4
 
-# (function, shardings, leaf) → function(leaf), laid out so
+# (function, shardings, leaf) → function(leaf), created with these shardings
 Create = Callable[[Callable[..., Any], Any, Any], Any]
 
 
 def create_on_devices(function: Callable[..., Any], shardings: Any, leaf: Any) -> Any:
-  """Computes function(leaf), compiled, its result laid out from the first moment."""
+  """Computes function(leaf) in a compiled call, whose result is created sharded.
+
+  Args:
+    function: leaf → a tree of arrays.
+    shardings: the shardings of the result.
+    leaf: an array.
+  """
   return jax.jit(function, out_shardings=shardings)(leaf)
 
 
-def keep(params: Params, kind: str, create: Create = create_on_devices) -> Params:
-  """Converts a tree of parameters leaf by leaf, each where it lies.
+def convert(params: Params, kind: str, create: Create = create_on_devices) -> Params:
+  """Converts a tree of parameters to a storage format, one leaf after the other.
 
   Args:
-    params: float32.
+    params: float32 parameters; every leaf keeps its sharding.
     kind: one of KINDS.
-    create: (function, shardings, leaf) → its result; runtime/mesh.py: Layout.create,
-      which also knows devices that are not here.
+    create: (function, shardings, leaf) → function(leaf). `Layout.create` of
+      runtime/mesh.py also works for devices that are only described by a topology.
 
   Returns:
-    The same tree; quantised leaves are qwix's QArray.
+    The converted tree; quantised leaves are qwix's QArray.
 
   Raises:
-    UserError: there is no such kind, or qwix is not installed.
+    UserError: there is no such format, or qwix is not installed.
   """
   if kind not in KINDS:
     raise UserError(f'lora.base: expected one of {", ".join(KINDS)}, got {kind!r}')
   if kind == 'float32':
     return params
-  kept = {
-    path: _keep_leaf(path, leaf, kind, create)
+  converted = {
+    path: _convert_leaf(path, leaf, kind, create)
     for path, leaf in traverse_util.flatten_dict(params).items()
   }
-  return traverse_util.unflatten_dict(kept)
+  return traverse_util.unflatten_dict(converted)
 
 
 def restore(leaf: Any, dtype: Any) -> jax.Array:
-  """Restores a kept leaf.
+  """Converts a stored leaf back to a plain array.
 
   Args:
-    leaf: an array or a quantised one.
-    dtype: of the result.
+    leaf: an array, or qwix's QArray.
+    dtype: the dtype of the result.
 
   Returns:
     An array of the leaf's shape.
@@ -82,11 +88,11 @@ def restore(leaf: Any, dtype: Any) -> jax.Array:
 
 
 def restore_all(weights: dict[str, Any], dtype: Any) -> dict[str, jax.Array]:
-  """Restores the leaves of one layer that are quantised; the others stay as they are.
+  """Dequantises the quantised leaves of one layer; the others stay as they are.
 
   Args:
-    weights: by name.
-    dtype: of those that are restored.
+    weights: the leaves by name.
+    dtype: the dtype of those that are dequantised.
   """
   return {
     name: restore(leaf, dtype) if is_quantised(leaf) else leaf for name, leaf in weights.items()
@@ -98,11 +104,11 @@ def is_quantised(leaf: Any) -> bool:
   return hasattr(leaf, 'qvalue')
 
 
-def _keep_leaf(path: tuple[str, ...], leaf: Any, kind: str, create: Create) -> Any:
-  """Converts one leaf as its place in the tree and the kind say."""
+def _convert_leaf(path: tuple[str, ...], leaf: Any, kind: str, create: Create) -> Any:
+  """Converts one leaf according to its path and the storage format."""
   is_matrix = path[0] == 'layers' and path[-1] in TARGETS
   is_embedding = path[0] in ('embedding', 'unembedding', 'positions')
-  if is_matrix and kind in SMALL:
+  if is_matrix and kind in QUANTISED_KINDS:
     return _quantise(leaf, kind, path[-1], create)
   if is_matrix or is_embedding:
     return create(_to_bfloat16, leaf.sharding, leaf)
@@ -110,15 +116,15 @@ def _keep_leaf(path: tuple[str, ...], leaf: Any, kind: str, create: Create) -> A
 
 
 def _to_bfloat16(leaf: jax.Array) -> jax.Array:
-  """Casts an array."""
+  """Casts an array to bfloat16."""
   return leaf.astype(jnp.bfloat16)
 
 
 def _quantise(leaf: jax.Array, kind: str, name: str, create: Create) -> Any:
-  """Quantises [L, (E,) inputs…, outputs…] to a QArray, laid out as the leaf is."""
+  """Quantises [L, (E,) inputs…, outputs…] to a QArray, sharded as the leaf is."""
   quantise = functools.partial(
     _import_qwix().quantize,
-    **_quantisation(leaf.shape, kind, name),
+    **_quantisation_arguments(leaf.shape, kind, name),
   )
   sharding = leaf.sharding
   if isinstance(sharding, jax.sharding.NamedSharding):
@@ -131,10 +137,14 @@ def _quantise(leaf: jax.Array, kind: str, name: str, create: Create) -> Any:
   return create(quantise, sharding, leaf)
 
 
-def _quantisation(shape: tuple[int, ...], kind: str, name: str) -> dict[str, Any]:
-  """Returns the arguments of qwix for a matrix of this name and shape."""
-  # the MLP's matrices have one axis of inputs, the last but one (experts stand before);
-  # attention's `output` has two, heads and head_dim
+def _quantisation_arguments(
+  shape: tuple[int, ...],
+  kind: str,
+  name: str,
+) -> dict[str, Any]:
+  """Returns the arguments of qwix.quantize for a matrix of this name and shape."""
+  # The MLP's matrices have one axis of inputs, the last but one, which may follow an
+  # axis of experts; attention's `output` has two, heads and head_dim.
   first = len(shape) - 2 if name in ('gate', 'up', 'down') else 1
   last = first + 1 if name == 'output' else first
   inputs = range(first, last + 1)
@@ -153,7 +163,7 @@ def _fit_sharding(
   spec: tuple[Any, ...],
   part: jax.ShapeDtypeStruct,
 ) -> jax.sharding.NamedSharding:
-  """Returns a leaf's sharding for a part of it; axes that do not divide stay whole."""
+  """Returns a leaf's sharding for its values or scales; axes that do not divide stay whole."""
   entries = [
     entry if entry and size % _devices_along(mesh, entry) == 0 else None
     for size, entry in zip(part.shape, spec)
@@ -177,6 +187,6 @@ def _import_qwix() -> Any:
     import qwix
   except ImportError:
     raise UserError(
-      "a base of int8, int4 or nf4 needs qwix: pip install 'rlhf_jax[qwix]'"
+      "lora.base: int8, int4 and nf4 need qwix, run: pip install 'rlhf_jax[qwix]'"
     ) from None
   return qwix

@@ -1,6 +1,7 @@
-"""Rotary positions: how fast each pair of a head's places turns, and the turning.
+"""Rotary position embeddings: their frequencies, and the rotation of queries and keys.
 
-Letters: B batch, T length, H heads, C head_dim, R ≤ C places that turn, L layers.
+Letters: B batch, T length, H heads, C head_dim, R ≤ C rotated dimensions of a head,
+L layers.
 """
 
 from collections.abc import Mapping
@@ -11,11 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# A ModelConfig. model_config.py checks its scalings with the table below, so that this file cannot
-# import it.
+# A ModelConfig. This file cannot import it, as model_config.py imports the table below.
 AnyModelConfig = Any
 
-# What each scaling needs in `rope_scaling`, by Hugging Face's names.
+# rope_type → the other keys that `rope_scaling` must have, named as by Hugging Face.
 SCALINGS = {
   'linear': ('factor',),
   'llama3': (
@@ -32,43 +32,43 @@ SCALINGS = {
 }
 
 
-def frequencies(config: AnyModelConfig, places: int) -> tuple[np.ndarray, float]:
-  """Computes the radians per position of every layer.
+def frequencies(config: AnyModelConfig, length: int) -> tuple[np.ndarray, float]:
+  """Computes the rotary frequencies of every layer, in radians per position.
 
-  A layer without rotary positions turns by 0. Scalings: `linear` (Chen et al. 2023,
-  arXiv:2306.15595), `llama3` (long waves slowed, short ones kept) and `longrope` (Ding
-  et al. 2024, arXiv:2402.13753), whose long factors are for rows of more places than
-  the model first was trained with; transformers decides by the longest text of a batch
-  instead.
+  They are 0 in layers without rotary positions. The scalings are `linear` (Chen et al.
+  2023, arXiv:2306.15595), `llama3` (see `llama3`) and `longrope` (Ding et al. 2024,
+  arXiv:2402.13753). The long factors of longrope are used if a row can be longer than
+  the context length that the model was first trained with; transformers decides by the
+  longest text of a batch instead.
 
   Args:
-    config: of the model.
-    places: how long a row can be.
+    config: the model's configuration.
+    length: the number of tokens that a row has room for.
 
   Returns:
-    ([L, R / 2] float32, what cosines and sines are multiplied with).
+    (frequencies [L, R / 2] float32, the factor of cosines and sines).
   """
   plain = _plain_frequencies(config, config.rope_theta)
-  scaled, factor = _scale(plain, config, places)
+  scaled, factor = _scale(plain, config, length)
   local = scaled
   if config.rope_local_theta:
     local = _plain_frequencies(config, config.rope_local_theta)
-  # layers with a window have wavelengths of their own (Gemma 3)
+  # layers with a sliding window may have a rope_theta of their own (Gemma 3)
   rows = [local if window else scaled for window in config.layer_windows]
   is_rotary = np.asarray(config.rotary_layers, np.float32)[:, None]  # [L, 1]
   return np.stack(rows).astype(np.float32) * is_rotary, factor
 
 
 def llama3(plain: np.ndarray, scaling: Mapping[str, Any]) -> np.ndarray:
-  """Slows the waves that are longer than the texts of the model's first training.
+  """Lowers the frequencies whose wavelength exceeds the original context length.
 
-  As Llama 3.1 and transformers do: by `factor` where a wave is longer than
-  original / low_freq_factor, not at all where it is shorter than
-  original / high_freq_factor, and linearly between.
+  As in Llama 3.1 and transformers, a frequency is divided by `factor` if its wavelength
+  is longer than original / low_freq_factor, kept if it is shorter than
+  original / high_freq_factor, and interpolated between the two otherwise.
 
   Args:
-    plain: [R / 2] float32, radians per position.
-    scaling: the numbers that SCALINGS names.
+    plain: [R / 2] float32, the frequencies to scale, in radians per position.
+    scaling: a `rope_scaling` with the keys that SCALINGS lists.
 
   Returns:
     [R / 2] float32.
@@ -76,7 +76,7 @@ def llama3(plain: np.ndarray, scaling: Mapping[str, Any]) -> np.ndarray:
   original = scaling['original_max_position_embeddings']
   low = scaling['low_freq_factor']
   high = scaling['high_freq_factor']
-  turns = original * plain / (2 * math.pi)  # in the texts of the first training
+  turns = original * plain / (2 * math.pi)  # full turns within the original context length
   kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
   return (1 - kept) * plain / scaling['factor'] + kept * plain
 
@@ -86,18 +86,18 @@ def angles(
   frequencies: jax.Array,
   factor: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
-  """Computes the cosines and sines of positions.
+  """Computes the cosines and sines that rotate queries and keys.
 
   Args:
     positions: [B, T] int32.
     frequencies: [R / 2] float32, radians per position.
-    factor: what both are multiplied with.
+    factor: cosines and sines are multiplied by it.
 
   Returns:
     (cosines, sines), [B, T, 1, R / 2] float32.
   """
-  turned = positions[:, :, None, None].astype(jnp.float32) * frequencies
-  return factor * jnp.cos(turned), factor * jnp.sin(turned)
+  radians = positions[:, :, None, None].astype(jnp.float32) * frequencies
+  return factor * jnp.cos(radians), factor * jnp.sin(radians)
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
@@ -106,7 +106,7 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
   RoFormer (Su et al. 2021, arXiv:2104.09864, eq. 34).
 
   Args:
-    x: [B, T, H, C]; the first R of C turn.
+    x: [B, T, H, C], queries or keys; the first R of C dimensions are rotated.
     cos: [B, T, 1, R / 2].
     sin: [B, T, 1, R / 2].
 
@@ -114,7 +114,7 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     [B, T, H, C], the dtype of x.
   """
   half = cos.shape[-1]
-  # pair i of a head is (place i, place R/2 + i)
+  # pair i of a head is (dimension i, dimension R/2 + i)
   first, second, rest = jnp.split(x, (half, 2 * half), axis=-1)
   first = first.astype(jnp.float32)
   second = second.astype(jnp.float32)
@@ -129,17 +129,17 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 def _plain_frequencies(config: AnyModelConfig, theta: float) -> np.ndarray:
   """Computes theta^(−2i/R), i = 0 … R/2 − 1: [R / 2] float32."""
-  turning = int(config.head_dim * config.rope_fraction)
-  exponents = np.arange(0, turning, 2) / turning
+  rotated = int(config.head_dim * config.rope_fraction)  # R
+  exponents = np.arange(0, rotated, 2) / rotated
   return (float(theta) ** -exponents).astype(np.float32)
 
 
 def _scale(
   plain: np.ndarray,
   config: AnyModelConfig,
-  places: int,
+  length: int,
 ) -> tuple[np.ndarray, float]:
-  """Scales frequencies [R / 2]: (the new ones, the factor of cosines and sines)."""
+  """Returns the scaled frequencies [R / 2] and the factor of cosines and sines."""
   scaling = config.rope_scaling
   kind = scaling.get('rope_type', '')
   if kind == 'linear':
@@ -148,15 +148,15 @@ def _scale(
     return llama3(plain, scaling), 1.0
   if kind == 'longrope':
     original = scaling['original_max_position_embeddings']
-    name = 'long_factor' if places > original else 'short_factor'
+    name = 'long_factor' if length > original else 'short_factor'
     factor = scaling.get('attention_factor') or _longrope_factor(config, original)
     return plain / np.float32(scaling[name]), factor
   return plain, 1.0
 
 
 def _longrope_factor(config: AnyModelConfig, original: int) -> float:
-  """Computes longrope's √(1 + log(longer) / log(original)), 1 where nothing grew."""
-  longer = config.max_length / original
-  if longer <= 1:
+  """Computes longrope's √(1 + log(max_length / original) / log(original)), at least 1."""
+  extension = config.max_length / original
+  if extension <= 1:  # the context is no longer than the original one
     return 1.0
-  return math.sqrt(1 + math.log(longer) / math.log(original))
+  return math.sqrt(1 + math.log(extension) / math.log(original))

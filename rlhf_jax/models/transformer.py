@@ -1,17 +1,17 @@
-"""The decoder: embed → blocks → norm.
+"""The decoder: embedding → layers → norm.
 
-One for all families; what they differ in is in the ModelConfig. Flax NNX declares the
-parameters, one place per leaf for shape, axis names and initializer, and nothing
-outside this folder sees it: `build_model` splits the definition from the values once
-and gives pure functions over a nested dict.
+One decoder serves all families; the ModelConfig says in what they differ. Flax NNX
+declares the shape, axis names and initializer of each parameter in one place, and is
+not visible outside this folder: `build_model` separates the definition from the values
+once, and returns pure functions of a nested dict of arrays.
 
-All layers are one block whose leaves carry a leading `layers` axis; training scans over
-it. Where `params['layers']` is a tuple of single layers instead (`unstack_layers`), the
-same block is unrolled: decoding is twice as fast so on a CPU, and three times on a GPU.
-What differs from layer to layer (windows, rotary frequencies) is scanned beside the
-weights.
+All layers are one block whose leaves have a leading axis `layers`, over which training
+scans. If `params['layers']` is a tuple of single layers instead (`unstack_layers`), the
+layers are unrolled, which makes decoding twice as fast on a CPU and three times as fast
+on a GPU. What differs from layer to layer (windows, rotary frequencies) is scanned
+together with the weights.
 
-Letters: B batch, T length, S places in the cache, V vocabulary, D width, N key-value
+Letters: B batch, T length, S slots of the cache, V vocabulary, D width, N key-value
 heads, C head_dim, L layers.
 """
 
@@ -55,14 +55,14 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """A definition without values."""
+  """The definition of a model, without the values of its parameters."""
 
-  config: ModelConfig  # its shape
+  config: ModelConfig  # its sizes and features
   init: Callable[[jax.Array], Params]  # key → params, float32; see `init_params`
   # (params, tokens [B, T], positions [B, T], segment_ids [B, T], cache=None) →
   # (hidden [B, T, D], cache); see `apply_model`
   apply: Callable[..., tuple[jax.Array, Any]]
-  axes: Any  # the tree of params with a tuple of axis names for each leaf
+  axes: Any  # a tree like the params, with a tuple of axis names for each leaf
   # (function, matrix, rows) → function(matrix, rows), see runtime/mesh.py:
   # Layout.with_gathered_matrix
   with_gathered_matrix: Callable[..., Any]
@@ -70,38 +70,40 @@ class Model:
 
 @flax.struct.dataclass
 class Cache:
-  """Keys and values of the places written so far."""
+  """The keys and values of the tokens so far."""
 
-  # {'key', 'value'} of [L, B, S, N, C], or a tuple of L such pairs of [B, S, N, C]
+  # {'key', 'value'} of [L, B, N, S, C], or a tuple of L such pairs of [B, N, S, C]
   layers: Any
   segment_ids: jax.Array  # [B, S] int32, 0 = not written or padding
-  length: jax.Array | int  # [] int32, places written
+  # [] int32, the number of slots written; an int if the cache is empty, so that a program
+  # knows that prompts see only themselves
+  length: jax.Array | int
 
 
 def build_model(config: ModelConfig, layout: ModelLayout | None = None) -> Model:
-  """Builds the model of a config.
+  """Builds the model that a configuration describes.
 
   Args:
-    config: its shape.
-    layout: where it will run, which lays activations on a mesh (runtime/mesh.py:
-      Layout); None is one device.
+    config: the configuration.
+    layout: the devices it will run on: the layout of a mesh (runtime/mesh.py: Layout),
+      or None for one device.
 
   Raises:
-    UserError: no model has this shape.
+    UserError: no such model can be built, see `check_model_config`.
   """
   check_model_config(config)
   if layout is None:
     layout = SingleDevice()
-  # axis names are metadata here; the mesh is the runtime's business
+  # axis names are only metadata here; runtime/mesh.py derives shardings from them
   with nnx.use_eager_sharding(False):
     make_modules = functools.partial(_make_modules, config)
-    ends, block = nnx.eval_shape(make_modules, jax.random.key(0))
+    outer, block = nnx.eval_shape(make_modules, jax.random.key(0))
     graph = nnx.graphdef(block)
   return Model(
     config=config,
     init=functools.partial(init_params, config),
     apply=functools.partial(apply_model, config, graph, layout),
-    axes={**_axis_names(ends), 'layers': _axis_names(block)},
+    axes={**_axis_names(outer), 'layers': _axis_names(block)},
     with_gathered_matrix=layout.with_gathered_matrix,
   )
 
@@ -110,16 +112,16 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
   """Initialises the parameters of a model.
 
   Args:
-    config: its shape.
+    config: the model's configuration.
     key: a random key.
 
   Returns:
     A nested dict of float32 arrays; those of the layers have a leading axis [L, …].
   """
   with nnx.use_eager_sharding(False):
-    ends, block = _make_modules(config, key)
+    outer, block = _make_modules(config, key)
     return {
-      **nnx.to_pure_dict(nnx.state(ends)),
+      **nnx.to_pure_dict(nnx.state(outer)),
       'layers': nnx.to_pure_dict(nnx.state(block)),
     }
 
@@ -134,23 +136,23 @@ def apply_model(
   segment_ids: jax.Array,
   cache: Cache | None = None,
 ) -> tuple[jax.Array, Cache | None]:
-  """Computes hidden states; with a cache the tokens take its next T places.
+  """Computes hidden states; with a cache, the tokens take its next T slots.
 
   Args:
-    config: of the model.
+    config: the model's configuration.
     graph: the definition of its block.
-    layout: lays out activations.
-    params: from `init_params`, or unstacked.
+    layout: shards activations.
+    params: from `init_params`, with stacked or unstacked layers.
     tokens: [B, T] int32.
     positions: [B, T] int32.
     segment_ids: [B, T] int32, 0 = padding.
-    cache: of S places, or None.
+    cache: a cache of S slots, or None.
 
   Returns:
-    (hidden [B, T, D], the cache with T places more, or None).
+    (hidden [B, T, D], the cache with T more slots written, or None).
 
   Raises:
-    UserError: rows have more places than the model has learned positions.
+    UserError: rows are longer than the model's learned positions.
   """
   hidden = _embed(config, layout, params, tokens, positions)
   start: jax.Array | int = 0
@@ -166,7 +168,8 @@ def apply_model(
   places = segments.shape[1]
   if config.learned_positions and places > config.max_length:
     raise UserError(
-      f'model: rows of {places} places, expected at most its {config.max_length} positions'
+      f'model: rows of {places} tokens, expected at most {config.max_length}, the number '
+      'of its learned positions'
     )
   attend, rotary_factor, per_layer = _prepare_attention(
     config,
@@ -188,15 +191,17 @@ def apply_model(
   )
   if config.remat != 'none':
     layer = jax.checkpoint(layer, policy=REMAT[config.remat])
-  hidden, pairs = _apply_layers(layer, hidden, params['layers'], pairs, per_layer)
+  # On a CPU a scan spends a tenth of a step on stacking what the backward pass needs.
+  unroll = layout.platform == 'cpu' and cache is None
+  hidden, pairs = _apply_layers(layer, hidden, params['layers'], pairs, per_layer, unroll)
   hidden = normalise(hidden, params['norm'], params.get('norm_bias'), config)
   if cache is None:
     return hidden, None
-  return hidden, Cache(pairs, segments, start + tokens.shape[1])
+  return hidden, Cache(pairs, segments, jnp.int32(start + tokens.shape[1]))
 
 
-class _Ends(nnx.Module):
-  """The parameters before and after the blocks."""
+class _OuterParameters(nnx.Module):
+  """The parameters outside the layers: embeddings, the last norm and the heads."""
 
   def __init__(self, config: ModelConfig, leaf: MakeLeaf):
     V, D = config.vocab_size, config.embed
@@ -219,10 +224,10 @@ class _Score(nnx.Module):
     self.bias = leaf((), ())
 
 
-def _make_modules(config: ModelConfig, key: jax.Array) -> tuple[_Ends, Block]:
+def _make_modules(config: ModelConfig, key: jax.Array) -> tuple[_OuterParameters, Block]:
   """Makes all modules; the order decides which random key each leaf gets."""
   leaf = LeafMaker(key)
-  return _Ends(config, leaf), Block(config, leaf)
+  return _OuterParameters(config, leaf), Block(config, leaf)
 
 
 def _axis_names(module: nnx.Module) -> dict[str, Any]:
@@ -242,8 +247,8 @@ def _embed(
   tokens: jax.Array,
   positions: jax.Array,
 ) -> jax.Array:
-  """Looks up tokens and learned positions [B, T]: [B, T, D]."""
-  # laid out first: else XLA may cut the indices along odd lengths, and fail
+  """Embeds tokens [B, T], and their positions if these are learned: [B, T, D]."""
+  # sharded explicitly: otherwise XLA may shard the indices along an odd length, and fail
   tokens = layout.constrain(tokens, ('rows', None))
   hidden = params['embedding'][tokens].astype(config.dtype)
   hidden = layout.constrain(hidden, ('rows', None, 'embed'))
@@ -256,16 +261,17 @@ def _embed(
 
 @dataclasses.dataclass(frozen=True)
 class _Attention:
-  """Attention as all layers of one forward share it."""
+  """What all layers of a forward pass share in computing attention."""
 
   implementation: str  # plain, cudnn or splash
-  # the kernel, mapped over the devices; None where it cannot be
+  cached: bool  # whether keys and values are those of a cache
+  # the Pallas kernel mapped over the devices; None if they share the tokens of a row
   splash: Callable[..., jax.Array] | None
   mask: jax.Array  # [B, T, S] bool
-  distance: jax.Array  # [T, S] int32, places between query and key
+  distance: jax.Array  # [T, S] int32, from key to query, in tokens
   segments: jax.Array  # [B, S] int32, of the keys
-  window: int  # of every layer, where all have the same
-  scale: float | None  # of the logits; None = C^-0.5
+  window: int  # the window of every layer, if all have the same
+  scale: float | None  # the logits are q·k × scale; None = C^-0.5
   cap: float  # soft cap of the logits; 0 = none
 
   def attend(
@@ -275,7 +281,7 @@ class _Attention:
     key: jax.Array,
     value: jax.Array,
   ) -> jax.Array:
-    """Attends in a layer; `window` [] int32 is its own, where they differ."""
+    """Computes attention in a layer; `window` [] int32 is its own, if windows differ."""
     if self.implementation == 'splash':
       assert self.splash is not None
       size = self.window if window is None else window
@@ -283,6 +289,10 @@ class _Attention:
     mask = self.mask
     if window is not None:
       mask = mask & (self.distance < window)
+    if self.cached:
+      places = mask.shape[-1]
+      key, value = key[:, :, :places], value[:, :, :places]
+      return attention.attend_to_cache(query, key, value, mask, self.scale, self.cap)
     if self.implementation == 'cudnn':
       return attention.attend_with_library(query, key, value, mask, self.scale)
     return attention.attend(query, key, value, mask, self.scale, self.cap)
@@ -296,23 +306,26 @@ def _prepare_attention(
   start: jax.Array | int,
   cached: bool,
 ) -> tuple[_Attention, float, dict[str, np.ndarray]]:
-  """Prepares what the layers of one forward share.
+  """Prepares attention for all layers of a forward pass.
 
   Args:
-    config: of the model.
-    layout: where it runs.
+    config: the model's configuration.
+    layout: the devices it runs on.
     segment_ids: [B, T] int32, of the queries.
-    segments: [B, S] int32, of the keys; without a cache those of the queries.
-    start: [] int32, the place of the first query among the keys.
-    cached: there is a cache.
+    segments: [B, S] int32, of the keys; without a cache, the same as `segment_ids`.
+    start: [] int32, the index of the first query among the keys.
+    cached: whether there is a cache.
 
   Returns:
-    (attention, the factor of cosines and sines, what differs from layer to layer:
-    arrays [L, …] `window` and `frequencies`).
+    (what all layers share, the factor of cosines and sines, what differs from layer to
+    layer: arrays [L, …] named `window` and `frequencies`).
   """
   T, S = segment_ids.shape[1], segments.shape[1]
+  if cached and isinstance(start, int):
+    # what is not written yet is not even looked at
+    segments = segments[:, : start + T]
   mask = attention.causal_mask(segment_ids, segments, start)
-  distance = attention.distances(T, S, start)
+  distance = attention.distances(T, segments.shape[1], start)
   windows = [window if 0 < window < S else S for window in config.layer_windows]
   per_layer: dict[str, np.ndarray] = {}
   if len(set(windows)) > 1:
@@ -331,10 +344,11 @@ def _prepare_attention(
     T,
     cached,
     layout.platform,
-    cut=splash is None,
+    sharded=splash is None,
   )
   shared = _Attention(
     implementation=implementation,
+    cached=cached,
     splash=splash,
     mask=mask,
     distance=distance,
@@ -352,7 +366,7 @@ def _map_splash(
   windows: list[int],
   scale: float | None,
 ) -> Callable[..., jax.Array] | None:
-  """Maps the Pallas kernel over the devices; None where rows are cut over them."""
+  """Maps the Pallas kernel over the devices; None if they share the tokens of a row."""
   kernel = functools.partial(
     attention.attend_with_splash,
     windows=windows,
@@ -381,16 +395,16 @@ def _apply_layer(
   """Computes one layer: the body of the scan over layers.
 
   Args:
-    config: of the model.
+    config: the model's configuration.
     graph: the definition of its block.
-    layout: lays out activations.
-    shared: attention as all layers share it.
-    rotary_factor: of cosines and sines.
+    layout: shards activations.
+    shared: what all layers share in computing attention.
+    rotary_factor: the factor of cosines and sines.
     positions: [B, T] int32.
-    start: [] int32, the first free place of the cache.
+    start: [] int32, the first free slot of the cache.
     hidden: [B, T, D].
-    inputs: (the layer's weights, its keys and values or None, what differs from layer
-      to layer).
+    inputs: (the layer's weights, its cached keys and values or None, its own window
+      and frequencies where layers differ).
 
   Returns:
     (hidden [B, T, D], its keys and values or None).
@@ -406,8 +420,7 @@ def _apply_layer(
     start=start,
   )
   block = nnx.merge(graph, quantised.restore_all(weights, hidden.dtype))
-  hidden, new_pair = block(hidden, context, pair)
-  return hidden, None if pair is None else new_pair
+  return block(hidden, context, pair)
 
 
 def _apply_layers(
@@ -416,21 +429,25 @@ def _apply_layers(
   layers: Any,
   pairs: Any,
   per_layer: dict[str, np.ndarray],
+  unroll: bool,
 ) -> tuple[jax.Array, Any]:
-  """Applies all layers, scanned where they are stacked, else unrolled.
+  """Applies all layers, in a scan or unrolled.
 
   Args:
     layer: (hidden, (weights, pair, own)) → (hidden, pair).
     hidden: [B, T, D].
     layers: the weights, a dict of [L, …] or a tuple of L dicts.
-    pairs: of the cache, likewise; None without one.
+    pairs: the cached keys and values, likewise; None without a cache.
     per_layer: what differs from layer to layer, arrays [L, …].
+    unroll: whether stacked layers are unrolled; a tuple of layers always is.
 
   Returns:
-    (hidden [B, T, D], the pairs with T places more).
+    (hidden [B, T, D], the pairs with T more slots written).
   """
   if isinstance(layers, dict):
-    return jax.lax.scan(layer, hidden, (layers, pairs, per_layer))
+    if not unroll:
+      return jax.lax.scan(layer, hidden, (layers, pairs, per_layer))
+    layers = _split_layers(layers)
   new_pairs = []
   for i, weights in enumerate(layers):
     pair = pairs[i] if pairs else None
@@ -440,29 +457,58 @@ def _apply_layers(
   return hidden, tuple(new_pairs)
 
 
+@jax.custom_vjp
+def _split_layers(stacked: Params) -> tuple[Params, ...]:
+  """Splits a dict of arrays [L, …] into L dicts of arrays […].
+
+  Its gradient stacks the gradients of the layers; JAX's own would add up L arrays of
+  [L, …], all but one layer of each zeros.
+  """
+  count = jax.tree.leaves(stacked)[0].shape[0]
+  return tuple(jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(count))
+
+
+def _split_layers_forward(stacked: Params) -> tuple[tuple[Params, ...], None]:
+  """Splits the layers; the gradient needs nothing of them."""
+  return _split_layers(stacked), None
+
+
+def _stack_layers(_: None, layers: tuple[Params, ...]) -> tuple[Params]:
+  """Stacks L dicts of arrays […] to one of arrays [L, …]: the gradient of the split."""
+  return (jax.tree.map(_stack, *layers),)
+
+
+def _stack(*gradients: jax.Array) -> jax.Array | None:
+  """Stacks the gradients of one leaf; integers, of quantised matrices, have none."""
+  if gradients[0].dtype == jax.dtypes.float0:
+    return None
+  return jnp.stack(gradients)
+
+
+_split_layers.defvjp(_split_layers_forward, _stack_layers)
+
+
 def unstack_layers(params: Params) -> Params:
-  """Splits stacked layers; `Model.apply` then unrolls them.
+  """Splits stacked layers into single ones, which `Model.apply` then unrolls.
 
   Args:
-    params: whose layers have a leading axis [L, …].
+    params: parameters whose layers have a leading axis [L, …].
 
   Returns:
-    The same with `layers` a tuple of single layers.
+    The same parameters with `layers` as a tuple of single layers.
   """
-  stacked = params['layers']
-  count = jax.tree.leaves(stacked)[0].shape[0]
-  layers = [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(count)]
-  return {**params, 'layers': tuple(layers)}
+  return {**params, 'layers': _split_layers(params['layers'])}
 
 
 def cast_for_compute(params: Params, dtype: str) -> Params:
-  """Casts parameters to the dtype that they compute in, for many calls that read them.
+  """Casts parameters once to the dtype of the computation, for many calls that use them.
 
-  Norms and the scalar head, which compute in float32, and quantised matrices stay.
+  Norms and the scalar head, which compute in float32, and quantised matrices are not
+  cast.
 
   Args:
-    params: of a model.
-    dtype: a ModelConfig's.
+    params: the parameters of a model.
+    dtype: the `dtype` of its ModelConfig.
   """
 
   def cast(path: Any, leaf: Any) -> Any:
@@ -478,12 +524,12 @@ def empty_cache(config: ModelConfig, batch: int, places: int, stacked: bool) -> 
   """Makes an empty cache.
 
   Args:
-    config: of the model.
-    batch: rows.
-    places: tokens that each row has room for.
-    stacked: for scanned layers; else for unrolled ones.
+    config: the model's configuration.
+    batch: the number of rows.
+    places: the number of slots, S: tokens that each row has room for.
+    stacked: whether layers are stacked, and scanned, rather than unrolled.
   """
-  shape = (batch, places, config.kv_heads, config.head_dim)
+  shape = (batch, config.kv_heads, places, config.head_dim)
   layers: Any
   if stacked:
     layers = _empty_pair((config.layers, *shape), config.dtype)
@@ -492,7 +538,7 @@ def empty_cache(config: ModelConfig, batch: int, places: int, stacked: bool) -> 
   return Cache(
     layers=layers,
     segment_ids=jnp.zeros((batch, places), jnp.int32),
-    length=jnp.zeros((), jnp.int32),
+    length=0,
   )
 
 

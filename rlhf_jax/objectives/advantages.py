@@ -1,6 +1,7 @@
 """From rewards to advantages.
 
-Letters: B prompts (or rows), K responses to each prompt, R tokens of a response.
+Letters: B prompts (or rows), K responses to each prompt, N responses of any prompts,
+R tokens of a response.
 """
 
 from collections.abc import Callable
@@ -14,9 +15,9 @@ GroupAdvantage = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def after_end(mask: jax.Array) -> jax.Array:
-  """Extends the mask of each response by the place after its end.
+  """Extends the mask of each response by the position after its end.
 
-  A response of R tokens has no such place; its mask stays as it is.
+  A response of R tokens has no such position; its mask stays as it is.
 
   Args:
     mask: [B, R] bool, True up to and including the end token.
@@ -39,15 +40,15 @@ def place_rewards(
   mask: jax.Array,
   coefficient: jax.Array | float,
 ) -> jax.Array:
-  """Spreads the reward over the tokens: −β · kl_t, and the score at the last place.
+  """Assigns each token its reward: −β · kl_t, plus the score at the last position.
 
-  R = r − β log(π / π_ref) (Ziegler et al. 2019, arXiv:1909.08593, section 2), of which
-  each token bears its own part.
+  The rewards of a response sum to r − β log(π / π_ref) (Ziegler et al. 2019,
+  arXiv:1909.08593, section 2), as the log-ratio is a sum over tokens.
 
   Args:
     scores: [B] float32, r.
     kl: [B, R] float32, KL estimate per token (`divergence.k1`), nats.
-    mask: [B, R] bool, the response up to and including its end token, or the place
+    mask: [B, R] bool, the response up to and including its end token, or the position
       after it (`after_end`).
     coefficient: [] float32, β.
 
@@ -74,11 +75,11 @@ def gae(
   discount: float,
   gae_lambda: float,
 ) -> tuple[jax.Array, jax.Array]:
-  """Computes generalised advantage estimates, and the returns that values learn.
+  """Computes generalised advantage estimates, and the returns that values are trained on.
 
   δ_t = r_t + γ V_{t+1} − V_t,  A_t = δ_t + γ λ A_{t+1}  (Schulman et al. 2016,
-  arXiv:1506.02438, eq. 16). The value after the last token is 0. Places outside the
-  mask are stepped over: the next place inside follows directly.
+  arXiv:1506.02438, eq. 16). The value after the last token is 0. Positions outside the
+  mask are skipped, as if the next position inside followed directly.
 
   Args:
     rewards: [B, R] float32.
@@ -99,20 +100,20 @@ def gae(
   chex.assert_equal_shape([rewards, values, mask])
   chex.assert_type([rewards, values, mask], [float, float, bool])
 
-  def step_back(carry: tuple[jax.Array, ...], place: tuple[jax.Array, ...]):
+  def step_back(carry: tuple[jax.Array, ...], position: tuple[jax.Array, ...]):
     next_advantage, next_value = carry
-    reward, value, inside = place
+    reward, value, inside = position
     delta = reward + discount * next_value - value  # δ_t
     advantage = delta + discount * gae_lambda * next_advantage  # A_t
-    # outside the mask what stood after it is handed on
+    # positions outside the mask pass on what they got from the next one
     advantage = jnp.where(inside, advantage, next_advantage)
     value = jnp.where(inside, value, next_value)
     return (advantage, value), advantage
 
-  nothing = jnp.zeros(rewards.shape[0])  # A and V after the last token
+  zeros = jnp.zeros(rewards.shape[0])  # A and V after the last token
   _, advantages = jax.lax.scan(
     step_back,
-    (nothing, nothing),
+    (zeros, zeros),
     (rewards.T, values.T, mask.T),  # scanned along R
     reverse=True,
   )
@@ -121,7 +122,7 @@ def gae(
 
 
 def _check_group(rewards: jax.Array, lengths: jax.Array) -> None:
-  """Asserts rewards and lengths of K responses to each of B prompts."""
+  """Asserts that rewards [B, K] are floats, and lengths [B, K] integers."""
   chex.assert_rank([rewards, lengths], 2)
   chex.assert_equal_shape([rewards, lengths])
   chex.assert_type([rewards, lengths], [float, int])
@@ -130,8 +131,8 @@ def _check_group(rewards: jax.Array, lengths: jax.Array) -> None:
 def leave_one_out(rewards: jax.Array, lengths: jax.Array) -> jax.Array:
   """Compares each reward with the mean of the others: r_i − mean_{j ≠ i} r_j.
 
-  RLOO (Ahmadian et al. 2024, arXiv:2402.14740, eq. 8). A constant added to all rewards
-  of a prompt changes nothing, here and in the advantages below.
+  RLOO (Ahmadian et al. 2024, arXiv:2402.14740, eq. 8). A constant that is added to all
+  rewards of a prompt changes nothing, here and in `above_mean` and `standardised`.
 
   Args:
     rewards: [B, K] float32, K responses to each prompt.
@@ -165,17 +166,17 @@ def above_mean(rewards: jax.Array, lengths: jax.Array) -> jax.Array:
   """
   _check_group(rewards, lengths)
   del lengths
-  # Exactly 0 where a prompt's rewards are equal: rounding would be a gradient that
-  # Adam magnifies.
-  moved = rewards - rewards[:, :1]
-  return moved - jnp.mean(moved, axis=1, keepdims=True)
+  # Without the shift, the advantages of equal rewards would be rounding errors rather
+  # than exactly 0, and Adam would magnify their gradients.
+  shifted = rewards - rewards[:, :1]
+  return shifted - jnp.mean(shifted, axis=1, keepdims=True)
 
 
 def standardised(rewards: jax.Array, lengths: jax.Array) -> jax.Array:
   """Standardises the rewards of each prompt: (r_i − mean_j r_j) / (std_j r_j + 1e-4).
 
-  The deviation is the unbiased one, with K − 1 (GRPO: Shao et al. 2024,
-  arXiv:2402.03300, section 4.1.2).
+  The standard deviation divides by K − 1 (GRPO: Shao et al. 2024, arXiv:2402.03300,
+  section 4.1.2).
 
   Args:
     rewards: [B, K] float32.
@@ -202,7 +203,7 @@ def batch_baseline(rewards: jax.Array, lengths: jax.Array) -> jax.Array:
     lengths: [B, K] int32; unused.
 
   Returns:
-    [B, K] float32, exactly 0 where all are equal.
+    [B, K] float32, exactly 0 if all rewards are equal.
 
   >>> print(batch_baseline(jnp.array([[1.0], [2.0]]), jnp.array([[4], [9]])))
   [[-0.5]
@@ -210,11 +211,11 @@ def batch_baseline(rewards: jax.Array, lengths: jax.Array) -> jax.Array:
   """
   _check_group(rewards, lengths)
   del lengths
-  moved = rewards - rewards[0, 0]  # exactly 0 where all are equal, as above
-  return moved - jnp.mean(moved)
+  shifted = rewards - rewards[0, 0]  # so that equal rewards give exactly 0, as above
+  return shifted - jnp.mean(shifted)
 
 
-# How responses to one prompt are compared, by the name that a config gives it.
+# The advantages of responses to a prompt, by the name that a config gives them.
 GROUP_ADVANTAGES: dict[str, GroupAdvantage] = {
   'leave_one_out': leave_one_out,
   'above_mean': above_mean,
@@ -224,7 +225,7 @@ GROUP_ADVANTAGES: dict[str, GroupAdvantage] = {
 
 
 def reward_to_go(rewards: jax.Array) -> jax.Array:
-  """Sums what each token still has before it, its own reward included: Σ_{s ≥ t} r_s.
+  """Sums the rewards from each token to the end of its response: Σ_{s ≥ t} r_s.
 
   Args:
     rewards: [N, R] float32, 0 outside the response.
@@ -241,15 +242,15 @@ def reward_to_go(rewards: jax.Array) -> jax.Array:
 
 
 def overlong_penalty(lengths: jax.Array, limit: int, buffer: int) -> jax.Array:
-  """Computes what is added to the reward of a long response.
+  """Computes the penalty that is added to the reward of a long response.
 
-  0 up to limit − buffer tokens, falling linearly to −1 at the limit (DAPO: Yu et al.
-  2025, arXiv:2503.14476, eq. 13).
+  It is 0 up to limit − buffer tokens, and falls linearly to −1 at the limit (DAPO: Yu
+  et al. 2025, arXiv:2503.14476, eq. 13).
 
   Args:
     lengths: [N] int32, tokens.
     limit: the most tokens that a response may have.
-    buffer: tokens before the limit over which the penalty grows.
+    buffer: the number of tokens before the limit over which the penalty grows.
 
   Returns:
     [N] float32.

@@ -1,6 +1,6 @@
-"""How far the policy is from the reference.
+"""The KL divergence of the policy from the reference.
 
-Estimators of the KL divergence over sampled tokens, the bound for best-of-n, and the
+There are estimators over sampled tokens, the bound for best-of-n sampling, and the
 controller that adapts the coefficient of the KL penalty.
 """
 
@@ -15,7 +15,7 @@ KLTerm = Callable[[jax.Array, jax.Array], jax.Array]  # (log π, log π_ref) →
 
 
 def _check_logprobs(logprobs: jax.Array, reference_logprobs: jax.Array) -> None:
-  """Asserts two arrays of one shape of floats."""
+  """Asserts that both arrays are of floats and have the same shape."""
   chex.assert_equal_shape([logprobs, reference_logprobs])
   chex.assert_type([logprobs, reference_logprobs], float)
 
@@ -23,7 +23,7 @@ def _check_logprobs(logprobs: jax.Array, reference_logprobs: jax.Array) -> None:
 def k1(logprobs: jax.Array, reference_logprobs: jax.Array) -> jax.Array:
   """Estimates the KL divergence per token as log π − log π_ref.
 
-  Unbiased for KL(π ‖ π_ref) where the tokens are sampled from π; may be negative
+  Unbiased for KL(π ‖ π_ref) if the tokens are sampled from π; may be negative
   (Schulman 2020, "Approximating KL divergence").
 
   Args:
@@ -43,7 +43,7 @@ def k1(logprobs: jax.Array, reference_logprobs: jax.Array) -> jax.Array:
 def k2(logprobs: jax.Array, reference_logprobs: jax.Array) -> jax.Array:
   """Estimates the KL divergence per token as ½ (log π − log π_ref)².
 
-  Biased, but its gradient is that of KL(π ‖ π_ref) on average (Schulman 2020).
+  Biased, but its expected gradient is that of KL(π ‖ π_ref) (Schulman 2020).
 
   Args:
     logprobs: [...] float32, log π of the sampled tokens, nats.
@@ -62,8 +62,8 @@ def k2(logprobs: jax.Array, reference_logprobs: jax.Array) -> jax.Array:
 def k3(logprobs: jax.Array, reference_logprobs: jax.Array) -> jax.Array:
   """Estimates the KL divergence per token as exp(−k1) + k1 − 1.
 
-  Unbiased and never negative (Schulman 2020). Its gradient, however, is that of
-  KL(π_ref ‖ π).
+  Unbiased and never negative (Schulman 2020). Its expected gradient, however, is that
+  of KL(π_ref ‖ π).
 
   Args:
     logprobs: [...] float32, log π of the sampled tokens, nats.
@@ -78,14 +78,14 @@ def k3(logprobs: jax.Array, reference_logprobs: jax.Array) -> jax.Array:
   """
   _check_logprobs(logprobs, reference_logprobs)
   log_ratio = reference_logprobs - logprobs  # −k1
-  return jnp.expm1(log_ratio) - log_ratio  # expm1: exact where both nearly agree
+  return jnp.expm1(log_ratio) - log_ratio  # expm1 is accurate near 0
 
 
 def k1_term(logprobs: jax.Array, reference_logprobs: jax.Array) -> jax.Array:
-  """Gives k1 as a term of a loss: the value of k1 with the gradient of k2.
+  """Computes k1 as a term of a loss: the value of k1 with the gradient of k2.
 
-  The gradient of k1 alone, ∇ log π, is 0 on average over π and would hold nothing
-  back; that of k2 is the gradient of KL(π ‖ π_ref).
+  The gradient of k1 itself, ∇ log π, has the expectation 0 under π and would not
+  penalise anything; the expected gradient of k2 is that of KL(π ‖ π_ref).
 
   Args:
     logprobs: [...] float32, log π of the sampled tokens, nats.
@@ -97,11 +97,11 @@ def k1_term(logprobs: jax.Array, reference_logprobs: jax.Array) -> jax.Array:
   >>> print(k1_term(jnp.array([-1.0, -2.0]), jnp.array([-1.5, -1.0])))
   [ 0.5 -1. ]
   """
-  half = k2(logprobs, reference_logprobs)  # gives the gradient
-  return half + jax.lax.stop_gradient(k1(logprobs, reference_logprobs) - half)
+  squared = k2(logprobs, reference_logprobs)  # provides the gradient
+  return squared + jax.lax.stop_gradient(k1(logprobs, reference_logprobs) - squared)
 
 
-# What a loss may add for each token, by the name that a config gives it.
+# The KL terms that a loss may add for each token, by the name that a config gives them.
 KL_TERMS: dict[str, KLTerm] = {
   'k1': k1_term,  # with the gradient of KL(π ‖ π_ref)
   'k2': k2,  # likewise
@@ -112,11 +112,12 @@ KL_TERMS: dict[str, KLTerm] = {
 def best_of_n_kl(count: int) -> float:
   """Bounds KL(best of n samples ‖ the policy) by log n − (n − 1)/n.
 
-  Equal where no two samples score the same (Beirami et al. 2024, arXiv:2401.01879,
-  theorem 1; first in Stiennon et al. 2020, arXiv:2009.01325, appendix G.3).
+  The bound is attained if no two samples score the same (Beirami et al. 2024,
+  arXiv:2401.01879, theorem 1; first in Stiennon et al. 2020, arXiv:2009.01325,
+  appendix G.3).
 
   Args:
-    count: n, from 1.
+    count: n, at least 1.
 
   Returns:
     The bound, nats.
@@ -134,17 +135,17 @@ def adapt_kl_coefficient(
   horizon: float,
   episodes: int,
 ) -> jax.Array:
-  """Moves the KL coefficient towards the one that holds the KL at its target.
+  """Raises the KL coefficient if the KL is above its target, and lowers it if below.
 
   β ← β (1 + clip(kl / target − 1, ±0.2) · episodes / horizon) (Ziegler et al. 2019,
   arXiv:1909.08593, section 2.2, as in their code).
 
   Args:
     coefficient: [] float32, β.
-    kl: [] float32, mean over the batch of the sum over the response, nats.
-    target: the KL aimed at, in the same unit.
-    horizon: episodes over which the coefficient may change by a fifth.
-    episodes: responses in the batch.
+    kl: [] float32, the mean over the batch of the KL of a whole response, nats.
+    target: the target of `kl`, nats.
+    horizon: the episodes over which the coefficient may change by a fifth.
+    episodes: the number of responses in the batch.
 
   Returns:
     [] float32, the next β.

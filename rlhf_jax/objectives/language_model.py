@@ -7,7 +7,7 @@ from rlhf_jax.objectives import masked
 
 
 def nll(logprobs: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Sums the negative log-likelihood −Σ_t log π(y_t | y_<t) over the masked targets.
+  """Sums the negative log-likelihood −Σ_t log π(y_t | y_<t) over the targets in the mask.
 
   Args:
     logprobs: [B, T] float32, log-probabilities of the targets, nats.

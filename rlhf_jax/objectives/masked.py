@@ -1,7 +1,7 @@
-"""Reductions over the places that a mask keeps.
+"""Reductions over the entries that a mask selects.
 
-All of them sum in float32. What the mask leaves out may be anything, even NaN.
-A mask is bool, or a number that counts wherever it is not 0.
+All of them sum in float32. Entries outside the mask may have any value, even NaN.
+A mask is bool, or numeric; a numeric mask selects the entries where it is not 0.
 """
 
 import chex
@@ -10,11 +10,11 @@ import jax.numpy as jnp
 
 
 def total(x: jax.Array | float, mask: jax.Array) -> jax.Array:
-  """Sums x over the places in the mask.
+  """Sums x over the entries in the mask.
 
   Args:
     x: [...] float32 or bool, the shape of the mask, or a number.
-    mask: [...] bool or numeric, non-zero where a place counts.
+    mask: [...] bool or numeric, non-zero where an entry counts.
 
   Returns:
     [] float32.
@@ -27,10 +27,10 @@ def total(x: jax.Array | float, mask: jax.Array) -> jax.Array:
 
 
 def count(mask: jax.Array) -> jax.Array:
-  """Counts the places in the mask.
+  """Counts the entries in the mask.
 
   Args:
-    mask: [...] bool or numeric, non-zero where a place counts.
+    mask: [...] bool or numeric, non-zero where an entry counts.
 
   Returns:
     [] float32.
@@ -42,14 +42,15 @@ def count(mask: jax.Array) -> jax.Array:
 
 
 def mean(x: jax.Array, mask: jax.Array) -> jax.Array:
-  """Averages x over the places in the mask.
+  """Averages x over the entries in the mask.
 
   Args:
     x: [...] float32 or bool.
-    mask: [...] bool, the same shape; numbers are weights of the denominator.
+    mask: [...] bool, the same shape. A numeric mask adds up to the denominator, but does
+      not weight x.
 
   Returns:
-    [] float32; 0 where the mask is empty.
+    [] float32; 0 if the mask is empty.
 
   >>> print(mean(jnp.array([1.0, 3.0, 9.0]), jnp.array([True, True, False])))
   2.0

@@ -1,10 +1,10 @@
-"""Losses of policies and values on sampled tokens.
+"""Policy and value losses on sampled tokens.
 
-A policy loss gives a loss for each token; a reduction makes the batch's loss of them.
-Both are chosen by name from the tables below.
+A policy loss computes a loss for each token; a reduction combines these into the loss
+of the batch. Both are chosen by name from the tables below.
 
-Letters: N responses of at most R tokens. ρ = π / π_old is the probability ratio of a
-token under the policy that is trained and the one that sampled it.
+Letters: N responses of at most R tokens. ρ = π / π_old is the probability of a token
+under the policy that is trained, divided by that under the policy that sampled it.
 """
 
 from collections.abc import Callable
@@ -18,17 +18,17 @@ from rlhf_jax.objectives import masked
 
 
 class PolicyLosses(NamedTuple):
-  """What a policy loss gives for each token."""
+  """The result of a policy loss, for each token."""
 
   losses: jax.Array  # [N, R] float32, not yet masked
   ratios: jax.Array  # [N, R] float32, ρ
-  # [N, R] bool, where a clip holds the gradient back or limits a weight
+  # [N, R] bool, where clipping stops the gradient or limits a weight
   clipped: jax.Array
 
 
 # (logprobs, old_logprobs, advantages, mask, clip_low, clip_high) → PolicyLosses
 PolicyLoss = Callable[..., PolicyLosses]
-# (losses [N, R], mask [N, R]) → (sum, what to divide it by), [] float32
+# (losses [N, R], mask [N, R]) → (sum, divisor), [] float32
 Reduction = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
@@ -54,7 +54,7 @@ def clipped(
     clip_high: ε_high.
 
   Returns:
-    PolicyLosses; `clipped` is True where the clip holds the gradient back.
+    PolicyLosses; `clipped` is True where clipping stops the gradient.
 
   >>> logprobs = jnp.log(jnp.array([[1.0, 2.0, 2.0]]))
   >>> advantages = jnp.array([[1.0, 1.0, -1.0]])
@@ -77,7 +77,7 @@ def reinforce(
   clip_low: float,
   clip_high: float,
 ) -> PolicyLosses:
-  """Computes −A log π (Williams 1992): neither a ratio nor a clip.
+  """Computes −A log π, without ratio or clipping (Williams 1992).
 
   Args:
     logprobs: [N, R] float32, log π, nats.
@@ -207,7 +207,7 @@ def clipped_value(
     clip: ε.
 
   Returns:
-    (losses [N, R] float32, where the clip holds the gradient back [N, R] bool).
+    (losses [N, R] float32, where clipping stops the gradient [N, R] bool).
 
   >>> values, returns = jnp.array([[1.0, 1.0]]), jnp.array([[2.0, 0.0]])
   >>> losses, is_clipped = clipped_value(values, jnp.zeros((1, 2)), returns, 0.5)
@@ -215,11 +215,11 @@ def clipped_value(
   [[1.125 0.5  ]] [[ True False]]
   """
   _check_tokens(values, old_values, returns)
-  near = jnp.clip(values, old_values - clip, old_values + clip)
-  free_losses = (values - returns) ** 2
-  near_losses = (near - returns) ** 2  # of the value that moved by ε at most
-  losses = 0.5 * jnp.maximum(free_losses, near_losses)
-  return losses, near_losses > free_losses
+  clipped_values = jnp.clip(values, old_values - clip, old_values + clip)
+  unclipped_losses = (values - returns) ** 2
+  clipped_losses = (clipped_values - returns) ** 2
+  losses = 0.5 * jnp.maximum(unclipped_losses, clipped_losses)
+  return losses, clipped_losses > unclipped_losses
 
 
 def truncated_weights(
@@ -228,7 +228,7 @@ def truncated_weights(
   mask: jax.Array,
   limit: float,
 ) -> jax.Array:
-  """Computes min(π_old / π_sampler, C), which corrects for samples of an older policy.
+  """Computes min(π_old / π_sampler, C), the weights that correct for an older sampler.
 
   Truncated importance sampling (Espeholt et al. 2018, arXiv:1802.01561, section 4.1).
 
@@ -254,7 +254,7 @@ def truncated_weights(
 
 
 def token_mean(losses: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Averages over the tokens of the batch: each weighs the same.
+  """Averages over all tokens of the batch, each of which has the same weight.
 
   DAPO (Yu et al. 2025, arXiv:2503.14476, eq. 12).
 
@@ -263,7 +263,7 @@ def token_mean(losses: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array
     mask: [N, R] bool.
 
   Returns:
-    (sum, what to divide it by: tokens), [] float32.
+    (sum, divisor: the number of tokens), [] float32.
 
   >>> losses = jnp.array([[1.0, 3.0], [6.0, 9.0]])
   >>> total, weight = token_mean(losses, jnp.array([[True, True], [True, False]]))
@@ -284,7 +284,7 @@ def sequence_mean(losses: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Ar
     mask: [N, R] bool.
 
   Returns:
-    (sum, what to divide it by: responses that are not empty), [] float32.
+    (sum, divisor: the number of responses that are not empty), [] float32.
 
   >>> losses = jnp.array([[1.0, 3.0], [6.0, 9.0]])
   >>> total, weight = sequence_mean(losses, jnp.array([[True, True], [True, False]]))
@@ -299,7 +299,7 @@ def sequence_mean(losses: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Ar
 def sequence_sum(losses: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Sums over the tokens of each response, then averages over the responses.
 
-  The gradient of log π of whole responses (RLOO: Ahmadian et al. 2024,
+  It weights log π of whole responses, as RLOO does (Ahmadian et al. 2024,
   arXiv:2402.14740, eq. 8).
 
   Args:
@@ -307,7 +307,7 @@ def sequence_sum(losses: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Arr
     mask: [N, R] bool.
 
   Returns:
-    (sum, what to divide it by: responses that are not empty), [] float32.
+    (sum, divisor: the number of responses that are not empty), [] float32.
 
   >>> losses = jnp.array([[1.0, 3.0], [6.0, 9.0]])
   >>> total, weight = sequence_sum(losses, jnp.array([[True, True], [True, False]]))
@@ -319,7 +319,7 @@ def sequence_sum(losses: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Arr
 
 
 def constant(losses: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Divides the sum over the batch by responses × R, so that no length is favoured.
+  """Divides the sum over the batch by N × R, so that no length of response is favoured.
 
   Dr. GRPO (Liu et al. 2025, arXiv:2503.20783, section 3.2).
 
@@ -328,7 +328,7 @@ def constant(losses: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     mask: [N, R] bool.
 
   Returns:
-    (sum, what to divide it by), [] float32.
+    (sum, divisor: R times the number of responses that are not empty), [] float32.
 
   >>> losses = jnp.array([[1.0, 3.0], [6.0, 9.0]])
   >>> total, weight = constant(losses, jnp.array([[True, True], [True, False]]))
@@ -339,7 +339,7 @@ def constant(losses: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
   return masked.total(losses, mask), _count_responses(mask) * mask.shape[1]
 
 
-# How the losses of tokens become that of the batch, by the name in a config.
+# How the losses of tokens are combined, by the name that a config gives it.
 REDUCTIONS: dict[str, Reduction] = {
   'token_mean': token_mean,  # DAPO
   'sequence_mean': sequence_mean,  # GRPO
@@ -354,13 +354,14 @@ def _clipped_surrogate(
   clip_low: float,
   clip_high: float,
 ) -> PolicyLosses:
-  """Computes PPO's surrogate of given ratios, all [N, R]."""
-  free_losses = -advantages * ratios  # [N, R]
-  near_losses = -advantages * jnp.clip(ratios, 1.0 - clip_low, 1.0 + clip_high)
+  """Computes PPO's clipped surrogate from ratios and advantages [N, R]."""
+  clipped_ratios = jnp.clip(ratios, 1.0 - clip_low, 1.0 + clip_high)
+  unclipped_losses = -advantages * ratios  # [N, R]
+  clipped_losses = -advantages * clipped_ratios
   return PolicyLosses(
-    losses=jnp.maximum(free_losses, near_losses),  # pessimistic: the worse of both
+    losses=jnp.maximum(unclipped_losses, clipped_losses),  # a pessimistic bound
     ratios=ratios,
-    clipped=near_losses > free_losses,
+    clipped=clipped_losses > unclipped_losses,
   )
 
 
@@ -376,14 +377,14 @@ def _count_responses(mask: jax.Array) -> jax.Array:
 
 
 def _check_tokens(*arrays: jax.Array) -> None:
-  """Asserts arrays [N, R] of floats."""
+  """Asserts that all arrays are floats of one shape [N, R]."""
   chex.assert_rank(list(arrays), 2)
   chex.assert_equal_shape(list(arrays))
   chex.assert_type(list(arrays), float)
 
 
 def _check_losses(losses: jax.Array, mask: jax.Array) -> None:
-  """Asserts losses [N, R] and their mask, bool or numeric."""
+  """Asserts that losses [N, R] are floats, and that the mask has the same shape."""
   chex.assert_rank([losses, mask], 2)
   chex.assert_equal_shape([losses, mask])
   chex.assert_type(losses, float)

@@ -1,16 +1,16 @@
-"""Learning from preferences without a reward model: DPO and what grew around it.
+"""Preference losses that need no reward model: DPO and related methods.
 
-A loss is one row of PREFERENCE_LOSSES at the end of this file: its formula, its settings
-and what it needs. Most formulas compare a better response with a worse one, element by
-element; in them
+Each loss is one row of PREFERENCE_LOSSES near the end of this file, with its formula,
+its settings and what it needs. Most formulas compare a better response with a worse one,
+element by element. In them
 
   h = log π(y)/π_ref(y),  Δ = h_better − h_worse,  |y| the number of response tokens,
 
 the end token included. Log-probabilities are summed over the response unless said
 otherwise.
 
-Letters: B rows of K places, each place a response; see ranking.py for how people's
-order is given.
+Letters: B rows of K slots, each for one response; ranking.py says how `ranks` and
+`group` describe the order that people gave.
 """
 
 from collections.abc import Callable
@@ -25,12 +25,12 @@ from rlhf_jax.objectives import masked, ranking
 
 
 class Response(NamedTuple):
-  """What the losses need of responses; three arrays of one shape.
+  """What the losses need to know of responses: three arrays of the same shape.
 
   Attributes:
     logprobs: [...] float32, log π(y|x) summed over the response's tokens, nats.
-    reference_logprobs: [...] float32, the same under the reference; anything where a
-      loss needs no reference.
+    reference_logprobs: [...] float32, the same under the reference; not used by losses
+      that need no reference.
     lengths: [...] numeric, |y|, at least 1.
   """
 
@@ -53,11 +53,11 @@ class Labels(NamedTuple):
   """How people ordered the responses of a batch."""
 
   ranks: jax.Array  # [B, K] int32, 1 = best, equal = tie
-  group: jax.Array  # [B, K] int32, equal numbers = same prompt, 0 = empty place
-  # [B, K] float32, the probability that the order of the prompt of each place is
-  # right
+  group: jax.Array  # [B, K] int32, equal numbers = same prompt, 0 = empty slot
+  # [B, K] float32, the probability that the order of the responses to the slot's prompt
+  # is right
   confidence: jax.Array
-  # [] float32, `kto_anchor`, for the losses of single responses
+  # [] float32, see `kto_anchor`, for losses of single responses
   anchor: jax.Array | None = None
 
 
@@ -78,7 +78,7 @@ class DPOSettings:
 class IPOSettings:
   """Settings of `ipo` and `ipo_sum`."""
 
-  beta: float = 0.1  # β, the paper's τ; the margin that is aimed at is 1/(2β)
+  beta: float = 0.1  # β, the paper's τ; the target of the margin is 1/(2β)
 
   def check(self) -> None:
     """Raises ValueError for a value out of its range."""
@@ -89,7 +89,7 @@ class IPOSettings:
 class HingeSettings:
   """Settings of `hinge`."""
 
-  beta: float = 0.1  # β; the margin that is aimed at is 1/β
+  beta: float = 0.1  # β; the target of the margin Δ is 1/β
 
   def check(self) -> None:
     """Raises ValueError for a value out of its range."""
@@ -128,8 +128,8 @@ class CPOSettings:
 class SimPOSettings:
   """Settings of `simpo`."""
 
-  beta: float = 0.1  # β; the paper has 2 to 10, as its rewards are per token
-  margin: float = 0.5  # γ, by which the better response should lead
+  beta: float = 0.1  # β; the paper uses 2 to 10, as its rewards are per token
+  margin: float = 0.5  # γ, the target of the margin between the rewards
   label_smoothing: float = 0.0  # ε, the share of labels that are wrong
 
   def check(self) -> None:
@@ -176,8 +176,8 @@ def dpo(better: Response, worse: Response, settings: DPOSettings) -> jax.Array:
 
   DPO (Rafailov et al. 2023, arXiv:2305.18290, eq. 7); with ε > 0 conservative DPO
   (Mitchell 2023, "A note on DPO with noisy preferences", eq. 4). ε is the settings'
-  label_smoothing, or, for labels with probabilities, one minus the probability that the
-  order is right.
+  label_smoothing; for soft labels `over_pairs` adds the probability that the label is
+  wrong.
 
   Args:
     better: Response of [...], which people prefer.
@@ -227,8 +227,8 @@ def robust(better: Response, worse: Response, settings: DPOSettings) -> jax.Arra
 def ipo(better: Response, worse: Response, settings: IPOSettings) -> jax.Array:
   """Computes (δ − 1/(2β))², δ the difference of h/|y|.
 
-  IPO (Azar et al. 2023, arXiv:2310.12036, eq. 17); per token, as its authors confirmed
-  to be meant.
+  IPO (Azar et al. 2023, arXiv:2310.12036, eq. 17). Log-ratios are averaged over tokens,
+  as its authors confirmed to be the intention.
 
   Args:
     better: Response of [...].
@@ -249,7 +249,7 @@ def ipo(better: Response, worse: Response, settings: IPOSettings) -> jax.Array:
 
 
 def ipo_sum(better: Response, worse: Response, settings: IPOSettings) -> jax.Array:
-  """Computes (Δ − 1/(2β))²: `ipo` on sums, as the paper is written.
+  """Computes (Δ − 1/(2β))²: `ipo` with sums over tokens, as written in the paper.
 
   Args:
     better: Response of [...].
@@ -447,7 +447,7 @@ def kto(
   anchor: jax.Array,
   settings: KTOSettings,
 ) -> jax.Array:
-  """Computes 1 − σ(β(h − z)) of a desirable response, 1 − σ(β(z − h)) of another.
+  """Computes 1 − σ(β(h − z)) for desirable responses, 1 − σ(β(z − h)) for undesirable.
 
   KTO (Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8 with λ = 1). Responses are not
   paired; z is the `kto_anchor`.
@@ -479,8 +479,8 @@ def kto_anchor(ratios: jax.Array, mask: jax.Array) -> jax.Array:
   An estimate of KL(π ‖ π_ref) (Ethayarajh et al. 2024, arXiv:2402.01306, section 4.1).
 
   Args:
-    ratios: [...] float32, h of each prompt with the response to another.
-    mask: [...] bool, where there is one.
+    ratios: [...] float32, h of each prompt paired with a response to another prompt.
+    mask: [...] bool, True where there is such a pair.
 
   Returns:
     [] float32, nats.
@@ -510,7 +510,7 @@ def over_pairs(
     pair_loss: (better, worse, settings) → losses, such as `dpo`.
     responses: Response of [B, K].
     labels: their order.
-    settings: of the loss.
+    settings: the settings of the loss.
 
   Returns:
     (sum over prompts, number of prompts with a pair), [] float32.
@@ -537,13 +537,13 @@ def over_orders(
   labels: Labels,
   settings: Any,
 ) -> tuple[jax.Array, jax.Array]:
-  """Applies a loss of whole orders, such as `plackett_luce`, which sums by itself.
+  """Applies a loss of whole orders, such as `plackett_luce`, which sums over prompts itself.
 
   Args:
     order_loss: (responses, labels, settings) → (sum, number of prompts).
     responses: Response of [B, K].
     labels: their order.
-    settings: of the loss.
+    settings: the settings of the loss.
 
   Returns:
     (sum over prompts, number of prompts), [] float32.
@@ -559,13 +559,14 @@ def over_best_and_worst(
 ) -> tuple[jax.Array, jax.Array]:
   """Sums a loss of single responses over the best and the worst of each prompt.
 
-  The best count as desirable, the worst as not; those between count for nothing.
+  The best responses count as desirable and the worst as undesirable; all others are
+  ignored.
 
   Args:
     single_loss: (responses, desirable, anchor, settings) → losses, such as `kto`.
     responses: Response of [B, K].
     labels: their order, with an anchor.
-    settings: of the loss.
+    settings: the settings of the loss.
 
   Returns:
     (sum over responses, number of responses), [] float32.
@@ -578,9 +579,9 @@ def over_best_and_worst(
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceLoss:
-  """A loss, and all that a stage must know of it."""
+  """A loss, and all that a stage must know about it."""
 
-  function: Callable[..., Any]  # the formula; what it takes is said by `reduction`
+  function: Callable[..., Any]  # the formula, called with what `reduction` passes
   # a frozen dataclass of its settings, whose `check()` raises ValueError for values
   # out of range
   settings_class: type
@@ -590,8 +591,7 @@ class PreferenceLoss:
   needs_reference: bool = True  # it compares with a reference model
   # it can learn from labels with a confidence below 1
   accepts_soft_labels: bool = False
-  # it can learn from prompts with one response; it then needs the `anchor` of the
-  # labels
+  # it can learn from prompts with a single response, and needs the labels' `anchor`
   single_responses: bool = False
 
   def apply(
@@ -608,7 +608,7 @@ class PreferenceLoss:
       settings: an instance of `settings_class`.
 
     Returns:
-      (sum, number of its elements: prompts or responses), [] float32.
+      (sum, number of summed elements: prompts or responses), [] float32.
     """
     return self.reduction(self.function, responses, labels, settings)
 
@@ -654,7 +654,7 @@ PREFERENCE_LOSSES: dict[str, PreferenceLoss] = {
 
 
 def _with_confidence(settings: Any, confidence: jax.Array) -> Any:
-  """Adds each label's own doubt to the share of labels that are flipped.
+  """Combines label smoothing with the probability that each label is wrong.
 
   A label that is right with probability p and then flipped with probability ε is wrong
   with probability ε + (1 − 2ε)(1 − p).
@@ -679,7 +679,7 @@ def _logistic(logits: jax.Array, smoothing: float | jax.Array) -> jax.Array:
 
 
 def _log_odds(mean: jax.Array) -> jax.Array:
-  """Computes log p/(1 − p) of p = exp(mean)."""
+  """Computes the log-odds log p/(1 − p) of p = exp(mean)."""
   return mean - _log1mexp(mean)
 
 
@@ -689,21 +689,21 @@ def _log1mexp(x: jax.Array) -> jax.Array:
   Mächler 2012, "Accurately computing log(1 − exp(−|a|))", eq. 7.
   """
   x = jnp.minimum(x, -1e-7)
-  small = x > -0.6931472  # −log 2, where the better form changes
-  # each branch is given a harmless x where the other counts, or its gradient is NaN
-  near = jnp.log(-jnp.expm1(jnp.where(small, x, -1.0)))
-  far = jnp.log1p(-jnp.exp(jnp.where(small, -1.0, x)))
-  return jnp.where(small, near, far)
+  near_zero = x > -0.6931472  # −log 2, where the more accurate form changes
+  # each form gets a harmless x where the other is used; otherwise its gradient is NaN
+  with_expm1 = jnp.log(-jnp.expm1(jnp.where(near_zero, x, -1.0)))
+  with_log1p = jnp.log1p(-jnp.exp(jnp.where(near_zero, -1.0, x)))
+  return jnp.where(near_zero, with_expm1, with_log1p)
 
 
 def _check_response(response: Response) -> None:
-  """Asserts three arrays of one shape, the log-probabilities of floats."""
+  """Asserts that the arrays have the same shape and log-probabilities are floats."""
   chex.assert_equal_shape(list(response))
   chex.assert_type([response.logprobs, response.reference_logprobs], float)
 
 
 def _check_pair(better: Response, worse: Response) -> None:
-  """Asserts two responses of one rank; their shapes broadcast against each other."""
+  """Asserts that the responses' arrays have the same rank; their shapes may broadcast."""
   _check_response(better)
   _check_response(worse)
   chex.assert_equal_rank([better.logprobs, worse.logprobs])
@@ -716,6 +716,6 @@ def _check_beta(beta: float) -> None:
 
 
 def _check_label_smoothing(label_smoothing: float) -> None:
-  """Raises ValueError unless 0 ≤ ε < ½: above, labels would mean their contrary."""
+  """Raises ValueError unless 0 ≤ ε < ½; beyond that, labels would mean the opposite."""
   if not 0 <= label_smoothing < 0.5:
-    raise ValueError(f'label_smoothing: expected 0 to below 0.5, got {label_smoothing}')
+    raise ValueError(f'label_smoothing: expected at least 0 and below 0.5, got {label_smoothing}')

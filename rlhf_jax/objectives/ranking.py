@@ -1,11 +1,12 @@
-"""Learning a score from the order that people gave to several responses.
+"""Losses of reward models: learning scores from the order that people gave to responses.
 
-Letters: B rows of K places. `group` says which places of a row belong to one prompt
-(0: empty place), `ranks` the order within it, 1 = best, equal = tie.
+Letters: B rows of K slots. `group` says which slots of a row belong to the same prompt
+(equal numbers; 0 = empty slot), and `ranks` gives the order of its responses (1 = best,
+equal = tie).
 
-Each loss returns (sum over prompts, number of prompts): a prompt is one element however
-many responses it has, and a tie says nothing. All of them depend on differences of
-scores only.
+Each loss but `plain_pairs` returns (sum over prompts, number of prompts): a prompt is
+one element, however many responses it has. Tied pairs do not count. All losses depend
+on differences of scores only.
 """
 
 from collections.abc import Callable
@@ -17,14 +18,14 @@ import jax.numpy as jnp
 
 
 def better_pairs(ranks: jax.Array, group: jax.Array) -> jax.Array:
-  """Marks the pairs of one prompt whose first response stands above the second.
+  """Marks the pairs of responses to a prompt of which the first ranks above the second.
 
   Args:
     ranks: [B, K] int32.
     group: [B, K] int32.
 
   Returns:
-    [B, K, K] bool; [b, i, j] is True where response i stands above response j.
+    [B, K, K] bool; [b, i, j] is True where response i ranks above response j.
 
   >>> print(better_pairs(jnp.array([[1, 2]]), jnp.array([[1, 1]])))
   [[[False  True]
@@ -37,9 +38,9 @@ def better_pairs(ranks: jax.Array, group: jax.Array) -> jax.Array:
 def best_and_worst(ranks: jax.Array, group: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Marks the best and the worst responses of each prompt.
 
-  A response is one of the best if something of its prompt stands below it and nothing
-  above, and one of the worst the other way round. The only response of a prompt is one
-  of the best at rank 1, else one of the worst.
+  A response is one of the best if a response to the same prompt ranks below it and none
+  ranks above it, and one of the worst in the opposite case. The only response to a
+  prompt is one of the best if its rank is 1, else one of the worst.
 
   Args:
     ranks: [B, K] int32.
@@ -55,15 +56,15 @@ def best_and_worst(ranks: jax.Array, group: jax.Array) -> tuple[jax.Array, jax.A
   pairs = better_pairs(ranks, group)
   same_group = group[:, :, None] == group[:, None, :]
   alone = (same_group.sum(2) == 1) & (group > 0)
-  has_better = pairs.any(1)  # something of its prompt stands above it
-  has_worse = pairs.any(2)  # … and below it
+  has_better = pairs.any(1)  # a response to its prompt ranks above it
+  has_worse = pairs.any(2)  # a response to its prompt ranks below it
   best = (has_worse & ~has_better) | (alone & (ranks == 1))
   worst = (has_better & ~has_worse) | (alone & (ranks > 1))
   return best, worst
 
 
 def from_scores(scores: jax.Array) -> jax.Array:
-  """Ranks K scored responses: 1 + the number of those that score higher.
+  """Ranks K responses by their scores: 1 + the number of responses that score higher.
 
   Args:
     scores: [B, K] float32.
@@ -88,7 +89,7 @@ def over_pairs(
   """Averages over the untied pairs of each prompt, and sums over the prompts.
 
   Args:
-    losses: [B, K, K] float32, of response i standing above response j.
+    losses: [B, K, K] float32; [b, i, j] is the loss if response i ranks above j.
     ranks: [B, K] int32.
     group: [B, K] int32.
 
@@ -116,22 +117,23 @@ def pairwise(
 ) -> tuple[jax.Array, jax.Array]:
   """Computes −1/C(K,2) Σ log σ(r_i − r_j) over the pairs of each prompt.
 
-  Ouyang et al. 2022 (arXiv:2203.02155), eq. 1. All pairs of a prompt are one element: K
-  scores are computed, not K(K−1). With ties the mean is over the untied pairs.
+  Ouyang et al. 2022 (arXiv:2203.02155), eq. 1. All pairs of a prompt are one element of
+  the batch, so that each response is scored once. The mean is over the untied pairs.
 
   Args:
     scores: [B, K] float32, r.
     ranks: [B, K] int32.
     group: [B, K] int32.
-    confidence: [B, K] float32, p of the soft label −[p log σ(Δ) + (1 − p) log σ(−Δ)] of
-      the prompt of each place (Bai et al. 2022, arXiv:2212.08073, section 4.1).
+    confidence: [B, K] float32, the probability p that the order of the responses to a
+      slot's prompt is right; the loss of a pair is then
+      −[p log σ(Δ) + (1 − p) log σ(−Δ)] (Bai et al. 2022, arXiv:2212.08073, section 4.1).
 
   Returns:
     (sum over prompts, number of prompts), [] float32.
 
   >>> scores = jnp.array([[2.0, 2.0]])
   >>> total, prompts = pairwise(scores, jnp.array([[1, 2]]), jnp.array([[1, 1]]))
-  >>> print(f'{total:.4f} {prompts}')  # log 2: a coin's toss
+  >>> print(f'{total:.4f} {prompts}')  # log 2: no preference
   0.6931 1.0
   """
   _check_scores(scores, ranks, group)
@@ -145,9 +147,9 @@ def plackett_luce(
 ) -> tuple[jax.Array, jax.Array]:
   """Computes −log P(order) under Plackett–Luce.
 
-  −Σ_i [r_i − logsumexp over i and all that stand below it] (Plackett 1975; Luce 1959);
-  with two responses this is Bradley–Terry. Tied responses do not compete with each
-  other. There are no soft labels: those are for pairs.
+  −Σ_i [r_i − logsumexp over i and all responses ranked below it] (Plackett 1975; Luce
+  1959); with two responses this is Bradley–Terry. Tied responses do not compete with
+  each other. Soft labels are not supported, as they are defined for pairs.
 
   Args:
     scores: [B, K] float32, r.
@@ -164,9 +166,9 @@ def plackett_luce(
   """
   _check_scores(scores, ranks, group)
   pairs = better_pairs(ranks, group)
-  contest = pairs | jnp.eye(scores.shape[1], dtype=bool)  # i and all below it
-  rivals = jnp.where(contest, scores[:, None, :], -jnp.inf)
-  losses = jax.nn.logsumexp(rivals, axis=-1) - scores  # [B, K]
+  competing = pairs | jnp.eye(scores.shape[1], dtype=bool)  # i and all below it
+  competing_scores = jnp.where(competing, scores[:, None, :], -jnp.inf)
+  losses = jax.nn.logsumexp(competing_scores, axis=-1) - scores  # [B, K]
   total = jnp.sum(jnp.where(pairs.any(-1), losses, 0.0))
   return total, _count_prompts(pairs, group)
 
@@ -177,7 +179,7 @@ def plain_pairs(
   group: jax.Array,
   confidence: jax.Array | float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
-  """Computes −log σ(r_i − r_j) of every pair, each an element of its own.
+  """Computes −log σ(r_i − r_j) of every pair, each of which is an element of its own.
 
   Bradley–Terry without the average of `pairwise`: each of K responses counts K − 1
   times.
@@ -225,7 +227,7 @@ def accuracy(
   ranks: jax.Array,
   group: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """Counts the pairs in which the score agrees with people, equal scores as a half.
+  """Counts the pairs in which scores agree with people; equal scores count one half.
 
   Args:
     scores: [B, K] float32.
@@ -248,40 +250,40 @@ def accuracy(
 
 
 def _bradley_terry(scores: jax.Array, confidence: jax.Array | float) -> jax.Array:
-  """Computes the loss of response i above response j, for all: [B, K, K] float32."""
-  above = scores[:, :, None] - scores[:, None, :]  # Δ of i above j
+  """Computes the loss of every pair if response i ranks above j: [B, K, K] float32."""
+  difference = scores[:, :, None] - scores[:, None, :]  # Δ = r_i − r_j
   doubt = 1 - jnp.broadcast_to(confidence, scores.shape)  # 1 − p
   # −p log σ(Δ) − (1 − p) log σ(−Δ), as log σ(−Δ) = log σ(Δ) − Δ
-  return jax.nn.softplus(-above) + doubt[:, :, None] * above
+  return jax.nn.softplus(-difference) + doubt[:, :, None] * difference
 
 
 def _same_prompt(group: jax.Array) -> jax.Array:
-  """Marks the pairs of places that belong to one prompt: [B, K, K] bool."""
+  """Marks the pairs of slots that belong to the same prompt: [B, K, K] bool."""
   return (group[:, :, None] == group[:, None, :]) & (group[:, :, None] > 0)
 
 
 def _pairs_of_prompt(pairs: jax.Array, group: jax.Array) -> jax.Array:
-  """Counts the ordered pairs of the prompt of each place: [B, K] float32."""
+  """Counts the untied pairs of each slot's prompt: [B, K] float32."""
   same = _same_prompt(group).astype(jnp.float32)
   pairs_above = pairs.sum(-1).astype(jnp.float32)
   return jnp.einsum('bij,bj->bi', same, pairs_above)
 
 
 def _count_prompts(pairs: jax.Array, group: jax.Array) -> jax.Array:
-  """Counts the prompts with at least one ordered pair: [] float32."""
+  """Counts the prompts with at least one untied pair: [] float32."""
   count = jnp.maximum(_pairs_of_prompt(pairs, group), 1.0)
   return jnp.sum(jnp.where(pairs, 1.0 / count[:, :, None], 0.0))
 
 
 def _check_order(ranks: jax.Array, group: jax.Array) -> None:
-  """Asserts ranks and groups [B, K] of integers."""
+  """Asserts that ranks and groups [B, K] are integers."""
   chex.assert_rank([ranks, group], 2)
   chex.assert_equal_shape([ranks, group])
   chex.assert_type([ranks, group], int)
 
 
 def _check_scores(scores: jax.Array, ranks: jax.Array, group: jax.Array) -> None:
-  """Asserts scores [B, K] of floats, and their ranks and groups."""
+  """Asserts that scores [B, K] are floats, and that ranks and groups fit them."""
   _check_order(ranks, group)
   chex.assert_equal_shape([scores, ranks])
   chex.assert_type(scores, float)

@@ -1,1 +1,1 @@
-"""What an experiment would need of hardware that is not here."""
+"""Plans: the memory, FLOPs, traffic and time that an experiment would need on other hardware."""

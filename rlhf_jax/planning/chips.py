@@ -1,12 +1,11 @@
-"""Devices that are not in this machine: their data sheets, and topologies for JAX.
+"""Devices to plan for, which this machine need not have: data sheets, and topologies for JAX.
 
-  v5p:4x4x8      a slice of 128 TPU v5p       2*v5e:16x16   two slices
-  gpu:8xh100     a host with eight H100       gpu:4x8xh100  four of them
+  v5p:4x4x8      a slice of 128 TPU v5p       2*v5e:16x16   two slices of 256 TPU v5e
+  gpu:8xh100     a host with eight H100       gpu:4x8xh100  four such hosts
   cpu:8          eight devices on this CPU, to try a plan
 
-Nothing is computed on such devices: XLA compiles for them, with libtpu
-(`pip install 'rlhf_jax[tpu]'`) or with CUDA's plug-in (`pip install
-'rlhf_jax[cuda-plan]'`).
+Nothing runs on these devices; XLA only compiles for them, with libtpu (`pip install
+'rlhf_jax[tpu]'`) or with CUDA's plug-in (`pip install 'rlhf_jax[cuda-plan]'`).
 """
 
 from collections.abc import Sequence
@@ -26,15 +25,15 @@ from rlhf_jax.runtime import mesh
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """What one device can do, from its maker's data sheet."""
+  """The limits of one device, from its manufacturer's data sheet."""
 
-  memory: float  # bytes of HBM that programs may use
+  memory: float  # bytes of HBM available to programs
   flops: float  # dense bfloat16 FLOP/s
   bandwidth: float  # bytes/s between HBM and processor
-  # bytes/s that leave the device in a collective within a slice or host; on a TPU, in
-  # both directions of one axis of the torus
+  # bytes/s that a device sends in a collective within a slice or host; for a TPU, both
+  # directions of one axis of its torus together
   link: float
-  network: float  # bytes/s that leave the device between slices or hosts
+  network: float  # bytes/s that a device sends to other slices or hosts
 
 
 CHIPS = {
@@ -45,19 +44,19 @@ CHIPS = {
   'a100': Chip(85.1e9, 312e12, 2039e9, 300e9, 25e9),
   'h100': Chip(84.9e9, 989e12, 3350e9, 450e9, 50e9),
   'h200': Chip(150.1e9, 989e12, 4800e9, 450e9, 50e9),
-  'cpu': Chip(0.0, 1e11, 1e10, 1e10, 1e9),  # its memory is a share of the machine's
+  'cpu': Chip(0.0, 1e11, 1e10, 1e10, 1e9),  # its memory is set by open_topology
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class GpuDetails:
-  """What XLA asks about a GPU beside the numbers in `Chip`."""
+  """What XLA needs to know of a GPU in addition to `Chip`."""
 
   title: str  # the name that CUDA gives it
   capability: int  # the major number of its compute capability
   processors: int  # streaming multiprocessors
   clock: float  # GHz
-  shared_memory: int  # KiB of each processor
+  shared_memory: int  # KiB for each processor
   cache: int  # MiB of level-2 cache
 
 
@@ -72,7 +71,7 @@ class TopologyName(NamedTuple):
   """The parts of a topology's name."""
 
   chip: str  # a key of CHIPS
-  # a TPU slice's shape, (hosts, GPUs of a host), or (devices,) of a CPU
+  # the shape of a TPU slice; (hosts, GPUs per host); or (devices,) for a CPU
   sizes: tuple[int, ...]
   slices: int  # TPU slices; 1 for other devices
 
@@ -83,15 +82,15 @@ class Topology:
 
   name: str  # as the user wrote it
   chip: Chip  # what each device can do
-  # JAX devices; where XLA cannot compile for them, as many devices of this CPU instead
+  # descriptions for which XLA can compile; without a compiler, CPU devices stand in for them
   devices: Sequence[jax.Device]
   platform: str  # 'tpu', 'gpu' or 'cpu'
-  # the command that installs the compiler for them; '' where it is installed
+  # the command that installs the missing compiler; '' where it is not missing
   missing: str = ''
 
 
 def parse_topology(name: str) -> TopologyName:
-  """Parses the name of a topology.
+  """Parses the name of a topology, see the head of this module.
 
   Raises:
     UserError: the name has another form, or there is no such chip.
@@ -109,20 +108,20 @@ def parse_topology(name: str) -> TopologyName:
 def open_topology(name: str, compiles: bool = True) -> Topology:
   """Opens a topology by its name.
 
-  Call it before anything else of JAX, as it sets how many devices this CPU has.
+  It sets how many CPU devices JAX has, so it must be called before JAX is first used.
 
   Args:
     name: see the head of this module.
-    compiles: XLA shall compile for these devices; otherwise devices of this CPU stand
+    compiles: whether XLA will compile for the devices; otherwise CPU devices stand in
       for them.
 
   Raises:
-    UserError: as parse_topology; also a shape in which this TPU does not come, or more
-      devices than this process has.
+    UserError: the name is invalid, this TPU does not exist in this shape, or JAX has
+      started already, with fewer CPU devices.
   """
   parsed = parse_topology(name)
   chip = CHIPS[parsed.chip]
-  platform = _platform_of(parsed.chip)
+  platform = _find_platform(parsed.chip)
   if platform == 'cpu' or not compiles:
     missing = ''
   else:
@@ -139,7 +138,7 @@ def open_topology(name: str, compiles: bool = True) -> Topology:
 
 
 def _match_topology(name: str) -> TopologyName | None:
-  """Returns the parts of a name of a right form; the chip may be unknown."""
+  """Returns the parts of a well-formed name, whose chip may be unknown; else None."""
   tpu = re.fullmatch(r'(?:(\d+)\*)?(v\w+):(\d+(?:x\d+)*)', name)
   if tpu:
     sizes = tuple(int(size) for size in tpu[3].split('x'))
@@ -153,7 +152,7 @@ def _match_topology(name: str) -> TopologyName | None:
   return None
 
 
-def _platform_of(chip: str) -> str:
+def _find_platform(chip: str) -> str:
   """Returns JAX's name for the platform of a chip."""
   if chip in GPUS:
     return 'gpu'
@@ -166,7 +165,7 @@ def _install_command(platform: str) -> str:
     modules = ['libtpu']
     extra = 'tpu'
   else:
-    modules = ['jax_plugins.xla_cuda12', 'jax_plugins.xla_cuda13']  # either will do
+    modules = ['jax_plugins.xla_cuda12', 'jax_plugins.xla_cuda13']  # either is enough
     extra = 'cuda-plan'
   if any(_is_installed(module) for module in modules):
     return ''
@@ -182,10 +181,10 @@ def _is_installed(module: str) -> bool:
 
 
 def _cpu_devices(count: int, name: str) -> list[jax.Device]:
-  """Returns as many devices of this CPU."""
+  """Returns `count` devices of this CPU; `name` is the topology's, for the error message."""
   try:
     jax.config.update('jax_num_cpu_devices', count)
-  except RuntimeError:  # JAX has started already, with another number of devices
+  except RuntimeError:  # JAX has started already; its number of devices may still be enough
     pass
   devices = jax.devices('cpu')
   if len(devices) < count:
@@ -200,8 +199,7 @@ def _describe_gpu(parsed: TopologyName) -> Sequence[jax.Device]:
   """Returns descriptions of GPUs for which XLA can compile."""
   chip = CHIPS[parsed.chip]
   gpu = GPUS[parsed.chip]
-  # the fields of XLA's GpuTargetConfigProto, which `--xla_gpu_target_config_filename`
-  # reads too
+  # a GpuTargetConfigProto of XLA, as in the files of --xla_gpu_target_config_filename
   target = f"""gpu_device_info {{
       threads_per_block_limit: 1024
       threads_per_warp: 32
@@ -235,7 +233,7 @@ def _describe_gpu(parsed: TopologyName) -> Sequence[jax.Device]:
 
 def _describe_tpu(parsed: TopologyName, name: str) -> Sequence[jax.Device]:
   """Returns descriptions of TPUs for which XLA can compile."""
-  environment = dict(  # libtpu must not ask a machine that is not there
+  environment = dict(  # keeps libtpu from asking a metadata server, which does not exist here
     TPU_SKIP_MDS_QUERY='1',
     TPU_ACCELERATOR_TYPE=f'{parsed.chip}-1',
     TPU_WORKER_HOSTNAMES='localhost',
@@ -246,7 +244,7 @@ def _describe_tpu(parsed: TopologyName, name: str) -> Sequence[jax.Device]:
   for key, value in environment.items():
     os.environ.setdefault(key, value)
   options: dict[str, Any] = {}
-  if math.prod(parsed.sizes) == 1:  # a host has four or eight chips unless libtpu is told
+  if math.prod(parsed.sizes) == 1:  # by default libtpu expects four or eight chips per host
     options['chips_per_host_bounds'] = [1, 1, 1]
   if parsed.slices > 1:
     options['num_slices'] = parsed.slices
@@ -258,5 +256,5 @@ def _describe_tpu(parsed: TopologyName, name: str) -> Sequence[jax.Device]:
 
 
 def _join_sizes(sizes: tuple[int, ...]) -> str:
-  """Returns sizes as XLA writes a shape, such as 4x4x8."""
+  """Formats sizes as XLA writes a shape, such as 4x4x8."""
   return 'x'.join(str(size) for size in sizes)

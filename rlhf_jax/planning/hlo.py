@@ -1,8 +1,8 @@
-"""Reads from the text of a compiled program (HLO) what it multiplies and what it sends.
+"""Counts the FLOPs and the collectives of a compiled program, from its text (HLO).
 
-XLA's own cost analysis counts the body of a loop once; here every instruction counts as
-often as its loops turn. Left out: kernels in other languages (splash attention, cuDNN),
-whose products the text does not show.
+XLA's own cost analysis counts the body of a loop once; here every instruction counts as often as
+its loops iterate. Left out: custom kernels (splash attention, cuDNN), whose products are not in the
+text.
 """
 
 import collections
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-BITS = dict(  # of an element, by the name that HLO gives its dtype
+BITS = dict(  # HLO's name of a dtype → bits of an element
   pred=8,
   s4=4,
   u4=4,
@@ -46,7 +46,7 @@ COLLECTIVES = (
   'ragged-all-to-all',
 )
 
-# what these instructions call runs once an element, and holds no products
+# these instructions call their computation once for each element; it has no matrix products
 _ELEMENTWISE = (
   'reduce',
   'all-reduce',
@@ -59,7 +59,7 @@ _ELEMENTWISE = (
   'map',
 )
 _ARRAY = re.compile(r'(\w+)\[([\d,]*)\]')  # bf16[4,64]
-_HEAD = re.compile(r'^(?:ENTRY )?%?([\w.\-]+)(?: \(.*)? ?(?:->.*)?\{$')
+_COMPUTATION_HEAD = re.compile(r'^(?:ENTRY )?%?([\w.\-]+)(?: \(.*)? ?(?:->.*)?\{$')
 _INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = (\(?.*?\)?) ([a-z][\w\-]*)\((.*)$')
 _CALLED = re.compile(
   r'(body|calls|to_apply|branch_computations|true_computation|false_computation|'
@@ -72,14 +72,14 @@ class Collective:
   """A collective of a compiled program."""
 
   kind: str  # one of COLLECTIVES, or send
-  size: float  # bytes on one device, of the larger of what goes in and what comes out
-  group: int  # how many devices take part
+  size: float  # bytes of its operands or its results on one device, whichever is larger
+  group: int  # the number of devices that take part
   across: bool  # whether a group spans several slices or hosts
   times: int  # how often it runs in one call of the program
 
   @property
   def sent(self) -> float:
-    """Bytes that leave each device in one call of the program, if a ring carries them."""
+    """Bytes that each device sends in one call of the program, if a ring is used."""
     ring = (self.group - 1) / self.group
     if self.kind == 'all-reduce':  # a reduce-scatter and an all-gather
       share = 2 * ring
@@ -92,10 +92,10 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class ProgramText:
-  """What the text of a compiled program shows."""
+  """The FLOPs and the collectives of a compiled program."""
 
   flops: float  # FLOPs of all matrix products on one device, in one call
-  collectives: list[Collective]  # the collectives in which more than one device takes part
+  collectives: list[Collective]  # those in which more than one device takes part
 
 
 class Instruction(NamedTuple):
@@ -107,23 +107,20 @@ class Instruction(NamedTuple):
   rest: str  # the operands, the closing bracket, and the attributes
 
 
-# name → instructions, of fusions, bodies of loops and the entry
+# name → instructions, for each fusion, loop body, …, and the entry computation
 Computations = dict[str, list[Instruction]]
 # callee → (caller, calls in one run of the caller)
 Callers = Mapping[str, list[tuple[str, int]]]
 
 
 def read_program(text: str, domains: Sequence[int] = ()) -> ProgramText:
-  """Reads what a compiled module does in one call.
+  """Counts the FLOPs and the collectives of one call of a compiled program.
 
-  A loop that may end early counts as if it did not.
+  A loop that may end early is assumed to run to its end.
 
   Args:
-    text: of `compiled.as_text()`.
+    text: from `compiled.as_text()`.
     domains: the slice or host of each device, in the order of the mesh.
-
-  Returns:
-    Its products and collectives.
   """
   computations, entry = _parse_computations(text)
   callers = _find_callers(computations)
@@ -132,7 +129,7 @@ def read_program(text: str, domains: Sequence[int] = ()) -> ProgramText:
   flops = 0.0
   collectives: dict[tuple[str, str], Collective] = {}
   for name, instructions in computations.items():
-    if not times[name]:  # reductions and other elementwise computations
+    if not times[name]:  # it is only called for each element, as in a reduction
       continue
     types = {line.name: line.type for line in instructions}
     for line in instructions:
@@ -141,7 +138,7 @@ def read_program(text: str, domains: Sequence[int] = ()) -> ProgramText:
         if collective.group > 1:
           collectives[_collective_key(name, line, loops, callers)] = collective
       elif line.op == 'send' and 'megascale' in line.rest:
-        # between TPU slices, through the hosts
+        # a transfer between TPU slices, through the hosts
         size = _count_bytes(_operand_types(line, types)[0])
         collectives[name, line.name] = Collective('send', size, 2, True, times[name])
       else:
@@ -149,7 +146,7 @@ def read_program(text: str, domains: Sequence[int] = ()) -> ProgramText:
   return ProgramText(flops, list(collectives.values()))
 
 
-# -- computations, and how often they run
+# -- computations and how often they run
 
 
 def _parse_computations(text: str) -> tuple[Computations, str]:
@@ -159,13 +156,13 @@ def _parse_computations(text: str) -> tuple[Computations, str]:
   current = None  # the computation that is being read
   for line in text.splitlines():
     if not line.startswith((' ', '}')) and line.endswith('{') and not line.startswith('HloModule'):
-      head = _HEAD.match(line)
+      head = _COMPUTATION_HEAD.match(line)
       current = head[1] if head else None
       if current is not None:
         computations[current] = []
         if line.startswith('ENTRY'):
           entry = current
-    elif current is not None:  # between modules there are comments and tables
+    elif current is not None:  # other lines, such as comments, do not match
       instruction = _INSTRUCTION.match(line)
       if instruction:
         computations[current].append(Instruction(*instruction.groups()))
@@ -173,7 +170,7 @@ def _parse_computations(text: str) -> tuple[Computations, str]:
 
 
 def _find_callers(computations: Computations) -> Callers:
-  """Returns who calls each computation, and how often."""
+  """Returns the callers of each computation, and how often each of them calls it."""
   callers = collections.defaultdict(list)
   for name, instructions in computations.items():
     for line in instructions:
@@ -192,7 +189,7 @@ def _count_runs(computations: Computations, entry: str, callers: Callers) -> dic
 
   def count(name: str) -> int:
     if name not in runs:
-      # no cycles: HLO has no recursion
+      # this ends, as HLO has no recursion
       runs[name] = sum(count(caller) * calls for caller, calls in callers[name])
     return runs[name]
 
@@ -211,41 +208,41 @@ def _find_loop_bodies(computations: Computations) -> set[str]:
 
 
 def _count_trips(loop: Instruction, computations: Computations) -> int:
-  """Returns how often a loop turns.
+  """Returns how many iterations a loop has.
 
-  XLA notes it for most loops; otherwise the loop's condition compares a counter, which
-  begins at 0, with it.
+  XLA annotates most loops with it. For others it is derived from the loop's condition,
+  which compares a counter that begins at 0 with a limit, and from the counter's increment.
   """
   known = re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop.rest)
   if known:
     return int(known[1])
-  condition = _called_by(loop, 'condition', computations)
+  condition = _find_called(loop, 'condition', computations)
   limit = _loop_limit(condition, computations)
   index = _counter_index(condition)
   if index is None:
     return limit
-  body = _called_by(loop, 'body', computations)
+  body = _find_called(loop, 'body', computations)
   counter = _operand_names(body[-1])[index]  # the body ends with the tuple of its results
-  steps = [1]
+  increments = [1]
   for line in body:
-    if line.name == counter:  # an unrolled loop counts in larger steps
-      steps = list(_integer_constants(body, line)) or [1]
-  return -(-limit // max(steps))
+    if line.name == counter:  # an unrolled loop has a larger increment
+      increments = list(_integer_constants(body, line)) or [1]
+  return -(-limit // max(increments))
 
 
-def _called_by(line: Instruction, key: str, computations: Computations) -> list[Instruction]:
-  """Returns the computation that an instruction names under a key, such as body."""
+def _find_called(line: Instruction, key: str, computations: Computations) -> list[Instruction]:
+  """Returns the computation that an instruction calls as its `key`, such as body."""
   name = re.search(rf'{key}=%?([\w.\-]+)', line.rest)
   assert name, f'{line.op} without {key}'
   return computations[name[1]]
 
 
 def _loop_limit(condition: list[Instruction], computations: Computations) -> int:
-  """Returns what a loop's condition compares its counter with; 1 if that is unknown."""
+  """Returns the limit with which a loop's condition compares its counter; 1 if it is unknown."""
   candidates = list(condition)
   for line in condition:
     if line.op == 'fusion':
-      candidates += _called_by(line, 'calls', computations)
+      candidates += _find_called(line, 'calls', computations)
   limits: list[int] = []
   for line in candidates:
     if line.op == 'compare' and 'direction=LT' in line.rest:
@@ -254,7 +251,7 @@ def _loop_limit(condition: list[Instruction], computations: Computations) -> int
 
 
 def _counter_index(condition: list[Instruction]) -> int | None:
-  """Returns the place of a loop's counter in the tuple that the loop carries."""
+  """Returns the index of a loop's counter in the tuple that the loop carries."""
   compared = set()
   for line in condition:
     if line.op == 'compare':
@@ -270,7 +267,7 @@ def _integer_constants(
   instructions: list[Instruction],
   user: Instruction | None = None,
 ) -> Iterator[int]:
-  """Yields the integer constants among instructions, or among operands of `user`."""
+  """Yields the integer constants among instructions; with `user`, only those of its operands."""
   names = None if user is None else _operand_names(user)
   for line in instructions:
     is_integer = line.op == 'constant' and line.type.startswith(('s32[]', 'u32[]'))
@@ -300,22 +297,22 @@ def _count_bytes(text: str) -> float:
   return sum(bits * math.prod(sizes) / 8 for bits, sizes in _array_types(text))
 
 
-def _inside_brackets(line: Instruction) -> str:
-  """Returns the operands of an instruction as text, up to the bracket that closes them."""
+def _operands_text(line: Instruction) -> str:
+  """Returns the operands of an instruction as text, up to the closing bracket."""
   depth = 1
-  for place, letter in enumerate(line.rest):
+  for index, letter in enumerate(line.rest):
     depth += (letter in '([{') - (letter in ')]}')
     if not depth:
-      return line.rest[:place]
+      return line.rest[:index]
   return line.rest
 
 
 def _operand_names(line: Instruction) -> list[str]:
   """Returns the names of an instruction's operands."""
-  inside = _inside_brackets(line)
-  if '%' in inside:
-    return re.findall(r'%([\w.\-]+)', inside)
-  return [word.strip() for word in inside.split(',')]
+  text = _operands_text(line)
+  if '%' in text:
+    return re.findall(r'%([\w.\-]+)', text)
+  return [word.strip() for word in text.split(',')]
 
 
 def _operand_types(line: Instruction, types: Mapping[str, str]) -> list[str]:
@@ -323,11 +320,14 @@ def _operand_types(line: Instruction, types: Mapping[str, str]) -> list[str]:
 
   Args:
     line: the instruction.
-    types: of the instructions in its computation, by name; where they do not have its
-      operands, the operands' own text, which shows their types.
+    types: name → type of the instructions in the same computation.
+
+  Returns:
+    The types; where `types` has none of the operands, one text with all operands, which
+    shows their types.
   """
   known = [types[name] for name in _operand_names(line) if name in types]
-  return known or [_inside_brackets(line)]
+  return known or [_operands_text(line)]
 
 
 def _parse_integers(text: str) -> list[int]:
@@ -345,21 +345,21 @@ def _read_collective(
   times: int,
   domains: Sequence[int],
 ) -> Collective:
-  """Returns a collective: its size, its groups, and whether they span slices or hosts."""
+  """Reads a collective: its size, its groups, and whether they span slices or hosts."""
   kind = line.op.removesuffix('-start')
   groups = _parse_groups(line.rest, len(domains))
   group = max((len(devices) for devices in groups), default=1)
   sizes_in = sum(_count_bytes(operand) for operand in _operand_types(line, types))
   if not line.op.endswith('-start'):
     size = max(sizes_in, _count_bytes(line.type))
-  elif kind == 'all-gather':  # the type of a -start holds operands and results together
+  elif kind == 'all-gather':  # not from line.type: that of a -start also has the operands
     size = sizes_in * group
   else:
     size = sizes_in
   across = False
-  if domains:  # without, all devices count as one slice
+  if domains:  # without domains, all devices are taken to be in one slice
     across = any(len({domains[device] for device in devices}) > 1 for devices in groups)
-  if computation.startswith('all-reduce-scatter'):  # how a TPU writes it
+  if computation.startswith('all-reduce-scatter'):  # a fusion in programs for TPUs
     kind = 'reduce-scatter'
   return Collective(kind, size, group, across, times)
 
@@ -370,26 +370,26 @@ def _collective_key(
   loops: set[str],
   callers: Callers,
 ) -> tuple[str, str]:
-  """Returns the same key for all appearances of one collective.
+  """Returns a key that identifies a collective, so that it is counted once.
 
-  XLA may cut a collective into several fusions, each of which shows the whole of it;
-  they share a channel and the computation from which they are called.
+  XLA may split a collective into several fusions, each of which contains the whole
+  instruction; they share the channel and the computation that calls them.
   """
   channel = re.search(r'channel_id=(\d+)', line.rest)
   if not channel:
     return computation, line.name
-  where = computation
+  caller = computation
   if computation not in loops and callers[computation]:
-    where = callers[computation][0][0]
-  return channel[1], where
+    caller = callers[computation][0][0]
+  return channel[1], caller
 
 
 def _parse_groups(text: str, devices: int) -> list[list[int]]:
-  """Returns the groups of devices of a collective, in any of the forms that XLA writes.
+  """Parses the groups of devices of a collective, in any of the forms that XLA writes.
 
   Args:
-    text: attributes of the collective.
-    devices: how many there are; all of them are one group where the text names none.
+    text: the attributes of the collective.
+    devices: the number of devices; where the text names no groups, they are one group.
   """
   tiled = re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', text)
   if tiled:
@@ -413,7 +413,7 @@ def _parse_groups(text: str, devices: int) -> list[list[int]]:
 
 
 def _parse_mesh_groups(match: re.Match) -> list[list[int]]:
-  """Returns the groups of a mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}: along axis b."""
+  """Parses groups along mesh axes: mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}."""
   sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
   names = list(sizes)
   along = re.findall(r"'(\w+)'", match[4])
@@ -428,17 +428,17 @@ def _parse_mesh_groups(match: re.Match) -> list[list[int]]:
 
 
 def _device_order(shape: str, permutation: str | None) -> np.ndarray:
-  """Returns the ids 0, 1, … in a shape, transposed: [4,2]T(1,0)."""
+  """Returns the ids 0, 1, … in a shape, transposed, as in [4,2]T(1,0)."""
   sizes = _parse_integers(shape)
   axes = _parse_integers(permutation) if permutation else range(len(sizes))
   return np.arange(math.prod(sizes)).reshape(sizes).transpose(axes)
 
 
-# -- products
+# -- FLOPs of matrix products
 
 
 def _count_flops(line: Instruction, types: Mapping[str, str]) -> float:
-  """Returns the FLOPs of a product, 2 × its multiplications; 0 for other instructions."""
+  """Counts the FLOPs of a matrix product, 2 × its multiplications; 0 for other instructions."""
   if line.op == 'convolution':
     return _count_convolution_flops(line, types)
   if line.op == 'dot':
@@ -460,18 +460,19 @@ def _count_product_flops(
   types: Mapping[str, str],
   contracted: Sequence[int],
 ) -> int:
-  """Returns the FLOPs of a product whose left operand is summed over some axes."""
+  """Counts the FLOPs of a product; `contracted` are the axes of the left operand that it sums."""
   left = _dimensions(_operand_types(line, types)[0])
-  arrays = _array_types(line.type)  # cuBLAS gives a tuple, the result and its workspace
+  arrays = _array_types(line.type)  # that of cuBLAS is a tuple: the result and a workspace
   results = math.prod(arrays[0][1]) if arrays else 0
   return 2 * results * math.prod(left[axis] for axis in contracted)
 
 
 def _count_convolution_flops(line: Instruction, types: Mapping[str, str]) -> float:
-  """Returns the FLOPs of a convolution.
+  """Counts the FLOPs of a convolution.
 
-  A TPU writes products as convolutions, with batches and heads as windows; where a
-  window looks beyond the array or between its dilated elements, nothing is multiplied.
+  In programs for TPUs, matrix products are convolutions with batch and heads as window
+  axes. Where a window reaches beyond the array, or between its dilated elements, nothing
+  is multiplied.
   """
   left, kernel = (_dimensions(operand) for operand in _operand_types(line, types)[:2])
   labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', line.rest)
@@ -490,7 +491,7 @@ def _count_convolution_flops(line: Instruction, types: Mapping[str, str]) -> flo
 
 
 def _parse_window(text: str) -> dict[str, list[str]]:
-  """Returns the attributes of a window={size=2x8 pad=0_0x7_7}, a value a dimension."""
+  """Parses window={size=2x8 pad=0_0x7_7} into attribute → its value for each axis."""
   window = re.search(r'window=\{([^}]*)\}', text)
   attributes = {}
   for part in window[1].split() if window else ():
@@ -500,13 +501,13 @@ def _parse_window(text: str) -> dict[str, list[str]]:
 
 
 def _count_window_hits(window: dict[str, list[str]], axis: int, steps: int, size: int) -> int:
-  """Returns how often a window, along one axis, meets an element of the array.
+  """Counts, along one axis, the pairs of a window element and an array element that are multiplied.
 
   Args:
-    window: its attributes.
-    axis: the axis among those of the window.
-    steps: places to which the window moves.
-    size: elements of the array along the axis.
+    window: its attributes, from `_parse_window`.
+    axis: the axis of the window.
+    steps: the number of positions of the window, which is the size of the result.
+    size: the size of the array along this axis.
   """
 
   def attribute(name: str) -> int:
@@ -514,8 +515,8 @@ def _count_window_hits(window: dict[str, list[str]], axis: int, steps: int, size
 
   low = int(window['pad'][axis].split('_')[0]) if 'pad' in window else 0
   dilation = attribute('lhs_dilate')
-  moved = np.arange(steps)[:, None] * attribute('stride')  # [steps, 1]
-  within = np.arange(attribute('size'))[None] * attribute('rhs_dilate')  # [1, size]
-  place = moved + within - low
-  inside = (place >= 0) & (place <= (size - 1) * dilation)
-  return int((inside & (place % dilation == 0)).sum())
+  starts = np.arange(steps)[:, None] * attribute('stride')  # [steps, 1]
+  offsets = np.arange(attribute('size'))[None] * attribute('rhs_dilate')  # [1, window size]
+  positions = starts + offsets - low  # in the dilated array
+  inside = (positions >= 0) & (positions <= (size - 1) * dilation)
+  return int((inside & (positions % dilation == 0)).sum())

@@ -1,7 +1,7 @@
-"""Turns a stage's programs into numbers: memory by kind, seconds by bound, and advice.
+"""Measures the plan of a stage: memory by purpose, seconds at each limit of the chip, and advice.
 
-All bytes, FLOPs and seconds are of one device and one training step, unless a comment
-says else.
+All bytes, FLOPs and seconds are those of one device in one training step, unless a comment says
+otherwise.
 """
 
 from collections.abc import Callable
@@ -19,13 +19,14 @@ from rlhf_jax.runtime.mesh import Layout
 
 GIB = 2**30
 
-_ROOMY = 0.4  # below this share of the memory there is room for more rows
-_CROWDED = 0.6  # resident arrays should leave the rest to programs
-_LARGE = 0.3  # temporary arrays above this share are worth making smaller
+# Shares of a device's memory, by which `advise` decides.
+_LOW_PEAK = 0.4  # with a lower peak there is room for more rows
+_HIGH_RESIDENT = 0.6  # resident arrays that take more leave too little to programs
+_HIGH_TEMPORARY = 0.3  # temporary arrays that take more are worth reducing
 
 
 class StageContext(Protocol):
-  """What a plan needs to know of a stage's surroundings; stages' own contexts are such."""
+  """What a plan reads of a stage's context; stages.shared.context.Context has all of it."""
 
   @property
   def name(self) -> str:
@@ -41,65 +42,65 @@ class StageContext(Protocol):
 
   @property
   def layout(self) -> Layout:
-    """The mesh, of devices that are only described."""
+    """The mesh and its rules; its devices are only described."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-  """What the collectives of one kind send in a step."""
+  """The traffic of all collectives of one kind in a step."""
 
-  sent: float = 0.0  # bytes that leave a device
+  sent: float = 0.0  # bytes that a device sends
   times: int = 0  # how often they run
 
 
 @dataclasses.dataclass(frozen=True)
 class CompiledCost:
-  """What the compiler says of a program."""
+  """The cost of a program according to the compiler."""
 
   arguments: int  # bytes of its arguments
   flops: float  # FLOPs of its matrix products
-  temporary: int  # bytes that it needs beside its arguments
-  # by kind, size of the group, and whether it spans slices or hosts (' across')
+  temporary: int  # bytes that it needs in addition to its arguments
+  # 'KIND of GROUP_SIZE' → traffic; ' across' is appended if groups span slices or hosts
   collectives: dict[str, Traffic]
 
 
 @dataclasses.dataclass(frozen=True)
 class ProgramCost:
-  """One program of a step."""
+  """The cost of one program of a step."""
 
-  name: str  # see Program
+  name: str  # of the program
   flops: float  # of matrix products, estimated from shapes
-  moved: float  # bytes between HBM and processor, estimated
-  sent: float  # bytes sent to other devices, estimated
-  held: float  # bytes of temporary arrays, estimated
+  hbm_bytes: float  # bytes between HBM and processor, estimated from shapes
+  sent: float  # bytes sent to other devices, estimated from shapes
+  temporary: float  # bytes of temporary arrays, estimated from shapes
   times: dict[str, float]  # seconds at the chip's limits: compute, memory, interconnect
-  seconds: float  # the longest of them; the others hide behind it at best
-  bound: str  # its name
+  seconds: float  # the longest of `times`: at best, the others overlap with it completely
+  bound: str  # the limit that takes longest
   total: float  # bytes on the device while the program runs
-  compiled: CompiledCost | None = None  # what the compiler says; None where it was not asked
-  # bytes of temporary memory for which the compiler found no room; None where it did
+  compiled: CompiledCost | None = None  # the compiler's numbers; None where it was not used
+  # bytes of temporary memory that the compiler could not allocate; None where it could
   refused: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class StageCost:
-  """The plan of a stage in numbers."""
+  """The cost of a stage."""
 
   stage: str  # its name
-  memory: dict[str, int]  # bytes of what is resident, by what it is for
-  resident: int  # bytes of all of it
+  memory: dict[str, int]  # bytes of the resident arrays, by their purpose
+  resident: int  # bytes of all resident arrays
   programs: list[ProgramCost]  # the programs of a step
-  peak: float  # the largest total of a program
-  capacity: float  # bytes of a device
+  peak: float  # the largest `total` of a program
+  capacity: float  # bytes of a device's memory
   fits: bool  # whether the peak is within the capacity
-  seconds: float  # of a step at best
-  notes: list[str]  # what the plan leaves out
-  flops_share: float  # FLOPs from shapes, of those that the device could do in these seconds
+  seconds: float  # of a step, at best
+  notes: list[str]  # what the plan does not include
+  flops_share: float  # FLOPs estimated from shapes / the FLOPs the chip could do in `seconds`
   advice: list[str]  # what to change, one line each
 
 
 def _ignore(text: str) -> None:
-  """Reports progress to nobody."""
+  """Discards a progress message."""
 
 
 def measure_stage(
@@ -112,11 +113,12 @@ def measure_stage(
   """Measures the plan of a stage.
 
   Args:
-    context: the stage's surroundings, on a layout whose devices are only described.
-    plan: its programs and what is resident.
+    context: the stage's context, with a layout whose devices are only described.
+    plan: the stage's programs and resident arrays.
     topology: the devices.
-    compiles: compile every program too; otherwise only shapes are used.
-    say: is told what is being compiled.
+    compiles: whether every program is compiled; otherwise costs are estimated from
+      shapes.
+    say: reports progress, such as what is being compiled.
   """
   chip = topology.chip
   layout = context.layout
@@ -130,7 +132,7 @@ def measure_stage(
       say(f'compiling {context.name}: {program.name} …')
       compiled, refused = _compile_program(program, layout, topology)
       say(f'  {time.monotonic() - started:.0f} s')
-    costs.append(_cost_of(program, layout, chip, resident, compiled, refused))
+    costs.append(_program_cost(program, layout, chip, resident, compiled, refused))
   peak = max(cost.total for cost in costs)
   seconds = sum(cost.seconds for cost in costs)
   useful = sum(program.work.flops * program.calls for program in plan.programs)
@@ -152,10 +154,10 @@ def measure_stage(
 
 
 def advise(context: StageContext, cost: StageCost) -> list[str]:
-  """Returns what to change where a stage does not fit, or does not use its devices well."""
+  """Returns advice for a stage that does not fit, or that uses its devices badly; one line each."""
   worst = max(cost.programs, key=lambda program: program.total)
   if cost.fits:
-    if cost.peak < _ROOMY * cost.capacity and worst.bound == 'interconnect':
+    if cost.peak < _LOW_PEAK * cost.capacity and worst.bound == 'interconnect':
       return [
         'less than half of the memory is used and the interconnect is the bound: '
         'a smaller fsdp, or more rows'
@@ -167,15 +169,15 @@ def advise(context: StageContext, cost: StageCost) -> list[str]:
     advice.append(
       f'mesh.fsdp={parts.fsdp * parts.data}: cuts parameters and moments {parts.data} times finer'
     )
-  if cost.resident > _CROWDED * cost.capacity:
+  if cost.resident > _HIGH_RESIDENT * cost.capacity:
     advice += _advise_on_resident(context, cost, parts)
-  if worst.total - cost.resident > _LARGE * cost.capacity:
+  if worst.total - cost.resident > _HIGH_TEMPORARY * cost.capacity:
     advice += _advise_on_temporary(context, worst, parts)
   return advice or ['more devices']
 
 
 def format_stage(cost: StageCost) -> str:
-  """Returns a stage's plan as several lines for a terminal."""
+  """Formats the cost of a stage as several lines for a terminal."""
   verdict = 'fits' if cost.fits else 'DOES NOT FIT'
   memory = ', '.join(f'{name} {_gib(size)}' for name, size in cost.memory.items())
   lines = [
@@ -196,14 +198,14 @@ def format_stage(cost: StageCost) -> str:
 
 
 def format_line(cost: StageCost) -> str:
-  """Returns a stage's plan in one line."""
+  """Formats the cost of a stage as one line."""
   verdict = 'fits' if cost.fits else 'does not fit'
   bounds = ', '.join(f'{program.name} {program.bound}' for program in cost.programs)
   return f'{cost.stage}: {verdict}, {_gib(cost.peak)} GiB, {_seconds(cost.seconds)}, {bounds}'
 
 
 def _memory_by_name(resident: dict[str, Any]) -> dict[str, int]:
-  """Returns the bytes of each resident tree; shared arrays count for the first one."""
+  """Returns the bytes of each resident tree; arrays that two trees share count for the first."""
   memory = {}
   trees: list[Any] = []
   before = 0
@@ -212,7 +214,7 @@ def _memory_by_name(resident: dict[str, Any]) -> dict[str, int]:
     total = work.bytes_on_device(trees)
     memory[name] = total - before
     before = total
-  # a thousandth and less, such as the moments' counters, would only fill the line
+  # trees of at most a thousandth of the total are not worth printing
   return {name: size for name, size in memory.items() if size > 0.001 * before}
 
 
@@ -224,8 +226,8 @@ def _compile_program(
   """Compiles a program.
 
   Returns:
-    (its cost, None), or (None, the bytes of temporary memory for which there was no
-    room).
+    (its cost, None); or, if the device's memory is too small, (None, the bytes of
+    temporary memory that the compiler asked for).
   """
   try:
     compiled = program.lower().compile()
@@ -239,10 +241,10 @@ def _compile_program(
   memory = compiled.memory_analysis()
   text = compiled.as_text()
   assert memory is not None and text is not None, 'the platform does not analyse programs'
-  # a donated argument is also an output, and counts once
+  # an output that reuses a donated argument's memory is counted with the arguments
   outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
-  place = 'slice_index' if topology.platform == 'tpu' else 'process_index'
-  domains = [getattr(device, place, 0) for device in layout.mesh.devices.flat]
+  attribute = 'slice_index' if topology.platform == 'tpu' else 'process_index'
+  domains = [getattr(device, attribute, 0) for device in layout.mesh.devices.flat]
   contents = hlo.read_program(text, domains)
   cost = CompiledCost(
     arguments=memory.argument_size_in_bytes,
@@ -254,7 +256,7 @@ def _compile_program(
 
 
 def _sum_traffic(collectives: list[hlo.Collective], calls: int) -> dict[str, Traffic]:
-  """Returns what the collectives of each kind send together, in alphabetical order."""
+  """Adds up the traffic of the collectives of each kind, in alphabetical order."""
   kinds: dict[str, Traffic] = {}
   for collective in collectives:
     name = f'{collective.kind} of {collective.group}'
@@ -268,7 +270,7 @@ def _sum_traffic(collectives: list[hlo.Collective], calls: int) -> dict[str, Tra
   return dict(sorted(kinds.items()))
 
 
-def _cost_of(
+def _program_cost(
   program: Program,
   layout: Layout,
   chip: chips.Chip,
@@ -276,35 +278,35 @@ def _cost_of(
   compiled: CompiledCost | None,
   refused: float | None,
 ) -> ProgramCost:
-  """Returns the cost of a program, with the seconds that each limit of the chip asks for.
+  """Computes the cost of a program, and the seconds that it takes at each limit of the chip.
 
-  The compiler's numbers replace the estimates of FLOPs and of bytes sent, where they
-  are larger and where there are any; bytes from HBM are always estimated.
+  If the program was compiled, temporary memory and bytes sent are the compiler's, and
+  FLOPs the larger of the compiler's and the estimate. HBM traffic is always estimated.
   """
-  least = program.work
-  flops = least.flops / layout.mesh.size * program.calls
-  moved = least.moved * program.calls
-  sent = least.sent * program.calls
+  estimate = program.work
+  flops = estimate.flops / layout.mesh.size * program.calls
+  hbm_bytes = estimate.hbm_bytes * program.calls
+  sent = estimate.sent * program.calls
   if compiled is not None:
     temporary: float = compiled.temporary
     products = max(flops, compiled.flops)
     sent_within, sent_across = _split_traffic(compiled.collectives)
   else:
-    temporary = least.held if refused is None else refused
+    temporary = estimate.temporary if refused is None else refused
     products = flops
     sent_within, sent_across = sent, 0.0
   times = dict(
     compute=products / chip.flops,
-    memory=moved / chip.bandwidth,
+    memory=hbm_bytes / chip.bandwidth,
     interconnect=sent_within / chip.link + sent_across / chip.network,
   )
   bound = max(times, key=lambda name: times[name])
   return ProgramCost(
     name=program.name,
     flops=flops,
-    moved=moved,
+    hbm_bytes=hbm_bytes,
     sent=sent,
-    held=least.held,
+    temporary=estimate.temporary,
     times=times,
     seconds=times[bound],
     bound=bound,
@@ -331,20 +333,20 @@ def _advise_on_resident(
   cost: StageCost,
   parts: work.Partition,
 ) -> list[str]:
-  """Returns what makes resident arrays smaller."""
+  """Returns advice that makes resident arrays smaller."""
   section = context.section
-  everything = cost.resident * context.layout.mesh.size / parts.data
-  need = everything / (_CROWDED * cost.capacity)
-  advice = [f'about {int(need) + 1} of these devices, for what lies on them all the time']
+  all_bytes = cost.resident * context.layout.mesh.size / parts.data  # of one replica
+  need = all_bytes / (_HIGH_RESIDENT * cost.capacity)
+  advice = [f'about {int(need) + 1} of these devices, for the arrays that stay on them']
   lora = getattr(section, 'lora', None)
   if lora is not None and not lora.rank:
     advice.append(
       'lora.rank=16, lora.base=bfloat16 in every stage: '
-      'one frozen base for all models, moments of adapters'
+      'one frozen base for all models, moments only of the adapters'
     )
   optimizer = getattr(section, 'optimizer', None)
   if optimizer is not None and optimizer.moment_dtype == 'float32':
-    saved = cost.memory.get('optimizer', 0) / 4  # the first of two moments, halved
+    saved = cost.memory.get('optimizer', 0) / 4  # half of the first of two moments
     advice.append(f'{context.name}.optimizer.moment_dtype=bfloat16: {_gib(saved)} GiB less')
   return advice
 
@@ -354,12 +356,12 @@ def _advise_on_temporary(
   worst: ProgramCost,
   parts: work.Partition,
 ) -> list[str]:
-  """Returns what makes the temporary arrays of a program smaller."""
+  """Returns advice that makes the temporary arrays of a program smaller."""
   section = context.section
   name = context.name
   advice = []
   if worst.name == 'rollout' or worst.name.startswith('responses'):
-    advice.append(f'{name}.batch_size or num_samples lower, for the cache of {worst.name}')
+    advice.append(f'a lower {name}.batch_size or num_samples, for the cache of {worst.name}')
     decoding_tensor = context.layout.rollout_tensor
     if decoding_tensor and decoding_tensor < parts.fsdp * parts.tensor:
       advice.append(
@@ -371,12 +373,12 @@ def _advise_on_temporary(
   elif getattr(section, 'microbatches', None) is not None:
     advice.append(f'{name}.microbatches={2 * section.microbatches}: half the activations at once')
     if context.config.model.remat != 'full':
-      advice.append('model.remat=full: keeps one array a layer')
+      advice.append('model.remat=full: saves one array a layer')
   return advice
 
 
 def _table_rows(programs: list[ProgramCost]) -> list[tuple[str, ...]]:
-  """Returns the table of a stage's programs, headings first."""
+  """Returns the rows of the table of a stage's programs; the first row has the headings."""
   rows: list[tuple[str, ...]] = [
     (
       'program',
@@ -401,7 +403,7 @@ def _table_rows(programs: list[ProgramCost]) -> list[tuple[str, ...]]:
       (
         program.name,
         _gib(temporary),
-        _gib(program.held),
+        _gib(program.temporary),
         _gib(program.total),
         f'{program.flops / 1e12:.3g}',
         compiled_flops,
@@ -415,7 +417,7 @@ def _table_rows(programs: list[ProgramCost]) -> list[tuple[str, ...]]:
 
 
 def _format_traffic(compiled: CompiledCost) -> str:
-  """Returns what a program sends, by kind of collective."""
+  """Formats the traffic of a program, by kind of collective."""
   return ', '.join(
     f'{kind} {_gib(traffic.sent)} GiB ({traffic.times}×)'
     for kind, traffic in compiled.collectives.items()
@@ -423,10 +425,10 @@ def _format_traffic(compiled: CompiledCost) -> str:
 
 
 def _gib(size: float | None) -> str:
-  """Returns bytes as GiB, – for None."""
+  """Formats bytes as GiB; '–' for None."""
   return '–' if size is None else f'{size / GIB:.2f}'
 
 
 def _seconds(value: float) -> str:
-  """Returns seconds or milliseconds with three digits."""
+  """Formats a time as seconds or milliseconds, with three digits."""
   return f'{value:.3g} s' if value >= 1 else f'{1e3 * value:.3g} ms'

@@ -1,10 +1,10 @@
-"""What a stage compiles: its programs, and abstract arrays to compile them with.
+"""The plan of a stage: its programs, and the abstract arrays for which they are compiled.
 
-An abstract array is a `jax.ShapeDtypeStruct` with a sharding: the shape of an argument
-without its values. A stage's `plan(context)` makes a `StagePlan` of them; nothing is
-read or computed.
+An abstract array is a `jax.ShapeDtypeStruct` with a sharding: an argument's shape and dtype
+without its values. A stage's `plan(context)` returns a `StagePlan`; no data is read and nothing is
+computed.
 
-Letters: B rows or prompts, K responses to one prompt, T length, P length of a prompt.
+Shape letters: B rows or prompts, K response slots of a row, T length, P length of a prompt.
 """
 
 from collections.abc import Callable
@@ -24,32 +24,32 @@ from rlhf_jax.types import Prompts, Rankings, Sequences, TrainState
 class Program:
   """One compiled program of a training step."""
 
-  name: str  # what it is called in the plan, such as step, rollout, score or update
-  # traces the program for abstract arguments; called only where a compiler is at hand
+  name: str  # in the printed plan, such as step, rollout, score or update
+  # traces and lowers the program for abstract arguments; called only if it will be compiled
   lower: Callable[[], jax.stages.Lowered]
-  work: work.Work  # the least that one call must do
-  calls: int = 1  # how often one training step calls it
+  work: work.Work  # the estimated cost of one call
+  calls: int = 1  # how often a training step calls it
 
 
 @dataclasses.dataclass(frozen=True)
 class StagePlan:
-  """What a stage keeps on the devices and what it runs there."""
+  """The arrays that a stage keeps on the devices, and the programs that it runs there."""
 
-  # trees of abstract arrays that stay on the devices during the whole stage, by what
-  # they are for
+  # purpose (such as optimizer) → tree of abstract arrays that stay on the devices during
+  # the whole stage
   resident: dict[str, Any]
   programs: list[Program]  # the programs of a training step, in the order in which they run
-  # what the plan leaves out, one line each
+  # what the plan does not include, one line each
   notes: list[str] = dataclasses.field(default_factory=list)
 
 
 def abstract_rows(layout: Layout, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
-  """Returns an abstract array whose first axis is sharded as a batch is."""
+  """Returns an abstract array whose first axis is sharded like a batch."""
   return jax.ShapeDtypeStruct(shape, dtype, sharding=layout.sharding(('batch',)))
 
 
 def abstract_batch(layout: Layout, tree: Any) -> Any:
-  """Returns the same tree of arrays or shapes as abstract arrays, sharded as a batch is."""
+  """Returns abstract arrays like those of a tree, with the first axis sharded like a batch."""
 
   def place(leaf: Any) -> Any:
     return abstract_rows(layout, leaf.shape, leaf.dtype)
@@ -58,7 +58,7 @@ def abstract_batch(layout: Layout, tree: Any) -> Any:
 
 
 def abstract_scalar(layout: Layout, dtype: DTypeLike) -> Any:
-  """Returns an abstract array of one number, replicated on every device."""
+  """Returns an abstract scalar, replicated on every device."""
   return jax.ShapeDtypeStruct((), dtype, sharding=layout.sharding())
 
 
@@ -93,7 +93,7 @@ def abstract_rankings(layout: Layout, rows: int, places: int, length: int) -> Ra
   Args:
     layout: the mesh and its rules.
     rows: B, over all devices.
-    places: K, responses that share a row.
+    places: K, the number of responses in a row.
     length: T, tokens of a prompt with one response.
 
   Returns:
@@ -138,12 +138,15 @@ def abstract_prompts(layout: Layout, rows: int, length: int) -> Prompts:
 
 
 def resident(state: TrainState) -> dict[str, Any]:
-  """Returns the arrays of a train state by what they are for.
+  """Returns the arrays of a train state by their purpose.
 
-  States of rollout stages may hold a second trained tree, the value model's, and an
-  older policy that generates the responses; both count as parameters.
+  The state of a rollout stage may also hold a value model, and an older policy that
+  generates the responses; both count as parameters.
+
+  Returns:
+    'parameters', 'optimizer' and 'frozen base' → tree of arrays.
   """
-  # the order matters: a leaf that appears twice counts for the first name only
+  # The order matters: a leaf that appears twice counts for the first name only.
   trained = [
     state.trained,
     getattr(state, 'value_trained', {}),

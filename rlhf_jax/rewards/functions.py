@@ -1,4 +1,4 @@
-"""Rewards that are Python functions on texts, run on the host.
+"""Rewards that are Python functions of texts, run on the host.
 
   def reward(
       prompts: list[list[dict]],
@@ -6,15 +6,14 @@
       records: list[Prompt],
   ) -> list[float]
 
-A reward function gets the conversations, the responses and the prompts' records
-(with their `meta`), and returns a finite float for each response. A config names
-it as 'module:function', or with options as 'module:function(most=20)';
-docs/rewards.md lists those that ship.
+A reward function gets the conversations, the responses and the prompts' records (with their
+`meta`), and returns a finite float for each response. A config names it as 'module:function', or
+with keyword arguments as 'module:function(most=20)'; docs/rewards.md lists those that come with the
+package.
 
-Responses go to worker processes in parts, each under a time limit. A part that
-fails is tried again response by response, so that a bad response costs only
-itself: it scores `failed_score` and is counted, and the first error of each kind
-is logged.
+Responses are sent to worker processes in chunks, each with a time limit. A chunk that fails is
+retried one response at a time, so that only the responses that cause the failure are lost: they
+score `failed_score` and are counted. The first error of each kind is logged.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +29,7 @@ import pebble
 from rlhf_jax.errors import UserError
 from rlhf_jax.rewards import worker
 
-# score(conversations, responses, records) → ([N] float32, how many responses failed)
+# score(conversations, responses, records) → ([N] float32, the number of failed responses)
 Score = Callable[..., tuple[np.ndarray, int]]
 
 
@@ -38,36 +37,36 @@ Score = Callable[..., tuple[np.ndarray, int]]
 class RewardFunctionOptions:
   """How reward functions are run."""
 
-  workers: int = 2  # processes that run a function; 0 = this one, without a time limit
-  seconds: float = 10.0  # time limit of a part of at most 16 responses, or of one response
+  workers: int = 2  # worker processes; 0 = run in this process, without a time limit
+  seconds: float = 10.0  # time limit of a chunk of at most 16 responses, or of a single response
   failed_score: float = 0.0  # of a response on which the function failed or took too long
 
 
-_PART_SIZE = 16  # responses that a worker gets at once
-_Part = tuple[list, list, list]  # conversations, responses, records
-_Outcome = list[float] | Exception
+_CHUNK_SIZE = 16  # responses that a worker gets at once
+_Columns = tuple[list, list, list]  # conversations, responses, records
+_Outcome = list[float] | Exception  # the scores of a chunk, or the error of a single response
 
 
 def build_reward_function(name: str, options: RewardFunctionOptions | None = None) -> Score:
-  """Builds the score of texts by a reward function.
+  """Builds a function that scores texts by a reward function.
 
   Args:
-    name: 'module:function', with options or without.
+    name: 'module:function' or 'module:function(option=value, …)'.
     options: how it is run; None for the defaults.
 
   Returns:
-    score(conversations, responses, records) → (values [N] float32, how many
-    responses failed).
+    score(conversations, responses, records) → (values [N] float32, the number of failed
+    responses). It raises a UserError when the reward function returns anything other
+    than a finite float for each response, or fails on every response.
 
   Raises:
-    UserError: there is no such function; or, when called, the function returned
-      something else than floats, or failed on every response.
+    UserError: there is no such function.
   """
   if options is None:
     options = RewardFunctionOptions()
-  worker.prepare(name)  # fails early, in this process
+  worker.prepare(name)  # raises here rather than in a worker if there is no such function
   pool = _start_workers(name, options.workers)
-  logged: set[str] = set()  # kinds of errors
+  logged: set[str] = set()  # the kinds of errors already logged
 
   def score(
     conversations: Sequence[list[dict]],
@@ -77,16 +76,16 @@ def build_reward_function(name: str, options: RewardFunctionOptions | None = Non
     rows = list(zip(conversations, responses, records, strict=True))
     outcomes = _score_rows(name, pool, options.seconds, rows)
     values: list[float] = []
-    failures: list[tuple[int, Exception]] = []  # (place of the response, error)
+    failures: list[tuple[int, Exception]] = []  # (index of the response, error)
     for outcome in outcomes:
       if isinstance(outcome, Exception):
         failures.append((len(values), outcome))
         values.append(options.failed_score)
       else:
         values.extend(outcome)
-    for place, error in failures:
-      _, response, record = rows[place]
-      kind, message = _error_message(name, error)
+    for index, error in failures:
+      _, response, record = rows[index]
+      kind, message = _describe_error(name, error)
       if len(failures) == len(rows):
         raise UserError(f'{message}; it failed on every response')
       if kind not in logged:
@@ -104,14 +103,14 @@ def build_reward_function(name: str, options: RewardFunctionOptions | None = Non
 
 
 def _start_workers(name: str, count: int) -> pebble.ProcessPool | None:
-  """Starts worker processes; None where functions run in this process."""
+  """Starts a pool of worker processes; returns None where functions run in this process."""
   if not count:
     return None
   return pebble.ProcessPool(
     count,
     initializer=worker.prepare,
     initargs=(name,),
-    # A fork would copy the locks of JAX's threads, which may be held.
+    # A fork would copy locks that JAX's threads may hold, and so could deadlock.
     context=multiprocessing.get_context('spawn'),
   )
 
@@ -122,62 +121,64 @@ def _score_rows(
   seconds: float,
   rows: list[tuple],
 ) -> list[_Outcome]:
-  """Scores rows in parts, and those of a failed part one by one.
+  """Scores rows in chunks, and the rows of a failed chunk one by one.
 
   Returns:
-    Outcomes in the order of the rows: the floats of a part, or the error of a
-    single row.
+    The outcomes in the order of the rows: the scores of a whole chunk, or those or the
+    error of a single row.
   """
-  parts = [rows[begin : begin + _PART_SIZE] for begin in range(0, len(rows), _PART_SIZE)]
+  chunks = [rows[begin : begin + _CHUNK_SIZE] for begin in range(0, len(rows), _CHUNK_SIZE)]
   outcomes: list[_Outcome] = []
-  first_tries = _run_parts(name, pool, seconds, parts)
-  for part, outcome in zip(parts, first_tries, strict=True):
-    # A part of one response that failed would fail again.
-    if isinstance(outcome, Exception) and len(part) > 1:
-      singles = [[row] for row in part]
-      outcomes.extend(_run_parts(name, pool, seconds, singles))
+  first_tries = _run_chunks(name, pool, seconds, chunks)
+  for chunk, outcome in zip(chunks, first_tries, strict=True):
+    # A chunk of one response would only fail again.
+    if isinstance(outcome, Exception) and len(chunk) > 1:
+      singles = [[row] for row in chunk]
+      outcomes.extend(_run_chunks(name, pool, seconds, singles))
     else:
       outcomes.append(outcome)
   return outcomes
 
 
-def _run_parts(
+def _run_chunks(
   name: str,
   pool: pebble.ProcessPool | None,
   seconds: float,
-  parts: list[list[tuple]],
+  chunks: list[list[tuple]],
 ) -> list[_Outcome]:
-  """Runs the function on parts, side by side in the workers if there are any."""
+  """Runs the reward function on chunks, in parallel if there are worker processes."""
   if pool is None:
-    return [_outcome(worker.call_function, name, *_columns(part)) for part in parts]
+    return [_catch_error(worker.call_function, name, *_columns(chunk)) for chunk in chunks]
   futures = []
-  for part in parts:
-    arguments = (name, *_columns(part))
+  for chunk in chunks:
+    arguments = (name, *_columns(chunk))
     futures.append(pool.schedule(worker.call_function, args=arguments, timeout=seconds))
-  return [_outcome(future.result) for future in futures]
+  return [_catch_error(future.result) for future in futures]
 
 
-def _columns(rows: list[tuple]) -> _Part:
+def _columns(rows: list[tuple]) -> _Columns:
   """Returns conversations, responses and records as three lists."""
   conversations, responses, records = zip(*rows, strict=True)
   return list(conversations), list(responses), list(records)
 
 
-def _outcome(function: Callable[..., list[float]], *arguments: Any) -> _Outcome:
-  """Returns the result of a call, or the error that it raised.
+def _catch_error(function: Callable[..., list[float]], *arguments: Any) -> _Outcome:
+  """Returns the result of a call, or the exception that it raised.
 
-  A UserError is raised on: the function itself is wrong, not the response.
+  Raises:
+    UserError: as the call does; it means that the reward function itself is wrong, not
+      the response.
   """
   try:
     return function(*arguments)
   except UserError:
     raise
-  except Exception as error:  # a user's function may raise anything
+  except Exception as error:  # the user's function may raise anything
     return error
 
 
-def _error_message(name: str, error: Exception) -> tuple[str, str]:
-  """Returns the kind of an error, and a line about it."""
+def _describe_error(name: str, error: Exception) -> tuple[str, str]:
+  """Returns the kind of an error, and a message of one line."""
   kind = type(error).__name__
   if isinstance(error, concurrent.futures.TimeoutError):
     kind = 'no result in time'

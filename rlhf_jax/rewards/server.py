@@ -3,11 +3,11 @@
   POST {"prompts": [[{"role": …, "content": …}, …], …], "responses": ["…", …]}
   →    {"scores": [0.5, …]}
 
-A score that is null or not finite means that the server could not score that
-response. Requests hold a few responses each. One that the server cannot answer is
-asked again response by response, so that a bad response costs only itself: it
-scores `failed_score` and is counted. Records and their `meta` are not sent: they may
-hold the right answer, which is not for others.
+A score that is null or not finite means that the server could not score that response. A request
+holds a few responses. If the server cannot answer it, it is retried one response at a time, so that
+only the responses that cause the failure are lost: they score `failed_score` and are counted.
+Records and their `meta` are not sent, as they may hold the right answer, which a third party must
+not see.
 """
 
 import asyncio
@@ -34,9 +34,9 @@ class ServerOptions:
   request_size: int = 16  # responses in a request
   concurrency: int = 8  # requests at the same time
   timeout: float = 60.0  # seconds for a request
-  retries: int = 3  # further tries where no answer came, or 408, 409, 429, 5xx
+  retries: int = 3  # of a request without an answer, or answered with 408, 409, 429 or 5xx
   backoff: float = 1.0  # seconds before the first retry, doubled for each further one
-  longest_wait: float = 30.0  # seconds between two tries at most
+  longest_wait: float = 30.0  # seconds between two tries, at most
   failed_score: float = 0.0  # of a response that could not be scored
   key_env: str = ''  # environment variable with a key, sent as bearer token; '' = none
 
@@ -48,22 +48,22 @@ class _Server:
   address: str
   key: str
   options: ServerOptions
-  logged: set  # kinds of failures that were logged; grows
+  logged: set  # the kinds of failures already logged; grows
 
 
 @dataclasses.dataclass
 class _Batch:
-  """What the concurrent requests of one call share."""
+  """The state that the concurrent requests of one call share."""
 
   conversations: Sequence[list[dict]]
   responses: Sequence[str]
   values: np.ndarray  # [N] float32, NaN where there is no score
-  problems: list[UserError] = dataclasses.field(default_factory=list)
-  last_failure: str = ''
+  problems: list[UserError] = dataclasses.field(default_factory=list)  # the first one stops all
+  last_failure: str = ''  # why the last response without a score has none
 
 
 class _CannotScoreError(Exception):
-  """The server gave no scores for a request; `answered`: it said so itself."""
+  """The server gave no scores for a request; `answered` tells whether it replied at all."""
 
   def __init__(self, message: str, answered: bool):
     super().__init__(message)
@@ -71,24 +71,27 @@ class _CannotScoreError(Exception):
 
 
 def build_server_reward(url: str, options: ServerOptions) -> Score:
-  """Builds the score of texts by a reward server.
+  """Builds a function that scores texts by a reward server.
 
   Args:
-    url: where requests are posted to.
-    options: how it is asked.
+    url: the URL to which requests are posted.
+    options: how the server is asked.
 
   Returns:
-    score(conversations, responses, records) → (values [N] float32, how many
-    responses failed). It raises a UserError where the server refuses (3xx or 4xx
-    but 400, 408, 409, 413, 422, 429), replies something else than a score for each
-    response, or fails on every response.
+    score(conversations, responses, records) → (values [N] float32, the number of failed
+    responses). It raises a UserError where the server refuses (a status of 3xx or 4xx
+    other than 400, 408, 409, 413, 422 and 429), replies anything other than a score for
+    each response, or fails on every response.
 
   Raises:
-    UserError: the address, the options or the key are wrong.
+    UserError: the address, the options or the key are invalid.
   """
   _check_options(options)
   expected = 'reward: expected a URL like http://localhost:8000/score'
-  message = f'{expected}, without user or query (a key goes into the variable key_env)'
+  message = (
+    f'{expected}, without user or query'
+    ' (put a key into the environment variable that key_env names)'
+  )
   server = _Server(
     address=http_requests.check_address(url, message),
     key=http_requests.read_key(options.key_env),
@@ -99,7 +102,7 @@ def build_server_reward(url: str, options: ServerOptions) -> Score:
 
 
 def _check_options(options: ServerOptions) -> None:
-  """Raises UserError where options are wrong by themselves."""
+  """Raises UserError where an option is invalid."""
   for name in ('request_size', 'concurrency'):
     if getattr(options, name) < 1:
       value = getattr(options, name)
@@ -129,7 +132,7 @@ def _score(
 
 
 async def _score_all(server: _Server, batch: _Batch) -> None:
-  """Scores a batch by several requests at the same time."""
+  """Scores a batch by several concurrent requests."""
   size = server.options.request_size
   count = len(batch.responses)
   parts = iter(range(begin, min(begin + size, count)) for begin in range(0, count, size))
@@ -146,13 +149,13 @@ async def _work(
   batch: _Batch,
   parts: Iterator[range],
 ) -> None:
-  """Scores one part after another, taking the next from those left for all."""
+  """Scores parts one after the other, until the iterator that all workers share is empty."""
   try:
     while not batch.problems:  # one problem stops all workers
-      places = next(parts, None)
-      if places is None:
+      part = next(parts, None)
+      if part is None:
         return
-      await _score_part(server, client, batch, places, server.options.retries)
+      await _score_part(server, client, batch, part, server.options.retries)
   except UserError as error:
     batch.problems.append(error)
 
@@ -161,28 +164,36 @@ async def _score_part(
   server: _Server,
   client: httpx.AsyncClient,
   batch: _Batch,
-  places: range,
+  part: range,
   retries: int,
 ) -> None:
-  """Scores the responses at some places, one by one where they fail together."""
+  """Scores a part of the batch, and its responses one by one where the part fails.
+
+  Args:
+    server: whom to ask.
+    client: the connection.
+    batch: gets the scores.
+    part: the indices of the responses.
+    retries: of a request that fails.
+  """
   try:
-    scores = await _ask(server, client, batch, places, retries)
+    scores = await _ask(server, client, batch, part, retries)
   except _CannotScoreError as error:
-    # A server that does not answer at all would not answer smaller requests.
-    if error.answered and len(places) > 1:
-      for place in places:
-        single = range(place, place + 1)
+    # A server that does not answer at all would not answer smaller requests either.
+    if error.answered and len(part) > 1:
+      for index in part:
+        single = range(index, index + 1)
         await _score_part(server, client, batch, single, retries=0)
     else:
       _note_failure(server, batch, str(error))
     return
-  batch.values[places.start : places.stop] = scores
+  batch.values[part.start : part.stop] = scores
   if any(math.isnan(score) for score in scores):
     _note_failure(server, batch, 'a score is null or not finite')
 
 
 def _note_failure(server: _Server, batch: _Batch, failure: str) -> None:
-  """Remembers why a response has no score; the first of each kind is logged."""
+  """Records why a response has no score, and logs the first failure of each kind."""
   batch.last_failure = failure
   kind = failure.partition(':')[0]
   if kind not in server.logged:
@@ -199,34 +210,34 @@ async def _ask(
   server: _Server,
   client: httpx.AsyncClient,
   batch: _Batch,
-  places: range,
+  part: range,
   retries: int,
 ) -> list[float]:
-  """Returns the scores of the responses at some places, NaN for a null.
+  """Asks the server for the scores of a part of the batch, with retries.
+
+  Returns:
+    The scores; NaN where the server's is null or not finite.
 
   Raises:
-    _CannotScoreError: the server could not score them, after all tries.
-    UserError: it refused the request, or its reply does not keep the protocol.
+    _CannotScoreError: the server could not score them, after all retries.
+    UserError: it refused the request, or its reply does not follow the protocol.
   """
   options = server.options
   request = {
-    'prompts': [batch.conversations[place] for place in places],
-    'responses': [batch.responses[place] for place in places],
+    'prompts': [batch.conversations[index] for index in part],
+    'responses': [batch.responses[index] for index in part],
   }
   tries = 0
   while True:
     reply = await http_requests.post_json(client, server.address, request, options.timeout)
     if reply.status == 200:
-      return _read_scores(server, reply.body, len(places))
+      return _read_scores(server, reply.body, len(part))
     failure = reply.body
     if reply.status:
       excerpt = http_requests.excerpt(reply.body, server.key)
       failure = f'it answered {reply.status}: {excerpt}'
-    if reply.status in (
-      400,
-      413,
-      422,
-    ):  # these responses, not the server, are at fault
+    # Bad request, too large, unprocessable: these responses are at fault, not the server.
+    if reply.status in (400, 413, 422):
       raise _CannotScoreError(failure, answered=True)
     if reply.is_refusal:
       raise UserError(f'reward {server.address}: {failure}')
@@ -239,10 +250,13 @@ async def _ask(
 
 
 def _read_scores(server: _Server, body: str, count: int) -> list[float]:
-  """Reads {"scores": [number or null, …]}.
+  """Reads the scores from a reply's body, {"scores": [number or null, …]}.
+
+  Returns:
+    `count` scores; NaN where the server's is null or not finite.
 
   Raises:
-    UserError: the body is something else, or has another number of scores.
+    UserError: the body has another form, or another number of scores.
   """
   try:
     scores = json.loads(body)['scores']

@@ -1,12 +1,12 @@
-"""Reward sources: where a score comes from, by its name in a config.
+"""The registry of reward sources: what a config's name for a reward refers to.
 
   http://… or https://…    server     a server that scores texts
   scorer:MODEL             scorer     a language model that grades (direct RLAIF)
-  module:function(…)       function   a Python function on texts
-  anything else            model      a reward model: a stage, a folder, a directory
+  module:function(…)       function   a Python function of texts
+  anything else            model      a reward model, named as `init` names models
 
-What a name means is decided here, once; stages and plans ask the RewardSource. A
-new kind is one row of REWARD_KINDS and one function that opens it.
+Only this module interprets these names; stages and plans ask the RewardSource. To add a kind, add
+one row to REWARD_KINDS and one function that opens it.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,14 +32,14 @@ from rlhf_jax.rewards.server import ServerOptions
 
 @dataclasses.dataclass(frozen=True)
 class RewardSourceOptions:
-  """What the kinds of reward sources can be told; a stage's options inherit it."""
+  """The options of all kinds of reward sources; the options of a stage inherit them."""
 
   reward_functions: RewardFunctionOptions = RewardFunctionOptions()
   scorer: ScorerOptions = ScorerOptions()
   reward_server: ServerOptions = ServerOptions()
 
 
-# Opens the language model of a name, its parameters on the devices.
+# Opens the language model of a name and puts its parameters onto the devices.
 LanguageModelOpener = Callable[[str], LanguageModel]
 
 
@@ -49,18 +49,20 @@ class RewardKind:
 
   name: str
   matches: Callable[[str], bool]  # whether a name in a config is of this kind
-  # Opens a source that scores texts. None: it scores tokens on the devices, and
-  # stages open it as a reward model.
+  # Opens a source that scores texts. None for reward models: they score tokens on the
+  # devices, and stages open them themselves.
   open: Callable[[str, RewardSourceOptions, LanguageModelOpener], Score] | None
-  on_device: bool = False  # whether it holds parameters on the devices: plans count them
+  on_device: bool = (
+    False  # whether its parameters are on the devices, so that plans must count them
+  )
   head: bool = False  # whether its model has a scalar head
-  prefix: str = ''  # of its names, before that of the model that it reads
+  prefix: str = ''  # of its names in a config; the name of the model follows
   per_process: bool = False  # whether each process scores its own share of the texts
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardSource:
-  """A reward by its name in a config, and its kind."""
+  """A reward: its name in a config, and its kind."""
 
   name: str
   kind: RewardKind
@@ -82,14 +84,14 @@ class RewardSource:
 
   @property
   def model_name(self) -> str | None:
-    """The name of the model that it reads, as `init` takes it; None for others."""
+    """The name of the model that it uses, as `init` takes it; None if it uses none."""
     if not self.on_device:
       return None
     return self.name.removeprefix(self.kind.prefix)
 
 
 def parse_reward_source(name: str) -> RewardSource:
-  """Returns what a name in a config means, by the first row that matches it."""
+  """Returns the reward source that a name in a config refers to."""
   kind = next(kind for kind in REWARD_KINDS if kind.matches(name))
   return RewardSource(name, kind)
 
@@ -99,19 +101,19 @@ def open_reward_source(
   options: RewardSourceOptions,
   open_language_model: LanguageModelOpener,
 ) -> Score:
-  """Opens a source that scores texts; every process of a run calls it.
+  """Opens a source that scores texts; every process of a run must call it.
 
   Args:
-    source: of `parse_reward_source`.
-    options: what each kind can be told.
-    open_language_model: gives the model of a name, where the source reads one.
+    source: from `parse_reward_source`.
+    options: the options of all kinds.
+    open_language_model: opens a model by its name, where the source uses one.
 
   Returns:
-    score(conversations, responses, records) → (values [N] float32, how many
-    responses failed). All processes call it with the same texts and get the same.
+    score(conversations, responses, records) → (values [N] float32, the number of failed
+    responses). All processes must call it with the same texts; all get the same values.
 
   Raises:
-    UserError: there is no such source, or its options are wrong.
+    UserError: there is no such source, its options are invalid, or it is a reward model.
   """
   if source.kind.open is None:
     raise UserError(f'reward {source.name!r}: expected a source that scores texts, got a model')
@@ -122,9 +124,10 @@ def open_reward_source(
 
 
 def share_between_processes(score: Score) -> Score:
-  """Builds a score for which each process scores its share of the texts.
+  """Builds a scoring function that divides the texts between the processes.
 
-  Process i of n scores the texts at places i, i + n, …; all are told all values.
+  Process i of n scores the texts with the indices i, i + n, …; then all processes gather
+  all values.
   """
 
   def shared(
@@ -132,10 +135,11 @@ def share_between_processes(score: Score) -> Score:
     responses: Sequence[str],
     records: Sequence[Any],
   ) -> tuple[np.ndarray, int]:
-    here = slice(jax.process_index(), None, jax.process_count())
-    # The last place holds the number of failures. Elsewhere 0, so that sums gather.
+    own = slice(jax.process_index(), None, jax.process_count())  # the texts of this process
+    # The last element counts the failures. What other processes score is 0 here, so that
+    # the sum over the processes has all values.
     values = np.zeros(len(responses) + 1, np.float32)
-    values[:-1][here], values[-1] = score(conversations[here], responses[here], records[here])
+    values[:-1][own], values[-1] = score(conversations[own], responses[own], records[own])
     values = multihost_utils.process_allgather(values).sum(axis=0)
     return values[:-1], int(values[-1])
 
@@ -150,7 +154,7 @@ def _is_scorer(name: str) -> bool:
 
 
 def _is_model(name: str) -> bool:
-  return True  # whatever no other kind matches
+  return True  # any name that no row above matches
 
 
 def _open_server(
@@ -188,12 +192,13 @@ def _open_scorer(
     responses: Sequence[str],
     records: Sequence[Any],
   ) -> tuple[np.ndarray, int]:
-    return grade(conversations, responses), 0  # too long is graded, not failed
+    # A response that is too long gets the lowest grade; it does not count as failed.
+    return grade(conversations, responses), 0
 
   return score
 
 
-REWARD_KINDS = (  # the first row that matches a name is its kind
+REWARD_KINDS = (  # a name is of the first kind that matches it
   RewardKind(
     name='server',
     matches=is_address,

@@ -1,6 +1,7 @@
-"""What a worker process runs: one call of a reward function.
+"""Calls of a reward function in a worker process.
 
-Every worker process imports this module, so nothing heavy may be imported here.
+Every worker process imports this module, so it must not import anything that is slow to import,
+such as JAX.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,11 @@ ROLE = 'reward'  # how error messages call these functions
 
 
 def prepare(name: str) -> None:
-  """Imports a reward function's module; run once when a worker process starts."""
+  """Imports a reward function's module; runs once when a worker process starts.
+
+  Raises:
+    UserError: there is no such function.
+  """
   find_function(name, ROLE)
 
 
@@ -24,19 +29,22 @@ def call_function(
   responses: Sequence[str],
   records: Sequence[Any],
 ) -> list[float]:
-  """Returns what a reward function gives for each response.
+  """Calls a reward function and checks what it returns.
 
   Args:
-    name: 'module:function', with options or without.
+    name: 'module:function' or 'module:function(option=value, …)'.
     prompts: N conversations.
     responses: N texts.
     records: N records.Prompt, which hold the `meta` of each prompt.
+
+  Returns:
+    N finite floats.
 
   Raises:
     UserError: the function did not return a finite float for each response.
   """
   returned = find_function(name, ROLE)(prompts, responses, records)
-  try:  # arrays, tuples and generators are as good as lists
+  try:  # arrays, tuples and generators are accepted too
     values = [float(value) for value in returned]
   except (TypeError, ValueError):
     values = []

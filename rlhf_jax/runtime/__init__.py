@@ -1,4 +1,4 @@
 """Meshes, compiled train steps, the training loop, checkpoints and metrics.
 
-Nothing in this room knows of language models: it works on trees of arrays.
+Nothing here depends on language models: this package works on trees of arrays.
 """

@@ -1,4 +1,4 @@
-"""Checkpoints of a train state: saved in the background, verified when read, on any mesh.
+"""Checkpoints of a train state: saved in the background, verified and restored on any mesh.
 
 An orbax CheckpointManager keeps the last few steps. A step holds four items:
 
@@ -7,8 +7,8 @@ An orbax CheckpointManager keeps the last few steps. A step holds four items:
   data    the position in the data, one for each process
   meta    the caller's dict, versions, and shape, dtype and fingerprint of every array
 
-Orbax restores flipped bits without an error, hence fingerprints of our own. A
-damaged step is named in a warning and the step before it is restored.
+The fingerprints are needed because Orbax restores flipped bits without an error. If a
+step is damaged, a warning names it and the step before it is restored.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,12 +38,12 @@ def _is_not_from_orbax(record: logging.LogRecord) -> bool:
   return '/orbax/' not in record.pathname
 
 
-# Orbax logs pages of tracebacks; what fails reaches the user as one line from here.
+# Orbax logs pages of tracebacks; this module reports each failure to the user in one line.
 logging.getLogger('absl').addFilter(_is_not_from_orbax)
 
 
 class Checkpoints:
-  """The checkpoints of one run, in one directory, of which the newest `keep` steps stay.
+  """The checkpoints of one run in one directory, which keeps the newest `keep` steps.
 
   Every leaf of a state must be a global `jax.Array` (typed and raw random keys both
   work). With several processes all of them make every call. A checkpoint that
@@ -51,11 +51,11 @@ class Checkpoints:
   """
 
   def __init__(self, directory: str | os.PathLike, keep: int = 2):
-    """Opens the directory, which is made where it is missing.
+    """Opens the directory, or creates it if it is missing.
 
     Args:
       directory: where the steps are.
-      keep: how many of them stay.
+      keep: how many of them are kept.
 
     Raises:
       UserError: `keep` is below 1, or the directory cannot be opened.
@@ -72,11 +72,11 @@ class Checkpoints:
       self._manager = ocp.CheckpointManager(self._directory, options=options)
 
   def latest_step(self) -> int | None:
-    """Returns the newest step that is or is being written, damaged or not."""
+    """Returns the newest step that has been or is being written, damaged or not."""
     return self._manager.latest_step()
 
   def save(self, step: int, state: Any, data_state: Any, meta: Any) -> None:
-    """Starts writing; the arrays may be donated as soon as this returns.
+    """Starts writing a checkpoint; the arrays may be donated as soon as this returns.
 
     Args:
       step: a step that is not on disk yet.
@@ -86,7 +86,7 @@ class Checkpoints:
         object.
       meta: a JSON object that `restore` returns.
     """
-    self.wait()  # one save at a time: what failed before is reported now
+    self.wait()  # one save at a time; a failure of the last one is reported here
     rest = state.replace(trained=None, frozen={})
     items = {'params': _leaves_by_name(state.trained), 'rest': _leaves_by_name(rest)}
     data = _as_json(data_state)
@@ -94,15 +94,15 @@ class Checkpoints:
       'meta': _as_json(meta),
       'data': _digest(data),
       'arrays': {item: _describe_arrays(arrays) for item, arrays in items.items()},
-      # not checked, but of use where a checkpoint cannot be read
+      # not checked, but useful if a checkpoint cannot be read
       'versions': {'jax': jax.__version__, 'orbax': ocp.__version__},
     }
     to_write = {item: ocp.args.StandardSave(arrays) for item, arrays in items.items()}
     to_write['data'] = ocp.args.JsonSave(data)
     to_write['meta'] = ocp.args.JsonSave({'body': body, 'digest': _digest(body)})
-    self._unwritten = step  # until `wait` has seen it on disk
+    self._unwritten = step  # until `wait` has found it on disk
     with self._user_errors():
-      # Without force orbax would skip steps by intervals of its own.
+      # Without `force`, orbax would decide by itself which steps to skip.
       self._manager.save(step, force=True, args=ocp.args.Composite(**to_write))
 
   def restore(self, abstract_state: Any) -> tuple[Any, Any, Any] | None:
@@ -116,10 +116,10 @@ class Checkpoints:
         every array, and nothing frozen.
 
     Returns:
-      (state, data_state, meta), or None where nothing was ever saved.
+      (state, data_state, meta), or None if nothing was ever saved.
 
     Raises:
-      UserError: the checkpoint is of another shape, or all are damaged.
+      UserError: the arrays of the checkpoint have other shapes, or all are damaged.
     """
     targets = {
       'params': abstract_state.trained,
@@ -129,12 +129,12 @@ class Checkpoints:
     if good is None:
       return None
     if good.damaged:
-      self._put_aside(good.damaged)
+      self._rename_damaged(good.damaged)
     state = good.trees['rest'].replace(trained=good.trees['params'])
     return state, good.data, good.meta
 
   def wait(self) -> None:
-    """Returns when the last step is safely written."""
+    """Waits until the last step is safely written."""
     with self._user_errors():
       self._manager.wait_until_finished()
       self._manager.check_for_errors()
@@ -143,19 +143,19 @@ class Checkpoints:
     self._unwritten = None
 
   def close(self) -> None:
-    """Waits for the last step and frees the threads."""
+    """Waits for the last step and stops the background threads."""
     with self._user_errors():
       self._manager.close()
 
   def _path(self, step: int) -> epath.Path:
     return self._directory / str(step)
 
-  def _put_aside(self, steps: Sequence[int]) -> None:
-    """Renames damaged steps."""
+  def _rename_damaged(self, steps: Sequence[int]) -> None:
+    """Renames damaged steps to `damaged-STEP`."""
     if hosts.is_first_process():
       for step in steps:
         target = self._directory / f'damaged-{step}'
-        if target.exists():  # damaged before, written again, and damaged once more
+        if target.exists():  # the step was damaged, written again and damaged again
           target.rmtree()
         self._path(step).rename(target)
     _is_true_everywhere(True)  # a barrier: all processes see the steps renamed
@@ -163,7 +163,7 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _user_errors(self) -> Iterator[None]:
-    """Turns what orbax raises into a UserError of one line."""
+    """Converts errors of orbax to a UserError of one line."""
     try:
       yield
     except Exception as error:  # of any kind: orbax has no errors of its own
@@ -177,14 +177,14 @@ def restore_params(
   directory: str | os.PathLike,
   abstract_params: Params,
 ) -> Params:
-  """Restores the parameters alone, of the newest good step, and changes no file.
+  """Restores only the parameters of the newest good step, and changes no file.
 
   Args:
     directory: as given to `Checkpoints`.
     abstract_params: a tree of `jax.ShapeDtypeStruct` with sharding.
 
   Raises:
-    UserError: no checkpoint is there, all are damaged, or it is of another shape.
+    UserError: there is no checkpoint, all are damaged, or its arrays have other shapes.
   """
   path = epath.Path(directory).absolute()
   if not path.is_dir():
@@ -226,22 +226,22 @@ def _restore_newest(
   directory: epath.Path,
   targets: dict[str, Any],
 ) -> _Restored | None:
-  """Reads the newest step that is good on all processes; None where there is no step."""
+  """Reads the newest step that is good on all processes; None if there is no step."""
   steps = sorted(manager.all_steps(), reverse=True)
   damaged: list[int] = []
   for step in steps:
     problem = None
     try:
       restored = _read(manager, step, f'{directory}/{step}', targets)
-    except UserError:  # of another shape, which is no damage
+    except UserError:  # other shapes, which are no damage
       raise
     except Exception as error:  # of any kind: orbax has no errors of its own
       problem = _one_line(error)
-    # A process may see damage that others do not; all must take the same step.
+    # A process may find damage that others do not; all must restore the same step.
     if _is_true_everywhere(problem is None):
       return restored._replace(damaged=tuple(damaged))
     damaged.append(step)
-    reason = problem or 'seen by another process'
+    reason = problem or 'as another process found'
     message = f'{directory}/{step}: damaged checkpoint ({reason})'
     if step == steps[-1]:
       raise UserError(f'{message}; no good one is left: move the directory away to start anew')
@@ -264,22 +264,22 @@ def _read(
     targets: item → a tree of abstract arrays.
 
   Raises:
-    UserError: the step is of another shape.
-    Exception: of any other kind, the step is damaged.
+    UserError: the arrays of the step have other shapes.
+    Exception: any other error means that the step is damaged.
   """
-  texts = manager.restore(
+  json_items = manager.restore(
     step,
     args=ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore()),
   )
-  body = texts.meta['body']
-  if texts.meta['digest'] != _digest(body):
+  body = json_items.meta['body']
+  if json_items.meta['digest'] != _digest(body):
     raise ValueError('item meta differs from its checksum')
-  if body['data'] != _digest(texts.data):
+  if body['data'] != _digest(json_items.data):
     raise ValueError('item data differs from its checksum')
 
   wanted = {item: _leaves_by_name(tree) for item, tree in targets.items()}
   for item, leaves in wanted.items():
-    # First, so that a checkpoint of another model is not taken for damage.
+    # Before reading, so that a checkpoint of another model is not taken for a damaged one.
     _check_shapes(path, item, leaves, body['arrays'][item])
     _check_readable(f'{path}/{item}')
   to_read = {item: ocp.args.StandardRestore(leaves) for item, leaves in wanted.items()}
@@ -290,7 +290,7 @@ def _read(
     _check_fingerprints(item, arrays[item], body['arrays'][item], list(wanted[item]))
     in_order = [arrays[item][name] for name in wanted[item]]
     trees[item] = jax.tree.unflatten(jax.tree.structure(tree), in_order)
-  return _Restored(trees, texts.data, body['meta'])
+  return _Restored(trees, json_items.data, body['meta'])
 
 
 def _check_shapes(
@@ -299,7 +299,7 @@ def _check_shapes(
   wanted: dict[str, Any],
   saved: dict[str, dict],
 ) -> None:
-  """Raises UserError where names, shapes or dtypes of arrays differ from those of the state."""
+  """Raises UserError if names, shapes or dtypes of arrays differ from those of the state."""
   expected = {name: _shape(leaf) for name, leaf in wanted.items()}
   present = {name: entry['shape'] for name, entry in saved.items()}
   wrong = []
@@ -313,9 +313,9 @@ def _check_shapes(
 
 
 def _check_readable(path: str) -> None:
-  """Reads the arrays of one item one by one, so that a bad chunk fails with one error.
+  """Reads the arrays of one item one by one, so that a damaged chunk raises one error.
 
-  Orbax's many readers would fail all at once, and write pages to stderr.
+  Orbax's many readers would all fail at once, and write pages to stderr.
   """
   if not hosts.is_first_process():
     return
@@ -342,7 +342,7 @@ def _check_fingerprints(
   saved: dict[str, dict],
   names: list[str],
 ) -> None:
-  """Raises ValueError where an array is not what was saved."""
+  """Raises ValueError if an array is not the one that was saved."""
   actual = _describe_arrays(arrays)
   changed = [name for name in names if actual[name] != saved[name]]
   if changed:
@@ -353,7 +353,7 @@ def _describe_arrays(arrays: dict[str, jax.Array]) -> dict[str, dict]:
   """Returns shape, dtype and fingerprint of every array, in JSON.
 
   Raises:
-    TypeError: a leaf is no global array.
+    TypeError: a leaf is not a global array.
   """
   for name, leaf in arrays.items():
     local = jax.process_count() > 1 and leaf.is_fully_addressable
@@ -380,9 +380,9 @@ def _fingerprints(
 ) -> jax.Array:
   """Computes two sums modulo 2^32 over the bits of each array, whatever its sharding.
 
-  Any change of one element changes both sums. Each misses other changes about once
-  in 2^32, but the first is blind to some swaps (two sign bits), so the second mixes
-  the bits (with the finalizer of MurmurHash3).
+  Any change of one element changes both sums. Each sum misses other changes about once
+  in 2^32. The first also misses some common ones, such as two flipped sign bits; the
+  second does not, as it mixes the bits first (with the finalizer of MurmurHash3).
 
   Args:
     leaves: arrays of any shape and dtype.
@@ -408,7 +408,8 @@ def _fingerprints(
 def _linear_index(shape: tuple[int, ...]) -> jax.Array:
   """Returns the row-major index of every element modulo 2^32, uint32 of this shape.
 
-  It is made of iotas, as a reshape of one iota would gather sharded arrays.
+  It is computed from an iota along each axis, as reshaping a single iota would gather
+  sharded arrays.
   """
   index = jnp.zeros(shape, jnp.uint32)
   stride = 1
@@ -420,7 +421,7 @@ def _linear_index(shape: tuple[int, ...]) -> jax.Array:
 
 
 def _bits(x: jax.Array) -> jax.Array:
-  """Returns the bits of an array as uint32; 8-byte elements become pairs along a last axis."""
+  """Returns the bits of an array as uint32; 8-byte elements become pairs along a new axis."""
   if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
     x = jax.random.key_data(x)
   if x.dtype == jnp.bool_:
@@ -445,7 +446,7 @@ def _shape(leaf: Any) -> str:
 
 
 def _as_json(value: Any) -> Any:
-  """Returns a value as it will be read back from JSON."""
+  """Returns a value as it would be read back from JSON."""
   return json.loads(json.dumps(value))
 
 
@@ -455,7 +456,7 @@ def _digest(value: Any) -> str:
 
 
 def _is_true_everywhere(value: bool) -> bool:
-  """Returns whether a value is true on all processes; none returns before all are here."""
+  """Returns whether a value is true on all processes, for all of which it waits."""
   return bool(np.all(hosts.gather_from_processes(value)))
 
 

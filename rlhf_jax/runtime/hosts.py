@@ -1,11 +1,11 @@
-"""One run on several hosts: its processes find each other here, before the first device is used.
+"""Connects the processes of a run on several hosts, before the first device is used.
 
 A run has several processes if one of these says so; the first that does is used:
   1. --coordinator=HOST:PORT --processes=N --process=I, or the environment variables
      RLHF_JAX_COORDINATOR, RLHF_JAX_PROCESSES and RLHF_JAX_PROCESS;
-  2. whatever started the process: xpk on GPUs, Open MPI, Slurm, a TPU pod, an
-    indexed job of Kubernetes.
---processes=1 makes it a run of one process, whatever started it.
+  2. the environment of what launched the process: xpk on GPUs, Open MPI, Slurm, a TPU
+     pod, an indexed job of Kubernetes.
+With --processes=1 a run has one process, whatever launched it.
 """
 
 from collections.abc import Iterator
@@ -25,13 +25,13 @@ from rlhf_jax.errors import UserError
 
 HEARTBEAT = 30  # seconds of silence after which a process counts as dead and the others end
 CONNECT = 300  # seconds within which all processes must have started
-SHUTDOWN = 20  # seconds within which all must have ended, once one of them has
-LOST = 3  # the exit code where another process died
+SHUTDOWN = 20  # seconds within which all must have ended once one of them has
+LOST = 3  # the exit code of a process that ends because another one died
 
 _FLAGS = ('coordinator', 'processes', 'process')
 
-# What errors say that come from a lost connection to another process.
-_PEER = re.compile(
+# Matches the messages of errors that come from a lost connection to another process.
+_LOST_CONNECTION = re.compile(
   'gloo|nccl|coordination|heartbeat|connection (closed|reset|refused)|shutting down',
   re.IGNORECASE,
 )
@@ -47,7 +47,8 @@ def initialize(
   Call it once, before anything uses a device.
 
   Args:
-    coordinator: the flag of this name as text; None: not given, as for the others.
+    coordinator: HOST:PORT of process 0, the text of the flag; None = not given, as for
+      the others.
     processes: the number of processes.
     process: the number of this process, from 0.
 
@@ -62,13 +63,17 @@ def initialize(
     flags[name] = flags[name] or os.environ.get(f'RLHF_JAX_{name.upper()}')
   if flags['processes'] and _parse_number('processes', flags['processes'], least=1) == 1:
     return False
-  arguments = _from_flags(**flags) if any(flags.values()) else _from_environment()
+  arguments: dict[str, Any] | None
+  if any(flags.values()):
+    arguments = _arguments_from_flags(**flags)
+  else:
+    arguments = _arguments_from_environment()
   if arguments is None:
     return False
 
-  # Collectives between the CPUs of several processes.
+  # The library for collectives between the CPUs of several processes.
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-  # The preemption service would take SIGTERM away from runtime/loop.py.
+  # The preemption service would handle SIGTERM, which runtime/loop.py does.
   jax.config.update('jax_enable_preemption_service', False)
   try:
     jax.distributed.initialize(
@@ -89,10 +94,9 @@ def initialize(
 def exit_with_peers() -> Iterator[None]:
   """Exits with code 3 when the work inside fails because another process died.
 
-  It exits at once, with one line on stderr: the usual way out, which closes
-  checkpoints and leaves jax, would wait for all processes. A process that is only
-  waiting is ended by jax, with exit code 134, once the other has been silent for
-  HEARTBEAT seconds.
+  It exits at once, with one line on stderr: a normal exit, which closes checkpoints and
+  shuts down jax, would wait for all processes. A process that only waits for the dead
+  one is ended by jax, with exit code 134, after HEARTBEAT seconds without a sign of it.
   """
   try:
     yield
@@ -106,7 +110,7 @@ def exit_with_peers() -> Iterator[None]:
 
 
 def barrier(place: str) -> None:
-  """Returns when all processes are here; all can then read what the first one wrote before.
+  """Waits for all processes, which can then read what the first one wrote before.
 
   Args:
     place: a name for this barrier, the same on every process.
@@ -134,15 +138,15 @@ def to_host(tree: Any) -> Any:
 
 
 def _gather_leaf(leaf: Any) -> np.ndarray:
-  """Gathers one array; what this process holds completely already is only fetched."""
+  """Gathers one array; one that this process holds completely is only copied to the host."""
   if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
-    # process_allgather would put the copies of all processes one after the other.
+    # process_allgather would concatenate the copies of all processes.
     return np.asarray(leaf)
   return multihost_utils.process_allgather(leaf, tiled=True)
 
 
 def gather_from_processes(value: int) -> np.ndarray:
-  """Returns the values that all processes give, [processes] int32, on every process."""
+  """Gathers the value of each process: [processes] int32, on every process."""
   mine = np.asarray(value, np.int32)
   if jax.process_count() == 1:
     return mine[np.newaxis]
@@ -153,11 +157,11 @@ def _is_lost_peer(cause: BaseException | None) -> bool:
   """Returns whether an error comes from the death of another process."""
   if jax.process_count() == 1 or not isinstance(cause, (RuntimeError, ValueError)):
     return False
-  return _PEER.search(str(cause)) is not None
+  return _LOST_CONNECTION.search(str(cause)) is not None
 
 
 def _exit_at_once(cause: BaseException | None) -> NoReturn:
-  """Ends this process without any cleaning up."""
+  """Ends this process without any cleanup."""
   print(
     'rlhf_jax: error: another process of this run ended, its own output says why; repeat the '
     f'command to continue from the last checkpoint ({_one_line(cause)})',
@@ -168,7 +172,7 @@ def _exit_at_once(cause: BaseException | None) -> NoReturn:
   os._exit(LOST)
 
 
-def _from_flags(
+def _arguments_from_flags(
   coordinator: str | None,
   processes: str | None,
   process: str | None,
@@ -192,44 +196,44 @@ def _from_flags(
     'coordinator_address': coordinator,
     'num_processes': count,
     'process_id': index,
-    'cluster_detection_method': 'deactivate',  # nothing is left to be found out
+    'cluster_detection_method': 'deactivate',  # nothing is left to detect
   }
 
 
-def _from_environment() -> dict[str, Any] | None:
-  """Returns arguments of jax.distributed.initialize, which finds out the rest by itself.
+def _arguments_from_environment() -> dict[str, Any] | None:
+  """Returns the arguments of jax.distributed.initialize that jax cannot detect by itself.
 
   Returns:
-    The arguments; None where there is a single process.
+    The arguments; None if there is a single process.
   """
   env = os.environ
 
   # xpk on GPUs
-  if 'JAX_COORDINATOR_ADDRESS' in env and 'NODE_RANK' in env and _several('NNODES'):
+  if 'JAX_COORDINATOR_ADDRESS' in env and 'NODE_RANK' in env and _is_above_one('NNODES'):
     address = env['JAX_COORDINATOR_ADDRESS']
     if ':' not in address:
       address += f':{env.get("JAX_COORDINATOR_PORT", 6002)}'
-    return _from_flags(address, env['NNODES'], env['NODE_RANK'])
+    return _arguments_from_flags(address, env['NNODES'], env['NODE_RANK'])
 
   # Open MPI
-  if _several('OMPI_COMM_WORLD_SIZE'):
+  if _is_above_one('OMPI_COMM_WORLD_SIZE'):
     return _local_devices(alone_on_host=env.get('OMPI_COMM_WORLD_LOCAL_SIZE') == '1')
 
   # Slurm. A shell within a job has SLURM_NTASKS of the job, but
   # SLURM_STEP_NUM_TASKS of its own.
   tasks = 'SLURM_STEP_NUM_TASKS' if 'SLURM_STEP_NUM_TASKS' in env else 'SLURM_NTASKS'
-  if 'SLURM_STEP_NODELIST' in env and _several(tasks):
+  if 'SLURM_STEP_NODELIST' in env and _is_above_one(tasks):
     arguments = _local_devices(alone_on_host=env[tasks] == env.get('SLURM_STEP_NUM_NODES'))
     return {**arguments, 'num_processes': int(env[tasks])}
 
   # TPU pods, and slices of TPUs joined by MEGASCALE
   hosts = env.get('TPU_PROCESS_ADDRESSES') or env.get('TPU_WORKER_HOSTNAMES')
   if hosts:
-    several = ',' in hosts or _several('MEGASCALE_NUM_SLICES')
+    several = ',' in hosts or _is_above_one('MEGASCALE_NUM_SLICES')
     return {} if several else None
   if _has_tpu() and 'TPU_SKIP_MDS_QUERY' not in env:
-    # Only the cloud's metadata knows how many hosts there are; a group of one does
-    # no harm.
+    # Only the cloud's metadata tells how many hosts there are; if it is one, connecting
+    # does no harm.
     return {}
 
   # Kubernetes; jax asks its API for the addresses, which needs the package
@@ -239,7 +243,7 @@ def _from_environment() -> dict[str, Any] | None:
   return None
 
 
-def _several(name: str) -> bool:
+def _is_above_one(name: str) -> bool:
   """Returns whether an environment variable holds a number above 1."""
   return _parse_number(name, os.environ.get(name) or '1', least=0) > 1
 
@@ -251,10 +255,10 @@ def _has_tpu() -> bool:
 
 
 def _local_devices(alone_on_host: bool) -> dict[str, Any]:
-  """Returns which GPUs a process of Slurm or Open MPI takes.
+  """Returns the argument that says which GPUs a process of Slurm or Open MPI uses.
 
-  jax gives each process one GPU; a process that has its host to itself takes all of
-  them.
+  jax by itself gives each process one GPU; a process that is alone on its host uses all
+  of them.
   """
   visible = os.environ.get('CUDA_VISIBLE_DEVICES')
   gpus = visible.split(',') if visible else glob.glob('/proc/driver/nvidia/gpus/*')

@@ -1,8 +1,8 @@
-"""The loop that runs every stage: restores, steps, logs, evaluates, saves and heeds signals.
+"""The loop that runs every stage: restores, steps, logs, evaluates, saves, handles signals.
 
-A stage says what a step is; nothing here knows what is trained. A run that is
-interrupted at any moment and started again ends with the same parameters, bit for
-bit, and the same metrics (but for `time/…`) as an uninterrupted one.
+A stage defines the step; the loop does not depend on what is trained. A run that is
+interrupted at any moment and started again ends with the same parameters, bit for bit,
+and the same metrics (except for `time/…`) as an uninterrupted one.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,15 +27,18 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.runtime import checkpoint, hosts
 from rlhf_jax.runtime import metrics as metrics_lib
 
+DONE = 'done.json'  # {step, seconds}, written when a run has made all its steps
+
 
 @dataclasses.dataclass(frozen=True)
 class LoopOptions:
   """How long a stage trains, and how often it logs, evaluates and saves."""
 
   steps: int = 1000  # updates
-  # Steps between lines of metrics.jsonl; 0 = after the last step only, as in the next two.
+  # Steps between lines of metrics.jsonl; 0 = only after the last step, here and in the
+  # next two.
   log_every: int = 10
-  eval_every: int = 100  # steps between evaluations; the first is of the initial model
+  eval_every: int = 100  # steps between evaluations; above 0, the initial model is evaluated too
   save_every: int = 200  # steps between checkpoints
   keep: int = 2  # the number of checkpoints that are kept, at least 1
   tensorboard: bool = True  # also write TensorBoard events
@@ -52,7 +55,7 @@ class Batches(Protocol):
     """Returns the position as a JSON object, which later calls of next() do not change."""
 
   def set_state(self, state: dict) -> None:
-    """Goes to a position that `get_state` returned."""
+    """Moves to a position that `get_state` returned."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +63,15 @@ class Training:
   """What to train.
 
   Attributes:
-    name: what the user calls it.
+    name: the name of the stage, shown to the user.
     init: () → state, a flax.struct dataclass of global arrays with at least `step`
       ([] int32, updates made), `trained` and `frozen`. It is also called before a
       restore, which then replaces all arrays but the frozen ones.
     batches: the host batches.
-    step: (state, batch) → (state, metrics); may donate the state. Metrics are
-      finite scalars by name; `tokens` counts the batch's tokens. Where the update
-      would not be finite, the state comes back as it was, `step` included.
+    step: (state, batch) → (state, metrics); may donate the state. Metrics are scalars
+      by name; `tokens` is the number of tokens in the batch. A metric that is not
+      finite ends the run. If the update would not be finite, the step returns the
+      state unchanged, with the same `step`.
     evaluate: state → (name → float, samples as JSON objects), or None.
     finish: state → state, applied once after the last step, before that state is
       evaluated and saved; or None.
@@ -82,7 +86,7 @@ class Training:
 
 
 class Interrupted(SystemExit):
-  """A signal stopped the run and its state is saved; uncaught, it exits with 128 + signum."""
+  """Raised when a signal stopped the run and its state is saved; exits with 128 + signum."""
 
   def __init__(self, signum: int):
     super().__init__(128 + signum)
@@ -97,74 +101,56 @@ def run(
 ) -> Any:
   """Trains up to `options.steps` and returns the final state.
 
-  `directory` gets checkpoints/, metrics.jsonl, samples.jsonl, TensorBoard events
-  and, at the very end, done.json {step, seconds}: the training time over all
-  resumes, in seconds. From a directory that is done, the final state is restored
-  and returned at once.
+  `directory` gets checkpoints/, metrics.jsonl, samples.jsonl, TensorBoard events and, at
+  the very end, done.json with the seconds of training over all resumes. If a run is
+  done already, its final state is restored and returned at once.
 
   Args:
     training: what to train.
     options: how long, and how often it logs, evaluates and saves.
     directory: the folder of this run.
-    meta: a JSON object kept in every checkpoint.
+    meta: a JSON object that is saved in every checkpoint.
 
   Raises:
     UserError: there is nothing to train, a metric is not finite, the data ended, or
       checkpoints do not fit or cannot be written.
-    Interrupted: after SIGTERM or Ctrl-C, when the state is saved. A second Ctrl-C
-      ends the process at once.
+    Interrupted: after SIGTERM or Ctrl-C (a second one ends the process at once).
   """
   if options.steps < 1:
     raise UserError(f'{training.name}: steps: expected at least 1, got {options.steps}')
   began = time.monotonic()
   directory = Path(directory)
-  done_file = directory / 'done.json'
   with contextlib.ExitStack() as stack:
-    # Start: new, or from the last checkpoint.
     signals = stack.enter_context(_collect_signals())
     checkpoints = checkpoint.Checkpoints(directory / 'checkpoints', options.keep)
     stack.callback(checkpoints.close)
-    # Inside of `close`, as closing waits for all processes.
+    # Entered after `close` is registered, so that it is left first: `close` would wait
+    # for all processes.
     stack.enter_context(hosts.exit_with_peers())
     state, seconds_before = _start(training, checkpoints)
     step = int(jax.device_get(state.step))
-    # Without done.json it was killed between the last checkpoint and the end.
-    if step >= options.steps and done_file.exists():
+    # Without done.json the run was killed between its last checkpoint and its end.
+    if step >= options.steps and (directory / DONE).exists():
       return state
-
-    # Train.
-    if hosts.is_first_process():
-      done_file.unlink(missing_ok=True)  # steps may have been raised
-    writer = metrics_lib.Writer(
-      directory,
-      options.tensorboard,
-      options.wandb_project,
-      resume_step=step or -1,  # -1 drops step 0 too, which is evaluated again
-    )
-    progress = _Progress(training.name, step, options.steps)
+    writer = stack.enter_context(_open_writer(directory, options, step))
+    progress = stack.enter_context(_Progress(training.name, step, options.steps))
     saver = _Saver(
       directory=directory,
       checkpoints=checkpoints,
-      writer=stack.enter_context(writer),
+      writer=writer,
       batches=training.batches,
       meta=meta,
       began=began - seconds_before,
       data_step=step,
       data_state=training.batches.get_state(),
     )
-    reporter = _Reporter(training, writer, stack.enter_context(progress))
+    reporter = _Reporter(training, writer, progress)
     state, step, signum = _train(training, options, state, step, saver, reporter, signals)
-
-    # End: the last checkpoint is on disk before anything says so.
-    checkpoints.wait()
-    if step >= options.steps and hosts.is_first_process():
-      done = {'step': step, 'seconds': saver.seconds()}
-      files.write_text(done_file, json.dumps(done) + '\n')
+    checkpoints.wait()  # the last one is on disk before anything says so
+    if step >= options.steps:
+      _write_done(directory, step, saver.seconds())
     if signum:
-      name = signal.Signals(signum).name
-      progress.say(
-        f'{training.name}: stopped by {name} at step {step}, saved; repeat the command to continue'
-      )
+      reporter.say_interrupted(step, signum)
       raise Interrupted(signum)
     return state
 
@@ -173,13 +159,13 @@ def _start(
   training: Training,
   checkpoints: checkpoint.Checkpoints,
 ) -> tuple[Any, float]:
-  """Returns the state and the seconds trained so far: of the last checkpoint, or new."""
+  """Returns the state and the seconds trained so far, new or from the last checkpoint."""
   state = training.init()
   if checkpoints.latest_step() is None:
     return state, 0.0
   frozen = state.frozen
   abstract = jax.tree.map(_to_abstract, state.replace(frozen={}))
-  del state  # two of them might not fit in memory
+  del state  # two states might not fit in memory
   restored = checkpoints.restore(abstract)
   assert restored is not None  # as there is a latest step
   state, data_state, meta = restored
@@ -188,7 +174,30 @@ def _start(
 
 
 def _to_abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
+  """Returns the shape, dtype and sharding of an array."""
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
+def _open_writer(
+  directory: Path,
+  options: LoopOptions,
+  step: int,
+) -> metrics_lib.Writer:
+  """Opens the metrics of a run that goes on after `step`, and is thus not done."""
+  if hosts.is_first_process():
+    (directory / DONE).unlink(missing_ok=True)  # `steps` may be larger than before
+  return metrics_lib.Writer(
+    directory,
+    options.tensorboard,
+    options.wandb_project,
+    resume_step=step or -1,  # -1 drops step 0 too, which is evaluated again
+  )
+
+
+def _write_done(directory: Path, step: int, seconds: float) -> None:
+  """Writes done.json, on process 0."""
+  if hosts.is_first_process():
+    files.write_text(directory / DONE, json.dumps({'step': step, 'seconds': seconds}) + '\n')
 
 
 def _train(
@@ -200,19 +209,19 @@ def _train(
   reporter: '_Reporter',
   signals: list[int],
 ) -> tuple[Any, int, int]:
-  """Trains until the last step or a signal, and starts to save the state after it.
+  """Trains until the last step or a signal, and starts saving the final state.
 
   Args:
     training: what to train.
-    options: how long, and how often.
+    options: how long, and how often it logs, evaluates and saves.
     state: the state to start from.
     step: the updates it has made.
     saver: saves states.
     reporter: logs, evaluates and shows the progress.
-    signals: gets the signals that this process receives.
+    signals: the list to which the signals that this process receives are appended.
 
   Returns:
-    The state, the updates it has made, and the signal that ended the training; 0 = none.
+    The state, the updates it has made, and the signal that ended the training, or 0.
   """
   if step == 0 and options.eval_every:
     reporter.evaluate(step, state)
@@ -226,8 +235,9 @@ def _train(
     problems = _list_non_finite(metrics)
     if problems:
       reporter.writer.metrics(step, metrics)  # as null; a resume drops the line
-      kept = saver.save_before(step, state)
-      raise UserError(_explain_stop(training.name, step, problems, kept, saver.directory))
+      saved_step = saver.save_before(step, state)
+      message = _explain_stop(training.name, step, problems, saved_step, saver.directory)
+      raise UserError(message)
     reporter.progress.show(step, metrics)
     if _is_due(step, options.log_every, options.steps):
       reporter.writer.metrics(step, metrics)
@@ -247,9 +257,13 @@ class _Saver:
 
   Attributes:
     directory: the folder of the run.
-    began: the monotonic time at which the run would have begun without
-      interruption.
-    data_step: the last step at which the position in the data was asked for.
+    checkpoints: writes the states.
+    writer: writes the metrics.
+    batches: the data, whose position is saved with each state.
+    meta: the caller's JSON object.
+    began: the monotonic time of the start, moved back by the seconds trained before
+      it.
+    data_step: the step at which the position in the data was last recorded.
     data_state: that position.
   """
 
@@ -267,25 +281,27 @@ class _Saver:
     return time.monotonic() - self.began
 
   def save(self, step: int, state: Any) -> None:
-    """Starts to save the state after a step; does nothing where it is saved already."""
+    """Starts saving the state after a step, unless it is saved already."""
     self.data_step = step
     self.data_state = self.batches.get_state()
     if self.checkpoints.latest_step() == step:
       return
-    self.writer.flush()  # so that no line before the checkpoint can be lost
+    self.writer.flush()  # so that no line from before the checkpoint can be lost
     meta = {'user': self.meta, 'seconds': self.seconds()}
     self.checkpoints.save(step, state, self.data_state, meta)
 
   def save_before(self, step: int, state: Any) -> int | None:
-    """Saves the state from before a step that was not finite, if the step left it unchanged.
+    """Saves the state as it was before a step with a metric that is not finite.
+
+    It is saved only if the step left it unchanged.
 
     Returns:
       The step of the newest checkpoint, or None.
     """
     last_good = step - 1
     if int(jax.device_get(state.step)) == last_good:
-      # Going back and reading again is cheaper than asking for the position at
-      # every step.
+      # Going back and reading again is cheaper than recording the position at every
+      # step.
       self.batches.set_state(self.data_state)
       for _ in range(last_good - self.data_step):
         next(self.batches)
@@ -318,6 +334,7 @@ def _timed_metrics(
 
 
 def _list_non_finite(metrics: dict[str, float]) -> list[str]:
+  """Returns a message such as 'loss is nan' for each metric that is not finite."""
   problems = []
   for name, value in metrics.items():
     if not math.isfinite(value):
@@ -329,14 +346,14 @@ def _explain_stop(
   name: str,
   step: int,
   problems: list[str],
-  kept: int | None,
+  saved_step: int | None,
   directory: Path,
 ) -> str:
-  """Returns the error message for a step that was not finite."""
-  if kept is None:
+  """Returns the error message for a step with a metric that is not finite."""
+  if saved_step is None:
     saved = 'no state was saved'
   else:
-    saved = f'the state of step {kept} is kept in {directory}'
+    saved = f'the state of step {saved_step} is kept in {directory}'
   return (
     f'{name}: step {step}: {", ".join(problems)}; {saved}; try a lower learning rate or tighter '
     'gradient clipping, and look at the data'
@@ -344,20 +361,20 @@ def _explain_stop(
 
 
 def _is_due(step: int, every: int, last: int) -> bool:
-  """Returns whether something is done after this step: every so many, and after the last."""
+  """Returns whether a step is one of every `every` steps, or the last one."""
   return step == last or (every > 0 and step % every == 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Reporter:
-  """Logs, evaluates and shows what comes out."""
+  """Evaluates the state, and logs and shows the results."""
 
   training: Training
   writer: metrics_lib.Writer
   progress: '_Progress'
 
   def evaluate(self, step: int, state: Any) -> None:
-    """Evaluates, where the stage can; whatever fails, training goes on."""
+    """Evaluates the state, if the stage can; if that fails, training goes on."""
     if self.training.evaluate is None:
       return
     name = self.training.name
@@ -383,10 +400,18 @@ class _Reporter:
     for line in lines[:2]:  # all are in samples.jsonl
       self.progress.say(f'  {line[:400]}')
 
+  def say_interrupted(self, step: int, signum: int) -> None:
+    """Tells the user that a signal stopped the run."""
+    name = self.training.name
+    signal_name = signal.Signals(signum).name
+    self.progress.say(
+      f'{name}: stopped by {signal_name} at step {step}, saved; repeat the command to continue'
+    )
+
 
 @contextlib.contextmanager
 def _collect_signals() -> Iterator[list[int]]:
-  """Collects SIGTERM and Ctrl-C in a list; leaves with Interrupted if one came.
+  """Collects SIGTERM and Ctrl-C in a list; raises Interrupted at the end if it has one.
 
   Python handles signals in the main thread only; in another thread the list stays
   empty.
@@ -396,7 +421,7 @@ def _collect_signals() -> Iterator[list[int]]:
     yield received
     return
 
-  def note(signum: int, _: Any) -> None:
+  def record(signum: int, _: Any) -> None:
     received.append(signum)
     if signum == signal.SIGINT:  # a second Ctrl-C ends the process at once
       signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -404,7 +429,7 @@ def _collect_signals() -> Iterator[list[int]]:
   handlers = {}
   for signum in (signal.SIGTERM, signal.SIGINT):
     # signal.signal returns None for a handler that was not set in Python.
-    handlers[signum] = signal.signal(signum, note) or signal.SIG_DFL
+    handlers[signum] = signal.signal(signum, record) or signal.SIG_DFL
   try:
     yield received
   finally:
@@ -447,9 +472,9 @@ class _Progress:
       self._bar.close()
 
   def show(self, step: int, metrics: dict[str, float]) -> None:
-    """Shows that a step is made."""
+    """Shows that a step has been made, with its reward or loss and its speed."""
     parts = []
-    for name in ('reward/mean', 'loss'):  # the first that there is
+    for name in ('reward/mean', 'loss'):  # the first of them that the stage has
       if name in metrics:
         parts.append(f'{name} {metrics[name]:.4g}')
         break

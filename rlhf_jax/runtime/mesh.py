@@ -1,8 +1,8 @@
 """The device mesh, and the table that says along which mesh axis each array axis is sharded.
 
 Models name the axes of their parameters and activations in their own terms (vocab,
-embed, heads, …); only RULES below knows mesh axes. A mesh of one device is the same
-code.
+embed, heads, …); only RULES below maps them to mesh axes. A single device is a mesh too,
+and runs the same code.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,17 +34,17 @@ class MeshOptions:
   all devices.
   """
 
-  # A row of PRESETS, or auto: by the size of the models. A size that is set to another
-  # value than the default below wins over the preset.
+  # A row of PRESETS, or auto: chosen from the sizes of the models. A size below that
+  # differs from its default overrides the preset.
   preset: str = ''
-  # Devices, of fsdp × tensor, over which decoding cuts heads, MLP and vocabulary; along
-  # the others it copies the parameters. 0 = as training shards them.
+  # The number of devices, of fsdp × tensor, over which decoding shards heads, MLP and
+  # vocabulary; parameters are replicated over the others. 0 = sharded as in training.
   rollout_tensor: int = 0
-  data: int = -1  # rows; the axis that may cross slices
-  fsdp: int = 1  # rows, and parameters
-  expert: int = 1  # rows, and the experts of a mixture
-  context: int = 1  # positions of a row: for long sequences
-  tensor: int = 1  # heads, the MLP's width, the vocabulary
+  data: int = -1  # shards rows; the axis that may span slices
+  fsdp: int = 1  # shards rows, and parameters
+  expert: int = 1  # shards rows, and the experts of a mixture
+  context: int = 1  # shards the positions of a row, for long sequences
+  tensor: int = 1  # shards heads, the MLP's width and the vocabulary
 
 
 # PPO with four models, Adam and float32 parameters takes 40 bytes for each
@@ -63,7 +63,7 @@ RULES: dict[str, Any] = {
   'length': 'context',
   'keys': None,  # the positions that queries attend to: gathered from all of `context`
   'hidden': None,
-  # rows of the output of an embedding that is cut along `embed`, which takes fsdp
+  # rows of embedded tokens, before `embed` is gathered, which is sharded over fsdp
   'rows': ('data', 'expert'),
   # parameters
   'layers': None,  # scanned over
@@ -78,7 +78,8 @@ RULES: dict[str, Any] = {
 }
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # compared by identity, so that jit takes it static
+# Compared by identity, so that it can be a static argument of jit.
+@dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
   """A mesh and the rules by which arrays are sharded on it.
 
@@ -87,7 +88,7 @@ class Layout:
     rules: axis of an array → axes of the mesh.
     rollout_tensor: see MeshOptions.
     why: the reasons the preset `auto` gives for its choice.
-    abstract: the devices are not here, only known by their topology (a plan's);
+    abstract: whether the devices are only described by a topology, as those of a plan;
       arrays are then abstract.
   """
 
@@ -105,7 +106,7 @@ class Layout:
   @property
   def batch_shards(self) -> int:
     """The number of parts into which the rows of a batch are sharded."""
-    return _ways(self.mesh, self.rules['batch'])
+    return _count_shards(self.mesh, self.rules['batch'])
 
   @property
   def decoding(self) -> 'Layout':
@@ -171,7 +172,7 @@ class Layout:
     inputs: Sequence[Names],
     output: Names,
   ) -> Callable[..., Any] | None:
-    """Returns `function` as it runs on each device's own shards, for use in a jitted function.
+    """Maps a function over the devices, each with its own shards; inside a jitted function.
 
     Args:
       function: takes as many arrays as there are `inputs`.
@@ -179,8 +180,8 @@ class Layout:
       output: the axis names of the output.
 
     Returns:
-      The mapped function; None where the positions of a row are sharded, as such a
-      function expects whole rows.
+      The mapped function; None if the positions of a row are sharded, as the function
+      expects whole rows.
     """
     if self.mesh.shape['context'] > 1 and self.rules['length']:
       return None
@@ -198,7 +199,7 @@ class Layout:
     matrix: jax.Array,
     *rows: jax.Array,
   ) -> Any:
-    """Computes function(matrix, *rows), see the module's `with_gathered_matrix`."""
+    """Computes function(matrix, *rows) with a sharded matrix, see `with_gathered_matrix`."""
     return with_gathered_matrix(self, function, matrix, *rows)
 
   def reshard_for_decoding(self, params: Params, axes: Axes) -> Params:
@@ -211,7 +212,7 @@ class Layout:
     shardings: Any,
     *arguments: Any,
   ) -> Any:
-    """Computes function(*arguments), whose result is created sharded, never as a whole copy.
+    """Computes function(*arguments); the result is created sharded, never whole on a device.
 
     Args:
       function: returns a tree of arrays.
@@ -219,7 +220,7 @@ class Layout:
       *arguments: passed to the function.
 
     Returns:
-      The result; abstract arrays where the layout is abstract.
+      The result; abstract arrays if the layout is abstract.
     """
     if not self.abstract:
       return jax.jit(function, out_shardings=shardings)(*arguments)
@@ -233,9 +234,8 @@ class Layout:
     """Puts a batch on the mesh, sharded along its rows.
 
     Args:
-      batch: a tree of host arrays [B, …], the same on every process. Each device is
-        given its own rows only. Arrays that are on the whole mesh already stay as
-        they are.
+      batch: a tree of host arrays [B, …], the same on every process. Each device gets
+        its own rows only. Arrays that are already on the mesh stay as they are.
 
     Returns:
       The tree of global arrays [B, …].
@@ -272,8 +272,8 @@ def make_layout(
   Args:
     options: the sizes of the mesh; None for the defaults.
     devices: the devices to use; None for all.
-    need: what the run needs, which the preset `auto` asks for.
-    capacity: bytes of a device's memory, where the device cannot be asked.
+    need: what the run needs; required by the preset `auto`.
+    capacity: bytes of a device's memory, for devices that cannot report it.
 
   Raises:
     UserError: the axes do not multiply to the number of devices, or do not fit the
@@ -298,8 +298,8 @@ def arrange_devices(
 ) -> np.ndarray:
   """Arranges devices in an array so that neighbours in it are close to each other.
 
-  The last axes lie within a slice of a TPU or a host's fast network; `data` (or
-  `fsdp`, where data does not divide) goes across slices.
+  The last axes stay within a TPU slice or a host's fast network; `data` spans the
+  slices, or `fsdp` if `data` is not a multiple of their number.
 
   Args:
     devices: the devices of all processes.
@@ -340,7 +340,7 @@ def with_gathered_matrix(
 ) -> Any:
   """Computes function(matrix, *rows) with a sharded matrix; inside a jitted function.
 
-  Each device computes its own rows with the whole matrix, which is cut along its
+  Each device computes its own rows with the whole matrix, which is sharded along its
   first axis. The matrix is gathered once; its gradient is summed over a device's
   rows first, and then scattered once. XLA by itself would do both for every chunk
   of the sequence.
@@ -348,18 +348,17 @@ def with_gathered_matrix(
   Args:
     layout: the layout of training.
     function: (matrix [D, V], *rows) → a tree of arrays [n, B, T].
-    matrix: [D, V], with the axes ('embed', 'vocab'). It and its gradient are sent
-      in the dtype of the first rows.
-    *rows: arrays [n, B, T, …]; B is sharded as a batch is, T as a length is, where
+    matrix: [D, V], with the axes ('embed', 'vocab'). It and its gradient are
+      communicated in the dtype of rows[0].
+    *rows: arrays [n, B, T, …]; B is sharded as the axis 'batch', and T as 'length' if
       it divides.
   """
   dtype = rows[0].dtype
   embed = layout.rules['embed']
   context = layout.rules['length']
   vocab = layout.rules['vocab']
-  manual = tuple(
-    axis for axis in layout.mesh.axis_names if axis != vocab
-  )  # XLA cuts the vocabulary
+  # All mesh axes but that of the vocabulary, which XLA shards.
+  manual = tuple(axis for axis in layout.mesh.axis_names if axis != vocab)
   divides = rows[0].shape[2] % layout.mesh.shape[context] == 0
   row_spec = layout.spec((None, 'batch', 'length' if divides else None))
 
@@ -371,10 +370,11 @@ def with_gathered_matrix(
     return _gather_rows(varying, embed, dtype)[None]
 
   def compute(copy: jax.Array, *rows: jax.Array) -> Any:
-    result = function(copy[0], *rows)
     if divides:
-      return result
-    return jax.lax.pmean(result, context)  # all devices along `context` computed the same
+      return function(copy[0], *rows)
+    # All devices along `context` compute the same rows, each with its own copy.
+    own_rows = [jax.lax.pcast(x, context, to='varying') for x in rows]
+    return jax.lax.pmean(function(copy[0], *own_rows), context)
 
   copies = jax.shard_map(
     gather_copy,
@@ -387,17 +387,18 @@ def with_gathered_matrix(
     mesh=layout.mesh,
     in_specs=(PartitionSpec(manual), *(row_spec for _ in rows)),
     out_specs=row_spec,
-    axis_names=frozenset(manual),  # along the vocabulary XLA goes on sharding
+    axis_names=frozenset(manual),
   )(copies, *rows)
 
 
 def decoding_layout(layout: Layout) -> Layout:
   """Returns the layout in which responses are decoded.
 
-  Rows are sharded over `context` too, as a decoding step has a single position, and
-  parameters as `rollout_tensor` says: `fsdp` is split into fsdp × wide, and heads,
-  MLP and vocabulary are cut over tensor × wide. The devices and their order are
-  those of training, so that both layouts may meet in one compiled program.
+  Rows are sharded over `context` too, as a decoding step has a single position.
+  Parameters are sharded as `rollout_tensor` says: the mesh axis `fsdp` is split into
+  `fsdp` and `wide`, and heads, MLP and vocabulary are sharded over `tensor` and `wide`.
+  The devices and their order are those of training, so that one compiled program may
+  use both layouts.
   """
   rules = {**layout.rules, 'batch': (*layout.rules['batch'], 'context'), 'length': None}
   if not layout.rollout_tensor:
@@ -432,11 +433,11 @@ def reshard_for_decoding(
   if not layout.rollout_tensor:
     return params
   decoding = decoding_layout(layout)
-  # XLA does each of these three steps without a whole copy of the parameters, but
-  # not all at once.
+  # XLA does each of these three steps without a complete copy of the parameters, but
+  # would make one if they were a single step.
   steps: tuple[dict[str, Any], ...] = (
     {**_tensor_axes(), 'embed': ('fsdp', 'wide', 'context')},  # as training shards them
-    {'embed': ('fsdp', 'context')},  # heads cut further
+    {'embed': ('fsdp', 'context')},  # heads, MLP and vocabulary sharded over `wide` too
     {},  # gathered along the other axes
   )
   for changes in steps:
@@ -448,7 +449,7 @@ def reshard_for_decoding(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather_rows(part: jax.Array, axes: Any, dtype: Any) -> jax.Array:
-  """Gathers a matrix that is cut along its first axis, sent in `dtype`; in a shard_map."""
+  """Gathers, in `dtype`, a matrix that is sharded along its first axis; in a shard_map."""
   gathered = jax.lax.all_gather(part.astype(dtype), axes, axis=0, tiled=True)
   return gathered.astype(part.dtype)
 
@@ -464,8 +465,8 @@ def _gather_rows_backward(axes, dtype, _, gradient):
     scatter_dimension=0,
     tiled=True,
   )
-  # Without the barrier XLA sums whole gradients over micro-batches, and scatters
-  # afterwards.
+  # Without the barrier XLA would sum unsharded gradients over micro-batches, and scatter
+  # only the sum.
   return (jax.lax.optimization_barrier(parts).astype(gradient.dtype),)
 
 
@@ -484,7 +485,9 @@ def _apply_preset(
   why = ''
   if options.preset == 'auto':
     if need is None:
-      raise UserError('config.mesh.preset: auto needs to know the models; name the axes here')
+      raise UserError(
+        'config.mesh.preset: auto needs to know the models, expected the sizes of the axes here'
+      )
     here = devices[0].process_index
     # All processes have the same number of devices.
     local = sum(device.process_index == here for device in devices)
@@ -505,14 +508,14 @@ def _apply_preset(
 
 
 def _axis_sizes(options: MeshOptions, devices: int) -> dict[str, int]:
-  """Returns the size of each axis, the free one computed; they multiply to `devices`."""
+  """Returns the size of each axis, with -1 replaced; the sizes multiply to `devices`."""
   sizes = {name: getattr(options, name) for name in AXES}
   shown = {name: size for name, size in sizes.items() if name == 'data' or size != 1}
   text = ' × '.join(f'{name} {size}' for name, size in shown.items())
   free = [name for name, size in sizes.items() if size == -1]
   fixed = [size for size in sizes.values() if size != -1]
   if len(free) > 1 or any(size < 1 for size in fixed):
-    raise UserError(f'config.mesh: {text}: sizes must be positive, one of them may be -1')
+    raise UserError(f'config.mesh: {text}: expected positive sizes, of which one may be -1')
   if free:
     sizes[free[0]] = devices // math.prod(fixed)  # a remainder is refused below
   if math.prod(sizes.values()) != devices:
@@ -524,7 +527,7 @@ def _check_rollout_tensor(
   rollout_tensor: int,
   sizes: dict[str, int],
 ) -> None:
-  """Raises UserError where decoding cannot cut parameters over so many devices."""
+  """Raises UserError if decoding cannot shard parameters over so many devices."""
   if not rollout_tensor:
     return
   tensor = sizes['tensor']
@@ -537,12 +540,12 @@ def _check_rollout_tensor(
 
 
 def _make_mesh(devices: np.ndarray, names: tuple[str, ...]) -> Mesh:
-  """Returns a mesh on which XLA decides what is not constrained (axis type Auto)."""
+  """Returns a mesh whose axes have the type Auto: XLA shards what is not constrained."""
   return Mesh(devices, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))
 
 
 def _tensor_axes() -> dict[str, str]:
-  """Returns the rules of the array axes that `tensor` cuts: heads, MLP and vocabulary."""
+  """Returns the rules of the array axes that `tensor` shards: heads, MLP and vocabulary."""
   return {name: axis for name, axis in RULES.items() if axis == 'tensor'}
 
 
@@ -552,18 +555,18 @@ def _check_divides(
   shape: Sequence[int],
   names: Names,
 ) -> None:
-  """Raises UserError where a dimension does not divide over its mesh axes."""
+  """Raises UserError if a dimension does not divide over its mesh axes."""
   for size, name, entry in zip(shape, names, layout.spec(names)):
-    ways = _ways(layout.mesh, entry)
-    if size % ways:
+    shards = _count_shards(layout.mesh, entry)
+    if size % shards:
       raise UserError(
-        f'mesh: {parameter} has {name} = {size}, which does not divide over {ways} devices '
+        f'mesh: {parameter} has {name} = {size}, which does not divide over {shards} devices '
         f'({", ".join(_as_tuple(entry))}); choose another mesh'
       )
 
 
 def _place_rows(x: Any, sharding: NamedSharding) -> jax.Array:
-  """Puts one host array [B, …] on the mesh; one that is there already stays as it is."""
+  """Puts a host array [B, …] on the mesh; an array that is on it already stays as it is."""
   if isinstance(x, jax.Array) and len(x.sharding.device_set) == sharding.mesh.size:
     return x
   return jax.make_array_from_callback(np.shape(x), sharding, np.asarray(x).__getitem__)
@@ -576,8 +579,8 @@ def _abstract_array(
   return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
 
-def _ways(mesh: Mesh, entry: str | Sequence[str] | None) -> int:
-  """Returns into how many parts an entry of a partition cuts an axis."""
+def _count_shards(mesh: Mesh, entry: str | Sequence[str] | None) -> int:
+  """Returns into how many shards an entry of a partition splits an axis."""
   return math.prod(mesh.shape[axis] for axis in _as_tuple(entry))
 
 

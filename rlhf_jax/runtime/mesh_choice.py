@@ -1,8 +1,8 @@
-"""Chooses a mesh by the size of the models: the preset `auto` of the mesh.
+"""Chooses a mesh from the sizes of the models, for the mesh preset `auto`.
 
-The rule: the state is cut into the fewest parts that fit half of a device's memory,
-as the other half is for activations, caches and decoding; all other devices go to
-`data`.
+The state is sharded into the fewest parts of which each fits in half of a device's
+memory; the other half is for activations, caches and decoding. The devices that this
+leaves go to the axis `data`.
 """
 
 import dataclasses
@@ -17,16 +17,18 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class MeshNeed:
-  """What a run needs of a mesh.
+  """What the models and batches of a run require of a mesh.
 
   Attributes:
     parameters: the number of parameters of the largest model.
-    state: bytes of all models of the heaviest stage, with gradients and optimizer.
-    decoded: bytes of the largest model in the dtype it computes in; 0 = decoding
-      cannot shard it otherwise than training does.
-    rows: a number that divides the rows which are computed at once, in every stage.
-    width: what the axis `fsdp` must divide.
-    heads: what the axis `tensor` must divide.
+    state: bytes of all models of the largest stage, with gradients and optimizer.
+    decoded: bytes of the largest model in the dtype it computes in; 0 = decoding must
+      shard it as training does.
+    rows: the greatest common divisor of the numbers of rows that the stages compute at
+      once.
+    width: that of the models' widths; the size of the axis `fsdp` must divide it.
+    heads: that of the models' heads and other sizes that the axis `tensor` shards; the
+      size of `tensor` must divide it.
   """
 
   parameters: int
@@ -43,11 +45,11 @@ def choose_mesh(
   local: int,
   memory: float,
 ) -> tuple[dict[str, int], str]:
-  """Chooses the sizes of a mesh by what the models need.
+  """Chooses the axis sizes of a mesh from what a run needs.
 
-  `tensor` is more than 1 only where there are more devices than rows, and stays
-  within a process. Decoding spreads parameters over the fewest devices that hold
-  them in a quarter of their memory, or over as many as it can.
+  `tensor` is above 1 only if the rows do not divide over the devices, and does not span
+  processes. Decoding shards parameters over the fewest devices of which each needs at
+  most a quarter of its memory for them; if there are too few, over as many as possible.
 
   Args:
     need: what the run needs.
@@ -60,7 +62,7 @@ def choose_mesh(
     reasons.
 
   Raises:
-    UserError: there are fewer rows than devices, and heads cannot be cut either.
+    UserError: the rows do not divide over the devices, not even if heads are sharded.
   """
   # In this order, as each size depends on those before it.
   tensor = _choose_tensor(need, devices, local)
@@ -110,7 +112,7 @@ def _choose_fsdp(
   for fsdp in candidates:
     if need.state / (fsdp * tensor) <= memory / 2:
       return fsdp
-  return candidates[-1]  # it may not fit; the explanation warns of that
+  return candidates[-1]  # it may not fit, of which the explanation warns
 
 
 def _choose_rollout_tensor(
@@ -119,14 +121,14 @@ def _choose_rollout_tensor(
   tensor: int,
   memory: float,
 ) -> int:
-  """Returns over how many devices decoding cuts parameters; 0 = as training does."""
+  """Returns over how many devices decoding shards parameters; 0 = as training does."""
   if fsdp == 1 or not need.decoded:
     return 0
   state_share = need.state / (fsdp * tensor)
   candidates = []
   for ways in _divisors(fsdp * tensor):
     divides = ways % tensor == 0 and need.heads % ways == 0
-    # The state stays where it is while responses are decoded.
+    # The state keeps its memory while responses are decoded.
     if divides and need.decoded / ways + state_share <= 0.9 * memory:
       candidates.append(ways)
   for ways in candidates:
@@ -145,19 +147,19 @@ def _explain(
   share = need.state / (sizes['fsdp'] * sizes['tensor'])
   reasons = [
     f'{need.parameters / 1e9:.3g} billion parameters with all models and optimizers take '
-    f'{need.state / GIB:.3g} GiB, {share / GIB:.3g} on each device of {memory / GIB:.3g}'
+    f'{need.state / GIB:.3g} GiB, {share / GIB:.3g} GiB on each device of {memory / GIB:.3g} GiB'
   ]
   if share > memory / 2:
-    reasons.append('which leaves less than half: expect it to run out of memory')
+    reasons.append('this leaves less than half of it free: expect it to run out of memory')
   if sizes['tensor'] > 1:
     reasons.append(
-      f'{need.rows} rows at once are fewer than {devices} devices, so heads are cut too'
+      f'{need.rows} rows at once do not divide over {devices} devices, so heads are sharded too'
     )
   mesh = ' × '.join(f'{name} {sizes[name]}' for name in ('data', 'fsdp', 'tensor'))
   ways = sizes['rollout_tensor']
   if ways:
     mesh += f', rollout_tensor {ways}'
-    reasons.append(f'decoding holds {need.decoded / ways / GIB:.3g} GiB of parameters on each')
+    reasons.append(f'decoding needs {need.decoded / ways / GIB:.3g} GiB of parameters on each')
   return f'mesh: {mesh}: {"; ".join(reasons)}'
 
 

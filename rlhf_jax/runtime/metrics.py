@@ -1,8 +1,8 @@
 """Writes what a run measures: metrics.jsonl, samples.jsonl, TensorBoard and Weights & Biases.
 
-There is one JSON object a line. A run that resumes at step n first drops what later
-steps wrote, so that the files of an interrupted run equal those of an uninterrupted
-one, up to the fields `time/…`. Only process 0 writes.
+Each line is one JSON object. A run that resumes at step n first drops the lines of later
+steps, so that the files of an interrupted run equal those of an uninterrupted one,
+except for the fields `time/…`. Only process 0 writes.
 """
 
 import contextlib
@@ -17,14 +17,14 @@ from rlhf_jax import files
 from rlhf_jax.errors import UserError
 from rlhf_jax.runtime import hosts
 
-METRICS = 'metrics.jsonl'  # a line for each time that something was measured
+METRICS = 'metrics.jsonl'  # a line for each step that is logged or evaluated
 SAMPLES = 'samples.jsonl'  # a line for each sample of an evaluation
 
 
 class Writer:
   """Appends metrics and samples to the files of a directory; a context manager.
 
-  On other processes than the first it does nothing.
+  On every process but the first it does nothing.
   """
 
   def __init__(
@@ -37,10 +37,10 @@ class Writer:
     """Opens the files.
 
     Args:
-      directory: where the files are; it is made where it is missing.
+      directory: where the files are; it is created if it is missing.
       tensorboard: whether to write TensorBoard events too.
       wandb_project: a Weights & Biases project to log to; '' = none.
-      resume_step: what steps after this one wrote before is dropped.
+      resume_step: lines that an earlier run wrote after this step are dropped.
 
     Raises:
       UserError: a file cannot be written, or Weights & Biases is not installed.
@@ -56,7 +56,7 @@ class Writer:
     try:
       directory.mkdir(parents=True, exist_ok=True)
       for name in (METRICS, SAMPLES):
-        self._files[name] = _open_at(directory / name, resume_step)
+        self._files[name] = _open_for_append(directory / name, resume_step)
     except OSError as error:
       raise UserError(f'{directory}: cannot write metrics: {error}') from error
     if tensorboard:
@@ -67,12 +67,16 @@ class Writer:
   def metrics(self, step: int, values: dict[str, float]) -> None:
     """Writes one line {step, name: value…}; a value that is not finite becomes null.
 
+    Args:
+      step: the number of updates made.
+      values: the metrics by name.
+
     Raises:
-      UserError: the line cannot be written, as of the other method.
+      UserError: the line cannot be written.
     """
     if not self._files:
       return
-    # JSON has no NaN, and plots are better off without.
+    # JSON has no NaN, and plots are better without it.
     finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
     self._append(METRICS, {'step': step, **{name: finite.get(name) for name in values}})
     if self._board:
@@ -82,21 +86,29 @@ class Writer:
       self._wandb.log(finite, step=step)
 
   def samples(self, step: int, samples: list[dict]) -> None:
-    """Writes one line {step, …} for every sample."""
+    """Writes one line {step, …} for every sample.
+
+    Args:
+      step: the number of updates made.
+      samples: JSON objects.
+
+    Raises:
+      UserError: a line cannot be written.
+    """
     if not self._files:
       return
     for sample in samples:
       self._append(SAMPLES, {'step': step, **sample})
 
   def flush(self) -> None:
-    """Returns when all lines are on disk."""
+    """Waits until all lines are on disk."""
     for file in self._files.values():
       os.fsync(file.fileno())
 
   def close(self) -> None:
     """Closes the files."""
     for file in [*self._files.values(), self._board]:
-      with contextlib.suppress(OSError):  # a full disk was reported when it refused a line
+      with contextlib.suppress(OSError):  # a full disk was reported by the write that failed
         if file:
           file.close()
     if self._wandb:
@@ -126,27 +138,27 @@ def _start_wandb(project: str, directory: Path) -> Any:
     raise UserError(
       f'wandb_project={project}: wandb is not installed, run: pip install wandb'
     ) from None
-  # The same after a resume, so that W&B continues the same curves.
+  # The id is the same after a resume, so that W&B continues the same curves.
   run_id = hashlib.sha256(str(directory).encode()).hexdigest()[:16]
   return wandb.init(project=project, dir=str(directory), id=run_id, resume='allow')
 
 
-def _open_at(path: Path, step: int) -> TextIO:
-  """Opens a file to append to it, after dropping the lines of steps after `step`."""
+def _open_for_append(path: Path, last_step: int) -> TextIO:
+  """Drops the lines of a file that are from steps after `last_step`, and opens it."""
   if path.exists():
-    _drop_after(path, step)
+    _drop_later_lines(path, last_step)
   # A sample's text may hold half of a surrogate pair, which UTF-8 cannot.
   return path.open('a', encoding='utf-8', errors='replace')
 
 
-def _drop_after(path: Path, step: int) -> None:
-  """Keeps the lines up to `step`; a line that a killed run left incomplete goes too."""
+def _drop_later_lines(path: Path, last_step: int) -> None:
+  """Drops lines of steps after `last_step`, and a line that a killed run left incomplete."""
   kept = []
   for line in path.read_bytes().splitlines(keepends=True):
     with contextlib.suppress(ValueError, KeyError, TypeError):
       # A line without its end would run into the next one, even if it can be
       # parsed.
-      if line.endswith(b'\n') and json.loads(line)['step'] <= step:
+      if line.endswith(b'\n') and json.loads(line)['step'] <= last_step:
         kept.append(line)
   with files.replacing(path) as temporary:
     temporary.write_bytes(b''.join(kept))

@@ -21,14 +21,14 @@ class OptimizerOptions:
   learning_rate: float = 3e-4  # the peak
   schedule: str = 'cosine'  # after the warm-up: constant, linear or cosine
   final_scale: float = 0.1  # the last learning rate as a fraction of the peak
-  warmup_steps: int = 0
-  b1: float = 0.9
-  b2: float = 0.999
-  eps: float = 1e-8
+  warmup_steps: int = 0  # updates in which the rate rises from 0 to the peak
+  b1: float = 0.9  # decay rate of the first moment
+  b2: float = 0.999  # decay rate of the second moment
+  eps: float = 1e-8  # added to the root of the second moment
   weight_decay: float = 0.0  # decoupled; never applied to norms and biases
   clip_norm: float = 1.0  # global norm of the gradient; 0 = no clipping
-  # Of the first moment; bfloat16 halves its memory. The second moment stays float32, as
-  # updates are divided by its root.
+  # The dtype of the first moment; bfloat16 halves its memory. The second moment is always
+  # float32, as updates are divided by its root.
   moment_dtype: str = 'float32'
 
 
@@ -78,20 +78,20 @@ def make_optimizer(
     updates: the number of updates in the whole run.
 
   Raises:
-    UserError: a setting is wrong, such as one by which a finite gradient could give
-      an update that is not finite.
+    UserError: a setting is wrong, or could turn a finite gradient into an update that
+      is not finite.
   """
-  _check(options)
+  _check_options(options)
   adamw = optax.adamw(
     make_schedule(options, updates),
     options.b1,
     options.b2,
     options.eps,
     weight_decay=options.weight_decay,
-    mask=_decayed,
+    mask=_decay_mask,
     mu_dtype=options.moment_dtype,
   )
-  if not options.clip_norm:  # 0 would clip every gradient to nothing
+  if not options.clip_norm:  # for optax, a norm of 0 would clip every gradient to 0
     return adamw
   return optax.chain(optax.clip_by_global_norm(options.clip_norm), adamw)
 
@@ -122,20 +122,20 @@ def optimizer_shardings(
   )
 
 
-def _check(options: OptimizerOptions) -> None:
+def _check_options(options: OptimizerOptions) -> None:
   """Raises UserError for settings under which an update may not be finite."""
   if options.moment_dtype not in MOMENT_DTYPES:
     expected = ' or '.join(MOMENT_DTYPES)
     raise UserError(f'optimizer.moment_dtype: expected {expected}, got {options.moment_dtype!r}')
-  # With eps 0 a gradient of 0 gives 0 / 0; with b 1 the bias correction divides by
-  # 0.
-  fine = (
+  # If eps is 0, a gradient of 0 gives 0 / 0; if b1 or b2 is 1, the bias correction
+  # divides by 0.
+  in_range = (
     math.isfinite(options.learning_rate)
     and options.eps > 0
     and 0 <= options.b1 < 1
     and 0 <= options.b2 < 1
   )
-  if not fine:
+  if not in_range:
     values = ', '.join(
       f'{name} {getattr(options, name)}' for name in ('learning_rate', 'eps', 'b1', 'b2')
     )
@@ -145,11 +145,11 @@ def _check(options: OptimizerOptions) -> None:
     )
 
 
-def _decayed(params: Params) -> Any:
+def _decay_mask(params: Params) -> Any:
   """Returns for each parameter whether weight decay applies: to all but norms and biases."""
 
   def decays(path: Any, _: Any) -> bool:
     name = jax.tree_util.keystr(path)
-    return not ('norm' in name or 'bias' in name)  # also of a layer within such a module
+    return not ('norm' in name or 'bias' in name)  # anywhere in the path
 
   return jax.tree_util.tree_map_with_path(decays, params)

@@ -1,9 +1,9 @@
 """From a loss to a compiled train step.
 
-A train step is a pure function (state, batch, …) → (state, metrics). This module
-has the parts it is made of: gradients accumulated over micro-batches, an update
-that is skipped where it would not be finite, and `compile_step`, the only place
-where a step is jitted.
+A train step is a pure function (state, batch, …) → (state, metrics). This module has
+the parts of which it is composed: gradients accumulated over micro-batches, an update
+that is skipped if the loss or the gradient is not finite, and `compile_step`, the only
+place where a step is jitted.
 """
 
 from collections.abc import Callable
@@ -30,8 +30,8 @@ class Loss:
   Attributes:
     total: [] float32, the sum to minimise; the loss is total / weight.
     weight: [] float32, the number of terms in the sum (tokens, prompts, …).
-    means: statistics summed over the same terms and reported divided by the weight;
-      a pair (sum, weight) brings a weight of its own.
+    means: statistics summed over the same terms, which are reported divided by the
+      weight; a pair (sum, weight) is divided by its own weight instead.
     counts: statistics that are reported as they are.
   """
 
@@ -88,10 +88,10 @@ def gradient_step(
   *,
   microbatches: int = 1,
 ) -> tuple[TrainState, Metrics]:
-  """Makes one update of a state from the gradient of a loss: the whole step of simple stages.
+  """Updates a state once with the gradient of a loss; simple stages need no other step.
 
-  Where the loss or the gradient is not finite, the state comes back unchanged,
-  `step` included.
+  If the loss or the gradient is not finite, the state is returned unchanged, with the
+  same `step`.
 
   Args:
     loss: (params, batch, key) → Loss, with the parameters of the whole model,
@@ -99,8 +99,8 @@ def gradient_step(
     optimizer: the optimizer that made `state.opt_state`.
     state: the state before the update.
     batch: a tree of arrays [B, …], B a multiple of `microbatches`.
-    microbatches: the number of parts of the batch that are computed one after the
-      other.
+    microbatches: the number of equal parts of the batch, which are computed one after
+      the other to save memory.
 
   Returns:
     The state after the update, and the metrics of the loss and the update.
@@ -125,10 +125,10 @@ def gradient_step(
     gradients,
     metrics,
   )
-  made = update_is_finite(metrics).astype(jnp.int32)  # 0 or 1 update
+  updates = update_is_finite(metrics).astype(jnp.int32)  # 0 or 1
   new_state = dataclasses.replace(
     state,
-    step=state.step + made,
+    step=state.step + updates,
     trained=trained,
     opt_state=opt_state,
   )
@@ -144,12 +144,12 @@ def compute_gradients(
 ) -> tuple[Params, Metrics]:
   """Computes loss and gradient of a batch, in equal parts one after the other.
 
-  As sums are accumulated and divided once, the numbers are the same for any number
-  of parts.
+  As sums are accumulated and divided once, the results are the same for any number of
+  parts.
 
   Args:
     loss: (params, batch, key) → Loss.
-    params: the parameters to differentiate by.
+    params: the parameters to differentiate with respect to.
     batch: a tree of arrays [B, …], B a multiple of `microbatches`.
     key: [] a random key; each of several parts gets its own.
     microbatches: the number of parts.
@@ -164,7 +164,7 @@ def compute_gradients(
   weight = jnp.maximum(value.weight, 1e-9)  # a batch in which nothing counts has loss 0
   metrics = {'loss': value.total / weight}
   for name, statistic in value.means.items():
-    if isinstance(statistic, tuple):  # a mean over something else than the loss
+    if isinstance(statistic, tuple):  # a mean over other terms than those of the loss
       total, own_weight = statistic
       metrics[name] = total / jnp.maximum(own_weight, 1e-9)
     else:
@@ -201,17 +201,17 @@ def apply_update(
   gradients: Params,
   metrics: Metrics,
 ) -> tuple[Params, Any, Metrics]:
-  """Makes one optimizer update; where loss or gradient is not finite, nothing changes.
+  """Applies one optimizer update; if loss or gradient is not finite, nothing changes.
 
-  The metrics say whether it did, see `update_is_finite`. The update itself is not
-  checked: Adam's update of a finite gradient is finite, and with a check of it XLA
-  would hold the whole update in memory before it writes any of it.
+  `update_is_finite` tells from the metrics which of the two happened. The update itself
+  is not checked: Adam's update for a finite gradient is finite, and checking it would
+  make XLA hold the whole update in memory before any parameter is written.
 
   Args:
     optimizer: the optimizer.
     params: the parameters.
     opt_state: the optimizer's state.
-    gradients: the tree of the parameters.
+    gradients: a tree like `params`.
     metrics: with `loss`, as `compute_gradients` returns them.
 
   Returns:
@@ -236,7 +236,7 @@ def apply_update(
 
 
 def update_is_finite(metrics: Metrics) -> jax.Array:
-  """Returns whether the update with these metrics was made: its loss and gradient are finite.
+  """Returns whether the update with these metrics was applied: loss and gradient are finite.
 
   Args:
     metrics: as `apply_update` returns them, or stacked along leading axes by a
@@ -258,8 +258,8 @@ def compile_step(
   Args:
     train_step: (state, batch, *others) → (state, metrics), a pure function.
     layout: where batches are placed.
-    donate: whether the buffers of the state are donated. Without it a state can be
-      used again after a step, at the cost of a second copy of it in memory.
+    donate: whether the buffers of the state are donated. If not, a state can be used
+      again after a step, at the cost of a second copy of it in memory.
   """
   return CompiledStep(train_step, layout, donate)
 
@@ -267,15 +267,14 @@ def compile_step(
 class CompiledStep:
   """A compiled train step, called as step(state, batch, *others) → (state, metrics).
 
-  - The state keeps its shardings; its buffers are donated, but for those of
+  - The state keeps its shardings; its buffers are donated, except for those of
     `state.frozen`.
   - Arrays of the batch that are on the host are sharded along their rows
     (`Layout.place`).
-  - `others`, such as the parameters of a reference model, are passed on as they
-    are.
+  - `others`, such as the parameters of a reference model, are passed on unchanged.
   - Metrics are replicated.
 
-  It is compiled once for each structure and shape of its arguments.
+  The step is compiled once for each structure and shape of its arguments.
   """
 
   def __init__(
@@ -287,8 +286,8 @@ class CompiledStep:
     self._train_step = train_step
     self._layout = layout
     self._donate = donate
-    # A jitted function for each structure of a state, as its output shardings,
-    # those of the state that goes in, are a tree of the same structure.
+    # One jitted function for each structure of the state, as its output shardings (those
+    # of the input state) must be a tree of the same structure.
     self._jitted: dict[Any, Any] = {}
 
   def __call__(
@@ -297,7 +296,7 @@ class CompiledStep:
     batch: Any,
     *others: Any,
   ) -> tuple[Any, Metrics]:
-    """Makes one step; the state that goes in must not be used afterwards, where donated.
+    """Makes one step; an input state that is donated must not be used afterwards.
 
     Args:
       state: a flax.struct dataclass of sharded arrays, with the field `frozen`.
@@ -316,7 +315,7 @@ class CompiledStep:
     batch: Any,
     *others: Any,
   ) -> jax.stages.Lowered:
-    """Lowers the step for arguments of the same kind, or for abstract arrays with shardings."""
+    """Lowers the step for arguments like those of a call, or abstract arrays with shardings."""
     frozen = state.frozen
     donated = state.replace(frozen={})
     return self._jit(donated).lower(donated, frozen, batch, *others)
@@ -341,7 +340,7 @@ class CompiledStep:
     batch: Any,
     *others: Any,
   ) -> Any:
-    """Calls the train step; `frozen` is an argument of its own, as it is not donated."""
+    """Calls the train step; `frozen` is a separate argument, as it is not donated."""
     state = donated.replace(frozen=frozen)
     new_state, metrics = self._train_step(state, batch, *others)
     return new_state.replace(frozen={}), metrics
@@ -380,7 +379,7 @@ def _accumulate(
   def add(sums: Any, part: Any) -> tuple[Any, None]:
     return jax.tree.map(jnp.add, sums, compute(*part)), None
 
-  # Sums begin at zeros of the shapes and dtypes of what is added.
+  # The sums start from zeros with the shapes and dtypes of what is added.
   first_part = jax.tree.map(lambda x: x[0], parts)
   shapes = jax.eval_shape(compute, first_part, key)
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
@@ -391,7 +390,7 @@ def _accumulate(
 def _split_rows(batch: Any, parts: int) -> Any:
   """Splits [B, …] into [parts, B / parts, …].
 
-  Every part takes every n-th row, so that each part lies on all devices.
+  Each part takes every n-th row (n = parts), so that it is spread over all devices.
   """
   return jax.tree.map(
     lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1),

@@ -58,7 +58,7 @@ class Options:
   batch_size: int = 64  # prompts at once, over all devices
   max_length: int = 48  # tokens of a prompt at most
   max_context: int = 512  # tokens of a request with all before it; beyond it nothing is revised
-  judge: str = ''  # oracle: the embedded world's oracle rates every round; '' = nobody
+  judge: str = ''  # oracle: TinyWorld's oracle rates every round; '' = nobody
   data: DataOptions = DataOptions()  # prompts that tempt to do harm
   helpful: DataOptions = DataOptions()  # other prompts
   sampling: SamplingOptions = SamplingOptions()
@@ -76,7 +76,7 @@ class Critic:
     complete: its compiled sampler on texts.
     tokenizer: the tokenizer of the run.
     principles: the constitution.
-    shown: the constitution's examples as text, before every request.
+    shown: the constitution's examples, a text that precedes every request.
     options: the section.
   """
 
@@ -173,7 +173,7 @@ def respond(critic: Critic, prompts: Sequence[Prompt], key: Array) -> list[Row]:
 def revise(critic: Critic, rows: Sequence[Row], key: Array) -> list[Row]:
   """Criticises and revises the responses of rows, by a principle drawn for each.
 
-  Where a request is too long, or no revision comes, the response stays what it was.
+  If a request is too long, or the revision is empty, the response stays unchanged.
 
   Args:
     critic: the model.
@@ -259,7 +259,7 @@ def _ask_in_chat(
   requests: Sequence[str],
   key: Array,
 ) -> list[str]:
-  """Asks a request behind each conversation; '' where that is too long."""
+  """Asks a request after each conversation; returns '' where the prompt is too long."""
   tokens = []
   for messages, request in zip(conversations, requests, strict=True):
     with_request = [*messages, {'role': 'user', 'content': request}]
@@ -274,7 +274,7 @@ def _ask_in_text(
   form: str,
   key: Array,
 ) -> list[str]:
-  """Asks a request behind each text; the continuation is cut at the first empty line."""
+  """Asks a request after each text; the continuation is cut at the first empty line."""
   tokenizer = critic.tokenizer
   start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
   tokens = []

@@ -1,7 +1,7 @@
 """Collects rankings: models respond to each prompt, and somebody orders the responses.
 
-This is the first half of step 3 of the four. `source` says who orders the responses:
-  simulated: simulated people of the embedded world. They read texts and give ranks.
+This is the first half of step 3 of RLHF. `source` says who orders the responses:
+  simulated: simulated annotators of TinyWorld, who read texts and give ranks.
   ai: one or several judges (stages/shared/ai_labels.py), which is RLAIF; they compare
     pairs and give probabilities.
   reward: a reward model or a reward function. These rankings serve iterated DPO
@@ -127,7 +127,7 @@ def collect_responses(context: Context, options: Options, split: str, key: Array
   """Lets every policy respond to the prompts of a split.
 
   Args:
-    context: the surroundings of the stage.
+    context: the context of the stage.
     options: the section.
     split: 'train' or 'validation'.
     key: the key of the sampling; policy n uses fold_in(key, n).

@@ -5,9 +5,9 @@
 
 One iteration: the policy responds, a reward or judge orders its responses, DPO or another pair
 loss learns from the order, and so on with the new policy (online DPO: Guo et al. 2024,
-arXiv:2402.04792, algorithm 1). The losses are those of stages/preference.py but KTO's, whose
-anchor needs another prompt's responses. The responses are taken as they are: no gradient flows
-through their sampling. Left out: dropout, an older policy's responses.
+arXiv:2402.04792, algorithm 1). The losses are those of stages/preference.py except
+KTO's, whose anchor needs responses to other prompts. No gradient flows through the
+sampling of the responses. Left out: dropout, an older policy's responses.
 
 The path of a step: `build` → `iterate` → `order_responses`, `train_step` → `preference.loss`.
 """
@@ -95,7 +95,7 @@ def order_responses(
     reference_params: the reference's.
     prompts: [B, P].
     scored: B * K responses with their scores.
-    definitions: of policy and reference.
+    definitions: the definitions of policy and reference.
     options: the options of the stage.
 
   Returns:
@@ -169,7 +169,7 @@ def train_step(
   Args:
     state: the policy, the optimizer's state, the step and the root key.
     batch: rankings [B, K, P + R] of `order_responses`.
-    definitions: of the policy, its optimizer and the layout.
+    definitions: the definitions of the policy, its optimizer and the layout.
     options: the options of the stage, with the loss and its settings.
 
   Returns:

@@ -143,7 +143,7 @@ class AssessedRollout(flax.struct.PyTreeNode):
 
 
 class Evaluated(NamedTuple):
-  """The forwards of policy and reference over N responses before the update."""
+  """The outputs of policy and reference on N responses, before the update."""
 
   logprobs: Array  # [N, R] float32, of the policy
   entropies: Array  # [N, R] float32, of the policy's distributions
@@ -169,7 +169,7 @@ def train_step(
     scored: N = B * K responses of at most R tokens, the K of a prompt beside each
       other.
     reference_params: the parameters of the reference.
-    definitions: of policy, reference, optimizer and layout.
+    definitions: the definitions of policy, reference, optimizer and layout.
     options: the options of the stage.
 
   Returns:
@@ -248,7 +248,7 @@ def assess_rollout(
 
   Args:
     scored: N responses with their scores.
-    evaluated: what the models say of them, [N, R].
+    evaluated: the outputs of the models on them, [N, R].
     options: the options of the stage.
 
   Returns:
@@ -317,9 +317,9 @@ def update_minibatch(
     carry: (the trained parameters, the optimizer's state).
     assessed: the minibatch.
     unshuffled: None; PPO has documents here.
-    key: of this minibatch.
+    key: the random key of this minibatch.
     frozen: the parameters beside the trained ones.
-    definitions: of the policy, the optimizer and the layout.
+    definitions: the definitions of the policy, the optimizer and the layout.
     options: the options of the stage.
 
   Returns:
@@ -352,7 +352,7 @@ def loss(
   Args:
     params: the complete policy.
     assessed: n responses of at most R tokens.
-    definitions: of the policy.
+    definitions: the policy's definition.
     options: the options of the stage.
 
   Returns:
@@ -396,8 +396,8 @@ def next_sampler(trained: Params, older: Params, step: Array, options: Options) 
   """Returns the trainable parameters of the policy that responds in the next step.
 
   Args:
-    trained: those of the policy after the update.
-    older: those of the policy that responded.
+    trained: the trainable parameters of the policy after the update.
+    older: the trainable parameters of the policy that responded.
     step: [] int32, steps made.
     options: of which `sampler_every` is read.
 
@@ -462,7 +462,7 @@ def iterate(
   layout: Layout,
   options: Options,
 ) -> tuple[SamplerState, dict[str, Any]]:
-  """Makes one iteration: rollout → scores → (other prompts for useless ones) → update.
+  """Makes one iteration: rollout → scores → (dynamic sampling) → update.
 
   Args:
     state: before the step; its buffers are donated.

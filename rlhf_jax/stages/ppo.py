@@ -9,12 +9,12 @@ policy and value model. The term in brackets is PPO-ptx. Sources: Ouyang et al. 
 Stiennon et al. 2020; details of Huang et al. 2024, arXiv:2403.17031.
 
 Choices where implementations differ (docs/ppo.md):
-  1. The score stands at the end token, or after it (`score_place`); a response
+  1. The score is placed at the end token, or after it (`score_place`); a response
      without an end token scores `missing_eos_score`.
-  2. The probability ratio is against logprobs recomputed by the training forward, so
-     it begins at exactly 1.
-  3. GAE steps over masked tokens; whitening is over the whole rollout, with the
-     population variance.
+  2. The probability ratio is relative to logprobs that the training forward pass
+     recomputes, so it begins at exactly 1.
+  3. GAE skips masked tokens; whitening is over the whole rollout, with the population
+     variance.
   4. Value and policy are updated together, with one clipped gradient and one
      optimizer.
 Left out: dropout, an entropy bonus, several rollouts in flight.
@@ -105,10 +105,11 @@ class Options(rollout.RolloutOptions):
 
 @dataclasses.dataclass(frozen=True)
 class Definitions(RolloutDefinitions):
-  """What a PPO step is compiled with; no arrays.
+  """The definitions that a PPO step is compiled with; they hold no arrays.
 
   Attributes:
-    value_model: the value model; the policy's own definition for a head on its trunk.
+    value_model: the value model's definition; the policy's own if the value is a head
+      on its trunk.
   """
 
   value_model: Model
@@ -118,8 +119,8 @@ class PPOState(TrainState):
   """The train state of policy and value model.
 
   Attributes:
-    value_trained: what is trained of the value model; only its head where it stands
-      on the policy's trunk.
+    value_trained: the trained parameters of the value model; if it shares the policy's
+      trunk, only those of its head.
     kl_coefficient: [] float32, β.
   """
 
@@ -158,7 +159,7 @@ class AssessedRollout(flax.struct.PyTreeNode):
 
 
 class Evaluated(NamedTuple):
-  """The forwards of all models over N responses before the update."""
+  """The outputs of all models on N responses, before the update."""
 
   logprobs: Array  # [N, R] float32, of the policy
   entropies: Array  # [N, R] float32, of the policy's distributions
@@ -167,7 +168,7 @@ class Evaluated(NamedTuple):
 
 
 class Forward(NamedTuple):
-  """The forward of policy and value model over n responses."""
+  """The outputs of policy and value model on n responses."""
 
   logprobs: Array  # [n, R] float32
   entropies: Array  # [n, R] float32
@@ -192,9 +193,9 @@ def train_step(
     state: policy, value model, the optimizer's state of both, β, the step and the
       root key.
     scored: N = B * K responses of at most R tokens to prompts of at most P, with
-      their scores. With `pretraining` documents their loss is added (PPO-ptx).
+      their scores. If it holds `pretraining` documents, their loss is added (PPO-ptx).
     reference_params: the parameters of the reference.
-    definitions: of policy, value model, reference, optimizer and layout.
+    definitions: the definitions of policy, value model, reference, optimizer and layout.
     options: the options of the stage.
 
   Returns:
@@ -248,13 +249,13 @@ def forward(
   """Runs policy and value model over prompts with responses.
 
   Args:
-    definitions: of both models.
+    definitions: the definitions of both models.
     params: the policy's parameters.
-    value_params: the value model's; without a trunk they are a head on the policy's
-      states.
+    value_params: the value model's parameters; without a trunk of their own they are a
+      head on the policy's hidden states.
     sequences: [N, P + R].
     response_length: R.
-    temperature: of the sampling.
+    temperature: the sampling temperature.
 
   Returns:
     Logprobs, entropies and values, [N, R] float32.
@@ -323,7 +324,7 @@ def assess_rollout(
 
   Args:
     scored: N responses with their scores.
-    evaluated: what the models say of them, [N, R].
+    evaluated: the outputs of the models on them, [N, R].
     kl_coefficient: [] float32, β.
     options: the options of the stage.
 
@@ -420,9 +421,9 @@ def update_minibatch(
     carry: ({'policy', 'value'}: the trained parameters, the optimizer's state).
     assessed: the minibatch.
     pretraining: documents for PPO-ptx, as many as responses; None without.
-    key: of this minibatch.
+    key: the random key of this minibatch.
     frozen: {'policy', 'value'}: the parameters beside the trained ones.
-    definitions: of the models, the optimizer and the layout.
+    definitions: the definitions of the models, the optimizer and the layout.
     options: the options of the stage.
 
   Returns:
@@ -475,7 +476,7 @@ def loss(
     pretraining: [n, T] documents for PPO-ptx; None without.
     pretraining_weight: [n] float32, the weight of their summed loss, the same in all
       rows; None without.
-    definitions: of the models.
+    definitions: the definitions of the models.
     options: the options of the stage.
 
   Returns:
@@ -646,7 +647,7 @@ def check_options(options: Options, where: str) -> None:
 def _open_value(
   context: Context, store: ModelStore, policy: OpenModel, options: Options
 ) -> OpenModel:
-  """Opens the value model: an own trunk, or a head on the policy's that begins at 0."""
+  """Opens the value model: one of its own, or a head on the policy's trunk that begins at 0."""
   value = store.open(options.value or options.init, head=True, trained=True)
   if options.value:
     return value

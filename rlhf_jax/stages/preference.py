@@ -123,7 +123,7 @@ def train_step(
     batch: B rows of K places, with `reference_logprobs` for losses that need a
       reference; B is a multiple of `options.microbatches`.
     anchor: [] float32, KTO's z (`estimate_anchor`); None for the other losses.
-    definitions: of the policy, its optimizer and the layout.
+    definitions: the definitions of the policy, its optimizer and the layout.
     options: with loss, settings, reference and microbatches; online_preference passes
       its own.
 
@@ -230,9 +230,9 @@ def response_logprobs(model: Model, params: Params, batch: Rankings) -> Response
 def mismatched(batch: Rankings) -> Rankings:
   """Pairs each prompt with a response to another prompt, for KTO's anchor.
 
-  It is the response in the same place of the next row, whose prompts are others (no
-  prompt is split over rows), cut at T; of a batch of one row, the response in the
-  next place.
+  The other response has the same place in the next row (no prompt is split over rows,
+  so its prompt differs). In a batch of one row it is the response in the next place.
+  Prompt and response are cut at T tokens.
   """
   B, K, T = batch.tokens.shape
   shift = K if B > 1 else 1
@@ -272,9 +272,9 @@ def estimate_anchor(
 ) -> Array:
   """Estimates KTO's z from prompts with responses to other prompts.
 
-  z is the KL between policy and reference that a response is compared with
-  (Ethayarajh et al. 2024, arXiv:2402.01306); unmatched responses stand for samples of
-  the policy.
+  z is the KL between policy and reference with which each response is compared
+  (Ethayarajh et al. 2024, arXiv:2402.01306). Responses to other prompts take the place
+  of samples of the policy.
 
   Args:
     params: the policy's parameters.
@@ -343,7 +343,7 @@ def store_reference_logprobs(
   """Adds the reference's logprobs to all examples, from the stage's folder or computed anew.
 
   Args:
-    context: the surroundings of the stage.
+    context: the context of the stage.
     options: the section.
     reference: the reference.
     name: the name of the split, which becomes part of the file's name.

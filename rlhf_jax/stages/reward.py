@@ -163,7 +163,8 @@ def train_step(
     state: the parameters, the optimizer's state, the step and the root key.
     batch: B rows of K places, each with one response to a prompt; B is a multiple of
       `options.microbatches`.
-    definitions: of the model, which has a scalar head, its optimizer and the layout.
+    definitions: the definitions of the model (which has a scalar head), its optimizer and
+      the layout.
     options: the options of the stage, of which `loss` and `microbatches` are read.
 
   Returns:
@@ -375,8 +376,8 @@ def measure_accuracy(
 
   Returns:
     accuracy; length_accuracy, that of always preferring the longer response;
-    log_loss, the mean of −log σ(r_w − r_l) in nats; pairs. Of several sources, the
-    first two and pairs for each.
+    log_loss, the mean of −log σ(r_w − r_l) in nats; pairs. If there are several
+    sources, also accuracy, length_accuracy and pairs of each.
   """
   # source of the data → (correct, longer is right, log-loss) of each pair
   by_source: dict[str, list[tuple[float, float, float]]] = {}

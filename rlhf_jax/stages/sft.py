@@ -73,7 +73,7 @@ def build(
   """Builds what the training loop runs: state, batches, step and evaluation.
 
   Args:
-    context: the surroundings of the stage.
+    context: the context of the stage.
     options: its section.
     step: the train step, un-jitted. A stage with another loss on the same data brings its own.
   """

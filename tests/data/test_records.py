@@ -44,7 +44,7 @@ def test_null_is_as_good_as_absent():
     records.parse_record('document', {'text': None}, 'f:1')
 
 
-def test_half_a_surrogate_pair_survives_and_a_byte_order_mark_is_no_text(tmp_path):
+def test_a_lone_surrogate_survives_and_a_byte_order_mark_is_dropped(tmp_path):
   (tmp_path / 'x.jsonl').write_bytes(b'\xef\xbb\xbf{"text": "a\\ud83d"}\r\n')
   rows = records.read_records(tmp_path / 'x.jsonl', 'document')
   records.write_records(tmp_path / 'y.jsonl.gz', rows)
@@ -60,7 +60,7 @@ def test_preferences_are_rankings_of_two(tmp_path):
   assert (row.responses, row.ranks) == (['good', 'bad'], [1, 2])
 
 
-def test_a_ranking_does_for_a_demonstration_by_its_best_response(tmp_path):
+def test_a_ranking_serves_as_a_demonstration_of_its_best_response(tmp_path):
   ranking = records.Ranking('1', 's', 'l', 'd', 'Read.', ASKED, ['a', 'b', 'c'], [3, 1, 1])
   records.write_records(tmp_path / 'x.jsonl', [ranking])
   messages = [{'role': 'user', 'content': 'Read.\n\nWhy?'}]
@@ -68,7 +68,7 @@ def test_a_ranking_does_for_a_demonstration_by_its_best_response(tmp_path):
   assert row == records.Demonstration('1', 's', 'l', messages, 'b')
 
 
-def test_an_exercise_does_for_a_demonstration_and_for_a_prompt():
+def test_an_exercise_serves_as_demonstration_and_as_prompt():
   line = {'id': '1', 'question': 'Why?', 'answer': 'So: 1 + 1 = 2 #### 2', 'final': '2'}
   expected = records.Demonstration('1', '', '', ASKED, line['answer'])
   assert records.parse_record('demonstration', line, 'f:1') == expected

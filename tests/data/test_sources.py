@@ -36,7 +36,7 @@ def test_a_file_that_exists_is_no_glob(tmp_path):
   assert len(sources.load_records(options, 'document', 'train')) == 1
 
 
-def test_a_section_of_a_config_does_for_options():
+def test_a_section_of_a_config_serves_as_options():
   defaults = options_lib.defaults(DataOptions)
   section = ml_collections.ConfigDict({**defaults, 'path': ['x'], 'fields': {'a': 'b'}})
   options = options_lib.from_section(DataOptions, section)

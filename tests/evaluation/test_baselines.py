@@ -11,7 +11,7 @@ def documents(*texts):
   return [Document('', '', '', text) for text in texts]
 
 
-def test_a_fair_coin_costs_a_bit_and_a_certain_letter_nothing():
+def test_bigrams_cost_a_bit_for_a_fair_coin_and_nothing_for_a_certain_letter():
   rng = np.random.default_rng(0)
 
   def coin(n):

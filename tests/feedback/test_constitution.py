@@ -11,7 +11,7 @@ from rlhf_jax.feedback import constitution
 @pytest.mark.parametrize(
   'path', sorted(constitution.SHIPPED.glob('*.yaml')), ids=lambda path: path.stem
 )
-def test_those_that_ship(path):
+def test_constitutions_of_the_package_load(path):
   said = constitution.load_constitution(path.stem)
   rng = np.random.default_rng(0)
   assert said.draw('critique', rng).revision and said.draw('choose', rng).choose
@@ -89,7 +89,7 @@ def test_the_published_layout(tmp_path):
     ('principles: [{choose: b}]', 'principle 1: needs "id"'),
     ('principles: [{id: a, choose: 3}]', 'choose: expected a text'),
     ('principles: [{id: a, choose: b}, {id: a, choose: c}]', "two principles are called 'a'"),
-    ('principle: []', 'neither our layout'),
+    ('principle: []', 'expected a key "principles"'),
     ('a: [', 'own.yaml'),
     ('extra: 1\nprinciples: []', "unknown key 'extra'"),
   ],
@@ -101,6 +101,6 @@ def test_what_is_wrong_is_named(tmp_path, body, message):
     constitution.load_constitution(str(path))
 
 
-def test_a_file_that_is_not_there_names_those_that_ship():
+def test_a_missing_file_is_reported_with_the_names_of_those_that_ship():
   with pytest.raises(UserError, match='harmlessness, helpfulness, honesty'):
     constitution.load_constitution('harmlesness')

@@ -341,14 +341,14 @@ TROUBLES = {
 
 
 @pytest.mark.parametrize('trouble', TROUBLES)
-def test_a_trouble_that_passes(serve, tmp_path, trouble):
+def test_a_temporary_failure_is_retried(serve, tmp_path, trouble):
   server = serve(lambda n, request: TROUBLES[trouble] if n < 2 else completion('A'))
   judged = endpoint.build_endpoint_judge(server.url, config(), tmp_path / 'cache')(comparisons(1))
   assert judged.probabilities.tolist() == [1.0] and len(server.requests) == 3
 
 
 @pytest.mark.parametrize('trouble', TROUBLES)
-def test_a_trouble_that_stays_stops_with_the_labels_kept(serve, tmp_path, trouble):
+def test_a_permanent_failure_stops_and_keeps_the_labels(serve, tmp_path, trouble):
   path = tmp_path / 'cache.jsonl'
   server = serve(
     lambda n, request: completion('A') if asked_for(request) < 3 else TROUBLES[trouble]
@@ -358,7 +358,7 @@ def test_a_trouble_that_stays_stops_with_the_labels_kept(serve, tmp_path, troubl
   said = str(error.value)
   assert (
     '3 label(s) are kept in ' + str(path) in said
-    and 'the same command goes on' in said
+    and 'repeat the same command' in said
     and server.url in said
   )
   assert (
@@ -493,7 +493,7 @@ def test_bounds_count_what_is_in_the_cache(serve, tmp_path):
   )
 
 
-def test_answers_that_are_garbage_count_as_calls_and_unsaid_tokens_are_estimated(serve, tmp_path):
+def test_unreadable_replies_count_as_calls_and_missing_usage_is_estimated(serve, tmp_path):
   server = serve(lambda n, request: b'' if n == 0 else completion('A', tokens=0))
   endpoint.build_endpoint_judge(server.url, config(), tmp_path / 'cache')(comparisons(1))
   (row,) = rows(tmp_path / 'cache')
@@ -501,7 +501,7 @@ def test_answers_that_are_garbage_count_as_calls_and_unsaid_tokens_are_estimated
 
 
 @pytest.mark.parametrize('most', [1, 4])
-def test_so_many_calls_at_once_and_no_more(serve, tmp_path, most):
+def test_no_more_calls_run_at_once_than_allowed(serve, tmp_path, most):
   server = serve(
     lambda n, request: time.sleep(0.03) or completion('A' if asked_for(request) % 3 else 'B')
   )
@@ -586,7 +586,7 @@ def test_a_cache_in_use_or_not_to_be_written(tmp_path):
     endpoint.build_endpoint_judge('http://127.0.0.1:9/v1', config(), tmp_path)(comparisons(1))
 
 
-def test_no_proxy_stands_before_this_machine(serve, tmp_path, monkeypatch):
+def test_no_proxy_is_used_for_this_machine(serve, tmp_path, monkeypatch):
   server, proxy = (
     serve(lambda n, request: completion('A')),
     serve(lambda n, request: completion('B')),
@@ -768,7 +768,7 @@ def test_transformers_serve(tmp_path, monkeypatch, caplog):
           comparisons(1)
         )
     np.testing.assert_array_equal(judged.probabilities, [expected] * 4)
-    assert 'gives no log-probabilities' in caplog.text and len(rows(path)) == 4
+    assert 'returns no log-probabilities' in caplog.text and len(rows(path)) == 4
     for row, text in zip(rows(path), judged.rationales):
       assert (
         row['by'] == 'text'

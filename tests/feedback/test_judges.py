@@ -38,7 +38,7 @@ def test_kinds(name, kind):
   assert judges.judge_kind(name) == kind
 
 
-def test_where_they_live():
+def test_which_kinds_run_on_devices_and_which_in_one_process():
   flags = {kind.name: (kind.on_device, kind.one_process) for kind in judges.JUDGE_KINDS}
   assert flags == {
     'endpoint': (False, True),

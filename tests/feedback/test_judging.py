@@ -16,7 +16,7 @@ def comparison(first, second):
   return Comparison([dict(role='user', content='Why?')], first, second)
 
 
-def test_both_orders_take_the_habit_of_place_away():
+def test_both_orders_remove_a_positional_bias():
   rng = np.random.default_rng(0)
   pairs = [comparison('x' * a, 'x' * b) for a, b in rng.integers(1, 6, (200, 2)) if a != b]
   truth = np.array([len(pair.first) > len(pair.second) for pair in pairs])

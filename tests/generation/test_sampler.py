@@ -69,7 +69,7 @@ def test_logprobs_are_those_of_the_training_forward(params, changes, unroll):
   np.testing.assert_allclose(jnp.where(samples.mask, again, 0), samples.logprobs, atol=1e-5)
 
 
-def test_what_stands_after_the_end(params):
+def test_after_the_end_token_there_is_only_padding(params):
   samples = sampler.build_sampler(MODEL, sampling(), STOPS, PAD, num_samples=8)(
     params, prompts(), jax.random.key(3)
   )
@@ -143,7 +143,7 @@ def test_samples_of_a_prompt_differ_and_stand_together(params):
     dict(top_p=1.5),
   ],
 )
-def test_what_no_sampler_does_is_refused(said):
+def test_sampling_options_out_of_range_are_refused(said):
   with pytest.raises(UserError, match='sampling: expected max_new_tokens from 1'):
     sampler.build_sampler(MODEL, sampling(**said), STOPS, PAD)
 

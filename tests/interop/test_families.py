@@ -69,7 +69,7 @@ def test_windows_shorter_and_longer_than_the_text():
     np.testing.assert_allclose(run((11, 0), weights, cache), short, atol=2e-5)
 
 
-def test_bfloat16_computes_and_float32_remembers():
+def test_bfloat16_computes_while_parameters_stay_float32():
   config = pretrained.read_config(DATA / 'llama')
   params = pretrained.load_parameters(DATA / 'llama', config)
   inputs = batch()

@@ -138,12 +138,12 @@ def gguf_metadata(pre):
   return {'tokenizer.ggml.' + key: value for key, value in values.items()}
 
 
-def test_every_way_to_cut_is_tested():
+def test_every_pre_tokenizer_is_tested():
   assert set(CUTS) == set(gguf_tokenizer.PRE_TOKENIZERS)
 
 
 @pytest.mark.parametrize('pre', CUTS)
-def test_texts_are_cut_as_the_file_says(pre):
+def test_texts_are_split_as_the_files_pre_tokenizer_says(pre):
   tokenizer = Tokenizer.from_gguf(gguf_metadata(pre))
   pieces = tokenizer.core.pre_tokenizer.pre_tokenize_str("ab're 1234 !!")
   assert [piece for piece, _ in pieces] == CUTS[pre]

@@ -140,7 +140,7 @@ def test_the_library_takes_rows_of_an_odd_length(monkeypatch):
     ({'dtype': 'bfloat16', 'attention_cap': 0.0, 'attention': 'plain'}, 256, False, 'gpu', 'plain'),
   ],
 )
-def test_who_computes(change, places, cached, platform, want):
+def test_which_implementation_is_chosen(change, places, cached, platform, want):
   assert (
     attention.choose_implementation(dataclasses.replace(CONFIG, **change), places, cached, platform)
     == want
@@ -148,9 +148,9 @@ def test_who_computes(change, places, cached, platform, want):
 
 
 @pytest.mark.parametrize(
-  'way, message', [('cudnn', 'cudnn needs bfloat16'), ('splash', 'multiple of 128 places, got 9')]
+  'way, message', [('cudnn', 'cudnn needs bfloat16'), ('splash', 'multiple of 128 tokens, got 9')]
 )
-def test_a_wish_that_cannot_be_granted(way, message):
+def test_an_implementation_that_cannot_be_used_is_refused(way, message):
   model = transformer.build_model(dataclasses.replace(CONFIG, attention=way))
   with pytest.raises(UserError, match=message):
     jax.eval_shape(
@@ -163,7 +163,7 @@ def test_a_wish_that_cannot_be_granted(way, message):
 def test_learned_positions_end():
   config = dataclasses.replace(CONFIG, learned_positions=True, max_length=8)
   model = transformer.build_model(config)
-  with pytest.raises(UserError, match='rows of 9 places, expected at most its 8 positions'):
+  with pytest.raises(UserError, match='rows of 9 tokens, expected at most 8'):
     jax.eval_shape(
       model.apply,
       jax.eval_shape(model.init, jax.random.key(0)),

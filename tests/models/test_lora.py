@@ -46,7 +46,7 @@ def adapted(case, **changes):
 
 
 @pytest.mark.parametrize('case', ['llama', 'gpt2', 'gemma2', 'olmo2', 'mixtral'])
-def test_a_new_adapter_is_its_base_and_a_merged_one_is_itself(case):
+def test_a_new_adapter_computes_its_base_and_merging_changes_no_output(case):
   base, config, params = adapted(case)
   assert set(config.matrices) == {
     name.removesuffix(lora.A) for name in params['layers'] if name.endswith(lora.A)
@@ -66,7 +66,7 @@ def test_a_new_adapter_is_its_base_and_a_merged_one_is_itself(case):
   )
 
 
-def test_a_model_begins_at_zero_change():
+def test_new_adapters_change_nothing_and_have_the_usual_scale():
   config = adapted('llama')[1]
   layers = transformer.build_model(config).init(jax.random.key(0))['layers']
   assert not any(leaf.any() for name, leaf in layers.items() if name.endswith(lora.B))
@@ -76,7 +76,7 @@ def test_a_model_begins_at_zero_change():
     assert float(a.std()) == pytest.approx((3 * inputs) ** -0.5, rel=0.2)
 
 
-def test_all_matrices_at_full_rank_go_where_a_full_step_goes():
+def test_at_full_rank_a_step_of_adapters_is_a_step_of_the_whole_matrix():
   """With A Aᵀ = I a step of SGD on B changes A B by the full gradient, times (α/r)²."""
   base, config, params = adapted('llama', lora_rank=48, lora_alpha=24.0)
   layers = params['layers']
@@ -125,7 +125,7 @@ def test_what_is_trained_and_what_is_not():
   assert lora.split_trainable(frozen) == (frozen, {})
 
 
-def test_what_has_no_place():
+def test_targets_that_the_model_does_not_have_are_refused():
   for case, targets in (
     ('gpt2', ('gate',)),
     ('mixtral', ('up',)),
@@ -161,12 +161,12 @@ def wide():
 @pytest.mark.parametrize(
   'kind,error,bits', [('bfloat16', 0.02, 16), ('int8', 0.02, 8), ('nf4', 0.15, 4), ('int4', 0.2, 4)]
 )
-def test_a_kept_base_is_close_and_small(kind, error, bits):
-  if kind in quantised.SMALL:
+def test_a_quantised_base_is_close_and_small(kind, error, bits):
+  if kind in quantised.QUANTISED_KINDS:
     pytest.importorskip('qwix')
   config, params, want = wide()
   trained, frozen = lora.split_trainable(params)
-  kept = quantised.keep(frozen, kind)
+  kept = quantised.convert(frozen, kind)
   got = forward(config, {**kept, 'layers': {**kept['layers'], **trained['layers']}})
   assert float(jnp.linalg.norm(got - want) / jnp.linalg.norm(want)) < error
 
@@ -195,13 +195,13 @@ def test_a_kept_base_is_close_and_small(kind, error, bits):
 
 
 @pytest.mark.parametrize('kind', ['int8', 'nf4'])
-def test_a_kept_base_stays_cut_over_devices(kind):
+def test_a_quantised_base_stays_sharded(kind):
   pytest.importorskip('qwix')
   config, params, _ = wide()
   on = mesh.make_layout(mesh.MeshOptions(data=1, fsdp=4, tensor=2))
   model = transformer.build_model(config, on)
   here = jax.device_put(params, on.shardings(model.axes, params))
-  kept, alone = quantised.keep(here, kind), quantised.keep(params, kind)
+  kept, alone = quantised.convert(here, kind), quantised.convert(params, kind)
   for name in config.matrices:
     whole = kept['layers'][name].qvalue
     assert whole.sharding.shard_shape(whole.shape) == here['layers'][name].sharding.shard_shape(
@@ -216,4 +216,4 @@ def test_no_such_kind():
   with pytest.raises(
     UserError, match="lora.base: expected one of float32, bfloat16, int8, int4, nf4, got 'fp3'"
   ):
-    quantised.keep({}, 'fp3')
+    quantised.convert({}, 'fp3')

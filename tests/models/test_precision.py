@@ -72,7 +72,7 @@ def test_a_bfloat16_model_asks_for_no_exact_product_of_float32(exact, changes):
   assert ('DEFAULT', {'f32'}) in asked and ('HIGHEST', {'f32'}) not in asked
 
 
-def test_the_environment_has_the_last_word(monkeypatch):
+def test_the_environment_variable_wins(monkeypatch):
   monkeypatch.setenv('JAX_DEFAULT_MATMUL_PRECISION', 'tensorfloat32')
   pipeline.request_exact_products()
   assert jax.config.jax_default_matmul_precision is None

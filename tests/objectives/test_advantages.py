@@ -66,7 +66,7 @@ def test_the_score_may_stand_after_the_end():
   )
 
 
-def test_a_reward_of_three_quarters_stays_three_quarters():
+def test_a_fractional_reward_is_not_rounded():
   mask = jnp.array([[True, True, False], [True, True, True], [False, False, False]])
   kl = jnp.full((3, 3), 0.5)
   placed = advantages.place_rewards(jnp.array([0.75, -0.5, 9.0]), kl, mask, 0.1)
@@ -79,7 +79,7 @@ def test_a_reward_of_three_quarters_stays_three_quarters():
   np.testing.assert_array_equal(returns[0], [0.75, 0.75, 0.0])
 
 
-def test_what_is_to_come():
+def test_reward_to_go_by_hand():
   np.testing.assert_allclose(
     advantages.reward_to_go(jnp.array([[1.0, -2.0, 4.0], [0.5, 0, 0]])), [[3, 2, 4], [0.5, 0, 0]]
   )

@@ -309,7 +309,7 @@ def test_settings_out_of_range_are_refused(name):
       settings(name, beta=beta).check()
   if hasattr(settings(name), 'label_smoothing'):
     for smoothing in (-0.1, 0.5):
-      with pytest.raises(ValueError, match='label_smoothing: expected 0 to below 0.5'):
+      with pytest.raises(ValueError, match='label_smoothing: expected at least 0 and below 0.5'):
         settings(name, label_smoothing=smoothing).check()
 
 

@@ -113,14 +113,14 @@ def test_only_without_remat_attention_weights_are_kept():
   layout = mesh.make_layout(mesh.MeshOptions(), jax.devices()[:1])
   trained = jax.ShapeDtypeStruct((1,), 'float32', sharding=layout.sharding())
 
-  def kept(remat, length):
+  def saved(remat, length):
     config = dataclasses.replace(testing.MODEL_CONFIG, remat=remat, attention='plain')
     update = work.training(config, layout, 8, length, 0, 1, trained)
-    return update.kept - work.bytes_on_device(trained)
+    return update.saved - work.bytes_on_device(trained)
 
-  assert kept('dots', 64) == 2 * kept('dots', 32)
-  assert kept('full', 64) == 2 * kept('full', 32)
-  assert kept('none', 64) > 2 * kept('none', 32)
+  assert saved('dots', 64) == 2 * saved('dots', 32)
+  assert saved('full', 64) == 2 * saved('full', 32)
+  assert saved('none', 64) > 2 * saved('none', 32)
 
 
 def test_abstract_batches_are_sharded_along_their_rows():
@@ -203,7 +203,7 @@ def test_every_experiment_can_be_planned(path):
   config = pipeline.load_config(f'{path}:tiny')
   assert list(costs) == list(config.stages)
   for cost in costs.values():
-    assert all(program.flops > 0 and program.held > 0 for program in cost.programs)
+    assert all(program.flops > 0 and program.temporary > 0 for program in cost.programs)
 
 
 def test_adapters_share_a_base_that_counts_once():

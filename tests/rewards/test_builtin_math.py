@@ -126,7 +126,7 @@ def test_verified_names_the_missing_library(monkeypatch):
     score(math.verified, '8', '8')
 
 
-def test_verified_leaves_alarms_alone():
+def test_verified_does_not_disturb_a_pending_alarm():
   pytest.importorskip('math_verify')
   signal = pytest.importorskip('signal')
   signal.alarm(100)

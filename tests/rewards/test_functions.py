@@ -82,7 +82,7 @@ def test_a_bad_a_slow_and_a_deadly_answer_cost_only_themselves(module, caplog):
   )
 
 
-def test_a_program_that_always_fails_stops_the_run(module):
+def test_a_reward_function_that_always_fails_stops_the_run(module):
   with pytest.raises(
     UserError,
     match="reward 'own_programs:fragile': KeyError: 'no such word'; it failed on every response",
@@ -98,7 +98,7 @@ def test_a_program_that_always_fails_stops_the_run(module):
     ('own_programs:text', "3 finite floats, got ['good', "),
     ('own_programs:nothing', 'nothing'),
     ('nowhere:f', 'nowhere'),
-    ('own_programs:words(1)', 'options are given by name'),
+    ('own_programs:words(1)', 'options must be given by name'),
     ('own_programs:words(each=open)', 'option=value'),
   ],
 )

@@ -96,7 +96,7 @@ def test_a_source_of_this_kind(serve):
 
 
 @pytest.mark.parametrize('trouble', [(429, {}), (503, b''), (500, b'oops')])
-def test_a_trouble_that_passes(serve, trouble):
+def test_a_temporary_failure_is_retried(serve, trouble):
   running = serve(lambda n, request: trouble if n < 2 else lengths(request))
   values, failed = score(running.url, ['a', 'bb'])
   assert values.tolist() == [1, 2] and failed == 0 and len(running.requests) == 3

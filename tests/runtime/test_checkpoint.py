@@ -232,7 +232,7 @@ def test_another_optimizer_is_an_error(tmp_path):
   saver.close()
 
 
-def test_nothing_there(tmp_path):
+def test_missing_checkpoints_are_one_line_errors(tmp_path):
   with pytest.raises(UserError, match='no such directory'):
     checkpoint.restore_params(tmp_path / 'none', {})
   with pytest.raises(UserError, match='holds no finished checkpoint'):

@@ -37,7 +37,7 @@ def test_auto_says_why():
   _, why = choose_mesh(billions(8, rows=8), 8, 8, 80 * 2**30)
   assert why == (
     'mesh: data 1 × fsdp 8 × tensor 1, rollout_tensor 2: 8 billion parameters with all models '
-    'and optimizers take 298 GiB, 37.3 on each device of 80; decoding holds 14.9 GiB of '
+    'and optimizers take 298 GiB, 37.3 GiB on each device of 80 GiB; decoding needs 14.9 GiB of '
     'parameters on each'
   )
   assert 'expect it to run out of memory' in choose_mesh(billions(70), 8, 8, 80e9)[1]

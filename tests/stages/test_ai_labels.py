@@ -207,7 +207,7 @@ def surroundings(context, *overrides):
   )
 
 
-def test_soft_labels_with_all_that_was_said(context):
+def test_soft_labels_come_with_principle_judges_and_rationale(context):
   made = surroundings(context, 'feedback.ai.constitution=("tinyworld_harmlessness",)')
   prompts = [row for row in tinyworld.records('prompt', 'train', count=6)]
   texts = [
@@ -253,7 +253,7 @@ def test_soft_labels_with_all_that_was_said(context):
     ai_labels.label_pairs(made, options, silent, 'train', prompts, texts, np.random.default_rng(0))
 
 
-def test_averaging_both_orders_mends_a_habit_of_place():
+def test_averaging_both_orders_removes_a_positional_bias():
   rankings = tinyworld.records('ranking', 'validation')
 
   def measure(judge):

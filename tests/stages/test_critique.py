@@ -92,7 +92,7 @@ def test_requests_as_messages_of_the_chat_template(context):
     ),
     (['critique.rounds=0'], 'rounds from 1'),
     (['critique.judge=reward'], 'judge "oracle" or none'),
-    (['critique.constitution=()'], 'no principle says "critique"'),
+    (['critique.constitution=()'], 'no principle has a text for "critique"'),
   ],
 )
 def test_wrong_options(context, overrides, message):

@@ -129,7 +129,7 @@ def test_first_step_from_the_reference():
   assert metrics['response/length'] == metrics['reward/score'] > 1 and int(state.step) == 1
 
 
-def test_a_score_arrives_as_it_is():
+def test_a_score_reaches_the_metrics_unchanged():
   prompts, samples, _ = rollout()
   data = (prompts, samples.replace(ended=np.ones(N, bool)), np.full(N, 0.75, np.float32))
   _, metrics = update(data, coefficient=0.0)
@@ -233,7 +233,7 @@ def test_what_is_not_finite_is_never_taken_for_a_good_state():
   jax.tree.map(np.testing.assert_array_equal, before, everything(state))
 
 
-def test_half_a_step_is_never_taken_for_none():
+def test_a_step_with_one_skipped_minibatch_still_counts_as_a_step():
   """The second minibatch is not finite: this state must not be saved as that of the step before."""
   definitions, options, step, reference = compiled(minibatches=2, rate=1e16)
   scored = testing.score_samples(*definitions.layout.place(rollout()))

@@ -99,8 +99,9 @@ def test_dpo_begins_at_log_2_and_learns_the_order():
   _, history = train(batch.replace(reference_logprobs=np.asarray(own.sums)), count=25)
   begin = history[0]
   end = history[-1]
-  got = [begin['loss'], begin['margin'], begin['accuracy']]
-  np.testing.assert_allclose(got, [np.log(2), 0, 0.5], atol=2e-5)
+  # the accuracy at margins of 0 is up to rounding
+  got = [begin['loss'], begin['margin']]
+  np.testing.assert_allclose(got, [np.log(2), 0], atol=2e-5)
   assert end['loss'] < 0.1 and end['accuracy'] == 1 and end['margin'] > 1
 
 

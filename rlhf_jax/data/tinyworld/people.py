@@ -19,7 +19,7 @@ from rlhf_jax.data.tinyworld.choices import draw_by_share
 from rlhf_jax.data.tinyworld.world import draw_world
 from rlhf_jax.errors import UserError
 
-_MARGIN = 0.05  # of felt utility; people call closer responses equal
+_MARGIN = 0.05  # responses whose perceived utilities differ by less are ranked as equal
 _UNNOTICED = 2.0  # utility that a falsehood seems to have for who does not know better
 
 # What demonstrators say to claims.
@@ -46,19 +46,19 @@ _DEMONSTRATED_MANNERS = {'plain': 0.45, 'terse': 0.2, 'polite': 0.2, 'rambling':
 
 @dataclasses.dataclass(frozen=True)
 class Annotator:
-  """A person who ranks."""
+  """The noise, the biases and the knowledge of one simulated annotator."""
 
-  # Of the Plackett–Luce noise, in units of utility: at 0 a person never errs, at 1
-  # small differences are hardly seen.
+  # Scale of the Gumbel noise, in units of utility: with 0 the ranking has no errors, with 1
+  # small differences are hardly noticed.
   temperature: float
-  length_bias: float = 0.0  # utility felt for every ten words
-  # Utility felt for the response shown first; it falls evenly to 0 for the last one.
+  length_bias: float = 0.0  # utility added for every ten words
+  # Utility added for the response shown first; it decreases linearly to 0 for the last one.
   order_bias: float = 0.0
-  knowledge: float = 1.0  # share of the facts that the person knows
+  knowledge: float = 1.0  # share of the facts that the annotator knows
 
 
 def draw_annotators(count: int, seed: int) -> list[Annotator]:
-  """Draws annotators of varied care, habits and knowledge; one seed gives the same people."""
+  """Draws annotators of varied noise, biases and knowledge; one seed gives the same ones."""
   rng = np.random.default_rng(seed)
   annotators = []
   for _ in range(count):
@@ -78,30 +78,33 @@ def rank_responses(
   annotator: Annotator,
   rng: np.random.Generator,
 ) -> list[int]:
-  """Ranks responses as an annotator sees them.
+  """Ranks responses by an annotator's perceived utilities.
 
-  Gumbel noise on utilities makes the order a Plackett–Luce draw (Yellott 1977). The
-  same text twice has one rank, and so do texts that feel equally good.
+  With Gumbel noise on the utilities, the order is a sample of the Plackett–Luce model
+  (Yellott 1977). Equal texts get the same rank, and so do texts of nearly equal
+  perceived utility.
 
   Args:
     prompt: a prompt of TinyWorld.
-    responses: K texts in the order shown.
+    responses: K texts in the order in which they are shown.
     annotator: who ranks.
-    rng: source of the noise.
+    rng: the source of the noise.
 
   Returns:
-    K ranks in the order of the responses, 1 = best, equal = tie.
+    K ranks in the order of `responses`, 1 = best; equal ranks are ties.
 
   Raises:
-    UserError: the prompt is not of TinyWorld, which alone has a known truth.
+    UserError: the prompt is not one of TinyWorld's: for others there is no oracle.
   """
   if 'kind' not in prompt.meta:
-    raise UserError(f'prompt {prompt.id}: annotators need the meta of a TinyWorld prompt')
-  utilities = _feel_utilities(prompt, responses, annotator, rng)
+    raise UserError(
+      f'prompt {prompt.id}: simulated annotators need a TinyWorld prompt; its meta has no "kind"'
+    )
+  utilities = _perceive_utilities(prompt, responses, annotator, rng)
   ordered = sorted(utilities, key=lambda text: utilities[text], reverse=True)
   ranks = {}
   rank = 1
-  better_texts = ordered[:1] + ordered  # the best one is compared with itself
+  better_texts = ordered[:1] + ordered  # the first text is compared with itself
   for better, text in zip(better_texts, ordered, strict=False):
     if utilities[better] - utilities[text] >= _MARGIN:
       rank += 1
@@ -109,23 +112,24 @@ def rank_responses(
   return [ranks[text.strip()] for text in responses]
 
 
-def _feel_utilities(
+def _perceive_utilities(
   prompt: Prompt,
   responses: Sequence[str],
   annotator: Annotator,
   rng: np.random.Generator,
 ) -> dict[str, float]:
-  """Returns the felt utility of each different text."""
-  last_place = max(1, len(responses) - 1)
+  """Returns the perceived utility of each distinct text."""
+  last_index = max(1, len(responses) - 1)
   knows = _knows(annotator, prompt)
   utilities: dict[str, float] = {}
-  for place, text in enumerate(responses):
-    # Drawn for every place, so that equal texts do not shift the noise of the rest.
+  for index, text in enumerate(responses):
+    # Noise is drawn for duplicates too, so that they do not change that of later texts.
     noise = annotator.temperature * float(rng.gumbel())
-    length_habit = annotator.length_bias * len(text.split()) / 10
-    order_habit = annotator.order_bias * (1 - place / last_place)
+    length_effect = annotator.length_bias * len(text.split()) / 10
+    order_effect = annotator.order_bias * (1 - index / last_index)
+    bias = length_effect + order_effect
     verdict = oracle.judge(prompt, text)
-    utility = verdict.utility + length_habit + order_habit + noise
+    utility = verdict.utility + bias + noise
     if not knows and not verdict.honest:
       utility += _UNNOTICED
     utilities.setdefault(text.strip(), utility)

@@ -1,1 +1,1 @@
-"""Reward functions that ship; docs/rewards.md lists them."""
+"""Reward functions that come with the package; docs/rewards.md lists them."""

@@ -1,11 +1,10 @@
-"""Rewards for instructions that a function can check: IFEval.
+"""Rewards for following instructions that a program can verify: IFEval.
 
-Zhou et al. 2023, arXiv:2311.07911, table 1. A record's meta has
-`instruction_id_list` and, for each of these, the `kwargs` of its check. The rules
-are the strict ones of the reference implementation (google-research,
-instruction_following_eval); docs/rewards.md says where they differ. Left out: the
-loose rules (which try a response without its first or last line), and instructions
-that IFEval's prompts do not use.
+Zhou et al. 2023, arXiv:2311.07911, table 1. A record's meta has `instruction_id_list` and, for each
+of these instructions, the `kwargs` of its check. The rules are the strict ones of the reference
+implementation (google-research, instruction_following_eval); docs/rewards.md says where they
+differ. Left out: the loose rules, which also try a response without its first or last line, and
+instructions that IFEval's prompts do not use.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +20,11 @@ _CONSTRAINED_RESPONSES = (
   'My answer is no.',
   'My answer is maybe.',
 )
-_CLOSING = '"\'”’)]*_'  # may stand behind the end of a sentence
+_CLOSING = '"\'”’)]*_'  # characters that may follow the end of a sentence
 _ABBREVIATIONS = frozenset('mr. mrs. ms. dr. prof. st. jr. sr. vs. etc. inc. ltd.'.split())
 _INITIALS = re.compile(r'\W*(?:[A-Za-z]\.)+')  # "e.g.", "J.", "U.S."
 
-Kwargs = Mapping[str, Any]  # of an instruction, without those that are None
+Kwargs = Mapping[str, Any]  # of an instruction's check, without those that are None
 # check(text, kwargs) → whether the text follows the instruction.
 Check = Callable[[str, Kwargs], bool]
 
@@ -35,7 +34,7 @@ def follows(
   responses: Sequence[str],
   records: Sequence[Prompt],
 ) -> list[float]:
-  """Computes the share of its record's instructions that each response follows.
+  """Computes, for each response, the share of its record's instructions that it follows.
 
   Args:
     prompts: not used.
@@ -43,11 +42,11 @@ def follows(
     records: N prompts, whose meta has `instruction_id_list` and `kwargs`.
 
   Returns:
-    N shares in 0..1; an empty response follows no instruction.
+    N shares from 0 to 1; an empty response follows no instruction.
 
   Raises:
-    UserError: a record's meta lacks something; the message names the record and
-      the instruction.
+    UserError: a record's meta is incomplete or invalid, or names an unknown instruction;
+      the message names the record and the instruction.
   """
   values = []
   for response, record in zip(responses, records, strict=True):
@@ -63,7 +62,7 @@ def follows_all(
 ) -> list[float]:
   """Gives 1.0 where a response follows all its record's instructions, else 0.0.
 
-  Arguments and errors are those of `follows`.
+  Takes the same arguments as `follows` and raises the same errors.
   """
   values = []
   for response, record in zip(responses, records, strict=True):
@@ -72,10 +71,10 @@ def follows_all(
 
 
 def _check_instructions(response: str, record: Prompt) -> list[bool]:
-  """Tells for each instruction of a record whether the response follows it."""
+  """Returns, for each instruction of a record, whether the response follows it."""
   names = record.meta.get('instruction_id_list')
   all_kwargs = record.meta.get('kwargs')
-  message = f'record {record.id}: meta needs "instruction_id_list" and as many "kwargs"'
+  message = f'record {record.id}: meta needs "instruction_id_list" and a list of as many "kwargs"'
   if not isinstance(names, list) or not isinstance(all_kwargs, list):
     raise UserError(message)
   if not names or len(names) != len(all_kwargs):
@@ -99,7 +98,7 @@ def _run_check(
   if name not in CHECKS:
     raise UserError(f'{where}: no such check; there are {", ".join(CHECKS)}')
   try:
-    # The data set names the kwargs of all checks and sets those of others to None.
+    # The data set lists the kwargs of all checks; those of other checks are None.
     arguments = {key: value for key, value in (kwargs or {}).items() if value is not None}
     return bool(CHECKS[name](response, arguments))
   except KeyError as error:
@@ -141,7 +140,7 @@ def _number_placeholders(text: str, kwargs: Kwargs) -> bool:
 
 
 def _postscript(text: str, kwargs: Kwargs) -> bool:
-  # Blanks are allowed behind the dots of a marker: "P. S."
+  # A space is allowed after each dot of a marker: "P. S."
   marker = re.escape(kwargs['postscript_marker']).replace(r'\.', r'\.\s?')
   return re.search(marker, text, flags=re.IGNORECASE) is not None
 
@@ -166,7 +165,7 @@ def _multiple_sections(text: str, kwargs: Kwargs) -> bool:
 
 
 def _number_bullet_lists(text: str, kwargs: Kwargs) -> bool:
-  # A star that is doubled is bold text, not a bullet.
+  # A double star is bold text, not a bullet.
   bullets = re.findall(r'^[ \t]*(?:\*[^*\n]|-)', text, flags=re.MULTILINE)
   return len(bullets) == kwargs['num_bullets']
 
@@ -181,7 +180,7 @@ def _number_highlighted_sections(text: str, kwargs: Kwargs) -> bool:
 
 
 def _title(text: str, kwargs: Kwargs) -> bool:
-  # '<< >>' is no title.
+  # An empty '<< >>' is not a title.
   titles = re.findall(r'<<[^\n]+>>', text)
   return any(title.strip('<> ') for title in titles)
 
@@ -209,14 +208,14 @@ def _response_language(text: str, kwargs: Kwargs) -> bool:
 
 
 def _nth_paragraph_first_word(text: str, kwargs: Kwargs) -> bool:
-  """Checks the number of paragraphs, separated by empty lines, and one's first word."""
+  """Checks the number of paragraphs, separated by empty lines, and one paragraph's first word."""
   count = kwargs['num_paragraphs']
-  place = kwargs['nth_paragraph']  # from 1
+  number = kwargs['nth_paragraph']  # from 1
   word = kwargs['first_word']
   paragraphs = [part.strip() for part in text.split('\n\n') if part.strip()]
-  if len(paragraphs) != count or not 1 <= place <= count:
+  if len(paragraphs) != count or not 1 <= number <= count:
     return False
-  beginning = paragraphs[place - 1].split()[0].lstrip('\'"')
+  beginning = paragraphs[number - 1].split()[0].lstrip('\'"')
   first_word = re.split(r'[.,?!\'"]', beginning)[0]
   return first_word.lower() == word.lower()
 
@@ -278,11 +277,11 @@ CHECKS: dict[str, Check] = {  # the name of an instruction → its check
 }
 
 
-# --- what several checks use ---
+# --- helpers of the checks ---
 
 
 def _compare(count: int, relation: str, threshold: int) -> bool:
-  """Tells whether a count is in a relation to a threshold."""
+  """Tells whether a count is 'at least' or 'less than' a threshold."""
   if relation == 'at least':
     return count >= threshold
   if relation == 'less than':
@@ -291,18 +290,18 @@ def _compare(count: int, relation: str, threshold: int) -> bool:
 
 
 def _count_occurrences(word: str, text: str) -> int:
-  """Counts a word, inside other words too, whatever the case."""
+  """Counts how often a word occurs, also inside other words, ignoring case."""
   return len(re.findall(re.escape(word), text, flags=re.IGNORECASE))
 
 
 def _has_word(word: str, text: str) -> bool:
-  """Tells whether a text has a whole word, whatever the case."""
+  """Tells whether a text contains a whole word, ignoring case."""
   pattern = rf'\b{re.escape(word)}\b'
   return re.search(pattern, text, flags=re.IGNORECASE) is not None
 
 
 def _split_by_divider(text: str, divider: str) -> list[str]:
-  """Splits a text; dividers may also stand before the first part and after the last."""
+  """Splits a text; a divider before the first part or after the last one adds no empty part."""
   parts = [part.strip() for part in text.split(divider)]
   begin = 0 if parts[0] else 1
   end = len(parts) if parts[-1] else len(parts) - 1
@@ -310,15 +309,19 @@ def _split_by_divider(text: str, divider: str) -> list[str]:
 
 
 def _is_in_language(text: str, language: str) -> bool:
-  """Tells whether a text is in a language (ISO 639-1); False where none is detected."""
+  """Tells whether a text is in a language (an ISO 639-1 code); False where none is detected.
+
+  Raises:
+    UserError: langdetect is not installed.
+  """
   try:
     import langdetect
   except ImportError:
     raise UserError(
       'rewards.builtin.instructions: langdetect is not installed, run: pip install rlhf_jax[ifeval]'
     ) from None
-  langdetect.DetectorFactory.seed = 0  # it draws at random
-  if text.isupper():  # its profiles are of texts in lower case
+  langdetect.DetectorFactory.seed = 0  # its algorithm is random
+  if text.isupper():  # its language profiles were made from lower-case text
     text = text.lower()
   try:
     detected = langdetect.detect(text)
@@ -328,39 +331,39 @@ def _is_in_language(text: str, language: str) -> bool:
 
 
 def _count_sentences(text: str) -> int:
-  """Counts the ends of sentences, and one more for words behind the last."""
+  """Counts sentences: their ends, plus one if words follow the last end."""
   count = 0
-  has_words = False  # since the last end
+  has_words = False  # whether there were words since the last end
   for line in text.splitlines():
     words = line.split()
-    for place, word in enumerate(words):
+    for index, word in enumerate(words):
       if any(letter.isalnum() for letter in word):
         has_words = True
-      following = words[place + 1] if place + 1 < len(words) else None
-      if has_words and _ends_sentence(word, place, following):
+      following = words[index + 1] if index + 1 < len(words) else None
+      if has_words and _ends_sentence(word, index, following):
         count += 1
         has_words = False
   return count + has_words
 
 
-def _ends_sentence(word: str, place: int, following: str | None) -> bool:
-  """Tells whether a sentence ends with a word.
+def _ends_sentence(word: str, index: int, following: str | None) -> bool:
+  """Tells whether a word is the last one of a sentence.
 
   Args:
-    word: with the signs behind it.
-    place: of the word in its line.
-    following: the next word of the line; None at its end.
+    word: the word with the punctuation after it.
+    index: its index in the line.
+    following: the next word of the line; None if it is the last one.
   """
   word = word.rstrip(_CLOSING)
   if not word.endswith(('.', '!', '?', '…')):
     return False
-  return following is None or not _goes_on(word, place, following)
+  return following is None or not _sentence_continues(word, index, following)
 
 
-def _goes_on(word: str, place: int, following: str) -> bool:
-  """Tells whether a word's stop ends no sentence: "Dr.", "J.", "1.", "wait... what"."""
+def _sentence_continues(word: str, index: int, following: str) -> bool:
+  """Tells whether a full stop does not end its sentence: "Dr.", "J.", "1.", "wait... what"."""
   if word.endswith(('..', '…')):
     return following[0].islower()
   is_abbreviation = word.lower() in _ABBREVIATIONS
-  is_list_number = place == 0 and word[:-1].isdigit()
+  is_list_number = index == 0 and word[:-1].isdigit()
   return is_abbreviation or is_list_number or _INITIALS.fullmatch(word) is not None

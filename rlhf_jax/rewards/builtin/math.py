@@ -1,7 +1,7 @@
-r"""Rewards for questions with one right answer: 1.0 where a response ends in it, else 0.0.
+r"""Rewards for questions with one right answer: 1.0 where a response ends with it, else 0.0.
 
-Left out: credit for the way to the answer or its format, mixed numbers (1 1/2),
-powers of ten (1e5), units.
+Left out: credit for the reasoning or the format, mixed numbers (1 1/2), scientific notation (1e5),
+units.
 """
 
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ import re
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.errors import UserError
 
-_MARK = '####'  # stands before the final answer in GSM8K
+_MARK = '####'  # precedes the final answer in GSM8K
 _BOX = r'\boxed{'
 
 _DIGITS = r'(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+'
-# A numerator with its sign ('-5', but not that of '10-5'), and perhaps a
-# denominator ('3/4', but not the date '3/4/21').
+# A number with its sign ('-5'; but '10-5' is 10 and 5), optionally with a denominator
+# ('3/4', but not the date '3/4/21').
 _NUMBER = re.compile(rf'(?<![\w)])(?<!\d\.)(-?(?:{_DIGITS}))(?:\s?/\s?(\d+)(?![\d/]))?')
-_REWRITES = (  # (pattern, replacement) before numbers are looked for
+_REWRITES = (  # (pattern, replacement), applied before numbers are searched for
   (r'[−–]', '-'),
   (r'\{,\}', ','),  # TeX: 1{,}000
   (r'\\[,!]', ''),  # TeX: 1\,000
@@ -37,9 +37,9 @@ def final_number(
 
   The final number is the first one on the line of the last '####' (Cobbe et al.
   2021, arXiv:2110.14168, the form of GSM8K's answers), else the first in the last
-  \boxed{…}, else the last of all. A mark with no number behind it is no answer.
-  Numbers are compared exactly: 1,000 = 1000.0 and 1/2 = 0.50; currency and percent
-  signs do not count.
+  \boxed{…}, else the last one in the response. A '####' or \boxed{…} without a number
+  is no answer. Numbers are compared exactly: 1,000 = 1000.0 and 1/2 = 0.50; currency and
+  percent signs are ignored.
 
   Args:
     prompts: not used.
@@ -64,9 +64,9 @@ def verified(
 
   `meta['final']` may be any TeX expression. The library looks for the answer on the
   line of the last '####' if there is one, else in the whole response, where it
-  prefers \boxed{…}. What it cannot parse or compare is 0. Its own alarms are off:
-  they would disturb the worker process, whose time limit is the only one (an answer
-  such as 9^9^9^9 runs into it).
+  prefers \boxed{…}. What it cannot parse or compare scores 0. Its own timeouts, which
+  use signals, are switched off, as they would interfere with the worker process; the
+  worker's time limit applies instead (an answer such as 9^9^9^9 exceeds it).
 
   Args:
     prompts: not used.
@@ -74,8 +74,8 @@ def verified(
     records: N prompts, whose meta has `final`.
 
   Raises:
-    UserError: math-verify is not installed, or a record has no `meta['final']` or
-      one that does not parse.
+    UserError: math-verify is not installed, or a record has no `meta['final']`, or one
+      that math-verify cannot parse.
   """
   try:
     import math_verify
@@ -83,7 +83,7 @@ def verified(
     raise UserError(
       'rewards.builtin.math:verified: math-verify is not installed, run: pip install rlhf_jax[math]'
     ) from None
-  # It warns on each call that its alarms are off.
+  # It would warn on each call that its timeouts are off.
   logging.getLogger('math_verify').setLevel(logging.ERROR)
   values = []
   for response, record in zip(responses, records, strict=True):
@@ -102,7 +102,7 @@ def verified(
 
 
 def _final_value(response: str) -> Fraction | None:
-  """Returns the number in which a response ends; None if there is none."""
+  """Returns the final number of a response; None if there is none."""
   if _MARK in response:
     numbers = _find_numbers(_line_after_mark(response))
   elif _BOX in response:
@@ -115,21 +115,21 @@ def _final_value(response: str) -> Fraction | None:
 
 
 def _line_after_mark(response: str) -> str:
-  """Returns the first line that is not empty behind the last '####'."""
+  """Returns the first non-empty line after the last '####'."""
   return response.rpartition(_MARK)[2].strip().partition('\n')[0]
 
 
 def _last_box(response: str) -> str:
-  r"""Returns what the last \boxed{…} holds; without its end, all that follows."""
+  r"""Returns the content of the last \boxed{…}; where it is not closed, all that follows."""
   text = response.rpartition(_BOX)[2]
-  depth = 1  # of open braces
-  for place, letter in enumerate(text):
+  depth = 1  # the number of open braces
+  for index, letter in enumerate(text):
     if letter == '{':
       depth += 1
     elif letter == '}':
       depth -= 1
     if depth == 0:  # the brace that closes the box
-      return text[:place]
+      return text[:index]
   return text
 
 
@@ -141,13 +141,10 @@ def _find_numbers(text: str) -> list[tuple[str, str]]:
 
 
 def _as_fraction(numerator: str, denominator: str) -> Fraction | None:
-  """Returns a number exactly; None over zero, and where it has too many digits."""
+  """Returns a number as an exact fraction; None where it divides by zero or has too many digits."""
   try:
     return Fraction(numerator.replace(',', '')) / Fraction(denominator or 1)
-  except (
-    ValueError,
-    ZeroDivisionError,
-  ):  # ValueError: Python's limit of digits
+  except (ValueError, ZeroDivisionError):  # ValueError: more digits than Python converts
     return None
 
 

@@ -1,8 +1,8 @@
 """Rewards that look at a response's text alone: sentiment, length, pattern, repetition.
 
-Each is easily won by a text that nobody wants (one happy word, the right number of
-any words): they are for experiments, and for use beside a reward that judges
-content. Left out: VADER's boosters, capitals and exclamation marks.
+A policy can easily exploit each of them (with one happy word, or the right number of arbitrary
+words). They are meant for experiments, and for use together with a reward that judges the content.
+Left out: VADER's boosters, capitals and exclamation marks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,11 @@ import zlib
 from rlhf_jax.errors import UserError
 from rlhf_jax.files import open_text
 
-_EDGES = string.punctuation + '“”‘’«»…—–'  # removed around words
+_PUNCTUATION = string.punctuation + '“”‘’«»…—–'  # removed around words
 _NEGATIONS = frozenset(
   'not no never none nobody nothing nowhere neither nor cannot without hardly rarely seldom'.split()
 )
-_NEGATION_REACH = 3  # words before a word in which a negation turns its valence
+_NEGATION_REACH = 3  # a negation within so many words before a word reverses its valence
 
 
 def sentiment(
@@ -35,17 +35,18 @@ def sentiment(
 
     s(y) = 1/|H| Σ_{i ∈ H} n_i v(w_i)
 
-  H are the words of y in the lexicon; n_i = −1 if a negation is among the three
-  words before, else 1. This simplifies VADER (Hutto & Gilbert 2014, ICWSM; v in
-  −4..4). Words are separated by spaces and looked up in lower case, first as they
-  stand (emoticons), then without the punctuation around them. Negations have no
-  valence.
+  H are the words of y that are in the lexicon; v is a word's valence, and n_i = −1 if
+  one of the three words before it is a negation, else 1. This is a simplification of
+  VADER (Hutto & Gilbert 2014, ICWSM; v from −4 to 4). Words are separated by spaces and
+  looked up in lower case, first as they are (for emoticons), then without surrounding
+  punctuation. Negations have no valence of their own.
 
   Args:
     prompts: not used.
     responses: N texts.
     records: not used.
-    path: a lexicon, JSONL (.gz by its name) with `token` and `valence`.
+    path: a lexicon, a JSONL file (compressed if its name ends in .gz) with `token` and
+      `valence` in each line.
 
   Returns:
     N means; 0.0 where the lexicon knows no word.
@@ -68,9 +69,9 @@ def length(
 ) -> list[float]:
   """Rewards responses whose length n is between two bounds.
 
-    r(y) = 1 where least ≤ n ≤ most;  n/least below;  max(0, 2 − n/most) above
-
-  so that 0 is reached at twice `most`.
+    r(y) = 1                    where least ≤ n ≤ most
+           n / least            where n < least
+           max(0, 2 − n / most) where n > most, which is 0 from twice `most` on
 
   Args:
     prompts: not used.
@@ -80,8 +81,11 @@ def length(
     most: the upper bound.
     unit: what n counts, 'words' (separated by spaces) or 'characters'.
 
+  Returns:
+    N rewards from 0 to 1.
+
   Raises:
-    UserError: the bounds are no range, or the unit is another one.
+    UserError: the bounds are not 0 ≤ least ≤ most, or there is no such unit.
   """
   if unit not in ('words', 'characters'):
     raise UserError(f'length: unit: expected words or characters, got {unit!r}')
@@ -112,10 +116,13 @@ def matches(
     prompts: not used.
     responses: N texts.
     records: not used.
-    pattern: in Python's syntax; '(?s)' lets '.' match newlines.
+    pattern: a regular expression in Python's syntax; '(?s)' lets '.' match newlines.
+
+  Returns:
+    N values, 1.0 or 0.0.
 
   Raises:
-    UserError: the pattern is no regular expression.
+    UserError: the pattern is not a valid regular expression.
   """
   try:
     compiled = re.compile(pattern)
@@ -133,8 +140,8 @@ def not_repeated(
 ) -> list[float]:
   """Computes the share of distinct n-grams among all n-grams of words.
 
-  This is 1 − seq-rep-n of Welleck et al. 2020 (arXiv:1908.04319). Words are
-  separated by spaces, in lower case. A response of fewer than `n` words is one
+  This is 1 − seq-rep-n of Welleck et al. 2020 (arXiv:1908.04319). Words are separated by
+  spaces and compared in lower case. A response of fewer than `n` words counts as one
   n-gram.
 
   Args:
@@ -144,12 +151,12 @@ def not_repeated(
     n: words in an n-gram.
 
   Returns:
-    N shares in 0..1; 0.0 for an empty response.
+    N shares from 0 to 1; 0.0 for an empty response.
 
   Raises:
     UserError: `n` is not a positive whole number.
   """
-  if type(n) is not int or n < 1:  # True is an int too
+  if type(n) is not int or n < 1:  # isinstance would accept True
     raise UserError(f'not_repeated: n: expected a positive whole number, got {n!r}')
   values = []
   for response in responses:
@@ -166,16 +173,16 @@ def not_repeated(
 def _mean_valence(response: str, lexicon: Mapping[str, float]) -> float:
   """Returns s(y) of `sentiment`."""
   words = response.lower().replace('’', "'").split()
-  bare_words = [word.strip(_EDGES) for word in words]
+  bare_words = [word.strip(_PUNCTUATION) for word in words]
   is_negation = [_is_negation(word) for word in bare_words]
   valences = []
-  for place, word in enumerate(words):
+  for index, word in enumerate(words):
     valence = lexicon.get(word)
     if valence is None:
-      valence = lexicon.get(bare_words[place])
-    if valence is None or is_negation[place]:
+      valence = lexicon.get(bare_words[index])
+    if valence is None or is_negation[index]:
       continue
-    before = is_negation[max(0, place - _NEGATION_REACH) : place]
+    before = is_negation[max(0, index - _NEGATION_REACH) : index]
     valences.append(-valence if any(before) else valence)
   if not valences:
     return 0.0
@@ -186,11 +193,11 @@ def _is_negation(word: str) -> bool:
   return word in _NEGATIONS or word.endswith("n't")
 
 
-@functools.lru_cache(maxsize=4)  # a worker process scores many parts
+@functools.lru_cache(maxsize=4)  # as a worker process is called many times
 def _read_lexicon(path: str) -> dict[str, float]:
   """Reads a lexicon: token in lower case → valence."""
   valences = {}
-  number = 0  # of the line that is read, for the message
+  number = 0  # of the current line, for error messages
   try:
     with open_text(path) as file:
       for line in file:

@@ -66,7 +66,7 @@ def open_judge(context: Context, store: ModelStore, options: AILabelOptions) -> 
   """Opens the judge of a stage's section `ai`, and measures it on people's comparisons.
 
   Args:
-    context: the surroundings of the stage.
+    context: the context of the stage.
     store: its models.
     options: the section `ai`.
 
@@ -113,9 +113,9 @@ def label_pairs(
   """Draws pairs of responses to each prompt and lets the judge label them.
 
   Args:
-    context: the surroundings of the stage.
+    context: the context of the stage.
     options: the section `ai`.
-    judge: what open_judge gave.
+    judge: the judge that open_judge returned.
     split: 'train' or 'validation'.
     prompts: N prompts.
     texts: N lists of responses.

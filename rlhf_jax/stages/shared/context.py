@@ -1,4 +1,4 @@
-"""Defines the context of a stage: what it is given to run in."""
+"""Defines the context of a stage: everything that it gets to run with."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -68,7 +68,7 @@ class Context:
   def read_options(self, stage: DescribesOptions) -> Any:
     """Makes the typed options of the section.
 
-    From here on only they are read, never the ConfigDict.
+    The rest of the stage reads these options only, never the ConfigDict.
 
     Args:
       stage: the kind of the stage. The settings of what the section chooses, such as

@@ -15,7 +15,7 @@ class StageKind:
   Attributes:
     options: the frozen dataclass of its section; the defaults of its fields are the
       config's.
-    run: runs the stage in its surroundings; what it leaves is in the stage's folder.
+    run: runs the stage in its context; what it leaves is in the stage's folder.
     plan: says what the stage compiles and keeps on the devices, without reading
       anything.
     tiny: changes of the section that make the stage take seconds, as nested dicts.

@@ -19,7 +19,7 @@ FROZEN_BYTES = 4  # of a parameter that is only read: float32
 
 
 def compute_mesh_need(config: Any) -> MeshNeed:
-  """Computes what a mesh must hold, and by which sizes it may cut.
+  """Computes how many bytes a mesh must hold, and which sizes its axes must divide.
 
   Only the shapes of models are read, not their parameters.
 
@@ -39,7 +39,7 @@ def compute_mesh_need(config: Any) -> MeshNeed:
   for section in sections:
     state_bytes = max(state_bytes, _state_bytes(section, models))  # stages run one after the other
     row_counts += _row_counts(section)
-    if _has_adapters(section) and section.lora.base in quantised.SMALL:
+    if _has_adapters(section) and section.lora.base in quantised.QUANTISED_KINDS:
       can_reshard = False  # quantised matrices stay as they are laid
   if len(config.evaluation.models):
     row_counts.append(config.evaluation.batch_size)

@@ -35,7 +35,7 @@ class ModelSource:
   Attributes:
     config: the shape of the model.
     load: (shapes, shardings) → the stored parameters. Both trees may have more
-      leaves than the source. Of a model with a base these are its adapters only.
+      leaves than the source. For a model with a base it loads the adapters only.
     tokenizer: () → its own tokenizer; None where it has none.
     name: a name by which it is found from any folder.
     base: the model that its adapters stand on; None where it is complete.

@@ -60,7 +60,7 @@ class ModelStore:
     """Makes a store.
 
     Args:
-      context: the surroundings of the stage.
+      context: the context of the stage.
       adapters: the section's `lora`; None for a stage that trains nothing.
     """
     self.context = context
@@ -153,7 +153,7 @@ class ModelStore:
       remat=common.remat,
       attention=common.attention,
     )
-    if config.base in quantised.SMALL and context.layout.rollout_tensor:
+    if config.base in quantised.QUANTISED_KINDS and context.layout.rollout_tensor:
       raise UserError(
         f'config.mesh.rollout_tensor: expected 0 where lora.base is {config.base}, as quantised '
         'matrices cannot be laid otherwise for decoding'
@@ -248,7 +248,7 @@ def read_parameters(
   """Reads the parameters of a source, its adapters beside their base.
 
   Args:
-    source: the model at rest.
+    source: the stored model.
     layout: how the parameters are sharded.
     base_dtype: how a frozen base is kept, see models/quantised.py.
     bases: frozen bases that were read before, by name and base_dtype; a new one is
@@ -257,7 +257,7 @@ def read_parameters(
   base = source.base if source.base is not None else source
   key = (base.name, base_dtype)
   if key not in bases:
-    bases[key] = quantised.keep(_load(base, layout), base_dtype, layout.create)
+    bases[key] = quantised.convert(_load(base, layout), base_dtype, layout.create)
   if source.base is None:
     return dict(bases[key])  # a copy: callers add leaves
   return merge_params(_load(source, layout), bases[key])  # where both have a leaf, the adapters'
@@ -291,7 +291,7 @@ def complete_parameters(
     init: the model's.
     shardings: the shardings of all leaves of the model.
     layout: how new leaves are made.
-    key: the key of new leaves; None where there must be none.
+    key: the key of new leaves; None if no leaf may be missing.
 
   Raises:
     UserError: a leaf is missing and there is no key.

@@ -29,7 +29,7 @@ def plan_responses(
   """Plans the rollouts of several models.
 
   Args:
-    context: the surroundings of the stage, on an abstract layout.
+    context: the context of the stage, on an abstract layout.
     names: the models that respond, one after the other.
     sampling: how tokens are chosen.
     batch_size: prompts at once.

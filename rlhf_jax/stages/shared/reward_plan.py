@@ -37,7 +37,7 @@ def add_reward(
     layout: an abstract layout.
     store: the stage's models.
     options: the stage's, see RolloutOptions.
-    name: of the reward, as a config has it.
+    name: the name of the reward, as in a config.
     prompts: abstract, [B, P].
     samples: abstract, [B * K, R].
   """

@@ -1,9 +1,9 @@
-"""Shares what the stages need that learn from the policy's own responses.
+"""Provides what is common to the stages that learn from the policy's own responses.
 
 One iteration is: rollout (the policy responds to prompts) → scores → update. The update
-is the stage's `train_step`. This file has the rest: the reading of prompts, the forward
-over responses, the epochs of minibatches, the metrics of a rollout and the evaluation on
-held-out prompts.
+is the stage's `train_step`. This file has the rest: reading prompts, the forward pass
+over responses, the epochs of minibatches, the metrics of a rollout and the evaluation
+on held-out prompts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -113,7 +113,8 @@ class RolloutParts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RolloutDefinitions(Definitions):
-  """What the train step of a policy with a reference is compiled with; no arrays.
+  """The definitions that the step of a policy with a reference is compiled with; they
+  hold no arrays.
 
   Attributes:
     reference_model: the model that the KL is measured against. It may have another
@@ -182,7 +183,7 @@ def build_generate(
 
 
 class ResponseForward(NamedTuple):
-  """A model's forward over the responses of a rollout.
+  """The output of a model's forward pass over the responses of a rollout.
 
   Attributes:
     logprobs: [N, R] float32, at the sampling temperature.
@@ -209,7 +210,7 @@ def forward_responses(
     params: its parameters.
     sequences: [N, P + R].
     response_length: R, the last so many places.
-    temperature: of the sampling; 0 (greedy) counts as 1.
+    temperature: the sampling temperature; 0 (greedy) counts as 1.
 
   Returns:
     Logprobs and entropies [N, R] float32, and hidden states [N, R, D].
@@ -284,7 +285,8 @@ def epochs_of_minibatches(
     epochs: passes over the batch.
     minibatches: updates in a pass.
     layout: how minibatches lie on the mesh.
-    unshuffled: another tree of arrays [N, …] that is cut in its own order.
+    unshuffled: another tree of arrays [N, …], which is cut into minibatches without
+      shuffling.
 
   Returns:
     The last carry, and metrics [epochs, minibatches].
@@ -344,7 +346,7 @@ def epoch_metrics(metrics: Mapping[str, Array]) -> dict[str, Array]:
   """Averages the metrics [epochs, minibatches] of all updates of a step.
 
   `policy/first_ratio` is the ratio in the first minibatch, before any update of the
-  step. It is 1 but for rounding; another value shows that two forwards disagree.
+  step. It is 1 up to rounding; another value shows that two forward passes disagree.
   """
   means = {name: jnp.mean(x) for name, x in metrics.items()}
   return means | {'policy/first_ratio': metrics['policy/ratio'][0, 0]}

@@ -45,7 +45,7 @@ def plan_rollout(
   """Plans one iteration: its programs, and what it keeps on the devices.
 
   Args:
-    context: the surroundings of the stage, on an abstract layout.
+    context: the context of the stage, on an abstract layout.
     options: a RolloutOptions.
     parts: the parts of the iteration.
     update_arguments: what the update takes beside the state.
@@ -134,9 +134,9 @@ def _update_work(
       params,
     )
     trainings.append(one_pass * passes)
-  # What both models keep for their backward passes is in memory at once; the rest is
+  # What both models save for their backward passes is in memory at once; the rest is
   # not.
-  kept = sum(training.kept for training in trainings)
-  peak = kept + max(training.held - training.kept for training in trainings)
+  saved = sum(training.saved for training in trainings)
+  peak = saved + max(training.temporary - training.saved for training in trainings)
   total = sum(trainings, work.Work())
-  return before + dataclasses.replace(total, held=peak)
+  return before + dataclasses.replace(total, temporary=peak)

@@ -33,7 +33,7 @@ def open_scores(
   """Opens the rewards of a section, as one weighted score for each list of records.
 
   Args:
-    context: the surroundings of the stage.
+    context: the context of the stage.
     store: the stage's models; a reward model on the same base shares it.
     options: of the stage, see RolloutOptions: reward, reward_weights,
       standardise_rewards, reward_functions, scorer, parts.
@@ -89,9 +89,9 @@ def combine_scores(
 
   Args:
     values: [N] float32 for each reward.
-    names: of the rewards, for metrics.
+    names: the names of the rewards, for metrics.
     weights: one for each.
-    standardise: bring each to mean 0 and variance 1 over the batch first.
+    standardise: first scale each to mean 0 and variance 1 over the batch.
 
   Returns:
     (their weighted sum [N], the mean of each before weighting if there are several).
@@ -113,7 +113,7 @@ def open_score(context: Context, store: ModelStore, name: str, options: Any) -> 
   """Opens one reward by its name, see rewards/sources.py.
 
   Args:
-    context: the surroundings of the stage.
+    context: the context of the stage.
     store: the stage's models.
     name: as in a config's `reward`.
     options: a RewardSourceOptions with `parts`: in how many parts a reward model

@@ -76,7 +76,7 @@ def train_step(
   Args:
     state: the parameters, the optimizer's state, the step and the root key.
     batch: B rows of T tokens; the loss mask says which tokens are targets.
-    definitions: of the model, its optimizer and the layout.
+    definitions: the definitions of the model, its optimizer and the layout.
     options: the stage's options, of which `microbatches` is read: B is a multiple of
       it.
 

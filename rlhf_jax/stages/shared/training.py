@@ -1,4 +1,4 @@
-"""Shares what all stages that train need: optimizer, state, checkpoints and export."""
+"""Provides what all stages that train share: optimizer, state, checkpoints and export."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -29,7 +29,7 @@ from rlhf_jax.types import Params, TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Definitions:
-  """What a train step of one model is compiled with: definitions, no arrays.
+  """The definitions that a train step of one model is compiled with; they hold no arrays.
 
   Attributes:
     model: the model that is trained.
@@ -59,7 +59,7 @@ def open_trainable(context: Context, options: Any, head: bool = False) -> Traina
   """Opens the one model that a stage trains, and leaves its shape in the stage's folder.
 
   Args:
-    context: the surroundings of the stage.
+    context: the context of the stage.
     options: the stage's, with init, lora, optimizer, loop, batch_size and
       microbatches.
     head: give the model a scalar head.
@@ -83,7 +83,7 @@ def create_state(
   params: Params,
   optimizer: optax.GradientTransformation,
 ) -> TrainState:
-  """Creates the state before the first step; of `params`, adapters or all leaves are trained."""
+  """Creates the state before the first step, which trains the adapters of `params` or all of it."""
   trained, frozen = lora.split_trainable(params)
   return steps.create_train_state(trained, optimizer, context.key(), context.layout, frozen)
 
@@ -98,7 +98,7 @@ def check_batch(context: Context, rows: int, parts: int) -> None:
   """Checks that a batch can be cut into parts and over devices.
 
   Args:
-    context: the surroundings of the stage.
+    context: the context of the stage.
     rows: rows of the batch, over all devices.
     parts: parts of it that are computed one after the other.
 
@@ -225,7 +225,7 @@ def build_show_responses(
   compared.
 
   Args:
-    context: the surroundings of the stage.
+    context: the context of the stage.
     model: the definition of the policy.
     prompts: token ids of prompts; the first `options.shown_responses` are answered.
     options: the stage's, with sampling and shown_responses.

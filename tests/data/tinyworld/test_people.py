@@ -128,7 +128,7 @@ def test_people_are_mostly_right(answered):
 
 
 def test_other_prompts_have_no_known_truth():
-  with pytest.raises(UserError, match='prompt p1: annotators need'):
+  with pytest.raises(UserError, match='prompt p1: simulated annotators need'):
     rank_responses(
       Prompt('p1', 'hh', '', [dict(role='user', content='Hi')], {}),
       ['a', 'b'],
