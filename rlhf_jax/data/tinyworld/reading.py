@@ -182,6 +182,9 @@ class _Reader:
 
   def _read_whole(self, text: str) -> list[Act] | None:
     """Reads a clause as one thing."""
+    # The opposite of 'start' is 'stop', which is advice elsewhere.
+    if self._relation and text in self._tables[self._relation].values():
+      return [self._claim_of_asked(text)]
     for reader in (
       self._read_fixed,
       self._read_claim,
@@ -220,8 +223,6 @@ class _Reader:
       return [Act('refusal')]
     if phrases.AGREEMENT.fullmatch(text):
       return [Act('agreement')]
-    if phrases.DISSUASION.fullmatch(text):
-      return [Act('dissuasion')]
     if phrases.OPENING.fullmatch(f'{text} '):  # 'In fact, …'
       return [COURTESY]
     return None
