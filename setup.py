@@ -2,7 +2,19 @@
 
 from setuptools import find_packages, setup
 
+COLLECT = [  # the web application in which people rank
+  'starlette>=1.0,<2',
+  'uvicorn>=0.40,<1',
+  'sqlalchemy>=2.0.40,<3',
+  'itsdangerous>=2.2,<3',
+  'markdown-it-py>=3,<5',
+  'nh3>=0.3,<0.4',
+  'krippendorff>=0.8,<1',
+  'scipy>=1.14',
+]
+
 TEST = [
+  *COLLECT,
   'langdetect>=1.0.9,<2',
   'math-verify>=0.9,<0.10',
   'mypy>=2.4,<3',
@@ -34,6 +46,7 @@ setup(
   packages=find_packages(include=['rlhf_jax', 'rlhf_jax.*']),
   package_data={
     'rlhf_jax': ['py.typed'],
+    'rlhf_jax.collect': ['static/*', 'templates/*'],
     'rlhf_jax.feedback': ['constitutions/*.yaml'],
   },
   python_requires='>=3.11',
@@ -60,9 +73,13 @@ setup(
     'tensorboardX>=2.6',
     'pebble>=5.1',  # worker processes with a time limit
     'tqdm>=4.66',
+    'filelock>=3.12',  # JAX bounds its cache of compiled programs with it
   ],
   extras_require={
     'test': TEST,
+    'collect': COLLECT,
+    'postgresql': ['psycopg[binary]>=3.2,<4'],  # instead of SQLite, for `collect`
+    'browser': ['playwright>=1.50,<2'],  # slow tests of `collect` in a real browser
     'math': ['math-verify>=0.9,<0.10'],  # rewards that compare TeX expressions
     'ifeval': ['langdetect>=1.0.9,<2'],  # rewards that check the language of a response
     'parity': [  # tests against the code and the servers of other projects

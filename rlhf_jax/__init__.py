@@ -4,6 +4,7 @@
   python -m rlhf_jax.generate …                      generates responses to a file of prompts
   python -m rlhf_jax.score …                         computes log-probabilities or rewards of texts
   python -m rlhf_jax.plan …                          plans an experiment for other hardware
+  python -m rlhf_jax.collect …                       serves pages on which people rank and write
 
 In code, every stage is a module with a pure train step, such as `rlhf_jax.stages.ppo.train_step`;
 `rlhf_jax.testing` makes tiny models, states and batches to call it with. Importing this package
@@ -20,8 +21,8 @@ __all__ = ['UserError', '__version__', 'load_config', 'run', 'stages', 'testing'
 # that `import rlhf_jax` need not import jax.
 _PUBLIC = {
   'UserError': 'rlhf_jax.errors',
-  'load_config': 'rlhf_jax.pipeline',
-  'run': 'rlhf_jax.pipeline',
+  'load_config': 'rlhf_jax.experiment.pipeline',
+  'run': 'rlhf_jax.experiment.pipeline',
 }
 _MODULES = ('stages', 'testing')  # public modules, also imported at the first access
 

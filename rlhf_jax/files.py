@@ -12,6 +12,7 @@ from pathlib import Path
 import shutil
 from typing import IO
 
+GZIP = b'\x1f\x8b'  # the first bytes of a gzip file
 PART = '.part'  # in the name of a file or folder that is still being written
 
 
@@ -32,8 +33,10 @@ def open_text(path: str | os.PathLike, mode: str = 'rt') -> IO[str]:
 
 
 def open_bytes(path: str | os.PathLike) -> IO[bytes]:
-  """Opens a file for reading bytes; one whose name ends in `.gz` is decompressed."""
-  if _is_compressed(path):
+  """Opens a file for reading bytes; gzip is decompressed, whatever the name of the file is."""
+  with open(path, 'rb') as file:
+    is_compressed = file.read(2) == GZIP
+  if is_compressed:
     return gzip.open(path, 'rb')  # type: ignore[return-value]
   return open(path, 'rb')
 

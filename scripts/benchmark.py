@@ -1,171 +1,230 @@
-"""Measures the speed of the train step and of the decoder, relative to the limits of the machine.
+"""Measures a stage's speed on this machine, alone or in turns with other libraries.
 
-  python scripts/benchmark.py [--embed=256 --layers=6 --batch=8 --length=128 …]
+  python scripts/benchmark.py --stage sft,ppo --roofline
+  python scripts/benchmark.py --stage grpo --peer trl=PYTHON --peer tunix=PYTHON --roofline
 
-Training: the FLOP/s (6 × parameters for each token, plus attention) as a share of those of a large
-matrix product. Decoding: the bytes of parameters read per second, as a share of the bandwidth of a
-large matrix-vector product. Times are medians of several runs; other work on the machine makes them
-longer.
+Each library runs in its own process, warmed up by three steps. Then the libraries take turns of
+--steps steps, --turns times. One line of JSON for each stage and library goes to stdout:
+
+  tokens_per_second  of the median step; `tokens` says which tokens are counted
+  step_seconds       median and shortest, after the warm-up
+  first_step         seconds from the start of the process to the end of the first step: `cold` with
+                     an empty compilation cache, `warm` with a filled one
+  flops              that a step needs, by sizes alone (rlhf_jax/planning/model_flops.py)
+  share, of          the share of the machine's limit that `of` names; with --roofline
+  phases             rollout, scoring, update: seconds, and the shares of both limits
+  host               seconds in which no phase runs, from one step's results to the next's
+  host_bytes, device_bytes   peak memory of the process and of the device
+  compilations       programs compiled up to the first step, and after it (which must be 0)
+
+Rows are full and responses never end early, so that all libraries compute the same tokens. The
+device is the first one: CPU, GPU or TPU. docs/performance.md explains the figures.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+import contextlib
+import dataclasses
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+import tempfile
 import time
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+ROOT = Path(__file__).parents[1]
+sys.path.insert(1, str(ROOT))
 
-from rlhf_jax.generation import sampler
-from rlhf_jax.generation.sampler import SamplingOptions
-from rlhf_jax.models import transformer
-from rlhf_jax.models.model_config import ModelConfig
-from rlhf_jax.models.transformer import Model
-from rlhf_jax.runtime import mesh, optimizers
-from rlhf_jax.runtime import step as steps
-from rlhf_jax.runtime.mesh import Layout, MeshOptions
-from rlhf_jax.runtime.optimizers import OptimizerOptions
-from rlhf_jax.stages import sft
-from rlhf_jax.stages.shared import training
-from rlhf_jax.types import Params, Prompts, Sequences
+from benchmarking import figures
+from benchmarking.workload import SHAPES, STAGES, Workload
 
-SIZES = dict(
-  vocab_size=4096,
-  embed=256,
-  layers=6,
-  heads=4,
-  kv_heads=4,
-  mlp=704,
-  batch=8,
-  length=128,
-  prompt=64,
-  response=64,
-  samples=1,
-)
+FOLDER = ROOT / 'scripts' / 'benchmarking'
+OURS = 'rlhf_jax'
+PEERS = {'trl': 'trl_peer.py', 'tunix': 'tunix_peer.py'}
+# What identifies a line of an earlier measurement.
+IDENTITY = ('library', *(field.name for field in dataclasses.fields(Workload)))
 
 
 def main() -> None:
-  """Measures, and prints three lines."""
-  sizes = parse_arguments()
-  layout = mesh.make_layout(MeshOptions())
-  model = make_model(sizes, layout)
-  flops, bandwidth = measure_limits(sizes.dtype)
-  count = transformer.parameter_count(model)
-  print(
-    f'{jax.devices()[0].device_kind}: {count / 1e6:.1f}M parameters, '
-    f'matrix product {flops / 1e9:.0f} GFLOP/s, matrix-vector {bandwidth / 1e9:.1f} GB/s'
-  )
-
-  seconds, params = time_training(sizes, model, layout)
-  tokens = sizes.batch * sizes.length
-  # For each token 12 · layers · heads · head_dim · length, halved by the causal mask.
-  attention_flops = 6 * sizes.layers * sizes.embed * sizes.length
-  achieved = (6 * count + attention_flops) * tokens / seconds
-  print(
-    f'train: {tokens / seconds:,.0f} tokens/s, {achieved / 1e9:.1f} GFLOP/s '
-    f'= {achieved / flops:.0%} of the matrix product'
-  )
-
-  seconds = time_generation(sizes, model, params)
-  new_tokens = sizes.batch * sizes.samples * sizes.response
-  read = sizes.response * count * jnp.dtype(sizes.dtype).itemsize / seconds
-  print(
-    f'generate: {new_tokens / seconds:,.0f} new tokens/s, parameters read at '
-    f'{read / 1e9:.1f} GB/s = {read / bandwidth:.0%} of the matrix-vector product'
-  )
+  options = parse_arguments()
+  earlier = read_lines(options.compare) if options.compare else []
+  for stage in options.stage.split(','):
+    work = Workload(
+      stage,
+      options.model,
+      options.batch,
+      options.prompt_len,
+      options.response_len,
+      options.dtype,
+      options.temperature,
+      options.attention,
+      options.remat,
+    )
+    for line in measure(work, options):
+      print(json.dumps(line), flush=True)
+      compare(line, earlier)
 
 
 def parse_arguments() -> argparse.Namespace:
-  """Parses the command line: the sizes of the model and of the batches."""
-  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  for name, value in SIZES.items():
-    parser.add_argument(f'--{name}', type=int, default=value, help='default %(default)s')
-  parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16'))
-  return parser.parse_args()
-
-
-def make_model(sizes: argparse.Namespace, layout: Layout) -> Model:
-  """Makes the definition of the model that is measured."""
-  config = ModelConfig(
-    vocab_size=sizes.vocab_size,
-    embed=sizes.embed,
-    layers=sizes.layers,
-    heads=sizes.heads,
-    kv_heads=sizes.kv_heads,
-    head_dim=sizes.embed // sizes.heads,
-    mlp=sizes.mlp,
-    dtype=sizes.dtype,
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  return transformer.build_model(config, layout)
-
-
-def measure_limits(dtype: str) -> tuple[float, float]:
-  """Measures the machine: (FLOP/s of a matrix product, bytes/s of a matrix-vector product)."""
-  size = 2048 if jax.default_backend() == 'cpu' else 8192
-  square = jnp.ones((size, size), dtype)
-  wide = jnp.ones((4 * size, size), dtype)
-  multiply = jax.jit(jnp.matmul)
-  product_seconds = median_seconds(lambda: multiply(square, square))
-  vector_seconds = median_seconds(lambda: multiply(wide, square[0]), repeats=20)
-  return 2 * size**3 / product_seconds, wide.nbytes / vector_seconds
-
-
-def time_training(
-  sizes: argparse.Namespace,
-  model: Model,
-  layout: Layout,
-) -> tuple[float, Params]:
-  """Times a train step of SFT; returns its seconds and the trained parameters."""
-  optimizer = optimizers.make_optimizer(OptimizerOptions(), updates=100)
-  definitions = training.Definitions(model=model, optimizer=optimizer, layout=layout)
-  train_step = training.compile_train_step(sft.train_step, definitions, sft.Options())
-  params = jax.jit(model.init)(jax.random.key(0))
-  params = jax.device_put(params, layout.shardings(model.axes, params))
-  state = steps.create_train_state(params, optimizer, jax.random.key(0), layout)
-  ones = np.ones((sizes.batch, sizes.length), np.int32)
-  batch = Sequences(
-    tokens=ones,
-    positions=np.arange(sizes.length, dtype=np.int32) * ones,
-    segment_ids=ones,
-    loss_mask=ones.astype(np.float32),
+  add = parser.add_argument
+  add('--stage', default='sft', help=f'{", ".join(STAGES)}; several with commas')
+  add('--model', default='tiny', choices=SHAPES, help='its shape (default: %(default)s)')
+  add('--batch', type=int, default=8, help='rows, pairs, prompts, or responses of grpo')
+  add('--prompt-len', type=int, default=64, help='tokens of a prompt')
+  add('--response-len', type=int, default=64, help='tokens of a response')
+  add('--steps', type=int, default=5, help='steps of a turn')
+  add('--turns', type=int, default=3, help='turns of each library')
+  add('--dtype', default='float32', choices=('float32', 'bfloat16'))
+  add('--temperature', type=float, default=1.0, help='of the sampling; 0 = greedy')
+  add('--attention', default='auto', help="ours: 'plain', 'cudnn', 'splash' or 'auto'")
+  add('--remat', default='none', choices=('none', 'dots', 'full'), help='ours')
+  add('--roofline', action='store_true', help='measure the limits before, between and after')
+  add('--warm-only', action='store_true', help='do not measure a start with an empty cache')
+  add('--compare', metavar='FILE', help='lines of an earlier run: say the ratios on stderr')
+  add('--profile', metavar='DIR', help='trace our third step, for TensorBoard or Perfetto')
+  add(
+    '--peer',
+    action='append',
+    default=[],
+    metavar='NAME[=PYTHON]',
+    help=f'{", ".join(PEERS)}, and the interpreter that has it; may be repeated',
   )
+  options = parser.parse_args()
+  for stage in options.stage.split(','):
+    if stage not in STAGES:
+      parser.error(f'--stage={stage}: expected one of {", ".join(STAGES)}')
+  for peer in options.peer:
+    if peer.partition('=')[0] not in PEERS:
+      parser.error(f'--peer={peer}: expected one of {", ".join(PEERS)}')
+  return options
 
-  def train() -> dict[str, jax.Array]:
-    nonlocal state  # each step donates the state before it
-    state, metrics = train_step(state, batch)
-    return metrics
 
-  seconds = median_seconds(train)
-  return seconds, state.params
+def measure(work: Workload, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+  """Measures one workload; yields a line for each library."""
+  with contextlib.ExitStack() as stack:
+    cache = stack.enter_context(tempfile.TemporaryDirectory())
+    first_steps: dict[str, float] = {}
+    if not options.warm_only:
+      with Worker(OURS, sys.executable, 'ours.py', work, cache) as cold:
+        first_steps['cold'] = cold.first_step
+    cache = cache if first_steps else ''  # '' = the user's
+    workers = [
+      stack.enter_context(
+        Worker(OURS, sys.executable, 'ours.py', work, cache, options.profile or '')
+      )
+    ]
+    for peer in options.peer:
+      name, _, python = peer.partition('=')
+      workers.append(stack.enter_context(Worker(name, python or sys.executable, PEERS[name], work)))
+    for worker in workers:
+      worker.warm_up()
+    limits = Limits(work.dtype) if options.roofline else None
+    for _ in range(options.turns):
+      for worker in workers:
+        worker.make_steps(options.steps)
+      if limits:
+        limits.measure()
+    for worker in workers:
+      warm = {'warm': round(worker.first_step, 2)}
+      if worker.library == OURS:
+        warm = {**first_steps, **warm}
+      line = figures.summarise(
+        work, worker.library, worker.described, worker.times, limits and limits.best
+      )
+      yield {**line, 'first_step': warm}
 
 
-def time_generation(sizes: argparse.Namespace, model: Model, params: Params) -> float:
-  """Times the generation of responses, all of which have the maximum length."""
-  generate = sampler.build_sampler(
-    model,
-    SamplingOptions(max_new_tokens=sizes.response),
-    (),  # no stop token
-    0,
-    sizes.samples,
+class Worker:
+  """A process that works for one library; see benchmarking/worker.py."""
+
+  def __init__(
+    self, library: str, python: str, script: str, work: Workload, cache: str = '', trace: str = ''
+  ):
+    """Starts the process, and returns when its first step is made."""
+    self.library = library
+    self.times: list[dict[str, float]] = []
+    environment = dict(os.environ, BENCHMARK_BEGAN=str(time.time()))
+    # Several processes share a GPU's memory.
+    environment.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+    if cache:
+      environment['JAX_COMPILATION_CACHE_DIR'] = cache
+    words = [python, str(FOLDER / script), work.to_json(), *([trace] if trace else [])]
+    self._process = subprocess.Popen(
+      words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    self.described = self._listen()['ready']
+    self.first_step = round(self.described.pop('first_step'), 2)
+    self._compiled_first = self.described.get('compilations', 0)
+
+  def warm_up(self) -> None:
+    """Makes a few steps that do not count: some libraries compile their second one too."""
+    self.make_steps(2)
+    self.times.clear()
+
+  def make_steps(self, count: int) -> None:
+    """Makes a turn of steps, and keeps their times."""
+    assert self._process.stdin
+    self._process.stdin.write(json.dumps({'steps': count}) + '\n')
+    self._process.stdin.flush()
+    answer = self._listen()
+    self.times += answer.pop('times')
+    self.described = answer
+    if 'compilations' in answer:
+      later = answer['compilations'] - self._compiled_first
+      answer['compilations'] = {'first_step': self._compiled_first, 'later': later}
+
+  def _listen(self) -> dict[str, Any]:
+    assert self._process.stdout
+    line = self._process.stdout.readline()
+    if not line:
+      sys.exit(f'benchmark: the worker of {self.library} ended with {self._process.wait()}')
+    return json.loads(line)
+
+  def __enter__(self) -> 'Worker':
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    assert self._process.stdin
+    self._process.stdin.close()  # it ends at the end of its input
+    self._process.wait()
+
+
+class Limits:
+  """What the machine can do: the best of all measurements of a run."""
+
+  def __init__(self, dtype: str):
+    self._dtype = dtype
+    self.best: dict[str, float] = {}
+    self.measure()
+
+  def measure(self) -> None:
+    """Measures once more."""
+    words = [sys.executable, str(FOLDER / 'roofline.py'), self._dtype]
+    output = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    for name, value in json.loads(output).items():
+      self.best[name] = max(value, self.best.get(name, 0.0))
+
+
+def read_lines(path: str) -> list[dict[str, Any]]:
+  """Reads the lines of an earlier run."""
+  return [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
+
+
+def compare(line: dict[str, Any], earlier: Sequence[dict[str, Any]]) -> None:
+  """Says on stderr how much faster this is than the last earlier line of the same work."""
+  same = [old for old in earlier if all(old.get(key) == line[key] for key in IDENTITY)]
+  if not same:
+    return
+  before, now = same[-1]['tokens_per_second'], line['tokens_per_second']
+  print(
+    f'{line["stage"]} {line["library"]}: {before:,.0f} → {now:,.0f} tokens/s, × {now / before:.2f}',
+    file=sys.stderr,
   )
-  prompts = Prompts(
-    tokens=jnp.ones((sizes.batch, sizes.prompt), jnp.int32),
-    mask=jnp.ones((sizes.batch, sizes.prompt), bool),
-    index=jnp.arange(sizes.batch),
-  )
-  return median_seconds(lambda: generate(params, prompts, jax.random.key(1)))
-
-
-def median_seconds(function: Callable[[], Any], repeats: int = 5) -> float:
-  """Returns the median time of a call, after a first call that compiles."""
-  jax.block_until_ready(function())
-  times = []
-  for _ in range(repeats):
-    began = time.perf_counter()
-    jax.block_until_ready(function())
-    times.append(time.perf_counter() - began)
-  return float(np.median(times))
 
 
 if __name__ == '__main__':

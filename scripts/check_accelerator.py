@@ -34,15 +34,16 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from rlhf_jax import config as configs
 from rlhf_jax import options as options_lib
-from rlhf_jax import pipeline, planner, testing
+from rlhf_jax import testing
 from rlhf_jax.errors import UserError
+from rlhf_jax.experiment import config as configs
+from rlhf_jax.experiment import pipeline, planner
 from rlhf_jax.generation import sampler
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.models import attention, transformer
 from rlhf_jax.models.model_config import ModelConfig
-from rlhf_jax.runtime import mesh
+from rlhf_jax.runtime import compilation, mesh
 from rlhf_jax.runtime.mesh import Layout, MeshOptions
 from rlhf_jax.stages import online_preference, policy_gradient, ppo, preference, reward, sft
 from rlhf_jax.stages.shared import rollout, scores, training
@@ -896,7 +897,7 @@ def main() -> int:
   """Runs a check; returns the exit code."""
   args = make_parser().parse_args()
   args.out.mkdir(parents=True, exist_ok=True)
-  pipeline.request_exact_products()
+  compilation.request_exact_products()
   try:
     STEPS[args.step](args)
   except UserError as error:

@@ -96,8 +96,8 @@ def main() -> None:
 
 def run_method(method: str, quickstart: Path, out: Path, overrides: Sequence[str]) -> Results:
   """Runs a method on a quickstart's models; returns what its results.json holds."""
-  from rlhf_jax import config as configs
-  from rlhf_jax import pipeline  # imported here, so that --help need not wait for JAX
+  from rlhf_jax.experiment import config as configs
+  from rlhf_jax.experiment import pipeline  # imported here, so that --help need not wait for JAX
 
   seed = json.loads((quickstart / 'config.json').read_text())['seed']
   experiment = str(ROOT / f'experiments/{method}.py')

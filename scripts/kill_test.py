@@ -56,7 +56,7 @@ def main() -> int:
   """Runs the experiment without and with kills, and compares; returns the exit code."""
   options, overrides = parse()
   sys.path.insert(0, str(ROOT))
-  from rlhf_jax import pipeline
+  from rlhf_jax.experiment import pipeline
 
   bare_overrides = [override.removeprefix('--config.') for override in overrides]
   config = pipeline.load_config(options.config, bare_overrides)

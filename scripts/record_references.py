@@ -265,7 +265,9 @@ def draw_weights(model: torch.nn.Module, seed: int, norm_mean: float) -> None:
 
 
 def compute_logits(model: torch.nn.Module, left: bool) -> np.ndarray:
-  """Computes the logits of the texts.
+  """Computes the logits of the texts, each in a batch of its own.
+
+  transformers decides by the longest text of a batch which factors of longrope count.
 
   Args:
     model: a causal language model of transformers, or PEFT's wrapper of one.
@@ -276,9 +278,13 @@ def compute_logits(model: torch.nn.Module, left: bool) -> np.ndarray:
   """
   tokens, mask = (torch.tensor(array) for array in pad_texts(left))
   positions = (mask.cumsum(1) - 1).clamp(min=0)
-  with torch.no_grad():
-    output = model(tokens, attention_mask=mask, position_ids=positions)
-  return output.logits.float().numpy()
+  rows = []
+  for row in range(len(tokens)):
+    one = slice(row, row + 1)
+    with torch.no_grad():
+      output = model(tokens[one], attention_mask=mask[one], position_ids=positions[one])
+    rows.append(output.logits.float().numpy())
+  return np.concatenate(rows)
 
 
 def pad_texts(left: bool) -> tuple[np.ndarray, np.ndarray]:

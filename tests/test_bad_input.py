@@ -72,7 +72,10 @@ LINE = json.dumps({'messages': [{'role': 'user', 'content': 'Why?'}], 'response'
     ),
     ('pretrain.microbatches=3', 'a batch of 8 rows in 3 parts does not divide'),
     ('pretrain.init=nowhere', "nowhere: not found; expected 'smollm2'"),
-    ('pretrain.data.source=web', "data.source: expected one of jsonl, tfds, tinyworld, got 'web'"),
+    (
+      'pretrain.data.source=web',
+      "data.source: expected one of jsonl, tfds, tinyworld, or 'module:function', got 'web'",
+    ),
     ('pretrain.loop.steps=0', 'pretrain: steps: expected at least 1, got 0'),
     ('pretrain.max_length=1', 'length: expected 2 tokens or more, got 1'),
     ('pretrain.microbatches=0', 'a batch of 8 rows in 0 parts does not divide'),

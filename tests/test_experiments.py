@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from rlhf_jax import pipeline
+from rlhf_jax.experiment import pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted(path.stem for path in (ROOT / 'experiments').glob('*.py'))

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import pipeline, stages, testing
+from rlhf_jax import stages, testing
 from rlhf_jax.errors import UserError
+from rlhf_jax.experiment import pipeline
 from rlhf_jax.feedback.judging import Comparison
 from rlhf_jax.interop import families, pretrained
 from rlhf_jax.objectives import advantages, preference

@@ -10,7 +10,7 @@ import re
 
 import pytest
 
-from rlhf_jax import pipeline
+from rlhf_jax.experiment import pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(path.stem for path in (ROOT / 'docs/methods').glob('*.md'))

@@ -13,12 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax import pipeline
-from rlhf_jax.commands import lines
+from rlhf_jax.commands import inputs, lines
 from rlhf_jax.data import batches, encode
 from rlhf_jax.errors import UserError
 from rlhf_jax.generation import sampler
 from rlhf_jax.generation.sampler import SamplingOptions
+from rlhf_jax.models import transformer
+from rlhf_jax.runtime import compilation
 from rlhf_jax.types import Prompts, Samples
 
 
@@ -28,23 +29,19 @@ def generate_lines(options: argparse.Namespace) -> None:
   Raises:
     UserError: whatever is wrong with options, model, input or output.
   """
-  pipeline.cache_compilations()
-  pipeline.request_exact_products()
+  compilation.cache_compilations()
+  compilation.request_exact_products()
   if options.samples < 1:
     raise UserError(f'--samples: expected 1 or more, got {options.samples}')
   # the input before the model, so that a mistake in it is reported at once
-  inputs = lines.read_lines(options.input)
+  lines.fix_date(options.output)
+  read = inputs.read_lines(options.input, with_response=False)
   opened = lines.open_model(options)
   if opened.model.config.head:
     raise UserError(
       f'--model: {options.model} is a reward model: it scores responses and cannot generate any'
     )
-  ids = lines.encode_lines(
-    inputs,
-    opened,
-    with_response=False,
-    room=options.max_new_tokens,
-  )
+  ids = lines.encode_lines(read, opened, room=options.max_new_tokens)
   # these arguments have the names of the sampler's options
   sampling = {
     field.name: getattr(options, field.name) for field in dataclasses.fields(SamplingOptions)
@@ -61,14 +58,15 @@ def generate_lines(options: argparse.Namespace) -> None:
     options,
     opened,
     _build_sampler(options, opened, sampling),
-    ids,
+    [text for [text] in ids],  # one of each line
   )
   lines.fill_output(
     options,
     settings,
-    inputs.rows,
+    read,
     ids,
     compute,
+    _first_result,  # no line has a list of responses
     lines.max_padded_length(opened.model.config, options.max_new_tokens),
   )
 
@@ -107,6 +105,10 @@ def respond_to_batch(
   return rows
 
 
+def _first_result(results: list[lines.Row]) -> lines.Row:
+  return results[0]
+
+
 def _build_sampler(
   options: argparse.Namespace,
   opened: lines.OpenedModel,
@@ -114,14 +116,18 @@ def _build_sampler(
 ) -> Callable[..., Samples]:
   """Builds the sampler of the model, (params, Prompts, key) → Samples."""
   tokenizer = opened.tokenizer
+  model = opened.model
   if tokenizer is None:
-    stop_ids = (-1,)  # no token has this id, so no response ends early
+    stop_ids: tuple[int, ...] = (-1,)  # no token has this id, so no response ends early
     pad_id = 0  # any id will do, as padding is masked
   else:
-    stop_ids = (tokenizer.eos_id,)
+    stop_ids = tokenizer.stop_ids
     pad_id = tokenizer.pad_id
+    empty_ids = tokenizer.empty_ids(model.config.vocab_size)  # are never sampled
+    config = dataclasses.replace(model.config, empty_ids=empty_ids)
+    model = transformer.build_model(config, opened.layout)
   return sampler.build_sampler(
-    opened.model,
+    model,
     SamplingOptions(**sampling),
     stop_ids,
     pad_id,

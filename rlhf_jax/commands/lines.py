@@ -1,16 +1,18 @@
 """JSON Lines in, JSON Lines out: the file handling of the commands `generate` and `score`.
 
-A line is {"text": …}, {"messages": …}, {"prompt": …, "response": …} or {"tokens": [ids]}; its other
-fields are copied to the output. The lines are divided into windows of consecutive lines. Within a
-window, lines of similar length share a batch, so that there is little padding; a window is written
-when it is complete. If an interrupted command is repeated, it resumes with the first window that is
-missing, and the final file is the same as that of an uninterrupted command.
+inputs.py says what a line may be; all its fields are copied to the output. The lines are divided
+into windows of consecutive lines. Within a window, texts of similar length share a batch, so that
+there is little padding; a window is written when it is complete. If an interrupted command is
+repeated, it resumes with the first window that is missing, and the final file is the same as that
+of an uninterrupted command.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
 import dataclasses
+import datetime
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -21,8 +23,10 @@ from typing import Any, IO
 import jax
 import tqdm
 
-from rlhf_jax import files
+from rlhf_jax import files, json_lines
+from rlhf_jax.commands.inputs import encode_line, Line, Row
 from rlhf_jax.errors import UserError
+from rlhf_jax.interop import chat_template
 from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.models import transformer
 from rlhf_jax.models.model_config import ModelConfig
@@ -34,14 +38,8 @@ from rlhf_jax.types import Params
 # command is interrupted.
 WINDOW_BATCHES = 16
 
-_FORMS = (
-  '{"text": …}, {"messages": …}, {"prompt": …} with or without "response", or {"tokens": [ids]}'
-)
-_FIELDS = ('text', 'messages', 'prompt', 'tokens')  # a line has exactly one of them
-
-Row = dict[str, Any]  # the JSON object of a line
-# (the numbers of at most batch_size rows, padded length, random key) → the fields to add to
-# each of these rows
+# (the numbers of at most batch_size texts, padded length, random key) → the fields to add for
+# each of these texts
 Compute = Callable[[Sequence[int], int, jax.Array], list[Row]]
 
 
@@ -53,14 +51,6 @@ class OpenedModel:
   params: Params  # float32, sharded over the mesh of the layout
   tokenizer: Tokenizer | None  # None where the model's directory has none
   layout: mesh.Layout
-
-
-@dataclasses.dataclass(frozen=True)
-class Lines:
-  """The lines of an input file."""
-
-  rows: list[Row]
-  places: list[str]  # 'FILE:NUMBER' of each row, for error messages
 
 
 def open_model(options: argparse.Namespace) -> OpenedModel:
@@ -86,67 +76,42 @@ def open_model(options: argparse.Namespace) -> OpenedModel:
   return OpenedModel(model, params, source.tokenizer(), layout)
 
 
-def read_lines(path: Path) -> Lines:
-  """Reads the lines of a file; empty lines are skipped.
-
-  Raises:
-    UserError: the file cannot be read, a line has none of the accepted forms, or there
-      are no lines.
-  """
-  try:
-    with files.open_text(path) as file:
-      texts = file.read().splitlines()
-  except (OSError, UnicodeDecodeError, EOFError) as error:  # EOFError: an incomplete .gz file
-    raise UserError(f'{path}: cannot read: {error}') from None
-  rows = []
-  places = []
-  for number, text in enumerate(texts, 1):
-    if text.strip():
-      place = f'{path}:{number}'
-      rows.append(_parse_line(text, place))
-      places.append(place)
-  if not rows:
-    raise UserError(f'{path}: no lines')
-  return Lines(rows, places)
-
-
 def encode_lines(
-  lines: Lines,
+  lines: Sequence[Line],
   opened: OpenedModel,
-  with_response: bool,
   room: int = 0,
-) -> list[list[int]]:
-  """Returns the token ids of every line.
+) -> list[list[list[int]]]:
+  """Returns the token ids of every line, once for each of its responses.
 
   Args:
     lines: the input.
     opened: the model that reads them.
-    with_response: whether conversations are encoded with their response, which they
-      must then have; otherwise they are encoded up to where a response begins.
     room: tokens to reserve for a generated response.
 
   Raises:
-    UserError: a field has the wrong type or is too long, or it needs a tokenizer and the
-      model has none.
+    UserError: a field has the wrong type or is too long, the chat template refuses a
+      conversation, or a line needs a tokenizer and the model has none.
   """
   max_length = opened.model.config.max_length
   longest = max_length - room
   explanation = f': the model reads {max_length}, a response may take {room}' if room else ''
   encoded = []
-  for row, place in zip(lines.rows, lines.places, strict=True):
-    ids = _encode_row(row, place, opened, with_response)
-    if not 0 < len(ids) <= longest:
-      raise UserError(f'{place}: {len(ids)} tokens, expected 1 to {longest}{explanation}')
-    encoded.append(ids)
+  for line in lines:
+    texts = encode_line(line, opened.tokenizer, opened.model.config.vocab_size)
+    for ids in texts:
+      if not 0 < len(ids) <= longest:
+        raise UserError(f'{line.place}: {len(ids)} tokens, expected 1 to {longest}{explanation}')
+    encoded.append(texts)
   return encoded
 
 
 def fill_output(
   options: argparse.Namespace,
   settings: dict[str, Any],
-  rows: list[Row],
-  ids: list[list[int]],
+  lines: Sequence[Line],
+  ids: Sequence[Sequence[Sequence[int]]],
   compute: Compute,
+  merge: Callable[[list[Row]], Row],
   max_padded: float = math.inf,
 ) -> None:
   """Computes the lines that --output does not have yet, and writes them.
@@ -155,9 +120,10 @@ def fill_output(
     options: the parsed arguments.
     settings: everything else that the result depends on; an output that was begun with
       other settings is refused. Its `seed`, 0 by default, is that of the random keys.
-    rows: the input.
-    ids: the token ids of each row.
-    compute: computes a batch.
+    lines: the input.
+    ids: the token ids of each line, once for each response.
+    compute: computes a batch of texts, which are numbered through all lines.
+    merge: makes the fields to add to a line with a list of responses of those of each.
     max_padded: the maximum padded length.
 
   Raises:
@@ -170,32 +136,50 @@ def fill_output(
     dtype=options.dtype,
     batch_size=options.batch_size,
     # of the parsed rows, so that the file may be compressed or reformatted before resuming
-    input=hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
+    input=hashlib.sha256(json.dumps([line.row for line in lines]).encode()).hexdigest(),
+    date=chat_template.current_date().isoformat(),  # which a template may print
   )
   size = WINDOW_BATCHES * options.batch_size
-  done = _begin_output(options.output, settings, size, len(rows))
+  done = _begin_output(options.output, settings, size, len(lines))
   root = jax.random.key(settings.get('seed', 0))
+  texts = [text for line in ids for text in line]
+  begins = [0, *itertools.accumulate(map(len, ids))]  # of each line's texts
   progress = tqdm.tqdm(
-    total=len(rows),
+    total=len(lines),
     initial=done,
     unit='line',
     disable=None,  # shown only on a terminal
   )
   with options.output.open('ab') as file, progress:
-    for begin in range(done, len(rows), size):
-      window = range(begin, min(begin + size, len(rows)))
+    for begin in range(done, len(lines), size):
+      end = min(begin + size, len(lines))
+      window = range(begins[begin], begins[end])
       added: dict[int, Row] = {}
-      # rows of similar length share a batch, which is padded to its longest row
-      by_length = sorted(window, key=lambda number: len(ids[number]))
+      # texts of similar length share a batch, which is padded to its longest text
+      by_length = sorted(window, key=lambda number: len(texts[number]))
       for first in range(0, len(by_length), options.batch_size):
         batch = by_length[first : first + options.batch_size]
-        length = int(min(bucket_length(len(ids[batch[-1]])), max_padded))
+        length = int(min(bucket_length(len(texts[batch[-1]])), max_padded))
         # the key depends on the place in the file, so that a resumed command samples the same
-        key = jax.random.fold_in(root, begin + first)
+        key = jax.random.fold_in(root, window.start + first)
         added.update(zip(batch, compute(batch, length, key), strict=True))
-        progress.update(len(batch))
-      _append(file, options.output, [{**rows[number], **added[number]} for number in window])
-  print(f'{options.output}: {len(rows)} lines', file=sys.stderr)
+      rows = []
+      for number in range(begin, end):
+        results = [added[text] for text in range(begins[number], begins[number + 1])]
+        line = lines[number]
+        rows.append({**line.row, **(merge(results) if line.is_list else results[0])})
+      _append(file, options.output, rows)
+      progress.update(len(rows))
+  print(f'{options.output}: {len(lines)} lines', file=sys.stderr)
+
+
+def fix_date(output: Path) -> None:
+  """Fixes the date that chat templates see: that of an output's beginning, where it has begun."""
+  settings = _settings_path(output)
+  if output.exists() and settings.is_file():
+    date = _read_settings(settings).get('date')
+    if isinstance(date, str):
+      chat_template.fix_date(datetime.datetime.fromisoformat(date))
 
 
 def max_padded_length(config: ModelConfig, room: int = 0) -> float:
@@ -250,80 +234,6 @@ def _parse_mesh(text: str) -> mesh.MeshOptions:
   return mesh.MeshOptions(**axes)
 
 
-# -- the input
-
-
-def _parse_line(text: str, place: str) -> Row:
-  """Parses the JSON object of a line, which must have exactly one of _FIELDS."""
-  try:
-    row = json.loads(text)
-  except ValueError as error:  # JSONDecodeError is one
-    raise UserError(f'{place}: not JSON: {error}') from None
-  if not isinstance(row, dict) or sum(name in row for name in _FIELDS) != 1:
-    raise UserError(f'{place}: expected {_FORMS}')
-  return row
-
-
-def _encode_row(row: Row, place: str, opened: OpenedModel, with_response: bool) -> list[int]:
-  """Returns the token ids of a row."""
-  if 'tokens' in row:
-    return _check_tokens(row['tokens'], place, opened.model.config.vocab_size)
-  tokenizer = opened.tokenizer
-  if tokenizer is None:
-    raise UserError(f'{place}: the model has no tokenizer, expected {{"tokens": [ids]}}')
-  if 'text' in row:
-    if not isinstance(row['text'], str):
-      raise UserError(f'{place}: text: expected a text')
-    return tokenizer.text(row['text'])
-  messages, response = _read_conversation(row, place, with_response)
-  ids = tokenizer.prompt(messages)
-  if response is not None:
-    ids = ids + tokenizer.response(response)
-  return ids
-
-
-def _check_tokens(ids: Any, place: str, vocab_size: int) -> list[int]:
-  """Returns a row's own token ids after checking that they are in the vocabulary."""
-  # isinstance would accept true and false
-  if isinstance(ids, list) and all(type(i) is int and 0 <= i < vocab_size for i in ids):
-    return ids
-  raise UserError(f'{place}: tokens: expected a list of ids from 0 to {vocab_size - 1}')
-
-
-def _read_conversation(row: Row, place: str, with_response: bool) -> tuple[list[Row], str | None]:
-  """Returns the messages before the response, and the response (None without `with_response`)."""
-  if 'prompt' in row:
-    messages = row['prompt']
-    if isinstance(messages, str):
-      messages = [dict(role='user', content=messages)]
-    if not _are_messages(messages):
-      raise UserError(f'{place}: prompt: expected a list of {{"role": …, "content": …}} or a text')
-    response = row.get('response') if with_response else None
-    if with_response and not isinstance(response, str):
-      raise UserError(f'{place}: response: expected a text')
-    return messages, response
-  messages = row['messages']
-  if not _are_messages(messages):
-    raise UserError(f'{place}: messages: expected a list of {{"role": …, "content": …}}')
-  if not with_response:
-    return messages, None
-  if messages[-1]['role'] != 'assistant':
-    raise UserError(f'{place}: messages: expected the last one from the assistant')
-  return messages[:-1], messages[-1]['content']
-
-
-def _are_messages(value: Any) -> bool:
-  """Tells whether a value is a list of at least one message."""
-  return isinstance(value, list) and bool(value) and all(map(_is_message, value))
-
-
-def _is_message(value: Any) -> bool:
-  """Tells whether a value is a message with a role and a text."""
-  if not isinstance(value, dict) or 'role' not in value:
-    return False
-  return isinstance(value.get('content'), str)
-
-
 # -- the output
 
 
@@ -345,7 +255,7 @@ def _begin_output(output: Path, settings: dict[str, Any], window: int, count: in
     UserError: it was begun with other settings or not by this command, or cannot be
       written.
   """
-  settings_path = output.with_name(output.name + '.settings.json')
+  settings_path = _settings_path(output)
   if not output.exists():
     try:  # settings first, as an output without them is refused
       files.write_text(settings_path, json.dumps(settings, indent=2) + '\n')
@@ -356,12 +266,24 @@ def _begin_output(output: Path, settings: dict[str, Any], window: int, count: in
   remedy = 'delete it, or give another --output'
   if not settings_path.is_file():
     raise UserError(f'{output}: was not begun by this command; {remedy}')
-  before = json.loads(settings_path.read_text())
+  before = _read_settings(settings_path)
   if before != settings:
     changed = [name for name, value in settings.items() if before.get(name) != value]
     changes = ', '.join(changed) or 'command'
     raise UserError(f'{output}: was begun with another {changes}; {remedy}')
   return _keep_whole_windows(output, window, count)
+
+
+def _settings_path(output: Path) -> Path:
+  return output.with_name(output.name + '.settings.json')
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+  """Reads the settings of an output."""
+  settings = json_lines.parse_json(json_lines.read_all_bytes(path), str(path))
+  if not isinstance(settings, dict):
+    raise UserError(f'{path}: expected the settings of an output')
+  return settings
 
 
 def _keep_whole_windows(output: Path, window: int, count: int) -> int:
@@ -377,7 +299,7 @@ def _keep_whole_windows(output: Path, window: int, count: int) -> int:
 
 def _append(file: IO[bytes], output: Path, rows: list[Row]) -> None:
   """Appends a window of rows to the output, and flushes it to the disk."""
-  text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
+  text = ''.join(json_lines.format_value(row) + '\n' for row in rows)
   try:
     file.write(text.encode())
     file.flush()

@@ -13,7 +13,7 @@ from rlhf_jax.commands import arguments
 from rlhf_jax.errors import UserError
 
 if TYPE_CHECKING:  # JAX takes seconds to import
-  from rlhf_jax.planner import ExperimentPlan
+  from rlhf_jax.experiment.planner import ExperimentPlan
 
 DOES_NOT_FIT = 1  # exit code when the plan was made, but some stage does not fit
 
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   # both must be set before JAX is imported
   os.environ['JAX_PLATFORMS'] = 'cpu'  # leaves this machine's accelerators alone
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # hides warnings of the compilers
-  from rlhf_jax import planner
+  from rlhf_jax.experiment import planner
 
   try:
     plan = planner.plan_experiment(

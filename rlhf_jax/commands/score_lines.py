@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import pipeline
-from rlhf_jax.commands import lines
+from rlhf_jax.commands import inputs, lines
 from rlhf_jax.models import heads
 from rlhf_jax.models.transformer import Model
+from rlhf_jax.runtime import compilation
 from rlhf_jax.stages import reward
 from rlhf_jax.types import Params
 
@@ -25,23 +25,33 @@ def score_lines(options: argparse.Namespace) -> None:
   Raises:
     UserError: whatever is wrong with options, model, input or output.
   """
-  pipeline.cache_compilations()
-  pipeline.request_exact_products()
+  compilation.cache_compilations()
+  compilation.request_exact_products()
   # the input before the model, so that a mistake in it is reported at once
-  inputs = lines.read_lines(options.input)
+  lines.fix_date(options.output)
+  read = inputs.read_lines(options.input, with_response=True)
   opened = lines.open_model(options)
-  ids = lines.encode_lines(inputs, opened, with_response=True)
+  ids = lines.encode_lines(read, opened)
+  texts = [text for line in ids for text in line]
   # compiled once for each padded length
-  read = jax.jit(functools.partial(read_tokens, opened.model))
-  compute = functools.partial(score_batch, opened, read, options.batch_size, ids)
+  evaluate = jax.jit(functools.partial(read_tokens, opened.model))
+  compute = functools.partial(score_batch, opened, evaluate, options.batch_size, texts)
   lines.fill_output(
     options,
     dict(command='score'),
-    inputs.rows,
+    read,
     ids,
     compute,
+    merge_results,
     lines.max_padded_length(opened.model.config),
   )
+
+
+def merge_results(results: list[lines.Row]) -> lines.Row:
+  """Returns what is added to a line with a list of responses: a list of their results."""
+  if 'score' in results[0]:
+    return {'scores': [result['score'] for result in results]}
+  return {'sequences': results}
 
 
 def read_tokens(model: Model, params: Params, tokens: jax.Array, mask: jax.Array) -> jax.Array:

@@ -101,8 +101,8 @@ def show_config(path: str, overrides: Sequence[str]) -> None:
   Raises:
     UserError: whatever is wrong with the config.
   """
-  from rlhf_jax import config as configs
-  from rlhf_jax import pipeline
+  from rlhf_jax.experiment import config as configs
+  from rlhf_jax.experiment import pipeline
 
   print(configs.as_json(pipeline.load_config(path, overrides)), end='')
 
@@ -117,7 +117,7 @@ def train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
   Raises:
     UserError: whatever is wrong with config, data, mesh or workdir.
   """
-  from rlhf_jax import pipeline
+  from rlhf_jax.experiment import pipeline
   from rlhf_jax.runtime import hosts
 
   # the config first, so that a mistake in it is reported without waiting for other processes

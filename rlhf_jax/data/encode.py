@@ -19,6 +19,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from rlhf_jax.data import records
+from rlhf_jax.data.conversations import Message
+from rlhf_jax.data.shapes import Response
 from rlhf_jax.errors import UserError
 
 OVERLONG_POLICIES = ('drop', 'truncate_left', 'error')
@@ -27,11 +29,20 @@ OVERLONG_POLICIES = ('drop', 'truncate_left', 'error')
 Example = dict[str, np.ndarray]
 
 
+# Which messages of the assistant a demonstration teaches: the response, or every one before it too.
+TARGETS = ('last', 'all')
+
+
 class Tokenizer(Protocol):
   """What encoding needs of a tokenizer (interop/tokenizer.py has one)."""
 
-  pad_id: int
-  eos_id: int
+  @property
+  def pad_id(self) -> int:
+    """Fills places that masks hide."""
+
+  @property
+  def eos_id(self) -> int:
+    """Ends a text."""
 
   @property
   def bos_id(self) -> int | None:
@@ -40,11 +51,18 @@ class Tokenizer(Protocol):
   def encode(self, text: str) -> list[int]:
     """Encodes a bare text."""
 
-  def prompt(self, messages: Sequence[records.Message]) -> list[int]:
+  def prompt(self, messages: Sequence[Message], tools: Any = None) -> list[int]:
     """Encodes a conversation up to where the response begins."""
 
-  def response(self, text: str) -> list[int]:
-    """Encodes a response and the token that ends it."""
+  def exchange(
+    self, messages: Sequence[Message], response: Response, tools: Any = None
+  ) -> tuple[list[int], list[int]]:
+    """Encodes a conversation and a response to it, with the token that ends it."""
+
+  def all_turns(
+    self, messages: Sequence[Message], response: Response, tools: Any = None
+  ) -> tuple[list[int], list[int]]:
+    """Encodes the same as one list, and numbers the assistant's messages in it from 1."""
 
 
 def documents(
@@ -87,34 +105,49 @@ def demonstrations(
   tokenizer: Tokenizer,
   max_length: int,
   overlong: str = 'drop',
+  targets: str = 'last',
 ) -> list[Example]:
-  """Encodes demonstrations; the targets are the response and its end token.
+  """Encodes demonstrations; the targets are the response and the token that ends it.
 
   Args:
     rows: the demonstrations.
     tokenizer: what turns text into tokens.
     max_length: tokens of prompt and response together at most.
     overlong: one of OVERLONG_POLICIES.
+    targets: one of TARGETS.
 
   Returns:
     Examples {'tokens': [n] int32, 'targets': [n] float32}, n ≤ max_length.
 
   Raises:
-    UserError: nothing fits, or `overlong` is 'error' and a record does not.
+    UserError: nothing fits, `overlong` is 'error' and a record does not, or the chat template
+      refuses a record.
   """
+  if targets not in TARGETS:
+    names = ', '.join(TARGETS)
+    raise UserError(f'targets: expected one of {names}, got {targets!r}')
   examples = []
   for row in rows:
-    response = tokenizer.response(row.response)
-    prompt = _fit_prompt(
-      tokenizer.prompt(records.conversation(row)),
+    if targets == 'all':
+      prompt, response, is_target = _encode_all_turns(row, tokenizer)
+    else:
+      prompt, response = _encode_exchange(row, row.response, tokenizer)
+      is_target = [False] * len(prompt) + [True] * len(response)
+    fitted = _fit_prompt(
+      prompt,
       response_length=len(response),
       max_length=max_length,
       overlong=overlong,
       bos_id=tokenizer.bos_id,
       name=f'demonstration {row.id}',
     )
-    if prompt is not None:
-      examples.append(_sequence(prompt + response, num_context=len(prompt)))
+    if fitted is None:
+      continue
+    example = _sequence(fitted + response, num_context=1)
+    # The prompt may have lost its beginning; its last tokens are the same.
+    kept = np.array(is_target[len(is_target) - len(example['tokens']) :], np.float32)
+    example['targets'] *= kept
+    examples.append(example)
   _report_dropped(examples, 'demonstration', max_length, len(rows))
   return examples
 
@@ -136,41 +169,48 @@ def rankings(
   Returns:
     Examples {'tokens': [K, max_length] int32, 'begins': [K] int32, 'ranks': [K] int32,
     'index': [K] int32, 'lengths': [K] int32, 'confidence': [K] float32}. A row of tokens is the
-    prompt, a response, which begins at `begins`, and its end token, `lengths` tokens in all, then
-    padding. `index` is the place of the record in `rows`.
+    prompt, a response, which begins at `begins`, and the token that ends it, `lengths` tokens in
+    all, then padding. `index` is the place of the record in `rows`.
 
   Raises:
-    UserError: nothing fits, or `overlong` is 'error' and a record does not.
+    UserError: nothing fits, `overlong` is 'error' and a record does not, or the chat template
+      refuses a record.
   """
   examples = []
   for index, row in enumerate(rows):
-    responses = [tokenizer.response(response) for response in row.responses]
-    prompt = _fit_prompt(
-      tokenizer.prompt(records.conversation(row)),
-      response_length=max(map(len, responses)),  # all of them share one prompt
-      max_length=max_length,
-      overlong=overlong,
-      bos_id=tokenizer.bos_id,
-      name=f'ranking {row.id}',
-    )
-    if prompt is None:
-      continue
-    num_responses = len(responses)  # K
+    exchanges = [_encode_exchange(row, response, tokenizer) for response in row.responses]
+    longest = max(len(response) for _, response in exchanges)
+    num_responses = len(exchanges)  # K
     tokens = np.full((num_responses, max_length), tokenizer.pad_id, np.int32)
+    begins = np.zeros(num_responses, np.int32)
     lengths = np.zeros(num_responses, np.int32)
-    for number, response in enumerate(responses):
-      lengths[number] = len(prompt) + len(response)
-      tokens[number, : lengths[number]] = prompt + response
-    example = {
-      'tokens': tokens,
-      'begins': np.full(num_responses, len(prompt), np.int32),
-      'ranks': np.array(row.ranks, np.int32),
-      'index': np.full(num_responses, index, np.int32),
-      'lengths': lengths,
-      'confidence': np.full(num_responses, row.confidence, np.float32),
-    }
-    examples.append(example)
+    for number, (prompt, response) in enumerate(exchanges):
+      # Mostly all prompts are the same; some templates let it depend on the response.
+      fitted = _fit_prompt(
+        prompt,
+        response_length=longest,
+        max_length=max_length,
+        overlong=overlong,
+        bos_id=tokenizer.bos_id,
+        name=f'ranking {row.id}',
+      )
+      if fitted is None:
+        break
+      begins[number] = len(fitted)
+      lengths[number] = len(fitted) + len(response)
+      tokens[number, : lengths[number]] = fitted + response
+    else:
+      example = {
+        'tokens': tokens,
+        'begins': begins,
+        'ranks': np.array(row.ranks, np.int32),
+        'index': np.full(num_responses, index, np.int32),
+        'lengths': lengths,
+        'confidence': np.full(num_responses, row.confidence, np.float32),
+      }
+      examples.append(example)
   _report_dropped(examples, 'ranking', max_length, len(rows))
+  _report_empty_comparisons(examples)
   return examples
 
 
@@ -198,7 +238,7 @@ def prompts(
   examples = []
   for index, row in enumerate(rows):
     prompt = _fit_prompt(
-      tokenizer.prompt(records.conversation(row)),
+      _encode_prompt(row, tokenizer),
       response_length=0,  # what is generated has room of its own
       max_length=max_length,
       overlong=overlong,
@@ -232,6 +272,50 @@ def left_padded(tokens: Sequence[int], length: int, pad_id: int, index: int) -> 
   return {'tokens': padded, 'mask': mask, 'index': np.int32(index)}
 
 
+def _encode_prompt(row: records.Prompt, tokenizer: Tokenizer) -> list[int]:
+  """Encodes a prompt; an error names the record's place."""
+  try:
+    return tokenizer.prompt(records.conversation(row), row.tools)
+  except UserError as error:
+    raise _located(error, row) from None
+
+
+def _encode_exchange(
+  row: records.Demonstration | records.Ranking, response: Response, tokenizer: Tokenizer
+) -> tuple[list[int], list[int]]:
+  """Encodes prompt and response; an error names the record's place."""
+  try:
+    return tokenizer.exchange(records.conversation(row), response, row.tools)
+  except UserError as error:
+    raise _located(error, row) from None
+
+
+def _encode_all_turns(
+  row: records.Demonstration, tokenizer: Tokenizer
+) -> tuple[list[int], list[int], list[bool]]:
+  """Encodes a demonstration of which every message of the assistant is a target.
+
+  Returns:
+    (what stands before the last response [P], that response [R], which tokens are targets
+    [P + R]). A message with `weight` 0, the mark of OpenAI's files, is no target.
+  """
+  messages = records.conversation(row)
+  try:
+    tokens, owners = tokenizer.all_turns(messages, row.response, row.tools)
+  except UserError as error:
+    raise _located(error, row) from None
+  spoken = [message for message in messages if message['role'] == 'assistant']
+  spoken.append(row.response if isinstance(row.response, dict) else {})
+  is_target = [owner > 0 and spoken[owner - 1].get('weight') != 0 for owner in owners]
+  begin = owners.index(len(spoken))  # of the last response
+  return tokens[:begin], tokens[begin:], is_target
+
+
+def _located(error: UserError, row: Any) -> UserError:
+  """Returns an error with the place of the record before it."""
+  return UserError(f'{row.place or row.id}: {error}')
+
+
 def _sequence(tokens: list[int], num_context: int) -> Example:
   """Makes an example of which all tokens after the first `num_context` are targets."""
   targets = np.ones(len(tokens), np.float32)  # a mask, float32 as losses multiply by it
@@ -252,9 +336,8 @@ def _fit_prompt(
   if overlong not in OVERLONG_POLICIES:
     names = ', '.join(OVERLONG_POLICIES)
     raise UserError(f'overlong: expected one of {names}, got {overlong!r}')
-  room = (
-    max_length - response_length
-  )  # for the prompt; below 0 where the response alone is too long
+  # For the prompt; below 0 where the response alone is too long.
+  room = max_length - response_length
   if len(prompt) <= room:
     return prompt
   if overlong == 'error':
@@ -278,6 +361,22 @@ def _report_dropped(examples: list, kind: str, max_length: int, num_records: int
     # Not on stdout, which may be the output of a command.
     print(f'{message} and were left out', file=sys.stderr)
   _check_any_fits(examples, kind, max_length)
+
+
+def _report_empty_comparisons(examples: list[Example]) -> None:
+  """Prints how many rankings teach nothing: responses of equal tokens, or equal ranks alone."""
+  several = [example for example in examples if len(example['ranks']) > 1]
+  num_equal = sum(_are_equal(example['tokens']) for example in several)
+  num_tied = sum(_are_equal(example['ranks']) for example in several)
+  for number, reason in ((num_equal, 'compare equal tokens'), (num_tied, 'are ties')):
+    if number:
+      message = f'{number} of {len(examples)} rankings {reason} and teach no order'
+      print(message, file=sys.stderr)
+
+
+def _are_equal(rows: np.ndarray) -> bool:
+  """Says whether all rows of an array are the same."""
+  return bool((rows == rows[:1]).all())
 
 
 def _check_any_fits(examples: list, kind: str, max_length: int) -> None:

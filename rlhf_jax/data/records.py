@@ -1,25 +1,21 @@
-"""Records, the raw data of every stage, and their files in JSON Lines (one object on each line).
+"""Records, the raw data of every stage, and their files.
 
 A record is a document, a demonstration, a preference, a ranking or a prompt. Records hold text
-only; tokens come later (data/encode.py).
-
-A file may leave out `id`, `source` and `license`, or hold null there. The `messages` of a
-conversation alternate between user and assistant, and the user speaks last. An exercise
-{question, answer, final}, the form of GSM8K, can stand for a demonstration, and for a prompt
-whose `meta` then holds `final`.
+only; tokens come later (data/encode.py). A file may have its rows in any of the shapes of
+data/shapes.py, and leave out what is not needed, or hold null there.
 """
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
-import json
 import os
-from typing import Any, TypeVar
-import zlib
+from typing import Any
 
-from rlhf_jax import files
+from rlhf_jax import json_lines
+from rlhf_jax.data import conversations, row_files, shapes
+from rlhf_jax.data.conversations import Message
+from rlhf_jax.data.shapes import Response
 from rlhf_jax.errors import UserError
-
-Message = dict[str, str]  # {'role': 'user' or 'assistant', 'content': its text}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +26,7 @@ class Document:
   source: str
   license: str
   text: str
+  place: str = dataclasses.field(default='', compare=False, repr=False)  # 'file:line'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +37,9 @@ class Demonstration:
   source: str
   license: str
   messages: list[Message]
-  response: str
+  response: Response
+  tools: list[Any] = dataclasses.field(default_factory=list)  # functions that may be called
+  place: str = dataclasses.field(default='', compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +51,11 @@ class Preference:
   license: str
   domain: str
   messages: list[Message]
-  chosen: str
-  rejected: str
+  chosen: Response
+  rejected: Response
   confidence: float = 1.0  # the probability that the choice is right
+  tools: list[Any] = dataclasses.field(default_factory=list)
+  place: str = dataclasses.field(default='', compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +71,11 @@ class Ranking:
   domain: str
   context: str  # stands before the last message; may be empty
   messages: list[Message]
-  responses: list[str]  # [K]
+  responses: Sequence[Response]  # [K]
   ranks: list[int]  # [K], in the order of `responses`; 1 = best, equal = tie
   confidence: float = 1.0  # the probability that any pair of them is ordered rightly
+  tools: list[Any] = dataclasses.field(default_factory=list)
+  place: str = dataclasses.field(default='', compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +87,8 @@ class Prompt:
   license: str
   messages: list[Message]
   meta: dict[str, Any]  # whatever a reward or a judge needs to know
+  tools: list[Any] = dataclasses.field(default_factory=list)
+  place: str = dataclasses.field(default='', compare=False, repr=False)
 
 
 Record = Document | Demonstration | Preference | Ranking | Prompt
@@ -97,66 +102,71 @@ RECORD_TYPES: dict[str, type] = {
   'prompt': Prompt,
 }
 
-# What a field that a file leaves out is taken to be; `id` becomes the record's place instead.
-_OPTIONAL = {
-  'source': '',
-  'license': '',
-  'domain': '',
-  'context': '',
-  'meta': {},
-  'confidence': 1.0,
-}
-
-# The types of the fields that are not texts.
-_FIELD_TYPES = {
-  'messages': list,
-  'responses': list,
-  'ranks': list,
-  'meta': dict,
-  'confidence': float,
-}
-
-# Labels, which may also be numbers in a file.
-_LABELS = ('id', 'source', 'license', 'domain')
-
-# What error messages call a type.
-_TYPE_NAMES = {
-  str: 'a text',
-  list: 'a list',
-  dict: 'an object',
-  float: 'a number',
-}
-
-_AnyRecord = TypeVar('_AnyRecord', bound=Record)
+# Our field names, to which `data.fields` may map others'.
+FIELD_NAMES = frozenset(
+  [
+    *(field.name for kind in RECORD_TYPES.values() for field in dataclasses.fields(kind)),
+    *(name for prompt_form in shapes.PROMPT_FORMS for name in prompt_form.fields),
+    *(name for answer_form in shapes.ANSWER_FORMS for name in answer_form.fields),
+    *shapes.COMMON_FIELDS,
+  ]
+) - {'place'}
 
 
-def read_records(path: str | os.PathLike, kind: str) -> list[Any]:
-  """Reads the records of a JSON Lines file; one whose name ends in `.gz` is decompressed.
-
-  A file of rankings may hold preferences and rated single responses too (`parse_ranking`).
-  A file of demonstrations may hold rankings, of which the best response counts.
+def read_records(
+  path: str | os.PathLike,
+  kind: str,
+  fields: Mapping[str, str] | None = None,
+  names: Counter[str] | None = None,
+) -> list[Any]:
+  """Reads the records of a file, in any form that row_files.py and shapes.py know.
 
   Args:
     path: the file.
-    kind: a key of RECORD_TYPES.
+    kind: a key of RECORD_TYPES; `parse_record` says what else may stand for it.
+    fields: our name of a field → the file's, where the names differ.
+    names: counts the shapes of the rows, by their names.
 
   Returns:
-    The records in the order of the file; empty lines are skipped.
+    The records in the order of the file.
 
   Raises:
-    UserError: the file cannot be read, or a line holds no such record. Names file and line.
+    UserError: the file cannot be read, or a row holds no such record. Names file and line.
   """
   rows = []
-  number = 0
-  try:
-    with files.open_bytes(path) as file:
-      for number, line in enumerate(file, start=1):
-        if line.strip():
-          rows.append(_parse_line(line, kind, f'{path}:{number}'))
-  except (OSError, EOFError, zlib.error) as error:
-    # A damaged archive shows only when its bytes are read, in the middle of the file.
-    raise UserError(f'{path}:{number + 1}: cannot read: {error}') from None
+  for place, row in row_files.read_rows(path):
+    record, name = parse_named(kind, rename_fields(row, fields or {}, place), place)
+    if names is not None:
+      names[name] += 1
+    rows.append(record)
   return rows
+
+
+def rename_fields(row: Any, fields: Mapping[str, str], place: str) -> Any:
+  """Adds the fields of a row under our names to those under its own.
+
+  Args:
+    row: as it was read.
+    fields: our name → its own; a dot leads into an object.
+    place: for error messages.
+
+  Raises:
+    UserError: the row has no such field.
+  """
+  if not fields or not isinstance(row, dict):
+    return row
+  renamed = dict(row)
+  for ours, theirs in fields.items():
+    value = row.get(theirs)
+    if theirs not in row:
+      value = row
+      for part in theirs.split('.'):
+        if not isinstance(value, dict) or part not in value:
+          present = ', '.join(sorted(row))
+          raise UserError(f'data.fields: {place} has no field {theirs!r}; got the fields {present}')
+        value = value[part]
+    renamed[ours] = value
+  return renamed
 
 
 def write_records(path: str | os.PathLike, rows: Iterable[Any]) -> None:
@@ -166,20 +176,20 @@ def write_records(path: str | os.PathLike, rows: Iterable[Any]) -> None:
     path: the file; its folder is made where it is missing.
     rows: records of any kind, or dicts.
   """
-  # Half a surrogate pair, which UTF-8 cannot hold, is written as its JSON escape (files.open_text).
-  with files.replacing(path) as temporary, files.open_text(temporary, 'wt') as file:
-    for row in rows:
-      fields = row if isinstance(row, dict) else dataclasses.asdict(row)
-      file.write(json.dumps(fields, ensure_ascii=False) + '\n')
+  json_lines.write_values(path, (row if isinstance(row, dict) else _as_fields(row) for row in rows))
 
 
-def parse_record(kind: str, fields: Any, where: str) -> Any:
-  """Makes a record of JSON fields; fields that the kind does not have are ignored.
+def parse_record(kind: str, row: Any, place: str) -> Any:
+  """Makes a record of the fields of a row.
+
+  A pair or a rated single response may stand for a ranking, and a ranking, of which the best
+  response counts, for a demonstration. A prompt is whatever was asked; all other fields are its
+  `meta`, unless it has that.
 
   Args:
     kind: a key of RECORD_TYPES.
-    fields: what the line holds; anything but an object is refused.
-    where: what error messages call the place, such as 'file:line'.
+    row: what the file holds; anything but an object is refused.
+    place: what error messages call the place, such as 'file:line'.
 
   Returns:
     A record of the class RECORD_TYPES[kind].
@@ -187,29 +197,41 @@ def parse_record(kind: str, fields: Any, where: str) -> Any:
   Raises:
     UserError: a field is missing or of another form.
   """
-  return _parse_as(RECORD_TYPES[kind], fields, where)
+  return parse_named(kind, row, place)[0]
 
 
-def parse_ranking(fields: Any, where: str) -> Ranking:
-  """Makes a ranking of JSON fields that are a ranking, a preference or a rated response.
-
-  A preference (`chosen`, `rejected`) becomes a ranking of two. A single `response` that is
-  `desirable`, true or false, becomes a ranking of one, with rank 1 or 2.
-
-  Args:
-    fields: what the line holds.
-    where: what error messages call the place.
-
-  Raises:
-    UserError: as `parse_record`.
-  """
-  if not isinstance(fields, dict):
-    return _parse_as(Ranking, fields, where)
-  if 'chosen' in fields:
-    return preference_to_ranking(_parse_as(Preference, fields, where))
-  if 'desirable' in fields and 'responses' not in fields:
-    return _rated_response(fields, where)
-  return _parse_as(Ranking, fields, where)
+def parse_named(kind: str, row: Any, place: str) -> tuple[Any, str]:
+  """Makes a record as `parse_record` does, and names the shape of the row for the log."""
+  if not isinstance(row, dict):
+    raise UserError(f'{place}: expected a JSON object, got {type(row).__name__}')
+  labels: dict[str, Any] = {
+    name: '' if row.get(name) is None else str(row[name]) for name in _LABELS
+  }
+  labels['id'] = labels['id'] or place
+  domain = labels.pop('domain')
+  if kind == 'document':
+    return Document(**labels, text=_document_text(row, place), place=place), 'documents'
+  parsed = shapes.parse_row(row, place, prompt_only=kind == 'prompt')
+  if parsed.messages is None:
+    raise _missing(kind, 'messages', row, place)
+  labels |= {'messages': parsed.messages, 'tools': parsed.tools, 'place': place}
+  _check_messages(parsed.messages, place)
+  if kind != 'ranking':  # which keeps its context apart
+    labels['messages'] = shapes.with_context(parsed.messages, parsed.context)
+  if kind == 'prompt':
+    return Prompt(**labels, meta=_meta(row, parsed, place)), parsed.name
+  if kind == 'demonstration':
+    return Demonstration(**labels, response=_best_response(kind, row, parsed, place)), parsed.name
+  ranking = Ranking(
+    **labels,
+    domain=domain,
+    context=parsed.context,
+    confidence=_confidence(row, place),
+    **_ranked_responses(kind, row, parsed, place),
+  )
+  if kind == 'preference':
+    return _ranking_to_preference(ranking, place), parsed.name
+  return ranking, parsed.name
 
 
 def preference_to_ranking(preference: Preference) -> Ranking:
@@ -224,6 +246,8 @@ def preference_to_ranking(preference: Preference) -> Ranking:
     responses=[preference.chosen, preference.rejected],
     ranks=[1, 2],
     confidence=preference.confidence,
+    tools=preference.tools,
+    place=preference.place,
   )
 
 
@@ -236,6 +260,8 @@ def ranking_to_demonstration(ranking: Ranking) -> Demonstration:
     license=ranking.license,
     messages=conversation(ranking),
     response=ranking.responses[best],
+    tools=ranking.tools,
+    place=ranking.place,
   )
 
 
@@ -244,130 +270,138 @@ def conversation(record: Any) -> list[Message]:
 
   The context of a ranking, where it has one, stands before its last message.
   """
-  context = getattr(record, 'context', '')
-  if not context:
-    return record.messages
-  *earlier, last = record.messages
-  content = f'{context}\n\n{last["content"]}'
-  return [*earlier, {**last, 'content': content}]
+  return shapes.with_context(record.messages, getattr(record, 'context', ''))
 
 
-def _parse_line(line: bytes, kind: str, where: str) -> Any:
-  """Makes a record of one line of a file, in all forms that `read_records` accepts."""
-  try:
-    fields = json.loads(line.decode('utf-8-sig'))  # a byte order mark is no text
-  except (ValueError, RecursionError) as error:
-    raise UserError(f'{where}: not JSON: {error}') from None
-  if kind == 'ranking':
-    return parse_ranking(fields, where)
-  if kind == 'demonstration' and isinstance(fields, dict):
-    if 'responses' in fields:
-      return ranking_to_demonstration(_parse_as(Ranking, fields, where))
-    if fields.get('desirable') is False:
-      raise UserError(
-        f'{where}: expected a demonstration, got a response that is rated bad (desirable: false)'
-      )
-  return parse_record(kind, fields, where)
+def response_text(response: Response) -> str:
+  """Returns a response as people and judges read it, calls of functions as JSON."""
+  return conversations.message_text(response)
 
 
-def _parse_as(record_class: type[_AnyRecord], fields: Any, where: str) -> _AnyRecord:
-  """Makes a record of a class of JSON fields, and checks what types alone cannot say."""
-  if not isinstance(fields, dict):
-    raise UserError(f'{where}: expected a JSON object, got {type(fields).__name__}')
-  if isinstance(fields.get('question'), str) and 'messages' not in fields:
-    fields = _exercise_fields(fields)
-  values = {}
-  for field in dataclasses.fields(record_class):
-    values[field.name] = _field_value(field.name, record_class, fields, where)
-  if 'messages' in values:
-    _check_messages(values['messages'], where)
-  if record_class is Ranking:
-    _check_ranks(values['responses'], values['ranks'], where)
-  confidence = values.get('confidence', 1.0)
-  if not 0 <= confidence <= 1:
-    raise UserError(f'{where}: field "confidence": expected a probability, got {confidence}')
-  return record_class(**values)
+# Parts of a record.
+
+_LABELS = ('id', 'source', 'license', 'domain')  # they may also be numbers in a file
 
 
-def _exercise_fields(fields: dict[str, Any]) -> dict[str, Any]:
-  """Gives an exercise {question, answer, final} (GSM8K) the fields of a conversation."""
-  message = {'role': 'user', 'content': fields['question']}
-  meta = {}
-  if 'final' in fields:
-    meta['final'] = fields['final']
-  return {**fields, 'messages': [message], 'response': fields.get('answer'), 'meta': meta}
+def _as_fields(record: Any) -> dict[str, Any]:
+  """Returns what is written of a record: not its place, and no empty list of tools."""
+  fields = dataclasses.asdict(record)
+  fields.pop('place', None)
+  if not fields.get('tools'):
+    fields.pop('tools', None)
+  return fields
 
 
-def _field_value(name: str, record_class: type, fields: dict[str, Any], where: str) -> Any:
-  """Returns the value of one field, checked; null is as good as absent."""
-  value = fields.get(name)
-  if value is None:
-    value = where if name == 'id' else _OPTIONAL.get(name)
-  if value is None:
-    kind = record_class.__name__.lower()
-    present = ', '.join(sorted(fields)) or 'none'
-    raise UserError(f'{where}: a {kind} needs the field "{name}"; got the fields {present}')
-  if name in _LABELS:
-    return str(value)
-  expected = _FIELD_TYPES.get(name, str)
-  if expected is float and type(value) is int:  # isinstance would let true pass for 1
-    return float(value)
-  if not isinstance(value, expected):
-    type_name = _TYPE_NAMES[expected]
-    raise UserError(f'{where}: field "{name}": expected {type_name}, got {value!r:.60}')
-  return value
+def _document_text(row: dict[str, Any], place: str) -> str:
+  """Returns the text of a document."""
+  for name in ('text', 'content'):
+    value = row.get(name)
+    if isinstance(value, str):
+      return value
+    if value is not None:
+      raise UserError(f'{place}: field "{name}": expected a text, got {value!r:.60}')
+  raise _missing('document', 'text', row, place)
 
 
-def _check_messages(messages: list, where: str) -> None:
-  """Refuses messages that do not alternate, or where the user does not speak last."""
-  place = f'{where}: field "messages"'
-  if not messages:
-    raise UserError(f'{place}: expected at least one message, got none')
-  for number, message in enumerate(messages):
-    if not _is_message(message):
-      raise UserError(f'{place}: message {number + 1} needs the texts "role" and "content"')
-    remaining = len(messages) - 1 - number
-    role = 'user' if remaining % 2 == 0 else 'assistant'
-    if message['role'] != role:
-      raise UserError(
-        f'{place}: message {number + 1}: expected the role {role!r}, got {message["role"]!r} '
-        '(user and assistant alternate, the user speaks last)'
-      )
+def _meta(row: dict[str, Any], parsed: shapes.Parsed, place: str) -> dict[str, Any]:
+  """Returns what a reward or a judge may need to know of a prompt."""
+  meta = row.get('meta')
+  if meta is None:
+    last = parsed.answered and {'response': response_text(parsed.answered.responses[0])}
+    return {**(last or {}), **parsed.rest}
+  if not isinstance(meta, dict):
+    raise UserError(f'{place}: field "meta": expected an object, got {meta!r:.60}')
+  return meta
 
 
-def _is_message(message: Any) -> bool:
-  """Says whether a value has the form of a message, whatever its role."""
-  if not isinstance(message, dict) or 'role' not in message:
-    return False
-  return isinstance(message.get('content'), str)
+def _best_response(kind: str, row: dict[str, Any], parsed: shapes.Parsed, place: str) -> Response:
+  """Returns the response of a demonstration: the only one, or the best."""
+  answered = parsed.answered
+  if answered is None:
+    raise _missing(kind, 'response', row, place)
+  if answered.desirable is False:
+    raise UserError(f'{place}: expected a demonstration, got a response that is rated bad')
+  if answered.ranks is None:
+    return answered.responses[0]
+  _check_ranks(answered.responses, answered.ranks, place)
+  return answered.responses[answered.ranks.index(min(answered.ranks))]
 
 
-def _check_ranks(responses: list, ranks: list, where: str) -> None:
-  """Refuses a ranking of fewer than two texts, and ranks that do not fit them."""
-  are_texts = all(isinstance(response, str) for response in responses)
-  if len(responses) < 2 or not are_texts:
-    raise UserError(f'{where}: field "responses": expected two or more texts')
-  are_ranks = all(type(rank) is int and rank >= 1 for rank in ranks)  # true is no rank
-  if len(ranks) != len(responses) or not are_ranks:
+def _ranked_responses(
+  kind: str, row: dict[str, Any], parsed: shapes.Parsed, place: str
+) -> dict[str, Any]:
+  """Returns the responses of a ranking and their ranks."""
+  answered = parsed.answered
+  if answered is None or (answered.ranks is None and answered.desirable is None):
+    raise _missing(kind, 'chosen' if kind == 'preference' else 'responses', row, place)
+  if answered.ranks is None:
+    return {'responses': answered.responses, 'ranks': [1 if answered.desirable else 2]}
+  _check_ranks(answered.responses, answered.ranks, place)
+  return {'responses': answered.responses, 'ranks': answered.ranks}
+
+
+def _ranking_to_preference(ranking: Ranking, place: str) -> Preference:
+  """Gives a ranking of two different ranks as a preference."""
+  if sorted(ranking.ranks) != [1, 2]:
     raise UserError(
-      f'{where}: field "ranks": expected {len(responses)} whole numbers from 1 (best), '
-      f'got {ranks!r:.60}'
+      f'{place}: expected a chosen and a rejected response, got ranks {ranking.ranks}'
+    )
+  order = sorted(range(2), key=ranking.ranks.__getitem__)
+  chosen, rejected = (ranking.responses[place] for place in order)
+  return Preference(
+    id=ranking.id,
+    source=ranking.source,
+    license=ranking.license,
+    domain=ranking.domain,
+    messages=conversation(ranking),
+    chosen=chosen,
+    rejected=rejected,
+    confidence=ranking.confidence,
+    tools=ranking.tools,
+    place=ranking.place,
+  )
+
+
+def _confidence(row: dict[str, Any], place: str) -> float:
+  """Returns the probability that the order is right."""
+  value = row.get('confidence')
+  if value is None:
+    return 1.0
+  if type(value) not in (int, float):  # isinstance would let true pass for 1
+    raise UserError(f'{place}: field "confidence": expected a number, got {value!r:.60}')
+  if not 0 <= value <= 1:
+    raise UserError(f'{place}: field "confidence": expected a probability, got {value}')
+  return float(value)
+
+
+def _missing(kind: str, name: str, row: dict[str, Any], place: str) -> UserError:
+  """Returns the error about a row of no shape that would do."""
+  present = ', '.join(sorted(map(str, row))) or 'none'
+  return UserError(
+    f'{place}: a {kind} needs the field "{name}"; got the fields {present} '
+    '(docs/data.md lists what is read)'
+  )
+
+
+def _check_messages(messages: list[Message], place: str) -> None:
+  """Refuses a conversation in which nobody waits for a response."""
+  if not messages:
+    raise UserError(f'{place}: field "messages": expected at least one message, got none')
+  if messages[-1]['role'] == 'assistant':
+    raise UserError(
+      f'{place}: field "messages": message {len(messages)}: expected the user or a tool to speak '
+      'last, before the response'
     )
 
 
-def _rated_response(fields: dict[str, Any], where: str) -> Ranking:
-  """Makes a ranking of one of a response that is `desirable` or not (the data of KTO)."""
-  desirable = fields['desirable']
-  if not isinstance(desirable, bool):
-    raise UserError(f'{where}: field "desirable": expected true or false, got {desirable!r:.60}')
-  rated = _parse_as(Demonstration, fields, where)
-  return Ranking(
-    id=rated.id,
-    source=rated.source,
-    license=rated.license,
-    domain='',
-    context='',
-    messages=rated.messages,
-    responses=[rated.response],
-    ranks=[1 if desirable else 2],
-  )
+def _check_ranks(responses: list, ranks: list, place: str) -> None:
+  """Refuses a ranking of fewer than two responses, and ranks that do not fit them."""
+  are_responses = all(isinstance(response, (str, dict)) for response in responses)
+  if len(responses) < 2 or not are_responses:
+    raise UserError(f'{place}: field "responses": expected two or more texts')
+  are_ranks = all(type(rank) is int and rank >= 1 for rank in ranks)  # true is no rank
+  if len(ranks) != len(responses) or not are_ranks:
+    raise UserError(
+      f'{place}: field "ranks": expected {len(responses)} whole numbers from 1 (best), '
+      f'got {ranks!r:.60}'
+    )

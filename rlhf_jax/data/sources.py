@@ -1,35 +1,40 @@
-"""Sources of records: JSON Lines files, TFDS (without TensorFlow) and the embedded world.
+"""Sources of records: files, the hub, functions, TFDS (without TensorFlow), the embedded world.
 
 A new source is a function with the signature of `Reader` and a row in SOURCES.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import functools
-import glob
-import itertools
 from pathlib import Path
-import re
+import sys
 from typing import Any
 
-from rlhf_jax.data import records, tinyworld
+from rlhf_jax import hub, named_functions
+from rlhf_jax.data import records, row_files, tinyworld
 from rlhf_jax.errors import UserError
+
+HUB = 'hf:'  # begins a path that is a data set of the hub
+TFDS = 'tfds:'  # begins a path that is a TFDS name or directory
 
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
   """Says which records a stage reads."""
 
-  source: str = 'tinyworld'  # a key of SOURCES
+  # A key of SOURCES, or 'module:function(option=value)', a function of the split that gives rows.
+  source: str = 'tinyworld'
 
-  # jsonl: files or globs, of which `.gz` are decompressed; {split} stands for train or validation.
-  # tfds: one name or directory. 'tfds:NAME' in the place of a file reads TFDS whatever `source` is.
+  # jsonl: files of any form that docs/data.md lists, globs, folders, or 'hf:ORG/NAME'; {split}
+  # stands for the split. tfds: one name or directory. 'tfds:NAME' in the place of a file reads
+  # TFDS whatever `source` is.
   path: tuple[str, ...] = ()
 
-  # tfds: our name of a field → theirs, where the names differ.
+  # Our name of a field → theirs, where the names differ; a dot leads into an object.
   fields: dict[str, str] = dataclasses.field(default_factory=dict)
 
-  # tfds: our name of a split → theirs.
+  # Our name of a split → theirs, in folders, on the hub and in TFDS.
   splits: dict[str, str] = dataclasses.field(
     default_factory=functools.partial(dict, train='train', validation='validation')
   )
@@ -45,7 +50,7 @@ def load_records(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
 
   Args:
     options: which records.
-    kind: a key of records.RECORD_TYPES; 'ranking' takes preferences too.
+    kind: a key of records.RECORD_TYPES; `records.parse_record` says what may stand for it.
     split: 'train', 'validation', or 'test', which tinyworld has too.
 
   Returns:
@@ -54,17 +59,14 @@ def load_records(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
   Raises:
     UserError: there are none, or a record is not of its form.
   """
-  if options.source not in SOURCES:
-    names = ', '.join(SOURCES)
-    raise UserError(f'data.source: expected one of {names}, got {options.source!r}')
   if options.count < 0:
     raise UserError(f'data.count: expected 0 (all) or more, got {options.count}')
   if options.seed < -1 or options.people < 1:
     raise UserError(
       f'data: expected a seed from -1 and people from 1, got {options.seed} and {options.people}'
     )
-  read = SOURCES[_source_name(options)]
-  rows = read(options, kind, split)
+  _check_field_names(options.fields)
+  rows = _find_reader(options)(options, kind, split)
   if options.count:
     rows = rows[: options.count]
   if not len(rows):
@@ -90,15 +92,40 @@ def spread_evenly(rows: Sequence[Any], count: int) -> list[Any]:
   return [rows[number * len(rows) // count] for number in range(count)]
 
 
-def read_jsonl(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
-  """Reads JSON Lines files, in the order of `path` and, within a glob, of their names."""
+def read_files(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
+  """Reads files, in the order of `path` and, within a glob or a folder, of their names."""
   if not options.path:
     raise UserError('data.path: expected a file or a glob for data.source = "jsonl"')
   rows = []
-  for pattern in options.path:
-    pattern = str(pattern).replace('{split}', split)
-    for file in _matching_files(pattern):
-      rows += records.read_records(file, kind)
+  for path in options.path:
+    pattern = str(path).replace('{split}', split)
+    names: Counter[str] = Counter()
+    for file in row_files.find_files(_local_path(pattern), _split_name(options, split)):
+      rows += records.read_records(file, kind, options.fields, names)
+    _report_shapes(pattern, names)
+  return rows
+
+
+def read_function(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
+  """Calls the function that `source` names; it gives the rows of a split, of any known shape."""
+  function = named_functions.find_function(options.source, 'data.source')
+  given = function(_split_name(options, split))
+  if isinstance(given, (str, bytes, dict)) or not isinstance(given, Iterable):
+    raise UserError(
+      f'data.source {options.source}: expected rows, which are dicts, got {type(given).__name__}'
+    )
+  names: Counter[str] = Counter()
+  rows = []
+  for number, row in enumerate(given, 1):
+    place = f'{options.source}, row {number}'
+    if dataclasses.is_dataclass(row):
+      rows.append(row)  # a record already
+      continue
+    row = records.rename_fields(row, options.fields, place)
+    record, name = records.parse_named(kind, row, place)
+    names[name] += 1
+    rows.append(record)
+  _report_shapes(options.source, names)
   return rows
 
 
@@ -118,11 +145,10 @@ def read_tfds(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
   """Opens a TFDS data set, by name or by directory, without importing TensorFlow."""
   if len(options.path) != 1:
     raise UserError('data.path: expected one TFDS name or directory for data.source = "tfds"')
-  _check_field_names(options.fields)
   import tensorflow_datasets as tfds  # slow to import, and few need it
 
-  name = str(options.path[0]).removeprefix('tfds:')
-  split_name = options.splits[split]
+  name = str(options.path[0]).removeprefix(TFDS)
+  split_name = _split_name(options, split)
   try:
     # Data sources, unlike tf.data pipelines, need no TensorFlow.
     if Path(name).is_dir():
@@ -139,7 +165,7 @@ Reader = Callable[[DataOptions, str, str], Sequence[Any]]  # (options, kind, spl
 
 # Name of a source, as `data.source` in a config → the function that reads it.
 SOURCES: dict[str, Reader] = {
-  'jsonl': read_jsonl,
+  'jsonl': read_files,
   'tfds': read_tfds,
   'tinyworld': read_tinyworld,
 }
@@ -166,48 +192,47 @@ class TfdsRecords(Sequence):
       row = _plain(self._source[number])
     except UnicodeDecodeError as error:
       raise UserError(f'{where}: not UTF-8: {error}') from None
-    row = self._renamed(row, where)
-    if 'messages' not in row and _is_pair(row):
-      row |= _shared_conversation(row['chosen'], row['rejected'], where)
-    if self._kind == 'ranking':
-      return records.parse_ranking(row, where)
+    row = records.rename_fields(row, self._fields, where)
     return records.parse_record(self._kind, row, where)
 
-  def _renamed(self, row: dict[str, Any], where: str) -> dict[str, Any]:
-    """Adds the fields under our names to those under theirs."""
-    renamed = dict(row)
-    for ours, theirs in self._fields.items():
-      if theirs not in row:
-        present = ', '.join(sorted(row))
-        raise UserError(f'data.fields: {where} has no field {theirs!r}; got the fields {present}')
-      renamed[ours] = row[theirs]
-    return renamed
+
+def _find_reader(options: DataOptions) -> Reader:
+  """Returns what reads the source: TFDS where a path says so, else the one that is set."""
+  if any(str(path).startswith(TFDS) for path in options.path):
+    return read_tfds
+  if options.source in SOURCES:
+    return SOURCES[options.source]
+  if named_functions.is_function_name(options.source):
+    return read_function
+  names = ', '.join(SOURCES)
+  raise UserError(
+    f"data.source: expected one of {names}, or 'module:function', got {options.source!r}"
+  )
 
 
-def _source_name(options: DataOptions) -> str:
-  """Returns the source to read: TFDS where a path says so, else the one that is set."""
-  if any(str(path).startswith('tfds:') for path in options.path):
-    return 'tfds'
-  return options.source
+def _local_path(pattern: str) -> str:
+  """Returns a path on this machine: that of a copy, where the data set is on the hub."""
+  if not pattern.startswith(HUB):
+    return pattern
+  return str(hub.find_snapshot(pattern.removeprefix(HUB), 'dataset', row_files.PATTERNS))
 
 
-def _matching_files(pattern: str) -> list[str]:
-  """Returns the files that a name or a glob stands for; a file that exists is never a glob."""
-  if Path(pattern).is_file():
-    return [pattern]
-  matches = sorted(glob.glob(pattern, recursive=True))
-  if not matches:
-    raise UserError(f'data.path: {pattern}: no such file')
-  return matches
+def _split_name(options: DataOptions, split: str) -> str:
+  """Returns what the source calls a split."""
+  return options.splits.get(split, split)
+
+
+def _report_shapes(source: str, names: Counter[str]) -> None:
+  """Says as what the rows of a source were read."""
+  for name, count in names.most_common():
+    # Not on stdout, which may be the output of a command.
+    print(f'{source}: read as {name}: {count:,}', file=sys.stderr)
 
 
 def _check_field_names(fields: dict[str, str]) -> None:
   """Refuses a renaming to a field that no record has."""
-  known = set()
-  for record_class in records.RECORD_TYPES.values():
-    known |= {field.name for field in dataclasses.fields(record_class)}
-  for ours in set(fields) - known:
-    names = ', '.join(sorted(known))
+  for ours in set(fields) - records.FIELD_NAMES:
+    names = ', '.join(sorted(records.FIELD_NAMES))
     raise UserError(f'data.fields: no record has a field {ours!r}; expected some of {names}')
 
 
@@ -230,61 +255,3 @@ def _plain(value: Any) -> Any:
   if isinstance(value, list):
     return [_plain(item) for item in value]
   return value
-
-
-def _is_pair(row: dict[str, Any]) -> bool:
-  """Says whether a row has two texts of which one was chosen."""
-  return isinstance(row.get('chosen'), str) and isinstance(row.get('rejected'), str)
-
-
-def _shared_conversation(chosen: str, rejected: str, where: str) -> dict[str, Any]:
-  r"""Splits two dialogues that differ in the last turn only (hh-rlhf) into fields.
-
-  Args:
-    chosen: a whole dialogue, '\n\nHuman: …\n\nAssistant: …'.
-    rejected: the same with another last turn.
-    where: what error messages call the place.
-
-  Returns:
-    The fields `messages`, `chosen` and `rejected` of a preference.
-  """
-  first = _turns(chosen)
-  second = _turns(rejected)
-  both_respond = _ends_with_response(first) and _ends_with_response(second)
-  if not both_respond or first[:-1] != second[:-1]:
-    raise UserError(
-      f'{where}: a preference without "messages" must be two dialogues of "\\n\\nHuman:" and '
-      '"\\n\\nAssistant:" turns that differ in the last response only'
-    )
-  return {
-    'messages': first[:-1],
-    'chosen': first[-1]['content'],
-    'rejected': second[-1]['content'],
-  }
-
-
-def _ends_with_response(messages: list[records.Message]) -> bool:
-  """Says whether the assistant speaks last."""
-  return bool(messages) and messages[-1]['role'] == 'assistant'
-
-
-def _turns(dialogue: str) -> list[records.Message]:
-  """Splits a dialogue into messages; gives [] for a text that is no dialogue.
-
-  Turns of one speaker in a row, which hh-rlhf has, are joined to one message.
-  """
-  # Splitting by a pattern with a group gives the names between the texts.
-  before, *parts = re.split(r'(?:^|\n\n)(Human|Assistant):', dialogue)
-  if before.strip():
-    return []
-  roles = {'Human': 'user', 'Assistant': 'assistant'}
-  messages = []
-  for speaker, turns in itertools.groupby(zip(parts[::2], parts[1::2]), key=_speaker):
-    content = '\n\n'.join(text.strip() for _, text in turns)
-    messages.append({'role': roles[speaker], 'content': content})
-  return messages
-
-
-def _speaker(turn: tuple[str, str]) -> str:
-  """Returns who speaks in a turn (speaker, text)."""
-  return turn[0]

@@ -7,11 +7,10 @@ import base64
 from collections.abc import Mapping, Sequence
 import html
 import io
-import json
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.files import open_text
+from rlhf_jax import json_lines
 
 CURVES = (  # (title, names of metrics, of which the first that is there is drawn)
   ('loss', ('loss',)),
@@ -78,8 +77,7 @@ def read_transcripts(directory: str | Path, count: int = 20) -> list[dict]:
 def _read_json_lines(path: Path) -> list[dict]:
   if not path.exists():
     return []
-  with open_text(path) as file:
-    return [json.loads(line) for line in file]
+  return [row for _, row in json_lines.read_values(path)]
 
 
 def draw_picture(stages: Mapping[str, _Lines], models: Mapping[str, Mapping[str, Any]]) -> bytes:

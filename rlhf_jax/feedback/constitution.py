@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 import numpy as np
 import yaml
 
+from rlhf_jax import json_lines
 from rlhf_jax.errors import UserError
 from rlhf_jax.files import open_text
 
@@ -120,11 +121,10 @@ def _read_file(file: str) -> Constitution:
     path = shipped
   is_json_lines = path.name.removesuffix('.gz').endswith('.jsonl')
   try:
+    if is_json_lines and path.is_file():
+      return _parse_json_lines([row for _, row in json_lines.read_values(path)], path)
     with open_text(path) as opened:
       text = opened.read()
-    if is_json_lines:
-      rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-      return _parse_json_lines(rows, path)
     content = json.loads(text) if path.suffix == '.json' else yaml.safe_load(text)
   except OSError as error:
     known = ', '.join(sorted(other.stem for other in SHIPPED.glob('*.yaml')))

@@ -14,6 +14,7 @@ import dataclasses
 
 import numpy as np
 
+from rlhf_jax.data import conversations
 from rlhf_jax.errors import UserError
 
 
@@ -61,15 +62,17 @@ JudgeOfBothOrders = Callable[[Sequence[Comparison]], tuple[Judgements, np.ndarra
 
 
 def format_transcript(
-  messages: Sequence[Mapping[str, str]],
+  messages: Sequence[conversations.Message],
   human: str = 'Human',
   assistant: str = 'Assistant',
 ) -> str:
   """Formats a conversation as plain text, a paragraph for each message."""
+  speakers = {'user': human, 'assistant': assistant}
   paragraphs = []
   for message in messages:
-    speaker = human if message['role'] == 'user' else assistant
-    paragraphs.append(f'{speaker}: {message["content"]}')
+    role = message['role']
+    speaker = speakers.get(role, role.capitalize())  # 'System', 'Tool'
+    paragraphs.append(f'{speaker}: {conversations.message_text(message)}')
   return '\n\n'.join(paragraphs)
 
 

@@ -146,7 +146,7 @@ def build_responder(
   generate = sampler.build_sampler(
     model,
     options,
-    (tokenizer.eos_id,),
+    tokenizer.stop_ids,
     tokenizer.pad_id,
     num_samples,
     layout=layout,

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import heads, transformer
+from rlhf_jax.models import heads, rope, transformer
 from rlhf_jax.models.transformer import Cache, Model
 from rlhf_jax.types import Params, Prompts, Samples, Sequences
 
@@ -178,7 +178,12 @@ def generate(
   def has_more(state: DecodeState) -> jax.Array:
     return (state.place < options.max_new_tokens) & ~jnp.all(state.done)
 
+  limit = rope.short_length(definition.model.config)
+  may_cross = 0 < limit < prompts.tokens.shape[1] + options.max_new_tokens
+
   def step(state: DecodeState) -> DecodeState:
+    if may_cross:
+      state = reread_long_rows(definition, params, prompts, lengths, state)
     return decode_step(definition, params, lengths, key, state)
 
   state = jax.lax.while_loop(has_more, step, state)
@@ -228,6 +233,7 @@ def prefill(
   cache = cache.replace(
     layers=jax.tree.map(functools.partial(repeat, axis=rows_axis), cache.layers),
     segment_ids=repeat(cache.segment_ids, axis=0),
+    is_long=repeat(cache.is_long, axis=0),
   )
   lengths = repeat(positions[:, -1], axis=0) + 1  # padding is on the left
   return repeat(hidden[:, -1], axis=0), cache, lengths
@@ -308,6 +314,60 @@ def decode_step(
   )
 
 
+def reread_long_rows(
+  definition: Definition,
+  params: Params,
+  prompts: Prompts,
+  lengths: jax.Array,
+  state: DecodeState,
+) -> DecodeState:
+  """Reads rows again whose next token makes them long texts of a model with longrope.
+
+  Short and long texts turn by different factors (`rope.short_length`), so all keys and values of
+  such a row change at once; transformers reads it again too.
+
+  Args:
+    definition: of the sampler.
+    params: from `prepare_params`.
+    prompts: Prompts [B, P].
+    lengths: [B * K] int32, tokens of the prompts.
+    state: with `place` places filled, the last of which is not in the cache yet.
+
+  Returns:
+    The state, its cache exchanged in those rows.
+  """
+  config = definition.model.config
+  crosses = (lengths + state.place == rope.short_length(config) + 1) & ~state.done
+
+  def reread(cache: Cache) -> Cache:
+    rows, R = state.tokens.shape
+    repeat = functools.partial(jnp.repeat, repeats=definition.num_samples, axis=0)
+    places = jnp.arange(R)
+    positions = [repeat(prompt_positions(prompts.mask)), lengths[:, None] + places]
+    is_read = jnp.tile(places < state.place - 1, (rows, 1))
+    mask = jnp.concatenate([repeat(prompts.mask), is_read], axis=1)
+    fresh = transformer.empty_cache(config, rows, mask.shape[1], not definition.unroll)
+    _, fresh = definition.model.apply(
+      params,
+      jnp.concatenate([repeat(prompts.tokens), state.tokens], axis=1),
+      jnp.concatenate(positions, axis=1),
+      mask.astype(jnp.int32),
+      dataclasses.replace(fresh, is_long=crosses),
+    )
+    rows_axis = 0 if definition.unroll else 1  # after the axis of stacked layers
+
+    def choose(new: jax.Array, old: jax.Array) -> jax.Array:
+      shape = [1] * new.ndim
+      shape[rows_axis] = rows
+      return jnp.where(crosses.reshape(shape), new, old)
+
+    layers = jax.tree.map(choose, fresh.layers, cache.layers)
+    return dataclasses.replace(cache, layers=layers)
+
+  cache = jax.lax.cond(jnp.any(crosses), reread, lambda cache: cache, state.cache)
+  return state.replace(cache=cache)
+
+
 def draw(
   definition: Definition,
   key: jax.Array,
@@ -369,7 +429,7 @@ def choose_tokens(
   if temperature == 0:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
   logits = logits / temperature
-  if top_k:
+  if 0 < top_k < logits.shape[-1]:
     least = jax.lax.top_k(logits, top_k)[0][:, -1:]  # [N, 1]
     logits = jnp.where(logits < least, -jnp.inf, logits)
   if top_p < 1:

@@ -68,7 +68,8 @@ def _summary(config: ModelConfig, method: str, base: str) -> list[str]:
   ]
   if config.head:
     lines += [
-      'The score of a text is the logit at its last token plus `reward_bias` of config.json.',
+      'The score of a text is the logit at its last token, plus `reward_bias` of config.json where '
+      'that stands there.',
       '',
     ]
   return lines

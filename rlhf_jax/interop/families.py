@@ -11,14 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 from typing import Any
 
-from rlhf_jax.interop.known_keys import KnownKeys
+from rlhf_jax.interop import config_keys
+from rlhf_jax.interop.config_keys import GLOBAL, LOCAL
+from rlhf_jax.interop.known_keys import Allowed, KnownKeys, or_null
 from rlhf_jax.interop.tensors import Tensor
 from rlhf_jax.models import transformer
 from rlhf_jax.models.model_config import ModelConfig
-
-# The kinds of layers in config.json's `layer_types`.
-LOCAL = 'sliding_attention'
-GLOBAL = 'full_attention'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,14 +38,18 @@ class Family:
   fixed_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of ModelConfig
 
   # Key of config.json → the values that are computed here. Others are refused, an absent key is
-  # accepted.
+  # accepted. config_keys.GENERAL_ONLY holds those of every family.
   only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+  ignored_keys: tuple[str, ...] = ()  # of config.json: transformers passes over them too
 
   # (values of config.json) → the kind of each layer, where the file has no `layer_types`.
   # None: the family has no windows.
   layer_types: Callable[[Mapping[str, Any]], list[str]] | None = None
-  reads_layer_types: bool = False  # whether `layer_types` in config.json counts
-  needs_use_sliding_window: bool = False  # whether a window counts only with that key
+  reads_layer_types: bool = False  # whether `layer_types` may differ from what `layer_types` gives
+  # Whether `use_sliding_window: false` takes the window away from `layer_types` too.
+  needs_use_sliding_window: bool = False
+  rope_scalings: tuple[str, ...] = ('linear', 'llama3', 'longrope')  # kinds that it may have
+  rope_by_layer: bool = False  # whether rope_parameters has a table for each kind of layer
 
   def class_name(self, head: bool) -> str:
     """Returns Hugging Face's class of the language model or, with a head, of the reward model."""
@@ -55,33 +57,32 @@ class Family:
 
   @property
   def known_keys(self) -> KnownKeys:
-    """The keys of config.json that hf_config.py reads for this family, and those it checks.
-
-    Others are passed over: a config.json carries dozens of keys about training and generation.
-    """
-    read = {*GENERAL_KEYS, *self.config_keys.values(), *self.defaults}
+    """The keys of config.json that are read, checked or passed over for this family."""
+    read = {**config_keys.GENERAL_KEYS, 'layer_types': config_keys.LAYER_TYPES}
     if not self.fixed_fields.get('learned_positions'):
-      read.update(ROPE_KEYS)
+      read |= config_keys.ROPE_KEYS
     if self.layer_types is not None:
-      read.add('sliding_window')
-    if self.reads_layer_types:
-      read.add('layer_types')
-    only = {'quantization_config': (None,), **self.only}
-    return KnownKeys(read=frozenset(read), only=only)
+      read['sliding_window'] = config_keys.WINDOW_KEYS['sliding_window']
+    for key in self.defaults:
+      if key in config_keys.WINDOW_KEYS:
+        read[key] = config_keys.WINDOW_KEYS[key]
+    read |= {key: self._values_of(field, key) for field, key in self.config_keys.items()}
+    if 'num_experts' in read:
+      read['num_local_experts'] = read['num_experts']  # its name in transformers 5
+    general = config_keys.GENERAL_ONLY.items()
+    only = {key: values for key, values in general if key not in read}
+    return KnownKeys(
+      read=read,
+      only={**only, **self.only},
+      ignored=config_keys.IGNORED_KEYS | set(self.ignored_keys),
+      advice=f' in a {self.title}; remove it if it does not change what the model computes',
+    )
 
-
-GENERAL_KEYS = (
-  'model_type',
-  'architectures',
-  'num_local_experts',  # what transformers 5 calls num_experts
-)
-ROPE_KEYS = (
-  'rope_theta',  # with rope_scaling: transformers 4
-  'rope_scaling',
-  'rope_parameters',  # transformers 5
-  'original_max_position_embeddings',
-  'max_position_embeddings',
-)
+  def _values_of(self, field: str, key: str) -> Allowed:
+    """The values that a key of the family may have: null too, where it has no default."""
+    allowed = config_keys.FIELD_VALUES[field]
+    derived = field in ('head_dim', 'mlp') and key not in self.defaults
+    return or_null(allowed) if derived else allowed
 
 
 # Tables of tensors. Each leaf has one row; a family's table is Llama's with some rows replaced.
@@ -230,6 +231,7 @@ GEMMA_KEYS = {
   'attention_cap': 'attn_logit_softcapping',
   'logit_cap': 'final_logit_softcapping',
 }
+GEMMA3_KEYS = {field: key for field, key in GEMMA_KEYS.items() if field != 'attention_cap'}
 ROUTING = {
   'experts': 'num_experts',
   'experts_per_token': 'num_experts_per_tok',
@@ -247,6 +249,16 @@ GPT2_KEYS = {
   'tied': 'tie_word_embeddings',
 }
 
+GPT2_IGNORED = (
+  'n_ctx',  # n_positions counts
+  'reorder_and_upcast_attn',  # the same numbers, in another order
+  'summary_activation',  # of a head that is not read
+  'summary_first_dropout',
+  'summary_proj_to_labels',
+  'summary_type',
+  'summary_use_proj',
+)
+
 DEFAULTS = {  # of most families; the rows below add and replace
   'rms_norm_eps': 1e-6,
   'rope_theta': 10000.0,
@@ -255,23 +267,24 @@ DEFAULTS = {  # of most families; the rows below add and replace
   'attention_bias': False,
   'mlp_bias': False,
 }
-# None is a key of config.json that is null, which transformers treats as absent.
-WHOLE_HEAD_TURNS = {'partial_rotary_factor': (1.0, None)}
-CAUSAL = {'use_bidirectional_attention': (False, None)}
+# Gemma's activation has a key of its own; published files have the usual one beside it.
+GEMMA_ONLY = {'hidden_act': ('gelu_pytorch_tanh', None)}
+GEMMA_DEFAULTS = {key: value for key, value in DEFAULTS.items() if key not in GEMMA_ONLY}
 
 
 # The kind of each layer where config.json does not list them.
 
 
 def _all_local(values: Mapping[str, Any]) -> list[str]:
-  """A window in every layer."""
-  return [LOCAL] * values['num_hidden_layers']
+  """A window in every layer, or in none."""
+  return [_local_with_window(values)] * values['num_hidden_layers']
 
 
 def _late_layers_local(values: Mapping[str, Any]) -> list[str]:
   """A window from layer `max_window_layers` on (Qwen)."""
   first = values['max_window_layers']
-  return [LOCAL if i >= first else GLOBAL for i in range(values['num_hidden_layers'])]
+  kind = _local_with_window(values)
+  return [kind if i >= first else GLOBAL for i in range(values['num_hidden_layers'])]
 
 
 def _every_second_global(values: Mapping[str, Any]) -> list[str]:
@@ -291,7 +304,14 @@ def _every_nth_global(layers: int, n: int) -> list[str]:
 
 def _local_without_rope(values: Mapping[str, Any]) -> list[str]:
   """A window where there are no rotary positions (SmolLM3); 1 stands for a layer with them."""
-  return [GLOBAL if has_rope else LOCAL for has_rope in values['no_rope_layers']]
+  kind = _local_with_window(values) if values['use_sliding_window'] else GLOBAL
+  rope_layers = values['no_rope_layers'][: values['num_hidden_layers']]
+  return [GLOBAL if has_rope else kind for has_rope in rope_layers]
+
+
+def _local_with_window(values: Mapping[str, Any]) -> str:
+  """The kind of a layer that has the window of the file, if it has one."""
+  return GLOBAL if values.get('sliding_window') is None else LOCAL
 
 
 FAMILIES = {  # by `model_type` of config.json
@@ -305,7 +325,6 @@ FAMILIES = {  # by `model_type` of config.json
       **DEFAULTS,
       'max_position_embeddings': 2048,
     },
-    only=WHOLE_HEAD_TURNS,
   ),
   'smollm3': Family(
     title='SmolLM3',
@@ -327,10 +346,9 @@ FAMILIES = {  # by `model_type` of config.json
       'use_sliding_window': False,
       'no_rope_layer_interval': 4,
     },
-    only=WHOLE_HEAD_TURNS,
+    ignored_keys=('max_window_layers',),
     layer_types=_local_without_rope,
     reads_layer_types=True,
-    needs_use_sliding_window=True,
   ),
   'mistral': Family(
     title='Mistral',
@@ -344,8 +362,8 @@ FAMILIES = {  # by `model_type` of config.json
       'num_key_value_heads': 8,
       'max_position_embeddings': 131072,
     },
-    only=WHOLE_HEAD_TURNS,
     layer_types=_all_local,
+    reads_layer_types=True,  # transformers opens it as a Ministral then
   ),
   'qwen2': Family(
     title='Qwen2, Qwen2.5',
@@ -362,7 +380,7 @@ FAMILIES = {  # by `model_type` of config.json
       'max_window_layers': 28,
     },
     fixed_fields={'qkv_bias': True},  # not in config.json
-    only=WHOLE_HEAD_TURNS,
+    ignored_keys=('attention_bias',),
     layer_types=_late_layers_local,
     reads_layer_types=True,
     needs_use_sliding_window=True,
@@ -383,7 +401,6 @@ FAMILIES = {  # by `model_type` of config.json
       'max_window_layers': 28,
     },
     fixed_fields={'qk_norm': 'head'},
-    only=WHOLE_HEAD_TURNS,
     layer_types=_late_layers_local,
     reads_layer_types=True,
     needs_use_sliding_window=True,
@@ -395,7 +412,7 @@ FAMILIES = {  # by `model_type` of config.json
     tensors=_replace_rows(LLAMA, *GEMMA_NORMS),
     config_keys=GEMMA_KEYS,
     defaults={
-      **DEFAULTS,
+      **GEMMA_DEFAULTS,
       'tie_word_embeddings': True,
       'head_dim': 256,
       'num_key_value_heads': 4,
@@ -411,7 +428,8 @@ FAMILIES = {  # by `model_type` of config.json
       'post_norm': True,
       'embed_scale': True,
     },
-    only={**WHOLE_HEAD_TURNS, **CAUSAL},
+    only=GEMMA_ONLY,
+    ignored_keys=('sliding_window_size',),
     layer_types=_every_second_global,
     reads_layer_types=True,
   ),
@@ -421,11 +439,11 @@ FAMILIES = {  # by `model_type` of config.json
     classifier='Gemma3TextForSequenceClassification',
     tensors=_replace_rows(LLAMA, *GEMMA_NORMS, *QK_NORM_OF_HEAD),
     config_keys={
-      **GEMMA_KEYS,
+      **GEMMA3_KEYS,
       'rope_local_theta': 'rope_local_base_freq',  # of layers with a window
     },
     defaults={
-      **DEFAULTS,
+      **GEMMA_DEFAULTS,
       'tie_word_embeddings': True,
       'head_dim': 256,
       'num_key_value_heads': 4,
@@ -443,9 +461,11 @@ FAMILIES = {  # by `model_type` of config.json
       'embed_scale': True,
       'qk_norm': 'head',
     },
-    only={**WHOLE_HEAD_TURNS, **CAUSAL},
+    only={**GEMMA_ONLY, 'attn_logit_softcapping': (None,)},  # transformers passes over it
     layer_types=_pattern_global,
     reads_layer_types=True,
+    rope_scalings=('linear', 'llama3'),
+    rope_by_layer=True,
   ),
   'olmo2': Family(
     title='OLMo 2',
@@ -463,7 +483,6 @@ FAMILIES = {  # by `model_type` of config.json
       'post_norm': True,
       'qk_norm': 'all',
     },
-    only=WHOLE_HEAD_TURNS,
   ),
   'phi3': Family(
     title='Phi-3, Phi-3.5-mini, Phi-4-mini',
@@ -481,7 +500,13 @@ FAMILIES = {  # by `model_type` of config.json
       'partial_rotary_factor': 1.0,
       'original_max_position_embeddings': 4096,
     },
+    only={  # Phi-4-mini's file has these
+      'full_attn_mod': (1, None),
+      'interpolate_factor': (1, None),
+      'lm_head_bias': (False, None),
+    },
     layer_types=_all_local,
+    rope_scalings=('longrope',),
   ),
   'gpt2': Family(
     title='GPT-2',
@@ -505,10 +530,10 @@ FAMILIES = {  # by `model_type` of config.json
       'gated': False,
       'learned_positions': True,
     },
+    ignored_keys=GPT2_IGNORED,
     only={
       'scale_attn_weights': (True, None),
       'scale_attn_by_inverse_layer_idx': (False, None),
-      'add_cross_attention': (False, None),
     },
   ),
   'mixtral': Family(
@@ -530,7 +555,6 @@ FAMILIES = {  # by `model_type` of config.json
       'num_local_experts': 8,
       'num_experts_per_tok': 2,
     },
-    only=WHOLE_HEAD_TURNS,
     layer_types=_all_local,
   ),
   'qwen3_moe': Family(
@@ -557,11 +581,11 @@ FAMILIES = {  # by `model_type` of config.json
     },
     fixed_fields={'qk_norm': 'head'},
     only={
-      **WHOLE_HEAD_TURNS,
       # Experts are in every layer.
       'decoder_sparse_step': (1, None),
       'mlp_only_layers': ([], None),
     },
+    ignored_keys=('intermediate_size', 'max_window_layers'),
     layer_types=_all_local,
     needs_use_sliding_window=True,
   ),
@@ -581,7 +605,7 @@ FAMILIES = {  # by `model_type` of config.json
       'norm_topk_prob': False,
     },
     fixed_fields={'qk_norm': 'all'},
-    only={**WHOLE_HEAD_TURNS, 'clip_qkv': (None,)},
+    only={'clip_qkv': (None,)},
   ),
 }
 

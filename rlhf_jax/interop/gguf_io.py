@@ -16,10 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.interop import families, hf_config
+from rlhf_jax.interop import config_keys, families, hf_config
 from rlhf_jax.interop.assemble import assemble_parameters
 from rlhf_jax.interop.families import Family
-from rlhf_jax.interop.known_keys import check_keys, KnownKeys
+from rlhf_jax.interop.known_keys import (
+  Allowed,
+  check_keys,
+  COUNT,
+  KnownKeys,
+  POSITIVE,
+  TEXT,
+  whole_number,
+)
 from rlhf_jax.interop.tensors import Slices, Tensor
 from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.models import rope
@@ -70,7 +78,6 @@ ARCHITECTURES = {
   'gemma3': Architecture(
     family='gemma3_text',
     more_keys={**WINDOW, 'rope_local_base_freq': 'rope.freq_base_swa'},
-    assumed={'sliding_window': None},
     embed_scalar_layers=62,  # Gemma 3 27B
   ),
   'phi3': Architecture(
@@ -99,6 +106,31 @@ KEYS = {  # field of ModelConfig → key of GGUF
   'experts': 'expert_count',
   'experts_per_token': 'expert_used_count',
 }
+VALUES: dict[str, Allowed] = {  # key of GGUF → the values that it may have
+  'attention.layer_norm_rms_epsilon': POSITIVE,
+  'attention.layer_norm_epsilon': POSITIVE,
+  'attention.head_count': COUNT,
+  'attention.head_count_kv': COUNT,
+  'attention.key_length': COUNT,
+  'attention.value_length': COUNT,
+  'attention.sliding_window': whole_number(0),  # 0: none
+  'attn_logit_softcapping': POSITIVE,
+  'final_logit_softcapping': POSITIVE,
+  'block_count': COUNT,
+  'context_length': COUNT,
+  'embedding_length': COUNT,
+  'feed_forward_length': COUNT,
+  'expert_count': whole_number(0),
+  'expert_used_count': whole_number(0),
+  'expert_feed_forward_length': COUNT,
+  'rope.freq_base': POSITIVE,
+  'rope.freq_base_swa': POSITIVE,
+  'rope.dimension_count': COUNT,
+  'rope.scaling.type': TEXT,
+  'rope.scaling.factor': POSITIVE,
+  'rope.scaling.attn_factor': POSITIVE,
+  'rope.scaling.original_context_length': COUNT,
+}
 SPECIAL_KEYS = (  # read by functions below
   'attention.layer_norm_rms_epsilon',
   'attention.layer_norm_epsilon',
@@ -110,9 +142,9 @@ SPECIAL_KEYS = (  # read by functions below
   'rope.dimension_count',
   'rope.scaling.type',
   'rope.scaling.factor',
+  'rope.scaling.attn_factor',
 )
 IGNORED_KEYS = (
-  'rope.scaling.attn_factor',  # follows from the lengths
   'rope.scaling.finetuned',
   'vocab_size',  # the embedding's rows count
   'tensor_data_layout',
@@ -371,6 +403,9 @@ def _read_config(
   values |= _read_rope(file, family, metadata, constants)
   values['model_type'] = family_name
   values['tie_word_embeddings'] = 'output.weight' not in file.tensors
+  if family.layer_types is not None and not values.get('sliding_window'):
+    values['sliding_window'] = None
+    values['layer_types'] = [config_keys.GLOBAL] * metadata.get('block_count', 0)
   return hf_config.from_hf(values, str(file.path))
 
 
@@ -395,9 +430,8 @@ def _gguf_keys(architecture: Architecture, family: Family) -> dict[str, str]:
 def _known_keys(gguf_keys: Mapping[str, str]) -> KnownKeys:
   """The keys that may stand behind an architecture's name."""
   return KnownKeys(
-    read=frozenset({*gguf_keys.values(), *SPECIAL_KEYS}),
+    read={key: VALUES[key] for key in (*gguf_keys.values(), *SPECIAL_KEYS)},
     ignored=IGNORED_KEYS,
-    refuse_others=True,
     advice='; ' + USE_DIRECTORY,
   )
 
@@ -464,12 +498,14 @@ def _read_rope(
   constants: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
   """Reads the keys of config.json about rotary positions."""
+  if family.fixed_fields.get('learned_positions'):
+    return {}
   head_dim = _head_dim(metadata)
   values: dict[str, Any] = {'rope_theta': metadata.get('rope.freq_base', 10000.0)}
   turning = metadata.get('rope.dimension_count', head_dim)
   if 'rope_fraction' in family.config_keys:
     values['partial_rotary_factor'] = turning / head_dim
-  elif turning != head_dim and not family.fixed_fields.get('learned_positions'):
+  elif turning != head_dim:
     raise UserError(
       f'{file.path}: rotary positions turn {turning} of {head_dim} places of a head, expected all'
     )
@@ -480,7 +516,11 @@ def _read_rope(
       + USE_DIRECTORY
     )
   if kind == 'linear':
-    values['rope_scaling'] = {'rope_type': 'linear', 'factor': metadata['rope.scaling.factor']}
+    values['rope_scaling'] = {
+      'rope_type': 'linear',
+      'factor': metadata.get('rope.scaling.factor'),
+    }
+  attention_factor = metadata.get('rope.scaling.attn_factor')
   # The factors themselves, where a file has them, count more than the name of the scaling.
   if ROPE_FREQUENCIES in constants:
     factors = constants[ROPE_FREQUENCIES]
@@ -490,7 +530,12 @@ def _read_rope(
       'rope_type': 'longrope',
       'short_factor': constants[SHORT_FACTORS].tolist(),
       'long_factor': constants[LONG_FACTORS].tolist(),
+      'attention_factor': attention_factor,
     }
+    attention_factor = 1.0  # counts
+  if attention_factor not in (None, 1.0):
+    key = f'{file.architecture_name}.rope.scaling.attn_factor'
+    raise UserError(f'{file.path}: {key} is {attention_factor}, expected 1.0; {USE_DIRECTORY}')
   return values
 
 

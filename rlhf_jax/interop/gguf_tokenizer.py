@@ -6,25 +6,37 @@ from typing import Any, NamedTuple
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from rlhf_jax.interop.known_keys import check_keys, KnownKeys
+from rlhf_jax.interop.known_keys import (
+  check_keys,
+  COUNT,
+  KnownKeys,
+  list_of,
+  SWITCH,
+  TEXT,
+  whole_number,
+)
 
 PREFIX = 'tokenizer.ggml.'
 TEMPLATE = 'tokenizer.chat_template'
 
+TOKEN_ID = whole_number(0)
 # Behind PREFIX. Others are passed over; those of other kinds of tokenizers are among them.
 KNOWN_KEYS = KnownKeys(
-  read=(
-    'model',
-    'pre',
-    'tokens',
-    'token_type',
-    'merges',
-    'bos_token_id',
-    'eos_token_id',
-    'padding_token_id',
-    'unknown_token_id',
-    'add_bos_token',
-  ),
+  read={
+    'model': TEXT,
+    'pre': TEXT,
+    'tokens': list_of(TEXT),
+    'token_type': list_of(COUNT),
+    'merges': list_of(TEXT),
+    'bos_token_id': TOKEN_ID,
+    'eos_token_id': TOKEN_ID,
+    'eot_token_id': TOKEN_ID,
+    'eom_token_id': TOKEN_ID,
+    'padding_token_id': TOKEN_ID,
+    'unknown_token_id': TOKEN_ID,
+    'add_bos_token': SWITCH,
+  },
+  refuse_others=False,
 )
 
 # Values of `token_type`.
@@ -49,6 +61,7 @@ class GgufTokenizer(NamedTuple):
   core: tokenizers.Tokenizer
   template: str | None
   roles: dict[str, str | None]  # bos, eos, pad and unk
+  end_ids: list[int]  # of the ends of sequence, turn and message
 
 
 def read_gguf_tokenizer(metadata: Mapping[str, Any]) -> GgufTokenizer | None:
@@ -78,7 +91,9 @@ def read_gguf_tokenizer(metadata: Mapping[str, Any]) -> GgufTokenizer | None:
       single=f'{roles["bos"]} $A',
       special_tokens=[(roles['bos'], values['bos_token_id'])],
     )
-  return GgufTokenizer(core, metadata.get(TEMPLATE), roles)
+  ends = [values.get(f'{role}_token_id') for role in ('eos', 'eot', 'eom')]
+  end_ids = [number for number in dict.fromkeys(ends) if number is not None]
+  return GgufTokenizer(core, metadata.get(TEMPLATE), roles, end_ids)
 
 
 def _token_of(values: Mapping[str, Any], role: str) -> str | None:

@@ -1,8 +1,8 @@
 """config.json of a Hugging Face directory ↔ the shape of a model.
 
-Nothing is guessed: a key that changes the mathematics is either computed or refused by name. Files
-of transformers 4 (rope_theta, rope_scaling) and of transformers 5 (rope_parameters) are read; what
-is written can be read by both.
+Nothing is guessed: every key is computed, known to change nothing, or refused by name. Files of
+transformers 4 (rope_theta, rope_scaling) and of transformers 5 (rope_parameters) are read as
+transformers 5 reads them; what is written can be read by both.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,10 +10,16 @@ import dataclasses
 from typing import Any
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.interop.families import FAMILIES, Family, GLOBAL, LOCAL
-from rlhf_jax.interop.known_keys import check_keys
-from rlhf_jax.models import rope
-from rlhf_jax.models.model_config import check_model_config, ModelConfig
+from rlhf_jax.interop import config_keys
+from rlhf_jax.interop.config_keys import GLOBAL, LOCAL
+from rlhf_jax.interop.families import FAMILIES, Family
+from rlhf_jax.interop.known_keys import check_keys, KnownKeys, or_null, show, TABLE
+from rlhf_jax.models.model_config import (
+  check_model_config,
+  ModelConfig,
+  OPTIONAL_ROPE_NUMBERS,
+  ROPE_SCALINGS,
+)
 
 ACTIVATIONS = {  # Hugging Face's name → ours
   'silu': 'silu',
@@ -23,8 +29,10 @@ ACTIVATIONS = {  # Hugging Face's name → ours
   'gelu_pytorch_tanh': 'gelu_tanh',
 }
 REQUIRED_FIELDS = ('vocab_size', 'embed', 'layers', 'heads')
-COMPUTE_FIELDS = ('dtype', 'remat', 'attention')  # how to compute, which no file says
+# How to compute, and what the tokenizer knows: config.json says neither.
+COMPUTE_FIELDS = ('dtype', 'remat', 'attention', 'empty_ids')
 OLD_LONGROPE_NAMES = ('su', 'yarn')  # what early files of Phi-3 call it
+LENGTH = 'original_max_position_embeddings'  # tokens of a text in the first training
 
 Values = Mapping[str, Any]  # a parsed config.json
 
@@ -43,15 +51,16 @@ def from_hf(values: Values, where: str = 'config.json') -> ModelConfig:
   """
   family = _find_family(values, where)
   head = _is_reward_model(values, family, where)
+  _check_required(values, family, where)
   check_keys(values, family.known_keys, where)
   values = _add_defaults(values, family)
   fields = _read_fields(values, family, where)
-  fields |= _read_rope(values, family, where)
+  fields |= _read_rope(values, family, fields['head_dim'], where)
   if 'rope_layers' in family.config_keys:
-    rope_layers = _read_rope_layers(values, fields['layers'])
+    rope_layers = _read_rope_layers(values, where)
     values['no_rope_layers'] = rope_layers  # the family's `layer_types` needs them
     fields['rope_layers'] = _shortest_pattern(rope_layers[: fields['layers']], usual=1)
-  fields['windows'] = _read_windows(values, family)
+  fields['windows'] = _read_windows(values, family, fields['layers'], where)
   config = ModelConfig(**fields, family=values['model_type'], head=head)
   config = dataclasses.replace(config, tied=bool(config.tied or head))
   try:
@@ -76,7 +85,7 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
     values[key] = _hf_value(config, field, key)
   if not config.learned_positions:
     values |= _write_rope(config, family)
-  values |= _write_windows(config, family)
+  values |= _write_windows(config, family, values)
   if 'moe_intermediate_size' in values:
     # Of layers without experts, of which there are none; transformers wants a number.
     values['intermediate_size'] = config.mlp
@@ -89,28 +98,48 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
 def _find_family(values: Values, where: str) -> Family:
   """Returns the family that config.json names."""
   name = values.get('model_type')
-  family = FAMILIES.get(name)  # type: ignore[arg-type]
+  family = FAMILIES.get(name) if isinstance(name, str) else None
   if family is None:
     known = ', '.join(FAMILIES)
-    raise UserError(f'{where}: model_type is {name!r}, expected one of {known}')
+    raise UserError(f'{where}: model_type is {show(name)}, expected one of {known}')
   return family
 
 
 def _is_reward_model(values: Values, family: Family, where: str) -> bool:
   """Tells by the architecture whether this is the family's reward model; absent: it is not."""
+  stated = values.get('architectures')
+  if not stated:
+    return False
   classes = [family.causal_lm, family.classifier]
-  architecture = (values.get('architectures') or classes)[0]
+  architecture = stated[0] if isinstance(stated, list) and len(stated) == 1 else stated
   if architecture not in classes:
     raise UserError(
-      f'{where}: architecture is {architecture!r}, expected one of {", ".join(classes)}'
+      f'{where}: architecture is {show(architecture)}, expected one of {", ".join(classes)}'
     )
   return architecture == family.classifier
+
+
+def _check_required(values: Values, family: Family, where: str) -> None:
+  """Refuses a file without the sizes that have no default here."""
+  keys = [family.config_keys[field] for field in REQUIRED_FIELDS]
+  mlp = family.config_keys['mlp']
+  if values['model_type'] != 'gpt2' and mlp not in family.defaults:  # only GPT-2 derives it
+    keys.append(mlp)
+  missing = [key for key in keys if values.get(key) is None]
+  if missing:
+    raise UserError(f'{where}: no {", ".join(missing)}')
+  if 'num_experts' in values and 'num_local_experts' in values:  # two names of one number
+    if values['num_experts'] != values['num_local_experts']:
+      raise UserError(
+        f'{where}: num_experts is {values["num_experts"]}, expected num_local_experts, '
+        f'{values["num_local_experts"]}'
+      )
 
 
 def _add_defaults(values: Values, family: Family) -> dict[str, Any]:
   """Returns a copy of config.json in which keys that the file leaves out have their meaning."""
   aliases = {}
-  if 'num_local_experts' in values:
+  if 'num_local_experts' in values and 'num_experts' in family.defaults:
     aliases['num_experts'] = values['num_local_experts']  # its name in transformers 5
   return {**family.defaults, **aliases, **values}
 
@@ -118,9 +147,6 @@ def _add_defaults(values: Values, family: Family) -> dict[str, Any]:
 def _read_fields(values: Values, family: Family, where: str) -> dict[str, Any]:
   """Reads the fields of ModelConfig that are keys of config.json or fixed in the family."""
   keys = family.config_keys
-  missing = [keys[field] for field in REQUIRED_FIELDS if values.get(keys[field]) is None]
-  if missing:
-    raise UserError(f'{where}: no {", ".join(missing)}')
   stated: dict[str, Any] = {field: values.get(key) for field, key in keys.items()}
   if stated['activation'] not in ACTIVATIONS:
     raise UserError(
@@ -133,103 +159,187 @@ def _read_fields(values: Values, family: Family, where: str) -> dict[str, Any]:
     'head_dim': stated['embed'] // stated['heads'],
     'mlp': 4 * stated['embed'],
   }
-  if stated['mlp'] is None and values['model_type'] != 'gpt2':  # only GPT-2 derives it
-    raise UserError(f'{where}: no {keys["mlp"]}')
   known = {field: value for field, value in stated.items() if value is not None}
+  if known.get('experts_per_token', 0) > known.get('experts', 0):
+    raise UserError(
+      f'{where}: {keys["experts_per_token"]} is {known["experts_per_token"]}, expected at most '
+      f'the number of experts, {known["experts"]}'
+    )
   return {**derived, **known, **family.fixed_fields}
 
 
-def _read_rope(values: Values, family: Family, where: str) -> dict[str, Any]:
+# Rotary positions.
+
+
+def _read_rope(values: Values, family: Family, head_dim: int, where: str) -> dict[str, Any]:
   """Reads the fields about rotary positions."""
   if family.fixed_fields.get('learned_positions'):
     return {}
-  parameters, local = _split_rope_parameters(values)
-  scaling = {**parameters, **(values.get('rope_scaling') or {})}
-  kind = _scaling_kind(values, scaling)
-  _check_rope(kind, local, where)
-  fields = {'rope_theta': parameters.get('rope_theta', values['rope_theta'])}
-  if 'rope_local_theta' in family.config_keys:
+  fields: dict[str, Any] = {}
+  if family.rope_by_layer:
+    name, table, local = _split_rope_tables(values, where)
+    _scaling_kind(local, family, (), where, f'rope_parameters.{LOCAL}')
     default = values['rope_local_base_freq']
     fields['rope_local_theta'] = local.get('rope_theta', default)
+  else:
+    name, table = _find_rope_table(values)
+  kind = _scaling_kind(table, family, family.rope_scalings, where, name)
+  fields['rope_theta'] = table.get('rope_theta', values['rope_theta'])
+  fraction = table.get('partial_rotary_factor', values.get('partial_rotary_factor') or 1.0)
   if 'rope_fraction' in family.config_keys:
-    default = values['partial_rotary_factor']
-    fields['rope_fraction'] = parameters.get('partial_rotary_factor', default)
-  elif parameters.get('partial_rotary_factor', 1.0) != 1.0:
-    fraction = parameters['partial_rotary_factor']
-    raise UserError(f'{where}: partial_rotary_factor is {fraction!r}, expected 1.0')
+    fields['rope_fraction'] = fraction
+  elif fraction != 1.0:
+    raise UserError(f'{where}: {name}.partial_rotary_factor is {fraction!r}, expected 1.0')
+  turning = int(head_dim * fraction)
+  if turning < 2 or turning % 2:
+    raise UserError(
+      f'{where}: partial_rotary_factor is {fraction!r}, expected one by which an even number of '
+      f'the {head_dim} places of a head turn'
+    )
   if kind != 'default':
-    fields['rope_scaling'] = _read_rope_scaling(kind, scaling, values, family)
+    fields['rope_scaling'] = _read_rope_scaling(kind, table, values, turning, f'{where}: {name}')
   return fields
 
 
-def _split_rope_parameters(values: Values) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Returns what transformers 5 says of global and of local layers; {} where it says nothing.
+def _find_rope_table(values: Values) -> tuple[str, Values]:
+  """Finds the table about rotary positions: (its key, the table), {} where there is none.
 
-  `rope_parameters` is one table for all layers, or one for each kind of layer.
+  Where a file has both keys transformers 5 reads `rope_scaling` alone.
   """
-  parameters = values.get('rope_parameters') or {}
-  local = parameters.get(LOCAL) or {}
-  if GLOBAL in parameters or LOCAL in parameters:
-    parameters = parameters.get(GLOBAL) or {}
-  return parameters, local
+  for key in ('rope_scaling', 'rope_parameters'):
+    if values.get(key):
+      return key, values[key]
+  return 'rope_parameters', {}
 
 
-def _scaling_kind(values: Values, scaling: Values) -> str:
-  """Returns the `rope_type` of the scaling, 'default' where there is none."""
-  kind = scaling.get('rope_type', scaling.get('type', 'default'))
-  if values['model_type'] == 'phi3' and kind in OLD_LONGROPE_NAMES:
-    return 'longrope'
+def _split_rope_tables(values: Values, where: str) -> tuple[str, Values, Values]:
+  """Finds the tables of a family that has one for each kind of layer (Gemma 3).
+
+  `rope_scaling`, as transformers 4 writes it, adds to the table of global layers.
+
+  Returns:
+    (the key of the global layers' table, that table, the table of local layers).
+  """
+  tables = values.get('rope_parameters') or {}
+  each = or_null(TABLE)
+  known = KnownKeys(
+    read={GLOBAL: each, LOCAL: each}, advice='; there is one for each kind of layer'
+  )
+  check_keys(tables, known, where, prefix='rope_parameters.')
+  local = tables.get(LOCAL) or {}
+  table = dict(tables.get(GLOBAL) or {})
+  scaling = values.get('rope_scaling')
+  if not scaling:
+    return f'rope_parameters.{GLOBAL}', table, local
+  return 'rope_scaling', {**table, **scaling}, local
+
+
+def _scaling_kind(
+  table: Values,
+  family: Family,
+  kinds: Sequence[str],
+  where: str,
+  name: str,
+) -> str:
+  """Returns the `rope_type` of a table, 'default' where there is none, and checks all its keys.
+
+  Args:
+    table: about rotary positions.
+    family: whose model it is.
+    kinds: of scalings that are computed here.
+    where: what errors call the file.
+    name: and the table in it.
+  """
+  kind = table.get('rope_type', table.get('type', 'default'))
+  if 'rope_fraction' in family.config_keys and kind in OLD_LONGROPE_NAMES:
+    kind = 'longrope'
+  if kind not in ('default', *kinds):
+    known = ', '.join(('none', *kinds))
+    raise UserError(f'{where}: {name}: rotary scaling {show(kind)}, expected {known}')
+  numbers = ROPE_SCALINGS.get(kind, ()) + OPTIONAL_ROPE_NUMBERS.get(kind, ())
+  read = {key: config_keys.ROPE_NUMBERS[key] for key in numbers}
+  advice = f'; it means nothing to the kind {kind!r}'
+  known_keys = KnownKeys(read=config_keys.ROPE_TABLE_KEYS | read, advice=advice)
+  check_keys(table, known_keys, where, prefix=f'{name}.')
   return kind
-
-
-def _check_rope(kind: str, local: Values, where: str) -> None:
-  """Refuses scalings that rope.py does not compute."""
-  if kind not in ('default', *rope.SCALINGS):
-    known = ', '.join(rope.SCALINGS)
-    raise UserError(f'{where}: rotary scaling {kind!r}, expected none, {known}')
-  if local.get('rope_type', 'default') != 'default':
-    raise UserError(
-      f'{where}: rotary scaling {local["rope_type"]!r} of local layers, expected none'
-    )
 
 
 def _read_rope_scaling(
   kind: str,
-  scaling: Values,
+  table: Values,
   values: Values,
-  family: Family,
+  turning: int,
+  place: str,
 ) -> dict[str, Any]:
-  """Reads the numbers that a scaling needs, as `ModelConfig.rope_scaling` holds them."""
-  keys = (*rope.SCALINGS[kind], 'attention_factor')
-  numbers = {key: scaling[key] for key in keys if scaling.get(key) is not None}
-  length_key = 'original_max_position_embeddings'
-  if length_key in keys:
-    length = values.get(length_key) or values.get('max_position_embeddings')
-    if length_key in family.defaults:  # Phi-3 has it beside rope_scaling, which counts
-      numbers[length_key] = length
-    numbers.setdefault(length_key, length)
+  """Reads the numbers that a scaling needs, as `ModelConfig.rope_scaling` holds them.
+
+  Args:
+    kind: of the scaling.
+    table: about rotary positions.
+    values: the parsed file, with defaults.
+    turning: R, the places of a head that turn.
+    place: what errors call the table.
+  """
+  keys = (*ROPE_SCALINGS[kind], *OPTIONAL_ROPE_NUMBERS.get(kind, ()))
+  numbers = {key: table[key] for key in keys if table.get(key) is not None}
+  if LENGTH in keys:
+    # Beside the table, as in Phi-3's files, it counts more than inside.
+    numbers[LENGTH] = (
+      values.get(LENGTH) or numbers.get(LENGTH) or values.get('max_position_embeddings')
+    )
+  for key in ('short_factor', 'long_factor'):
+    if len(numbers.get(key, ())) not in (0, turning // 2):
+      raise UserError(
+        f'{place}.{key} has {len(numbers[key])} numbers, expected {turning // 2}, '
+        'one for each pair of places that turns'
+      )
+  if numbers.get('high_freq_factor', 2) <= numbers.get('low_freq_factor', 1):
+    raise UserError(
+      f'{place}.high_freq_factor is {numbers["high_freq_factor"]}, expected more than '
+      f'low_freq_factor, {numbers["low_freq_factor"]}'
+    )
   return {'rope_type': kind, **numbers}
 
 
-def _read_rope_layers(values: Values, layers: int) -> list[int]:
+# Layers that differ from each other.
+
+
+def _read_rope_layers(values: Values, where: str) -> list[int]:
   """Reads for each layer whether it has rotary positions (1) or none (0)."""
-  if values.get('no_rope_layers'):
-    return values['no_rope_layers']
-  interval = values['no_rope_layer_interval']
-  return [int((i + 1) % interval != 0) for i in range(layers)]
+  layers = values['num_hidden_layers']
+  listed = values.get('no_rope_layers')
+  if listed is None:
+    interval = values['no_rope_layer_interval']
+    return [int((i + 1) % interval != 0) for i in range(layers)]
+  if len(listed) < layers:
+    raise UserError(f'{where}: no_rope_layers has {len(listed)} entries, expected {layers}')
+  return listed
 
 
-def _read_windows(values: Values, family: Family) -> tuple[int, ...]:
+def _read_windows(values: Values, family: Family, layers: int, where: str) -> tuple[int, ...]:
   """Reads the pattern of windows over layers."""
-  if family.layer_types is None:
-    return ()
-  size = values.get('sliding_window') or 0
-  if family.needs_use_sliding_window and not values['use_sliding_window']:
-    size = 0
-  kinds = values.get('layer_types') if family.reads_layer_types else None
-  if not kinds:
-    kinds = family.layer_types(values)
-  windows = [size if kind == LOCAL else 0 for kind in kinds]
+  size: Any = None
+  usual = [GLOBAL] * layers
+  if family.layer_types is not None:
+    size = values.get('sliding_window')
+    if family.needs_use_sliding_window and not values['use_sliding_window']:
+      size = None
+    usual = family.layer_types({**values, 'sliding_window': size})
+  kinds = values.get('layer_types')
+  if kinds is None:
+    kinds = usual
+  if len(kinds) != layers:
+    raise UserError(f'{where}: layer_types has {len(kinds)} entries, expected {layers}')
+  if kinds != usual and not family.reads_layer_types:
+    raise UserError(
+      f'{where}: layer_types is {show(kinds)}, expected {usual[0]!r} for each layer of a '
+      f'{family.title}'
+    )
+  if LOCAL in kinds and size is None:
+    raise UserError(
+      f'{where}: layer_types has {LOCAL!r}, expected a sliding_window that counts beside it'
+    )
+  windows: list[int] = [size if kind == LOCAL else 0 for kind in kinds]
   return _shortest_pattern(windows, usual=0)
 
 
@@ -250,6 +360,8 @@ def _hf_value(config: ModelConfig, field: str, key: str) -> Any:
     return 'gelu_new' if config.family == 'gpt2' else 'gelu_pytorch_tanh'
   if field in ('attention_cap', 'logit_cap'):
     return value or None  # ours is 0 where there is none
+  if field == 'attention_scalar':
+    return value or config.head_dim  # ours is 0 where it is as usual
   if field == 'rope_layers':
     return config.rotary_layers  # one number for each layer
   return value
@@ -261,32 +373,47 @@ def _write_rope(config: ModelConfig, family: Family) -> dict[str, Any]:
     'rope_theta': config.rope_theta,
     'rope_scaling': dict(config.rope_scaling) or None,
   }
-  length_key = 'original_max_position_embeddings'
-  if length_key in family.defaults:
-    values[length_key] = config.rope_scaling.get(length_key) or config.max_length
+  if LENGTH in family.defaults:
+    values[LENGTH] = config.rope_scaling.get(LENGTH) or config.max_length
   return values
 
 
-def _write_windows(config: ModelConfig, family: Family) -> dict[str, Any]:
-  """Writes the keys about windows."""
+def _write_windows(config: ModelConfig, family: Family, written: Values) -> dict[str, Any]:
+  """Writes the keys about windows.
+
+  Args:
+    config: the shape.
+    family: of the model.
+    written: the other keys.
+  """
   if family.layer_types is None:
     return {}
   windows = config.layer_windows
   largest = max(windows)
-  values: dict[str, Any] = {'sliding_window': largest or None}
-  if family.reads_layer_types:
-    values['layer_types'] = [LOCAL if window else GLOBAL for window in windows]
-  if family.needs_use_sliding_window:
+  size = largest or None
+  without_window = {**family.defaults, **written, 'sliding_window': None}
+  if size is None and LOCAL in family.layer_types(without_window):
+    size = family.defaults['sliding_window']  # transformers wants one, though no layer has it
+  values: dict[str, Any] = {'sliding_window': size}
+  if 'use_sliding_window' in family.defaults:
     values['use_sliding_window'] = bool(largest)
   if 'max_window_layers' in family.defaults:
     with_window = [i for i, window in enumerate(windows) if window]
     values['max_window_layers'] = with_window[0] if with_window else config.layers
+  kinds = [LOCAL if window else GLOBAL for window in windows]
+  # Left out where they are as usual: transformers opens a Mistral that has the key as a Ministral.
+  usual = family.layer_types({**family.defaults, **written, **values})
+  if family.reads_layer_types and kinds != usual:
+    values['layer_types'] = kinds
   return values
 
 
 def _check_round_trip(config: ModelConfig, values: Values) -> None:
   """Refuses a shape that would come back from its config.json as another one."""
   expected = dataclasses.replace(config, tied=config.tied or config.head)
+  if 'attention_scalar' in FAMILIES[config.family].config_keys:
+    scalar = config.attention_scalar or config.head_dim
+    expected = dataclasses.replace(expected, attention_scalar=scalar)
   again = from_hf(values, f'family {config.family}')
   for field, value in dataclasses.asdict(expected).items():
     if field in COMPUTE_FIELDS:

@@ -9,17 +9,22 @@ from rlhf_jax.errors import UserError
 
 
 def read_json(path: Path) -> dict:
-  """Reads a JSON file.
+  """Reads a JSON file that holds one object.
 
   Raises:
-    UserError: there is no such file, or it is not JSON.
+    UserError: there is no such file, it cannot be read, or holds something else.
   """
   try:
-    return json.loads(path.read_text('utf-8'))
+    values = json.loads(path.read_text('utf-8-sig'))  # editors put a byte-order mark before it
   except FileNotFoundError:
     raise UserError(f'{path}: not found') from None
-  except ValueError as error:
+  except OSError as error:
+    raise UserError(f'{path}: cannot be read ({error.strerror})') from None
+  except (ValueError, RecursionError) as error:
     raise UserError(f'{path}: not JSON ({error})') from None
+  if not isinstance(values, dict):
+    raise UserError(f'{path}: expected an object of keys and values, got {values!r:.40}')
+  return values
 
 
 def write_json(path: Path, values: Any, sort_keys: bool = False, ensure_ascii: bool = True) -> None:

@@ -1,15 +1,99 @@
-"""Which keys of other people's files are known here, and the refusal of those that are not.
+"""Which keys of other people's files are known here, and the refusal of all that is not.
 
-Each format, and each family within `config.json`, has one `KnownKeys` table; `check_keys` is the
-only function that compares a file with it. A key that changes what a model computes must stand
-in a table: either it is read, or its only accepted values are listed.
+Each format, and each family within `config.json`, has one `KnownKeys` table, and `check_keys` is
+the only function that compares a file with it. A key is read, and then its value must be of the
+type and in the range that its `Allowed` says; or only some values of it mean what is computed here;
+or it changes nothing. Any other key is refused, unless it is null.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 import dataclasses
+import functools
+import math
 from typing import Any
 
 from rlhf_jax.errors import UserError
+
+SHOWN = 80  # characters of a value that an error shows
+
+
+@dataclasses.dataclass(frozen=True)
+class Allowed:
+  """The values that a key may have."""
+
+  description: str  # what an error says after 'expected'
+  accepts: Callable[[Any], bool]
+
+
+def whole_number(least: int) -> Allowed:
+  """Allows whole numbers from `least` on; true and false are none."""
+  return Allowed(f'a whole number from {least}', functools.partial(_is_whole, least))
+
+
+def one_of(*choices: str) -> Allowed:
+  """Allows some texts."""
+  return Allowed('one of ' + ', '.join(choices), functools.partial(_is_choice, choices))
+
+
+def or_null(allowed: Allowed) -> Allowed:
+  """Allows null too."""
+  return Allowed(f'{allowed.description} or null', functools.partial(_is_null_or, allowed))
+
+
+def list_of(allowed: Allowed) -> Allowed:
+  """Allows lists of such values."""
+  return Allowed(f'a list of {allowed.description}', functools.partial(_is_list_of, allowed))
+
+
+def _is_whole(least: int, value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: Any) -> bool:
+  """Tells a finite number; JSON as Python reads it has NaN and Infinity too."""
+  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+  return is_number and math.isfinite(value)
+
+
+def _is_positive(value: Any) -> bool:
+  return _is_number(value) and value > 0
+
+
+def _is_fraction(value: Any) -> bool:
+  return _is_positive(value) and value <= 1
+
+
+def _is_switch(value: Any) -> bool:
+  return isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+  return isinstance(value, str)
+
+
+def _is_table(value: Any) -> bool:
+  return isinstance(value, Mapping)
+
+
+def _is_choice(choices: tuple[str, ...], value: Any) -> bool:
+  return isinstance(value, str) and value in choices
+
+
+def _is_null_or(allowed: Allowed, value: Any) -> bool:
+  return value is None or allowed.accepts(value)
+
+
+def _is_list_of(allowed: Allowed, value: Any) -> bool:
+  return isinstance(value, list) and all(map(allowed.accepts, value))
+
+
+COUNT = whole_number(1)
+NUMBER = Allowed('a finite number', _is_number)
+POSITIVE = Allowed('a number above 0', _is_positive)
+FRACTION = Allowed('a number above 0 and at most 1', _is_fraction)
+SWITCH = Allowed('true or false', _is_switch)
+TEXT = Allowed('a text', _is_text)
+TABLE = Allowed('a table', _is_table)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,19 +101,19 @@ class KnownKeys:
   """The keys of one format or family.
 
   Attributes:
-    read: keys whose values are used.
+    read: key → the values that it may have; these are used.
     only: key → the values that mean what is computed here, the usual one first. Every other value
       is refused; an absent key is accepted.
     ignored: keys that do not change what a model computes.
-    refuse_others: whether a key in none of these tables is refused. Where it is False, the
-      format carries many keys (about training, generation, bookkeeping) that are passed over.
+    refuse_others: whether a key in none of these tables is refused where it is not null. False
+      for formats in which such keys carry texts and statistics.
     advice: ends the message about an unknown key, from '; ' on.
   """
 
-  read: Collection[str] = ()
+  read: Mapping[str, Allowed] = dataclasses.field(default_factory=dict)
   only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
   ignored: Collection[str] = ()
-  refuse_others: bool = False
+  refuse_others: bool = True
   advice: str = ''
 
   def __contains__(self, key: str) -> bool:
@@ -48,11 +132,25 @@ def check_keys(values: Mapping[str, Any], known: KnownKeys, where: str, prefix: 
   Raises:
     UserError: the first key that is refused, its value and what was expected.
   """
-  for key, accepted in known.only.items():
-    if values.get(key, accepted[0]) not in accepted:
-      raise UserError(f'{where}: {prefix}{key} is {values[key]!r}, expected {accepted[0]!r}')
-  if not known.refuse_others:
-    return
   for key, value in values.items():
-    if key not in known:
-      raise UserError(f'{where}: {prefix}{key} is {value!r}, expected no such key{known.advice}')
+    name = f'{where}: {prefix}{key}'
+    if key in known.only:
+      if not _is_among(value, known.only[key]):
+        raise UserError(f'{name} is {show(value)}, expected {known.only[key][0]!r}')
+    elif key in known.read:
+      allowed = known.read[key]
+      if not allowed.accepts(value):
+        raise UserError(f'{name} is {show(value)}, expected {allowed.description}')
+    elif known.refuse_others and key not in known.ignored and value is not None:
+      raise UserError(f'{name} is {show(value)}, expected no such key{known.advice}')
+
+
+def _is_among(value: Any, accepted: tuple[Any, ...]) -> bool:
+  """Tells whether a value is one of these; true is not 1 and false is not 0."""
+  return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in accepted)
+
+
+def show(value: Any) -> str:
+  """Writes a value for an error, and no more than the beginning of a long one."""
+  text = repr(value)
+  return text if len(text) <= SHOWN else text[: SHOWN - 1] + '…'

@@ -23,7 +23,19 @@ from rlhf_jax import files
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import families, pretrained, safetensors_io
 from rlhf_jax.interop.json_files import read_json, write_json
-from rlhf_jax.interop.known_keys import check_keys, KnownKeys
+from rlhf_jax.interop.known_keys import (
+  Allowed,
+  check_keys,
+  COUNT,
+  KnownKeys,
+  list_of,
+  or_null,
+  POSITIVE,
+  show,
+  SWITCH,
+  TABLE,
+  TEXT,
+)
 from rlhf_jax.interop.tensors import axis_size, Tensor
 from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.models import lora
@@ -37,29 +49,67 @@ PREFIX = 'base_model.model.'  # before Hugging Face's name of each module
 SCORE = 'base_model.model.score.weight'
 BIAS = 'reward_bias'  # in the metadata of the weights: PEFT has no place for the score's bias
 
-# The keys of adapter_config.json.
+
+def _is_names(value: Any) -> bool:
+  """Tells a pattern of names or a list of names."""
+  return TEXT.accepts(value) or list_of(TEXT).accepts(value)
+
+
+NAMES = Allowed('a text or a list of texts', _is_names)
+
+# The keys of adapter_config.json, those of PEFT 0.21 and of older versions.
 KNOWN_KEYS = KnownKeys(
-  read=(
-    'base_model_name_or_path',
-    'r',
-    'lora_alpha',
-    'rank_pattern',
-    'alpha_pattern',
-    'use_rslora',
-  ),
-  only={  # plain LoRA on every layer
+  read={
+    'base_model_name_or_path': TEXT,
+    'r': COUNT,
+    'lora_alpha': POSITIVE,
+    'rank_pattern': or_null(TABLE),
+    'alpha_pattern': or_null(TABLE),
+    'use_rslora': or_null(SWITCH),
+    'target_modules': NAMES,
+    'exclude_modules': or_null(NAMES),
+  },
+  only={  # plain LoRA on every layer, on the base as it is
     'peft_type': ('LORA',),
+    'task_type': ('CAUSAL_LM', 'SEQ_CLS', None),
+    'revision': (None, 'main'),
     'bias': ('none', None),
+    'lora_bias': (False, None),
     'use_dora': (False, None),
-    'layers_to_transform': (None,),
-    'layer_replication': (None,),
-    'modules_to_save': (None, [], ['score']),
+    'layers_to_transform': (None, []),
+    'layers_pattern': (None, []),
+    'layer_replication': (None, []),
+    'modules_to_save': (None, [], ['score'], ['classifier', 'score'], ['score', 'classifier']),
+    'target_parameters': (None, []),
+    'trainable_token_indices': (None, []),
+    'ensure_weight_tying': (False, None),
+    # How adapters begin. The other ways take something off the base.
+    'init_lora_weights': (True, False, 'gaussian', 'eva', 'orthogonal', None),
+    'corda_config': (None,),
+    'lora_ga_config': (None,),
+    'loftq_config': ({}, None),
     'alora_invocation_tokens': (None, []),  # adapters that count only behind these
     'arrow_config': (None,),  # a choice among several adapters
     'use_bdlora': (None, False),  # block-diagonal matrices
     'use_qalora': (False, None),  # inputs are pooled
+    'kasa_config': (None,),
+    'monteclora_config': (None,),
+    'velora_config': (None,),
+    'megatron_config': (None,),
+    'merge_weights': (False, None),
+    'enable_lora': (None,),
   },
-  # Of the rest, what adds parameters is refused by the names of its tensors.
+  ignored=(
+    'auto_mapping',
+    'eva_config',  # of the beginning
+    'fan_in_fan_out',  # PEFT finds it out
+    'inference_mode',
+    'lora_dropout',
+    'megatron_core',
+    'peft_version',
+    'qalora_group_size',
+  ),
+  advice='; remove it if it does not change what the adapters compute',
 )
 
 
@@ -74,10 +124,10 @@ def base_model_of(directory: str | Path) -> str:
   """
   path = Path(directory) / CONFIG
   adapter_config = read_json(path)
-  check_keys(adapter_config, KNOWN_KEYS, str(path))
   name = adapter_config.get('base_model_name_or_path')
   if not name:
     raise UserError(f'{path}: expected a base_model_name_or_path, got {name!r}')
+  check_keys(adapter_config, KNOWN_KEYS, str(path))
   for candidate in (Path(name), Path(directory) / name):
     if candidate.exists():
       return str(candidate)
@@ -100,8 +150,8 @@ def adapter_model_config(directory: str | Path, base: ModelConfig) -> ModelConfi
   with _open_weights(directory) as file:
     stored = _find_adapters(Path(directory), base, file)
     has_score = SCORE in file.keys()
-  rank = max(adapter.rank for adapter in stored.values())
-  scale = next(iter(stored.values())).scale  # B of the others is multiplied to suit
+  rank = max(max(adapter.ranks) for adapter in stored.values())
+  scale = next(iter(stored.values())).scales[0]  # B of the others is multiplied to suit
   return dataclasses.replace(
     base,
     lora_rank=rank,
@@ -255,32 +305,28 @@ def _module_suffix(module: str) -> str:
 
 
 class _StoredAdapter(NamedTuple):
-  """The adapters of one of our matrices in a file."""
+  """The adapters of one of our matrices in a file; the lists have an entry for each layer."""
 
   home: _Home
   rows: slice  # of A, and columns of B, that are ours
-  rank: int  # how many these are
-  scale: float  # of B · A: alpha / r, or alpha / √r with rslora
+  ranks: list[int]  # how many these are
+  scales: list[float]  # of B · A: alpha / r, or alpha / √r with rslora
 
 
 def _find_adapters(directory: Path, config: ModelConfig, file: Any) -> dict[str, _StoredAdapter]:
   """Finds the adapters in a file, by target.
 
   Raises:
-    UserError: there are none, they have no place in this family, or some layers have none.
+    UserError: there are none, they have no place in this family, some layers have none, a matrix
+      is not of its shape, or PEFT would not put it there.
   """
   adapter_config = read_json(directory / CONFIG)
+  where = str(directory / WEIGHTS)
   names = set(file.keys()) - {SCORE}
   stored = {}
   for target, home in _find_homes(config).items():
-    if home.tensor_name(0, 'A') not in names:
-      continue
-    adapter = _describe_adapter(home, adapter_config, file)
-    # `save_adapters` leaves zeros in A where a matrix fused with others has no adapters.
-    is_block = adapter.rows != slice(None)
-    if is_block and not file.get_slice(home.tensor_name(0, 'A'))[adapter.rows].any():
-      continue
-    stored[target] = adapter
+    if home.tensor_name(0, 'A') in names:
+      stored[target] = _describe_adapter(home, adapter_config, config.layers)
   known = {
     adapter.home.tensor_name(layer, letter)
     for adapter in stored.values()
@@ -296,38 +342,144 @@ def _find_adapters(directory: Path, config: ModelConfig, file: Any) -> dict[str,
     problems.append('there are none')
   if problems:
     raise UserError(
-      f'{directory / WEIGHTS}: expected adapters on matrices of every layer of a '
+      f'{where}: expected adapters on matrices of every layer of a '
       f'{config.family}; {"; ".join(problems)}'
     )
-  return stored
+  _check_score(adapter_config, config, file, where)
+  for adapter in stored.values():
+    _check_adapter(adapter, adapter_config, file, where)
+  return {target: adapter for target, adapter in stored.items() if not _is_empty(adapter, file)}
 
 
-def _describe_adapter(home: _Home, adapter_config: Mapping[str, Any], file: Any) -> _StoredAdapter:
-  """Returns rank, rows and scale of the adapters of a matrix; all layers have the same."""
-  rank = file.get_slice(home.tensor_name(0, 'A')).get_shape()[0]
-  alpha = _alpha_of(home, adapter_config)
-  divisor = math.sqrt(rank) if adapter_config.get('use_rslora') else rank
+def _describe_adapter(
+  home: _Home,
+  adapter_config: Mapping[str, Any],
+  layers: int,
+) -> _StoredAdapter:
+  """Returns rows, ranks and scales of the adapters of a matrix, as the configuration gives them."""
+  ranks = []
+  scales = []
+  for layer in range(layers):
+    module = home.module.format(layer)
+    rank = _of_pattern(adapter_config, 'rank_pattern', module, adapter_config['r'], COUNT)
+    alpha = _of_pattern(
+      adapter_config, 'alpha_pattern', module, adapter_config['lora_alpha'], POSITIVE
+    )
+    divisor = math.sqrt(rank) if adapter_config.get('use_rslora') else rank
+    ranks.append(rank)
+    scales.append(alpha / divisor)
   rows = slice(None)
-  rank_pattern = adapter_config.get('rank_pattern') or {}
+  own_rank = adapter_config['r']
   written_in_blocks = (  # as `save_adapters` does; PEFT's own adapters share one A among the parts
     home.parts > 1
-    and rank == home.parts * adapter_config['r']
-    and _module_suffix(home.module) in rank_pattern
+    and set(ranks) == {home.parts * own_rank}
+    and _module_suffix(home.module) in (adapter_config.get('rank_pattern') or {})
   )
   if written_in_blocks:
-    rank = adapter_config['r']
-    rows = home.rank_slice(rank)
-  return _StoredAdapter(home, rows, rank, alpha / divisor)
+    ranks = [own_rank] * layers
+    rows = home.rank_slice(own_rank)
+  return _StoredAdapter(home, rows, ranks, scales)
 
 
-def _alpha_of(home: _Home, adapter_config: Mapping[str, Any]) -> float:
-  """Returns the alpha of a matrix; PEFT matches patterns with the end of a module's name."""
-  module = home.module.format(0)
-  patterns = adapter_config.get('alpha_pattern') or {}
-  for pattern, alpha in patterns.items():
-    if re.fullmatch(rf'(.*\.)?({pattern})', module):
-      return alpha
-  return adapter_config['lora_alpha']
+def _of_pattern(
+  adapter_config: Mapping[str, Any],
+  key: str,
+  module: str,
+  usual: float,
+  allowed: Allowed,
+) -> Any:
+  """Returns the number that a pattern has for a module, else the usual one.
+
+  The first pattern counts that matches the end of the module's name, as in PEFT.
+  """
+  for pattern, number in (adapter_config.get(key) or {}).items():
+    try:
+      matches = re.match(rf'(.*\.)?({pattern})$', module)
+    except re.error as error:
+      raise UserError(f'{CONFIG}: {key}: {pattern!r} is no pattern ({error})') from None
+    if matches:
+      if not allowed.accepts(number):
+        raise UserError(
+          f'{CONFIG}: {key}.{pattern} is {show(number)}, expected {allowed.description}'
+        )
+      return number
+  return usual
+
+
+def _check_score(
+  adapter_config: Mapping[str, Any],
+  config: ModelConfig,
+  file: Any,
+  where: str,
+) -> None:
+  """Refuses a score that the configuration does not announce, and the other way round."""
+  announced = 'score' in (adapter_config.get('modules_to_save') or ())
+  has_score = SCORE in file.keys()
+  if has_score and not announced and adapter_config.get('task_type') != 'SEQ_CLS':
+    raise UserError(
+      f'{where}: unknown {SCORE}; expected it with modules_to_save: ["score"] in {CONFIG}'
+    )
+  if announced and not has_score:
+    raise UserError(f'{where}: missing {SCORE}, of which modules_to_save in {CONFIG} speaks')
+  if has_score:
+    _check_tensor(file, SCORE, (1, config.embed), where)
+
+
+def _check_adapter(
+  adapter: _StoredAdapter,
+  adapter_config: Mapping[str, Any],
+  file: Any,
+  where: str,
+) -> None:
+  """Refuses matrices of a wrong shape or type, and those of modules that PEFT would leave alone."""
+  home = adapter.home
+  parts = 1 if adapter.rows == slice(None) else home.parts
+  for layer, rank in enumerate(adapter.ranks):
+    module = home.module.format(layer)
+    if not _is_targeted(adapter_config, module):
+      raise UserError(
+        f'{where}: {home.tensor_name(layer, "A")} is no adapter to PEFT: target_modules and '
+        f'exclude_modules in {CONFIG} leave {module} out'
+      )
+    shape_a = (rank * parts, math.prod(home.inputs))
+    shape_b = (home.all_outputs, rank * parts)
+    _check_tensor(file, home.tensor_name(layer, 'A'), shape_a, where)
+    _check_tensor(file, home.tensor_name(layer, 'B'), shape_b, where)
+
+
+def _check_tensor(file: Any, name: str, shape: tuple[int, ...], where: str) -> None:
+  """Refuses a tensor of another shape, and one that is no matrix of finite numbers."""
+  part = file.get_slice(name)
+  if tuple(part.get_shape()) != shape:
+    raise UserError(f'{where}: {name} is {part.get_shape()}, expected {list(shape)}')
+  safetensors_io.check_dtype(part.get_dtype(), name, where)
+  safetensors_io.check_finite(file.get_tensor(name), name, where)
+
+
+def _is_targeted(adapter_config: Mapping[str, Any], module: str) -> bool:
+  """Tells whether PEFT puts adapters on a module."""
+  excluded = adapter_config.get('exclude_modules') or []
+  targets = adapter_config['target_modules']
+  return _names_module(targets, module) and not _names_module(excluded, module)
+
+
+def _names_module(names: str | list[str], module: str) -> bool:
+  """Tells whether a pattern or a list of names and their ends names a module, as PEFT has it."""
+  if names == 'all-linear':
+    return True
+  if isinstance(names, str):
+    try:
+      return re.fullmatch(names, module) is not None
+    except re.error as error:
+      raise UserError(f'{CONFIG}: {names!r} is no pattern of modules ({error})') from None
+  return any(module == name or module.endswith('.' + name) for name in names)
+
+
+def _is_empty(adapter: _StoredAdapter, file: Any) -> bool:
+  """Tells whether a matrix that is fused with others has no adapters: `save_adapters` wrote 0."""
+  if adapter.rows == slice(None):
+    return False
+  return not file.get_slice(adapter.home.tensor_name(0, 'A'))[adapter.rows].any()
 
 
 def _read_adapter(
@@ -345,12 +497,13 @@ def _read_adapter(
   layers = config.layers
   a = np.zeros((layers, math.prod(home.inputs), config.lora_rank), np.float32)
   b = np.zeros((layers, config.lora_rank, math.prod(home.outputs)), np.float32)
-  factor = np.float32(adapter.scale / (config.lora_alpha / config.lora_rank))
-  for layer in range(layers):
+  common_scale = config.lora_alpha / config.lora_rank
+  for layer, (rank, scale) in enumerate(zip(adapter.ranks, adapter.scales)):
     file_a = file.get_tensor(home.tensor_name(layer, 'A')).astype(np.float32)
     file_b = file.get_tensor(home.tensor_name(layer, 'B')).astype(np.float32)
-    a[layer, :, : adapter.rank] = file_a[adapter.rows].T
-    b[layer, : adapter.rank] = file_b[home.output_slice, adapter.rows].T * factor
+    factor = np.float32(scale / common_scale)
+    a[layer, :, :rank] = file_a[adapter.rows].T
+    b[layer, :rank] = file_b[home.output_slice, adapter.rows].T * factor
   return a.reshape(layers, *home.inputs, -1), b.reshape(layers, -1, *home.outputs)
 
 

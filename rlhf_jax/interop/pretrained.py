@@ -28,7 +28,7 @@ from rlhf_jax.interop.gguf_io import find_smollm2, LoadParameters, open_gguf
 from rlhf_jax.interop.json_files import read_json, write_json
 from rlhf_jax.interop.safetensors_io import Entry, open_weights, write_weights
 from rlhf_jax.interop.tensors import Tensor
-from rlhf_jax.interop.tokenizer import Tokenizer
+from rlhf_jax.interop.tokenizer import GENERATION, Tokenizer
 from rlhf_jax.models.model_config import ModelConfig
 from rlhf_jax.runtime import hosts
 from rlhf_jax.types import Params
@@ -73,10 +73,9 @@ def open_pretrained(name: str | Path) -> Pretrained:
     )
   config = read_config(path)
   tokenizer = Tokenizer.load(path)
-  if tokenizer.vocab_size > config.vocab_size:
-    raise UserError(
-      f'{path}: the tokenizer has {tokenizer.vocab_size} ids, the model {config.vocab_size}'
-    )
+  ids = max(tokenizer.tokens) + 1
+  if ids > config.vocab_size:
+    raise UserError(f'{path}: the tokenizer has {ids} ids, the model {config.vocab_size}')
   load = functools.partial(load_parameters, path, config)
   return Pretrained(config, tokenizer, load)
 
@@ -157,8 +156,9 @@ def export_model(
 ) -> None:
   """Writes a Hugging Face directory that transformers opens.
 
-  A model with a head becomes its family's class of sequence classification with one label.
-  Hugging Face's score has no bias: ours is `reward_bias` in config.json. The output matrix, which
+  A model with a head becomes its family's class of sequence classification with one label, whose
+  score has no bias: ours is folded into the last norm's (GPT-2) or, where norms have none, it is
+  `reward_bias` in config.json, to be added to what transformers computes. The output matrix, which
   no reward needs, is left out. All else comes back from `load_parameters` bit for bit in float32.
 
   Every process of a run calls this; the first one writes. At most one shard of the weights is in
@@ -180,19 +180,16 @@ def export_model(
   directory = Path(directory)
   _check_replaceable(directory)
   config = dataclasses.replace(config, tied=config.tied or config.head)
-  token_ids = {
-    'bos_token_id': tokenizer.bos_id,
-    'eos_token_id': tokenizer.eos_id,
-    'pad_token_id': tokenizer.pad_id,
-  }
   values = {
     **hf_config.to_hf(config),
-    **token_ids,
+    **tokenizer.id_keys(),
     'dtype': str(dtype),
     'torch_dtype': str(dtype),  # its name in transformers 4
   }
   if config.head:
-    values[BIAS] = float(hosts.to_host(params['score']['bias']))
+    params, bias = _fold_bias(params)
+    if bias:
+      values[BIAS] = bias
   entries = _list_entries(config, params, jnp.dtype(dtype))
   writes = hosts.is_first_process()
   target: contextlib.AbstractContextManager[Path] = contextlib.nullcontext(directory)
@@ -202,10 +199,31 @@ def export_model(
     if writes:
       tokenizer.save(folder)
       write_json(folder / 'config.json', values)
-      write_json(folder / 'generation_config.json', token_ids)
+      write_json(folder / GENERATION, tokenizer.id_keys())
       if card:
         files.write_text(folder / 'README.md', card)
     write_weights(folder, entries, shard_bytes, writes)
+
+
+def _fold_bias(params: Params) -> tuple[Params, float]:
+  """Folds the bias of the score into the bias of the last norm, where the family has one.
+
+  With w the score's weights, w · (h + b w / |w|²) = w · h + b. An RMSNorm has no bias, and no
+  other weights could take its place: it is odd, RMSNorm(−x) = −RMSNorm(x), and a constant is not.
+
+  Args:
+    params: of a model with a head.
+
+  Returns:
+    (parameters for the file, the bias that is left over).
+  """
+  bias = float(hosts.to_host(params['score']['bias']))
+  kernel = params['score']['kernel']
+  square = float(hosts.to_host(jnp.sum(kernel**2)))
+  if not bias or not square or 'norm_bias' not in params:
+    return params, bias
+  norm_bias = params['norm_bias'] + (bias / square) * kernel
+  return {**params, 'norm_bias': norm_bias}, 0.0
 
 
 def _check_replaceable(directory: Path) -> None:

@@ -18,21 +18,39 @@ INDEX = 'model.safetensors.index.json'  # where several do: tensor → file
 METADATA = {'format': 'pt'}  # transformers refuses files without it
 
 
+FLOATS = ('F64', 'F32', 'F16', 'BF16')  # types of numbers, as safetensors calls them
+
+
 def open_weights(directory: Path) -> tuple[dict[str, tuple[int, ...]], Fetch]:
   """Opens the weights of a Hugging Face directory; nothing is read yet.
 
   Returns:
-    The shapes by name, and a function that reads a part of a tensor and nothing else.
+    The shapes by name, and a function that reads a part of a tensor and nothing else, and refuses
+    it where it is not of finite numbers.
 
   Raises:
-    UserError: there are no weights, only pickled weights, or a file is damaged.
+    UserError: there are no weights, only pickled weights, or several sets of them; a file is
+      damaged; files and index do not agree on which tensor is where.
   """
+  index = directory / INDEX
+  stated: dict[str, str] = {}  # tensor → file
+  if index.is_file():
+    stated = _read_index(index)
+  paths = _weight_files(directory, stated)
   file_of: dict[str, Any] = {}  # name of a tensor → the open file that holds it
-  for path in _weight_files(directory):
+  path_of: dict[str, Path] = {}
+  for path in paths:
     file = open_safetensors(path)
-    file_of.update(dict.fromkeys(file.keys(), file))
+    for name in file.keys():
+      if name in path_of:
+        raise UserError(f'{directory}: {name} is in {path_of[name].name} and in {path.name} too')
+      file_of[name] = file
+      path_of[name] = path
+  for name, file_name in stated.items():
+    if name not in path_of or path_of[name].name != file_name:
+      raise UserError(f'{index}: {name} is not in {file_name}, where the index has it')
   shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in file_of.items()}
-  return shapes, functools.partial(_fetch, file_of)
+  return shapes, functools.partial(_fetch, file_of, str(directory))
 
 
 def open_safetensors(path: Path) -> Any:
@@ -45,22 +63,54 @@ def open_safetensors(path: Path) -> Any:
     return safetensors.safe_open(path, 'numpy')
   except FileNotFoundError:
     raise UserError(f'{path}: not found') from None
-  except safetensors.SafetensorError as error:
+  except (safetensors.SafetensorError, OSError) as error:
     raise UserError(f'{path}: damaged ({error})') from None
 
 
-def _fetch(file_of: Mapping[str, Any], name: str, slices: Slices) -> np.ndarray:
+def check_dtype(dtype: str, name: str, where: str) -> None:
+  """Refuses a tensor that does not hold floating-point numbers: it is quantised, or no weight."""
+  if dtype not in FLOATS:
+    raise UserError(f'{where}: {name} is of {dtype}, expected one of {", ".join(FLOATS)}')
+
+
+def check_finite(values: np.ndarray, name: str, where: str) -> None:
+  """Refuses NaN and infinity, with which nothing can be computed."""
+  if not np.isfinite(values).all():
+    raise UserError(f'{where}: {name} has numbers that are not finite (NaN or infinity)')
+
+
+def _fetch(file_of: Mapping[str, Any], where: str, name: str, slices: Slices) -> np.ndarray:
   """Reads a part of a tensor."""
-  return file_of[name].get_slice(name)[slices]
+  part = file_of[name].get_slice(name)
+  check_dtype(part.get_dtype(), name, where)
+  values = part[slices]
+  check_finite(values, name, where)
+  return values
 
 
-def _weight_files(directory: Path) -> list[Path]:
+def _read_index(path: Path) -> dict[str, str]:
+  """Reads which file holds each tensor: names of files in the same directory."""
+  weight_map = read_json(path).get('weight_map')
+  fits = isinstance(weight_map, Mapping) and all(
+    isinstance(name, str) and Path(name).name == name for name in weight_map.values()
+  )
+  if not fits or not weight_map:
+    raise UserError(f'{path}: expected a weight_map of tensors and the files beside it')
+  return dict(weight_map)
+
+
+def _weight_files(directory: Path, stated: Mapping[str, str]) -> list[Path]:
   """Lists the files that hold a directory's weights; those of an index need not exist."""
-  index = directory / INDEX
-  if index.is_file():
-    names = set(read_json(index).get('weight_map', {}).values())
-    return [directory / name for name in sorted(names)]
-  if (directory / WEIGHTS).is_file():
+  names = sorted(set(stated.values()))
+  has_whole = (directory / WEIGHTS).is_file()
+  if has_whole and names and names != [WEIGHTS]:
+    raise UserError(
+      f'{directory}: two sets of weights, {WEIGHTS} and the files that {INDEX} names; expected '
+      'one of them (transformers reads the first)'
+    )
+  if names:
+    return [directory / name for name in names]
+  if has_whole:
     return [directory / WEIGHTS]
   if list(directory.glob('*.bin')):  # pickles run code when they are opened
     raise UserError(

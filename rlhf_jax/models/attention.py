@@ -112,10 +112,10 @@ def attend_to_cache(
   scale: float | None = None,
   cap: float = 0.0,
 ) -> jax.Array:
-  """Computes `attend` of keys and values as a cache holds them, the heads before the places.
+  """Computes `attend` with keys and values as a cache stores them: heads before tokens.
 
-  Then the products of each head read one block of memory. Otherwise XLA's CPU backend
-  would copy the whole cache into this order for every token.
+  In this order the products of a head read one block of memory; in the other, XLA's CPU
+  backend would copy the whole cache into this order for every token.
 
   Args:
     query: [B, T, H, C].

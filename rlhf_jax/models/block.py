@@ -190,7 +190,7 @@ class Block(nnx.Module):
       cache: the keys and values [B, N, S, C] of the layer, or None.
 
     Returns:
-      (hidden [B, T, D], the cache with T places more, or None).
+      (hidden [B, T, D], the cache with T more slots written, or None).
     """
     constrain = context.layout.constrain
     attended, pair = self._attention(self._norm('attention_norm', hidden), context, cache)
@@ -352,9 +352,7 @@ def normalise(
 def product(x: jax.Array, weight: jax.Array, contracted: int = 1) -> jax.Array:
   """Multiplies x by a weight: contracts the last axes of x with the first of the weight.
 
-  As one plain matrix product its gradients are a fifth faster than those of an einsum
-  with XLA's CPU backend. The axes of rows and tokens are not merged, as both may be
-  sharded.
+  The axes of rows and tokens are not merged, as both may be sharded.
 
   Args:
     x: [..., in…].
@@ -403,7 +401,7 @@ def _product_gradients(
     (gradient of x [..., K], gradient of the matrix [K, N]).
   """
   x, matrix = saved
-  # computed once, for both products
+  # the barrier has it computed once, for both products
   gradient = jax.lax.optimization_barrier(gradient)
   rows = tuple(range(x.ndim - 1))
   last = x.ndim - 1

@@ -11,6 +11,7 @@ from typing import Any, TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlhf_jax.models.model_config import product_precision
 from rlhf_jax.types import Params
@@ -18,6 +19,7 @@ from rlhf_jax.types import Params
 if TYPE_CHECKING:  # for annotations only
   from rlhf_jax.models.transformer import Model
 
+EMPTY_LOGIT = -1e9  # of ids that stand for no token; finite, as entropies multiply with it
 CHUNK = 128  # positions of a row whose logits exist at one time
 
 
@@ -115,6 +117,11 @@ def _compute_logits(model: 'Model', matrix: jax.Array, hidden: jax.Array) -> jax
   cap = model.config.logit_cap
   if cap:
     logits = cap * jnp.tanh(logits / cap)
+  if model.config.empty_ids:
+    is_empty = np.zeros(model.config.vocab_size, bool)
+    for first, behind in model.config.empty_ids:
+      is_empty[first:behind] = True
+    logits = jnp.where(is_empty, EMPTY_LOGIT, logits)
   return logits
 
 
@@ -146,14 +153,11 @@ def _chunk_forward(
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:
   """Computes a chunk, and what its gradients need; logits only if they are to be kept."""
   logits = _compute_logits(model, matrix, hidden)  # [B, C, V]
-  scaled = logits / temperature
-  log_normaliser = jax.nn.logsumexp(scaled, axis=-1)  # [B, C]
-  chosen = jnp.take_along_axis(scaled, targets[..., None], axis=-1)[..., 0]
-  probabilities = jnp.exp(scaled - log_normaliser[..., None])
-  # H = log Z - Σ p z
-  entropies = log_normaliser - jnp.sum(probabilities * scaled, axis=-1)
-  saved = (matrix, hidden, targets, log_normaliser, logits if keep_logits else None)
-  return (chosen - log_normaliser, entropies), saved
+  logprobs = jax.nn.log_softmax(logits / temperature, axis=-1)
+  chosen = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]  # [B, C]
+  entropies = -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
+  saved = (matrix, hidden, targets, logits if keep_logits else None)
+  return (chosen, entropies), saved
 
 
 def _chunk_gradients(
@@ -167,17 +171,17 @@ def _chunk_gradients(
 
   d log p(y) / d z = onehot(y) - p, with z the logits / temperature.
   """
-  matrix, hidden, targets, log_normaliser, logits = saved
+  matrix, hidden, targets, logits = saved
   of_logprobs, _ = gradients  # entropies have none
   if not keep_logits:
     logits = _compute_logits(model, matrix, hidden)
-  probabilities = jnp.exp(logits / temperature - log_normaliser[..., None])
+  probabilities = jax.nn.softmax(logits / temperature, axis=-1)
   is_target = jnp.arange(logits.shape[-1]) == targets[..., None]  # [B, C, V]
   of_logits = (is_target - probabilities) * (of_logprobs / temperature)[..., None]
   cap = model.config.logit_cap
   if cap:
     of_logits = of_logits * (1 - jnp.square(logits / cap))  # the slope of cap · tanh
-  # computed once, for both products
+  # the barrier has it computed once, for both products
   of_logits = jax.lax.optimization_barrier(of_logits.astype(hidden.dtype))
   compute = functools.partial(
     jnp.einsum,

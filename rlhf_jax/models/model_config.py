@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import rope
 
 DTYPES = ('float32', 'bfloat16', 'float16')
 # What the backward pass recomputes, as a policy of jax.checkpoint.
@@ -32,6 +31,24 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 NORMS = ('rms', 'rms_offset', 'layer')
 QK_NORMS = ('', 'head', 'all')
+# rope_type → the other keys that `rope_scaling` must have, named as by Hugging Face.
+ROPE_SCALINGS = {
+  'linear': ('factor',),
+  'llama3': (
+    'factor',
+    'low_freq_factor',
+    'high_freq_factor',
+    'original_max_position_embeddings',
+  ),
+  'longrope': (
+    'short_factor',
+    'long_factor',
+    'original_max_position_embeddings',
+  ),
+}
+OPTIONAL_ROPE_NUMBERS = {  # and what it may have besides
+  'longrope': ('attention_factor', 'factor'),
+}
 
 # The matrices of a layer that can have adapters: attention's four, then the MLP's three.
 TARGETS = ('query', 'key', 'value', 'output', 'gate', 'up', 'down')
@@ -85,11 +102,13 @@ class ModelConfig:
   # a pattern over the layers: 1 = rotary, 0 = no positions; () = rotary in every layer
   rope_layers: tuple[int, ...] = ()
   rope_fraction: float = 1.0  # the fraction of a head's dimensions that are rotated
-  # as in Hugging Face's config.json: rope_type (see rope.SCALINGS) and its parameters
+  # as in Hugging Face's config.json: rope_type (see ROPE_SCALINGS) and its parameters
   rope_scaling: dict = dataclasses.field(default_factory=dict, hash=False)
   experts: int = 0  # E, the experts of every layer; 0 = a plain MLP
   experts_per_token: int = 0  # k, the experts that compute each token
   renormalise: bool = True  # the weights of a token's experts are scaled to sum to 1
+  # ranges [first, end) of token ids that stand for no token; their probability is 0
+  empty_ids: tuple[tuple[int, int], ...] = ()
   lora_rank: int = 0  # r, the rank of adapters (see lora.py); 0 = no adapters
   lora_alpha: float = 16.0  # adapters are scaled by alpha / rank
   lora_targets: tuple[str, ...] = ()  # the matrices that have adapters
@@ -98,6 +117,7 @@ class ModelConfig:
   def __post_init__(self):
     for name in ('windows', 'rope_layers', 'lora_targets'):  # JSON has lists, no tuples
       object.__setattr__(self, name, tuple(getattr(self, name)))
+    object.__setattr__(self, 'empty_ids', tuple(map(tuple, self.empty_ids)))
 
   @property
   def matrices(self) -> tuple[str, ...]:
@@ -132,7 +152,7 @@ def product_precision(dtype: Any) -> jax.lax.Precision | None:
 
   Returns:
     For float32 None, which is JAX's default (exact, see
-    pipeline.request_exact_products); for other dtypes the device's own default.
+    compilation.request_exact_products); for other dtypes the device's own default.
   """
   if dtype == jnp.float32:
     return None
@@ -215,15 +235,15 @@ def _check_adapters(config: ModelConfig) -> None:
 
 
 def _check_rope_scaling(scaling: dict[str, Any]) -> None:
-  """Raises UserError for a scaling that rope.py does not know, or that lacks a parameter."""
+  """Raises UserError for an unknown scaling, or that lacks a parameter."""
   if not scaling:
     return
   kind = scaling.get('rope_type', '')
-  required = rope.SCALINGS.get(kind, ())
+  required = ROPE_SCALINGS.get(kind, ())
   missing = [key for key in required if scaling.get(key) is None]
-  if kind not in rope.SCALINGS or missing:
+  if kind not in ROPE_SCALINGS or missing:
     without = f' without {", ".join(missing)}' if missing else ''
     raise UserError(
-      f'model.rope_scaling: expected a rope_type of {", ".join(rope.SCALINGS)} with its '
+      f'model.rope_scaling: expected a rope_type of {", ".join(ROPE_SCALINGS)} with its '
       f'parameters; got {scaling.get("rope_type")!r}{without}'
     )

@@ -12,44 +12,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# A ModelConfig. This file cannot import it, as model_config.py imports the table below.
-AnyModelConfig = Any
-
-# rope_type → the other keys that `rope_scaling` must have, named as by Hugging Face.
-SCALINGS = {
-  'linear': ('factor',),
-  'llama3': (
-    'factor',
-    'low_freq_factor',
-    'high_freq_factor',
-    'original_max_position_embeddings',
-  ),
-  'longrope': (
-    'short_factor',
-    'long_factor',
-    'original_max_position_embeddings',
-  ),
-}
+from rlhf_jax.models.model_config import ModelConfig
 
 
-def frequencies(config: AnyModelConfig, length: int) -> tuple[np.ndarray, float]:
+def short_length(config: ModelConfig) -> int:
+  """Returns up to how many tokens longrope's short factors are used; 0 for other scalings."""
+  if config.rope_scaling.get('rope_type') != 'longrope':
+    return 0
+  return config.rope_scaling['original_max_position_embeddings']
+
+
+def frequencies(config: ModelConfig, long: bool = False) -> tuple[np.ndarray, float]:
   """Computes the rotary frequencies of every layer, in radians per position.
 
   They are 0 in layers without rotary positions. The scalings are `linear` (Chen et al.
   2023, arXiv:2306.15595), `llama3` (see `llama3`) and `longrope` (Ding et al. 2024,
-  arXiv:2402.13753). The long factors of longrope are used if a row can be longer than
-  the context length that the model was first trained with; transformers decides by the
-  longest text of a batch instead.
+  arXiv:2402.13753). The long factors of longrope are used for texts of more than
+  `short_length` tokens, whatever other texts are in the batch; transformers decides by
+  the longest text of a batch instead.
 
   Args:
     config: the model's configuration.
-    length: the number of tokens that a row has room for.
+    long: whether to use the long factors of longrope.
 
   Returns:
     (frequencies [L, R / 2] float32, the factor of cosines and sines).
   """
   plain = _plain_frequencies(config, config.rope_theta)
-  scaled, factor = _scale(plain, config, length)
+  scaled, factor = _scale(plain, config, long)
   local = scaled
   if config.rope_local_theta:
     local = _plain_frequencies(config, config.rope_local_theta)
@@ -57,6 +47,25 @@ def frequencies(config: AnyModelConfig, length: int) -> tuple[np.ndarray, float]
   rows = [local if window else scaled for window in config.layer_windows]
   is_rotary = np.asarray(config.rotary_layers, np.float32)[:, None]  # [L, 1]
   return np.stack(rows).astype(np.float32) * is_rotary, factor
+
+
+def text_lengths(positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
+  """Computes for each token how long its text is as far as the row has it.
+
+  Args:
+    positions: [B, T] int32, within the text.
+    segment_ids: [B, T] int32 from 0 to T, the texts of a row.
+
+  Returns:
+    [B, T] int32, tokens.
+  """
+
+  def last_positions(positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    count = segment_ids.shape[0] + 1
+    last = jax.ops.segment_max(positions, segment_ids, num_segments=count)
+    return last[segment_ids]
+
+  return jax.vmap(last_positions)(positions, segment_ids) + 1
 
 
 def llama3(plain: np.ndarray, scaling: Mapping[str, Any]) -> np.ndarray:
@@ -68,7 +77,7 @@ def llama3(plain: np.ndarray, scaling: Mapping[str, Any]) -> np.ndarray:
 
   Args:
     plain: [R / 2] float32, the frequencies to scale, in radians per position.
-    scaling: a `rope_scaling` with the keys that SCALINGS lists.
+    scaling: a `rope_scaling` with the keys that `ROPE_SCALINGS` of model_config.py lists.
 
   Returns:
     [R / 2] float32.
@@ -90,7 +99,7 @@ def angles(
 
   Args:
     positions: [B, T] int32.
-    frequencies: [R / 2] float32, radians per position.
+    frequencies: [R / 2] or [B, T, 1, R / 2] float32, radians per position.
     factor: cosines and sines are multiplied by it.
 
   Returns:
@@ -127,7 +136,7 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
   return jnp.concatenate(parts, axis=-1)
 
 
-def _plain_frequencies(config: AnyModelConfig, theta: float) -> np.ndarray:
+def _plain_frequencies(config: ModelConfig, theta: float) -> np.ndarray:
   """Computes theta^(−2i/R), i = 0 … R/2 − 1: [R / 2] float32."""
   rotated = int(config.head_dim * config.rope_fraction)  # R
   exponents = np.arange(0, rotated, 2) / rotated
@@ -136,8 +145,8 @@ def _plain_frequencies(config: AnyModelConfig, theta: float) -> np.ndarray:
 
 def _scale(
   plain: np.ndarray,
-  config: AnyModelConfig,
-  length: int,
+  config: ModelConfig,
+  long: bool,
 ) -> tuple[np.ndarray, float]:
   """Returns the scaled frequencies [R / 2] and the factor of cosines and sines."""
   scaling = config.rope_scaling
@@ -148,15 +157,20 @@ def _scale(
     return llama3(plain, scaling), 1.0
   if kind == 'longrope':
     original = scaling['original_max_position_embeddings']
-    name = 'long_factor' if length > original else 'short_factor'
-    factor = scaling.get('attention_factor') or _longrope_factor(config, original)
+    name = 'long_factor' if long else 'short_factor'
+    extension = scaling.get('factor') or config.max_length / original
+    factor = scaling.get('attention_factor') or _longrope_factor(extension, original)
     return plain / np.float32(scaling[name]), factor
   return plain, 1.0
 
 
-def _longrope_factor(config: AnyModelConfig, original: int) -> float:
-  """Computes longrope's √(1 + log(max_length / original) / log(original)), at least 1."""
-  extension = config.max_length / original
+def _longrope_factor(extension: float, original: int) -> float:
+  """Computes longrope's √(1 + log(extension) / log(original)), at least 1.
+
+  Args:
+    extension: how many times longer the context is than the original one.
+    original: the original context length, in tokens.
+  """
   if extension <= 1:  # the context is no longer than the original one
     return 1.0
   return math.sqrt(1 + math.log(extension) / math.log(original))

@@ -5,11 +5,11 @@ declares the shape, axis names and initializer of each parameter in one place, a
 not visible outside this folder: `build_model` separates the definition from the values
 once, and returns pure functions of a nested dict of arrays.
 
-All layers are one block whose leaves have a leading axis `layers`, over which training
-scans. If `params['layers']` is a tuple of single layers instead (`unstack_layers`), the
-layers are unrolled, which makes decoding twice as fast on a CPU and three times as fast
-on a GPU. What differs from layer to layer (windows, rotary frequencies) is scanned
-together with the weights.
+All layers are one block whose leaves have a leading axis `layers`. Training scans over
+it, but on a CPU the layers are unrolled. If `params['layers']` is a tuple of single
+layers instead (`unstack_layers`), they are unrolled everywhere, which makes decoding
+twice as fast on a CPU and three times as fast on a GPU. What differs from layer to layer
+(windows, rotary frequencies) is scanned together with the weights.
 
 Letters: B batch, T length, S slots of the cache, V vocabulary, D width, N key-value
 heads, C head_dim, L layers.
@@ -78,6 +78,8 @@ class Cache:
   # [] int32, the number of slots written; an int if the cache is empty, so that a program
   # knows that prompts see only themselves
   length: jax.Array | int
+  # [B] bool, rows for which longrope's long factors are used from the first token on
+  is_long: jax.Array
 
 
 def build_model(config: ModelConfig, layout: ModelLayout | None = None) -> Model:
@@ -179,6 +181,7 @@ def apply_model(
     start,
     cached=cache is not None,
   )
+  is_long = _find_long_texts(config, positions, segment_ids, cache)
   layer: Callable[..., tuple[jax.Array, Pair | None]] = functools.partial(
     _apply_layer,
     config,
@@ -187,6 +190,7 @@ def apply_model(
     attend,
     rotary_factor,
     positions,
+    is_long,
     start,
   )
   if config.remat != 'none':
@@ -197,7 +201,35 @@ def apply_model(
   hidden = normalise(hidden, params['norm'], params.get('norm_bias'), config)
   if cache is None:
     return hidden, None
-  return hidden, Cache(pairs, segments, jnp.int32(start + tokens.shape[1]))
+  return hidden, dataclasses.replace(
+    cache,
+    layers=pairs,
+    segment_ids=segments,
+    length=jnp.int32(start + tokens.shape[1]),
+  )
+
+
+def _find_long_texts(
+  config: ModelConfig,
+  positions: jax.Array,
+  segment_ids: jax.Array,
+  cache: Cache | None,
+) -> jax.Array | None:
+  """Finds the tokens of texts for which longrope's long factors are used.
+
+  A text's own length decides. With a cache, where a text comes in pieces, it is the length up to
+  the end of this piece, unless `cache.is_long` already says that the text is long.
+
+  Returns:
+    [B, T] bool; None for models without longrope.
+  """
+  limit = rope.short_length(config)
+  if not limit:
+    return None
+  is_long = rope.text_lengths(positions, segment_ids) > limit
+  if cache is None:
+    return is_long
+  return is_long | cache.is_long[:, None]
 
 
 class _OuterParameters(nnx.Module):
@@ -318,11 +350,11 @@ def _prepare_attention(
 
   Returns:
     (what all layers share, the factor of cosines and sines, what differs from layer to
-    layer: arrays [L, …] named `window` and `frequencies`).
+    layer: arrays [L, …] named `window`, `frequencies` and `long_frequencies`).
   """
   T, S = segment_ids.shape[1], segments.shape[1]
   if cached and isinstance(start, int):
-    # what is not written yet is not even looked at
+    # the slots that are not written yet are left out
     segments = segments[:, : start + T]
   mask = attention.causal_mask(segment_ids, segments, start)
   distance = attention.distances(T, segments.shape[1], start)
@@ -334,7 +366,9 @@ def _prepare_attention(
     mask = mask & (distance < windows[0])
   factor = 1.0
   if not config.learned_positions:
-    per_layer['frequencies'], factor = rope.frequencies(config, S)
+    per_layer['frequencies'], factor = rope.frequencies(config)
+  if rope.short_length(config):
+    per_layer['long_frequencies'], _ = rope.frequencies(config, long=True)
   scale = None
   if config.attention_scalar:
     scale = config.attention_scalar**-0.5
@@ -388,6 +422,7 @@ def _apply_layer(
   shared: _Attention,
   rotary_factor: float,
   positions: jax.Array,
+  is_long: jax.Array | None,
   start: jax.Array | int,
   hidden: jax.Array,
   inputs: tuple[dict[str, Any], Pair | None, dict[str, jax.Array]],
@@ -401,6 +436,7 @@ def _apply_layer(
     shared: what all layers share in computing attention.
     rotary_factor: the factor of cosines and sines.
     positions: [B, T] int32.
+    is_long: [B, T] bool, tokens that use longrope's long factors; None without longrope.
     start: [] int32, the first free slot of the cache.
     hidden: [B, T, D].
     inputs: (the layer's weights, its cached keys and values or None, its own window
@@ -412,7 +448,11 @@ def _apply_layer(
   weights, pair, own = inputs
   angles = None
   if not config.learned_positions:
-    angles = rope.angles(positions, own['frequencies'], rotary_factor)
+    frequencies = own['frequencies']
+    if is_long is not None:
+      is_long = is_long[:, :, None, None]
+      frequencies = jnp.where(is_long, own['long_frequencies'], frequencies)
+    angles = rope.angles(positions, frequencies, rotary_factor)
   context = LayerContext(
     attend=functools.partial(shared.attend, own.get('window')),
     angles=angles,
@@ -539,6 +579,7 @@ def empty_cache(config: ModelConfig, batch: int, places: int, stacked: bool) -> 
     layers=layers,
     segment_ids=jnp.zeros((batch, places), jnp.int32),
     length=0,
+    is_long=jnp.zeros(batch, bool),
   )
 
 

@@ -17,15 +17,17 @@ import signal
 import sys
 import threading
 import time
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import tqdm
 
-from rlhf_jax import files
+from rlhf_jax import files, json_lines
 from rlhf_jax.errors import UserError
 from rlhf_jax.runtime import checkpoint, hosts
 from rlhf_jax.runtime import metrics as metrics_lib
+from rlhf_jax.runtime.meter import Meter
+from rlhf_jax.runtime.read_ahead import Batches, ReadAhead
 
 DONE = 'done.json'  # {step, seconds}, written when a run has made all its steps
 
@@ -45,19 +47,6 @@ class LoopOptions:
   wandb_project: str = ''  # also log to this Weights & Biases project
 
 
-class Batches(Protocol):
-  """An endless or finite iterator over host batches that can be resumed."""
-
-  def __next__(self) -> Any:
-    """Returns the next batch."""
-
-  def get_state(self) -> dict:
-    """Returns the position as a JSON object, which later calls of next() do not change."""
-
-  def set_state(self, state: dict) -> None:
-    """Moves to a position that `get_state` returned."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Training:
   """What to train.
@@ -75,6 +64,7 @@ class Training:
     evaluate: state → (name → float, samples as JSON objects), or None.
     finish: state → state, applied once after the last step, before that state is
       evaluated and saved; or None.
+    meter: compares the time of the steps with their work; None if that is not known.
   """
 
   name: str
@@ -83,6 +73,7 @@ class Training:
   step: Callable[[Any, Any], tuple[Any, dict[str, Any]]]
   evaluate: Callable[[Any], tuple[dict[str, float], list[dict]]] | None = None
   finish: Callable[[Any], Any] | None = None
+  meter: Meter | None = None
 
 
 class Interrupted(SystemExit):
@@ -138,11 +129,9 @@ def run(
       directory=directory,
       checkpoints=checkpoints,
       writer=writer,
-      batches=training.batches,
+      data=ReadAhead(training.batches),  # after `_start`, which sets their position
       meta=meta,
       began=began - seconds_before,
-      data_step=step,
-      data_state=training.batches.get_state(),
     )
     reporter = _Reporter(training, writer, progress)
     state, step, signum = _train(training, options, state, step, saver, reporter, signals)
@@ -216,7 +205,7 @@ def _train(
     options: how long, and how often it logs, evaluates and saves.
     state: the state to start from.
     step: the updates it has made.
-    saver: saves states.
+    saver: saves states, and has the data.
     reporter: logs, evaluates and shows the progress.
     signals: the list to which the signals that this process receives are appended.
 
@@ -228,10 +217,13 @@ def _train(
   signum = 0
   while step < options.steps and not signum:
     started = time.monotonic()
-    batch = _next_batch(training, step, options.steps)
+    batch = _next_batch(training.name, saver.data, step, options.steps)
     state, values = training.step(state, batch)
-    metrics = _timed_metrics(values, started)  # waits for the device
     step += 1
+    save_is_due = _is_due(step, options.save_every, options.steps)
+    if not save_is_due:  # a save needs the position of the data before the next batch
+      saver.data.read()  # while the devices compute
+    metrics = _timed_metrics(values, started, training.meter)  # waits for the devices
     problems = _list_non_finite(metrics)
     if problems:
       reporter.writer.metrics(step, metrics)  # as null; a resume drops the line
@@ -246,7 +238,7 @@ def _train(
     if _is_due(step, options.eval_every, options.steps):
       reporter.evaluate(step, state)
     signum = _agree_on_signal(signals)
-    if signum or _is_due(step, options.save_every, options.steps):
+    if signum or save_is_due:
       saver.save(step, state)
   return state, step, signum
 
@@ -259,22 +251,18 @@ class _Saver:
     directory: the folder of the run.
     checkpoints: writes the states.
     writer: writes the metrics.
-    batches: the data, whose position is saved with each state.
+    data: the batches, whose position is saved with each state.
     meta: the caller's JSON object.
     began: the monotonic time of the start, moved back by the seconds trained before
       it.
-    data_step: the step at which the position in the data was last recorded.
-    data_state: that position.
   """
 
   directory: Path
   checkpoints: checkpoint.Checkpoints
   writer: metrics_lib.Writer
-  batches: Batches
+  data: ReadAhead
   meta: dict
   began: float
-  data_step: int
-  data_state: dict
 
   def seconds(self) -> float:
     """Returns the seconds trained, over all resumes."""
@@ -282,13 +270,12 @@ class _Saver:
 
   def save(self, step: int, state: Any) -> None:
     """Starts saving the state after a step, unless it is saved already."""
-    self.data_step = step
-    self.data_state = self.batches.get_state()
+    position = self.data.position()
     if self.checkpoints.latest_step() == step:
       return
     self.writer.flush()  # so that no line from before the checkpoint can be lost
     meta = {'user': self.meta, 'seconds': self.seconds()}
-    self.checkpoints.save(step, state, self.data_state, meta)
+    self.checkpoints.save(step, state, position, meta)
 
   def save_before(self, step: int, state: Any) -> int | None:
     """Saves the state as it was before a step with a metric that is not finite.
@@ -300,23 +287,19 @@ class _Saver:
     """
     last_good = step - 1
     if int(jax.device_get(state.step)) == last_good:
-      # Going back and reading again is cheaper than recording the position at every
-      # step.
-      self.batches.set_state(self.data_state)
-      for _ in range(last_good - self.data_step):
-        next(self.batches)
+      self.data.step_back()
       self.save(last_good, state)
       self.checkpoints.wait()
     return self.checkpoints.latest_step()
 
 
-def _next_batch(training: Training, step: int, steps: int) -> Any:
+def _next_batch(name: str, data: ReadAhead, step: int, steps: int) -> Any:
   """Returns the next host batch; raises UserError where the data ended."""
   try:
-    return next(training.batches)
+    return data.take()
   except StopIteration:
     raise UserError(
-      f'{training.name}: the data ended after {step} of {steps} steps: give more data, repeat '
+      f'{name}: the data ended after {step} of {steps} steps: give more data, repeat '
       'it, or lower steps'
     ) from None
 
@@ -324,12 +307,15 @@ def _next_batch(training: Training, step: int, steps: int) -> Any:
 def _timed_metrics(
   values: dict[str, Any],
   started: float,
+  meter: Meter | None,
 ) -> dict[str, float]:
-  """Returns metrics as floats, with time/step and time/tokens_per_second."""
+  """Returns metrics as floats, with time/step, time/tokens_per_second and the meter's."""
   metrics = {name: float(value) for name, value in jax.device_get(values).items()}
   metrics['time/step'] = time.monotonic() - started
   if 'tokens' in metrics:
     metrics['time/tokens_per_second'] = metrics['tokens'] / metrics['time/step']
+    if meter:
+      metrics |= meter.measure_step(metrics['tokens'], metrics['time/step'])
   return metrics
 
 
@@ -381,7 +367,7 @@ class _Reporter:
     try:
       values, samples = self.training.evaluate(state)
       metrics = {f'eval/{key}': float(value) for key, value in values.items()}
-      lines = [json.dumps(sample, ensure_ascii=False) for sample in samples]
+      lines = [json_lines.format_value(sample) for sample in samples]
     except Exception as error:  # of any kind: it is the stage's own code
       logging.warning(
         '%s: step %d: the evaluation failed, training goes on: %s: %s',

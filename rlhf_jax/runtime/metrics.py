@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Any, TextIO
 
-from rlhf_jax import files
+from rlhf_jax import files, json_lines
 from rlhf_jax.errors import UserError
 from rlhf_jax.runtime import hosts
 
@@ -124,7 +124,7 @@ class Writer:
     """Appends a line, which other programs can read as soon as this returns."""
     file = self._files[name]
     try:
-      file.write(json.dumps(value, ensure_ascii=False) + '\n')
+      file.write(json_lines.format_value(value) + '\n')
       file.flush()
     except OSError as error:
       raise UserError(f'{file.name}: cannot write: {error.strerror}') from error
@@ -147,8 +147,7 @@ def _open_for_append(path: Path, last_step: int) -> TextIO:
   """Drops the lines of a file that are from steps after `last_step`, and opens it."""
   if path.exists():
     _drop_later_lines(path, last_step)
-  # A sample's text may hold half of a surrogate pair, which UTF-8 cannot.
-  return path.open('a', encoding='utf-8', errors='replace')
+  return path.open('a', encoding='utf-8')
 
 
 def _drop_later_lines(path: Path, last_step: int) -> None:

@@ -13,14 +13,13 @@ Source: Bai et al. 2022b, arXiv:2212.08073, §3.1.
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
-import json
 from typing import Any
 import zlib
 
 import jax
 import numpy as np
 
-from rlhf_jax import files
+from rlhf_jax import json_lines
 from rlhf_jax.data import encode, records, sources
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import DataOptions
@@ -162,7 +161,10 @@ def respond(critic: Critic, prompts: Sequence[Prompt], key: Array) -> list[Row]:
     A row {id, messages, response} for each prompt.
   """
   conversations = [records.conversation(prompt) for prompt in prompts]
-  tokens = [critic.tokenizer.prompt(messages) for messages in conversations]
+  tokens = [
+    critic.tokenizer.prompt(messages, prompt.tools)
+    for prompt, messages in zip(prompts, conversations, strict=True)
+  ]
   texts = critic.complete(tokens, key)
   return [
     {'id': prompt.id, 'messages': messages, 'response': text}
@@ -397,8 +399,7 @@ def _read_or_make(context: Context, name: str, make: Callable[[], list[Row]]) ->
   """Returns the rows of a file of the stage; if there is none, makes and writes them first."""
   path = context.directory / f'{name}.jsonl'
   if path.is_file():
-    with files.open_text(path) as file:
-      return [json.loads(line) for line in file]
+    return [row for _, row in json_lines.read_values(path)]
   rows = make()
   _write(context, name, rows)
   return rows

@@ -7,7 +7,9 @@ This is the first half of step 3 of RLHF. `source` says who orders the responses
   reward: a reward model or a reward function. These rankings serve iterated DPO
     (sample, rank, train, again), and SFT on the best of each, which is
     rejection-sampling fine-tuning (RAFT: Dong et al. 2023, arXiv:2304.06767).
-With data from real people, leave this stage out and point the next one at their
+  people: real ones, in the application `rlhf_jax.collect`, whose queue the responses
+    go into (stages/shared/people_labels.py).
+With rankings that exist already, leave this stage out and point the next one at their
 files.
 """
 
@@ -31,6 +33,7 @@ from rlhf_jax.rewards.sources import RewardSourceOptions
 from rlhf_jax.runtime import hosts
 from rlhf_jax.stages.shared import (
   ai_labels,
+  people_labels,
   response_plan,
   scores,
   training,
@@ -39,9 +42,10 @@ from rlhf_jax.stages.shared.ai_labels import AILabelOptions
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import StageKind
 from rlhf_jax.stages.shared.model_store import ModelStore
+from rlhf_jax.stages.shared.people_labels import PeopleOptions
 from rlhf_jax.types import Array, Prompts, Samples
 
-SOURCES = ('simulated', 'ai', 'reward')
+SOURCES = ('simulated', 'people', 'ai', 'reward')
 SPLITS = ('train', 'validation')
 
 
@@ -51,8 +55,9 @@ class Options(RewardSourceOptions):
 
   policies: tuple[str, ...] = ('sft',)  # stages whose models respond, each num_samples times
   num_samples: int = 4  # responses of each policy to each prompt
-  source: str = 'simulated'  # who orders the responses: simulated, ai, reward
+  source: str = 'simulated'  # who orders the responses: simulated, people, ai, reward
   annotators: int = 5  # simulated people, each with habits of their own; one ranks a prompt
+  people: PeopleOptions = PeopleOptions()
   ai: AILabelOptions = AILabelOptions()
   reward: str = 'reward'  # which one, where `source` is reward; named as in PPO
   batch_size: int = 64  # prompts at once, over all devices
@@ -88,6 +93,9 @@ def run(context: Context) -> None:
   check_options(options, context.where)
   # A fault in the second split should show before hours are spent on the first.
   sources.load_records(options.data, 'prompt', 'validation')
+  if options.source == 'people':
+    _collect_from_people(context, options)
+    return
   judge = None  # for the other sources
   if options.source == 'ai':
     judge = ai_labels.open_judge(context, ModelStore(context), options.ai)
@@ -121,6 +129,8 @@ def check_options(options: Options, where: str) -> None:
   """Checks the options; raises UserError for an unknown source."""
   if options.source not in SOURCES:
     raise UserError(f'{where}.source: expected one of {", ".join(SOURCES)}, got {options.source!r}')
+  if options.source == 'people':
+    people_labels.check_options(options.people, f'{where}.people')
 
 
 def collect_responses(context: Context, options: Options, split: str, key: Array) -> Collected:
@@ -181,6 +191,23 @@ def _open_score(
   return score
 
 
+def _collect_from_people(context: Context, options: Options) -> None:
+  """Queues the responses of both splits, then waits for people and writes their rankings."""
+  missing = [split for split in SPLITS if not (context.directory / f'{split}.jsonl').exists()]
+  for split in missing:
+    if people_labels.is_queued(context, options.people, split):
+      continue
+    key = jax.random.fold_in(context.key(), SPLITS.index(split))
+    collected = collect_responses(context, options, split, key)
+    people_labels.queue_responses(
+      context, options.people, split, collected.prompts, collected.texts
+    )
+  for split in missing:
+    rows = people_labels.wait_and_read(context, options.people, split)
+    if hosts.is_first_process():
+      records.write_records(context.directory / f'{split}.jsonl', rows)
+
+
 def _rank(
   context: Context,
   options: Options,
@@ -204,6 +231,7 @@ def _rank(
       messages=records.conversation(prompt),
       responses=texts,
       ranks=ranks,
+      tools=prompt.tools,
     )
     rankings.append(ranked)
   return rankings

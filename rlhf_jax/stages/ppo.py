@@ -49,7 +49,7 @@ from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.loop import LoopOptions
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.runtime.optimizers import OptimizerOptions
-from rlhf_jax.stages.shared import rollout, rollout_plan, training
+from rlhf_jax.stages.shared import rollout, rollout_metering, rollout_plan, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.model_store import ModelStore, OpenModel
@@ -559,6 +559,9 @@ def build(context: Context, options: Options) -> loop.Training:
   score, score_held_out = open_scores(
     context, parts.store, options, train.records, held_out.records
   )
+  value_config = parts.definitions.value_model.config if options.value else None
+  meter = rollout_metering.meter_rollout(parts.definitions, options, options.epochs, value_config)
+  parts, score = rollout_metering.time_phases(meter, parts, score)
   reference_params = parts.read_reference()
   step = functools.partial(
     iterate,
@@ -573,6 +576,7 @@ def build(context: Context, options: Options) -> loop.Training:
     name=context.name,
     init=parts.init,
     step=step,
+    meter=meter,
     evaluate=rollout.build_evaluation(
       context, options, parts, reference_params, score_held_out, held_out
     ),

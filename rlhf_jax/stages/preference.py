@@ -49,7 +49,7 @@ from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.loop import LoopOptions
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.runtime.optimizers import OptimizerOptions
-from rlhf_jax.stages.shared import training
+from rlhf_jax.stages.shared import metering, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.model_store import ModelStore
@@ -489,6 +489,11 @@ def build(context: Context, options: Options) -> loop.Training:
     init=trainable.init,
     evaluate=evaluate,
     step=full_step,
+    meter=metering.meter_rows(
+      definitions.model.config,
+      options.batch_size * options.responses_per_row,
+      options.max_length,
+    ),
     batches=batches.rankings(
       examples,
       options.batch_size,

@@ -19,7 +19,7 @@ from rlhf_jax.planning.programs import StagePlan
 from rlhf_jax.runtime import loop
 from rlhf_jax.runtime.loop import LoopOptions
 from rlhf_jax.runtime.optimizers import OptimizerOptions
-from rlhf_jax.stages.shared import supervised, training
+from rlhf_jax.stages.shared import metering, supervised, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.supervised import loss, train_step
@@ -112,6 +112,7 @@ def build(context: Context, options: Options) -> loop.Training:
       context.config.seed,
     ),
     step=training.compile_train_step(train_step, definitions, options),
+    meter=metering.meter_rows(definitions.model.config, options.batch_size, options.max_length),
   )
 
 

@@ -43,7 +43,7 @@ from rlhf_jax.runtime import hosts, loop
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.loop import LoopOptions
 from rlhf_jax.runtime.optimizers import OptimizerOptions
-from rlhf_jax.stages.shared import training
+from rlhf_jax.stages.shared import metering, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.training import Definitions
@@ -282,6 +282,12 @@ def build(context: Context, options: Options) -> loop.Training:
       context.config.seed,
     ),
     step=training.compile_train_step(train_step, definitions, options),
+    meter=metering.meter_rows(
+      definitions.model.config,
+      options.batch_size * options.responses_per_row,
+      options.max_length,
+      head=False,
+    ),
   )
 
 
@@ -356,6 +362,8 @@ def _demonstrations_as_rankings(
       messages=row.messages,
       responses=[row.response],
       ranks=[1],
+      tools=row.tools,
+      place=row.place,
     )
     rankings.append(ranking_of_one)
   return rankings

@@ -20,7 +20,7 @@ from rlhf_jax.planning.programs import StagePlan
 from rlhf_jax.runtime import loop
 from rlhf_jax.runtime.loop import LoopOptions
 from rlhf_jax.runtime.optimizers import OptimizerOptions
-from rlhf_jax.stages.shared import supervised, training
+from rlhf_jax.stages.shared import metering, supervised, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.supervised import loss, train_step
@@ -50,6 +50,7 @@ class Options:
   # What is done with a demonstration longer than a row: drop (they are counted),
   # truncate_left (the prompt loses its beginning) or error.
   overlong: str = 'drop'
+  targets: str = 'last'  # what is learned: the last response, or all that the assistant says
   microbatches: int = 1  # parts of a batch, one after the other, to save memory
   eval_records: int = 200  # held-out demonstrations
   shown_responses: int = 4  # responses written at each evaluation
@@ -82,7 +83,9 @@ def build(
   definitions = trainable.definitions
 
   def encode_all(records: Sequence[Demonstration]) -> list[dict]:
-    return encode.demonstrations(records, tokenizer, options.max_length, options.overlong)
+    return encode.demonstrations(
+      records, tokenizer, options.max_length, options.overlong, options.targets
+    )
 
   held_out = sources.load_records(options.data, 'demonstration', 'validation')
   held_out = sources.spread_evenly(held_out, options.eval_records)
@@ -93,7 +96,7 @@ def build(
     options.batch_size,
     options.max_length,
   )
-  prompts = [tokenizer.prompt(record.messages) for record in held_out]
+  prompts = [tokenizer.prompt(record.messages, record.tools) for record in held_out]
   show = training.build_show_responses(context, definitions.model, prompts, options)
 
   def evaluate(
@@ -115,6 +118,7 @@ def build(
       pack=options.pack,
     ),
     step=training.compile_train_step(step, definitions, options),
+    meter=metering.meter_rows(definitions.model.config, options.batch_size, options.max_length),
   )
 
 

@@ -15,7 +15,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from rlhf_jax.commands import generate, lines, score
+from rlhf_jax.commands import generate, inputs, lines, score
 from rlhf_jax.interop import pretrained
 from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.models import heads, transformer
@@ -244,22 +244,24 @@ def test_cut_and_repeated_it_ends_with_the_same_file(folder, tmp_path, monkeypat
   'row, message',
   [
     ({}, 'in.jsonl:2: expected {"text": …}'),
-    (dict(text='a', tokens=[1]), 'in.jsonl:2: expected {"text": …}'),
+    (dict(text='a', prompt='b'), 'in.jsonl:2: the line has both "text" and "prompt"'),
+    (
+      dict(prompt='a', messages=[dict(role='user', content='b')], response='c'),
+      'in.jsonl:2: the fields "prompt" and "messages" say different things',
+    ),
     (dict(text=3), 'in.jsonl:2: text: expected a text'),
     (dict(text=''), 'in.jsonl:2: 0 tokens, expected 1 to 96'),
     (dict(text='a' * 97), 'in.jsonl:2: 97 tokens, expected 1 to 96'),
     (dict(tokens=[1, 264]), 'in.jsonl:2: tokens: expected a list of ids from 0 to 263'),
     (dict(tokens=[True]), 'in.jsonl:2: tokens: expected a list of ids from 0 to 263'),
     (dict(prompt='a'), 'in.jsonl:2: response: expected a text'),
-    (dict(prompt=3), 'expected a list of {"role": …, "content": …} or a text'),
+    (dict(prompt=3), 'in.jsonl:2: field "prompt": expected a list of messages, got 3'),
     (
       dict(messages=[dict(role='user', content='a')]),
-      'in.jsonl:2: messages: expected the last one from the assistant',
+      'in.jsonl:2: response: expected a text, or messages of which the last one is from the',
     ),
-    (
-      dict(messages='a'),
-      'in.jsonl:2: messages: expected a list of {"role": …, "content": …}',
-    ),
+    (dict(messages='a'), 'in.jsonl:2: field "messages": expected a list of messages'),
+    (dict(prompt='a', responses='b'), 'in.jsonl:2: responses: expected a list of texts'),
   ],
 )
 def test_bad_lines_are_named(folder, tmp_path, capsys, row, message):
@@ -271,12 +273,12 @@ def test_bad_lines_are_named(folder, tmp_path, capsys, row, message):
 def test_compressed_input_and_a_cut_one(folder, tmp_path, capsys):
   packed = gzip.compress(b'{"text": "Hi"}\n\n{"tokens": [1]}\n')
   (tmp_path / 'in.jsonl.gz').write_bytes(packed)
-  assert lines.read_lines(tmp_path / 'in.jsonl.gz').rows == [dict(text='Hi'), dict(tokens=[1])]
-  assert lines.read_lines(tmp_path / 'in.jsonl.gz').places[1] == f'{tmp_path}/in.jsonl.gz:3'
+  first, second = inputs.read_lines(tmp_path / 'in.jsonl.gz', with_response=True)
+  assert (first.text, second.tokens, second.place) == ('Hi', [1], f'{tmp_path}/in.jsonl.gz:3')
   (tmp_path / 'cut.jsonl.gz').write_bytes(packed[:-9])
   words = [f'--model={folder / "lm"}', f'--output={tmp_path}/out.jsonl']
   assert score.main([*words, f'--input={tmp_path}/cut.jsonl.gz']) == 2
-  assert 'cut.jsonl.gz: cannot read' in capsys.readouterr().err
+  assert 'cut.jsonl.gz:4: cannot read' in capsys.readouterr().err
 
 
 def test_another_command_does_not_mix_with_what_is_there(folder, tmp_path, capsys):

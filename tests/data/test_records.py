@@ -29,10 +29,10 @@ def test_optional_fields_may_be_left_out_and_others_are_ignored(tmp_path):
 def test_a_single_response_is_good_or_bad():
   rated = dict(messages=ASKED, response='a', desirable=False)
   expected = records.Ranking('f:1', '', '', '', '', ASKED, ['a'], [2])
-  assert records.parse_ranking(rated, 'f:1') == expected
-  assert records.parse_ranking({**rated, 'desirable': True}, 'f:1').ranks == [1]
+  assert records.parse_record('ranking', rated, 'f:1') == expected
+  assert records.parse_record('ranking', {**rated, 'desirable': True}, 'f:1').ranks == [1]
   with pytest.raises(UserError, match='f:1: field "desirable": expected true or false, got 1'):
-    records.parse_ranking({**rated, 'desirable': 1}, 'f:1')
+    records.parse_record('ranking', {**rated, 'desirable': 1}, 'f:1')
 
 
 def test_null_is_as_good_as_absent():
@@ -72,7 +72,8 @@ def test_an_exercise_serves_as_demonstration_and_as_prompt():
   line = {'id': '1', 'question': 'Why?', 'answer': 'So: 1 + 1 = 2 #### 2', 'final': '2'}
   expected = records.Demonstration('1', '', '', ASKED, line['answer'])
   assert records.parse_record('demonstration', line, 'f:1') == expected
-  expected = records.Prompt('1', '', '', ASKED, {'final': '2'})
+  meta = {'answer': line['answer'], 'final': '2'}  # whatever a reward may want
+  expected = records.Prompt('1', '', '', ASKED, meta)
   assert records.parse_record('prompt', line, 'f:1') == expected
   assert records.parse_record('prompt', {'question': 'Why?'}, 'f:1').meta == {}
 
@@ -126,14 +127,14 @@ GOOD = {'messages': ASKED, 'responses': ['a', 'b'], 'ranks': [1, 2]}
       'message 1 needs the texts "role" and "content"',
     ),
     (
-      'prompt',
-      json.dumps({'messages': [*ASKED, {'role': 'assistant', 'content': ''}]}),
-      'the user speaks last',
+      'ranking',
+      json.dumps({**GOOD, 'messages': [*ASKED, {'role': 'assistant', 'content': 'So.'}]}),
+      'message 2: expected the user or a tool to speak last',
     ),
     (
       'prompt',
-      json.dumps({'messages': [*ASKED, *ASKED]}),
-      "message 1: expected the role 'assistant', got 'user'",
+      json.dumps({'messages': [{'role': 'narrator', 'content': 'It rained.'}, *ASKED]}),
+      "message 1: expected a role among system, developer, user, assistant, tool, got 'narrator'",
     ),
     (
       'ranking',

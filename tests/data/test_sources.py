@@ -76,7 +76,10 @@ def test_rankings_and_preferences_share_a_data_set(tmp_path):
   [
     (dict(source='jsonl'), 'data.path: expected a file or a glob'),
     (dict(source='jsonl', path=('nowhere/*.jsonl',)), 'data.path: nowhere/*.jsonl: no such file'),
-    (dict(source='web'), "data.source: expected one of jsonl, tfds, tinyworld, got 'web'"),
+    (
+      dict(source='web'),
+      "data.source: expected one of jsonl, tfds, tinyworld, or 'module:function', got 'web'",
+    ),
     (dict(source='tfds', path=()), 'data.path: expected one TFDS name or directory'),
     (dict(count=-1), 'data.count: expected 0 (all) or more, got -1'),
     (dict(seed=-2), 'data: expected a seed from -1 and people from 1, got -2 and 20'),
@@ -110,28 +113,6 @@ def test_the_first_few_are_spread_over_all_sources():
 def test_tinyworld_is_the_default():
   rows = sources.load_records(DataOptions(count=5), 'demonstration', 'train')
   assert len(rows) == 5 and all(isinstance(row, records.Demonstration) for row in rows)
-
-
-def test_dialogues_become_conversations():
-  # hh-rlhf has two turns of one speaker
-  start = '\n\nHuman: Hi\n\nAssistant: Hello\n\nAssistant: You?\n\nHuman: Why?'
-  first = start + '\n\nAssistant: One.\n\nTwo.\n\nAssistant: Three.'
-  second = start + '\n\nAssistant: No.'
-  assert sources._shared_conversation(first, second, 'x') == dict(
-    messages=[
-      dict(role='user', content='Hi'),
-      dict(role='assistant', content='Hello\n\nYou?'),
-      dict(role='user', content='Why?'),
-    ],
-    chosen='One.\n\nTwo.\n\nThree.',
-    rejected='No.',
-  )
-
-
-def test_a_text_without_speakers_is_no_dialogue():
-  assert sources._turns('Hi') == []
-  assert sources._turns('') == []
-  assert sources._turns('Human: Hi') == [{'role': 'user', 'content': 'Hi'}]
 
 
 # In a process of its own: TFDS is slow to import, and what it imports is what the test is about.
@@ -203,7 +184,7 @@ def refused(message, name, chosen, rejected, **settings):
     raise AssertionError('no error')
 
 asked = '\\n\\nHuman: Hi\\n\\nAssistant: Hello'
-refused('[0]: a preference without "messages" must be two dialogues', 'Bare', 'Hi', 'Hello')
+refused('[0]: field "chosen": a pair without "messages" or "prompt"', 'Bare', 'Hi', 'Hello')
 another = '\\n\\nHuman: Ho\\n\\nAssistant: Hello'
 refused('differ in the last response only', 'Asked', asked, another)
 refused('differ in the last response only', 'Unanswered', asked, asked + '\\n\\nHuman: Why?')

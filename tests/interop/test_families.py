@@ -2,14 +2,27 @@
 
 import dataclasses
 
-from interop_cases import batch, CASES, compiled_apply, DATA, layout, MASK, shardings
+from interop_cases import (
+  batch,
+  CASES,
+  compiled_apply,
+  DATA,
+  layout,
+  LENGTHS,
+  MASK,
+  pad_left,
+  shardings,
+  TOKENS,
+)
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax.generation import sampler
 from rlhf_jax.interop import pretrained
 from rlhf_jax.models import experts, heads, transformer
+from rlhf_jax.types import Prompts
 
 
 @pytest.mark.parametrize('case', CASES)
@@ -26,11 +39,20 @@ def test_logits_of_padded_and_packed_texts_and_of_a_cache(case):
   left = np.asarray(segments[3:6]).astype(bool)
   np.testing.assert_allclose(logits[:3][MASK], right[MASK], atol=1e-4, rtol=1e-5)
   np.testing.assert_allclose(logits[3:6][left], reference['left'][left], atol=1e-4, rtol=1e-5)
-  np.testing.assert_allclose(logits[6, :7], right[0, :7], atol=1e-4, rtol=1e-5)
-  np.testing.assert_allclose(logits[6, 7:], right[1, :5], atol=1e-4, rtol=1e-5)
+  packed = [right[0, :7], right[1, :5]]
+  if case == 'phi3_long':  # short texts, other than the whole ones
+    inputs = [jnp.repeat(values[6:], 2, axis=0) for values in (tokens, positions, segments)]
+    only = inputs[2] == jnp.asarray([[1], [2]])
+    alone = apply(params, *inputs[:2], inputs[2] * only)[0]
+    logits_alone = heads.next_token_logits(model, params, alone)
+    packed = [logits_alone[0, :7], logits_alone[1, 7:]]
+  np.testing.assert_allclose(logits[6, :7], packed[0], atol=1e-4, rtol=1e-5)
+  np.testing.assert_allclose(logits[6, 7:], packed[1], atol=1e-4, rtol=1e-5)
 
   weights = transformer.unstack_layers(params)
   cache = transformer.empty_cache(config, 7, 12, stacked=False)
+  if case == 'phi3_long':  # what is read in pieces must be known to be long, from nine tokens on
+    cache = cache.replace(is_long=jnp.asarray([True, True, False, True, True, False, False]))
   parts = []
   for start in range(0, 12, 4):
     part = slice(start, start + 4)
@@ -160,3 +182,34 @@ def test_sharded_equals_one_device(case, axes):
   if 'expert' in axes:
     gate = params['layers']['gate']
     assert gate.addressable_shards[0].data.shape == (2, 2, 16, 24)
+
+
+def test_a_long_text_changes_no_other_text_of_its_batch():
+  """With longrope each text has the factors of its own length, alone, packed and generated."""
+  config = pretrained.read_config(DATA / 'phi3_long')  # long from nine tokens
+  params = pretrained.load_parameters(DATA / 'phi3_long', config)
+  model = transformer.build_model(config)
+  options = sampler.SamplingOptions(max_new_tokens=6, temperature=0.0)
+  generate = sampler.build_sampler(model, options, (-1,), pad_id=0)
+  key = jax.random.key(0)
+  mask = pad_left(MASK)
+  prompts = Prompts(
+    tokens=jnp.asarray(pad_left(TOKENS)), mask=jnp.asarray(mask), index=jnp.arange(3)
+  )
+  together = generate(params, prompts, key)
+  for row, length in enumerate(LENGTHS):
+    one = jax.tree.map(lambda values, row=row: values[row : row + 1], prompts)
+    alone = generate(params, one, key)
+    np.testing.assert_array_equal(alone.tokens[0], together.tokens[row])
+    np.testing.assert_allclose(alone.logprobs[0], together.logprobs[row], atol=1e-5)
+    # Each token as a whole reading of the text up to it has it, also where the text becomes long.
+    text = list(TOKENS[row, :length])
+    for token, logprob in zip(np.asarray(alone.tokens[0]), np.asarray(alone.logprobs[0])):
+      padded = jnp.asarray([text + [0] * (18 - len(text))])
+      positions = jnp.arange(18)[None]
+      segments = (positions < len(text)).astype(jnp.int32)
+      hidden = compiled_apply(config)(params, padded, positions, segments)[0]
+      logits = heads.next_token_logits(model, params, hidden[0, len(text) - 1])
+      assert np.argmax(logits) == token
+      np.testing.assert_allclose(jax.nn.log_softmax(logits)[token], logprob, atol=1e-4)
+      text.append(int(token))

@@ -201,15 +201,18 @@ def test_every_key_that_is_read_is_in_the_table_of_known_keys(case, monkeypatch)
 
 def test_check_keys_refuses_by_name():
   known = known_keys.KnownKeys(
-    read=('a',),
+    read={'a': known_keys.COUNT},
     only={'b': (1, None)},
     ignored=('c',),
-    refuse_others=True,
     advice='; ask',
   )
-  known_keys.check_keys({'a': 5, 'b': None, 'c': 7}, known, 'file')
+  known_keys.check_keys({'a': 5, 'b': None, 'c': 7, 'd': None}, known, 'file')
+  with pytest.raises(UserError, match=r'^file: a is True, expected a whole number from 1$'):
+    known_keys.check_keys({'a': True}, known, 'file')
   with pytest.raises(UserError, match=r'^file: x\.b is 2, expected 1$'):
     known_keys.check_keys({'b': 2}, known, 'file', prefix='x.')
+  with pytest.raises(UserError, match=r'^file: x\.b is True, expected 1$'):
+    known_keys.check_keys({'b': True}, known, 'file', prefix='x.')
   with pytest.raises(UserError, match=r'^file: x\.d is 3, expected no such key; ask$'):
     known_keys.check_keys({'d': 3}, known, 'file', prefix='x.')
   lenient = dataclasses.replace(known, refuse_others=False)

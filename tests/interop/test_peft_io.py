@@ -139,6 +139,31 @@ def copy_llama(folder, changed_config=None, change_tensors=None):
 
 
 UNREADABLE_CONFIGS = [  # changed keys, message
+  ({'r': True}, 'r is True, expected a whole number from 1'),
+  ({'lora_alpha': '8'}, "lora_alpha is '8', expected a number above 0"),
+  ({'target_modules': None}, 'target_modules is None, expected a text or a list of texts'),
+  ({'use_newest_lora': True}, 'use_newest_lora is True, expected no such key'),
+  ({'task_type': 'SEQ_2_SEQ_LM'}, "task_type is 'SEQ_2_SEQ_LM', expected 'CAUSAL_LM'"),
+  ({'revision': 'v2'}, "revision is 'v2', expected None"),
+  ({'lora_bias': True}, 'lora_bias is True, expected False'),
+  ({'layers_pattern': ['layers']}, 'layers_pattern is'),
+  ({'target_parameters': ['mlp.experts']}, 'target_parameters is'),
+  ({'trainable_token_indices': [3]}, 'trainable_token_indices is'),
+  ({'ensure_weight_tying': True}, 'ensure_weight_tying is True'),
+  ({'init_lora_weights': 'pissa'}, "init_lora_weights is 'pissa', expected True"),
+  ({'init_lora_weights': 'pissa_niter_16'}, "init_lora_weights is 'pissa_niter_16'"),
+  ({'init_lora_weights': 'olora'}, "init_lora_weights is 'olora', expected True"),
+  ({'init_lora_weights': 'loftq'}, "init_lora_weights is 'loftq', expected True"),
+  ({'init_lora_weights': 'mica'}, "init_lora_weights is 'mica', expected True"),
+  ({'corda_config': {}}, 'corda_config is'),
+  ({'lora_ga_config': {}}, 'lora_ga_config is'),
+  ({'loftq_config': {'loftq_bits': 4}}, 'loftq_config is'),
+  ({'kasa_config': {}}, 'kasa_config is'),
+  ({'monteclora_config': {}}, 'monteclora_config is'),
+  ({'velora_config': {}}, 'velora_config is'),
+  ({'megatron_config': {}}, 'megatron_config is'),
+  ({'merge_weights': True}, 'merge_weights is True'),
+  ({'enable_lora': [True]}, 'enable_lora is'),
   ({'peft_type': 'IA3'}, "peft_type is 'IA3', expected 'LORA'"),
   ({'bias': 'all'}, "bias is 'all', expected 'none'"),
   ({'use_dora': True}, 'use_dora is True, expected False'),
@@ -180,9 +205,29 @@ def add_output_matrix(tensors):
   tensors[QUERY_A.replace('q_proj', 'lm_head')] = np.zeros(2)
 
 
+def one_row(tensors):
+  tensors[QUERY_A] = tensors[QUERY_A][:1]  # would broadcast over the four of the others
+
+
+def put_nan(tensors):
+  tensors[QUERY_A] = np.full_like(tensors[QUERY_A], np.nan)
+
+
+def make_whole(tensors):
+  tensors[QUERY_A] = tensors[QUERY_A].astype(np.int32)
+
+
+def add_score(tensors):
+  tensors['base_model.model.score.weight'] = np.zeros((1, 32), np.float32)
+
+
 @pytest.mark.parametrize(
   'change, message',
   [
+    (one_row, r'q_proj.lora_A.weight is \[1, 32\], expected \[4, 32\]'),
+    (put_nan, 'q_proj.lora_A.weight has numbers that are not finite'),
+    (make_whole, 'q_proj.lora_A.weight is of I32, expected one of F64'),
+    (add_score, r'score.weight; expected it with modules_to_save: \["score"\]'),
     (
       remove_query,
       f'adapters on matrices of every layer of a llama; missing {QUERY_A}',
@@ -210,4 +255,11 @@ def test_damaged_and_pickled_weights_are_named(tmp_path):
     UserError,
     match='adapter_model.safetensors: not found; a pickled .bin is not read',
   ):
+    model_sources.find_model(name)
+
+
+def test_adapters_that_peft_would_leave_alone_are_named(tmp_path):
+  """PEFT passes over tensors of modules that target_modules does not name."""
+  name = copy_llama(tmp_path / 'bad', changed_config={'target_modules': ['q_proj', 'v_proj']})
+  with pytest.raises(UserError, match='o_proj.lora_A.weight is no adapter to PEFT: target_modules'):
     model_sources.find_model(name)

@@ -76,7 +76,7 @@ def test_smollm2_roles(smollm2):
   assert len(prompt) == 37
   assert prompt[:8] == [1, 9690, 198, 2683, 359, 253, 5356, 5646]
   response = [504, 3575, 282, 4649, 314, 7042, 30, 2]
-  assert smollm2.response(' The capital of France is Paris.\n') == response
+  assert smollm2.response('The capital of France is Paris.') == response
   assert smollm2.decode([*response, 16, 16]) == 'The capital of France is Paris.'
 
 
@@ -92,14 +92,14 @@ def test_prompt_and_response_are_the_whole_conversation_as_transformers_reads_it
   for record in conversations[::7]:
     messages = record['messages']
     text = record['response']
-    prompt = smollm2.prompt(messages)
-    response = smollm2.response(text)
+    prompt, response = smollm2.exchange(messages, text)
+    assert prompt == smollm2.prompt(messages)
     expected = theirs.apply_chat_template(messages, add_generation_prompt=True)
     assert prompt == expected['input_ids']
-    messages = messages + [{'role': 'assistant', 'content': text.strip()}]
+    messages = messages + [{'role': 'assistant', 'content': text}]
     expected = theirs.apply_chat_template(messages)
     assert prompt + response + [198] == expected['input_ids']  # 198: a line's end
-    assert smollm2.decode(response) == text.strip()
+    assert smollm2.decode(response) == text
 
 
 def test_a_message_cannot_end_a_turn(smollm2, chatml):
@@ -137,18 +137,18 @@ def test_a_response_after_a_colon_begins_with_a_space():
   core = letters('<s>', '</s>', '<pad>')
   tokenizer = Tokenizer(core, PLAIN, bos='<s>', eos='</s>', pad='<pad>')
   assert tokenizer.response_prefix == ' '
-  ids = tokenizer.prompt(user('Hi')) + tokenizer.response('  Yes ')
+  ids = tokenizer.prompt(user('Hi')) + tokenizer.response('Yes')
   assert ids == core.encode('<s>\n\nHuman: Hi\n\nAssistant: Yes</s>').ids
   assert tokenizer.decode(tokenizer.response('Yes')) == 'Yes'
+  assert tokenizer.decode(tokenizer.response('  indented\n')) == '  indented\n'
 
 
-@pytest.mark.parametrize('template', [PLAIN, PLAIN.replace('{{ bos_token }}', '')])
-def test_the_beginning_is_marked_once(template):
+@pytest.mark.parametrize('template, count', [(PLAIN, 1), (PLAIN.replace('{{ bos_token }}', ''), 0)])
+def test_the_beginning_is_marked_where_the_template_marks_it(template, count):
   core = letters('<s>', '</s>', '<pad>', add_bos='<s>')
   tokenizer = Tokenizer(core, template, bos='<s>', eos='</s>', pad='<pad>')
-  ids = tokenizer.prompt(user('Hi'))
-  assert ids[0] == tokenizer.bos_id
-  assert ids.count(tokenizer.bos_id) == 1
+  assert tokenizer.prompt(user('Hi')).count(tokenizer.bos_id) == count
+  assert tokenizer.text('Hi') == [tokenizer.bos_id, *tokenizer.encode('Hi')]
   assert tokenizer.bos_id not in tokenizer.encode('Hi')
 
 
@@ -229,8 +229,9 @@ def test_templates_of_the_wild(chatml):
 
 
 def test_a_template_cannot_reach_the_machine(chatml):
+  tokenizer = chatml.with_template("{{ ''.__class__.__mro__[1].__subclasses__() }}")
   with pytest.raises(UserError, match='chat template'):
-    chatml.with_template("{{ ''.__class__.__mro__[1].__subclasses__() }}")
+    tokenizer.prompt(user('Hi'))
 
 
 def test_half_characters_of_broken_json_do_not_stop_a_run(chatml):
@@ -272,3 +273,45 @@ def test_mistakes_are_named(chatml, tmp_path):
   (tmp_path / 'tokenizer_config.json').write_text('{')
   with pytest.raises(UserError, match='tokenizer_config.json: not JSON'):
     Tokenizer.load(tmp_path)
+
+
+def test_every_end_of_sequence_ends_a_response_and_is_written(chatml, tmp_path):
+  """As transformers' generate: generation_config.json counts, else config.json."""
+  chatml.save(tmp_path / 'a')
+  end = chatml.eos_id
+  (tmp_path / 'a' / 'config.json').write_text(json.dumps({'eos_token_id': [9]}))
+  (tmp_path / 'a' / 'generation_config.json').write_text(json.dumps({'eos_token_id': [7, end]}))
+  loaded = Tokenizer.load(tmp_path / 'a')
+  assert (loaded.eos_id, loaded.stop_ids) == (end, (7, end))
+  hello = loaded.encode('hello')
+  assert loaded.decode([*hello, 7, *hello]) == 'hello'
+  loaded.with_template(CHATML).save(tmp_path / 'b')
+  assert Tokenizer.load(tmp_path / 'b').stop_ids == (7, end)
+  (tmp_path / 'a' / 'generation_config.json').unlink()
+  assert Tokenizer.load(tmp_path / 'a').stop_ids == (end, 9)
+  (tmp_path / 'a' / 'config.json').write_text(json.dumps({'eos_token_id': '7'}))
+  with pytest.raises(UserError, match="config.json: eos_token_id is '7', expected an id or a list"):
+    Tokenizer.load(tmp_path / 'a')
+
+
+def test_ids_that_stand_for_no_token_are_found(chatml):
+  size = chatml.vocab_size
+  assert chatml.empty_ids(size) == ()
+  assert chatml.empty_ids(size + 20) == ((size, size + 20),)
+  vocabulary = {
+    letter: 2 * i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))
+  }
+  core = tokenizers.Tokenizer(models.BPE(vocabulary, []))
+  core.add_special_tokens(['<end>'])
+  with_holes = Tokenizer(core, eos='<end>')
+  holes = with_holes.empty_ids(520)
+  assert (1, 2) in holes and all(i not in with_holes.tokens for a, b in holes for i in range(a, b))
+
+
+def test_tokenizers_differ_where_an_id_stands_for_something_else(chatml):
+  longer = Tokenizer(
+    letters('<|im_start|>', '<|im_end|>', '<unused>', '<pad>', '<more>'), eos='<pad>'
+  )
+  assert chatml.find_difference(longer) is None and longer.find_difference(chatml) is None
+  other = Tokenizer(letters('<|im_start|>', '<|im_end|>', '<other>', '<pad>'), eos='<pad>')
+  assert chatml.find_difference(other) == chatml.core.token_to_id('<unused>')

@@ -56,6 +56,35 @@ def test_gradient_of_chunks_equals_that_of_the_whole():
   )
 
 
+@pytest.mark.parametrize('length', [100, 300])  # one chunk; three, the last one padded
+@pytest.mark.parametrize('cap', [0.0, 2.0])
+def test_the_gradient_is_that_of_a_log_softmax(cap, length):
+  """The gradient that is written out beside JAX's own; with an offset that rounding would see."""
+  model = transformer.build_model(dataclasses.replace(MODEL.config, logit_cap=cap))
+  weights = jax.random.normal(jax.random.key(2), (HIDDEN.shape[0], length))
+  offset = 0.0 if cap else 1000.0  # a cap would leave nothing of it
+  hidden = jnp.concatenate([HIDDEN[:, :length], jnp.ones_like(HIDDEN[:, :length, :1])], axis=-1)
+  matrix = jnp.pad(PARAMS['embedding'].T, ((0, 1), (0, 0)), constant_values=offset)
+  targets = TARGETS[:, :length]
+
+  def ours(matrix, hidden):
+    logprobs, _ = heads.token_logprobs(model, {'unembedding': matrix}, hidden, targets, 0.7)
+    return jnp.sum(weights * logprobs)
+
+  def plain(matrix, hidden):
+    logits = hidden @ matrix
+    if cap:
+      logits = cap * jnp.tanh(logits / cap)
+    logprobs = jax.nn.log_softmax(logits / 0.7)
+    chosen = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
+    return jnp.sum(weights * chosen)
+
+  got = jax.jit(jax.value_and_grad(ours, argnums=(0, 1)))(matrix, hidden)
+  want = jax.jit(jax.value_and_grad(plain, argnums=(0, 1)))(matrix, hidden)
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-3 if offset else 1e-4)
+
+
 def test_logits_of_the_whole_batch_are_never_kept():
   T, V = 4096, 4096
   hidden, params = jnp.zeros((1, T, D)), {'embedding': jnp.zeros((V, D))}

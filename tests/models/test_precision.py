@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rlhf_jax import pipeline
 from rlhf_jax.models import heads, transformer
+from rlhf_jax.runtime import compilation
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def default_precision():
 @pytest.fixture
 def exact(monkeypatch):
   monkeypatch.delenv('JAX_DEFAULT_MATMUL_PRECISION', raising=False)
-  pipeline.request_exact_products()
+  compilation.request_exact_products()
 
 
 def products(dtype, **changes):
@@ -74,5 +74,5 @@ def test_a_bfloat16_model_asks_for_no_exact_product_of_float32(exact, changes):
 
 def test_the_environment_variable_wins(monkeypatch):
   monkeypatch.setenv('JAX_DEFAULT_MATMUL_PRECISION', 'tensorfloat32')
-  pipeline.request_exact_products()
+  compilation.request_exact_products()
   assert jax.config.jax_default_matmul_precision is None

@@ -12,10 +12,11 @@ import sys
 import jax
 import pytest
 
-from rlhf_jax import config as configs
-from rlhf_jax import pipeline, planner, testing
+from rlhf_jax import testing
 from rlhf_jax.commands import plan
 from rlhf_jax.errors import UserError
+from rlhf_jax.experiment import config as configs
+from rlhf_jax.experiment import pipeline, planner
 from rlhf_jax.planning import chips, programs, work
 from rlhf_jax.runtime import mesh
 from rlhf_jax.stages import pretrain

@@ -47,7 +47,7 @@ class _Batches:
     rng = np.random.default_rng(self.index)
     x = rng.normal(size=(16, 8)).astype(np.float32)
     y = x @ np.arange(8, dtype=np.float32)
-    event = self.events.get(self.index)
+    event = self.events.pop(self.index, None)  # once: a batch may be read again
     return x, (event() if event else 1) * y
 
   def get_state(self):
@@ -196,7 +196,8 @@ def test_killed_and_repeated(tmp_path, alone):
 
 
 def test_sigterm_in_a_program(tmp_path, alone):
-  stopped = _program(tmp_path, 14, signal.SIGTERM, 7)
+  # batch 8 is read while step 7 is made
+  stopped = _program(tmp_path, 14, signal.SIGTERM, 8)
   assert stopped.returncode == 128 + signal.SIGTERM
   assert (
     stopped.stderr.splitlines()[-1]
@@ -214,14 +215,28 @@ def test_second_ctrl_c_leaves_at_once(tmp_path):
 
 
 @pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize('batch', [1, 8, 14])
+@pytest.mark.parametrize('batch', [1, 7, 9, 14])  # the ninth is not read ahead: step 8 is saved
 def test_signal_saves_and_leaves(tmp_path, alone, signum, batch):
   handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
   with pytest.raises(loop.Interrupted) as stopped:
     loop.run(_stage(_Batches({batch: _send(signum)})), _options(), tmp_path, {})
   assert stopped.value.signum == signum and stopped.value.code == 128 + signum
   assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
-  assert (tmp_path / 'done.json').exists() == (batch == 14)
+  assert not (tmp_path / 'done.json').exists()
+  _same(loop.run(_stage(), _options(), tmp_path, {}), tmp_path, alone)
+
+
+def test_signal_in_the_last_step(tmp_path, alone):
+  stage = _stage()
+
+  def step(state, batch):
+    if int(state.step) == 13:
+      _send(signal.SIGTERM)()
+    return stage.step(state, batch)
+
+  with pytest.raises(loop.Interrupted):
+    loop.run(dataclasses.replace(stage, step=step), _options(), tmp_path, {})
+  assert (tmp_path / 'done.json').exists()
   _same(loop.run(_stage(), _options(), tmp_path, {}), tmp_path, alone)
 
 

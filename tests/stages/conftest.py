@@ -5,7 +5,8 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 import pytest
 
-from rlhf_jax import pipeline, testing
+from rlhf_jax import testing
+from rlhf_jax.experiment import pipeline
 from rlhf_jax.stages.shared.context import Context
 
 EXPERIMENTS = Path(__file__).parents[2] / 'experiments'
@@ -52,4 +53,5 @@ def own_cache(tmp_path_factory):
     patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
     stack.callback(compilation_cache.reset_cache)  # else later tests go on writing there
     stack.callback(jax.config.update, 'jax_compilation_cache_dir', before)
+    stack.callback(jax.config.update, 'jax_compilation_cache_max_size', -1)
     yield

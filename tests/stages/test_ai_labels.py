@@ -364,7 +364,7 @@ def test_a_run_that_a_server_stops_goes_on_and_pays_nothing_twice(context, serve
 @pytest.mark.parametrize(
   'override,message',
   [
-    ('feedback.source=human', "expected one of simulated, ai, reward, got 'human'"),
+    ('feedback.source=human', "expected one of simulated, people, ai, reward, got 'human'"),
     ('feedback.ai.labels=softish', 'labels soft or hard'),
     ('feedback.ai.judges=()', 'at least one'),
     ('feedback.ai.constitution=("nothing",)', "constitution 'nothing'"),

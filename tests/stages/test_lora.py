@@ -11,8 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf_jax import pipeline, stages, testing
+from rlhf_jax import stages, testing
 from rlhf_jax.errors import UserError
+from rlhf_jax.experiment import pipeline
 from rlhf_jax.interop import peft_io, pretrained
 from rlhf_jax.models import lora, quantised, transformer
 from rlhf_jax.models.lora import LoraOptions

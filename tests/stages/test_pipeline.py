@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf_jax import config as configs
-from rlhf_jax import final_table, pipeline, testing
+from rlhf_jax import testing
 from rlhf_jax.data import records
 from rlhf_jax.errors import UserError
+from rlhf_jax.experiment import config as configs
+from rlhf_jax.experiment import final_table, pipeline
 from rlhf_jax.interop import pretrained
 from rlhf_jax.models import transformer
 from rlhf_jax.runtime import checkpoint
@@ -57,6 +58,11 @@ def test_four_steps_end_to_end(quickstart, finished, capsys):
   sft = results['models']['sft']
   assert sft['win_rate_vs_sft'] == 0.5 and abs(sft['kl_to_sft']) < 1e-3
   assert 0 <= results['reward']['accuracy'] <= 1
+  for name in ('pretrain', 'sft', 'reward', 'ppo'):
+    lines = (workdir / name / 'metrics.jsonl').read_text().splitlines()
+    last = [line for line in map(json.loads, lines) if 'loss' in line][-1]
+    assert 0 <= last['padding_share'] < 1 and 0 < last['time/mfu_update'] < 2
+    assert ('time/rollout_share' in last) == (name == 'ppo')
   assert set(results['seconds']) == {'pretrain', 'sft', 'feedback', 'reward', 'ppo', 'evaluation'}
   assert (workdir / 'report.html').stat().st_size > 1000 and (
     workdir / 'report.png'

@@ -1,12 +1,18 @@
 """Several rewards in one: what stages that learn from their own responses are given."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
-from rlhf_jax.data import batches
+from rlhf_jax import testing
+from rlhf_jax.data import batches, records
 from rlhf_jax.errors import UserError
-from rlhf_jax.stages import policy_gradient
+from rlhf_jax.interop import pretrained
+from rlhf_jax.interop.tokenizer import Tokenizer
+from rlhf_jax.stages import policy_gradient, reward
 from rlhf_jax.stages.shared import rollout, scores
 from rlhf_jax.stages.shared.model_store import ModelStore
 from rlhf_jax.types import Samples
@@ -74,3 +80,54 @@ def test_a_reward_that_is_all_the_same_adds_nothing_when_standardised(context):
 def test_one_weight_for_each(context):
   with pytest.raises(UserError, match='config.rloo.reward_weights: expected 2 numbers, got 1'):
     scored(context, f'rloo.reward=({MODEL!r}, {SHORT!r})', 'rloo.reward_weights=(1.0,)')
+
+
+@pytest.fixture(scope='module')
+def other_reward(tokenizer, tmp_path_factory):
+  """A reward model whose tokenizer has the same tokens under other ids, and that tokenizer."""
+  values = json.loads(tokenizer.core.to_str())
+  vocabulary = values['model']['vocab']
+  special = {token['content'] for token in values['added_tokens']}
+  words = [token for token in vocabulary if token not in special]
+  ids = [vocabulary[token] for token in words]
+  vocabulary.update(zip(words, reversed(ids)))
+  core = tokenizers.Tokenizer.from_str(json.dumps(values))
+  other = Tokenizer(core, tokenizer.template, **tokenizer._roles)
+  model = testing.make_model(vocab_size=tokenizer.vocab_size)
+  params = testing.make_params(model)
+  directory = tmp_path_factory.mktemp('reward') / 'model'
+  pretrained.export_model(directory, model.config, params, other)
+  return str(directory), other, model, params
+
+
+def test_a_reward_model_with_other_ids_reads_the_texts_again(context, tokenizer, other_reward):
+  directory, other, model, params = other_reward
+  overrides = ('rloo.reference=random', f'rloo.reward=({directory!r},)')
+  made = context('rloo', *overrides, experiment='rloo')
+  options = made.read_options(policy_gradient.STAGE)
+  train, _ = rollout.read_prompts(made, options)
+  prompts = next(iter(batches.prompts_once(train.examples[:2], 2)))
+  texts = ['yes, it is', 'no', 'a b c', 'four words in all']
+  tokens = np.full((4, 24), tokenizer.pad_id, np.int32)
+  mask = np.zeros((4, 24), bool)
+  for row, text in enumerate(texts):
+    ids = tokenizer.response(text)
+    tokens[row, : len(ids)] = ids
+    mask[row, : len(ids)] = True
+  samples = Samples(tokens, mask, np.zeros((4, 24), np.float32), np.ones(4, bool))
+  (score,) = scores.open_scores(made, ModelStore(made), options, train.records)
+  got, _ = jax.device_get(score(*made.layout.place((prompts, samples))))
+  for row, text in enumerate(texts):
+    record = train.records[prompts.index[row // 2]]
+    exchange = other.exchange(records.conversation(record), text)
+    ids = np.asarray([exchange.prompt + exchange.response])
+    positions = np.arange(ids.shape[1])[None]
+    want = reward.last_scores(model, params, ids, positions, np.ones_like(ids))
+    np.testing.assert_allclose(got[row], want[0], atol=1e-5)
+
+
+def test_other_models_must_agree_on_what_ids_mean(context, other_reward):
+  directory, *_ = other_reward
+  made = context('rloo', experiment='rloo')
+  with pytest.raises(UserError, match="has another tokenizer than the run: id .* is '.*' to it"):
+    ModelStore(made).open(directory)

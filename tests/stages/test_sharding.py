@@ -3,8 +3,8 @@
 import jax
 import pytest
 
-from rlhf_jax import config as configs
-from rlhf_jax import pipeline
+from rlhf_jax.experiment import config as configs
+from rlhf_jax.experiment import pipeline
 from rlhf_jax.runtime import checkpoint
 from rlhf_jax.runtime.mesh_choice import MeshNeed
 from rlhf_jax.stages import pretrain

@@ -7,15 +7,13 @@ Left out: VADER's boosters, capitals and exclamation marks.
 
 from collections.abc import Mapping, Sequence
 import functools
-import json
 import math
 import re
 import string
 from typing import Any
-import zlib
 
+from rlhf_jax import json_lines
 from rlhf_jax.errors import UserError
-from rlhf_jax.files import open_text
 
 _PUNCTUATION = string.punctuation + '“”‘’«»…—–'  # removed around words
 _NEGATIONS = frozenset(
@@ -197,18 +195,11 @@ def _is_negation(word: str) -> bool:
 def _read_lexicon(path: str) -> dict[str, float]:
   """Reads a lexicon: token in lower case → valence."""
   valences = {}
-  number = 0  # of the current line, for error messages
-  try:
-    with open_text(path) as file:
-      for line in file:
-        number += 1
-        if line.strip():
-          entry = json.loads(line)
-          valences[entry['token'].lower()] = float(entry['valence'])
-  except (OSError, EOFError, zlib.error) as error:
-    raise UserError(f'sentiment: {path}: cannot read: {error}') from None
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise UserError(
-      f'sentiment: {path}:{number}: expected "token" and "valence": {error!r:.80}'
-    ) from None
+  for place, entry in json_lines.read_values(path):
+    try:
+      valences[entry['token'].lower()] = float(entry['valence'])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+      raise UserError(
+        f'sentiment: {place}: expected "token" and "valence": {error!r:.80}'
+      ) from None
   return valences

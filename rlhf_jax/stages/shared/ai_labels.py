@@ -184,8 +184,8 @@ def measure_judge(
   for row, i, j in chosen:
     comparison = Comparison(
       records.conversation(row),
-      row.responses[i],
-      row.responses[j],
+      records.response_text(row.responses[i]),
+      records.response_text(row.responses[j]),
       next(principles),
     )
     comparisons.append(comparison)
@@ -193,7 +193,7 @@ def measure_judge(
   # [N] bool: people prefer the first response.
   people = np.array([row.ranks[i] < row.ranks[j] for row, i, j in chosen])
   # [N, 2] characters, to tell a preference for long responses from judgement.
-  lengths = np.array([[len(row.responses[i]), len(row.responses[j])] for row, i, j in chosen])
+  lengths = np.array([[len(pair.first), len(pair.second)] for pair in comparisons])
   row_sources = np.array([row.source for row, _, _ in chosen])
 
   def agreement(where: np.ndarray) -> dict[str, Any]:

@@ -109,8 +109,9 @@ def _stage_source(folder: Path) -> ModelSource:
     # source.
     return _restore(folder, shapes, shardings, adapters_only=base is not None)
 
-  def load_tokenizer() -> Tokenizer:
-    return Tokenizer.load(folder.parent / 'tokenizer')  # one for all stages of a run
+  def load_tokenizer() -> Tokenizer | None:
+    directory = folder.parent / 'tokenizer'  # one for all stages of a run
+    return Tokenizer.load(directory) if directory.is_dir() else None
 
   return ModelSource(
     config=ModelConfig(**values),
@@ -144,7 +145,7 @@ def _adapter_source(folder: Path) -> ModelSource:
 
   tokenizer = base.tokenizer  # where the adapters bring none of their own
   if (folder / 'tokenizer.json').is_file():
-    tokenizer = functools.partial(Tokenizer.load, folder)
+    tokenizer = functools.partial(_load_adapter_tokenizer, folder, base)
   return ModelSource(
     config=config,
     load=load,
@@ -152,6 +153,17 @@ def _adapter_source(folder: Path) -> ModelSource:
     name=os.path.abspath(folder),
     base=base,
   )
+
+
+def _load_adapter_tokenizer(folder: Path, base: ModelSource) -> Tokenizer:
+  """Loads the tokenizer beside adapters; the ends of sequence stand beside their base, mostly."""
+  tokenizer = Tokenizer.load(folder)
+  base_tokenizer = base.tokenizer()
+  if tokenizer.end_ids or base_tokenizer is None:
+    return tokenizer
+  if tokenizer.find_difference(base_tokenizer) is not None:
+    return tokenizer
+  return tokenizer.with_end_ids(base_tokenizer.end_ids)
 
 
 def _bare_source(folder: Path) -> ModelSource:

@@ -86,6 +86,32 @@ class ModelStore:
         tokenizer has, or its adapters are not those of the section.
     """
     source = self._find(name, trained)
+    if source is not None and name not in self.context.config.stages:
+      self._check_ids(name, source)
+    return self._open(name, source, head, trained)
+
+  def open_reward(self, name: str) -> OpenModel:
+    """Opens a reward model, which keeps its own tokenizer where ids mean something else to it.
+
+    Raises:
+      UserError: as `open`.
+    """
+    source = self._find(name, trained=False)
+    own = None
+    if source is not None and name not in self.context.config.stages:
+      own = source.tokenizer()
+    if own is None or self._find_difference(own) is None:
+      return self._open(name, source, head=True)
+    return self._with_tokenizer(own)._open(name, source, head=True)
+
+  def _open(
+    self,
+    name: str,
+    source: ModelSource | None,
+    head: bool = False,
+    trained: bool = False,
+  ) -> OpenModel:
+    """Opens a model that has been found."""
     model = self._define(name, source, head, trained)
     return OpenModel(
       model=model,
@@ -103,22 +129,46 @@ class ModelStore:
     """
     if name in (RANDOM, *self.context.config.stages):
       return self.open(name)
-    tokenizer = find_model(name).tokenizer()
+    source = find_model(name)
+    tokenizer = source.tokenizer()
     if tokenizer is None:
       raise UserError(
         f'{self.context.where}: {name!r} reads texts, but no tokenizer lies beside it'
       )
-    own_context = dataclasses.replace(self.context, tokenizer=tokenizer)
-    store = ModelStore(own_context, self._adapters)
-    store._bases = self._bases  # so that a reader on the same base needs no second copy
-    return store.open(name)
+    return self._with_tokenizer(tokenizer)._open(name, source)
 
   def open_language_model(self, name: str) -> LanguageModel:
     """Opens a model that reads text, with its parameters, for judges and scorers."""
     reader = self.open_reader(name)
     return LanguageModel(reader.model, reader.read(), reader.tokenizer, self.context.layout)
 
+  def _with_tokenizer(self, tokenizer: Tokenizer) -> 'ModelStore':
+    """Returns a store of models that read with another tokenizer than the run's."""
+    own_context = dataclasses.replace(self.context, tokenizer=tokenizer)
+    store = ModelStore(own_context, self._adapters)
+    store._bases = self._bases  # so that a reader on the same base needs no second copy
+    return store
+
   # First part: which model it is, and its shape.
+
+  def _check_ids(self, name: str, source: ModelSource) -> None:
+    """Refuses a model to which the run's ids mean something else."""
+    own = source.tokenizer()
+    number = None if own is None else self._find_difference(own)
+    if own is None or number is None:
+      return
+    ours = self.context.tokenizer.tokens[number]
+    raise UserError(
+      f'{self.context.where}: {name!r} has another tokenizer than the run: id {number} is '
+      f'{own.tokens[number]!r} to it and {ours!r} in {self.context.config.tokenizer.init!r} '
+      '(config.tokenizer.init); expected models whose ids mean the same'
+    )
+
+  def _find_difference(self, own: Tokenizer) -> int | None:
+    """Finds an id that means another token to a model than in this run; None where all agree."""
+    if not isinstance(self.context.tokenizer, Tokenizer):  # a plan's, of which only sizes count
+      return None
+    return self.context.tokenizer.find_difference(own)
 
   def _find(self, name: str, trained: bool) -> ModelSource | None:
     """Finds the source of a model; None for a freshly initialised one."""
@@ -146,9 +196,13 @@ class ModelStore:
     elif self._adapters is not None:
       # Another model on the same base: it is kept in as many bits as the trained one.
       config = dataclasses.replace(config, base=self._adapters.base)
+    empty_ids: tuple[tuple[int, int], ...] = ()
+    if isinstance(context.tokenizer, Tokenizer):
+      empty_ids = context.tokenizer.empty_ids(config.vocab_size)
     config = dataclasses.replace(
       config,
       head=head,
+      empty_ids=empty_ids,
       dtype=common.dtype,
       remat=common.remat,
       attention=common.attention,

@@ -53,7 +53,7 @@ def plan_responses(
     generate: Any = sampler.build_sampler(
       opened.model,
       sampling,
-      (context.tokenizer.eos_id,),
+      context.tokenizer.stop_ids,
       context.tokenizer.pad_id,
       num_samples,
       layout=layout,

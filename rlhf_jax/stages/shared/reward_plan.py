@@ -63,7 +63,7 @@ def _add_reward_model(
   samples: Samples,
 ) -> None:
   """Adds a reward model, which reads all sequences in as many parts as the update."""
-  opened = store.open(name, head=True)
+  opened = store.open_reward(name)
   params = opened.read()
   plan.resident[_unused_name(plan.resident, 'reward', name)] = params
   score = reward.build_score(opened.model, options.parts)

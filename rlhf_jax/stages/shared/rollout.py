@@ -172,7 +172,7 @@ def build_generate(
   return sampler.build_sampler(
     model,
     options.sampling,
-    (tokenizer.eos_id,),
+    tokenizer.stop_ids,
     tokenizer.pad_id,
     options.num_samples,
     layout=context.layout,

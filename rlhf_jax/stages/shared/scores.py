@@ -11,12 +11,16 @@ import numpy as np
 from rlhf_jax.data import records
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.errors import UserError
+from rlhf_jax.models.transformer import Model
 from rlhf_jax.rewards import sources as reward_sources
 from rlhf_jax.runtime import hosts
+from rlhf_jax.runtime import step as steps
 from rlhf_jax.stages import reward
 from rlhf_jax.stages.shared.context import Context
-from rlhf_jax.stages.shared.model_store import ModelStore
-from rlhf_jax.types import Array, Prompts, Samples
+from rlhf_jax.stages.shared.model_store import ModelStore, OpenModel
+from rlhf_jax.types import Array, Params, Prompts, Samples, Sequences
+
+TEXT_WIDTH = 64  # texts that are tokenised again are padded to a multiple of it
 
 # (prompts, samples) → (scores [B * K] float32 on the mesh, metrics)
 Score = Callable[[Prompts, Samples], tuple[Array, dict[str, Array]]]
@@ -121,15 +125,26 @@ def open_score(context: Context, store: ModelStore, name: str, options: Any) -> 
   """
   source = reward_sources.parse_reward_source(name)
   if not source.scores_texts:
-    return _open_model_score(store, name, options.parts)
+    return _open_model_score(context, store, name, options.parts)
   score_texts = reward_sources.open_reward_source(source, options, store.open_language_model)
   return functools.partial(_score_texts, context, score_texts)
 
 
-def _open_model_score(store: ModelStore, name: str, parts: int) -> SourceScore:
-  """Opens a reward model. It reads tokens, so responses stay on the device."""
-  opened = store.open(name, head=True)
+def _open_model_score(
+  context: Context,
+  store: ModelStore,
+  name: str,
+  parts: int,
+) -> SourceScore:
+  """Opens a reward model.
+
+  It reads the run's tokens, so responses stay on the device. One whose ids mean something else
+  reads the texts with its own tokenizer and its own template.
+  """
+  opened = store.open_reward(name)
   params = opened.read()
+  if opened.tokenizer is not context.tokenizer:
+    return _build_text_score(context, opened, params, parts)
   score_samples = reward.build_score(opened.model, parts)
 
   def score(prompts: Prompts, samples: Samples, records: Sequence[Prompt]) -> tuple[Array, int]:
@@ -137,6 +152,65 @@ def _open_model_score(store: ModelStore, name: str, parts: int) -> SourceScore:
     return score_samples(params, prompts, samples), 0  # a model never fails
 
   return score
+
+
+def _build_text_score(
+  context: Context,
+  opened: OpenModel,
+  params: Params,
+  parts: int,
+) -> SourceScore:
+  """Builds the score of a reward model that tokenises the texts of prompts and responses again."""
+  tokenizer = opened.tokenizer
+  longest = opened.model.config.max_length
+  score_sequences = jax.jit(functools.partial(_score_in_parts, opened.model, parts))
+
+  def encode(conversation: list[Any], text: str, row: Prompt, ended: bool) -> list[int]:
+    exchange = tokenizer.exchange(conversation, text, getattr(row, 'tools', None))
+    response = exchange.response
+    if not ended and tokenizer.eos_id in response:
+      response = response[: response.index(tokenizer.eos_id)]
+    return [*exchange.prompt, *response][-longest:]
+
+  def score(prompts: Prompts, samples: Samples, records: Sequence[Prompt]) -> tuple[Array, int]:
+    conversations, texts, rows = _read_texts(context, prompts, samples, records)
+    ended = hosts.to_host(samples.ended)
+    ids = [encode(*one) for one in zip(conversations, texts, rows, ended, strict=True)]
+    sequences = _pad_sequences(ids, tokenizer.pad_id, longest)
+    return score_sequences(params, context.layout.place(sequences)), 0
+
+  return score
+
+
+def _score_in_parts(model: Model, parts: int, params: Params, sequences: Sequences) -> Array:
+  """Scores sequences [N, T] in some parts: [N] float32."""
+
+  def score_part(part: Sequences) -> Array:
+    return reward.score_sequences(model, params, part)
+
+  return steps.map_in_parts(score_part, sequences, parts)
+
+
+def _pad_sequences(ids: Sequence[Sequence[int]], pad_id: int, longest: int) -> Sequences:
+  """Pads sequences on the right to a multiple of 64, so that few programs are compiled.
+
+  Returns:
+    Sequences [N, T] of host arrays.
+  """
+  width = min(-(-max(map(len, ids)) // TEXT_WIDTH) * TEXT_WIDTH, longest)
+  tokens: Any = np.full((len(ids), width), pad_id, np.int32)
+  segment_ids: Any = np.zeros((len(ids), width), np.int32)
+  for row, one in enumerate(ids):
+    tokens[row, : len(one)] = one
+    segment_ids[row, : len(one)] = 1
+  positions: Any = np.tile(np.arange(width, dtype=np.int32), (len(ids), 1))
+  loss_mask: Any = np.zeros(tokens.shape, np.float32)  # nothing is learned from them
+  return Sequences(
+    tokens=tokens,
+    positions=positions,
+    segment_ids=segment_ids,
+    loss_mask=loss_mask,
+  )
 
 
 def _score_texts(
@@ -147,6 +221,18 @@ def _score_texts(
   record_list: Sequence[Prompt],
 ) -> tuple[Array, int]:
   """Scores responses as texts: copies them to the host and their scores back to the mesh."""
+  conversations, texts, rows = _read_texts(context, prompts, samples, record_list)
+  values, failed = score_texts(conversations, texts, rows)
+  return context.layout.place(values), failed
+
+
+def _read_texts(
+  context: Context,
+  prompts: Prompts,
+  samples: Samples,
+  record_list: Sequence[Prompt],
+) -> tuple[list[Any], list[str], list[Prompt]]:
+  """Copies responses to the host: (their conversations, their texts, the records of each)."""
   index, tokens, mask = hosts.to_host((prompts.index, samples.tokens, samples.mask))
   per_prompt = len(tokens) // len(index)  # K; row b * K + k responds to prompt b
   # A row that only pads the batch has index -1; it is scored as the first prompt and
@@ -155,6 +241,4 @@ def _score_texts(
   texts = [
     context.tokenizer.decode(row[inside].tolist()) for row, inside in zip(tokens, mask, strict=True)
   ]
-  conversations = [records.conversation(row) for row in rows]
-  values, failed = score_texts(conversations, texts, rows)
-  return context.layout.place(values), failed
+  return [records.conversation(row) for row in rows], texts, rows

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_jax import config as configs
-from rlhf_jax import pipeline
 from rlhf_jax.errors import UserError
+from rlhf_jax.experiment import config as configs
+from rlhf_jax.experiment import pipeline
 
 DEFAULTS = dict(
   seed=0, stages=(), model=dict(embed=8, dtype='float32'), evaluation=dict(models=dict())
@@ -141,7 +141,7 @@ def test_the_seed_of_a_run_is_that_of_its_world(tmp_path):
 
 @pytest.mark.parametrize('variant', ['', ':tiny'])
 @pytest.mark.parametrize(
-  'path', sorted(Path(__file__).parents[1].glob('experiments/*.py')), ids=lambda path: path.stem
+  'path', sorted(Path(__file__).parents[2].glob('experiments/*.py')), ids=lambda path: path.stem
 )
 def test_every_experiment_says_what_its_stages_know(path, variant):
   config = pipeline.load_config(f'{path}{variant}')

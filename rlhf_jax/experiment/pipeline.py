@@ -8,24 +8,23 @@ workdir/config.json   the whole config
 
 from collections.abc import Iterable
 import dataclasses
+import datetime
 import json
 import os
 from pathlib import Path
 import time
 from typing import Any
 
-import jax
-
-from rlhf_jax import config as configs
-from rlhf_jax import final_table
 from rlhf_jax import options as options_lib
 from rlhf_jax.data import sources
 from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.data.tinyworld import vocabulary
 from rlhf_jax.errors import UserError
-from rlhf_jax.interop import pretrained
+from rlhf_jax.experiment import config as configs
+from rlhf_jax.experiment import final_table
+from rlhf_jax.interop import chat_template, pretrained
 from rlhf_jax.interop.tokenizer import Tokenizer
-from rlhf_jax.runtime import hosts, mesh
+from rlhf_jax.runtime import compilation, hosts, mesh
 from rlhf_jax.runtime.mesh import Layout, MeshOptions
 from rlhf_jax.stages.shared import mesh_need, training
 from rlhf_jax.stages.shared.context import Context
@@ -116,15 +115,17 @@ def run(config: Any, workdir: str | os.PathLike) -> dict[str, Any]:
     UserError: something is wrong with the config, the data, the mesh or the workdir.
   """
   workdir = Path(workdir)
-  cache_compilations()
-  request_exact_products()
+  compilation.cache_compilations()
+  compilation.request_exact_products()
   layout = make_layout(config, workdir)
   final_table.check(config, layout)  # now, rather than after all training
   claim_workdir(config, workdir)
+  _write_date(workdir)
   if layout.why:  # the preset `auto` explains its choice
     hosts.say(layout.why)
   # The other processes read what the first one writes, so they wait for it.
   hosts.barrier('claimed')
+  _fix_date(workdir)
   # Not before claim_workdir: config.json keeps {workdir}, so that the folder can be moved.
   config = configs.resolve(config, workdir=workdir, data=config.data)
   tokenizer = open_tokenizer(config, workdir)
@@ -174,32 +175,21 @@ def finished_seconds(context: Context) -> float | None:
   return json.loads(path.read_text(encoding='utf-8'))['seconds']
 
 
-def cache_compilations() -> None:
-  """Switches on JAX's cache of compiled programs, in the user's cache directory.
-
-  The environment variable JAX_COMPILATION_CACHE_DIR sets another directory.
-  """
-  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-    root = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
-    jax.config.update('jax_compilation_cache_dir', str(root / 'rlhf_jax' / 'compiled'))
-  if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
-    # Reading a program from a file takes about as long as half a second of compilation.
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
-
-
-def request_exact_products() -> None:
-  """Makes float32 matrix products use full float32 precision on every device.
-
-  By default a GPU rounds the factors of a float32 product to 10 bits of mantissa (TF32)
-  and a TPU to 7 (bfloat16), also in rewards, KL penalties and gradients. Products of
-  narrower dtypes, and products on a CPU, are not affected. The environment variable
-  JAX_DEFAULT_MATMUL_PRECISION takes precedence.
-  """
-  if 'JAX_DEFAULT_MATMUL_PRECISION' not in os.environ:
-    jax.config.update('jax_default_matmul_precision', 'highest')
-
-
 # The workdir.
+
+
+def _write_date(workdir: Path) -> None:
+  """Writes the date of a new run, which chat templates see whenever the run is resumed."""
+  path = workdir / 'started.json'
+  if not path.is_file():
+    date = chat_template.current_date().isoformat()
+    training.write_on_first_process(path, json.dumps({'date': date}) + '\n')
+
+
+def _fix_date(workdir: Path) -> None:
+  """Makes chat templates see the date at which the run began, on every process."""
+  started = json.loads((workdir / 'started.json').read_text(encoding='utf-8'))
+  chat_template.fix_date(datetime.datetime.fromisoformat(started['date']))
 
 
 def claim_workdir(config: Any, workdir: Path) -> None:

@@ -13,13 +13,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import config as configs
 from rlhf_jax import options as options_lib
-from rlhf_jax import pipeline
 from rlhf_jax.errors import UserError
+from rlhf_jax.experiment import config as configs
+from rlhf_jax.experiment import pipeline
 from rlhf_jax.interop import pretrained
 from rlhf_jax.planning import chips, measure
-from rlhf_jax.runtime import mesh
+from rlhf_jax.runtime import compilation, mesh
 from rlhf_jax.stages.shared import mesh_need
 from rlhf_jax.stages.shared.context import Context
 
@@ -85,7 +85,7 @@ def plan_experiment(
   # first of all, as it sets how many CPU devices JAX has
   where = chips.open_topology(topology, compiles=not analytic)
   config = pipeline.load_config(path, overrides)
-  pipeline.request_exact_products()  # as a run does
+  compilation.request_exact_products()  # as a run does
   if stage and stage not in config.stages:
     names = ', '.join(config.stages)
     raise UserError(f'--stage={stage}: the experiment has {names}')
@@ -159,7 +159,7 @@ def open_tokenizer(config: ConfigDict) -> Any:
   if config.tokenizer.init != 'train':
     return pretrained.open_pretrained(config.tokenizer.init).tokenizer
   vocab_size = config.tokenizer.vocab_size
-  return SimpleNamespace(vocab_size=vocab_size, eos_id=1, pad_id=0, bos_id=None)
+  return SimpleNamespace(vocab_size=vocab_size, eos_id=1, stop_ids=(1,), pad_id=0, bos_id=None)
 
 
 def candidate_meshes(devices: int) -> list[dict[str, int]]:

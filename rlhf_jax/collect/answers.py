@@ -1,0 +1,225 @@
+"""Answers: what the fields of a form mean. Pure functions, without a database.
+
+On a page a response has a letter, A for the one shown first. `shown` leads back: the
+response of letter number d is number shown[d] of the item. Answers speak of responses by
+their number in the item only.
+
+An answer to `rank`, and to each turn of `converse`:
+  {'orders': {axis: [K] ranks, 1 = best, equal = tie, without gaps},
+   'mode': full, top or best_worst,
+   'all_bad': bool, 'strength': '' or slight, clear, strong,
+   'flags': {number of a response: [flags]}, 'reason': text}
+An answer to `demonstrate` and `edit`: {'response': text}.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlhf_jax.collect.refusals import Refused
+from rlhf_jax.collect.settings import Settings
+
+Form = Mapping[str, Sequence[str]]  # name of a field → its values
+
+LETTERS = 'ABCDEFGHI'
+MODES = ('full', 'top', 'best_worst')
+STRENGTHS = ('slight', 'clear', 'strong')
+RESPONSE_FLAGS = ('harmful', 'false', 'off_topic')
+INVALID = 422  # of HTTP: the form is well made, and what it says is not an answer
+
+
+def field_name(axis: str, letter: str) -> str:
+  """Returns the name of the field that holds a response's rank."""
+  return f'{axis}.{letter}'
+
+
+def parse_ranking(form: Form, shown: Sequence[int], settings: Settings) -> dict[str, Any]:
+  """Reads an answer to `rank` from a form.
+
+  Args:
+    form: its fields.
+    shown: [K], numbers of the responses in the order of the page.
+    settings: axes, and what else is asked for.
+
+  Raises:
+    Refused: the ranks are no ordering, or something that must be there is missing.
+  """
+  mode = first(form, 'mode') or 'full'
+  if mode not in MODES:
+    raise Refused(INVALID, f'Unknown way of ranking: {mode[:20]!r}.')
+  if mode != 'full' and len(shown) < settings.partial_from:
+    raise Refused(INVALID, 'All responses must be ranked.')
+  orders = {}
+  for axis in settings.axes:
+    fields = [first(form, field_name(axis, LETTERS[place])) for place in range(len(shown))]
+    ranks = _dense(_read_ranks(fields, mode, axis))
+    orders[axis] = _in_order_of_item(ranks, shown)
+  strength = first(form, 'strength')
+  if strength and strength not in STRENGTHS:
+    raise Refused(INVALID, f'Unknown strength of preference: {strength[:20]!r}.')
+  if len(shown) != 2 or len(set(orders[settings.axes[0]])) == 1:
+    strength = ''  # nothing is preferred in a tie
+  return {
+    'orders': orders,
+    'mode': mode,
+    'all_bad': first(form, 'all_bad') == 'yes',
+    'strength': strength,
+    'flags': _read_flags(form, shown),
+    'reason': _read_reason(form, settings),
+  }
+
+
+def parse_response(form: Form, settings: Settings, original: str | None) -> dict[str, Any]:
+  """Reads an answer to `demonstrate` or `edit` from a form.
+
+  Args:
+    form: its fields.
+    settings: the bounds of a text.
+    original: the response that was to be edited; None for a demonstration.
+
+  Raises:
+    Refused: the text is too short or too long, or is the original.
+  """
+  text = read_text(form, 'response', settings)
+  if len(text.strip()) < max(1, settings.response_length):
+    least = max(1, settings.response_length)
+    raise Refused(INVALID, f'The response needs at least {least} characters.')
+  if original is not None and text.strip() == original.strip():
+    raise Refused(INVALID, 'The response is unchanged. Edit it, or skip the item.')
+  return {'response': text}
+
+
+def read_text(form: Form, name: str, settings: Settings) -> str:
+  """Reads a text of a form; raises Refused where it is too long."""
+  # browsers send the ends of lines as CR LF
+  text = first(form, name).replace('\r\n', '\n').replace('\r', '\n')
+  if len(text) > settings.longest_text:
+    raise Refused(
+      INVALID,
+      f'The text has {len(text)} characters; at most {settings.longest_text} are taken.',
+    )
+  return text
+
+
+def first(form: Form, name: str) -> str:
+  """Returns the first value of a field, '' where it is absent."""
+  values = form.get(name)
+  return values[0] if values else ''
+
+
+def read_pastes(form: Form) -> dict[str, int]:
+  """Reads what the page saw of pastes: how many, and of how many characters."""
+  pasted = {}
+  for name in ('pastes', 'pasted_characters'):
+    value = first(form, name)
+    pasted[name] = int(value) if value.isascii() and value.isdigit() and len(value) < 9 else 0
+  return pasted
+
+
+def list_cards(
+  responses: Sequence[Mapping[str, str]],
+  shown: Sequence[int],
+) -> list[dict[str, str]]:
+  """Lists what a page shows of responses: a letter and a text, in the order of the page."""
+  cards = []
+  for place, number in enumerate(shown):
+    cards.append({'letter': LETTERS[place], 'text': responses[number]['text']})
+  return cards
+
+
+def ordered_pairs(ranks: Sequence[int]) -> list[tuple[int, int]]:
+  """Lists the pairs (better, worse) of a ranking, as numbers of responses.
+
+  >>> ordered_pairs([2, 1, 2])
+  [(1, 0), (1, 2)]
+  """
+  pairs = []
+  for better, rank in enumerate(ranks):
+    for worse, other in enumerate(ranks):
+      if rank < other:
+        pairs.append((better, worse))
+  return pairs
+
+
+def _read_ranks(fields: Sequence[str], mode: str, axis: str) -> list[int]:
+  """Returns [K] ranks in the order of the page; those left empty come where the mode says."""
+  count = len(fields)
+  given: list[int | None] = []
+  for letter, field in zip(LETTERS, fields, strict=False):
+    text = field.strip()
+    if text and not (text.isascii() and text.isdigit() and len(text) == 1):
+      raise Refused(INVALID, f'{axis}: the rank of {letter} is no number from 1 to {count}.')
+    given.append(int(text) if text else None)
+    if text and not 1 <= int(text) <= count:
+      raise Refused(INVALID, f'{axis}: the rank of {letter} is no number from 1 to {count}.')
+  ranked = [rank for rank in given if rank is not None]
+  if mode == 'full' and len(ranked) < count:
+    missing = ', '.join(letter for letter, rank in zip(LETTERS, given) if rank is None)
+    raise Refused(INVALID, f'{axis}: {missing} has no rank yet.')
+  if mode == 'best_worst':
+    return _read_best_and_worst(given, axis)
+  _check_ordering(ranked, axis)
+  # a response beyond the top k stands below all of them
+  return [count + 1 if rank is None else rank for rank in given]
+
+
+def _read_best_and_worst(given: Sequence[int | None], axis: str) -> list[int]:
+  """Returns ranks 1, 2, 3 of the best one, the ones between, and the worst one."""
+  ranked = [rank for rank in given if rank is not None]
+  if len(ranked) != 2 or len(set(ranked)) != 2 or min(ranked) != 1:
+    raise Refused(
+      INVALID,
+      f'{axis}: give rank 1 to the best response, the last rank to the worst one, '
+      'and leave the others empty.',
+    )
+  return [2 if rank is None else 1 if rank == 1 else 3 for rank in given]
+
+
+def _check_ordering(ranked: Sequence[int], axis: str) -> None:
+  """Refuses ranks that are no ordering: 1 first, and no gap but behind a tie (1, 1, 3)."""
+  if not ranked:
+    raise Refused(INVALID, f'{axis}: no response has a rank yet.')
+  expected = 1
+  before = 0
+  for place, rank in enumerate(sorted(ranked), start=1):
+    if rank not in (before, expected, place) or (place == 1 and rank != 1):
+      raise Refused(INVALID, f'{axis}: ranks must be 1, 2, 3 … without a gap.')
+    before = rank
+    expected = rank + 1
+
+
+def _dense(ranks: Sequence[int]) -> list[int]:
+  """Returns the same order in ranks without gaps."""
+  steps = {rank: number for number, rank in enumerate(sorted(set(ranks)), start=1)}
+  return [steps[rank] for rank in ranks]
+
+
+def _in_order_of_item(values: Sequence[Any], shown: Sequence[int]) -> list[Any]:
+  """Turns values in the order of the page into the order of the item."""
+  turned: list[Any] = [None] * len(shown)
+  for value, number in zip(values, shown, strict=True):
+    turned[number] = value
+  return turned
+
+
+def _read_flags(form: Form, shown: Sequence[int]) -> dict[str, list[str]]:
+  """Reads the flags of responses: number of a response in the item → its flags."""
+  flags = {}
+  for letter, number in zip(LETTERS, shown, strict=False):
+    given = sorted(set(form.get(f'flag.{letter}', ())))
+    unknown = set(given) - set(RESPONSE_FLAGS)
+    if unknown:
+      raise Refused(INVALID, f'Unknown flag of {letter}.')
+    if given:
+      flags[str(number)] = given
+  return flags
+
+
+def _read_reason(form: Form, settings: Settings) -> str:
+  """Reads the reason of a ranking."""
+  reason = read_text(form, 'reason', settings).strip()
+  if len(reason) < settings.reason_length:
+    raise Refused(
+      INVALID,
+      f'Please give a reason of at least {settings.reason_length} characters.',
+    )
+  return reason

@@ -1,0 +1,176 @@
+"""Layouts of other tools' files: items from them, and rankings to them.
+
+label_studio: a JSON list of tasks {data, annotations}; the Ranker tag, whose `rank` lists
+  the ids of the items, the best first. It has no ties: equal responses follow one another.
+argilla: a JSON list of records {fields, responses, metadata}; a ranking question, whose
+  value is a list of {value, rank}.
+potato: JSON Lines, or a list, of instances {id, text}; its pairwise and ranking schemes
+  store `label_annotations` beside the id.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax import files
+from rlhf_jax.errors import UserError
+
+Fields = dict[str, Any]
+
+LAYOUTS = ('jsonl', 'label_studio', 'argilla', 'potato')
+
+
+def read_items(path: Path, layout: str) -> list[Fields]:
+  """Reads the lines of a file in the fields of `items.item_from_fields`.
+
+  Args:
+    path: the file.
+    layout: one of LAYOUTS.
+
+  Raises:
+    UserError: the file cannot be read, or holds something else.
+  """
+  rows = _read_rows(path)
+  if layout == 'jsonl':
+    return rows
+  read = {'label_studio': _from_label_studio, 'argilla': _from_argilla, 'potato': _from_potato}
+  converted = []
+  for number, row in enumerate(rows, start=1):
+    try:
+      converted.append(read[layout](row))
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+      raise UserError(
+        f'{path}:{number}: no item in the layout of {layout}: {type(error).__name__}: {error}'
+      ) from None
+  return converted
+
+
+def write_rows(rows: list[Fields], layout: str) -> list[Fields]:
+  """Converts exported rankings to a layout.
+
+  Args:
+    rows: of `export.export_rankings`.
+    layout: one of LAYOUTS, but not jsonl.
+
+  Raises:
+    UserError: a row is no ranking.
+  """
+  write = {'label_studio': _to_label_studio, 'argilla': _to_argilla, 'potato': _to_potato}
+  for number, row in enumerate(rows, start=1):
+    if 'ranks' not in row:
+      raise UserError(f'--format: record {number} is no ranking; {layout} takes --kind=rankings')
+  return [write[layout](row) for row in rows]
+
+
+def _read_rows(path: Path) -> list[Fields]:
+  """Reads a JSON list, or an object in each line."""
+  try:
+    with files.open_bytes(path) as file:
+      text = file.read().decode('utf-8-sig')
+    if text.lstrip().startswith('['):
+      rows = json.loads(text)
+    else:  # not splitlines(), which also splits at signs that JSON may hold
+      rows = [json.loads(line) for line in text.split('\n') if line.strip()]
+  except (OSError, ValueError, RecursionError) as error:
+    raise UserError(f'{path}: cannot read: {error}') from None
+  for number, row in enumerate(rows, start=1):
+    if not isinstance(row, dict):
+      raise UserError(f'{path}:{number}: expected a JSON object, got {type(row).__name__}')
+  return rows
+
+
+def _as_messages(value: Any) -> list[Fields]:
+  """Returns a conversation of messages, or of a single text."""
+  if isinstance(value, str):
+    return [{'role': 'user', 'content': value}]
+  return value
+
+
+def _from_label_studio(row: Fields) -> Fields:
+  """Reads a task of Label Studio."""
+  data = row['data']
+  prompt = data.get('messages') or data.get('prompt') or data['text']
+  responses = data.get('responses')
+  if responses is None:
+    responses = [item.get('body') or item.get('html') for item in data.get('items', [])]
+  return _item(row.get('id'), prompt, responses)
+
+
+def _from_argilla(row: Fields) -> Fields:
+  """Reads a record of Argilla; its responses are the fields whose names begin so."""
+  fields = row['fields']
+  names = [name for name in fields if name.startswith(('response', 'completion'))]
+  prompt = fields.get('messages') or fields.get('prompt') or fields['instruction']
+  return _item(row.get('id'), prompt, [fields[name] for name in names])
+
+
+def _from_potato(row: Fields) -> Fields:
+  """Reads an instance of Potato; a list in `text` holds the responses."""
+  text = row['text']
+  prompt = row.get('messages') or row.get('prompt')
+  if isinstance(text, list) and prompt:
+    return _item(row['id'], prompt, text)
+  return _item(row['id'], prompt or text, row.get('responses') or [])
+
+
+def _item(identifier: Any, prompt: Any, responses: list[str]) -> Fields:
+  """Returns the fields of an item."""
+  fields: Fields = {'messages': _as_messages(prompt)}
+  if identifier is not None:
+    fields['id'] = str(identifier)
+  if responses:
+    fields['responses'] = responses
+  return fields
+
+
+def _to_label_studio(row: Fields) -> Fields:
+  """Writes a ranking as a task of Label Studio with one annotation."""
+  order = sorted(range(len(row['ranks'])), key=row['ranks'].__getitem__)
+  entries = []
+  for number, text in enumerate(row['responses']):
+    entries.append({'id': f'response-{number + 1}', 'title': f'{number + 1}', 'body': text})
+  result = {
+    'from_name': 'rank',
+    'to_name': 'items',
+    'type': 'ranker',
+    'value': {'ranker': {'rank': [f'response-{number + 1}' for number in order]}},
+  }
+  return {
+    'data': {'messages': row['messages'], 'items': entries, 'ranks': row['ranks']},
+    'annotations': [{'completed_by': row['source'], 'result': [result]}],
+    'meta': {'id': row['id'], 'confidence': row['confidence']},
+  }
+
+
+def _to_argilla(row: Fields) -> Fields:
+  """Writes a ranking as a record of Argilla with one response."""
+  fields: Fields = {'messages': row['messages']}
+  value = []
+  for number, text in enumerate(row['responses'], start=1):
+    fields[f'response-{number}'] = text
+    value.append({'value': f'response-{number}', 'rank': row['ranks'][number - 1]})
+  response = {
+    'user_id': row['source'],
+    'status': 'submitted',
+    'values': {'ranking': {'value': value}},
+  }
+  return {
+    'id': row['id'],
+    'fields': fields,
+    'responses': [response],
+    'metadata': {'confidence': row['confidence']},
+  }
+
+
+def _to_potato(row: Fields) -> Fields:
+  """Writes a ranking as an annotated instance of Potato."""
+  labels = {}
+  for number, rank in enumerate(row['ranks'], start=1):
+    labels[f'response-{number}'] = {'rank': rank}
+  return {
+    'id': row['id'],
+    'user_id': row['source'],
+    'messages': row['messages'],
+    'text': row['responses'],
+    'label_annotations': {'ranking': labels},
+  }

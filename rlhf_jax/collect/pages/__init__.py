@@ -1,0 +1,1 @@
+"""Pages of the site: functions (Visit) → Response."""

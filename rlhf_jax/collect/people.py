@@ -1,0 +1,260 @@
+"""People: how they are invited, who they are, and how their data is deleted."""
+
+from collections.abc import Mapping, Sequence
+import secrets
+import time
+
+import itsdangerous
+import sqlalchemy
+from sqlalchemy import Connection, Row
+
+from rlhf_jax.collect import database, items, tables
+from rlhf_jax.collect.database import Database
+from rlhf_jax.collect.refusals import Refused
+from rlhf_jax.errors import UserError
+
+# A role may do what those before it may.
+ROLES = ('annotator', 'reviewer', 'lead')
+DAY = 86_400.0  # seconds
+
+# How crowd platforms call a person in the addresses that they open.
+_PERSON_PARAMETERS = ('PROLIFIC_PID', 'workerId', 'participant', 'external_id')
+_FIRST_LEAD = 'printed at the start'  # label of the invitation
+_MOST_PARAMETERS = 12
+_LONGEST_PARAMETER = 200  # characters
+
+
+def invite(
+  connection: Connection,
+  role: str,
+  places: int = 1,
+  days: float = 14.0,
+  label: str = '',
+) -> int:
+  """Makes an invitation.
+
+  Args:
+    connection: of a transaction that writes.
+    role: one of ROLES.
+    places: people that it admits; with one place it is a personal link, which leads the
+      same person back in.
+    days: until it expires.
+    label: for the lead's list; people do not see it.
+
+  Returns:
+    Its number.
+
+  Raises:
+    UserError: an unknown role, or a number out of its range.
+  """
+  if role not in ROLES:
+    raise UserError(f'--role: expected one of {", ".join(ROLES)}, got {role!r}')
+  if places < 1:
+    raise UserError(f'--places: expected 1 or more, got {places}')
+  if not 0 < days <= 3650:
+    raise UserError(f'--days: expected more than 0 and at most 3650, got {days}')
+  now = time.time()
+  return database.insert(
+    connection,
+    tables.invitations,
+    role=role,
+    label=label,
+    expires=now + days * DAY,
+    places=places,
+    revoked=False,
+    created=now,
+  )
+
+
+def lead_invitation(connection: Connection) -> int:
+  """Returns the personal invitation of the first lead; makes it where there is none."""
+  table = tables.invitations
+  query = sqlalchemy.select(table.c.id).where(
+    table.c.role == 'lead',
+    table.c.places == 1,
+    table.c.label == _FIRST_LEAD,
+    ~table.c.revoked,
+    table.c.expires > time.time(),
+  )
+  known = connection.scalars(query).first()
+  if known is not None:
+    return known
+  return invite(connection, 'lead', days=365.0, label=_FIRST_LEAD)
+
+
+def make_token(store: Database, invitation_id: int) -> str:
+  """Returns the signed text that stands in an invitation's link."""
+  return _signer(store).dumps(invitation_id)
+
+
+def open_invitation(store: Database, connection: Connection, token: str) -> Row:
+  """Returns the invitation of a link.
+
+  Raises:
+    Refused: the link is forged, revoked or expired.
+  """
+  try:
+    invitation_id = _signer(store).loads(token)
+  except itsdangerous.BadSignature:
+    raise Refused(403, 'This invitation link is not valid. Ask for a new one.') from None
+  table = tables.invitations
+  query = sqlalchemy.select(table).where(table.c.id == invitation_id)
+  invitation = connection.execute(query).one_or_none()
+  if invitation is None or invitation.revoked:
+    raise Refused(403, 'This invitation has been withdrawn. Ask for a new one.')
+  if invitation.expires < time.time():
+    raise Refused(403, 'This invitation has expired. Ask for a new one.')
+  return invitation
+
+
+def accept(connection: Connection, invitation: Row, parameters: Mapping[str, str]) -> Row:
+  """Admits a person who has consented, or leads one back who was here before.
+
+  Args:
+    connection: of a transaction that writes.
+    invitation: from `open_invitation`.
+    parameters: of the link, as crowd platforms add them.
+
+  Returns:
+    The person.
+
+  Raises:
+    Refused: all places are taken, or the person was blocked.
+  """
+  external = _external_name(parameters)
+  table = tables.people
+  of_invitation = sqlalchemy.select(table).where(table.c.invitation_id == invitation.id)
+  admitted = connection.execute(of_invitation).all()
+  for person in admitted:
+    returns = invitation.places == 1 or (external and person.external == external)
+    if not returns:
+      continue
+    if person.blocked:
+      raise Refused(403, 'This access has been closed.')
+    return person
+  if len(admitted) >= invitation.places:
+    raise Refused(403, 'All places of this invitation are taken.')
+  person_id = database.insert(
+    connection,
+    table,
+    pseudonym=f'p-{secrets.token_hex(5)}',
+    role=invitation.role,
+    invitation_id=invitation.id,
+    external=external,
+    parameters=_kept_parameters(parameters),
+    session=secrets.token_urlsafe(16),
+    consented=time.time(),
+    blocked=False,
+    created=time.time(),
+  )
+  return read_person(connection, person_id)
+
+
+def read_person(connection: Connection, person_id: int) -> Row:
+  """Reads a person; the caller knows that there is one of this number."""
+  query = sqlalchemy.select(tables.people).where(tables.people.c.id == person_id)
+  return connection.execute(query).one()
+
+
+def list_people(connection: Connection) -> Sequence[Row]:
+  """Lists all people in the order in which they came."""
+  return connection.execute(sqlalchemy.select(tables.people).order_by(tables.people.c.id)).all()
+
+
+def list_invitations(connection: Connection) -> Sequence[Row]:
+  """Lists the invitations that are open, the newest first."""
+  table = tables.invitations
+  query = (
+    sqlalchemy.select(table)
+    .where(~table.c.revoked, table.c.expires > time.time())
+    .order_by(table.c.id.desc())
+  )
+  return connection.execute(query).all()
+
+
+def revoke(connection: Connection, invitation_id: int) -> None:
+  """Withdraws an invitation; the people whom it admitted stay."""
+  table = tables.invitations
+  update = sqlalchemy.update(table).where(table.c.id == invitation_id)
+  connection.execute(update.values(revoked=True))
+
+
+def block(connection: Connection, person_id: int) -> None:
+  """Ends a person's access; the judgements stay."""
+  table = tables.people
+  update = sqlalchemy.update(table).where(table.c.id == person_id)
+  connection.execute(update.values(blocked=True, session=secrets.token_urlsafe(16)))
+
+
+def delete_data(connection: Connection, person_id: int) -> int:
+  """Deletes all that a person has given, and what a platform said of the person.
+
+  Items whose judgements are deleted are asked again. Of the person an empty row stays, so
+  that the number is not given to anybody else.
+
+  Returns:
+    How many judgements were deleted.
+  """
+  mine = tables.judgements.c.person_id == person_id
+  judgement_ids = sqlalchemy.select(tables.judgements.c.id).where(mine)
+  lease_ids = sqlalchemy.select(tables.leases.c.id).where(tables.leases.c.person_id == person_id)
+  _forget_answers(connection, person_id)
+  revisions = tables.revisions
+  connection.execute(
+    sqlalchemy.delete(revisions).where(revisions.c.judgement_id.in_(judgement_ids))
+  )
+  # an amendment points to what it amends, so the newest rows go first
+  connection.execute(sqlalchemy.update(tables.judgements).where(mine).values(amends=None))
+  deleted = connection.execute(sqlalchemy.delete(tables.judgements).where(mine)).rowcount
+  for table in (tables.drafts, tables.turns):
+    connection.execute(sqlalchemy.delete(table).where(table.c.lease_id.in_(lease_ids)))
+  for table in (tables.leases, tables.flags):
+    connection.execute(sqlalchemy.delete(table).where(table.c.person_id == person_id))
+  people = tables.people
+  connection.execute(
+    sqlalchemy.update(people)
+    .where(people.c.id == person_id)
+    .values(
+      pseudonym=f'deleted-{secrets.token_hex(5)}',
+      external='',
+      parameters={},
+      session=secrets.token_urlsafe(16),
+      blocked=True,
+    )
+  )
+  return deleted
+
+
+def at_least(role: str, needed: str) -> bool:
+  """Says whether a role may do what needs another one."""
+  return ROLES.index(role) >= ROLES.index(needed)
+
+
+def _forget_answers(connection: Connection, person_id: int) -> None:
+  """Takes a person's complete answers off the counts of the items."""
+  # a conversation counts once, however many turns were judged
+  answered = sqlalchemy.select(tables.leases.c.item_id).where(
+    tables.leases.c.person_id == person_id,
+    tables.leases.c.state == 'answered',
+  )
+  for item_id in connection.scalars(answered).all():
+    items.count_answer(connection, item_id, -1)
+
+
+def _signer(store: Database) -> itsdangerous.URLSafeSerializer:
+  """Returns what signs invitations."""
+  return itsdangerous.URLSafeSerializer(store.secret, salt='invitation')
+
+
+def _external_name(parameters: Mapping[str, str]) -> str:
+  """Returns a platform's name of a person, '' where there is none."""
+  for name in _PERSON_PARAMETERS:
+    if parameters.get(name):
+      return f'{name}={parameters[name]}'[:_LONGEST_PARAMETER]
+  return ''
+
+
+def _kept_parameters(parameters: Mapping[str, str]) -> dict[str, str]:
+  """Returns the parameters of a link as they are stored."""
+  kept = list(parameters.items())[:_MOST_PARAMETERS]
+  return {name[:_LONGEST_PARAMETER]: value[:_LONGEST_PARAMETER] for name, value in kept}

@@ -1,0 +1,141 @@
+"""Settings of a collection: what the lead writes into `collect.toml` of the workdir."""
+
+import dataclasses
+import difflib
+from pathlib import Path
+import tomllib
+from typing import Any
+
+from rlhf_jax.errors import UserError
+
+FILE = 'collect.toml'
+GUIDELINES = 'guidelines.md'
+CONSENT = 'consent.md'
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What holds for all items and people of a workdir."""
+
+  title: str = 'Feedback'  # at the head of every page
+  contact: str = ''  # whom people ask; shown on the consent page
+
+  # Assignment.
+  people_per_item: int = 3  # judgements that an item waits for, unless its record says otherwise
+  lease_minutes: float = 30.0  # an item that is not answered in this time goes to somebody else
+  minimum_seconds: float = 0.0  # an answer that comes sooner is refused
+  answers_each: int = 0  # after so many a person is done and sees the code; 0 = no bound
+  training_items: int = 0  # items with a known answer that come first, with an explanation
+  qualification: float = 0.0  # share of ordered pairs the training must get right
+  gold_every: int = 0  # one item of so many has a known answer, unmarked; 0 = none
+  # An item is closed when its ranking is as sure as this, after `refit`; 0 = never early.
+  stop_confidence: float = 0.0
+
+  # Ranking.
+  axes: tuple[str, ...] = ('overall',)  # one order for each, such as helpful, honest, harmless
+  partial_from: int = 6  # from so many responses on, top-k and best–worst are offered
+  strength: bool = True  # of two responses, ask how much better the better one is
+  reason_length: int = 0  # characters that a reason has at least; 0 = a reason is optional
+
+  # Writing.
+  response_length: int = 1  # characters that a demonstration has at least
+  longest_text: int = 20_000  # characters of any text at most
+
+  # Conversations with a model.
+  converse_turns: int = 3  # turns after which a conversation is complete
+  converse_responses: int = 2  # K replies to each turn
+  red_team: bool = False  # people are asked to make the model misbehave
+
+  # Crowd platforms.
+  completion_code: str = ''  # shown to a person who is done
+  completion_url: str = ''  # where the person is sent back to; {code} stands for the code
+
+  # The server.
+  requests_per_minute: int = 240  # of one person; the ones beyond are refused
+  largest_body: int = 262_144  # bytes of a request
+  tokenizer: str = ''  # a Hugging Face directory, to count tokens; '' = characters are counted
+
+
+def read_settings(workdir: Path) -> Settings:
+  """Reads the settings of a workdir; those that its file leaves out have their defaults.
+
+  Args:
+    workdir: its `collect.toml` may be absent.
+
+  Raises:
+    UserError: the file is no TOML, or holds an unknown key or a value of another type.
+  """
+  path = workdir / FILE
+  if not path.exists():
+    return Settings()
+  try:
+    values = tomllib.loads(path.read_text('utf-8'))
+  except (OSError, ValueError) as error:
+    raise UserError(f'{path}: cannot read: {error}') from None
+  return parse_settings(values, str(path))
+
+
+def parse_settings(values: dict[str, Any], where: str) -> Settings:
+  """Makes settings of the keys of a file.
+
+  Args:
+    values: key → value.
+    where: what error messages call the file.
+
+  Raises:
+    UserError: an unknown key, a value of another type, or one out of its range.
+  """
+  known = {field.name: field for field in dataclasses.fields(Settings)}
+  checked: dict[str, Any] = {}
+  for name, value in values.items():
+    if name not in known:
+      near = difflib.get_close_matches(name, known, n=1)
+      hint = f'; did you mean {near[0]}?' if near else ''
+      raise UserError(f'{where}: unknown setting {name!r}{hint}')
+    checked[name] = _check_type(name, value, known[name].default, where)
+  settings = Settings(**checked)
+  _check_ranges(settings, where)
+  return settings
+
+
+def _check_type(name: str, value: Any, default: Any, where: str) -> Any:
+  """Returns a value in the type of its default."""
+  if isinstance(default, tuple) and isinstance(value, list):
+    if all(isinstance(item, str) for item in value):
+      return tuple(value)
+  elif isinstance(default, float) and type(value) is int:  # `true` is no number
+    return float(value)
+  elif type(value) is type(default):
+    return value
+  expected = 'a list of texts' if isinstance(default, tuple) else type(default).__name__
+  raise UserError(f'{where}: {name}: expected {expected}, got {value!r}')
+
+
+def _check_ranges(settings: Settings, where: str) -> None:
+  """Refuses values that could not work."""
+  at_least = {
+    'people_per_item': 1,
+    'lease_minutes': 0.01,
+    'converse_turns': 1,
+    'converse_responses': 2,
+    'requests_per_minute': 1,
+    'largest_body': 4096,
+    'longest_text': 1,
+    'partial_from': 3,
+  }
+  for field in dataclasses.fields(settings):
+    value = getattr(settings, field.name)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+      continue
+    least = at_least.get(field.name, 0)
+    if value < least:
+      raise UserError(f'{where}: {field.name}: expected {least} or more, got {value}')
+  if not settings.axes or len(set(settings.axes)) < len(settings.axes):
+    raise UserError(f'{where}: axes: expected different names, got {list(settings.axes)}')
+  for axis in settings.axes:
+    if not axis.isidentifier():
+      raise UserError(f'{where}: axes: expected names of letters, got {axis!r}')
+  if settings.converse_responses > 9:
+    raise UserError(
+      f'{where}: converse_responses: expected 2 to 9, got {settings.converse_responses}'
+    )

@@ -1,0 +1,187 @@
+"""The site: what all pages share, and what a page knows of who visits it."""
+
+from collections.abc import Callable
+import dataclasses
+import hashlib
+import logging
+from pathlib import Path
+import time
+from typing import Any
+
+import jinja2
+import sqlalchemy
+from sqlalchemy import Row
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from rlhf_jax.collect import answers, database, rendering, security, tables
+from rlhf_jax.collect import settings as settings_file
+from rlhf_jax.collect.conversation import Replier
+from rlhf_jax.collect.database import Database
+from rlhf_jax.collect.refusals import Refused
+from rlhf_jax.collect.settings import Settings
+
+_NO_GUIDELINES = 'There are no written guidelines yet. Prefer what helps the person who asks.'
+_NO_CONSENT = (
+  'What you write and choose here is stored under a pseudonym and used to train and to '
+  'study language models. You may stop at any time, and you can delete all of it '
+  'yourself under *My data*. Texts may come from language models: they can be wrong, '
+  'and some can be unpleasant.'
+)
+
+
+@dataclasses.dataclass
+class Site:
+  """What all pages share."""
+
+  workdir: Path
+  store: Database
+  settings: Settings
+  environment: jinja2.Environment
+  people_limit: security.Limiter  # of people who are signed in
+  address_limit: security.Limiter  # of everybody else
+  secure: bool  # served under https, so cookies never travel without it
+  count_tokens: Callable[[str], int] | None  # None: characters are counted
+  replier: Replier | None  # who answers in conversations; None: nobody
+  versions: set[str] = dataclasses.field(default_factory=set)  # of guidelines, in the database
+  # the last report of the lead's page, with the state it was made for
+  reports: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def tasks(self) -> tuple[str, ...]:
+    """The tasks that people can be given."""
+    tasks = ('rank', 'demonstrate', 'edit')
+    return tasks if self.replier is None else (*tasks, 'converse')
+
+  def read_page(self, name: str) -> str:
+    """Reads a Markdown file of the lead; a plain text stands for one that is absent."""
+    path = self.workdir / name
+    if path.exists():
+      return path.read_text('utf-8', errors='replace')
+    return _NO_GUIDELINES if name == settings_file.GUIDELINES else _NO_CONSENT
+
+  def guidelines_version(self) -> str:
+    """Returns the version of the guidelines in force; a new one is kept in the database."""
+    text = self.read_page(settings_file.GUIDELINES)
+    version = hashlib.sha256(text.encode()).hexdigest()[:12]
+    if version in self.versions:
+      return version
+    table = tables.guidelines
+    known = sqlalchemy.select(table).where(table.c.version == version)
+    with self.store.reading() as connection:
+      if connection.execute(known).first() is not None:
+        self.versions.add(version)
+        return version
+    with self.store.writing() as connection:
+      if connection.execute(known).first() is None:
+        database.insert(connection, table, version=version, text=text, created=time.time())
+    return version
+
+
+@dataclasses.dataclass
+class Visit:
+  """One request, and who makes it.
+
+  Attributes:
+    site: what all pages share.
+    request: of Starlette.
+    person: who is signed in; a row that says nothing where nobody is.
+    form: fields of a post.
+  """
+
+  site: Site
+  request: Request
+  person: Any
+  form: dict[str, list[str]]
+
+  def field(self, name: str) -> str:
+    """Returns the first value of a field of the form, '' where it is absent."""
+    return answers.first(self.form, name)
+
+  def path(self, name: str) -> str:
+    """Returns a part of the address."""
+    return str(self.request.path_params[name])
+
+  def number(self, name: str) -> int:
+    """Returns a number of a form's field or of the address; raises Refused for no number."""
+    text = str(self.request.path_params.get(name, self.field(name)))
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+      raise Refused(400, f'{name}: expected a number.')
+    return int(text)
+
+  def show(self, template: str, status: int = 200, **values: Any) -> Response:
+    """Renders a page."""
+    token = ''
+    if self.person is not None:
+      token = security.form_token(self.site.store, self.person.session)
+    text = self.site.environment.get_template(template).render(
+      settings=self.site.settings,
+      person=self.person,
+      form_token=token,
+      path=self.request.url.path,
+      **values,
+    )
+    return HTMLResponse(text.encode('utf-8', 'replace'), status_code=status)
+
+  def go(self, address: str) -> Response:
+    """Sends the browser to another page after a post."""
+    return RedirectResponse(address, status_code=303)
+
+
+def open_site(
+  workdir: Path,
+  store: Database,
+  secure: bool = False,
+  replier: Replier | None = None,
+  count_tokens: Callable[[str], int] | None = None,
+) -> Site:
+  """Opens the site of a workdir.
+
+  Args:
+    workdir: with the settings and the guidelines.
+    store: the database.
+    secure: it is served under https.
+    replier: who answers in conversations.
+    count_tokens: text → tokens.
+
+  Raises:
+    UserError: the settings cannot be read.
+  """
+  settings = settings_file.read_settings(workdir)
+  return Site(
+    workdir=workdir,
+    store=store,
+    settings=settings,
+    environment=rendering.make_environment(),
+    people_limit=security.Limiter(settings.requests_per_minute),
+    # a whole office may share one address
+    address_limit=security.Limiter(10 * settings.requests_per_minute),
+    secure=secure,
+    count_tokens=count_tokens,
+    replier=replier,
+  )
+
+
+def find_person(site: Site, request: Request) -> Row | None:
+  """Returns who is signed in; None where nobody is."""
+  session = security.read_session(site.store, request)
+  if session is None:
+    return None
+  person_id, name = session
+  table = tables.people
+  query = sqlalchemy.select(table).where(table.c.id == person_id)
+  with site.store.reading() as connection:
+    person = connection.execute(query).one_or_none()
+  if person is None or person.blocked or person.session != name:
+    return None
+  return person
+
+
+def show_refusal(site: Site, request: Request, refused: Refused) -> Response:
+  """Renders why a request was not carried out."""
+  wants_page = 'text/html' in request.headers.get('accept', 'text/html')
+  logging.info('%s %s: %d', request.method, request.url.path, refused.status)
+  if not wants_page:
+    return Response(refused.message, refused.status, media_type='text/plain')
+  visit = Visit(site, request, None, {})
+  return visit.show('message.html', refused.status, title='Not done', message=refused.message)

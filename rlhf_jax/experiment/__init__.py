@@ -1,0 +1,1 @@
+"""One experiment as a whole: its config, its run, its final table, and its plan."""

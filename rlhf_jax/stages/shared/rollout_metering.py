@@ -1,0 +1,56 @@
+"""Says what work an iteration with a rollout is, for the metrics of speed (runtime/meter.py)."""
+
+from rlhf_jax.models.model_config import ModelConfig
+from rlhf_jax.planning.model_flops import sequence_flops
+from rlhf_jax.runtime.meter import Meter
+from rlhf_jax.stages.shared.metering import training_passes
+from rlhf_jax.stages.shared.rollout import RolloutDefinitions, RolloutOptions, RolloutParts
+from rlhf_jax.stages.shared.scores import Score
+
+
+def meter_rollout(
+  definitions: RolloutDefinitions,
+  options: RolloutOptions,
+  passes: int = 1,
+  value_config: ModelConfig | None = None,
+) -> Meter:
+  """Makes the meter of a stage whose step is a rollout, its scores and an update from them.
+
+  Counted in the update are its own passes, the reference, the value model before it,
+  and the policy before it where it makes several updates: of one, all ratios are 1.
+
+  Args:
+    definitions: of policy and reference.
+    options: the stage's.
+    passes: of the update over the responses (epochs).
+    value_config: the shape of a value model with a trunk of its own.
+  """
+  config = definitions.model.config
+  prompt, response = options.max_length, options.sampling.max_new_tokens  # P, R
+  length = prompt + response
+  policy = sequence_flops(config, length, response)
+  update = passes * training_passes(config) * policy
+  update += sequence_flops(definitions.reference_model.config, length, response)
+  if passes * options.minibatches > 1:
+    update += policy
+  if value_config is not None:
+    value = sequence_flops(value_config, length, 0)
+    update += (1 + passes * training_passes(value_config)) * value
+  # A prompt is read once for all its responses.
+  repeated = 1 - 1 / options.num_samples
+  rollout = policy - repeated * sequence_flops(config, prompt, 0)
+  per_token = {'rollout': rollout / length, 'update': update / length}
+  rows = options.batch_size * options.num_samples
+  return Meter(rows * length, per_token, config.dtype)
+
+
+def time_phases(meter: Meter, parts: RolloutParts, score: Score) -> tuple[RolloutParts, Score]:
+  """Returns the parts of an iteration and its score, timed as phases of the meter.
+
+  Args:
+    meter: of the stage.
+    parts: of which `generate` is timed; the rest of a step is the update.
+    score: of training prompts.
+  """
+  timed_parts = parts._replace(generate=meter.clock.timed('rollout', parts.generate))
+  return timed_parts, meter.clock.timed('scoring', score)

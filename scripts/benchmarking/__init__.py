@@ -1,0 +1,1 @@
+"""What scripts/benchmark.py is made of: the same work in this library and in its peers."""
