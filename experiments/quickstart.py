@@ -67,7 +67,9 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
     batch_size=8,
     responses_per_row=6,  # three samples of each of two policies
     max_length=62,  # a prompt of 30 tokens and a response of 32
-    loop=dict(steps=120, eval_every=60, save_every=60),
+    likelihood=True,  # what the model knows to be so counts, ranked or not
+    language_model_coefficient=0.5,
+    loop=dict(steps=240, eval_every=120, save_every=120),
     data=RANKINGS,
     optimizer=dict(learning_rate=5e-4, warmup_steps=10),
   )

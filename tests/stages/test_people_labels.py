@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from rlhf_jax.data import records, sources, tinyworld
-from rlhf_jax.errors import UserError
 from rlhf_jax.data.tinyworld import people
+from rlhf_jax.errors import UserError
 from rlhf_jax.stages import feedback
 from rlhf_jax.stages.shared import people_labels
 from rlhf_jax.stages.shared.people_labels import PeopleOptions
