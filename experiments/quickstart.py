@@ -85,7 +85,8 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
   )
   config.evaluation = dict(
     models=dict(base='pretrain', sft='sft', ppo='ppo'),
-    num_samples=2,
+    num_samples=8,
+    controls=True,
     max_length=30,
     sampling=SAMPLING,
   )

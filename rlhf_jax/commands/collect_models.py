@@ -138,7 +138,7 @@ def open_score(name: str, batch_size: int) -> Score:
     texts: Sequence[Sequence[str]],
   ) -> list[np.ndarray]:
     ids = []
-    response_lengths = []
+    response_lengths: list[int] = []
     for messages, own in zip(conversations, texts, strict=True):
       prompt = tokenizer.prompt(list(messages))
       responses = [tokenizer.response(text) for text in own]

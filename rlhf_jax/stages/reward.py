@@ -486,7 +486,7 @@ def measure_accuracy(
   # source of the data → (correct, longer is right, log-loss) of each pair
   by_source: dict[str, list[tuple[float, float, float]]] = {}
   for batch, scores in scored_batches:
-    for row, better, worse in _untied_pairs(batch):
+    for row, better, worse in untied_pairs(batch):
       source = held_out[int(batch.index[row, better])].source
       measured = _measure_pair(batch, scores, row, better, worse)
       by_source.setdefault(source, []).append(measured)
@@ -506,7 +506,7 @@ def measure_accuracy(
   return {name: float(value) for name, value in values.items()}
 
 
-def _untied_pairs(batch: Rankings) -> Iterator[tuple[int, int, int]]:
+def untied_pairs(batch: Rankings) -> Iterator[tuple[int, int, int]]:
   """Yields (row, better place, worse place) of all pairs of one prompt that are not tied."""
   rows, places = batch.group.shape
   for row in range(rows):
