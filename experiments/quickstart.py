@@ -45,7 +45,7 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
   config.pretrain = dict(
     batch_size=16,
     max_length=96,
-    loop=dict(steps=1400, eval_every=700, save_every=350),
+    loop=dict(steps=2400, eval_every=1200, save_every=600),
     optimizer=dict(learning_rate=5e-3),
     sampling=SAMPLING,
   )
@@ -58,14 +58,15 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
     data=dict(count=400),
   )
   config.feedback = dict(
-    policies=('sft', 'pretrain'),
-    num_samples=3,
+    policies=('sft',),
+    num_samples=8,
     max_length=30,
-    sampling=SAMPLING,
+    # Not 1: people learn little from comparing slips of the pen.
+    sampling=dict(SAMPLING, temperature=0.7),
   )
   config.reward = dict(
     batch_size=8,
-    responses_per_row=6,  # three samples of each of two policies
+    responses_per_row=8,  # all samples of a prompt
     max_length=62,  # a prompt of 30 tokens and a response of 32
     likelihood=True,  # what the model knows to be so counts, ranked or not
     language_model_coefficient=0.5,
@@ -78,7 +79,7 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
     max_length=30,
     epochs=1,
     minibatches=2,
-    kl_coefficient=0.25,  # below this the policy drifts from the facts
+    kl_coefficient=0.1,
     sampling=SAMPLING,
     loop=dict(steps=80, eval_every=40, save_every=40),
     optimizer=dict(learning_rate=4e-4),
