@@ -115,6 +115,7 @@ def continue_with(
     del config[stage]
   config.stages = (*before, *sections)
   config.evaluation.models = {'base': 'pretrain', 'sft': 'sft', name: name}
+  config.evaluation.controls = False  # the quickstart's own table has them
   for stage, section in sections.items():
     config[stage] = _merge(section, _shared_changes(section.get('kind', stage), tiny))
   return config

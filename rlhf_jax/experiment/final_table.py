@@ -129,6 +129,13 @@ def baseline_row(config: Any) -> str | None:
   return None
 
 
+def has_controls(config: Any) -> bool:
+  """Says whether the table has controls: they are asked for, and the reward's stage is run."""
+  section = config.evaluation
+  is_stage = getattr(config.get(section.reward), 'kind', None) is not None
+  return section.controls and (not is_stage or section.reward in config.stages)
+
+
 def check(config: Any, layout: Layout) -> None:
   """Checks the section `evaluation`, so that mistakes in it are found before training.
 
@@ -161,6 +168,11 @@ def check(config: Any, layout: Layout) -> None:
         f'config.evaluation.best_of.{name}: expected a row of models and a number of 1 or more, '
         f'got {count!r}'
       )
+  if section.controls and (section.judge, section.data.source) != (ORACLE, 'tinyworld'):
+    raise UserError(
+      f'config.evaluation.controls: expected the judge {ORACLE!r} and data of tinyworld, got '
+      f'{section.judge!r} and {section.data.source!r}'
+    )
   if section.split not in ('validation', 'test'):
     raise UserError(f'config.evaluation.split: expected validation or test, got {section.split!r}')
   if section.batch_size < 1 or section.batch_size % layout.batch_shards:
@@ -205,7 +217,7 @@ def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -
     if values:
       is_reward = config[name].kind == 'reward'
       results['reward' if is_reward else name] = values
-  if shown_rows(config) and config.evaluation.controls and 'accuracy' in results['reward']:
+  if shown_rows(config) and has_controls(config):
     results['reward']['by_kind'] = reward_kinds.measure(first)
   results['seconds'] = {
     **seconds,
@@ -305,7 +317,7 @@ def compare(context: Context) -> Comparison:
       if decoding == 'greedy' and best_of:
         continue  # the same response N times
       given[decoding][name] = _respond(asked, stage, decoding, number, best_of)
-  if not options.controls:
+  if not has_controls(config):
     return _tabulate(config, options, prompts, given, {})
   pool = _respond(asked, options.baseline, 'sampled', POOL_KEY, count=controls.POOL)
   base = _stage_of_base(config)
@@ -392,7 +404,7 @@ def _open_score(
   name = options.reward
   if options.judge != ORACLE:
     name = options.judge
-  elif not options.best_of and not options.controls:
+  elif not options.best_of and not has_controls(context.config):
     return None
   score_source = scores.open_score(context, store, name, options)
 

@@ -169,11 +169,20 @@ def test_the_table_has_the_stages_that_are_run(quickstart):
   assert rows(('pretrain',)) == {}  # nothing to compare with
 
 
+def test_controls_need_the_reward_that_they_choose_by(quickstart):
+  def has(*stages):
+    return final_table.has_controls(pipeline.load_config(quickstart, [f'stages={stages}']))
+
+  assert has('pretrain', 'sft', 'feedback', 'reward') and not has('pretrain', 'sft')
+
+
 def test_a_table_that_cannot_be_made_is_refused_first(quickstart, tmp_path, own_cache):
   for override, message in (
     ('models.base=dance', "models.base: 'dance' is no stage"),
     ('baseline=reward', "expected a row for the baseline 'reward'"),
     ('batch_size=12', 'a batch of 12 rows does not divide over the 8 device'),
+    ('split=train', "split: expected validation or test, got 'train'"),
+    ('judge=reward', "controls: expected the judge 'oracle' and data of tinyworld, got 'reward'"),
   ):
     with pytest.raises(UserError, match=message):
       pipeline.run(pipeline.load_config(quickstart, [f'evaluation.{override}']), tmp_path / 'run')
