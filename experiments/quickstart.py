@@ -79,9 +79,9 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
     max_length=30,
     epochs=1,
     minibatches=2,
-    kl_coefficient=0.1,
+    kl_coefficient=0.06,
     sampling=SAMPLING,
-    loop=dict(steps=80, eval_every=40, save_every=40),
+    loop=dict(steps=100, eval_every=50, save_every=50),
     optimizer=dict(learning_rate=4e-4),
   )
   config.evaluation = dict(

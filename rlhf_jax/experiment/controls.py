@@ -161,22 +161,25 @@ def respond_prompted(
   variants = [(before, beginning) for before in ([], shown) for beginning in BEGINNINGS]
   validation = sources.load_records(options.data, 'prompt', 'validation')
 
-  def respond(
-    variant: tuple[list[dict], str], rows: Sequence[Prompt], temperature: float, count: int
-  ) -> Responses:
+  def responder(temperature: float, count: int) -> Responder:
     sampling = dataclasses.replace(options.sampling, temperature=temperature)
-    tokenizer, layout = context.tokenizer, context.layout
-    responder = responses.build_responder(base.model, sampling, tokenizer, layout, count)
+    return responses.build_responder(base.model, sampling, context.tokenizer, context.layout, count)
+
+  def respond(
+    responder: Responder, variant: tuple[list[dict], str], rows: Sequence[Prompt]
+  ) -> Responses:
     return _respond_behind(responder, params, context, variant, rows, options.batch_size, key)
 
-  def worth(variant: tuple[list[dict], str]) -> float:
-    texts = respond(variant, validation, 0.0, 1).texts
-    return float(oracle_judge.judge_with_oracle(validation, texts)['substance'].mean())
-
-  best = max(variants, key=worth)
+  greedy = responder(0.0, 1)  # one for all variants, as each is compiled
+  worths = []
+  for variant in variants:
+    texts = respond(greedy, variant, validation).texts
+    worths.append(oracle_judge.judge_with_oracle(validation, texts)['substance'].mean())
+  best = variants[int(np.argmax(worths))]
+  sampled = responder(options.sampling.temperature, options.num_samples)
   return {
-    'sampled': respond(best, prompts, options.sampling.temperature, options.num_samples),
-    'greedy': respond(best, prompts, 0.0, 1),
+    'sampled': respond(sampled, best, prompts),
+    'greedy': respond(greedy, best, prompts),
   }
 
 
