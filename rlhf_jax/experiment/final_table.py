@@ -73,10 +73,6 @@ class Options(RewardSourceOptions):
     return 1
 
 
-# Decoding → name of a row → its responses.
-Given = dict[str, dict[str, Responses]]
-
-
 @dataclasses.dataclass(frozen=True)
 class _Asked:
   """What all models are asked, and with what they are judged."""
@@ -84,7 +80,6 @@ class _Asked:
   context: Context
   options: Options
   store: ModelStore
-  prompts: Sequence[Prompt]
   examples: Sequence[Any]  # of encode.prompts
   score: Any  # (Prompts, Samples) → [B * K]; None where no reward is needed
   root: Array  # the random key of all rows
@@ -309,8 +304,8 @@ def compare(context: Context) -> Comparison:
   store = ModelStore(context, _adapters(context))
   score = _open_score(context, store, options, records)
   root = jax.random.fold_in(jax.random.key(config.seed), _EVALUATION_KEY)
-  asked = _Asked(context, options, store, prompts, examples, score, root)
-  given: Given = {name: {} for name in DECODINGS}
+  asked = _Asked(context, options, store, examples, score, root)
+  given: controls.Given = {name: {} for name in DECODINGS}
   for number, (name, stage) in enumerate(_rows_in_order(config)):
     for decoding in DECODINGS:
       best_of = options.best_of.get(name)
@@ -323,14 +318,14 @@ def compare(context: Context) -> Comparison:
   base = _stage_of_base(config)
   prompted: dict[str, Responses] = {}
   if base is not None:
-    prompted = controls.respond_prompted(asked.context, options, store.open(base), prompts, root)
+    prompted = controls.respond_prompted(context, options, store.open(base), prompts, root)
   kl = _kl_of_last(given['sampled'])
   others = controls.make(prompts, given, pool, prompted, baseline_row(config), kl)
   return _tabulate(config, options, prompts, given, others)
 
 
 def _respond(
-  asked: '_Asked',
+  asked: _Asked,
   stage: str,
   decoding: str,
   number: int,
@@ -432,8 +427,8 @@ def _tabulate(
   config: Any,
   options: Options,
   prompts: Sequence[Prompt],
-  given: Given,
-  control_responses: Given,
+  given: controls.Given,
+  control_responses: controls.Given,
 ) -> Comparison:
   """Makes the rows of the table, and chooses the texts that the report shows."""
   tables: dict[str, dict[str, dict[str, Any]]] = {'models': {}, 'controls': {}, 'unseen': {}}
