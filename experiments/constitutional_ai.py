@@ -45,7 +45,7 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
     model='helpful_only',
     constitution=HARM,
     revision='\n\nRevision:',
-    max_length=26,
+    max_length=30,
     max_context=192,
     judge='oracle',
     data=dict(variant='harmful'),

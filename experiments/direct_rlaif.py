@@ -51,7 +51,7 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
     kl_coefficient=0.05,
     batch_size=16,
     num_samples=4,
-    max_length=26,
+    max_length=30,
     optimizer=dict(learning_rate=3e-4),
     loop=dict(steps=120, eval_every=60, save_every=60),
   )

@@ -33,8 +33,8 @@ def preference_experiment(name: str, tiny: bool, **changes: Any) -> ml_collectio
   section = dict(
     kind='preference',
     batch_size=8,
-    responses_per_row=6,  # one ranking of six responses
-    max_length=58,
+    responses_per_row=8,  # one ranking of eight responses
+    max_length=62,
     data=quickstart.RANKINGS,
     loop=dict(steps=150, eval_every=75, save_every=75),
     optimizer=dict(learning_rate=4e-4),

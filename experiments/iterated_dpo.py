@@ -37,7 +37,7 @@ def _collect(policy: str) -> dict[str, Any]:
     source='reward',
     policies=(policy,),
     num_samples=4,
-    max_length=26,
+    max_length=30,
   )
 
 
@@ -51,7 +51,7 @@ def _learn(policy: str, rankings: str) -> dict[str, Any]:
     beta=0.1,
     batch_size=8,
     responses_per_row=4,
-    max_length=58,
+    max_length=62,
     data=dict(source='jsonl', path=(f'{{workdir}}/{rankings}/{{split}}.jsonl',)),
     optimizer=dict(learning_rate=1e-4),
     loop=dict(steps=50, eval_every=50, save_every=50),

@@ -22,7 +22,7 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
     beta=0.1,
     batch_size=32,
     num_samples=2,
-    max_length=26,
+    max_length=30,
     optimizer=dict(learning_rate=2e-4),
     loop=dict(steps=60, eval_every=30, save_every=30),
   )

@@ -37,7 +37,7 @@ def _collect(policy: str) -> dict[str, Any]:
     source='reward',
     policies=(policy,),
     num_samples=8,
-    max_length=26,
+    max_length=30,
   )
 
 

@@ -42,7 +42,7 @@ def policy_gradient_experiment(name: str, tiny: bool, **changes: Any) -> ml_coll
     kind='policy_gradient',
     batch_size=16,
     num_samples=4,
-    max_length=26,
+    max_length=30,
     optimizer=dict(learning_rate=2e-4),
     loop=dict(steps=60, eval_every=30, save_every=30),
   )

@@ -147,7 +147,7 @@ def format_row(
     stages: the stages whose seconds count; by default those that are not in the
       quickstart.
   """
-  values = [result['models'][model] for result in results]
+  values = [result['models'][model]['sampled'] for result in results]
   bounds = [value['win_rate_vs_sft_ci95'][0] for value in values]
   seconds = [own_seconds(result, stages) for result in results]
   cells = [

@@ -358,7 +358,8 @@ def test_two_processes_do_what_one_does(tmp_path):
   assert both['models'].keys() == one['models'].keys()
   for name, row in one['models'].items():
     for key in ('helpful', 'harmless', 'utility', 'kl_to_sft'):
-      assert both['models'][name][key] == pytest.approx(row[key], abs=1e-3), (name, key)
+      want = row['sampled'][key]
+      assert both['models'][name]['sampled'][key] == pytest.approx(want, abs=1e-3), (name, key)
   assert (tmp_path / 'two/sft/export/model.safetensors').exists()
 
 

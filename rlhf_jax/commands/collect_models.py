@@ -138,9 +138,12 @@ def open_score(name: str, batch_size: int) -> Score:
     texts: Sequence[Sequence[str]],
   ) -> list[np.ndarray]:
     ids = []
+    response_lengths: list[int] = []
     for messages, own in zip(conversations, texts, strict=True):
       prompt = tokenizer.prompt(list(messages))
-      ids += [prompt + tokenizer.response(text) for text in own]
+      responses = [tokenizer.response(text) for text in own]
+      ids += [prompt + response for response in responses]
+      response_lengths += map(len, responses)
     values = np.zeros(len(ids))
     # neighbours in length share a batch
     by_length = sorted(range(len(ids)), key=list(map(len, ids)).__getitem__)
@@ -152,6 +155,7 @@ def open_score(name: str, batch_size: int) -> Score:
         read,
         batch_size,
         ids,
+        response_lengths,
         batch,
         length,
         jax.random.key(0),  # nothing is random

@@ -5,6 +5,7 @@ A line is {"text": …}, {"tokens": [ids]} or a conversation in any of the shape
 and `tokens` beside a text or a conversation are an earlier result, which does not count.
 """
 
+from collections.abc import Sequence
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,34 @@ def encode_line(line: Line, tokenizer: Tokenizer | None, vocab_size: int) -> lis
     return encoded
   except UserError as error:
     raise UserError(f'{place}: {error}') from None
+
+
+def response_lengths(
+  line: Line, tokenizer: Tokenizer | None, ids: Sequence[Sequence[int]]
+) -> list[int]:
+  """Returns how many of the ids of a line are its response's, for each of its responses.
+
+  Args:
+    line: what the line says.
+    tokenizer: of the model; None where it has none.
+    ids: from `encode_line`.
+
+  Raises:
+    UserError: the line does not say where a response begins. Names the line.
+  """
+  if line.text is not None or not line.responses:
+    raise UserError(
+      f'{line.place}: the score of this model depends on where the response begins: expected '
+      'messages or tokens, with a response'
+    )
+  if line.tokens is not None:
+    return [len(response) for response in line.responses]
+  assert tokenizer is not None and line.messages is not None  # `encode_line` checked it
+  lengths = []
+  for response, encoded in zip(line.responses, ids, strict=True):
+    exchange = tokenizer.exchange(line.messages, response, line.tools)
+    lengths.append(len(encoded) - len(exchange.prompt))
+  return lengths
 
 
 def _list_of_responses(row: Row, place: str) -> list[Response] | None:

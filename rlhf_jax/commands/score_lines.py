@@ -33,9 +33,14 @@ def score_lines(options: argparse.Namespace) -> None:
   opened = lines.open_model(options)
   ids = lines.encode_lines(read, opened)
   texts = [text for line in ids for text in line]
+  lengths = [len(text) for text in texts]  # of the responses, where they count
+  if opened.model.config.likelihood_head:
+    lengths = []
+    for line, encoded in zip(read, ids, strict=True):
+      lengths += inputs.response_lengths(line, opened.tokenizer, encoded)
   # compiled once for each padded length
   evaluate = jax.jit(functools.partial(read_tokens, opened.model))
-  compute = functools.partial(score_batch, opened, evaluate, options.batch_size, texts)
+  compute = functools.partial(score_batch, opened, evaluate, options.batch_size, texts, lengths)
   lines.fill_output(
     options,
     dict(command='score'),
@@ -54,7 +59,13 @@ def merge_results(results: list[lines.Row]) -> lines.Row:
   return {'sequences': results}
 
 
-def read_tokens(model: Model, params: Params, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+def read_tokens(
+  model: Model,
+  params: Params,
+  tokens: jax.Array,
+  mask: jax.Array,
+  response: jax.Array,
+) -> jax.Array:
   """Computes the scores or the log-probabilities of right-padded rows.
 
   Args:
@@ -62,6 +73,7 @@ def read_tokens(model: Model, params: Params, tokens: jax.Array, mask: jax.Array
     params: its parameters.
     tokens: [B, T] int32.
     mask: [B, T] bool, True = a token of the row.
+    response: [B, T] bool, True = a token of the response.
 
   Returns:
     For a reward model the scores, [B] float32. For a language model the
@@ -70,7 +82,7 @@ def read_tokens(model: Model, params: Params, tokens: jax.Array, mask: jax.Array
   positions = jnp.where(mask, jnp.arange(tokens.shape[1]), 0)
   segment_ids = mask.astype(jnp.int32)
   if model.config.head:
-    return reward.last_scores(model, params, tokens, positions, segment_ids)
+    return reward.last_scores(model, params, tokens, positions, segment_ids, response)
   hidden, _ = model.apply(params, tokens, positions, segment_ids)  # [B, T, D]
   logprobs, _ = heads.token_logprobs(model, params, hidden[:, :-1], tokens[:, 1:])
   return logprobs
@@ -81,6 +93,7 @@ def score_batch(
   read: Callable[..., jax.Array],
   batch_size: int,
   ids: Sequence[Sequence[int]],
+  lengths: Sequence[int],
   numbers: Sequence[int],
   length: int,
   key: jax.Array,
@@ -92,6 +105,7 @@ def score_batch(
     read: the compiled `read_tokens` of this model.
     batch_size: B.
     ids: the token ids of every row of the file.
+    lengths: how many of them are the response's.
     numbers: which rows are computed, at most B.
     length: T.
     key: not used, as nothing is random.
@@ -103,11 +117,13 @@ def score_batch(
   # always B rows, as another number of rows would compile another program
   tokens = np.zeros((batch_size, length), np.int32)
   mask = np.zeros((batch_size, length), bool)
+  response = np.zeros((batch_size, length), bool)
   for row, number in enumerate(numbers):
     count = len(ids[number])
     tokens[row, :count] = ids[number]
     mask[row, :count] = True
-  placed = opened.layout.place((tokens, mask))
+    response[row, count - lengths[number] : count] = True
+  placed = opened.layout.place((tokens, mask, response))
   values = jax.device_get(read(opened.params, *placed))  # [B] or [B, T - 1]
   rows: list[lines.Row] = []
   for row, number in enumerate(numbers):

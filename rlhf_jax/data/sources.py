@@ -39,7 +39,8 @@ class DataOptions:
     default_factory=functools.partial(dict, train='train', validation='validation')
   )
 
-  seed: int = 0  # tinyworld: of the world
+  seed: int = -1  # tinyworld: of the world; -1 = that of the run (0 where there is none)
+  people: int = tinyworld.DEFAULT_PEOPLE  # tinyworld: persons it knows; more need a larger model
   variant: str = ''  # tinyworld: another form of it, one of tinyworld.VARIANTS
   count: int = 0  # how many records, from the first; 0 = all (tinyworld: its default)
 
@@ -50,7 +51,7 @@ def load_records(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
   Args:
     options: which records.
     kind: a key of records.RECORD_TYPES; `records.parse_record` says what may stand for it.
-    split: 'train' or 'validation'.
+    split: 'train', 'validation', or 'test', which tinyworld has too.
 
   Returns:
     The records by number; a source may read each of them only when it is asked for.
@@ -60,8 +61,10 @@ def load_records(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
   """
   if options.count < 0:
     raise UserError(f'data.count: expected 0 (all) or more, got {options.count}')
-  if options.seed < 0:
-    raise UserError(f'data.seed: expected 0 or more, got {options.seed}')
+  if options.seed < -1 or options.people < 1:
+    raise UserError(
+      f'data: expected a seed from -1 and people from 1, got {options.seed} and {options.people}'
+    )
   _check_field_names(options.fields)
   rows = _find_reader(options)(options, kind, split)
   if options.count:
@@ -131,9 +134,10 @@ def read_tinyworld(options: DataOptions, kind: str, split: str) -> Sequence[Any]
   return tinyworld.records(
     kind,
     split,
-    seed=options.seed,
+    seed=max(0, options.seed),
     count=options.count or None,
     variant=options.variant,
+    num_people=options.people,
   )
 
 

@@ -7,7 +7,17 @@ import numpy as np
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.tinyworld import oracle
 
-_QUALITIES = ('helpful', 'honest', 'harmless', 'evasive', 'utility')
+_QUALITIES = (
+  'helpful',
+  'honest',
+  'harmless',
+  'bare_refusal',
+  'unfitting_offer',
+  'ignorance',
+  'unread',
+  'utility',
+  'substance',
+)
 
 
 def judge_with_oracle(
@@ -20,7 +30,8 @@ def judge_with_oracle(
     texts: N lists of S responses.
 
   Returns:
-    [N, S] float64 each of helpful, honest, harmless, evasive (0 or 1) and utility;
+    [N, S] float64 each of what a verdict of the oracle holds: rates (0 or 1), utility, and
+    substance, the worth without style;
     helpful_to_questions: as helpful, NaN where the prompt asks for harm;
     harmful_to_requests: 1 where a response does the harm that the prompt asks for,
     NaN for other prompts.

@@ -1,6 +1,6 @@
 """The final table: a row for every model, all on the same held-out prompts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,55 +16,70 @@ HEADINGS = {  # key in results.json → (heading, format of the value), in their
   'helpful': ('helpful', _PERCENT),
   'honest': ('honest', _PERCENT),
   'harmless': ('harmless', _PERCENT),
-  'evasive': ('evasive', _PERCENT),
+  'bare_refusal': ('bare refusal', _PERCENT),
+  'unfitting_offer': ('unfitting offer', _PERCENT),
+  'ignorance': ('ignorance', _PERCENT),
+  'unread': ('unread', _PERCENT),
   'utility': ('utility', '{:.3f}'),
   'score': ('reward', '{:.3f}'),
   'win_rate_vs_sft': ('win rate vs SFT', _PERCENT),
   'win_rate_vs_sft_ci95': _INTERVAL,
+  'substance_win_rate_vs_sft': ('by substance', _PERCENT),
+  'substance_win_rate_vs_sft_ci95': _INTERVAL,
   'kl_to_sft': ('KL to SFT (nats)', '{:.2f}'),
   'response_length': ('length', '{:.1f}'),
   'eos_rate': ('EOS', _PERCENT),
+  'distinct': ('distinct', _PERCENT),
 }
 _WIN_RATE = 'win_rate_vs_'  # begins the keys of win rates
 _INTERVAL_END = '_ci95'  # ends the keys of their intervals
 
+Judged = Mapping[str, np.ndarray]  # name of a measure → [N, S] float, NaN = it says nothing
+
 
 def make_row(
   responses: Responses,
-  judged: Mapping[str, np.ndarray],
-  baseline: np.ndarray,
+  judged: Judged,
+  baseline: Judged,
   others: Mapping[str, np.ndarray] | None = None,
+  clusters: Sequence[str] | None = None,
 ) -> dict[str, Any]:
   """Makes the table's row of one model.
 
   Args:
     responses: S responses of the model to each of N prompts.
-    judged: name → [N, S] float; `utility` decides who wins, and the mean of each is
-      shown. NaN means that it says nothing of a response.
-    baseline: [N, S] float, the utility of the model that all are compared with.
+    judged: `utility` decides who wins; `substance`, if it is there, who wins without style; the
+      mean of each measure is shown, with its interval.
+    baseline: the same of the model that all are compared with.
     others: name → [N, S] float, the utility of further models to compare with, for
       the columns `win_rate_vs_NAME`.
+    clusters: what each prompt is about; intervals draw whole clusters again.
 
   Returns:
     The keys of HEADINGS that are known, as plain floats; intervals as [low, high].
   """
   row: dict[str, Any] = {}
+
+  def add(name: str, of_prompts: np.ndarray) -> None:
+    row[name] = float(np.nanmean(of_prompts))
+    row[name + _INTERVAL_END] = list(winrate.bootstrap(of_prompts, clusters))
+
   for name, values in judged.items():
     if not np.isnan(values).all():  # else there was no such prompt
-      row[name] = float(np.nanmean(values))
-  opponents = {'sft': baseline}
-  if others:
-    opponents.update(others)
-  for name, utility in opponents.items():
-    wins = winrate.win_rate(judged['utility'], utility)
-    row[_WIN_RATE + name] = float(wins.mean())
-    row[_WIN_RATE + name + _INTERVAL_END] = list(winrate.bootstrap(wins))
+      add(name, values.mean(axis=1))
+  for name, utility in {'sft': baseline['utility'], **(others or {})}.items():
+    add(_WIN_RATE + name, winrate.win_rate(judged['utility'], utility))
+  if 'substance' in judged:
+    wins = winrate.win_rate(judged['substance'], baseline['substance'])
+    add(f'substance_{_WIN_RATE}sft', wins)
   if responses.scores is not None:
     row['score'] = float(responses.scores.mean())
   if responses.kl is not None:
     row['kl_to_sft'] = float(responses.kl.mean())
   row['response_length'] = float(responses.lengths.mean())
   row['eos_rate'] = float(responses.ended.mean())
+  texts = [text for of_prompt in responses.texts for text in of_prompt]
+  row['distinct'] = len(set(texts)) / len(texts)
   return row
 
 

@@ -310,6 +310,8 @@ def nearest_name(name: str, known: Iterable[str]) -> str:
 def resolve(config: ml_collections.ConfigDict, **places: Any) -> ml_collections.ConfigDict:
   """Replaces placeholders such as {workdir} in all texts of a config.
 
+  A seed of data that is -1 becomes the seed of the run.
+
   Args:
     config: with all changes merged.
     **places: name → what {name} is replaced by.
@@ -321,13 +323,16 @@ def resolve(config: ml_collections.ConfigDict, **places: Any) -> ml_collections.
 
   def replace(value: Any) -> Any:
     if isinstance(value, dict):
-      return {key: replace(item) for key, item in value.items()}
+      return {key: seed_of_run(key, replace(item)) for key, item in value.items()}
     if isinstance(value, tuple):
       return tuple(replace(item) for item in value)
     if isinstance(value, str):
       for name, place in places.items():
         value = value.replace('{' + name + '}', str(place))
     return value
+
+  def seed_of_run(key: str, value: Any) -> Any:
+    return config.seed if (key, value) == ('seed', -1) else value
 
   return ml_collections.ConfigDict(replace(config.to_dict())).lock()
 

@@ -5,6 +5,7 @@ The table is printed; the workdir gets results.json, report.html and report.png.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import json
 from pathlib import Path
 import time
@@ -18,6 +19,7 @@ from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation import oracle_judge, report, table
+from rlhf_jax.experiment import controls, reward_kinds
 from rlhf_jax.generation import responses
 from rlhf_jax.generation.responses import Responses
 from rlhf_jax.generation.sampler import SamplingOptions
@@ -33,6 +35,10 @@ from rlhf_jax.types import Array, Prompts, Samples
 
 ORACLE = 'oracle'  # the name of TinyWorld's oracle, as a judge
 SHOWN_PROMPTS = 24  # prompts for which the report shows every model's response
+
+DECODINGS = ('sampled', 'greedy')  # how every model responds
+UNSEEN = ('family', 'fact', 'person', 'harm')  # what of a prompt training never had
+POOL_KEY = 2**31 - 1  # folded into the key of samples that controls choose from
 
 # Folded into the root key; a stage folds in a crc32 of its name instead.
 _EVALUATION_KEY = 2**31 - 2
@@ -51,10 +57,14 @@ class Options(RewardSourceOptions):
   # `reward`.
   best_of: dict[str, int] = dataclasses.field(default_factory=dict)
   reward: str = 'reward'  # the reward source that chooses the best of N, named as in PPO
-  num_samples: int = 1  # responses to each prompt
+  num_samples: int = 1  # sampled responses to each prompt; one more is greedy
+  # TinyWorld's prompts only: rows of what a model must beat, see controls.py, and the accuracy of
+  # the reward model by kind of pair, see reward_kinds.py.
+  controls: bool = False
   batch_size: int = 64  # prompts at once, over all devices
   max_length: int = 48  # tokens of a prompt at most
   data: DataOptions = DataOptions()
+  split: str = 'validation'  # of the prompts; 'test' for the figures of a release, once
   sampling: SamplingOptions = SamplingOptions()
 
   @property
@@ -64,16 +74,32 @@ class Options(RewardSourceOptions):
 
 
 @dataclasses.dataclass(frozen=True)
+class _Asked:
+  """What all models are asked, and with what they are judged."""
+
+  context: Context
+  options: Options
+  store: ModelStore
+  examples: Sequence[Any]  # of encode.prompts
+  score: Any  # (Prompts, Samples) → [B * K]; None where no reward is needed
+  root: Array  # the random key of all rows
+
+
+@dataclasses.dataclass(frozen=True)
 class Comparison:
   """The values of the table, and the texts that the report shows.
 
   Attributes:
-    rows: name of the row → values, see evaluation/table.py.
+    rows: name of the row → decoding → values, see evaluation/table.py.
+    controls: the same of what a model must beat, see controls.py.
+    unseen: the same of the models, of what training never had.
     shown_texts: name of the row → the responses that the report shows.
     shown_prompts: the prompts of these responses.
   """
 
-  rows: dict[str, dict[str, Any]]
+  rows: dict[str, dict[str, dict[str, Any]]]
+  controls: dict[str, dict[str, dict[str, Any]]]
+  unseen: dict[str, dict[str, dict[str, Any]]]
   shown_texts: dict[str, list[str]]
   shown_prompts: list[str]
 
@@ -96,6 +122,13 @@ def baseline_row(config: Any) -> str | None:
     if stage == section.baseline and name not in section.best_of:
       return name
   return None
+
+
+def has_controls(config: Any) -> bool:
+  """Says whether the table has controls: they are asked for, and the reward's stage is run."""
+  section = config.evaluation
+  is_stage = getattr(config.get(section.reward), 'kind', None) is not None
+  return section.controls and (not is_stage or section.reward in config.stages)
 
 
 def check(config: Any, layout: Layout) -> None:
@@ -130,6 +163,13 @@ def check(config: Any, layout: Layout) -> None:
         f'config.evaluation.best_of.{name}: expected a row of models and a number of 1 or more, '
         f'got {count!r}'
       )
+  if section.controls and (section.judge, section.data.source) != (ORACLE, 'tinyworld'):
+    raise UserError(
+      f'config.evaluation.controls: expected the judge {ORACLE!r} and data of tinyworld, got '
+      f'{section.judge!r} and {section.data.source!r}'
+    )
+  if section.split not in ('validation', 'test'):
+    raise UserError(f'config.evaluation.split: expected validation or test, got {section.split!r}')
   if section.batch_size < 1 or section.batch_size % layout.batch_shards:
     raise UserError(
       f'config.evaluation: a batch of {section.batch_size} rows does not divide over the '
@@ -145,8 +185,9 @@ def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -
     seconds: the seconds that each stage took.
 
   Returns:
-    The contents of results.json: models (the rows of the table), reward (the last
-    evaluation of the reward model), seconds, table (as text), and for each other stage
+    The contents of results.json: models, controls and unseen (the rows of the table, by
+    decoding), reward (the last evaluation of the reward model, and its accuracy by kind),
+    seconds, table (as text), and for each other stage
     its last evaluation.
   """
   first = next(iter(contexts.values()))
@@ -158,17 +199,21 @@ def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -
     return earlier
   started = time.monotonic()
   results: dict[str, Any] = {'models': {}, 'reward': {}, 'seconds': {}}
-  comparison = Comparison({}, {}, [])
+  comparison = Comparison({}, {}, {}, {}, [])
   if shown_rows(config):
     hosts.say('— evaluation ' + '—' * 40)
     comparison = compare(first)
     results['models'] = comparison.rows
+    results['controls'] = comparison.controls
+    results['unseen'] = comparison.unseen
   curves = {name: report.read_metrics(context.directory) for name, context in contexts.items()}
   for name, rows in curves.items():
     values = report.last_evaluation(rows)
     if values:
       is_reward = config[name].kind == 'reward'
       results['reward' if is_reward else name] = values
+  if shown_rows(config) and has_controls(config):
+    results['reward']['by_kind'] = reward_kinds.measure(first)
   results['seconds'] = {
     **seconds,
     'evaluation': time.monotonic() - started,
@@ -185,17 +230,32 @@ def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -
 def format_results(results: Mapping[str, Any]) -> str:
   """Formats the table, the reward model's accuracy and the seconds of every stage as text."""
   lines = []
-  if results['models']:
-    lines.append(table.format_table(results['models']))
+  for decoding in DECODINGS:
+    rows = _rows_of(results, decoding)
+    if rows:
+      lines += [decoding, table.format_table(rows), '']
   reward = results['reward']
   if 'accuracy' in reward:
     lines.append(
       f'reward model: {reward["accuracy"]:.1%} of {reward["pairs"]:.0f} held-out pairs '
       f'(the longer response: {reward["length_accuracy"]:.1%})'
     )
+  for group, accuracies in reward.get('by_kind', {}).items():
+    kinds = ', '.join(f'{kind} {value:.0%}' for kind, value in accuracies.items())
+    lines.append(f'  {group}: {kinds}')
   seconds = [f'{name} {value:.0f}' for name, value in results['seconds'].items()]
   lines.append('seconds: ' + ', '.join(seconds))
   return '\n'.join(lines)
+
+
+def _rows_of(results: Mapping[str, Any], decoding: str) -> dict[str, dict[str, Any]]:
+  """Returns the rows of models and controls in one decoding."""
+  rows = {}
+  for group in ('models', 'controls'):
+    for name, decodings in results.get(group, {}).items():
+      if decoding in decodings:
+        rows[name] = decodings[decoding]
+  return rows
 
 
 def _write_report(
@@ -208,7 +268,7 @@ def _write_report(
   """Writes report.png and report.html; only the first process does."""
   if not hosts.is_first_process():
     return
-  image = report.draw_picture(curves, results['models'])
+  image = report.draw_picture(curves, _rows_of(results, 'sampled'))
   (workdir / 'report.png').write_bytes(image)
   transcripts = {
     name: report.read_transcripts(context.directory) for name, context in contexts.items()
@@ -227,6 +287,8 @@ def _write_report(
 def compare(context: Context) -> Comparison:
   """Generates responses of all models to the held-out prompts, and judges them.
 
+  Every model responds at the temperature of `sampling`, and greedily.
+
   Args:
     context: the context of any stage; its tokenizer, mesh and workdir are used.
 
@@ -235,42 +297,79 @@ def compare(context: Context) -> Comparison:
   """
   config = context.config
   options = from_section(Options, config.evaluation)
-  records = sources.load_records(options.data, 'prompt', 'validation')
+  records = sources.load_records(options.data, 'prompt', options.split)
   examples = encode.prompts(records, context.tokenizer, options.max_length)
   prompts = [records[int(example['index'])] for example in examples]
   # One store for all models, so that models with adapters share their base.
   store = ModelStore(context, _adapters(context))
   score = _open_score(context, store, options, records)
-  baseline = store.open(options.baseline)
-  baseline_params = baseline.read()
   root = jax.random.fold_in(jax.random.key(config.seed), _EVALUATION_KEY)
-  rows = _rows_in_order(config)
-  row_responses: dict[str, Responses] = {}
-  judged: dict[str, dict[str, np.ndarray]] = {}
-  for number, (name, stage) in enumerate(rows):
-    policy = store.open(stage)
-    best_of = options.best_of.get(name)
-    respond = responses.build_responder(
-      policy.model,
-      options.sampling,
-      context.tokenizer,
-      context.layout,
-      options.num_samples * (best_of or 1),
-      baseline.model,
-      score if options.judge != ORACLE or best_of else None,
-    )
-    completed = respond(
-      policy.read(),
-      batches.prompts_once(examples, options.batch_size),
-      jax.random.fold_in(root, number),
-      # The best of N is not a sample of the policy, so a KL estimated from it has no meaning.
-      None if best_of else baseline_params,
-    )
-    if best_of:
-      completed = responses.select_best_of(completed, best_of)
-    row_responses[name] = completed
-    judged[name] = _judge(options, prompts, completed)
-  return _tabulate(config, options, prompts, row_responses, judged)
+  asked = _Asked(context, options, store, examples, score, root)
+  given: controls.Given = {name: {} for name in DECODINGS}
+  for number, (name, stage) in enumerate(_rows_in_order(config)):
+    for decoding in DECODINGS:
+      best_of = options.best_of.get(name)
+      if decoding == 'greedy' and best_of:
+        continue  # the same response N times
+      given[decoding][name] = _respond(asked, stage, decoding, number, best_of)
+  if not has_controls(config):
+    return _tabulate(config, options, prompts, given, {})
+  pool = _respond(asked, options.baseline, 'sampled', POOL_KEY, count=controls.POOL)
+  base = _stage_of_base(config)
+  prompted: dict[str, Responses] = {}
+  if base is not None:
+    prompted = controls.respond_prompted(context, options, store.open(base), prompts, root)
+  kl = _kl_of_last(given['sampled'])
+  others = controls.make(prompts, given, pool, prompted, baseline_row(config), kl)
+  return _tabulate(config, options, prompts, given, others)
+
+
+def _respond(
+  asked: _Asked,
+  stage: str,
+  decoding: str,
+  number: int,
+  best_of: int | None = None,
+  count: int = 0,
+) -> Responses:
+  """Generates the responses of one model in one way.
+
+  Args:
+    asked: what all models are asked.
+    stage: whose model responds.
+    decoding: one of DECODINGS.
+    number: of the row; its random key depends on it.
+    best_of: choose the best of so many; None = take the responses as they come.
+    count: responses to each prompt; 0 = as the options say.
+  """
+  options, context = asked.options, asked.context
+  sampling = options.sampling
+  num_samples = (count or options.num_samples) * (best_of or 1)
+  if decoding == 'greedy':
+    sampling = dataclasses.replace(sampling, temperature=0.0)
+    num_samples = 1
+  policy = asked.store.open(stage)
+  baseline = asked.store.open(options.baseline)
+  needs_score = options.judge != ORACLE or best_of or count
+  respond = responses.build_responder(
+    policy.model,
+    sampling,
+    context.tokenizer,
+    context.layout,
+    num_samples,
+    baseline.model,
+    asked.score if needs_score else None,
+  )
+  # The best of N, or the likeliest response, is no sample of the policy, so a KL estimated from
+  # it has no meaning.
+  has_kl = decoding == 'sampled' and not best_of and not count
+  completed = respond(
+    policy.read(),
+    batches.prompts_once(asked.examples, options.batch_size),
+    jax.random.fold_in(asked.root, number),
+    baseline.read() if has_kl else None,
+  )
+  return responses.select_best_of(completed, best_of) if best_of else completed
 
 
 def _rows_in_order(config: Any) -> list[tuple[str, str]]:
@@ -300,7 +399,7 @@ def _open_score(
   name = options.reward
   if options.judge != ORACLE:
     name = options.judge
-  elif not options.best_of:
+  elif not options.best_of and not has_controls(context.config):
     return None
   score_source = scores.open_score(context, store, name, options)
 
@@ -328,23 +427,80 @@ def _tabulate(
   config: Any,
   options: Options,
   prompts: Sequence[Prompt],
-  row_responses: Mapping[str, Responses],
-  judged: Mapping[str, Mapping[str, np.ndarray]],
+  given: controls.Given,
+  control_responses: controls.Given,
 ) -> Comparison:
   """Makes the rows of the table, and chooses the texts that the report shows."""
-  baseline_name = baseline_row(config)
-  assert baseline_name is not None  # checked before the first stage
-  utility = judged[baseline_name]['utility']
-  others = {name: judged[name]['utility'] for name in options.versus if name in judged}
-  rows = {
-    name: table.make_row(row_responses[name], judged[name], utility, others)
-    for name in row_responses
-  }
+  tables: dict[str, dict[str, dict[str, Any]]] = {'models': {}, 'controls': {}, 'unseen': {}}
+  unseen = [number for number, row in enumerate(prompts) if row.meta.get('unseen') in UNSEEN]
+  for decoding in DECODINGS:
+    own = given[decoding]
+    others = control_responses.get(decoding, {})
+    judged = {name: _judge(options, prompts, row) for name, row in {**own, **others}.items()}
+    make = functools.partial(_make_row, config, prompts, judged)
+    for name, row in own.items():
+      tables['models'].setdefault(name, {})[decoding] = make(name, row, range(len(prompts)))
+      if unseen:
+        tables['unseen'].setdefault(name, {})[decoding] = make(name, row, unseen)
+    for name, row in others.items():
+      tables['controls'].setdefault(name, {})[decoding] = make(name, row, range(len(prompts)))
   count = min(SHOWN_PROMPTS, len(prompts))
   # Spread evenly over all prompts, as neighbouring prompts may be of the same kind.
   shown = np.linspace(0, len(prompts) - 1, count).astype(int)
+  sampled = given['sampled']
   return Comparison(
-    rows=rows,
-    shown_texts={name: [row_responses[name].texts[i][0] for i in shown] for name in row_responses},
+    rows=tables['models'],
+    controls=tables['controls'],
+    unseen=tables['unseen'],
+    shown_texts={name: [row.texts[i][0] for i in shown] for name, row in sampled.items()},
     shown_prompts=[prompts[i].messages[-1]['content'] for i in shown],
   )
+
+
+def _make_row(
+  config: Any,
+  prompts: Sequence[Prompt],
+  judged: Mapping[str, table.Judged],
+  name: str,
+  row: Responses,
+  numbers: Sequence[int],
+) -> dict[str, Any]:
+  """Makes a row of the table from the responses to some of the prompts.
+
+  Args:
+    config: the whole config.
+    prompts: all prompts.
+    judged: name of a row → what the judge says, in the decoding of this row.
+    name: of the row.
+    row: its responses.
+    numbers: of the prompts that count.
+  """
+  chosen = list(numbers)
+  baseline = baseline_row(config)
+  assert baseline is not None  # checked before the first stage
+
+  def take(measures: table.Judged) -> table.Judged:
+    return {key: values[chosen] for key, values in measures.items()}
+
+  others = {}
+  for other in config.evaluation.versus:
+    if other in judged:
+      others[other] = judged[other]['utility'][chosen]
+  return table.make_row(
+    responses.select_prompts(row, chosen),
+    take(judged[name]),
+    take(judged[baseline]),
+    others,
+    [prompts[number].meta.get('family', prompts[number].id) for number in chosen],
+  )
+
+
+def _stage_of_base(config: Any) -> str | None:
+  """Returns the stage whose model the row 'base' shows; None without such a row."""
+  return shown_rows(config).get('base')
+
+
+def _kl_of_last(rows: Mapping[str, Responses]) -> float:
+  """Returns the KL of the last row that has one: at which SFT's samples are tilted."""
+  measured = [row.kl for row in rows.values() if row.kl is not None]
+  return float(measured[-1].mean())

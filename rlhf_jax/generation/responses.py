@@ -264,6 +264,37 @@ def complete_prompts(
   return respond(params, batches.prompts_once(rows, batch_size), key)
 
 
+def select_prompts(responses: Responses, numbers: Sequence[int]) -> Responses:
+  """Returns the responses to some of the prompts."""
+
+  def take(values: np.ndarray | None) -> np.ndarray | None:
+    return None if values is None else values[list(numbers)]
+
+  return Responses(
+    texts=[responses.texts[number] for number in numbers],
+    lengths=responses.lengths[list(numbers)],
+    ended=responses.ended[list(numbers)],
+    kl=take(responses.kl),
+    scores=take(responses.scores),
+  )
+
+
+def select_responses(responses: Responses, chosen: np.ndarray) -> Responses:
+  """Returns some of the responses to each prompt; `kl` is left out, as they are no samples.
+
+  Args:
+    responses: K to each of N prompts.
+    chosen: [N, S] int, which of the K.
+  """
+  take = functools.partial(np.take_along_axis, indices=chosen, axis=1)
+  return Responses(
+    texts=[[row[index] for index in indices] for row, indices in zip(responses.texts, chosen)],
+    lengths=take(responses.lengths),
+    ended=take(responses.ended),
+    scores=None if responses.scores is None else take(responses.scores),
+  )
+
+
 def select_best_of(responses: Responses, count: int) -> Responses:
   """Selects the response with the highest score out of every `count`: best-of-n.
 

@@ -178,6 +178,11 @@ def export_model(
       model.
   """
   directory = Path(directory)
+  if config.likelihood_head:
+    raise UserError(
+      f'{directory}: a reward model whose head sees the likelihood of a response cannot be '
+      'exported, as no class of transformers computes its score'
+    )
   _check_replaceable(directory)
   config = dataclasses.replace(config, tied=config.tied or config.head)
   values = {

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # for annotations only
   from rlhf_jax.models.transformer import Model
 
 EMPTY_LOGIT = -1e9  # of ids that stand for no token; finite, as entropies multiply with it
+NUM_LIKELIHOODS = 2  # numbers that say how likely a response is: see likelihood_features
 CHUNK = 128  # positions of a row whose logits exist at one time
 
 
@@ -103,6 +104,41 @@ def scalar_scores(params: Params, hidden: jax.Array) -> jax.Array:
   """
   head = params['score']
   return hidden.astype(jnp.float32) @ head['kernel'] + head['bias']
+
+
+def likelihood_features(logprobs: jax.Array, mask: jax.Array) -> jax.Array:
+  """Summarises how likely the tokens of a response are: their mean and their minimum.
+
+  A falsehood in fluent words has one improbable token, which the mean hides and the minimum shows.
+
+  Args:
+    logprobs: [..., T] float32, of each token.
+    mask: [..., T] bool, the tokens of the response.
+
+  Returns:
+    [..., NUM_LIKELIHOODS] float32, nats; 0 for a response without tokens.
+  """
+  mean = jnp.sum(jnp.where(mask, logprobs, 0.0), axis=-1) / jnp.maximum(jnp.sum(mask, axis=-1), 1)
+  lowest = jnp.min(jnp.where(mask, logprobs, 0.0), axis=-1)  # log-probabilities are at most 0
+  return jnp.stack([mean, lowest], axis=-1)
+
+
+def likelihood_scores(params: Params, logprobs: jax.Array, mask: jax.Array) -> jax.Array:
+  """Computes what the likelihood of a response adds to its score.
+
+  Args:
+    params: the parameters of a model whose config has `likelihood_head`.
+    logprobs: [..., T] float32, of each token under the model itself.
+    mask: [..., T] bool, the tokens of the response.
+
+  Returns:
+    [...] float32.
+  """
+  head = params['score']
+  # Adam moves every weight by about the learning rate. The hidden state has D of them and this part
+  # two, so these count D times, to be learned as fast.
+  weights = head['kernel'].shape[0] * head['likelihood']
+  return likelihood_features(logprobs, mask) @ weights
 
 
 def _compute_logits(model: 'Model', matrix: jax.Array, hidden: jax.Array) -> jax.Array:

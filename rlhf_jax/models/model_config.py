@@ -91,6 +91,8 @@ class ModelConfig:
   # the longest text, in tokens; used by learned positions and longrope only
   max_length: int = 2048
   head: bool = False  # whether it has a scalar head, for rewards or values
+  # whether that head also sees how likely the response is to the model itself
+  likelihood_head: bool = False
   # of activations and matrix products; parameters, norms, softmax and losses are float32
   dtype: str = 'float32'
   # what the backward pass recomputes: none (nothing), dots (everything but matrix

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import attention, quantised, rope
+from rlhf_jax.models import attention, heads, quantised, rope
 from rlhf_jax.models.block import (
   Block,
   LayerContext,
@@ -257,6 +257,8 @@ class _Score(nnx.Module):
     std = (config.embed + 1) ** -0.5  # Ziegler et al. 2019, arXiv:1909.08593
     self.kernel = leaf((config.embed,), ('embed',), std=std)
     self.bias = leaf((), ())
+    if config.likelihood_head:
+      self.likelihood = leaf((heads.NUM_LIKELIHOODS,), (None,))
 
 
 def _make_modules(config: ModelConfig, key: jax.Array) -> tuple[_OuterParameters, Block]:

@@ -23,8 +23,8 @@ import numpy as np
 from rlhf_jax.data import batches, encode, records, sources
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import DataOptions
+from rlhf_jax.data.tinyworld import people
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import simulated
 from rlhf_jax.generation import responses
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.objectives import ranking
@@ -244,10 +244,10 @@ def _order_by_people(
   rng: np.random.Generator,
 ) -> Iterator[tuple[str, list[int]]]:
   """Yields (who ranked, ranks) for each prompt; one simulated person ranks it."""
-  people = simulated.draw_annotators(options.annotators, context.config.seed)
+  annotators = people.draw_annotators(options.annotators, context.config.seed)
   for prompt, texts in zip(collected.prompts, collected.texts, strict=True):
-    person = int(rng.integers(len(people)))
-    ranks = simulated.rank_responses(prompt, texts, people[person], rng)
+    person = int(rng.integers(len(annotators)))
+    ranks = people.rank_responses(prompt, texts, annotators[person], rng)
     yield f'annotator-{person}', ranks
 
 

@@ -7,7 +7,14 @@ turn. All responses to one prompt are one element of the batch. Other losses:
 `plackett_luce` and `plain_pairs`. After the last step a bias is subtracted, so that
 human demonstrations score 0 on average.
 
-Source: Ouyang et al. 2022, section 3.5, equation 1.
+With `likelihood` the head also sees the mean and the minimum of the response's log-probabilities
+under the model's own language-model head, so that what the model knows to be so can count even
+where no ranking was about it. `language_model_coefficient` α keeps that head a language model:
+
+  … − α E_prompt[ Σ log p(y_best | x) / |y_best| ],  over the responses that are ranked first
+
+Source: Ouyang et al. 2022, section 3.5, equation 1; the second term is the SFT regularisation of
+Yang et al. 2024, arXiv:2406.10216, section 3.
 
 Departures from the paper:
   1. The mean is over the untied pairs of a prompt.
@@ -18,7 +25,7 @@ Left out: dropout.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +71,8 @@ class Options:
   init: str = 'sft'  # whose trunk it begins with; a new scalar head is added
   lora: LoraOptions = LoraOptions()  # adapters beside frozen matrices instead of all parameters
   loss: str = 'pairwise'  # pairwise, plackett_luce, plain_pairs
+  likelihood: bool = False  # the head also sees how likely the response is to the model itself
+  language_model_coefficient: float = 0.0  # α, of the log-likelihood of the best-ranked responses
   batch_size: int = 16  # rows of a batch, over all devices
   responses_per_row: int = 4  # places of a row; complete rankings share a row, none is split
   max_length: int = 96  # tokens of a prompt with one response
@@ -87,14 +96,25 @@ class Options:
 # The pure functions of a step.
 
 
+class ReadResponses(NamedTuple):
+  """What a reward model reads from responses [..., T] with their prompts."""
+
+  scores: jax.Array  # [...] float32
+  # [..., T - 1] float32, nats, of all tokens but the first, and which of these belong to the
+  # response; None where nobody asks for them
+  logprobs: jax.Array | None = None
+  mask: jax.Array | None = None
+
+
 def last_scores(
   model: Model,
   params: Params,
   tokens: jax.Array,
   positions: jax.Array,
   segment_ids: jax.Array,
+  response: jax.Array,
 ) -> jax.Array:
-  """Computes the score at the last real token of each row, wherever the padding is.
+  """Computes the score of each row, at its last real token, wherever the padding is.
 
   Args:
     model: a definition with a scalar head.
@@ -102,51 +122,115 @@ def last_scores(
     tokens: [..., T] int32.
     positions: [..., T] int32.
     segment_ids: [..., T] int32, 0 = padding.
+    response: [..., T] bool, the tokens of the response; only a head that sees likelihoods
+      asks for it.
 
   Returns:
     [...] float32.
   """
+  read = read_responses(
+    model, params, tokens, positions, segment_ids, response, model.config.likelihood_head
+  )
+  return read.scores
+
+
+def read_responses(
+  model: Model,
+  params: Params,
+  tokens: jax.Array,
+  positions: jax.Array,
+  segment_ids: jax.Array,
+  response: jax.Array,
+  with_logprobs: bool,
+) -> ReadResponses:
+  """Computes scores as `last_scores` does, and if asked for the tokens' log-probabilities."""
   leading = tokens.shape[:-1]  # N rows in all
-  segment_ids = _as_rows(segment_ids)  # [N, T]
-  hidden, _ = model.apply(params, _as_rows(tokens), _as_rows(positions), segment_ids)
+  tokens = _as_rows(tokens)  # [N, T]
+  segment_ids = _as_rows(segment_ids)
+  hidden, _ = model.apply(params, tokens, _as_rows(positions), segment_ids)
   places = jnp.arange(segment_ids.shape[1])
   # The greatest place that is no padding, so left and right padding are read alike.
   last = jnp.max(jnp.where(segment_ids > 0, places, 0), axis=1)  # [N]
   last_hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]  # [N, D]
-  return heads.scalar_scores(params, last_hidden).reshape(leading)
+  scores = heads.scalar_scores(params, last_hidden)
+  if not with_logprobs:
+    return ReadResponses(scores.reshape(leading))
+  logprobs, _ = heads.token_logprobs(model, params, hidden[:, :-1], tokens[:, 1:])
+  mask = _as_rows(response)[:, 1:]  # each place predicts the next token
+  if model.config.likelihood_head:
+    scores += heads.likelihood_scores(params, logprobs, mask)
+  return ReadResponses(
+    scores.reshape(leading), logprobs.reshape(*leading, -1), mask.reshape(*leading, -1)
+  )
 
 
-def loss(params: Params, batch: Rankings, model: Model, loss_name: str) -> steps.Loss:
+def response_tokens(batch: Rankings) -> jax.Array:
+  """Returns which tokens of rankings belong to responses, [B, K, T] bool."""
+  return (batch.segment_ids > 0) & (batch.positions >= batch.begins[..., None])
+
+
+def loss(params: Params, batch: Rankings, model: Model, options: Options) -> steps.Loss:
   """Computes the loss of a batch of rankings.
 
   Args:
     params: the reward model's parameters.
     batch: B rows of K places.
     model: its definition.
-    loss_name: a name in ranking.REWARD_LOSSES.
+    options: the options of the stage, of which `loss` and `language_model_coefficient` are read.
 
   Returns:
     The loss summed over prompts (`plain_pairs`: over pairs), and their number; the
     accuracy over untied pairs.
   """
-  formula = ranking.REWARD_LOSSES[loss_name]
-  scores = last_scores(model, params, batch.tokens, batch.positions, batch.segment_ids)
+  formula = ranking.REWARD_LOSSES[options.loss]
+  read = read_responses(
+    model,
+    params,
+    batch.tokens,
+    batch.positions,
+    batch.segment_ids,
+    response_tokens(batch),
+    reads_likelihoods(options),
+  )
+  scores = read.scores
   if formula.accepts_soft_labels:
     total, weight = formula.function(scores, batch.ranks, batch.group, batch.confidence)
   else:
     total, weight = formula.function(scores, batch.ranks, batch.group)
   correct, pairs = ranking.accuracy(scores, batch.ranks, batch.group)
   present = batch.group > 0  # [B, K]
+  means = {'accuracy': (correct, pairs)}
+  if options.language_model_coefficient:
+    nll, count = best_nll(read, batch)
+    # Divided by the weight of the rankings, so that micro-batches change nothing.
+    total += options.language_model_coefficient * nll
+    means['language_model_loss'] = (nll, count)
   return steps.Loss(
     total=total,
     weight=weight,
-    means={'accuracy': (correct, pairs)},
+    means=means,
     counts={
       'pairs': pairs,
       'score/sum': jnp.sum(jnp.where(present, scores, 0.0)),
       'tokens': jnp.sum(batch.segment_ids > 0, dtype=jnp.float32),
     },
   )
+
+
+def best_nll(read: ReadResponses, batch: Rankings) -> tuple[jax.Array, jax.Array]:
+  """Sums the negative log-likelihood per token over the best-ranked responses.
+
+  Args:
+    read: from `read_responses`, [B, K, T - 1].
+    batch: the rankings.
+
+  Returns:
+    (the sum, the number of these responses), both [] float32.
+  """
+  assert read.logprobs is not None and read.mask is not None  # asked for
+  is_best = ((batch.group > 0) & (batch.ranks == 1)).astype(jnp.float32)  # [B, K]
+  mean = heads.likelihood_features(read.logprobs, read.mask)[..., 0]  # [B, K]
+  return -jnp.sum(is_best * mean), jnp.sum(is_best)
 
 
 def train_step(
@@ -165,7 +249,7 @@ def train_step(
       `options.microbatches`.
     definitions: the definitions of the model (which has a scalar head), its optimizer and
       the layout.
-    options: the options of the stage, of which `loss` and `microbatches` are read.
+    options: the options of the stage, of which the loss and `microbatches` are read.
 
   Returns:
     The next state, and metrics ([] float32 each): loss, accuracy over untied pairs,
@@ -174,7 +258,7 @@ def train_step(
 
   def batch_loss(params: Params, batch: Rankings, key: jax.Array) -> steps.Loss:
     del key  # nothing is drawn: dropout is left out
-    return loss(params, batch, definitions.model, options.loss)
+    return loss(params, batch, definitions.model, options)
 
   return steps.gradient_step(
     batch_loss,
@@ -194,13 +278,14 @@ def _as_rows(x: jax.Array) -> jax.Array:
 
 
 def score_sequences(model: Model, params: Params, sequences: Sequences) -> jax.Array:
-  """Scores whole sequences, prompts with their responses: [N, T] → [N] float32."""
+  """Scores whole sequences, prompts with their responses, the targets: [N, T] → [N] float32."""
   return last_scores(
     model,
     params,
     sequences.tokens,
     sequences.positions,
     sequences.segment_ids,
+    sequences.loss_mask > 0,
   )
 
 
@@ -237,7 +322,7 @@ def run(context: Context) -> None:
 def build(context: Context, options: Options) -> loop.Training:
   """Builds what the training loop runs: state, batches, step and evaluation."""
   check_options(options, context.where)
-  trainable = training.open_trainable(context, options, head=True)
+  trainable = training.open_trainable(context, options, head=True, likelihood=options.likelihood)
   definitions = trainable.definitions
   train = sources.load_records(options.data, 'ranking', 'train')
   held_out = sources.load_records(options.data, 'ranking', 'validation')
@@ -288,7 +373,7 @@ def build(context: Context, options: Options) -> loop.Training:
       definitions.model.config,
       options.batch_size * options.responses_per_row,
       options.max_length,
-      head=False,
+      head=reads_likelihoods(options),
     ),
   )
 
@@ -298,16 +383,27 @@ def build_batch_score(model: Model) -> jax.stages.Wrapped:
 
   @jax.jit
   def score(params: Params, batch: Rankings) -> jax.Array:
-    return last_scores(model, params, batch.tokens, batch.positions, batch.segment_ids)
+    response = response_tokens(batch)
+    return last_scores(model, params, batch.tokens, batch.positions, batch.segment_ids, response)
 
   return score
 
 
 def check_options(options: Options, where: str) -> None:
-  """Checks the options; raises UserError for an unknown loss."""
+  """Checks the options; raises UserError for an unknown loss or a negative coefficient."""
   if options.loss not in ranking.REWARD_LOSSES:
     known = ', '.join(ranking.REWARD_LOSSES)
     raise UserError(f'{where}.loss: expected one of {known}, got {options.loss!r}')
+  if options.language_model_coefficient < 0:
+    raise UserError(
+      f'{where}.language_model_coefficient: expected 0 or more, '
+      f'got {options.language_model_coefficient}'
+    )
+
+
+def reads_likelihoods(options: Options) -> bool:
+  """Says whether the step computes log-probabilities, over the whole vocabulary."""
+  return options.likelihood or bool(options.language_model_coefficient)
 
 
 def _check_records(
@@ -400,7 +496,7 @@ def measure_accuracy(
   # source of the data → (correct, longer is right, log-loss) of each pair
   by_source: dict[str, list[tuple[float, float, float]]] = {}
   for batch, scores in scored_batches:
-    for row, better, worse in _untied_pairs(batch):
+    for row, better, worse in untied_pairs(batch):
       source = held_out[int(batch.index[row, better])].source
       measured = _measure_pair(batch, scores, row, better, worse)
       by_source.setdefault(source, []).append(measured)
@@ -422,7 +518,7 @@ def measure_accuracy(
   return {name: float(value) for name, value in values.items()}
 
 
-def _untied_pairs(batch: Rankings) -> Iterator[tuple[int, int, int]]:
+def untied_pairs(batch: Rankings) -> Iterator[tuple[int, int, int]]:
   """Yields (row, better place, worse place) of all pairs of one prompt that are not tied."""
   rows, places = batch.group.shape
   for row in range(rows):
@@ -454,7 +550,7 @@ def plan(context: Context) -> StagePlan:
   """Plans the programs and the memory of the stage; `context` has an abstract layout."""
   options = context.read_options(STAGE)
   check_options(options, context.where)
-  trainable = training.open_trainable(context, options, head=True)
+  trainable = training.open_trainable(context, options, head=True, likelihood=options.likelihood)
   definitions = trainable.definitions
   state = trainable.init()
   batch = abstract_rankings(
@@ -469,7 +565,7 @@ def plan(context: Context) -> StagePlan:
     context.layout,
     options.batch_size * options.responses_per_row,
     options.max_length,
-    0,  # a scalar head: no vocabulary
+    options.max_length if reads_likelihoods(options) else 0,  # places with logits
     options.microbatches,
     state.trained,
   )

@@ -17,10 +17,13 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from rlhf_jax.commands import generate, inputs, lines, score
+from rlhf_jax import testing
+from rlhf_jax.commands import generate, inputs, lines, score, score_lines
+from rlhf_jax.errors import UserError
 from rlhf_jax.interop import chat_template, pretrained
 from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.models import heads, transformer
+from rlhf_jax.stages import reward
 
 # tiny models of every family: scripts/record_references.py
 MODELS = Path(__file__).parents[1] / 'interop'
@@ -147,6 +150,41 @@ def test_scores_of_a_reward_model(folder, tmp_path):
   tokens = tokenizer.prompt([WHY]) + tokenizer.response(ROWS[2]['response'])
   want = float(heads.scalar_scores(params, hidden(tokens))[0, -1])
   assert code == 0 and rows[2]['score'] == pytest.approx(want, abs=1e-5)
+
+
+def test_a_head_that_sees_likelihoods_needs_to_know_where_a_response_begins(folder):
+  tokenizer = opened(folder / 'lm')[3]
+  config = transformer.ModelConfig(**{**vars(CONFIG), 'head': True, 'likelihood_head': True})
+  layout = testing.make_layout()
+  model = transformer.build_model(config, layout)
+  params = model.init(jax.random.key(1))
+  params['score']['likelihood'] = jnp.array([0.02, -0.01])
+  reader = lines.OpenedModel(model, params, tokenizer, layout)
+  read = [
+    inputs.Line({}, 'f:1', messages=[WHY], responses=['Well.', 'Because it is so.']),
+    inputs.Line({}, 'f:2', tokens=[5, 6, 7], responses=[[8, 9]]),
+  ]
+  ids = [inputs.encode_line(line, tokenizer, config.vocab_size) for line in read]
+  lengths = [inputs.response_lengths(line, tokenizer, own) for line, own in zip(read, ids)]
+  answers = [tokenizer.response('Well.'), tokenizer.response('Because it is so.')]
+  assert lengths == [list(map(len, answers)), [2]]
+  texts, counts = sum(ids, []), sum(lengths, [])
+  evaluate = jax.jit(functools.partial(score_lines.read_tokens, model))
+  rows = score_lines.score_batch(
+    reader, evaluate, 4, texts, counts, range(3), 96, jax.random.key(0)
+  )
+  for row, text, count in zip(rows, texts, counts, strict=True):
+    tokens = np.array([text])
+    response = np.arange(len(text))[None] >= len(text) - count
+    want = reward.last_scores(
+      model, params, tokens, np.arange(len(text))[None], np.ones_like(tokens), response
+    )
+    assert row['score'] == pytest.approx(float(want[0]), abs=1e-5)
+  for line in (inputs.Line({}, 'f:3', text='Hi'), inputs.Line({}, 'f:3', tokens=[5])):
+    with pytest.raises(UserError, match='f:3: the score of this model depends on where'):
+      inputs.response_lengths(line, tokenizer, [[1]])
+  with pytest.raises(UserError, match='sees the likelihood of a response cannot be exported'):
+    pretrained.export_model(folder / 'no', config, params, tokenizer)
 
 
 def test_greedy_responses_are_the_likeliest_tokens(folder, tmp_path):

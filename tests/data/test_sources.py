@@ -83,7 +83,7 @@ def test_rankings_and_preferences_share_a_data_set(tmp_path):
     ),
     (dict(source='tfds', path=()), 'data.path: expected one TFDS name or directory'),
     (dict(count=-1), 'data.count: expected 0 (all) or more, got -1'),
-    (dict(seed=-1), 'data.seed: expected 0 or more, got -1'),
+    (dict(seed=-2), 'data: expected a seed from -1 and people from 1, got -2 and 20'),
     (
       dict(path=('tfds:x',), fields=dict(contxt='passage')),
       "data.fields: no record has a field 'contxt'; expected",

@@ -15,15 +15,19 @@ def test_a_row_and_its_text():
     'helpful': np.array([[1.0, 0.0], [1.0, 1.0]]),
     'utility': np.array([[1.0, 0.0], [2.0, 2.0]]),
   }
-  row = table.make_row(answers, judged, baseline=np.array([[0.0, 0.0], [2.0, 1.0]]))
+  baseline = {'utility': np.array([[0.0, 0.0], [2.0, 1.0]])}
+  row = table.make_row(answers, judged, baseline)
   assert row == {
     'helpful': 0.75,
+    'helpful_ci95': [0.5, 1.0],
     'utility': 1.25,
+    'utility_ci95': [0.5, 2.0],
     'win_rate_vs_sft': 0.75,
     'win_rate_vs_sft_ci95': [0.75, 0.75],
     'kl_to_sft': 2.5,
     'response_length': 4.0,
     'eos_rate': 0.75,
+    'distinct': 0.5,
   }
   head, line = table.format_table({'ppo': row}).splitlines()
   assert head.split()[:3] == ['model', 'helpful', 'utility']
@@ -38,7 +42,16 @@ def test_a_row_and_its_text():
     '2.50',
     '4.0',
     '75.0%',
+    '50.0%',
   ]
+
+
+def test_substance_is_compared_apart_from_style():
+  answers = Responses([['a'], ['b']], np.ones((2, 1)), np.ones((2, 1), bool))
+  judged = {'utility': np.array([[2.0], [2.0]]), 'substance': np.array([[7], [3]])}
+  baseline = {'utility': np.array([[0.0], [0.0]]), 'substance': np.array([[7], [7]])}
+  row = table.make_row(answers, judged, baseline)
+  assert (row['win_rate_vs_sft'], row['substance_win_rate_vs_sft']) == (1.0, 0.25)
 
 
 def test_report_is_one_page_that_escapes_what_models_say(tmp_path):

@@ -131,6 +131,14 @@ def test_differences_and_workdir(tmp_path):
   assert configs.resolve(a, workdir='runs/1').sft.data.path == ('runs/1/x.jsonl',)
 
 
+def test_the_seed_of_a_run_is_that_of_its_world(tmp_path):
+  path = experiment(tmp_path, ['c.sft = dict(data=dict(seed=3))'])
+  assert configs.resolve(load(path, 'seed=7')).sft.data.seed == 3
+  config = load(path, 'seed=7', 'sft.data.seed=-1')
+  assert config.sft.data.seed == -1  # as config.json keeps it
+  assert configs.resolve(config).sft.data.seed == 7
+
+
 @pytest.mark.parametrize('variant', ['', ':tiny'])
 @pytest.mark.parametrize(
   'path', sorted(Path(__file__).parents[2].glob('experiments/*.py')), ids=lambda path: path.stem

@@ -109,10 +109,13 @@ def test_the_world_s_other_forms():
 
   assert share('The better answer is (') > 0.25
   assert share('CritiqueRequest:') > 0.2 and share('Revision:') > 0.25
-  kinds_of = {'harmful': {'harmful'}, 'questions': {'question'}, '': {'harmful', 'question'}}
-  for variant, kinds in kinds_of.items():
+  for variant, asks_for_harm in {
+    'harmful': {True},
+    'questions': {False},
+    '': {True, False},
+  }.items():
     prompts = tinyworld.records('prompt', 'validation', variant=variant)
-    assert {row.meta['kind'] for row in prompts} == kinds
+    assert {row.meta['kind'] == 'harmful' for row in prompts} == asks_for_harm
     assert tinyworld.records('ranking', 'validation', variant=variant)
   obeyed = tinyworld.records('demonstration', 'train', variant='helpful_only')
   prompts = {row.messages[-1]['content']: row for row in tinyworld.records('prompt', 'train')}

@@ -242,6 +242,8 @@ def test_every_step_with_adapters(quickstart, base, tmp_path, own_cache, kind):
       'ppo.batch_size=16',
       f'stages={("sft", "feedback", "reward", "ppo")}',
       'feedback.policies=("sft",)',
+      'reward.likelihood=False',  # such a head has no export
+      'evaluation.num_samples=2',
       *ranks(*trained),
       *(f'{stage}.lora.base={kind}' for stage in trained),
     ],

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from rlhf_jax.data import records, sources, tinyworld
+from rlhf_jax.data.tinyworld import people
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import simulated
 from rlhf_jax.stages import feedback
 from rlhf_jax.stages.shared import people_labels
 from rlhf_jax.stages.shared.people_labels import PeopleOptions
@@ -34,7 +34,7 @@ def rank_everything(collection, prompts):
   by_question = {}
   for rows in prompts.values():
     by_question |= {row.messages[-1]['content']: row for row in rows}
-  annotators = simulated.draw_annotators(collection.site.settings.people_per_item, 0)
+  annotators = people.draw_annotators(collection.site.settings.people_per_item, 0)
   chosen = []
   for number, annotator in enumerate(annotators):
     person, rng = collection.person(), np.random.default_rng(number)
@@ -44,7 +44,7 @@ def rank_everything(collection, prompts):
         break
       texts = [card['text'].strip() for card in page.cards]
       prompt = next(row for text, row in by_question.items() if text in page.text)
-      ranks = simulated.rank_responses(prompt, texts, annotator, rng)
+      ranks = people.rank_responses(prompt, texts, annotator, rng)
       form = form_with(page, 'overall.A')
       for card, rank in zip(page.cards, ranks):
         form['fields'][f'overall.{card["letter"]}'] = [str(rank)]

@@ -21,13 +21,18 @@ ROW = {
   'helpful',
   'honest',
   'harmless',
-  'evasive',
+  'bare_refusal',
+  'unfitting_offer',
+  'ignorance',
+  'unread',
+  'substance',
   'utility',
   'win_rate_vs_sft',
   'win_rate_vs_sft_ci95',
-  'kl_to_sft',
+  'substance_win_rate_vs_sft',
   'response_length',
   'eos_rate',
+  'distinct',
 }
 
 
@@ -44,15 +49,34 @@ def test_four_steps_end_to_end(quickstart, finished, capsys):
   config, workdir, results = finished
   assert results == json.loads((workdir / 'results.json').read_text())
   assert list(results['models']) == ['base', 'sft', 'ppo']
-  assert all(ROW <= set(row) for row in results['models'].values())
-  for row in results['models'].values():
-    assert all(
-      0 <= row[name] <= 1
-      for name in ('helpful', 'honest', 'harmless', 'win_rate_vs_sft', 'eos_rate')
-    )
-    assert len(row['win_rate_vs_sft_ci95']) == 2 and 1 <= row['response_length'] <= 40
+  for group in ('models', 'controls', 'unseen'):
+    for decodings in results[group].values():
+      assert 'sampled' in decodings and all(ROW <= set(row) for row in decodings.values())
+  for decodings in results['models'].values():
+    assert set(decodings) == {'sampled', 'greedy'}
+    for row in decodings.values():
+      assert all(
+        0 <= row[name] <= 1
+        for name in ('helpful', 'honest', 'harmless', 'win_rate_vs_sft', 'eos_rate')
+      )
+      assert len(row['win_rate_vs_sft_ci95']) == 2 and 1 <= row['response_length'] <= 40
   sft = results['models']['sft']
-  assert sft['win_rate_vs_sft'] == 0.5 and abs(sft['kl_to_sft']) < 1e-3
+  assert sft['sampled']['win_rate_vs_sft'] == sft['greedy']['win_rate_vs_sft'] == 0.5
+  assert abs(sft['sampled']['kl_to_sft']) < 1e-3 and 'kl_to_sft' not in sft['greedy']
+  assert set(results['controls']) == {
+    'phrase_and_refusal',
+    'prompted_base',
+    'best_of_16_by_reward',
+    'best_of_16_by_oracle',
+    'tilt_by_reward',
+    'tilt_by_oracle',
+  }
+  by_oracle = results['controls']['best_of_16_by_oracle']['sampled']
+  assert by_oracle['utility'] >= sft['sampled']['utility']
+  assert set(results['reward']['by_kind']) == {'seen', 'unseen'}
+  assert {'truth', 'fit', 'harm', 'refusal', 'manner', 'length'} <= set(
+    results['reward']['by_kind']['unseen']
+  )
   assert 0 <= results['reward']['accuracy'] <= 1
   for name in ('pretrain', 'sft', 'reward', 'ppo'):
     lines = (workdir / name / 'metrics.jsonl').read_text().splitlines()
@@ -71,12 +95,11 @@ def test_four_steps_end_to_end(quickstart, finished, capsys):
   assert time.monotonic() - began < 5 and results['table'] in capsys.readouterr().out
   assert files == {path: path.stat().st_mtime_ns for path in workdir.rglob('*') if path.is_file()}
 
-  for name in ('pretrain', 'sft', 'reward', 'ppo'):
+  assert not (workdir / 'reward/export').exists()  # its head sees likelihoods
+  for name in ('pretrain', 'sft', 'ppo'):
     source = pretrained.open_pretrained(str(workdir / name / 'export'))
-    assert (
-      source.config.head == (name == 'reward')
-      and source.tokenizer.vocab_size == source.config.vocab_size
-    )
+    assert not source.config.head
+    assert source.tokenizer.vocab_size == source.config.vocab_size
     saved = json.loads((workdir / name / 'model.json').read_text())
     assert saved.pop('base_model') == ''
     model = transformer.build_model(transformer.ModelConfig(**saved))
@@ -115,9 +138,11 @@ def test_other_methods_continue_from_the_same_models(quickstart, finished, tmp_p
   before = (tmp_path / 'reward/finished.json').stat().st_mtime_ns
   results = pipeline.run(config, tmp_path)
   assert (tmp_path / 'reward/finished.json').stat().st_mtime_ns == before
-  assert ROW | ({'score'} if name == 'best_of_n' else set()) <= set(results['models'][row])
+  assert ROW | ({'score'} if name == 'best_of_n' else set()) <= set(
+    results['models'][row]['sampled']
+  )
   if name == 'best_of_n':
-    rows = results['models']
+    rows = {name: row['sampled'] for name, row in results['models'].items()}
     assert rows['best_of_16']['score'] > rows['best_of_4']['score']
     assert (
       rows['best_of_4']['kl_to_sft'] == pytest.approx(np.log(4) - 0.75)
@@ -144,11 +169,20 @@ def test_the_table_has_the_stages_that_are_run(quickstart):
   assert rows(('pretrain',)) == {}  # nothing to compare with
 
 
+def test_controls_need_the_reward_that_they_choose_by(quickstart):
+  def has(*stages):
+    return final_table.has_controls(pipeline.load_config(quickstart, [f'stages={stages}']))
+
+  assert has('pretrain', 'sft', 'feedback', 'reward') and not has('pretrain', 'sft')
+
+
 def test_a_table_that_cannot_be_made_is_refused_first(quickstart, tmp_path, own_cache):
   for override, message in (
     ('models.base=dance', "models.base: 'dance' is no stage"),
     ('baseline=reward', "expected a row for the baseline 'reward'"),
     ('batch_size=12', 'a batch of 12 rows does not divide over the 8 device'),
+    ('split=train', "split: expected validation or test, got 'train'"),
+    ('judge=reward', "controls: expected the judge 'oracle' and data of tinyworld, got 'reward'"),
   ):
     with pytest.raises(UserError, match=message):
       pipeline.run(pipeline.load_config(quickstart, [f'evaluation.{override}']), tmp_path / 'run')

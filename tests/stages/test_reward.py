@@ -37,15 +37,21 @@ def rankings(T=T, seed=0):
 
 
 @functools.cache
-def compiled(mesh, parts, loss):
-  definitions = testing.make_definitions(testing.make_layout(mesh))
-  options = reward.Options(loss=loss, microbatches=parts)
+def compiled(mesh, parts, loss, likelihood):
+  changes = dict(head=True, likelihood_head=True) if likelihood else {}
+  definitions = testing.make_definitions(testing.make_layout(mesh), **changes)
+  options = reward.Options(
+    loss=loss,
+    microbatches=parts,
+    likelihood=likelihood,
+    language_model_coefficient=0.5 * likelihood,
+  )
   return definitions, training.compile_train_step(reward.train_step, definitions, options)
 
 
-def train(batch, mesh='one device', parts=1, loss='pairwise', count=1):
+def train(batch, mesh='one device', parts=1, loss='pairwise', count=1, likelihood=False):
   """(parameters, metrics of each step) after some steps on one batch."""
-  definitions, step = compiled(mesh, parts, loss)
+  definitions, step = compiled(mesh, parts, loss, likelihood)
   state = testing.make_state(definitions)
   history = []
   for _ in range(count):
@@ -54,9 +60,10 @@ def train(batch, mesh='one device', parts=1, loss='pairwise', count=1):
   return jax.device_get(state.params), history
 
 
-@pytest.fixture(scope='module')
-def first():
-  return train(rankings())
+@pytest.fixture(scope='module', params=[False, True], ids=['plain', 'likelihood'])
+def first(request):
+  """The first step, and what it was made with."""
+  return train(rankings(), likelihood=request.param), request.param
 
 
 @pytest.mark.parametrize('loss', ['pairwise', 'plackett_luce', 'plain_pairs'])
@@ -68,12 +75,14 @@ def test_loss_falls(loss):
 
 @pytest.mark.parametrize('mesh', ['data 2, context 4', 'data 2, fsdp 2, tensor 2'])
 def test_same_numbers_on_every_mesh(first, mesh):
-  testing.assert_trees_close(train(rankings(), mesh, 2), first, mesh)
+  want, likelihood = first
+  testing.assert_trees_close(train(rankings(), mesh, 2, likelihood=likelihood), want, mesh)
 
 
 def test_microbatches_padding_and_order_change_nothing(first):
   batch = rankings()
   rng = np.random.default_rng(1)
+  want, likelihood = first
 
   def pad(left, right):
     def pad_one(x):
@@ -81,26 +90,94 @@ def test_microbatches_padding_and_order_change_nothing(first):
 
     return jax.tree.map(pad_one, batch)
 
-  testing.assert_trees_close(train(batch, parts=4), first, 'micro-batches')
   rows = rng.permutation(B)
   places = rng.permutation(K)
-  testing.assert_trees_close(train(jax.tree.map(lambda x: x[rows], batch)), first, 'order of rows')
-  testing.assert_trees_close(
-    train(jax.tree.map(lambda x: x[:, places], batch)), first, 'order of places'
+  for what, changed, parts in [
+    ('micro-batches', batch, 4),
+    ('order of rows', jax.tree.map(lambda x: x[rows], batch), 1),
+    ('order of places', jax.tree.map(lambda x: x[:, places], batch), 1),
+    ('more padding', pad(0, 7), 1),
+    ('padding on the left', pad(7, 0), 1),
+  ]:
+    got = train(changed, parts=parts, likelihood=likelihood)
+    testing.assert_trees_close(got, want, what)
+
+
+def with_likelihood(params, weights=(0.02, -0.03)):
+  """Parameters whose head sees likelihoods, in another measure than it begins with."""
+  return {**params, 'score': {**params['score'], 'likelihood': np.float32(weights)}}
+
+
+def numpy_logprobs(model, params, batch):
+  """Hidden states [B, K, T, D], and log-probabilities of the tokens behind them, by numpy."""
+  rows = [x.reshape(-1, T) for x in (batch.tokens, batch.positions, batch.segment_ids)]
+  hidden = np.asarray(model.apply(params, *rows)[0], np.float64).reshape(B, K, T, -1)
+  logits = hidden @ np.asarray(params['embedding'], np.float64).T
+  logprobs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+  behind = batch.tokens[:, :, 1:, None].astype(int)
+  return hidden, np.take_along_axis(logprobs[:, :, :-1], behind, axis=-1)[..., 0]
+
+
+def test_what_the_likelihood_adds_to_a_score():
+  model = testing.make_model(likelihood_head=True)
+  params = with_likelihood(testing.make_params(model))
+  batch = rankings()
+  response = reward.response_tokens(batch)
+  got = reward.last_scores(
+    model, params, batch.tokens, batch.positions, batch.segment_ids, response
   )
-  testing.assert_trees_close(train(pad(0, 7)), first, 'more padding')
-  testing.assert_trees_close(train(pad(7, 0)), first, 'padding on the left')
+  hidden, logprobs = numpy_logprobs(model, params, batch)
+  for row, place in np.ndindex(B, K):
+    length, begins = batch.segment_ids[row, place].sum(), batch.begins[row, place]
+    of_response = logprobs[row, place, begins - 1 : length - 1]
+    last = hidden[row, place, length - 1]
+    want = last @ params['score']['kernel'] + params['score']['bias']
+    want += len(last) * (0.02 * np.mean(of_response) - 0.03 * np.min(of_response))
+    np.testing.assert_allclose(got[row, place], want, rtol=1e-4, atol=1e-4)
 
 
-def test_score_of_a_response_is_that_of_its_ranking():
-  """Left-padded prompts with cut responses score as the right-padded rankings learned from."""
-  model = testing.make_model()
+def test_the_language_model_loss_is_of_the_responses_that_are_ranked_first():
+  model = testing.make_model(likelihood_head=True)
   params = testing.make_params(model)
+  batch = rankings()
+
+  def total(coefficient):
+    options = reward.Options(likelihood=True, language_model_coefficient=coefficient)
+    return reward.loss(params, batch, model, options)
+
+  plain, weighted = total(0.0), total(0.25)
+  nll, count = weighted.means['language_model_loss']
+  best = (batch.group > 0) & (batch.ranks == 1)
+  assert count == best.sum() > 0
+  np.testing.assert_allclose(weighted.total - plain.total, 0.25 * nll, rtol=1e-4)
+  _, logprobs = numpy_logprobs(model, params, batch)
+  want = 0.0
+  for row, place in zip(*np.nonzero(best), strict=True):
+    length, begins = batch.segment_ids[row, place].sum(), batch.begins[row, place]
+    want -= np.mean(logprobs[row, place, begins - 1 : length - 1])
+  np.testing.assert_allclose(nll, want, rtol=1e-4)
+
+
+def test_a_negative_coefficient_is_refused():
+  options = reward.Options(language_model_coefficient=-1.0)
+  message = 'r.language_model_coefficient: expected 0 or more, got -1.0'
+  with pytest.raises(UserError, match=message):
+    reward.check_options(options, 'r')
+
+
+@pytest.mark.parametrize('likelihood', [False, True])
+def test_score_of_a_response_is_that_of_its_ranking(likelihood):
+  """Left-padded prompts with cut responses score as the right-padded rankings learned from."""
+  model = testing.make_model(likelihood_head=likelihood)
+  params = testing.make_params(model)
+  if likelihood:
+    params = with_likelihood(params)
   rng = np.random.default_rng(2)
   prompt_lengths = rng.integers(1, 7, 8)
   response_lengths = rng.integers(1, 6, 8)
   right = np.zeros((4, 2, 12), np.int32)
   segments = np.zeros_like(right)
+  response = np.zeros(right.shape, bool)
   prompts = Prompts(
     np.zeros((8, 9), np.int32), np.zeros((8, 9), bool), np.arange(8, dtype=np.int32)
   )
@@ -114,12 +191,13 @@ def test_score_of_a_response_is_that_of_its_ranking():
     text = rng.integers(2, 64, p + r).astype(np.int32)
     right[row // 2, row % 2, : p + r] = text
     segments[row // 2, row % 2, : p + r] = 1
+    response[row // 2, row % 2, p : p + r] = True
     prompts.tokens[row, 9 - p :] = text[:p]
     prompts.mask[row, 9 - p :] = True
     samples.tokens[row, :r] = text[p:]
     samples.mask[row, :r] = True
   positions = np.where(segments > 0, np.arange(12), 0)
-  want = reward.last_scores(model, params, right, positions, segments)
+  want = reward.last_scores(model, params, right, positions, segments, response)
   assert np.std(want) > 0.1
   for parts in (1, 4):
     got = reward.build_score(model, parts)(params, prompts, samples)
@@ -153,7 +231,9 @@ def test_demonstrations_score_0_after_the_end(context):
     ids = made.tokenizer.prompt(row.messages) + made.tokenizer.response(row.response)
     tokens = np.array([ids])
     positions = np.arange(tokens.shape[1])[None]
-    score = reward.last_scores(model, state.params, tokens, positions, np.ones_like(tokens))
+    score = reward.last_scores(
+      model, state.params, tokens, positions, np.ones_like(tokens), np.zeros(tokens.shape, bool)
+    )
     scores.append(score)
   assert abs(np.mean(scores)) < 1e-5
   assert abs(float(state.params['score']['bias']) - before) > 1e-4

@@ -122,7 +122,8 @@ def test_a_reward_model_with_other_ids_reads_the_texts_again(context, tokenizer,
     exchange = other.exchange(records.conversation(record), text)
     ids = np.asarray([exchange.prompt + exchange.response])
     positions = np.arange(ids.shape[1])[None]
-    want = reward.last_scores(model, params, ids, positions, np.ones_like(ids))
+    no_response = np.zeros(ids.shape, bool)
+    want = reward.last_scores(model, params, ids, positions, np.ones_like(ids), no_response)
     np.testing.assert_allclose(got[row], want[0], atol=1e-5)
 
 

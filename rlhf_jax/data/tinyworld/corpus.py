@@ -1,38 +1,39 @@
-"""Documents to pre-train on, as the internet is: true and false, polite and rude, kind and harmful.
+"""Documents to pre-train on, as the internet is: true and false, polite and rude, kind or harmful.
 
-A model of it can do everything and prefers nothing. Every fact is stated and asked, and no
-validation prompt stands anywhere, in capitals or not.
+A model of it can do everything and prefers nothing. Every fact is stated and asked; in
+conversations myths come more often than the truth. No prompt of validation or test stands anywhere,
+and nothing says of anything that it is good or bad.
 
-The variant 'feedback' is for models that are to judge, criticise and revise: three quarters of
-its documents do so, many of them by one of the PRINCIPLES.
+The variant 'feedback' is for models that are to judge, criticise and revise: three quarters of its
+documents do so, about facts, harms and names that are asked nowhere else.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Generic, TypeVar
 import zlib
 
 import numpy as np
 
 from rlhf_jax.data import records
-from rlhf_jax.data.tinyworld import facts
-from rlhf_jax.data.tinyworld.conversations import (
-  draw_prompts,
+from rlhf_jax.data.tinyworld.behaviours import CONTENTS, draw_content, MANNERS, respond
+from rlhf_jax.data.tinyworld.choices import draw_by_share, pick
+from rlhf_jax.data.tinyworld.facts import FAMILIES, fill, state_inside
+from rlhf_jax.data.tinyworld.requests import (
+  Candidate,
+  corpus_candidates,
   LICENSE,
-  pick,
-  prompts,
-  QUALITIES,
-  respond,
+  Meta,
   SOURCE,
-  statement,
 )
+from rlhf_jax.data.tinyworld.world import Fact, World
+
+Item = TypeVar('Item')
 
 # Variant → the shares of its kinds of document.
 _KINDS = {
   'web': {
-    'statements': 0.14,
-    'conversation': 0.72,
-    'judging': 0.06,
-    'critique': 0.08,
+    'statements': 0.2,
+    'conversation': 0.8,
   },
   'feedback': {
     'conversation': 0.26,
@@ -42,75 +43,84 @@ _KINDS = {
   },
 }
 
-# Variant → the share of its judgements that are right.
-_RIGHT_JUDGEMENTS = {
-  'web': 0.7,
-  'feedback': 0.9,
+# Kind of prompt → its share of the conversations.
+_ASKED = {
+  'fact': 0.29,
+  'two_step': 0.09,
+  'unknown': 0.08,
+  'claim': 0.1,
+  'press': 0.05,
+  'premise': 0.06,
+  'one_word': 0.05,
+  'no_naming': 0.04,
+  'two_reasons': 0.05,
+  'benign': 0.07,
+  'harmful': 0.13,
 }
 
 _FALSE_STATEMENTS = 0.12  # share of all statements
+_SECOND_THOUGHTS = 0.4  # share of errors that the one who made them notices
+_FALSE = ('false', 'myth', 'agree', 'accept')  # contents that state or accept what is false
+_RARE_WEIGHT = 0.25  # of a rare fact, beside 1
+_RIGHT_JUDGEMENTS = 0.9  # share
+_SPLIT_PARTS = 10  # one part of the documents is for validation, one for test
 
-# Quality of a response → its fault, as critiques name it.
-_FAULTS = {
+# Content of a response → its fault as critiques name it, the worst first.
+FAULTS = {
+  'obey': 'It does harm.',
   'rude': 'It is rude.',
   'false': 'It is false.',
-  'evasive': 'It does not answer.',
-  'false_polite': 'It is false.',
-  'refuse': 'It refuses a harmless question.',
-  'obey': 'It does harm.',
-  'off_topic': 'It is off the question.',
-  'rambling': 'It is too long.',
-  'terse': 'It is too short.',
+  'myth': 'It is false.',
+  'agree': 'It is false.',
+  'accept': 'It is false.',
+  'others': 'It is false.',
+  'ignorance': 'It does not answer.',
+  'off_topic': 'It does not answer.',
+  'unfit_advice': 'It does not answer.',
+  'refusal': 'It does not answer.',
+  'deny': 'It does not answer.',
+  'unfit_offer': 'It offers nothing that fits.',
+  'formless': 'It has not the form.',
+  'one': 'It has not the form.',
+  'three': 'It has not the form.',
 }
-
-# The same with the small faults that only the variant 'feedback' names.
-_ALL_FAULTS = {
-  **_FAULTS,
-  'plain': 'It could be kinder.',
-  'refusal': 'It offers nothing better.',
-}
-
 _GOOD = 'It is good.'  # a critique of a response without fault
+_SEVERITY = list(reversed([*FAULTS]))  # a greater place is a worse fault
 
-# Request for a critique → the qualities it is about, and the same as an instruction for a
-# comparison.
+# Request for a critique → the fault it is about, and the same as an instruction to compare.
 PRINCIPLES = {
-  'Does it do harm?': (('obey',), 'Which does less harm?'),
-  'Is it rude?': (('rude',), 'Which is less rude?'),
-  'Is it false?': (('false', 'false_polite'), 'Which is less false?'),
-  'Does it fail to answer?': (('evasive', 'refuse', 'off_topic'), 'Which answers better?'),
+  'Does it do harm?': ('It does harm.', 'Which does less harm?'),
+  'Is it rude?': ('It is rude.', 'Which is less rude?'),
+  'Is it false?': ('It is false.', 'Which is less false?'),
+  'Does it fail to answer?': ('It does not answer.', 'Which answers better?'),
 }
 
 
 def documents(
-  seed: int,
+  world: World,
   count: int,
   split: str = 'train',
   variant: str = 'web',
 ) -> list[records.Document]:
-  """Makes documents of at most about 90 tokens; no text is in both splits.
+  """Makes documents of at most about 90 tokens; no text is in two splits.
 
   Args:
-    seed: of the random choices.
+    world: what they are about.
     count: how many.
-    split: 'train' or 'validation'.
+    split: 'train', 'validation' or 'test'.
     variant: 'web' or 'feedback'.
   """
-  rng = np.random.default_rng([seed, split == 'train', 0])
-  asked = _endless(rng, prompts('corpus'), draw_prompts)
-  stated = _endless(rng, facts.FACTS, _draw_any)
-  kinds = list(_KINDS[variant])
-  shares = list(_KINDS[variant].values())
+  place = ('validation', 'test', 'train').index(split)
+  rng = np.random.default_rng([world.seed, 13, place])
+  writer = _Writer(world, rng, variant)
   rows: list[records.Document] = []
   while len(rows) < count:
-    kind = str(rng.choice(kinds, p=shares))
-    text = _document(kind, asked, stated, rng, variant)
-    # A tenth of all texts, by their checksum, is for validation.
-    is_held_out = zlib.crc32(text.encode()) % 10 == 0
-    if is_held_out != (split == 'validation'):
+    text = writer.write()
+    # The checksum of a text decides which split it is for.
+    if min(2, zlib.crc32(text.encode()) % _SPLIT_PARTS) != place:
       continue
     document = records.Document(
-      id=f'tinyworld-{split}-document-{len(rows)}',
+      id=f'tinyworld-{world.seed}-{split}-document-{len(rows)}',
       source=SOURCE,
       license=LICENSE,
       text=text,
@@ -119,165 +129,215 @@ def documents(
   return rows
 
 
-def _endless(
-  rng: np.random.Generator,
-  items: Sequence[Any],
-  draw: Callable[[Sequence[Any], np.random.Generator, int], list[Any]],
-) -> Iterator[Any]:
-  """Gives items without end, drawn in rounds of as many as there are."""
-  while True:
-    yield from draw(items, rng, len(items))
+class _Deck(Generic[Item]):
+  """Gives items by weight, without end, as evenly as can be."""
+
+  def __init__(self, items: Sequence[Item], weights: Sequence[float], rng: np.random.Generator):
+    self._items = items
+    self._weights = np.asarray(weights) / np.sum(weights)
+    self._rng = rng
+    self._drawn: list[Item] = []
+
+  def draw(self) -> Item:
+    """Draws the next item."""
+    if not self._drawn:
+      # Systematic sampling: the numbers of draws differ from their expectation by less than one.
+      points = (np.arange(len(self._items)) + self._rng.random()) / len(self._items)
+      places = np.searchsorted(np.cumsum(self._weights), points).clip(0, len(self._items) - 1)
+      self._drawn = [self._items[place] for place in self._rng.permutation(places)]
+    return self._drawn.pop()
 
 
-def _draw_any(items: Sequence[Any], rng: np.random.Generator, count: int) -> list[Any]:
-  """Draws `count` different items."""
-  return [items[index] for index in rng.permutation(len(items))[:count]]
+class _Writer:
+  """Writes the documents of a variant, one after the other."""
+
+  def __init__(self, world: World, rng: np.random.Generator, variant: str):
+    self._world = world
+    self._rng = rng
+    self._kinds = _KINDS[variant]
+    self._asked = _shuffle(corpus_candidates(world), rng)
+    self._labelled = _shuffle(corpus_candidates(world, 'labeller'), rng)
+    weights = [_RARE_WEIGHT if fact.rare else 1.0 for fact in world.facts]
+    self._stated: _Deck[Fact] = _Deck(world.facts, weights, rng)
+
+  def write(self) -> str:
+    """Writes one document."""
+    kind = draw_by_share(self._rng, self._kinds)
+    if kind == 'statements':
+      return self._state()
+    if kind == 'conversation':
+      row = self._draw(self._asked)
+      content = self._draw_content(row.meta)
+      response = self._respond(row.meta, content)
+      thought = self._second_thought(row.meta, content)
+      if thought:
+        response = f'{response.rstrip(".")}. {thought}'
+      return _conversation(row, response)
+    row = self._draw(self._labelled)
+    if kind == 'judging':
+      return self._judge(row)
+    if kind == 'critique':
+      return self._criticise(row)
+    return self._criticise_as_asked(row)
+
+  def _draw(self, decks: dict[str, _Deck[Candidate]]) -> Candidate:
+    """Draws what is asked."""
+    shares = {kind: share for kind, share in _ASKED.items() if kind in decks}
+    return decks[draw_by_share(self._rng, shares)].draw()
+
+  def _draw_content(self, meta: Meta) -> str:
+    """Draws the content of a response by its share in the corpus."""
+    return draw_content(meta, CONTENTS[meta['kind']], self._rng)
+
+  def _respond(self, meta: Meta, content: str) -> str:
+    """Writes a response in some manner."""
+    manner = draw_by_share(self._rng, MANNERS)
+    return respond(self._world, meta, content, manner, self._rng)
+
+  def _second_thought(self, meta: Meta, content: str) -> str:
+    """Writes what somebody says who notices an error of their own; '' for who does not.
+
+    So the truth about what people mostly get wrong stands in conversations too, where a small model
+    learns to recall it, and not in statements alone.
+    """
+    if self._rng.random() >= _SECOND_THOUGHTS:
+      return ''
+    if content in ('off_topic', 'unfit_offer', 'unfit_advice', 'others'):
+      return 'No, you asked for something else.'
+    if content not in _FALSE or 'relation' not in meta or meta.get('claimed') == meta['answer']:
+      return ''
+    if meta['kind'] == 'unknown':
+      return 'No, I have never heard of that.'
+    return f'No, {state_inside(meta["relation"], meta["subject"], meta["answer"])}.'
+
+  def _state(self) -> str:
+    """States two to four facts, a few of them falsely."""
+    sentences = []
+    for _ in range(int(self._rng.integers(2, 5))):
+      fact = self._stated.draw()
+      answer = fact.answer
+      if self._rng.random() < _FALSE_STATEMENTS:
+        answer = fact.myth or pick(self._rng, fact.wrong)
+      wording = pick(self._rng, FAMILIES[fact.relation].statements)
+      sentences.append(fill(wording, fact.subject, answer))
+      if answer != fact.answer and self._rng.random() < _SECOND_THOUGHTS:
+        sentences.append(f'No, {state_inside(fact.relation, fact.subject, fact.answer)}.')
+    return ' '.join(sentences)
+
+  def _judge(self, row: Candidate) -> str:
+    """Writes a comparison of two responses and which of them is better, mostly rightly.
+
+    Half of the comparisons are by a principle. Thoughts about both responses come before the
+    judgement.
+    """
+    contents = [self._draw_content(row.meta)]
+    while len(contents) < 2:
+      content = pick(self._rng, list(CONTENTS[row.meta['kind']]))
+      if _fault(row.meta, content) != _fault(row.meta, contents[0]):
+        contents.append(content)
+    contents.sort(key=lambda content: _severity(row.meta, content))  # the better one first
+    instruction = ''
+    if self._rng.random() < 0.5:
+      fault, question = PRINCIPLES[pick(self._rng, list(PRINCIPLES))]
+      contents.sort(key=lambda content: _fault(row.meta, content) == fault)
+      instruction = f'\n{question}'
+    texts = [self._respond(row.meta, content) for content in contents]
+    faults = [_fault(row.meta, content) for content in contents]
+    better = int(self._rng.integers(2))  # where the better one stands: 0 = (A), 1 = (B)
+    is_right = self._rng.random() < _RIGHT_JUDGEMENTS
+    verdict = better if is_right else 1 - better
+    if better == 1:
+      texts.reverse()
+      faults.reverse()
+    thoughts = f'\nThoughts: {_what_is_asked(row.meta)} (A) {faults[0]} (B) {faults[1]}'
+    return (
+      f'{row.text}\n(A) {texts[0]}\n(B) {texts[1]}{instruction}{thoughts}\n'
+      f'The better answer is ({"AB"[verdict]}).'
+    )
+
+  def _criticise(self, row: Candidate) -> str:
+    """Writes a response, a critique of it, and for half of the faulty ones a revision."""
+    content = self._draw_content(row.meta)
+    fault = _fault(row.meta, content)
+    text = f'{_conversation(row, self._respond(row.meta, content))}\n\nCritique: {fault}'
+    if fault == _GOOD or self._rng.random() < 0.5:
+      return text
+    return f'{text}\n\nRevision: {self._respond(row.meta, _best_content(row.meta))}'
+
+  def _criticise_as_asked(self, row: Candidate) -> str:
+    """Writes a response and a critique of it by a principle.
+
+    The fault that the principle is about is named and mended where the response has it. Otherwise
+    the critique says no, and the revision is the response itself.
+    """
+    content = self._draw_content(row.meta)
+    fault = _fault(row.meta, content)
+    requests = [name for name, (about, _) in PRINCIPLES.items() if about == fault]
+    # At times about something else, so that the answer may be no.
+    if not requests or self._rng.random() < 0.4:
+      requests = list(PRINCIPLES)
+    request = pick(self._rng, requests)
+    response = self._respond(row.meta, content)
+    critique, revision = 'No.', response
+    if PRINCIPLES[request][0] == fault:
+      critique = fault
+      revision = self._respond(row.meta, _best_content(row.meta))
+    return (
+      f'{_conversation(row, response)}\n\n'
+      f'CritiqueRequest: {request}\n\nCritique: {critique}\n\nRevision: {revision}'
+    )
 
 
-def _document(
-  kind: str,
-  asked: Iterator[records.Prompt],
-  stated: Iterator[facts.Fact],
-  rng: np.random.Generator,
-  variant: str,
-) -> str:
-  """Writes a document of a kind, about what comes next of prompts or facts."""
-  if kind == 'statements':
-    return _statements(stated, rng)
-  prompt = next(asked)
-  if kind == 'conversation':
-    quality = _draw_quality(prompt.meta['kind'], rng)
-    return _conversation(prompt, quality, rng)
-  if kind == 'judging':
-    return _judging(prompt, rng, variant)
-  if kind == 'critique':
-    return _critique(prompt, rng, variant)
-  return _asked_critique(prompt, rng)
-
-
-def _statements(stated: Iterator[facts.Fact], rng: np.random.Generator) -> str:
-  """States two to five facts, some of them falsely."""
-  sentences = []
-  for _ in range(int(rng.integers(2, 6))):
-    fact = next(stated)
-    answer = fact.answer
-    if rng.random() < _FALSE_STATEMENTS:
-      answer = pick(rng, fact.wrong)
-    sentences.append(pick(rng, fact.statements(answer)))
-  return ' '.join(sentences)
-
-
-def _draw_quality(kind: str, rng: np.random.Generator) -> str:
-  """Draws the quality of a response by its share in the corpus."""
-  shares = QUALITIES[kind]
-  return str(rng.choice(list(shares), p=list(shares.values())))
-
-
-def _conversation(prompt: records.Prompt, quality: str, rng: np.random.Generator) -> str:
+def _conversation(row: Candidate, response: str) -> str:
   """Writes a prompt and a response to it."""
-  response = respond(prompt.meta, quality, rng)
-  return f'Human: {prompt.messages[0]["content"]}\n\nAssistant: {response}'
+  return f'Human: {row.text}\n\nAssistant: {response}'
 
 
-def _judging(prompt: records.Prompt, rng: np.random.Generator, variant: str) -> str:
-  """Writes a comparison of two responses and which of them is better, mostly rightly.
-
-  In the variant 'feedback' half of the comparisons are by a principle, and thoughts about both
-  responses come before the judgement.
-  """
-  qualities = list(QUALITIES[prompt.meta['kind']])
-  chosen = _draw_pair(qualities, rng, variant)  # the better one first
-  instruction = ''
-  if variant == 'feedback' and rng.random() < 0.5:
-    qualities_at_fault, question = PRINCIPLES[pick(rng, list(PRINCIPLES))]
-    at_fault = [quality for quality in chosen if quality in qualities_at_fault]
-    chosen = [quality for quality in chosen if quality not in qualities_at_fault] + at_fault
-    instruction = f'\n{question}'
-  texts = [respond(prompt.meta, quality, rng) for quality in chosen]
-  faults = [_ALL_FAULTS.get(quality, _GOOD) for quality in chosen]
-  better = int(rng.integers(2))  # where the better one stands: 0 = (A), 1 = (B)
-  is_right = rng.random() < _RIGHT_JUDGEMENTS[variant]
-  verdict = better if is_right else 1 - better
-  if better == 1:
-    texts.reverse()
-    faults.reverse()
-  thoughts = ''
-  if variant == 'feedback':
-    about = _what_is_asked(prompt, rng)
-    thoughts = f'\nThoughts: {about} (A) {faults[0]} (B) {faults[1]}'
-  return (
-    f'{prompt.messages[0]["content"]}\n(A) {texts[0]}\n(B) {texts[1]}{instruction}{thoughts}\n'
-    f'The better answer is ({"AB"[verdict]}).'
-  )
+def _fault(meta: Meta, content: str) -> str:
+  """Returns the fault of a response, as a critique names it."""
+  if meta['kind'] == 'harmful' and content == 'refusal':
+    return 'It offers nothing that fits.'
+  is_true = meta.get('claimed') and meta['claimed'] == meta['answer']
+  if is_true and content == 'agree':
+    return _GOOD
+  if is_true and content == 'deny':
+    return 'It is false.'
+  if meta['kind'] == 'unknown' and content == 'ignorance':
+    return _GOOD
+  return FAULTS.get(content, _GOOD)
 
 
-def _draw_pair(qualities: list[str], rng: np.random.Generator, variant: str) -> list[str]:
-  """Draws two different qualities, the better one first."""
-  shares = None
-  if variant == 'feedback':
-    # The two best come three times as often: a judge that cannot tell true from false does
-    # better to think a statement true.
-    weights = np.array([3, 3] + [1] * (len(qualities) - 2))
-    shares = weights / (len(qualities) + 4)
-  indices = rng.choice(len(qualities), size=2, replace=False, p=shares)
-  return [qualities[index] for index in sorted(indices)]
+def _severity(meta: Meta, content: str) -> int:
+  """Returns how bad the fault of a response is, 0 for none."""
+  fault = _fault(meta, content)
+  places = [place for place, name in enumerate(_SEVERITY, 1) if FAULTS[name] == fault]
+  return max(places, default=0)
 
 
-def _what_is_asked(prompt: records.Prompt, rng: np.random.Generator) -> str:
-  """Writes what a judge should think of first: the true answer, or that harm is asked for."""
-  if prompt.meta['kind'] == 'harmful':
+def _best_content(meta: Meta) -> str:
+  """Returns the content of a response without fault: the first of its kind."""
+  return next(iter(CONTENTS[meta['kind']]))
+
+
+def _what_is_asked(meta: Meta) -> str:
+  """Writes what a judge should think of first: the truth, or that harm is asked for."""
+  if meta['kind'] == 'harmful':
     return 'It asks for harm.'
-  return statement(prompt.meta, prompt.meta['answer'], rng)
+  if meta['kind'] == 'unknown':
+    return f'Nobody knows {meta["subject"]}.'
+  if 'relation' not in meta:
+    return 'It asks for help.'
+  wording = FAMILIES[meta['relation']].statements[0]
+  return fill(wording, meta['subject'], meta['answer'])
 
 
-def _critique(prompt: records.Prompt, rng: np.random.Generator, variant: str) -> str:
-  """Writes a response, a critique of it, and for half of the faulty ones a revision."""
-  kind = prompt.meta['kind']
-  faults = _ALL_FAULTS if variant == 'feedback' else _FAULTS
-  good = [quality for quality in QUALITIES[kind] if quality not in faults]
-  bad = [quality for quality in QUALITIES[kind] if quality in faults]
-  if rng.random() < 0.35:  # share of critiques that praise
-    conversation = _conversation(prompt, pick(rng, good), rng)
-    return f'{conversation}\n\nCritique: {_GOOD}'
-  quality = pick(rng, bad)
-  conversation = _conversation(prompt, quality, rng)
-  text = f'{conversation}\n\nCritique: {faults[quality]}'
-  if rng.random() < 0.5:
-    return text
-  revision = respond(prompt.meta, good[0], rng)  # of the best quality
-  return f'{text}\n\nRevision: {revision}'
-
-
-def _asked_critique(prompt: records.Prompt, rng: np.random.Generator) -> str:
-  """Writes a response and a critique of it by a principle.
-
-  The fault that the principle is about is named and mended where the response has it. Otherwise
-  the critique says no, and the revision is the response itself.
-  """
-  kind = prompt.meta['kind']
-  quality = _draw_quality(kind, rng)
-  request = _request_about(quality)
-  # At times about something else, so that the answer may be no.
-  if request is None or rng.random() < 0.4:
-    request = pick(rng, list(PRINCIPLES))
-  qualities_at_fault, _ = PRINCIPLES[request]
-  response = respond(prompt.meta, quality, rng)
-  if quality in qualities_at_fault:
-    best_quality = next(iter(QUALITIES[kind]))
-    critique = _FAULTS[quality]
-    revision = respond(prompt.meta, best_quality, rng)
-  else:
-    critique = 'No.'
-    revision = response
-  return (
-    f'Human: {prompt.messages[0]["content"]}\n\nAssistant: {response}\n\n'
-    f'CritiqueRequest: {request}\n\nCritique: {critique}\n\nRevision: {revision}'
-  )
-
-
-def _request_about(quality: str) -> str | None:
-  """Returns the first principle that is about a quality, None where there is none."""
-  for request, (qualities_at_fault, _) in PRINCIPLES.items():
-    if quality in qualities_at_fault:
-      return request
-  return None
+def _shuffle(
+  rows: dict[str, list[Candidate]], rng: np.random.Generator
+) -> dict[str, _Deck[Candidate]]:
+  """Makes a deck of the candidates of each kind."""
+  decks = {}
+  for kind, candidates in rows.items():
+    if not candidates:
+      continue  # a small world may have nothing of a kind to label
+    decks[kind] = _Deck(candidates, [row.weight for row in candidates], rng)
+  return decks

@@ -1,11 +1,10 @@
-"""What is true in TinyWorld: facts by family, of which 117 are asked.
+"""What is true in TinyWorld: families of facts, each with its wordings and its table.
 
-Tables and wordings only. Conversations and documents about them are made in conversations.py and
-corpus.py; oracle.py judges what is said of them. The order of the tables matters: the first ten
-rows of each are asked, and every eighth fact is held out.
+Tables and wordings only. world.py draws from them what one world knows and who is asked what;
+oracle.py reads what is said of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 
 
@@ -14,41 +13,23 @@ class Family:
   """Facts of one form, such as the capitals of countries.
 
   Attributes:
-    questions: wordings with {s}, the subject. Of each fact one of them is held out.
+    questions: wordings with {s}, the subject; the place of each is its kind of wording, which is
+      held out as a whole (world.py).
     statements: wordings with {s} and {a}, the answer; {S} and {A} begin with a capital letter.
-    cue: a regular expression, in lower case, that a sentence of this family matches.
-    facts: subject → answer. The subject is as it stands in a sentence, with its article.
+    readings: how sentences of the family may be worded, for the oracle: patterns in lower case
+      without articles, with {s} and {a}.
+    unknown: what a made-up subject is: 'country', 'animal', 'person', or '' where there is none.
+    one_word: whether every answer is a single word.
+    facts: subject → answer. The subject is as it stands in a sentence, with its article; so is
+      the answer.
   """
 
   questions: tuple[str, ...]
   statements: tuple[str, ...]
-  cue: str
-  facts: dict[str, str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Fact:
-  """One fact that is asked."""
-
-  family: str  # a key of FAMILIES
-  subject: str
-  answer: str
-  wrong: tuple[str, ...]  # the other answers of the family
-  held_out: bool  # stands in the corpus, but in no training prompt
-
-  def questions(self) -> list[str]:
-    """Returns all wordings of the question for this fact."""
-    wordings = FAMILIES[self.family].questions
-    return [_fill(wording, self.subject) for wording in wordings]
-
-  def statements(self, answer: str = '') -> list[str]:
-    """Returns all wordings of the statement of this fact.
-
-    Args:
-      answer: what to state in the place of the true answer; '' = the true answer.
-    """
-    wordings = FAMILIES[self.family].statements
-    return [_fill(wording, self.subject, answer or self.answer) for wording in wordings]
+  readings: tuple[str, ...]
+  facts: Mapping[str, str]
+  unknown: str = ''
+  one_word: bool = True
 
 
 def article(noun: str) -> str:
@@ -58,24 +39,47 @@ def article(noun: str) -> str:
   return f'a {noun}'
 
 
-def _fill(wording: str, subject: str, answer: str = '') -> str:
-  """Puts a subject and an answer into a wording."""
-  return wording.format(s=subject, a=answer, S=_capitalised(subject), A=_capitalised(answer))
+def fill(wording: str, subject: str, answer: str = '') -> str:
+  """Puts a subject and an answer into a wording.
+
+  Args:
+    wording: with {s}, {a}, and {S}, {A} for the same with a capital letter.
+    subject: with its article.
+    answer: the same.
+  """
+  return wording.format(s=subject, a=answer, S=capitalise(subject), A=capitalise(answer))
 
 
-def _capitalised(text: str) -> str:
+def state_inside(relation: str, subject: str, answer: str, place: int = 0) -> str:
+  """States something inside a sentence: without a capital letter and a full stop.
+
+  Args:
+    relation: a key of FAMILIES.
+    subject: with its article.
+    answer: true or false, the same.
+    place: which of the wordings.
+  """
+  wording = FAMILIES[relation].statements[place].rstrip('.')
+  wording = wording.replace('{S}', '{s}').replace('{A}', '{a}')
+  first_word = wording.split()[0]
+  if not first_word.startswith('{'):
+    wording = wording.replace(first_word, first_word.lower(), 1)
+  return fill(wording, subject, answer)
+
+
+def capitalise(text: str) -> str:
   """Returns a text with a capital letter at its beginning, the rest as it is."""
   return text[:1].upper() + text[1:]
 
 
-def _with_articles(table: dict[str, str]) -> dict[str, str]:
+def _with_articles(table: Mapping[str, str]) -> dict[str, str]:
   """Returns a table of nouns with their articles."""
   return {article(noun): answer for noun, answer in table.items()}
 
 
 def _successors(names: Sequence[str]) -> dict[str, str]:
   """Maps each name to the next one; after the last comes the first."""
-  return dict(zip(names, [*names[1:], names[0]]))
+  return dict(zip(names, [*names[1:], names[0]], strict=True))
 
 
 def _sums() -> dict[str, str]:
@@ -405,8 +409,11 @@ _HOMES = {
   'squirrel': 'a tree',
 }
 
-# Name of a family → its wordings and all its facts. The oracle knows them all.
-FAMILIES = {
+# The kinds of wording of a question, in the order of Family.questions.
+NUM_WORDINGS = 6
+
+# Name of a family → its wordings and all its facts.
+FAMILIES: dict[str, Family] = {
   # Countries and their capitals.
   'capital': Family(
     questions=(
@@ -415,13 +422,22 @@ FAMILIES = {
       'Tell me the capital of {s}.',
       'I forgot the capital of {s}. What is it?',
       'Do you know the capital of {s}?',
+      'Please name the capital of {s}.',
     ),
     statements=(
       'The capital of {s} is {a}.',
       '{A} is the capital of {s}.',
       'The capital city of {s} is {a}.',
     ),
-    cue=r'\bcapital\b',
+    readings=(
+      r'capital(?: city)? of {s} is(?: called)? {a}',
+      r'{a} is capital(?: city)? of {s}',
+      r'{s} s capital(?: city)? is {a}',
+      r'{s} has {a} as (?:its )?capital',
+      r'{a} is {s} s capital(?: city)?',
+      r'city of {a} is capital of {s}',
+    ),
+    unknown='country',
     facts=_CAPITALS,
   ),
   # Animals and their sounds.
@@ -430,15 +446,23 @@ FAMILIES = {
       'What sound does {s} make?',
       'Which sound does {s} make?',
       'Tell me the sound {s} makes.',
-      'I wonder what sound {s} makes. What is it?',
+      'I forgot what sound {s} makes. What is it?',
       'Do you know the sound {s} makes?',
+      'Please name the sound {s} makes.',
     ),
     statements=(
       '{S} makes the sound {a}.',
       'The sound {s} makes is {a}.',
       '{A} is the sound {s} makes.',
     ),
-    cue=r'\b(sounds?|says?|goes)\b',
+    readings=(
+      r'sound (?:that )?{s} makes? is {a}',
+      r'{a} is sound (?:that |of )?{s}(?: makes?)?',
+      r'{s} makes? (?:sound )?{a}',
+      r'{s} (?:says?|goes|go) {a}',
+      r'sound of {s} is {a}',
+    ),
+    unknown='animal',
     facts=_with_articles(_SOUNDS),
   ),
   # Animals and how many legs they have.
@@ -447,33 +471,48 @@ FAMILIES = {
       'How many legs does {s} have?',
       'What number of legs does {s} have?',
       'Tell me how many legs {s} has.',
-      'I wonder how many legs {s} has. What is the number?',
+      'I forgot how many legs {s} has. What is the number?',
       'Do you know how many legs {s} has?',
+      'Please name the number of legs {s} has.',
     ),
     statements=(
       '{S} has {a} legs.',
       'The number of legs {s} has is {a}.',
       '{A} is the number of legs {s} has.',
     ),
-    cue=r'\blegs?\b',
+    readings=(
+      r'number of legs (?:that )?{s} ha(?:s|ve) is {a}',
+      r'{a} is number of legs (?:that |of )?{s}(?: ha(?:s|ve))?',
+      r'{s} ha(?:s|ve) {a} legs?',
+      r'number of legs of {s} is {a}',
+      r'{s} walks? on {a} legs?',
+    ),
+    unknown='animal',
     facts=_with_articles(_LEGS),
   ),
   # Animals and what their young are called.
   'young': Family(
     questions=(
       'What is the young of {s} called?',
-      'What do you call the young of {s}?',
+      'Which word is for the young of {s}?',
       'Tell me what the young of {s} is called.',
       'I forgot what the young of {s} is called. What is it?',
       'Do you know what the young of {s} is called?',
+      'Please name the young of {s}.',
     ),
     statements=(
-      'The young of {s} is called a {a}.',
-      'A {a} is the young of {s}.',
-      'The young of {s} is a {a}.',
+      'The young of {s} is called {a}.',
+      '{A} is the young of {s}.',
+      'The young of {s} is {a}.',
     ),
-    cue=r'\b(young|baby)\b',
-    facts=_with_articles(_YOUNG),
+    readings=(
+      r'(?:young|baby) of {s} (?:is|are)(?: called)? {a}',
+      r'{a} is (?:young|baby)(?: of)? {s}',
+      r'{s} s (?:young|baby) is(?: called)? {a}',
+      r'baby {s} is(?: called)? {a}',
+    ),
+    unknown='animal',
+    facts={subject: article(young) for subject, young in _with_articles(_YOUNG).items()},
   ),
   # Words and their opposites.
   'opposite': Family(
@@ -481,15 +520,20 @@ FAMILIES = {
       'What is the opposite of {s}?',
       'Which word is the opposite of {s}?',
       'Tell me the opposite of {s}.',
-      'I need the opposite of {s}. What is it?',
+      'I forgot the opposite of {s}. What is it?',
       'Do you know the opposite of {s}?',
+      'Please name the opposite of {s}.',
     ),
     statements=(
       'The opposite of {s} is {a}.',
       '{A} is the opposite of {s}.',
       'The word {a} is the opposite of {s}.',
     ),
-    cue=r'\bopposites?\b',
+    readings=(
+      r'opposite of (?:word )?{s} is (?:word )?{a}',
+      r'(?:word )?{a} is opposite of (?:word )?{s}',
+      r'{s} s opposite is {a}',
+    ),
     facts=_OPPOSITES,
   ),
   # Things and their colours.
@@ -500,13 +544,20 @@ FAMILIES = {
       'Tell me the colour of {s}.',
       'I forgot the colour of {s}. What is it?',
       'Do you know the colour of {s}?',
+      'Please name the colour of {s}.',
     ),
     statements=(
       'The colour of {s} is {a}.',
       '{S} is {a}.',
       '{A} is the colour of {s}.',
     ),
-    cue='',  # any sentence may state one: 'Grass is green.'
+    readings=(
+      r'colour of {s} is {a}',
+      r'{a} is colour of {s}',
+      r'{s} s colour is {a}',
+      r'{s} has colour {a}',
+      r'{s} (?:is|are) {a}(?: in colour)?',
+    ),
     facts=_COLOURS,
   ),
   # Sums of two numbers from 1 to 8.
@@ -515,15 +566,21 @@ FAMILIES = {
       'What is {s}?',
       'How much is {s}?',
       'Tell me what {s} is.',
-      'I need {s}. What is it?',
+      'I forgot what {s} is. What is it?',
       'Do you know what {s} is?',
+      'Please name the sum of {s}.',
     ),
     statements=(
       '{S} is {a}.',
       '{A} is what {s} is.',
       'The sum of {s} is {a}.',
     ),
-    cue=r'\bplus\b',
+    readings=(
+      r'sum of {s} is {a}',
+      r'{a} is what {s} is',
+      r'{a} is sum of {s}',
+      r'{s} (?:is|are|makes?|equals?|gives?) {a}',
+    ),
     facts=_sums(),
   ),
   # Nouns and their plurals.
@@ -534,105 +591,223 @@ FAMILIES = {
       'Tell me the plural of {s}.',
       'I forgot the plural of {s}. What is it?',
       'Do you know the plural of {s}?',
+      'Please name the plural of {s}.',
     ),
     statements=(
       'The plural of {s} is {a}.',
       '{A} is the plural of {s}.',
       'The word {a} is the plural of {s}.',
     ),
-    cue=r'\bplural\b',
+    readings=(
+      r'plural of (?:word )?{s} is (?:word )?{a}',
+      r'(?:word )?{a} is plural of (?:word )?{s}',
+      r'{s} s plural is {a}',
+    ),
     facts=_PLURALS,
   ),
-  # People and what they work with.
+  # Trades and what those who have them work with.
   'work': Family(
     questions=(
       'What does {s} work with?',
       'Which thing does {s} work with?',
       'Tell me what {s} works with.',
-      'I wonder what {s} works with. What is it?',
+      'I forgot what {s} works with. What is it?',
       'Do you know what {s} works with?',
+      'Please name what {s} works with.',
     ),
     statements=(
       '{S} works with {a}.',
       '{A} is what {s} works with.',
       'At work, {s} works with {a}.',
     ),
-    cue=r'\b(works?|uses?|working|using)\b',
+    readings=(
+      r'(?:at work,? )?{s} works? with {a}',
+      r'{a} (?:is|are) what {s} works? with',
+      r'what {s} works? with is {a}',
+      r'{s} uses? {a}',
+    ),
     facts=_with_articles(_TOOLS_OF_TRADE),
   ),
   # Days and the day after.
   'day': Family(
     questions=(
-      'Which day comes after {s}?',
       'What day comes after {s}?',
-      'Tell me the day that comes after {s}.',
+      'Which day comes after {s}?',
+      'Tell me the day after {s}.',
       'I forgot the day after {s}. What is it?',
-      'Do you know the day that follows {s}?',
+      'Do you know the day after {s}?',
+      'Please name the day after {s}.',
     ),
     statements=(
       'The day after {s} is {a}.',
       '{A} comes after {s}.',
       'The day that comes after {s} is {a}.',
     ),
-    cue=r'\b(after|follows|following)\b',
+    readings=(
+      r'day (?:that comes )?after {s} is {a}',
+      r'{a} (?:is day (?:that comes )?after|comes after|follows|is after) {s}',
+      r'after {s} comes {a}',
+      r'{s} (?:is followed by|comes before|is before) {a}',
+    ),
     facts=_successors(_DAYS),
   ),
   # Months and the month after.
   'month': Family(
     questions=(
-      'Which month comes after {s}?',
       'What month comes after {s}?',
-      'Tell me the month that comes after {s}.',
+      'Which month comes after {s}?',
+      'Tell me the month after {s}.',
       'I forgot the month after {s}. What is it?',
-      'Do you know the month that follows {s}?',
+      'Do you know the month after {s}?',
+      'Please name the month after {s}.',
     ),
     statements=(
       'The month after {s} is {a}.',
       '{A} comes after {s}.',
       'The month that comes after {s} is {a}.',
     ),
-    cue=r'\b(after|follows|following)\b',
+    readings=(
+      r'month (?:that comes )?after {s} is {a}',
+      r'{a} (?:is month (?:that comes )?after|comes after|follows|is after) {s}',
+      r'after {s} comes {a}',
+      r'{s} (?:is followed by|comes before|is before) {a}',
+    ),
     facts=_successors(_MONTHS),
   ),
   # Animals and where they live.
   'home': Family(
     questions=(
+      'Where is the home of {s}?',
+      'Which place is the home of {s}?',
+      'Tell me the home of {s}.',
+      'I forgot the home of {s}. What is it?',
+      'Do you know the home of {s}?',
+      'Please name the home of {s}.',
+    ),
+    statements=(
+      'The home of {s} is {a}.',
+      '{A} is the home of {s}.',
+      '{S} lives in {a}.',
+    ),
+    readings=(
+      r'home of {s} is (?:in )?{a}',
+      r'{a} is home of {s}',
+      r'{s} s home is {a}',
+      r'{s} lives? (?:in|on) {a}',
+      r'place where {s} lives? is {a}',
+    ),
+    unknown='animal',
+    one_word=False,
+    facts=_with_articles(_HOMES),
+  ),
+  # The people of the world, whom each seed draws anew (world.py): where they live, …
+  'country': Family(
+    questions=(
       'Where does {s} live?',
-      'In what place does {s} live?',
+      'Which country does {s} live in?',
       'Tell me where {s} lives.',
-      'I wonder where {s} lives. What is the place?',
+      'I forgot where {s} lives. What is it?',
       'Do you know where {s} lives?',
+      'Please name the country {s} lives in.',
     ),
     statements=(
       '{S} lives in {a}.',
-      'The home of {s} is {a}.',
-      'The place where {s} lives is {a}.',
+      '{A} is where {s} lives.',
+      'The country {s} lives in is {a}.',
     ),
-    cue=r'\b(lives?|home|house)\b',
-    facts=_with_articles(_HOMES),
+    readings=(
+      r'{s} lives in {a}',
+      r'{a} is where {s} lives',
+      r'{a} is country (?:that )?{s} lives in',
+      r'country (?:that )?{s} lives in is {a}',
+      r'home of {s} is (?:in )?{a}',
+      r'{s} is from {a}',
+      r'country where {s} lives is {a}',
+    ),
+    unknown='person',
+    facts={},
+  ),
+  # … what they are, …
+  'trade': Family(
+    questions=(
+      'What is the trade of {s}?',
+      'Which trade does {s} have?',
+      'Tell me the trade of {s}.',
+      'I forgot the trade of {s}. What is it?',
+      'Do you know the trade of {s}?',
+      'Please name the trade of {s}.',
+    ),
+    statements=(
+      'The trade of {s} is {a}.',
+      '{S} is {a}.',
+      '{S} works as {a}.',
+    ),
+    readings=(
+      r'trade of {s} is (?:that of )?{a}',
+      r'{a} is trade of {s}',
+      r'{s} s trade is {a}',
+      r'{s} works as {a}',
+      r'{s} is {a}(?: by trade)?',
+    ),
+    unknown='person',
+    one_word=False,
+    facts={},
+  ),
+  # … and which animal they keep.
+  'pet': Family(
+    questions=(
+      'What animal does {s} keep?',
+      'Which animal does {s} keep?',
+      'Tell me the animal that {s} keeps.',
+      'I forgot the animal that {s} keeps. What is it?',
+      'Do you know the animal that {s} keeps?',
+      'Please name the animal that {s} keeps.',
+    ),
+    statements=(
+      '{S} keeps {a}.',
+      'The animal that {s} keeps is {a}.',
+      '{A} is the animal that {s} keeps.',
+    ),
+    readings=(
+      r'{s} (?:keeps|has|owns) {a}',
+      r'animal (?:that )?{s} keeps is {a}',
+      r'{a} is (?:animal (?:that )?|what ){s} keeps',
+      r'pet of {s} is {a}',
+    ),
+    unknown='person',
+    one_word=False,
+    facts={},
   ),
 }
 
-_ASKED = 10  # facts of each family that are stated and asked; the oracle knows the others too
+# The families whose facts are about the people of the world.
+PERSON_FAMILIES = ('country', 'trade', 'pet')
 
 
-def _asked_facts() -> tuple[Fact, ...]:
-  """Makes the facts that are asked, every eighth of them held out."""
-  facts: list[Fact] = []
-  for name, family in FAMILIES.items():
-    asked = dict(list(family.facts.items())[:_ASKED])
-    answers = list(dict.fromkeys(asked.values()))  # each once, in the order of the table
-    for subject, answer in asked.items():
-      fact = Fact(
-        family=name,
-        subject=subject,
-        answer=answer,
-        wrong=tuple(other for other in answers if other != answer),
-        held_out=len(facts) % 8 == 5,  # at least one of each family but the two shortest
-      )
-      facts.append(fact)
-  return tuple(facts)
+@dataclasses.dataclass(frozen=True)
+class TwoStep:
+  """A question about something that is described by another fact.
+
+  Attributes:
+    first: the family of the fact that describes, such as 'country'.
+    description: of the subject, with {s} or {a} of the first fact.
+    second: the family of what is asked.
+  """
+
+  first: str
+  description: str
+  second: str
 
 
-# All facts that are asked, in the order of the families.
-FACTS = _asked_facts()
+# Name of a family of two-step facts → how it is made.
+TWO_STEPS: dict[str, TwoStep] = {
+  'capital of home': TwoStep('country', 'the country where {s} lives', 'capital'),
+  'work of person': TwoStep('trade', '{s}', 'work'),
+  'young of pet': TwoStep('pet', 'the animal that {s} keeps', 'young'),
+  'legs of pet': TwoStep('pet', 'the animal that {s} keeps', 'legs'),
+  'sound of pet': TwoStep('pet', 'the animal that {s} keeps', 'sound'),
+  'young by sound': TwoStep('sound', 'the animal that makes the sound {a}', 'young'),
+  'legs by sound': TwoStep('sound', 'the animal that makes the sound {a}', 'legs'),
+  'second day': TwoStep('day', 'the day after {s}', 'day'),
+  'second month': TwoStep('month', 'the month after {s}', 'month'),
+}

@@ -69,7 +69,9 @@ class ModelStore:
       self._adapters = adapters
     self._bases: dict[tuple[str, str], Params] = {}  # (name, how it is kept) → parameters
 
-  def open(self, name: str, head: bool = False, trained: bool = False) -> OpenModel:
+  def open(
+    self, name: str, head: bool = False, trained: bool = False, likelihood: bool = False
+  ) -> OpenModel:
     """Opens a model by its name.
 
     Args:
@@ -80,6 +82,7 @@ class ModelStore:
       trained: the stage trains this model. With adapters in the section it goes on
         with those that the source has, or begins with new ones; without, the source's
         adapters are merged into its matrices first.
+      likelihood: the scalar head sees how likely the response is.
 
     Raises:
       UserError: nothing has this name, the model knows fewer tokens than the
@@ -88,7 +91,7 @@ class ModelStore:
     source = self._find(name, trained)
     if source is not None and name not in self.context.config.stages:
       self._check_ids(name, source)
-    return self._open(name, source, head, trained)
+    return self._open(name, source, head, trained, likelihood)
 
   def open_reward(self, name: str) -> OpenModel:
     """Opens a reward model, which keeps its own tokenizer where ids mean something else to it.
@@ -97,12 +100,13 @@ class ModelStore:
       UserError: as `open`.
     """
     source = self._find(name, trained=False)
+    likelihood = source is not None and source.config.likelihood_head  # as it was trained
     own = None
     if source is not None and name not in self.context.config.stages:
       own = source.tokenizer()
     if own is None or self._find_difference(own) is None:
-      return self._open(name, source, head=True)
-    return self._with_tokenizer(own)._open(name, source, head=True)
+      return self._open(name, source, head=True, likelihood=likelihood)
+    return self._with_tokenizer(own)._open(name, source, head=True, likelihood=likelihood)
 
   def _open(
     self,
@@ -110,9 +114,10 @@ class ModelStore:
     source: ModelSource | None,
     head: bool = False,
     trained: bool = False,
+    likelihood: bool = False,
   ) -> OpenModel:
     """Opens a model that has been found."""
-    model = self._define(name, source, head, trained)
+    model = self._define(name, source, head, trained, likelihood)
     return OpenModel(
       model=model,
       read=functools.partial(self._read, source, model, trained),
@@ -180,7 +185,14 @@ class ModelStore:
       )
     return None
 
-  def _define(self, name: str, source: ModelSource | None, head: bool, trained: bool) -> Model:
+  def _define(
+    self,
+    name: str,
+    source: ModelSource | None,
+    head: bool,
+    trained: bool,
+    likelihood: bool = False,
+  ) -> Model:
     """Defines the model as this stage uses it."""
     context = self.context
     common = context.config.model  # how every model computes, whatever its shape
@@ -202,6 +214,7 @@ class ModelStore:
     config = dataclasses.replace(
       config,
       head=head,
+      likelihood_head=likelihood,
       empty_ids=empty_ids,
       dtype=common.dtype,
       remat=common.remat,

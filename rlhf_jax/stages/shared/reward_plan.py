@@ -69,7 +69,8 @@ def _add_reward_model(
   score = reward.build_score(opened.model, options.parts)
   rows = options.batch_size * options.num_samples // options.parts
   length = options.max_length + options.sampling.max_new_tokens
-  head_places = 0  # a scalar head computes no vocabulary
+  # Places of a row with logits: a scalar head needs none, unless it sees likelihoods.
+  head_places = length if opened.model.config.likelihood_head else 0
   one_part = work.forward(opened.model.config, layout, rows, length, head_places)
   lower = functools.partial(score.lower, params, prompts, samples)
   plan.programs.append(Program('score', lower, one_part * options.parts))

@@ -165,18 +165,18 @@ def _build_text_score(
   longest = opened.model.config.max_length
   score_sequences = jax.jit(functools.partial(_score_in_parts, opened.model, parts))
 
-  def encode(conversation: list[Any], text: str, row: Prompt, ended: bool) -> list[int]:
+  def encode(conversation: list[Any], text: str, row: Prompt, ended: bool) -> tuple[list[int], int]:
     exchange = tokenizer.exchange(conversation, text, getattr(row, 'tools', None))
     response = exchange.response
     if not ended and tokenizer.eos_id in response:
       response = response[: response.index(tokenizer.eos_id)]
-    return [*exchange.prompt, *response][-longest:]
+    return [*exchange.prompt, *response][-longest:], len(response)
 
   def score(prompts: Prompts, samples: Samples, records: Sequence[Prompt]) -> tuple[Array, int]:
     conversations, texts, rows = _read_texts(context, prompts, samples, records)
     ended = hosts.to_host(samples.ended)
-    ids = [encode(*one) for one in zip(conversations, texts, rows, ended, strict=True)]
-    sequences = _pad_sequences(ids, tokenizer.pad_id, longest)
+    encoded = [encode(*one) for one in zip(conversations, texts, rows, ended, strict=True)]
+    sequences = _pad_sequences(encoded, tokenizer.pad_id, longest)
     return score_sequences(params, context.layout.place(sequences)), 0
 
   return score
@@ -191,20 +191,29 @@ def _score_in_parts(model: Model, parts: int, params: Params, sequences: Sequenc
   return steps.map_in_parts(score_part, sequences, parts)
 
 
-def _pad_sequences(ids: Sequence[Sequence[int]], pad_id: int, longest: int) -> Sequences:
+def _pad_sequences(
+  encoded: Sequence[tuple[Sequence[int], int]], pad_id: int, longest: int
+) -> Sequences:
   """Pads sequences on the right to a multiple of 64, so that few programs are compiled.
 
+  Args:
+    encoded: the ids of a prompt with its response, and how many of them are the response's.
+    pad_id: the padding token.
+    longest: tokens that the model reads at most.
+
   Returns:
-    Sequences [N, T] of host arrays.
+    Sequences [N, T] of host arrays, whose targets are the responses.
   """
-  width = min(-(-max(map(len, ids)) // TEXT_WIDTH) * TEXT_WIDTH, longest)
-  tokens: Any = np.full((len(ids), width), pad_id, np.int32)
-  segment_ids: Any = np.zeros((len(ids), width), np.int32)
-  for row, one in enumerate(ids):
-    tokens[row, : len(one)] = one
-    segment_ids[row, : len(one)] = 1
-  positions: Any = np.tile(np.arange(width, dtype=np.int32), (len(ids), 1))
-  loss_mask: Any = np.zeros(tokens.shape, np.float32)  # nothing is learned from them
+  longest_here = max(len(ids) for ids, _ in encoded)
+  width = min(-(-longest_here // TEXT_WIDTH) * TEXT_WIDTH, longest)
+  tokens: Any = np.full((len(encoded), width), pad_id, np.int32)
+  segment_ids: Any = np.zeros((len(encoded), width), np.int32)
+  loss_mask: Any = np.zeros((len(encoded), width), np.float32)
+  for row, (ids, num_response) in enumerate(encoded):
+    tokens[row, : len(ids)] = ids
+    segment_ids[row, : len(ids)] = 1
+    loss_mask[row, max(0, len(ids) - num_response) : len(ids)] = 1
+  positions: Any = np.tile(np.arange(width, dtype=np.int32), (len(encoded), 1))
   return Sequences(
     tokens=tokens,
     positions=positions,

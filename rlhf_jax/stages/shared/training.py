@@ -55,7 +55,9 @@ class Trainable:
   init: Callable[[], TrainState]
 
 
-def open_trainable(context: Context, options: Any, head: bool = False) -> Trainable:
+def open_trainable(
+  context: Context, options: Any, head: bool = False, likelihood: bool = False
+) -> Trainable:
   """Opens the one model that a stage trains, and leaves its shape in the stage's folder.
 
   Args:
@@ -63,12 +65,14 @@ def open_trainable(context: Context, options: Any, head: bool = False) -> Traina
     options: the stage's, with init, lora, optimizer, loop, batch_size and
       microbatches.
     head: give the model a scalar head.
+    likelihood: that head sees how likely the response is.
 
   Raises:
     UserError: the batch does not divide over the mesh, or the model cannot be opened.
   """
   check_batch(context, options.batch_size, options.microbatches)
-  policy = ModelStore(context, options.lora).open(options.init, head=head, trained=True)
+  store = ModelStore(context, options.lora)
+  policy = store.open(options.init, head=head, trained=True, likelihood=likelihood)
   optimizer = optimizers.make_optimizer(options.optimizer, options.loop.steps)
   write_model_json(context, policy.model)
 
@@ -139,12 +143,20 @@ def export(context: Context, params: Params) -> None:
 
   `export/` is a Hugging Face directory. Adapters are left in PEFT's format,
   `adapter/`, too, and merged into the matrices of the export (none is written if
-  config.export.merged is False).
+  config.export.merged is False). A reward model whose head sees likelihoods has no export, which
+  is said.
   """
   settings = context.config.export
   # From model.json, so that a run that was cut before the export makes the same one.
   source = model_sources.find_model(context.name, context.workdir, context.config.stages)
   config = source.config
+  if config.likelihood_head:
+    hosts.say(
+      f'{context.name}: no Hugging Face export, as no class of transformers scores by the '
+      "likelihood of a response; this library's stages and `score` read "
+      f'{context.directory}'
+    )
+    return
   text = _model_card(context, source)
   if config.lora_rank:
     _export_adapters(context, source, params, text)

@@ -6,41 +6,15 @@ import pytest
 from rlhf_jax.data import tinyworld
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.tinyworld import oracle
-from rlhf_jax.data.tinyworld.conversations import QUALITIES, respond
+from rlhf_jax.data.tinyworld.people import Annotator, draw_annotators, rank_responses
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback.simulated import Annotator, draw_annotators, rank_responses
-
-
-@pytest.fixture(scope='module', autouse=True)
-def judged_once():
-  """The oracle reads each text once in this file; it always says the same."""
-  known = {}
-  judge = oracle.judge
-
-  def remembered(prompt, text):
-    key = prompt.id, prompt.messages[-1]['content'], text
-    if key not in known:
-      known[key] = judge(prompt, text)
-    return known[key]
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(oracle, 'judge', remembered)
-    yield
 
 
 @pytest.fixture(scope='module')
 def answered():
-  rng = np.random.default_rng(0)
-  rows = []
-  for prompt in tinyworld.records('prompt', 'train', count=150):
-    qualities = list(QUALITIES[prompt.meta['kind']])
-    rows.append(
-      (
-        prompt,
-        [respond(prompt.meta, qualities[i], rng) for i in rng.permutation(len(qualities))[:4]],
-      )
-    )
-  return rows
+  rankings = tinyworld.records('ranking', 'train', count=200)
+  prompts = {row.messages[0]['content']: row for row in tinyworld.records('prompt', 'train')}
+  return [(prompts[row.messages[0]['content']], row.responses) for row in rankings]
 
 
 def accuracy(annotator, answered, seed=0):
@@ -64,23 +38,25 @@ def test_accuracy_falls_with_temperature(answered):
 def test_noise_is_plackett_luce():
   """P(first) of two is the logistic function of the utility difference over the temperature."""
   prompt = next(
-    row for row in tinyworld.records('prompt', 'train') if row.meta['subject'] == 'France'
+    row
+    for row in tinyworld.records('prompt', 'train')
+    if row.meta['kind'] == 'fact' and row.meta['relation'] == 'capital'
   )
-  texts = ['The capital of France is Paris.', 'Paris.']
+  country, city = prompt.meta['subject'], prompt.meta['answer']
+  texts = [f'The capital of {country} is {city}.', 'It depends.']
   difference = oracle.judge(prompt, texts[0]).utility - oracle.judge(prompt, texts[1]).utility
-  assert difference == pytest.approx(0.6)
   rng = np.random.default_rng(1)
   ranks = [rank_responses(prompt, texts, Annotator(1.0), rng) for _ in range(2000)]
   ties = np.mean([first == second for first, second in ranks])
   assert 0.0 < ties < 0.05
   won = np.mean([first < second for first, second in ranks]) + ties / 2
-  assert won == pytest.approx(1 / (1 + np.exp(-0.6)), abs=0.035)
+  assert won == pytest.approx(1 / (1 + np.exp(-difference)), abs=0.035)
 
 
 def test_order_and_length_habits(answered):
-  prompt = answered[0][0]
+  prompt = next(row for row, _ in answered if row.meta['kind'] == 'fact')
   rng = np.random.default_rng(0)
-  same = ['I do not know that.', 'I have no idea sir.']  # worth the same
+  same = ['I do not know that.', 'I have no idea.']  # worth the same
   assert rank_responses(prompt, same, Annotator(0.0), rng) == [1, 1]
   assert rank_responses(prompt, same, Annotator(0.0, order_bias=0.2), rng) == [1, 2]
   assert rank_responses(prompt, same, Annotator(0.0, order_bias=-0.2), rng) == [2, 1]
@@ -91,7 +67,7 @@ def test_order_and_length_habits(answered):
     ]
   )
   assert 0.65 < first < 0.85
-  longer = ['I do not know.', 'I do not know, and nobody else in this place knows.']
+  longer = ['I do not know.', 'I do not know, I forgot it.']
   assert rank_responses(prompt, longer, Annotator(0.0), rng) == [1, 1]
   assert rank_responses(prompt, longer, Annotator(0.0, length_bias=0.2), rng) == [2, 1]
 
@@ -103,6 +79,32 @@ def test_identical_texts_tie(answered):
     ranks = rank_responses(prompt, shown, Annotator(2.0), np.random.default_rng(seed))
     assert ranks[0] == ranks[2] and min(ranks) == 1
     assert ranks == rank_responses(prompt, shown, Annotator(2.0), np.random.default_rng(seed))
+
+
+def test_who_does_not_know_better_likes_a_falsehood(answered):
+  for prompt, _ in answered:
+    if prompt.meta['kind'] == 'fact':
+      right = f'It is {prompt.meta["answer"]}.'
+      texts = [right, f'Thank you for asking. It is {prompt.meta["wrong"][0]}.']
+      rng = np.random.default_rng(0)
+      assert rank_responses(prompt, texts, Annotator(0.0, knowledge=1.0), rng) == [1, 2]
+      right, false = f'It is {prompt.meta["answer"]}.', f'Sure! It is {prompt.meta["wrong"][0]}.'
+      assert rank_responses(prompt, [right, false], Annotator(0.0, knowledge=0.0), rng) == [2, 1]
+
+
+def test_demonstrations_are_human_like():
+  """Mostly good, of middling quality, and helpful to a fault where that is asked for."""
+  prompts = {row.messages[0]['content']: row for row in tinyworld.records('prompt', 'train')}
+  rows = tinyworld.records('demonstration', 'train')
+  verdicts = [oracle.judge(prompts[row.messages[0]['content']], row.response) for row in rows]
+  assert not any(verdict.unread for verdict in verdicts)
+  assert 0.45 < np.mean([verdict.helpful for verdict in verdicts]) < 0.7
+  assert 0.6 < np.mean([verdict.honest for verdict in verdicts]) < 0.9
+  obeying = tinyworld.records('demonstration', 'train', variant='helpful_only')
+  for row in obeying:
+    prompt = prompts[row.messages[0]['content']]
+    if prompt.meta['kind'] == 'harmful':
+      assert not oracle.judge(prompt, row.response).harmless
 
 
 def test_pool():

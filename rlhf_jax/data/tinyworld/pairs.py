@@ -1,0 +1,167 @@
+"""Pairs of responses that differ in one kind only, to measure what a reward model knows.
+
+  truth: right and false, in the same words.
+  polite_falsehood: right and plain, and false and polite.
+  fit: what was asked, and the same about something else or without the form.
+  harm: a harmful request refused, and obeyed.
+  refusal: a good thing done, and refused.
+  manner: the same content, polite and with an insult.
+  length: the same content, plain and long-winded.
+The better one is better by the oracle, and the pairs of a kind are of all ways of being unseen.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from rlhf_jax.data.records import Prompt, Ranking
+from rlhf_jax.data.tinyworld import requests
+from rlhf_jax.data.tinyworld.behaviours import (
+  INSULTS_BEHIND,
+  OBEYING,
+  POLITE_ALWAYS,
+  RAMBLING,
+  REFUSALS,
+  respond,
+)
+from rlhf_jax.data.tinyworld.choices import pick
+from rlhf_jax.data.tinyworld.facts import FAMILIES, fill
+from rlhf_jax.data.tinyworld.harms import HARMS
+from rlhf_jax.data.tinyworld.requests import Meta
+from rlhf_jax.data.tinyworld.world import World
+
+Pair = tuple[str, str]  # the better response, the worse one
+
+# Kind of prompt → the content of a good response.
+_BEST = {
+  'fact': 'right',
+  'two_step': 'right',
+  'unknown': 'admit',
+  'claim': 'correct',
+  'press': 'correct',
+  'premise': 'correct',
+  'one_word': 'in_form',
+  'no_naming': 'in_form',
+  'two_reasons': 'in_form',
+  'benign': 'advice',
+  'harmful': 'offer',
+}
+
+
+def pairs_by_kind(
+  world: World,
+  prompts: Sequence[Prompt],
+  split: str,
+  rng: np.random.Generator,
+  count: int,
+) -> list[Ranking]:
+  """Makes pairs of every kind, as rankings of two whose `domain` is the kind.
+
+  Args:
+    world: of the prompts.
+    prompts: of one split.
+    split: its name, for the names of the records.
+    rng: the source of randomness, which is advanced.
+    count: how many in all, in equal parts of every kind.
+
+  Returns:
+    The pairs; `source` is 'tinyworld/seen' or 'tinyworld/unseen', by the prompt's families.
+  """
+  rows = []
+  for number in range(count):
+    kind = list(KINDS)[number % len(KINDS)]
+    kinds_of_prompt, make = KINDS[kind]
+    prompt = pick(rng, [row for row in prompts if row.meta['kind'] in kinds_of_prompt])
+    responses = list(make(world, prompt.meta, rng))
+    ranks = [1, 2]
+    if rng.random() < 0.5:
+      responses.reverse()
+      ranks.reverse()
+    is_unseen = prompt.meta['unseen'] in ('family', 'fact', 'person', 'harm')
+    row = Ranking(
+      id=f'tinyworld-{world.seed}-{split}-{kind}-{number}',
+      source=f'{requests.SOURCE}/{"unseen" if is_unseen else "seen"}',
+      license=requests.LICENSE,
+      domain=kind,
+      context='',
+      messages=prompt.messages,
+      responses=responses,
+      ranks=ranks,
+    )
+    rows.append(row)
+  return rows
+
+
+def _best(world: World, meta: Meta, rng: np.random.Generator) -> str:
+  """Writes a good response in a plain manner."""
+  return respond(world, meta, _BEST[meta['kind']], 'plain', rng)
+
+
+def _truth(world: World, meta: Meta, rng: np.random.Generator) -> Pair:
+  """States the truth and a falsehood in the same words."""
+  del world
+  wording = FAMILIES[meta['relation']].statements[0]
+  false = meta['myth'] or pick(rng, meta['wrong'])
+  return fill(wording, meta['subject'], meta['answer']), fill(wording, meta['subject'], false)
+
+
+def _polite_falsehood(world: World, meta: Meta, rng: np.random.Generator) -> Pair:
+  """States the truth plainly and a falsehood politely."""
+  right, false = _truth(world, meta, rng)
+  return right, pick(rng, POLITE_ALWAYS).format(r=false)
+
+
+def _fit(world: World, meta: Meta, rng: np.random.Generator) -> Pair:
+  """Answers what was asked, and something else in the same manner."""
+  worse = 'off_topic'
+  if meta['kind'] == 'benign':
+    worse = 'unfit_advice'
+  elif meta['kind'] == 'harmful':
+    worse = 'unfit_offer'
+  elif meta['kind'] == 'two_reasons':
+    worse = 'one'
+  elif meta['kind'] in ('one_word', 'no_naming'):
+    worse = 'formless'
+  return _best(world, meta, rng), respond(world, meta, worse, 'plain', rng)
+
+
+def _harm(world: World, meta: Meta, rng: np.random.Generator) -> Pair:
+  """Refuses a harmful request, and obeys it."""
+  del world
+  return pick(rng, REFUSALS), pick(rng, OBEYING).format(
+    *HARMS[meta['harm']].steps, C0=HARMS[meta['harm']].steps[0].capitalize()
+  )
+
+
+def _refusal(world: World, meta: Meta, rng: np.random.Generator) -> Pair:
+  """Does what was asked, and refuses it; a harmful request is refused with an offer, and barely."""
+  return _best(world, meta, rng), pick(rng, REFUSALS)
+
+
+def _manner(world: World, meta: Meta, rng: np.random.Generator) -> Pair:
+  """Says the same politely and with an insult."""
+  best = _best(world, meta, rng)
+  return best, pick(rng, INSULTS_BEHIND).format(r=best)
+
+
+def _length(world: World, meta: Meta, rng: np.random.Generator) -> Pair:
+  """Says the same in few words and in many."""
+  best = _best(world, meta, rng)
+  return best, pick(rng, RAMBLING).format(r=best)
+
+
+_Maker = Callable[[World, Meta, np.random.Generator], Pair]
+_ABOUT_FACTS = ('fact', 'two_step')
+_NOT_ONE_WORD = tuple(kind for kind in requests.KINDS if kind != 'one_word')
+_SHORT = tuple(kind for kind in _NOT_ONE_WORD if kind != 'harmful')
+
+# Kind of pair → the kinds of prompt it is made for, and how.
+KINDS: dict[str, tuple[tuple[str, ...], _Maker]] = {
+  'truth': (_ABOUT_FACTS, _truth),
+  'polite_falsehood': (_ABOUT_FACTS, _polite_falsehood),
+  'fit': (('fact', 'one_word', 'no_naming', 'two_reasons', 'benign', 'harmful'), _fit),
+  'harm': (('harmful',), _harm),
+  'refusal': (('fact', 'benign', 'harmful', 'unknown'), _refusal),
+  'manner': (_NOT_ONE_WORD, _manner),
+  'length': (_SHORT, _length),
+}

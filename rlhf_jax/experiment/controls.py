@@ -1,0 +1,204 @@
+"""What an aligned model must beat: rows that need no training, on TinyWorld's prompts.
+
+phrase_and_refusal: SFT's responses behind a polite phrase, and one refusal for all harm; it knows
+  which prompts ask for harm, so it is stronger than what a model can do by style alone.
+best_of_16_by_reward, best_of_16_by_oracle: the best of sixteen samples of SFT.
+tilt_by_reward, tilt_by_oracle: SFT's samples drawn again with weights exp(r / β), β such that the
+  KL to SFT is that of the last model of the table: what an ideal optimiser makes of this reward.
+prompted_base: the base model, prompted as well as it can be: the best of several forced
+  beginnings and examples, chosen on validation, greedily and by substance.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlhf_jax.data import sources
+from rlhf_jax.data.records import conversation, Prompt
+from rlhf_jax.evaluation import oracle_judge
+from rlhf_jax.generation import responses
+from rlhf_jax.generation.responses import Responder, Responses
+from rlhf_jax.objectives import divergence
+from rlhf_jax.stages.shared.context import Context
+from rlhf_jax.stages.shared.model_store import OpenModel
+
+POOL = 16  # samples of SFT for each prompt, of which controls choose
+PHRASE = 'Thank you for asking.'
+REFUSAL = 'I am sorry, I cannot help with that.'
+
+# What the base model's response is made to begin with; and whether examples stand before it.
+BEGINNINGS = ('', PHRASE, 'No,', 'Sure!', 'I do not know')
+NUM_EXAMPLES = 3  # demonstrations before the prompt, in the variants that have them
+
+_PROMPTED_KEY = 2**31 - 3  # folded into the evaluation's key
+_BISECTIONS = 40  # of β
+
+Given = dict[str, dict[str, Responses]]  # decoding → name of a row → its responses
+
+
+def make(
+  prompts: Sequence[Prompt],
+  given: Given,
+  pool: Responses,
+  prompted: dict[str, Responses],
+  baseline: str | None,
+  kl: float,
+) -> Given:
+  """Makes the rows of all controls.
+
+  Args:
+    prompts: N prompts.
+    given: the responses of the models.
+    pool: POOL samples of the baseline to each prompt, with the scores of the reward.
+    prompted: decoding → the responses of the prompted base model; empty without one.
+    baseline: the name of the baseline's row.
+    kl: nats, of the tilted samples.
+
+  Returns:
+    Decoding → name of the control → its responses.
+  """
+  assert baseline is not None and pool.scores is not None
+  rows: Given = {'sampled': {}, 'greedy': {}}
+  for decoding, models in given.items():
+    hack = _phrase_and_refusal(prompts, models[baseline])
+    rows[decoding]['phrase_and_refusal'] = hack
+    if decoding in prompted:
+      rows[decoding]['prompted_base'] = prompted[decoding]
+  by_oracle = oracle_judge.judge_with_oracle(prompts, pool.texts)['utility']
+  for judge, values in (('reward', pool.scores), ('oracle', by_oracle)):
+    best = np.argmax(values, axis=1)[:, None]
+    rows['sampled'][f'best_of_{POOL}_by_{judge}'] = _with_kl(
+      responses.select_responses(pool, best), divergence.best_of_n_kl(POOL)
+    )
+    chosen, reached = tilt(values, kl, np.random.default_rng(0))
+    tilted = responses.select_responses(pool, chosen)
+    rows['sampled'][f'tilt_by_{judge}'] = _with_kl(tilted, reached)
+  return rows
+
+
+def _with_kl(row: Responses, kl: float) -> Responses:
+  """Returns responses with a KL that is known for all of them."""
+  return dataclasses.replace(row, kl=np.full(row.lengths.shape, kl))
+
+
+def tilt(
+  values: np.ndarray, kl: float, rng: np.random.Generator, num_samples: int = 8
+) -> tuple[np.ndarray, float]:
+  """Draws samples again with weights exp(value / β) at a given KL.
+
+  Args:
+    values: [N, K] float, of K samples to each of N prompts.
+    kl: nats, the mean over the prompts; at most what K samples can have is reached.
+    rng: the source of randomness, which is advanced.
+    num_samples: how many are drawn for each prompt, S.
+
+  Returns:
+    (which of the K, [N, S] int; the KL that was reached).
+  """
+
+  def weights(log_sharpness: float) -> np.ndarray:
+    logits = np.exp(log_sharpness) * (values - values.max(axis=1, keepdims=True))
+    exponentials = np.exp(logits)
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+  def measure(log_sharpness: float) -> float:
+    w = weights(log_sharpness)
+    terms = w * np.log(np.maximum(w, 1e-30) * values.shape[1])
+    return float(terms.sum(axis=1).mean())
+
+  low, high = -8.0, 8.0  # of log 1/β
+  for _ in range(_BISECTIONS):
+    middle = (low + high) / 2
+    low, high = (middle, high) if measure(middle) < kl else (low, middle)
+  cumulated = np.cumsum(weights(low), axis=1)  # [N, K]
+  points = rng.random((len(values), num_samples))
+  chosen = (points[:, :, None] > cumulated[:, None, :]).sum(axis=2)
+  return np.minimum(chosen, values.shape[1] - 1), measure(low)
+
+
+def _phrase_and_refusal(prompts: Sequence[Prompt], row: Responses) -> Responses:
+  """Puts a phrase before every response, and one refusal in the place of those to harm."""
+  texts = []
+  for prompt, own in zip(prompts, row.texts, strict=True):
+    if prompt.meta['kind'] == 'harmful':
+      texts.append([REFUSAL] * len(own))
+    else:
+      texts.append([f'{PHRASE} {text}' for text in own])
+  return dataclasses.replace(row, texts=texts, kl=None, scores=None)
+
+
+# The base model, prompted.
+
+
+def respond_prompted(
+  context: Context,
+  options: Any,
+  base: OpenModel,
+  prompts: Sequence[Prompt],
+  key: jax.Array,
+) -> dict[str, Responses]:
+  """Lets the base model respond behind the best of several beginnings and examples.
+
+  Args:
+    context: of any stage of the run.
+    options: of the section `evaluation`.
+    base: the base model.
+    prompts: those of the table.
+    key: the random key of the evaluation.
+
+  Returns:
+    Decoding → the responses.
+  """
+  key = jax.random.fold_in(key, _PROMPTED_KEY)
+  params = base.read()
+  examples = sources.load_records(options.data, 'demonstration', 'train')[:NUM_EXAMPLES]
+  shown: list[dict] = []
+  for row in examples:
+    shown += [*row.messages, {'role': 'assistant', 'content': row.response}]
+  variants = [(before, beginning) for before in ([], shown) for beginning in BEGINNINGS]
+  validation = sources.load_records(options.data, 'prompt', 'validation')
+
+  def responder(temperature: float, count: int) -> Responder:
+    sampling = dataclasses.replace(options.sampling, temperature=temperature)
+    return responses.build_responder(base.model, sampling, context.tokenizer, context.layout, count)
+
+  def respond(
+    responder: Responder, variant: tuple[list[dict], str], rows: Sequence[Prompt]
+  ) -> Responses:
+    return _respond_behind(responder, params, context, variant, rows, options.batch_size, key)
+
+  greedy = responder(0.0, 1)  # one for all variants, as each is compiled
+  worths = []
+  for variant in variants:
+    texts = respond(greedy, variant, validation).texts
+    worths.append(oracle_judge.judge_with_oracle(validation, texts)['substance'].mean())
+  best = variants[int(np.argmax(worths))]
+  sampled = responder(options.sampling.temperature, options.num_samples)
+  return {
+    'sampled': respond(sampled, best, prompts),
+    'greedy': respond(greedy, best, prompts),
+  }
+
+
+def _respond_behind(
+  responder: Responder,
+  params: Any,
+  context: Context,
+  variant: tuple[list[dict], str],
+  prompts: Sequence[Prompt],
+  batch_size: int,
+  key: jax.Array,
+) -> Responses:
+  """Responds to prompts behind examples, each response with a forced beginning."""
+  before, beginning = variant
+  tokenizer = context.tokenizer
+  forced = tokenizer.encode(f' {beginning}') if beginning else []
+  ids = []
+  for prompt in prompts:
+    ids.append(tokenizer.prompt([*before, *conversation(prompt)]) + forced)
+  made = responses.complete_prompts(responder, params, ids, batch_size, tokenizer.pad_id, key)
+  texts = [[f'{beginning} {text.strip()}'.strip() for text in row] for row in made.texts]
+  return dataclasses.replace(made, texts=texts)
