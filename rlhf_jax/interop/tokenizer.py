@@ -624,14 +624,14 @@ def _prepare_core(
       raise UserError(f'tokenizer: {role} token {token!r} is not in the vocabulary')
   named = {roles[role]: None for role in ('bos', 'eos', 'pad')}  # an ordered set
   named.pop(None, None)
-  for token in core.get_added_tokens_decoder().values():
-    is_mark = token.content in template and TURN_MARK.fullmatch(token.content) is not None
-    if token.special:
-      named.pop(token.content, None)
-    elif is_mark or token.content in named:
-      named.pop(token.content, None)
-      token.special = True  # the other properties stay
-      core.add_special_tokens([token])
+  for added in core.get_added_tokens_decoder().values():
+    is_mark = added.content in template and TURN_MARK.fullmatch(added.content) is not None
+    if added.special:
+      named.pop(added.content, None)
+    elif is_mark or added.content in named:
+      named.pop(added.content, None)
+      added.special = True  # the other properties stay
+      core.add_special_tokens([added])
   core.add_special_tokens([token for token in named if token is not None])
   core.encode_special_tokens = False  # special-token strings become their ids
   return core
