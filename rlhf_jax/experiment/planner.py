@@ -96,7 +96,6 @@ def plan_experiment(
   )
   if where.missing:
     say(f'Estimated from shapes alone: the compiler for these devices is missing ({where.missing})')
-  config = _choose_attention(config, where, say)
   plan_on = functools.partial(
     plan_mesh,
     where=where,
@@ -104,10 +103,10 @@ def plan_experiment(
     compiles=compiles,
     say=say,
   )
-  if sweep:
-    plans = _sweep_meshes(config, where, plan_on, say)
-  else:
-    plans = [plan_on(config)]
+  with chips.assume_cudnn() as has_cudnn:
+    config = _choose_attention(config, where, has_cudnn, say)
+    plans = _sweep_meshes(config, where, plan_on, say) if sweep else [plan_on(config)]
+  if not sweep:
     say(plans[0].why)
     for cost in plans[0].stages:
       say(measure.format_stage(cost))
@@ -220,17 +219,18 @@ def _rank(plan: MeshPlan) -> tuple[bool, float]:
 def _choose_attention(
   config: ConfigDict,
   where: chips.Topology,
+  has_cudnn: bool,
   say: Callable[[str], None],
 ) -> ConfigDict:
   """Returns the config with an attention that XLA can compile without the device."""
   attention = config.model.attention
   if where.platform == 'cpu' and attention == 'auto':
     attention = 'plain'  # what `auto` chooses on a CPU
-  if where.platform == 'gpu' and attention in ('auto', 'cudnn'):
+  if where.platform == 'gpu' and attention in ('auto', 'cudnn') and not has_cudnn:
     attention = 'plain'
     say(
-      "attention: plain, as cuDNN's kernel cannot be compiled without a GPU; a run with cuDNN "
-      'needs less memory'
+      "attention: plain, as this version of JAX cannot compile cuDNN's kernel without a GPU; a "
+      'run with cuDNN needs less memory'
     )
   return _replace_in_section(config, 'model', attention=attention)
 

@@ -8,7 +8,8 @@ Nothing runs on these devices; XLA only compiles for them, with libtpu (`pip ins
 'rlhf_jax[tpu]'`) or with CUDA's plug-in (`pip install 'rlhf_jax[cuda-plan]'`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import dataclasses
 import importlib.util
 import math
@@ -135,6 +136,35 @@ def open_topology(name: str, compiles: bool = True) -> Topology:
   if platform == 'cpu':
     chip = dataclasses.replace(chip, memory=mesh.device_memory(devices[0]))
   return Topology(name, chip, devices, platform, missing)
+
+
+@contextlib.contextmanager
+def assume_cudnn() -> Iterator[bool]:
+  """Lets programs that call cuDNN's attention be compiled on a machine without cuDNN.
+
+  JAX asks for the installed version while it traces such a call, but XLA compiles it without
+  cuDNN. Only the workspace of cuDNN's backward pass is then missing, about 1% of a step's memory.
+
+  Yields:
+    Whether this version of JAX can be told so.
+  """
+  try:
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    ask = cudnn.check_cudnn_version
+  except (ImportError, AttributeError):  # it is not a part of JAX's public interface
+    yield False
+    return
+  cudnn.check_cudnn_version = _assumed_cudnn_version
+  try:
+    yield True
+  finally:
+    cudnn.check_cudnn_version = ask
+
+
+def _assumed_cudnn_version() -> int:
+  """Returns the version of cuDNN that plans assume, as JAX writes it: 9.13."""
+  return 91300
 
 
 def _match_topology(name: str) -> TopologyName | None:

@@ -188,9 +188,14 @@ def training(
   one_forward = forward(config, layout, rows // parts, length, head)
 
   local_tokens = rows // parts * length / shards.rows / shards.context
+  # remat=dots saves the input, the results of all products but the last, and those of
+  # cuDNN's attention
+  products = config.embed + (config.heads + 2 * config.kv_heads) * config.head_dim
+  products += (2 if config.gated else 1) * config.mlp
+  attended = 0 if config.attention == 'plain' else config.heads * config.head_dim
   saved_elements = dict(  # remat → what a layer saves of each token for its backward pass
     full=config.embed,
-    dots=4 * config.embed + 3 * config.mlp,
+    dots=config.embed + products + attended,
     none=14 * config.embed + 5 * config.mlp,
   )
   saved = config.layers * local_tokens * itemsize * saved_elements[config.remat] + gradients

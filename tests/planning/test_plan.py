@@ -314,6 +314,19 @@ def test_without_the_compiler_shapes_still_answer():
 
 
 @pytest.mark.slow
+def test_a_plan_traces_cudnn_on_a_machine_without_it():
+  query = jax.ShapeDtypeStruct((1, 8, 2, 8), 'bfloat16')
+
+  def attend(query):
+    return jax.nn.dot_product_attention(query, query, query, implementation='cudnn')
+
+  with chips.assume_cudnn() as has_cudnn:
+    assert has_cudnn  # if not, plans for GPUs compile plain attention, and say so
+    assert jax.eval_shape(attend, query).shape == query.shape
+  with pytest.raises(RuntimeError, match='cuDNN is not detected'):
+    jax.eval_shape(attend, query)
+
+
 @pytest.mark.parametrize('topology', ['v5e:2x2', 'gpu:4xh100'])
 def test_real_compilers(topology):
   """Both compile what they have no hardware for, and count the same products."""
