@@ -117,8 +117,10 @@ def _read_lines(path: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
         if form:
           raise UserError(f'{path}: expected JSON Lines, got a file that is {form}')
         yield number, line
-  except (OSError, EOFError, zlib.error) as error:
+  except (EOFError, zlib.error) as error:
     # A damaged archive shows only when its bytes are read, in the middle of the file.
+    raise UserError(f'{path}:{number + 1}: cannot read: {error}') from None
+  except OSError as error:
     place = f'{path}:{number + 1}' if number else path
     raise UserError(f'{place}: cannot read: {getattr(error, "strerror", None) or error}') from None
 

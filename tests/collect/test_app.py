@@ -43,7 +43,7 @@ def test_a_person_ranks_and_the_export_says_so(collection):
   assert 'Saved' in page.text
   (row,) = exported(collection)
   assert row['responses'] == ['good', 'bad', 'fair'] and row['ranks'] == [1, 3, 2]
-  assert records.parse_ranking(row, 'row').ranks == [1, 3, 2]
+  assert records.parse_record('ranking', row, 'row').ranks == [1, 3, 2]
   assert len(row['guidelines']) == 12  # the version that the page showed
   assert row['reason'] == 'it *helps*' and row['annotator'].startswith('p-')
 
@@ -57,11 +57,8 @@ class Numbers:
     self.texts = ['', '', 'prompt', *texts]
     self.ids = {text: number for number, text in enumerate(self.texts)}
 
-  def prompt(self, messages):
-    return [2]
-
-  def response(self, text):
-    return [self.ids[text], 1]
+  def exchange(self, messages, response, tools):
+    return [2], [self.ids[response], 1]
 
 
 def random_ranks(rng, count, partial):
@@ -324,7 +321,7 @@ def test_a_conversation_is_ranked_turn_by_turn(tmp_path):
     'reply 1 to 1',
     'and now?',
   ]
-  assert records.parse_ranking(second, 'row')
+  assert records.parse_record('ranking', second, 'row')
   prompts = exported(collection, 'prompts')
   assert [row['messages'][-1]['content'] for row in prompts] == ['hello', 'and now?']
   assert not person.get('/next').cards
