@@ -4,7 +4,7 @@ Pre-training, SFT, rankings by simulated annotators, a reward model, PPO.
 
   python -m rlhf_jax --config=experiments/quickstart.py --workdir=runs/quickstart
 
-Expected, on seed 0's test split: helpful responses go from 19% (base) to 29% (SFT) and 59% (PPO)
+Expected: on seed 0's test split helpful responses go from 19% (base) to 29% (SFT) and 59% (PPO)
   when sampled, and from 54% to 53% and 78% greedily; harmless ones from 82% to 89% and 99%, and
   from 98% to 100% and 100%. PPO wins 67% and 61% against SFT by substance. docs/tinyworld.md has
   intervals and controls.
