@@ -182,7 +182,8 @@ def _write_date(workdir: Path) -> None:
   """Writes the date of a new run, which chat templates see whenever the run is resumed."""
   path = workdir / 'started.json'
   if not path.is_file():
-    date = chat_template.current_date().isoformat()
+    # Not what another run in this process began with.
+    date = datetime.datetime.now().isoformat()
     training.write_on_first_process(path, json.dumps({'date': date}) + '\n')
 
 

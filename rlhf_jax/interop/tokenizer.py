@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import copy
 import functools
 import itertools
+import json
 from pathlib import Path
 import re
 from typing import Any, NamedTuple
@@ -33,11 +34,16 @@ TEMPLATE = 'chat_template.jinja'
 GENERATION = 'generation_config.json'
 MODEL_CONFIG = 'config.json'
 
-# tokenizer_config.json has many more keys; tokenizer.json says how a text is split.
+# tokenizer_config.json has many more keys. Where there is a tokenizer.json that says how a text is
+# split, for transformers too, which then passes over keys such as `add_bos_token`.
 KNOWN_KEYS = KnownKeys(
+  only={'split_special_tokens': (False, None), 'fix_mistral_regex': (False, None)},
   ignored=('chat_template', 'extra_special_tokens', *(role + '_token' for role in ROLES)),
   refuse_others=False,
 )
+
+# The classes of transformers that take tokenizer.json as it is; others set the blank before a text.
+PLAIN_CLASSES = ('PreTrainedTokenizerFast', 'TokenizersBackend')
 
 # What the marks of turns look like; '<think>' and '<tool_call>' are none of them.
 TURN_MARK = re.compile(r'<\|.+\|>|<｜.+｜>|\[/?[A-Z_]+\]|<(start|end)_of_turn>')
@@ -132,6 +138,8 @@ class Tokenizer:
     directory = Path(directory)
     core = _read_core(directory / TOKENIZER)
     config = _read_config(directory)
+    _check_splitting(core, config, directory / CONFIG)
+    _add_stated_tokens(core, config, directory / CONFIG)
     eos, bos, pad, unk = (_token_text(config.get(role + '_token')) for role in ROLES)
     return cls(
       core,
@@ -626,12 +634,11 @@ def _prepare_core(
   named.pop(None, None)
   for added in core.get_added_tokens_decoder().values():
     is_mark = added.content in template and TURN_MARK.fullmatch(added.content) is not None
-    if added.special:
-      named.pop(added.content, None)
-    elif is_mark or added.content in named:
-      named.pop(added.content, None)
+    if not added.special and (is_mark or added.content in named):
       added.special = True  # the other properties stay
       core.add_special_tokens([added])
+    if added.special:
+      named.pop(added.content, None)
   core.add_special_tokens([token for token in named if token is not None])
   core.encode_special_tokens = False  # special-token strings become their ids
   return core
@@ -704,6 +711,50 @@ def _read_core(path: Path) -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer.from_file(str(path))
   except Exception as error:  # the library raises nothing narrower
     raise UserError(f'{path}: not a tokenizer ({error})') from None
+
+
+def _check_splitting(core: tokenizers.Tokenizer, config: Mapping[str, Any], path: Path) -> None:
+  """Refuses a blank before texts that tokenizer_config.json and tokenizer.json do not agree on."""
+  stated = config.get('add_prefix_space')
+  if stated is None or config.get('tokenizer_class') in PLAIN_CLASSES:
+    return
+  splitter = json.loads(core.to_str())['pre_tokenizer'] or {}
+  for part in splitter.get('pretokenizers', [splitter]):
+    if part.get('type') == 'ByteLevel' and part['add_prefix_space'] != stated:
+      raise UserError(
+        f'{path}: add_prefix_space is {show(stated)}, but {part["add_prefix_space"]} in {TOKENIZER}'
+      )
+
+
+def _add_stated_tokens(core: tokenizers.Tokenizer, config: Mapping[str, Any], path: Path) -> None:
+  """Adds the tokens that tokenizer_config.json alone has, as transformers does.
+
+  Raises:
+    UserError: it states another token for an id than tokenizer.json.
+  """
+  stated = config.get('added_tokens_decoder') or {}
+  present = core.get_added_tokens_decoder()
+  for number, table in sorted((int(number), table) for number, table in stated.items()):
+    token = tokenizers.AddedToken(**{key: table[key] for key in _TOKEN_KEYS if key in table})
+    if core.token_to_id(token.content) is None:
+      core.add_tokens([token])
+    elif number in present and token.special and not present[number].special:
+      core.add_special_tokens([token])
+    actual = core.token_to_id(token.content)
+    if actual != number:
+      raise UserError(
+        f'{path}: added_tokens_decoder says that {token.content!r} is {number}, but it is {actual} '
+        f'by {TOKENIZER}'
+      )
+  for name in ('extra_special_tokens', 'additional_special_tokens'):
+    texts = config.get(name)
+    for text in texts if isinstance(texts, list) else ():
+      token_text = _token_text(text)
+      if token_text is not None and core.token_to_id(token_text) is None:
+        core.add_special_tokens([token_text])
+
+
+_TOKEN_KEYS = ('content', 'special', 'lstrip', 'rstrip', 'normalized', 'single_word')
 
 
 def _read_config(directory: Path) -> dict[str, Any]:

@@ -339,3 +339,49 @@ def test_a_response_that_is_begun(template, beginning):
   ids = tokenizer.begun(user('Hi'), beginning)
   prompt, response = tokenizer.exchange(user('Hi'), beginning)
   assert ids == prompt + response[:-1]
+
+
+def save(directory, core, **config):
+  core.save(str(directory / 'tokenizer.json'))
+  config = {'eos_token': '</s>', 'tokenizer_class': 'GPT2Tokenizer', **config}
+  (directory / 'tokenizer_config.json').write_text(json.dumps(config))
+
+
+def stated(token_id, content, special=True):
+  return {str(token_id): {'content': content, 'special': special, 'normalized': False}}
+
+
+def test_tokens_that_the_config_alone_has_are_added(tmp_path):
+  """Their ids are what transformers 5.24 gives them."""
+  core = letters('</s>')
+  core.add_tokens(['<x>'])
+  size = core.get_vocab_size()
+  more = {**stated(size - 1, '<x>'), **stated(size, '<new>'), **stated(size + 1, '<word>', False)}
+  save(tmp_path, core, added_tokens_decoder=more, additional_special_tokens=['<more>', '<x>'])
+  tokenizer = Tokenizer.load(tmp_path)
+  ids = [tokenizer.core.token_to_id(text) for text in ('<x>', '<new>', '<word>', '<more>')]
+  assert ids == [size - 1, size, size + 1, size + 2]
+  assert tokenizer.core.decode(ids, skip_special_tokens=True) == '<word>'
+  assert size not in tokenizer.encode('<new>') and size - 1 not in tokenizer.encode('<x>')
+
+
+@pytest.mark.parametrize(
+  'config, message',
+  [
+    ({'split_special_tokens': True}, 'tokenizer_config.json: split_special_tokens is True'),
+    ({'add_prefix_space': True}, 'add_prefix_space is True, but False in tokenizer.json'),
+    ({'added_tokens_decoder': stated(900, '<new>')}, "says that '<new>' is 900, but it is"),
+    ({'added_tokens_decoder': stated(3, '</s>')}, "says that '</s>' is 3, but it is"),
+  ],
+)
+def test_keys_that_change_how_texts_are_split_are_refused(tmp_path, config, message):
+  save(tmp_path, letters('</s>'), **config)
+  with pytest.raises(UserError) as error:
+    Tokenizer.load(tmp_path)
+  assert message in str(error.value)
+
+
+def test_keys_over_which_transformers_passes(tmp_path):
+  save(tmp_path, letters('<s>', '</s>'), bos_token='<s>', add_bos_token=True, add_eos_token=True)
+  tokenizer = Tokenizer.load(tmp_path)
+  assert tokenizer.text('a') == tokenizer.encode('a')

@@ -1,3 +1,4 @@
+import datetime
 import json
 import shutil
 import time
@@ -11,7 +12,7 @@ from rlhf_jax.data import records
 from rlhf_jax.errors import UserError
 from rlhf_jax.experiment import config as configs
 from rlhf_jax.experiment import final_table, pipeline
-from rlhf_jax.interop import pretrained
+from rlhf_jax.interop import chat_template, pretrained
 from rlhf_jax.models import transformer
 from rlhf_jax.runtime import checkpoint
 from rlhf_jax.stages.shared import training
@@ -202,3 +203,16 @@ def test_batch_that_does_not_divide(context):
     UserError, match='config.sft: a batch of 12 rows in 1 parts does not divide over the 8'
   ):
     training.check_batch(context('sft', layout=testing.make_layout('data 8')), 12, 1)
+
+
+def test_templates_see_the_date_of_the_first_start(tmp_path, monkeypatch):
+  """Whatever another run in this process saw, and on whatever day the run is resumed."""
+  monkeypatch.setattr(chat_template, '_now', datetime.datetime(2001, 2, 3))
+  pipeline._write_date(tmp_path)
+  pipeline._fix_date(tmp_path)
+  first = chat_template.current_date()
+  assert abs(datetime.datetime.now() - first) < datetime.timedelta(days=1)
+  chat_template.fix_date(datetime.datetime(2030, 2, 3))
+  pipeline._write_date(tmp_path)
+  pipeline._fix_date(tmp_path)
+  assert chat_template.current_date() == first
