@@ -74,6 +74,20 @@ def parse_with_overrides(
   return options, [argument.removeprefix(_OVERRIDE) for argument in rest]
 
 
+def plain_file(name: str) -> Path:
+  """Returns the path of an output that is written line by line.
+
+  Raises:
+    argparse.ArgumentTypeError: the name promises a compressed file, to which nothing can be
+      added after an interrupt.
+  """
+  if name.endswith('.gz'):
+    raise argparse.ArgumentTypeError(
+      f'expected a name without .gz, got {name}: it is not compressed'
+    )
+  return Path(name)
+
+
 def add_line_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments that `generate` and `score` share: model, files, batch size and mesh."""
   parser.add_argument('--model', required=True, metavar='DIR', help=_MODEL_HELP)
@@ -82,13 +96,13 @@ def add_line_arguments(parser: argparse.ArgumentParser) -> None:
     required=True,
     metavar='FILE',
     type=Path,
-    help='JSON Lines; compressed if the name ends in .gz',
+    help='JSON Lines, plain or compressed by gzip',
   )
   parser.add_argument(
     '--output',
     required=True,
     metavar='FILE',
-    type=Path,
+    type=plain_file,
     help='the same lines with the results added; repeat an interrupted command to resume it',
   )
   parser.add_argument(

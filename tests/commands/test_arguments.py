@@ -57,6 +57,14 @@ def test_overrides_are_told_from_unknown_words(capsys):
     assert f'unknown argument {wrong}; overrides look like' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('command', [generate, score])
+def test_an_output_that_promises_to_be_compressed_is_refused(command, capsys):
+  with pytest.raises(SystemExit) as stop:
+    command.main(['--model=m', '--input=a.jsonl.gz', '--output=b.jsonl.gz'])
+  assert stop.value.code == 2
+  assert 'expected a name without .gz, got b.jsonl.gz' in capsys.readouterr().err
+
+
 def test_exit_codes_and_messages(capsys):
   def fails(error):
     def command(options):
