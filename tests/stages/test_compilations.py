@@ -11,15 +11,16 @@ from rlhf_jax.runtime import loop
 
 COMPILED = '/jax/core/compile/backend_compile_duration'
 REWARD = 'reward=("rlhf_jax.rewards.builtin.text:length(least=1,most=20)",)'
+SIMULATED = ('data.source=tinyworld', 'data.path=()')  # rankings that no earlier stage has to write
 # kind of stage → its section, the experiment, overrides of the section
 STAGES = {
   'pretrain': ('pretrain', 'quickstart', []),
   'sft': ('sft', 'quickstart', []),
-  'reward': ('reward', 'quickstart', ['data.source=tinyworld', 'centre=False']),
+  'reward': ('reward', 'quickstart', [*SIMULATED, 'centre=False']),
   'preference': (
     'dpo',
     'dpo',
-    ['reference=random', 'data.source=tinyworld', 'reference_logprobs=live'],
+    ['reference=random', *SIMULATED, 'reference_logprobs=live'],
   ),
   'ppo': ('ppo', 'quickstart', ['value=random', 'reward=("random",)']),
   'policy_gradient': ('grpo', 'grpo', ['reference=random', REWARD]),
