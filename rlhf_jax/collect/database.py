@@ -34,7 +34,7 @@ class Database:
 
   @contextlib.contextmanager
   def reading(self) -> Iterator[Connection]:
-    """Provides a connection for reading, to which the database does not change meanwhile."""
+    """Provides a connection for reading, which sees one unchanging state of the database."""
     with self.engine.connect() as connection, connection.begin():
       yield connection
 

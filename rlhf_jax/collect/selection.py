@@ -16,7 +16,7 @@ from rlhf_jax.collect import items, judgements, quality, tables
 from rlhf_jax.collect.settings import Settings
 from rlhf_jax.data.records import Message
 
-# (N conversations, the responses to each) → N arrays of scores; a reward model is one such function
+# a reward model: (N conversations, the responses to each) → N arrays of scores
 Score = Callable[[Sequence[Sequence[Message]], Sequence[Sequence[str]]], list[np.ndarray]]
 
 
