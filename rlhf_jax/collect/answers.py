@@ -189,8 +189,9 @@ def _read_best_and_worst(given: Sequence[int | None], axis: str) -> list[int]:
 
 
 def _check_ordering(ranked: Sequence[int], axis: str) -> None:
-  """Refuses ranks that do not begin with 1 or have a gap; after a tie both 1, 1, 2 and 1, 1, 3
-  are valid.
+  """Refuses ranks that do not begin with 1, or that have a gap.
+
+  After a tie both ways of counting are valid: 1, 1, 2 and 1, 1, 3.
   """
   if not ranked:
     raise Refused(INVALID, f'{axis}: no response has a rank yet.')
