@@ -24,9 +24,9 @@ def measure(context: Context) -> dict[str, dict[str, float]]:
     context: the context of any stage of the run.
 
   Returns:
-    'seen' or 'unseen' (whether the family of the pair's prompt occurs in training) → kind of pair
-    (see pairs.py) → share of pairs whose better response has the higher score; equal scores count
-    one half.
+    'seen' or 'unseen' → kind of pair (see pairs.py) → share of pairs whose better response has the
+    higher score; equal scores count one half. A pair is 'unseen' if its prompt asks about a family,
+    fact, person or harm that training does not have.
   """
   section = context.config.evaluation
   data = from_section(DataOptions, section.data)

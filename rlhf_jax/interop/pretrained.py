@@ -1,8 +1,9 @@
 """Reading of pretrained models, and export of models for other libraries.
 
 This module reads Hugging Face directories (safetensors) and GGUF files, and writes Hugging Face
-directories. Parameters are float32, whatever type the file has. Nothing is downloaded, and no
-pickle (`.bin`) is opened.
+directories. Parameters are float32, whatever type the file has. A model that is named 'ORG/NAME' is
+downloaded by hub.py if it is not in the cache of the hub; nothing else is downloaded. No pickle
+(`.bin`) is opened.
 
 families.py and hf_config.py know the names in config.json and in the weight files,
 safetensors_io.py and gguf_io.py open the files, and assemble.py puts the parameters on devices.
@@ -59,7 +60,8 @@ def open_pretrained(name: str | Path) -> Pretrained:
   """Opens a model by name; the parameters are read later, by `.load()` of the result.
 
   Args:
-    name: 'smollm2', a `.gguf` file, a Hugging Face directory, or 'ORG/NAME' on the hub.
+    name: 'smollm2', a `.gguf` file, a Hugging Face directory, or 'ORG/NAME' on the Hugging Face
+      hub.
 
   Raises:
     UserError: there is no such model, or it cannot be read.
