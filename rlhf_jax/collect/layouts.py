@@ -43,7 +43,7 @@ def read_items(path: Path, layout: str) -> list[Fields]:
       converted.append(read[layout](row))
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
       raise UserError(
-        f'{path}:{number}: no item in the layout of {layout}: {type(error).__name__}: {error}'
+        f'{path}:{number}: not an item in the layout {layout}: {type(error).__name__}: {error}'
       ) from None
   return converted
 
@@ -61,7 +61,7 @@ def write_rows(rows: list[Fields], layout: str) -> list[Fields]:
   write = {'label_studio': _to_label_studio, 'argilla': _to_argilla, 'potato': _to_potato}
   for number, row in enumerate(rows, start=1):
     if 'ranks' not in row:
-      raise UserError(f'--format: record {number} is no ranking; {layout} takes --kind=rankings')
+      raise UserError(f'--format: record {number} is not a ranking; {layout} needs --kind=rankings')
   return [write[layout](row) for row in rows]
 
 
