@@ -1,11 +1,11 @@
-"""Answers: what the fields of a form mean. Pure functions, without a database.
+"""Parsing of answers from the fields of a form; pure functions, without a database.
 
-On a page a response has a letter, A for the one shown first. `shown` leads back: the
-response of letter number d is number shown[d] of the item. Answers speak of responses by
-their number in the item only.
+On a page the responses have letters, in the order in which they are shown: A, B, C and so on.
+`shown` maps places on the page to the item: the response at place d is number shown[d] of the
+item. Answers refer to responses by their number in the item only.
 
 An answer to `rank`, and to each turn of `converse`:
-  {'orders': {axis: [K] ranks, 1 = best, equal = tie, without gaps},
+  {'orders': {axis: [K] ranks, 1 = best, equal ranks = tie, without gaps},
    'mode': full, top or best_worst,
    'all_bad': bool, 'strength': '' or slight, clear, strong,
    'flags': {number of a response: [flags]}, 'reason': text}
@@ -24,11 +24,11 @@ LETTERS = 'ABCDEFGHI'
 MODES = ('full', 'top', 'best_worst')
 STRENGTHS = ('slight', 'clear', 'strong')
 RESPONSE_FLAGS = ('harmful', 'false', 'off_topic')
-INVALID = 422  # of HTTP: the form is well made, and what it says is not an answer
+INVALID = 422  # HTTP status: the form is well-formed, but its content is not a valid answer
 
 
 def field_name(axis: str, letter: str) -> str:
-  """Returns the name of the field that holds a response's rank."""
+  """Returns the name of the form field that holds the rank of a response."""
   return f'{axis}.{letter}'
 
 
@@ -36,16 +36,16 @@ def parse_ranking(form: Form, shown: Sequence[int], settings: Settings) -> dict[
   """Reads an answer to `rank` from a form.
 
   Args:
-    form: its fields.
-    shown: [K], numbers of the responses in the order of the page.
-    settings: axes, and what else is asked for.
+    form: the fields of the form.
+    shown: [K], the numbers of the responses, in the order on the page.
+    settings: the axes, and what else the form asks for.
 
   Raises:
-    Refused: the ranks are no ordering, or something that must be there is missing.
+    Refused: the ranks are not a valid ordering, or a required field is missing or invalid.
   """
   mode = first(form, 'mode') or 'full'
   if mode not in MODES:
-    raise Refused(INVALID, f'Unknown way of ranking: {mode[:20]!r}.')
+    raise Refused(INVALID, f'Unknown mode of ranking: {mode[:20]!r}.')
   if mode != 'full' and len(shown) < settings.partial_from:
     raise Refused(INVALID, 'All responses must be ranked.')
   orders = {}
@@ -57,7 +57,7 @@ def parse_ranking(form: Form, shown: Sequence[int], settings: Settings) -> dict[
   if strength and strength not in STRENGTHS:
     raise Refused(INVALID, f'Unknown strength of preference: {strength[:20]!r}.')
   if len(shown) != 2 or len(set(orders[settings.axes[0]])) == 1:
-    strength = ''  # nothing is preferred in a tie
+    strength = ''  # a tie prefers neither response
   return {
     'orders': orders,
     'mode': mode,
@@ -72,12 +72,12 @@ def parse_response(form: Form, settings: Settings, original: str | None) -> dict
   """Reads an answer to `demonstrate` or `edit` from a form.
 
   Args:
-    form: its fields.
-    settings: the bounds of a text.
-    original: the response that was to be edited; None for a demonstration.
+    form: the fields of the form.
+    settings: the limits of a text's length.
+    original: the response to edit; None for a demonstration.
 
   Raises:
-    Refused: the text is too short or too long, or is the original.
+    Refused: the text is too short or too long, or equals the original.
   """
   text = read_text(form, 'response', settings)
   if len(text.strip()) < max(1, settings.response_length):
@@ -89,25 +89,25 @@ def parse_response(form: Form, settings: Settings, original: str | None) -> dict
 
 
 def read_text(form: Form, name: str, settings: Settings) -> str:
-  """Reads a text of a form; raises Refused where it is too long."""
-  # browsers send the ends of lines as CR LF
+  """Reads a text field of a form; raises Refused where the text is too long."""
+  # browsers send line ends as CR LF
   text = first(form, name).replace('\r\n', '\n').replace('\r', '\n')
   if len(text) > settings.longest_text:
     raise Refused(
       INVALID,
-      f'The text has {len(text)} characters; at most {settings.longest_text} are taken.',
+      f'The text has {len(text)} characters; the limit is {settings.longest_text}.',
     )
   return text
 
 
 def first(form: Form, name: str) -> str:
-  """Returns the first value of a field, '' where it is absent."""
+  """Returns the first value of a field; '' where the field is absent."""
   values = form.get(name)
   return values[0] if values else ''
 
 
 def read_pastes(form: Form) -> dict[str, int]:
-  """Reads what the page saw of pastes: how many, and of how many characters."""
+  """Reads the number of pastes that the page noticed, and their characters in total."""
   pasted = {}
   for name in ('pastes', 'pasted_characters'):
     value = first(form, name)
@@ -119,7 +119,7 @@ def list_cards(
   responses: Sequence[Mapping[str, str]],
   shown: Sequence[int],
 ) -> list[dict[str, str]]:
-  """Lists what a page shows of responses: a letter and a text, in the order of the page."""
+  """Lists the letter and the text of each response, in the order on the page."""
   cards = []
   for place, number in enumerate(shown):
     cards.append({'letter': LETTERS[place], 'text': responses[number]['text']})
@@ -141,16 +141,30 @@ def ordered_pairs(ranks: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _read_ranks(fields: Sequence[str], mode: str, axis: str) -> list[int]:
-  """Returns [K] ranks in the order of the page; those left empty come where the mode says."""
+  """Reads the ranks on one axis from the fields of a form.
+
+  Args:
+    fields: [K] texts in the order on the page; some are empty in the modes 'top' (only the
+      best are ranked) and 'best_worst'.
+    mode: one of MODES.
+    axis: the name of the axis, for messages.
+
+  Returns:
+    [K] ranks in the order on the page. Responses without a rank come last in the mode 'top',
+    and between the best and the worst in the mode 'best_worst'.
+
+  Raises:
+    Refused: the ranks are not a valid ordering for the mode.
+  """
   count = len(fields)
   given: list[int | None] = []
   for letter, field in zip(LETTERS, fields, strict=False):
     text = field.strip()
     if text and not (text.isascii() and text.isdigit() and len(text) == 1):
-      raise Refused(INVALID, f'{axis}: the rank of {letter} is no number from 1 to {count}.')
+      raise Refused(INVALID, f'{axis}: the rank of {letter} must be a number from 1 to {count}.')
     given.append(int(text) if text else None)
     if text and not 1 <= int(text) <= count:
-      raise Refused(INVALID, f'{axis}: the rank of {letter} is no number from 1 to {count}.')
+      raise Refused(INVALID, f'{axis}: the rank of {letter} must be a number from 1 to {count}.')
   ranked = [rank for rank in given if rank is not None]
   if mode == 'full' and len(ranked) < count:
     missing = ', '.join(letter for letter, rank in zip(LETTERS, given) if rank is None)
@@ -158,12 +172,12 @@ def _read_ranks(fields: Sequence[str], mode: str, axis: str) -> list[int]:
   if mode == 'best_worst':
     return _read_best_and_worst(given, axis)
   _check_ordering(ranked, axis)
-  # a response beyond the top k stands below all of them
+  # responses without a rank share the rank below all ranked ones
   return [count + 1 if rank is None else rank for rank in given]
 
 
 def _read_best_and_worst(given: Sequence[int | None], axis: str) -> list[int]:
-  """Returns ranks 1, 2, 3 of the best one, the ones between, and the worst one."""
+  """Returns rank 1 for the best response, 3 for the worst one and 2 for all others."""
   ranked = [rank for rank in given if rank is not None]
   if len(ranked) != 2 or len(set(ranked)) != 2 or min(ranked) != 1:
     raise Refused(
@@ -175,7 +189,10 @@ def _read_best_and_worst(given: Sequence[int | None], axis: str) -> list[int]:
 
 
 def _check_ordering(ranked: Sequence[int], axis: str) -> None:
-  """Refuses ranks that are no ordering: 1 first, and no gap but behind a tie (1, 1, 3)."""
+  """Refuses ranks that do not begin with 1, or that have a gap.
+
+  After a tie both ways of counting are valid: 1, 1, 2 and 1, 1, 3.
+  """
   if not ranked:
     raise Refused(INVALID, f'{axis}: no response has a rank yet.')
   expected = 1
@@ -188,13 +205,13 @@ def _check_ordering(ranked: Sequence[int], axis: str) -> None:
 
 
 def _dense(ranks: Sequence[int]) -> list[int]:
-  """Returns the same order in ranks without gaps."""
+  """Returns ranks without gaps for the same order, such as 1, 1, 2 for 1, 1, 3."""
   steps = {rank: number for number, rank in enumerate(sorted(set(ranks)), start=1)}
   return [steps[rank] for rank in ranks]
 
 
 def _in_order_of_item(values: Sequence[Any], shown: Sequence[int]) -> list[Any]:
-  """Turns values in the order of the page into the order of the item."""
+  """Rearranges values from the order on the page to the order in the item."""
   turned: list[Any] = [None] * len(shown)
   for value, number in zip(values, shown, strict=True):
     turned[number] = value
@@ -202,7 +219,7 @@ def _in_order_of_item(values: Sequence[Any], shown: Sequence[int]) -> list[Any]:
 
 
 def _read_flags(form: Form, shown: Sequence[int]) -> dict[str, list[str]]:
-  """Reads the flags of responses: number of a response in the item → its flags."""
+  """Reads the flags of responses: number of the response in the item → its flags."""
   flags = {}
   for letter, number in zip(LETTERS, shown, strict=False):
     given = sorted(set(form.get(f'flag.{letter}', ())))
@@ -215,7 +232,7 @@ def _read_flags(form: Form, shown: Sequence[int]) -> dict[str, list[str]]:
 
 
 def _read_reason(form: Form, settings: Settings) -> str:
-  """Reads the reason of a ranking."""
+  """Reads the reason of a ranking; raises Refused where it is too short or too long."""
   reason = read_text(form, 'reason', settings).strip()
   if len(reason) < settings.reason_length:
     raise Refused(

@@ -1,7 +1,7 @@
-"""The application: addresses, who may open them, and what surrounds every page.
+"""The ASGI application: the addresses, the roles that may open them, and the checks before a page.
 
-Pages are plain functions (Visit) → Response that run in threads, as the database's
-calls block. This module reads the request, checks it, and calls the page.
+Pages are plain functions (Visit) → Response. They run in threads, because calls of the database
+block. This module reads the request, checks it, and calls the page.
 """
 
 from collections.abc import Awaitable, Callable
@@ -28,13 +28,13 @@ LOOPBACK = ('localhost', '127.0.0.1', '[::1]')
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-  """An address of the site.
+  """An address of the site, with the function that answers it.
 
   Attributes:
     method: GET or POST.
-    path: with parts in braces.
-    show: (visit) → the answer.
-    role: who may open it at least; '' = everybody.
+    path: the path, with parameters in braces.
+    show: (visit) → response.
+    role: the lowest role that may open the address; '' = anybody, also without signing in.
   """
 
   method: str
@@ -77,8 +77,8 @@ def build_app(site: Site, hosts: tuple[str, ...] = ()) -> Starlette:
   """Builds the application of a site.
 
   Args:
-    site: from `site.open_site`.
-    hosts: names under which it is reached, besides those of this machine.
+    site: the site, from `site.open_site`.
+    hosts: host names under which people reach it, in addition to those of the local machine.
 
   Returns:
     An ASGI application.
@@ -94,23 +94,24 @@ def build_app(site: Site, hosts: tuple[str, ...] = ()) -> Starlette:
     middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=allowed, www_redirect=False)],
     exception_handlers={
       404: _refusing(site, 404, 'There is no such page.'),
-      405: _refusing(site, 405, 'This address does not take such a request.'),
+      405: _refusing(site, 405, 'This address does not accept this kind of request.'),
       500: _refusing(site, 500, 'Something went wrong here. What was saved before is safe.'),
     },
   )
 
 
 class _CachedFiles(StaticFiles):
-  """Files of the package, with the headers of every answer."""
+  """Static files of the package, with the headers of every response."""
 
   def file_response(self, *args, **kwargs) -> Response:
+    """Returns the response for a file, which browsers may cache."""
     response = super().file_response(*args, **kwargs)
     security.add_headers(response, cached=True)
     return response
 
 
 def _endpoint(site: Site, page: Page) -> Callable[[Request], Awaitable[Response]]:
-  """Returns what Starlette calls for a page."""
+  """Returns the function that Starlette calls for requests of a page."""
 
   async def answer(request: Request) -> Response:
     try:
@@ -135,7 +136,7 @@ def _call_page(
   request: Request,
   form: dict[str, list[str]],
 ) -> Response:
-  """Checks who asks, and calls the page; runs in a thread."""
+  """Checks the person's rate, role and form token, and calls the page; runs in a thread."""
   person = find_person(site, request)
   visit = Visit(site, request, person, form)
   if person is None:
@@ -154,10 +155,10 @@ def _call_page(
 
 
 def _refusing(site: Site, status: int, message: str) -> Callable[[Request, Exception], Response]:
-  """Returns what answers when no page does."""
+  """Returns the exception handler for an HTTP status, which shows a message."""
 
   def answer(request: Request, error: Exception) -> Response:
-    del error  # the server's log has it; people need no inside of the program
+    del error  # it is in the server's log; people must not see internals of the program
     response = show_refusal(site, request, Refused(status, message))
     security.add_headers(response)
     return response
@@ -166,7 +167,7 @@ def _refusing(site: Site, status: int, message: str) -> Callable[[Request, Excep
 
 
 async def _tell_health(request: Request) -> Response:
-  """Answers that the server is there."""
+  """Answers 'ok', so that monitoring can tell that the server runs."""
   del request
   response = PlainTextResponse('ok')
   security.add_headers(response)

@@ -1,9 +1,11 @@
-"""Assignment: who is asked about which item, and for how long it is theirs.
+"""Assignment of items to people: which item a person gets, and for how long.
 
-A person holds one item at a time, under a lease. An item is given to as many people as
-still have to judge it, and no more; a lease that has expired counts no longer, so nothing
-is lost when somebody leaves. Training items come first, then the items of the highest
-priority; gold questions, which look like any other, are mixed in.
+A person works on one item at a time. A lease reserves the item for that person for a limited
+time. An item is given to as many people as it still needs judgements from, and to no more. A
+lease that has expired no longer reserves its item, so the item goes to somebody else when a
+person leaves. Training items come first, then the items of the highest priority; gold
+questions (control questions whose answer is known, and which look like any other item) are
+mixed in.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,20 +22,21 @@ from rlhf_jax.collect import answers, database, tables
 from rlhf_jax.collect.refusals import Refused
 from rlhf_jax.collect.settings import Settings
 
-_SHUFFLE = random.SystemRandom()  # nobody can foresee the order
+_SHUFFLE = random.SystemRandom()  # so that nobody can predict the order of the responses
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-  """How far a person is.
+  """How much of the training and of the work a person has completed.
 
   Attributes:
-    answered: items outside of the training.
-    trained: training items.
-    agreement: share of the training's ordered pairs that are right; 1 without any.
-    training_left: training items that are still to come.
-    failed: the training is over and was not passed.
-    done: nothing more is asked of this person.
+    answered: number of answered items, without training items.
+    trained: number of answered training items.
+    agreement: share of the ordered pairs of the training items that the person ordered
+      right; 1 while the training goes on, and where there is none.
+    training_left: number of training items that are still to come.
+    failed: whether the person has completed the training and did not pass it.
+    done: whether the person gets no more items.
   """
 
   answered: int
@@ -45,7 +48,7 @@ class Progress:
 
 
 def measure_progress(connection: Connection, person_id: int, settings: Settings) -> Progress:
-  """Measures how far a person is."""
+  """Measures how much of the training and of the work a person has completed."""
   items, leases = tables.items.c, tables.leases.c
   query = (
     sqlalchemy.select(items.training, sqlalchemy.func.count())
@@ -66,15 +69,16 @@ def measure_progress(connection: Connection, person_id: int, settings: Settings)
 
 
 def agreement_with_gold(connection: Connection, person_id: int, training: bool) -> float:
-  """Returns the share of the ordered pairs of known answers that a person orders alike.
+  """Computes the share of the ordered pairs of known answers that a person orders alike.
 
   Args:
-    connection: to read from.
-    person_id: whose judgements.
-    training: of the training items; False: of the gold questions.
+    connection: the connection to read from.
+    person_id: the person whose judgements are compared.
+    training: True for the training items, False for the gold questions.
 
   Returns:
-    0 to 1, a tie for a half; NaN where the person has judged none.
+    The share, 0 to 1, in which a pair that the person ties counts as one half; NaN where the
+    person has judged no such item.
   """
   items, judgements = tables.items, tables.judgements
   query = (
@@ -106,16 +110,17 @@ def give_item(
   settings: Settings,
   tasks: Sequence[str],
 ) -> Row | None:
-  """Gives a person the next item, or the one that the person holds already.
+  """Gives a person the next item, or again the item that the person is working on.
 
   Args:
-    connection: of a transaction that writes, so that no two people get the last place.
-    person_id: who asks.
-    settings: of the workdir.
+    connection: a connection of a writing transaction, so that an item that needs one more
+      judgement is not given to two people.
+    person_id: the person who asks for an item.
+    settings: the settings of the workdir.
     tasks: the tasks that the person may get.
 
   Returns:
-    The lease; None where there is nothing to do.
+    The lease; None where there is no item for this person.
   """
   now = time.time()
   held = _held_lease(connection, person_id, settings, tasks, now)
@@ -144,20 +149,28 @@ def give_item(
 
 
 def find_lease(connection: Connection, token: str, person_id: int) -> Row:
-  """Returns the lease of an address; raises Refused if it is another person's, or nobody's."""
+  """Returns the lease whose token stands in an address.
+
+  Raises:
+    Refused: there is no such lease, or it belongs to another person.
+  """
   table = tables.leases
   query = sqlalchemy.select(table).where(table.c.token == token)
   lease = connection.execute(query).one_or_none()
   if lease is None or lease.person_id != person_id:
-    # the same words for both, so that nobody learns which addresses exist
+    # the same message in both cases, so that nobody can find out which addresses exist
     raise Refused(404, 'There is no such item for you.')
   return lease
 
 
 def check_open(connection: Connection, lease: Row, item: Row) -> None:
-  """Raises Refused where an answer under a lease is not taken any more.
+  """Checks that an answer to a lease is still accepted.
 
-  A lease that has expired still counts as long as nobody else got the item's last place.
+  A person may answer after the lease has expired, as long as the item still needs a judgement
+  that nobody else has been asked for.
+
+  Raises:
+    Refused: the item was skipped, or other people have taken it after the lease expired.
   """
   if lease.state == 'skipped':
     raise Refused(409, 'You have skipped this item.')
@@ -174,7 +187,7 @@ def save_draft(
   fields: Mapping[str, Sequence[str]],
   settings: Settings,
 ) -> None:
-  """Saves the fields of a form as they are; who writes keeps the item."""
+  """Saves the fields of an unfinished form, and extends the lease of the person who writes."""
   now = time.time()
   drafts, leases = tables.drafts, tables.leases
   connection.execute(sqlalchemy.delete(drafts).where(drafts.c.lease_id == lease.id))
@@ -186,20 +199,20 @@ def save_draft(
 
 
 def read_draft(connection: Connection, lease_id: int) -> dict[str, list[str]]:
-  """Reads the fields that were last saved or sent; {} where there are none."""
+  """Reads the form fields that were last saved or sent; {} where there are none."""
   drafts = tables.drafts
   query = sqlalchemy.select(drafts.c.fields).where(drafts.c.lease_id == lease_id)
   return connection.scalars(query).one_or_none() or {}
 
 
 def skip(connection: Connection, lease: Row) -> None:
-  """Gives an item back; the same person does not get it again."""
+  """Skips an item: it becomes free for others, and this person does not get it again."""
   if lease.state == 'open':
     set_state(connection, lease.id, 'skipped')
 
 
 def set_state(connection: Connection, lease_id: int, state: str, expires: float = 0.0) -> None:
-  """Changes the state of a lease, and when it expires where that is given."""
+  """Changes the state of a lease, and its time of expiry unless `expires` is 0."""
   values: dict[str, Any] = {'state': state}
   if expires:
     values['expires'] = expires
@@ -208,7 +221,7 @@ def set_state(connection: Connection, lease_id: int, state: str, expires: float 
 
 
 def count_waiting(connection: Connection, person_id: int) -> dict[str, int]:
-  """Counts the items that a person could get, by task."""
+  """Counts the items that a person could get now: task → number."""
   table = tables.items
   query = (
     sqlalchemy.select(table.c.task, sqlalchemy.func.count())
@@ -230,7 +243,7 @@ def _choose_item(
   table = tables.items
   items = sqlalchemy.select(table).where(~_seen_by(person_id)).limit(1)
   if progress.training_left:
-    # of any task, as nothing else is given before
+    # of any task, because the training comes before all other items
     training = items.where(table.c.training).order_by(table.c.priority.desc(), table.c.id)
     return connection.execute(training).one_or_none()
   if settings.gold_every and progress.answered % settings.gold_every == settings.gold_every - 1:
@@ -244,13 +257,13 @@ def _choose_item(
       return item
   waiting = sqlalchemy.select(table).where(*_open_conditions(person_id, now))
   waiting = waiting.where(table.c.task.in_(tasks)).limit(1)
-  # among equals, items that were begun are finished first
+  # among items of equal priority, those with the most judgements are completed first
   waiting = waiting.order_by(table.c.priority.desc(), table.c.answers.desc(), table.c.id)
   return connection.execute(waiting).one_or_none()
 
 
 def _open_conditions(person_id: int, now: float) -> list[sqlalchemy.ColumnElement[bool]]:
-  """Returns the conditions that an item is given to a person."""
+  """Returns the conditions under which an item can be given to a person."""
   table, leases = tables.items, tables.leases
   under_way = (
     sqlalchemy.select(sqlalchemy.func.count())
@@ -272,7 +285,7 @@ def _open_conditions(person_id: int, now: float) -> list[sqlalchemy.ColumnElemen
 
 
 def _seen_by(person_id: int) -> sqlalchemy.ColumnElement[bool]:
-  """Returns the condition that a person had an item before: answered, skipped or left it."""
+  """Returns the condition that a person was given an item before, whatever became of it."""
   leases = tables.leases
   mine = (
     sqlalchemy.select(leases.c.id)
@@ -289,7 +302,10 @@ def _held_lease(
   tasks: Sequence[str],
   now: float,
 ) -> Row | None:
-  """Returns the item that a person holds; one that expired is renewed if it is still free."""
+  """Returns the open lease of a person; None where there is none.
+
+  An expired lease is renewed if its item still needs a judgement.
+  """
   leases, items = tables.leases, tables.items
   query = (
     sqlalchemy.select(leases)
@@ -299,7 +315,7 @@ def _held_lease(
       leases.c.state == 'open',
       sqlalchemy.or_(items.c.task.in_(tasks), items.c.training),
     )
-    # the oldest first: one that was sent back comes before the one in hand
+    # the oldest first: an item that a reviewer sent back comes before the current one
     .order_by(leases.c.id)
   )
   for lease in connection.execute(query):
@@ -316,7 +332,7 @@ def _held_lease(
 
 
 def _taken_places(connection: Connection, item_id: int, now: float) -> int:
-  """Counts the judgements of an item and the people who are at it."""
+  """Counts the judgements that an item has, plus the people who are working on it."""
   items, leases = tables.items, tables.leases
   answered = sqlalchemy.select(items.c.answers).where(items.c.id == item_id)
   under_way = (
@@ -328,7 +344,7 @@ def _taken_places(connection: Connection, item_id: int, now: float) -> int:
 
 
 def _is_for_everybody(item: Row) -> bool:
-  """Says whether everybody may answer an item, as with training and gold questions."""
+  """Says whether an item has no limit of people: a training item or a gold question."""
   return item.training or item.gold is not None
 
 

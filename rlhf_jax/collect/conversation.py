@@ -1,8 +1,8 @@
-"""Conversations: who answers, and the turns that wait for an answer.
+"""Conversations with models: the models that reply, and the turns of a conversation.
 
-A person's message becomes a turn that waits. A thread of the server asks `Replies` for K
-replies and writes them down; the page asks until they are there. At most `ROOM` turns
-wait at a time, so that a slow model is never buried.
+A person's message becomes a turn that waits for replies. A thread of the server asks `Replies`
+for K replies and stores them in the database; meanwhile the page asks repeatedly whether they
+are there. At most `ROOM` turns wait at a time, so that a slow model is not flooded.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,15 +22,15 @@ from rlhf_jax.collect.items import Response
 from rlhf_jax.collect.refusals import Refused
 from rlhf_jax.data.records import Message
 
-ROOM = 16  # turns that wait for a reply
+ROOM = 16  # largest number of turns that wait for replies at a time
 _TIMEOUT = 120.0  # seconds for one reply
 
-# (messages, K) → K responses {text, model}; may raise anything
+# (messages, K) → K responses {text, model}; may raise any exception
 Replies = Callable[[Sequence[Message], int], list[Response]]
 
 
 class Replier:
-  """Lets somebody reply to the turns that wait, in threads of its own."""
+  """Gets the replies to waiting turns from `Replies`, in threads of its own."""
 
   def __init__(self, store: Database, replies: Replies, threads: int = 2):
     self._store = store
@@ -39,31 +39,31 @@ class Replier:
     self._room = threading.BoundedSemaphore(ROOM)
 
   def __call__(self, messages: Sequence[Message], count: int) -> list[Response]:
-    """Replies at once; for callers that wait."""
+    """Returns the replies directly; the caller waits for them."""
     return self._replies(messages, count)
 
   def start(self, turn_id: int, messages: Sequence[Message], count: int) -> None:
-    """Begins to reply to a turn; `reserve` was called before."""
+    """Starts replying to a turn in another thread; call `reserve` first."""
     self._pool.submit(self._reply, turn_id, messages, count)
 
   def reserve(self) -> None:
-    """Takes a place among the turns that wait; raises Refused where all are taken."""
+    """Reserves a place among the waiting turns; raises Refused where all are taken."""
     if not self._room.acquire(blocking=False):
       raise Refused(503, 'The model is busy. Wait a moment and send it again.')
 
   def release(self) -> None:
-    """Gives a place back that no turn has come to need."""
+    """Frees a place that was reserved."""
     self._room.release()
 
   def close(self) -> None:
-    """Ends the threads; turns that wait are taken up at the next start."""
+    """Ends the threads; the server resumes the waiting turns when it starts again."""
     self._pool.shutdown(wait=False, cancel_futures=True)
 
   def _reply(self, turn_id: int, messages: Sequence[Message], count: int) -> None:
-    """Writes the replies to a turn, or why there are none."""
+    """Stores the replies to a turn, or the reason why there are none."""
     try:
       values = {'state': 'ready', 'responses': self._replies(messages, count), 'error': ''}
-    except Exception as error:  # a model or a server may fail in any way; the page tells it
+    except Exception as error:  # a model or a server may fail in any way; the page shows why
       logging.warning('no reply to turn %d: %s', turn_id, error)
       reason = str(error).splitlines()[0] if str(error) else type(error).__name__
       values = {'state': 'failed', 'error': reason}
@@ -75,15 +75,15 @@ class Replier:
 
 
 class EndpointReplies:
-  """Replies of any server that speaks the OpenAI chat-completions protocol."""
+  """Gets replies from servers that speak the OpenAI chat-completions protocol."""
 
   def __init__(self, urls: Sequence[str], models: Sequence[str], max_tokens: int = 512):
-    """Names the servers and their models.
+    """Stores the addresses of the servers and the names of their models.
 
     Args:
-      urls: one for each model, such as 'http://localhost:8000/v1'.
-      models: their names on the servers.
-      max_tokens: of a reply.
+      urls: the server of each model, such as 'http://localhost:8000/v1'.
+      models: the name of each model on its server.
+      max_tokens: the largest number of tokens of a reply.
     """
     self._servers = list(zip(urls, models, strict=True))
     self._max_tokens = max_tokens
@@ -91,7 +91,7 @@ class EndpointReplies:
     self._headers = {'Authorization': f'Bearer {key}'} if key else {}
 
   def __call__(self, messages: Sequence[Message], count: int) -> list[Response]:
-    """Asks the servers in turn for `count` replies."""
+    """Asks the servers in rotation, for `count` replies in total."""
     responses = []
     for url, model in itertools.islice(itertools.cycle(self._servers), count):
       reply = httpx.post(
@@ -100,7 +100,7 @@ class EndpointReplies:
           'model': model,
           'messages': list(messages),
           'max_tokens': self._max_tokens,
-          'temperature': 1.0,  # so that K replies of one model differ
+          'temperature': 1.0,  # sampled, so that the replies of one model differ
         },
         headers=self._headers,
         timeout=_TIMEOUT,
@@ -112,7 +112,7 @@ class EndpointReplies:
 
 
 def resume_waiting(store: Database, replier: Replier, count: int) -> None:
-  """Takes up the turns that waited when the server was ended."""
+  """Starts replying to the turns that were waiting when the server was stopped."""
   table = tables.turns
   with store.reading() as connection:
     waiting = connection.execute(sqlalchemy.select(table).where(table.c.state == 'waiting')).all()
@@ -120,7 +120,7 @@ def resume_waiting(store: Database, replier: Replier, count: int) -> None:
     try:
       replier.reserve()
     except Refused:
-      return  # the person can send it again
+      return  # all places are taken; the person can send the message again
     replier.start(turn.id, turn.messages, count)
 
 
@@ -138,7 +138,7 @@ def add_turn(
   messages: Sequence[Message],
   created: float,
 ) -> int:
-  """Adds a turn that waits for replies, and returns its number in the table."""
+  """Adds a turn that waits for replies, and returns its id."""
   return database.insert(
     connection,
     tables.turns,
@@ -164,6 +164,6 @@ def delete_turn(connection: Connection, turn_id: int) -> None:
 
 
 def next_messages(turn: Row, best: int) -> list[Message]:
-  """Returns the conversation with the best reply to a turn at its end."""
+  """Returns the conversation up to a turn, with its best reply at the end."""
   reply = {'role': 'assistant', 'content': turn.responses[best]['text']}
   return [*turn.messages, reply]

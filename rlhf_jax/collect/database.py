@@ -1,8 +1,8 @@
 """The database of a collection: SQLite in the workdir, or PostgreSQL by URL.
 
-There is one writer at a time, also among several servers, so that what a transaction
-has read is still true when it writes: SQLite by `BEGIN IMMEDIATE`, PostgreSQL by an
-advisory lock. Readers never wait. A transaction that ended without an error is on disk.
+There is one writer at a time, even among several servers, so that what a transaction has read
+is still true when it writes. SQLite ensures this by `BEGIN IMMEDIATE`, PostgreSQL by an advisory
+lock. Readers never wait. A transaction that has ended without an error is on disk.
 """
 
 from collections.abc import Iterator
@@ -19,28 +19,28 @@ from rlhf_jax.collect import tables
 from rlhf_jax.errors import UserError
 
 FILE = 'collect.sqlite'
-_BUSY_MILLISECONDS = 20_000  # how long a writer of SQLite waits for another process's
-_LOCK_NUMBER = 0x726C6866  # of PostgreSQL's advisory lock; any constant of our own
+_BUSY_MILLISECONDS = 20_000  # how long a writer waits for another process's writer in SQLite
+_LOCK_NUMBER = 0x726C6866  # id of PostgreSQL's advisory lock: a constant that only we use
 
 
 class Database:
-  """A database that is open; its methods may be called from any thread."""
+  """An open database; its methods may be called from any thread."""
 
   def __init__(self, engine: sqlalchemy.Engine):
     self.engine = engine
-    # Writers of this process queue here, in order, instead of polling for SQLite's lock.
+    # Writers of this process wait for this lock, instead of polling for that of SQLite.
     self._writer = threading.Lock()
-    self.secret = ''  # signs links and cookies; read by `open_database`
+    self.secret = ''  # signs links and cookies; set by `open_database`
 
   @contextlib.contextmanager
   def reading(self) -> Iterator[Connection]:
-    """Provides a connection that sees one state of the database."""
+    """Provides a connection for reading, which sees one unchanging state of the database."""
     with self.engine.connect() as connection, connection.begin():
       yield connection
 
   @contextlib.contextmanager
   def writing(self) -> Iterator[Connection]:
-    """Provides the only connection that writes; commits when the block ends well."""
+    """Provides the only writing connection; commits when the block ends without an error."""
     with self._writer, self.engine.connect() as plain:
       connection = plain.execution_options(writing=True)
       with connection.begin():
@@ -54,14 +54,15 @@ class Database:
 
 
 def open_database(workdir: Path, url: str = '') -> Database:
-  """Opens the database of a workdir, and makes it where there is none.
+  """Opens the database of a workdir, and creates it where there is none.
 
   Args:
-    workdir: its folder is made where it is missing.
-    url: such as 'postgresql+psycopg://user@host/name'; '' = SQLite in the workdir.
+    workdir: the folder of the collection, which is created where it is missing.
+    url: the URL of the database, such as 'postgresql+psycopg://user@host/name'; '' for SQLite
+      in the workdir.
 
   Raises:
-    UserError: it cannot be opened, or another version of the program has made it.
+    UserError: the database cannot be opened, or it has the schema of another version.
   """
   workdir.mkdir(parents=True, exist_ok=True)
   address = url or f'sqlite:///{workdir / FILE}'
@@ -79,20 +80,20 @@ def open_database(workdir: Path, url: str = '') -> Database:
   if known['schema'] != tables.SCHEMA:
     raise UserError(
       f'--database: expected schema {tables.SCHEMA}, got {known["schema"]}: '
-      'another version of rlhf_jax has made it'
+      'another version of rlhf_jax has created this database'
     )
   database.secret = known['secret']
   return database
 
 
 def read_facts(connection: Connection) -> dict[str, str]:
-  """Reads what is true of the whole database: name → value."""
+  """Reads the facts about the whole database: name → value."""
   rows = connection.execute(sqlalchemy.select(tables.facts))
   return {row.name: row.value for row in rows}
 
 
 def insert(connection: Connection, table: sqlalchemy.Table, **values: Any) -> int:
-  """Adds a row to a table, and returns its number."""
+  """Adds a row to a table, and returns its primary key."""
   result = connection.execute(sqlalchemy.insert(table).values(**values))
   key = result.inserted_primary_key
   assert key is not None, 'the table has a primary key'
@@ -100,13 +101,13 @@ def insert(connection: Connection, table: sqlalchemy.Table, **values: Any) -> in
 
 
 def _add_fact(connection: Connection, name: str, value: str) -> None:
-  """Adds a fact that is not known yet."""
+  """Stores a fact, unless one of this name is stored already."""
   if name not in read_facts(connection):
     insert(connection, tables.facts, name=name, value=value)
 
 
 def _make_engine(address: str) -> sqlalchemy.Engine:
-  """Returns an engine; each of its threads may have a connection."""
+  """Makes an engine, whose pool has a connection for each of the server's threads."""
   url = sqlalchemy.make_url(address)
   engine = sqlalchemy.create_engine(url, pool_size=8, max_overflow=56)
   if url.get_backend_name() == 'sqlite':
@@ -126,13 +127,13 @@ def _prepare_sqlite(connection: Any, record: Any) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-  """Begins a transaction; one that writes takes the lock before it reads."""
+  """Begins a transaction; a writing one takes the lock before it reads."""
   writes = connection.get_execution_options().get('writing', False)
   connection.exec_driver_sql('BEGIN IMMEDIATE' if writes else 'BEGIN')
 
 
 def _hide_password(address: str) -> str:
-  """Returns an address as an error message may show it."""
+  """Returns an address without its password, for error messages."""
   try:
     return sqlalchemy.make_url(address).render_as_string(hide_password=True)
   except sqlalchemy.exc.ArgumentError:

@@ -1,7 +1,7 @@
-"""Exports: judgements as records, in the schema that the data sources of training read.
+"""Export of judgements as records, in the schema that the data sources of training read.
 
-Only pseudonyms leave the database. Of training items nothing is exported but in `raw`; gold
-questions are exported like any other item.
+People appear in exports under their pseudonyms only. Training items are exported only in the
+kind `raw`; gold questions are exported like any other item.
 """
 
 from collections import defaultdict
@@ -13,10 +13,11 @@ from sqlalchemy import Connection
 from rlhf_jax.collect import judgements, quality
 from rlhf_jax.errors import UserError
 
-# How several people's rankings of an item become records.
-#   all: one record each, as they are.
-#   majority: one record an item, by Copeland's rule.
-#   reliability: one record an item, by the model of people, with its confidence.
+# How the rankings that several people gave of an item become records.
+#   all: one record for each ranking, unchanged.
+#   majority: one record for each item, combined by Copeland's rule.
+#   reliability: one record for each item, combined by the Plackett–Luce model of people
+#     (person_model.py), with the confidence that the model computes.
 COMBINATIONS = ('all', 'majority', 'reliability')
 KINDS = ('rankings', 'demonstrations', 'prompts', 'raw')
 
@@ -32,15 +33,16 @@ def export_kind(
   """Exports one kind of records.
 
   Args:
-    connection: to read from.
-    kind: one of KINDS. prompts: what people asked in conversations (red-team prompts
-      where the settings ask for them). raw: every judgement, also those that were taken
-      back, with time, order on the page and revisions.
-    batch: only of these items; '' = all.
-    combination: of rankings; one of COMBINATIONS.
+    connection: the connection to read from.
+    kind: one of KINDS. prompts: the messages that people wrote in conversations (red-team
+      prompts where the settings ask for them). raw: every judgement, including those that
+      were taken back, with its time, the order on the page and its revisions.
+    batch: the batch whose items are exported; '' for all batches.
+    combination: how rankings of the same item are combined; one of COMBINATIONS. The other
+      kinds ignore it.
 
   Raises:
-    UserError: an unknown kind or combination.
+    UserError: the kind or the combination is unknown.
   """
   if kind not in KINDS:
     raise UserError(f'--kind: expected one of {", ".join(KINDS)}, got {kind!r}')
@@ -61,9 +63,9 @@ def export_rankings(
   batch: str = '',
   combination: str = 'all',
 ) -> list[Fields]:
-  """Exports rankings of responses, of `rank`, `converse` and `edit`.
+  """Exports the rankings of responses from the tasks `rank`, `converse` and `edit`.
 
-  An edited response stands above the original.
+  An edit becomes a ranking in which the edited response is better than the original.
   """
   rows = _exported_rows(connection, batch)
   turns = judgements.read_turns(connection)
@@ -85,7 +87,7 @@ def export_rankings(
 
 
 def export_demonstrations(connection: Connection, batch: str = '') -> list[Fields]:
-  """Exports responses that people wrote, of `demonstrate` and `edit`."""
+  """Exports the responses that people wrote in the tasks `demonstrate` and `edit`."""
   exported = []
   for row in _exported_rows(connection, batch):
     if row.task in ('demonstrate', 'edit'):
@@ -96,7 +98,7 @@ def export_demonstrations(connection: Connection, batch: str = '') -> list[Field
 
 
 def export_prompts(connection: Connection, batch: str = '') -> list[Fields]:
-  """Exports what people wrote to a model, with what came before."""
+  """Exports each message that a person wrote to a model, with the conversation before it."""
   turns = judgements.read_turns(connection)
   exported = []
   for row in _exported_rows(connection, batch):
@@ -111,7 +113,7 @@ def export_prompts(connection: Connection, batch: str = '') -> list[Fields]:
 
 
 def export_raw(connection: Connection, batch: str = '') -> list[Fields]:
-  """Exports every judgement as it was given, and what became of it."""
+  """Exports every judgement as the person gave it, with its later revisions."""
   turns = judgements.read_turns(connection)
   history: dict[int, list[Fields]] = defaultdict(list)
   for revision in judgements.list_revisions(connection):
@@ -142,13 +144,13 @@ def export_raw(connection: Connection, batch: str = '') -> list[Fields]:
 
 
 def _exported_rows(connection: Connection, batch: str) -> list[Any]:
-  """Returns the judgements that stand, without those of the training."""
+  """Returns the judgements that stand (were not taken back), except those of training items."""
   rows = judgements.list_judgements(connection, batch=batch)
   return [row for row in rows if not row.training]
 
 
 def _line_head(row: Any, identifier: str) -> Fields:
-  """Returns the fields that all exported lines have."""
+  """Returns the fields that every exported line has."""
   return {
     'id': f'{identifier}/{row.pseudonym}',
     'source': row.pseudonym,
@@ -162,7 +164,7 @@ def _line_head(row: Any, identifier: str) -> Fields:
 
 
 def _has_order(row: Any, axis: str) -> bool:
-  """Says whether a judgement has an order of an axis."""
+  """Says whether a judgement orders the responses on an axis, such as 'overall'."""
   return axis in row.answer.get('orders', {})
 
 
@@ -195,7 +197,7 @@ def _ranking_line(row: Any, turns: Mapping[tuple[int, int], Any], axis: str) -> 
 
 
 def _edit_line(row: Any) -> Fields:
-  """Returns an edit as a ranking of two: the edited response above the original."""
+  """Returns an edit as a ranking of two responses, the edited one better than the original."""
   line = _line_head(row, f'{row.record.get("id", row.key)}/edit')
   line |= {
     'context': row.record.get('context', ''),
@@ -211,7 +213,13 @@ def _combine(
   orders: Sequence[quality.Order],
   combination: str,
 ) -> list[Fields]:
-  """Combines the rankings of each item to one record."""
+  """Combines the rankings of each item into one record.
+
+  Args:
+    lines: the records of the single rankings.
+    orders: the same rankings as orders, in the same sequence.
+    combination: 'majority' or 'reliability', see COMBINATIONS.
+  """
   by_item: dict[int, list[int]] = defaultdict(list)
   for number, order in enumerate(orders):
     by_item[order.item].append(number)

@@ -1,4 +1,4 @@
-"""Items: what people are asked about. They come from records, and go out as records."""
+"""Items: the prompts and responses that people judge. They are made from records of files."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
@@ -15,9 +15,9 @@ from rlhf_jax.data import records
 from rlhf_jax.errors import UserError
 
 TASKS = ('rank', 'demonstrate', 'edit', 'converse')
-MOST_RESPONSES = 9  # as there are number keys
+MOST_RESPONSES = 9  # because a response is ranked by one of the keys 1 to 9
 
-Response = dict[str, str]  # {'text': …, 'model': its name, which is never shown}
+Response = dict[str, str]  # {'text': …, 'model': the model's name, which people never see}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,16 +26,17 @@ class NewItem:
 
   Attributes:
     task: one of TASKS.
-    messages: the conversation; the user speaks last. May be empty for `converse`.
-    responses: rank: 2 to 9; edit: the one to correct; else none.
-    batch: items of one name are exported together.
-    record: fields of the record that it comes from: id, source, license, domain,
+    messages: the conversation, whose last message is the user's; may be empty for `converse`.
+    responses: the 2 to 9 responses to rank, or the one response to edit; empty for the other
+      tasks.
+    batch: the name of the batch; items of a batch can be exported together.
+    record: fields of the record that the item comes from: id, source, license, domain,
       context, meta.
-    gold: axis → ranks of the responses, where the right order is known.
-    explanation: what a person reads after a training item.
-    training: it is part of the training phase.
-    priority: the highest comes first.
-    wanted: judgements; 0 = as many as the settings say.
+    gold: axis → ranks of the responses, where the correct order is known; else None.
+    explanation: the text that a person reads after answering a training item.
+    training: whether the item is part of the training phase.
+    priority: items of the highest priority are given first.
+    wanted: the number of judgements that the item needs; 0 = as many as the settings say.
   """
 
   task: str
@@ -55,15 +56,15 @@ def add_items(
   new_items: Iterable[NewItem],
   people_per_item: int,
 ) -> int:
-  """Adds items; one that is there already is left as it is.
+  """Adds items to the database; an item that it holds already is left unchanged.
 
   Args:
-    connection: of a transaction that writes.
-    new_items: checked by `check_item`.
-    people_per_item: judgements of an item that does not say how many it wants.
+    connection: a connection of a writing transaction.
+    new_items: the items, checked by `check_item`.
+    people_per_item: the number of judgements of items whose `wanted` is 0.
 
   Returns:
-    How many are new.
+    The number of items that were new.
   """
   known = set(connection.scalars(sqlalchemy.select(tables.items.c.key)))
   added = 0
@@ -96,7 +97,7 @@ def add_items(
 
 
 def make_key(item: NewItem) -> str:
-  """Returns a text that is the same for equal items only."""
+  """Returns the key of an item, a hash by which an item that was added before is recognised."""
   content = [
     item.batch,
     item.task,
@@ -105,16 +106,19 @@ def make_key(item: NewItem) -> str:
     [response['text'] for response in item.responses],
     item.gold is not None,
   ]
-  # ASCII, so that half of a surrogate pair has bytes too
+  # ASCII escapes, because a lone surrogate cannot be encoded as UTF-8
   return hashlib.sha256(json.dumps(content).encode('ascii')).hexdigest()
 
 
 def check_item(item: NewItem, where: str) -> NewItem:
-  """Returns an item that can be shown; raises UserError for any other.
+  """Checks that an item is complete for its task, and returns it.
 
   Args:
-    item: from a file or a program.
-    where: what the error message calls its place.
+    item: the item, from a file or a program.
+    where: the place of the item in error messages, such as 'file:line'.
+
+  Raises:
+    UserError: the task is unknown, or the responses, messages or known ranks do not suit it.
   """
   if item.task not in TASKS:
     raise UserError(f'{where}: task: expected one of {", ".join(TASKS)}, got {item.task!r}')
@@ -132,18 +136,20 @@ def check_item(item: NewItem, where: str) -> NewItem:
 
 
 def item_from_fields(fields: Mapping[str, Any], where: str, task: str, batch: str) -> NewItem:
-  """Makes an item of a line of a file.
+  """Makes an item from the fields of a line of a file.
 
   Args:
-    fields: a prompt (`messages`), or one with `responses` (texts) or `response`; also
-      `models`, `gold` (ranks, or axis → ranks), `explanation`, `training`, `priority`,
-      `wanted`. `ranks` of a record are not taken for gold: they are often one person's.
+    fields: `messages` (the prompt), optionally with `responses` (a list of texts) or
+      `response`; also `task`, `batch`, `models`, `gold` (ranks, or axis → ranks),
+      `explanation`, `training`, `priority`, `wanted` and the fields of a record. The `ranks` of
+      a record are not used as known ranks: they are often the opinion of one person.
     where: 'file:line', for error messages.
-    task: one of TASKS; '' = rank where there are responses, else demonstrate.
-    batch: name of the items.
+    task: one of TASKS; '' = the line's `task`, or else rank for a line with responses and
+      demonstrate for one without.
+    batch: the name of the batch, unless the line has its own.
 
   Raises:
-    UserError: the line holds no such item.
+    UserError: the fields do not describe an item.
   """
   texts = fields.get('responses')
   if texts is None and isinstance(fields.get('response'), str):
@@ -173,7 +179,7 @@ def item_from_fields(fields: Mapping[str, Any], where: str, task: str, batch: st
 
 
 def read_item(connection: Connection, item_id: int) -> Row:
-  """Reads an item; the caller knows that it exists."""
+  """Reads the row of an item, which must exist."""
   query = sqlalchemy.select(tables.items).where(tables.items.c.id == item_id)
   return connection.execute(query).one()
 
@@ -198,7 +204,7 @@ def count_items(connection: Connection) -> Sequence[Row]:
 
 
 def count_answer(connection: Connection, item_id: int, change: int) -> None:
-  """Changes the number of judgements of an item."""
+  """Adds `change` (1 or −1) to the number of answers of an item, and updates `waiting`."""
   table = tables.items
   answers = table.c.answers + change
   connection.execute(
@@ -209,22 +215,22 @@ def count_answer(connection: Connection, item_id: int, change: int) -> None:
 
 
 def close(connection: Connection, item_id: int) -> int:
-  """Closes an item that nobody needs to be asked about; returns 1, or 0 if it was closed."""
+  """Closes an item, so that nobody gets it any more; returns 1, or 0 if it was closed before."""
   table = tables.items
   update = sqlalchemy.update(table).where(table.c.id == item_id, ~table.c.closed)
   return connection.execute(update.values(closed=True, waiting=False)).rowcount
 
 
 def _read_messages(fields: Mapping[str, Any], where: str, task: str) -> list[records.Message]:
-  """Returns the conversation of a line, checked as that of every record is."""
+  """Returns the conversation of a line, with the same checks as for any record."""
   if task == 'converse' and not fields.get('messages'):
-    return []  # the person begins
+    return []  # the person writes the first message
   prompt = records.parse_record('prompt', dict(fields), where)
   return [{'role': each['role'], 'content': each['content']} for each in prompt.messages]
 
 
 def _record_fields(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
-  """Returns what an export says of the record that an item comes from."""
+  """Returns the fields of the original record that exports repeat."""
   record: dict[str, Any] = {'id': str(fields.get('id') or where)}
   for name in ('source', 'license', 'domain', 'context'):
     record[name] = str(fields.get(name) or '')
@@ -234,7 +240,7 @@ def _record_fields(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _read_gold(fields: Mapping[str, Any], where: str) -> dict[str, list[int]] | None:
-  """Returns the known answer of a line, axis → ranks; None where there is none."""
+  """Reads the known ranks of a line as axis → ranks; None where there are none."""
   gold = fields.get('gold')
   if gold is None:
     return None
@@ -248,7 +254,7 @@ def _read_gold(fields: Mapping[str, Any], where: str) -> dict[str, list[int]] | 
 
 
 def _read_number(fields: Mapping[str, Any], name: str, where: str) -> float:
-  """Returns a number of a line, 0 where it is absent."""
+  """Reads a number from a line; 0 where it is absent."""
   value = fields.get(name)
   if value is None:
     return 0.0

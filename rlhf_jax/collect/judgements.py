@@ -1,4 +1,8 @@
-"""Judgements: saved once, never overwritten; taken back, returned and amended by new rows."""
+"""Judgements: how they are saved, undone, returned and amended, and how they are read.
+
+A judgement is saved once and never overwritten. What happens to it later is a row of the table
+of revisions.
+"""
 
 from collections.abc import Sequence
 import dataclasses
@@ -16,15 +20,15 @@ from rlhf_jax.collect.settings import Settings
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-  """An answer as it came from a page.
+  """An answer that a page has sent.
 
   Attributes:
-    answer: see answers.py.
-    guidelines: version that the page showed.
-    pasted: what the page saw of pastes.
-    number: turn of a conversation; else 0.
-    shown: numbers of the responses in the order of the page.
-    complete: the item is done with it.
+    answer: the content of the answer, see answers.py.
+    guidelines: the version of the guidelines that the page showed.
+    pasted: number and length of the pastes that the page noticed.
+    number: the turn of a conversation; 0 for other tasks.
+    shown: the numbers of the responses, in the order on the page.
+    complete: whether this answer completes the item for the person.
   """
 
   answer: dict[str, Any]
@@ -36,19 +40,20 @@ class Given:
 
 
 def save(connection: Connection, lease: Row, given: Given, settings: Settings) -> int:
-  """Saves an answer; the same one sent twice is saved once.
+  """Saves an answer; an answer that is sent twice is saved once.
 
   Args:
-    connection: of a transaction that writes; the answer counts once it is committed.
-    lease: read in this transaction.
+    connection: a connection of a writing transaction; the answer is saved when it commits.
+    lease: the person's lease of the item, read in this transaction.
     given: the answer.
-    settings: the least time that an answer takes.
+    settings: the settings, of which `minimum_seconds` is used.
 
   Returns:
-    The number of the judgement.
+    The id of the judgement.
 
   Raises:
-    Refused: the item is not the person's any more, or the answer came too soon.
+    Refused: the person no longer has the item, has already given another answer, or has
+      answered too fast.
   """
   earlier = find_standing(connection, lease.id, given.number)
   if earlier is not None:
@@ -61,7 +66,7 @@ def save(connection: Connection, lease: Row, given: Given, settings: Settings) -
     raise Refused(
       422,
       f'Please take at least {settings.minimum_seconds:.0f} seconds; this answer took '
-      f'{seconds:.0f}. Nothing is lost: read once more and send it again.',
+      f'{seconds:.0f}. Nothing is lost: read the item once more and send your answer again.',
     )
   judgement_id = database.insert(
     connection,
@@ -88,13 +93,13 @@ def save(connection: Connection, lease: Row, given: Given, settings: Settings) -
 
 
 def undo_last(connection: Connection, person_id: int, settings: Settings) -> Row:
-  """Takes a person's last judgement back, and gives the item to the person again.
+  """Undoes a person's last judgement, and gives the item to the person again.
 
   Returns:
-    The lease, open again.
+    The lease, which is open again.
 
   Raises:
-    Refused: there is none, or a conversation went on from it.
+    Refused: there is no judgement to undo, or the conversation has continued from it.
   """
   table = tables.judgements
   query = (
@@ -119,7 +124,11 @@ def return_to_person(
   reason: str,
   settings: Settings,
 ) -> None:
-  """Sends a judgement back: its person gets the item again, and reads the reason."""
+  """Returns a judgement to its person, who gets the item again and reads the reason.
+
+  Raises:
+    Refused: it is a turn of a conversation, or it does not stand any more.
+  """
   if judgement.task == 'converse':
     raise Refused(409, 'A turn of a conversation cannot be sent back; amend its ranking.')
   revise(connection, judgement, 'returned', reviewer_id, reason)
@@ -133,11 +142,11 @@ def amend(
   reviewer_id: int,
   reason: str,
 ) -> int:
-  """Puts a reviewer's answer in the place of a judgement, which keeps its row.
+  """Replaces a judgement by one with a reviewer's answer; the old one keeps its row.
 
   Returns:
-    The number of the new judgement, which is still its person's; its author is the
-    reviewer.
+    The id of the new judgement. It still belongs to the person who judged the item; its
+    author is the reviewer.
   """
   revise(connection, judgement, 'amended', reviewer_id, reason)
   columns = dict(judgement._mapping)
@@ -156,7 +165,7 @@ def amend(
 
 
 def accept(connection: Connection, judgement: Row, reviewer_id: int) -> None:
-  """Notes that a reviewer has read a judgement and lets it stand."""
+  """Records that a reviewer has read a judgement and lets it stand."""
   _add_revision(connection, judgement.id, 'accepted', reviewer_id, '')
 
 
@@ -167,17 +176,17 @@ def revise(
   person_id: int,
   reason: str,
 ) -> None:
-  """Notes what became of a judgement that does not stand any more.
+  """Marks a judgement as no longer standing, and records the action and its reason.
 
   Raises:
-    Refused: it did not stand before.
+    Refused: the judgement did not stand before.
   """
   table = tables.judgements
   withdrawn = connection.execute(
     sqlalchemy.update(table).where(table.c.id == judgement.id, table.c.stands).values(stands=False)
   )
   if withdrawn.rowcount != 1:
-    raise Refused(409, 'This judgement was changed by somebody else meanwhile.')
+    raise Refused(409, 'Somebody else has changed this judgement in the meantime.')
   _add_revision(connection, judgement.id, action, person_id, reason)
 
 
@@ -194,7 +203,7 @@ def reopen(connection: Connection, judgement: Row, settings: Settings) -> Row:
 
 
 def read_judgement(connection: Connection, judgement_id: int) -> Row:
-  """Reads a judgement; raises Refused where there is none of this number."""
+  """Reads a judgement by its id; raises Refused where there is none."""
   table = tables.judgements
   query = sqlalchemy.select(table).where(table.c.id == judgement_id)
   judgement = connection.execute(query).one_or_none()
@@ -204,7 +213,7 @@ def read_judgement(connection: Connection, judgement_id: int) -> Row:
 
 
 def last_reason(connection: Connection, lease_id: int) -> str:
-  """Returns why the last judgement under a lease was sent back; '' where it was not."""
+  """Returns the reviewer's reason if the latest revision of a lease was a return; else ''."""
   judgements, revisions = tables.judgements, tables.revisions
   query = (
     sqlalchemy.select(revisions.c.action, revisions.c.reason)
@@ -228,14 +237,14 @@ def list_judgements(
   """Lists judgements with the items and the people they belong to, the oldest first.
 
   Args:
-    connection: to read from.
-    standing: only those that stand.
-    batch: only of this batch; '' = of all.
-    limit: only the newest so many; 0 = all.
+    connection: the connection to read from.
+    standing: whether to list only judgements that stand.
+    batch: the batch whose judgements are listed; '' for all batches.
+    limit: the number of judgements, of which the newest are listed; 0 for all.
 
   Returns:
-    Rows with the columns of a judgement, and `key`, `batch`, `record`, `messages`,
-    `responses`, `gold`, `training` of its item, `pseudonym` of its person.
+    Rows with the columns of the judgement, the columns `key`, `batch`, `record`, `messages`,
+    `responses`, `gold` and `training` of its item, and the `pseudonym` of its person.
   """
   table, items, people = tables.judgements, tables.items, tables.people
   columns = [
@@ -275,7 +284,7 @@ def read_turns(connection: Connection) -> dict[tuple[int, int], Row]:
 
 
 def find_standing(connection: Connection, lease_id: int, number: int) -> Row | None:
-  """Returns the judgement that stands for a turn of a lease."""
+  """Returns the judgement that stands for a turn of a lease; None where there is none."""
   table = tables.judgements
   query = sqlalchemy.select(table).where(
     table.c.lease_id == lease_id,
@@ -286,12 +295,16 @@ def find_standing(connection: Connection, lease_id: int, number: int) -> Row | N
 
 
 def _check_same(earlier: Row, given: Given) -> int:
-  """Returns the judgement that an answer was saved as before; refuses another answer."""
+  """Returns the id of the judgement that was saved before from the same answer.
+
+  Raises:
+    Refused: the saved answer is a different one.
+  """
   if earlier.answer != given.answer:
     raise Refused(
       409,
-      'You have answered this item already, and this answer is another one: it was not '
-      'saved. Undo your last answer to change it.',
+      'You have already answered this item. This different answer was not saved. Undo your '
+      'last answer to change it.',
     )
   return earlier.id
 
@@ -303,7 +316,7 @@ def _add_revision(
   person_id: int,
   reason: str,
 ) -> None:
-  """Adds what became of a judgement."""
+  """Adds a revision of a judgement."""
   database.insert(
     connection,
     tables.revisions,
@@ -316,14 +329,18 @@ def _add_revision(
 
 
 def _reopen_turn(connection: Connection, judgement: Row) -> None:
-  """Makes a turn of a conversation wait for its ranking again."""
+  """Sets a turn of a conversation back to the state in which it waits for its ranking.
+
+  Raises:
+    Refused: the conversation has later turns.
+  """
   table = tables.turns
   later = sqlalchemy.select(table.c.id).where(
     table.c.lease_id == judgement.lease_id,
     table.c.number > judgement.number,
   )
   if connection.execute(later).first() is not None:
-    raise Refused(409, 'The conversation went on from this ranking, so it stays.')
+    raise Refused(409, 'The conversation has continued from this ranking; it cannot be undone.')
   connection.execute(
     sqlalchemy.update(table)
     .where(table.c.lease_id == judgement.lease_id, table.c.number == judgement.number)

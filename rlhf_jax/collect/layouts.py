@@ -1,10 +1,13 @@
-"""Layouts of other tools' files: items from them, and rankings to them.
+"""Conversion from and to the file layouts of other annotation tools.
 
-label_studio: a JSON list of tasks {data, annotations}; the Ranker tag, whose `rank` lists
-  the ids of the items, the best first. It has no ties: equal responses follow one another.
-argilla: a JSON list of records {fields, responses, metadata}; a ranking question, whose
-  value is a list of {value, rank}.
-potato: JSON Lines, or a list, of instances {id, text}; its pairwise and ranking schemes
+Items are read from these layouts, and rankings are written in them:
+
+label_studio: a JSON list of tasks {data, annotations}. A ranking uses the Ranker tag, whose
+  `rank` lists the ids of the items, the best first. The tag has no ties: responses of equal
+  rank are listed one after the other.
+argilla: a JSON list of records {fields, responses, metadata}. A ranking is the answer to a
+  ranking question, whose value is a list of {value, rank}.
+potato: JSON Lines, or a JSON list, of instances {id, text}. The pairwise and ranking schemes
   store `label_annotations` beside the id.
 """
 
@@ -21,14 +24,14 @@ LAYOUTS = ('jsonl', 'label_studio', 'argilla', 'potato')
 
 
 def read_items(path: Path, layout: str) -> list[Fields]:
-  """Reads the lines of a file in the fields of `items.item_from_fields`.
+  """Reads a file and returns the fields of each item, as `items.item_from_fields` takes them.
 
   Args:
     path: the file.
     layout: one of LAYOUTS.
 
   Raises:
-    UserError: the file cannot be read, or holds something else.
+    UserError: the file cannot be read, or does not follow the layout.
   """
   rows = _read_rows(path)
   if layout == 'jsonl':
@@ -40,36 +43,36 @@ def read_items(path: Path, layout: str) -> list[Fields]:
       converted.append(read[layout](row))
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
       raise UserError(
-        f'{path}:{number}: no item in the layout of {layout}: {type(error).__name__}: {error}'
+        f'{path}:{number}: not an item in the layout {layout}: {type(error).__name__}: {error}'
       ) from None
   return converted
 
 
 def write_rows(rows: list[Fields], layout: str) -> list[Fields]:
-  """Converts exported rankings to a layout.
+  """Converts exported rankings to the layout of another tool.
 
   Args:
-    rows: of `export.export_rankings`.
-    layout: one of LAYOUTS, but not jsonl.
+    rows: the rankings, from `export.export_rankings`.
+    layout: one of LAYOUTS other than jsonl.
 
   Raises:
-    UserError: a row is no ranking.
+    UserError: a row is not a ranking.
   """
   write = {'label_studio': _to_label_studio, 'argilla': _to_argilla, 'potato': _to_potato}
   for number, row in enumerate(rows, start=1):
     if 'ranks' not in row:
-      raise UserError(f'--format: record {number} is no ranking; {layout} takes --kind=rankings')
+      raise UserError(f'--format: record {number} is not a ranking; {layout} needs --kind=rankings')
   return [write[layout](row) for row in rows]
 
 
 def _read_rows(path: Path) -> list[Fields]:
-  """Reads a JSON list, or an object in each line."""
+  """Reads a JSON list of objects, or JSON Lines with one object a line."""
   try:
     with files.open_bytes(path) as file:
       text = file.read().decode('utf-8-sig')
     if text.lstrip().startswith('['):
       rows = json.loads(text)
-    else:  # not splitlines(), which also splits at signs that JSON may hold
+    else:  # not splitlines(): it also splits at U+2028 and others, which JSON strings may hold
       rows = [json.loads(line) for line in text.split('\n') if line.strip()]
   except (OSError, ValueError, RecursionError) as error:
     raise UserError(f'{path}: cannot read: {error}') from None
@@ -80,14 +83,14 @@ def _read_rows(path: Path) -> list[Fields]:
 
 
 def _as_messages(value: Any) -> list[Fields]:
-  """Returns a conversation of messages, or of a single text."""
+  """Returns a list of messages: the value itself, or a text as one message of the user."""
   if isinstance(value, str):
     return [{'role': 'user', 'content': value}]
   return value
 
 
 def _from_label_studio(row: Fields) -> Fields:
-  """Reads a task of Label Studio."""
+  """Converts a task of Label Studio to the fields of an item."""
   data = row['data']
   prompt = data.get('messages') or data.get('prompt') or data['text']
   responses = data.get('responses')
@@ -97,7 +100,10 @@ def _from_label_studio(row: Fields) -> Fields:
 
 
 def _from_argilla(row: Fields) -> Fields:
-  """Reads a record of Argilla; its responses are the fields whose names begin so."""
+  """Converts a record of Argilla to the fields of an item.
+
+  Its responses are the fields whose names begin with 'response' or 'completion'.
+  """
   fields = row['fields']
   names = [name for name in fields if name.startswith(('response', 'completion'))]
   prompt = fields.get('messages') or fields.get('prompt') or fields['instruction']
@@ -105,7 +111,10 @@ def _from_argilla(row: Fields) -> Fields:
 
 
 def _from_potato(row: Fields) -> Fields:
-  """Reads an instance of Potato; a list in `text` holds the responses."""
+  """Converts an instance of Potato to the fields of an item.
+
+  A list in `text` holds the responses where there is also a prompt.
+  """
   text = row['text']
   prompt = row.get('messages') or row.get('prompt')
   if isinstance(text, list) and prompt:
@@ -114,7 +123,7 @@ def _from_potato(row: Fields) -> Fields:
 
 
 def _item(identifier: Any, prompt: Any, responses: list[str]) -> Fields:
-  """Returns the fields of an item."""
+  """Returns the fields of an item; leaves out an absent id and an empty list of responses."""
   fields: Fields = {'messages': _as_messages(prompt)}
   if identifier is not None:
     fields['id'] = str(identifier)

@@ -1,4 +1,4 @@
-"""People: how they are invited, who they are, and how their data is deleted."""
+"""People: invitations, the people they admit, and the deletion of a person's data."""
 
 from collections.abc import Mapping, Sequence
 import secrets
@@ -13,15 +13,15 @@ from rlhf_jax.collect.database import Database
 from rlhf_jax.collect.refusals import Refused
 from rlhf_jax.errors import UserError
 
-# A role may do what those before it may.
+# Each role may do everything that the roles before it may do.
 ROLES = ('annotator', 'reviewer', 'lead')
 DAY = 86_400.0  # seconds
 
-# How crowd platforms call a person in the addresses that they open.
+# URL parameters in which crowd platforms pass their id of a person.
 _PERSON_PARAMETERS = ('PROLIFIC_PID', 'workerId', 'participant', 'external_id')
-_FIRST_LEAD = 'printed at the start'  # label of the invitation
-_MOST_PARAMETERS = 12
-_LONGEST_PARAMETER = 200  # characters
+_FIRST_LEAD = 'printed at the start'  # label of the first lead's invitation
+_MOST_PARAMETERS = 12  # URL parameters that are stored
+_LONGEST_PARAMETER = 200  # characters of each that are stored
 
 
 def invite(
@@ -34,18 +34,18 @@ def invite(
   """Makes an invitation.
 
   Args:
-    connection: of a transaction that writes.
+    connection: a connection of a writing transaction.
     role: one of ROLES.
-    places: people that it admits; with one place it is a personal link, which leads the
-      same person back in.
-    days: until it expires.
-    label: for the lead's list; people do not see it.
+    places: the number of people that the invitation admits. With one place it is a personal
+      link, which signs the same person in again.
+    days: the days until it expires.
+    label: a text for the lead's list of invitations; the invited people do not see it.
 
   Returns:
-    Its number.
+    The id of the invitation.
 
   Raises:
-    UserError: an unknown role, or a number out of its range.
+    UserError: the role is unknown, or a number is out of its range.
   """
   if role not in ROLES:
     raise UserError(f'--role: expected one of {", ".join(ROLES)}, got {role!r}')
@@ -67,7 +67,7 @@ def invite(
 
 
 def lead_invitation(connection: Connection) -> int:
-  """Returns the personal invitation of the first lead; makes it where there is none."""
+  """Returns the id of the first lead's personal invitation; makes one where there is none."""
   table = tables.invitations
   query = sqlalchemy.select(table.c.id).where(
     table.c.role == 'lead',
@@ -83,12 +83,12 @@ def lead_invitation(connection: Connection) -> int:
 
 
 def make_token(store: Database, invitation_id: int) -> str:
-  """Returns the signed text that stands in an invitation's link."""
+  """Returns the signed token in the link of an invitation."""
   return _signer(store).dumps(invitation_id)
 
 
 def open_invitation(store: Database, connection: Connection, token: str) -> Row:
-  """Returns the invitation of a link.
+  """Returns the invitation that belongs to the token of a link.
 
   Raises:
     Refused: the link is forged, revoked or expired.
@@ -108,15 +108,18 @@ def open_invitation(store: Database, connection: Connection, token: str) -> Row:
 
 
 def accept(connection: Connection, invitation: Row, parameters: Mapping[str, str]) -> Row:
-  """Admits a person who has consented, or leads one back who was here before.
+  """Admits a person who has consented, or finds the person if admitted before.
+
+  A personal link always belongs to the same person. With a link for several people, a person is
+  recognised by the id that a crowd platform passes.
 
   Args:
-    connection: of a transaction that writes.
-    invitation: from `open_invitation`.
-    parameters: of the link, as crowd platforms add them.
+    connection: a connection of a writing transaction.
+    invitation: the invitation, from `open_invitation`.
+    parameters: the URL parameters that a crowd platform adds to the link.
 
   Returns:
-    The person.
+    The row of the person.
 
   Raises:
     Refused: all places are taken, or the person was blocked.
@@ -151,13 +154,13 @@ def accept(connection: Connection, invitation: Row, parameters: Mapping[str, str
 
 
 def read_person(connection: Connection, person_id: int) -> Row:
-  """Reads a person; the caller knows that there is one of this number."""
+  """Reads the row of a person, who must exist."""
   query = sqlalchemy.select(tables.people).where(tables.people.c.id == person_id)
   return connection.execute(query).one()
 
 
 def list_people(connection: Connection) -> Sequence[Row]:
-  """Lists all people in the order in which they came."""
+  """Lists all people in the order in which they joined."""
   return connection.execute(sqlalchemy.select(tables.people).order_by(tables.people.c.id)).all()
 
 
@@ -173,27 +176,27 @@ def list_invitations(connection: Connection) -> Sequence[Row]:
 
 
 def revoke(connection: Connection, invitation_id: int) -> None:
-  """Withdraws an invitation; the people whom it admitted stay."""
+  """Withdraws an invitation; people whom it has admitted keep their access."""
   table = tables.invitations
   update = sqlalchemy.update(table).where(table.c.id == invitation_id)
   connection.execute(update.values(revoked=True))
 
 
 def block(connection: Connection, person_id: int) -> None:
-  """Ends a person's access; the judgements stay."""
+  """Blocks a person: ends the person's access, and keeps the judgements."""
   table = tables.people
   update = sqlalchemy.update(table).where(table.c.id == person_id)
   connection.execute(update.values(blocked=True, session=secrets.token_urlsafe(16)))
 
 
 def delete_data(connection: Connection, person_id: int) -> int:
-  """Deletes all that a person has given, and what a platform said of the person.
+  """Deletes everything that a person has given, and everything a platform passed about them.
 
-  Items whose judgements are deleted are asked again. Of the person an empty row stays, so
-  that the number is not given to anybody else.
+  Items whose judgements are deleted are given to other people again. The person's row is kept
+  without its data, so that nobody else gets the same id.
 
   Returns:
-    How many judgements were deleted.
+    The number of deleted judgements.
   """
   mine = tables.judgements.c.person_id == person_id
   judgement_ids = sqlalchemy.select(tables.judgements.c.id).where(mine)
@@ -203,7 +206,7 @@ def delete_data(connection: Connection, person_id: int) -> int:
   connection.execute(
     sqlalchemy.delete(revisions).where(revisions.c.judgement_id.in_(judgement_ids))
   )
-  # an amendment points to what it amends, so the newest rows go first
+  # an amendment refers to the judgement that it amends; without the references any order will do
   connection.execute(sqlalchemy.update(tables.judgements).where(mine).values(amends=None))
   deleted = connection.execute(sqlalchemy.delete(tables.judgements).where(mine)).rowcount
   for table in (tables.drafts, tables.turns):
@@ -226,13 +229,13 @@ def delete_data(connection: Connection, person_id: int) -> int:
 
 
 def at_least(role: str, needed: str) -> bool:
-  """Says whether a role may do what needs another one."""
+  """Says whether a role may do what requires the role `needed`."""
   return ROLES.index(role) >= ROLES.index(needed)
 
 
 def _forget_answers(connection: Connection, person_id: int) -> None:
-  """Takes a person's complete answers off the counts of the items."""
-  # a conversation counts once, however many turns were judged
+  """Subtracts a person's complete answers from the items' numbers of answers."""
+  # by leases, not by judgements: a conversation counts once, however many turns were judged
   answered = sqlalchemy.select(tables.leases.c.item_id).where(
     tables.leases.c.person_id == person_id,
     tables.leases.c.state == 'answered',
@@ -242,12 +245,12 @@ def _forget_answers(connection: Connection, person_id: int) -> None:
 
 
 def _signer(store: Database) -> itsdangerous.URLSafeSerializer:
-  """Returns what signs invitations."""
+  """Returns the signer of invitation links."""
   return itsdangerous.URLSafeSerializer(store.secret, salt='invitation')
 
 
 def _external_name(parameters: Mapping[str, str]) -> str:
-  """Returns a platform's name of a person, '' where there is none."""
+  """Returns a platform's id of a person as 'parameter=id'; '' where there is none."""
   for name in _PERSON_PARAMETERS:
     if parameters.get(name):
       return f'{name}={parameters[name]}'[:_LONGEST_PARAMETER]
@@ -255,6 +258,6 @@ def _external_name(parameters: Mapping[str, str]) -> str:
 
 
 def _kept_parameters(parameters: Mapping[str, str]) -> dict[str, str]:
-  """Returns the parameters of a link as they are stored."""
+  """Returns the parameters of a link that are stored, limited in number and length."""
   kept = list(parameters.items())[:_MOST_PARAMETERS]
   return {name[:_LONGEST_PARAMETER]: value[:_LONGEST_PARAMETER] for name, value in kept}

@@ -1,16 +1,18 @@
-"""A noisy Plackett–Luce model: how good each response is, and how reliable each person.
+"""A Plackett–Luce model of how good each response is and how reliable each person is.
 
   P(ranking of person p | θ, β) = Π_i exp(β_p θ_i) / Σ_{j = i or ranked below i} exp(β_p θ_j)
 
-over the responses i that have another one below them; θ_i ~ N(0, 1) for every response
-and β_p ~ N(1.5, 1.5²) for every person. β is a person's reliability: at 0 the orders are
-random, below 0 they are turned round. A tie says nothing, as in the reward model's loss
-(objectives/ranking.py; Plackett 1975; Luce 1959). Several people's orders are combined as
-in Chen et al. 2013 (crowd Bradley–Terry), whose model this is for rankings of K.
+over the responses i that rank above at least one other response. The priors are
+θ_i ~ N(0, 1) for the quality of every response and β_p ~ N(1.5, 1.5²) for the reliability of
+every person. With β = 0 a person's orders are random, with β < 0 they are reversed. A tie
+carries no information, as in the reward model's loss (objectives/ranking.py; Plackett 1975;
+Luce 1959). The orders of several people are combined as in Chen et al. 2013 (crowd
+Bradley–Terry, for pairs), which this model extends to rankings of K responses.
 
-θ is integrated out: with few people for an item, estimating it together with β would make
+θ is integrated out: where few people rank an item, estimating θ together with β would make
 everybody seem more reliable than they are. The integral is a mean over quasi-random draws
-of θ. β is the mode of its posterior, with the interval of the curvature there (Laplace).
+of θ. β is estimated by the mode of its posterior, and its interval by the curvature there
+(Laplace approximation).
 """
 
 from collections.abc import Sequence
@@ -22,9 +24,9 @@ from scipy.stats import norm, qmc
 
 PRIOR_MEAN = 1.5  # of β
 PRIOR_DEVIATION = 1.5
-_DRAWS = 1024  # of θ; a power of two, as Sobol's sequence wants
-_CHUNK = 4_000_000  # numbers in an array at once
-_Z = 1.959964  # of a 95% interval
+_DRAWS = 1024  # draws of θ; Sobol's sequence is balanced for powers of two
+_CHUNK = 4_000_000  # largest number of elements of an array, to bound the memory
+_Z = 1.959964  # half-width of a 95% interval in standard deviations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +34,9 @@ class Orders:
   """Rankings of items by people.
 
   Attributes:
-    item: [R] int, whose responses a ranking orders.
-    person: [R] int, who ranked.
-    ranks: R lists of K ranks, 1 = best, equal = tie; K is the same within an item.
+    item: [R] int, the item whose responses each ranking orders.
+    person: [R] int, the person who gave each ranking.
+    ranks: R lists of K ranks, 1 = best, equal ranks = tie; K is the same within an item.
   """
 
   item: np.ndarray
@@ -44,7 +46,7 @@ class Orders:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-  """What the rankings say.
+  """The fitted model: reliabilities of people and posteriors of items.
 
   Attributes:
     reliability: [P] float64, β of each person.
@@ -62,11 +64,11 @@ class Fit:
 
 
 def fit(orders: Orders, people: int) -> Fit:
-  """Fits reliabilities and the posterior of every item.
+  """Fits the reliability of every person and the posterior of every item.
 
   Args:
     orders: the rankings.
-    people: P; those without a ranking have the prior.
+    people: P, the number of people; a person without a ranking has the prior.
 
   Returns:
     The fit.
@@ -99,11 +101,11 @@ def fit(orders: Orders, people: int) -> Fit:
 
 
 def draw_ranking(utilities: np.ndarray, reliability: float, rng: np.random.Generator) -> list[int]:
-  """Draws a ranking of K responses as the model has it.
+  """Draws a ranking of K responses from the model.
 
   Args:
-    utilities: [K] float, θ.
-    reliability: β.
+    utilities: [K] float, θ of the responses.
+    reliability: β of the person.
     rng: source of the noise.
 
   Returns:
@@ -118,15 +120,15 @@ def draw_ranking(utilities: np.ndarray, reliability: float, rng: np.random.Gener
 
 @dataclasses.dataclass(frozen=True)
 class _Group:
-  """The rankings of all items with K responses; R rankings, N items, S draws.
+  """The rankings of all items with K responses: R rankings of N items, with S draws of θ.
 
   Attributes:
-    items: [N] int, their numbers.
-    place: [R] int, the place in `items` that a ranking is of; ascending.
-    starts: [N] int, the first ranking of each item.
-    person: [R] int.
-    contest: [R, K, K] float32; 1 where j is i or stands below i, 0 for rows of responses
-      with nothing below.
+    items: [N] int, the numbers of the items.
+    place: [R] int, ascending; the index in `items` of each ranking's item.
+    starts: [N] int, the index of the first ranking of each item.
+    person: [R] int, the person who gave each ranking.
+    contest: [R, K, K] float32. [r, i, j] is 1 where j is i or ranks below i; row i is all 0
+      where no response ranks below i.
     theta: [S, K] float32, draws from the prior.
   """
 
@@ -163,7 +165,7 @@ def _group_by_count(orders: Orders) -> list[_Group]:
 
 
 def _draw_theta(count: int) -> np.ndarray:
-  """Draws S points of a standard normal, spread evenly: [S, K] float32."""
+  """Draws S quasi-random points of a standard normal distribution: [S, K] float32."""
   uniform = qmc.Sobol(count, scramble=True, rng=np.random.default_rng(0)).random(_DRAWS)
   return norm.ppf(np.clip(uniform, 1e-6, 1 - 1e-6)).astype(np.float32)
 
@@ -173,20 +175,20 @@ def _likelihoods(group: _Group, beta: np.ndarray, rows: slice) -> tuple[np.ndarr
 
   Args:
     group: the rankings.
-    beta: [P].
-    rows: which rankings, r of them.
+    beta: [P], the reliabilities.
+    rows: the slice of the rankings to compute, r of them.
 
   Returns:
     (value, first, second), each [r, S] float32.
   """
   contest = group.contest[rows]  # [r, K, K]
-  own = np.einsum('rii->ri', contest)  # 1 where response i has another one below
+  own = np.einsum('rii->ri', contest)  # 1 where some response ranks below i
   theta = group.theta[None]  # [1, S, K]
   scores = beta[group.person[rows], None, None].astype(np.float32) * theta  # [r, S, K]
   highest = scores.max(-1, keepdims=True)
   weight = np.exp(scores - highest)
   rivals = contest.transpose(0, 2, 1)  # [r, j, i]
-  # sums over those that compete with response i; rows without rivals become 1
+  # sums over the responses that compete with i; the total is 1 where there are none
   total = weight @ rivals + (1 - own[:, None])
   mean = (weight * theta) @ rivals / total
   square = (weight * theta**2) @ rivals / total
@@ -210,7 +212,7 @@ def _posterior(
       value += float(logs.sum())
       person = group.person[rows]
       place = group.place[rows] - group.place[rows.start]
-      weight = weights[place]  # [r, S], of the draws for each ranking's item
+      weight = weights[place]  # [r, S], posterior weights of the draws for each ranking's item
       slopes = (weight * first).sum(1)  # [r], d log P(item) / dβ
       np.add.at(gradient, person, slopes)
       np.add.at(hessian, (person, person), (weight * second).sum(1))
@@ -219,13 +221,19 @@ def _posterior(
 
 
 def _each_chunk(group: _Group, beta: np.ndarray):
-  """Yields (rows, weights [n, S], log P [n], first [r, S], second [r, S]) of whole items."""
+  """Yields the likelihoods of a group in chunks of whole items: r rankings of n items.
+
+  Yields:
+    (rows, the slice of the r rankings; [n, S] posterior weights of the draws for each item;
+    [n] log P of each item's rankings; first and second derivatives as in `_likelihoods`,
+    each [r, S]).
+  """
   ends = np.append(group.starts[1:], len(group.place))
   per_ranking = group.theta.size
   limit = max(1, _CHUNK // per_ranking)
   begin = 0
   while begin < len(group.items):
-    # as many items as fit, and one at least
+    # as many items as fit into _CHUNK, but at least one
     end = int(np.searchsorted(ends, group.starts[begin] + limit, side='right'))
     end = max(end, begin + 1)
     rows = slice(int(group.starts[begin]), int(ends[end - 1]))
@@ -247,13 +255,17 @@ def _add_covariances(
   first: np.ndarray,
   slopes: np.ndarray,
 ) -> None:
-  """Adds Cov(dℓ_r, dℓ_q) under an item's posterior, for all its pairs of rankings."""
+  """Adds the covariances of the rankings' slopes to the Hessian.
+
+  For all pairs (r, q) of rankings of the same item it adds Cov(dℓ_r / dβ, dℓ_q / dβ) under the
+  posterior of the item's θ.
+  """
   begins = np.flatnonzero(np.diff(place, prepend=-1))
   ends = np.append(begins[1:], len(place))
   for begin, end in zip(begins, ends):
     rows = slice(begin, end)
     centred = first[rows] - slopes[rows, None]
-    covariance = (weight[rows] * centred) @ centred.T  # the same weights in all rows
+    covariance = (weight[rows] * centred) @ centred.T  # all rows have the weights of their item
     np.add.at(hessian, np.ix_(person[rows], person[rows]), covariance)
 
 
@@ -263,7 +275,7 @@ def _add_items(
   above: dict[int, np.ndarray],
   means: dict[int, np.ndarray],
 ) -> None:
-  """Adds the posteriors of a group's items."""
+  """Adds the posteriors of a group's items to the dicts `above` and `means`, see `Fit`."""
   count = group.theta.shape[1]
   better = (group.theta[:, :, None] > group.theta[:, None, :]).reshape(_DRAWS, -1)
   better = better.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Pictures of the lead's page, as SVG that suits a light and a dark page."""
+"""Plots for the lead's page, as SVG whose colours suit light and dark backgrounds."""
 
 import datetime
 import io
@@ -8,16 +8,16 @@ import numpy as np
 
 from rlhf_jax.collect.quality import PersonReport
 
-_INK = '#7d8799'  # seen on white and on black
+_INK = '#7d8799'  # readable on white and on black
 _COLOUR = '#5b78e6'
-_MOST_PEOPLE = 40  # in one picture
+_MOST_PEOPLE = 40  # people in one plot
 
 
 def draw_progress(times: list[float]) -> bytes:
-  """Draws the number of judgements over time.
+  """Draws the cumulative number of judgements over time.
 
   Args:
-    times: when each was given, seconds since 1970, ascending.
+    times: when each judgement was given, in seconds since 1970, ascending.
   """
   figure, axis = _make_figure('Judgements')
   moments: list[Any] = [datetime.datetime.fromtimestamp(time) for time in times]
@@ -27,7 +27,10 @@ def draw_progress(times: list[float]) -> bytes:
 
 
 def draw_reliability(people: list[PersonReport]) -> bytes:
-  """Draws each person's reliability with its 95% interval; 0 is a random order."""
+  """Draws the reliability of each person with its 95% interval; 0 means random orders.
+
+  Where there are more than 40 people, only the 40 most reliable ones are drawn.
+  """
   figure, axis = _make_figure('Reliability (0 = random)')
   chosen = sorted(people, key=_reliability)[-_MOST_PEOPLE:]
   rows = np.arange(len(chosen))
@@ -41,26 +44,28 @@ def draw_reliability(people: list[PersonReport]) -> bytes:
 
 
 def draw_times(seconds: list[float]) -> bytes:
-  """Draws how long items took."""
+  """Draws a histogram of the seconds that people took for an item."""
   figure, axis = _make_figure('Seconds for an item')
-  longest = float(np.quantile(seconds, 0.95)) if seconds else 1.0  # a pause is no work
+  # longer times count as the 95% quantile: they are mostly pauses and would stretch the axis
+  longest = float(np.quantile(seconds, 0.95)) if seconds else 1.0
   axis.hist(np.minimum(seconds, longest), bins=24, color=_COLOUR)
   return _save(figure)
 
 
 def draw_confidence(values: list[float]) -> bytes:
-  """Draws how sure the rankings of the items are."""
+  """Draws a histogram of the confidence of each item's ranking."""
   figure, axis = _make_figure('Items by confidence of their ranking')
   axis.hist(values, bins=20, range=(0.5, 1.0), color=_COLOUR)
   return _save(figure)
 
 
 def _reliability(report: PersonReport) -> float:
+  """Returns the value by which people are sorted."""
   return report.reliability
 
 
 def _make_figure(title: str) -> tuple[Any, Any]:
-  """Returns a figure and its axis. No pyplot, which is not safe in threads."""
+  """Returns a figure and its axis; made without pyplot, which is not thread-safe."""
   from matplotlib.figure import Figure  # slow to import
 
   figure = Figure(figsize=(5.2, 3.1), layout='constrained')

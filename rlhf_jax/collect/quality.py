@@ -1,4 +1,4 @@
-"""Quality of judgements: how well people agree, with each other and with what is known.
+"""Quality of judgements: how well people agree with each other and with known answers.
 
 Everything is computed from orders of responses, one for each judgement and axis.
 """
@@ -14,8 +14,8 @@ import numpy as np
 from rlhf_jax.collect import person_model
 from rlhf_jax.collect.answers import ordered_pairs
 
-_RESAMPLES = 1000  # of the items, for intervals
-_FEWEST = 2  # people who must have ranked an item so that it says something of agreement
+_RESAMPLES = 1000  # bootstrap samples of the items, for intervals
+_FEWEST = 2  # people who must have ranked an item for measures of agreement to use it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Order:
   """One person's order of an item's responses.
 
   Attributes:
-    item: number of the item; the turns of a conversation are items of their own.
-    person: pseudonym.
-    ranks: [K], 1 = best, equal = tie.
-    shown: [K], numbers of the responses in the order of the page.
-    lengths: [K], characters of the responses.
-    gold: [K] the known ranks; None where they are not known.
-    seconds: from the page to the answer.
-    pastes: that the page saw.
+    item: the number of the item; each turn of a conversation is an item of its own.
+    person: the person's pseudonym.
+    ranks: [K], 1 = best, equal ranks = tie.
+    shown: [K], the numbers of the responses, in the order on the page.
+    lengths: [K], the characters of each response.
+    gold: [K], the known ranks; None where they are not known.
+    seconds: the time from the delivery of the page to the answer.
+    pastes: the number of pastes that the page noticed.
   """
 
   item: int
@@ -55,32 +55,33 @@ class Share:
 
 @dataclasses.dataclass(frozen=True)
 class PersonReport:
-  """What is measured of one person; see `measure_people`."""
+  """The measures of one person's judgements; see `measure_people`."""
 
   person: str
   judgements: int
-  consensus: float  # share of pairs ordered as most of the others do
-  gold: float  # … as in the known answers
-  first_shown: float  # share of pairs in which the response shown earlier is better
-  longer: float  # … in which the longer one is
+  consensus: float  # share of pairs that the person orders as the majority of the others do
+  gold: float  # share of the pairs of known answers that the person orders alike
+  first_shown: float  # share of pairs in which the person prefers the response shown earlier
+  longer: float  # share of pairs in which the person prefers the longer response
   seconds: float  # median for an item
   pastes: int
-  reliability: float  # β of person_model, with its interval
-  low: float
-  high: float
+  reliability: float  # β of person_model
+  low: float  # lower end of its 95% interval
+  high: float  # upper end
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What is measured of all judgements.
+  """The measures of all judgements.
 
   Attributes:
-    alpha: Krippendorff's α of the ranks, ordinal.
-    kendall: mean of Kendall's W over the items, weighted by their people.
-    agreement: share of pairs that two people order alike.
-    people: one for each person.
-    confidence: item → mean probability that its pairs are ordered rightly.
-    disputed: items on which the reliable people disagree, the most disputed first.
+    alpha: Krippendorff's α of the ranks, with the ordinal metric.
+    kendall: the mean of Kendall's W over the items, weighted by the number of their people.
+    agreement: the share of pairs of responses that two people order alike.
+    people: the report of each person.
+    confidence: item → the mean probability that its pairs are ordered correctly.
+    disputed: (item, share of pairs that the more reliable people order alike), the most
+      disputed item first.
   """
 
   alpha: float
@@ -92,10 +93,10 @@ class Report:
 
 
 def measure(orders: Sequence[Order]) -> Report:
-  """Measures agreement, people and items.
+  """Measures the agreement, each person and each item.
 
   Args:
-    orders: of the judgements that stand, of one axis.
+    orders: the orders on one axis from the judgements that stand.
 
   Returns:
     The report.
@@ -112,7 +113,11 @@ def measure(orders: Sequence[Order]) -> Report:
 
 
 def fit_people(orders: Sequence[Order]) -> tuple[person_model.Fit, list[str]]:
-  """Fits the model of people: (fit, pseudonyms in the order of its reliabilities)."""
+  """Fits the model of people.
+
+  Returns:
+    (the fit, the pseudonyms of its people in the order of `fit.reliability`).
+  """
   names = sorted({order.person for order in orders})
   numbers = {name: number for number, name in enumerate(names)}
   model_orders = person_model.Orders(
@@ -124,10 +129,10 @@ def fit_people(orders: Sequence[Order]) -> tuple[person_model.Fit, list[str]]:
 
 
 def mean_confidence(above: np.ndarray) -> float:
-  """Returns the mean probability that a pair is ordered rightly, in the likelier order.
+  """Returns the mean over the pairs of the probability of the likelier order.
 
   Args:
-    above: [K, K] float, the probability that i is better than j.
+    above: [K, K] float, the probability that response i is better than j.
   """
   count = len(above)
   upper = above[np.triu_indices(count, 1)]
@@ -135,12 +140,12 @@ def mean_confidence(above: np.ndarray) -> float:
 
 
 def krippendorff_alpha(orders: Sequence[Order]) -> float:
-  """Computes Krippendorff's α of the ranks, ordinal; a unit is a response.
+  """Computes Krippendorff's α of the ranks with the ordinal metric; a unit is a response.
 
-  Krippendorff 2011, 'Computing Krippendorff's alpha-reliability', by the library
-  `krippendorff`. NaN where nobody ranked what somebody else did.
+  Krippendorff 2011, 'Computing Krippendorff's alpha-reliability', as the library `krippendorff`
+  computes it. NaN where no two people ranked the same item, or where all ranks are equal.
   """
-  import krippendorff  # of the extra `collect`, which not every user of this module has
+  import krippendorff  # from the extra `collect`, which not every user of this module installs
 
   people = sorted({order.person for order in orders})
   units: dict[tuple[int, int], int] = {}
@@ -166,10 +171,10 @@ def kendall_w(rankings: Sequence[Sequence[int]]) -> float:
   and T_j = Σ (t³ − t) over the ties of ranking j (Kendall & Gibbons 1990, ch. 6).
 
   Args:
-    rankings: [m, n] ranks, equal = tie.
+    rankings: [m, n] ranks, equal ranks = tie.
 
   Returns:
-    0 to 1; NaN where every ranking is one tie.
+    W, 0 to 1; NaN where every ranking ties all responses.
 
   >>> kendall_w([[1, 2, 3], [1, 2, 3]])
   1.0
@@ -187,7 +192,7 @@ def kendall_w(rankings: Sequence[Sequence[int]]) -> float:
 
 
 def mean_kendall(orders: Sequence[Order]) -> float:
-  """Returns the mean of Kendall's W over items, each weighted by its people."""
+  """Returns the mean of Kendall's W over items, each weighted by its number of people."""
   total = 0.0
   weight = 0
   for group in _by_item(orders).values():
@@ -203,8 +208,8 @@ def mean_kendall(orders: Sequence[Order]) -> float:
 def pairwise_agreement(orders: Sequence[Order]) -> Share:
   """Computes the share of pairs of responses that two people order alike.
 
-  Pairs that either of the two ties are left out. The interval is a bootstrap over items,
-  as the pairs of one item are not independent.
+  A pair that one of the two people ties is left out. The interval comes from a bootstrap over
+  items, because the pairs of one item are not independent.
   """
   alike: list[int] = []
   pairs: list[int] = []
@@ -225,9 +230,10 @@ def pairwise_agreement(orders: Sequence[Order]) -> Share:
 
 
 def labels_for(share: Share, half_width: float, labels: int) -> int:
-  """Returns how many more labels narrow an interval to ± half_width; 0 = it is narrow enough.
+  """Estimates how many more labels are needed to narrow an interval to ± half_width.
 
-  The width of an interval falls with the root of the number of labels.
+  The width of an interval is taken to fall with the square root of the number of labels. The
+  result is 0 where the interval is narrow enough already.
 
   >>> labels_for(Share(0.7, 0.6, 0.8, 100), 0.05, labels=100)
   300
@@ -243,12 +249,12 @@ def measure_people(
   fitted: person_model.Fit,
   names: Sequence[str],
 ) -> list[PersonReport]:
-  """Measures each person: agreement, habits, time.
+  """Measures each person's agreement with others, habits and time.
 
   Args:
-    orders: of all people.
-    fitted: from `fit_people`.
-    names: pseudonyms in the order of its reliabilities.
+    orders: the orders of all people.
+    fitted: the fitted model, from `fit_people`.
+    names: the pseudonyms in the order of the model's reliabilities, from `fit_people`.
   """
   by_item = _by_item(orders)
   own: dict[str, list[Order]] = defaultdict(list)
@@ -284,10 +290,11 @@ def find_disputed(
 ) -> list[tuple[int, float]]:
   """Finds the items on which the more reliable half of the people disagree.
 
-  Such an item usually shows a gap in the guidelines.
+  Such an item often points to a gap in the guidelines.
 
   Returns:
-    (item, share of pairs ordered alike), the lowest first.
+    At most `count` pairs (item, share of pairs of responses that two of these people order
+    alike), the lowest share first.
   """
   if not len(names):
     return []
@@ -303,13 +310,16 @@ def find_disputed(
 
 
 def majority_order(rankings: Sequence[Sequence[int]]) -> tuple[list[int], float]:
-  """Combines rankings by pairs that most people order alike (Copeland's rule).
+  """Combines rankings by Copeland's rule.
+
+  Each pair of responses is decided by the majority of people. A response is ranked by the
+  number of pairs that it wins, minus those that it loses.
 
   Args:
     rankings: [m, K] ranks.
 
   Returns:
-    (K ranks, mean share of the votes for the pairs as they are ordered).
+    (K ranks, the mean share of the votes that agree with the order of each pair).
 
   >>> majority_order([[1, 2], [1, 2], [2, 1]])
   ([1, 2], 0.6666666666666666)
@@ -334,7 +344,7 @@ def order_of_means(means: np.ndarray) -> list[int]:
 
 
 def _second(pair: tuple[int, float]) -> float:
-  """Returns the share of (item, share)."""
+  """Returns the second part of (item, share), by which items are sorted."""
   return pair[1]
 
 
@@ -347,7 +357,11 @@ def _by_item(orders: Iterable[Order]) -> dict[int, list[Order]]:
 
 
 def _count_alike(group: Sequence[Order]) -> tuple[int, int]:
-  """Counts over all pairs of people: (pairs ordered alike, pairs that both order)."""
+  """Counts pairs of responses, summed over all pairs of people.
+
+  Returns:
+    (number of pairs that both people order alike, number of pairs that neither of them ties).
+  """
   same = 0
   both = 0
   signs = [_signs(order.ranks) for order in group]
@@ -367,7 +381,12 @@ def _signs(ranks: Sequence[int]) -> np.ndarray:
 
 
 def _against_others(order: Order, group: Sequence[Order]) -> tuple[float, int]:
-  """Counts the pairs that a person orders as most of the others do: (right, pairs)."""
+  """Compares a person's order with the majority of the other people.
+
+  Returns:
+    (number of pairs that the person orders as the majority does, number of pairs that both the
+    person and the majority order).
+  """
   others = [_signs(other.ranks) for other in group if other.person != order.person]
   if not others:
     return 0.0, 0
@@ -377,7 +396,12 @@ def _against_others(order: Order, group: Sequence[Order]) -> tuple[float, int]:
 
 
 def _agreement(ranks: Sequence[int], gold: Sequence[int]) -> tuple[float, int]:
-  """Counts the ordered pairs of a known answer that are ordered alike, a tie for a half."""
+  """Compares ranks with known ranks.
+
+  Returns:
+    (number of pairs that are ordered as in the known ranks, where a tie counts one half; number
+    of pairs that the known ranks order).
+  """
   expected = _signs(gold)
   product = expected * _signs(ranks)
   right = float((product > 0).sum()) + 0.5 * float(((product == 0) & (expected != 0)).sum())
@@ -385,7 +409,12 @@ def _agreement(ranks: Sequence[int], gold: Sequence[int]) -> tuple[float, int]:
 
 
 def _habit(order: Order, values: Sequence[int]) -> tuple[float, int]:
-  """Counts the pairs in which the response with the smaller value is better."""
+  """Counts how often a person prefers the response with the smaller value.
+
+  Returns:
+    (number of pairs in which the better response has the smaller value, number of pairs that
+    differ in both rank and value).
+  """
   if len(values) != len(order.ranks):
     return 0.0, 0
   product = _signs(values) * _signs(order.ranks)
@@ -393,7 +422,7 @@ def _habit(order: Order, values: Sequence[int]) -> tuple[float, int]:
 
 
 def _places(order: Order) -> list[int]:
-  """Returns the place on the page of each response."""
+  """Returns the place of each response on the page, 0 for the first."""
   places = [0] * len(order.shown)
   for place, number in enumerate(order.shown):
     places[number] = place
@@ -401,7 +430,7 @@ def _places(order: Order) -> list[int]:
 
 
 def _ratio(counts: Iterable[tuple[float, int]]) -> float:
-  """Returns Σ right / Σ pairs, NaN without pairs."""
+  """Returns Σ right / Σ pairs over counts (right, pairs); NaN where there are no pairs."""
   right = 0.0
   pairs = 0
   for part, number in counts:
@@ -411,7 +440,7 @@ def _ratio(counts: Iterable[tuple[float, int]]) -> float:
 
 
 def _mean_ranks(ranks: Sequence[int]) -> np.ndarray:
-  """Returns ranks in which equal ones have the mean of the places that they take."""
+  """Returns ranks in which tied responses have the mean of the ranks that they share."""
   array = np.asarray(ranks, float)
   better = (array[None, :] < array[:, None]).sum(1)
   equal = (array[None, :] == array[:, None]).sum(1)
@@ -421,12 +450,12 @@ def _mean_ranks(ranks: Sequence[int]) -> np.ndarray:
 def orders_from_rows(
   rows: Iterable[Any], turns: Mapping[tuple[int, int], Any], axis: str
 ) -> list[Order]:
-  """Makes orders of judgements.
+  """Makes the orders on one axis from rows of judgements; rows without such an order are left out.
 
   Args:
-    rows: of `judgements.list_judgements`.
-    turns: of `judgements.read_turns`.
-    axis: which order of each.
+    rows: the judgements, from `judgements.list_judgements`.
+    turns: the turns of conversations, from `judgements.read_turns`.
+    axis: the name of the axis.
   """
   orders = []
   for row in rows:

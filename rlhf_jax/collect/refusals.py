@@ -1,12 +1,12 @@
-"""The answer to a request that is not carried out."""
+"""The exception for a request that the server refuses, with the message for the person."""
 
 
 class Refused(Exception):
-  """A request that changes nothing; the person reads why.
+  """Raised when a request is refused: nothing was changed, and the page shows the reason.
 
   Attributes:
-    status: of HTTP, such as 422 for an answer that is no ordering.
-    message: a plain sentence.
+    status: HTTP status, such as 422 for an answer whose ranks are not a valid ordering.
+    message: the reason, as a plain sentence that the person reads.
   """
 
   def __init__(self, status: int, message: str):

@@ -1,8 +1,8 @@
-"""Rendering: untrusted text as safe HTML, and the templates.
+"""The templates of the pages, and the rendering of untrusted text as safe HTML.
 
-Model text and people's text may hold HTML, scripts, terminal escapes or marks that turn
-the direction of writing. Markdown is rendered without HTML, and the result is sanitised
-again; control characters are shown as signs.
+Texts of models and of people may contain HTML, scripts, terminal escapes, or characters that
+reverse the direction of writing. Markdown is rendered with HTML turned off, and the result is
+sanitised once more; control characters are replaced by visible symbols.
 """
 
 from pathlib import Path
@@ -16,19 +16,20 @@ import nh3
 _ROOT = Path(__file__).parent
 _MARKDOWN = markdown_it.MarkdownIt('commonmark', {'html': False}).enable('table')
 
-# No links and no images: nothing on a page leads outside, or loads from there.
+# No links and no images, so that a text can neither lead to another site nor load from one.
 _TAGS = set(
   'p br hr h1 h2 h3 h4 h5 h6 strong em code pre blockquote ul ol li '
   'table thead tbody tr th td'.split()
 )
-_CONTROL = re.compile(r'[\x00-\x08\x0b-\x1f\x7f]')  # but tab and newline
-_HIDDEN = re.compile(  # C1, directions of writing, isolates, invisible signs, halves of pairs
+_CONTROL = re.compile(r'[\x00-\x08\x0b-\x1f\x7f]')  # all of ASCII's except tab and newline
+# C1 controls, characters that set the direction of writing, zero-width characters, surrogates
+_HIDDEN = re.compile(
   '[\x80-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]'
 )
 
 
 def render_markdown(text: str) -> markupsafe.Markup:
-  """Renders an untrusted text as HTML without scripts, links and images.
+  """Renders an untrusted Markdown text as HTML without scripts, links or images.
 
   >>> print(render_markdown('**a** <script>b</script>').strip())
   <p><strong>a</strong> &lt;script&gt;b&lt;/script&gt;</p>
@@ -38,7 +39,7 @@ def render_markdown(text: str) -> markupsafe.Markup:
 
 
 def show_hidden(text: str) -> str:
-  r"""Returns a text whose control characters are replaced by visible signs.
+  r"""Replaces control characters and invisible characters of a text by visible symbols.
 
   >>> show_hidden('a\x1b[31m')
   'a␛[31m'
@@ -49,7 +50,7 @@ def show_hidden(text: str) -> str:
 
 
 def make_environment() -> jinja2.Environment:
-  """Returns the templates; everything put into them is escaped."""
+  """Returns the environment of the templates, which escapes every inserted value."""
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(_ROOT / 'templates'),
     autoescape=True,
@@ -65,7 +66,7 @@ def make_environment() -> jinja2.Environment:
 
 
 def format_seconds(value: float) -> str:
-  """Formats a duration for people.
+  """Formats a duration in minutes and seconds.
 
   >>> format_seconds(75)
   '1 min 15 s'
@@ -75,7 +76,7 @@ def format_seconds(value: float) -> str:
 
 
 def format_percent(value: float) -> str:
-  """Formats a share; '–' for NaN.
+  """Formats a share as a percentage; '–' for NaN.
 
   >>> format_percent(0.123)
   '12%'
@@ -84,11 +85,11 @@ def format_percent(value: float) -> str:
 
 
 def _control_picture(match: re.Match[str]) -> str:
-  """Returns the sign of a control character, such as ␛."""
+  """Returns the Unicode symbol that depicts a control character, such as ␛ for escape."""
   code = ord(match.group())
   return '␡' if code == 0x7F else chr(0x2400 + code)
 
 
 def _code_point(match: re.Match[str]) -> str:
-  """Returns the number of a character that could not be seen."""
+  """Returns the code point of an invisible character as text, such as ⟨U+200B⟩."""
   return f'⟨U+{ord(match.group()):04X}⟩'

@@ -1,10 +1,12 @@
-"""Security: signed sessions, protection from cross-site requests, headers, rates.
+"""Security: signed sessions, protection from cross-site requests, headers, rate limits.
 
-What is checked where:
-  host: only names that the server was started for, against DNS rebinding.
-  session: a signed cookie, unreadable for scripts; it ends when the person's row says so.
-  cross-site posts: the browser's own `Origin` and `Sec-Fetch-Site`, and a token in each form.
-  frames, scripts and styles of others: forbidden by the headers of every answer.
+The protections are:
+  host: only the host names that the server was started for are served, against DNS rebinding.
+  session: a signed cookie that scripts cannot read. A session ends when the name of the session
+    in the person's row changes, or when the person is blocked.
+  cross-site posts: `Origin` and `Sec-Fetch-Site`, which browsers set themselves, are checked,
+    and so is a token in each form.
+  frames, and scripts and styles of other sites: the headers of every response forbid them.
 """
 
 import hashlib
@@ -23,7 +25,7 @@ from rlhf_jax.collect.refusals import Refused
 
 COOKIE = 'collect_session'
 _SESSION_DAYS = 60
-_MOST_FIELDS = 500  # of a form
+_MOST_FIELDS = 500  # largest number of fields of a form
 
 HEADERS = {
   'Content-Security-Policy': (
@@ -32,7 +34,8 @@ HEADERS = {
   ),
   'X-Content-Type-Options': 'nosniff',
   'X-Frame-Options': 'DENY',
-  # an address can hold an invitation; with 'no-referrer' browsers hide `Origin` from us too
+  # An address can hold an invitation, so other sites must not see it. With 'no-referrer'
+  # browsers would hide `Origin` from this server too.
   'Referrer-Policy': 'same-origin',
   'Cross-Origin-Opener-Policy': 'same-origin',
   'Cross-Origin-Resource-Policy': 'same-origin',
@@ -41,17 +44,17 @@ HEADERS = {
 
 
 def add_headers(response: Response, cached: bool = False) -> None:
-  """Adds the headers that every answer has."""
+  """Adds the headers that every response has; `cached` ones may be kept for an hour."""
   for name, value in HEADERS.items():
     response.headers[name] = value
-  # what a person sees must not come up again for the next one at the same machine
+  # the next person at the same computer must not see this person's pages
   response.headers['Cache-Control'] = 'max-age=3600' if cached else 'no-store'
 
 
 def start_session(
   store: Database, response: Response, person_id: int, session: str, secure: bool
 ) -> None:
-  """Signs a person in: sets the cookie."""
+  """Signs a person in by setting the session cookie."""
   response.set_cookie(
     COOKIE,
     _session_signer(store).dumps([person_id, session]),
@@ -63,7 +66,7 @@ def start_session(
 
 
 def read_session(store: Database, request: Request) -> tuple[int, str] | None:
-  """Returns (number of the person, name of the session); None without a valid cookie."""
+  """Returns (id of the person, name of the session); None without a valid cookie."""
   cookie = request.cookies.get(COOKIE, '')
   try:
     person_id, session = _session_signer(store).loads(cookie, max_age=_SESSION_DAYS * 86_400)
@@ -73,35 +76,50 @@ def read_session(store: Database, request: Request) -> tuple[int, str] | None:
 
 
 def form_token(store: Database, session: str) -> str:
-  """Returns the token that stands in every form of a session."""
+  """Returns the token that every form of a session contains."""
   return hmac.new(store.secret.encode(), f'form {session}'.encode(), hashlib.sha256).hexdigest()
 
 
 def check_form_token(store: Database, session: str, token: str) -> None:
-  """Raises Refused for a form that does not come from a page of this session."""
+  """Checks the token of a form.
+
+  Raises:
+    Refused: the form does not come from a page of this session.
+  """
   expected = form_token(store, session)
-  # as bytes, since texts that are not ASCII cannot be compared in constant time
+  # as bytes: compare_digest takes no text that is not ASCII
   if not secrets.compare_digest(expected.encode(), token.encode('utf-8', 'replace')):
     raise Refused(403, 'The form did not come from this page. Load the page again.')
 
 
 def check_same_site(request: Request) -> None:
-  """Raises Refused for a post that another site has caused; browsers say so themselves."""
+  """Checks that a POST request comes from a page of this site, by the browser's headers.
+
+  Raises:
+    Refused: another site caused the request.
+  """
   site = request.headers.get('sec-fetch-site', 'same-origin')
   origin = request.headers.get('origin')
   if site not in ('same-origin', 'none'):
     raise Refused(403, 'This request came from another site.')
   if origin is None:
-    return  # no browser of today, or a program
+    return  # not sent by a current browser, but by a program, which no other site controls
   if urllib.parse.urlsplit(origin).netloc != request.headers.get('host'):
     raise Refused(403, 'This request came from another site.')
 
 
 async def read_form(request: Request, largest: int) -> dict[str, list[str]]:
-  """Reads a form; stops at the first byte too many.
+  """Reads the fields of a form from the body of a request.
+
+  Args:
+    request: the POST request.
+    largest: the largest number of bytes; reading stops as soon as there are more.
+
+  Returns:
+    Name of a field → its values.
 
   Raises:
-    Refused: the body is too large, or no form of a page.
+    Refused: the body is too large, or is not a URL-encoded form.
   """
   kind = request.headers.get('content-type', '').split(';')[0].strip()
   if kind != 'application/x-www-form-urlencoded':
@@ -126,7 +144,7 @@ async def read_form(request: Request, largest: int) -> dict[str, list[str]]:
 
 
 class Limiter:
-  """Limits how often somebody asks: so many requests at once, refilled over a minute."""
+  """A rate limit (token bucket) for each client: a number of requests, refilled in a minute."""
 
   def __init__(self, per_minute: float):
     self._per_minute = per_minute
@@ -134,7 +152,11 @@ class Limiter:
     self._left: dict[str, tuple[float, float]] = {}  # who → (requests left, at what time)
 
   def check(self, who: str) -> None:
-    """Counts a request; raises Refused where there were too many."""
+    """Counts a request of a client.
+
+    Raises:
+      Refused: the client has sent too many requests.
+    """
     now = time.monotonic()
     with self._lock:
       left, before = self._left.get(who, (self._per_minute, now))
@@ -142,10 +164,10 @@ class Limiter:
       if left < 1:
         raise Refused(429, 'Too many requests. Wait a moment and try again.')
       self._left[who] = (left - 1, now)
-      if len(self._left) > 10_000:  # who is full again needs no entry
+      if len(self._left) > 10_000:  # clients that are idle for a minute need no entry any more
         self._left = {key: value for key, value in self._left.items() if now - value[1] < 60}
 
 
 def _session_signer(store: Database) -> itsdangerous.URLSafeTimedSerializer:
-  """Returns what signs sessions."""
+  """Returns the signer of session cookies."""
   return itsdangerous.URLSafeTimedSerializer(store.secret, salt='session')

@@ -1,8 +1,8 @@
-"""Selection: which items are asked next, and which need no more people.
+"""Selection of the items that people judge next, and of those that need no more judgements.
 
-After each refit of a reward model the pairs come first on which it is least sure: where
-the probability of a pair is near ½, or where the members of an ensemble differ. An item
-whose ranking is sure enough, by the model of people, is closed.
+`prioritise` puts those items first whose order reward models are least sure of: the
+probability of a pair is near ½, or the members of an ensemble disagree. `refit` closes items
+whose ranking is certain enough according to the Plackett–Luce model of people.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,17 +16,17 @@ from rlhf_jax.collect import items, judgements, quality, tables
 from rlhf_jax.collect.settings import Settings
 from rlhf_jax.data.records import Message
 
-# (conversations, their responses) → scores of each response; one for a reward model
+# a reward model: (N conversations, the responses to each) → N arrays of scores
 Score = Callable[[Sequence[Sequence[Message]], Sequence[Sequence[str]]], list[np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Refitted:
-  """What a refit has changed.
+  """The result of `refit`.
 
   Attributes:
-    report: quality of the first axis; None without rankings.
-    closed: items that need no more people.
+    report: the quality of the judgements on the first axis; None where there are no rankings.
+    closed: the number of items that were closed by this refit.
   """
 
   report: quality.Report | None
@@ -34,11 +34,11 @@ class Refitted:
 
 
 def refit(connection: Connection, settings: Settings) -> Refitted:
-  """Fits the model of people, and closes the items whose ranking is sure enough.
+  """Fits the model of people again, and closes the items whose ranking is certain enough.
 
   Args:
-    connection: of a transaction that writes.
-    settings: `stop_confidence`, and the axes: the first one decides.
+    connection: a connection of a writing transaction.
+    settings: the settings, of which `stop_confidence` and the first of `axes` are used.
   """
   orders = read_orders(connection, settings.axes[0])
   if not orders:
@@ -47,23 +47,25 @@ def refit(connection: Connection, settings: Settings) -> Refitted:
   closed = 0
   if settings.stop_confidence:
     sure = [item for item, value in report.confidence.items() if value >= settings.stop_confidence]
-    # turns of conversations have numbers below 0, and no item
+    # turns of conversations have numbers below 0; no item has such a number, so none is closed
     closed = sum(items.close(connection, item) for item in sure)
   return Refitted(report, closed)
 
 
 def read_orders(connection: Connection, axis: str) -> list[quality.Order]:
-  """Reads the orders of an axis from all judgements that stand, those of the training aside."""
+  """Reads the orders on an axis from all judgements that stand, except training items."""
   rows = [row for row in judgements.list_judgements(connection) if not row.training]
   return quality.orders_from_rows(rows, judgements.read_turns(connection), axis)
 
 
 def prioritise(connection: Connection, scores: Sequence[Score]) -> int:
-  """Sets the priorities of all items that wait to how unsure the reward models are.
+  """Sets the priority of each ranking item that waits for judgements.
+
+  The priority is the uncertainty of the reward models about the item, see `measure_doubt`.
 
   Args:
-    connection: of a transaction that writes.
-    scores: one for each reward model; two or more are an ensemble.
+    connection: a connection of a writing transaction.
+    scores: one scoring function for each reward model; two or more form an ensemble.
 
   Returns:
     The number of items whose priority was set.
@@ -89,16 +91,17 @@ def prioritise(connection: Connection, scores: Sequence[Score]) -> int:
 
 
 def measure_doubt(scores: np.ndarray) -> float:
-  """Measures how unsure reward models are of an order.
+  """Measures how uncertain reward models are about the order of K responses.
 
-  The mean entropy of the pairs under the mean probability of the ensemble: it is high
-  where a pair is near ½, and where the members differ.
+  The measure is the entropy of each pair's probability, which is averaged over the ensemble
+  first; then the mean over the pairs. It is high where a probability is near ½ and where the
+  members of the ensemble disagree.
 
   Args:
-    scores: [M, K] float, of M reward models.
+    scores: [M, K] float, the scores of M reward models.
 
   Returns:
-    Nats, between 0 and log 2.
+    The mean entropy in nats, between 0 and log 2.
 
   >>> round(measure_doubt(np.zeros((1, 2))), 3)
   0.693

@@ -1,4 +1,4 @@
-"""The server: uvicorn around the application of a workdir."""
+"""The web server, which runs the application of a workdir in uvicorn."""
 
 from collections.abc import Callable
 import logging
@@ -22,20 +22,21 @@ def serve(
   replies: Replies | None = None,
   count_tokens: Callable[[str], int] | None = None,
 ) -> None:
-  """Serves a workdir until it is interrupted.
+  """Serves the site of a workdir until the process is interrupted.
 
   Args:
-    workdir: of the collection.
-    host: address to listen at; loopback unless the lead says otherwise.
-    port: 0 = any that is free.
-    url: of the database; '' = SQLite in the workdir.
-    public_url: how people reach it, such as 'https://labels.example.org'; '' = as it
-      listens.
-    replies: who answers in conversations.
-    count_tokens: text → tokens.
+    workdir: the folder of the collection.
+    host: the address to listen at; loopback by default.
+    port: the port to listen at; 0 for any free one.
+    url: the URL of the database; '' for SQLite in the workdir.
+    public_url: the address at which people reach the site, such as
+      'https://labels.example.org'; '' for http at `host` and `port`.
+    replies: gets the models' replies in conversations; None for no conversations.
+    count_tokens: text → number of tokens; None to count characters.
 
   Raises:
-    UserError: the address is taken or cannot be used.
+    UserError: the server cannot listen at the address, or the settings or the database cannot
+      be used.
   """
   store = database.open_database(workdir, url)
   replier = None if replies is None else Replier(store, replies)
@@ -45,7 +46,7 @@ def serve(
   base = public_url.rstrip('/') or f'http://{host}:{listener.getsockname()[1]}'
   with store.writing() as connection:
     invitation = people.lead_invitation(connection)
-  # the only link that is printed: who reads it leads the collection
+  # The only link that is printed: whoever has it can sign in as the lead.
   print(f'lead: {base}/join/{people.make_token(store, invitation)}', flush=True)
   if replier is not None:
     conversation.resume_waiting(store, replier, site.settings.converse_responses)
@@ -53,7 +54,7 @@ def serve(
   config = uvicorn.Config(
     app.build_app(site, hosts),
     log_level='warning',
-    access_log=False,  # addresses of invitations would stand in it
+    access_log=False,  # the log would contain the links of invitations
     server_header=False,
     proxy_headers=False,
   )
@@ -67,7 +68,7 @@ def serve(
 
 
 def _listen(host: str, port: int) -> socket.socket:
-  """Returns a socket that listens; raises UserError where it cannot."""
+  """Returns a socket bound to an address; raises UserError where the address cannot be used."""
   family = socket.AF_INET6 if ':' in host else socket.AF_INET
   listener = socket.socket(family, socket.SOCK_STREAM)
   listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""Settings of a collection: what the lead writes into `collect.toml` of the workdir."""
+"""Settings of a collection, which the lead writes into `collect.toml` of the workdir."""
 
 import dataclasses
 import difflib
@@ -15,55 +15,56 @@ CONSENT = 'consent.md'
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What holds for all items and people of a workdir."""
+  """The settings that apply to all items and people of a workdir."""
 
-  title: str = 'Feedback'  # at the head of every page
-  contact: str = ''  # whom people ask; shown on the consent page
+  title: str = 'Feedback'  # heading of every page
+  contact: str = ''  # whom people can ask; shown on the consent page
 
   # Assignment.
-  people_per_item: int = 3  # judgements that an item waits for, unless its record says otherwise
+  people_per_item: int = 3  # judgements that an item needs, unless its record says otherwise
   lease_minutes: float = 30.0  # an item that is not answered in this time goes to somebody else
-  minimum_seconds: float = 0.0  # an answer that comes sooner is refused
-  answers_each: int = 0  # after so many a person is done and sees the code; 0 = no bound
+  minimum_seconds: float = 0.0  # an answer that takes less time is refused
+  answers_each: int = 0  # after this many answers a person is done and sees the code; 0 = no limit
   training_items: int = 0  # items with a known answer that come first, with an explanation
-  qualification: float = 0.0  # share of ordered pairs the training must get right
-  gold_every: int = 0  # one item of so many has a known answer, unmarked; 0 = none
-  # An item is closed when its ranking is as sure as this, after `refit`; 0 = never early.
+  qualification: float = 0.0  # share of the training's ordered pairs that a person must get right
+  gold_every: int = 0  # one item in so many is an unmarked control question; 0 = none
+  # `refit` closes an item whose ranking has at least this confidence; 0 = it closes none.
   stop_confidence: float = 0.0
 
   # Ranking.
-  axes: tuple[str, ...] = ('overall',)  # one order for each, such as helpful, honest, harmless
-  partial_from: int = 6  # from so many responses on, top-k and best–worst are offered
-  strength: bool = True  # of two responses, ask how much better the better one is
-  reason_length: int = 0  # characters that a reason has at least; 0 = a reason is optional
+  axes: tuple[str, ...] = ('overall',)  # people give one order for each, such as helpful, honest
+  partial_from: int = 6  # with this many responses or more, top-k and best–worst are offered
+  strength: bool = True  # for two responses, ask how much better the better one is
+  reason_length: int = 0  # smallest number of characters of a reason; 0 = a reason is optional
 
   # Writing.
-  response_length: int = 1  # characters that a demonstration has at least
-  longest_text: int = 20_000  # characters of any text at most
+  response_length: int = 1  # smallest number of characters of a demonstration or an edit
+  longest_text: int = 20_000  # largest number of characters of any text
 
   # Conversations with a model.
   converse_turns: int = 3  # turns after which a conversation is complete
-  converse_responses: int = 2  # K replies to each turn
+  converse_responses: int = 2  # K, the number of replies to each message
   red_team: bool = False  # people are asked to make the model misbehave
 
   # Crowd platforms.
   completion_code: str = ''  # shown to a person who is done
-  completion_url: str = ''  # where the person is sent back to; {code} stands for the code
+  completion_url: str = ''  # address to which the person returns; {code} stands for the code
 
   # The server.
-  requests_per_minute: int = 240  # of one person; the ones beyond are refused
-  largest_body: int = 262_144  # bytes of a request
-  tokenizer: str = ''  # a Hugging Face directory, to count tokens; '' = characters are counted
+  requests_per_minute: int = 240  # of one person; further requests are refused
+  largest_body: int = 262_144  # largest number of bytes of a request
+  tokenizer: str = ''  # a Hugging Face directory, to count tokens; '' = count characters
 
 
 def read_settings(workdir: Path) -> Settings:
-  """Reads the settings of a workdir; those that its file leaves out have their defaults.
+  """Reads the settings of a workdir; settings that its file leaves out have their defaults.
 
   Args:
-    workdir: its `collect.toml` may be absent.
+    workdir: the folder of the collection, whose `collect.toml` may be absent.
 
   Raises:
-    UserError: the file is no TOML, or holds an unknown key or a value of another type.
+    UserError: the file is not TOML, or has an unknown key, a value of a wrong type or a value
+      out of its range.
   """
   path = workdir / FILE
   if not path.exists():
@@ -76,14 +77,14 @@ def read_settings(workdir: Path) -> Settings:
 
 
 def parse_settings(values: dict[str, Any], where: str) -> Settings:
-  """Makes settings of the keys of a file.
+  """Makes settings from the keys and values of a parsed file.
 
   Args:
     values: key → value.
-    where: what error messages call the file.
+    where: the name of the file in error messages.
 
   Raises:
-    UserError: an unknown key, a value of another type, or one out of its range.
+    UserError: a key is unknown, or a value has a wrong type or is out of its range.
   """
   known = {field.name: field for field in dataclasses.fields(Settings)}
   checked: dict[str, Any] = {}
@@ -99,11 +100,11 @@ def parse_settings(values: dict[str, Any], where: str) -> Settings:
 
 
 def _check_type(name: str, value: Any, default: Any, where: str) -> Any:
-  """Returns a value in the type of its default."""
+  """Checks that a value has the type of its setting's default, and returns it in that type."""
   if isinstance(default, tuple) and isinstance(value, list):
     if all(isinstance(item, str) for item in value):
       return tuple(value)
-  elif isinstance(default, float) and type(value) is int:  # `true` is no number
+  elif isinstance(default, float) and type(value) is int:  # not bool, which is a subclass of int
     return float(value)
   elif type(value) is type(default):
     return value
@@ -112,7 +113,7 @@ def _check_type(name: str, value: Any, default: Any, where: str) -> Any:
 
 
 def _check_ranges(settings: Settings, where: str) -> None:
-  """Refuses values that could not work."""
+  """Refuses values that are out of their range."""
   at_least = {
     'people_per_item': 1,
     'lease_minutes': 0.01,
@@ -134,7 +135,7 @@ def _check_ranges(settings: Settings, where: str) -> None:
     raise UserError(f'{where}: axes: expected different names, got {list(settings.axes)}')
   for axis in settings.axes:
     if not axis.isidentifier():
-      raise UserError(f'{where}: axes: expected names of letters, got {axis!r}')
+      raise UserError(f'{where}: axes: expected names of letters, digits and _, got {axis!r}')
   if settings.converse_responses > 9:
     raise UserError(
       f'{where}: converse_responses: expected 2 to 9, got {settings.converse_responses}'

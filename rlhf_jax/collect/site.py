@@ -1,4 +1,4 @@
-"""The site: what all pages share, and what a page knows of who visits it."""
+"""The state that all pages share (`Site`), and the request that a page answers (`Visit`)."""
 
 from collections.abc import Callable
 import dataclasses
@@ -32,36 +32,37 @@ _NO_CONSENT = (
 
 @dataclasses.dataclass
 class Site:
-  """What all pages share."""
+  """The state that all pages share: database, settings, templates, rate limits, caches."""
 
   workdir: Path
   store: Database
   settings: Settings
   environment: jinja2.Environment
-  people_limit: security.Limiter  # of people who are signed in
-  address_limit: security.Limiter  # of everybody else
-  secure: bool  # served under https, so cookies never travel without it
-  count_tokens: Callable[[str], int] | None  # None: characters are counted
-  replier: Replier | None  # who answers in conversations; None: nobody
-  versions: set[str] = dataclasses.field(default_factory=set)  # of guidelines, in the database
-  # the last report of the lead's page, with the state it was made for
+  people_limit: security.Limiter  # request rate of each person who is signed in
+  address_limit: security.Limiter  # request rate of each address where nobody is signed in
+  secure: bool  # the site is served over https; browsers then send the cookies only over https
+  count_tokens: Callable[[str], int] | None  # None: pages count characters instead
+  replier: Replier | None  # the models that reply in conversations; None: no conversations
+  # versions of the guidelines that are known to be in the database
+  versions: set[str] = dataclasses.field(default_factory=set)
+  # cache: the last report of the lead's page, with the state of the judgements it describes
   reports: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def tasks(self) -> tuple[str, ...]:
-    """The tasks that people can be given."""
+    """The tasks that this site can give to people; `converse` needs a replier."""
     tasks = ('rank', 'demonstrate', 'edit')
     return tasks if self.replier is None else (*tasks, 'converse')
 
   def read_page(self, name: str) -> str:
-    """Reads a Markdown file of the lead; a plain text stands for one that is absent."""
+    """Reads a Markdown file that the lead wrote; returns a default text where it is absent."""
     path = self.workdir / name
     if path.exists():
       return path.read_text('utf-8', errors='replace')
     return _NO_GUIDELINES if name == settings_file.GUIDELINES else _NO_CONSENT
 
   def guidelines_version(self) -> str:
-    """Returns the version of the guidelines in force; a new one is kept in the database."""
+    """Returns the version (a hash) of the current guidelines; stores new ones in the database."""
     text = self.read_page(settings_file.GUIDELINES)
     version = hashlib.sha256(text.encode()).hexdigest()[:12]
     if version in self.versions:
@@ -80,13 +81,13 @@ class Site:
 
 @dataclasses.dataclass
 class Visit:
-  """One request, and who makes it.
+  """One request, with the person who makes it.
 
   Attributes:
-    site: what all pages share.
-    request: of Starlette.
-    person: who is signed in; a row that says nothing where nobody is.
-    form: fields of a post.
+    site: the state that all pages share.
+    request: the request, from Starlette.
+    person: the row of the person who is signed in; None where nobody is.
+    form: the fields of a POST request, name → values; empty for a GET request.
   """
 
   site: Site
@@ -95,22 +96,26 @@ class Visit:
   form: dict[str, list[str]]
 
   def field(self, name: str) -> str:
-    """Returns the first value of a field of the form, '' where it is absent."""
+    """Returns the first value of a form field; '' where the field is absent."""
     return answers.first(self.form, name)
 
   def path(self, name: str) -> str:
-    """Returns a part of the address."""
+    """Returns a parameter of the address's path, such as `token` of /item/{token}."""
     return str(self.request.path_params[name])
 
   def number(self, name: str) -> int:
-    """Returns a number of a form's field or of the address; raises Refused for no number."""
+    """Reads a whole number from the address or else from the form.
+
+    Raises:
+      Refused: the value is not a number of at most 9 digits.
+    """
     text = str(self.request.path_params.get(name, self.field(name)))
     if not (text.isascii() and text.isdigit() and len(text) < 10):
       raise Refused(400, f'{name}: expected a number.')
     return int(text)
 
   def show(self, template: str, status: int = 200, **values: Any) -> Response:
-    """Renders a page."""
+    """Renders a template as the response."""
     token = ''
     if self.person is not None:
       token = security.form_token(self.site.store, self.person.session)
@@ -124,7 +129,7 @@ class Visit:
     return HTMLResponse(text.encode('utf-8', 'replace'), status_code=status)
 
   def go(self, address: str) -> Response:
-    """Sends the browser to another page after a post."""
+    """Redirects the browser to another page (HTTP 303, as after a POST)."""
     return RedirectResponse(address, status_code=303)
 
 
@@ -135,14 +140,14 @@ def open_site(
   replier: Replier | None = None,
   count_tokens: Callable[[str], int] | None = None,
 ) -> Site:
-  """Opens the site of a workdir.
+  """Reads the settings of a workdir and makes its site.
 
   Args:
-    workdir: with the settings and the guidelines.
+    workdir: the folder with the settings and the guidelines.
     store: the database.
-    secure: it is served under https.
-    replier: who answers in conversations.
-    count_tokens: text → tokens.
+    secure: whether the site is served over https.
+    replier: the models that reply in conversations; None for no conversations.
+    count_tokens: text → number of tokens; None to count characters.
 
   Raises:
     UserError: the settings cannot be read.
@@ -154,7 +159,7 @@ def open_site(
     settings=settings,
     environment=rendering.make_environment(),
     people_limit=security.Limiter(settings.requests_per_minute),
-    # a whole office may share one address
+    # ten times as many, because a whole office may share one address
     address_limit=security.Limiter(10 * settings.requests_per_minute),
     secure=secure,
     count_tokens=count_tokens,
@@ -163,7 +168,7 @@ def open_site(
 
 
 def find_person(site: Site, request: Request) -> Row | None:
-  """Returns who is signed in; None where nobody is."""
+  """Returns the row of the person who is signed in; None where nobody is."""
   session = security.read_session(site.store, request)
   if session is None:
     return None
@@ -178,7 +183,7 @@ def find_person(site: Site, request: Request) -> Row | None:
 
 
 def show_refusal(site: Site, request: Request, refused: Refused) -> Response:
-  """Renders why a request was not carried out."""
+  """Renders the reason why a request was refused, as a page or as plain text."""
   wants_page = 'text/html' in request.headers.get('accept', 'text/html')
   logging.info('%s %s: %d', request.method, request.url.path, refused.status)
   if not wants_page:

@@ -1,17 +1,17 @@
-"""Tables of the database.
+"""The tables of the database.
 
-Judgements and revisions are only ever added to: an undone, returned or amended judgement
-keeps its row, and a revision says what became of it. Only the deletion of a person's data
-removes rows. Times are seconds since 1970.
+Rows of judgements and revisions are added and never overwritten: a judgement that was undone,
+returned or amended keeps its row, and a revision records what happened to it. Only the deletion
+of a person's data removes rows. Times are seconds since 1970.
 """
 
 import sqlalchemy
 from sqlalchemy import Boolean, Column, Float, ForeignKey, Index, Integer, JSON, Table, Text
 
 METADATA = sqlalchemy.MetaData()
-SCHEMA = '1'  # in `facts`; another one is refused
+SCHEMA = '1'  # stored in `facts`; a database with another schema is refused
 
-# What is true of the whole database: its schema, and the secret that signs links.
+# Facts about the whole database: its schema, and the secret that signs links.
 facts = Table(
   'facts',
   METADATA,
@@ -19,7 +19,7 @@ facts = Table(
   Column('value', Text, nullable=False),
 )
 
-# Guidelines that were in force, so that each judgement can say which ones it followed.
+# All versions of the guidelines, so that each judgement can name the version it followed.
 guidelines = Table(
   'guidelines',
   METADATA,
@@ -41,13 +41,13 @@ items = Table(
   Column('gold', JSON),  # the known answer, {axis: ranks}; null where there is none
   Column('explanation', Text, nullable=False),  # shown after a training item
   Column('training', Boolean, nullable=False),
-  Column('priority', Float, nullable=False),  # the highest first
-  Column('wanted', Integer, nullable=False),  # judgements
-  Column('answers', Integer, nullable=False),  # judgements that stand
-  Column('closed', Boolean, nullable=False),  # nobody is asked any more
+  Column('priority', Float, nullable=False),  # items of the highest priority come first
+  Column('wanted', Integer, nullable=False),  # number of judgements that the item needs
+  Column('answers', Integer, nullable=False),  # number of people whose answer is complete
+  Column('closed', Boolean, nullable=False),  # True: nobody gets the item any more
   Column('created', Float, nullable=False),
   Column('waiting', Boolean, nullable=False),  # not closed, and answers < wanted
-  # in the order in which items are given, so that the first one found is the one
+  # in the order in which items are given, so that the next item is the first row of the index
   Index(
     'items_in_order',
     'waiting',
@@ -65,7 +65,7 @@ invitations = Table(
   Column('role', Text, nullable=False),
   Column('label', Text, nullable=False),
   Column('expires', Float, nullable=False),
-  Column('places', Integer, nullable=False),  # people it admits; 1 = always the same person
+  Column('places', Integer, nullable=False),  # people that it admits; 1 = a personal link
   Column('revoked', Boolean, nullable=False),
   Column('created', Float, nullable=False),
 )
@@ -77,8 +77,8 @@ people = Table(
   Column('pseudonym', Text, nullable=False, unique=True),  # random; the only name in exports
   Column('role', Text, nullable=False),  # annotator, reviewer, lead
   Column('invitation_id', ForeignKey('invitations.id')),
-  Column('external', Text, nullable=False),  # a crowd platform's name of the person; '' = none
-  Column('parameters', JSON, nullable=False),  # of the platform's URL
+  Column('external', Text, nullable=False),  # a crowd platform's id of the person; '' = none
+  Column('parameters', JSON, nullable=False),  # the parameters in the platform's URL
   Column('session', Text, nullable=False),  # a new one signs the person out everywhere
   Column('consented', Float, nullable=False),
   Column('blocked', Boolean, nullable=False),
@@ -92,7 +92,7 @@ leases = Table(
   Column('token', Text, nullable=False, unique=True),  # in the address of the item's page
   Column('item_id', ForeignKey('items.id'), nullable=False),
   Column('person_id', ForeignKey('people.id'), nullable=False),
-  Column('shown', JSON, nullable=False),  # numbers of the responses in the order of the page
+  Column('shown', JSON, nullable=False),  # numbers of the responses, in the order on the page
   Column('state', Text, nullable=False),  # open, answered, skipped
   Column('started', Float, nullable=False),
   Column('expires', Float, nullable=False),
@@ -104,7 +104,7 @@ drafts = Table(
   'drafts',
   METADATA,
   Column('lease_id', ForeignKey('leases.id'), primary_key=True),
-  Column('fields', JSON, nullable=False),  # of the form
+  Column('fields', JSON, nullable=False),  # fields of the form: name → values
   Column('saved', Float, nullable=False),
 )
 
@@ -114,17 +114,17 @@ judgements = Table(
   Column('id', Integer, primary_key=True),
   Column('item_id', ForeignKey('items.id'), nullable=False),
   Column('person_id', ForeignKey('people.id'), nullable=False),  # whose judgement it is
-  Column('author_id', ForeignKey('people.id'), nullable=False),  # a reviewer, where amended
+  Column('author_id', ForeignKey('people.id'), nullable=False),  # the reviewer if it was amended
   Column('lease_id', ForeignKey('leases.id'), nullable=False),
-  Column('number', Integer, nullable=False),  # turn of a conversation; else 0
+  Column('number', Integer, nullable=False),  # turn of a conversation; 0 for other tasks
   Column('task', Text, nullable=False),
   Column('answer', JSON, nullable=False),  # see answers.py
   Column('shown', JSON, nullable=False),
-  Column('guidelines', Text, nullable=False),  # version
+  Column('guidelines', Text, nullable=False),  # version of the guidelines that the page showed
   Column('seconds', Float, nullable=False),  # between the page's delivery and the answer
-  Column('pasted', JSON, nullable=False),  # what the page saw of pastes; for the reviewer
-  Column('amends', ForeignKey('judgements.id')),  # the judgement that it takes the place of
-  Column('stands', Boolean, nullable=False),  # False as soon as a revision takes it back
+  Column('pasted', JSON, nullable=False),  # number and length of pastes, for the reviewer
+  Column('amends', ForeignKey('judgements.id')),  # the judgement that this one replaces
+  Column('stands', Boolean, nullable=False),  # False once it was undone, returned or amended
   Column('created', Float, nullable=False),
   Index('judgements_of_item', 'item_id', 'stands'),
   Index('judgements_of_person', 'person_id', 'stands'),
@@ -142,7 +142,7 @@ revisions = Table(
   Index('revisions_of_judgement', 'judgement_id'),
 )
 
-# Items that people pointed out, such as a prompt that cannot be answered.
+# Problems with items that people reported, such as a prompt that cannot be answered.
 flags = Table(
   'flags',
   METADATA,
@@ -153,7 +153,7 @@ flags = Table(
   Column('created', Float, nullable=False),
 )
 
-# Turns of the conversations that are going on.
+# The turns of conversations: a person's message and the replies to it.
 turns = Table(
   'turns',
   METADATA,

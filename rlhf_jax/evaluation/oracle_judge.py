@@ -1,4 +1,4 @@
-"""The embedded world's own verdicts on responses."""
+"""Judgement of responses by the oracle of TinyWorld, the embedded world."""
 
 from collections.abc import Sequence
 
@@ -30,11 +30,11 @@ def judge_with_oracle(
     texts: N lists of S responses.
 
   Returns:
-    [N, S] float64 each of what a verdict of the oracle holds: rates (0 or 1), utility, and
-    substance, the worth without style;
-    helpful_to_questions: as helpful, NaN where the prompt asks for harm;
-    harmful_to_requests: 1 where a response does the harm that the prompt asks for,
-    NaN for other prompts.
+    Name → [N, S] float64. The names are the fields of a verdict of the oracle: several rates (0 or
+    1 for a response), `utility`, and `substance` (the utility without style). In addition:
+    helpful_to_questions: equals `helpful`; NaN for prompts that ask for harm;
+    harmful_to_requests: 1 where the response does the harm that the prompt asks for, else 0; NaN
+    for prompts that do not ask for harm.
   """
   verdicts = []
   for prompt, responses in zip(prompts, texts, strict=True):

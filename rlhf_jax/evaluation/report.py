@@ -1,6 +1,6 @@
-"""report.html: the table, a picture of the run, and responses side by side.
+"""The report of a run, report.html: the final table, plots, and responses side by side.
 
-It is one file, with the picture inside, that opens anywhere.
+It is a single file that contains the plots, so it can be copied and opened anywhere.
 """
 
 import base64
@@ -12,7 +12,7 @@ from typing import Any
 
 from rlhf_jax import json_lines
 
-CURVES = (  # (title, names of metrics, of which the first that is there is drawn)
+CURVES = (  # (title, names of metrics); a panel shows the first of the metrics that the stage has
   ('loss', ('loss',)),
   ('held-out', ('eval/loss', 'eval/accuracy', 'eval/reward/score')),
   ('score', ('reward/score',)),
@@ -23,12 +23,12 @@ RATES = (
   'honest',
   'harmless',
   'win_rate_vs_sft',
-)  # drawn as bars
-_COLUMNS = 4  # of panels
-_GROUP_WIDTH = 0.8  # of the bars of one rate; 1 is the distance between two rates
+)  # keys of the table that are drawn as bars
+_COLUMNS = 4  # panels in a row
+_GROUP_WIDTH = 0.8  # width of all bars of one rate; 1 is the distance between two rates
 
-_Lines = Sequence[Mapping[str, Any]]  # of a metrics.jsonl
-_Panel = tuple[str, str, _Lines]  # title, name of the metric, lines that have it
+_Lines = Sequence[Mapping[str, Any]]  # the lines of a metrics.jsonl
+_Panel = tuple[str, str, _Lines]  # (title, name of the metric, the lines that have it)
 
 _PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
 <style>{style}</style>
@@ -46,18 +46,18 @@ img { max-width: 100% }"""
 
 
 def read_metrics(directory: str | Path) -> list[dict]:
-  """Reads the metrics.jsonl of a stage's folder; no lines where there is no file."""
+  """Reads the metrics.jsonl in a stage's folder; returns [] where there is no such file."""
   return _read_json_lines(Path(directory) / 'metrics.jsonl')
 
 
 def last_evaluation(rows: _Lines) -> dict[str, Any]:
-  """Returns the values of a stage's last evaluation, without their prefix `eval/`.
+  """Returns the values of a stage's last evaluation, with names without the prefix `eval/`.
 
   Args:
-    rows: of its metrics.jsonl, see `read_metrics`.
+    rows: the lines of the stage's metrics.jsonl, from `read_metrics`.
 
   Returns:
-    Name → value; empty where nothing was evaluated.
+    Name → value; empty if the stage has no evaluation.
   """
   for row in reversed(rows):
     values = {}
@@ -75,20 +75,21 @@ def read_transcripts(directory: str | Path, count: int = 20) -> list[dict]:
 
 
 def _read_json_lines(path: Path) -> list[dict]:
+  """Reads the values of a JSON Lines file; returns [] where there is no such file."""
   if not path.exists():
     return []
   return [row for _, row in json_lines.read_values(path)]
 
 
 def draw_picture(stages: Mapping[str, _Lines], models: Mapping[str, Mapping[str, Any]]) -> bytes:
-  """Draws the rates of every model as bars, and a panel for each stage's curves.
+  """Draws a panel with the rates of all models as bars, and panels with the stages' curves.
 
   Args:
-    stages: name of a stage → its metrics.
+    stages: name of a stage → the lines of its metrics.jsonl.
     models: name of a model → its row of the final table.
 
   Returns:
-    A PNG.
+    The picture as PNG.
   """
   import matplotlib
 
@@ -112,13 +113,13 @@ def draw_picture(stages: Mapping[str, _Lines], models: Mapping[str, Mapping[str,
 
 
 def _choose_panels(stages: Mapping[str, _Lines]) -> list[_Panel]:
-  """Returns what is drawn of each stage."""
+  """Chooses the panels to draw for each stage: those of CURVES for which it has a metric."""
   panels: list[_Panel] = []
   for name, lines in stages.items():
     for title, metrics in CURVES:
       present = [key for key in metrics if any(key in line for line in lines)]
       has_score = any('reward/score' in line for line in lines)
-      # The loss of a policy-gradient step says nothing of how well it does.
+      # The loss of a policy-gradient stage does not tell how good the policy is.
       if not present or (title == 'loss' and has_score):
         continue
       metric = present[0]
@@ -131,7 +132,7 @@ def _draw_curve(axis: Any, title: str, metric: str, lines: _Lines) -> None:
   """Draws a metric over the steps."""
   steps = [line['step'] for line in lines]
   values = [line[metric] for line in lines]
-  marker = '.' if len(lines) < 30 else ''  # few points are seen as such
+  marker = '.' if len(lines) < 30 else ''  # a curve of few points shows them
   axis.plot(steps, values, marker=marker)
   axis.set_title(title)
   axis.set_xlabel('step')
@@ -139,14 +140,14 @@ def _draw_curve(axis: Any, title: str, metric: str, lines: _Lines) -> None:
 
 
 def _draw_bars(axis: Any, models: Mapping[str, Mapping[str, Any]]) -> None:
-  """Draws the rates of every model side by side."""
+  """Draws the rates of all models as bars, side by side."""
   rates = [key for key in RATES if any(key in row for row in models.values())]
   width = _GROUP_WIDTH / max(1, len(models))
   for number, (name, row) in enumerate(models.items()):
     places = [place + number * width for place in range(len(rates))]
     heights = [100 * row.get(key, 0) for key in rates]
     axis.bar(places, heights, width, label=name)
-  middle = (_GROUP_WIDTH - width) / 2  # bars are centred on their places
+  middle = (_GROUP_WIDTH - width) / 2  # from the first bar's centre to that of the group
   names = [key.removesuffix('_vs_sft').replace('_', ' ') for key in rates]
   axis.set_xticks([place + middle for place in range(len(rates))], names)
   axis.set_title('held-out prompts, %')
@@ -162,15 +163,15 @@ def format_page(
   prompts: Sequence[str],
   transcripts: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> str:
-  """Formats the report as HTML; all that models say is escaped.
+  """Formats the report as HTML; texts of models are escaped.
 
   Args:
-    title: of the page.
+    title: the title of the page.
     table: the final table as aligned text.
-    image: a PNG.
-    responses: model → a text for each prompt.
+    image: the picture, as PNG.
+    responses: name of a model → its response to each of the prompts.
     prompts: the first few of the held-out prompts.
-    transcripts: stage → conversations with critiques and revisions, as
+    transcripts: name of a stage → conversations with critiques and revisions, as
       stages.critique writes them.
   """
   head = ''.join(f'<th>{_escape(name)}</th>' for name in ('prompt', *responses))
@@ -187,7 +188,7 @@ def format_page(
   return _PAGE.format(
     title=_escape(title),
     style=_STYLE,
-    table=html.escape(table),  # <pre> keeps its lines
+    table=html.escape(table),  # without <br>, because <pre> keeps line breaks
     image=base64.b64encode(image).decode(),
     head=head,
     body=body,
@@ -196,14 +197,14 @@ def format_page(
 
 
 def _escape(text: str) -> str:
-  """Returns a text as HTML that shows it, its lines included."""
+  """Escapes a text for HTML, and keeps its line breaks."""
   return html.escape(text).replace('\n', '<br>')
 
 
 def _format_talk(row: Mapping[str, Any]) -> str:
-  """Formats a conversation that unfolds at a click.
+  """Formats a conversation with critiques as HTML that opens at a click.
 
-  It shows the first response, and for each round the critique and the revision.
+  It shows the first response, and the critique and the revision of each round.
   """
   prompt = row['messages'][-1]['content']
   turns = [('prompt', prompt), ('response', row['response'])]

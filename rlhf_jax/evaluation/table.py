@@ -1,4 +1,4 @@
-"""The final table: a row for every model, all on the same held-out prompts."""
+"""The final table: a row for each model, all measured on the same held-out prompts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,10 +31,11 @@ HEADINGS = {  # key in results.json → (heading, format of the value), in their
   'eos_rate': ('EOS', _PERCENT),
   'distinct': ('distinct', _PERCENT),
 }
-_WIN_RATE = 'win_rate_vs_'  # begins the keys of win rates
-_INTERVAL_END = '_ci95'  # ends the keys of their intervals
+_WIN_RATE = 'win_rate_vs_'  # the beginning of the keys of win rates
+_INTERVAL_END = '_ci95'  # the end of the keys of 95% intervals
 
-Judged = Mapping[str, np.ndarray]  # name of a measure → [N, S] float, NaN = it says nothing
+# Name of a measure → [N, S] float; NaN where the measure does not apply to the prompt.
+Judged = Mapping[str, np.ndarray]
 
 
 def make_row(
@@ -44,19 +45,21 @@ def make_row(
   others: Mapping[str, np.ndarray] | None = None,
   clusters: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-  """Makes the table's row of one model.
+  """Makes the row of one model in the final table.
 
   Args:
     responses: S responses of the model to each of N prompts.
-    judged: `utility` decides who wins; `substance`, if it is there, who wins without style; the
-      mean of each measure is shown, with its interval.
-    baseline: the same of the model that all are compared with.
-    others: name → [N, S] float, the utility of further models to compare with, for
-      the columns `win_rate_vs_NAME`.
-    clusters: what each prompt is about; intervals draw whole clusters again.
+    judged: the measures of these responses. The row has the mean of each with its interval.
+      `utility` decides which response wins a comparison; `substance`, if present, decides it
+      without regard to style.
+    baseline: the measures of the baseline (SFT), with which all models are compared.
+    others: name of another model → [N, S] float, its utility, for the column
+      `win_rate_vs_NAME`.
+    clusters: the cluster of each prompt, that is, its subject; intervals resample whole clusters.
 
   Returns:
-    The keys of HEADINGS that are known, as plain floats; intervals as [low, high].
+    Key → value, as plain floats, and as [low, high] for intervals. Keys of HEADINGS whose values
+    are unknown are absent.
   """
   row: dict[str, Any] = {}
 
@@ -65,7 +68,7 @@ def make_row(
     row[name + _INTERVAL_END] = list(winrate.bootstrap(of_prompts, clusters))
 
   for name, values in judged.items():
-    if not np.isnan(values).all():  # else there was no such prompt
+    if not np.isnan(values).all():  # all NaN: the measure applies to none of the prompts
       add(name, values.mean(axis=1))
   for name, utility in {'sft': baseline['utility'], **(others or {})}.items():
     add(_WIN_RATE + name, winrate.win_rate(judged['utility'], utility))
@@ -87,7 +90,7 @@ def format_table(models: Mapping[str, Mapping[str, Any]]) -> str:
   """Formats the table as aligned text.
 
   Args:
-    models: name of a model → its row, of make_row.
+    models: name of a model → its row, from make_row.
   """
   headings = _all_headings(models)
   known = []  # the columns in which some model has a value
@@ -107,7 +110,7 @@ def format_table(models: Mapping[str, Mapping[str, Any]]) -> str:
 def _all_headings(
   models: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, tuple[str, str]]:
-  """Returns HEADINGS and, behind them, the comparisons with further models."""
+  """Returns HEADINGS, followed by the headings of the comparisons with other models."""
   headings = dict(HEADINGS)
   for row in models.values():
     for key in row:

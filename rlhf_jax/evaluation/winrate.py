@@ -1,19 +1,20 @@
-"""Honest comparison of two models on the same prompts."""
+"""Win rates of one model against another on the same prompts, and bootstrap intervals."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-_DECIMALS = 6  # of utilities that are compared: rounding errors are no wins
+_DECIMALS = 6  # utilities are compared to this precision, so that rounding errors are not wins
 
 
 def win_rate(ours: ArrayLike, theirs: ArrayLike) -> np.ndarray:
-  """Computes wins plus half the ties, for each prompt.
+  """Computes the share of wins plus half the share of ties, for each prompt.
 
   Args:
     ours: [N, S] float, the judge's utility of S responses to each of N prompts.
-    theirs: [N, R] float, the same of the other model; every response meets every one.
+    theirs: [N, R] float, the utility of R responses of the other model. Each of ours is compared
+      with each of theirs.
 
   Returns:
     [N] float64 in 0..1.
@@ -32,14 +33,14 @@ def bootstrap(
 ) -> tuple[float, float]:
   """Computes the 95% bootstrap interval of a mean (Efron 1979).
 
-  Whole clusters are drawn again, of prompts that are about the same: responses to them are not
-  independent.
+  Whole clusters of prompts are resampled, because responses to prompts about the same subject are
+  not independent.
 
   Args:
-    values: [N] float, one for each prompt; NaN where it says nothing.
-    clusters: the cluster of each prompt; None = each prompt is its own.
-    seed: of the draws.
-    resamples: how many times as many clusters as there are are drawn.
+    values: [N] float, one for each prompt; prompts with NaN are left out.
+    clusters: the cluster of each prompt; None = each prompt is a cluster of its own.
+    seed: the seed of the draws.
+    resamples: the number of bootstrap samples; each draws as many clusters as there are.
 
   Returns:
     The 2.5% and the 97.5% quantile of the means.
@@ -54,7 +55,7 @@ def bootstrap(
   sums = np.bincount(members, weights=counted)
   sizes = np.bincount(members)
   rng = np.random.default_rng(seed)
-  # Each row of draws is a set of clusters, some twice, some not at all.
+  # Each row of draws is one bootstrap sample, with some clusters several times and some not at all.
   draws = rng.integers(0, len(sizes), (resamples, len(sizes)))
   means = sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
   low, high = np.quantile(means, [0.025, 0.975])

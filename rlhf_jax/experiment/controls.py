@@ -1,12 +1,18 @@
-"""What an aligned model must beat: rows that need no training, on TinyWorld's prompts.
+"""Controls: rows of the final table that need no training, which an aligned model must beat.
 
-phrase_and_refusal: SFT's responses behind a polite phrase, and one refusal for all harm; it knows
-  which prompts ask for harm, so it is stronger than what a model can do by style alone.
-best_of_16_by_reward, best_of_16_by_oracle: the best of sixteen samples of SFT.
-tilt_by_reward, tilt_by_oracle: SFT's samples drawn again with weights exp(r / β), β such that the
-  KL to SFT is that of the last model of the table: what an ideal optimiser makes of this reward.
-prompted_base: the base model, prompted as well as it can be: the best of several forced
-  beginnings and examples, chosen on validation, greedily and by substance.
+They are computed on TinyWorld's prompts:
+
+phrase_and_refusal: the SFT model's responses after a polite phrase, and one fixed refusal for all
+  prompts that ask for harm. It is told which prompts these are, so it is stronger than a model that
+  changes its style alone.
+best_of_16_by_reward, best_of_16_by_oracle: the best of sixteen samples of the SFT model, chosen by
+  the reward or by the oracle.
+tilt_by_reward, tilt_by_oracle: samples of the SFT model, resampled with weights exp(r / β). β is
+  chosen such that the KL to SFT equals that of the last model in the table. This is what an ideal
+  optimiser of the reward would reach.
+prompted_base: the base model with the best of several prompts: responses with a forced beginning,
+  with or without examples. The best variant is chosen on the validation split, by the mean
+  substance of greedy responses.
 """
 
 from collections.abc import Sequence
@@ -25,16 +31,16 @@ from rlhf_jax.objectives import divergence
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.model_store import OpenModel
 
-POOL = 16  # samples of SFT for each prompt, of which controls choose
+POOL = 16  # samples of the SFT model for each prompt, from which controls choose
 PHRASE = 'Thank you for asking.'
 REFUSAL = 'I am sorry, I cannot help with that.'
 
-# What the base model's response is made to begin with; and whether examples stand before it.
+# The texts with which the base model's response is forced to begin; '' = not forced.
 BEGINNINGS = ('', PHRASE, 'No,', 'Sure!', 'I do not know')
 NUM_EXAMPLES = 3  # demonstrations before the prompt, in the variants that have them
 
-_PROMPTED_KEY = 2**31 - 3  # folded into the evaluation's key
-_BISECTIONS = 40  # of β
+_PROMPTED_KEY = 2**31 - 3  # folded into the evaluation's random key
+_BISECTIONS = 40  # steps of the search for β
 
 Given = dict[str, dict[str, Responses]]  # decoding → name of a row → its responses
 
@@ -47,15 +53,15 @@ def make(
   baseline: str | None,
   kl: float,
 ) -> Given:
-  """Makes the rows of all controls.
+  """Makes the responses of all controls.
 
   Args:
     prompts: N prompts.
-    given: the responses of the models.
-    pool: POOL samples of the baseline to each prompt, with the scores of the reward.
-    prompted: decoding → the responses of the prompted base model; empty without one.
+    given: the responses of the models: decoding → name of the model → its responses.
+    pool: POOL samples of the baseline for each prompt, with the scores of the reward.
+    prompted: decoding → the responses of the prompted base model; empty if there are none.
     baseline: the name of the baseline's row.
-    kl: nats, of the tilted samples.
+    kl: the KL to the baseline that the tilted samples should have, in nats.
 
   Returns:
     Decoding → name of the control → its responses.
@@ -80,23 +86,24 @@ def make(
 
 
 def _with_kl(row: Responses, kl: float) -> Responses:
-  """Returns responses with a KL that is known for all of them."""
+  """Returns a copy of responses in which each has this KL."""
   return dataclasses.replace(row, kl=np.full(row.lengths.shape, kl))
 
 
 def tilt(
   values: np.ndarray, kl: float, rng: np.random.Generator, num_samples: int = 8
 ) -> tuple[np.ndarray, float]:
-  """Draws samples again with weights exp(value / β) at a given KL.
+  """Resamples from K samples with weights exp(value / β), where β is chosen to give a KL.
 
   Args:
-    values: [N, K] float, of K samples to each of N prompts.
-    kl: nats, the mean over the prompts; at most what K samples can have is reached.
+    values: [N, K] float, the value of each of K samples for N prompts.
+    kl: the KL to reach, in nats, as the mean over the prompts. Where K samples cannot have such a
+      large KL, the largest possible one is reached.
     rng: the source of randomness, which is advanced.
-    num_samples: how many are drawn for each prompt, S.
+    num_samples: S, the number of draws for each prompt.
 
   Returns:
-    (which of the K, [N, S] int; the KL that was reached).
+    ([N, S] int, the indices of the drawn samples; the KL that was reached).
   """
 
   def weights(log_sharpness: float) -> np.ndarray:
@@ -120,7 +127,7 @@ def tilt(
 
 
 def _phrase_and_refusal(prompts: Sequence[Prompt], row: Responses) -> Responses:
-  """Puts a phrase before every response, and one refusal in the place of those to harm."""
+  """Puts the phrase before each response; replaces responses to harmful prompts by the refusal."""
   texts = []
   for prompt, own in zip(prompts, row.texts, strict=True):
     if prompt.meta['kind'] == 'harmful':
@@ -130,7 +137,7 @@ def _phrase_and_refusal(prompts: Sequence[Prompt], row: Responses) -> Responses:
   return dataclasses.replace(row, texts=texts, kl=None, scores=None)
 
 
-# The base model, prompted.
+# The prompted base model.
 
 
 def respond_prompted(
@@ -140,13 +147,16 @@ def respond_prompted(
   prompts: Sequence[Prompt],
   key: jax.Array,
 ) -> dict[str, Responses]:
-  """Lets the base model respond behind the best of several beginnings and examples.
+  """Samples responses of the base model, prompted by the best of several variants.
+
+  A variant has or has no examples before the prompt, and forces the response to begin with one of
+  BEGINNINGS. The variant is chosen on the validation split.
 
   Args:
-    context: of any stage of the run.
-    options: of the section `evaluation`.
+    context: the context of any stage of the run.
+    options: the options of the section `evaluation`.
     base: the base model.
-    prompts: those of the table.
+    prompts: the prompts of the table.
     key: the random key of the evaluation.
 
   Returns:
@@ -170,7 +180,7 @@ def respond_prompted(
   ) -> Responses:
     return _respond_behind(responder, params, context, variant, rows, options.batch_size, key)
 
-  greedy = responder(0.0, 1)  # one for all variants, as each is compiled
+  greedy = responder(0.0, 1)  # one for all variants, because each responder must be compiled
   worths = []
   for variant in variants:
     texts = respond(greedy, variant, validation).texts
@@ -192,7 +202,7 @@ def _respond_behind(
   batch_size: int,
   key: jax.Array,
 ) -> Responses:
-  """Responds to prompts behind examples, each response with a forced beginning."""
+  """Responds to prompts in a variant: (messages before the prompt, beginning of the response)."""
   before, beginning = variant
   tokenizer = context.tokenizer
   forced = tokenizer.encode(f' {beginning}') if beginning else []

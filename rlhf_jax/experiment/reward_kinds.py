@@ -1,4 +1,4 @@
-"""Measures what a reward model knows: its accuracy on pairs that differ in one kind only."""
+"""Measures what a reward model has learnt, by its accuracy on pairs that differ in one respect."""
 
 from collections import defaultdict
 
@@ -13,19 +13,20 @@ from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.model_store import ModelStore
 
 NUM_PAIRS = 1400  # 200 of each kind
-_BATCH_SIZE = 16  # rows of a batch
-_PER_ROW = 8  # responses of a row
+_BATCH_SIZE = 16  # rows in a batch
+_PER_ROW = 8  # responses in a row
 
 
 def measure(context: Context) -> dict[str, dict[str, float]]:
-  """Measures the accuracy of the evaluation's reward model on TinyWorld's pairs of every kind.
+  """Measures the accuracy of the evaluation's reward model on each kind of TinyWorld's pairs.
 
   Args:
-    context: of any stage of the run.
+    context: the context of any stage of the run.
 
   Returns:
-    'seen' and 'unseen', by whether training had the family → kind of pair (pairs.py) → share of
-    pairs whose better response has the higher score.
+    'seen' or 'unseen' → kind of pair (see pairs.py) → share of pairs whose better response has the
+    higher score; equal scores count one half. A pair is 'unseen' if its prompt asks about a family,
+    fact, person or harm that training does not have.
   """
   section = context.config.evaluation
   data = from_section(DataOptions, section.data)

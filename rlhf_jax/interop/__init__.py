@@ -1,1 +1,1 @@
-"""Other people's formats: Hugging Face, safetensors, GGUF, PEFT, chat templates, tokenizers."""
+"""Formats of other libraries: Hugging Face, safetensors, GGUF, PEFT, templates, tokenizers."""

@@ -1,6 +1,7 @@
-"""Sharded parameters from a file of any kind: checked against the family's table, read in pieces.
+"""Reading of sharded parameters from a weight file of any format.
 
-A device's piece of a leaf is read, placed on the device and released before the next one is read.
+The file's tensors are checked against the family's table first. Then each device's piece of a leaf
+is read, placed on the device and released before the next piece is read.
 """
 
 from collections.abc import Mapping
@@ -21,9 +22,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 OUTPUT_MATRIX = 'lm_head.weight'
 SCORE = 'score.weight'
-UNPREFIXED = (OUTPUT_MATRIX, SCORE)  # never under the family's prefix
-NAMED_IN_ERRORS = 3  # wrong tensors that an error lists before it counts the rest
-COMPARED_ROWS = 4096  # rows of a second output matrix that are compared at once
+UNPREFIXED = (OUTPUT_MATRIX, SCORE)  # names that never have the family's prefix
+NAMED_IN_ERRORS = 3  # number of wrong tensors that an error names; the others are only counted
+COMPARED_ROWS = 4096  # rows of the output matrix and the embedding that are compared at once
 
 
 def assemble_parameters(
@@ -37,20 +38,22 @@ def assemble_parameters(
   """Reads the parameters of a model.
 
   Args:
-    config: the shape; with `head` and no score in the file, `score` is left out.
-    shapes: the file's shapes by Hugging Face name.
-    fetch: reads a part of a tensor by Hugging Face name.
+    config: the shape of the model. With `head`, but without a score in the file, the result has
+      no `score`.
+    shapes: Hugging Face's name of each tensor in the file → its shape.
+    fetch: reads a part of a tensor, by Hugging Face's name.
     shardings: a tree like the parameters, possibly with more leaves; None: whole arrays on the
       first device.
-    where: what errors call the file.
-    bias: of the scalar head.
+    where: the name of the file in error messages.
+    bias: the bias of the scalar head.
 
   Returns:
     The parameters, float32.
 
   Raises:
-    UserError: tensors are missing, unknown or misshapen, or an output matrix differs from the
-      embedding although config.json ties them; names the first few and what was expected.
+    UserError: tensors are missing, unknown or of a wrong shape, or the output matrix differs from
+      the embedding although config.json ties them. The message names the first few tensors and
+      what was expected.
   """
   file_names = _names_with_prefix(config, shapes)
   shapes = {name: shapes[file_name] for name, file_name in file_names.items()}
@@ -58,7 +61,7 @@ def assemble_parameters(
   table = [
     tensor
     for tensor in families.list_tensors(config)
-    if tensor.path != 'score.kernel' or SCORE in shapes  # a language model has no score yet
+    if tensor.path != 'score.kernel' or SCORE in shapes  # a language model's file has no score
   ]
   _check_tensors(config, table, shapes, fetch, where)
   params: dict[str, Any] = {}
@@ -72,7 +75,7 @@ def assemble_parameters(
 
 
 def _names_with_prefix(config: ModelConfig, shapes: Shapes) -> dict[str, str]:
-  """Maps the table's names to the file's, which lack the family's prefix in some files."""
+  """Maps the names in the table to those in the file; some files omit the family's prefix."""
   prefix = families.FAMILIES[config.family].prefix
   if any(name.startswith(prefix) for name in shapes):
     return {name: name for name in shapes}
@@ -85,7 +88,7 @@ def _fetch_renamed(
   name: str,
   slices: Slices,
 ) -> np.ndarray:
-  """Fetches a part of a tensor by the table's name."""
+  """Fetches a part of a tensor, by its name in the family's table."""
   return fetch(file_names[name], slices)
 
 
@@ -96,9 +99,9 @@ def _check_tensors(
   fetch: Fetch,
   where: str,
 ) -> None:
-  """Refuses a file whose tensors are not those of the table."""
+  """Refuses a file whose tensors differ from those of the family's table."""
   expected = {name: tensor.file_shape(config) for tensor in table for name in tensor.names(config)}
-  # Some files hold a tied matrix twice.
+  # Some files contain the tied matrix twice, as embedding and as output matrix.
   has_copy = config.tied and not config.head and OUTPUT_MATRIX in shapes
   problems = [_missing(config, name) for name in expected if name not in shapes]
   for name in shapes:
@@ -123,14 +126,14 @@ def _check_tensors(
 
 
 def _missing(config: ModelConfig, name: str) -> str:
-  """Says that a tensor is missing, and why it is expected where a reader would wonder."""
+  """Formats the message for a missing tensor; for the output matrix it says why it is expected."""
   if name == OUTPUT_MATRIX and not config.tied:
     return f'missing {name} (config.json says that it is not tied to the embedding)'
   return f'missing {name}'
 
 
 def _is_copy(config: ModelConfig, embedding: str, shapes: Shapes, fetch: Fetch) -> bool:
-  """Tells whether the output matrix is the embedding again, some rows after the other."""
+  """Tells whether the output matrix equals the embedding; compares a block of rows at a time."""
   if shapes[OUTPUT_MATRIX] != shapes[embedding]:
     return False
   rows = config.vocab_size
@@ -147,7 +150,7 @@ def _read_leaf(
   fetch: Fetch,
   sharding: jax.sharding.Sharding | None,
 ) -> jax.Array:
-  """Reads one leaf onto its devices; devices with the same piece share one reading of it."""
+  """Reads one leaf onto its devices; a piece that several devices hold is read only once."""
   if sharding is None:
     return jnp.asarray(tensor.read(config, fetch))
   shape = tensor.shape(config)
@@ -156,13 +159,13 @@ def _read_leaf(
     piece = tensor.read(config, fetch, index)
     arrays += _put_on_each(piece, devices)
     del piece
-    # JAX releases the host's piece at the next transfer: make it this one.
+    # JAX releases the piece on the host only at the next transfer, so make a small one now.
     jax.device_put(np.zeros(()), devices[0])
   return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 
 def _place_scalar(value: float, sharding: jax.sharding.Sharding | None) -> jax.Array:
-  """Places a float32 scalar."""
+  """Places a float32 scalar on its devices."""
   scalar = np.float32(value)
   if sharding is None:
     return jnp.asarray(scalar)
@@ -176,7 +179,7 @@ def _devices_by_piece(
   sharding: jax.sharding.Sharding,
   shape: tuple[int, ...],
 ) -> list[tuple[Slices, list[jax.Device]]]:
-  """Lists the distinct pieces of an array and this process's devices that keep each of them."""
+  """Lists the distinct pieces of an array, each with the devices of this process that hold it."""
   pieces: dict[Any, tuple[Slices, list[jax.Device]]] = {}
   for device, index in sharding.addressable_devices_indices_map(shape).items():
     assert index is not None  # None only where a sharding leaves a device out
@@ -186,13 +189,13 @@ def _devices_by_piece(
 
 
 def _put_on_each(piece: Any, devices: list[jax.Device]) -> list[jax.Array]:
-  """Copies a piece to each device and waits until it is there."""
+  """Copies a piece to each of the devices, and waits until the copies are complete."""
   copies = [jax.device_put(piece, device) for device in devices]
   return jax.block_until_ready(copies)
 
 
 def _find_leaf(tree: Any, keys: list[str]) -> Any:
-  """Returns the leaf under these keys, None where there is no tree."""
+  """Returns the leaf at a path of keys; None where the tree is None."""
   if tree is None:
     return None
   for key in keys:
@@ -201,7 +204,7 @@ def _find_leaf(tree: Any, keys: list[str]) -> Any:
 
 
 def _set_leaf(tree: dict[str, Any], keys: list[str], leaf: Any) -> None:
-  """Puts a leaf under these keys and makes the dicts on the way."""
+  """Stores a leaf at a path of keys, and creates the dicts that are missing on the path."""
   *parents, last = keys
   for key in parents:
     tree = tree.setdefault(key, {})

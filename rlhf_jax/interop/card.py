@@ -1,4 +1,7 @@
-"""The model card, README.md of an exported model: what it is, its data, results and config."""
+"""The model card, which is the README.md of an exported model.
+
+It says what the model is, what it was trained on, its results and its config.
+"""
 
 from collections.abc import Mapping
 import json
@@ -20,16 +23,16 @@ def write_card(
   """Writes a model card as text.
 
   Args:
-    config: the model's shape.
-    title: its name.
-    method: how it was trained.
-    base: the model that training began with.
-    data: purpose → where the data came from.
-    results: name → number, of the last evaluation.
-    section: the stage's config.
+    config: the shape of the model.
+    title: the name of the model.
+    method: the training method.
+    base: the model that training started from.
+    data: purpose of the data → where they came from.
+    results: name of a measure → its value in the last evaluation.
+    section: the config of the training stage.
 
   Returns:
-    The card, in Markdown with Hugging Face's header.
+    The card, in Markdown with Hugging Face's YAML header.
   """
   lines = [
     *_header(config, method),
@@ -45,7 +48,7 @@ def write_card(
 
 
 def _header(config: ModelConfig, method: str) -> list[str]:
-  """The YAML block that Hugging Face's hub reads."""
+  """Returns the YAML block that Hugging Face's hub reads."""
   task = 'text-classification' if config.head else 'text-generation'
   return [
     '---',
@@ -58,7 +61,7 @@ def _header(config: ModelConfig, method: str) -> list[str]:
 
 
 def _summary(config: ModelConfig, method: str, base: str) -> list[str]:
-  """What the model is, in one paragraph."""
+  """Returns a paragraph about what the model is and, for a reward model, how to score with it."""
   kind = 'reward' if config.head else 'language'
   lines = [
     f'A {kind} model trained with rlhf_jax by `{method}`, begun from `{base}`: '
@@ -77,7 +80,7 @@ def _summary(config: ModelConfig, method: str, base: str) -> list[str]:
 
 
 def _how_to_open(config: ModelConfig) -> list[str]:
-  """The class of transformers that opens the model, where there is one."""
+  """Returns how to open the model with transformers, if it has a class for the model."""
   family = FAMILIES[config.family]
   class_name = family.class_name(config.head)
   if config.head and not family.has_classifier:
@@ -87,13 +90,13 @@ def _how_to_open(config: ModelConfig) -> list[str]:
 
 
 def _data(data: Mapping[str, str]) -> list[str]:
-  """A list of what the model was trained and evaluated on."""
+  """Returns the list of data on which the model was trained and evaluated."""
   items = [f'- {purpose}: {source}' for purpose, source in data.items()]
   return ['## Data', '', *items, '']
 
 
 def _results(results: Mapping[str, float]) -> list[str]:
-  """A table of the last evaluation, nothing where there was none."""
+  """Returns the table of the last evaluation; no lines where there was none."""
   if not results:
     return []
   rows = [f'| {name} | {value:.6g} |' for name, value in results.items()]
@@ -101,6 +104,6 @@ def _results(results: Mapping[str, float]) -> list[str]:
 
 
 def _config(section: Mapping[str, Any]) -> list[str]:
-  """The stage's config as JSON."""
+  """Returns the config of the stage as JSON."""
   text = json.dumps(section, indent=2, sort_keys=True, default=list)
   return ['## Config', '', '```json', text, '```', '']

@@ -1,8 +1,9 @@
-"""What all families share of config.json: the values that keys may have, and the keys that count
-for nothing.
+"""Keys of config.json that are common to all families.
 
-What is particular to a family stands in families.py. Sources: the configuration classes of
-transformers 4 and 5, and the files that are published with the models of these families.
+The tables list the values that each key may have, and the keys that are ignored because they do
+not change what a model computes. The keys of a single family are in families.py. Sources: the
+configuration classes of transformers 4 and 5, and the files that are published with the models of
+these families.
 """
 
 from rlhf_jax.interop.known_keys import (
@@ -24,12 +25,12 @@ from rlhf_jax.interop.known_keys import (
 LOCAL = 'sliding_attention'
 GLOBAL = 'full_attention'
 
-FIELD_VALUES: dict[str, Allowed] = {  # field of ModelConfig → the values of its key
+FIELD_VALUES: dict[str, Allowed] = {  # field of ModelConfig → the values that its key may have
   'vocab_size': COUNT,
   'embed': COUNT,
   'layers': COUNT,
   'heads': COUNT,
-  'kv_heads': or_null(COUNT),  # null: as many as heads
+  'kv_heads': or_null(COUNT),  # null: the number of heads
   'head_dim': COUNT,
   'mlp': COUNT,
   'norm_eps': POSITIVE,
@@ -49,24 +50,25 @@ FIELD_VALUES: dict[str, Allowed] = {  # field of ModelConfig → the values of i
   'experts_per_token': COUNT,
   'renormalise': SWITCH,
 }
-GENERAL_KEYS: dict[str, Allowed] = {  # of every family
+GENERAL_KEYS: dict[str, Allowed] = {  # keys of every family
   'model_type': TEXT,
   'architectures': or_null(list_of(TEXT)),
-  'reward_bias': NUMBER,  # ours: what is added to the score
+  'reward_bias': NUMBER,  # a key of our own: the number that is added to the score
 }
-ROPE_KEYS: dict[str, Allowed] = {  # of families with rotary positions
-  'rope_theta': POSITIVE,  # with rope_scaling: transformers 4
+ROPE_KEYS: dict[str, Allowed] = {  # keys of families with rotary positions
+  'rope_theta': POSITIVE,  # transformers 4, together with rope_scaling
   'rope_scaling': or_null(TABLE),
   'rope_parameters': or_null(TABLE),  # transformers 5
   'original_max_position_embeddings': or_null(whole_number(2)),
 }
-ROPE_TABLE_KEYS: dict[str, Allowed] = {  # in the two tables of any kind
+ROPE_TABLE_KEYS: dict[str, Allowed] = {  # keys in rope_scaling and rope_parameters, of any type
   'rope_type': TEXT,
-  'type': TEXT,  # its old name
+  'type': TEXT,  # the old name of rope_type
   'rope_theta': POSITIVE,
   'partial_rotary_factor': FRACTION,
 }
-ROPE_NUMBERS: dict[str, Allowed] = {  # of the kinds that have them, see model_config.ROPE_SCALINGS
+# Further keys of those tables; model_config.ROPE_SCALINGS lists which types have which of them.
+ROPE_NUMBERS: dict[str, Allowed] = {
   'factor': or_null(POSITIVE),
   'low_freq_factor': or_null(POSITIVE),
   'high_freq_factor': or_null(POSITIVE),
@@ -75,7 +77,7 @@ ROPE_NUMBERS: dict[str, Allowed] = {  # of the kinds that have them, see model_c
   'long_factor': or_null(list_of(POSITIVE)),
   'attention_factor': or_null(POSITIVE),
 }
-WINDOW_KEYS: dict[str, Allowed] = {  # of families that have them
+WINDOW_KEYS: dict[str, Allowed] = {  # keys of the families that have them among their defaults
   'sliding_window': or_null(COUNT),
   'use_sliding_window': SWITCH,
   'max_window_layers': whole_number(0),
@@ -84,7 +86,8 @@ WINDOW_KEYS: dict[str, Allowed] = {  # of families that have them
 }
 LAYER_TYPES = or_null(list_of(one_of(LOCAL, GLOBAL)))
 
-# Key of config.json → the values that are computed here, in every family that does not read it.
+# Key of config.json → the values that our decoder implements. They apply to every family that
+# does not read the key; any other value is refused.
 GENERAL_ONLY: dict[str, tuple] = {
   'quantization_config': (None,),
   'is_causal': (True, None),
@@ -95,13 +98,13 @@ GENERAL_ONLY: dict[str, tuple] = {
   'pruned_heads': ({}, None),
   'attention_bias': (False, None),
   'mlp_bias': (False, None),
-  'partial_rotary_factor': (1.0, None),  # the whole head turns
+  'partial_rotary_factor': (1.0, None),  # rotary positions rotate the whole head
   'rope_interleaved': (False, None),
   'use_sliding_window': (False, None),
   'use_mrope': (False, None),
 }
 
-TRAINING_KEYS = (  # dropout is never applied here
+TRAINING_KEYS = (  # ignored: dropout is never applied here
   'attention_dropout',
   'attn_pdrop',
   'classifier_dropout',
@@ -116,7 +119,7 @@ TRAINING_KEYS = (  # dropout is never applied here
   'tf_legacy_loss',
   'use_bfloat16',
 )
-GENERATION_KEYS = (  # the commands and stages have options of their own
+GENERATION_KEYS = (  # ignored: the commands and stages have sampling options of their own
   'assistant_confidence_threshold',
   'assistant_lookbehind',
   'bad_words_ids',
@@ -157,15 +160,15 @@ GENERATION_KEYS = (  # the commands and stages have options of their own
   'typical_p',
   'use_cache',
 )
-BOOKKEEPING_KEYS = (
+BOOKKEEPING_KEYS = (  # ignored: they do not change what a model computes
   '_attn_implementation',
   '_attn_implementation_autoset',
   '_commit_hash',
   '_name_or_path',
-  '_sliding_window_pattern',  # layer_types say it
+  '_sliding_window_pattern',  # layer_types has the same information
   'attn_implementation',
-  'auto_map',  # code of its own, which transformers runs only where it is told to
-  'chunk_size_feed_forward',  # the same numbers in pieces
+  'auto_map',  # the model's own code, which transformers runs only with trust_remote_code
+  'chunk_size_feed_forward',  # computes the same numbers in chunks
   'dtype',
   'experts_implementation',
   'finetuning_task',
@@ -176,7 +179,7 @@ BOOKKEEPING_KEYS = (
   'max_sequence_length',
   'model_max_length',
   'name_or_path',
-  'num_labels',  # the shape of the score says it
+  'num_labels',  # known from the shape of the score
   'output_attentions',
   'output_hidden_states',
   'problem_type',
@@ -190,7 +193,7 @@ BOOKKEEPING_KEYS = (
   'unsloth_version',
   'use_return_dict',
 )
-TOKEN_KEYS = (  # the tokenizer's files say them; `eos_token_id` is read with them
+TOKEN_KEYS = (  # ignored here: tokenizer.py reads special tokens, with `eos_token_id`
   'bos_token_id',
   'eos_token_id',
   'pad_token_id',

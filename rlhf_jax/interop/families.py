@@ -1,10 +1,11 @@
-"""Families of decoders: what config.json calls things, and where the tensors are.
+"""Families of decoders: their keys in config.json, and the names of their tensors.
 
-A family is a row of `FAMILIES`: Hugging Face's names of the fields of `ModelConfig`, the meaning of
-absent keys, the features that all its models share, and its table of tensors (see tensors.py).
-hf_config.py reads and writes config.json with it. No file is opened here.
+Each entry of `FAMILIES` describes a family: Hugging Face's names of the fields of `ModelConfig`,
+the defaults of absent keys, the features that all models of the family share, and its table of
+tensors (see tensors.py). hf_config.py reads and writes config.json by these tables. This module
+opens no file.
 
-Sources: the configuration and modelling files of transformers, which the tests compare with.
+Sources: the configuration and modelling files of transformers, with which the tests compare.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,43 +22,47 @@ from rlhf_jax.models.model_config import ModelConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-  """What is particular to a family of models."""
+  """The properties by which a family of models differs from others."""
 
-  title: str  # what people call its models
+  title: str  # the usual name of its models
   causal_lm: str  # Hugging Face's class of the language model
   classifier: str  # Hugging Face's class of the reward model
   has_classifier: bool = True  # whether transformers has that class
 
   # Tensors of all leaves that a model of this family can have; `list_tensors` picks from them.
   tensors: tuple[Tensor, ...]
-  prefix: str = 'model.'  # of all names but the output matrix and the score; absent in some files
-  ignored_tensors: tuple[str, ...] = ('rotary_emb.inv_freq',)  # endings of names of constants
+  # beginning of all names except the output matrix and the score; absent in some files
+  prefix: str = 'model.'
+  # endings of the names of tensors that are constants, not parameters
+  ignored_tensors: tuple[str, ...] = ('rotary_emb.inv_freq',)
 
   config_keys: Mapping[str, str]  # field of ModelConfig → key of config.json
-  defaults: Mapping[str, Any]  # key of config.json → what its absence means
-  fixed_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of ModelConfig
+  defaults: Mapping[str, Any]  # key of config.json → its value where the file has no such key
+  # field of ModelConfig → its value in all models of the family
+  fixed_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-  # Key of config.json → the values that are computed here. Others are refused, an absent key is
-  # accepted. config_keys.GENERAL_ONLY holds those of every family.
+  # Key of config.json → the values that our decoder implements. Other values are refused; an
+  # absent key is accepted. config_keys.GENERAL_ONLY has the keys that apply to every family.
   only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
-  ignored_keys: tuple[str, ...] = ()  # of config.json: transformers passes over them too
+  ignored_keys: tuple[str, ...] = ()  # keys of config.json that transformers ignores too
 
-  # (values of config.json) → the kind of each layer, where the file has no `layer_types`.
-  # None: the family has no windows.
+  # (values of config.json) → the kind of each layer, for files without the key `layer_types`.
+  # None: the family has no sliding windows.
   layer_types: Callable[[Mapping[str, Any]], list[str]] | None = None
-  reads_layer_types: bool = False  # whether `layer_types` may differ from what `layer_types` gives
-  # Whether `use_sliding_window: false` takes the window away from `layer_types` too.
+  # Whether the key `layer_types` of a file may differ from the result of this function.
+  reads_layer_types: bool = False
+  # Whether `use_sliding_window: false` turns off the windows even if the file has `layer_types`.
   needs_use_sliding_window: bool = False
-  rope_scalings: tuple[str, ...] = ('linear', 'llama3', 'longrope')  # kinds that it may have
+  rope_scalings: tuple[str, ...] = ('linear', 'llama3', 'longrope')  # supported rope types
   rope_by_layer: bool = False  # whether rope_parameters has a table for each kind of layer
 
   def class_name(self, head: bool) -> str:
-    """Returns Hugging Face's class of the language model or, with a head, of the reward model."""
+    """Returns Hugging Face's class for the language model or, with `head`, the reward model."""
     return self.classifier if head else self.causal_lm
 
   @property
   def known_keys(self) -> KnownKeys:
-    """The keys of config.json that are read, checked or passed over for this family."""
+    """The keys of config.json that are read, checked or ignored for this family."""
     read = {**config_keys.GENERAL_KEYS, 'layer_types': config_keys.LAYER_TYPES}
     if not self.fixed_fields.get('learned_positions'):
       read |= config_keys.ROPE_KEYS
@@ -68,7 +73,7 @@ class Family:
         read[key] = config_keys.WINDOW_KEYS[key]
     read |= {key: self._values_of(field, key) for field, key in self.config_keys.items()}
     if 'num_experts' in read:
-      read['num_local_experts'] = read['num_experts']  # its name in transformers 5
+      read['num_local_experts'] = read['num_experts']  # the name of num_experts in transformers 5
     general = config_keys.GENERAL_ONLY.items()
     only = {key: values for key, values in general if key not in read}
     return KnownKeys(
@@ -79,32 +84,33 @@ class Family:
     )
 
   def _values_of(self, field: str, key: str) -> Allowed:
-    """The values that a key of the family may have: null too, where it has no default."""
+    """Returns the values that a key may have: also null where its default is derived."""
     allowed = config_keys.FIELD_VALUES[field]
     derived = field in ('head_dim', 'mlp') and key not in self.defaults
     return or_null(allowed) if derived else allowed
 
 
-# Tables of tensors. Each leaf has one row; a family's table is Llama's with some rows replaced.
+# Tables of tensors, with one row for each leaf. The table of most families is Llama's with some
+# rows replaced.
 
 
 def _layer(leaf: str, axes: str, name: str, matrix: str, part: int = 0) -> Tensor:
-  """A row for a leaf of every layer, named as in Llama and most families after it."""
+  """Returns the row of a leaf that every layer has, named as in Llama and most later families."""
   return Tensor(f'layers.{leaf}', 'l' + axes, f'model.layers.{{}}.{name}', matrix, part)
 
 
 def _gpt2_layer(leaf: str, axes: str, name: str, matrix: str, part: int = 0) -> Tensor:
-  """A row for a leaf of every layer, named as in GPT-2."""
+  """Returns the row of a leaf that every layer has, named as in GPT-2."""
   return Tensor(f'layers.{leaf}', 'l' + axes, f'transformer.h.{{}}.{name}', matrix, part)
 
 
 def _expert(leaf: str, axes: str, name: str, matrix: str) -> Tensor:
-  """A row for a matrix of every expert of every layer; each is a tensor of its own."""
+  """Returns the row of a matrix that every expert of every layer has as a separate tensor."""
   return Tensor(f'layers.{leaf}', 'le' + axes, f'model.layers.{{}}.{name}', matrix)
 
 
 def _replace_rows(table: tuple[Tensor, ...], *rows: Tensor) -> tuple[Tensor, ...]:
-  """Returns a table with the rows of these leaves replaced in place, or appended if new."""
+  """Returns a copy of a table in which rows of the same leaves are replaced; new ones go last."""
   by_path = {row.path: row for row in table}
   by_path.update({row.path: row for row in rows})
   return tuple(by_path.values())
@@ -121,7 +127,7 @@ LLAMA = (
   _layer('key_bias', 'nc', 'self_attn.k_proj.bias', 'nc'),
   _layer('value_bias', 'nc', 'self_attn.v_proj.bias', 'nc'),
   _layer('output_bias', 'd', 'self_attn.o_proj.bias', 'd'),
-  # Llama names this norm after what it follows; it is the norm before the MLP.
+  # The norm before the MLP, which Llama names after the attention that precedes it.
   _layer('mlp_norm', 'd', 'post_attention_layernorm.weight', 'd'),
   _layer('gate', 'df', 'mlp.gate_proj.weight', 'f,d'),
   _layer('up', 'df', 'mlp.up_proj.weight', 'f,d'),
@@ -134,7 +140,7 @@ LLAMA = (
   Tensor('score.kernel', 'd', 'score.weight', ',d'),  # a classifier with one label: [1, D]
 )
 
-# Norms of queries and keys over each head, and over all heads at once.
+# Norms of queries and keys: over each head by itself, or over all heads together.
 QK_NORM_OF_HEAD = (
   _layer('query_norm', 'c', 'self_attn.q_norm.weight', 'c'),
   _layer('key_norm', 'c', 'self_attn.k_norm.weight', 'c'),
@@ -144,19 +150,20 @@ QK_NORM_OF_ALL = (
   _layer('key_norm', 'nc', 'self_attn.k_norm.weight', 'nc'),
 )
 
-# Gemma has norms before and after both blocks; there `post_attention_layernorm` means just that.
+# Gemma has norms before and after both blocks; its `post_attention_layernorm` is the norm of the
+# attention's output, not the norm before the MLP as in Llama.
 GEMMA_NORMS = (
   _layer('attention_norm', 'd', 'input_layernorm.weight', 'd'),
   _layer('attention_post_norm', 'd', 'post_attention_layernorm.weight', 'd'),
   _layer('mlp_norm', 'd', 'pre_feedforward_layernorm.weight', 'd'),
   _layer('mlp_post_norm', 'd', 'post_feedforward_layernorm.weight', 'd'),
 )
-OLMO2_NORMS = (  # only after the blocks
+OLMO2_NORMS = (  # norms after the blocks only
   _layer('attention_post_norm', 'd', 'post_attention_layernorm.weight', 'd'),
   _layer('mlp_post_norm', 'd', 'post_feedforward_layernorm.weight', 'd'),
 )
 
-PHI3_FUSED = (  # queries, keys and values below each other in one tensor; gate and up likewise
+PHI3_FUSED = (  # queries, keys and values are stacked in one tensor; so are gate and up
   _layer('query', 'dhc', 'self_attn.qkv_proj.weight', 'hc|nc|nc,d', part=0),
   _layer('key', 'dnc', 'self_attn.qkv_proj.weight', 'hc|nc|nc,d', part=1),
   _layer('value', 'dnc', 'self_attn.qkv_proj.weight', 'hc|nc|nc,d', part=2),
@@ -177,7 +184,7 @@ EXPERTS = (  # Qwen3-MoE and OLMoE
   _expert('down', 'fd', 'mlp.experts.{}.down_proj.weight', 'd,f'),
 )
 
-GPT2 = (  # its Conv1D keeps matrices as [inputs, outputs], the others' Linear the other way round
+GPT2 = (  # its Conv1D stores matrices as [inputs, outputs]; the Linear of others, transposed
   Tensor('embedding', 'vd', 'transformer.wte.weight', 'v,d'),
   Tensor('positions', 'pd', 'transformer.wpe.weight', 'p,d'),
   _gpt2_layer('attention_norm', 'd', 'ln_1.weight', 'd'),
@@ -218,7 +225,7 @@ KEYS = {
   'max_length': 'max_position_embeddings',
   'activation': 'hidden_act',
 }
-ATTENTION_BIAS = {  # Hugging Face has one switch for both
+ATTENTION_BIAS = {  # Hugging Face has one key for both
   'qkv_bias': 'attention_bias',
   'output_bias': 'attention_bias',
 }
@@ -250,16 +257,16 @@ GPT2_KEYS = {
 }
 
 GPT2_IGNORED = (
-  'n_ctx',  # n_positions counts
-  'reorder_and_upcast_attn',  # the same numbers, in another order
-  'summary_activation',  # of a head that is not read
+  'n_ctx',  # transformers uses n_positions
+  'reorder_and_upcast_attn',  # computes the same numbers in another order
+  'summary_activation',  # this and the following describe a head that is not read
   'summary_first_dropout',
   'summary_proj_to_labels',
   'summary_type',
   'summary_use_proj',
 )
 
-DEFAULTS = {  # of most families; the rows below add and replace
+DEFAULTS = {  # defaults of most families; FAMILIES adds and replaces some
   'rms_norm_eps': 1e-6,
   'rope_theta': 10000.0,
   'tie_word_embeddings': False,
@@ -267,7 +274,7 @@ DEFAULTS = {  # of most families; the rows below add and replace
   'attention_bias': False,
   'mlp_bias': False,
 }
-# Gemma's activation has a key of its own; published files have the usual one beside it.
+# Gemma has its own key for the activation; published files also have the usual key.
 GEMMA_ONLY = {'hidden_act': ('gelu_pytorch_tanh', None)}
 GEMMA_DEFAULTS = {key: value for key, value in DEFAULTS.items() if key not in GEMMA_ONLY}
 
@@ -276,45 +283,48 @@ GEMMA_DEFAULTS = {key: value for key, value in DEFAULTS.items() if key not in GE
 
 
 def _all_local(values: Mapping[str, Any]) -> list[str]:
-  """A window in every layer, or in none."""
+  """Gives every layer a window, if the file has one."""
   return [_local_with_window(values)] * values['num_hidden_layers']
 
 
 def _late_layers_local(values: Mapping[str, Any]) -> list[str]:
-  """A window from layer `max_window_layers` on (Qwen)."""
+  """Gives a window to the layers from `max_window_layers` on (Qwen)."""
   first = values['max_window_layers']
   kind = _local_with_window(values)
   return [kind if i >= first else GLOBAL for i in range(values['num_hidden_layers'])]
 
 
 def _every_second_global(values: Mapping[str, Any]) -> list[str]:
-  """Local and global layers by turns (Gemma 2)."""
+  """Alternates local and global layers (Gemma 2)."""
   return _every_nth_global(values['num_hidden_layers'], 2)
 
 
 def _pattern_global(values: Mapping[str, Any]) -> list[str]:
-  """One global layer after a few local ones (Gemma 3)."""
+  """Makes one layer in `sliding_window_pattern` global, the others local (Gemma 3)."""
   return _every_nth_global(values['num_hidden_layers'], values['sliding_window_pattern'])
 
 
 def _every_nth_global(layers: int, n: int) -> list[str]:
-  """Layers n, 2n, … are global."""
+  """Makes layers n, 2n, … global and the others local, counting from 1."""
   return [LOCAL if (i + 1) % n else GLOBAL for i in range(layers)]
 
 
 def _local_without_rope(values: Mapping[str, Any]) -> list[str]:
-  """A window where there are no rotary positions (SmolLM3); 1 stands for a layer with them."""
+  """Gives a window to the layers without rotary positions (SmolLM3).
+
+  In `no_rope_layers` 1 stands for a layer with rotary positions, in spite of the name.
+  """
   kind = _local_with_window(values) if values['use_sliding_window'] else GLOBAL
   rope_layers = values['no_rope_layers'][: values['num_hidden_layers']]
   return [GLOBAL if has_rope else kind for has_rope in rope_layers]
 
 
 def _local_with_window(values: Mapping[str, Any]) -> str:
-  """The kind of a layer that has the window of the file, if it has one."""
+  """Returns LOCAL where the file has a window, else GLOBAL."""
   return GLOBAL if values.get('sliding_window') is None else LOCAL
 
 
-FAMILIES = {  # by `model_type` of config.json
+FAMILIES = {  # `model_type` in config.json → family
   'llama': Family(
     title='Llama 2, Llama 3.x, SmolLM2',
     causal_lm='LlamaForCausalLM',
@@ -363,7 +373,7 @@ FAMILIES = {  # by `model_type` of config.json
       'max_position_embeddings': 131072,
     },
     layer_types=_all_local,
-    reads_layer_types=True,  # transformers opens it as a Ministral then
+    reads_layer_types=True,  # transformers opens a file with this key as a Ministral
   ),
   'qwen2': Family(
     title='Qwen2, Qwen2.5',
@@ -379,7 +389,7 @@ FAMILIES = {  # by `model_type` of config.json
       'use_sliding_window': False,
       'max_window_layers': 28,
     },
-    fixed_fields={'qkv_bias': True},  # not in config.json
+    fixed_fields={'qkv_bias': True},  # config.json has no key for it
     ignored_keys=('attention_bias',),
     layer_types=_late_layers_local,
     reads_layer_types=True,
@@ -424,7 +434,7 @@ FAMILIES = {  # by `model_type` of config.json
       'final_logit_softcapping': 30.0,
     },
     fixed_fields={
-      'norm': 'rms_offset',  # scales are 1 + the parameter
+      'norm': 'rms_offset',  # the scale is 1 + the parameter
       'post_norm': True,
       'embed_scale': True,
     },
@@ -440,7 +450,7 @@ FAMILIES = {  # by `model_type` of config.json
     tensors=_replace_rows(LLAMA, *GEMMA_NORMS, *QK_NORM_OF_HEAD),
     config_keys={
       **GEMMA3_KEYS,
-      'rope_local_theta': 'rope_local_base_freq',  # of layers with a window
+      'rope_local_theta': 'rope_local_base_freq',  # for layers with a window
     },
     defaults={
       **GEMMA_DEFAULTS,
@@ -461,7 +471,7 @@ FAMILIES = {  # by `model_type` of config.json
       'embed_scale': True,
       'qk_norm': 'head',
     },
-    only={**GEMMA_ONLY, 'attn_logit_softcapping': (None,)},  # transformers passes over it
+    only={**GEMMA_ONLY, 'attn_logit_softcapping': (None,)},  # transformers ignores it
     layer_types=_pattern_global,
     reads_layer_types=True,
     rope_scalings=('linear', 'llama3'),
@@ -491,7 +501,7 @@ FAMILIES = {  # by `model_type` of config.json
     tensors=_replace_rows(LLAMA, *PHI3_FUSED),
     config_keys={
       **KEYS,
-      'rope_fraction': 'partial_rotary_factor',  # Phi-4-mini turns a part of each head
+      'rope_fraction': 'partial_rotary_factor',  # Phi-4-mini rotates only a part of each head
     },
     defaults={
       **DEFAULTS,
@@ -500,7 +510,7 @@ FAMILIES = {  # by `model_type` of config.json
       'partial_rotary_factor': 1.0,
       'original_max_position_embeddings': 4096,
     },
-    only={  # Phi-4-mini's file has these
+    only={  # keys in the files of Phi-4-mini
       'full_attn_mod': (1, None),
       'interpolate_factor': (1, None),
       'lm_head_bias': (False, None),
@@ -541,7 +551,9 @@ FAMILIES = {  # by `model_type` of config.json
     causal_lm='MixtralForCausalLM',
     classifier='MixtralForSequenceClassification',
     tensors=_replace_rows(LLAMA, *MIXTRAL_EXPERTS),
-    config_keys={  # the weights of a token's experts always sum to 1, ModelConfig's default
+    # without a key for `renormalise`: a token's expert weights always sum to 1, which is the
+    # default of ModelConfig
+    config_keys={
       **KEYS,
       'experts': 'num_local_experts',
       'experts_per_token': 'num_experts_per_tok',
@@ -566,7 +578,7 @@ FAMILIES = {  # by `model_type` of config.json
       **KEYS,
       **ATTENTION_BIAS,
       **ROUTING,
-      'mlp': 'moe_intermediate_size',  # intermediate_size is that of layers without experts
+      'mlp': 'moe_intermediate_size',  # intermediate_size is for layers without experts
     },
     defaults={
       **DEFAULTS,
@@ -581,7 +593,7 @@ FAMILIES = {  # by `model_type` of config.json
     },
     fixed_fields={'qk_norm': 'head'},
     only={
-      # Experts are in every layer.
+      # Only models with experts in every layer are supported.
       'decoder_sparse_step': (1, None),
       'mlp_only_layers': ([], None),
     },
@@ -611,16 +623,16 @@ FAMILIES = {  # by `model_type` of config.json
 
 
 def list_tensors(config: ModelConfig) -> list[Tensor]:
-  """Lists the rows of the family's table for the leaves that a model of this shape has.
+  """Lists those rows of the family's table whose leaves a model of this shape has.
 
-  The bias of a scalar head is not among them: Hugging Face's classifiers have none.
+  The bias of a scalar head has no row, because Hugging Face's classifiers have no such bias.
   """
   leaves = set(_leaf_paths(transformer.build_model(config).axes))
   return [tensor for tensor in FAMILIES[config.family].tensors if tensor.path in leaves]
 
 
 def _leaf_paths(tree: Mapping[str, Any]) -> Iterator[str]:
-  """Yields the keys of each leaf of a nested dict, joined by dots."""
+  """Yields the path of each leaf of a nested dict, as keys joined by dots."""
   for key, value in tree.items():
     if isinstance(value, dict):
       for rest in _leaf_paths(value):
@@ -630,9 +642,10 @@ def _leaf_paths(tree: Mapping[str, Any]) -> Iterator[str]:
 
 
 def may_ignore(config: ModelConfig, name: str) -> bool:
-  """Tells whether a tensor of a file carries nothing to learn for a model of this shape.
+  """Tells whether a tensor in a file holds no parameter of a model of this shape.
 
-  Such are constants, and the output matrix of a language model that is opened for scoring.
+  This is so for constants, and for the output matrix of a language model that is opened as a
+  reward model.
   """
   if name.endswith(FAMILIES[config.family].ignored_tensors):
     return True

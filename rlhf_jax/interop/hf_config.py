@@ -1,8 +1,9 @@
-"""config.json of a Hugging Face directory ↔ the shape of a model.
+"""Conversion between config.json of a Hugging Face directory and the shape of a model.
 
-Nothing is guessed: every key is computed, known to change nothing, or refused by name. Files of
-transformers 4 (rope_theta, rope_scaling) and of transformers 5 (rope_parameters) are read as
-transformers 5 reads them; what is written can be read by both.
+Nothing is guessed: every key is implemented, known not to change what the model computes, or
+refused with an error that names it. Files of transformers 4 (rope_theta, rope_scaling) and of
+transformers 5 (rope_parameters) are read as transformers 5 reads them. Files that are written here
+can be read by both.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,25 +30,27 @@ ACTIVATIONS = {  # Hugging Face's name → ours
   'gelu_pytorch_tanh': 'gelu_tanh',
 }
 REQUIRED_FIELDS = ('vocab_size', 'embed', 'layers', 'heads')
-# How to compute, and what the tokenizer knows: config.json says neither.
+# Fields that config.json does not have: they say how to compute, or belong to the tokenizer.
 COMPUTE_FIELDS = ('dtype', 'remat', 'attention', 'empty_ids')
-OLD_LONGROPE_NAMES = ('su', 'yarn')  # what early files of Phi-3 call it
-LENGTH = 'original_max_position_embeddings'  # tokens of a text in the first training
+OLD_LONGROPE_NAMES = ('su', 'yarn')  # the names of longrope in early files of Phi-3
+LENGTH = 'original_max_position_embeddings'  # context length of training before the scaling
 
 Values = Mapping[str, Any]  # a parsed config.json
 
 
 def from_hf(values: Values, where: str = 'config.json') -> ModelConfig:
-  """Reads the shape that a `config.json` describes.
+  """Reads the shape of a model from its `config.json`.
 
-  A `…ForSequenceClassification` gives `head=True`, and `tied=True` as it has no output matrix.
+  The architecture `…ForSequenceClassification` gives `head=True`, and also `tied=True`, because it
+  has no output matrix.
 
   Args:
     values: the parsed file.
-    where: what errors call it.
+    where: the name of the file in error messages.
 
   Raises:
-    UserError: the architecture is unknown, our decoder lacks a feature, or a key is missing.
+    UserError: the architecture is unknown, our decoder lacks a feature of the model, or a key is
+      missing, unknown or has an invalid value.
   """
   family = _find_family(values, where)
   head = _is_reward_model(values, family, where)
@@ -71,10 +74,12 @@ def from_hf(values: Values, where: str = 'config.json') -> ModelConfig:
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
-  """Writes a shape as `config.json`: of its family's language model, or reward model with a head.
+  """Returns the values of `config.json` for a shape.
+
+  They describe the language model of the family or, for a shape with a head, its reward model.
 
   Raises:
-    UserError: the family has no such model.
+    UserError: the family has no model of this shape.
   """
   family = FAMILIES[config.family]
   values: dict[str, Any] = {
@@ -87,7 +92,7 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
     values |= _write_rope(config, family)
   values |= _write_windows(config, family, values)
   if 'moe_intermediate_size' in values:
-    # Of layers without experts, of which there are none; transformers wants a number.
+    # The size of layers without experts. There are none, but transformers requires a number.
     values['intermediate_size'] = config.mlp
   if config.head:
     values['num_labels'] = 1
@@ -106,7 +111,7 @@ def _find_family(values: Values, where: str) -> Family:
 
 
 def _is_reward_model(values: Values, family: Family, where: str) -> bool:
-  """Tells by the architecture whether this is the family's reward model; absent: it is not."""
+  """Tells by `architectures` whether this is the family's reward model; False without the key."""
   stated = values.get('architectures')
   if not stated:
     return False
@@ -120,7 +125,7 @@ def _is_reward_model(values: Values, family: Family, where: str) -> bool:
 
 
 def _check_required(values: Values, family: Family, where: str) -> None:
-  """Refuses a file without the sizes that have no default here."""
+  """Refuses a file in which a size without a default is missing."""
   keys = [family.config_keys[field] for field in REQUIRED_FIELDS]
   mlp = family.config_keys['mlp']
   if values['model_type'] != 'gpt2' and mlp not in family.defaults:  # only GPT-2 derives it
@@ -137,10 +142,10 @@ def _check_required(values: Values, family: Family, where: str) -> None:
 
 
 def _add_defaults(values: Values, family: Family) -> dict[str, Any]:
-  """Returns a copy of config.json in which keys that the file leaves out have their meaning."""
+  """Returns a copy of config.json with the family's defaults for keys that the file lacks."""
   aliases = {}
   if 'num_local_experts' in values and 'num_experts' in family.defaults:
-    aliases['num_experts'] = values['num_local_experts']  # its name in transformers 5
+    aliases['num_experts'] = values['num_local_experts']  # the name in transformers 5
   return {**family.defaults, **aliases, **values}
 
 
@@ -154,7 +159,7 @@ def _read_fields(values: Values, family: Family, where: str) -> dict[str, Any]:
       f'expected one of {", ".join(ACTIVATIONS)}'
     )
   stated['activation'] = ACTIVATIONS[stated['activation']]
-  derived = {  # where config.json is silent or null
+  derived = {  # values for keys that are absent or null
     'kv_heads': stated['heads'],
     'head_dim': stated['embed'] // stated['heads'],
     'mlp': 4 * stated['embed'],
@@ -172,7 +177,7 @@ def _read_fields(values: Values, family: Family, where: str) -> dict[str, Any]:
 
 
 def _read_rope(values: Values, family: Family, head_dim: int, where: str) -> dict[str, Any]:
-  """Reads the fields about rotary positions."""
+  """Reads the fields of ModelConfig about rotary positions."""
   if family.fixed_fields.get('learned_positions'):
     return {}
   fields: dict[str, Any] = {}
@@ -193,8 +198,8 @@ def _read_rope(values: Values, family: Family, head_dim: int, where: str) -> dic
   turning = int(head_dim * fraction)
   if turning < 2 or turning % 2:
     raise UserError(
-      f'{where}: partial_rotary_factor is {fraction!r}, expected one by which an even number of '
-      f'the {head_dim} places of a head turn'
+      f'{where}: partial_rotary_factor is {fraction!r}, expected a fraction of the {head_dim} '
+      'dimensions of a head that is an even number'
     )
   if kind != 'default':
     fields['rope_scaling'] = _read_rope_scaling(kind, table, values, turning, f'{where}: {name}')
@@ -202,9 +207,12 @@ def _read_rope(values: Values, family: Family, head_dim: int, where: str) -> dic
 
 
 def _find_rope_table(values: Values) -> tuple[str, Values]:
-  """Finds the table about rotary positions: (its key, the table), {} where there is none.
+  """Finds the table about rotary positions.
 
-  Where a file has both keys transformers 5 reads `rope_scaling` alone.
+  If a file has both keys, only `rope_scaling` is used, as in transformers 5.
+
+  Returns:
+    (the key of the table, the table); the table is {} where there is none.
   """
   for key in ('rope_scaling', 'rope_parameters'):
     if values.get(key):
@@ -213,9 +221,9 @@ def _find_rope_table(values: Values) -> tuple[str, Values]:
 
 
 def _split_rope_tables(values: Values, where: str) -> tuple[str, Values, Values]:
-  """Finds the tables of a family that has one for each kind of layer (Gemma 3).
+  """Finds the tables of a family that has one table for each kind of layer (Gemma 3).
 
-  `rope_scaling`, as transformers 4 writes it, adds to the table of global layers.
+  The keys of `rope_scaling`, which transformers 4 writes, are added to the global layers' table.
 
   Returns:
     (the key of the global layers' table, that table, the table of local layers).
@@ -241,14 +249,17 @@ def _scaling_kind(
   where: str,
   name: str,
 ) -> str:
-  """Returns the `rope_type` of a table, 'default' where there is none, and checks all its keys.
+  """Checks the keys of a table about rotary positions, and returns its `rope_type`.
 
   Args:
-    table: about rotary positions.
-    family: whose model it is.
-    kinds: of scalings that are computed here.
-    where: what errors call the file.
-    name: and the table in it.
+    table: the table.
+    family: the family of the model.
+    kinds: the rope types that are supported, in addition to 'default'.
+    where: the name of the file in error messages.
+    name: the name of the table in error messages.
+
+  Returns:
+    The rope type; 'default' where the table has none.
   """
   kind = table.get('rope_type', table.get('type', 'default'))
   if 'rope_fraction' in family.config_keys and kind in OLD_LONGROPE_NAMES:
@@ -258,7 +269,7 @@ def _scaling_kind(
     raise UserError(f'{where}: {name}: rotary scaling {show(kind)}, expected {known}')
   numbers = ROPE_SCALINGS.get(kind, ()) + OPTIONAL_ROPE_NUMBERS.get(kind, ())
   read = {key: config_keys.ROPE_NUMBERS[key] for key in numbers}
-  advice = f'; it means nothing to the kind {kind!r}'
+  advice = f'; the rope_type {kind!r} does not use it'
   known_keys = KnownKeys(read=config_keys.ROPE_TABLE_KEYS | read, advice=advice)
   check_keys(table, known_keys, where, prefix=f'{name}.')
   return kind
@@ -271,19 +282,19 @@ def _read_rope_scaling(
   turning: int,
   place: str,
 ) -> dict[str, Any]:
-  """Reads the numbers that a scaling needs, as `ModelConfig.rope_scaling` holds them.
+  """Reads the numbers that a scaling needs, in the form of `ModelConfig.rope_scaling`.
 
   Args:
-    kind: of the scaling.
-    table: about rotary positions.
+    kind: the rope type.
+    table: the table about rotary positions.
     values: the parsed file, with defaults.
-    turning: R, the places of a head that turn.
-    place: what errors call the table.
+    turning: R, the number of dimensions of a head that are rotated.
+    place: the name of the table in error messages.
   """
   keys = (*ROPE_SCALINGS[kind], *OPTIONAL_ROPE_NUMBERS.get(kind, ()))
   numbers = {key: table[key] for key in keys if table.get(key) is not None}
   if LENGTH in keys:
-    # Beside the table, as in Phi-3's files, it counts more than inside.
+    # The key of the file itself, as in Phi-3's files, takes precedence over that of the table.
     numbers[LENGTH] = (
       values.get(LENGTH) or numbers.get(LENGTH) or values.get('max_position_embeddings')
     )
@@ -291,7 +302,7 @@ def _read_rope_scaling(
     if len(numbers.get(key, ())) not in (0, turning // 2):
       raise UserError(
         f'{place}.{key} has {len(numbers[key])} numbers, expected {turning // 2}, '
-        'one for each pair of places that turns'
+        'one for each pair of dimensions that is rotated'
       )
   if numbers.get('high_freq_factor', 2) <= numbers.get('low_freq_factor', 1):
     raise UserError(
@@ -317,7 +328,7 @@ def _read_rope_layers(values: Values, where: str) -> list[int]:
 
 
 def _read_windows(values: Values, family: Family, layers: int, where: str) -> tuple[int, ...]:
-  """Reads the pattern of windows over layers."""
+  """Reads the pattern of sliding windows over the layers, 0 for a layer without a window."""
   size: Any = None
   usual = [GLOBAL] * layers
   if family.layer_types is not None:
@@ -337,14 +348,14 @@ def _read_windows(values: Values, family: Family, layers: int, where: str) -> tu
     )
   if LOCAL in kinds and size is None:
     raise UserError(
-      f'{where}: layer_types has {LOCAL!r}, expected a sliding_window that counts beside it'
+      f'{where}: layer_types has {LOCAL!r}, expected also a sliding_window that is not turned off'
     )
   windows: list[int] = [size if kind == LOCAL else 0 for kind in kinds]
   return _shortest_pattern(windows, usual=0)
 
 
 def _shortest_pattern(values: Sequence[int], usual: int) -> tuple[int, ...]:
-  """Returns the shortest tuple whose repetition gives the values, () where all are `usual`."""
+  """Returns the shortest tuple whose repetition gives the values; () where all are `usual`."""
   if all(value == usual for value in values):
     return ()
   for length in range(1, len(values)):
@@ -354,21 +365,21 @@ def _shortest_pattern(values: Sequence[int], usual: int) -> tuple[int, ...]:
 
 
 def _hf_value(config: ModelConfig, field: str, key: str) -> Any:
-  """Returns what config.json has under a key that stands for one of our fields."""
+  """Returns the value in config.json of a key that corresponds to a field of ModelConfig."""
   value = getattr(config, field)
   if field == 'activation' and value == 'gelu_tanh':  # two names for the same function
     return 'gelu_new' if config.family == 'gpt2' else 'gelu_pytorch_tanh'
   if field in ('attention_cap', 'logit_cap'):
-    return value or None  # ours is 0 where there is none
+    return value or None  # the field is 0 where there is no cap
   if field == 'attention_scalar':
-    return value or config.head_dim  # ours is 0 where it is as usual
+    return value or config.head_dim  # the field is 0 for the usual value
   if field == 'rope_layers':
     return config.rotary_layers  # one number for each layer
   return value
 
 
 def _write_rope(config: ModelConfig, family: Family) -> dict[str, Any]:
-  """Writes the keys about rotary positions, in the form of transformers 4."""
+  """Returns the keys about rotary positions, in the form of transformers 4."""
   values: dict[str, Any] = {
     'rope_theta': config.rope_theta,
     'rope_scaling': dict(config.rope_scaling) or None,
@@ -379,12 +390,12 @@ def _write_rope(config: ModelConfig, family: Family) -> dict[str, Any]:
 
 
 def _write_windows(config: ModelConfig, family: Family, written: Values) -> dict[str, Any]:
-  """Writes the keys about windows.
+  """Returns the keys about sliding windows.
 
   Args:
-    config: the shape.
-    family: of the model.
-    written: the other keys.
+    config: the shape of the model.
+    family: the family of the model.
+    written: the other keys and values of the file.
   """
   if family.layer_types is None:
     return {}
@@ -393,7 +404,7 @@ def _write_windows(config: ModelConfig, family: Family, written: Values) -> dict
   size = largest or None
   without_window = {**family.defaults, **written, 'sliding_window': None}
   if size is None and LOCAL in family.layer_types(without_window):
-    size = family.defaults['sliding_window']  # transformers wants one, though no layer has it
+    size = family.defaults['sliding_window']  # transformers requires one, though no layer uses it
   values: dict[str, Any] = {'sliding_window': size}
   if 'use_sliding_window' in family.defaults:
     values['use_sliding_window'] = bool(largest)
@@ -401,7 +412,7 @@ def _write_windows(config: ModelConfig, family: Family, written: Values) -> dict
     with_window = [i for i, window in enumerate(windows) if window]
     values['max_window_layers'] = with_window[0] if with_window else config.layers
   kinds = [LOCAL if window else GLOBAL for window in windows]
-  # Left out where they are as usual: transformers opens a Mistral that has the key as a Ministral.
+  # The key is written only if it is needed: with it transformers opens a Mistral as a Ministral.
   usual = family.layer_types({**family.defaults, **written, **values})
   if family.reads_layer_types and kinds != usual:
     values['layer_types'] = kinds
@@ -409,7 +420,7 @@ def _write_windows(config: ModelConfig, family: Family, written: Values) -> dict
 
 
 def _check_round_trip(config: ModelConfig, values: Values) -> None:
-  """Refuses a shape that would come back from its config.json as another one."""
+  """Refuses a shape if reading its config.json would give a different shape."""
   expected = dataclasses.replace(config, tied=config.tied or config.head)
   if 'attention_scalar' in FAMILIES[config.family].config_keys:
     scalar = config.attention_scalar or config.head_dim

@@ -12,10 +12,11 @@ def read_json(path: Path) -> dict:
   """Reads a JSON file that holds one object.
 
   Raises:
-    UserError: there is no such file, it cannot be read, or holds something else.
+    UserError: there is no such file, it cannot be read, or it does not hold a JSON object.
   """
   try:
-    values = json.loads(path.read_text('utf-8-sig'))  # editors put a byte-order mark before it
+    # utf-8-sig: some editors begin files with a byte-order mark
+    values = json.loads(path.read_text('utf-8-sig'))
   except FileNotFoundError:
     raise UserError(f'{path}: not found') from None
   except OSError as error:

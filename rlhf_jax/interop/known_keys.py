@@ -1,9 +1,10 @@
-"""Which keys of other people's files are known here, and the refusal of all that is not.
+"""Tables of the keys that files of other libraries may have, and the check of a file's keys.
 
-Each format, and each family within `config.json`, has one `KnownKeys` table, and `check_keys` is
-the only function that compares a file with it. A key is read, and then its value must be of the
-type and in the range that its `Allowed` says; or only some values of it mean what is computed here;
-or it changes nothing. Any other key is refused, unless it is null.
+Each format, and each family within `config.json`, has one `KnownKeys` table. `check_keys` is the
+only function that compares a file with a table. A known key is of one of three kinds: it is read,
+and its value must satisfy an `Allowed`; or only certain values of it are supported; or it is
+ignored, because it does not change what a model computes. Any other key is refused, unless its
+value is null.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -21,27 +22,27 @@ SHOWN = 80  # characters of a value that an error shows
 class Allowed:
   """The values that a key may have."""
 
-  description: str  # what an error says after 'expected'
+  description: str  # the words after 'expected' in an error
   accepts: Callable[[Any], bool]
 
 
 def whole_number(least: int) -> Allowed:
-  """Allows whole numbers from `least` on; true and false are none."""
+  """Allows whole numbers that are at least `least`; true and false are not numbers."""
   return Allowed(f'a whole number from {least}', functools.partial(_is_whole, least))
 
 
 def one_of(*choices: str) -> Allowed:
-  """Allows some texts."""
+  """Allows these texts only."""
   return Allowed('one of ' + ', '.join(choices), functools.partial(_is_choice, choices))
 
 
 def or_null(allowed: Allowed) -> Allowed:
-  """Allows null too."""
+  """Allows null in addition to other values."""
   return Allowed(f'{allowed.description} or null', functools.partial(_is_null_or, allowed))
 
 
 def list_of(allowed: Allowed) -> Allowed:
-  """Allows lists of such values."""
+  """Allows lists of allowed values."""
   return Allowed(f'a list of {allowed.description}', functools.partial(_is_list_of, allowed))
 
 
@@ -50,7 +51,7 @@ def _is_whole(least: int, value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-  """Tells a finite number; JSON as Python reads it has NaN and Infinity too."""
+  """Tells whether a value is a finite number; Python's JSON reader accepts NaN and Infinity."""
   is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
   return is_number and math.isfinite(value)
 
@@ -101,13 +102,13 @@ class KnownKeys:
   """The keys of one format or family.
 
   Attributes:
-    read: key → the values that it may have; these are used.
-    only: key → the values that mean what is computed here, the usual one first. Every other value
-      is refused; an absent key is accepted.
-    ignored: keys that do not change what a model computes.
-    refuse_others: whether a key in none of these tables is refused where it is not null. False
-      for formats in which such keys carry texts and statistics.
-    advice: ends the message about an unknown key, from '; ' on.
+    read: the keys whose values are used: key → the values that it may have.
+    only: the keys of which only some values are supported: key → these values, the usual one
+      first. Any other value is refused; an absent key is accepted.
+    ignored: the keys that do not change what a model computes.
+    refuse_others: whether a key that is in none of these tables is refused, unless its value is
+      null. False for formats in which such keys contain descriptions and statistics.
+    advice: the end of the message about an unknown key, such as '; remove it'.
   """
 
   read: Mapping[str, Allowed] = dataclasses.field(default_factory=dict)
@@ -121,16 +122,17 @@ class KnownKeys:
 
 
 def check_keys(values: Mapping[str, Any], known: KnownKeys, where: str, prefix: str = '') -> None:
-  """Refuses, by name, a value that is not computed here and a key that is not known.
+  """Checks the keys and values of a file against the table of its format.
 
   Args:
     values: the parsed file.
     known: the table of its format.
-    where: what errors call the file.
-    prefix: what stands before each key in the file, for errors.
+    where: the name of the file in error messages.
+    prefix: the beginning of each key in the file, for error messages.
 
   Raises:
-    UserError: the first key that is refused, its value and what was expected.
+    UserError: a key is unknown, or a value is not supported. The message names the first such
+      key, its value and what was expected.
   """
   for key, value in values.items():
     name = f'{where}: {prefix}{key}'
@@ -146,11 +148,11 @@ def check_keys(values: Mapping[str, Any], known: KnownKeys, where: str, prefix: 
 
 
 def _is_among(value: Any, accepted: tuple[Any, ...]) -> bool:
-  """Tells whether a value is one of these; true is not 1 and false is not 0."""
+  """Tells whether a value is among the accepted ones, where true is not 1 and false is not 0."""
   return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in accepted)
 
 
 def show(value: Any) -> str:
-  """Writes a value for an error, and no more than the beginning of a long one."""
+  """Formats a value for an error message, and cuts off a long one."""
   text = repr(value)
   return text if len(text) <= SHOWN else text[: SHOWN - 1] + '…'

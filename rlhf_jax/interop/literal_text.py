@@ -1,9 +1,10 @@
-"""Keeps special tokens that people write text.
+"""Encoding of special tokens that people write in messages: as plain text, not as special ids.
 
-Nobody ends a turn by writing `<|im_end|>`: what people wrote is encoded character by character,
-and only what the template itself writes becomes a special id. For that, special tokens in
-people's messages are hidden from the template by stand-ins, and a conversation that has some is
-encoded by a tokenizer in which the special tokens have other names.
+Nobody can end a turn by writing `<|im_end|>` into a message: only the special tokens that the
+template itself writes become special ids; those in people's messages are encoded like any other
+text. For this purpose, special tokens in messages are replaced by stand-ins before the template is
+rendered, and a conversation with such tokens is encoded by a tokenizer whose special tokens have
+other names.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,20 +19,20 @@ import tokenizers
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import chat_template
 
-# The other names of special tokens: private-use characters, of another plane than the stand-ins.
-# Where a text has one of them the next block is taken.
+# The other names of special tokens are private-use characters, from another Unicode plane than the
+# stand-ins. If a text contains a character of one block, the next block is used.
 NAME_BLOCKS = range(0x100000, 0x10F000, 0x800)
 
 
 class Conversation(NamedTuple):
-  """A conversation as a template sees it."""
+  """A conversation as the template gets it, with stand-ins for special tokens in messages."""
 
   messages: list[dict[str, Any]]
   tools: list[Any] | None
   hidden: dict[str, str]  # stand-in → the special token that people wrote
 
   def show(self, text: str) -> str:
-    """Puts the special tokens that people wrote back into a text."""
+    """Replaces the stand-ins in a text by the special tokens that people wrote."""
     return replace_all(text, self.hidden)
 
 
@@ -41,19 +42,20 @@ def hide_special_tokens(
   special_tokens: re.Pattern[str],
   render: Callable[[Sequence[Any], Any], str],
 ) -> Conversation:
-  """Hides the special tokens that people wrote, wherever in a conversation they stand.
+  """Replaces the special tokens that people wrote in a conversation by stand-ins.
 
-  A template may look for one of them, as for '</think>', and print another text where it is
-  hidden. In the message in which it does that token stays as it is.
+  Some templates search messages for a token such as '</think>' and print a different text if they
+  do not find it. In a message where the stand-in of a token changes the printed text, the token is
+  kept.
 
   Args:
     messages: the conversation.
-    tools: functions that the model may call.
-    special_tokens: finds the special tokens.
-    render: (messages, tools) → text.
+    tools: the functions that the model may call.
+    special_tokens: the pattern that matches special tokens.
+    render: renders the template, (messages, tools) → text.
 
   Returns:
-    The conversation with stand-ins, which the template prints as it prints the given one.
+    The conversation with stand-ins. Apart from them, the template prints it as the original.
   """
   plain = [dict(message) for message in messages]
   tools = list(tools) if tools else None
@@ -87,29 +89,34 @@ def hide_special_tokens(
 
 
 class LiteralEncoder:
-  """Encodes texts in which some special tokens are marks and others are people's words."""
+  """Encodes texts in which some special tokens are control tokens and others are plain text."""
 
   def __init__(self, core: tokenizers.Tokenizer, special_ids: Mapping[str, int]):
-    """Keeps the tokenizer; the ones with other names are made when they are needed.
+    """Stores the tokenizer; tokenizers with other names are made when they are needed.
 
     Args:
-      core: the tokenizer, which makes each special token its id.
+      core: the tokenizer, which encodes each special token as its id.
       special_ids: special token → id.
     """
     self._core = core
     self._special_ids = special_ids
     self._pattern = chat_template.compile_pattern(special_ids)
-    self._renamed: dict[int, tokenizers.Tokenizer] = {}  # by the beginning of their block
+    # first character of a block of names → the tokenizer with these names
+    self._renamed: dict[int, tokenizers.Tokenizer] = {}
 
   def encode(self, text: str, hidden: Mapping[str, str]) -> tuple[tokenizers.Encoding, 'Rewriter']:
     """Encodes a text.
 
     Args:
-      text: special tokens in it are marks.
-      hidden: stand-in → special token that is text.
+      text: the text, in which special tokens are control tokens.
+      hidden: stand-in in the text → the special token that it stands for as plain text.
 
     Returns:
-      (the encoding, what maps a part of the text to the text that was encoded).
+      (the encoding; the function that maps a beginning of `text` to the corresponding beginning
+      of the text that was encoded).
+
+    Raises:
+      UserError: the text uses characters of every block of names.
     """
     shown = replace_all(text, hidden)
     for block in NAME_BLOCKS:
@@ -126,20 +133,20 @@ class LiteralEncoder:
 
 @dataclasses.dataclass(frozen=True)
 class Rewriter:
-  """Gives special tokens their other names, and what stands for people's its own."""
+  """Renames control tokens in a text, and replaces stand-ins by the tokens that people wrote."""
 
   pattern: re.Pattern[str]
   names: Mapping[str, str]
   hidden: Mapping[str, str]
 
   def __call__(self, text: str) -> str:
-    """Rewrites a text; that of a beginning is the beginning of that of the whole."""
+    """Rewrites a text; a beginning of the text becomes a beginning of the rewritten text."""
     renamed = self.pattern.sub(lambda match: self.names[match.group()], text)
     return replace_all(renamed, self.hidden)
 
 
 def replace_all(text: str, replacements: Mapping[str, str]) -> str:
-  """Replaces each key by its value, one after the other."""
+  """Replaces each key in a text by its value, one key after the other."""
   for old, new in replacements.items():
     text = text.replace(old, new)
   return text
@@ -148,7 +155,7 @@ def replace_all(text: str, replacements: Mapping[str, str]) -> str:
 def _rename_special_tokens(
   core: tokenizers.Tokenizer, names: Mapping[str, str]
 ) -> tokenizers.Tokenizer:
-  """Makes a tokenizer whose special tokens have the same ids and other names.
+  """Makes a copy of a tokenizer in which the special tokens have other names but the same ids.
 
   Args:
     core: the tokenizer.
@@ -158,7 +165,8 @@ def _rename_special_tokens(
   for token in parts['added_tokens']:
     token['content'] = names.get(token['content'], token['content'])
   model = parts['model']
-  # Names in the model's own vocabulary too: a text could otherwise become such a token whole.
+  # Rename them in the model's vocabulary too. Otherwise a token that people wrote could still be
+  # encoded as one special id.
   vocabulary = model['vocab']
   if isinstance(vocabulary, dict):
     model['vocab'] = {names.get(token, token): number for token, number in vocabulary.items()}
@@ -168,18 +176,18 @@ def _rename_special_tokens(
     model['unk_token'] = names[model['unk_token']]
   if 'merges' in model:
     model['merges'] = [merge for merge in model['merges'] if not _makes(merge, names)]
-  parts['post_processor'] = None  # nothing is added to what is encoded here
+  parts['post_processor'] = None  # no special tokens are added at the beginning or the end
   return tokenizers.Tokenizer.from_str(json.dumps(parts))
 
 
 def _makes(merge: Any, names: Mapping[str, str]) -> bool:
-  """Tells whether a merge of BPE has to do with a special token."""
+  """Tells whether a merge of BPE takes or produces a special token."""
   first, second = merge.split(' ') if isinstance(merge, str) else merge
   return first in names or second in names or first + second in names
 
 
 def _list_strings(value: Any) -> list[str]:
-  """Returns all texts in a value made of lists and dicts."""
+  """Returns all texts in a nested value of lists and dicts, keys included."""
   if isinstance(value, str):
     return [value]
   if isinstance(value, Mapping):
@@ -190,7 +198,7 @@ def _list_strings(value: Any) -> list[str]:
 
 
 def _replace_strings(value: Any, replacements: Mapping[str, str]) -> Any:
-  """Returns a value made of lists and dicts with replacements in all its texts."""
+  """Returns a copy of a nested value of lists and dicts, with replacements in all its texts."""
   if isinstance(value, str):
     return replace_all(value, replacements)
   if isinstance(value, Mapping):

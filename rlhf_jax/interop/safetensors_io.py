@@ -1,4 +1,7 @@
-"""Safetensors files, one or several with an index: parts of tensors in, models out by shards."""
+"""Reading and writing of weights in one safetensors file, or in several with an index.
+
+Parts of tensors can be read alone; models are written shard by shard.
+"""
 
 from collections.abc import Callable, Mapping
 import functools
@@ -13,24 +16,24 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.interop.json_files import read_json, write_json
 from rlhf_jax.interop.tensors import Fetch, Slices
 
-WEIGHTS = 'model.safetensors'  # where one file holds all weights
-INDEX = 'model.safetensors.index.json'  # where several do: tensor → file
+WEIGHTS = 'model.safetensors'  # the file, if one holds all weights
+INDEX = 'model.safetensors.index.json'  # the index of several files: tensor → file
 METADATA = {'format': 'pt'}  # transformers refuses files without it
 
 
-FLOATS = ('F64', 'F32', 'F16', 'BF16')  # types of numbers, as safetensors calls them
+FLOATS = ('F64', 'F32', 'F16', 'BF16')  # supported types, by their names in safetensors
 
 
 def open_weights(directory: Path) -> tuple[dict[str, tuple[int, ...]], Fetch]:
-  """Opens the weights of a Hugging Face directory; nothing is read yet.
+  """Opens the weights of a Hugging Face directory, without reading any tensor.
 
   Returns:
-    The shapes by name, and a function that reads a part of a tensor and nothing else, and refuses
-    it where it is not of finite numbers.
+    (name of a tensor → its shape, a function that reads only a part of a tensor and refuses
+    numbers that are not finite).
 
   Raises:
     UserError: there are no weights, only pickled weights, or several sets of them; a file is
-      damaged; files and index do not agree on which tensor is where.
+      damaged; or the index does not agree with the files about where a tensor is.
   """
   index = directory / INDEX
   stated: dict[str, str] = {}  # tensor → file
@@ -54,10 +57,10 @@ def open_weights(directory: Path) -> tuple[dict[str, tuple[int, ...]], Fetch]:
 
 
 def open_safetensors(path: Path) -> Any:
-  """Opens a file, in the library's own class.
+  """Opens a safetensors file, as an object of the safetensors library.
 
   Raises:
-    UserError: it is not there or damaged.
+    UserError: the file is missing or damaged.
   """
   try:
     return safetensors.safe_open(path, 'numpy')
@@ -68,19 +71,19 @@ def open_safetensors(path: Path) -> Any:
 
 
 def check_dtype(dtype: str, name: str, where: str) -> None:
-  """Refuses a tensor that does not hold floating-point numbers: it is quantised, or no weight."""
+  """Refuses a tensor that is not of floating-point numbers, such as a quantised one."""
   if dtype not in FLOATS:
     raise UserError(f'{where}: {name} is of {dtype}, expected one of {", ".join(FLOATS)}')
 
 
 def check_finite(values: np.ndarray, name: str, where: str) -> None:
-  """Refuses NaN and infinity, with which nothing can be computed."""
+  """Refuses a tensor that contains NaN or infinity, because any result would be useless."""
   if not np.isfinite(values).all():
     raise UserError(f'{where}: {name} has numbers that are not finite (NaN or infinity)')
 
 
 def _fetch(file_of: Mapping[str, Any], where: str, name: str, slices: Slices) -> np.ndarray:
-  """Reads a part of a tensor."""
+  """Reads a part of a tensor, and checks its numbers."""
   part = file_of[name].get_slice(name)
   check_dtype(part.get_dtype(), name, where)
   values = part[slices]
@@ -89,7 +92,7 @@ def _fetch(file_of: Mapping[str, Any], where: str, name: str, slices: Slices) ->
 
 
 def _read_index(path: Path) -> dict[str, str]:
-  """Reads which file holds each tensor: names of files in the same directory."""
+  """Reads an index: tensor → name of the file in the same directory that holds it."""
   weight_map = read_json(path).get('weight_map')
   fits = isinstance(weight_map, Mapping) and all(
     isinstance(name, str) and Path(name).name == name for name in weight_map.values()
@@ -100,7 +103,7 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _weight_files(directory: Path, stated: Mapping[str, str]) -> list[Path]:
-  """Lists the files that hold a directory's weights; those of an index need not exist."""
+  """Lists the weight files of a directory; files that the index names may be missing."""
   names = sorted(set(stated.values()))
   has_whole = (directory / WEIGHTS).is_file()
   if has_whole and names and names != [WEIGHTS]:
@@ -112,7 +115,7 @@ def _weight_files(directory: Path, stated: Mapping[str, str]) -> list[Path]:
     return [directory / name for name in names]
   if has_whole:
     return [directory / WEIGHTS]
-  if list(directory.glob('*.bin')):  # pickles run code when they are opened
+  if list(directory.glob('*.bin')):  # not read, because opening a pickle can run any code
     raise UserError(
       f'{directory}: only pickled weights (.bin), expected {WEIGHTS}; with torch installed: '
       'AutoModelForCausalLM.from_pretrained(d).save_pretrained(d)'
@@ -134,14 +137,14 @@ def write_weights(
   shard_bytes: int,
   writes: bool,
 ) -> None:
-  """Writes tensors to one file, or to several and an index; holds one shard in memory at a time.
+  """Writes tensors to one file, or to several with an index; holds one shard in memory at a time.
 
   Args:
     directory: an existing folder.
-    entries: what to write, in this order.
-    shard_bytes: the most bytes of a file; a larger tensor has a file of its own.
-    writes: whether this process writes. All processes make every tensor, because the gathering
-      of a sharded one needs them all.
+    entries: the tensors to write, in this order.
+    shard_bytes: the largest number of bytes in a file; a larger tensor gets a file of its own.
+    writes: whether this process writes the files. All processes must make every tensor, because
+      gathering a sharded tensor needs all of them.
   """
   shards = _split_into_shards(entries, shard_bytes)
   weight_map = {}
@@ -162,7 +165,7 @@ def write_weights(
 
 
 def _split_into_shards(entries: list[Entry], shard_bytes: int) -> list[list[Entry]]:
-  """Splits entries, in order, so that each shard fits into a file."""
+  """Splits entries, in order, into shards of at most `shard_bytes` or of one larger entry."""
   shards: list[list[Entry]] = [[]]
   room = shard_bytes
   for entry in entries:
@@ -175,7 +178,7 @@ def _split_into_shards(entries: list[Entry], shard_bytes: int) -> list[list[Entr
 
 
 def _shard_name(number: int, count: int) -> str:
-  """Names a file as transformers does."""
+  """Returns the name of a weight file, as transformers names it."""
   if count == 1:
     return WEIGHTS
   return f'model-{number:05}-of-{count:05}.safetensors'

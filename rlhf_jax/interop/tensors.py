@@ -1,15 +1,15 @@
-"""How one parameter stands in other people's files: transposed, stacked, fused, cut.
+"""How a parameter is stored in Hugging Face's files: transposed, split by layer, fused with others.
 
-A `Tensor` is a row of a family's table. It names axes by letters, both those of the parameter (a
-leaf of our tree) and those of the matrix in the file:
+A `Tensor` is a row of a family's table. It denotes axes by letters, both the axes of the parameter
+(a leaf of our tree) and those of the matrix in the file:
 
   v vocab_size   d embed      h heads       n kv_heads   c head_dim
   f mlp          l layers     e experts     p max_length
 
 With axes `'ldhc'`, matrix `'hc,d'` and the name `model.layers.{}.q.weight`, our leaf [L, D, H, C]
 is stored as L matrices [H · C, D], one for each value of the `{}`. A file axis without letters has
-size 1. The matrix `'hc|nc|nc,d'` holds three matrices below each other, of which number `part` is
-the leaf.
+size 1. The matrix `'hc|nc|nc,d'` consists of three matrices stacked along its first axis; the leaf
+is the one with number `part`.
 """
 
 from collections.abc import Callable
@@ -40,13 +40,13 @@ Fetch = Callable[[str, Slices], np.ndarray]  # (name, slices) → that part of a
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-  """One leaf of the parameters and its place in files."""
+  """One leaf of the parameters, and the tensors of a file in which it is stored."""
 
   path: str  # keys of the leaf joined by dots: 'layers.query'
-  axes: str  # letters of the leaf's axes; the first ones fill the `{}` of the name, in order
+  axes: str  # letters of the leaf's axes; indices along the first ones replace the `{}` of the name
   name: str  # Hugging Face's name
-  matrix: str  # letters of the axes in the file, a comma between two axes
-  part: int = 0  # which of the fused matrices is this leaf
+  matrix: str  # letters of the matrix in the file, with commas between its axes
+  part: int = 0  # number of this leaf among the fused matrices
 
   @property
   def keys(self) -> list[str]:
@@ -55,7 +55,7 @@ class Tensor:
 
   @property
   def stacked(self) -> str:
-    """The leading axes of the leaf that are separate tensors in a file."""
+    """The leading axes of the leaf, along which a file has separate tensors."""
     return self.axes[: self.name.count('{}')]
 
   @property
@@ -65,7 +65,7 @@ class Tensor:
 
   @property
   def fused_axis(self) -> int | None:
-    """The axis of the file's matrix along which several leaves are fused, None where none are."""
+    """The axis of the file's matrix along which several leaves are fused; None for one leaf."""
     for number, group in enumerate(self.matrix.split(',')):
       if '|' in group:
         return number
@@ -84,7 +84,7 @@ class Tensor:
     return tuple(axis_size(config, axis) for axis in self.axes)
 
   def places(self, config: ModelConfig) -> list[tuple[int, ...]]:
-    """Returns the indices along the stacked axes, [()] where there are none."""
+    """Returns the indices along the stacked axes; [()] where there are no such axes."""
     counts = [range(axis_size(config, axis)) for axis in self.stacked]
     return list(itertools.product(*counts))
 
@@ -93,7 +93,7 @@ class Tensor:
     return [self.name.format(*place) for place in self.places(config)]
 
   def file_shape(self, config: ModelConfig) -> tuple[int, ...]:
-    """Returns the shape of each tensor in the file, whatever is fused with it included."""
+    """Returns the shape of each tensor in the file, including the leaves fused with this one."""
     return tuple(
       sum(axis_size(config, *letters) for letters in group.split('|'))
       for group in self.matrix.split(',')
@@ -104,11 +104,12 @@ class Tensor:
 
     Args:
       config: the shape of the model.
-      fetch: called once for each tensor, with the smallest part that is needed.
-      index: a slice for each axis of the leaf; None: all of it.
+      fetch: the function that reads from the file; it is called once for each tensor, with the
+        smallest part that is needed.
+      index: a slice for each axis of the leaf; None for the whole leaf.
 
     Returns:
-      The part of the leaf, float32, in memory of its own.
+      The part of the leaf, float32, as a copy.
     """
     if index is None:
       index = (slice(None),) * len(self.axes)
@@ -123,14 +124,14 @@ class Tensor:
     return leaf
 
   def write(self, config: ModelConfig, leaf: np.ndarray) -> np.ndarray:
-    """Arranges one place of the leaf as the file has it.
+    """Converts the leaf at one of its `places` to the matrix of the file.
 
     Args:
       config: the shape of the model.
       leaf: the leaf at one of `places`, with the axes `matrix_axes`.
 
     Returns:
-      The file's matrix, contiguous; only this leaf's part of it where several are fused.
+      The matrix, contiguous; where several leaves are fused, only this leaf's part of it.
     """
     groups = [axis.letters for axis in self._file_axes()]
     order = [self.matrix_axes.index(letter) for letter in ''.join(groups)]
@@ -138,7 +139,7 @@ class Tensor:
     return np.ascontiguousarray(leaf.transpose(order).reshape(shape))
 
   def _piece(self, config: ModelConfig, index: Slices) -> '_Piece':
-    """Translates slices of `matrix_axes` into a part of the file's matrix and its arrangement."""
+    """Finds the part of the file's matrix for slices of `matrix_axes`, and how to convert it."""
     cuts = dict(zip(self.matrix_axes, index))
     file_axes = self._file_axes()
     slices = []
@@ -147,7 +148,7 @@ class Tensor:
       if not letters:  # an axis of size 1 that the leaf lacks
         slices.append(slice(0, 1))
         continue
-      # Only the first letter can be cut while reading: the others are interleaved in the file.
+      # Only the first letter can be sliced while reading: its slices are contiguous in the file.
       first = letters[0]
       inner = letters[1:]
       start, stop, _ = cuts[first].indices(axis_size(config, first))
@@ -170,7 +171,7 @@ class Tensor:
     axes = []
     for group in self.matrix.split(','):
       fused = group.split('|')
-      part = self.part if len(fused) > 1 else 0  # the other axes are common to all parts
+      part = self.part if len(fused) > 1 else 0  # an axis without '|' is common to all parts
       axes.append(_FileAxis(letters=fused[part], fused_before=fused[:part]))
     return axes
 
@@ -178,23 +179,23 @@ class Tensor:
 class _FileAxis(NamedTuple):
   """An axis of a matrix in a file."""
 
-  letters: str  # the leaf's axes in it, the outermost first
-  fused_before: list[str]  # letters of the other leaves that come before this one
+  letters: str  # the leaf's axes that it consists of, the outermost first
+  fused_before: list[str]  # letters of the fused leaves that precede this one
 
 
 class _Piece(NamedTuple):
-  """A part of a file's matrix, and how it becomes a part of a leaf."""
+  """A part of a file's matrix, with the steps that convert it to a part of a leaf."""
 
-  slices: Slices  # of the file's matrix
-  sizes: list[int]  # the file's axes taken apart into ours
-  order: list[int]  # of these, for our order of axes
-  rest: Slices  # what is still to be cut
+  slices: Slices  # the part of the file's matrix
+  sizes: list[int]  # its shape after the file's axes are split into the leaf's axes
+  order: list[int]  # the permutation from these axes to the leaf's order of axes
+  rest: Slices  # the slices along the axes that were read whole
 
   def arrange(self, matrix: np.ndarray) -> np.ndarray:
-    """Arranges the fetched part of a matrix as the part of the leaf."""
+    """Converts the fetched part of a matrix to the part of the leaf."""
     return matrix.reshape(self.sizes).transpose(self.order)[self.rest]
 
 
 def axis_size(config: ModelConfig, *letters: str) -> int:
-  """Multiplies the sizes of axes; 1 for none."""
+  """Returns the product of the sizes of axes; 1 where there are none."""
   return math.prod(getattr(config, SIZES[letter]) for letter in letters)

@@ -1,9 +1,9 @@
 """Exponentials of log-ratios that do not overflow.
 
-exp(x) is infinite from x = 88.7 on in float32, and 0 · ∞, as at a masked token, is NaN, in the
-gradient too. A ratio of e^20 is far beyond what any method trusts or clips; from there on the
-functions go on as their tangent, with a finite gradient in the right direction, of which the
-squares can be added up too.
+In float32 exp(x) is infinite for x above 88.7. At a masked token this gives 0 · ∞ = NaN, in the
+loss and in the gradient. A ratio of e^20 is far beyond the ratios that any method trusts or clips.
+Above x = 20 the functions therefore continue as their tangent at 20. Their gradient is then finite
+and has the right sign, and its squares can be summed without overflow.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ LIMIT = 20.0  # nats
 
 
 def exp(x: jax.Array) -> jax.Array:
-  """Computes e^x up to x = 20, and its tangent there beyond.
+  """Computes e^x for x up to 20, and the tangent at 20 for larger x.
 
   Args:
     x: [...] float32.
@@ -31,7 +31,7 @@ def exp(x: jax.Array) -> jax.Array:
 
 
 def expm1(x: jax.Array) -> jax.Array:
-  """Computes e^x − 1 up to x = 20, accurately near 0, and its tangent there beyond.
+  """Computes e^x − 1, accurately near 0, for x up to 20, and the tangent at 20 for larger x.
 
   Args:
     x: [...] float32.
@@ -46,6 +46,6 @@ def expm1(x: jax.Array) -> jax.Array:
 
 
 def _go_on(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-  """Computes a function with the derivative exp up to the limit, and its tangent beyond."""
+  """Computes a function whose derivative is exp up to LIMIT, and its tangent at LIMIT above it."""
   beyond = jnp.maximum(x - LIMIT, 0.0)
   return function(jnp.minimum(x, LIMIT)) + math.exp(LIMIT) * beyond

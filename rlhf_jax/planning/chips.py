@@ -1,11 +1,13 @@
-"""Devices to plan for, which this machine need not have: data sheets, and topologies for JAX.
+"""Devices to plan for, which this machine need not have: their limits, and their topologies.
+
+The name of a topology says which devices there are and how they are connected:
 
   v5p:4x4x8      a slice of 128 TPU v5p       2*v5e:16x16   two slices of 256 TPU v5e
   gpu:8xh100     a host with eight H100       gpu:4x8xh100  four such hosts
   cpu:8          eight devices on this CPU, to try a plan
 
-Nothing runs on these devices; XLA only compiles for them, with libtpu (`pip install
-'rlhf_jax[tpu]'`) or with CUDA's plug-in (`pip install 'rlhf_jax[cuda-plan]'`).
+Nothing runs on these devices. XLA only compiles programs for them, with libtpu (`pip install
+'rlhf_jax[tpu]'`) or with the CUDA plug-in of JAX (`pip install 'rlhf_jax[cuda-plan]'`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,7 +40,7 @@ class Chip:
 
 
 CHIPS = {
-  # sources: cloud.google.com/tpu/docs and NVIDIA's data sheets
+  # Sources: cloud.google.com/tpu/docs and NVIDIA's data sheets.
   'v5e': Chip(15.75 * 2**30, 197e12, 819e9, 90e9, 3.1e9),
   'v5p': Chip(95 * 2**30, 459e12, 2765e9, 180e9, 6.2e9),
   'v6e': Chip(31.25 * 2**30, 918e12, 1640e9, 180e9, 12.5e9),
@@ -51,7 +53,7 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class GpuDetails:
-  """What XLA needs to know of a GPU in addition to `Chip`."""
+  """The properties of a GPU that XLA needs in addition to those of `Chip`."""
 
   title: str  # the name that CUDA gives it
   capability: int  # the major number of its compute capability
@@ -81,9 +83,9 @@ class TopologyName(NamedTuple):
 class Topology:
   """Devices to plan for."""
 
-  name: str  # as the user wrote it
-  chip: Chip  # what each device can do
-  # descriptions for which XLA can compile; without a compiler, CPU devices stand in for them
+  name: str  # the topology's name, as the user wrote it
+  chip: Chip  # the limits of each device
+  # device descriptions for which XLA can compile; CPU devices, if its compiler is not installed
   devices: Sequence[jax.Device]
   platform: str  # 'tpu', 'gpu' or 'cpu'
   # the command that installs the missing compiler; '' where it is not missing
@@ -91,7 +93,7 @@ class Topology:
 
 
 def parse_topology(name: str) -> TopologyName:
-  """Parses the name of a topology, see the head of this module.
+  """Parses the name of a topology; the docstring of this module shows its forms.
 
   Raises:
     UserError: the name has another form, or there is no such chip.
@@ -100,8 +102,8 @@ def parse_topology(name: str) -> TopologyName:
   if parsed is None or parsed.chip not in CHIPS or math.prod(parsed.sizes) * parsed.slices < 1:
     chips = ', '.join(chip for chip in CHIPS if chip != 'cpu')
     raise UserError(
-      f'--topology={name}: expected TPU:SHAPE as v5p:4x4x8 (2*v5p:4x4x8: two slices), '
-      f'gpu:[HOSTSx]NxGPU as gpu:8xh100, or cpu:N; known chips are {chips}'
+      f'--topology={name}: expected TPU:SHAPE as v5p:4x4x8 (2*v5p:4x4x8 for two slices), '
+      f'gpu:[HOSTSx]NxGPU such as gpu:8xh100, or cpu:N; known chips are {chips}'
     )
   return parsed
 
@@ -109,12 +111,13 @@ def parse_topology(name: str) -> TopologyName:
 def open_topology(name: str, compiles: bool = True) -> Topology:
   """Opens a topology by its name.
 
-  It sets how many CPU devices JAX has, so it must be called before JAX is first used.
+  Where it uses CPU devices it sets their number in JAX, so it must be called before JAX is first
+  used.
 
   Args:
-    name: see the head of this module.
-    compiles: whether XLA will compile for the devices; otherwise CPU devices stand in
-      for them.
+    name: the name, in one of the forms that the docstring of this module shows.
+    compiles: whether XLA will compile for the devices; if not, CPU devices are used in their
+      place.
 
   Raises:
     UserError: the name is invalid, this TPU does not exist in this shape, or JAX has
@@ -140,19 +143,20 @@ def open_topology(name: str, compiles: bool = True) -> Topology:
 
 @contextlib.contextmanager
 def assume_cudnn() -> Iterator[bool]:
-  """Lets programs that call cuDNN's attention be compiled on a machine without cuDNN.
+  """Allows programs that call cuDNN's attention to be compiled on a machine without cuDNN.
 
-  JAX asks for the installed version while it traces such a call, but XLA compiles it without
-  cuDNN. Only the workspace of cuDNN's backward pass is then missing, about 1% of a step's memory.
+  While it traces such a call, JAX asks for the installed version of cuDNN; this context answers
+  with an assumed version. XLA compiles the call without cuDNN. The reported memory then lacks only
+  the workspace of cuDNN's backward pass, about 1% of a step's memory.
 
   Yields:
-    Whether this version of JAX can be told so.
+    Whether the version could be replaced, which depends on the version of JAX.
   """
   try:
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
     ask = cudnn.check_cudnn_version
-  except (ImportError, AttributeError):  # it is not a part of JAX's public interface
+  except (ImportError, AttributeError):  # an internal module, which other versions of JAX may lack
     yield False
     return
   cudnn.check_cudnn_version = _assumed_cudnn_version
@@ -163,12 +167,12 @@ def assume_cudnn() -> Iterator[bool]:
 
 
 def _assumed_cudnn_version() -> int:
-  """Returns the version of cuDNN that plans assume, as JAX writes it: 9.13."""
+  """Returns the version of cuDNN that plans assume, 9.13, as a number in JAX's form."""
   return 91300
 
 
 def _match_topology(name: str) -> TopologyName | None:
-  """Returns the parts of a well-formed name, whose chip may be unknown; else None."""
+  """Returns the parts of a well-formed name; None for another form. A TPU may be unknown."""
   tpu = re.fullmatch(r'(?:(\d+)\*)?(v\w+):(\d+(?:x\d+)*)', name)
   if tpu:
     sizes = tuple(int(size) for size in tpu[3].split('x'))
@@ -263,7 +267,7 @@ def _describe_gpu(parsed: TopologyName) -> Sequence[jax.Device]:
 
 def _describe_tpu(parsed: TopologyName, name: str) -> Sequence[jax.Device]:
   """Returns descriptions of TPUs for which XLA can compile."""
-  environment = dict(  # keeps libtpu from asking a metadata server, which does not exist here
+  environment = dict(  # keeps libtpu from asking the metadata server that only TPU hosts have
     TPU_SKIP_MDS_QUERY='1',
     TPU_ACCELERATOR_TYPE=f'{parsed.chip}-1',
     TPU_WORKER_HOSTNAMES='localhost',

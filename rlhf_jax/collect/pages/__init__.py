@@ -1,1 +1,1 @@
-"""Pages of the site: functions (Visit) → Response."""
+"""The pages of the site, which are functions (Visit) → Response."""

@@ -22,7 +22,7 @@ _TITLES = {
 
 
 def show_home(visit: Visit) -> Response:
-  """Shows a person's progress and what there is to do."""
+  """Shows a person's progress and the tasks that have items for this person."""
   if visit.person is None:
     return visit.show(
       'message.html',
@@ -53,7 +53,7 @@ def show_guidelines(visit: Visit) -> Response:
 
 
 def give_next(visit: Visit) -> Response:
-  """Leads to the next item; to the first page where there is none."""
+  """Redirects to the person's next item, or to the home page where there is none."""
   site = visit.site
   wanted = visit.request.query_params.get('task', '')
   tasks = [wanted] if wanted in site.tasks else list(site.tasks)
@@ -66,7 +66,7 @@ def give_next(visit: Visit) -> Response:
 
 
 def show_item(visit: Visit) -> Response:
-  """Shows an item with its form, filled with the draft where there is one."""
+  """Shows an item with its form, which contains the draft where there is one."""
   return show_form(visit, '', 200)
 
 
@@ -74,9 +74,9 @@ def show_form(visit: Visit, problem: str, status: int) -> Response:
   """Shows an item with its form.
 
   Args:
-    visit: of the item's address.
-    problem: what is wrong with the answer that was sent; '' = nothing was sent.
-    status: of the answer.
+    visit: a request of the item's address.
+    problem: what is wrong with the answer that was sent; '' where none was sent.
+    status: the HTTP status of the response.
   """
   site = visit.site
   with site.store.reading() as connection:
@@ -113,7 +113,7 @@ def show_form(visit: Visit, problem: str, status: int) -> Response:
 
 
 def receive(visit: Visit) -> Response:
-  """Receives an answer, or gives the item back; an answer that is none is shown again."""
+  """Receives an answer, a skip or a flag; shows an invalid answer again with the reason."""
   action = visit.field('action') or 'save'
   if action in ('skip', 'flag'):
     return _give_back(visit, action)
@@ -127,19 +127,19 @@ def receive(visit: Visit) -> Response:
     _keep_draft(visit)
     return show_form(visit, refused.message, refused.status)
   if training:
-    return visit.go(f'/item/{visit.path("token")}')  # which shows the explanation
+    return visit.go(f'/item/{visit.path("token")}')  # this page now shows the explanation
   del judgement_id
   return visit.go('/next?saved=1')
 
 
 def receive_draft(visit: Visit) -> Response:
-  """Saves what a person has filled in so far."""
+  """Saves what a person has entered so far."""
   _keep_draft(visit)
   return Response(status_code=204)
 
 
 def preview(visit: Visit) -> Response:
-  """Renders a text as it will be shown, and counts its tokens."""
+  """Renders a text as pages will show it, and counts its tokens (or its characters)."""
   text = answers.read_text(visit.form, 'text', visit.site.settings)
   count = visit.site.count_tokens
   return JSONResponse(
@@ -151,7 +151,7 @@ def preview(visit: Visit) -> Response:
 
 
 def undo(visit: Visit) -> Response:
-  """Takes the last answer back and shows its item again."""
+  """Undoes the person's last answer, and shows its item again."""
   site = visit.site
   with site.store.writing() as connection:
     lease = judgements.undo_last(connection, visit.person.id, site.settings)
@@ -159,7 +159,11 @@ def undo(visit: Visit) -> Response:
 
 
 def _save(visit: Visit) -> tuple[int, bool]:
-  """Saves an answer: (number of the judgement, whether the item is of the training)."""
+  """Saves an answer.
+
+  Returns:
+    (the id of the judgement, whether it is a training item).
+  """
   site = visit.site
   with site.store.writing() as connection:
     lease = assignment.find_lease(connection, visit.path('token'), visit.person.id)
@@ -179,26 +183,26 @@ def _save(visit: Visit) -> tuple[int, bool]:
       shown=lease.shown,
     )
     judgement_id = judgements.save(connection, lease, given, site.settings)
-    if lease.state == 'open':  # not the second of two equal posts
-      # so that the form comes back as it was if the answer is undone
+    if lease.state == 'open':  # False where the same form was sent before
+      # so that the form can be shown as it was if the person undoes the answer
       assignment.save_draft(connection, lease, draft_fields(visit), site.settings)
   return judgement_id, item.training
 
 
 def read_guidelines(visit: Visit) -> str:
-  """Returns the version of the guidelines that the page was made with."""
+  """Returns the version of the guidelines that was current when the page was made."""
   version = visit.field('guidelines')
   return version if version.isalnum() and len(version) <= 12 else ''
 
 
 def draft_fields(visit: Visit) -> dict[str, list[str]]:
-  """Returns the fields that a form is filled with again."""
+  """Returns the form fields that a draft keeps, to fill the form again later."""
   hidden = ('form_token', 'action', 'guidelines')
   return {name: values for name, values in visit.form.items() if name not in hidden}
 
 
 def _keep_draft(visit: Visit) -> None:
-  """Saves the fields of a form as a draft."""
+  """Saves the fields of a form as a draft, unless the item is answered or skipped."""
   site = visit.site
   with site.store.writing() as connection:
     lease = assignment.find_lease(connection, visit.path('token'), visit.person.id)
@@ -207,7 +211,7 @@ def _keep_draft(visit: Visit) -> None:
 
 
 def _give_back(visit: Visit, action: str) -> Response:
-  """Skips an item; a flag also tells the lead what is wrong with it."""
+  """Skips an item; with the action 'flag' it also records what is wrong with the item."""
   site = visit.site
   reason = answers.read_text(visit.form, 'flag_reason', site.settings).strip()
   if action == 'flag' and not reason:
@@ -228,7 +232,7 @@ def _give_back(visit: Visit, action: str) -> Response:
 
 
 def _show_answered(visit: Visit, lease: Row, item: Row) -> Response:
-  """Shows an answer that was saved; of a training item also the known answer."""
+  """Shows an answer that was saved, and for a training item also the known answer."""
   with visit.site.store.reading() as connection:
     query = tables.judgements.select().where(
       tables.judgements.c.lease_id == lease.id, tables.judgements.c.stands
@@ -246,6 +250,6 @@ def _show_answered(visit: Visit, lease: Row, item: Row) -> Response:
 
 
 def _completion_address(visit: Visit) -> str:
-  """Returns where a person who is done is sent back to; '' where nowhere."""
+  """Returns the address to which a person who is done returns; '' where there is none."""
   settings = visit.site.settings
   return settings.completion_url.replace('{code}', settings.completion_code)

@@ -1,6 +1,6 @@
 """The pages on which a person talks with a model and ranks its replies.
 
-Each turn: the person writes, K replies come, the person ranks them, and the best one
+In each turn the person writes a message, receives K replies and ranks them; the best reply
 continues the conversation.
 """
 
@@ -19,12 +19,12 @@ from rlhf_jax.collect.site import Visit
 
 
 def show_conversation(visit: Visit, values: dict[str, Any], status: int) -> Response:
-  """Shows a conversation: what was said, and the replies to rank or a box to write in.
+  """Shows a conversation so far, with the replies to rank or a box for the next message.
 
   Args:
-    visit: of the item's address.
-    values: for the template.
-    status: of the answer.
+    visit: a request of the item's address.
+    values: the values for the template, see `annotate.show_form`.
+    status: the HTTP status of the response.
   """
   lease = values['lease']
   with visit.site.store.reading() as connection:
@@ -51,11 +51,11 @@ def show_conversation(visit: Visit, values: dict[str, Any], status: int) -> Resp
 
 
 def receive_message(visit: Visit) -> Response:
-  """Receives a person's message; the replies come while the page waits."""
+  """Receives a person's message and starts the replies, for which the page then waits."""
   site = visit.site
   replier = site.replier
   if replier is None:
-    raise Refused(409, 'No model answers here.')
+    raise Refused(409, 'There is no model to talk with here.')
   text = answers.read_text(visit.form, 'message', site.settings).strip()
   if not text:
     raise Refused(answers.INVALID, 'Write a message first.')
@@ -70,7 +70,7 @@ def receive_message(visit: Visit) -> Response:
 
 
 def tell_state(visit: Visit) -> Response:
-  """Tells the page whether the replies have come."""
+  """Returns the state of the last turn as JSON, by which the page knows that replies are there."""
   with visit.site.store.reading() as connection:
     lease = assignment.find_lease(connection, visit.path('token'), visit.person.id)
     turn = conversation.last_turn(connection, lease.id)
@@ -78,7 +78,7 @@ def tell_state(visit: Visit) -> Response:
 
 
 def save_turn(visit: Visit, connection: Connection, lease: Row, item: Row) -> int:
-  """Saves the ranking of a turn, and returns the number of the judgement."""
+  """Saves the ranking of a turn, and returns the id of the judgement."""
   settings = visit.site.settings
   turn = conversation.last_turn(connection, lease.id)
   number = visit.number('turn')
@@ -100,7 +100,11 @@ def save_turn(visit: Visit, connection: Connection, lease: Row, item: Row) -> in
 
 
 def _add_message(visit: Visit, text: str) -> tuple[int, list[dict[str, str]]]:
-  """Adds a turn with a person's message: (its number in the table, the conversation)."""
+  """Adds a turn with a person's message.
+
+  Returns:
+    (the id of the turn, the conversation up to the message).
+  """
   with visit.site.store.writing() as connection:
     lease = assignment.find_lease(connection, visit.path('token'), visit.person.id)
     item = read_item(connection, lease.item_id)
@@ -117,26 +121,27 @@ def _add_message(visit: Visit, text: str) -> tuple[int, list[dict[str, str]]]:
         number = last.number + 1
         best = _best_of_turn(connection, last)
         messages = conversation.next_messages(last, best)
-      else:  # it failed; the new message takes its place
+      else:  # the last turn got no replies; the new message replaces it
         number = last.number
         messages = list(last.messages[:-1])
         conversation.delete_turn(connection, last.id)
     messages = _as_assistant_spoke_last(messages)
     messages.append({'role': 'user', 'content': text})
-    assignment.save_draft(connection, lease, {}, visit.site.settings)  # which keeps the item
+    # an empty draft, because saving one extends the lease
+    assignment.save_draft(connection, lease, {}, visit.site.settings)
     turn_id = conversation.add_turn(connection, lease.id, number, messages, time.time())
   return turn_id, messages
 
 
 def _as_assistant_spoke_last(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-  """Drops a last message of the user, in whose place the person writes an own one."""
+  """Removes a message of the user at the end, which the person's own message replaces."""
   if messages and messages[-1]['role'] == 'user':
     return messages[:-1]
   return messages
 
 
 def _best_of_turn(connection: Connection, turn: Row | None) -> int:
-  """Returns the number of the reply with which a ranked turn goes on; else 0."""
+  """Returns the number of the best reply of a ranked turn; 0 for a turn without a ranking."""
   if turn is None or turn.state != 'ranked':
     return 0
   judgement = judgements.find_standing(connection, turn.lease_id, turn.number)
@@ -147,8 +152,9 @@ def _best_of_turn(connection: Connection, turn: Row | None) -> int:
 
 
 def _order_of_turn(lease: Row, turn: Row) -> list[int]:
-  """Returns the order in which the replies are shown; another one for each turn."""
+  """Returns the random order in which the replies of a turn are shown."""
   order = list(range(len(turn.responses)))
-  # drawn from what nobody can guess and what stays the same when the page is loaded again
+  # seeded by the secret token, so that nobody can guess the order, and by the turn; it is the
+  # same when the page is loaded again
   random.Random(f'{lease.token} {turn.number}').shuffle(order)
   return order

@@ -1,4 +1,4 @@
-"""How a person comes in and leaves: invitation, consent, own data."""
+"""The pages for joining and leaving: invitation, consent, and the person's own data."""
 
 from starlette.responses import Response
 
@@ -17,13 +17,13 @@ def show_consent(visit: Visit) -> Response:
     'join.html',
     role=invitation.role,
     consent=site.read_page(settings_file.CONSENT),
-    # a platform's parameters come back with the form, as nothing is stored yet
+    # the form sends a platform's parameters back, because nothing is stored before the consent
     parameters=dict(visit.request.query_params),
   )
 
 
 def accept(visit: Visit) -> Response:
-  """Admits the person who has consented, and signs the person in."""
+  """Admits a person who has consented, and signs the person in."""
   site = visit.site
   if visit.field('consent') != 'yes':
     raise Refused(422, 'Without your consent nothing can be stored, so you cannot take part.')
@@ -40,7 +40,7 @@ def accept(visit: Visit) -> Response:
 
 
 def show_person(visit: Visit) -> Response:
-  """Shows a person what is stored about the person."""
+  """Shows people the data that is stored about them."""
   site = visit.site
   with site.store.reading() as connection:
     progress = assignment.measure_progress(connection, visit.person.id, site.settings)
@@ -48,7 +48,7 @@ def show_person(visit: Visit) -> Response:
 
 
 def delete_person(visit: Visit) -> Response:
-  """Deletes the person's data at the person's own request."""
+  """Deletes the data of the person who asks for it."""
   if visit.field('sure') != 'yes':
     raise Refused(422, 'Nothing was deleted. Tick the box to confirm.')
   with visit.site.store.writing() as connection:

@@ -12,23 +12,23 @@ from rlhf_jax.collect import items, people, plots, quality, selection, tables
 from rlhf_jax.collect.refusals import Refused
 from rlhf_jax.collect.site import Visit
 
-_HALF_WIDTH = 0.03  # of the agreement's interval, for which the missing labels are told
+_HALF_WIDTH = 0.03  # target for the agreement's interval; the page says how many labels it needs
 
 
 def show_overview(visit: Visit) -> Response:
-  """Shows how far the collection is, and how good it is."""
+  """Shows the progress of the collection and the quality of its judgements."""
   return _show(visit, '')
 
 
 def refit(visit: Visit) -> Response:
-  """Fits the model of people, and closes items that are sure enough."""
+  """Fits the model of people again, and closes items whose ranking is certain enough."""
   with visit.site.store.writing() as connection:
     result = selection.refit(connection, visit.site.settings)
-  return _show(visit, f'Refitted; {result.closed} more items are closed.')
+  return _show(visit, f'The model was fitted again and closed {result.closed} items.')
 
 
 def invite(visit: Visit) -> Response:
-  """Makes an invitation, and shows its link."""
+  """Makes an invitation, and shows the overview, which lists its link."""
   site = visit.site
   places = visit.number('places')
   days = visit.number('days')
@@ -40,7 +40,7 @@ def invite(visit: Visit) -> Response:
   label = visit.field('label')[:200]
   with site.store.writing() as connection:
     number = people.invite(connection, role, places, float(days), label)
-  return _show(visit, f'Invitation {number} is made; its link stands in the list.')
+  return _show(visit, f'Invitation {number} was made; its link is in the list.')
 
 
 def revoke(visit: Visit) -> Response:
@@ -82,7 +82,7 @@ def export(visit: Visit) -> Response:
 
 
 def draw_plot(visit: Visit) -> Response:
-  """Draws a picture of the page."""
+  """Draws one of the overview's plots as SVG."""
   name = visit.path('name').removesuffix('.svg')
   if name not in ('progress', 'times', 'reliability', 'confidence'):
     raise Refused(404, 'There is no such picture.')
@@ -107,7 +107,7 @@ def draw_plot(visit: Visit) -> Response:
 
 
 def _show(visit: Visit, notice: str) -> Response:
-  """Renders the overview."""
+  """Renders the overview with a notice about the last action; '' for none."""
   site = visit.site
   with site.store.reading() as connection:
     counts = items.count_items(connection)
@@ -141,7 +141,10 @@ def _show(visit: Visit, notice: str) -> Response:
 
 
 def _read_report(visit: Visit) -> quality.Report | None:
-  """Returns the quality of the judgements; computed again only where some were added."""
+  """Returns the quality of the judgements; None where there are no rankings.
+
+  It is computed again only if judgements have changed since the last time.
+  """
   site = visit.site
   with site.store.reading() as connection:
     state = _state_of_judgements(connection)
@@ -155,7 +158,7 @@ def _read_report(visit: Visit) -> quality.Report | None:
 
 
 def _state_of_judgements(connection: sqlalchemy.Connection) -> tuple[Any, ...]:
-  """Returns what changes whenever a judgement comes, goes or is taken back."""
+  """Returns values that change whenever a judgement is added, deleted or taken back."""
   table = tables.judgements
   query = sqlalchemy.select(
     sqlalchemy.func.max(table.c.id),
@@ -165,7 +168,11 @@ def _state_of_judgements(connection: sqlalchemy.Connection) -> tuple[Any, ...]:
 
 
 def _other_person(visit: Visit) -> int:
-  """Returns the number of a person of the form, who is not the lead."""
+  """Reads the id of a person from the form.
+
+  Raises:
+    Refused: the id is that of the lead who asks, or there is no such person.
+  """
   number = visit.number('person')
   if number == visit.person.id:
     raise Refused(422, 'Your own access and data are under My data.')

@@ -1,4 +1,4 @@
-"""The pages on which a reviewer reads judgements, accepts, returns or amends them."""
+"""The pages on which a reviewer reads judgements and accepts, returns or amends them."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from rlhf_jax.collect.items import read_item
 from rlhf_jax.collect.refusals import Refused
 from rlhf_jax.collect.site import Visit
 
-_NEWEST = 200  # judgements in the list
+_NEWEST = 200  # largest number of judgements in the list, which shows the newest
 
 
 def show_list(visit: Visit) -> Response:
@@ -29,7 +29,7 @@ def show_judgement(visit: Visit) -> Response:
 
 
 def receive(visit: Visit) -> Response:
-  """Accepts a judgement, sends it back, or puts an amended one in its place."""
+  """Accepts a judgement, sends it back to its person, or replaces it by an amended one."""
   action = visit.field('action')
   reason = answers.read_text(visit.form, 'why', visit.site.settings).strip()
   if action not in ('accept', 'return', 'amend'):
@@ -70,7 +70,7 @@ def _read_amended(visit: Visit, connection: Connection, judgement: Row) -> dict[
 
 
 def _show(visit: Visit, problem: str, status: int) -> Response:
-  """Renders a judgement."""
+  """Renders the page of a judgement; `problem` says what is wrong with the reviewer's form."""
   site = visit.site
   with site.store.reading() as connection:
     judgement = judgements.read_judgement(connection, visit.number('judgement'))
@@ -103,7 +103,7 @@ def _show(visit: Visit, problem: str, status: int) -> Response:
 
 
 def _what_was_shown(connection: Connection, judgement: Row, item: Row) -> tuple[list, list]:
-  """Returns (messages, responses) that a judgement is about."""
+  """Returns the (messages, responses) that the person judged."""
   if judgement.task != 'converse':
     return item.messages, item.responses
   turn = judgements.read_turns(connection)[judgement.lease_id, judgement.number]
@@ -111,12 +111,12 @@ def _what_was_shown(connection: Connection, judgement: Row, item: Row) -> tuple[
 
 
 def _fields_of(judgement: Row) -> dict[str, list[str]]:
-  """Returns the fields of the form that a ranking comes from."""
+  """Returns the form fields from which `answers.parse_ranking` reads these ranks and flags."""
   fields: dict[str, list[str]] = {}
   for axis, ranks in judgement.answer.get('orders', {}).items():
     for place, number in enumerate(judgement.shown):
       rank = ranks[number]
-      # responses that were left unranked stand together in the last rank, or in the middle
+      # responses without a rank got the last rank in 'top', and rank 2 in 'best_worst'
       left_out = judgement.answer['mode'] == 'top' and rank == max(ranks)
       if judgement.answer['mode'] == 'best_worst':
         left_out = rank == 2
