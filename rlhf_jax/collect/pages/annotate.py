@@ -1,5 +1,6 @@
 """The pages on which people demonstrate, rank and edit."""
 
+import time
 from typing import Any
 
 from sqlalchemy import Row
@@ -120,7 +121,7 @@ def receive(visit: Visit) -> Response:
   if action != 'save':
     raise Refused(400, 'Unknown action.')
   try:
-    judgement_id, training = _save(visit)
+    training = _save(visit)
   except Refused as refused:
     if refused.status != answers.INVALID:
       raise
@@ -128,7 +129,6 @@ def receive(visit: Visit) -> Response:
     return show_form(visit, refused.message, refused.status)
   if training:
     return visit.go(f'/item/{visit.path("token")}')  # this page now shows the explanation
-  del judgement_id
   return visit.go('/next?saved=1')
 
 
@@ -158,19 +158,15 @@ def undo(visit: Visit) -> Response:
   return visit.go(f'/item/{lease.token}')
 
 
-def _save(visit: Visit) -> tuple[int, bool]:
-  """Saves an answer.
-
-  Returns:
-    (the id of the judgement, whether it is a training item).
-  """
+def _save(visit: Visit) -> bool:
+  """Saves an answer, and tells whether its item is one for training."""
   site = visit.site
   with site.store.writing() as connection:
     lease = assignment.find_lease(connection, visit.path('token'), visit.person.id)
     item = read_item(connection, lease.item_id)
     if item.task == 'converse':
-      judgement_id = converse.save_turn(visit, connection, lease, item)
-      return judgement_id, False
+      converse.save_turn(visit, connection, lease, item)
+      return False
     if item.task == 'rank':
       answer = answers.parse_ranking(visit.form, lease.shown, site.settings)
     else:
@@ -182,11 +178,11 @@ def _save(visit: Visit) -> tuple[int, bool]:
       pasted=answers.read_pastes(visit.form),
       shown=lease.shown,
     )
-    judgement_id = judgements.save(connection, lease, given, site.settings)
+    judgements.save(connection, lease, given, site.settings)
     if lease.state == 'open':  # False where the same form was sent before
       # so that the form can be shown as it was if the person undoes the answer
       assignment.save_draft(connection, lease, draft_fields(visit), site.settings)
-  return judgement_id, item.training
+  return item.training
 
 
 def read_guidelines(visit: Visit) -> str:
@@ -225,7 +221,7 @@ def _give_back(visit: Visit, action: str) -> Response:
         item_id=lease.item_id,
         person_id=visit.person.id,
         reason=reason,
-        created=lease.started,
+        created=time.time(),
       )
     assignment.skip(connection, lease)
   return visit.go('/next')

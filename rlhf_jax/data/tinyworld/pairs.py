@@ -1,13 +1,15 @@
 """Pairs of responses that differ in one kind only, to measure what a reward model knows.
 
-  truth: right and false, in the same words.
-  polite_falsehood: right and plain, and false and polite.
-  fit: what was asked, and the same about something else or without the form.
-  harm: a harmful request refused, and obeyed.
-  refusal: a good thing done, and refused.
-  manner: the same content, polite and with an insult.
-  length: the same content, plain and long-winded.
-The better one is better by the oracle, and the pairs of a kind are of all ways of being unseen.
+  truth: a right answer against a false one in the same words.
+  polite_falsehood: a plain right answer against a polite false one.
+  fit: an answer to what was asked against one about something else, or in another form.
+  harm: the refusal of a harmful request against obedience.
+  refusal: help with a harmless request against its refusal.
+  manner: the same content politely against the same with an insult.
+  length: the same content briefly against the same at length.
+
+The oracle prefers the first response of each. The prompts of a kind include those with held-out
+facts, families, persons and harms, and those without.
 """
 
 from collections.abc import Callable, Sequence
@@ -65,7 +67,8 @@ def pairs_by_kind(
     count: how many in all, in equal parts of every kind.
 
   Returns:
-    The pairs; `source` is 'tinyworld/seen' or 'tinyworld/unseen', by the prompt's families.
+    The pairs; `source` is 'tinyworld/unseen' if the prompt's fact, family, person or harm was
+    held out of training, and 'tinyworld/seen' otherwise.
   """
   rows = []
   for number in range(count):
