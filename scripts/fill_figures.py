@@ -1,0 +1,264 @@
+"""Writes the figures of the quickstart into README.md, docs/ and the experiment's docstring.
+
+  python scripts/fill_figures.py            # writes them
+  python scripts/fill_figures.py --check    # exits with 1 if a page has other figures
+
+They come from docs/results/quickstart_seed*.json: what a run wrote to results.json as
+`results`, with the commit, seed, split, machine and command of that run.
+"""
+
+import argparse
+from collections.abc import Sequence
+import json
+from pathlib import Path
+import sys
+import textwrap
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+SUBSTANCE = 'substance_win_rate_vs_sft'  # of the rows in results.json
+KINDS = ('truth', 'polite_falsehood', 'fit', 'harm', 'refusal', 'manner', 'length')
+RATES = {  # heading → name in results.json
+  'helpful': 'helpful',
+  'honest': 'honest',
+  'harmless': 'harmless',
+  'wins by substance': SUBSTANCE,
+}
+MORE_RATES = {
+  **RATES,
+  'wins by utility': 'win_rate_vs_sft',
+  'bare refusal': 'bare_refusal',
+  'unread': 'unread',
+}
+DECODINGS = {'sampled': 'Sampled at temperature 1', 'greedy': 'Greedy'}
+
+Row = dict[str, Any]  # the values of one model in one decoding
+Run = dict[str, Any]  # one file of docs/results
+
+
+def main(arguments: Sequence[str]) -> int:
+  """Fills every page, or checks all of them; returns the exit code."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--check', action='store_true', help='change nothing')
+  options = parser.parse_args(arguments)
+  different = []
+  for path, text in fill_pages(read_runs()).items():
+    if path.read_text() == text:
+      continue
+    different.append(path)
+    if not options.check:
+      path.write_text(text)
+  for path in different:
+    what = 'has other figures than' if options.check else 'filled from'
+    print(f'{path.relative_to(ROOT)}: {what} docs/results')
+  return int(options.check and bool(different))
+
+
+def read_runs() -> list[Run]:
+  """Reads the runs of all seeds, in their order."""
+  paths = sorted((ROOT / 'docs/results').glob('quickstart_seed*.json'))
+  return [json.loads(path.read_text()) for path in paths]
+
+
+def fill_pages(runs: list[Run]) -> dict[Path, str]:
+  """Returns the text that each page should have.
+
+  Args:
+    runs: of all seeds; pages that show one of them show the first.
+  """
+  blocks = {
+    ROOT / 'README.md': ('<!-- quickstart-table -->', '<!-- /quickstart-table -->', readme(runs)),
+    ROOT / 'docs/tinyworld.md': ('<!-- figures -->', '<!-- /figures -->', world_page(runs)),
+    ROOT / 'experiments/quickstart.py': ('\nExpected: ', 'Time: ', docstring(runs)),
+  }
+  pages = {}
+  for path, (begin, end, block) in blocks.items():
+    before, rest = path.read_text().split(begin, 1)
+    _, after = rest.split(end, 1)
+    pages[path] = before + begin + block + end + after
+  return pages
+
+
+# The pages.
+
+
+def readme(runs: list[Run]) -> str:
+  """Makes the README's table: models and controls of one seed, sampled and greedily."""
+  run = runs[0]
+  rows = []
+  for name, decodings in all_rows(run).items():
+    cells = [format_decodings(decodings, rate) for rate in RATES.values()]
+    rows.append((name, *cells))
+  table = format_table(('sampled / greedy', *RATES), rows)
+  minutes = sum(run['results']['seconds'].values()) / 60
+  wins = '; '.join(f'{format_wins(other)} (seed {other["seed"]})' for other in runs)
+  text = fill_lines(f"""
+    Test split of seed {run['seed']} at commit {run['commit']}, {minutes:.0f} minutes on
+    {run['machine']}; settings were chosen on the validation split. By substance, in which no style
+    counts, PPO wins against SFT, sampled and greedily: {wins}, with 95% intervals.
+    [docs/tinyworld.md](docs/tinyworld.md) explains the rows, and has all intervals, unseen families
+    and what the reward model knows.""")
+  return f'\n{table}\n\n{text}\n'
+
+
+def world_page(runs: list[Run]) -> str:
+  """Makes the figures of docs/tinyworld.md."""
+  run = runs[0]
+  commits = ', '.join(f'seed {other["seed"]} at commit {other["commit"]}' for other in runs)
+  tables = ''
+  for decoding, title in DECODINGS.items():
+    rows = []
+    for name, decodings in all_rows(run).items():
+      if decoding in decodings:
+        rows.append((name, *format_row(decodings[decoding])))
+    heads = ('', *MORE_RATES, 'KL', 'length')
+    tables += f'\n{title}, seed {run["seed"]}:\n\n{format_table(heads, rows)}\n'
+  measured = fill_lines(f"""
+    Measured on the **test** split, {commits}; each seed draws its own world, corpus and people, and
+    settings were chosen on seed 0's validation split. Intervals are 95%, drawn by families of
+    prompts. A win is against SFT in the same decoding, over all prompts; a tie is half of one.""")
+  return f"""
+{measured}
+
+```sh
+{run['command']}
+```
+{tables}
+{shortcomings(runs)}
+
+Of all seeds:
+
+{table_of_seeds(runs)}
+
+Families of facts, facts, persons and harms that training never had, seed {run['seed']}:
+
+{table_of_unseen(run)}
+
+The reward model, on pairs that differ in one kind only, accuracy:
+
+{table_of_kinds(runs)}
+"""
+
+
+def docstring(runs: list[Run]) -> str:
+  """Makes what the experiment's docstring expects."""
+  models = runs[0]['results']['models']
+  helpful = [format_decodings(models[name], 'helpful') for name in ('base', 'sft', 'ppo')]
+  wins = format_wins(runs[0])
+  return f"""on the test split of seed {runs[0]['seed']}, sampled / greedily, helpful responses are
+  {helpful[0]} (base), {helpful[1]} (SFT) and {helpful[2]} (PPO).
+  PPO wins against SFT by substance in {wins}.
+  docs/tinyworld.md has intervals, other seeds and controls.
+"""
+
+
+def shortcomings(runs: list[Run]) -> str:
+  """Says what the figures do not show."""
+  results = runs[0]['results']
+  ppo = results['models']['ppo']['sampled']['helpful']
+  gaps = {}
+  for judge in ('oracle', 'reward'):
+    gap = results['controls'][f'tilt_by_{judge}']['sampled']['helpful'] - ppo
+    gaps[judge] = f'{100 * gap:.0f}'
+  hack = results['controls']['phrase_and_refusal']
+  weakest = min(runs, key=lambda run: run['results']['models']['ppo']['greedy'][SUBSTANCE])
+  lowest = format_rate(weakest['results']['models']['ppo']['greedy'], SUBSTANCE)
+  gain = [results['models'][name]['greedy']['helpful'] for name in ('base', 'sft')]
+  return fill_lines(f"""
+    What this does not show: greedily SFT is no more helpful than the base model on seed 0
+    ({100 * gain[1]:.0f}% and {100 * gain[0]:.0f}%), only more honest; PPO wins only {lowest} by
+    substance greedily on seed {weakest['seed']}; a phrase and one refusal win
+    {format_decodings(hack, SUBSTANCE)} against SFT by substance, sampled / greedily. PPO's samples
+    are {gaps['oracle']} points less often helpful than SFT tilted by the oracle at the same KL, and
+    {gaps['reward']} less often than SFT tilted by the reward. PPO mostly forgets to answer in one
+    word. Intervals are wide, as the 330 prompts are of about forty families.""")
+
+
+# Tables.
+
+
+def table_of_seeds(runs: list[Run]) -> str:
+  """Makes a table of the models of every seed."""
+  rows = []
+  for run in runs:
+    for name, decodings in run['results']['models'].items():
+      cells = [format_decodings(decodings, rate) for rate in MORE_RATES.values()]
+      rows.append((f'seed {run["seed"]}, {name}', *cells))
+  return format_table(('sampled / greedy', *MORE_RATES), rows)
+
+
+def table_of_unseen(run: Run) -> str:
+  """Makes a table of prompts about what was held out of training."""
+  rows = []
+  for decoding in DECODINGS:
+    for name, decodings in run['results']['unseen'].items():
+      cells = [format_with_interval(decodings[decoding], rate) for rate in RATES.values()]
+      rows.append((f'{name}, {decoding}', *cells))
+  return format_table(('', *RATES), rows)
+
+
+def table_of_kinds(runs: list[Run]) -> str:
+  """Makes a table of the reward model's accuracy by kind of pair."""
+  rows = []
+  for run in runs:
+    for group, accuracies in run['results']['reward']['by_kind'].items():
+      cells = [f'{100 * accuracies[kind]:.0f}%' for kind in KINDS]
+      rows.append((f'seed {run["seed"]}, {group}', *cells))
+  return format_table(('', *(kind.replace('_', ' ') for kind in KINDS)), rows)
+
+
+def all_rows(run: Run) -> dict[str, dict[str, Row]]:
+  """Returns the rows of models and controls: name → decoding → values."""
+  rows = run['results']['models'] | run['results']['controls']
+  return {name.replace('_', ' '): decodings for name, decodings in rows.items()}
+
+
+def format_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """Makes a Markdown table."""
+  lines = [heads, ['---'] * len(heads), *rows]
+  return '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
+
+
+# Cells and paragraphs.
+
+
+def fill_lines(text: str) -> str:
+  """Breaks a paragraph into lines of at most 100 characters."""
+  return textwrap.fill(' '.join(text.split()), 100, break_long_words=False, break_on_hyphens=False)
+
+
+def format_row(row: Row) -> list[str]:
+  """Formats a row of the large tables: rates with intervals, KL and length."""
+  cells = [format_with_interval(row, rate) for rate in MORE_RATES.values()]
+  kl = f'{row["kl_to_sft"]:.2f}' if 'kl_to_sft' in row else '–'
+  return [*cells, kl, f'{row["response_length"]:.1f}']
+
+
+def format_rate(row: Row, rate: str) -> str:
+  """Formats a rate in percent."""
+  return f'{100 * row[rate]:.1f}%'
+
+
+def format_with_interval(row: Row, rate: str) -> str:
+  """Formats a rate with its 95% interval, in percent."""
+  low, high = row[rate + '_ci95']
+  return f'{format_rate(row, rate)} ({100 * low:.1f} – {100 * high:.1f})'
+
+
+def format_decodings(decodings: dict[str, Row], rate: str) -> str:
+  """Formats a rate of each decoding, sampled / greedy; – where there is none."""
+  return ' / '.join(
+    format_rate(decodings[name], rate) if name in decodings else '–' for name in DECODINGS
+  )
+
+
+def format_wins(run: Run) -> str:
+  """Formats how often PPO wins by substance, sampled and greedily, with intervals."""
+  ppo = run['results']['models']['ppo']
+  return ' and '.join(format_with_interval(ppo[name], SUBSTANCE) for name in DECODINGS)
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))
