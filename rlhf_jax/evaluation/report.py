@@ -81,12 +81,15 @@ def _read_json_lines(path: Path) -> list[dict]:
   return [row for _, row in json_lines.read_values(path)]
 
 
-def draw_picture(stages: Mapping[str, _Lines], models: Mapping[str, Mapping[str, Any]]) -> bytes:
-  """Draws a panel with the rates of all models as bars, and panels with the stages' curves.
+def draw_picture(
+  stages: Mapping[str, _Lines],
+  models: Mapping[str, Mapping[str, Mapping[str, Any]]],
+) -> bytes:
+  """Draws the rates of all models as bars, and then the stages' curves, in panels.
 
   Args:
     stages: name of a stage → the lines of its metrics.jsonl.
-    models: name of a model → its row of the final table.
+    models: title of a panel → name of a model → its row of the final table.
 
   Returns:
     The picture as PNG.
@@ -97,10 +100,11 @@ def draw_picture(stages: Mapping[str, _Lines], models: Mapping[str, Mapping[str,
   from matplotlib import pyplot
 
   panels = _choose_panels(stages)
-  row_count = -(-(len(panels) + 1) // _COLUMNS)
+  row_count = max(1, -(-(len(panels) + len(models)) // _COLUMNS))
   figure, axes = pyplot.subplots(row_count, _COLUMNS, figsize=(16, 3.2 * row_count), squeeze=False)
-  bar_axis, *curve_axes = axes.flat  # the bars come first
-  _draw_bars(bar_axis, models)
+  bar_axes, curve_axes = axes.flat[: len(models)], axes.flat[len(models) :]
+  for axis, (title, rows) in zip(bar_axes, models.items(), strict=True):
+    _draw_bars(axis, title, rows)
   for axis, panel in zip(curve_axes, panels, strict=False):
     _draw_curve(axis, *panel)
   for axis in curve_axes[len(panels) :]:
@@ -139,20 +143,26 @@ def _draw_curve(axis: Any, title: str, metric: str, lines: _Lines) -> None:
   axis.grid(alpha=0.3)
 
 
-def _draw_bars(axis: Any, models: Mapping[str, Mapping[str, Any]]) -> None:
-  """Draws the rates of all models as bars, side by side."""
+def _draw_bars(axis: Any, title: str, models: Mapping[str, Mapping[str, Any]]) -> None:
+  """Draws the rates of all models as bars side by side, with their 95% intervals."""
   rates = [key for key in RATES if any(key in row for row in models.values())]
   width = _GROUP_WIDTH / max(1, len(models))
   for number, (name, row) in enumerate(models.items()):
     places = [place + number * width for place in range(len(rates))]
     heights = [100 * row.get(key, 0) for key in rates]
     axis.bar(places, heights, width, label=name)
+    for key, place in zip(rates, places, strict=True):
+      if f'{key}_ci95' in row:
+        interval = [100 * end for end in row[f'{key}_ci95']]
+        axis.plot([place, place], interval, color='black', linewidth=1)
   middle = (_GROUP_WIDTH - width) / 2  # from the first bar's centre to that of the group
   names = [key.removesuffix('_vs_sft').replace('_', ' ') for key in rates]
   axis.set_xticks([place + middle for place in range(len(rates))], names)
-  axis.set_title('held-out prompts, %')
+  axis.set_title(f'{title}, %')
+  axis.set_ylim(0, 125)  # room for the legend above the bars
+  axis.set_yticks(range(0, 101, 20))
   if models:
-    axis.legend()
+    axis.legend(ncols=4, fontsize='small', loc='upper center')
 
 
 def format_page(

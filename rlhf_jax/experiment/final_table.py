@@ -268,7 +268,11 @@ def _write_report(
   """Writes report.png and report.html; only the first process does."""
   if not hosts.is_first_process():
     return
-  image = report.draw_picture(curves, _rows_of(results, 'sampled'))
+  bars: dict[str, dict[str, Any]] = {}
+  for name, decodings in results.get('models', {}).items():
+    for decoding, row in decodings.items():
+      bars.setdefault(f'held-out prompts, {decoding}', {})[name] = row
+  image = report.draw_picture(curves, bars)
   (workdir / 'report.png').write_bytes(image)
   transcripts = {
     name: report.read_transcripts(context.directory) for name, context in contexts.items()

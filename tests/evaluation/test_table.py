@@ -55,11 +55,12 @@ def test_substance_is_compared_apart_from_style():
 
 
 def test_report_is_one_page_that_escapes_what_models_say(tmp_path):
-  rows = {'sft': {'helpful': 0.5, 'win_rate_vs_sft': 0.5}}
+  rows = {'sft': {'helpful': 0.5, 'helpful_ci95': [0.4, 0.6], 'win_rate_vs_sft': 0.5}}
   image = report.draw_picture(
     {'sft': [{'step': 1, 'loss': 2.0}, {'step': 2, 'loss': 1.0, 'eval/loss': 1.5}], 'empty': []},
-    rows,
+    {'sampled': rows, 'greedy': rows},
   )
+  assert report.draw_picture({}, {}).startswith(b'\x89PNG')
   assert image.startswith(b'\x89PNG')
   page = report.format_page(
     'run',
