@@ -97,13 +97,13 @@ def test_roles_and_items_of_others(collection, person):
 
 RANKS = [
   ('', 'no rank yet'),
-  ('0', 'no number'),
-  ('4', 'no number'),
-  ('-1', 'no number'),
-  ('1.5', 'no number'),
-  ('one', 'no number'),
-  ('١', 'no number'),  # a digit, but not of ASCII
-  ("1'; DROP TABLE judgements; --", 'no number'),
+  ('0', 'must be a number from 1 to'),
+  ('4', 'must be a number from 1 to'),
+  ('-1', 'must be a number from 1 to'),
+  ('1.5', 'must be a number from 1 to'),
+  ('one', 'must be a number from 1 to'),
+  ('١', 'must be a number from 1 to'),  # a digit, but not of ASCII
+  ("1'; DROP TABLE judgements; --", 'must be a number from 1 to'),
 ]
 
 
