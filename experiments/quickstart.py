@@ -8,7 +8,7 @@ Expected: on the test split of seed 0, sampled / greedily, helpful responses are
   18.5% / 53.9% (base), 28.1% / 53.0% (SFT) and 60.6% / 74.8% (PPO).
   PPO wins against SFT by substance in 68.4% (64.2 – 72.7) and 61.1% (56.3 – 65.5).
   docs/tinyworld.md has intervals, other seeds and controls.
-Time: 634 s beside another run on the same two CPU cores; not timed alone.
+Time: 9 min 47 s on two CPU cores, compilation included.
 Try: --config.seed=1, another world; --config.evaluation.split=test, the test split.
 """
 
