@@ -17,7 +17,6 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -234,23 +233,13 @@ def make_ppo_state(
     seed: the seed of the policy's parameters.
     value_seed: the seed of the value model's parameters.
   """
-  options = options or ppo.Options()
   layout = definitions.layout
-  policy = make_params(definitions.model, layout, seed)
-  value = make_params(definitions.value_model, layout, value_seed)
-  joint = steps.create_train_state(
-    {'policy': policy, 'value': value},
-    definitions.optimizer,
+  return ppo.create_state(
+    make_params(definitions.model, layout, seed),
+    make_params(definitions.value_model, layout, value_seed),
+    definitions,
     jax.random.key(1),
-    layout,
-  )
-  return ppo.PPOState(
-    step=joint.step,
-    trained=policy,
-    opt_state=joint.opt_state,
-    key=joint.key,
-    value_trained=value,
-    kl_coefficient=jax.device_put(jnp.float32(options.kl_coefficient), layout.sharding()),
+    options or ppo.Options(),
   )
 
 

@@ -126,7 +126,7 @@ def world_page(runs: list[Run]) -> str:
 {run['command']}
 ```
 {tables}
-{shortcomings(runs)}
+{comparisons(runs)}
 
 Of all seeds:
 
@@ -154,26 +154,25 @@ def docstring(runs: list[Run]) -> str:
 """
 
 
-def shortcomings(runs: list[Run]) -> str:
-  """Says what the figures do not show."""
+def comparisons(runs: list[Run]) -> str:
+  """Sets PPO and SFT beside what may explain their rates away."""
   results = runs[0]['results']
-  ppo = results['models']['ppo']['sampled']['helpful']
+  models, controls = results['models'], results['controls']
+  ppo = models['ppo']['sampled']['helpful']
   gaps = {}
   for judge in ('oracle', 'reward'):
-    gap = results['controls'][f'tilt_by_{judge}']['sampled']['helpful'] - ppo
+    gap = controls[f'tilt_by_{judge}']['sampled']['helpful'] - ppo
     gaps[judge] = f'{100 * gap:.0f}'
-  hack = results['controls']['phrase_and_refusal']
   weakest = min(runs, key=lambda run: run['results']['models']['ppo']['greedy'][SUBSTANCE])
-  lowest = format_rate(weakest['results']['models']['ppo']['greedy'], SUBSTANCE)
-  gain = [results['models'][name]['greedy']['helpful'] for name in ('base', 'sft')]
+  lowest = format_with_interval(weakest['results']['models']['ppo']['greedy'], SUBSTANCE)
   return fill_lines(f"""
-    What this does not show: greedily SFT is no more helpful than the base model on seed 0
-    ({100 * gain[1]:.0f}% and {100 * gain[0]:.0f}%), only more honest; PPO wins only {lowest} by
-    substance greedily on seed {weakest['seed']}; a phrase and one refusal win
-    {format_decodings(hack, SUBSTANCE)} against SFT by substance, sampled / greedily. PPO's samples
-    are {gaps['oracle']} points less often helpful than SFT tilted by the oracle at the same KL, and
-    {gaps['reward']} less often than SFT tilted by the reward. PPO mostly forgets to answer in one
-    word. Intervals are wide, as the 330 prompts are of about forty families.""")
+    Beside the controls: a phrase and one refusal win
+    {format_decodings(controls['phrase_and_refusal'], SUBSTANCE)} against SFT by substance, sampled
+    / greedily. Greedily, {format_rate(models['base']['greedy'], 'helpful')} of the base model's
+    responses are helpful, and {format_rate(models['sft']['greedy'], 'helpful')} of SFT's. PPO wins
+    least on seed {weakest['seed']}, greedily: {lowest}. SFT tilted at PPO's KL is helpful in
+    {gaps['oracle']} points more than PPO if the oracle tilts it, and in {gaps['reward']} points
+    more if the reward does.""")
 
 
 # Tables.

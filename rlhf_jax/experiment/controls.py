@@ -42,22 +42,22 @@ NUM_EXAMPLES = 3  # demonstrations before the prompt, in the variants that have 
 _PROMPTED_KEY = 2**31 - 3  # folded into the evaluation's random key
 _BISECTIONS = 40  # steps of the search for β
 
-Given = dict[str, dict[str, Responses]]  # decoding → name of a row → its responses
+ResponsesByRow = dict[str, dict[str, Responses]]  # decoding → name of a row → its responses
 
 
 def make(
   prompts: Sequence[Prompt],
-  given: Given,
+  responses_of_models: ResponsesByRow,
   pool: Responses,
   prompted: dict[str, Responses],
   baseline: str | None,
   kl: float,
-) -> Given:
+) -> ResponsesByRow:
   """Makes the responses of all controls.
 
   Args:
     prompts: N prompts.
-    given: the responses of the models: decoding → name of the model → its responses.
+    responses_of_models: the responses of the models: decoding → name of the model → its responses.
     pool: POOL samples of the baseline for each prompt, with the scores of the reward.
     prompted: decoding → the responses of the prompted base model; empty if there are none.
     baseline: the name of the baseline's row.
@@ -67,8 +67,8 @@ def make(
     Decoding → name of the control → its responses.
   """
   assert baseline is not None and pool.scores is not None
-  rows: Given = {'sampled': {}, 'greedy': {}}
-  for decoding, models in given.items():
+  rows: ResponsesByRow = {'sampled': {}, 'greedy': {}}
+  for decoding, models in responses_of_models.items():
     hack = _phrase_and_refusal(prompts, models[baseline])
     rows[decoding]['phrase_and_refusal'] = hack
     if decoding in prompted:

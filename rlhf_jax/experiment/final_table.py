@@ -309,23 +309,23 @@ def compare(context: Context) -> Comparison:
   score = _open_score(context, store, options, records)
   root = jax.random.fold_in(jax.random.key(config.seed), _EVALUATION_KEY)
   asked = _Asked(context, options, store, examples, score, root)
-  given: controls.Given = {name: {} for name in DECODINGS}
+  responses_of_models: controls.ResponsesByRow = {name: {} for name in DECODINGS}
   for number, (name, stage) in enumerate(_rows_in_order(config)):
     for decoding in DECODINGS:
       best_of = options.best_of.get(name)
       if decoding == 'greedy' and best_of:
         continue  # the same response N times
-      given[decoding][name] = _respond(asked, stage, decoding, number, best_of)
+      responses_of_models[decoding][name] = _respond(asked, stage, decoding, number, best_of)
   if not has_controls(config):
-    return _tabulate(config, options, prompts, given, {})
+    return _tabulate(config, options, prompts, responses_of_models, {})
   pool = _respond(asked, options.baseline, 'sampled', POOL_KEY, count=controls.POOL)
   base = _stage_of_base(config)
   prompted: dict[str, Responses] = {}
   if base is not None:
     prompted = controls.respond_prompted(context, options, store.open(base), prompts, root)
-  kl = _kl_of_last(given['sampled'])
-  others = controls.make(prompts, given, pool, prompted, baseline_row(config), kl)
-  return _tabulate(config, options, prompts, given, others)
+  kl = _kl_of_last(responses_of_models['sampled'])
+  others = controls.make(prompts, responses_of_models, pool, prompted, baseline_row(config), kl)
+  return _tabulate(config, options, prompts, responses_of_models, others)
 
 
 def _respond(
@@ -431,14 +431,14 @@ def _tabulate(
   config: Any,
   options: Options,
   prompts: Sequence[Prompt],
-  given: controls.Given,
-  control_responses: controls.Given,
+  responses_of_models: controls.ResponsesByRow,
+  control_responses: controls.ResponsesByRow,
 ) -> Comparison:
   """Makes the rows of the table, and chooses the texts that the report shows."""
   tables: dict[str, dict[str, dict[str, Any]]] = {'models': {}, 'controls': {}, 'unseen': {}}
   unseen = [number for number, row in enumerate(prompts) if row.meta.get('unseen') in UNSEEN]
   for decoding in DECODINGS:
-    own = given[decoding]
+    own = responses_of_models[decoding]
     others = control_responses.get(decoding, {})
     judged = {name: _judge(options, prompts, row) for name, row in {**own, **others}.items()}
     make = functools.partial(_make_row, config, prompts, judged)
@@ -451,7 +451,7 @@ def _tabulate(
   count = min(SHOWN_PROMPTS, len(prompts))
   # Spread evenly over all prompts, as neighbouring prompts may be of the same kind.
   shown = np.linspace(0, len(prompts) - 1, count).astype(int)
-  sampled = given['sampled']
+  sampled = responses_of_models['sampled']
   return Comparison(
     rows=tables['models'],
     controls=tables['controls'],

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from rlhf_jax.errors import UserError
 
 DTYPES = ('float32', 'bfloat16', 'float16')
+CUDNN_ATTENTION = 'dot_product_attention_fwd_wrapper'  # JAX's name of its primitive
 
 
 def _saves_products(primitive: Any, *arguments: Any, **parameters: Any) -> bool:
@@ -36,7 +37,6 @@ def _saves_products(primitive: Any, *arguments: Any, **parameters: Any) -> bool:
   return policy(primitive, *arguments, **parameters)
 
 
-CUDNN_ATTENTION = 'dot_product_attention_fwd_wrapper'  # JAX's name of its primitive
 # What the backward pass recomputes, as a policy of jax.checkpoint.
 REMAT = {
   'none': None,

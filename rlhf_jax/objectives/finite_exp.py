@@ -27,7 +27,7 @@ def exp(x: jax.Array) -> jax.Array:
   >>> print(exp(jnp.array([-jnp.inf, 0.0, 1.0])))
   [0.        1.        2.7182817]
   """
-  return _go_on(jnp.exp, x)
+  return _continue_linearly(jnp.exp, x)
 
 
 def expm1(x: jax.Array) -> jax.Array:
@@ -42,10 +42,10 @@ def expm1(x: jax.Array) -> jax.Array:
   >>> print(expm1(jnp.array([0.0, 1e-8])))
   [0.e+00 1.e-08]
   """
-  return _go_on(jnp.expm1, x)
+  return _continue_linearly(jnp.expm1, x)
 
 
-def _go_on(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+def _continue_linearly(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
   """Computes a function whose derivative is exp up to LIMIT, and its tangent at LIMIT above it."""
   beyond = jnp.maximum(x - LIMIT, 0.0)
   return function(jnp.minimum(x, LIMIT)) + math.exp(LIMIT) * beyond

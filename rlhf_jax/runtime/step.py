@@ -111,19 +111,14 @@ def gradient_step(
   def loss_of_trained(trained: Params, batch: Any, key: jax.Array) -> Loss:
     return loss(merge_params(trained, frozen), batch, key)
 
-  gradients, metrics = compute_gradients(
+  trained, opt_state, metrics = update_params(
     loss_of_trained,
-    state.trained,
-    batch,
-    key,
-    microbatches,
-  )
-  trained, opt_state, metrics = apply_update(
     optimizer,
     state.trained,
     state.opt_state,
-    gradients,
-    metrics,
+    batch,
+    key,
+    microbatches,
   )
   updates = update_is_finite(metrics).astype(jnp.int32)  # 0 or 1
   new_state = dataclasses.replace(
@@ -133,6 +128,34 @@ def gradient_step(
     opt_state=opt_state,
   )
   return new_state, metrics
+
+
+def update_params(
+  loss: LossFunction,
+  optimizer: optax.GradientTransformation,
+  params: Params,
+  opt_state: Any,
+  batch: Any,
+  key: jax.Array,
+  microbatches: int = 1,
+) -> tuple[Params, Any, Metrics]:
+  """Makes one optimizer update: `compute_gradients`, then `apply_update`.
+
+  Args:
+    loss: (params, batch, key) → Loss.
+    optimizer: the optimizer.
+    params: the parameters to update.
+    opt_state: the optimizer's state.
+    batch: a tree of arrays [B, …], B a multiple of `microbatches`.
+    key: [] a random key; each of several parts gets its own.
+    microbatches: the number of parts.
+
+  Returns:
+    Parameters, optimizer state, and the metrics of loss and update. If loss or gradient is
+    not finite, the first two are those that were given.
+  """
+  gradients, metrics = compute_gradients(loss, params, batch, key, microbatches)
+  return apply_update(optimizer, params, opt_state, gradients, metrics)
 
 
 def compute_gradients(

@@ -226,9 +226,8 @@ def update_once(
     assessed, metrics = assess_rollout(scored, jax.lax.stop_gradient(evaluated), options)
     return dataclasses.replace(loss(now, assessed, options), counts=metrics)
 
-  gradients, metrics = steps.compute_gradients(batch_loss, state.trained, scored, state.key)
-  trained, opt_state, metrics = steps.apply_update(
-    definitions.optimizer, state.trained, state.opt_state, gradients, metrics
+  trained, opt_state, metrics = steps.update_params(
+    batch_loss, definitions.optimizer, state.trained, state.opt_state, scored, state.key
   )
   metrics['policy/first_ratio'] = metrics['policy/ratio']
   return (trained, opt_state), metrics, steps.update_is_finite(metrics)
@@ -395,11 +394,8 @@ def update_minibatch(
     )
     return loss(now, assessed, options)
 
-  gradients, metrics = steps.compute_gradients(
-    batch_loss, trained, assessed, key, options.microbatches
-  )
-  trained, opt_state, metrics = steps.apply_update(
-    definitions.optimizer, trained, opt_state, gradients, metrics
+  trained, opt_state, metrics = steps.update_params(
+    batch_loss, definitions.optimizer, trained, opt_state, assessed, key, options.microbatches
   )
   return (trained, opt_state), metrics
 

@@ -267,9 +267,8 @@ def update_once(
     return dataclasses.replace(value, counts=metrics)
 
   trained = {'policy': state.trained, 'value': state.value_trained}
-  gradients, metrics = steps.compute_gradients(batch_loss, trained, scored, state.key)
-  trained, opt_state, metrics = steps.apply_update(
-    definitions.optimizer, trained, state.opt_state, gradients, metrics
+  trained, opt_state, metrics = steps.update_params(
+    batch_loss, definitions.optimizer, trained, state.opt_state, scored, state.key
   )
   metrics['policy/first_ratio'] = metrics['policy/ratio']
   return (trained, opt_state), metrics, steps.update_is_finite(metrics)
@@ -527,15 +526,14 @@ def update_minibatch(
     )
     return loss(params, now, assessed, pretraining, weight, definitions, options)
 
-  gradients, metrics = steps.compute_gradients(
+  trained, opt_state, metrics = steps.update_params(
     batch_loss,
+    definitions.optimizer,
     trained,
+    opt_state,
     (assessed, pretraining, weight),
     key,
     options.microbatches,
-  )
-  trained, opt_state, metrics = steps.apply_update(
-    definitions.optimizer, trained, opt_state, gradients, metrics
   )
   return (trained, opt_state), metrics
 
@@ -762,15 +760,35 @@ def _init_state(
   policy: OpenModel,
   value: OpenModel,
 ) -> PPOState:
-  """Creates the state before the first step."""
-  layout = context.layout
-  trained, frozen = lora.split_trainable(policy.read())
-  value_trained, value_frozen = lora.split_trainable(value.read())
+  """Reads policy and value model, and creates the state before the first step."""
+  return create_state(policy.read(), value.read(), definitions, context.key(), options)
+
+
+def create_state(
+  policy: Params,
+  value: Params,
+  definitions: Definitions,
+  key: Array,
+  options: Options,
+) -> PPOState:
+  """Creates the state before the first step.
+
+  Args:
+    policy: the policy's sharded parameters. The state takes them over: the first step
+      donates their buffers.
+    value: those of the value model, likewise.
+    definitions: of which optimizer and layout are used.
+    key: [] the run's root random key.
+    options: of which `kl_coefficient` is read.
+  """
+  layout = definitions.layout
+  trained, frozen = lora.split_trainable(policy)
+  value_trained, value_frozen = lora.split_trainable(value)
   # One optimizer over both models, so that their gradients are clipped by one norm.
   joint = steps.create_train_state(
     {'policy': trained, 'value': value_trained},
     definitions.optimizer,
-    context.key(),
+    key,
     layout,
   )
   return PPOState(

@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the scripts
 sys.path.insert(1, str(Path(__file__).parents[2]))  # this library
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarking import worker
@@ -362,18 +361,12 @@ def prepare_ppo(work: Workload, clock: PhaseClock) -> loop.Training:
 
 def _create_ppo_state(definitions: ppo.Definitions, options: ppo.Options) -> ppo.PPOState:
   layout = definitions.layout
-  policy = make_params(definitions.model, layout)
-  value = make_params(definitions.value_model, layout, seed=3)
-  joint = steps.create_train_state(
-    {'policy': policy, 'value': value}, definitions.optimizer, jax.random.key(1), layout
-  )
-  return ppo.PPOState(
-    step=joint.step,
-    trained=policy,
-    opt_state=joint.opt_state,
-    key=joint.key,
-    value_trained=value,
-    kl_coefficient=jax.device_put(jnp.float32(options.kl_coefficient), layout.sharding()),
+  return ppo.create_state(
+    make_params(definitions.model, layout),
+    make_params(definitions.value_model, layout, seed=3),
+    definitions,
+    jax.random.key(1),
+    options,
   )
 
 

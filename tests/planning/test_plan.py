@@ -27,6 +27,7 @@ from rlhf_jax.stages.shared.context import Context
 ROOT = Path(__file__).parents[2]
 BATCH = 'ppo.batch_size=16'
 QUICKSTART = str(ROOT / 'experiments/quickstart.py:tiny')
+jax.devices()  # JAX starts with all eight, not with the one of a plan for cpu:1 that came first
 HAS_LIBTPU = importlib.util.find_spec('libtpu') is not None
 
 
