@@ -15,6 +15,8 @@ _QUALITIES = (
   'unfitting_offer',
   'ignorance',
   'unread',
+  'polite',
+  'in_full',
   'utility',
   'substance',
 )

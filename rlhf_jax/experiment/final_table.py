@@ -324,7 +324,10 @@ def compare(context: Context) -> Comparison:
   if base is not None:
     prompted = controls.respond_prompted(context, options, store.open(base), prompts, root)
   kl = _kl_of_last(responses_of_models['sampled'])
-  others = controls.make(prompts, responses_of_models, pool, prompted, baseline_row(config), kl)
+  baseline = _checked_baseline(config)
+  others = controls.make(
+    prompts, responses_of_models, pool, prompted, baseline, kl, context.tokenizer
+  )
   return _tabulate(config, options, prompts, responses_of_models, others)
 
 
@@ -441,7 +444,8 @@ def _tabulate(
     own = responses_of_models[decoding]
     others = control_responses.get(decoding, {})
     judged = {name: _judge(options, prompts, row) for name, row in {**own, **others}.items()}
-    make = functools.partial(_make_row, config, prompts, judged)
+    baseline = own[_checked_baseline(config)]
+    make = functools.partial(_make_row, config, prompts, judged, baseline)
     for name, row in own.items():
       tables['models'].setdefault(name, {})[decoding] = make(name, row, range(len(prompts)))
       if unseen:
@@ -465,6 +469,7 @@ def _make_row(
   config: Any,
   prompts: Sequence[Prompt],
   judged: Mapping[str, table.Judged],
+  baseline_responses: Responses,
   name: str,
   row: Responses,
   numbers: Sequence[int],
@@ -475,13 +480,13 @@ def _make_row(
     config: the whole config.
     prompts: all prompts.
     judged: name of a row → what the judge says, in the decoding of this row.
+    baseline_responses: of the baseline, in the decoding of this row.
     name: of the row.
     row: its responses.
     numbers: of the prompts that count.
   """
   chosen = list(numbers)
-  baseline = baseline_row(config)
-  assert baseline is not None  # checked before the first stage
+  baseline = _checked_baseline(config)
 
   def take(measures: table.Judged) -> table.Judged:
     return {key: values[chosen] for key, values in measures.items()}
@@ -496,7 +501,15 @@ def _make_row(
     take(judged[baseline]),
     others,
     [prompts[number].meta.get('family', prompts[number].id) for number in chosen],
+    responses.select_prompts(baseline_responses, chosen).texts,
   )
+
+
+def _checked_baseline(config: Any) -> str:
+  """Returns the name of the baseline's row, which is checked to exist before the first stage."""
+  name = baseline_row(config)
+  assert name is not None
+  return name
 
 
 def _stage_of_base(config: Any) -> str | None:
