@@ -117,9 +117,10 @@ def _open_reward(name: str, resources: JudgeResources) -> judging.Judge:
 
   def judge(comparisons: Sequence[judging.Comparison]) -> judging.Judgements:
     messages = [comparison.messages for comparison in comparisons]
-    first = score(messages, [comparison.first for comparison in comparisons])
-    second = score(messages, [comparison.second for comparison in comparisons])
-    margins = np.asarray(first, np.float64) - second
+    first = [comparison.first for comparison in comparisons]
+    second = [comparison.second for comparison in comparisons]
+    values = np.asarray(score(2 * messages, first + second), np.float64)
+    margins = values[: len(first)] - values[len(first) :]
     # Bradley–Terry: P(first is better) = σ(r_first − r_second).
     return judging.Judgements(0.5 + 0.5 * np.tanh(0.5 * margins), [''] * len(comparisons))
 

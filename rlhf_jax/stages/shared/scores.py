@@ -175,10 +175,14 @@ def open_text_score(
   score_sequences = jax.jit(functools.partial(_score_in_parts, opened.model, 1))
 
   def score(conversations: Sequence[list[dict]], texts: Sequence[str]) -> np.ndarray:
-    encoded: list[tuple[list[int], int]] = []
+    # Each text once: a judge compares it with several others, in both orders.
+    places: dict[tuple[tuple[int, ...], int], int] = {}
+    numbers = []
     for conversation, text in zip(conversations, texts, strict=True):
       exchange = tokenizer.exchange(conversation, text)
-      encoded.append(([*exchange.prompt, *exchange.response][-longest:], len(exchange.response)))
+      ids = tuple([*exchange.prompt, *exchange.response][-longest:])
+      numbers.append(places.setdefault((ids, len(exchange.response)), len(places)))
+    encoded = [*places]
     values = []
     for begin in range(0, len(encoded), batch_size):
       batch = encoded[begin : begin + batch_size]
@@ -186,7 +190,7 @@ def open_text_score(
       filled = batch + batch[-1:] * (batch_size - len(batch))
       sequences = context.layout.place(_pad_sequences(filled, tokenizer.pad_id, longest))
       values.append(hosts.to_host(score_sequences(params, sequences))[: len(batch)])
-    return np.concatenate(values)
+    return np.concatenate(values)[numbers]
 
   return score
 
