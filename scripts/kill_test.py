@@ -358,7 +358,7 @@ def read_arrays(directory: Path) -> dict[str, Any]:
 def read_lines(path: Path) -> dict[int, dict]:
   """Reads the lines of a JSONL file, by number; fields time/… are left out."""
   lines = {}
-  for number, text in enumerate(path.read_text().splitlines()):
+  for number, text in enumerate(path.read_text().split('\n')[:-1]):
     fields = json.loads(text)
     lines[number] = {k: v for k, v in fields.items() if not k.startswith('time/')}
   return lines
@@ -377,7 +377,9 @@ def read_jsonl_files(directory: Path) -> dict[str, bytes]:
 def read_results(path: Path) -> dict[str, Any]:
   """Reads results.json, without the values that contain times."""
   results = json.loads(path.read_text())
-  return {key: value for key, value in results.items() if key not in ('seconds', 'table')}
+  return {
+    key: value for key, value in results.items() if key not in ('seconds', 'table', 'fingerprint')
+  }
 
 
 def say(text: str) -> None:

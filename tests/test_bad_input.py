@@ -10,6 +10,7 @@ import shutil
 
 import pytest
 
+from rlhf_jax import fingerprints
 from rlhf_jax.commands.train import main
 
 EXPERIMENT = """
@@ -145,7 +146,7 @@ def test_files_that_are_not_there(experiment, tmp_path, capsys):
     capsys, '--config=nowhere.py', f'--workdir={tmp_path}'
   )
   (tmp_path / 'file').write_text('')
-  assert 'cannot write there' in refuse(
+  assert 'cannot write: Not a directory' in refuse(
     capsys, f'--config={experiment}', f'--workdir={tmp_path}/file/run'
   )
 
@@ -206,8 +207,8 @@ def test_a_workdir_of_another_config_is_refused(experiment, trained, capsys):
 
 def test_a_checkpoint_of_another_shape_is_named(experiment, trained, tmp_path, capsys):
   stage = shutil.copytree(trained / 'pretrain', tmp_path / 'pretrain')
-  shape = json.loads((stage / 'model.json').read_text())
-  (stage / 'model.json').write_text(json.dumps({**shape, 'mlp': 32}))
+  shape = fingerprints.read_json(stage / 'model.json')
+  fingerprints.write_json(stage / 'model.json', {**shape, 'mlp': 32})
   line = refuse(
     capsys,
     f'--config={experiment}',

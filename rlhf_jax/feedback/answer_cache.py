@@ -7,12 +7,12 @@ Each answer is one line of JSON, which is flushed to the disk as soon as the ans
 from collections.abc import Iterator
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rlhf_jax import file_lock
 from rlhf_jax.errors import UserError
 
 # The fields of each row beside `key`; `calls` and `tokens` count towards a judge's limits.
@@ -53,7 +53,7 @@ def open_cache(path: Path) -> Iterator[AnswerCache]:
     UserError: the file cannot be written, another process has it open, or one of its
       lines is not an answer.
   """
-  with _open_locked(path) as file:
+  with file_lock.open_locked(path, 'another process is using this cache') as file:
     file.seek(0)
     *lines, incomplete = file.read().split(b'\n')
     file.truncate(file.tell() - len(incomplete))
@@ -66,20 +66,3 @@ def open_cache(path: Path) -> Iterator[AnswerCache]:
         expected = "expected a judge's answer; remove the line to ask again"
         raise UserError(f'{path}:{number}: {expected}') from None
     yield AnswerCache(path, file, rows)
-
-
-def _open_locked(path: Path) -> BinaryIO:
-  """Opens a file for appending, unbuffered, and locks it until it is closed."""
-  file = None
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, 'a+b', buffering=0)
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError as error:
-    if file is not None:
-      file.close()
-    reason = error.strerror
-    if isinstance(error, BlockingIOError):
-      reason = 'another process is using this cache'
-    raise UserError(f'{path}: {reason}') from None
-  return file

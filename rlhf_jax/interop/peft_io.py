@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from rlhf_jax import files
+from rlhf_jax import files, fingerprints
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import families, pretrained, safetensors_io
 from rlhf_jax.interop.json_files import read_json, write_json
@@ -237,6 +237,7 @@ def save_adapters(
     if tokenizer:
       tokenizer.save(folder)
     safetensors.numpy.save_file(tensors, folder / WEIGHTS, metadata=metadata)
+    fingerprints.record_files(folder)
 
 
 # The place of a matrix's adapters in a file.

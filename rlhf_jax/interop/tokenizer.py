@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
-from rlhf_jax import files
+from rlhf_jax import files, fingerprints
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import chat_template, literal_text
 from rlhf_jax.interop.chat_template import compile_pattern
@@ -707,6 +707,7 @@ def _read_core(path: Path) -> tokenizers.Tokenizer:
       f'{path}: not found; transformers writes it: '
       'AutoTokenizer.from_pretrained(d).save_pretrained(d)'
     )
+  fingerprints.check_file(path)
   try:
     return tokenizers.Tokenizer.from_file(str(path))
   except Exception as error:  # the library raises nothing narrower
@@ -791,7 +792,11 @@ def _read_template(directory: Path, config: Mapping[str, Any]) -> str | None:
   """Reads the chat template: a file of its own or, in older directories, a key of the config."""
   path = directory / TEMPLATE
   if path.is_file():
-    return path.read_text('utf-8')
+    fingerprints.check_file(path)
+    try:
+      return path.read_text('utf-8')
+    except (OSError, ValueError) as error:
+      raise UserError(f'{path}: cannot read: {error}') from None
   template = config.get('chat_template')
   if not isinstance(template, list):
     return template
