@@ -46,25 +46,33 @@ def main() -> int:
   parser.add_argument('--workers', type=int, default=2, help='processes at once')
   parser.add_argument('--disk', type=int, default=0, help='how many full disks are tried')
   parser.add_argument('--out', type=Path, help='a file for the table')
-  parser.add_argument('--all', action='store_true', help='print what every case ended in')
+  parser.add_argument('--minutes', type=float, default=15, help='no further case is begun then')
   options = parser.parse_args()
   began = time.monotonic()
   with tempfile.TemporaryDirectory(prefix='break-base-') as name:
     base = Path(name)
     cases = list(list_cases(base, options))
-    results = pool.run_cases(cases, options.workers)
+    results = pool.run_cases(cases, options.workers, options.minutes, show)
     if options.disk:
       filled = disk.fill_disks(base, options.disk)
       cases += [case for case, _ in filled]
       results += [result for _, result in filled]
-  for case, (verdict, said) in zip(cases, results, strict=True):
-    if options.all or verdict not in ('clear', 'read'):
-      print(f'{verdict:9} {case.group}: {case.name}\n          {said[:300]}')
+  tried = [number for number, (verdict, _) in enumerate(results) if verdict]
+  if len(tried) < len(cases):
+    print(f'the time was over: {len(cases) - len(tried)} inputs were not tried')
+  cases = [cases[number] for number in tried]
+  results = [results[number] for number in tried]
   text = format_table(cases, results, time.monotonic() - began)
   print(text)
   if options.out:
     options.out.write_text(text, encoding='utf-8')
   return judge(results)
+
+
+def show(case: Case, verdict: str, said: str) -> None:
+  """Prints a case that ended in no clear line."""
+  if verdict not in ('clear', 'read'):
+    print(f'{verdict:9} {case.group}: {case.name}\n          {said[:300]}', flush=True)
 
 
 def list_cases(base: Path, options: argparse.Namespace) -> Iterator[Case]:

@@ -130,6 +130,9 @@ def base_model_of(directory: str | Path) -> str:
   if not name:
     raise UserError(f'{path}: expected a base_model_name_or_path, got {name!r}')
   check_keys(adapter_config, KNOWN_KEYS, str(path))
+  for key in ('r', 'lora_alpha', 'target_modules'):
+    if adapter_config.get(key) is None:
+      raise UserError(f'{path}: the key {key!r} is missing')
   for candidate in (Path(name), Path(directory) / name):
     if candidate.exists():
       return str(candidate)

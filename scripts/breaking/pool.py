@@ -1,6 +1,6 @@
 """Runs cases in forked processes, each with limits of time and memory."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
 import multiprocessing
@@ -29,20 +29,27 @@ class _Worker:
   deadline: float = 0.0
 
 
-def run_cases(cases: Sequence[Case], workers: int) -> list[tuple[str, str]]:
+def run_cases(
+  cases: Sequence[Case], workers: int, minutes: float, show: Callable[[Case, str, str], None]
+) -> list[tuple[str, str]]:
   """Runs all cases.
 
   Args:
     cases: the cases.
     workers: processes at once.
+    minutes: after them no further case is begun.
+    show: gets each case with its result at once.
 
   Returns:
-    (verdict, what the user saw) of each case.
+    (verdict, what the user saw) of each case; ('', '') of one that was not tried.
   """
+  end = time.monotonic() + 60 * minutes
   results: list[tuple[str, str]] = [('', '')] * len(cases)
   waiting = list(range(len(cases)))[::-1]
   pool = [_start(cases) for _ in range(workers)]
   while waiting or any(worker.index is not None for worker in pool):
+    if time.monotonic() > end:
+      waiting.clear()
     for worker in pool:
       if worker.index is None and waiting:
         worker.index = waiting.pop()
@@ -57,6 +64,7 @@ def run_cases(cases: Sequence[Case], workers: int) -> list[tuple[str, str]]:
       if worker.pipe in ready:
         try:
           results[worker.index] = worker.pipe.recv()
+          show(cases[worker.index], *results[worker.index])
           worker.index = None
           continue
         except EOFError:
@@ -67,6 +75,7 @@ def run_cases(cases: Sequence[Case], workers: int) -> list[tuple[str, str]]:
         outcome = ('hang', f'more than {MEMORY / 2**30:.0f} GiB')
       if outcome is not None:
         results[worker.index] = outcome
+        show(cases[worker.index], *outcome)
         worker.process.kill()
         worker.process.join()
         pool[number] = _start(cases)
@@ -80,18 +89,21 @@ def _start(cases: Sequence[Case]) -> _Worker:
   """Forks a worker; nothing has used a device before, so that JAX has no threads yet."""
   context = multiprocessing.get_context('fork')
   ours, theirs = context.Pipe()
-  process = context.Process(target=_work, args=(cases, theirs), daemon=False)
+  process = context.Process(target=_work, args=(cases, theirs, ours), daemon=True)
   process.start()
   theirs.close()
   return _Worker(process, ours)
 
 
-def _work(cases: Sequence[Case], pipe: Any) -> None:
-  """Is what a worker does: runs the cases whose numbers it gets."""
+def _work(cases: Sequence[Case], pipe: Any, other_end: Any) -> None:
+  """Is what a worker does: runs the cases whose numbers it gets, until its parent ends."""
+  other_end.close()
+  multiprocessing.current_process().daemon = False  # else it could not start reward workers
   null = os.open(os.devnull, os.O_RDONLY)
   os.dup2(null, 0)
-  for index in iter(pipe.recv, None):
-    pipe.send(attempt(cases[index]))
+  with contextlib.suppress(EOFError):
+    for index in iter(pipe.recv, None):
+      pipe.send(attempt(cases[index]))
   os._exit(0)
 
 

@@ -71,7 +71,7 @@ def _serving(reply: tuple[int, dict[str, str], bytes]) -> Iterator[str]:
   handler = type('Handler', (_Handler,), {'reply': reply})
   server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
   server.daemon_threads = True
-  threading.Thread(target=server.serve_forever, daemon=True).start()
+  threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
   try:
     yield f'http://127.0.0.1:{server.server_address[1]}'
   finally:
