@@ -13,6 +13,7 @@ import difflib
 import importlib.util
 import inspect
 import json
+import math
 from pathlib import Path
 import sys
 import traceback
@@ -317,6 +318,10 @@ def _as_type_of(default: Any, value: Any, name: str, where: str) -> Any:
   if kind is ml_collections.ConfigDict:  # an open table, empty by default
     kind = dict
   # type() rather than isinstance, which would accept True as an int.
+  if kind is float and type(value) in (int, float) and not _is_finite(value):
+    raise UserError(f'{where}: {name} must be a finite number, got {value!r:.40}')
+  if kind is int and type(value) is int and value.bit_length() > 63:
+    raise UserError(f'{where}: {name} must be a number of 64 bits, got {value!r:.40}')
   if kind is float and type(value) is int:
     return float(value)
   if kind is tuple and type(value) is str:  # a single name needs no brackets
@@ -328,6 +333,14 @@ def _as_type_of(default: Any, value: Any, name: str, where: str) -> Any:
       f'{where}: {name} must be {kind.__name__}, got {type(value).__name__} {value!r}'
     )
   return value
+
+
+def _is_finite(value: float) -> bool:
+  """Tells whether a number is one that a float can hold."""
+  try:
+    return math.isfinite(value)
+  except OverflowError:  # an int
+    return False
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:

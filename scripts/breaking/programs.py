@@ -110,7 +110,7 @@ def endpoint_cases() -> Iterator[Case]:
   replies: tuple[tuple[str, tuple[int, dict[str, str], bytes]], ...] = (
     ('a gzip bomb', (200, {'Content-Encoding': 'gzip'}, bomb)),
     ('no gzip', (200, {'Content-Encoding': 'gzip'}, b'{}')),
-    ('cut gzip', (200, {'Content-Encoding': 'gzip'}, gzip.compress(good)[:-9])),
+    ('cut gzip', (200, {'Content-Encoding': 'gzip'}, gzip.compress(good)[:-20])),
     ('deflate that is none', (200, {'Content-Encoding': 'deflate'}, good)),
     ('20 MB', (200, {}, b'{"a":"' + b'x' * 20 * 2**20 + b'"}')),
     ('fewer bytes than stated', (200, {'Content-Length': '9999'}, good)),
@@ -232,7 +232,6 @@ def _option_cases() -> Iterator[Case]:
     ('retries', -1),
     ('backoff', -1.0),
     ('model', ''),
-    ('key_env', 'NOT_SET_ANYWHERE'),
     ('thought', -1),
   ):
 
