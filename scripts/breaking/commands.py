@@ -1,7 +1,8 @@
 """Experiments, overrides, values of the config, words of the commands, files of a workdir."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import functools
+import importlib
 from pathlib import Path
 import shutil
 import subprocess
@@ -267,11 +268,11 @@ def number_cases(base: Path) -> Iterator[Case]:
   del base
   for override in NUMBERS:
 
-    def run(folder: Path, override: str = override) -> None:
+    def run(folder: Path, override: str = override) -> int:
       from rlhf_jax.errors import UserError
+      from rlhf_jax.experiment import pipeline
 
       key = override.partition('=')[0]
-      from rlhf_jax.experiment import pipeline
 
       (folder / 'small.py').write_text(SMALL)
       config = pipeline.load_config(str(folder / 'small.py'))
@@ -280,11 +281,9 @@ def number_cases(base: Path) -> Iterator[Case]:
         if part not in section:  # no such key in this version
           raise UserError(f'{key}: no such key')
         section = section[part]
-      _train(folder / 'small.py', folder / 'run', "stages=('pretrain',)", override)
+      return _train(folder / 'small.py', folder / 'run', "stages=('pretrain',)", override)
 
-    place = override.partition('=')[0].rpartition('.')[2]
     yield Case('config values', f'run with {override}', run, '', True, 120.0)
-    del place
 
 
 WORDS = (
@@ -402,33 +401,31 @@ def word_cases(base: Path) -> Iterator[Case]:
   """Yields words of the commands."""
   for command, words in WORDS:
 
-    def run(folder: Path, command: str = command, words: tuple[str, ...] = words) -> None:
-      import importlib
-
+    def run(folder: Path, command: str = command, words: tuple[str, ...] = words) -> int:
       (folder / 'in.jsonl').write_text('{"tokens": [1, 2, 3]}\n')
       places = {'IN': str(folder / 'in.jsonl'), 'MODEL': str(base / 'run/sft/export')}
       given = []
       for word in words:
         flag, equals, value = word.partition('=')
         given.append(f'{flag}{equals}{places.get(value, value)}')
-      module = importlib.import_module(f'rlhf_jax.commands.{command}')
-      _expect_done(module.main(given))
+      return _call_main(command, given)
 
     refuse = not (command == 'generate' and words[-1:] == ('--seed=-1',))
     yield Case('CLI words', f'{command} {" ".join(words)[-70:]}', run, '', refuse, 60.0)
 
 
-def _expect_done(code: int) -> None:
-  """Ends as the command ended; `attempt` reads what it printed."""
-  if code:
-    raise SystemExit(code)
+def _call_main(command: str, words: Sequence[str]) -> int:
+  """Runs a command in this process; returns its exit code."""
+  module = importlib.import_module(f'rlhf_jax.commands.{command}')
+  try:
+    return module.main(words)
+  except SystemExit as stop:  # of argparse
+    return int(stop.code or 0)
 
 
-def _train(experiment: Path, workdir: Path, *overrides: str) -> None:
-  from rlhf_jax.commands import train
-
+def _train(experiment: Path, workdir: Path, *overrides: str) -> int:
   words = [f'--config.{override}' for override in overrides]
-  _expect_done(train.main([f'--config={experiment}', f'--workdir={workdir}', *words]))
+  return _call_main('train', [f'--config={experiment}', f'--workdir={workdir}', *words])
 
 
 def make_base(folder: Path) -> None:
@@ -496,9 +493,9 @@ def _damaged_copy(base: Path, folder: Path, name: str, data: bytes | None) -> Pa
 
 
 def _workdir(base: Path, name: str, what: str, data: bytes | None, refuse: bool) -> Case:
-  def run(folder: Path) -> None:
+  def run(folder: Path) -> int:
     run_folder = _damaged_copy(base, folder, name, data)
-    _train(base / 'small.py', run_folder)
+    return _train(base / 'small.py', run_folder)
 
   return Case('small files', f'{name}: {what}', run, name, refuse, 120.0)
 

@@ -98,7 +98,10 @@ def _copy_with(directory: Path, target: Path, name: str, data: bytes | None) -> 
 LOOP = (
   '{% for a in range(99999) %}{% for b in range(99999) %}{% set x = b %}{% endfor %}{% endfor %}'
 )
-DOUBLE = "{% set n = namespace(s='x' * 99) %}{% for i in range(60) %}{% set n.s = n.s OP n.s %}{% endfor %}"
+DOUBLE = (
+  "{% set n = namespace(s='x' * 99) %}"
+  '{% for i in range(60) %}{% set n.s = n.s OP n.s %}{% endfor %}'
+)
 TEMPLATES = (
   '',
   '{{',
@@ -137,7 +140,8 @@ TEMPLATES = (
   LOOP,
   DOUBLE.replace('OP', '~'),
   DOUBLE.replace('OP', '+'),
-  '{% for i in range(99999) %}{% for m in messages %}{{ m.content * 9999 }}{% endfor %}{% endfor %}',
+  '{% for i in range(99999) %}{% for m in messages %}{{ m.content * 9999 }}{% endfor %}'
+  '{% endfor %}',
 )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
+import functools
 import multiprocessing
 from multiprocessing import connection
 import os
@@ -120,15 +121,18 @@ def attempt(case: Case) -> tuple[str, str]:
   code: Any = 'none'
   try:
     with _captured(said):
-      try:
-        code = failures.run(lambda: case.run(input_folder) and None, folder)
-      except SystemExit as stop:  # of argparse
-        code = stop.code
+      code = failures.run(functools.partial(_call, case, input_folder), folder)
     text = said.read_text(encoding='utf-8', errors='replace')
     return _judge(case, code, text)
   finally:
     os.chdir(home)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _call(case: Case, folder: Path) -> int | None:
+  """Runs a case; one that is a whole command returns its exit code."""
+  returned = case.run(folder)
+  return returned if isinstance(returned, int) else None
 
 
 def _judge(case: Case, code: Any, text: str) -> tuple[str, str]:

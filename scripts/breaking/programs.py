@@ -292,7 +292,8 @@ FUNCTIONS = (
   ('print("x" * 10**6); raise ValueError', False),
   ('raise ValueError("x" * 10**7)', False),
   (
-    'import threading, time\nthreading.Thread(target=time.sleep, args=(99,)).start()\nraise OSError',
+    'import threading, time\nthreading.Thread(target=time.sleep, args=(99,)).start()\n'
+    'raise OSError',
     False,
   ),
   ('def f(): return f()\nreturn f()', False),
