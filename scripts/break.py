@@ -21,6 +21,7 @@ import time
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # its threads would not survive a fork
 
 from breaking import commands, disk, models, pool, programs, texts  # noqa: E402
 from breaking.cases import Case  # noqa: E402
@@ -47,10 +48,11 @@ def main() -> int:
   parser.add_argument('--disk', type=int, default=0, help='how many full disks are tried')
   parser.add_argument('--out', type=Path, help='a file for the table')
   parser.add_argument('--minutes', type=float, default=15, help='no further case is begun then')
+  parser.add_argument('--base', type=Path, help='a folder that keeps the trained workdir')
   options = parser.parse_args()
   began = time.monotonic()
   with tempfile.TemporaryDirectory(prefix='break-base-') as name:
-    base = Path(name)
+    base = options.base or Path(name)
     cases = list(list_cases(base, options))
     results = pool.run_cases(cases, options.workers, options.minutes, show)
     if options.disk:
@@ -102,6 +104,8 @@ def list_cases(base: Path, options: argparse.Namespace) -> Iterator[Case]:
     chosen.pop('small files', None)
     chosen.pop('CLI words', None)
     chosen.pop('numbers', None)
+  if {'tokenizer and template', "commands' lines"} & {*chosen}:
+    models.tokenizer()  # before the workers are forked, so that they need not train it
   for make in chosen.values():
     yield from list(make())[options.part // 2 :: options.part]
 

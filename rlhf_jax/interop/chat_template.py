@@ -85,6 +85,7 @@ class ChatTemplate:
     self.source = source
     self._variables = dict(variables)
     self._marks = compile_pattern(marks)
+    self._over_limit = ''  # what was said when it used too much time or memory
 
   def render(
     self,
@@ -107,13 +108,16 @@ class ChatTemplate:
     plain = [
       {key: value for key, value in message.items() if value is not None} for message in messages
     ]
+    if self._over_limit:  # seconds each time, for every conversation
+      raise UserError(self._over_limit)
     try:
       with template_limits.time_limit(template_limits.SECONDS):
         render = _compile(self.source)
         return render(plain, tools, add_generation_prompt=add_generation_prompt, **self._variables)
     except template_limits.TemplateLimitError as error:
       reason = str(error) or f'one conversation took more than {template_limits.SECONDS:.0f} s'
-      raise UserError(f'chat template: {reason}') from None
+      self._over_limit = f'chat template: {reason}'
+      raise UserError(self._over_limit) from None
     except Exception as error:  # whatever foreign code raises
       reason = ' '.join(str(error).split()) or type(error).__name__
       raise UserError(f'chat template: {reason}') from None

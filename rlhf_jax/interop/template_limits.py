@@ -4,7 +4,7 @@ Jinja's sandbox keeps templates away from files and other code, but not from loo
 texts that double in each turn. The classes here are used where transformers compiles a template.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 import ctypes
 import functools
@@ -13,7 +13,7 @@ import threading
 import time
 from typing import Any
 
-SECONDS = 10.0  # for one conversation
+SECONDS = 5.0  # for one conversation
 CHARACTERS = 20_000_000  # of a text, or items of a list, that a template builds
 
 _WIDTH = re.compile(r'\d{7,}')  # in a format such as '%9999999d'
@@ -38,7 +38,13 @@ def bounded_environment(base: type) -> type:
     def __init__(self, *args: Any, **options: Any):
       super().__init__(*args, **options)
       # Filters of constants are computed when the template is compiled.
-      self.filters = {name: _bounded_filter(name, call) for name, call in self.filters.items()}
+      filters: dict[str, Any] = self.filters
+      filters.update({name: _bounded_filter(name, call) for name, call in filters.items()})
+
+    @staticmethod
+    def concat(pieces: Iterable[str]) -> str:
+      """Joins the pieces of what a template writes."""
+      return _join_pieces(pieces)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
       """Computes an operation of two values."""
@@ -56,11 +62,24 @@ def bounded_environment(base: type) -> type:
 
 
 def bound_joins(template: Any) -> None:
-  """Bounds the operator ~ of a compiled template."""
+  """Bounds the operator ~ and the macros of a compiled template."""
   names = template.root_render_func.__globals__
+  if 'concat' in names:
+    names['concat'] = _join_pieces
   for name in ('str_join', 'markup_join'):
     if name in names and not isinstance(names[name], functools.partial):  # not bounded yet
       names[name] = functools.partial(_join, names[name])
+
+
+def _join_pieces(pieces: Iterable[str]) -> str:
+  """Joins texts as long as they are not too many."""
+  joined = []
+  size = 0
+  for piece in pieces:
+    size += len(piece)
+    _check_size(size)
+    joined.append(piece)
+  return ''.join(joined)
 
 
 def _join(join: Callable[[Any], str], parts: Any) -> str:

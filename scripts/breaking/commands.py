@@ -429,7 +429,10 @@ def _train(experiment: Path, workdir: Path, *overrides: str) -> int:
 
 
 def make_base(folder: Path) -> None:
-  """Trains the small experiment, in a process of its own."""
+  """Trains the small experiment, in a process of its own, unless the folder has it already."""
+  if (folder / 'run/results.json').is_file():
+    return
+  folder.mkdir(exist_ok=True)
   (folder / 'small.py').write_text(SMALL)
   command = [sys.executable, '-m', 'rlhf_jax', f'--config={folder}/small.py']
   subprocess.run([*command, f'--workdir={folder}/run'], check=True, capture_output=True)
