@@ -205,6 +205,26 @@ def test_a_workdir_of_another_config_is_refused(experiment, trained, capsys):
   assert 'begun with another config: config.sft.batch_size: 8 → 16' in line
 
 
+def test_what_a_run_reads_back_is_verified(experiment, trained, tmp_path, capsys):
+  """A lost config, a changed model of a finished stage, data that are others at the resume."""
+  run = shutil.copytree(trained, tmp_path / 'run')
+  command = [f'--config={experiment}', f'--workdir={run}']
+  (run / 'config.json').rename(tmp_path / 'config.json')
+  assert 'config.json: is gone, but a run has begun' in refuse(capsys, *command)
+  (tmp_path / 'config.json').rename(run / 'config.json')
+  template = run / 'tokenizer/chat_template.jinja'
+  text = template.read_text()
+  template.write_text(text + ' ')
+  assert 'chat_template.jinja: changed or damaged' in refuse(capsys, *command)
+  template.write_text(text)
+  shutil.rmtree(run / 'sft')
+  (run / 'results.json').unlink()
+  shutil.rmtree(run / 'pretrain/checkpoints/2')  # the one before it is not what was finished with
+  assert 'checkpoints/2: this checkpoint is gone; the stage finished with it' in refuse(
+    capsys, *command
+  )
+
+
 def test_a_checkpoint_of_another_shape_is_named(experiment, trained, tmp_path, capsys):
   stage = shutil.copytree(trained / 'pretrain', tmp_path / 'pretrain')
   shape = fingerprints.read_json(stage / 'model.json')

@@ -130,16 +130,18 @@ def run(
   # First of all, as processes with different configs might wait for each other for ever.
   agreement.check_processes('config', json.loads(configs.as_json(config)))
   agreement.check_processes('code', agreement.describe_code(config))
-  with lock_workdir(workdir):
-    return _run_locked(config, workdir, accept_changed_data)
-
-
-def _run_locked(config: Any, workdir: Path, accept_changed_data: bool) -> dict[str, Any]:
-  """Does the work of `run`, in a workdir that no other run uses."""
   compilation.cache_compilations()
   compilation.request_exact_products()
   layout = make_layout(config, workdir)
   final_table.check(config, layout)  # now, rather than after all training
+  with lock_workdir(workdir):
+    return _run_locked(config, workdir, layout, accept_changed_data)
+
+
+def _run_locked(
+  config: Any, workdir: Path, layout: Layout, accept_changed_data: bool
+) -> dict[str, Any]:
+  """Does the work of `run`, in a workdir that no other run uses."""
   claim_workdir(config, workdir)
   _write_date(workdir)
   if layout.why:  # the preset `auto` explains its choice

@@ -198,6 +198,15 @@ def test_names_of_models(context):
     ModelStore(made).open('nowhere')
 
 
+def test_a_model_without_a_head_is_no_reward(finished, context):
+  """Neither one that was trained to speak nor one that nothing has trained."""
+  _, workdir, _ = finished
+  store = ModelStore(context('ppo'))
+  for name in (str(workdir / 'sft'), 'random'):
+    with pytest.raises(UserError, match=f"config.ppo: '{name}' has no scalar head: expected a rew"):
+      store.open_reward(name)
+
+
 def test_batch_that_does_not_divide(context):
   with pytest.raises(
     UserError, match='config.sft: a batch of 12 rows in 1 parts does not divide over the 8'
