@@ -8,3 +8,4 @@ source scripts/environment.sh test,smollm2
 .venv/bin/python -m ruff check .
 .venv/bin/python -m mypy
 .venv/bin/python scripts/texture.py --check
+.venv/bin/python scripts/constraints.py

@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (  # from the bottom up; a room imports only from those of the lines above its own
-  ('errors', 'files', 'options', 'text_table'),
-  ('named_functions', 'json_lines', 'hub'),
+  ('errors', 'files', 'options', 'plain_text', 'text_table'),
+  ('named_functions', 'json_lines', 'hub', 'fingerprints', 'file_lock'),
   ('types',),
   ('objectives',),
   ('models', 'data', 'runtime'),

@@ -12,7 +12,7 @@ import re
 from typing import Any
 import zlib
 
-from rlhf_jax import files, json_lines
+from rlhf_jax import files, fingerprints, json_lines, plain_text
 from rlhf_jax.errors import UserError
 
 # What a JSON file with one object may call its list of rows.
@@ -45,8 +45,9 @@ def read_rows(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
     (place, row): 'FILE:LINE', or 'FILE, row N' where there are no lines.
 
   Raises:
-    UserError: the file cannot be read.
+    UserError: the file cannot be read, or is no longer what a run has written.
   """
+  fingerprints.check_file(path)
   try:
     with files.open_bytes(path) as file:
       head = file.read(_HEAD)
@@ -149,7 +150,7 @@ def _read_parquet(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
     batches = parquet.ParquetFile(path).iter_batches(batch_size=1000)
     yield from _rows_of_batches(batches, path)
   except (OSError, pa.ArrowException) as error:
-    raise UserError(f'{path}: cannot read: {_one_line(error)}') from None
+    raise UserError(f'{path}: cannot read: {plain_text.one_line(str(error), 300)}') from None
 
 
 def _read_arrow(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
@@ -167,7 +168,7 @@ def _read_arrow(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
         batches = iter(pa.ipc.open_stream(source))
       yield from _rows_of_batches(batches, path)
   except (OSError, pa.ArrowException) as error:
-    raise UserError(f'{path}: cannot read: {_one_line(error)}') from None
+    raise UserError(f'{path}: cannot read: {plain_text.one_line(str(error), 300)}') from None
 
 
 def _rows_of_batches(batches: Iterator[Any], path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
@@ -192,10 +193,6 @@ def _as_json(value: Any) -> Any:
   if isinstance(value, decimal.Decimal):
     return float(value)
   return value.isoformat() if hasattr(value, 'isoformat') else str(value)
-
-
-def _one_line(error: Exception) -> str:
-  return ' '.join(str(error).split())
 
 
 # Folders.

@@ -6,7 +6,6 @@ The table is printed; the workdir gets results.json, report.html and report.png.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-import json
 from pathlib import Path
 import time
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlhf_jax import files, fingerprints
 from rlhf_jax.data import batches, encode, sources
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import DataOptions
@@ -204,7 +204,7 @@ def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -
   config = first.config
   path = first.workdir / 'results.json'
   if path.is_file():
-    earlier = json.loads(path.read_text(encoding='utf-8'))
+    earlier = fingerprints.read_json(path, 'remove it to evaluate again')
     hosts.say(earlier['table'])
     return earlier
   started = time.monotonic()
@@ -231,7 +231,8 @@ def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -
   results['table'] = format_results(results)
   _write_report(first.workdir, contexts, curves, results, comparison)
   # Written last, as its presence means that the report is complete.
-  training.write_on_first_process(path, json.dumps(results, indent=2) + '\n')
+  if hosts.is_first_process():
+    fingerprints.write_json(path, results)
   hosts.say(results['table'])
   hosts.say(f'\nReport: {first.workdir / "report.html"}')
   return results
@@ -283,7 +284,8 @@ def _write_report(
     for decoding, row in decodings.items():
       bars.setdefault(f'held-out prompts, {decoding}', {})[name] = row
   image = report.draw_picture(curves, bars)
-  (workdir / 'report.png').write_bytes(image)
+  with files.replacing(workdir / 'report.png') as temporary:
+    temporary.write_bytes(image)
   transcripts = {
     name: report.read_transcripts(context.directory) for name, context in contexts.items()
   }

@@ -13,8 +13,10 @@ import functools
 import hashlib
 import json
 import logging
+import math
 from pathlib import Path
 import re
+import string
 from typing import Any
 
 import httpx
@@ -66,6 +68,7 @@ class EndpointOptions:
 
 _EXAMPLE_URL = 'http://localhost:8000/v1'
 _PATH = '/chat/completions'
+_PLACES = {'conversation', 'question', 'principle', 'first', 'second'}  # of a template
 # What `_read_reply` may raise where a reply is not a chat completion.
 _NOT_A_COMPLETION = (
   ValueError,
@@ -421,18 +424,49 @@ def _check_options(options: EndpointOptions) -> None:
   """Raises UserError where an option is invalid."""
   if not options.model:
     raise UserError("judge: expected a model, got ''")
-  are_words = all(re.fullmatch(r'\w+', option) for option in options.options)
+  are_words = all(
+    isinstance(option, str) and re.fullmatch(r'\w+', option) for option in options.options
+  )
   are_two = len(options.options) == len(set(options.options)) == 2
   if not are_two or not are_words:
     raise UserError(f'judge: expected two different words as options, got {options.options}')
-  if options.concurrency < 1:
-    raise UserError(f'judge: expected a concurrency of 1 or more, got {options.concurrency}')
-  if options.timeout <= 0:
+  for name, least in (('concurrency', 1), ('max_tokens', 1), ('thought', 0), ('logprobs', 0)):
+    if getattr(options, name) < least:
+      got = getattr(options, name)
+      raise UserError(f'judge: expected {name} from {least}, got {got}')
+  for name in ('retries', 'backoff', 'longest_wait', 'temperature'):
+    if not 0 <= getattr(options, name) < math.inf:  # NaN is refused too
+      raise UserError(f'judge: expected {name} from 0, got {getattr(options, name)}')
+  if not 0 < options.timeout < math.inf:
     raise UserError(f'judge: expected a timeout above 0, got {options.timeout}')
-  if len(options.clamp) != 2:
-    raise UserError(f'judge: expected two numbers to clamp to, got {options.clamp}')
+  _check_clamp(options.clamp)
+  _check_template(options.template)
   empty = judging.Comparison([dict(role='user', content='')], '', '')
   try:
     build_request(empty, options)
   except (LookupError, ValueError) as error:
     raise UserError(f'judge: template: {type(error).__name__}: {error}') from None
+
+
+def _check_clamp(clamp: Sequence[Any]) -> None:
+  """Raises UserError unless a range of probabilities is one."""
+  are_numbers = len(clamp) == 2 and all(type(value) in (int, float) for value in clamp)
+  if not are_numbers or not 0 <= clamp[0] <= clamp[1] <= 1:
+    raise UserError(f'judge: clamp: expected two probabilities in their order, got {clamp}')
+
+
+def _check_template(template: str) -> None:
+  """Raises UserError for a template without its places, or with more than names in them."""
+  try:
+    parts = list(string.Formatter().parse(template))
+  except ValueError as error:
+    raise UserError(f'judge: template: {error}') from None
+  names = {name for _, name, _, _ in parts if name is not None}
+  plain = all(not form and not conversion for _, _, form, conversion in parts)
+  asks = {'first', 'second'} <= names and names & {'conversation', 'question'}
+  if not plain or not asks or not names <= _PLACES:
+    known = ', '.join(f'{{{name}}}' for name in sorted(_PLACES))
+    raise UserError(
+      f'judge: template: expected {{first}}, {{second}} and {{conversation}} or {{question}}, of '
+      f'{known}, got {template!r:.80}'
+    )

@@ -13,6 +13,7 @@ import re
 from typing import Any, NamedTuple
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.interop import template_limits
 
 Message = Mapping[str, Any]  # `role`, `content` and whatever else the template reads
 Messages = Sequence[Message]
@@ -84,6 +85,7 @@ class ChatTemplate:
     self.source = source
     self._variables = dict(variables)
     self._marks = compile_pattern(marks)
+    self._over_limit = ''  # what was said when it used too much time or memory
 
   def render(
     self,
@@ -106,9 +108,16 @@ class ChatTemplate:
     plain = [
       {key: value for key, value in message.items() if value is not None} for message in messages
     ]
+    if self._over_limit:  # seconds each time, for every conversation
+      raise UserError(self._over_limit)
     try:
-      render = _compile(self.source)
-      return render(plain, tools, add_generation_prompt=add_generation_prompt, **self._variables)
+      with template_limits.time_limit(template_limits.SECONDS):
+        render = _compile(self.source)
+        return render(plain, tools, add_generation_prompt=add_generation_prompt, **self._variables)
+    except template_limits.TemplateLimitError as error:
+      reason = str(error) or f'one conversation took more than {template_limits.SECONDS:.0f} s'
+      self._over_limit = f'chat template: {reason}'
+      raise UserError(self._over_limit) from None
     except Exception as error:  # whatever foreign code raises
       reason = ' '.join(str(error).split()) or type(error).__name__
       raise UserError(f'chat template: {reason}') from None
@@ -402,13 +411,35 @@ def _compile(source: str) -> Callable[..., str]:
     (messages, tools, **variables) → text.
   """
   module = _renderer()
+  compiled = _compile_bounded(module, source)
 
   def render(messages: Messages, tools: Tools, **variables: Any) -> str:
     # The same object as the renderer uses, as what was compiled is kept.
-    module._compile_jinja_template(source).globals['strftime_now'] = _format_date
+    compiled.globals['strftime_now'] = _format_date
     texts, _ = module.render_jinja_template(
       [messages], tools=tools or None, documents=None, chat_template=source, **variables
     )
     return texts[0]
 
   return render
+
+
+def _compile_bounded(module: Any, source: str) -> Any:
+  """Compiles a template by transformers, in its sandbox with limits (template_limits.py).
+
+  Args:
+    module: of transformers; it keeps what was compiled, by the source.
+    source: the template.
+  """
+  from jinja2 import sandbox
+
+  plain = sandbox.ImmutableSandboxedEnvironment
+  sandbox.ImmutableSandboxedEnvironment = template_limits.bounded_environment(plain)
+  module.ImmutableSandboxedEnvironment = sandbox.ImmutableSandboxedEnvironment
+  try:
+    compiled = module._compile_jinja_template(source)
+  finally:
+    sandbox.ImmutableSandboxedEnvironment = plain
+    module.ImmutableSandboxedEnvironment = plain
+  template_limits.bound_joins(compiled)
+  return compiled

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import files, hub
+from rlhf_jax import files, fingerprints, hub
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import families, hf_config
 from rlhf_jax.interop.assemble import assemble_parameters
@@ -44,6 +44,7 @@ EXPORTED = re.compile(  # the files of an export, which a new export may replace
   r'|chat_template\.jinja'
   r'|model(-\d{5}-of-\d{5})?\.safetensors'
   r'|model\.safetensors\.index\.json'
+  r'|fingerprints\.json'
 )
 
 
@@ -213,6 +214,8 @@ def export_model(
       if card:
         files.write_text(folder / 'README.md', card)
     write_weights(folder, entries, shard_bytes, writes)
+    if writes:
+      fingerprints.record_files(folder)
 
 
 def _fold_bias(params: Params) -> tuple[Params, float]:

@@ -16,13 +16,21 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
-from rlhf_jax import files
+from rlhf_jax import files, fingerprints
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import chat_template, literal_text
 from rlhf_jax.interop.chat_template import compile_pattern
 from rlhf_jax.interop.gguf_tokenizer import read_gguf_tokenizer
 from rlhf_jax.interop.json_files import read_json, write_json
-from rlhf_jax.interop.known_keys import check_keys, KnownKeys, show, whole_number
+from rlhf_jax.interop.known_keys import (
+  Allowed,
+  check_keys,
+  KnownKeys,
+  or_null,
+  show,
+  SWITCH,
+  whole_number,
+)
 
 ROLES = ('eos', 'bos', 'pad', 'unk')  # of special tokens, as transformers calls them
 
@@ -34,11 +42,42 @@ TEMPLATE = 'chat_template.jinja'
 GENERATION = 'generation_config.json'
 MODEL_CONFIG = 'config.json'
 
+
 # tokenizer_config.json has many more keys. Where there is a tokenizer.json that says how a text is
 # split, for transformers too, which then passes over keys such as `add_bos_token`.
+def _is_token(value: Any) -> bool:
+  """Tells whether a value is a token, which a table may describe."""
+  return isinstance(value.get('content') if isinstance(value, Mapping) else value, str)
+
+
+def _is_template(value: Any) -> bool:
+  """Tells whether a value is a chat template, or several by name."""
+  if not isinstance(value, list):
+    return isinstance(value, str)
+  if not all(isinstance(choice, Mapping) for choice in value):
+    return False
+  texts = [choice.get(key) for choice in value for key in ('name', 'template')]
+  return all(isinstance(text, str) for text in texts)
+
+
+def _is_table_of_tokens(value: Any) -> bool:
+  """Tells whether a value is a table of ids and tokens."""
+  return isinstance(value, Mapping) and all(
+    number.isdecimal() and isinstance(token, Mapping) and _is_token(token)
+    for number, token in value.items()
+  )
+
+
+TOKEN = or_null(Allowed('a token', _is_token))
 KNOWN_KEYS = KnownKeys(
+  read={
+    **{role + '_token': TOKEN for role in ROLES},
+    'chat_template': or_null(Allowed('a text', _is_template)),
+    'added_tokens_decoder': or_null(Allowed('a table of ids and tokens', _is_table_of_tokens)),
+    'add_prefix_space': or_null(SWITCH),
+  },
   only={'split_special_tokens': (False, None), 'fix_mistral_regex': (False, None)},
-  ignored=('chat_template', 'extra_special_tokens', *(role + '_token' for role in ROLES)),
+  ignored=('extra_special_tokens',),
   refuse_others=False,
 )
 
@@ -707,6 +746,7 @@ def _read_core(path: Path) -> tokenizers.Tokenizer:
       f'{path}: not found; transformers writes it: '
       'AutoTokenizer.from_pretrained(d).save_pretrained(d)'
     )
+  fingerprints.check_file(path)
   try:
     return tokenizers.Tokenizer.from_file(str(path))
   except Exception as error:  # the library raises nothing narrower
@@ -791,7 +831,11 @@ def _read_template(directory: Path, config: Mapping[str, Any]) -> str | None:
   """Reads the chat template: a file of its own or, in older directories, a key of the config."""
   path = directory / TEMPLATE
   if path.is_file():
-    return path.read_text('utf-8')
+    fingerprints.check_file(path)
+    try:
+      return path.read_text('utf-8')
+    except (OSError, ValueError) as error:
+      raise UserError(f'{path}: cannot read: {error}') from None
   template = config.get('chat_template')
   if not isinstance(template, list):
     return template

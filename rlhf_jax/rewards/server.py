@@ -107,7 +107,7 @@ def _check_options(options: ServerOptions) -> None:
     if getattr(options, name) < 1:
       value = getattr(options, name)
       raise UserError(f'reward_server.{name}: expected a number from 1, got {value}')
-  if options.timeout <= 0:
+  if not 0 < options.timeout < math.inf:
     raise UserError(f'reward_server.timeout: expected seconds above 0, got {options.timeout}')
 
 
@@ -261,7 +261,7 @@ def _read_scores(server: _Server, body: str, count: int) -> list[float]:
   try:
     scores = json.loads(body)['scores']
     values = [math.nan if score is None else float(score) for score in scores]
-  except (ValueError, LookupError, TypeError, RecursionError):
+  except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
     values = []
   if len(values) != count:
     excerpt = http_requests.excerpt(body, server.key)

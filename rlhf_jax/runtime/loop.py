@@ -8,7 +8,6 @@ and the same metrics (except for `time/…`) as an uninterrupted one.
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 import os
@@ -22,7 +21,7 @@ from typing import Any
 import jax
 import tqdm
 
-from rlhf_jax import files, json_lines
+from rlhf_jax import fingerprints, json_lines, plain_text
 from rlhf_jax.errors import UserError
 from rlhf_jax.runtime import checkpoint, hosts
 from rlhf_jax.runtime import metrics as metrics_lib
@@ -186,7 +185,7 @@ def _open_writer(
 def _write_done(directory: Path, step: int, seconds: float) -> None:
   """Writes done.json, on process 0."""
   if hosts.is_first_process():
-    files.write_text(directory / DONE, json.dumps({'step': step, 'seconds': seconds}) + '\n')
+    fingerprints.write_json(directory / DONE, {'step': step, 'seconds': seconds})
 
 
 def _train(
@@ -370,11 +369,10 @@ class _Reporter:
       lines = [json_lines.format_value(sample) for sample in samples]
     except Exception as error:  # of any kind: it is the stage's own code
       logging.warning(
-        '%s: step %d: the evaluation failed, training goes on: %s: %s',
+        '%s: step %d: the evaluation failed, training goes on: %s',
         name,
         step,
-        type(error).__name__,
-        ' '.join(str(error).split())[:300],
+        plain_text.describe_error(error),
       )
       return
     self.writer.metrics(step, metrics)
@@ -384,7 +382,7 @@ class _Reporter:
       shown = [*shown[:5], '…']
     self.progress.say(f'{name}: step {step}: ' + ', '.join(shown))
     for line in lines[:2]:  # all are in samples.jsonl
-      self.progress.say(f'  {line[:400]}')
+      self.progress.say(f'  {plain_text.visible(line[:400])}')
 
   def say_interrupted(self, step: int, signum: int) -> None:
     """Tells the user that a signal stopped the run."""
@@ -409,8 +407,8 @@ def _collect_signals() -> Iterator[list[int]]:
 
   def record(signum: int, _: Any) -> None:
     received.append(signum)
-    if signum == signal.SIGINT:  # a second Ctrl-C ends the process at once
-      signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for number in handlers:  # a second one ends the process at once
+      signal.signal(number, signal.SIG_DFL)
 
   handlers = {}
   for signum in (signal.SIGTERM, signal.SIGINT):

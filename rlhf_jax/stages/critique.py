@@ -19,7 +19,7 @@ import zlib
 import jax
 import numpy as np
 
-from rlhf_jax import json_lines
+from rlhf_jax import fingerprints, json_lines
 from rlhf_jax.data import encode, records, sources
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import DataOptions
@@ -31,7 +31,7 @@ from rlhf_jax.generation import responses
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.planning.programs import StagePlan
-from rlhf_jax.runtime import hosts, metrics
+from rlhf_jax.runtime import metrics
 from rlhf_jax.stages.shared import response_plan, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import StageKind
@@ -399,6 +399,7 @@ def _read_or_make(context: Context, name: str, make: Callable[[], list[Row]]) ->
   """Returns the rows of a file of the stage; if there is none, makes and writes them first."""
   path = context.directory / f'{name}.jsonl'
   if path.is_file():
+    fingerprints.check_file(path)
     return [row for _, row in json_lines.read_values(path)]
   rows = make()
   _write(context, name, rows)
@@ -406,8 +407,7 @@ def _read_or_make(context: Context, name: str, make: Callable[[], list[Row]]) ->
 
 
 def _write(context: Context, name: str, rows: Sequence[Any]) -> None:
-  if hosts.is_first_process():
-    records.write_records(context.directory / f'{name}.jsonl', rows)
+  training.write_records(context, f'{name}.jsonl', rows)
 
 
 def plan(context: Context) -> StagePlan:

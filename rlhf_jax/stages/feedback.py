@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlhf_jax import fingerprints
 from rlhf_jax.data import batches, encode, records, sources
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import DataOptions
@@ -30,7 +31,6 @@ from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.objectives import ranking
 from rlhf_jax.planning.programs import StagePlan
 from rlhf_jax.rewards.sources import RewardSourceOptions
-from rlhf_jax.runtime import hosts
 from rlhf_jax.stages.shared import (
   ai_labels,
   people_labels,
@@ -103,6 +103,7 @@ def run(context: Context) -> None:
   for number, split in enumerate(SPLITS):
     path = context.directory / f'{split}.jsonl'
     if path.exists():
+      fingerprints.check_file(path)
       continue  # written before the run was interrupted
     key = jax.random.fold_in(context.key(), number)
     # What is drawn on the host comes from the same key, so that it is the same in
@@ -121,8 +122,7 @@ def run(context: Context) -> None:
       )
     else:
       rows = _rank(context, options, split, collected, rng)
-    if hosts.is_first_process():
-      records.write_records(path, rows)
+    training.write_records(context, path.name, rows)
 
 
 def check_options(options: Options, where: str) -> None:
@@ -204,8 +204,7 @@ def _collect_from_people(context: Context, options: Options) -> None:
     )
   for split in missing:
     rows = people_labels.wait_and_read(context, options.people, split)
-    if hosts.is_first_process():
-      records.write_records(context.directory / f'{split}.jsonl', rows)
+    training.write_records(context, f'{split}.jsonl', rows)
 
 
 def _rank(
