@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 import sys
+import tempfile
 
 from rlhf_jax.commands import arguments, host_memory
 from rlhf_jax.errors import UserError
@@ -31,6 +32,11 @@ def make_parser() -> argparse.ArgumentParser:
     '--workdir',
     metavar='DIR',
     help='the folder for everything that the run writes; use the same folder to resume',
+  )
+  parser.add_argument(
+    '--check',
+    action='store_true',
+    help='check all stages, describe them and exit; needs no --workdir',
   )
   parser.add_argument(
     '--show',
@@ -72,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   """
   parser = make_parser()
   options, overrides = arguments.parse_with_overrides(parser, argv)
-  if not options.workdir and not options.show:  # --show writes nothing
+  if not (options.workdir or options.show or options.check):
     parser.error('--workdir=DIR is missing: the folder for everything that the run writes')
 
   host_memory.keep_freed_memory()
@@ -124,7 +130,11 @@ def train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
   config = pipeline.load_config(options.config, overrides)
   hosts.initialize(options.coordinator, options.processes, options.process)
   with hosts.exit_with_peers():  # else this process would wait for a dead one forever
-    pipeline.run(config, options.workdir)
+    if options.workdir:
+      pipeline.run(config, options.workdir, only_check=options.check)
+      return
+    with tempfile.TemporaryDirectory() as workdir:  # of --check
+      pipeline.run(config, workdir, only_check=True)
 
 
 if __name__ == '__main__':

@@ -24,7 +24,7 @@ from rlhf_jax.generation import responses
 from rlhf_jax.generation.responses import Responses
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.models.lora import LoraOptions
-from rlhf_jax.options import from_section
+from rlhf_jax.options import Count, from_section
 from rlhf_jax.rewards.sources import RewardSourceOptions
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.mesh import Layout
@@ -57,12 +57,12 @@ class Options(RewardSourceOptions):
   # `reward`.
   best_of: dict[str, int] = dataclasses.field(default_factory=dict)
   reward: str = 'reward'  # the reward source that chooses the best of N, named as in PPO
-  num_samples: int = 1  # sampled responses to each prompt; one more is greedy
+  num_samples: Count = 1  # sampled responses to each prompt; one more is greedy
   # TinyWorld's prompts only: rows of what a model must beat, see controls.py, and the accuracy of
   # the reward model by kind of pair, see reward_kinds.py.
   controls: bool = False
-  batch_size: int = 64  # prompts at once, over all devices
-  max_length: int = 48  # tokens of a prompt at most
+  batch_size: Count = 64  # prompts at once, over all devices
+  max_length: Count = 48  # tokens of a prompt at most
   data: DataOptions = DataOptions()
   split: str = 'validation'  # of the prompts; 'test' for the figures of a release, once
   sampling: SamplingOptions = SamplingOptions()
