@@ -34,6 +34,14 @@ def make_parser() -> argparse.ArgumentParser:
     help='the folder for everything that the run writes; use the same folder to resume',
   )
   parser.add_argument(
+    '--from',
+    dest='take_from',
+    metavar='RUN',
+    default='',
+    help='the workdir of another run, whose finished stages are copied where their config is '
+    'the same',
+  )
+  parser.add_argument(
     '--check',
     action='store_true',
     help='check all stages, describe them and exit; needs no --workdir',
@@ -131,7 +139,7 @@ def train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
   hosts.initialize(options.coordinator, options.processes, options.process)
   with hosts.exit_with_peers():  # else this process would wait for a dead one forever
     if options.workdir:
-      pipeline.run(config, options.workdir, only_check=options.check)
+      pipeline.run(config, options.workdir, only_check=options.check, take_from=options.take_from)
       return
     with tempfile.TemporaryDirectory() as workdir:  # of --check
       pipeline.run(config, workdir, only_check=True)

@@ -21,7 +21,7 @@ from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.data.tinyworld import vocabulary
 from rlhf_jax.errors import UserError
 from rlhf_jax.experiment import config as configs
-from rlhf_jax.experiment import final_table, preflight
+from rlhf_jax.experiment import final_table, preflight, take_over
 from rlhf_jax.interop import chat_template, pretrained
 from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.options import Count, Positive, Seed
@@ -109,7 +109,9 @@ def load_config(path: str, overrides: Iterable[str] = ()) -> Any:
   return config
 
 
-def run(config: Any, workdir: str | os.PathLike, *, only_check: bool = False) -> dict[str, Any]:
+def run(
+  config: Any, workdir: str | os.PathLike, *, only_check: bool = False, take_from: str = ''
+) -> dict[str, Any]:
   """Checks all stages, runs every one that is not finished, then makes the final table.
 
   Args:
@@ -117,6 +119,8 @@ def run(config: Any, workdir: str | os.PathLike, *, only_check: bool = False) ->
     workdir: the folder to which the run writes everything. With the workdir of an
       interrupted run, that run is resumed.
     only_check: stop before the first stage.
+    take_from: the workdir of another run, whose finished stages are copied where their
+      sections are the same (take_over.py); '' = none.
 
   Returns:
     The contents of results.json, see final_table.make; {} if only checked.
@@ -133,6 +137,9 @@ def run(config: Any, workdir: str | os.PathLike, *, only_check: bool = False) ->
   _write_date(workdir)
   if layout.why:  # the preset `auto` explains its choice
     hosts.say(layout.why)
+  if take_from and hosts.is_first_process():
+    copied = take_over.take_over(config, workdir, Path(take_from))
+    hosts.say(f'taken over from {take_from}: {", ".join(copied) or "nothing"}')
   # The other processes read what the first one writes, so they wait for it.
   hosts.barrier('claimed')
   _fix_date(workdir)

@@ -83,7 +83,7 @@ class Options(rollout.RolloutOptions):
   reduce: str = 'token_mean'  # token_mean, sequence_mean, sequence_sum, constant
   clip_low: Share = 0.2  # ε below 1, of the probability ratio
   clip_high: NonNegative = 0.2  # ε above 1
-  kl_coefficient: NonNegative = 0.05  # β; 0 = no reference is kept
+  kl_coefficient: NonNegative = 0.05  # β; 0 = the KL is measured only
   # Where the KL counts. reward: subtracted from the score, as the response's sum of
   # k1; tokens: from a token's advantage, as the sum of what is still to come
   # (REINFORCE++); loss: a term of the loss (GRPO).
