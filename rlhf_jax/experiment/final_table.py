@@ -131,6 +131,18 @@ def has_controls(config: Any) -> bool:
   return section.controls and (not is_stage or section.reward in config.stages)
 
 
+def reward_name(config: Any, options: Options) -> str:
+  """Returns the reward source that judges or chooses the best of N; '' where none is needed.
+
+  Args:
+    config: the whole config.
+    options: its section `evaluation`.
+  """
+  if options.judge != ORACLE:
+    return options.judge
+  return options.reward if options.best_of or has_controls(config) else ''
+
+
 def check(config: Any, layout: Layout) -> None:
   """Checks the section `evaluation`, so that mistakes in it are found before training.
 
@@ -400,10 +412,8 @@ def _open_score(
   records: Sequence[Prompt],
 ) -> Any:
   """Opens the reward source that judges or chooses the best of N; None where neither is needed."""
-  name = options.reward
-  if options.judge != ORACLE:
-    name = options.judge
-  elif not options.best_of and not has_controls(context.config):
+  name = reward_name(context.config, options)
+  if not name:
     return None
   score_source = scores.open_score(context, store, name, options)
 

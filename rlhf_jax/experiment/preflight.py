@@ -16,11 +16,13 @@ from typing import Any
 
 import jax
 
-from rlhf_jax.data import sources
+from rlhf_jax import options as options_lib
+from rlhf_jax.data import encode, sources
 from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.errors import UserError
 from rlhf_jax.experiment import config as configs
-from rlhf_jax.stages.shared import model_sources
+from rlhf_jax.experiment import final_table
+from rlhf_jax.stages.shared import model_sources, scores
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import DataUse
 
@@ -75,6 +77,8 @@ def check_experiment(contexts: Mapping[str, Context], finished: Sequence[str]) -
       lines += checked.lines
       if not checked.has_model:
         failed.append(name)
+    evaluation = _check_evaluation(planned, load, workdir=context.workdir)
+    mistakes += [text for text in evaluation if not _is_about(text, context, failed)]
   configs.raise_mistakes(mistakes)
   return '\n'.join(lines)
 
@@ -101,6 +105,25 @@ def _check_stage(context: Context, planned: Context, load: Load) -> StageCheck:
     with _collect_mistakes(mistakes, context, planned):
       lines += _check_data(context, use, load)
   return StageCheck(mistakes, lines, has_model)
+
+
+def _check_evaluation(planned: Context, load: Load, workdir: Path) -> list[str]:
+  """Checks the prompts and the reward of the final table, which is made after all training."""
+  config = planned.config
+  if not final_table.shown_rows(config):
+    return []
+  options = options_lib.from_section(final_table.Options, config.evaluation)
+  context = dataclasses.replace(planned, name='evaluation', workdir=workdir)
+  mistakes: list[str] = []
+  with _collect_mistakes(mistakes, context, planned):
+    rows = load(options.data, 'prompt', options.split)
+    sample = sources.spread_evenly(rows, SAMPLE)
+    encode.prompts(sample, context.tokenizer, options.max_length)
+  with _collect_mistakes(mistakes, context, planned):
+    reward = final_table.reward_name(config, options)
+    if reward:
+      scores.check_score(dataclasses.replace(planned, name='evaluation'), reward, options)
+  return mistakes
 
 
 @contextlib.contextmanager

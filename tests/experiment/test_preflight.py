@@ -46,9 +46,12 @@ def test_mistakes_of_late_stages_are_all_named_at_once(check, tmp_path):
       'reward.loss=pairs',
       "ppo.reward=('sft',)",
       'ppo.score_place=end',
+      "evaluation.models={'sft': 'sft', 'ppo': 'ppo'}",
+      'evaluation.judge=my_judge:missing',
+      'evaluation.data.variant=easy',
     )
   assert str(caught.value).replace(str(tmp_path), '').splitlines() == [
-    '5 mistakes:',
+    '7 mistakes:',
     '  config.feedback: tinyworld: variant of a prompt: expected one of harmful, questions, '
     "got 'harm'",
     "  config.reward.loss: expected one of pairwise, plackett_luce, plain_pairs, got 'pairs'",
@@ -56,6 +59,9 @@ def test_mistakes_of_late_stages_are_all_named_at_once(check, tmp_path):
     'validation.jsonl',
     "  config.ppo.reward: 'sft' is no reward model: it has no scalar head",
     "  config.ppo.score_place: expected eos or after_eos, got 'end'",
+    '  config.evaluation: tinyworld: variant of a prompt: expected one of harmful, questions, '
+    "got 'easy'",
+    "  config.evaluation: reward 'my_judge:missing': No module named 'my_judge'",
   ]
 
 
