@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import functools
 from pathlib import Path
 
+import rlhf_jax
 from rlhf_jax.commands import failures, host_memory
 
 _OVERRIDE = '--config.'
@@ -26,13 +27,15 @@ def make_parser(command: str, description: str, epilog: str = '') -> argparse.Ar
     description: the beginning of the help text, printed without reflowing it.
     epilog: the end of the help text.
   """
-  return argparse.ArgumentParser(
+  parser = argparse.ArgumentParser(
     prog=f'python -m {command}',
     description=description,
     epilog=epilog,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,  # else an override could be taken for an abbreviated flag
   )
+  parser.add_argument('--version', action='version', version=f'rlhf_jax {rlhf_jax.__version__}')
+  return parser
 
 
 def add_config_argument(parser: argparse.ArgumentParser) -> None:

@@ -24,7 +24,7 @@ from rlhf_jax.generation import responses
 from rlhf_jax.generation.responses import Responses
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.models.lora import LoraOptions
-from rlhf_jax.options import from_section
+from rlhf_jax.options import Count, from_section
 from rlhf_jax.rewards.sources import RewardSourceOptions
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.mesh import Layout
@@ -59,12 +59,12 @@ class Options(RewardSourceOptions):
   # `reward`.
   best_of: dict[str, int] = dataclasses.field(default_factory=dict)
   reward: str = 'reward'  # the reward source that chooses the best of N, named as in PPO
-  num_samples: int = 1  # sampled responses to each prompt; one more is greedy
+  num_samples: Count = 1  # sampled responses to each prompt; one more is greedy
   # TinyWorld's prompts only: rows of what a model must beat, see controls.py, and the accuracy of
   # the reward model by kind of pair, see reward_kinds.py.
   controls: bool = False
-  batch_size: int = 64  # prompts at once, over all devices
-  max_length: int = 48  # tokens of a prompt at most
+  batch_size: Count = 64  # prompts at once, over all devices
+  max_length: Count = 48  # tokens of a prompt at most
   data: DataOptions = DataOptions()
   split: str = 'validation'  # of the prompts; 'test' for the figures of a release, once
   sampling: SamplingOptions = SamplingOptions()
@@ -139,6 +139,18 @@ def has_controls(config: Any) -> bool:
   section = config.evaluation
   is_stage = getattr(config.get(section.reward), 'kind', None) is not None
   return section.controls and (not is_stage or section.reward in config.stages)
+
+
+def reward_name(config: Any, options: Options) -> str:
+  """Returns the reward source that judges or chooses the best of N; '' where none is needed.
+
+  Args:
+    config: the whole config.
+    options: its section `evaluation`.
+  """
+  if options.judge != ORACLE:
+    return options.judge
+  return options.reward if options.best_of or has_controls(config) else ''
 
 
 def check(config: Any, layout: Layout) -> None:
@@ -415,10 +427,8 @@ def _open_score(
   records: Sequence[Prompt],
 ) -> Any:
   """Opens the reward source that judges or chooses the best of N; None where neither is needed."""
-  name = options.reward
-  if options.judge != ORACLE:
-    name = options.judge
-  elif not options.best_of and not has_controls(context.config):
+  name = reward_name(context.config, options)
+  if not name:
     return None
   score_source = scores.open_score(context, store, name, options)
 

@@ -24,10 +24,11 @@ from rlhf_jax.data import sources
 from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.data.tinyworld import vocabulary
 from rlhf_jax.errors import UserError
-from rlhf_jax.experiment import agreement, data_files, final_table
+from rlhf_jax.experiment import agreement, data_files, final_table, preflight, take_over
 from rlhf_jax.experiment import config as configs
 from rlhf_jax.interop import chat_template, pretrained
 from rlhf_jax.interop.tokenizer import Tokenizer
+from rlhf_jax.options import Count, Positive, Seed
 from rlhf_jax.runtime import checkpoint, compilation, hosts, loop, mesh
 from rlhf_jax.runtime.mesh import Layout, MeshOptions
 from rlhf_jax.stages.shared import mesh_need, model_sources
@@ -38,16 +39,16 @@ from rlhf_jax.stages.shared.context import Context
 class ModelOptions:
   """The section `model`: the shape of a freshly initialised model, and how all models compute."""
 
-  embed: int = 128  # width of the hidden states
-  layers: int = 4
-  heads: int = 4  # of the queries
-  kv_heads: int = 2  # of keys and values; divides heads
-  head_dim: int = 32  # width of a head
-  mlp: int = 384  # hidden width of the MLP
-  norm_eps: float = 1e-5  # added to the mean square in RMSNorm
-  rope_theta: float = 10000.0  # base of the rotary frequencies
+  embed: Count = 128  # width of the hidden states
+  layers: Count = 4
+  heads: Count = 4  # of the queries
+  kv_heads: Count = 2  # of keys and values; divides heads
+  head_dim: Count = 32  # width of a head
+  mlp: Count = 384  # hidden width of the MLP
+  norm_eps: Positive = 1e-5  # added to the mean square in RMSNorm
+  rope_theta: Positive = 10000.0  # base of the rotary frequencies
   tied: bool = True  # the output matrix is the transposed embedding
-  max_length: int = 2048  # of a sequence, in tokens
+  max_length: Count = 2048  # of a sequence, in tokens
   dtype: str = 'float32'  # of the computation; parameters are float32
   # What the backward pass recomputes: none; dots = all but matrix products; full = everything.
   remat: str = 'none'
@@ -59,7 +60,7 @@ class ExportOptions:
   """The section `export`: the Hugging Face directories to which stages export their models."""
 
   dtype: str = 'float32'  # of the exported parameters
-  shard_gigabytes: float = 5.0  # maximum size of a file
+  shard_gigabytes: Positive = 5.0  # maximum size of a file
   merged: bool = True  # for adapters, also export the model with the adapters merged into it
 
 
@@ -69,16 +70,22 @@ class TokenizerOptions:
 
   init: str = 'train'  # 'train' = train a new one on `data`; else smollm2, or a directory
   chat_template: str = ''  # in jinja2; '' = the tokenizer's own
-  vocab_size: int = 1024  # of a new tokenizer
-  documents: int = 4000  # the number of documents that a new tokenizer is trained on
+  vocab_size: Count = 1024  # of a new tokenizer
+  documents: Count = 4000  # the number of documents that a new tokenizer is trained on
   data: DataOptions = DataOptions()
+
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    if self.init == 'train':
+      return {}
+    return dict.fromkeys(('vocab_size', 'documents', 'data'), f'init is {self.init!r}')
 
 
 @dataclasses.dataclass(frozen=True)
 class CommonOptions:
   """The keys that every config has, in addition to the sections of its stages."""
 
-  seed: int = 0  # of all randomness
+  seed: Seed = 0  # of all randomness
   stages: tuple[str, ...] = ()  # the names of the sections to run, in this order
   data: str = ''  # replaces {data} in paths: the folder of an experiment's data files
   model: ModelOptions = ModelOptions()
@@ -101,25 +108,33 @@ def load_config(path: str, overrides: Iterable[str] = ()) -> Any:
   Raises:
     UserError: the file, a key or a value is wrong.
   """
-  return configs.load(path, overrides, defaults=options_lib.defaults(CommonOptions))
+  config = configs.load(path, overrides, defaults=options_lib.defaults(CommonOptions))
+  configs.check_values(config, CommonOptions)
+  return config
 
 
 def run(
   config: Any,
   workdir: str | os.PathLike,
+  *,
+  only_check: bool = False,
+  take_from: str = '',
   accept_changed_data: bool = False,
 ) -> dict[str, Any]:
-  """Runs every stage that is not finished, then makes the final table.
+  """Checks all stages, runs every one that is not finished, then makes the final table.
 
   Args:
     config: from `load_config`.
     workdir: the folder to which the run writes everything. With the workdir of an
       interrupted run, that run is resumed.
+    only_check: stop before the first stage.
+    take_from: the workdir of another run, whose finished stages are copied where their
+      sections are the same (take_over.py); '' = none.
     accept_changed_data: resume a stage even if its data files are no longer those that it
       began with.
 
   Returns:
-    The contents of results.json, see final_table.make.
+    The contents of results.json, see final_table.make; {} if only checked.
 
   Raises:
     UserError: something is wrong with the config, the data, the mesh or the workdir.
@@ -135,17 +150,25 @@ def run(
   layout = make_layout(config, workdir)
   final_table.check(config, layout)  # now, rather than after all training
   with lock_workdir(workdir):
-    return _run_locked(config, workdir, layout, accept_changed_data)
+    return _run_locked(config, workdir, layout, only_check, take_from, accept_changed_data)
 
 
 def _run_locked(
-  config: Any, workdir: Path, layout: Layout, accept_changed_data: bool
+  config: Any,
+  workdir: Path,
+  layout: Layout,
+  only_check: bool,
+  take_from: str,
+  accept_changed_data: bool,
 ) -> dict[str, Any]:
   """Does the work of `run`, in a workdir that no other run uses."""
   claim_workdir(config, workdir)
   _write_date(workdir)
   if layout.why:  # the preset `auto` explains its choice
     hosts.say(layout.why)
+  if take_from and hosts.is_first_process():
+    copied = take_over.take_over(config, workdir, Path(take_from))
+    hosts.say(f'taken over from {take_from}: {", ".join(copied) or "nothing"}')
   # The other processes read what the first one writes, so they wait for it.
   hosts.barrier('claimed')
   _fix_date(workdir)
@@ -155,6 +178,11 @@ def _run_locked(
   hosts.barrier('tokenizer')
   agreement.check_processes('tokenizer', {'tokenizer': tokenizer.core.to_str()})
   contexts = {name: Context(config, name, workdir, layout, tokenizer) for name in config.stages}
+  finished = [name for name, context in contexts.items() if finished_seconds(context) is not None]
+  if len(finished) < len(contexts):
+    hosts.say(preflight.check_experiment(contexts, finished))
+  if only_check:
+    return {}
   for number, context in enumerate(contexts.values(), start=1):
     if finished_seconds(context) is None:
       hosts.say(f'— {number}/{len(contexts)} {context.name} ' + '—' * 40)

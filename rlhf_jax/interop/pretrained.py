@@ -29,7 +29,8 @@ from rlhf_jax.interop.gguf_io import find_smollm2, LoadParameters, open_gguf
 from rlhf_jax.interop.json_files import read_json, write_json
 from rlhf_jax.interop.safetensors_io import Entry, open_weights, write_weights
 from rlhf_jax.interop.tensors import Tensor
-from rlhf_jax.interop.tokenizer import GENERATION, Tokenizer
+from rlhf_jax.interop.tokenizer import Tokenizer
+from rlhf_jax.interop.tokenizer_files import GENERATION
 from rlhf_jax.models.model_config import ModelConfig
 from rlhf_jax.runtime import hosts
 from rlhf_jax.types import Params

@@ -30,6 +30,7 @@ import pebble
 
 from rlhf_jax import plain_text
 from rlhf_jax.errors import UserError
+from rlhf_jax.options import Natural, Number, Positive
 from rlhf_jax.rewards import worker
 
 # score(conversations, responses, records) → ([N] float32, the number of failed responses)
@@ -40,9 +41,14 @@ Score = Callable[..., tuple[np.ndarray, int]]
 class RewardFunctionOptions:
   """How reward functions are run."""
 
-  workers: int = 2  # worker processes; 0 = run in this process, without a time limit
-  seconds: float = 10.0  # time limit of a chunk of at most 16 responses, or of a single response
-  failed_score: float = 0.0  # of a response on which the function failed or took too long
+  workers: Natural = 2  # worker processes; 0 = run in this process, without a time limit
+  # Time limit of a chunk of at most 16 responses, or of a single response
+  seconds: Positive = 10.0
+  failed_score: Number = 0.0  # of a response on which the function failed or took too long
+
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    return {} if self.workers else {'seconds': 'workers is 0'}
 
 
 _STOP_SECONDS = 5  # for the worker processes to end

@@ -23,6 +23,7 @@ import tqdm
 
 from rlhf_jax import fingerprints, json_lines, plain_text
 from rlhf_jax.errors import UserError
+from rlhf_jax.options import Count, Natural
 from rlhf_jax.runtime import checkpoint, hosts
 from rlhf_jax.runtime import metrics as metrics_lib
 from rlhf_jax.runtime.meter import Meter
@@ -35,13 +36,15 @@ DONE = 'done.json'  # {step, seconds}, written when a run has made all its steps
 class LoopOptions:
   """How long a stage trains, and how often it logs, evaluates and saves."""
 
-  steps: int = 1000  # updates
+  steps: Count = 1000  # updates
   # Steps between lines of metrics.jsonl; 0 = only after the last step, here and in the
   # next two.
-  log_every: int = 10
-  eval_every: int = 100  # steps between evaluations; above 0, the initial model is evaluated too
-  save_every: int = 200  # steps between checkpoints
-  keep: int = 2  # the number of checkpoints that are kept, at least 1
+  log_every: Natural = 10
+  eval_every: Natural = (
+    100  # steps between evaluations; above 0, the initial model is evaluated too
+  )
+  save_every: Natural = 200  # steps between checkpoints
+  keep: Count = 2  # the number of checkpoints that are kept, at least 1
   tensorboard: bool = True  # also write TensorBoard events
   wandb_project: str = ''  # also log to this Weights & Biases project
 
