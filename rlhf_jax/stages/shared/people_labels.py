@@ -14,6 +14,7 @@ from typing import Any
 from rlhf_jax.data import records
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.errors import UserError
+from rlhf_jax.options import NonNegative, PositiveShare
 from rlhf_jax.runtime import hosts
 from rlhf_jax.stages.shared.context import Context
 
@@ -33,8 +34,8 @@ class PeopleOptions:
   combination: str = 'all'
   # How long to wait for people; 0 = not at all: the run stops, and goes on when it is
   # repeated.
-  wait_hours: float = 0.0
-  enough: float = 1.0  # share of the items that must be finished
+  wait_hours: NonNegative = 0.0
+  enough: PositiveShare = 1.0  # share of the items that must be finished
 
 
 def check_options(options: PeopleOptions, where: str) -> None:
