@@ -7,7 +7,7 @@ the experiment without people, let the simulated people of TinyWorld answer over
 
   python scripts/simulate_people.py --config=experiments/people.py --workdir=runs/people
 
-or let people rank, with the second command in another terminal:
+or let people rank. The first command stops where it needs them; repeat it when they have finished:
 
   python -m rlhf_jax --config=experiments/people.py --workdir=runs/people
   python -m rlhf_jax.collect --workdir=runs/people/collect
@@ -45,7 +45,6 @@ def _collect(policy: str) -> dict[str, Any]:
   return dict(
     kind='feedback',
     source='people',
-    people=dict(wait_hours=72.0),
     policies=(policy,),
     num_samples=4,
     max_length=30,

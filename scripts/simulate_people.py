@@ -186,6 +186,9 @@ def main() -> int:
   config = pipeline.load_config(
     options.config, [each.removeprefix('--config.') for each in overrides]
   )
+  for name in config.stages:
+    if config[name].get('source') == 'people':  # the run waits, as these people come at once
+      overrides.append(f'--config.{name}.people.wait_hours=24')
   annotators = people.draw_annotators(5, config.seed)
   collection = options.workdir / 'collect'
   collection.mkdir(parents=True, exist_ok=True)
