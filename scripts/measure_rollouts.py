@@ -85,12 +85,14 @@ def make_rollout(
   rng = np.random.default_rng(0)
   shape = (args.rows // args.samples, PROMPT)
   tokens = rng.integers(2, config.vocab_size, shape).astype(np.int32)
-  prompts: Any = jax.device_put(Prompts(tokens, np.ones(shape, bool), np.arange(shape[0])))
+  fields: tuple[Any, ...] = (tokens, np.ones(shape, bool), np.arange(shape[0]))
+  prompts = jax.device_put(Prompts(*fields))
   compiled = generate.lower(prepared, prompts, jax.random.key(0)).compile()
   cached = (slots or args.rows) * (PROMPT + longest) * config.kv_heads * config.head_dim
+  memory: Any = compiled.memory_analysis()
   sizes = dict(
-    cache=2 * 4 * config.layers * cached / 2**20,
-    temporary=compiled.memory_analysis().temp_size_in_bytes / 2**20,
+    cache=2 * 4 * config.layers * cached / 2**20,  # keys and values, 4 bytes an entry
+    temporary=memory.temp_size_in_bytes / 2**20,
   )
   return lambda seed: compiled(prepared, prompts, jax.random.key(seed)), sizes
 
