@@ -105,6 +105,11 @@ class Layout:
     return self.mesh.devices.flat[0].platform
 
   @property
+  def is_one_device(self) -> bool:
+    """Whether there is one device only, which exists and runs programs."""
+    return self.mesh.size == 1 and not self.abstract
+
+  @property
   def batch_shards(self) -> int:
     """The number of parts into which the rows of a batch are sharded."""
     return _count_shards(self.mesh, self.rules['batch'])
@@ -403,7 +408,7 @@ def decoding_layout(layout: Layout) -> Layout:
   """
   rules = {**layout.rules, 'batch': (*layout.rules['batch'], 'context'), 'length': None}
   if not layout.rollout_tensor:
-    return Layout(layout.mesh, rules)
+    return Layout(layout.mesh, rules, abstract=layout.abstract)
   wide = layout.rollout_tensor // layout.mesh.shape['tensor']
   sizes: dict[str, int] = {}
   for name, size in layout.mesh.shape.items():
@@ -416,7 +421,7 @@ def decoding_layout(layout: Layout) -> Layout:
   for name in _tensor_axes():
     rules[name] = ('tensor', 'wide')
   devices = layout.mesh.devices.reshape(tuple(sizes.values()))
-  return Layout(_make_mesh(devices, tuple(sizes)), rules)
+  return Layout(_make_mesh(devices, tuple(sizes)), rules, abstract=layout.abstract)
 
 
 def reshard_for_decoding(
