@@ -61,7 +61,7 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
     tiny,
     ('pretrain',),
     labeller=LABELLER,
-    helpful_only=again('sft', init='labeller', data=dict(variant='helpful_only', count=400)),
+    helpful_only=again('sft', init='labeller', data=dict(variant='helpful_only', count=300)),
     critique=critique,
     sl_cai=again('sft', init='labeller', data=REVISIONS),
     judge=again('reward', init='labeller', data=rlaif.RANKINGS_ELSEWHERE),
