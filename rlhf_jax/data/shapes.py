@@ -11,7 +11,7 @@ import json
 import math
 from typing import Any
 
-from rlhf_jax.data import conversations
+from rlhf_jax.data import conversations, packed_rows
 from rlhf_jax.data.conversations import Message
 from rlhf_jax.errors import UserError
 
@@ -76,8 +76,7 @@ def parse_row(row: Row, place: str, prompt_only: bool = False) -> Parsed:
   for field in _NOT_TEXT:
     if row.get(field):
       raise UserError(f'{place}: field "{field}": only text is read; remove the field or the row')
-  if isinstance(row.get('input'), dict):  # OpenAI's preferences: {'input': {'messages': …}, …}
-    row = {**row, **row['input'], 'input': None}
+  row = packed_rows.unpack_row(row, place)
   asked = _find_asked(row, place)
   messages = asked.messages if asked else None
   name = asked.name if asked else ''
@@ -250,15 +249,18 @@ def _pair_of(better: str, worse: str) -> Callable[..., Answered]:
   """Makes a reader of a better and a worse response.
 
   Each is a text, a message, a list of one message, a whole conversation or a whole dialogue in
-  one text. Of two conversations the common part is the prompt.
+  one text. Of two conversations the common part is the prompt. Beside a prompt they may also be
+  lists of texts: several good and several bad responses.
   """
 
   def read(row: Row, messages: list[Message] | None, place: str) -> Answered:
+    where = f'{place}: fields "{better}" and "{worse}"'
+    if messages and _are_texts(row[better]) and _are_texts(row[worse]):
+      return _read_sets(row[better], row[worse], messages, where)
     sides = []
     for field in (better, worse):
       sides.append(_read_side(row[field], messages, f'{place}: field "{field}"'))
     first, second = sides
-    where = f'{place}: fields "{better}" and "{worse}"'
     if first[:-1] != second[:-1]:
       raise UserError(f'{where}: expected conversations that differ in the last response only')
     for side in sides:
@@ -272,6 +274,20 @@ def _pair_of(better: str, worse: str) -> Callable[..., Answered]:
     return Answered(responses, [1, 2], messages=common, name=f'pairs of {kind}')
 
   return read
+
+
+def _read_sets(
+  better: Sequence[str], worse: Sequence[str], messages: list[Message], place: str
+) -> Answered:
+  """Reads the good and the bad responses to one prompt, each a list of texts (RewardBench 2)."""
+  if messages[-1]['content'] in (better[0], worse[0]):
+    raise UserError(f'{place}: expected lists of responses, got the prompt as the first text')
+  return Answered([*better, *worse], [1] * len(better) + [2] * len(worse))
+
+
+def _are_texts(value: Any) -> bool:
+  """Tells whether a value is a list of texts."""
+  return isinstance(value, list) and bool(value) and all(isinstance(x, str) for x in value)
 
 
 def _read_side(value: Any, messages: list[Message] | None, place: str) -> list[Message]:
@@ -327,11 +343,15 @@ def _scored_pair(row: Row, messages: list[Message] | None, place: str) -> Answer
   return dataclasses.replace(pair, ranks=_ranks_of([row['score_0'], row['score_1']], place))
 
 
-def _preferred_pair(row: Row, messages: list[Message] | None, place: str) -> Answered:
-  """Reads two responses and how much better the second is, −3 to 3 (HelpSteer3)."""
-  pair = _pair_of('response1', 'response2')(row, messages, place)
-  preference = _number(row['overall_preference'], f'{place}: field "overall_preference"')
-  return dataclasses.replace(pair, ranks=_ranks_of([-preference, preference], place))
+def _preferred_of(first: str, second: str, preference: str) -> Callable[..., Answered]:
+  """Makes a reader of two responses and how much better the second is (HelpSteer, −3 to 3)."""
+
+  def read(row: Row, messages: list[Message] | None, place: str) -> Answered:
+    pair = _pair_of(first, second)(row, messages, place)
+    strength = _number(row[preference], f'{place}: field "{preference}"')
+    return dataclasses.replace(pair, ranks=_ranks_of([-strength, strength], place))
+
+  return read
 
 
 def _rejected_of(field: str) -> Callable[..., Answered]:
@@ -407,10 +427,9 @@ def _rated_of(response: str, label: str) -> Callable[..., Answered]:
   """Makes a reader of a single response and whether it is good (KTO)."""
 
   def read(row: Row, messages: list[Message] | None, place: str) -> Answered:
-    if not isinstance(row[label], bool):
-      raise UserError(f'{place}: field "{label}": expected true or false, got {row[label]!r:.60}')
+    desirable = _read_rating(row, label, place)
     single = _single_of(response)(row, messages, place)
-    return dataclasses.replace(single, desirable=row[label])
+    return dataclasses.replace(single, desirable=desirable)
 
   return read
 
@@ -419,11 +438,10 @@ def _rated_conversation_of(label: str) -> Callable[..., Answered]:
   """Makes a reader of a conversation that ends with a response, and whether that is good."""
 
   def read(row: Row, messages: list[Message] | None, place: str) -> Answered:
-    if not isinstance(row[label], bool):
-      raise UserError(f'{place}: field "{label}": expected true or false, got {row[label]!r:.60}')
+    desirable = _read_rating(row, label, place)
     if not messages or not conversations.ends_with_response(messages):
       raise UserError(f'{place}: a rated response needs the field "response"')
-    return Answered([_response(messages[-1])], None, row[label], messages=messages[:-1])
+    return Answered([_response(messages[-1])], None, desirable, messages=messages[:-1])
 
   return read
 
@@ -477,10 +495,12 @@ ANSWER_FORMS = (
     ('response_j', 'response_k'),
     _pair_of('response_j', 'response_k'),
   ),
-  AnswerForm(
-    'two responses and a preference',
-    ('response1', 'response2', 'overall_preference'),
-    _preferred_pair,
+  *(
+    AnswerForm('two responses and a preference', fields, _preferred_of(*fields))
+    for fields in (
+      ('response1', 'response2', 'overall_preference'),
+      ('response_1', 'response_2', 'preference_strength'),
+    )
   ),
   AnswerForm(
     'a preferred and another output',
@@ -491,6 +511,11 @@ ANSWER_FORMS = (
     'two responses and the better one',
     ('response_0', 'response_1', 'better_response_id'),
     _chosen_of('response_0', 'response_1', 'better_response_id', {0: 0, 1: 1}),
+  ),
+  AnswerForm(
+    'two outputs and the better one',
+    ('output_1', 'output_2', 'preference'),
+    _chosen_of('output_1', 'output_2', 'preference', {1: 0, 2: 1}),
   ),
   AnswerForm(
     'two responses and the winner',
@@ -533,7 +558,7 @@ ANSWER_FORMS = (
   *(
     AnswerForm('a rating', (field, label), _rated_conversation_of(label))
     for field in ('messages', 'conversations')
-    for label in ('desirable', 'label')
+    for label in ('desirable', 'label', 'kto_tag')
   ),
   *(
     AnswerForm(f'the field {name}', (name,), _single_of(name))
@@ -696,6 +721,14 @@ def _response(message: Message) -> Response:
 def _message(response: Response) -> Message:
   """Returns the message of a response."""
   return {'role': 'assistant', 'content': response} if isinstance(response, str) else response
+
+
+def _read_rating(row: Row, field: str, place: str) -> bool:
+  """Returns whether a response is good; tables of classes write 1 and 0."""
+  rating = row[field]
+  if not isinstance(rating, (bool, int)) or rating not in (0, 1):
+    raise UserError(f'{place}: field "{field}": expected true or false, got {rating!r:.60}')
+  return bool(rating)
 
 
 def _user(text: str) -> Message:

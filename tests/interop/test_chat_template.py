@@ -2,6 +2,7 @@
 the tokenizer and the ends of the response are."""
 
 import datetime
+import importlib.util
 import json
 from pathlib import Path
 
@@ -55,6 +56,14 @@ def make_tokenizer(core, template):
 
 def as_text(core, ids):
   return core.decode(ids, skip_special_tokens=False)
+
+
+def test_the_record_is_what_the_installed_transformers_writes():
+  path = Path(__file__).parents[2] / 'scripts' / 'record_chats.py'
+  spec = importlib.util.spec_from_file_location('record_chats', path)
+  record_chats = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(record_chats)
+  assert record_chats.record() == CHATS
 
 
 @pytest.mark.parametrize('name', TEMPLATES)
