@@ -3,8 +3,9 @@
   python scripts/fill_figures.py            # writes them
   python scripts/fill_figures.py --check    # exits with 1 if a page has other figures
 
-They come from docs/results/quickstart_seed*.json: what a run wrote to results.json as
-`results`, with the commit, seed, split, machine and command of that run.
+They come from docs/results/: what a run wrote to results.json as `results`, with the commit, seed,
+split, machine and command of that run. quickstart_seed*.json are of the quickstart;
+feedback_figures.py says what the others are.
 """
 
 import argparse
@@ -12,11 +13,21 @@ from collections.abc import Sequence
 import json
 from pathlib import Path
 import sys
-import textwrap
-from typing import Any
+
+import feedback_figures
+from figure_cells import (
+  DECODINGS,
+  fill_lines,
+  format_decodings,
+  format_rate,
+  format_table,
+  format_with_interval,
+  Row,
+  Run,
+  SUBSTANCE,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
-SUBSTANCE = 'substance_win_rate_vs_sft'  # of the rows in results.json
 KINDS = ('truth', 'polite_falsehood', 'fit', 'harm', 'refusal', 'manner', 'length')
 RATES = {  # heading → name in results.json
   'helpful': 'helpful',
@@ -30,10 +41,6 @@ MORE_RATES = {
   'bare refusal': 'bare_refusal',
   'unread': 'unread',
 }
-DECODINGS = {'sampled': 'Sampled at temperature 1', 'greedy': 'Greedy'}
-
-Row = dict[str, Any]  # the values of one model in one decoding
-Run = dict[str, Any]  # one file of docs/results
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -73,6 +80,8 @@ def fill_pages(runs: list[Run]) -> dict[Path, str]:
     ROOT / 'docs/tinyworld.md': ('<!-- figures -->', '<!-- /figures -->', world_page(runs)),
     ROOT / 'experiments/quickstart.py': ('\nExpected: ', 'Time: ', docstring(runs)),
   }
+  for page, block in feedback_figures.make_blocks(ROOT / 'docs/results').items():
+    blocks[ROOT / page] = ('<!-- figures -->', '<!-- /figures -->', block)
   pages = {}
   for path, (begin, end, block) in blocks.items():
     before, rest = path.read_text().split(begin, 1)
@@ -214,18 +223,7 @@ def all_rows(run: Run) -> dict[str, dict[str, Row]]:
   return {name.replace('_', ' '): decodings for name, decodings in rows.items()}
 
 
-def format_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """Makes a Markdown table."""
-  lines = [heads, ['---'] * len(heads), *rows]
-  return '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
-
-
 # Cells and paragraphs.
-
-
-def fill_lines(text: str) -> str:
-  """Breaks a paragraph into lines of at most 100 characters."""
-  return textwrap.fill(' '.join(text.split()), 100, break_long_words=False, break_on_hyphens=False)
 
 
 def format_row(row: Row) -> list[str]:
@@ -233,24 +231,6 @@ def format_row(row: Row) -> list[str]:
   cells = [format_with_interval(row, rate) for rate in MORE_RATES.values()]
   kl = f'{row["kl_to_sft"]:.2f}' if 'kl_to_sft' in row else '–'
   return [*cells, kl, f'{row["response_length"]:.1f}']
-
-
-def format_rate(row: Row, rate: str) -> str:
-  """Formats a rate in percent."""
-  return f'{100 * row[rate]:.1f}%'
-
-
-def format_with_interval(row: Row, rate: str) -> str:
-  """Formats a rate with its 95% interval, in percent."""
-  low, high = row[rate + '_ci95']
-  return f'{format_rate(row, rate)} ({100 * low:.1f} – {100 * high:.1f})'
-
-
-def format_decodings(decodings: dict[str, Row], rate: str) -> str:
-  """Formats a rate of each decoding, sampled / greedy; – where there is none."""
-  return ' / '.join(
-    format_rate(decodings[name], rate) if name in decodings else '–' for name in DECODINGS
-  )
 
 
 def format_wins(run: Run) -> str:

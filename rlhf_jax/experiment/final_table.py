@@ -36,6 +36,7 @@ from rlhf_jax.types import Array, Prompts, Samples
 ORACLE = 'oracle'  # the name of TinyWorld's oracle, as a judge
 SHOWN_PROMPTS = 24  # prompts for which the report shows every model's response
 
+REWARD_KINDS = ('reward', 'frozen_reward')  # the stages that train reward models
 DECODINGS = ('sampled', 'greedy')  # how every model responds
 UNSEEN = ('family', 'fact', 'person', 'harm')  # what of a prompt training never had
 POOL_KEY = 2**31 - 1  # folded into the key of samples that controls choose from
@@ -48,7 +49,8 @@ _EVALUATION_KEY = 2**31 - 2
 class Options(RewardSourceOptions):
   """The section `evaluation`; without `models` there is no table."""
 
-  # The rows of the table: name of the row → stage whose model it shows.
+  # The rows of the table: name of the row → stage whose model it shows, or a model's folder (with
+  # a / in its name) whose tokens mean the same.
   models: dict[str, str] = dataclasses.field(default_factory=dict)
   baseline: str = 'sft'  # the stage with which all models are compared, by win rate and KL
   versus: tuple[str, ...] = ()  # further rows with which all are compared, by win rate
@@ -111,8 +113,16 @@ def shown_rows(config: Any) -> dict[str, str]:
   rows at all, as there is nothing to compare with.
   """
   models = config.evaluation.models
-  rows = {name: stage for name, stage in models.items() if stage in config.stages}
+  rows = {}
+  for name, stage in models.items():
+    if stage in config.stages or _is_folder(stage):
+      rows[name] = stage
   return rows if config.evaluation.baseline in rows.values() else {}
+
+
+def _is_folder(stage: str) -> bool:
+  """Says whether a row shows a model from elsewhere."""
+  return '/' in stage
 
 
 def baseline_row(config: Any) -> str | None:
@@ -147,7 +157,7 @@ def check(config: Any, layout: Layout) -> None:
   for name, stage in section.models.items():
     # Any section with a `kind` is a stage, even if it is not in config.stages.
     is_stage = isinstance(stage, str) and getattr(config.get(stage), 'kind', None) is not None
-    if not is_stage:
+    if not is_stage and not (isinstance(stage, str) and _is_folder(stage)):
       raise UserError(f'config.evaluation.models.{name}: {stage!r} is no stage of the experiment')
   for name in section.versus:
     if name not in section.models:
@@ -210,7 +220,7 @@ def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -
   for name, rows in curves.items():
     values = report.last_evaluation(rows)
     if values:
-      is_reward = config[name].kind == 'reward'
+      is_reward = config[name].kind in REWARD_KINDS
       results['reward' if is_reward else name] = values
   if shown_rows(config) and has_controls(config):
     results['reward']['by_kind'] = reward_kinds.measure(first)
@@ -326,7 +336,10 @@ def compare(context: Context) -> Comparison:
   if base is not None:
     prompted = controls.respond_prompted(context, options, store.open(base), prompts, root)
   kl = _kl_of_last(responses_of_models['sampled'])
-  others = controls.make(prompts, responses_of_models, pool, prompted, baseline_row(config), kl)
+  baseline = _checked_baseline(config)
+  others = controls.make(
+    prompts, responses_of_models, pool, prompted, baseline, kl, context.tokenizer
+  )
   return _tabulate(config, options, prompts, responses_of_models, others)
 
 
@@ -379,11 +392,11 @@ def _respond(
 
 
 def _rows_in_order(config: Any) -> list[tuple[str, str]]:
-  """Returns (name, stage) for each row, in the order of the stages."""
+  """Returns (name, stage) for each row, models from elsewhere first, then as the stages run."""
   order = list(config.stages)
 
   def stage_number(row: tuple[str, str]) -> int:
-    return order.index(row[1])
+    return order.index(row[1]) if row[1] in order else -1
 
   return sorted(shown_rows(config).items(), key=stage_number)
 
@@ -443,7 +456,8 @@ def _tabulate(
     own = responses_of_models[decoding]
     others = control_responses.get(decoding, {})
     judged = {name: _judge(options, prompts, row) for name, row in {**own, **others}.items()}
-    make = functools.partial(_make_row, config, prompts, judged)
+    baseline = own[_checked_baseline(config)]
+    make = functools.partial(_make_row, config, prompts, judged, baseline)
     for name, row in own.items():
       tables['models'].setdefault(name, {})[decoding] = make(name, row, range(len(prompts)))
       if unseen:
@@ -467,6 +481,7 @@ def _make_row(
   config: Any,
   prompts: Sequence[Prompt],
   judged: Mapping[str, table.Judged],
+  baseline_responses: Responses,
   name: str,
   row: Responses,
   numbers: Sequence[int],
@@ -477,13 +492,13 @@ def _make_row(
     config: the whole config.
     prompts: all prompts.
     judged: name of a row → what the judge says, in the decoding of this row.
+    baseline_responses: of the baseline, in the decoding of this row.
     name: of the row.
     row: its responses.
     numbers: of the prompts that count.
   """
   chosen = list(numbers)
-  baseline = baseline_row(config)
-  assert baseline is not None  # checked before the first stage
+  baseline = _checked_baseline(config)
 
   def take(measures: table.Judged) -> table.Judged:
     return {key: values[chosen] for key, values in measures.items()}
@@ -498,7 +513,15 @@ def _make_row(
     take(judged[baseline]),
     others,
     [prompts[number].meta.get('family', prompts[number].id) for number in chosen],
+    responses.select_prompts(baseline_responses, chosen).texts,
   )
+
+
+def _checked_baseline(config: Any) -> str:
+  """Returns the name of the baseline's row, which is checked to exist before the first stage."""
+  name = baseline_row(config)
+  assert name is not None
+  return name
 
 
 def _stage_of_base(config: Any) -> str | None:

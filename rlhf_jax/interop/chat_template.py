@@ -8,6 +8,7 @@ found in it, by rendering it once more with a stand-in and comparing the two tex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import datetime
 import functools
+import importlib
 import os
 import re
 from typing import Any, NamedTuple
@@ -432,8 +433,7 @@ def _compile_bounded(module: Any, source: str) -> Any:
     module: of transformers; it keeps what was compiled, by the source.
     source: the template.
   """
-  from jinja2 import sandbox
-
+  sandbox: Any = importlib.import_module('jinja2.sandbox')
   plain = sandbox.ImmutableSandboxedEnvironment
   sandbox.ImmutableSandboxedEnvironment = template_limits.bounded_environment(plain)
   module.ImmutableSandboxedEnvironment = sandbox.ImmutableSandboxedEnvironment

@@ -106,7 +106,10 @@ def angles(
     (cosines, sines), [B, T, 1, R / 2] float32.
   """
   radians = positions[:, :, None, None].astype(jnp.float32) * frequencies
-  return factor * jnp.cos(radians), factor * jnp.sin(radians)
+  half = radians.shape[-1]
+  both = jnp.concatenate([factor * jnp.cos(radians), factor * jnp.sin(radians)], axis=-1)
+  both = jax.lax.platform_dependent(both, cpu=_store, default=lambda x: x)
+  return both[..., :half], both[..., half:]
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
@@ -134,6 +137,16 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
   if rest.shape[-1]:
     parts.append(rest)
   return jnp.concatenate(parts, axis=-1)
+
+
+def _store(x: jax.Array) -> jax.Array:
+  """Returns x [..., C], stored before it is used, on a CPU.
+
+  XLA's CPU backend would compute cosines and sines again for every number of every head, forward
+  and backward, as it holds them to be cheap: that took a tenth of the forward pass. A product
+  with the identity is exact there and ends the fusion; an optimization barrier does not.
+  """
+  return x @ jnp.eye(x.shape[-1], dtype=x.dtype)
 
 
 def _plain_frequencies(config: ModelConfig, theta: float) -> np.ndarray:

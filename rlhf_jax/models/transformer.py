@@ -173,7 +173,7 @@ def apply_model(
       f'model: rows of {places} tokens, expected at most {config.max_length}, the number '
       'of its learned positions'
     )
-  attend, rotary_factor, per_layer = _prepare_attention(
+  attend, windows = _prepare_attention(
     config,
     layout,
     segment_ids,
@@ -182,15 +182,15 @@ def apply_model(
     cached=cache is not None,
   )
   is_long = _find_long_texts(config, positions, segment_ids, cache)
+  rotary, frequencies = _prepare_rotary(config, positions, is_long)
+  per_layer = {**windows, **frequencies}
   layer: Callable[..., tuple[jax.Array, Pair | None]] = functools.partial(
     _apply_layer,
     config,
     graph,
     layout,
     attend,
-    rotary_factor,
-    positions,
-    is_long,
+    rotary,
     start,
   )
   # On a CPU a scan spends a tenth of a step on stacking what the backward pass needs.
@@ -296,6 +296,9 @@ def _embed(
   return layout.constrain(hidden, ('batch', 'length', 'hidden'))
 
 
+Angles = tuple[jax.Array, jax.Array]  # cosines and sines, [B, T, 1, R / 2] float32
+
+
 @dataclasses.dataclass(frozen=True)
 class _Attention:
   """What all layers of a forward pass share in computing attention."""
@@ -354,7 +357,7 @@ def _prepare_attention(
   segments: jax.Array,
   start: jax.Array | int,
   cached: bool,
-) -> tuple[_Attention, float, dict[str, np.ndarray]]:
+) -> tuple[_Attention, dict[str, np.ndarray]]:
   """Prepares attention for all layers of a forward pass.
 
   Args:
@@ -366,8 +369,8 @@ def _prepare_attention(
     cached: whether there is a cache.
 
   Returns:
-    (what all layers share, the factor of cosines and sines, what differs from layer to
-    layer: arrays [L, …] named `window`, `frequencies` and `long_frequencies`).
+    (what all layers share, what differs from layer to layer: an array [L] named `window`, or
+    nothing).
   """
   T, S = segment_ids.shape[1], segments.shape[1]
   if cached and isinstance(start, int):
@@ -381,11 +384,6 @@ def _prepare_attention(
     per_layer['window'] = np.asarray(windows, np.int32)
   elif windows[0] < S:
     mask = mask & (distance < windows[0])
-  factor = 1.0
-  if not config.learned_positions:
-    per_layer['frequencies'], factor = rope.frequencies(config)
-  if rope.short_length(config):
-    per_layer['long_frequencies'], _ = rope.frequencies(config, long=True)
   scale = None
   if config.attention_scalar:
     scale = config.attention_scalar**-0.5
@@ -415,7 +413,59 @@ def _prepare_attention(
     library_mask=library_mask,
     one_text=one_text,
   )
-  return shared, factor, per_layer
+  return shared, per_layer
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rotary:
+  """How all layers of a forward pass rotate queries and keys by their positions."""
+
+  positions: jax.Array  # [B, T] int32
+  is_long: jax.Array | None  # [B, T] bool, tokens with longrope's long factors; None without it
+  factor: float  # of cosines and sines
+  angles: Angles | None  # of all layers, if their frequencies are the same
+
+  def compute(
+    self,
+    frequencies: jax.Array,
+    long_frequencies: jax.Array | None = None,
+  ) -> Angles:
+    """Computes the angles for frequencies [R / 2]; the long ones count where `is_long` says so."""
+    if self.is_long is not None:
+      assert long_frequencies is not None
+      is_long = self.is_long[:, :, None, None]
+      frequencies = jnp.where(is_long, long_frequencies, frequencies)
+    return rope.angles(self.positions, frequencies, self.factor)
+
+
+def _prepare_rotary(
+  config: ModelConfig,
+  positions: jax.Array,
+  is_long: jax.Array | None,
+) -> tuple[_Rotary | None, dict[str, np.ndarray]]:
+  """Prepares rotary positions for all layers of a forward pass.
+
+  Args:
+    config: the model's configuration.
+    positions: [B, T] int32.
+    is_long: [B, T] bool, tokens that use longrope's long factors; None without longrope.
+
+  Returns:
+    (what all layers share, or None where positions are learned; what differs from layer to
+    layer: arrays [L, R / 2] named as the arguments of `_Rotary.compute`, or nothing).
+  """
+  if config.learned_positions:
+    return None, {}
+  per_layer: dict[str, np.ndarray] = {}
+  per_layer['frequencies'], factor = rope.frequencies(config)
+  if is_long is not None:
+    per_layer['long_frequencies'], _ = rope.frequencies(config, long=True)
+  rotary = _Rotary(positions, is_long, factor, angles=None)
+  if any((rows != rows[0]).any() for rows in per_layer.values()):
+    return rotary, per_layer
+  # Computed once, not in every layer.
+  angles = rotary.compute(**{name: jnp.asarray(rows[0]) for name, rows in per_layer.items()})
+  return dataclasses.replace(rotary, angles=angles), {}
 
 
 def _map_splash(
@@ -444,9 +494,7 @@ def _apply_layer(
   graph: nnx.GraphDef,
   layout: ModelLayout,
   shared: _Attention,
-  rotary_factor: float,
-  positions: jax.Array,
-  is_long: jax.Array | None,
+  rotary: _Rotary | None,
   start: jax.Array | int,
   hidden: jax.Array,
   inputs: tuple[dict[str, Any], Pair | None, dict[str, jax.Array]],
@@ -458,9 +506,7 @@ def _apply_layer(
     graph: the definition of its block.
     layout: shards activations.
     shared: what all layers share in computing attention.
-    rotary_factor: the factor of cosines and sines.
-    positions: [B, T] int32.
-    is_long: [B, T] bool, tokens that use longrope's long factors; None without longrope.
+    rotary: how queries and keys are rotated; None where positions are learned.
     start: [] int32, the first free slot of the cache.
     hidden: [B, T, D].
     inputs: (the layer's weights, its cached keys and values or None, its own window
@@ -470,15 +516,13 @@ def _apply_layer(
     (hidden [B, T, D], its keys and values or None).
   """
   weights, pair, own = inputs
-  angles = None
-  if not config.learned_positions:
-    frequencies = own['frequencies']
-    if is_long is not None:
-      is_long = is_long[:, :, None, None]
-      frequencies = jnp.where(is_long, own['long_frequencies'], frequencies)
-    angles = rope.angles(positions, frequencies, rotary_factor)
+  own = dict(own)
+  window = own.pop('window', None)
+  angles = rotary.angles if rotary else None
+  if rotary and angles is None:
+    angles = rotary.compute(**own)
   context = LayerContext(
-    attend=functools.partial(shared.attend, own.get('window')),
+    attend=functools.partial(shared.attend, window),
     angles=angles,
     layout=layout,
     start=start,

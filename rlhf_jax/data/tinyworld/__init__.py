@@ -35,7 +35,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
   'document': ('feedback',),  # most of them judge two responses, or criticise and revise one
   'demonstration': ('helpful_only',),  # harmful requests are obeyed
   'prompt': ('harmful', 'questions'),  # only these; benign twins are questions
-  'ranking': ('harmful', 'questions', 'by_kind'),  # only about these; pairs of pairs.py
+  # Only about these; pairs of pairs.py; about facts, harms and names that no split asks about.
+  'ranking': ('harmful', 'questions', 'by_kind', 'elsewhere'),
 }
 
 # Kind of record → how many there are in training; a tenth of it in the other splits. 0 = all.
@@ -89,6 +90,10 @@ def records(
     return people.demonstrate(asked, split, rng, obey=variant == 'helpful_only')
   if variant == 'by_kind':
     return pairs.pairs_by_kind(world, prompts, split, rng, count)
+  if variant == 'elsewhere':
+    prompts = requests.prompts_elsewhere(world, split)
+    asked = _draw_rounds(prompts, rng, count)
+    return [_rank(world, row, number, split, rng) for number, row in enumerate(asked)]
   asked = _draw_rounds(prompts, rng, count)
   rankings = [_rank(world, prompt, number, split, rng) for number, prompt in enumerate(asked)]
   kept = zip(asked, rankings, strict=True)

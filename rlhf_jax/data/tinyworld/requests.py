@@ -134,6 +134,29 @@ def prompts(world: World, split: str) -> list[records.Prompt]:
   return [_as_prompt(world, split, number, row) for number, row in enumerate(rows)]
 
 
+def prompts_elsewhere(world: World, split: str) -> list[records.Prompt]:
+  """Makes prompts about facts, harms and names that no prompt of any split asks about.
+
+  Models that judge learn from what people say of responses to them.
+
+  Args:
+    world: of draw_world.
+    split: 'train', or another one, for which a tenth of the texts is kept.
+  """
+  rng = np.random.default_rng([world.seed, 15, split == 'train'])
+  rows = []
+  for kind, candidates in corpus_candidates(world, 'labeller').items():
+    own = [row for row in candidates if _is_kept_elsewhere(row) == (split != 'train')]
+    count = NUM_PROMPTS[kind][split != 'train']
+    rows += _draw_evenly(rng, own, count)
+  return [_as_prompt(world, f'{split}-elsewhere', place, row) for place, row in enumerate(rows)]
+
+
+def _is_kept_elsewhere(row: Candidate) -> bool:
+  """Says whether a text about what is asked elsewhere is kept from training."""
+  return zlib.crc32(row.text.encode()) % _UNSEEN_TURNS == 0
+
+
 def corpus_candidates(world: World, split: str = '') -> dict[str, list[Candidate]]:
   """Returns kind → what documents may ask: all but the texts of validation and test.
 

@@ -9,6 +9,7 @@ Sources: Lee et al. 2023, arXiv:2309.00267, §2.1; Bai et al. 2022b, arXiv:2212.
 
 from collections.abc import Iterator, Sequence
 import dataclasses
+import functools
 import itertools
 import json
 from typing import Any
@@ -31,7 +32,7 @@ from rlhf_jax.feedback.judging import (
 from rlhf_jax.feedback.language_judge import JudgeOptions
 from rlhf_jax.feedback.quality import GateOptions
 from rlhf_jax.runtime import hosts
-from rlhf_jax.stages.shared import training
+from rlhf_jax.stages.shared import scores, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.model_store import ModelStore
 
@@ -92,6 +93,9 @@ def open_judge(context: Context, store: ModelStore, options: AILabelOptions) -> 
     endpoint=options.endpoint,
     cache=context.directory / 'responses.jsonl',  # a resumed run asks no server twice
     open_language_model=store.open_language_model,
+    open_reward_model=functools.partial(
+      scores.open_text_score, context, store, batch_size=options.judge.batch_size
+    ),
     examples=_judge_examples(options, principles, np.random.default_rng(context.config.seed)),
   )
   opened = {name: judges.open_judge(name, resources) for name in options.judges}

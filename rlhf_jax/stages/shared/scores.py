@@ -154,6 +154,47 @@ def _open_model_score(
   return score
 
 
+def open_text_score(
+  context: Context, store: ModelStore, name: str, batch_size: int
+) -> Callable[[Sequence[list[dict]], Sequence[str]], np.ndarray]:
+  """Opens a reward model as a function of texts.
+
+  Args:
+    context: the context of the stage.
+    store: the stage's models.
+    name: of the reward model, as `init` names it.
+    batch_size: texts that it reads at once.
+
+  Returns:
+    score(conversations, a response to each) → [N] float32.
+  """
+  opened = store.open_reward(name)
+  params = opened.read()
+  tokenizer = opened.tokenizer
+  longest = opened.model.config.max_length
+  score_sequences = jax.jit(functools.partial(_score_in_parts, opened.model, 1))
+
+  def score(conversations: Sequence[list[dict]], texts: Sequence[str]) -> np.ndarray:
+    # Each text once: a judge compares it with several others, in both orders.
+    places: dict[tuple[tuple[int, ...], int], int] = {}
+    numbers = []
+    for conversation, text in zip(conversations, texts, strict=True):
+      exchange = tokenizer.exchange(conversation, text)
+      ids = tuple([*exchange.prompt, *exchange.response][-longest:])
+      numbers.append(places.setdefault((ids, len(exchange.response)), len(places)))
+    encoded = [*places]
+    values = []
+    for begin in range(0, len(encoded), batch_size):
+      batch = encoded[begin : begin + batch_size]
+      # Filled up with the last text, so that all batches are of one size.
+      filled = batch + batch[-1:] * (batch_size - len(batch))
+      sequences = context.layout.place(_pad_sequences(filled, tokenizer.pad_id, longest))
+      values.append(hosts.to_host(score_sequences(params, sequences))[: len(batch)])
+    return np.concatenate(values)[numbers]
+
+  return score
+
+
 def _build_text_score(
   context: Context,
   opened: OpenModel,
