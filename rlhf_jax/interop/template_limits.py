@@ -13,7 +13,7 @@ import threading
 import time
 from typing import Any
 
-SECONDS = 5.0  # of CPU time for one conversation, so that a pause of the process costs none
+SECONDS = 2.0  # of CPU time for one conversation, so that a pause of the process costs none
 CHARACTERS = 20_000_000  # of a text, or items of a list, that a template builds
 
 _WIDTH = re.compile(r'\d{7,}')  # in a format such as '%9999999d'
