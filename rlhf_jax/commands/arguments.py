@@ -77,12 +77,14 @@ def plain_file(name: str) -> Path:
 
   Raises:
     argparse.ArgumentTypeError: the name promises a compressed file, to which nothing can be
-      added after an interrupt.
+      added after an interrupt, or is that of a folder.
   """
   if name.endswith('.gz'):
     raise argparse.ArgumentTypeError(
       f'expected a name without .gz, got {name}: it is not compressed'
     )
+  if not Path(name).name or Path(name).is_dir():
+    raise argparse.ArgumentTypeError(f'expected a file, got the folder {name!r}')
   return Path(name)
 
 

@@ -111,6 +111,7 @@ class ChatTemplate:
     ]
     if self._over_limit:  # seconds each time, for every conversation
       raise UserError(self._over_limit)
+    _renderer()  # the import is not the template's fault
     try:
       with template_limits.time_limit(template_limits.SECONDS):
         render = _compile(self.source)
