@@ -1,7 +1,7 @@
 """Shared by all commands: parsing arguments.
 
-Nothing here imports JAX, so that `--help` and mistyped arguments are answered at once. A command
-imports what it needs only after it has parsed its arguments.
+Nothing here imports JAX, so that `--help` and mistyped arguments are answered at
+once. A command imports what it needs only after it has parsed its arguments.
 """
 
 import argparse
@@ -115,8 +115,8 @@ def add_line_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--dtype',
     default='float32',
-    # a copy of model_config.DTYPES, which cannot be imported without JAX; a test compares
-    # the two
+    # a copy of model_config.DTYPES, which cannot be imported without JAX; a test
+    # compares the two
     choices=('float32', 'bfloat16', 'float16'),
     help='the dtype to compute in (default: %(default)s)',
   )

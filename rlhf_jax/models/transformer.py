@@ -1,15 +1,16 @@
 """The decoder: embedding → layers → norm.
 
-One decoder serves all families; the ModelConfig says in what they differ. Flax NNX
-declares the shape, axis names and initializer of each parameter in one place, and is
-not visible outside this folder: `build_model` separates the definition from the values
-once, and returns pure functions of a nested dict of arrays.
+One decoder serves all families; the ModelConfig says in what they differ. Flax
+NNX declares the shape, axis names and initializer of each parameter in one place,
+and is not visible outside this folder: `build_model` separates the definition
+from the values once, and returns pure functions of a nested dict of arrays.
 
-All layers are one block whose leaves have a leading axis `layers`. Training scans over
-it, but on a CPU the layers are unrolled. If `params['layers']` is a tuple of single
-layers instead (`unstack_layers`), they are unrolled everywhere, which makes decoding
-twice as fast on a CPU and three times as fast on a GPU. What differs from layer to layer
-(windows, rotary frequencies) is scanned together with the weights.
+All layers are one block whose leaves have a leading axis `layers`. Training scans
+over it, but on a CPU the layers are unrolled. If `params['layers']` is a tuple of
+single layers instead (`unstack_layers`), they are unrolled everywhere, which
+makes decoding twice as fast on a CPU and three times as fast on a GPU. What
+differs from layer to layer (windows, rotary frequencies) is scanned together with
+the weights.
 
 Letters: B batch, T length, S slots of the cache, V vocabulary, D width, N key-value
 heads, C head_dim, L layers.
@@ -77,9 +78,9 @@ class Cache:
   # {'key', 'value'} of [L, B, N, S, C], or a tuple of L such pairs of [B, N, S, C]
   layers: Any
   segment_ids: jax.Array  # [B, S] int32, 0 = not written or padding
-  # [] int32, the number of slots written; [B] if rows differ, and then only one token at a
-  # time is read. An int if the cache is empty, so that a program knows that prompts see only
-  # themselves.
+  # [] int32, the number of slots written; [B] if rows differ, and then only one
+  # token at a time is read. An int if the cache is empty, so that a program knows
+  # that prompts see only themselves.
   length: jax.Array | int
   # [B] bool, rows for which longrope's long factors are used from the first token on
   is_long: jax.Array
@@ -194,8 +195,9 @@ def apply_model(
   # On a CPU a scan spends a tenth of a step on stacking what the backward pass needs.
   unroll = layout.platform == 'cpu' and cache is None
   if config.remat != 'none':
-    # The barrier against common subexpressions is for unrolled layers. In a scan nothing can
-    # be shared, and it would only have everything that was saved copied before it is used.
+    # The barrier against common subexpressions is for unrolled layers. In a scan
+    # nothing can be shared, and it would only have everything that was saved
+    # copied before it is used.
     is_unrolled = unroll or not isinstance(params['layers'], dict)
     layer = jax.checkpoint(layer, policy=REMAT[config.remat], prevent_cse=is_unrolled)
   hidden, pairs = _apply_layers(layer, hidden, params['layers'], pairs, per_layer, unroll)
@@ -601,8 +603,8 @@ def _apply_layers(
 def _split_layers(stacked: Params) -> tuple[Params, ...]:
   """Splits a dict of arrays [L, …] into L dicts of arrays […].
 
-  Its gradient stacks the gradients of the layers; JAX's own would add up L arrays of
-  [L, …], all but one layer of each zeros.
+  Its gradient stacks the gradients of the layers; JAX's own would add up L arrays
+  of [L, …], all but one layer of each zeros.
   """
   count = jax.tree.leaves(stacked)[0].shape[0]
   return tuple(jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(count))
@@ -647,8 +649,8 @@ def unstack_layers(params: Params, join: bool = False) -> Params:
 def cast_for_compute(params: Params, dtype: str) -> Params:
   """Casts parameters once to the dtype of the computation, for many calls that use them.
 
-  Norms and the scalar head, which compute in float32, and quantised matrices are not
-  cast.
+  Norms and the scalar head, which compute in float32, and quantised matrices are
+  not cast.
 
   Args:
     params: the parameters of a model.

@@ -1,18 +1,20 @@
 """A reward model whose trunk stays as it is: only the head is fitted, to features read once.
 
-Every text is read a single time, and what the model sees at its end is kept. Fitting a head to that
-takes seconds, so it is done again and again: k-fold cross-validation says how often the head
-agrees with people on conversations that it was not fitted to, for each source of data, beside the
-length of a response and a bag of bigrams on the same folds (evaluation/pair_models.py). It is for
-data of people, and for models that are too large to train at hand.
+Every text is read a single time, and what the model sees at its end is kept.
+Fitting a head to that takes seconds, so it is done again and again: k-fold
+cross-validation says how often the head agrees with people on conversations that
+it was not fitted to, for each source of data, beside the length of a response and
+a bag of bigrams on the same folds (evaluation/pair_models.py). It is for data of
+people, and for models that are too large to train at hand.
 
   r(x, y) = w·h_last + b,   h_last of the frozen model
 
-The loss is that of `reward`: logistic in the difference of scores, pairs of one ranking weighted
-together as one. Source of the method: linear probes, Alain and Bengio 2016, arXiv:1610.01644.
+The loss is that of `reward`: logistic in the difference of scores, pairs of one
+ranking weighted together as one. Source of the method: linear probes, Alain and
+Bengio 2016, arXiv:1610.01644.
 
-In the stage's folder, `SPLIT-features.npz` holds the features, so that no text is read twice when
-a run goes on or is changed, and `folds.json` the accuracies.
+In the stage's folder, `SPLIT-features.npz` holds the features, so that no text is
+read twice when a run goes on or is changed, and `folds.json` the accuracies.
 """
 
 from collections.abc import Callable, Mapping, Sequence
