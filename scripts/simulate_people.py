@@ -166,15 +166,17 @@ def prompts_by_text(world: int) -> dict[str, Prompt]:
 
 def serve(workdir: Path) -> tuple[subprocess.Popen, str]:
   """Starts the server of a collection, and returns it with its address."""
-  process = subprocess.Popen(
-    [sys.executable, '-m', 'rlhf_jax.collect', f'--workdir={workdir}', '--port=0'],
-    stdout=subprocess.PIPE,
-    text=True,
-  )
+  with (workdir / 'server.log').open('w', encoding='utf-8') as log:
+    process = subprocess.Popen(
+      [sys.executable, '-m', 'rlhf_jax.collect', f'--workdir={workdir}', '--port=0'],
+      stdout=subprocess.PIPE,
+      stderr=log,
+      text=True,
+    )
   assert process.stdout is not None
   line = process.stdout.readline()  # lead: ADDRESS/join/TOKEN
   if not line:
-    raise SystemExit('the server did not start')
+    raise SystemExit(f'the server did not start: see {workdir / "server.log"}')
   return process, line.split()[1].split('/join/')[0]
 
 
