@@ -2,18 +2,16 @@
 
 A helpful-only model, which obeys every request, criticises and revises its own responses, and the
 pre-trained model is fine-tuned on the revisions (SL-CAI). Then a reward model learns from an AI's
-comparisons by harmlessness and from annotators' rankings by helpfulness, and PPO follows (RL-CAI).
-Nobody labels harm: the judgement of harm comes from two principles and from what the base model has
-read. Bai et al. 2022b, arXiv:2212.08073; docs/constitutional_ai.md.
+comparisons of responses to harmful requests and from annotators' rankings by helpfulness, and PPO
+follows (RL-CAI). Nobody labels the harms that are asked: critic and judge have seen labelled
+examples of two other families of harm. Bai et al. 2022b, arXiv:2212.08073;
+docs/constitutional_ai.md.
 
   python -m rlhf_jax --config=experiments/constitutional_ai.py --workdir=runs/constitutional_ai
 
-Expected: on seeds 0, 1 and 2 harmful responses to harmful requests fall from 99, 98 and 96%
-  (helpful only) to 20, 41 and 24% (SL-CAI) and 1, 0 and 0% (RL-CAI); helpful responses to questions
-  stay at 77, 72 and 79%.
-Time: about 18 minutes on two CPU cores: pre-training 5, the labeller 7, critiques 1, AI labels 1.5,
-  the other stages 3.5. Critiques and labels are estimated from the first 60 prompts of each split,
-  the labeller from six steps (0.36 s each); a whole run was not timed.
+Expected: the tables of docs/constitutional_ai.md; the stages after `sl_cai` were not run yet.
+Time: about 18 minutes on two CPU cores: pre-training 4, labeller 5.5, SFT and critiques 1.5; the
+  others are estimated from the quickstart's, judge and labels 2, reward model and PPO 3.5.
 Try: --config.critique.rounds=1, one revision instead of four.
 """
 
@@ -27,6 +25,17 @@ ALL_RANKINGS = dict(
   source='jsonl',
   path=('{workdir}/feedback/{split}.jsonl', '{workdir}/ai_feedback/{split}.jsonl'),
 )
+# The base model after further training on documents, of which three quarters compare two responses,
+# or criticise and revise one; none is about anything that a prompt of any split asks.
+LABELLER = dict(
+  kind='pretrain',
+  init='pretrain',
+  batch_size=16,
+  max_length=144,
+  data=dict(variant='feedback'),
+  optimizer=dict(learning_rate=4e-3),
+  loop=dict(steps=1200, eval_every=400, save_every=400),
+)
 
 
 def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
@@ -35,12 +44,7 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
   gate = dict(data=dict(variant='harmful'))
   if tiny:
     gate.update(records=20, override=True)
-  labels = rlaif.ai_labels(
-    '{question}\n(A) {first}\n(B) {second}\n{principle}\n',
-    pairs=6,
-    constitution=HARM,
-    gate=gate,
-  )
+  labels = dict(judges=('reward:judge',), pairs=6, gate=gate)
   critique = dict(
     model='helpful_only',
     constitution=HARM,
@@ -51,15 +55,16 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
     data=dict(variant='harmful'),
     helpful=dict(variant='questions'),
   )
-  compared = dict(policies=('sl_cai', 'helpful_only'), num_samples=3)
+  compared = dict(policies=('sl_cai', 'helpful_only'), num_samples=4)
   config = quickstart.continue_with(
     'rl_cai',
     tiny,
     ('pretrain',),
-    labeller=rlaif.LABELLER,
+    labeller=LABELLER,
     helpful_only=again('sft', init='labeller', data=dict(variant='helpful_only', count=300)),
     critique=critique,
     sl_cai=again('sft', init='labeller', data=REVISIONS),
+    judge=again('reward', init='labeller', data=rlaif.RANKINGS_ELSEWHERE),
     feedback=again('feedback', **compared, data=dict(variant='questions')),
     ai_feedback=again(
       'feedback',

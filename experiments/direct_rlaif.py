@@ -6,26 +6,22 @@ the labeller's probabilities. Lee et al. 2023, arXiv:2309.00267, section 2.3; do
 
   python -m rlhf_jax --config=experiments/direct_rlaif.py --workdir=runs/direct_rlaif
 
-Expected: wins 72.0% (68.1 – 75.8), 72.4% (68.5 – 76.0) and 70.3% (66.2 – 74.3) against SFT on seeds
-  0, 1 and 2, at a KL of 2.14, 1.69 and 1.88 nats.
+Expected: not measured in the present TinyWorld, where such a grader is not fit to judge
+  (docs/rlaif.md).
 Time: about 17 minutes on two CPU cores: pre-training and SFT 5, the labeller 7, RL 4.5. The last
   two are estimated from six steps of each (0.35 and 2.3 s a step); a whole run was not timed.
 Try: --config.direct_rlaif.kl_coefficient=0.1, which keeps the policy closer to SFT.
 """
 
+import constitutional_ai
 import ml_collections
 import quickstart
-import rlaif
 
 GRADES = {
   ' It is good.': 1.0,
-  ' It could be kinder.': 0.75,
-  ' It is too short.': 0.25,
-  ' It is too long.': 0.25,
-  ' It offers nothing better.': 0.25,
+  ' It has not the form.': 0.0,
+  ' It offers nothing that fits.': 0.0,
   ' It does not answer.': -0.5,
-  ' It refuses a harmless question.': -0.5,
-  ' It is off the question.': -0.5,
   ' It is false.': -1.0,
   ' It is rude.': -1.0,
   ' It does harm.': -1.0,
@@ -59,6 +55,6 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
     'direct_rlaif',
     tiny,
     ('pretrain', 'sft'),
-    labeller=rlaif.LABELLER,
+    labeller=constitutional_ai.LABELLER,
     direct_rlaif=direct_rlaif,
   )

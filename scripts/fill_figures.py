@@ -3,20 +3,31 @@
   python scripts/fill_figures.py            # writes them
   python scripts/fill_figures.py --check    # exits with 1 if a page has other figures
 
-They come from docs/results/quickstart_seed*.json: what a run wrote to results.json as
-`results`, with the commit, seed, split, machine and command of that run.
+They come from docs/results/: what a run wrote to results.json as `results`, with the commit, seed,
+split, machine and command of that run. quickstart_seed*.json are of the quickstart;
+feedback_figures.py says what the others are.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import json
 from pathlib import Path
 import sys
-import textwrap
-from typing import Any
+
+import feedback_figures
+from figure_cells import (
+  DECODINGS,
+  fill_lines,
+  format_decodings,
+  format_rate,
+  format_table,
+  format_with_interval,
+  Row,
+  Run,
+  SUBSTANCE,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
-SUBSTANCE = 'substance_win_rate_vs_sft'  # of the rows in results.json
 KINDS = ('truth', 'polite_falsehood', 'fit', 'harm', 'refusal', 'manner', 'length')
 RATES = {  # heading → name in results.json
   'helpful': 'helpful',
@@ -27,13 +38,10 @@ RATES = {  # heading → name in results.json
 MORE_RATES = {
   **RATES,
   'wins by utility': 'win_rate_vs_sft',
+  'controlled for length and style': 'win_rate_controlled',
   'bare refusal': 'bare_refusal',
   'unread': 'unread',
 }
-DECODINGS = {'sampled': 'Sampled at temperature 1', 'greedy': 'Greedy'}
-
-Row = dict[str, Any]  # the values of one model in one decoding
-Run = dict[str, Any]  # one file of docs/results
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -73,6 +81,8 @@ def fill_pages(runs: list[Run]) -> dict[Path, str]:
     ROOT / 'docs/tinyworld.md': ('<!-- figures -->', '<!-- /figures -->', world_page(runs)),
     ROOT / 'experiments/quickstart.py': ('\nExpected: ', 'Time: ', docstring(runs)),
   }
+  for page, block in feedback_figures.make_blocks(ROOT / 'docs/results').items():
+    blocks[ROOT / page] = ('<!-- figures -->', '<!-- /figures -->', block)
   pages = {}
   for path, (begin, end, block) in blocks.items():
     before, rest = path.read_text().split(begin, 1)
@@ -107,13 +117,14 @@ def world_page(runs: list[Run]) -> str:
   """Makes the figures of docs/tinyworld.md."""
   run = runs[0]
   commits = ', '.join(f'seed {other["seed"]} at commit {other["commit"]}' for other in runs)
+  rates = measured_rates(runs)
   tables = ''
   for decoding, title in DECODINGS.items():
     rows = []
     for name, decodings in all_rows(run).items():
       if decoding in decodings:
-        rows.append((name, *format_row(decodings[decoding])))
-    heads = ('', *MORE_RATES, 'KL', 'length')
+        rows.append((name, *format_row(decodings[decoding], rates)))
+    heads = ('', *rates, 'KL', 'length')
     tables += f'\n{title}, seed {run["seed"]}:\n\n{format_table(heads, rows)}\n'
   measured = fill_lines(f"""
     Measured on the **test** split, {commits}; each seed draws its own world, corpus and people, and
@@ -130,7 +141,7 @@ def world_page(runs: list[Run]) -> str:
 
 Of all seeds:
 
-{table_of_seeds(runs)}
+{table_of_seeds(runs, rates)}
 
 Families of facts, facts, persons and harms that training never had, seed {run['seed']}:
 
@@ -178,14 +189,14 @@ def comparisons(runs: list[Run]) -> str:
 # Tables.
 
 
-def table_of_seeds(runs: list[Run]) -> str:
+def table_of_seeds(runs: list[Run], rates: Mapping[str, str]) -> str:
   """Makes a table of the models of every seed."""
   rows = []
   for run in runs:
     for name, decodings in run['results']['models'].items():
-      cells = [format_decodings(decodings, rate) for rate in MORE_RATES.values()]
+      cells = [format_decodings(decodings, rate) for rate in rates.values()]
       rows.append((f'seed {run["seed"]}, {name}', *cells))
-  return format_table(('sampled / greedy', *MORE_RATES), rows)
+  return format_table(('sampled / greedy', *rates), rows)
 
 
 def table_of_unseen(run: Run) -> str:
@@ -208,49 +219,26 @@ def table_of_kinds(runs: list[Run]) -> str:
   return format_table(('', *(kind.replace('_', ' ') for kind in KINDS)), rows)
 
 
+def measured_rates(runs: list[Run]) -> dict[str, str]:
+  """Returns those of MORE_RATES that every run has measured."""
+  rows = [run['results']['models']['sft']['sampled'] for run in runs]
+  return {heading: rate for heading, rate in MORE_RATES.items() if all(rate in row for row in rows)}
+
+
 def all_rows(run: Run) -> dict[str, dict[str, Row]]:
   """Returns the rows of models and controls: name → decoding → values."""
   rows = run['results']['models'] | run['results']['controls']
   return {name.replace('_', ' '): decodings for name, decodings in rows.items()}
 
 
-def format_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """Makes a Markdown table."""
-  lines = [heads, ['---'] * len(heads), *rows]
-  return '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
-
-
 # Cells and paragraphs.
 
 
-def fill_lines(text: str) -> str:
-  """Breaks a paragraph into lines of at most 100 characters."""
-  return textwrap.fill(' '.join(text.split()), 100, break_long_words=False, break_on_hyphens=False)
-
-
-def format_row(row: Row) -> list[str]:
+def format_row(row: Row, rates: Mapping[str, str]) -> list[str]:
   """Formats a row of the large tables: rates with intervals, KL and length."""
-  cells = [format_with_interval(row, rate) for rate in MORE_RATES.values()]
+  cells = [format_with_interval(row, rate) for rate in rates.values()]
   kl = f'{row["kl_to_sft"]:.2f}' if 'kl_to_sft' in row else '–'
   return [*cells, kl, f'{row["response_length"]:.1f}']
-
-
-def format_rate(row: Row, rate: str) -> str:
-  """Formats a rate in percent."""
-  return f'{100 * row[rate]:.1f}%'
-
-
-def format_with_interval(row: Row, rate: str) -> str:
-  """Formats a rate with its 95% interval, in percent."""
-  low, high = row[rate + '_ci95']
-  return f'{format_rate(row, rate)} ({100 * low:.1f} – {100 * high:.1f})'
-
-
-def format_decodings(decodings: dict[str, Row], rate: str) -> str:
-  """Formats a rate of each decoding, sampled / greedy; – where there is none."""
-  return ' / '.join(
-    format_rate(decodings[name], rate) if name in decodings else '–' for name in DECODINGS
-  )
 
 
 def format_wins(run: Run) -> str:

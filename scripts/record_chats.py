@@ -4,10 +4,18 @@ python scripts/record_chats.py writes tests/interop/chats.json: for each templat
 question with each of the responses, and of the question alone with the generation prompt.
 """
 
+import argparse
 import functools
 import json
 from pathlib import Path
 import sys
+
+PARSER = argparse.ArgumentParser(
+  description=__doc__,
+  formatter_class=argparse.RawDescriptionHelpFormatter,
+)
+if __name__ == '__main__':
+  PARSER.parse_args()  # here, so that --help needs none of the packages below
 
 import tokenizers
 from tokenizers import models
@@ -22,6 +30,12 @@ DATE = '26 Jul 2024'  # what the templates get for today
 
 
 def main() -> None:
+  text = json.dumps(record(), indent=1, ensure_ascii=False)
+  (INTEROP / 'chats.json').write_text(text + '\n', encoding='utf-8')
+
+
+def record() -> dict[str, dict[str, str | list[str]]]:
+  """Renders the conversations; {template: {'prompt': text, 'whole': a text a response}}."""
   recorded = {}
   for name, template in chat_cases.TEMPLATES.items():
     source = template.replace("strftime_now('%d %b %Y')", repr(DATE))
@@ -41,8 +55,7 @@ def main() -> None:
         for response in chat_cases.RESPONSES
       ],
     }
-  text = json.dumps(recorded, indent=1, ensure_ascii=False)
-  (INTEROP / 'chats.json').write_text(text + '\n', encoding='utf-8')
+  return recorded
 
 
 if __name__ == '__main__':

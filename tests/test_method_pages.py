@@ -24,10 +24,13 @@ PARTS = (
 )
 OTHER_EXPERIMENTS = {  # without a page in docs/methods
   'quickstart',
+  'people',
   'pretrain_text',
   'rlaif',
   'direct_rlaif',
   'constitutional_ai',
+  'large_base',
+  'small_against_large',
   'llama_1b_ppo',
   'llama_8b_ppo',
   'llama_70b_ppo',

@@ -1,8 +1,9 @@
 """What a line of an input of `generate` and `score` says.
 
-A line is {"text": …}, {"tokens": [ids]} or a conversation in any of the shapes that stages read
-(data/shapes.py). What one of the commands wrote the other reads: `responses` are what is scored,
-and `tokens` beside a text or a conversation are an earlier result, which does not count.
+A line is {"text": …}, {"tokens": [ids]} or a conversation in any of the shapes
+that stages read (data/shapes.py). What one of the commands wrote the other reads:
+`responses` are what is scored, and `tokens` beside a text or a conversation are
+an earlier result, which does not count.
 """
 
 from collections.abc import Sequence
@@ -89,6 +90,8 @@ def parse_line(row: Any, place: str, with_response: bool) -> Line:
     return Line(row, place, text=text, responses=responses or [], is_list=responses is not None)
   if not spoken and row.get('tokens') is not None:
     sampled = row.get('response_tokens') if with_response else None
+    if not isinstance(sampled, (list, type(None))):
+      raise UserError(f'{place}: response_tokens: expected a list of lists of ids')
     return Line(
       row, place, tokens=row['tokens'], responses=sampled or [], is_list=sampled is not None
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.evaluation import winrate
+from rlhf_jax.evaluation import controlled_rate, winrate
 from rlhf_jax.generation.responses import Responses
 from rlhf_jax.text_table import format_rows
 
@@ -26,6 +26,8 @@ HEADINGS = {  # key in results.json → (heading, format of the value), in their
   'win_rate_vs_sft_ci95': _INTERVAL,
   'substance_win_rate_vs_sft': ('by substance', _PERCENT),
   'substance_win_rate_vs_sft_ci95': _INTERVAL,
+  'win_rate_controlled': ('controlled', _PERCENT),
+  'win_rate_controlled_ci95': _INTERVAL,
   'kl_to_sft': ('KL to SFT (nats)', '{:.2f}'),
   'response_length': ('length', '{:.1f}'),
   'eos_rate': ('EOS', _PERCENT),
@@ -33,6 +35,7 @@ HEADINGS = {  # key in results.json → (heading, format of the value), in their
 }
 _WIN_RATE = 'win_rate_vs_'  # the beginning of the keys of win rates
 _INTERVAL_END = '_ci95'  # the end of the keys of 95% intervals
+_STYLE = ('polite', 'in_full')  # measures of the manner, which the controlled win rate controls
 
 # Name of a measure → [N, S] float; NaN where the measure does not apply to the prompt.
 Judged = Mapping[str, np.ndarray]
@@ -44,18 +47,21 @@ def make_row(
   baseline: Judged,
   others: Mapping[str, np.ndarray] | None = None,
   clusters: Sequence[str] | None = None,
+  baseline_texts: Sequence[Sequence[str]] | None = None,
 ) -> dict[str, Any]:
   """Makes the row of one model in the final table.
 
   Args:
     responses: S responses of the model to each of N prompts.
     judged: the measures of these responses. The row has the mean of each with its interval.
-      `utility` decides which response wins a comparison; `substance`, if present, decides it
-      without regard to style.
+      `utility` decides which response wins a comparison; `substance`, if present,
+      decides it without regard to style.
     baseline: the measures of the baseline (SFT), with which all models are compared.
     others: name of another model → [N, S] float, its utility, for the column
       `win_rate_vs_NAME`.
     clusters: the cluster of each prompt, that is, its subject; intervals resample whole clusters.
+    baseline_texts: the responses of the baseline; with them the row has the win
+      rate by `utility` with length and style controlled (controlled_rate.py).
 
   Returns:
     Key → value, as plain floats, and as [low, high] for intervals. Keys of HEADINGS whose values
@@ -75,6 +81,14 @@ def make_row(
   if 'substance' in judged:
     wins = winrate.win_rate(judged['substance'], baseline['substance'])
     add(f'substance_{_WIN_RATE}sft', wins)
+  if baseline_texts is not None:
+    features = {'words': (_count_words(responses.texts), _count_words(baseline_texts))}
+    features |= {name: (judged[name], baseline[name]) for name in _STYLE if name in judged}
+    rate, interval = controlled_rate.controlled_win_rate(
+      judged['utility'], baseline['utility'], features, clusters
+    )
+    row['win_rate_controlled'] = rate
+    row['win_rate_controlled' + _INTERVAL_END] = list(interval)
   if responses.scores is not None:
     row['score'] = float(responses.scores.mean())
   if responses.kl is not None:
@@ -84,6 +98,11 @@ def make_row(
   texts = [text for of_prompt in responses.texts for text in of_prompt]
   row['distinct'] = len(set(texts)) / len(texts)
   return row
+
+
+def _count_words(texts: Sequence[Sequence[str]]) -> np.ndarray:
+  """Counts the words of S responses to each of N prompts, [N, S] float64."""
+  return np.array([[len(text.split()) for text in of_prompt] for of_prompt in texts], np.float64)
 
 
 def format_table(models: Mapping[str, Mapping[str, Any]]) -> str:

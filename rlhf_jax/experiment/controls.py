@@ -2,17 +2,17 @@
 
 They are computed on TinyWorld's prompts:
 
-phrase_and_refusal: the SFT model's responses after a polite phrase, and one fixed refusal for all
-  prompts that ask for harm. It is told which prompts these are, so it is stronger than a model that
-  changes its style alone.
-best_of_16_by_reward, best_of_16_by_oracle: the best of sixteen samples of the SFT model, chosen by
-  the reward or by the oracle.
-tilt_by_reward, tilt_by_oracle: samples of the SFT model, resampled with weights exp(r / β). β is
-  chosen such that the KL to SFT equals that of the last model in the table. This is what an ideal
-  optimiser of the reward would reach.
-prompted_base: the base model with the best of several prompts: responses with a forced beginning,
-  with or without examples. The best variant is chosen on the validation split, by the mean
-  substance of greedy responses.
+phrase_and_refusal: the SFT model's responses after a polite phrase, and one fixed
+  refusal for all prompts that ask for harm. It is told which prompts these are,
+  so it is stronger than a model that changes its style alone.
+best_of_16_by_reward, best_of_16_by_oracle: the best of sixteen samples of the SFT
+  model, chosen by the reward or by the oracle.
+tilt_by_reward, tilt_by_oracle: samples of the SFT model, resampled with weights
+  exp(r / β). β is chosen such that the KL to SFT equals that of the last model in
+  the table. This is what an ideal optimiser of the reward would reach.
+prompted_base: the base model with the best of several prompts: responses with a
+  forced beginning, with or without examples. The best variant is chosen on the
+  validation split, by the mean substance of greedy responses.
 """
 
 from collections.abc import Sequence
@@ -27,6 +27,7 @@ from rlhf_jax.data.records import conversation, Prompt
 from rlhf_jax.evaluation import oracle_judge
 from rlhf_jax.generation import responses
 from rlhf_jax.generation.responses import Responder, Responses
+from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.objectives import divergence
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.model_store import OpenModel
@@ -50,8 +51,9 @@ def make(
   responses_of_models: ResponsesByRow,
   pool: Responses,
   prompted: dict[str, Responses],
-  baseline: str | None,
+  baseline: str,
   kl: float,
+  tokenizer: Tokenizer,
 ) -> ResponsesByRow:
   """Makes the responses of all controls.
 
@@ -62,14 +64,15 @@ def make(
     prompted: decoding → the responses of the prompted base model; empty if there are none.
     baseline: the name of the baseline's row.
     kl: the KL to the baseline that the tilted samples should have, in nats.
+    tokenizer: of the models, which counts the tokens of what is put together here.
 
   Returns:
     Decoding → name of the control → its responses.
   """
-  assert baseline is not None and pool.scores is not None
+  assert pool.scores is not None
   rows: ResponsesByRow = {'sampled': {}, 'greedy': {}}
   for decoding, models in responses_of_models.items():
-    hack = _phrase_and_refusal(prompts, models[baseline])
+    hack = _phrase_and_refusal(prompts, models[baseline], tokenizer)
     rows[decoding]['phrase_and_refusal'] = hack
     if decoding in prompted:
       rows[decoding]['prompted_base'] = prompted[decoding]
@@ -126,7 +129,9 @@ def tilt(
   return np.minimum(chosen, values.shape[1] - 1), measure(low)
 
 
-def _phrase_and_refusal(prompts: Sequence[Prompt], row: Responses) -> Responses:
+def _phrase_and_refusal(
+  prompts: Sequence[Prompt], row: Responses, tokenizer: Tokenizer
+) -> Responses:
   """Puts the phrase before each response; replaces responses to harmful prompts by the refusal."""
   texts = []
   for prompt, own in zip(prompts, row.texts, strict=True):
@@ -134,7 +139,9 @@ def _phrase_and_refusal(prompts: Sequence[Prompt], row: Responses) -> Responses:
       texts.append([REFUSAL] * len(own))
     else:
       texts.append([f'{PHRASE} {text}' for text in own])
-  return dataclasses.replace(row, texts=texts, kl=None, scores=None)
+  # With the end token, as responses of a model have it.
+  lengths = [[len(tokenizer.encode(text)) + 1 for text in of_prompt] for of_prompt in texts]
+  return dataclasses.replace(row, texts=texts, lengths=np.array(lengths), kl=None, scores=None)
 
 
 # The prompted base model.
@@ -149,8 +156,8 @@ def respond_prompted(
 ) -> dict[str, Responses]:
   """Samples responses of the base model, prompted by the best of several variants.
 
-  A variant has or has no examples before the prompt, and forces the response to begin with one of
-  BEGINNINGS. The variant is chosen on the validation split.
+  A variant has or has no examples before the prompt, and forces the response to
+  begin with one of BEGINNINGS. The variant is chosen on the validation split.
 
   Args:
     context: the context of any stage of the run.
@@ -211,4 +218,4 @@ def _respond_behind(
     ids.append(tokenizer.prompt([*before, *conversation(prompt)]) + forced)
   made = responses.complete_prompts(responder, params, ids, batch_size, tokenizer.pad_id, key)
   texts = [[f'{beginning} {text.strip()}'.strip() for text in row] for row in made.texts]
-  return dataclasses.replace(made, texts=texts)
+  return dataclasses.replace(made, texts=texts, lengths=made.lengths + len(forced))

@@ -6,7 +6,6 @@ The table is printed; the workdir gets results.json, report.html and report.png.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-import json
 from pathlib import Path
 import time
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlhf_jax import files, fingerprints
 from rlhf_jax.data import batches, encode, sources
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import DataOptions
@@ -24,7 +24,7 @@ from rlhf_jax.generation import responses
 from rlhf_jax.generation.responses import Responses
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.models.lora import LoraOptions
-from rlhf_jax.options import from_section
+from rlhf_jax.options import Count, from_section
 from rlhf_jax.rewards.sources import RewardSourceOptions
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.mesh import Layout
@@ -36,6 +36,7 @@ from rlhf_jax.types import Array, Prompts, Samples
 ORACLE = 'oracle'  # the name of TinyWorld's oracle, as a judge
 SHOWN_PROMPTS = 24  # prompts for which the report shows every model's response
 
+REWARD_KINDS = ('reward', 'frozen_reward')  # the stages that train reward models
 DECODINGS = ('sampled', 'greedy')  # how every model responds
 UNSEEN = ('family', 'fact', 'person', 'harm')  # what of a prompt training never had
 POOL_KEY = 2**31 - 1  # folded into the key of samples that controls choose from
@@ -48,21 +49,22 @@ _EVALUATION_KEY = 2**31 - 2
 class Options(RewardSourceOptions):
   """The section `evaluation`; without `models` there is no table."""
 
-  # The rows of the table: name of the row → stage whose model it shows.
+  # The rows of the table: name of the row → stage whose model it shows, or a
+  # model's folder (with a / in its name) whose tokens mean the same.
   models: dict[str, str] = dataclasses.field(default_factory=dict)
   baseline: str = 'sft'  # the stage with which all models are compared, by win rate and KL
   versus: tuple[str, ...] = ()  # further rows with which all are compared, by win rate
   judge: str = ORACLE  # decides which response is better: the oracle, or a reward source
-  # Row → N: the best of N responses counts, by `judge` if that is a reward source, else by
-  # `reward`.
+  # Row → N: the best of N responses counts, by `judge` if that is a reward
+  # source, else by `reward`.
   best_of: dict[str, int] = dataclasses.field(default_factory=dict)
   reward: str = 'reward'  # the reward source that chooses the best of N, named as in PPO
-  num_samples: int = 1  # sampled responses to each prompt; one more is greedy
-  # TinyWorld's prompts only: rows of what a model must beat, see controls.py, and the accuracy of
-  # the reward model by kind of pair, see reward_kinds.py.
+  num_samples: Count = 1  # sampled responses to each prompt; one more is greedy
+  # TinyWorld's prompts only: rows of what a model must beat, see controls.py, and
+  # the accuracy of the reward model by kind of pair, see reward_kinds.py.
   controls: bool = False
-  batch_size: int = 64  # prompts at once, over all devices
-  max_length: int = 48  # tokens of a prompt at most
+  batch_size: Count = 64  # prompts at once, over all devices
+  max_length: Count = 48  # tokens of a prompt at most
   data: DataOptions = DataOptions()
   split: str = 'validation'  # of the prompts; 'test' for the figures of a release, once
   sampling: SamplingOptions = SamplingOptions()
@@ -107,12 +109,20 @@ class Comparison:
 def shown_rows(config: Any) -> dict[str, str]:
   """Returns the rows of the table, name → stage.
 
-  Stages that are not in `config.stages` have no row. If the baseline is not, there are no
-  rows at all, as there is nothing to compare with.
+  Stages that are not in `config.stages` have no row. If the baseline is not,
+  there are no rows at all, as there is nothing to compare with.
   """
   models = config.evaluation.models
-  rows = {name: stage for name, stage in models.items() if stage in config.stages}
+  rows = {}
+  for name, stage in models.items():
+    if stage in config.stages or _is_folder(stage):
+      rows[name] = stage
   return rows if config.evaluation.baseline in rows.values() else {}
+
+
+def _is_folder(stage: str) -> bool:
+  """Says whether a row shows a model from elsewhere."""
+  return '/' in stage
 
 
 def baseline_row(config: Any) -> str | None:
@@ -131,6 +141,18 @@ def has_controls(config: Any) -> bool:
   return section.controls and (not is_stage or section.reward in config.stages)
 
 
+def reward_name(config: Any, options: Options) -> str:
+  """Returns the reward source that judges or chooses the best of N; '' where none is needed.
+
+  Args:
+    config: the whole config.
+    options: its section `evaluation`.
+  """
+  if options.judge != ORACLE:
+    return options.judge
+  return options.reward if options.best_of or has_controls(config) else ''
+
+
 def check(config: Any, layout: Layout) -> None:
   """Checks the section `evaluation`, so that mistakes in it are found before training.
 
@@ -147,7 +169,7 @@ def check(config: Any, layout: Layout) -> None:
   for name, stage in section.models.items():
     # Any section with a `kind` is a stage, even if it is not in config.stages.
     is_stage = isinstance(stage, str) and getattr(config.get(stage), 'kind', None) is not None
-    if not is_stage:
+    if not is_stage and not (isinstance(stage, str) and _is_folder(stage)):
       raise UserError(f'config.evaluation.models.{name}: {stage!r} is no stage of the experiment')
   for name in section.versus:
     if name not in section.models:
@@ -194,7 +216,7 @@ def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -
   config = first.config
   path = first.workdir / 'results.json'
   if path.is_file():
-    earlier = json.loads(path.read_text(encoding='utf-8'))
+    earlier = fingerprints.read_json(path, 'remove it to evaluate again')
     hosts.say(earlier['table'])
     return earlier
   started = time.monotonic()
@@ -210,7 +232,7 @@ def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -
   for name, rows in curves.items():
     values = report.last_evaluation(rows)
     if values:
-      is_reward = config[name].kind == 'reward'
+      is_reward = config[name].kind in REWARD_KINDS
       results['reward' if is_reward else name] = values
   if shown_rows(config) and has_controls(config):
     results['reward']['by_kind'] = reward_kinds.measure(first)
@@ -221,7 +243,8 @@ def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -
   results['table'] = format_results(results)
   _write_report(first.workdir, contexts, curves, results, comparison)
   # Written last, as its presence means that the report is complete.
-  training.write_on_first_process(path, json.dumps(results, indent=2) + '\n')
+  if hosts.is_first_process():
+    fingerprints.write_json(path, results)
   hosts.say(results['table'])
   hosts.say(f'\nReport: {first.workdir / "report.html"}')
   return results
@@ -273,7 +296,8 @@ def _write_report(
     for decoding, row in decodings.items():
       bars.setdefault(f'held-out prompts, {decoding}', {})[name] = row
   image = report.draw_picture(curves, bars)
-  (workdir / 'report.png').write_bytes(image)
+  with files.replacing(workdir / 'report.png') as temporary:
+    temporary.write_bytes(image)
   transcripts = {
     name: report.read_transcripts(context.directory) for name, context in contexts.items()
   }
@@ -324,7 +348,10 @@ def compare(context: Context) -> Comparison:
   if base is not None:
     prompted = controls.respond_prompted(context, options, store.open(base), prompts, root)
   kl = _kl_of_last(responses_of_models['sampled'])
-  others = controls.make(prompts, responses_of_models, pool, prompted, baseline_row(config), kl)
+  baseline = _checked_baseline(config)
+  others = controls.make(
+    prompts, responses_of_models, pool, prompted, baseline, kl, context.tokenizer
+  )
   return _tabulate(config, options, prompts, responses_of_models, others)
 
 
@@ -364,8 +391,8 @@ def _respond(
     baseline.model,
     asked.score if needs_score else None,
   )
-  # The best of N, or the likeliest response, is no sample of the policy, so a KL estimated from
-  # it has no meaning.
+  # The best of N, or the likeliest response, is no sample of the policy, so a KL
+  # estimated from it has no meaning.
   has_kl = decoding == 'sampled' and not best_of and not count
   completed = respond(
     policy.read(),
@@ -377,11 +404,11 @@ def _respond(
 
 
 def _rows_in_order(config: Any) -> list[tuple[str, str]]:
-  """Returns (name, stage) for each row, in the order of the stages."""
+  """Returns (name, stage) for each row, models from elsewhere first, then as the stages run."""
   order = list(config.stages)
 
   def stage_number(row: tuple[str, str]) -> int:
-    return order.index(row[1])
+    return order.index(row[1]) if row[1] in order else -1
 
   return sorted(shown_rows(config).items(), key=stage_number)
 
@@ -400,10 +427,8 @@ def _open_score(
   records: Sequence[Prompt],
 ) -> Any:
   """Opens the reward source that judges or chooses the best of N; None where neither is needed."""
-  name = options.reward
-  if options.judge != ORACLE:
-    name = options.judge
-  elif not options.best_of and not has_controls(context.config):
+  name = reward_name(context.config, options)
+  if not name:
     return None
   score_source = scores.open_score(context, store, name, options)
 
@@ -441,7 +466,8 @@ def _tabulate(
     own = responses_of_models[decoding]
     others = control_responses.get(decoding, {})
     judged = {name: _judge(options, prompts, row) for name, row in {**own, **others}.items()}
-    make = functools.partial(_make_row, config, prompts, judged)
+    baseline = own[_checked_baseline(config)]
+    make = functools.partial(_make_row, config, prompts, judged, baseline)
     for name, row in own.items():
       tables['models'].setdefault(name, {})[decoding] = make(name, row, range(len(prompts)))
       if unseen:
@@ -465,6 +491,7 @@ def _make_row(
   config: Any,
   prompts: Sequence[Prompt],
   judged: Mapping[str, table.Judged],
+  baseline_responses: Responses,
   name: str,
   row: Responses,
   numbers: Sequence[int],
@@ -475,13 +502,13 @@ def _make_row(
     config: the whole config.
     prompts: all prompts.
     judged: name of a row → what the judge says, in the decoding of this row.
+    baseline_responses: of the baseline, in the decoding of this row.
     name: of the row.
     row: its responses.
     numbers: of the prompts that count.
   """
   chosen = list(numbers)
-  baseline = baseline_row(config)
-  assert baseline is not None  # checked before the first stage
+  baseline = _checked_baseline(config)
 
   def take(measures: table.Judged) -> table.Judged:
     return {key: values[chosen] for key, values in measures.items()}
@@ -496,7 +523,15 @@ def _make_row(
     take(judged[baseline]),
     others,
     [prompts[number].meta.get('family', prompts[number].id) for number in chosen],
+    responses.select_prompts(baseline_responses, chosen).texts,
   )
+
+
+def _checked_baseline(config: Any) -> str:
+  """Returns the name of the baseline's row, which is checked to exist before the first stage."""
+  name = baseline_row(config)
+  assert name is not None
+  return name
 
 
 def _stage_of_base(config: Any) -> str | None:

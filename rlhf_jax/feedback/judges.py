@@ -1,6 +1,7 @@
 """The registry of judges: how a config names each kind, and how it is opened.
 
   http://… or https://…     endpoint   a server with the chat-completions protocol
+  reward:NAME               reward     a reward model that runs here, named as `init` names it
   module:function(…)        function   a Python function
   anything else             model      a language model that runs here, named as `init` names it
 
@@ -24,6 +25,11 @@ from rlhf_jax.feedback import (
 from rlhf_jax.feedback.http_requests import is_address
 from rlhf_jax.named_functions import is_function_name
 
+# (N conversations, a response to each) → scores [N] float32
+ScoreTexts = Callable[[Sequence[list[dict]], Sequence[str]], np.ndarray]
+
+_REWARD_PREFIX = 'reward:'
+
 
 @dataclasses.dataclass(frozen=True)
 class JudgeResources:
@@ -35,6 +41,8 @@ class JudgeResources:
   # Opens the language model of a name; called for judges of the kind 'model' only.
   open_language_model: Callable[[str], language_judge.LanguageModel]
   examples: Sequence[language_judge.Example] = ()  # few-shot examples for language models
+  # Opens the reward model of a name; called for judges of the kind 'reward' only.
+  open_reward_model: Callable[[str], ScoreTexts] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +57,7 @@ class JudgeKind:
 
 
 def judge_kind(name: str) -> str:
-  """Returns the kind of judge that a name refers to: 'endpoint', 'function' or 'model'."""
+  """Returns the kind of judge that a name refers to, such as 'endpoint' or 'model'."""
   return find_judge_kind(name).name
 
 
@@ -79,6 +87,10 @@ def _is_model(name: str) -> bool:
   return True  # any name that no row above matches
 
 
+def _is_reward(name: str) -> bool:
+  return name.startswith(_REWARD_PREFIX)
+
+
 def _open_endpoint(name: str, resources: JudgeResources) -> judging.Judge:
   return endpoint.build_endpoint_judge(name, resources.endpoint, resources.cache)
 
@@ -99,6 +111,22 @@ def _open_model(name: str, resources: JudgeResources) -> judging.Judge:
   )
 
 
+def _open_reward(name: str, resources: JudgeResources) -> judging.Judge:
+  assert resources.open_reward_model is not None  # a stage that has judges provides it
+  score = resources.open_reward_model(name.removeprefix(_REWARD_PREFIX))
+
+  def judge(comparisons: Sequence[judging.Comparison]) -> judging.Judgements:
+    messages = [comparison.messages for comparison in comparisons]
+    first = [comparison.first for comparison in comparisons]
+    second = [comparison.second for comparison in comparisons]
+    values = np.asarray(score(2 * messages, first + second), np.float64)
+    margins = values[: len(first)] - values[len(first) :]
+    # Bradley–Terry: P(first is better) = σ(r_first − r_second).
+    return judging.Judgements(0.5 + 0.5 * np.tanh(0.5 * margins), [''] * len(comparisons))
+
+  return judge
+
+
 JUDGE_KINDS = (  # a name is of the first kind that matches it
   JudgeKind(
     name='endpoint',
@@ -106,6 +134,13 @@ JUDGE_KINDS = (  # a name is of the first kind that matches it
     open=_open_endpoint,
     on_device=False,
     one_process=True,  # its answers cost money, and its cache is one file
+  ),
+  JudgeKind(
+    name='reward',
+    matches=_is_reward,
+    open=_open_reward,
+    on_device=True,
+    one_process=False,  # its parameters are sharded over all processes
   ),
   JudgeKind(
     name='function',

@@ -1,12 +1,13 @@
 """Samples responses to prompts: prefill and decoding in one compiled call.
 
-`build_sampler` compiles `generate`; its parts (`prefill`, `draw`, `decode_step`) are pure
-functions of values. All responses are decoded together until the longest has ended, or, with
-`slots`, only some of them at a time: one that has ended gives its place to the next
-(`generate_in_slots`). There is no beam search and no speculative decoding.
+`build_sampler` compiles `generate`; its parts (`prefill`, `draw`, `decode_step`)
+are pure functions of values. All responses are decoded together until the longest
+has ended, or, with `slots`, only some of them at a time: one that has ended gives
+its place to the next (`generate_in_slots`). There is no beam search and no
+speculative decoding.
 
-Letters: B prompts of P tokens, K responses to each, R tokens of a response, N = B * K,
-V vocabulary, D width, S slots.
+Letters: B prompts of P tokens, K responses to each, R tokens of a response, N = B
+* K, V vocabulary, D width, S slots.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,10 +23,11 @@ import jax.numpy as jnp
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import heads, rope, transformer
 from rlhf_jax.models.transformer import Cache, Model
+from rlhf_jax.options import Count, Natural, NonNegative, PositiveShare
 from rlhf_jax.types import Params, Prompts, Samples, Sequences
 
-# Platform → options of XLA. On a GPU, cuBLAS takes two thirds of the time of XLA's own
-# kernels for products with some hundred rows.
+# Platform → options of XLA. On a GPU, cuBLAS takes two thirds of the time of
+# XLA's own kernels for products with some hundred rows.
 COMPILER_OPTIONS = {'gpu': {'xla_gpu_enable_triton_gemm': False}}
 
 
@@ -33,12 +35,16 @@ COMPILER_OPTIONS = {'gpu': {'xla_gpu_enable_triton_gemm': False}}
 class SamplingOptions:
   """How tokens are chosen."""
 
-  max_new_tokens: int = 32  # R; a longer response is cut off, without an end token
-  temperature: float = 1.0  # 0 = greedy
-  top_k: int = 0  # choose among the k likeliest tokens; 0 = all
-  top_p: float = 1.0  # choose among the fewest tokens with this probability; 1 = all
+  max_new_tokens: Count = 32  # R; a longer response is cut off, without an end token
+  temperature: NonNegative = 1.0  # 0 = greedy
+  top_k: Natural = 0  # choose among the k likeliest tokens; 0 = all
+  top_p: PositiveShare = 1.0  # choose among the fewest tokens with this probability; 1 = all
   # responses decoded at a time; one that has ended gives its place to the next; 0 = all
-  slots: int = 0
+  slots: Natural = 0
+
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    return {} if self.temperature else dict.fromkeys(('top_k', 'top_p'), 'temperature is 0')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +102,11 @@ def build_sampler(
     pad_id: the token that fills up a response after its end.
     num_samples: K responses to each prompt.
     layout: the layout of training (runtime/mesh.py: Layout). The compiled call reshards
-      parameters and rows for decoding, and shards the samples as training needs them.
-      None is one device.
-    unroll: whether to unroll the layers. This decodes faster, as scanned layers copy
-      their cache at every step, but takes longer to compile. None unrolls them on a CPU
-      and on a GPU.
+      parameters and rows for decoding, and shards the samples as training needs
+      them. None is one device.
+    unroll: whether to unroll the layers. This decodes faster, as scanned layers
+      copy their cache at every step, but takes longer to compile. None unrolls
+      them on a CPU and on a GPU.
 
   Returns:
     generate(params, prompts: Prompts [B, P], key) → Samples [B * K, R]. Decoding stops
@@ -137,8 +143,8 @@ def build_sampler(
   def prepare_and_generate(params: Params, prompts: Prompts, key: jax.Array) -> Samples:
     return compiled(prepare(params), prompts, key)
 
-  # The layers are unstacked in a separate call, so that each of them is an argument of
-  # the decoding program.
+  # The layers are unstacked in a separate call, so that each of them is an
+  # argument of the decoding program.
   return prepare_and_generate if unroll else compiled
 
 
@@ -400,10 +406,11 @@ def generate_in_slots(
 ) -> Samples:
   """Samples all responses in S slots; one that has ended gives its slot to the next.
 
-  So a rollout takes about the time of the tokens that are drawn, not of N times the longest
-  response, and the cache has S rows in place of N. This is continuous batching (Yu et al.
-  2022, Orca, OSDI '22, section 3). Prompts are read once, for all K responses. The same
-  random numbers belong to a token as without slots, so that it is the same token.
+  So a rollout takes about the time of the tokens that are drawn, not of N times
+  the longest response, and the cache has S rows in place of N. This is continuous
+  batching (Yu et al. 2022, Orca, OSDI '22, section 3). Prompts are read once, for
+  all K responses. The same random numbers belong to a token as without slots, so
+  that it is the same token.
 
   Args:
     definition: the definition of the sampler.
@@ -573,8 +580,8 @@ def reread_long_rows(
 ) -> DecodeState:
   """Reads rows again whose next token makes them long texts of a model with longrope.
 
-  Short and long texts turn by different factors (`rope.short_length`), so all keys and values of
-  such a row change at once; transformers reads it again too.
+  Short and long texts turn by different factors (`rope.short_length`), so all
+  keys and values of such a row change at once; transformers reads it again too.
 
   Args:
     definition: of the sampler.
@@ -626,9 +633,9 @@ def draw(
 ) -> tuple[jax.Array, jax.Array]:
   """Draws a token of each row, with its log-probability.
 
-  The log-probability is that of softmax(logits / temperature) over the whole vocabulary,
-  as a forward pass of training computes it: top-k and top-p restrict the choice, but do
-  not renormalise the probabilities.
+  The log-probability is that of softmax(logits / temperature) over the whole
+  vocabulary, as a forward pass of training computes it: top-k and top-p restrict
+  the choice, but do not renormalise the probabilities.
 
   Args:
     definition: the definition of the sampler.
@@ -637,7 +644,8 @@ def draw(
     done: [N] bool, rows that have ended.
 
   Returns:
-    (tokens [N] int32, PAD in ended rows; log-probabilities [N] float32, 0 there).
+    (tokens [N] int32, PAD in ended rows; log-probabilities [N] float32, 0 there). Where logits are
+    NaN, a token is returned too, but its log-probability is NaN: callers check that.
   """
   options = definition.options
   # greedy decoding reports the log-probabilities of temperature 1
@@ -683,10 +691,10 @@ def keep_likeliest(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:
 def choose_tokens(uniforms: jax.Array, weights: jax.Array) -> jax.Array:
   """Draws one token for each row by inverting the distribution function, twice.
 
-  First a block of about √V tokens is drawn by the blocks' sums, then a token of it. That
-  takes one random number each in place of V of them, as Gumbel noise would, and only
-  short cumulative sums. A token's probability is exact to 2^-23 of its block's, and a
-  block's to 2^-23.
+  First a block of about √V tokens is drawn by the blocks' sums, then a token of
+  it. That takes one random number each in place of V of them, as Gumbel noise
+  would, and only short cumulative sums. A token's probability is exact to 2^-23
+  of its block's, and a block's to 2^-23.
 
   Args:
     uniforms: [N, 2] float32 in [0, 1).
@@ -710,8 +718,8 @@ def _invert(uniforms: jax.Array, weights: jax.Array) -> jax.Array:
   # a product: XLA's CPU backend computes a cumulative sum an entry at a time
   sums = jnp.matmul(weights, up_to, precision=jax.lax.Precision.HIGHEST)
   is_beyond = sums > uniforms[:, None] * sums[:, -1:]
-  # Each sum is rounded for itself, so that they may grow where a weight is 0, or not
-  # quite reach the last one.
+  # Each sum is rounded for itself, so that they may grow where a weight is 0, or
+  # not quite reach the last one.
   is_possible = weights > 0
   places = jnp.arange(weights.shape[-1], dtype=jnp.int32)
   last = jnp.max(jnp.where(is_possible, places, 0), axis=-1)

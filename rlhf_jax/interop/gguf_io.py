@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax import plain_text
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import config_keys, families, hf_config
 from rlhf_jax.interop.assemble import assemble_parameters
@@ -42,8 +43,9 @@ class Architecture:
   """The properties of an architecture of GGUF (`general.architecture`)."""
 
   family: str  # key of families.FAMILIES
-  # Whether llama.cpp rotates neighbouring dimensions (2i, 2i + 1) of a head for this architecture.
-  # Hugging Face rotates the pairs (i, i + C/2), so the rows of query and key are permuted in GGUF.
+  # Whether llama.cpp rotates neighbouring dimensions (2i, 2i + 1) of a head for
+  # this architecture. Hugging Face rotates the pairs (i, i + C/2), so the rows of
+  # query and key are permuted in GGUF.
   neighbours_rotate: bool = False
   # Key of config.json → key of GGUF, in addition to KEYS.
   more_keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -92,7 +94,8 @@ ARCHITECTURES = {
   'olmoe': Architecture(family='olmoe'),
 }
 
-# Keys of the metadata, without the architecture's name before them: 'llama.block_count'.
+# Keys of the metadata, without the architecture's name before them:
+# 'llama.block_count'.
 KEYS = {  # field of ModelConfig → key of GGUF
   'embed': 'embedding_length',
   'layers': 'block_count',
@@ -116,7 +119,7 @@ VALUES: dict[str, Allowed] = {  # key of GGUF → the values that it may have
   'attention.sliding_window': whole_number(0),  # 0: no window
   'attn_logit_softcapping': POSITIVE,
   'final_logit_softcapping': POSITIVE,
-  'block_count': COUNT,
+  'block_count': whole_number(1, 10_000),  # lists are made of them
   'context_length': COUNT,
   'embedding_length': COUNT,
   'feed_forward_length': COUNT,
@@ -156,8 +159,8 @@ LONG_FACTORS = 'rope_factors_long.weight'
 SHORT_FACTORS = 'rope_factors_short.weight'
 CONSTANTS = (ROPE_FREQUENCIES, LONG_FACTORS, SHORT_FACTORS)
 
-# A Hugging Face name consists of module, expert and matrix of the expert. GGUF stores all experts
-# in one tensor.
+# A Hugging Face name consists of module, expert and matrix of the expert. GGUF
+# stores all experts in one tensor.
 HF_NAME = re.compile(r'(.*?)(?:(?<=\.experts)\.(\d+))?(\.\w+)?\.(?:weight|bias)')
 QUERY_OR_KEY = re.compile(r'layers\.(query|key)(_bias)?')
 
@@ -183,8 +186,8 @@ def find_smollm2() -> Path:
 def open_gguf(path: Path) -> tuple[ModelConfig, Tokenizer | None, LoadParameters]:
   """Opens a GGUF file.
 
-  Quantised weights are dequantised, rounded to bfloat16 (the type in which such models were
-  published) and stored as float32.
+  Quantised weights are dequantised, rounded to bfloat16 (the type in which such
+  models were published) and stored as float32.
 
   Returns:
     (the shape of the model; its tokenizer, None where it is of a kind that is not supported; a
@@ -235,6 +238,10 @@ class _File:
     return values.astype(jnp.bfloat16).astype(np.float32)
 
 
+# What the reader of the package gguf raises for a damaged file.
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError)
+
+
 def _open_file(path: Path) -> _File:
   """Opens a file and reads its metadata."""
   try:
@@ -245,13 +252,15 @@ def _open_file(path: Path) -> _File:
     ) from None
   try:
     reader = gguf.GGUFReader(path)
+    metadata = {name: field.contents() for name, field in reader.fields.items()}
   except FileNotFoundError:
     raise UserError(f'{path}: not found') from None
-  except (ValueError, IndexError) as error:
-    raise UserError(f'{path}: not a whole GGUF file ({error})') from None
+  except _DAMAGE as error:
+    details = plain_text.describe_error(error, 160)
+    raise UserError(f'{path}: not a whole GGUF file ({details})') from None
   return _File(
     path=path,
-    metadata={name: field.contents() for name, field in reader.fields.items()},
+    metadata=metadata,
     tensors={tensor.name: tensor for tensor in reader.tensors},
   )
 
@@ -286,8 +295,8 @@ def _load_parameters(
 ) -> Params:
   """Reads the parameters of a file; see assemble_parameters."""
   homes = _find_homes(file, config)
-  # The devices read parts of the same matrices one after the other; with the cache each matrix is
-  # dequantised only once.
+  # The devices read parts of the same matrices one after the other; with the
+  # cache each matrix is dequantised only once.
   read_matrix = functools.lru_cache(maxsize=config.layers)(
     functools.partial(_read_as_hf, file, architecture, config)
   )

@@ -1,10 +1,10 @@
 """Tables of the keys that files of other libraries may have, and the check of a file's keys.
 
-Each format, and each family within `config.json`, has one `KnownKeys` table. `check_keys` is the
-only function that compares a file with a table. A known key is of one of three kinds: it is read,
-and its value must satisfy an `Allowed`; or only certain values of it are supported; or it is
-ignored, because it does not change what a model computes. Any other key is refused, unless its
-value is null.
+Each format, and each family within `config.json`, has one `KnownKeys` table.
+`check_keys` is the only function that compares a file with a table. A known key
+is of one of three kinds: it is read, and its value must satisfy an `Allowed`; or
+only certain values of it are supported; or it is ignored, because it does not
+change what a model computes. Any other key is refused, unless its value is null.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -26,9 +26,9 @@ class Allowed:
   accepts: Callable[[Any], bool]
 
 
-def whole_number(least: int) -> Allowed:
-  """Allows whole numbers that are at least `least`; true and false are not numbers."""
-  return Allowed(f'a whole number from {least}', functools.partial(_is_whole, least))
+def whole_number(least: int, most: int = 2**31 - 1) -> Allowed:
+  """Allows whole numbers from `least` to `most`; true and false are not numbers."""
+  return Allowed(f'a whole number from {least}', functools.partial(_is_whole, least, most))
 
 
 def one_of(*choices: str) -> Allowed:
@@ -46,8 +46,8 @@ def list_of(allowed: Allowed) -> Allowed:
   return Allowed(f'a list of {allowed.description}', functools.partial(_is_list_of, allowed))
 
 
-def _is_whole(least: int, value: Any) -> bool:
-  return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _is_whole(least: int, most: int, value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def _is_number(value: Any) -> bool:
@@ -106,8 +106,9 @@ class KnownKeys:
     only: the keys of which only some values are supported: key → these values, the usual one
       first. Any other value is refused; an absent key is accepted.
     ignored: the keys that do not change what a model computes.
-    refuse_others: whether a key that is in none of these tables is refused, unless its value is
-      null. False for formats in which such keys contain descriptions and statistics.
+    refuse_others: whether a key that is in none of these tables is refused,
+      unless its value is null. False for formats in which such keys contain
+      descriptions and statistics.
     advice: the end of the message about an unknown key, such as '; remove it'.
   """
 

@@ -1,9 +1,9 @@
 """Reading and writing of adapters in PEFT's format.
 
-The files are adapter_config.json and adapter_model.safetensors. For each matrix PEFT stores a
-matrix A [r, inputs] and a matrix B [outputs, r]. Where a family fuses k of our matrices into one
-(GPT-2, Phi-3), their adapters are written as one adapter of rank k r with a block-diagonal B, which
-computes the same function.
+The files are adapter_config.json and adapter_model.safetensors. For each matrix
+PEFT stores a matrix A [r, inputs] and a matrix B [outputs, r]. Where a family
+fuses k of our matrices into one (GPT-2, Phi-3), their adapters are written as one
+adapter of rank k r with a block-diagonal B, which computes the same function.
 
 Letters: r rank, L layers.
 """
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from rlhf_jax import files
+from rlhf_jax import files, fingerprints
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import families, pretrained, safetensors_io
 from rlhf_jax.interop.json_files import read_json, write_json
@@ -130,6 +130,9 @@ def base_model_of(directory: str | Path) -> str:
   if not name:
     raise UserError(f'{path}: expected a base_model_name_or_path, got {name!r}')
   check_keys(adapter_config, KNOWN_KEYS, str(path))
+  for key in ('r', 'lora_alpha', 'target_modules'):
+    if adapter_config.get(key) is None:
+      raise UserError(f'{path}: the key {key!r} is missing')
   for candidate in (Path(name), Path(directory) / name):
     if candidate.exists():
       return str(candidate)
@@ -144,8 +147,8 @@ def base_model_of(directory: str | Path) -> str:
 def adapter_model_config(directory: str | Path, base: ModelConfig) -> ModelConfig:
   """Returns the shape of a base model with the adapters of a directory.
 
-  If the ranks of the adapters differ, the rank of the shape is the largest; `load_adapters` pads
-  the other adapters with zeros.
+  If the ranks of the adapters differ, the rank of the shape is the largest;
+  `load_adapters` pads the other adapters with zeros.
 
   Raises:
     UserError: there are no weights, or the adapters do not fit the model.
@@ -206,8 +209,9 @@ def save_adapters(
 ) -> None:
   """Writes the adapters of a model in PEFT's format, completely or not at all.
 
-  Every process of a run must call this function; only the first one writes. For a model with a
-  head, the score is written too, with its bias as `reward_bias` in the metadata of the weights.
+  Every process of a run must call this function; only the first one writes. For a
+  model with a head, the score is written too, with its bias as `reward_bias` in
+  the metadata of the weights.
 
   Args:
     directory: the folder to write; an earlier export there is replaced.
@@ -237,6 +241,7 @@ def save_adapters(
     if tokenizer:
       tokenizer.save(folder)
     safetensors.numpy.save_file(tensors, folder / WEIGHTS, metadata=metadata)
+    fingerprints.record_files(folder)
 
 
 # The place of a matrix's adapters in a file.
@@ -395,8 +400,8 @@ def _of_pattern(
 ) -> Any:
   """Returns the number that `rank_pattern` or `alpha_pattern` has for a module.
 
-  As in PEFT, the first pattern that matches the end of the module's name is used; where none
-  matches, the result is the number `usual`.
+  As in PEFT, the first pattern that matches the end of the module's name is used;
+  where none matches, the result is the number `usual`.
   """
   for pattern, number in (adapter_config.get(key) or {}).items():
     try:

@@ -7,7 +7,8 @@
           rows of a multiple of 128 tokens
   auto    splash on a TPU and cudnn on a GPU if they support the model, else plain
 
-With a cache, attention is plain, except for single queries on a GPU (decode_attention.py).
+With a cache, attention is plain, except for single queries on a GPU
+(decode_attention.py).
 
 Letters: B batch, T queries, S keys, H query heads, N key-value heads, G = H / N,
 C head_dim.
@@ -119,8 +120,8 @@ def attend_to_cache(
 ) -> jax.Array:
   """Computes `attend` with keys and values as a cache stores them: heads before tokens.
 
-  In this order the products of a head read one block of memory; in the other, XLA's CPU
-  backend would copy the whole cache into this order for every token.
+  In this order the products of a head read one block of memory; in the other,
+  XLA's CPU backend would copy the whole cache into this order for every token.
 
   Args:
     query: [B, T, H, C].
@@ -137,8 +138,8 @@ def attend_to_cache(
   N = key.shape[1]
   if scale is None:
     scale = C**-0.5
-  # The G heads that share a key keep an axis of their own: if it were merged with T,
-  # XLA could not shard T.
+  # The G heads that share a key keep an axis of their own: if it were merged with
+  # T, XLA could not shard T.
   groups = query.reshape(B, T, N, H // N, C).transpose(0, 2, 3, 1, 4) * scale
   logits = jnp.einsum(
     'bngtc,bnsc->bngts',
@@ -270,9 +271,9 @@ def hold_one_text(segments: jax.Array) -> jax.Array:
 def mask_for_library(mask: jax.Array) -> jax.Array:
   """Makes the mask that `attend_with_library` takes.
 
-  A query whose keys are all masked attends to itself, as libraries do not define a softmax
-  over nothing. In training, cuDNN refuses a mask for rows of odd length, so this one is for
-  rows of even length.
+  A query whose keys are all masked attends to itself, as libraries do not define
+  a softmax over nothing. In training, cuDNN refuses a mask for rows of odd
+  length, so this one is for rows of even length.
 
   Args:
     mask: [B, T, T] bool.
@@ -296,8 +297,8 @@ def attend_with_library(
 ) -> jax.Array:
   """Computes `attend` with jax.nn.dot_product_attention, for T = S.
 
-  With a mask cuDNN takes half as long again as with its own causal mask alone, so `one_text`
-  chooses between the two at run time.
+  With a mask cuDNN takes half as long again as with its own causal mask alone, so
+  `one_text` chooses between the two at run time.
 
   Args:
     query: [B, T, H, C].

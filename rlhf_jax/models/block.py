@@ -2,8 +2,8 @@
 
 (norm) → attention → (norm) → + → (norm) → MLP or experts → (norm) → +
 
-Letters: B batch, T length, S slots of the cache, D width, H heads, N key-value heads,
-C head_dim, F inner width, E experts, L layers.
+Letters: B batch, T length, S slots of the cache, D width, H heads, N key-value
+heads, C head_dim, F inner width, E experts, L layers.
 """
 
 from collections.abc import Callable
@@ -67,8 +67,8 @@ class LeafMaker:
 class LayerContext:
   """The inputs of a layer beside its weights and the hidden states."""
 
-  # (query [B, T, H, C], key, value) → [B, T, H, C]; keys and values are [B, T, N, C],
-  # those of a cache [B, N, S, C]
+  # (query [B, T, H, C], key, value) → [B, T, H, C]; keys and values are [B, T, N,
+  # C], those of a cache [B, N, S, C]
   attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
   # (cosines, sines) [B, T, 1, R / 2] of the positions; None where positions are
   # learned
@@ -81,9 +81,9 @@ class LayerContext:
 class Block(nnx.Module):
   """A decoder layer; its parameters are created for all layers at once.
 
-  As created, every leaf has a leading axis of layers. Merged with the leaves of a single
-  layer (`nnx.merge`), the block computes that layer. There are no leaves for features
-  that the configuration does not use.
+  As created, every leaf has a leading axis of layers. Merged with the leaves of a
+  single layer (`nnx.merge`), the block computes that layer. There are no leaves
+  for features that the configuration does not use.
   """
 
   gate: nnx.Param  # of a gated MLP and of experts
@@ -323,8 +323,8 @@ class Block(nnx.Module):
 def join_matrices(weights: dict[str, Any]) -> dict[str, Any]:
   """Joins the matrices of a layer that multiply the same input, for decoding on one device.
 
-  A product with few rows takes about as long for a matrix of twice the width. The results
-  are the same: each output is still the product of the same two vectors.
+  A product with few rows takes about as long for a matrix of twice the width. The
+  results are the same: each output is still the product of the same two vectors.
 
   Args:
     weights: the leaves of one layer, [in, out…] without an axis of layers.
@@ -395,8 +395,8 @@ def normalise(
 ) -> jax.Array:
   """Normalises the last axis, in float32.
 
-  RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4), or LayerNorm (Ba et al. 2016,
-  arXiv:1607.06450, eq. 4) if there is a bias.
+  RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4), or LayerNorm (Ba et
+  al. 2016, arXiv:1607.06450, eq. 4) if there is a bias.
 
   Args:
     x: [..., D].
@@ -459,9 +459,10 @@ def _product_gradients(
 ) -> tuple[jax.Array, jax.Array]:
   """Computes the gradients of a product by its arguments.
 
-  These are the formulas of JAX's own rule, in another order of operations: JAX's rule
-  leaves a transposed product, for which XLA's CPU backend computes whatever made the
-  gradient a second time, along the wrong axis. That took a fifth of a train step.
+  These are the formulas of JAX's own rule, in another order of operations: JAX's
+  rule leaves a transposed product, for which XLA's CPU backend computes whatever
+  made the gradient a second time, along the wrong axis. That took a fifth of a
+  train step.
 
   Args:
     saved: x [..., K] and the matrix [K, N].

@@ -1,15 +1,16 @@
 """The decoder: embedding → layers → norm.
 
-One decoder serves all families; the ModelConfig says in what they differ. Flax NNX
-declares the shape, axis names and initializer of each parameter in one place, and is
-not visible outside this folder: `build_model` separates the definition from the values
-once, and returns pure functions of a nested dict of arrays.
+One decoder serves all families; the ModelConfig says in what they differ. Flax
+NNX declares the shape, axis names and initializer of each parameter in one place,
+and is not visible outside this folder: `build_model` separates the definition
+from the values once, and returns pure functions of a nested dict of arrays.
 
-All layers are one block whose leaves have a leading axis `layers`. Training scans over
-it, but on a CPU the layers are unrolled. If `params['layers']` is a tuple of single
-layers instead (`unstack_layers`), they are unrolled everywhere, which makes decoding
-twice as fast on a CPU and three times as fast on a GPU. What differs from layer to layer
-(windows, rotary frequencies) is scanned together with the weights.
+All layers are one block whose leaves have a leading axis `layers`. Training scans
+over it, but on a CPU the layers are unrolled. If `params['layers']` is a tuple of
+single layers instead (`unstack_layers`), they are unrolled everywhere, which
+makes decoding twice as fast on a CPU and three times as fast on a GPU. What
+differs from layer to layer (windows, rotary frequencies) is scanned together with
+the weights.
 
 Letters: B batch, T length, S slots of the cache, V vocabulary, D width, N key-value
 heads, C head_dim, L layers.
@@ -77,9 +78,9 @@ class Cache:
   # {'key', 'value'} of [L, B, N, S, C], or a tuple of L such pairs of [B, N, S, C]
   layers: Any
   segment_ids: jax.Array  # [B, S] int32, 0 = not written or padding
-  # [] int32, the number of slots written; [B] if rows differ, and then only one token at a
-  # time is read. An int if the cache is empty, so that a program knows that prompts see only
-  # themselves.
+  # [] int32, the number of slots written; [B] if rows differ, and then only one
+  # token at a time is read. An int if the cache is empty, so that a program knows
+  # that prompts see only themselves.
   length: jax.Array | int
   # [B] bool, rows for which longrope's long factors are used from the first token on
   is_long: jax.Array
@@ -171,7 +172,7 @@ def apply_model(
       f'model: rows of {places} tokens, expected at most {config.max_length}, the number '
       'of its learned positions'
     )
-  attend, rotary_factor, per_layer = _prepare_attention(
+  attend, windows = _prepare_attention(
     config,
     layout,
     segment_ids,
@@ -180,22 +181,23 @@ def apply_model(
     cached=cache is not None,
   )
   is_long = _find_long_texts(config, positions, segment_ids, cache)
+  rotary, frequencies = _prepare_rotary(config, positions, is_long)
+  per_layer = {**windows, **frequencies}
   layer: Callable[..., tuple[jax.Array, Pair | None]] = functools.partial(
     _apply_layer,
     config,
     graph,
     layout,
     attend,
-    rotary_factor,
-    positions,
-    is_long,
+    rotary,
     start,
   )
   # On a CPU a scan spends a tenth of a step on stacking what the backward pass needs.
   unroll = layout.platform == 'cpu' and cache is None
   if config.remat != 'none':
-    # The barrier against common subexpressions is for unrolled layers. In a scan nothing can
-    # be shared, and it would only have everything that was saved copied before it is used.
+    # The barrier against common subexpressions is for unrolled layers. In a scan
+    # nothing can be shared, and it would only have everything that was saved
+    # copied before it is used.
     is_unrolled = unroll or not isinstance(params['layers'], dict)
     layer = jax.checkpoint(layer, policy=REMAT[config.remat], prevent_cse=is_unrolled)
   hidden, pairs = _apply_layers(layer, hidden, params['layers'], pairs, per_layer, unroll)
@@ -305,6 +307,9 @@ def _embed(
   return layout.constrain(hidden, ('batch', 'length', 'hidden'))
 
 
+Angles = tuple[jax.Array, jax.Array]  # cosines and sines, [B, T, 1, R / 2] float32
+
+
 @dataclasses.dataclass(frozen=True)
 class _Attention:
   """What all layers of a forward pass share in computing attention."""
@@ -379,7 +384,7 @@ def _prepare_attention(
   segments: jax.Array,
   start: jax.Array | int,
   cached: bool,
-) -> tuple[_Attention, float, dict[str, np.ndarray]]:
+) -> tuple[_Attention, dict[str, np.ndarray]]:
   """Prepares attention for all layers of a forward pass.
 
   Args:
@@ -391,8 +396,8 @@ def _prepare_attention(
     cached: whether there is a cache.
 
   Returns:
-    (what all layers share, the factor of cosines and sines, what differs from layer to
-    layer: arrays [L, …] named `window`, `frequencies` and `long_frequencies`).
+    (what all layers share, what differs from layer to layer: an array [L] named `window`, or
+    nothing).
   """
   T, S = segment_ids.shape[1], segments.shape[1]
   if cached and isinstance(start, int):
@@ -406,11 +411,6 @@ def _prepare_attention(
     per_layer['window'] = np.asarray(windows, np.int32)
   elif windows[0] < S:
     mask = mask & (distance < windows[0])
-  factor = 1.0
-  if not config.learned_positions:
-    per_layer['frequencies'], factor = rope.frequencies(config)
-  if rope.short_length(config):
-    per_layer['long_frequencies'], _ = rope.frequencies(config, long=True)
   scale = None
   if config.attention_scalar:
     scale = config.attention_scalar**-0.5
@@ -445,7 +445,59 @@ def _prepare_attention(
     one_text=one_text,
     filled=filled,
   )
-  return shared, factor, per_layer
+  return shared, per_layer
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rotary:
+  """How all layers of a forward pass rotate queries and keys by their positions."""
+
+  positions: jax.Array  # [B, T] int32
+  is_long: jax.Array | None  # [B, T] bool, tokens with longrope's long factors; None without it
+  factor: float  # of cosines and sines
+  angles: Angles | None  # of all layers, if their frequencies are the same
+
+  def compute(
+    self,
+    frequencies: jax.Array,
+    long_frequencies: jax.Array | None = None,
+  ) -> Angles:
+    """Computes the angles for frequencies [R / 2]; the long ones count where `is_long` says so."""
+    if self.is_long is not None:
+      assert long_frequencies is not None
+      is_long = self.is_long[:, :, None, None]
+      frequencies = jnp.where(is_long, long_frequencies, frequencies)
+    return rope.angles(self.positions, frequencies, self.factor)
+
+
+def _prepare_rotary(
+  config: ModelConfig,
+  positions: jax.Array,
+  is_long: jax.Array | None,
+) -> tuple[_Rotary | None, dict[str, np.ndarray]]:
+  """Prepares rotary positions for all layers of a forward pass.
+
+  Args:
+    config: the model's configuration.
+    positions: [B, T] int32.
+    is_long: [B, T] bool, tokens that use longrope's long factors; None without longrope.
+
+  Returns:
+    (what all layers share, or None where positions are learned; what differs from layer to
+    layer: arrays [L, R / 2] named as the arguments of `_Rotary.compute`, or nothing).
+  """
+  if config.learned_positions:
+    return None, {}
+  per_layer: dict[str, np.ndarray] = {}
+  per_layer['frequencies'], factor = rope.frequencies(config)
+  if is_long is not None:
+    per_layer['long_frequencies'], _ = rope.frequencies(config, long=True)
+  rotary = _Rotary(positions, is_long, factor, angles=None)
+  if any((rows != rows[0]).any() for rows in per_layer.values()):
+    return rotary, per_layer
+  # Computed once, not in every layer.
+  angles = rotary.compute(**{name: jnp.asarray(rows[0]) for name, rows in per_layer.items()})
+  return dataclasses.replace(rotary, angles=angles), {}
 
 
 def _map_splash(
@@ -474,9 +526,7 @@ def _apply_layer(
   graph: nnx.GraphDef,
   layout: ModelLayout,
   shared: _Attention,
-  rotary_factor: float,
-  positions: jax.Array,
-  is_long: jax.Array | None,
+  rotary: _Rotary | None,
   start: jax.Array | int,
   hidden: jax.Array,
   inputs: tuple[dict[str, Any], Pair | None, dict[str, jax.Array]],
@@ -488,9 +538,7 @@ def _apply_layer(
     graph: the definition of its block.
     layout: shards activations.
     shared: what all layers share in computing attention.
-    rotary_factor: the factor of cosines and sines.
-    positions: [B, T] int32.
-    is_long: [B, T] bool, tokens that use longrope's long factors; None without longrope.
+    rotary: how queries and keys are rotated; None where positions are learned.
     start: [] or [B] int32, the first free slot of the cache.
     hidden: [B, T, D].
     inputs: (the layer's weights, its cached keys and values or None, its own window
@@ -500,16 +548,14 @@ def _apply_layer(
     (hidden [B, T, D], its keys and values or None).
   """
   weights, pair, own = inputs
-  angles = None
-  if not config.learned_positions:
-    frequencies = own['frequencies']
-    if is_long is not None:
-      is_long = is_long[:, :, None, None]
-      frequencies = jnp.where(is_long, own['long_frequencies'], frequencies)
-    angles = rope.angles(positions, frequencies, rotary_factor)
+  own = dict(own)
+  window = own.pop('window', None)
+  angles = rotary.angles if rotary else None
+  if rotary and angles is None:
+    angles = rotary.compute(**own)
   weights, joined = split_matrices(weights, config)
   context = LayerContext(
-    attend=functools.partial(shared.attend, own.get('window')),
+    attend=functools.partial(shared.attend, window),
     angles=angles,
     layout=layout,
     start=start,
@@ -557,8 +603,8 @@ def _apply_layers(
 def _split_layers(stacked: Params) -> tuple[Params, ...]:
   """Splits a dict of arrays [L, …] into L dicts of arrays […].
 
-  Its gradient stacks the gradients of the layers; JAX's own would add up L arrays of
-  [L, …], all but one layer of each zeros.
+  Its gradient stacks the gradients of the layers; JAX's own would add up L arrays
+  of [L, …], all but one layer of each zeros.
   """
   count = jax.tree.leaves(stacked)[0].shape[0]
   return tuple(jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(count))
@@ -603,8 +649,8 @@ def unstack_layers(params: Params, join: bool = False) -> Params:
 def cast_for_compute(params: Params, dtype: str) -> Params:
   """Casts parameters once to the dtype of the computation, for many calls that use them.
 
-  Norms and the scalar head, which compute in float32, and quantised matrices are not
-  cast.
+  Norms and the scalar head, which compute in float32, and quantised matrices are
+  not cast.
 
   Args:
     params: the parameters of a model.

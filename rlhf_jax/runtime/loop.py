@@ -1,14 +1,13 @@
 """The loop that runs every stage: restores, steps, logs, evaluates, saves, handles signals.
 
-A stage defines the step; the loop does not depend on what is trained. A run that is
-interrupted at any moment and started again ends with the same parameters, bit for bit,
-and the same metrics (except for `time/…`) as an uninterrupted one.
+A stage defines the step; the loop does not depend on what is trained. A run that
+is interrupted at any moment and started again ends with the same parameters, bit
+for bit, and the same metrics (except for `time/…`) as an uninterrupted one.
 """
 
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 import os
@@ -22,8 +21,9 @@ from typing import Any
 import jax
 import tqdm
 
-from rlhf_jax import files, json_lines
+from rlhf_jax import fingerprints, json_lines, plain_text
 from rlhf_jax.errors import UserError
+from rlhf_jax.options import Count, Natural
 from rlhf_jax.runtime import checkpoint, hosts
 from rlhf_jax.runtime import metrics as metrics_lib
 from rlhf_jax.runtime.meter import Meter
@@ -36,13 +36,15 @@ DONE = 'done.json'  # {step, seconds}, written when a run has made all its steps
 class LoopOptions:
   """How long a stage trains, and how often it logs, evaluates and saves."""
 
-  steps: int = 1000  # updates
-  # Steps between lines of metrics.jsonl; 0 = only after the last step, here and in the
-  # next two.
-  log_every: int = 10
-  eval_every: int = 100  # steps between evaluations; above 0, the initial model is evaluated too
-  save_every: int = 200  # steps between checkpoints
-  keep: int = 2  # the number of checkpoints that are kept, at least 1
+  steps: Count = 1000  # updates
+  # Steps between lines of metrics.jsonl; 0 = only after the last step, here and
+  # in the next two.
+  log_every: Natural = 10
+  eval_every: Natural = (
+    100  # steps between evaluations; above 0, the initial model is evaluated too
+  )
+  save_every: Natural = 200  # steps between checkpoints
+  keep: Count = 2  # the number of checkpoints that are kept, at least 1
   tensorboard: bool = True  # also write TensorBoard events
   wandb_project: str = ''  # also log to this Weights & Biases project
 
@@ -57,10 +59,10 @@ class Training:
       ([] int32, updates made), `trained` and `frozen`. It is also called before a
       restore, which then replaces all arrays but the frozen ones.
     batches: the host batches.
-    step: (state, batch) → (state, metrics); may donate the state. Metrics are scalars
-      by name; `tokens` is the number of tokens in the batch. A metric that is not
-      finite ends the run. If the update would not be finite, the step returns the
-      state unchanged, with the same `step`.
+    step: (state, batch) → (state, metrics); may donate the state. Metrics are
+      scalars by name; `tokens` is the number of tokens in the batch. A metric
+      that is not finite ends the run. If the update would not be finite, the step
+      returns the state unchanged, with the same `step`.
     evaluate: state → (name → float, samples as JSON objects), or None.
     finish: state → state, applied once after the last step, before that state is
       evaluated and saved; or None.
@@ -92,9 +94,9 @@ def run(
 ) -> Any:
   """Trains up to `options.steps` and returns the final state.
 
-  `directory` gets checkpoints/, metrics.jsonl, samples.jsonl, TensorBoard events and, at
-  the very end, done.json with the seconds of training over all resumes. If a run is
-  done already, its final state is restored and returned at once.
+  `directory` gets checkpoints/, metrics.jsonl, samples.jsonl, TensorBoard events
+  and, at the very end, done.json with the seconds of training over all resumes.
+  If a run is done already, its final state is restored and returned at once.
 
   Args:
     training: what to train.
@@ -115,8 +117,8 @@ def run(
     signals = stack.enter_context(_collect_signals())
     checkpoints = checkpoint.Checkpoints(directory / 'checkpoints', options.keep)
     stack.callback(checkpoints.close)
-    # Entered after `close` is registered, so that it is left first: `close` would wait
-    # for all processes.
+    # Entered after `close` is registered, so that it is left first: `close` would
+    # wait for all processes.
     stack.enter_context(hosts.exit_with_peers())
     state, seconds_before = _start(training, checkpoints)
     step = int(jax.device_get(state.step))
@@ -186,7 +188,7 @@ def _open_writer(
 def _write_done(directory: Path, step: int, seconds: float) -> None:
   """Writes done.json, on process 0."""
   if hosts.is_first_process():
-    files.write_text(directory / DONE, json.dumps({'step': step, 'seconds': seconds}) + '\n')
+    fingerprints.write_json(directory / DONE, {'step': step, 'seconds': seconds})
 
 
 def _train(
@@ -370,11 +372,10 @@ class _Reporter:
       lines = [json_lines.format_value(sample) for sample in samples]
     except Exception as error:  # of any kind: it is the stage's own code
       logging.warning(
-        '%s: step %d: the evaluation failed, training goes on: %s: %s',
+        '%s: step %d: the evaluation failed, training goes on: %s',
         name,
         step,
-        type(error).__name__,
-        ' '.join(str(error).split())[:300],
+        plain_text.describe_error(error),
       )
       return
     self.writer.metrics(step, metrics)
@@ -384,7 +385,7 @@ class _Reporter:
       shown = [*shown[:5], '…']
     self.progress.say(f'{name}: step {step}: ' + ', '.join(shown))
     for line in lines[:2]:  # all are in samples.jsonl
-      self.progress.say(f'  {line[:400]}')
+      self.progress.say(f'  {plain_text.visible(line[:400])}')
 
   def say_interrupted(self, step: int, signum: int) -> None:
     """Tells the user that a signal stopped the run."""
@@ -409,8 +410,8 @@ def _collect_signals() -> Iterator[list[int]]:
 
   def record(signum: int, _: Any) -> None:
     received.append(signum)
-    if signum == signal.SIGINT:  # a second Ctrl-C ends the process at once
-      signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for number in handlers:  # a second one ends the process at once
+      signal.signal(number, signal.SIG_DFL)
 
   handlers = {}
   for signum in (signal.SIGTERM, signal.SIGINT):

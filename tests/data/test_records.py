@@ -31,8 +31,8 @@ def test_a_single_response_is_good_or_bad():
   expected = records.Ranking('f:1', '', '', '', '', ASKED, ['a'], [2])
   assert records.parse_record('ranking', rated, 'f:1') == expected
   assert records.parse_record('ranking', {**rated, 'desirable': True}, 'f:1').ranks == [1]
-  with pytest.raises(UserError, match='f:1: field "desirable": expected true or false, got 1'):
-    records.parse_record('ranking', {**rated, 'desirable': 1}, 'f:1')
+  with pytest.raises(UserError, match='f:1: field "desirable": expected true or false, got 2'):
+    records.parse_record('ranking', {**rated, 'desirable': 2}, 'f:1')
 
 
 def test_null_is_as_good_as_absent():

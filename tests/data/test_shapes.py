@@ -167,6 +167,18 @@ DEMONSTRATIONS = [
   ),
   ('FLAN', {'inputs': 'Where?', 'targets': A}, [Q], A),
   ('hh-rlhf as messages', {'prompt': HUMAN, 'response': A}, TURNS, A),
+  (
+    'xLAM',
+    {
+      'id': 3,
+      'query': 'Where?',
+      'answers': '[{"name": "find", "arguments": {"what": "key"}}]',
+      'tools': '[{"name": "find", "parameters": {}}]',
+    },
+    [Q],
+    CALL,
+  ),
+  ('KTO, a good one by number', {'prompt': 'Where?', 'completion': A, 'label': 1}, [Q], A),
   ('best of a ranking', {'messages': [Q], 'responses': [B, A], 'ranks': [2, 1]}, [Q], A),
   ('KTO, a good one', {'prompt': 'Where?', 'completion': A, 'label': True}, [Q], A),
 ]
@@ -403,6 +415,53 @@ RANKINGS = [
     [1, 1],
   ),
   (
+    'Chatbot Arena, turns in JSON',
+    {
+      'id': 30192,
+      'model_a': 'x',
+      'model_b': 'y',
+      'prompt': '["Hi", "Where?"]',
+      'response_a': '["Hello", "No."]',
+      'response_b': '["Hello", "There."]',
+      'winner_model_a': 0,
+      'winner_model_b': 1,
+      'winner_tie': 0,
+    },
+    TURNS,
+    [B, A],
+    [2, 1],
+  ),
+  (
+    'HelpSteer2',
+    {
+      'split': 'train',
+      'prompt': 'Where?',
+      'response_1': A,
+      'response_2': B,
+      'preference_strength': -2,
+      'preference_statement': 'Response 1 is better.',
+    },
+    [Q],
+    [A, B],
+    [1, 2],
+  ),
+  (
+    'AlpacaFarm',
+    {'instruction': 'Where?', 'input': '', 'output_1': B, 'output_2': A, 'preference': 2},
+    [Q],
+    [B, A],
+    [2, 1],
+  ),
+  (
+    'RewardBench 2',
+    {'id': '0', 'prompt': 'Where?', 'chosen': [A], 'rejected': [B, 'Eh.', 'Oh.'], 'subset': 'Math'},
+    [Q],
+    [A, B, 'Eh.', 'Oh.'],
+    [1, 2, 2, 2],
+  ),
+  ('KTO by number', {'prompt': 'Where?', 'completion': B, 'label': 0}, [Q], [B], [2]),
+  ("LLaMA-Factory's KTO", {'messages': [Q, assistant(A)], 'kto_tag': True}, [Q], [A], [1]),
+  (
     'a first question beside conversations',
     {'prompt': 'Hi', 'chosen': [*TURNS, assistant(A)], 'rejected': [*TURNS, assistant(B)]},
     TURNS,
@@ -465,6 +524,12 @@ def test_tools_may_be_written_as_json():
   assert records.parse_record('prompt', row, 'f:1').tools == [{'type': 'function'}]
 
 
+def test_functions_beside_calls_in_json_are_tools():
+  row = {'query': 'Hi', 'answers': '[{"name": "find"}]', 'tools': '[{"name": "find"}]'}
+  parsed = records.parse_record('demonstration', row, 'f:1')
+  assert parsed.tools == [{'type': 'function', 'function': {'name': 'find'}}]
+
+
 def test_turns_of_one_speaker_are_one_message():
   # hh-rlhf has them
   first = '\n\nHuman: Hi\n\nAssistant: One.\n\nTwo.\n\nAssistant: Three.'
@@ -496,7 +561,7 @@ def test_the_shape_has_a_name_for_the_log():
     (
       'ranking',
       {'prompt': 'Hi', 'chosen': [Q, assistant(A)], 'rejected': [Q, assistant(B)]},
-      'field "prompt": it is not the prompt of the conversations beside it',
+      'field "prompt": it is not the prompt of the conversations in this row',
     ),
     (
       'ranking',
@@ -513,8 +578,40 @@ def test_the_shape_has_a_name_for_the_log():
     ('demonstration', {'prompt': 'Hi'}, 'a demonstration needs the field "response"'),
     (
       'demonstration',
-      {'prompt': 'Hi', 'completion': A, 'label': 1},
-      'field "label": expected true or false, got 1',
+      {'prompt': 'Hi', 'completion': A, 'label': 2},
+      'field "label": expected true or false, got 2',
+    ),
+    (
+      'demonstration',
+      {'message_id': 'a', 'parent_id': None, 'message_tree_id': 'a', 'text': 'Hi', 'role': 'user'},
+      'a row is one message of a tree ("message_id", "parent_id"); expected a whole conversation',
+    ),
+    (
+      'demonstration',
+      {'system': 'SYSTEM: Be brief.', 'chat': 'USER: Hi\n\n\nASSISTANT: Hello <|endoftext|>'},
+      'field "chat": a transcript of "USER:" and "ASSISTANT:" turns is not read',
+    ),
+    (
+      'demonstration',
+      {'query': 'Hi', 'answers': '[find]', 'tools': '[]'},
+      'field "answers": not JSON',
+    ),
+    (
+      'ranking',
+      {
+        'prompt': '["Hi"]',
+        'response_a': '[null]',
+        'response_b': '["No."]',
+        'winner_model_a': 1,
+        'winner_model_b': 0,
+        'winner_tie': 0,
+      },
+      'field "response_a": expected texts, got None',
+    ),
+    (
+      'ranking',
+      {'prompt': 'Hi', 'chosen': ['Hi', A], 'rejected': ['Hi', B]},
+      'expected lists of responses, got the prompt as the first text',
     ),
     (
       'demonstration',

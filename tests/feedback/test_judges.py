@@ -1,5 +1,6 @@
 """The kinds of judges, by their names."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ def resources(open_language_model=None, **changes):
     ('https://host', 'endpoint'),
     ('my_judges:longer', 'function'),
     ('my.judges:longer(sure=0.75)', 'function'),
+    ('reward:judge', 'reward'),
     ('labeller', 'model'),
     ('runs/one/sft', 'model'),
     ('smollm2', 'model'),
@@ -43,6 +45,7 @@ def test_which_kinds_run_on_devices_and_which_in_one_process():
   assert flags == {
     'endpoint': (False, True),
     'function': (False, True),
+    'reward': (True, False),
     'model': (True, False),
   }
 
@@ -64,6 +67,20 @@ def test_each_kind_is_opened_with_what_it_needs(monkeypatch, tmp_path):
   assert opened == ['labeller']
   expected = ('model', 'params', 'tokenizer', 'layout')
   assert built == [(*expected, language_judge.JudgeOptions(), ('So it is (A',))]
+
+
+def test_a_reward_model_judges_by_the_difference_of_its_scores():
+  def open_reward_model(name):
+    assert name == 'judge'
+    return lambda messages, texts: np.array([len(text) for text in texts], np.float32)
+
+  given = dataclasses.replace(resources(), open_reward_model=open_reward_model)
+  judge = judges.open_judge('reward:judge', given)
+  pairs = [PAIR, Comparison(PAIR.messages, 'abc', 'b')]
+  judged = judge(pairs)
+  np.testing.assert_allclose(judged.probabilities, [0.5, 1 / (1 + np.exp(-2))])
+  swapped = judge([pair.swapped() for pair in pairs])
+  np.testing.assert_allclose(swapped.probabilities, 1 - judged.probabilities)
 
 
 def test_a_new_kind_is_one_row(monkeypatch):

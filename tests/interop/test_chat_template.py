@@ -2,6 +2,7 @@
 the tokenizer and the ends of the response are."""
 
 import datetime
+import importlib.util
 import json
 from pathlib import Path
 
@@ -55,6 +56,14 @@ def make_tokenizer(core, template):
 
 def as_text(core, ids):
   return core.decode(ids, skip_special_tokens=False)
+
+
+def test_the_record_is_what_the_installed_transformers_writes():
+  path = Path(__file__).parents[2] / 'scripts' / 'record_chats.py'
+  spec = importlib.util.spec_from_file_location('record_chats', path)
+  record_chats = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(record_chats)
+  assert record_chats.record() == CHATS
 
 
 @pytest.mark.parametrize('name', TEMPLATES)
@@ -218,7 +227,7 @@ def test_tools_that_a_template_does_not_print_are_refused():
   tokenizer = make_tokenizer(with_marks(build_unigram), 'chatml')
   with pytest.raises(UserError, match='chat template: it does not print tools'):
     tokenizer.prompt(QUESTION, [WEATHER])
-  with pytest.raises(UserError, match='does not print calls of functions'):
+  with pytest.raises(UserError, match='does not print function calls'):
     tokenizer.exchange(QUESTION, CALL)
 
 

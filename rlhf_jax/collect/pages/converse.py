@@ -1,7 +1,7 @@
 """The pages on which a person talks with a model and ranks its replies.
 
-In each turn the person writes a message, receives K replies and ranks them; the best reply
-continues the conversation.
+In each turn the person writes a message, receives K replies and ranks them; the
+best reply continues the conversation.
 """
 
 import random
@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from rlhf_jax.collect import answers, assignment, conversation, judgements
 from rlhf_jax.collect.items import read_item
-from rlhf_jax.collect.judgements import Given
+from rlhf_jax.collect.judgements import SentAnswer
 from rlhf_jax.collect.refusals import Refused
 from rlhf_jax.collect.site import Visit
 
@@ -66,7 +66,7 @@ def receive_message(visit: Visit) -> Response:
     replier.release()
     raise
   replier.start(turn_id, messages, site.settings.converse_responses)
-  return visit.go(f'/item/{visit.path("token")}')
+  return visit.redirect(f'/item/{visit.path("token")}')
 
 
 def tell_state(visit: Visit) -> Response:
@@ -86,7 +86,7 @@ def save_turn(visit: Visit, connection: Connection, lease: Row, item: Row) -> in
     raise Refused(409, 'This turn is over, or its replies have not come yet.')
   shown = _order_of_turn(lease, turn)
   answer = answers.parse_ranking(visit.form, shown, settings)
-  given = Given(
+  sent = SentAnswer(
     answer=answer,
     guidelines=visit.field('guidelines')[:12],
     pasted=answers.read_pastes(visit.form),
@@ -94,7 +94,7 @@ def save_turn(visit: Visit, connection: Connection, lease: Row, item: Row) -> in
     number=turn.number,
     complete=turn.number >= settings.converse_turns,
   )
-  judgement_id = judgements.save(connection, lease, given, settings)
+  judgement_id = judgements.save(connection, lease, sent, settings)
   conversation.set_turn_state(connection, turn.id, 'ranked')
   return judgement_id
 
@@ -154,7 +154,7 @@ def _best_of_turn(connection: Connection, turn: Row | None) -> int:
 def _order_of_turn(lease: Row, turn: Row) -> list[int]:
   """Returns the random order in which the replies of a turn are shown."""
   order = list(range(len(turn.responses)))
-  # seeded by the secret token, so that nobody can guess the order, and by the turn; it is the
-  # same when the page is loaded again
+  # seeded by the secret token, so that nobody can guess the order, and by the
+  # turn; it is the same when the page is loaded again
   random.Random(f'{lease.token} {turn.number}').shuffle(order)
   return order

@@ -17,7 +17,8 @@ def show_consent(visit: Visit) -> Response:
     'join.html',
     role=invitation.role,
     consent=site.read_page(settings_file.CONSENT),
-    # the form sends a platform's parameters back, because nothing is stored before the consent
+    # the form sends a platform's parameters back, because nothing is stored
+    # before the consent
     parameters=dict(visit.request.query_params),
   )
 
@@ -34,7 +35,7 @@ def accept(visit: Visit) -> Response:
   with site.store.writing() as connection:
     invitation = people.open_invitation(site.store, connection, visit.path('token'))
     person = people.accept(connection, invitation, parameters)
-  response = visit.go('/')
+  response = visit.redirect('/')
   security.start_session(site.store, response, person.id, person.session, site.secure)
   return response
 

@@ -66,6 +66,23 @@ def test_labelled_documents_are_about_nothing_that_is_judged(labelled, prompts):
   assert len(facts) > 40 and not judged_facts & facts
 
 
+def test_rankings_elsewhere_are_about_nothing_that_is_judged(prompts):
+  asked = [row for split in prompts.values() for row in split]
+  texts = {row.messages[0]['content'] for row in asked}
+  known = {}
+  for rows in requests.corpus_candidates(draw_world(0), 'labeller').values():
+    known |= {row.text: row.meta for row in rows}
+  of_splits = []
+  for split in ('train', 'validation'):
+    rankings = tinyworld.records('ranking', split, variant='elsewhere', count=300)
+    assert len(rankings) == 300 and all(len(row.responses) == 4 for row in rankings)
+    of_splits.append({row.messages[0]['content'] for row in rankings})
+    assert not of_splits[-1] & texts
+    harms = {known[text]['harm'] for text in of_splits[-1] if 'harm' in known[text]}
+    assert harms and not harms & {row.meta['harm'] for row in asked if 'harm' in row.meta}
+  assert not of_splits[0] & of_splits[1]
+
+
 def test_every_fact_is_told(web):
   world = draw_world(0)
   documents = '\n'.join(web)
