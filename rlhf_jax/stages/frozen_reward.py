@@ -1,21 +1,23 @@
 """A reward model whose trunk stays as it is: only the head is fitted, to features read once.
 
-Every text is read a single time, and what the model sees at its end is kept. Fitting a head to that
-takes seconds, so it is done again and again: k-fold cross-validation says how often the head
-agrees with people on conversations that it was not fitted to, for each source of data, beside the
-length of a response and a bag of bigrams on the same folds (evaluation/pair_models.py). It is for
-data of people, and for models that are too large to train at hand.
+Every text is read a single time, and what the model sees at its end is kept.
+Fitting a head to that takes seconds, so it is done again and again: k-fold
+cross-validation says how often the head agrees with people on conversations that
+it was not fitted to, for each source of data, beside the length of a response and
+a bag of bigrams on the same folds (evaluation/pair_models.py). It is for data of
+people, and for models that are too large to train at hand.
 
   r(x, y) = w·h_last + b,   h_last of the frozen model
 
-The loss is that of `reward`: logistic in the difference of scores, pairs of one ranking weighted
-together as one. Source of the method: linear probes, Alain and Bengio 2016, arXiv:1610.01644.
+The loss is that of `reward`: logistic in the difference of scores, pairs of one
+ranking weighted together as one. Source of the method: linear probes, Alain and
+Bengio 2016, arXiv:1610.01644.
 
-In the stage's folder, `SPLIT-features.npz` holds the features, so that no text is read twice when
-a run goes on or is changed, and `folds.json` the accuracies.
+In the stage's folder, `SPLIT-features.npz` holds the features, so that no text is
+read twice when a run goes on or is changed, and `folds.json` the accuracies.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -27,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rlhf_jax import files
 from rlhf_jax.data import conversations, encode, records, sources
 from rlhf_jax.data.records import Ranking
 from rlhf_jax.data.sources import DataOptions
@@ -50,6 +53,7 @@ from rlhf_jax.types import Params, Sequences, TrainState
 FEATURES = 'features.npz'  # of each split: what the frozen model sees of every text
 FOLDS_JSON = 'folds.json'  # how often each model agrees with people
 
+_SAVE_EVERY = 20  # batches; so much is read again after an interruption
 _WIDTH = 32  # texts are padded to a multiple of it, and read from the shortest on
 _SMALLEST_SCALE = 1e-6  # of a feature, in which nothing differs
 
@@ -248,40 +252,65 @@ def _read_or_compute(
   digest = hashlib.sha256(f'{options.init} {options.likelihood}'.encode())
   for ids in texts.ids:
     digest.update(ids.tobytes())
+  name = digest.hexdigest()  # of these texts and this model
+  known = np.zeros((0, 0), np.float32)
   if path.is_file():
     with np.load(path) as stored:
-      if str(stored['digest']) == digest.hexdigest():
-        return stored['features'].astype(np.float64)
-  features = compute_features(context, model, params, texts, options.batch_size)
-  if hosts.is_first_process():
-    with open(path, 'wb') as file:
-      np.savez(file, digest=np.array(digest.hexdigest()), features=features)
-  return features.astype(np.float64)
+      if str(stored['name']) == name:
+        known = stored['features']
+
+  def save(features: np.ndarray) -> None:
+    if hosts.is_first_process():
+      with files.replacing(path) as partial, open(partial, 'wb') as file:
+        np.savez(file, name=np.array(name), features=features)
+
+  # From the shortest to the longest, so that little is padding.
+  order = np.argsort([len(ids) for ids in texts.ids], kind='stable')
+  in_order = compute_features(context, model, params, texts, order, options.batch_size, known, save)
+  features = np.zeros(in_order.shape)
+  features[order] = in_order
+  return features
 
 
 def compute_features(
-  context: Context, model: Model, params: Params, texts: Texts, batch_size: int
+  context: Context,
+  model: Model,
+  params: Params,
+  texts: Texts,
+  order: np.ndarray,
+  batch_size: int,
+  known: np.ndarray,
+  save: Callable[[np.ndarray], None],
 ) -> np.ndarray:
-  """Reads all texts with the frozen model, from the shortest to the longest.
+  """Reads texts with the frozen model.
+
+  Args:
+    context: the context of the stage.
+    model: the definition of the frozen model.
+    params: its parameters.
+    texts: N of them.
+    order: [N] int, the order in which they are read.
+    batch_size: texts that are read at once.
+    known: [M, F] float32, the features of the first M of them.
+    save: keeps the features so far; called now and then, and at the end.
 
   Returns:
-    [N, F] float32, in the order of the texts.
+    [N, F] float32, in the order of reading.
   """
   read = jax.jit(functools.partial(read_features, model))
-  order = np.argsort([len(ids) for ids in texts.ids], kind='stable')
-  features: list[np.ndarray] = []
-  for begin in range(0, len(order), batch_size):
+  parts = [known] if len(known) else []
+  begins = range(len(known), len(order), batch_size)
+  for turn, begin in enumerate(begins, start=1):
     chosen = order[begin : begin + batch_size]
     # Filled up with the last text, so that all batches are of one size.
     filled = np.pad(chosen, (0, batch_size - len(chosen)), mode='edge')
     sequences = _pad(texts, filled, context.tokenizer.pad_id)
     values = hosts.to_host(read(params, context.layout.place(sequences)))
-    features.append(values[: len(chosen)])
-    if begin // batch_size % 50 == 0:
+    parts.append(values[: len(chosen)])
+    if turn % _SAVE_EVERY == 0 or turn == len(begins):
+      save(np.concatenate(parts))
       hosts.say(f'{context.name}: {begin + len(chosen):,} of {len(order):,} texts are read')
-  result = np.zeros((len(order), features[0].shape[1]), np.float32)
-  result[order] = np.concatenate(features)
-  return result
+  return np.concatenate(parts)
 
 
 def _pad(texts: Texts, numbers: np.ndarray, pad_id: int) -> Sequences:

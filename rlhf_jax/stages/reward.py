@@ -13,8 +13,8 @@ where no ranking was about it. `language_model_coefficient` α keeps that head a
 
   … − α E_prompt[ Σ log p(y_best | x) / |y_best| ],  over the responses that are ranked first
 
-Source: Ouyang et al. 2022, section 3.5, equation 1; the second term is the SFT regularisation of
-Yang et al. 2024, arXiv:2406.10216, section 3.
+Source: Ouyang et al. 2022, section 3.5, equation 1; the second term is the SFT
+regularisation of Yang et al. 2024, arXiv:2406.10216, section 3.
 
 Departures from the paper:
   1. The mean is over the untied pairs of a prompt.
@@ -109,8 +109,8 @@ class ReadResponses(NamedTuple):
   """What a reward model reads from responses [..., T] with their prompts."""
 
   scores: jax.Array  # [...] float32
-  # [..., T - 1] float32, nats, of all tokens but the first, and which of these belong to the
-  # response; None where nobody asks for them
+  # [..., T - 1] float32, nats, of all tokens but the first, and which of these
+  # belong to the response; None where nobody asks for them
   logprobs: jax.Array | None = None
   mask: jax.Array | None = None
 
@@ -256,8 +256,8 @@ def train_step(
     state: the parameters, the optimizer's state, the step and the root key.
     batch: B rows of K places, each with one response to a prompt; B is a multiple of
       `options.microbatches`.
-    definitions: the definitions of the model (which has a scalar head), its optimizer and
-      the layout.
+    definitions: the definitions of the model (which has a scalar head), its
+      optimizer and the layout.
     options: the options of the stage, of which the loss and `microbatches` are read.
 
   Returns:

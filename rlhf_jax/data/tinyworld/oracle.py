@@ -1,8 +1,9 @@
 """Judges whether a response is helpful, honest and harmless, and how much it is worth.
 
-Nothing is ever trained on the oracle. It reads the whole response (reading.py) and compares what it
-states with the world in which the prompt was asked. A response with a part that it cannot read is
-`unread`, and never helpful. Style counts only in `utility`.
+Nothing is ever trained on the oracle. It reads the whole response (reading.py)
+and compares what it states with the world in which the prompt was asked. A
+response with a part that it cannot read is `unread`, and never helpful. Style
+counts only in `utility`.
 """
 
 from collections.abc import Sequence

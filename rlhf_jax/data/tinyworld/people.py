@@ -1,8 +1,9 @@
 """The people of a world who teach: demonstrators, and annotators who rank responses.
 
-Both are human-like. Demonstrations are of middling quality: some tell a myth, agree with a false
-claim, or are curt. Annotators perceive the oracle's utility with noise and biases of their own, and
-none of them knows everything: a falsehood about an unknown fact goes unnoticed.
+Both are human-like. Demonstrations are of middling quality: some tell a myth,
+agree with a false claim, or are curt. Annotators perceive the oracle's utility
+with noise and biases of their own, and none of them knows everything: a falsehood
+about an unknown fact goes unnoticed.
 """
 
 from collections.abc import Sequence
@@ -47,8 +48,8 @@ _DEMONSTRATED_MANNERS = {'plain': 0.45, 'terse': 0.2, 'polite': 0.2, 'rambling':
 class Annotator:
   """The noise, the biases and the knowledge of one simulated annotator."""
 
-  # Scale of the Gumbel noise, in units of utility: with 0 the ranking has no errors, with 1
-  # small differences are hardly noticed.
+  # Scale of the Gumbel noise, in units of utility: with 0 the ranking has no
+  # errors, with 1 small differences are hardly noticed.
   temperature: float
   length_bias: float = 0.0  # utility added for every ten words
   # Utility added for the response shown first; it decreases linearly to 0 for the last one.
@@ -79,9 +80,9 @@ def rank_responses(
 ) -> list[int]:
   """Ranks responses by an annotator's perceived utilities.
 
-  With Gumbel noise on the utilities, the order is a sample of the Plackett–Luce model
-  (Yellott 1977). Equal texts get the same rank, and so do texts of nearly equal
-  perceived utility.
+  With Gumbel noise on the utilities, the order is a sample of the Plackett–Luce
+  model (Yellott 1977). Equal texts get the same rank, and so do texts of nearly
+  equal perceived utility.
 
   Args:
     prompt: a prompt of TinyWorld.

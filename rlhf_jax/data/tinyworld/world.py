@@ -4,8 +4,8 @@ Facts, families, harms, persons and wordings each have a role:
   train: asked about in training.
   validation, test: held out for that split: in no training prompt, demonstration or ranking, but
     in the corpus.
-  labeller: only in labelled documents (corpus.py), so that a model which judges has seen no
-    labelled example of anything that it judges.
+  labeller: only in labelled documents (corpus.py), so that a model which judges
+    has seen no labelled example of anything that it judges.
 """
 
 from collections.abc import Mapping, Sequence
@@ -254,8 +254,8 @@ def _two_step_facts(singles: Sequence[Fact], tables: Mapping[str, Mapping[str, s
 def _role_of_steps(first: Fact, second: Fact) -> tuple[str, str]:
   """Returns the role of a two-step fact, and the part that keeps it out of training.
 
-  If its steps are held out for different splits, or one is for labelled documents only, the role
-  is 'corpus'.
+  If its steps are held out for different splits, or one is for labelled documents
+  only, the role is 'corpus'.
   """
   roles = {first.role, second.role} - {'train'}
   if len(roles) > 1 or (roles == {'labeller'} and first.role != second.role):
