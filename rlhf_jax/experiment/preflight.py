@@ -162,7 +162,6 @@ def _check_data(context: Context, use: DataUse, load: Load) -> list[str]:
   maker = _find_maker(context, use)
   if maker:
     return [f'  {use.field}: made by {maker}']
-  _check_splits(context, use)
   lines = []
   for split in use.splits:
     rows = load(use.options, use.kind, split)
@@ -175,6 +174,7 @@ def _check_data(context: Context, use: DataUse, load: Load) -> list[str]:
     if split == use.splits[0] and use.field == 'data':
       for example in examples[:SHOWN_EXAMPLES]:
         lines += _show_example(context, example)
+  _check_splits(context, use)  # last, as other mistakes are nearer
   return lines
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import shutil
 from typing import Any
 
+from rlhf_jax import fingerprints
 from rlhf_jax.errors import UserError
 from rlhf_jax.experiment import config as configs
 
@@ -33,24 +34,24 @@ def take_over(config: Any, workdir: Path, source: Path) -> list[str]:
   path = source / 'config.json'
   if not path.is_file():
     raise UserError(f'--from={source}: expected the workdir of a run, but it has no config.json')
-  old = json.loads(path.read_text(encoding='utf-8'))
+  old = fingerprints.read_json(path)
   new = json.loads(configs.as_json(config))
   changed = configs.differences(_common(old), _common(new))
   if changed:
     raise UserError(f'--from={source}: its stages cannot be used here, as {"; ".join(changed[:3])}')
   copied = []
   same: list[str] = []
-  for name in new['stages']:
+  for number, name in enumerate(new['stages']):
     if name not in old['stages'] or not (source / name / 'finished.json').is_file():
       continue
-    uses = _used_stages(new[name], new['stages'])
-    if old[name] != new[name] or any(used not in same for used in uses if used != name):
+    uses = _used_stages(new[name], new['stages'][:number])
+    if old[name] != new[name] or any(used not in same for used in uses):
       continue
     same.append(name)
     if not (workdir / name).exists():
       _copy_folder(source / name, workdir / name)
       copied.append(name)
-  if copied and not (workdir / 'tokenizer' / 'ready.json').is_file():
+  if copied and not (workdir / 'tokenizer' / fingerprints.LIST).is_file():
     shutil.rmtree(workdir / 'tokenizer', ignore_errors=True)
     _copy_folder(source / 'tokenizer', workdir / 'tokenizer')
   return copied
@@ -62,7 +63,7 @@ def _common(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _used_stages(section: Any, stages: Sequence[str]) -> list[str]:
-  """Returns the stages whose models or files a section names."""
+  """Returns those of the earlier stages whose models or files a section names."""
   texts = list(_texts(section))
   return [
     name

@@ -422,7 +422,7 @@ def _compile(source: str) -> Callable[..., str]:
   compiled = _compile_bounded(module, source)
 
   def render(messages: Messages, tools: Tools, **variables: Any) -> str:
-    # The same object as the renderer uses, as what was compiled is kept.
+    # The renderer caches compiled templates, so this is the object that it uses below.
     compiled.globals['strftime_now'] = _format_date
     texts, _ = module.render_jinja_template(
       [messages], tools=tools or None, documents=None, chat_template=source, **variables

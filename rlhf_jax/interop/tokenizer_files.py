@@ -58,10 +58,11 @@ def _is_table_of_tokens(value: Any) -> bool:
   )
 
 
+TOKEN = or_null(Allowed('a token', _is_token))
+
 # tokenizer_config.json has many more keys. They are ignored: tokenizer.json says
 # how a text is split, and transformers, where it has that file, ignores keys such
 # as `add_bos_token` too.
-TOKEN = or_null(Allowed('a token', _is_token))
 KNOWN_KEYS = KnownKeys(
   read={
     **{role + '_token': TOKEN for role in ROLES},

@@ -449,6 +449,7 @@ def plan(context: Context) -> StagePlan:
   options = context.read_options(STAGE)
   training.check_batch(context, options.batch_size, 1)
   opened = ModelStore(context).open(options.init, head=True, likelihood=options.likelihood)
+  training.write_model_json(context, opened.model)  # for the plans of later stages
   params = opened.read()
   sequences = abstract_sequences(context.layout, options.batch_size, options.max_length)
   read = jax.jit(functools.partial(read_features, opened.model))

@@ -1,15 +1,19 @@
 """Finished stages of another run are taken over where nothing that they depend on differs."""
 
+import json
+
 import ml_collections
 import pytest
 
+from rlhf_jax import fingerprints
 from rlhf_jax.errors import UserError
 from rlhf_jax.experiment import config as configs
 from rlhf_jax.experiment.take_over import take_over
 
 SECTIONS = {
   'sft': {'kind': 'sft', 'init': 'random', 'steps': 3},
-  'feedback': {'kind': 'feedback', 'policies': ('sft',)},
+  # `reward` is what its source would use; it runs later.
+  'feedback': {'kind': 'feedback', 'policies': ('sft',), 'reward': 'reward'},
   'reward': {'kind': 'reward', 'init': 'sft', 'path': ('{workdir}/feedback/{split}.jsonl',)},
   'ppo': {'kind': 'ppo', 'init': 'sft', 'reward': ('reward',), 'kl': 0.1},
 }
@@ -32,8 +36,8 @@ def base(tmp_path):
     (folder / name / 'checkpoints' / '3').write_text(name)
     (folder / name / 'finished.json').write_text('{"seconds": 1}')
   (folder / 'tokenizer').mkdir()
-  (folder / 'tokenizer' / 'ready.json').write_text('{}')
-  (folder / 'config.json').write_text(configs.as_json(config_with()))
+  fingerprints.record_files(folder / 'tokenizer')
+  fingerprints.write_json(folder / 'config.json', json.loads(configs.as_json(config_with())))
   return folder
 
 
