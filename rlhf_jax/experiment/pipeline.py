@@ -28,6 +28,7 @@ from rlhf_jax.experiment import agreement, data_files, final_table
 from rlhf_jax.experiment import config as configs
 from rlhf_jax.interop import chat_template, pretrained
 from rlhf_jax.interop.tokenizer import Tokenizer
+from rlhf_jax.models.model_config import DTYPES
 from rlhf_jax.runtime import checkpoint, compilation, hosts, loop, mesh
 from rlhf_jax.runtime.mesh import Layout, MeshOptions
 from rlhf_jax.stages.shared import mesh_need, model_sources
@@ -134,6 +135,7 @@ def run(
   compilation.request_exact_products()
   layout = make_layout(config, workdir)
   final_table.check(config, layout)  # now, rather than after all training
+  check_common(config)
   with lock_workdir(workdir):
     return _run_locked(config, workdir, layout, accept_changed_data)
 
@@ -162,6 +164,20 @@ def _run_locked(
       run_stage(context)
   seconds = {name: finished_seconds(context) for name, context in contexts.items()}
   return final_table.make(contexts, seconds)
+
+
+def check_common(config: Any) -> None:
+  """Checks the sections `export` and `tokenizer`; raises UserError for a value out of its range."""
+  export = config.export
+  if export.dtype not in DTYPES or not export.shard_gigabytes > 0:
+    raise UserError(
+      f'config.export: expected a dtype of {", ".join(DTYPES)} and shard_gigabytes above 0, got '
+      f'{export.dtype!r} and {export.shard_gigabytes}'
+    )
+  if config.tokenizer.documents < 1:
+    raise UserError(
+      f'config.tokenizer.documents: expected 1 or more, got {config.tokenizer.documents}'
+    )
 
 
 def lock_workdir(workdir: Path) -> contextlib.AbstractContextManager[Any]:
