@@ -9,7 +9,7 @@ docs/constitutional_ai.md.
 
   python -m rlhf_jax --config=experiments/constitutional_ai.py --workdir=runs/constitutional_ai
 
-Expected: the tables of docs/constitutional_ai.md.
+Expected: the tables of docs/constitutional_ai.md; the stages after `sl_cai` were not run yet.
 Time: about 18 minutes on two CPU cores: pre-training 4, labeller 5.5, SFT and critiques 1.5; the
   others are estimated from the quickstart's, judge and labels 2, reward model and PPO 3.5.
 Try: --config.critique.rounds=1, one revision instead of four.
@@ -61,7 +61,7 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
     tiny,
     ('pretrain',),
     labeller=LABELLER,
-    helpful_only=again('sft', init='labeller', data=dict(variant='helpful_only', count=400)),
+    helpful_only=again('sft', init='labeller', data=dict(variant='helpful_only', count=300)),
     critique=critique,
     sl_cai=again('sft', init='labeller', data=REVISIONS),
     judge=again('reward', init='labeller', data=rlaif.RANKINGS_ELSEWHERE),

@@ -86,11 +86,9 @@ def constitutional_page(runs: list[Run]) -> str:
           rows.append((f'{name.replace("_", " ")}, {decoding}', *cells))
       tables.append(format_table(('', *rates), rows))
     rounds = [f'{100 * row["harmful_to_requests"]:.0f}' for row in run['rounds']]
-    agreement = run['judge']['gate']['people']
     text += f"""
 {_measured(run)} Harmful responses after revision round 0, 1, … ({run['critiqued']} training
-prompts): {', '.join(rounds)}%. The judge agrees with people on
-{100 * agreement['agreement']:.0f}% of {agreement['pairs']} comparisons about harm.
+prompts): {', '.join(rounds)}%. {_judged(run)}
 
 {tables[0]}
 
@@ -99,6 +97,17 @@ Of these, about families of harms, persons, facts and families of facts that tra
 {tables[1]}
 """
   return _refill(text)
+
+
+def _judged(run: Run) -> str:
+  """Says how good the judge of harm is; that RL was left out where a run has none."""
+  if run['judge'] is None:
+    return 'RL-CAI was not measured.'
+  agreement = run['judge']['gate']['people']
+  return (
+    f'The judge agrees with people on {100 * agreement["agreement"]:.0f}% of '
+    f'{agreement["pairs"]} comparisons about harm.'
+  )
 
 
 def people_page(runs: list[Run]) -> str:

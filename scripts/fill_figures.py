@@ -9,7 +9,7 @@ feedback_figures.py says what the others are.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import json
 from pathlib import Path
 import sys
@@ -38,6 +38,7 @@ RATES = {  # heading → name in results.json
 MORE_RATES = {
   **RATES,
   'wins by utility': 'win_rate_vs_sft',
+  'controlled for length and style': 'win_rate_controlled',
   'bare refusal': 'bare_refusal',
   'unread': 'unread',
 }
@@ -116,13 +117,14 @@ def world_page(runs: list[Run]) -> str:
   """Makes the figures of docs/tinyworld.md."""
   run = runs[0]
   commits = ', '.join(f'seed {other["seed"]} at commit {other["commit"]}' for other in runs)
+  rates = measured_rates(runs)
   tables = ''
   for decoding, title in DECODINGS.items():
     rows = []
     for name, decodings in all_rows(run).items():
       if decoding in decodings:
-        rows.append((name, *format_row(decodings[decoding])))
-    heads = ('', *MORE_RATES, 'KL', 'length')
+        rows.append((name, *format_row(decodings[decoding], rates)))
+    heads = ('', *rates, 'KL', 'length')
     tables += f'\n{title}, seed {run["seed"]}:\n\n{format_table(heads, rows)}\n'
   measured = fill_lines(f"""
     Measured on the **test** split, {commits}; each seed draws its own world, corpus and people, and
@@ -139,7 +141,7 @@ def world_page(runs: list[Run]) -> str:
 
 Of all seeds:
 
-{table_of_seeds(runs)}
+{table_of_seeds(runs, rates)}
 
 Families of facts, facts, persons and harms that training never had, seed {run['seed']}:
 
@@ -187,14 +189,14 @@ def comparisons(runs: list[Run]) -> str:
 # Tables.
 
 
-def table_of_seeds(runs: list[Run]) -> str:
+def table_of_seeds(runs: list[Run], rates: Mapping[str, str]) -> str:
   """Makes a table of the models of every seed."""
   rows = []
   for run in runs:
     for name, decodings in run['results']['models'].items():
-      cells = [format_decodings(decodings, rate) for rate in MORE_RATES.values()]
+      cells = [format_decodings(decodings, rate) for rate in rates.values()]
       rows.append((f'seed {run["seed"]}, {name}', *cells))
-  return format_table(('sampled / greedy', *MORE_RATES), rows)
+  return format_table(('sampled / greedy', *rates), rows)
 
 
 def table_of_unseen(run: Run) -> str:
@@ -217,6 +219,12 @@ def table_of_kinds(runs: list[Run]) -> str:
   return format_table(('', *(kind.replace('_', ' ') for kind in KINDS)), rows)
 
 
+def measured_rates(runs: list[Run]) -> dict[str, str]:
+  """Returns those of MORE_RATES that every run has measured."""
+  rows = [run['results']['models']['sft']['sampled'] for run in runs]
+  return {heading: rate for heading, rate in MORE_RATES.items() if all(rate in row for row in rows)}
+
+
 def all_rows(run: Run) -> dict[str, dict[str, Row]]:
   """Returns the rows of models and controls: name → decoding → values."""
   rows = run['results']['models'] | run['results']['controls']
@@ -226,9 +234,9 @@ def all_rows(run: Run) -> dict[str, dict[str, Row]]:
 # Cells and paragraphs.
 
 
-def format_row(row: Row) -> list[str]:
+def format_row(row: Row, rates: Mapping[str, str]) -> list[str]:
   """Formats a row of the large tables: rates with intervals, KL and length."""
-  cells = [format_with_interval(row, rate) for rate in MORE_RATES.values()]
+  cells = [format_with_interval(row, rate) for rate in rates.values()]
   kl = f'{row["kl_to_sft"]:.2f}' if 'kl_to_sft' in row else '–'
   return [*cells, kl, f'{row["response_length"]:.1f}']
 

@@ -1,7 +1,7 @@
 """Shared by all commands: parsing arguments.
 
-Nothing here imports JAX, so that `--help` and mistyped arguments are answered at once. A command
-imports what it needs only after it has parsed its arguments.
+Nothing here imports JAX, so that `--help` and mistyped arguments are answered at
+once. A command imports what it needs only after it has parsed its arguments.
 """
 
 import argparse
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import functools
 from pathlib import Path
 
+import rlhf_jax
 from rlhf_jax.commands import failures, host_memory
 
 _OVERRIDE = '--config.'
@@ -26,13 +27,15 @@ def make_parser(command: str, description: str, epilog: str = '') -> argparse.Ar
     description: the beginning of the help text, printed without reflowing it.
     epilog: the end of the help text.
   """
-  return argparse.ArgumentParser(
+  parser = argparse.ArgumentParser(
     prog=f'python -m {command}',
     description=description,
     epilog=epilog,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,  # else an override could be taken for an abbreviated flag
   )
+  parser.add_argument('--version', action='version', version=f'rlhf_jax {rlhf_jax.__version__}')
+  return parser
 
 
 def add_config_argument(parser: argparse.ArgumentParser) -> None:
@@ -112,8 +115,8 @@ def add_line_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--dtype',
     default='float32',
-    # a copy of model_config.DTYPES, which cannot be imported without JAX; a test compares
-    # the two
+    # a copy of model_config.DTYPES, which cannot be imported without JAX; a test
+    # compares the two
     choices=('float32', 'bfloat16', 'float16'),
     help='the dtype to compute in (default: %(default)s)',
   )

@@ -16,7 +16,7 @@ import traceback
 from typing import Any
 
 from rlhf_jax import plain_text
-from rlhf_jax.errors import UserError
+from rlhf_jax.errors import UserError, UserErrors
 
 DONE = 0  # exit code of a command that did all its work
 MISTAKE = 2  # exit code for what the user can mend, as argparse has it
@@ -74,9 +74,11 @@ def run(work: Callable[[], int | None], folder: str | os.PathLike | None = None)
 
 
 def report_mistake(error: UserError) -> int:
-  """Prints a user's mistake as one line, and returns the exit code for it."""
-  # without a traceback, as the message names the place and what was expected
-  _print(f'rlhf_jax: error: {plain_text.one_line(str(error), _LONGEST)}')
+  """Prints a user's mistakes, each as one line, and returns the exit code for them."""
+  # without a traceback, as the messages name the place and what was expected
+  messages = error.messages if isinstance(error, UserErrors) else [str(error)]
+  for message in messages:
+    _print(f'rlhf_jax: error: {plain_text.one_line(message, _LONGEST)}')
   return MISTAKE
 
 
@@ -101,8 +103,8 @@ def describe_os_error(error: OSError) -> str:
 def raising_signals() -> Iterator[None]:
   """Makes Ctrl-C and SIGTERM raise Stopped; a second one ends the process at once.
 
-  The training loop has handlers of its own meanwhile, as it saves a checkpoint first
-  (runtime/loop.py).
+  The training loop has handlers of its own meanwhile, as it saves a checkpoint
+  first (runtime/loop.py).
   """
   if threading.current_thread() is not threading.main_thread():
     yield  # Python handles signals in the main thread only

@@ -1,7 +1,7 @@
 """Implements the command `generate`: responses to the lines of a file.
 
-Shape letters: B rows of a batch, P tokens of a padded prompt, K responses to each, R tokens of a
-response.
+Shape letters: B rows of a batch, P tokens of a padded prompt, K responses to
+each, R tokens of a response.
 """
 
 import argparse

@@ -1,10 +1,11 @@
 """JSON Lines in, JSON Lines out: the file handling of the commands `generate` and `score`.
 
-inputs.py says what a line may be; all its fields are copied to the output. The lines are divided
-into windows of consecutive lines. Within a window, texts of similar length share a batch, so that
-there is little padding; a window is written when it is complete. If an interrupted command is
-repeated, it resumes with the first window that is missing, and the final file is the same as that
-of an uninterrupted command.
+inputs.py says what a line may be; all its fields are copied to the output. The
+lines are divided into windows of consecutive lines. Within a window, texts of
+similar length share a batch, so that there is little padding; a window is written
+when it is complete. If an interrupted command is repeated, it resumes with the
+first window that is missing, and the final file is the same as that of an
+uninterrupted command.
 """
 
 import argparse
@@ -35,12 +36,12 @@ from rlhf_jax.runtime import mesh
 from rlhf_jax.stages.shared import model_sources, model_store
 from rlhf_jax.types import Params
 
-# Batches of a window. More of them need less padding; with fewer, less work is lost when a
-# command is interrupted.
+# Batches of a window. More of them need less padding; with fewer, less work is
+# lost when a command is interrupted.
 WINDOW_BATCHES = 16
 
-# (the numbers of at most batch_size texts, padded length, random key) → the fields to add for
-# each of these texts
+# (the numbers of at most batch_size texts, padded length, random key) → the
+# fields to add for each of these texts
 Compute = Callable[[Sequence[int], int, jax.Array], list[Row]]
 
 
@@ -188,8 +189,8 @@ def fix_date(output: Path) -> None:
 def max_padded_length(config: ModelConfig, room: int = 0) -> float:
   """Returns the maximum length to which a row may be padded.
 
-  It is infinite except for a model with learned positions, which has no embedding for
-  positions beyond its maximum length.
+  It is infinite except for a model with learned positions, which has no embedding
+  for positions beyond its maximum length.
 
   Args:
     config: the model's shape.

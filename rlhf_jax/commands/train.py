@@ -2,7 +2,9 @@
 
 import argparse
 from collections.abc import Sequence
+import contextlib
 import sys
+import tempfile
 
 from rlhf_jax.commands import arguments, failures, host_memory
 
@@ -30,6 +32,19 @@ def make_parser() -> argparse.ArgumentParser:
     '--workdir',
     metavar='DIR',
     help='the folder for everything that the run writes; use the same folder to resume',
+  )
+  parser.add_argument(
+    '--from',
+    dest='take_from',
+    metavar='RUN',
+    default='',
+    help='the workdir of another run, whose finished stages are copied where their config is '
+    'the same',
+  )
+  parser.add_argument(
+    '--check',
+    action='store_true',
+    help='check all stages, describe them and exit; needs no --workdir',
   )
   parser.add_argument(
     '--show',
@@ -76,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   """
   parser = make_parser()
   options, overrides = arguments.parse_with_overrides(parser, argv)
-  if not options.workdir and not options.show:  # --show writes nothing
+  if not (options.workdir or options.show or options.check):
     parser.error('--workdir=DIR is missing: the folder for everything that the run writes')
 
   host_memory.keep_freed_memory()
@@ -118,7 +133,15 @@ def train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
   config = pipeline.load_config(options.config, overrides)
   hosts.initialize(options.coordinator, options.processes, options.process)
   with hosts.exit_with_peers():  # else this process would wait for a dead one forever
-    pipeline.run(config, options.workdir, options.accept_changed_data)
+    with contextlib.ExitStack() as stack:
+      workdir = options.workdir or stack.enter_context(tempfile.TemporaryDirectory())  # of --check
+      pipeline.run(
+        config,
+        workdir,
+        only_check=options.check,
+        take_from=options.take_from,
+        accept_changed_data=options.accept_changed_data,
+      )
 
 
 if __name__ == '__main__':

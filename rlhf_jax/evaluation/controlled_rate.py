@@ -5,10 +5,11 @@ regression over all pairs of responses separates the two:
 
   P(ours wins) = σ(θ + Σ_f φ_f tanh(Δ_f / std(Δ_f)))
 
-Δ_f is the difference of a feature, such as the length, between our response and theirs. The
-controlled win rate is σ(θ): what is left where no feature differs. This is the smallest form of
-Dubois et al. 2024 (arXiv:2404.04475, section 3) with features of style beside the length; its terms
-for the difficulty of each prompt are left out.
+Δ_f is the difference of a feature, such as the length, between our response and
+theirs. The controlled win rate is σ(θ): what is left where no feature differs.
+This is the smallest form of Dubois et al. 2024 (arXiv:2404.04475, section 3) with
+features of style beside the length; its terms for the difficulty of each prompt
+are left out.
 """
 
 from collections.abc import Mapping, Sequence

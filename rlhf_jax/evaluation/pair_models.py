@@ -6,8 +6,8 @@ language: the length, and a bag of words and bigrams. All are logistic regressio
   minimise Σ_pairs w [−p log σ(Δ) − (1 − p) log σ(−Δ)] + ridge/2 Σw |β|²
   Δ = β·(f_better − f_worse)
 
-and all see the same folds. A fold holds whole clusters: all comparisons of one conversation's
-opener are measured by models that never saw it.
+and all see the same folds. A fold holds whole clusters: all comparisons of one
+conversation's opener are measured by models that never saw it.
 """
 
 from collections.abc import Sequence
@@ -177,8 +177,8 @@ def bags_of_bigrams(texts: Sequence[str]) -> sparse.csr_matrix:
 def rotate(features: sparse.csr_matrix) -> np.ndarray:
   """Returns the coordinates of N texts in the space that their features span, [N, N] float64.
 
-  All products of features are the same, so a fit with a ridge is, too; but it has N coefficients,
-  and not as many as there are words.
+  All products of features are the same, so a fit with a ridge is, too; but it has
+  N coefficients, and not as many as there are words.
   """
   products = (features @ features.T).toarray()
   values, vectors = np.linalg.eigh(products)

@@ -33,8 +33,8 @@ def bootstrap(
 ) -> tuple[float, float]:
   """Computes the 95% bootstrap interval of a mean (Efron 1979).
 
-  Whole clusters of prompts are resampled, because responses to prompts about the same subject are
-  not independent.
+  Whole clusters of prompts are resampled, because responses to prompts about the
+  same subject are not independent.
 
   Args:
     values: [N] float, one for each prompt; prompts with NaN are left out.
@@ -55,7 +55,8 @@ def bootstrap(
   sums = np.bincount(members, weights=counted)
   sizes = np.bincount(members)
   rng = np.random.default_rng(seed)
-  # Each row of draws is one bootstrap sample, with some clusters several times and some not at all.
+  # Each row of draws is one bootstrap sample, with some clusters several times
+  # and some not at all.
   draws = rng.integers(0, len(sizes), (resamples, len(sizes)))
   means = sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
   low, high = np.quantile(means, [0.025, 0.975])

@@ -1,14 +1,15 @@
 """Loads the config of an experiment: the defaults of its stages, with the experiment's changes.
 
-An experiment's file defines `get_config() → ConfigDict`, which sets only what differs from the
-defaults. The keys of a config are `model, tokenizer, mesh, evaluation, export, seed, stages, data`,
-and one section for each name in `stages`. A section's `kind` is the kind of stage that it
-configures (by default its own name), so that one experiment can run the same kind twice. The config
-is checked before anything is compiled.
+An experiment's file defines `get_config() → ConfigDict`, which sets only what
+differs from the defaults. The keys of a config are `model, tokenizer, mesh,
+evaluation, export, seed, stages, data`, and one section for each name in
+`stages`. A section's `kind` is the kind of stage that it configures (by default
+its own name), so that one experiment can run the same kind twice. The config is
+checked before anything is compiled.
 """
 
 import ast
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import difflib
 import importlib.util
 import inspect
@@ -24,7 +25,7 @@ import ml_collections
 
 from rlhf_jax import options as options_lib
 from rlhf_jax import plain_text, stages
-from rlhf_jax.errors import UserError
+from rlhf_jax.errors import UserError, UserErrors
 from rlhf_jax.stages.shared.kind import StageKind
 
 TINY = 'tiny'  # FILE:tiny means the smallest form of an experiment
@@ -73,9 +74,10 @@ def load(
     all_defaults[name] = _section_defaults(name, [changes, *override_changes])
   # Two sections may share a nested dict of defaults, but must not share changes of it.
   config = ml_collections.ConfigDict(_copy(all_defaults))
-  _merge(config, changes, 'config', path)
+  mistakes = list(_merge(config, changes, 'config', path))
   for override, values in zip(overrides, override_changes, strict=True):
-    _merge(config, values, 'config', f'--config.{override}')
+    mistakes += _merge(config, values, 'config', f'--config.{override}')
+  raise_mistakes(mistakes)
   _check_stages(config, names, all_defaults)
   return config.lock()
 
@@ -127,6 +129,39 @@ def _check_stage_names(names: Any, where: str) -> tuple[str, ...]:
   if len({*names}) < len(names):
     raise UserError(f'{where}: config.stages names a stage twice: {names!r:.200}')
   return tuple(names)
+
+
+def check_values(config: ml_collections.ConfigDict, common: type) -> None:
+  """Checks every number of a config, and refuses settings that have no effect.
+
+  Args:
+    config: the config, with all changes.
+    common: the options class of the keys beside the stages' sections.
+
+  Raises:
+    UserError: something is wrong; it names all mistakes.
+  """
+  given: Any = options_lib.from_section(common, config)
+  mistakes = options_lib.find_mistakes(given, common(), 'config')
+  for name in dict.fromkeys(config.stages):
+    stage = kind_of(config, name)
+    section = config[name]
+    options_classes = [stage.options]
+    for field, settings in stage.choices.items():
+      options_classes.append(settings[section[field]])
+    for options_class in options_classes:
+      given = options_lib.from_section(options_class, section)
+      mistakes += options_lib.find_mistakes(given, options_class(), f'config.{name}')
+  raise_mistakes(mistakes)
+
+
+def raise_mistakes(mistakes: Sequence[str]) -> None:
+  """Raises a UserError with all mistakes; returns if there are none."""
+  distinct = list(dict.fromkeys(mistakes))
+  if len(distinct) > 1:
+    raise UserErrors(distinct)
+  if distinct:
+    raise UserError(distinct[0])
 
 
 def _settings_of(settings: Mapping[str, type], choice: Any, where: str) -> type:
@@ -275,8 +310,8 @@ def _merge(
   changes: Mapping[str, Any],
   name: str,
   where: str,
-) -> None:
-  """Merges changes into a config, in place.
+) -> Iterator[str]:
+  """Merges changes into a config, in place, and yields a message for each mistake in them.
 
   Args:
     config: the defaults, changed in place.
@@ -284,22 +319,26 @@ def _merge(
     name: the name of this part of the config, for error messages.
     where: the file or the command-line argument that the changes come from.
 
-  Raises:
-    UserError: the config does not have a key, or a value has the wrong type.
+  Yields:
+    Messages: the config does not have a key, or a value has the wrong type.
   """
   for key, value in changes.items():
     full_name = f'{name}.{key}'
     if key not in config:
       hint = nearest_name(key, config)
-      raise UserError(f'{where}: {full_name} is no known key{hint}')
+      yield f'{where}: {full_name} is no known key{hint}'
+      continue
     # An empty ConfigDict is an open table, whose keys the user chooses.
     is_section = isinstance(config[key], ml_collections.ConfigDict) and len(config[key]) > 0
     if not is_section:
-      config[key] = _as_type_of(config[key], value, full_name, where)
+      try:
+        config[key] = _as_type_of(config[key], value, full_name, where)
+      except UserError as error:
+        yield str(error)
     elif isinstance(value, dict):
-      _merge(config[key], value, full_name, where)
+      yield from _merge(config[key], value, full_name, where)
     else:
-      raise UserError(f'{where}: {full_name} is a section, got {value!r}')
+      yield f'{where}: {full_name} is a section, got {value!r}'
 
 
 def _as_type_of(default: Any, value: Any, name: str, where: str) -> Any:

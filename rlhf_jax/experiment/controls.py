@@ -2,17 +2,17 @@
 
 They are computed on TinyWorld's prompts:
 
-phrase_and_refusal: the SFT model's responses after a polite phrase, and one fixed refusal for all
-  prompts that ask for harm. It is told which prompts these are, so it is stronger than a model that
-  changes its style alone.
-best_of_16_by_reward, best_of_16_by_oracle: the best of sixteen samples of the SFT model, chosen by
-  the reward or by the oracle.
-tilt_by_reward, tilt_by_oracle: samples of the SFT model, resampled with weights exp(r / β). β is
-  chosen such that the KL to SFT equals that of the last model in the table. This is what an ideal
-  optimiser of the reward would reach.
-prompted_base: the base model with the best of several prompts: responses with a forced beginning,
-  with or without examples. The best variant is chosen on the validation split, by the mean
-  substance of greedy responses.
+phrase_and_refusal: the SFT model's responses after a polite phrase, and one fixed
+  refusal for all prompts that ask for harm. It is told which prompts these are,
+  so it is stronger than a model that changes its style alone.
+best_of_16_by_reward, best_of_16_by_oracle: the best of sixteen samples of the SFT
+  model, chosen by the reward or by the oracle.
+tilt_by_reward, tilt_by_oracle: samples of the SFT model, resampled with weights
+  exp(r / β). β is chosen such that the KL to SFT equals that of the last model in
+  the table. This is what an ideal optimiser of the reward would reach.
+prompted_base: the base model with the best of several prompts: responses with a
+  forced beginning, with or without examples. The best variant is chosen on the
+  validation split, by the mean substance of greedy responses.
 """
 
 from collections.abc import Sequence
@@ -156,8 +156,8 @@ def respond_prompted(
 ) -> dict[str, Responses]:
   """Samples responses of the base model, prompted by the best of several variants.
 
-  A variant has or has no examples before the prompt, and forces the response to begin with one of
-  BEGINNINGS. The variant is chosen on the validation split.
+  A variant has or has no examples before the prompt, and forces the response to
+  begin with one of BEGINNINGS. The variant is chosen on the validation split.
 
   Args:
     context: the context of any stage of the run.

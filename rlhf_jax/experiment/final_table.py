@@ -24,7 +24,7 @@ from rlhf_jax.generation import responses
 from rlhf_jax.generation.responses import Responses
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.models.lora import LoraOptions
-from rlhf_jax.options import from_section
+from rlhf_jax.options import Count, from_section
 from rlhf_jax.rewards.sources import RewardSourceOptions
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.mesh import Layout
@@ -49,22 +49,22 @@ _EVALUATION_KEY = 2**31 - 2
 class Options(RewardSourceOptions):
   """The section `evaluation`; without `models` there is no table."""
 
-  # The rows of the table: name of the row → stage whose model it shows, or a model's folder (with
-  # a / in its name) whose tokens mean the same.
+  # The rows of the table: name of the row → stage whose model it shows, or a
+  # model's folder (with a / in its name) whose tokens mean the same.
   models: dict[str, str] = dataclasses.field(default_factory=dict)
   baseline: str = 'sft'  # the stage with which all models are compared, by win rate and KL
   versus: tuple[str, ...] = ()  # further rows with which all are compared, by win rate
   judge: str = ORACLE  # decides which response is better: the oracle, or a reward source
-  # Row → N: the best of N responses counts, by `judge` if that is a reward source, else by
-  # `reward`.
+  # Row → N: the best of N responses counts, by `judge` if that is a reward
+  # source, else by `reward`.
   best_of: dict[str, int] = dataclasses.field(default_factory=dict)
   reward: str = 'reward'  # the reward source that chooses the best of N, named as in PPO
-  num_samples: int = 1  # sampled responses to each prompt; one more is greedy
-  # TinyWorld's prompts only: rows of what a model must beat, see controls.py, and the accuracy of
-  # the reward model by kind of pair, see reward_kinds.py.
+  num_samples: Count = 1  # sampled responses to each prompt; one more is greedy
+  # TinyWorld's prompts only: rows of what a model must beat, see controls.py, and
+  # the accuracy of the reward model by kind of pair, see reward_kinds.py.
   controls: bool = False
-  batch_size: int = 64  # prompts at once, over all devices
-  max_length: int = 48  # tokens of a prompt at most
+  batch_size: Count = 64  # prompts at once, over all devices
+  max_length: Count = 48  # tokens of a prompt at most
   data: DataOptions = DataOptions()
   split: str = 'validation'  # of the prompts; 'test' for the figures of a release, once
   sampling: SamplingOptions = SamplingOptions()
@@ -109,8 +109,8 @@ class Comparison:
 def shown_rows(config: Any) -> dict[str, str]:
   """Returns the rows of the table, name → stage.
 
-  Stages that are not in `config.stages` have no row. If the baseline is not, there are no
-  rows at all, as there is nothing to compare with.
+  Stages that are not in `config.stages` have no row. If the baseline is not,
+  there are no rows at all, as there is nothing to compare with.
   """
   models = config.evaluation.models
   rows = {}
@@ -139,6 +139,18 @@ def has_controls(config: Any) -> bool:
   section = config.evaluation
   is_stage = getattr(config.get(section.reward), 'kind', None) is not None
   return section.controls and (not is_stage or section.reward in config.stages)
+
+
+def reward_name(config: Any, options: Options) -> str:
+  """Returns the reward source that judges or chooses the best of N; '' where none is needed.
+
+  Args:
+    config: the whole config.
+    options: its section `evaluation`.
+  """
+  if options.judge != ORACLE:
+    return options.judge
+  return options.reward if options.best_of or has_controls(config) else ''
 
 
 def check(config: Any, layout: Layout) -> None:
@@ -379,8 +391,8 @@ def _respond(
     baseline.model,
     asked.score if needs_score else None,
   )
-  # The best of N, or the likeliest response, is no sample of the policy, so a KL estimated from
-  # it has no meaning.
+  # The best of N, or the likeliest response, is no sample of the policy, so a KL
+  # estimated from it has no meaning.
   has_kl = decoding == 'sampled' and not best_of and not count
   completed = respond(
     policy.read(),
@@ -415,10 +427,8 @@ def _open_score(
   records: Sequence[Prompt],
 ) -> Any:
   """Opens the reward source that judges or chooses the best of N; None where neither is needed."""
-  name = options.reward
-  if options.judge != ORACLE:
-    name = options.judge
-  elif not options.best_of and not has_controls(context.config):
+  name = reward_name(context.config, options)
+  if not name:
     return None
   score_source = scores.open_score(context, store, name, options)
 

@@ -24,11 +24,12 @@ from rlhf_jax.data import sources
 from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.data.tinyworld import vocabulary
 from rlhf_jax.errors import UserError
-from rlhf_jax.experiment import agreement, data_files, final_table
+from rlhf_jax.experiment import agreement, data_files, final_table, preflight, take_over
 from rlhf_jax.experiment import config as configs
 from rlhf_jax.interop import chat_template, pretrained
 from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.models.model_config import DTYPES
+from rlhf_jax.options import Count, Positive, Seed
 from rlhf_jax.runtime import checkpoint, compilation, hosts, loop, mesh
 from rlhf_jax.runtime.mesh import Layout, MeshOptions
 from rlhf_jax.stages.shared import mesh_need, model_sources
@@ -39,16 +40,16 @@ from rlhf_jax.stages.shared.context import Context
 class ModelOptions:
   """The section `model`: the shape of a freshly initialised model, and how all models compute."""
 
-  embed: int = 128  # width of the hidden states
-  layers: int = 4
-  heads: int = 4  # of the queries
-  kv_heads: int = 2  # of keys and values; divides heads
-  head_dim: int = 32  # width of a head
-  mlp: int = 384  # hidden width of the MLP
-  norm_eps: float = 1e-5  # added to the mean square in RMSNorm
-  rope_theta: float = 10000.0  # base of the rotary frequencies
+  embed: Count = 128  # width of the hidden states
+  layers: Count = 4
+  heads: Count = 4  # of the queries
+  kv_heads: Count = 2  # of keys and values; divides heads
+  head_dim: Count = 32  # width of a head
+  mlp: Count = 384  # hidden width of the MLP
+  norm_eps: Positive = 1e-5  # added to the mean square in RMSNorm
+  rope_theta: Positive = 10000.0  # base of the rotary frequencies
   tied: bool = True  # the output matrix is the transposed embedding
-  max_length: int = 2048  # of a sequence, in tokens
+  max_length: Count = 2048  # of a sequence, in tokens
   dtype: str = 'float32'  # of the computation; parameters are float32
   # What the backward pass recomputes: none; dots = all but matrix products; full = everything.
   remat: str = 'none'
@@ -60,7 +61,7 @@ class ExportOptions:
   """The section `export`: the Hugging Face directories to which stages export their models."""
 
   dtype: str = 'float32'  # of the exported parameters
-  shard_gigabytes: float = 5.0  # maximum size of a file
+  shard_gigabytes: Positive = 5.0  # maximum size of a file
   merged: bool = True  # for adapters, also export the model with the adapters merged into it
 
 
@@ -70,16 +71,22 @@ class TokenizerOptions:
 
   init: str = 'train'  # 'train' = train a new one on `data`; else smollm2, or a directory
   chat_template: str = ''  # in jinja2; '' = the tokenizer's own
-  vocab_size: int = 1024  # of a new tokenizer
-  documents: int = 4000  # the number of documents that a new tokenizer is trained on
+  vocab_size: Count = 1024  # of a new tokenizer
+  documents: Count = 4000  # the number of documents that a new tokenizer is trained on
   data: DataOptions = DataOptions()
+
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    if self.init == 'train':
+      return {}
+    return dict.fromkeys(('vocab_size', 'documents', 'data'), f'init is {self.init!r}')
 
 
 @dataclasses.dataclass(frozen=True)
 class CommonOptions:
   """The keys that every config has, in addition to the sections of its stages."""
 
-  seed: int = 0  # of all randomness
+  seed: Seed = 0  # of all randomness
   stages: tuple[str, ...] = ()  # the names of the sections to run, in this order
   data: str = ''  # replaces {data} in paths: the folder of an experiment's data files
   model: ModelOptions = ModelOptions()
@@ -102,25 +109,33 @@ def load_config(path: str, overrides: Iterable[str] = ()) -> Any:
   Raises:
     UserError: the file, a key or a value is wrong.
   """
-  return configs.load(path, overrides, defaults=options_lib.defaults(CommonOptions))
+  config = configs.load(path, overrides, defaults=options_lib.defaults(CommonOptions))
+  configs.check_values(config, CommonOptions)
+  return config
 
 
 def run(
   config: Any,
   workdir: str | os.PathLike,
+  *,
+  only_check: bool = False,
+  take_from: str = '',
   accept_changed_data: bool = False,
 ) -> dict[str, Any]:
-  """Runs every stage that is not finished, then makes the final table.
+  """Checks all stages, runs every one that is not finished, then makes the final table.
 
   Args:
     config: from `load_config`.
     workdir: the folder to which the run writes everything. With the workdir of an
       interrupted run, that run is resumed.
-    accept_changed_data: resume a stage even if its data files are no longer those that it
-      began with.
+    only_check: stop before the first stage.
+    take_from: the workdir of another run, whose finished stages are copied where
+      their sections are the same (take_over.py); '' = none.
+    accept_changed_data: resume a stage even if its data files are no longer those
+      that it began with.
 
   Returns:
-    The contents of results.json, see final_table.make.
+    The contents of results.json, see final_table.make; {} if only checked.
 
   Raises:
     UserError: something is wrong with the config, the data, the mesh or the workdir.
@@ -137,17 +152,25 @@ def run(
   final_table.check(config, layout)  # now, rather than after all training
   check_common(config)
   with lock_workdir(workdir):
-    return _run_locked(config, workdir, layout, accept_changed_data)
+    return _run_locked(config, workdir, layout, only_check, take_from, accept_changed_data)
 
 
 def _run_locked(
-  config: Any, workdir: Path, layout: Layout, accept_changed_data: bool
+  config: Any,
+  workdir: Path,
+  layout: Layout,
+  only_check: bool,
+  take_from: str,
+  accept_changed_data: bool,
 ) -> dict[str, Any]:
   """Does the work of `run`, in a workdir that no other run uses."""
   claim_workdir(config, workdir)
   _write_date(workdir)
   if layout.why:  # the preset `auto` explains its choice
     hosts.say(layout.why)
+  if take_from and hosts.is_first_process():
+    copied = take_over.take_over(config, workdir, Path(take_from))
+    hosts.say(f'taken over from {take_from}: {", ".join(copied) or "nothing"}')
   # The other processes read what the first one writes, so they wait for it.
   hosts.barrier('claimed')
   _fix_date(workdir)
@@ -157,6 +180,11 @@ def _run_locked(
   hosts.barrier('tokenizer')
   agreement.check_processes('tokenizer', {'tokenizer': tokenizer.core.to_str()})
   contexts = {name: Context(config, name, workdir, layout, tokenizer) for name in config.stages}
+  finished = [name for name, context in contexts.items() if finished_seconds(context) is not None]
+  if len(finished) < len(contexts):
+    hosts.say(preflight.check_experiment(contexts, finished))
+  if only_check:
+    return {}
   for number, context in enumerate(contexts.values(), start=1):
     if finished_seconds(context) is None:
       hosts.say(f'— {number}/{len(contexts)} {context.name} ' + '—' * 40)
@@ -167,17 +195,10 @@ def _run_locked(
 
 
 def check_common(config: Any) -> None:
-  """Checks the sections `export` and `tokenizer`; raises UserError for a value out of its range."""
-  export = config.export
-  if export.dtype not in DTYPES or not export.shard_gigabytes > 0:
-    raise UserError(
-      f'config.export: expected a dtype of {", ".join(DTYPES)} and shard_gigabytes above 0, got '
-      f'{export.dtype!r} and {export.shard_gigabytes}'
-    )
-  if config.tokenizer.documents < 1:
-    raise UserError(
-      f'config.tokenizer.documents: expected 1 or more, got {config.tokenizer.documents}'
-    )
+  """Checks the section `export`; raises UserError for a dtype that no export can have."""
+  dtype = config.export.dtype
+  if dtype not in DTYPES:
+    raise UserError(f'config.export.dtype: expected one of {", ".join(DTYPES)}, got {dtype!r}')
 
 
 def lock_workdir(workdir: Path) -> contextlib.AbstractContextManager[Any]:
@@ -223,8 +244,8 @@ def run_stage(context: Context) -> None:
   configs.kind_of(context.config, context.name).run(context)
   hosts.barrier(f'{context.name} ran')
   seconds = time.monotonic() - started
-  # The training loop writes done.json. Unlike the clock above, it includes the time before
-  # an interruption.
+  # The training loop writes done.json. Unlike the clock above, it includes the
+  # time before an interruption.
   trained = context.directory / loop.DONE
   if trained.is_file():
     seconds = fingerprints.read_json(trained)['seconds']
@@ -266,9 +287,9 @@ def _fix_date(workdir: Path) -> None:
 def claim_workdir(config: Any, workdir: Path) -> None:
   """Writes config.json, or checks that the workdir was begun with this config.
 
-  As long as no stage has begun, the config may change in any way. After that, only these
-  may change: the sections of stages that have not begun, and whether they are in
-  `stages`; `evaluation`, as long as there are no results; and `mesh`.
+  As long as no stage has begun, the config may change in any way. After that,
+  only these may change: the sections of stages that have not begun, and whether
+  they are in `stages`; `evaluation`, as long as there are no results; and `mesh`.
 
   Raises:
     UserError: the workdir was begun with another config (the message names the first

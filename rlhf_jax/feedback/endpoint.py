@@ -1,8 +1,8 @@
 """Judges that are servers with the OpenAI chat-completions protocol.
 
-vLLM, SGLang, llama.cpp, `transformers serve` and hosted models have it. verdicts.py reads the
-verdict from a reply. Every answer is written to a cache file as soon as it arrives, so that no
-question is asked, or paid for, twice.
+vLLM, SGLang, llama.cpp, `transformers serve` and hosted models have it.
+verdicts.py reads the verdict from a reply. Every answer is written to a cache
+file as soon as it arrives, so that no question is asked, or paid for, twice.
 """
 
 import asyncio
@@ -30,6 +30,7 @@ from rlhf_jax.feedback import (
   judging,
   verdicts,
 )
+from rlhf_jax.options import Count, Natural, NonNegative, Positive, Shares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,25 +46,31 @@ class EndpointOptions:
   )
   options: tuple = ('A', 'B')  # the names of the first and the second response
   ending: str = 'Answer with one letter, A or B, and nothing else.'  # after the template
-  thought: int = 0  # tokens of reasoning before the verdict; 0 = none
+  thought: Natural = 0  # tokens of reasoning before the verdict; 0 = none
   think: str = (  # replaces `ending` if thought > 0
     'Reason step by step, then write a last line that is "Answer: A" or "Answer: B".'
   )
-  clamp: tuple = (0.4, 0.6)  # if thought > 0, probabilities are clipped to this range
-  max_tokens: int = 16  # of a reply, in addition to `thought`
-  temperature: float = 0.0
+  clamp: Shares = (0.4, 0.6)  # if thought > 0, probabilities are clipped to this range
+  max_tokens: Count = 16  # of a reply, in addition to `thought`
+  temperature: NonNegative = 0.0
   # `top_logprobs` of the request; 0 = no log-probabilities: verdicts are read from the text.
-  logprobs: int = 20
+  logprobs: Natural = 20
   # Further fields of the request; a field that is None here is left out of the request.
   extra: dict = dataclasses.field(default_factory=dict)
-  concurrency: int = 8  # requests at the same time
-  timeout: float = 60.0  # seconds for a request
-  retries: int = 6  # of a request that fails, before the run stops
-  backoff: float = 1.0  # seconds before the first retry, doubled for each further one
-  longest_wait: float = 120.0  # seconds; the run stops if the server asks for a longer wait
-  max_calls: int = 0  # limit on the replies paid for, over all runs with this cache; 0 = none
+  concurrency: Count = 8  # requests at the same time
+  timeout: Positive = 60.0  # seconds for a request
+  retries: Natural = 6  # of a request that fails, before the run stops
+  backoff: NonNegative = 1.0  # seconds before the first retry, doubled for each further one
+  # Seconds; the run stops if the server asks for a longer wait
+  longest_wait: NonNegative = 120.0
+  # Limit on the replies paid for, over all runs with this cache; 0 = none
+  max_calls: Natural = 0
   # The same for tokens. Requests in flight when the limit is reached can exceed it.
-  max_total_tokens: int = 0
+  max_total_tokens: Natural = 0
+
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    return {} if self.thought else dict.fromkeys(('think', 'clamp'), 'thought is 0')
 
 
 _EXAMPLE_URL = 'http://localhost:8000/v1'

@@ -1,8 +1,8 @@
 """Measures how good a judge's labels are, before they are used.
 
-Two questions are asked: do its verdicts stay the same when the responses are shown in the other
-order, and do they agree with people's? All intervals are 95% intervals: Wilson's for a share, a
-bootstrap over comparisons for kappa.
+Two questions are asked: do its verdicts stay the same when the responses are
+shown in the other order, and do they agree with people's? All intervals are 95%
+intervals: Wilson's for a share, a bootstrap over comparisons for kappa.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ import numpy as np
 
 from rlhf_jax.data.records import Ranking
 from rlhf_jax.errors import UserError
+from rlhf_jax.options import Natural, Share
 from rlhf_jax.text_table import format_rows
 
 
@@ -20,10 +21,17 @@ from rlhf_jax.text_table import format_rows
 class GateOptions:
   """The test that a judge must pass before it may label anything."""
 
-  records: int = 200  # comparisons labelled by people, which the judge is asked first; 0 = no test
-  consistency: float = 0.7  # minimum share of verdicts that stay when the order changes
-  agreement: float = 0.55  # minimum share of verdicts that agree with people
+  # Comparisons labelled by people, which the judge is asked first; 0 = no test.
+  records: Natural = 200
+  consistency: Share = 0.7  # minimum share of verdicts that stay when the order changes
+  agreement: Share = 0.55  # minimum share of verdicts that agree with people
   override: bool = False  # continue with a judge that fails the test
+
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    if self.records:
+      return {}
+    return dict.fromkeys(('consistency', 'agreement', 'override', 'data'), 'records is 0')
 
 
 _NORMAL_QUANTILE = 1.959964  # of 97.5%: a two-sided 95% interval
@@ -63,8 +71,8 @@ def cohens_kappa(
 
     κ = (p_o − p_e) / (1 − p_e)
 
-  where p_o is the share of equal verdicts, and p_e the share that independent verdicts
-  with the same frequencies of True would have.
+  where p_o is the share of equal verdicts, and p_e the share that independent
+  verdicts with the same frequencies of True would have.
 
   Args:
     verdicts: [N] bool, the judge's.
@@ -129,8 +137,8 @@ def compare_with_people(
 
   Returns:
     A dict with
-      pairs: the number of comparisons with a verdict. Where it is 0, only `agreement` (0)
-        and its interval (0, 1) are returned beside it;
+      pairs: the number of comparisons with a verdict. Where it is 0, only
+        `agreement` (0) and its interval (0, 1) are returned beside it;
       agreement, kappa: with people, and their intervals agreement_ci95, kappa_ci95;
       log_loss: of people's choices, in nats (always answering 0.5 gives ln 2 = 0.693);
       calibration_error: the expected calibration error over 10 bins;

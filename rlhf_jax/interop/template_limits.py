@@ -1,7 +1,8 @@
 """Limits of what a chat template, which is a foreign program, may use of time and memory.
 
-Jinja's sandbox keeps templates away from files and other code, but not from loops without end or
-texts that double in each turn. The classes here are used where transformers compiles a template.
+Jinja's sandbox keeps templates away from files and other code, but not from loops
+without end or texts that double in each turn. The classes here are used where
+transformers compiles a template.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -1,9 +1,10 @@
 """Low-rank adapters: x W + α/r · (x A) B, where W is frozen.
 
-LoRA (Hu et al. 2021, arXiv:2106.09685, eq. 3). Each chosen matrix of the layers gets two
-more leaves, such as `query_lora_a` [L, D, r] and `query_lora_b` [L, r, H, C]. A is
-initialised at random and B with zeros, so that the model starts as its base. If a tree
-of parameters has adapters, only they and the scalar head are trained.
+LoRA (Hu et al. 2021, arXiv:2106.09685, eq. 3). Each chosen matrix of the layers
+gets two more leaves, such as `query_lora_a` [L, D, r] and `query_lora_b` [L, r,
+H, C]. A is initialised at random and B with zeros, so that the model starts as
+its base. If a tree of parameters has adapters, only they and the scalar head are
+trained.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 
 from rlhf_jax.models import quantised
 from rlhf_jax.models.model_config import ModelConfig
+from rlhf_jax.options import Natural, Positive
 from rlhf_jax.types import Params
 
 
@@ -24,14 +26,20 @@ from rlhf_jax.types import Params
 class LoraOptions:
   """How to train adapters of frozen matrices, in place of all parameters."""
 
-  rank: int = 0  # r; 0 = no adapters, every parameter is trained
-  alpha: float = 16.0  # adapters are scaled by alpha / rank
-  # matrices with adapters: query, key, value, output, gate, up, down; () = all that a
-  # layer has
+  rank: Natural = 0  # r; 0 = no adapters, every parameter is trained
+  alpha: Positive = 16.0  # adapters are scaled by alpha / rank
+  # matrices with adapters: query, key, value, output, gate, up, down; () = all
+  # that a layer has
   targets: tuple[str, ...] = ()
-  # storage format of all frozen models: float32, bfloat16, int8, int4, nf4 (the last
-  # three need the qwix extra)
+  # storage format of all frozen models: float32, bfloat16, int8, int4, nf4 (the
+  # last three need the qwix extra)
   base: str = 'float32'
+
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    if self.rank:
+      return {}
+    return dict.fromkeys(('alpha', 'targets', 'base'), 'rank is 0')
 
 
 # The suffixes of the adapters' names, after that of their matrix.

@@ -6,14 +6,15 @@
       records: list[Prompt],
   ) -> list[float]
 
-A reward function gets the conversations, the responses and the prompts' records (with their
-`meta`), and returns a finite float for each response. A config names it as 'module:function', or
-with keyword arguments as 'module:function(most=20)'; docs/rewards.md lists those that come with the
-package.
+A reward function gets the conversations, the responses and the prompts' records
+(with their `meta`), and returns a finite float for each response. A config names
+it as 'module:function', or with keyword arguments as 'module:function(most=20)';
+docs/rewards.md lists those that come with the package.
 
-Responses are sent to worker processes in chunks, each with a time limit. A chunk that fails is
-retried one response at a time, so that only the responses that cause the failure are lost: they
-score `failed_score` and are counted. The first error of each kind is logged.
+Responses are sent to worker processes in chunks, each with a time limit. A chunk
+that fails is retried one response at a time, so that only the responses that
+cause the failure are lost: they score `failed_score` and are counted. The first
+error of each kind is logged.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ import pebble
 
 from rlhf_jax import plain_text
 from rlhf_jax.errors import UserError
+from rlhf_jax.options import Natural, Number, Positive
 from rlhf_jax.rewards import worker
 
 # score(conversations, responses, records) → ([N] float32, the number of failed responses)
@@ -40,9 +42,14 @@ Score = Callable[..., tuple[np.ndarray, int]]
 class RewardFunctionOptions:
   """How reward functions are run."""
 
-  workers: int = 2  # worker processes; 0 = run in this process, without a time limit
-  seconds: float = 10.0  # time limit of a chunk of at most 16 responses, or of a single response
-  failed_score: float = 0.0  # of a response on which the function failed or took too long
+  workers: Natural = 2  # worker processes; 0 = run in this process, without a time limit
+  # Time limit of a chunk of at most 16 responses, or of a single response
+  seconds: Positive = 10.0
+  failed_score: Number = 0.0  # of a response on which the function failed or took too long
+
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    return {} if self.workers else {'seconds': 'workers is 0'}
 
 
 _STOP_SECONDS = 5  # for the worker processes to end

@@ -3,11 +3,11 @@
   POST {"prompts": [[{"role": …, "content": …}, …], …], "responses": ["…", …]}
   →    {"scores": [0.5, …]}
 
-A score that is null or not finite means that the server could not score that response. A request
-holds a few responses. If the server cannot answer it, it is retried one response at a time, so that
-only the responses that cause the failure are lost: they score `failed_score` and are counted.
-Records and their `meta` are not sent, as they may hold the right answer, which a third party must
-not see.
+A score that is null or not finite means that the server could not score that
+response. A request holds a few responses. If the server cannot answer it, it is
+retried one response at a time, so that only the responses that cause the failure
+are lost: they score `failed_score` and are counted. Records and their `meta` are
+not sent, as they may hold the right answer, which a third party must not see.
 """
 
 import asyncio
@@ -24,6 +24,7 @@ import numpy as np
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import http_requests
+from rlhf_jax.options import Count, Natural, NonNegative, Number, Positive
 from rlhf_jax.rewards.functions import Score
 
 
@@ -31,13 +32,13 @@ from rlhf_jax.rewards.functions import Score
 class ServerOptions:
   """How a reward server is asked."""
 
-  request_size: int = 16  # responses in a request
-  concurrency: int = 8  # requests at the same time
-  timeout: float = 60.0  # seconds for a request
-  retries: int = 3  # of a request without an answer, or answered with 408, 409, 429 or 5xx
-  backoff: float = 1.0  # seconds before the first retry, doubled for each further one
-  longest_wait: float = 30.0  # seconds between two tries, at most
-  failed_score: float = 0.0  # of a response that could not be scored
+  request_size: Count = 16  # responses in a request
+  concurrency: Count = 8  # requests at the same time
+  timeout: Positive = 60.0  # seconds for a request
+  retries: Natural = 3  # of a request without an answer, or answered with 408, 409, 429 or 5xx
+  backoff: NonNegative = 1.0  # seconds before the first retry, doubled for each further one
+  longest_wait: NonNegative = 30.0  # seconds between two tries, at most
+  failed_score: Number = 0.0  # of a response that could not be scored
   key_env: str = ''  # environment variable with a key, sent as bearer token; '' = none
 
 

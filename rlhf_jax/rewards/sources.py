@@ -5,8 +5,8 @@
   module:function(…)       function   a Python function of texts
   anything else            model      a reward model, named as `init` names models
 
-Only this module interprets these names; stages and plans ask the RewardSource. To add a kind, add
-one row to REWARD_KINDS and one function that opens it.
+Only this module interprets these names; stages and plans ask the RewardSource. To
+add a kind, add one row to REWARD_KINDS and one function that opens it.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,6 +38,14 @@ class RewardSourceOptions:
   scorer: ScorerOptions = ScorerOptions()
   reward_server: ServerOptions = ServerOptions()
 
+  def unread_without(self, names: Sequence[str]) -> dict[str, str]:
+    """Returns the settings of kinds of sources that no reward of these names has, and why."""
+    kinds = {parse_reward_source(name).kind.name for name in names}
+    settings = {'function': 'reward_functions', 'scorer': 'scorer', 'server': 'reward_server'}
+    return {
+      setting: f'no reward is a {kind}' for kind, setting in settings.items() if kind not in kinds
+    }
+
 
 # Opens the language model of a name and puts its parameters onto the devices.
 LanguageModelOpener = Callable[[str], LanguageModel]
@@ -49,8 +57,8 @@ class RewardKind:
 
   name: str
   matches: Callable[[str], bool]  # whether a name in a config is of this kind
-  # Opens a source that scores texts. None for reward models: they score tokens on the
-  # devices, and stages open them themselves.
+  # Opens a source that scores texts. None for reward models: they score tokens on
+  # the devices, and stages open them themselves.
   open: Callable[[str, RewardSourceOptions, LanguageModelOpener], Score] | None
   on_device: bool = (
     False  # whether its parameters are on the devices, so that plans must count them
@@ -123,11 +131,34 @@ def open_reward_source(
   return score
 
 
+def check_reward_source(source: RewardSource, options: RewardSourceOptions) -> None:
+  """Checks that a function or a server could be opened, without starting anything.
+
+  Other sources need a model, whose shape the plan of the stage checks.
+
+  Args:
+    source: from `parse_reward_source`.
+    options: the options of all kinds.
+
+  Raises:
+    UserError: there is no such function, or its options are invalid.
+  """
+  if source.model_name is not None or source.kind.open is None:
+    return
+  in_process = dataclasses.replace(options.reward_functions, workers=0)
+  options = dataclasses.replace(options, reward_functions=in_process)
+  source.kind.open(source.name, options, _no_language_model)
+
+
+def _no_language_model(name: str) -> LanguageModel:
+  raise AssertionError(f'{name}: a source without a model asks for one')
+
+
 def share_between_processes(score: Score) -> Score:
   """Builds a scoring function that divides the texts between the processes.
 
-  Process i of n scores the texts with the indices i, i + n, …; then all processes gather
-  all values.
+  Process i of n scores the texts with the indices i, i + n, …; then all processes
+  gather all values.
   """
 
   def shared(
@@ -136,8 +167,8 @@ def share_between_processes(score: Score) -> Score:
     records: Sequence[Any],
   ) -> tuple[np.ndarray, int]:
     own = slice(jax.process_index(), None, jax.process_count())  # the texts of this process
-    # The last element counts the failures. What other processes score is 0 here, so that
-    # the sum over the processes has all values.
+    # The last element counts the failures. What other processes score is 0 here,
+    # so that the sum over the processes has all values.
     values = np.zeros(len(responses) + 1, np.float32)
     values[:-1][own], values[-1] = score(conversations[own], responses[own], records[own])
     values = multihost_utils.process_allgather(values).sum(axis=0)

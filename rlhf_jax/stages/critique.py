@@ -1,11 +1,11 @@
 """Makes the data of SL-CAI: a model revises its own responses by written principles.
 
-  prompt → response → `rounds` times: a principle drawn at random → critique → revision,
-  which is the response of the next round
+  prompt → response → `rounds` times: a principle drawn at random → critique →
+  revision, which is the response of the next round
 
-The revisions of every round, and unrevised responses to helpful prompts, become demonstrations;
-the next stage fine-tunes a pre-trained model on them. Every round is a file, so that an
-interrupted run goes on from the last complete one.
+The revisions of every round, and unrevised responses to helpful prompts, become
+demonstrations; the next stage fine-tunes a pre-trained model on them. Every round
+is a file, so that an interrupted run goes on from the last complete one.
 
 Source: Bai et al. 2022b, arXiv:2212.08073, §3.1.
 """
@@ -30,11 +30,12 @@ from rlhf_jax.feedback.constitution import Constitution
 from rlhf_jax.generation import responses
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.interop.tokenizer import Tokenizer
+from rlhf_jax.options import Count, Natural
 from rlhf_jax.planning.programs import StagePlan
 from rlhf_jax.runtime import metrics
 from rlhf_jax.stages.shared import response_plan, training
 from rlhf_jax.stages.shared.context import Context
-from rlhf_jax.stages.shared.kind import StageKind
+from rlhf_jax.stages.shared.kind import DataUse, StageKind
 from rlhf_jax.stages.shared.model_store import ModelStore
 from rlhf_jax.types import Array
 
@@ -48,15 +49,16 @@ class Options:
   """The section of a critique-and-revision stage."""
 
   model: str = 'sft'  # responds, criticises and revises; in the paper one that is helpful only
-  rounds: int = 4  # critiques and revisions, one after the other
+  rounds: Count = 4  # critiques and revisions, one after the other
   constitution: tuple[str, ...] = ('harmlessness',)  # files, or shipped ones by name
-  examples: int = 0  # how many of the constitution's critiques stand before every request
+  examples: Natural = 0  # how many of the constitution's critiques stand before every request
   critique: str = '\n\nCritiqueRequest: {request}\n\nCritique:'  # behind the conversation
   revision: str = '\n\nRevisionRequest: {request}\n\nRevision:'  # behind the critique
   chat: bool = False  # requests are a user's messages in the model's chat template
-  batch_size: int = 64  # prompts at once, over all devices
-  max_length: int = 48  # tokens of a prompt at most
-  max_context: int = 512  # tokens of a request with all before it; beyond it nothing is revised
+  batch_size: Count = 64  # prompts at once, over all devices
+  max_length: Count = 48  # tokens of a prompt at most
+  # Tokens of a request with all before it; beyond it nothing is revised
+  max_context: Count = 512
   judge: str = ''  # oracle: TinyWorld's oracle rates every round; '' = nobody
   data: DataOptions = DataOptions()  # prompts that tempt to do harm
   helpful: DataOptions = DataOptions()  # other prompts
@@ -423,9 +425,38 @@ def plan(context: Context) -> StagePlan:
   )
 
 
+def list_data(options: Options, tokenizer: Any) -> list[DataUse]:
+  """Lists the data that the stage reads, with the encoding of its records."""
+
+  def encode_all(rows: Sequence[Prompt], overlong: str) -> list[dict]:
+    return encode.prompts(rows, tokenizer, options.max_length, overlong)
+
+  return [
+    DataUse('data', options.data, 'prompt', encode_all),
+    DataUse('helpful', options.helpful, 'prompt', encode_all),
+  ]
+
+
+def check(context: Context) -> None:
+  """Checks options and constitution before any stage runs; raises UserError."""
+  options = context.read_options(STAGE)
+  training.check_batch(context, options.batch_size, 1)
+  check_options(options, context.where)
+  principles = constitution.load_constitution(options.constitution)
+  principles.draw('critique', np.random.default_rng(0))  # fails if there are none
+
+
 TINY: dict[str, Any] = {
   'data': {'count': 16},
   'helpful': {'count': 16},
   'batch_size': 16,
 }
-STAGE = StageKind(options=Options, run=run, plan=plan, tiny=TINY)
+STAGE = StageKind(
+  options=Options,
+  run=run,
+  plan=plan,
+  tiny=TINY,
+  data=list_data,
+  files=tuple(f'{split}.jsonl' for split in SPLITS),
+  check=check,
+)

@@ -1,32 +1,35 @@
 """A reward model whose trunk stays as it is: only the head is fitted, to features read once.
 
-Every text is read a single time, and what the model sees at its end is kept. Fitting a head to that
-takes seconds, so it is done again and again: k-fold cross-validation says how often the head
-agrees with people on conversations that it was not fitted to, for each source of data, beside the
-length of a response and a bag of bigrams on the same folds (evaluation/pair_models.py). It is for
-data of people, and for models that are too large to train at hand.
+Every text is read a single time, and what the model sees at its end is kept.
+Fitting a head to that takes seconds, so it is done again and again: k-fold
+cross-validation says how often the head agrees with people on conversations that
+it was not fitted to, for each source of data, beside the length of a response and
+a bag of bigrams on the same folds (evaluation/pair_models.py). It is for data of
+people, and for models that are too large to train at hand.
 
   r(x, y) = w·h_last + b,   h_last of the frozen model
 
-The loss is that of `reward`: logistic in the difference of scores, pairs of one ranking weighted
-together as one. Source of the method: linear probes, Alain and Bengio 2016, arXiv:1610.01644.
+The loss is that of `reward`: logistic in the difference of scores, pairs of one
+ranking weighted together as one. Source of the method: linear probes, Alain and
+Bengio 2016, arXiv:1610.01644.
 
-In the stage's folder, `SPLIT-features.npz` holds the features, so that no text is read twice when
-a run goes on or is changed, and `folds.json` the accuracies.
+In the stage's folder, `SPLIT-features.npz` holds the features, so that no text is
+read twice when a run goes on or is changed, and `folds.json` the accuracies.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
 import json
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rlhf_jax import files
 from rlhf_jax.data import conversations, encode, records, sources
 from rlhf_jax.data.records import Ranking
 from rlhf_jax.data.sources import DataOptions
@@ -35,13 +38,14 @@ from rlhf_jax.evaluation import pair_models
 from rlhf_jax.evaluation.pair_models import Pairs
 from rlhf_jax.models import heads
 from rlhf_jax.models.transformer import Model
+from rlhf_jax.options import Count, Range
 from rlhf_jax.planning import work
 from rlhf_jax.planning.programs import abstract_sequences, Program, StagePlan
 from rlhf_jax.runtime import hosts, loop
 from rlhf_jax.runtime.loop import LoopOptions
 from rlhf_jax.stages.shared import training
 from rlhf_jax.stages.shared.context import Context
-from rlhf_jax.stages.shared.kind import StageKind
+from rlhf_jax.stages.shared.kind import DataUse, StageKind
 from rlhf_jax.stages.shared.model_store import ModelStore
 from rlhf_jax.text_table import format_rows
 from rlhf_jax.types import Params, Sequences, TrainState
@@ -49,6 +53,7 @@ from rlhf_jax.types import Params, Sequences, TrainState
 FEATURES = 'features.npz'  # of each split: what the frozen model sees of every text
 FOLDS_JSON = 'folds.json'  # how often each model agrees with people
 
+_SAVE_EVERY = 20  # batches; so much is read again after an interruption
 _WIDTH = 32  # texts are padded to a multiple of it, and read from the shortest on
 _SMALLEST_SCALE = 1e-6  # of a feature, in which nothing differs
 
@@ -59,13 +64,14 @@ class Options:
 
   init: str = 'sft'  # the frozen model; a new scalar head is added
   likelihood: bool = False  # the head also sees how likely the response is to the model itself
-  batch_size: int = 16  # texts read at once, over all devices
-  max_length: int = 256  # tokens of a prompt with one response
+  batch_size: Count = 16  # texts read at once, over all devices
+  max_length: Count = 256  # tokens of a prompt with one response
   # What becomes of a ranking with a longer response: drop (they are counted),
   # truncate_left (the prompt loses its beginning) or error.
   overlong: str = 'drop'
-  folds: int = 5  # parts of the training rankings, each measured by a head fitted to the others
-  measured_pairs: int = 100  # a source with fewer pairs has no row of its own in folds.json
+  # parts of the training rankings, each measured by a head fitted to the others
+  folds: Annotated[int, Range(least=3)] = 5
+  measured_pairs: Count = 100  # a source with fewer pairs has no row of its own in folds.json
   data: DataOptions = DataOptions()
 
 
@@ -129,7 +135,7 @@ def run(context: Context) -> None:
 
 def build(context: Context, options: Options) -> loop.Training:
   """Builds a training whose only step changes nothing, and after which the head is in place."""
-  check_options(context, options)
+  training.check_batch(context, options.batch_size, 1)
   opened = ModelStore(context).open(
     options.init, head=True, trained=True, likelihood=options.likelihood
   )
@@ -167,16 +173,6 @@ def build(context: Context, options: Options) -> loop.Training:
 
 # The only step; the head is fitted as a whole.
 LOOP = LoopOptions(steps=1, log_every=1, eval_every=0, save_every=1)
-
-
-def check_options(context: Context, options: Options) -> None:
-  """Checks the options; raises UserError for values that do not fit."""
-  training.check_batch(context, options.batch_size, 1)
-  if options.folds < 3 or options.measured_pairs < 1:
-    raise UserError(
-      f'{context.where}: expected folds from 3 and measured_pairs from 1, got {options.folds} '
-      f'and {options.measured_pairs}'
-    )
 
 
 class _NoBatches:
@@ -256,40 +252,65 @@ def _read_or_compute(
   digest = hashlib.sha256(f'{options.init} {options.likelihood}'.encode())
   for ids in texts.ids:
     digest.update(ids.tobytes())
+  name = digest.hexdigest()  # of these texts and this model
+  known = np.zeros((0, 0), np.float32)
   if path.is_file():
     with np.load(path) as stored:
-      if str(stored['digest']) == digest.hexdigest():
-        return stored['features'].astype(np.float64)
-  features = compute_features(context, model, params, texts, options.batch_size)
-  if hosts.is_first_process():
-    with open(path, 'wb') as file:
-      np.savez(file, digest=np.array(digest.hexdigest()), features=features)
-  return features.astype(np.float64)
+      if str(stored['name']) == name:
+        known = stored['features']
+
+  def save(features: np.ndarray) -> None:
+    if hosts.is_first_process():
+      with files.replacing(path) as partial, open(partial, 'wb') as file:
+        np.savez(file, name=np.array(name), features=features)
+
+  # From the shortest to the longest, so that little is padding.
+  order = np.argsort([len(ids) for ids in texts.ids], kind='stable')
+  in_order = compute_features(context, model, params, texts, order, options.batch_size, known, save)
+  features = np.zeros(in_order.shape)
+  features[order] = in_order
+  return features
 
 
 def compute_features(
-  context: Context, model: Model, params: Params, texts: Texts, batch_size: int
+  context: Context,
+  model: Model,
+  params: Params,
+  texts: Texts,
+  order: np.ndarray,
+  batch_size: int,
+  known: np.ndarray,
+  save: Callable[[np.ndarray], None],
 ) -> np.ndarray:
-  """Reads all texts with the frozen model, from the shortest to the longest.
+  """Reads texts with the frozen model.
+
+  Args:
+    context: the context of the stage.
+    model: the definition of the frozen model.
+    params: its parameters.
+    texts: N of them.
+    order: [N] int, the order in which they are read.
+    batch_size: texts that are read at once.
+    known: [M, F] float32, the features of the first M of them.
+    save: keeps the features so far; called now and then, and at the end.
 
   Returns:
-    [N, F] float32, in the order of the texts.
+    [N, F] float32, in the order of reading.
   """
   read = jax.jit(functools.partial(read_features, model))
-  order = np.argsort([len(ids) for ids in texts.ids], kind='stable')
-  features: list[np.ndarray] = []
-  for begin in range(0, len(order), batch_size):
+  parts = [known] if len(known) else []
+  begins = range(len(known), len(order), batch_size)
+  for turn, begin in enumerate(begins, start=1):
     chosen = order[begin : begin + batch_size]
     # Filled up with the last text, so that all batches are of one size.
     filled = np.pad(chosen, (0, batch_size - len(chosen)), mode='edge')
     sequences = _pad(texts, filled, context.tokenizer.pad_id)
     values = hosts.to_host(read(params, context.layout.place(sequences)))
-    features.append(values[: len(chosen)])
-    if begin // batch_size % 50 == 0:
+    parts.append(values[: len(chosen)])
+    if turn % _SAVE_EVERY == 0 or turn == len(begins):
+      save(np.concatenate(parts))
       hosts.say(f'{context.name}: {begin + len(chosen):,} of {len(order):,} texts are read')
-  result = np.zeros((len(order), features[0].shape[1]), np.float32)
-  result[order] = np.concatenate(features)
-  return result
+  return np.concatenate(parts)
 
 
 def _pad(texts: Texts, numbers: np.ndarray, pad_id: int) -> Sequences:
@@ -426,7 +447,7 @@ def measure_head(head: Head, features: np.ndarray, texts: Texts) -> dict[str, fl
 def plan(context: Context) -> StagePlan:
   """Plans the program that reads; `context` has an abstract layout."""
   options = context.read_options(STAGE)
-  check_options(context, options)
+  training.check_batch(context, options.batch_size, 1)
   opened = ModelStore(context).open(options.init, head=True, likelihood=options.likelihood)
   params = opened.read()
   sequences = abstract_sequences(context.layout, options.batch_size, options.max_length)
@@ -442,9 +463,18 @@ def plan(context: Context) -> StagePlan:
   return StagePlan({'params': params}, [program], ['fitting the head, on the host, is left out'])
 
 
+def list_data(options: Options, tokenizer: Any) -> list[DataUse]:
+  """Lists the data that the stage reads, with the encoding of its records."""
+
+  def encode_rankings(rows: Sequence[Ranking], overlong: str) -> list[dict]:
+    return encode.rankings(rows, tokenizer, options.max_length, overlong)
+
+  return [DataUse('data', options.data, 'ranking', encode_rankings, options.overlong)]
+
+
 TINY: dict[str, Any] = {
   'batch_size': 8,
   'max_length': 128,
   'data': {'count': 60},
 }
-STAGE = StageKind(options=Options, run=run, plan=plan, tiny=TINY)
+STAGE = StageKind(options=Options, run=run, plan=plan, tiny=TINY, data=list_data)
