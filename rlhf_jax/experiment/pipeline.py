@@ -28,6 +28,7 @@ from rlhf_jax.experiment import agreement, data_files, final_table, preflight, t
 from rlhf_jax.experiment import config as configs
 from rlhf_jax.interop import chat_template, pretrained
 from rlhf_jax.interop.tokenizer import Tokenizer
+from rlhf_jax.models.model_config import DTYPES
 from rlhf_jax.options import Count, Positive, Seed
 from rlhf_jax.runtime import checkpoint, compilation, hosts, loop, mesh
 from rlhf_jax.runtime.mesh import Layout, MeshOptions
@@ -149,6 +150,7 @@ def run(
   compilation.request_exact_products()
   layout = make_layout(config, workdir)
   final_table.check(config, layout)  # now, rather than after all training
+  check_common(config)
   with lock_workdir(workdir):
     return _run_locked(config, workdir, layout, only_check, take_from, accept_changed_data)
 
@@ -190,6 +192,13 @@ def _run_locked(
       run_stage(context)
   seconds = {name: finished_seconds(context) for name, context in contexts.items()}
   return final_table.make(contexts, seconds)
+
+
+def check_common(config: Any) -> None:
+  """Checks the section `export`; raises UserError for a dtype that no export can have."""
+  dtype = config.export.dtype
+  if dtype not in DTYPES:
+    raise UserError(f'config.export.dtype: expected one of {", ".join(DTYPES)}, got {dtype!r}')
 
 
 def lock_workdir(workdir: Path) -> contextlib.AbstractContextManager[Any]:

@@ -17,6 +17,7 @@ import functools
 import json
 import logging
 import os
+import sys
 from typing import Any, NamedTuple
 import urllib.parse
 
@@ -40,6 +41,20 @@ def _is_not_from_orbax(record: logging.LogRecord) -> bool:
 
 # Orbax logs pages of tracebacks; this module reports each failure to the user in one line.
 logging.getLogger('absl').addFilter(_is_not_from_orbax)
+
+
+def _hide_closed_loops(kind: Any, error: Any, trace: Any) -> None:
+  """Hides what tensorstore prints when a write fails after orbax has reported the first failure.
+
+  Its threads then call back into an event loop that is closed already, and print a traceback for
+  each file that was being written.
+  """
+  if kind is not RuntimeError or str(error) != 'Event loop is closed':
+    _show_error(kind, error, trace)
+
+
+_show_error = sys.excepthook
+sys.excepthook = _hide_closed_loops
 
 
 class Checkpoints:

@@ -108,7 +108,7 @@ def _work(cases: Sequence[Case], pipe: Any, other_end: Any) -> None:
   multiprocessing.current_process().daemon = False  # else it could not start reward workers
   null = os.open(os.devnull, os.O_RDONLY)
   os.dup2(null, 0)
-  with contextlib.suppress(EOFError):
+  with contextlib.suppress(EOFError, OSError):  # the parent has ended
     for index in iter(pipe.recv, None):
       pipe.send(attempt(cases[index]))
   os._exit(0)
