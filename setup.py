@@ -1,6 +1,12 @@
 """Package of rlhf_jax. The base install pulls neither torch nor TensorFlow."""
 
+from pathlib import Path
+import re
+
 from setuptools import find_packages, setup
+
+INIT = Path(__file__).resolve().parent / 'rlhf_jax/__init__.py'
+[VERSION] = re.findall(r"^__version__ = '(.+)'", INIT.read_text(encoding='utf-8'), re.MULTILINE)
 
 COLLECT = [  # the web application in which people rank
   'starlette>=1.0,<2',
@@ -26,7 +32,7 @@ TEST = [
 
 setup(
   name='rlhf_jax',
-  version='0.1.0',
+  version=VERSION,
   description=(
     'Reinforcement learning from human feedback in JAX: pre-training, SFT, reward model, PPO.'
   ),
@@ -44,6 +50,7 @@ setup(
     'Typing :: Typed',
   ],
   packages=find_packages(include=['rlhf_jax', 'rlhf_jax.*']),
+  entry_points={'console_scripts': ['rlhf_jax = rlhf_jax.commands.train:main']},
   package_data={
     'rlhf_jax': ['py.typed'],
     'rlhf_jax.collect': ['static/*', 'templates/*'],

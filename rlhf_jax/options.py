@@ -10,14 +10,69 @@ for each field:
 The defaults of the class are the defaults of the config. A stage converts its section into options
 once; the code that it calls sees only options. A field may hold other options, or be an open table
 (a `dict` whose keys the user chooses).
+
+The annotation of a number says its range: `steps: Count = 1000`. NaN and infinity are in no range.
+A class can say which of its settings are not read, by a method `unread`:
+
+  def unread(self) -> dict[str, str]:  # setting → when it has no effect
+    return {'kl_horizon': 'kl_target is 0'} if not self.kl_target else {}
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import dataclasses
+import math
 import types
-from typing import Any, get_args, get_origin, get_type_hints, TypeVar
+from typing import Annotated, Any, get_args, get_origin, get_type_hints, TypeVar
 
 Options = TypeVar('Options')
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+  """The values that a number may have; None = no bound on that side."""
+
+  least: float | None = None
+  most: float | None = None
+  above: float | None = None
+  below: float | None = None
+
+  def holds(self, value: Any) -> bool:
+    """Says whether a number is in the range; NaN and infinity never are."""
+    return (
+      math.isfinite(value)
+      and (self.least is None or value >= self.least)
+      and (self.most is None or value <= self.most)
+      and (self.above is None or value > self.above)
+      and (self.below is None or value < self.below)
+    )
+
+  def __str__(self) -> str:
+    bounds = {
+      'from': self.least,
+      'above': self.above,
+      'at most': self.most,
+      'below': self.below,
+    }
+    parts = [f'{word} {bound:g}' for word, bound in bounds.items() if bound is not None]
+    return 'a number ' + ' and '.join(parts) if parts else 'a finite number'
+
+
+# The ranges of most settings, to annotate fields with.
+Count = Annotated[int, Range(least=1)]
+Natural = Annotated[int, Range(least=0)]
+Seed = Annotated[int, Range(least=0, below=2**31)]
+Number = Annotated[float, Range()]
+NonNegative = Annotated[float, Range(least=0)]
+Positive = Annotated[float, Range(above=0)]
+Share = Annotated[float, Range(least=0, most=1)]
+PositiveShare = Annotated[float, Range(above=0, most=1)]
+ShareBelowOne = Annotated[float, Range(least=0, below=1)]
+ShareBelowHalf = Annotated[float, Range(least=0, below=0.5)]
+AxisSize = Annotated[int, Range(least=-1)]  # -1 = what is left
+OwnSeed = Annotated[int, Range(least=-1, below=2**31)]  # -1 = the seed of the run
+Numbers = Annotated[tuple, Range()]
+Weights = Annotated[tuple, Range(least=0)]
+Shares = Annotated[tuple, Range(least=0, most=1)]
 
 
 def defaults(options_class: type) -> dict[str, Any]:
@@ -65,6 +120,52 @@ def from_section(options_class: type[Options], section: Mapping[str, Any]) -> Op
       value = _to_plain(value)
     values[field.name] = value
   return options_class(**values)
+
+
+def find_mistakes(options: Any, usual: Any, where: str) -> list[str]:
+  """Finds numbers out of their ranges, and settings that are given but not read.
+
+  Args:
+    options: typed options, from `from_section`.
+    usual: the options with their default values, of the same class.
+    where: the name of the section, for the messages.
+
+  Returns:
+    A message for each mistake.
+  """
+  mistakes = []
+  unread = options.unread() if hasattr(options, 'unread') else {}
+  hints = get_type_hints(type(options), include_extras=True)
+  for field in dataclasses.fields(options):
+    name = f'{where}.{field.name}'
+    value = getattr(options, field.name)
+    default = getattr(usual, field.name)
+    if not field.metadata.get('in_config', True):
+      continue
+    if field.name in unread and _differs(value, default):
+      mistakes.append(f'{name}: it has no effect, as {unread[field.name]}; leave it out')
+    elif dataclasses.is_dataclass(value) and type(value) is type(default):
+      mistakes += find_mistakes(value, default, name)
+    else:
+      mistakes += _check_range(value, hints[field.name], name)
+  return mistakes
+
+
+def _check_range(value: Any, hint: Any, name: str) -> Iterator[str]:
+  """Yields a message for each number of a field that is not in the field's range."""
+  numbers = value if isinstance(value, tuple) else (value,)
+  allowed = next((part for part in get_args(hint) if isinstance(part, Range)), Range())
+  for number in numbers:
+    # type() rather than isinstance, as True is an int.
+    if type(number) in (int, float) and not allowed.holds(number):
+      yield f'{name}: expected {allowed}, got {number}'
+
+
+def _differs(value: Any, default: Any) -> bool:
+  """Says whether a setting was changed; a section, whether any of its settings was."""
+  if dataclasses.is_dataclass(value) and dataclasses.is_dataclass(default):
+    return as_dict(value) != as_dict(default)
+  return value != default
 
 
 def _to_plain(value: Any) -> Any:

@@ -9,6 +9,9 @@
 #           iteration plan; by default all of them
 # The environment variable PYTHON sets the interpreter, python3 by default.
 set -u
+case "${1:-}" in
+  -h | --help) sed -n '2,/^[^#]/s/^# \?//p' "$0"; exit ;;
+esac
 cd "$(dirname "$0")/.."
 out=$(realpath -m "${1:?usage: check_accelerator.sh OUT [--tiny] [STEP …]}"); shift
 tiny=

@@ -96,6 +96,7 @@ def main() -> None:
 
 def run_method(method: str, quickstart: Path, out: Path, overrides: Sequence[str]) -> Results:
   """Runs a method on a quickstart's models; returns what its results.json holds."""
+  from rlhf_jax import fingerprints
   from rlhf_jax.experiment import config as configs
   from rlhf_jax.experiment import pipeline  # imported here, so that --help need not wait for JAX
 
@@ -108,7 +109,7 @@ def run_method(method: str, quickstart: Path, out: Path, overrides: Sequence[str
     for name in SHARED:
       if name in config.stages or name == 'tokenizer':
         (workdir / name).symlink_to((quickstart / name).resolve())
-    (workdir / 'config.json').write_text(configs.as_json(config))
+    fingerprints.write_json(workdir / 'config.json', json.loads(configs.as_json(config)))
   return pipeline.run(config, workdir)
 
 

@@ -3,6 +3,7 @@
 python scripts/family_table.py
 """
 
+import argparse
 import json
 from pathlib import Path
 import re
@@ -29,8 +30,16 @@ REAL_WEIGHTS = {
 }
 
 
+def parse_arguments() -> None:
+  """Answers --help; there are no other arguments."""
+  argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  ).parse_args()
+
+
 def main() -> None:
   """Rewrites the page with the current table."""
+  parse_arguments()
   page = PAGE.read_text(encoding='utf-8')
   PAGE.write_text(BLOCK.sub(fill_block, page), encoding='utf-8')
 

@@ -3,7 +3,9 @@
   python scripts/kill_test.py --workdir=runs/kill_test --kills=12 --seed=0
 
 Every stage that trains is killed at random steps, and while it saves a checkpoint; other stages and
-the final evaluation are killed at random moments. After each kill the same command is started
+the final evaluation are killed at random moments. With --places it is also killed where files are
+written: while it claims the workdir, saves the tokenizer, exports a model, writes rankings, draws
+the report; every second of these by SIGTERM twice. After each kill the same command is started
 again. Further arguments, such as --config.ppo.microbatches=2, are passed to both runs. The exit
 code is 1 if anything differs.
 """
@@ -36,16 +38,23 @@ class Moment:
     step: the step to wait for; None = wait for the beginning of the phase.
     saving: whether to wait, after that step, for the beginning of the next save.
     delay: seconds between that event and the kill.
+    file: a glob in the workdir; wait for such a file instead, '' = do not.
+    signals: what is sent.
   """
 
   phase: str
   step: int | None
   saving: bool
   delay: float
+  file: str = ''
+  signals: tuple[int, ...] = (signal.SIGKILL,)
 
   def __str__(self) -> str:
     place = ''
-    if self.saving:
+    if self.file:
+      how = ' and '.join(signal.Signals(number).name for number in self.signals)
+      place = f' when {self.file} is written, by {how}'
+    elif self.saving:
       place = f' from step {self.step} on, inside a save'
     elif self.step is not None:
       place = f' at step {self.step}'
@@ -81,6 +90,8 @@ def main() -> int:
   seconds = json.loads((uninterrupted / 'results.json').read_text())['seconds']
   rng = random.Random(options.seed)
   moments = plan_moments(phases, trained, seconds, options.kills, rng)
+  if options.places:
+    moments = add_places(moments, phases, trained)
   kill_at(moments, command, killed, trained)
   return compare(uninterrupted, killed, config.stages, trained)
 
@@ -103,6 +114,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     help='the folder of the two runs, uninterrupted/ and killed/, which are emptied first',
   )
   parser.add_argument('--kills', type=int, default=12)
+  parser.add_argument('--places', action='store_true', help='also kill where files are written')
   parser.add_argument('--seed', type=int, default=0, help='seed of the moments of the kills')
   options, overrides = parser.parse_known_args()
   for argument in overrides:
@@ -176,6 +188,31 @@ def plan_moments(
   return moments
 
 
+def add_places(
+  moments: list[Moment], phases: Sequence[str], trained: Sequence[str]
+) -> list[Moment]:
+  """Adds moments at which files are written, each after the other moments of its phase."""
+  first = [('run.lock', phases[0]), ('tokenizer/tokenizer.json', phases[0])]
+  result = []
+  for phase in phases:
+    files = [name for name, begun in first if begun == phase]
+    if phase == 'evaluation':
+      files = ['report.png', '.part-report.html']
+    elif phase in trained:
+      files += [f'{phase}/model.json', f'{phase}/export.part']
+    else:
+      files += [f'{phase}/.part-train.jsonl']
+    places = []
+    for name in files:
+      both = (signal.SIGTERM, signal.SIGTERM)
+      signals = both if len(result) + len(places) & 1 else (signal.SIGKILL,)
+      places.append(Moment(phase, None, False, 0.0, name, signals))
+    early = [place for place in places if 'export' not in place.file]
+    late = [place for place in places if 'export' in place.file]
+    result += [*early, *(moment for moment in moments if moment.phase == phase), *late]
+  return result
+
+
 def kill_at(
   moments: list[Moment],
   command: Sequence[str],
@@ -202,7 +239,9 @@ def kill_at(
       missed += waiting
       finish(process, directory)
       break
-    process.send_signal(signal.SIGKILL)
+    for signum in reached.signals:
+      process.send_signal(signum)
+      time.sleep(0.05)  # or the second one comes before the first is handled
     process.wait()
     kills += 1
     say(f'{kills:3} killed in {reached}: {describe_remains(directory / reached.phase)}')
@@ -231,6 +270,11 @@ def wait(
   while process.poll() is None:
     if (directory / moment.phase / 'finished.json').exists():
       return False
+    if moment.file:
+      if any(directory.glob(moment.file)):
+        return process.poll() is None
+      time.sleep(0.0005)
+      continue
     if has_come(directory, moment, before):
       time.sleep(moment.delay)
       return process.poll() is None
@@ -358,7 +402,7 @@ def read_arrays(directory: Path) -> dict[str, Any]:
 def read_lines(path: Path) -> dict[int, dict]:
   """Reads the lines of a JSONL file, by number; fields time/… are left out."""
   lines = {}
-  for number, text in enumerate(path.read_text().splitlines()):
+  for number, text in enumerate(path.read_text().split('\n')[:-1]):
     fields = json.loads(text)
     lines[number] = {k: v for k, v in fields.items() if not k.startswith('time/')}
   return lines
@@ -377,7 +421,9 @@ def read_jsonl_files(directory: Path) -> dict[str, bytes]:
 def read_results(path: Path) -> dict[str, Any]:
   """Reads results.json, without the values that contain times."""
   results = json.loads(path.read_text())
-  return {key: value for key, value in results.items() if key not in ('seconds', 'table')}
+  return {
+    key: value for key, value in results.items() if key not in ('seconds', 'table', 'fingerprint')
+  }
 
 
 def say(text: str) -> None:

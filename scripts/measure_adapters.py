@@ -7,6 +7,7 @@ each format of its matrices, the script prints the nats per token and the KL fro
 Recorded results are in docs/models.md.
 """
 
+import argparse
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,16 @@ def measure(
   return np.asarray(all_logprobs(hidden[:, :-1])), megabytes(params), megabytes(matrices)
 
 
+def parse_arguments() -> None:
+  """Answers --help; there are no other arguments."""
+  argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  ).parse_args()
+
+
 def main() -> None:
   """Prints both tables."""
+  parse_arguments()
   layout = mesh.make_layout()
   source = model_sources.find_model('smollm2')
   tokens = read_text(source)

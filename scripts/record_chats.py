@@ -4,10 +4,18 @@ python scripts/record_chats.py writes tests/interop/chats.json: for each templat
 question with each of the responses, and of the question alone with the generation prompt.
 """
 
+import argparse
 import functools
 import json
 from pathlib import Path
 import sys
+
+PARSER = argparse.ArgumentParser(
+  description=__doc__,
+  formatter_class=argparse.RawDescriptionHelpFormatter,
+)
+if __name__ == '__main__':
+  PARSER.parse_args()  # here, so that --help needs none of the packages below
 
 import tokenizers
 from tokenizers import models

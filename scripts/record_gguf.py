@@ -18,6 +18,15 @@ from pathlib import Path
 import sys
 import tempfile
 
+PARSER = argparse.ArgumentParser(
+  description=__doc__,
+  formatter_class=argparse.RawDescriptionHelpFormatter,
+)
+PARSER.add_argument('llama_cpp', metavar='LLAMA_CPP', type=Path, help='a checkout of llama.cpp')
+PARSER.add_argument('cases', nargs='*', metavar='CASE', help='default: all')
+if __name__ == '__main__':
+  PARSER.parse_args()  # here, so that --help needs none of the packages below
+
 import numpy as np
 import record_references as references
 import torch
@@ -53,16 +62,10 @@ CASES = {  # name of a case in record_references.py → changes of its settings
 
 def main() -> None:
   """Records all cases, or those that are named."""
-  parser = argparse.ArgumentParser(
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  parser.add_argument('llama_cpp', metavar='LLAMA_CPP', type=Path, help='a checkout of llama.cpp')
-  parser.add_argument('cases', nargs='*', metavar='CASE', help='default: all')
-  options = parser.parse_args()
+  options = PARSER.parse_args()
   for case in options.cases:
     if case not in CASES:
-      parser.error(f'no case {case!r}; known: {", ".join(CASES)}')
+      PARSER.error(f'no case {case!r}; known: {", ".join(CASES)}')
 
   root = options.llama_cpp.resolve()
   # First in the path, as the converter needs the gguf package of its own checkout.

@@ -10,12 +10,20 @@ PEFT refuses the case, the first words of their error, in cases.json. Whether rl
 same or refuses by name is for tests/interop/test_odd_files.py to say.
 """
 
+import argparse
 import json
 from pathlib import Path
 import shutil
 import tempfile
 from typing import Any
 import warnings
+
+PARSER = argparse.ArgumentParser(
+  description=__doc__,
+  formatter_class=argparse.RawDescriptionHelpFormatter,
+)
+if __name__ == '__main__':
+  PARSER.parse_args()  # here, so that --help needs none of the packages below
 
 import numpy as np
 import peft

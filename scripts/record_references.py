@@ -21,6 +21,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+PARSER = argparse.ArgumentParser(
+  description=__doc__,
+  formatter_class=argparse.RawDescriptionHelpFormatter,
+)
+PARSER.add_argument('cases', nargs='*', metavar='CASE', help='default: everything')
+if __name__ == '__main__':
+  PARSER.parse_args()  # here, so that --help needs none of the packages below
+
 import numpy as np
 import peft
 import torch
@@ -185,15 +193,10 @@ FIXTURE_TOKENS = (
 
 def main() -> None:
   """Records everything, or the cases that are named."""
-  parser = argparse.ArgumentParser(
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  parser.add_argument('cases', nargs='*', metavar='CASE', help='default: everything')
-  cases = parser.parse_args().cases
+  cases = PARSER.parse_args().cases
   for case in cases:
     if case not in CASES:
-      parser.error(f'no case {case!r}; known: {", ".join(CASES)}')
+      PARSER.error(f'no case {case!r}; known: {", ".join(CASES)}')
 
   for case in cases or CASES:
     record_case(case)

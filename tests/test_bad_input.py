@@ -10,6 +10,7 @@ import shutil
 
 import pytest
 
+from rlhf_jax import fingerprints
 from rlhf_jax.commands.train import main
 
 EXPERIMENT = """
@@ -145,7 +146,7 @@ def test_files_that_are_not_there(experiment, tmp_path, capsys):
     capsys, '--config=nowhere.py', f'--workdir={tmp_path}'
   )
   (tmp_path / 'file').write_text('')
-  assert 'cannot write there' in refuse(
+  assert 'cannot write: Not a directory' in refuse(
     capsys, f'--config={experiment}', f'--workdir={tmp_path}/file/run'
   )
 
@@ -204,10 +205,30 @@ def test_a_workdir_of_another_config_is_refused(experiment, trained, capsys):
   assert 'begun with another config: config.sft.batch_size: 8 → 16' in line
 
 
+def test_what_a_run_reads_back_is_verified(experiment, trained, tmp_path, capsys):
+  """A lost config, a changed model of a finished stage, data that are others at the resume."""
+  run = shutil.copytree(trained, tmp_path / 'run')
+  command = [f'--config={experiment}', f'--workdir={run}']
+  (run / 'config.json').rename(tmp_path / 'config.json')
+  assert 'config.json: is gone, but a run has begun' in refuse(capsys, *command)
+  (tmp_path / 'config.json').rename(run / 'config.json')
+  template = run / 'tokenizer/chat_template.jinja'
+  text = template.read_text()
+  template.write_text(text + ' ')
+  assert 'chat_template.jinja: changed or damaged' in refuse(capsys, *command)
+  template.write_text(text)
+  shutil.rmtree(run / 'sft')
+  (run / 'results.json').unlink()
+  shutil.rmtree(run / 'pretrain/checkpoints/2')  # the one before it is not what was finished with
+  assert 'checkpoints/2: this checkpoint is gone; the stage finished with it' in refuse(
+    capsys, *command
+  )
+
+
 def test_a_checkpoint_of_another_shape_is_named(experiment, trained, tmp_path, capsys):
   stage = shutil.copytree(trained / 'pretrain', tmp_path / 'pretrain')
-  shape = json.loads((stage / 'model.json').read_text())
-  (stage / 'model.json').write_text(json.dumps({**shape, 'mlp': 32}))
+  shape = fingerprints.read_json(stage / 'model.json')
+  fingerprints.write_json(stage / 'model.json', {**shape, 'mlp': 32})
   line = refuse(
     capsys,
     f'--config={experiment}',

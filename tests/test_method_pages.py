@@ -24,6 +24,7 @@ PARTS = (
 )
 OTHER_EXPERIMENTS = {  # without a page in docs/methods
   'quickstart',
+  'people',
   'pretrain_text',
   'rlaif',
   'direct_rlaif',

@@ -157,35 +157,36 @@ def _read_ranks(fields: Sequence[str], mode: str, axis: str) -> list[int]:
     Refused: the ranks are not a valid ordering for the mode.
   """
   count = len(fields)
-  given: list[int | None] = []
+  entered: list[int | None] = []
   for letter, field in zip(LETTERS, fields, strict=False):
     text = field.strip()
     if text and not (text.isascii() and text.isdigit() and len(text) == 1):
       raise Refused(INVALID, f'{axis}: the rank of {letter} must be a number from 1 to {count}.')
-    given.append(int(text) if text else None)
+    entered.append(int(text) if text else None)
     if text and not 1 <= int(text) <= count:
       raise Refused(INVALID, f'{axis}: the rank of {letter} must be a number from 1 to {count}.')
-  ranked = [rank for rank in given if rank is not None]
+  ranked = [rank for rank in entered if rank is not None]
   if mode == 'full' and len(ranked) < count:
-    missing = ', '.join(letter for letter, rank in zip(LETTERS, given) if rank is None)
+    missing = ', '.join(letter for letter, rank in zip(LETTERS, entered) if rank is None)
     raise Refused(INVALID, f'{axis}: {missing} has no rank yet.')
   if mode == 'best_worst':
-    return _read_best_and_worst(given, axis)
+    return _read_best_and_worst(entered, axis)
   _check_ordering(ranked, axis)
   # responses without a rank share the rank below all ranked ones
-  return [count + 1 if rank is None else rank for rank in given]
+  return [count + 1 if rank is None else rank for rank in entered]
 
 
-def _read_best_and_worst(given: Sequence[int | None], axis: str) -> list[int]:
+def _read_best_and_worst(entered: Sequence[int | None], axis: str) -> list[int]:
   """Returns rank 1 for the best response, 3 for the worst one and 2 for all others."""
-  ranked = [rank for rank in given if rank is not None]
+  ranked = [rank for rank in entered if rank is not None]
   if len(ranked) != 2 or len(set(ranked)) != 2 or min(ranked) != 1:
     raise Refused(
       INVALID,
       f'{axis}: give rank 1 to the best response, the last rank to the worst one, '
       'and leave the others empty.',
     )
-  return [2 if rank is None else 1 if rank == 1 else 3 for rank in given]
+  places = {None: 2, 1: 1}  # what was entered → its rank; the worst response has 3
+  return [places.get(rank, 3) for rank in entered]
 
 
 def _check_ordering(ranked: Sequence[int], axis: str) -> None:
@@ -212,22 +213,22 @@ def _dense(ranks: Sequence[int]) -> list[int]:
 
 def _in_order_of_item(values: Sequence[Any], shown: Sequence[int]) -> list[Any]:
   """Rearranges values from the order on the page to the order in the item."""
-  turned: list[Any] = [None] * len(shown)
+  rearranged: list[Any] = [None] * len(shown)
   for value, number in zip(values, shown, strict=True):
-    turned[number] = value
-  return turned
+    rearranged[number] = value
+  return rearranged
 
 
 def _read_flags(form: Form, shown: Sequence[int]) -> dict[str, list[str]]:
   """Reads the flags of responses: number of the response in the item → its flags."""
   flags = {}
   for letter, number in zip(LETTERS, shown, strict=False):
-    given = sorted(set(form.get(f'flag.{letter}', ())))
-    unknown = set(given) - set(RESPONSE_FLAGS)
+    chosen = sorted(set(form.get(f'flag.{letter}', ())))
+    unknown = set(chosen) - set(RESPONSE_FLAGS)
     if unknown:
       raise Refused(INVALID, f'Unknown flag of {letter}.')
-    if given:
-      flags[str(number)] = given
+    if chosen:
+      flags[str(number)] = chosen
   return flags
 
 

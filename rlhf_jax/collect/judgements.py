@@ -19,7 +19,7 @@ from rlhf_jax.collect.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
+class SentAnswer:
   """An answer that a page has sent.
 
   Attributes:
@@ -39,13 +39,13 @@ class Given:
   complete: bool = True
 
 
-def save(connection: Connection, lease: Row, given: Given, settings: Settings) -> int:
+def save(connection: Connection, lease: Row, sent: SentAnswer, settings: Settings) -> int:
   """Saves an answer; an answer that is sent twice is saved once.
 
   Args:
     connection: a connection of a writing transaction; the answer is saved when it commits.
     lease: the person's lease of the item, read in this transaction.
-    given: the answer.
+    sent: the answer.
     settings: the settings, of which `minimum_seconds` is used.
 
   Returns:
@@ -55,9 +55,9 @@ def save(connection: Connection, lease: Row, given: Given, settings: Settings) -
     Refused: the person no longer has the item, has already given another answer, or has
       answered too fast.
   """
-  earlier = find_standing(connection, lease.id, given.number)
+  earlier = find_standing(connection, lease.id, sent.number)
   if earlier is not None:
-    return _check_same(earlier, given)
+    return _check_same(earlier, sent)
   item = read_item(connection, lease.item_id)
   assignment.check_open(connection, lease, item)
   now = time.time()
@@ -75,18 +75,18 @@ def save(connection: Connection, lease: Row, given: Given, settings: Settings) -
     person_id=lease.person_id,
     author_id=lease.person_id,
     lease_id=lease.id,
-    number=given.number,
+    number=sent.number,
     task=item.task,
-    answer=given.answer,
-    shown=list(given.shown),
-    guidelines=given.guidelines,
+    answer=sent.answer,
+    shown=list(sent.shown),
+    guidelines=sent.guidelines,
     seconds=seconds,
-    pasted=given.pasted,
+    pasted=sent.pasted,
     amends=None,
     stands=True,
     created=now,
   )
-  if given.complete:
+  if sent.complete:
     assignment.set_state(connection, lease.id, 'answered')
     count_answer(connection, item.id, 1)
   return judgement_id
@@ -294,13 +294,13 @@ def find_standing(connection: Connection, lease_id: int, number: int) -> Row | N
   return connection.execute(query).one_or_none()
 
 
-def _check_same(earlier: Row, given: Given) -> int:
+def _check_same(earlier: Row, sent: SentAnswer) -> int:
   """Returns the id of the judgement that was saved before from the same answer.
 
   Raises:
     Refused: the saved answer is a different one.
   """
-  if earlier.answer != given.answer:
+  if earlier.answer != sent.answer:
     raise Refused(
       409,
       'You have already answered this item. This different answer was not saved. Undo your '

@@ -4,21 +4,27 @@ Items are read from these layouts, and rankings are written in them:
 
 label_studio: a JSON list of tasks {data, annotations}. A ranking uses the Ranker tag, whose
   `rank` lists the ids of the items, the best first. The tag has no ties: responses of equal
-  rank are listed one after the other.
-argilla: a JSON list of records {fields, responses, metadata}. A ranking is the answer to a
-  ranking question, whose value is a list of {value, rank}.
-potato: JSON Lines, or a JSON list, of instances {id, text}. The pairwise and ranking schemes
-  store `label_annotations` beside the id.
+  rank are listed one after the other. An annotation has no `completed_by`, because Label Studio
+  imports no names but those of its own users; the person is in `meta`.
+argilla: a JSON list of records {fields, responses, metadata}, as `Dataset.records.to_json` of
+  Argilla 2 writes it. A ranking is the answer to a ranking question, whose value is a list of
+  {value, rank}. The ids of users are UUIDs, which are computed from the pseudonyms.
+potato: JSON Lines, or a JSON list, of instances {id, text}. A ranking is what the JSONL export
+  of Potato 2 has: {instance_id, user_id, labels}, where the scheme `ranking` stores one text, the
+  names of the responses with commas between them, the best first. It has no ties either.
 """
 
 import json
 from pathlib import Path
 from typing import Any
+import uuid
 
 from rlhf_jax import files
 from rlhf_jax.errors import UserError
 
 Fields = dict[str, Any]
+
+_USERS = uuid.uuid5(uuid.NAMESPACE_URL, 'rlhf_jax.collect')  # namespace of Argilla's user ids
 
 LAYOUTS = ('jsonl', 'label_studio', 'argilla', 'potato')
 
@@ -62,7 +68,11 @@ def write_rows(rows: list[Fields], layout: str) -> list[Fields]:
   for number, row in enumerate(rows, start=1):
     if 'ranks' not in row:
       raise UserError(f'--format: record {number} is not a ranking; {layout} needs --kind=rankings')
-  return [write[layout](row) for row in rows]
+  converted = [write[layout](row) for row in rows]
+  if layout == 'label_studio':
+    for number, task in enumerate(converted, start=1):
+      task['id'] = number  # Label Studio's ids are whole numbers
+  return converted
 
 
 def _read_rows(path: Path) -> list[Fields]:
@@ -96,7 +106,8 @@ def _from_label_studio(row: Fields) -> Fields:
   responses = data.get('responses')
   if responses is None:
     responses = [item.get('body') or item.get('html') for item in data.get('items', [])]
-  return _item(row.get('id'), prompt, responses)
+  identifier = (row.get('meta') or {}).get('id', row.get('id'))
+  return _item(identifier, prompt, responses)
 
 
 def _from_argilla(row: Fields) -> Fields:
@@ -134,20 +145,20 @@ def _item(identifier: Any, prompt: Any, responses: list[str]) -> Fields:
 
 def _to_label_studio(row: Fields) -> Fields:
   """Writes a ranking as a task of Label Studio with one annotation."""
-  order = sorted(range(len(row['ranks'])), key=row['ranks'].__getitem__)
   entries = []
-  for number, text in enumerate(row['responses']):
-    entries.append({'id': f'response-{number + 1}', 'title': f'{number + 1}', 'body': text})
+  for number, text in enumerate(row['responses'], start=1):
+    entries.append({'id': f'response-{number}', 'title': f'{number}', 'body': text})
   result = {
+    'id': 'ranking',
     'from_name': 'rank',
     'to_name': 'items',
     'type': 'ranker',
-    'value': {'ranker': {'rank': [f'response-{number + 1}' for number in order]}},
+    'value': {'ranker': {'rank': _names_in_order(row)}},
   }
   return {
     'data': {'messages': row['messages'], 'items': entries, 'ranks': row['ranks']},
-    'annotations': [{'completed_by': row['source'], 'result': [result]}],
-    'meta': {'id': row['id'], 'confidence': row['confidence']},
+    'annotations': [{'result': [result]}],
+    'meta': {'id': row['id'], 'source': row['source'], 'confidence': row['confidence']},
   }
 
 
@@ -158,28 +169,30 @@ def _to_argilla(row: Fields) -> Fields:
   for number, text in enumerate(row['responses'], start=1):
     fields[f'response-{number}'] = text
     value.append({'value': f'response-{number}', 'rank': row['ranks'][number - 1]})
-  response = {
-    'user_id': row['source'],
-    'status': 'submitted',
-    'values': {'ranking': {'value': value}},
-  }
+  user = str(uuid.uuid5(_USERS, row['source']))
   return {
     'id': row['id'],
     'fields': fields,
-    'responses': [response],
-    'metadata': {'confidence': row['confidence']},
+    'responses': {'ranking': [{'value': value, 'user_id': user, 'status': 'submitted'}]},
+    'suggestions': {},
+    'metadata': {'source': row['source'], 'confidence': row['confidence']},
   }
 
 
 def _to_potato(row: Fields) -> Fields:
-  """Writes a ranking as an annotated instance of Potato."""
-  labels = {}
-  for number, rank in enumerate(row['ranks'], start=1):
-    labels[f'response-{number}'] = {'rank': rank}
+  """Writes a ranking as an instance of Potato together with its annotation."""
   return {
     'id': row['id'],
-    'user_id': row['source'],
     'messages': row['messages'],
     'text': row['responses'],
-    'label_annotations': {'ranking': labels},
+    'ranks': row['ranks'],
+    'instance_id': row['id'],
+    'user_id': row['source'],
+    'labels': {'ranking': {'rank_order': ','.join(_names_in_order(row))}},
   }
+
+
+def _names_in_order(row: Fields) -> list[str]:
+  """Returns the names response-1, response-2 … of a ranking's responses, the best first."""
+  order = sorted(range(len(row['ranks'])), key=row['ranks'].__getitem__)
+  return [f'response-{number + 1}' for number in order]

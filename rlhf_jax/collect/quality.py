@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import math
+import operator
 from typing import Any
 
 import numpy as np
@@ -300,13 +301,13 @@ def find_disputed(
     return []
   middle = np.median(fitted.reliability)
   reliable = {name for name, value in zip(names, fitted.reliability) if value >= middle}
-  found = []
+  disputed = []
   for item, group in _by_item(orders).items():
     same, both = _count_alike([order for order in group if order.person in reliable])
     if both and same < both:
-      found.append((item, same / both))
-  found.sort(key=_second)
-  return found[:count]
+      disputed.append((item, same / both))
+  disputed.sort(key=operator.itemgetter(1))  # by the share
+  return disputed[:count]
 
 
 def majority_order(rankings: Sequence[Sequence[int]]) -> tuple[list[int], float]:
@@ -341,11 +342,6 @@ def order_of_means(means: np.ndarray) -> list[int]:
   ranks = np.empty(len(means), int)
   ranks[np.argsort(-means, kind='stable')] = np.arange(1, len(means) + 1)
   return ranks.tolist()
-
-
-def _second(pair: tuple[int, float]) -> float:
-  """Returns the second part of (item, share), by which items are sorted."""
-  return pair[1]
 
 
 def _by_item(orders: Iterable[Order]) -> dict[int, list[Order]]:

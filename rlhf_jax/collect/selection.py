@@ -84,26 +84,28 @@ def prioritise(connection: Connection, scores: Sequence[Score]) -> int:
   texts = [[response['text'] for response in item.responses] for item in waiting]
   members = [score(conversations, texts) for score in scores]
   for number, item in enumerate(waiting):
-    value = measure_doubt(np.stack([member[number] for member in members]))
+    member_scores = np.stack([member[number] for member in members])
+    value = measure_doubt(member_scores, texts[number])
     update = sqlalchemy.update(table).where(table.c.id == item.id)
     connection.execute(update.values(priority=value))
   return len(waiting)
 
 
-def measure_doubt(scores: np.ndarray) -> float:
+def measure_doubt(scores: np.ndarray, texts: Sequence[str]) -> float:
   """Measures how uncertain reward models are about the order of K responses.
 
   The measure is the entropy of each pair's probability, which is averaged over the ensemble
   first; then the mean over the pairs. It is high where a probability is near ½ and where the
-  members of the ensemble disagree.
+  members of the ensemble disagree. A pair of equal texts has no order to ask for and counts 0.
 
   Args:
     scores: [M, K] float, the scores of M reward models.
+    texts: K responses.
 
   Returns:
     The mean entropy in nats, between 0 and log 2.
 
-  >>> round(measure_doubt(np.zeros((1, 2))), 3)
+  >>> round(measure_doubt(np.zeros((1, 2)), ['a', 'b']), 3)
   0.693
   """
   rows, columns = np.triu_indices(scores.shape[1], 1)
@@ -111,4 +113,6 @@ def measure_doubt(scores: np.ndarray) -> float:
   probability = np.mean(1 / (1 + np.exp(-np.clip(above, -30, 30))), axis=0)
   inside = np.clip(probability, 1e-12, 1 - 1e-12)
   entropy = -inside * np.log(inside) - (1 - inside) * np.log(1 - inside)
-  return float(entropy.mean())
+  stripped = np.array([text.strip() for text in texts])
+  differ = stripped[rows] != stripped[columns]
+  return float((entropy * differ).mean())

@@ -128,7 +128,7 @@ class Visit:
     )
     return HTMLResponse(text.encode('utf-8', 'replace'), status_code=status)
 
-  def go(self, address: str) -> Response:
+  def redirect(self, address: str) -> Response:
     """Redirects the browser to another page (HTTP 303, as after a POST)."""
     return RedirectResponse(address, status_code=303)
 

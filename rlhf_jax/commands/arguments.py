@@ -1,4 +1,4 @@
-"""Shared by all commands: parsing arguments, and turning errors into messages and exit codes.
+"""Shared by all commands: parsing arguments.
 
 Nothing here imports JAX, so that `--help` and mistyped arguments are answered at once. A command
 imports what it needs only after it has parsed its arguments.
@@ -6,15 +6,11 @@ imports what it needs only after it has parsed its arguments.
 
 import argparse
 from collections.abc import Callable, Sequence
+import functools
 from pathlib import Path
-import sys
 
-from rlhf_jax.commands import host_memory
-from rlhf_jax.errors import UserError
-
-DONE = 0  # exit code of a command that did all its work
-MISTAKE = 2  # exit code for a user's mistake, as argparse has it
-INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
+import rlhf_jax
+from rlhf_jax.commands import failures, host_memory
 
 _OVERRIDE = '--config.'
 _MODEL_HELP = (
@@ -31,13 +27,15 @@ def make_parser(command: str, description: str, epilog: str = '') -> argparse.Ar
     description: the beginning of the help text, printed without reflowing it.
     epilog: the end of the help text.
   """
-  return argparse.ArgumentParser(
+  parser = argparse.ArgumentParser(
     prog=f'python -m {command}',
     description=description,
     epilog=epilog,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,  # else an override could be taken for an abbreviated flag
   )
+  parser.add_argument('--version', action='version', version=f'rlhf_jax {rlhf_jax.__version__}')
+  return parser
 
 
 def add_config_argument(parser: argparse.ArgumentParser) -> None:
@@ -132,28 +130,6 @@ def run_command(
   command: Callable[[argparse.Namespace], None],
   options: argparse.Namespace,
 ) -> int:
-  """Runs a command that can be resumed, and returns its exit code.
-
-  Args:
-    command: does the work.
-    options: the parsed arguments.
-
-  Returns:
-    DONE, MISTAKE or INTERRUPTED.
-  """
+  """Runs a command that can be resumed, and returns its exit code (see failures.py)."""
   host_memory.keep_freed_memory()
-  try:
-    command(options)
-  except UserError as error:
-    return report_mistake(error)
-  except KeyboardInterrupt:
-    print('\nrlhf_jax: interrupted; repeat the command to resume', file=sys.stderr)
-    return INTERRUPTED
-  return DONE
-
-
-def report_mistake(error: UserError) -> int:
-  """Prints a user's mistake as one line, and returns the exit code for it."""
-  # without a traceback, as the message names the place and what was expected
-  print(f'rlhf_jax: error: {error}', file=sys.stderr)
-  return MISTAKE
+  return failures.run(functools.partial(command, options))

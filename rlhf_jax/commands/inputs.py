@@ -89,6 +89,8 @@ def parse_line(row: Any, place: str, with_response: bool) -> Line:
     return Line(row, place, text=text, responses=responses or [], is_list=responses is not None)
   if not spoken and row.get('tokens') is not None:
     sampled = row.get('response_tokens') if with_response else None
+    if not isinstance(sampled, (list, type(None))):
+      raise UserError(f'{place}: response_tokens: expected a list of lists of ids')
     return Line(
       row, place, tokens=row['tokens'], responses=sampled or [], is_list=sampled is not None
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import sys
 from typing import Any, TYPE_CHECKING
 
-from rlhf_jax.commands import arguments
+from rlhf_jax.commands import arguments, failures
 from rlhf_jax.errors import UserError
 
 if TYPE_CHECKING:  # JAX takes seconds to import
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: the command-line arguments; None for those of this process.
 
   Returns:
-    0 every stage fits, 1 one does not, 2 a user's mistake.
+    0 every stage fits, 1 one does not, 2 a user's mistake, 70 a bug.
   """
   # --help and mistyped arguments exit here
   options, overrides = arguments.parse_with_overrides(make_parser(), argv)
@@ -83,22 +83,28 @@ def main(argv: Sequence[str] | None = None) -> int:
   # both must be set before JAX is imported
   os.environ['JAX_PLATFORMS'] = 'cpu'  # leaves this machine's accelerators alone
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # hides warnings of the compilers
-  from rlhf_jax.experiment import planner
+  return failures.run(lambda: make_plan(options, overrides))
 
-  try:
-    plan = planner.plan_experiment(
-      options.config,
-      overrides,
-      options.topology,
-      stage=options.stage,
-      analytic=options.analytic,
-      sweep=options.sweep,
-    )
-    if options.json:
-      write_json(options.json, plan)
-  except UserError as error:
-    return arguments.report_mistake(error)
-  return arguments.DONE if plan.fits else DOES_NOT_FIT
+
+def make_plan(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+  """Plans, prints and perhaps writes; returns whether it fits as an exit code.
+
+  Raises:
+    UserError: something is wrong with the config or the topology.
+  """
+  from rlhf_jax.experiment import planner  # JAX takes seconds to import
+
+  plan = planner.plan_experiment(
+    options.config,
+    overrides,
+    options.topology,
+    stage=options.stage,
+    analytic=options.analytic,
+    sweep=options.sweep,
+  )
+  if options.json:
+    write_json(options.json, plan)
+  return failures.DONE if plan.fits else DOES_NOT_FIT
 
 
 def write_json(path: str, plan: 'ExperimentPlan') -> None:

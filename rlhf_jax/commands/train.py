@@ -2,10 +2,11 @@
 
 import argparse
 from collections.abc import Sequence
+import contextlib
 import sys
+import tempfile
 
-from rlhf_jax.commands import arguments, host_memory
-from rlhf_jax.errors import UserError
+from rlhf_jax.commands import arguments, failures, host_memory
 
 _DESCRIPTION = """\
 Runs the stages of an experiment in order. Finished stages are skipped, and an
@@ -19,7 +20,7 @@ example --config.ppo.kl_coefficient=0.1. --show prints the whole config with all
 defaults.
 
 Exit codes: 0 done, 2 a mistake in the arguments, the config or the data, 3 another
-process of the run died, 128 + n stopped by signal n.
+process of the run died, 70 a bug of this package, 128 + n stopped by signal n.
 """
 
 
@@ -33,9 +34,27 @@ def make_parser() -> argparse.ArgumentParser:
     help='the folder for everything that the run writes; use the same folder to resume',
   )
   parser.add_argument(
+    '--from',
+    dest='take_from',
+    metavar='RUN',
+    default='',
+    help='the workdir of another run, whose finished stages are copied where their config is '
+    'the same',
+  )
+  parser.add_argument(
+    '--check',
+    action='store_true',
+    help='check all stages, describe them and exit; needs no --workdir',
+  )
+  parser.add_argument(
     '--show',
     action='store_true',
     help='print the whole config and exit',
+  )
+  parser.add_argument(
+    '--accept_changed_data',
+    action='store_true',
+    help='resume a stage although its data files are not those that it began with',
   )
   hosts = parser.add_argument_group(
     'several hosts',
@@ -67,28 +86,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: the command-line arguments; None for those of this process.
 
   Returns:
-    0 done, 2 a user's mistake, 128 + n stopped by signal n. If another process of the
-    run dies, this function does not return: the process exits with code 3.
+    0 done, 2 a user's mistake, 70 a bug, 128 + n stopped by signal n. If another process
+    of the run dies, this function does not return: the process exits with code 3.
   """
   parser = make_parser()
   options, overrides = arguments.parse_with_overrides(parser, argv)
-  if not options.workdir and not options.show:  # --show writes nothing
+  if not (options.workdir or options.show or options.check):
     parser.error('--workdir=DIR is missing: the folder for everything that the run writes')
 
   host_memory.keep_freed_memory()
-  # imported here, as JAX takes seconds to import
-  from rlhf_jax.runtime.loop import Interrupted
-
-  try:
-    if options.show:
-      show_config(options.config, overrides)
-    else:
-      train(options, overrides)
-  except UserError as error:
-    return arguments.report_mistake(error)
-  except Interrupted as stop:  # raised after a checkpoint was saved
-    return 128 + stop.signum
-  return arguments.DONE
+  if options.show:
+    return failures.run(lambda: show_config(options.config, overrides))
+  return failures.run(lambda: train(options, overrides), options.workdir)
 
 
 def show_config(path: str, overrides: Sequence[str]) -> None:
@@ -124,7 +133,15 @@ def train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
   config = pipeline.load_config(options.config, overrides)
   hosts.initialize(options.coordinator, options.processes, options.process)
   with hosts.exit_with_peers():  # else this process would wait for a dead one forever
-    pipeline.run(config, options.workdir)
+    with contextlib.ExitStack() as stack:
+      workdir = options.workdir or stack.enter_context(tempfile.TemporaryDirectory())  # of --check
+      pipeline.run(
+        config,
+        workdir,
+        only_check=options.check,
+        take_from=options.take_from,
+        accept_changed_data=options.accept_changed_data,
+      )
 
 
 if __name__ == '__main__':

@@ -1,11 +1,12 @@
 """Batches of fixed shape: examples are shuffled, packed and stacked, by grain.
 
-The endless iterators reshuffle at every epoch, from the seed alone. Their `get_state()` is plain
-JSON, and `set_state` goes on exactly there, in the middle of an epoch or of a packed row.
+The endless iterators reshuffle at every epoch; the order depends on the seed alone. `get_state()`
+returns plain JSON, and `set_state` continues exactly there, also in the middle of an epoch or of a
+packed row.
 
-Every process of a run walks the same batches, and runtime/mesh.py hands each device its rows. So
-the order, packing included, does not depend on the number of hosts, and a run may go on with
-another number.
+Every process of a run iterates over the same batches, and runtime/mesh.py gives each device its
+rows. So order and packing do not depend on the number of hosts, and a run can be resumed on
+another number of them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +35,7 @@ class BatchIterator(Iterator[Batch], Generic[Batch]):
   def __init__(self, dataset: grain.IterDataset, to_batch: Callable[[Arrays], Batch]):
     self.dataset = dataset
     self.to_batch = to_batch
-    self._iterator = iter(dataset)  # grain's, which counts what it has given
+    self._iterator = iter(dataset)  # grain's iterator, whose state is a position
 
   def __next__(self) -> Batch:
     return self.to_batch(next(self._iterator))
@@ -44,10 +45,10 @@ class BatchIterator(Iterator[Batch], Generic[Batch]):
     return self._iterator.get_state()
 
   def set_state(self, state: dict[str, Any]) -> None:
-    """Goes to where an iterator over the same examples and settings stood.
+    """Continues from the position of an iterator over the same examples with the same settings.
 
     Args:
-      state: what its `get_state` returned.
+      state: the value that its `get_state` returned.
     """
     self._iterator.set_state(state)
 
@@ -56,7 +57,7 @@ class ZippedBatches(Iterator[tuple]):
   """Several resumable iterators as one: each step gives a tuple of one batch from each.
 
   Attributes:
-    iterators: the iterators; None in the place of one gives None in the tuple.
+    iterators: the iterators; for a None among them the tuple has None.
   """
 
   def __init__(self, *iterators: Any):
@@ -118,7 +119,7 @@ def sequences_once(
   batch_size: int,
   length: int,
 ) -> Iterator[Sequences]:
-  """Gives every example once, in order, one in each row.
+  """Yields batches with every example once, in order, one example in each row.
 
   Args:
     examples: from encode.documents or encode.demonstrations.
@@ -126,9 +127,9 @@ def sequences_once(
     length: tokens of a row, T.
 
   Yields:
-    Sequences [B, T]; the last is filled with empty rows.
+    Sequences [B, T]; the last batch is filled up with empty rows.
   """
-  # An example of no tokens: a row of it is padding only, in segment 0, without targets.
+  # An example without tokens, which makes a row of padding only: segment 0, no targets.
   nothing = {'tokens': np.zeros(0, np.int32), 'targets': np.zeros(0, np.float32)}
   rows = [_padded(example, length) for example in examples]
   for arrays in _stacked(rows, batch_size, _padded(nothing, length)):
@@ -142,7 +143,7 @@ def rankings(
   length: int,
   seed: int,
 ) -> BatchIterator[Rankings]:
-  """Batches rankings without end; several rankings share a row, none is split over rows.
+  """Batches rankings without end; a row holds one or more whole rankings.
 
   Args:
     examples: from encode.rankings, encoded with a `max_length` of `length`.
@@ -172,7 +173,7 @@ def rankings_once(
   responses_per_row: int,
   length: int,
 ) -> Iterator[Rankings]:
-  """Gives every ranking once, in order; whole rankings share a row.
+  """Yields batches with every ranking once, in order; a row holds one or more whole rankings.
 
   Args:
     examples: from encode.rankings, encoded with a `max_length` of `length`.
@@ -181,7 +182,7 @@ def rankings_once(
     length: tokens of a response with its prompt, T.
 
   Yields:
-    Rankings [B, K, T]; the last is filled with empty places (group 0, index -1).
+    Rankings [B, K, T]; the last batch is filled up with empty places (group 0, index -1).
 
   Raises:
     UserError: a ranking has more responses than a row has places.
@@ -218,17 +219,17 @@ def prompts(
 
 
 def prompts_once(examples: Sequence[Example], batch_size: int) -> Iterator[Prompts]:
-  """Gives every prompt once, in order.
+  """Yields batches with every prompt once, in order.
 
   Args:
     examples: from encode.prompts or encode.left_padded.
     batch_size: prompts of a batch, B.
 
   Yields:
-    Prompts [B, P]; the last is filled with rows of index -1.
+    Prompts [B, P]; the last batch is filled up with rows of index -1.
   """
   tokens = np.zeros_like(examples[0]['tokens'])  # [P]
-  # One visible token: attention over a row without any would give NaN.
+  # One visible token, as attention over no tokens at all would give NaN.
   mask = np.arange(len(tokens)) == len(tokens) - 1
   empty = {'tokens': tokens, 'mask': mask, 'index': np.int32(-1)}
   for arrays in _stacked(examples, batch_size, empty):
@@ -236,16 +237,16 @@ def prompts_once(examples: Sequence[Example], batch_size: int) -> Iterator[Promp
 
 
 def _next_or_none(iterator: Any) -> Any:
-  """Takes the next batch, or None where there is no iterator."""
+  """Returns the next batch, or None if there is no iterator."""
   return None if iterator is None else next(iterator)
 
 
 def _shuffled(examples: Sequence[Example], batch_size: int, seed: int) -> grain.IterDataset:
-  """Checks the numbers and gives the examples without end, shuffled anew at each epoch."""
+  """Returns the examples as an endless dataset that is shuffled anew at each epoch."""
   if batch_size < 1:
     raise UserError(f'batch_size: expected 1 or more, got {batch_size}')
   if not examples:
-    raise UserError('data: nothing to make batches of')
+    raise UserError('data: expected at least one example, got none')
   if seed < 0:
     raise UserError(f'seed: expected 0 or more, got {seed}')
   # Shuffling before repeating: every epoch has each example once, and an order of its own.
@@ -263,9 +264,9 @@ def _packed(
   """Packs examples along their first axis, each into the first row that has room for it.
 
   Args:
-    dataset: of examples.
+    dataset: the examples.
     lengths: name of an array → length of its first axis after packing.
-    batch_size: of the batches to come; twice as many rows are open at a time.
+    batch_size: rows of a later batch; twice as many rows are being filled at a time.
 
   Returns:
     A dataset of rows, which have `NAME_segment_ids` and `NAME_positions` beside each array.
@@ -273,7 +274,7 @@ def _packed(
   return grain.experimental.FirstFitPackIterDataset(
     dataset,
     length_struct=lengths,
-    num_packing_bins=2 * batch_size,  # more would pack tighter, but reorder more
+    num_packing_bins=2 * batch_size,  # more rows would waste less, but change the order more
   )
 
 
@@ -300,7 +301,7 @@ def _to_sequences(arrays: Arrays) -> Sequences:
 
 
 def _packed_to_rankings(arrays: Arrays) -> Rankings:
-  """Makes Rankings of packed rows, in which each segment is the responses of one prompt."""
+  """Makes Rankings of packed rows; a segment holds the responses to one prompt."""
   return _to_rankings({**arrays, 'group': arrays['tokens_segment_ids']})
 
 
@@ -320,7 +321,7 @@ def _to_rankings(arrays: Arrays) -> Rankings:
     'index': np.where(group > 0, arrays['index'], -1),
     'begins': arrays['begins'],
     'confidence': arrays['confidence'],
-    # A stage may have computed them beforehand, to keep no reference in memory.
+    # A stage may have computed these before, so that it need not keep the reference in memory.
     'reference_logprobs': arrays.get('reference_logprobs', no_logprobs),
   }
   return Rankings(**fields)
@@ -365,12 +366,12 @@ def _ranking_row(
   responses_per_row: int,
   like: Example,
 ) -> Arrays:
-  """Joins the rankings of one row, and fills it with empty places.
+  """Concatenates the rankings of one row, and fills it up with empty places.
 
   Args:
-    examples: rankings that fit a row together; may be none.
+    examples: rankings that fit one row together; may be empty.
     responses_per_row: places of the row, K.
-    like: an example with the names, shapes and types of all.
+    like: an example with the names, shapes and dtypes that all examples have.
 
   Returns:
     The arrays of an example, [K, …], and 'group' [K] int32, from 1; 0 = an empty place.
@@ -388,9 +389,9 @@ def _ranking_row(
 
 
 def _stacked(rows: Sequence[Mapping[str, Any]], size: int, empty: Arrays) -> Iterator[Arrays]:
-  """Stacks rows to arrays of exactly `size` rows, the last filled with empty ones."""
+  """Yields stacks of exactly `size` rows; the last one is filled up with empty rows."""
   for begin in range(0, len(rows), size):
     part = list(rows[begin : begin + size])
-    # A last batch of another shape would have to be compiled for itself.
+    # A last batch of another shape would need a compilation of its own.
     part += [empty] * (size - len(part))
     yield {name: np.stack([row[name] for row in part]) for name in empty}

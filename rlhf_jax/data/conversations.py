@@ -1,8 +1,8 @@
-r"""Messages in the forms in which people have them, turned into one form.
+r"""Converts messages from the forms that data sets use into one form.
 
-A message is {'role': …, 'content': …} with whatever else a chat template may read, such as
-`tool_calls`, `tool_call_id` or `reasoning_content`. The content is a text; it may be null where
-the assistant only calls functions. Other forms are ShareGPT's {'from': …, 'value': …}, a content
+A message is {'role': …, 'content': …} with other keys that a chat template may read, such as
+`tool_calls`, `tool_call_id` or `reasoning_content`. The content is a text; it may be null if the
+assistant only calls functions. Other forms are ShareGPT's {'from': …, 'value': …}, a content
 in parts, and whole dialogues in one text (hh-rlhf: '\n\nHuman: …\n\nAssistant: …').
 """
 
@@ -15,10 +15,10 @@ from rlhf_jax.errors import UserError
 
 Message = dict[str, Any]
 
-# Who may speak; templates decide which orders they accept.
+# The roles of messages; a template decides in which order it accepts them.
 ROLES = ('system', 'developer', 'user', 'assistant', 'tool')
 
-# What others call them.
+# A data set's name of a role, in lower case → ours.
 _ROLE_NAMES = {
   **{role: role for role in ROLES},
   'human': 'user',
@@ -39,7 +39,7 @@ _ROLE_NAMES = {
 # ShareGPT's names of a turn in which the assistant calls functions.
 _CALLERS = ('function_call', 'tool_call')
 
-# How dialogues in one text name the speakers: hh-rlhf, Guanaco.
+# The speakers' names in dialogues that are one text: those of hh-rlhf, those of Guanaco.
 _DIALOGUES = (
   re.compile(r'(?:^|\n\n)(Human|Assistant):'),
   re.compile(r'(?:^|\s*)### (Human|Assistant):'),
@@ -47,14 +47,14 @@ _DIALOGUES = (
 
 
 def read_messages(value: Any, place: str) -> list[Message]:
-  """Turns messages in any of the forms into messages.
+  """Converts messages from any of the forms.
 
   Args:
     value: a list of messages, or a dialogue in one text.
     place: what error messages call the place, with the field's name.
 
   Raises:
-    UserError: it is nothing of the kind; the first message that is not is named.
+    UserError: it is none of the forms; the error names the first message that is wrong.
   """
   if isinstance(value, str):
     messages = split_dialogue(value)
@@ -113,12 +113,12 @@ def read_message(value: Any, place: str) -> Message:
 
 
 def split_dialogue(text: str) -> list[Message]:
-  """Splits a dialogue in one text into messages; gives [] for a text that is no dialogue.
+  """Splits a dialogue that is one text into messages; returns [] for a text that is none.
 
-  Turns of one speaker in a row, which hh-rlhf has, are joined to one message.
+  Consecutive turns of the same speaker, which occur in hh-rlhf, become one message.
   """
   for pattern in _DIALOGUES:
-    # Splitting by a pattern with a group gives the names between the texts.
+    # As the pattern has a group, the speakers' names alternate with the texts.
     before, *parts = pattern.split(text)
     if before.strip() or not parts:
       continue
@@ -137,7 +137,7 @@ def ends_with_response(messages: list[Message]) -> bool:
 
 
 def message_text(message: str | Message) -> str:
-  """Returns what a message or a response says, calls of functions as JSON."""
+  """Returns the text of a message or a response; function calls are written as JSON."""
   if isinstance(message, str):
     return message
   words = [message['content']] if message.get('content') else []
@@ -146,7 +146,7 @@ def message_text(message: str | Message) -> str:
 
 
 def _parse_list(text: str) -> Any:
-  """Returns the list that a text holds as JSON, else the text."""
+  """Returns the list that a text encodes in JSON, or the text itself if it encodes none."""
   if not text.lstrip().startswith('['):
     return text
   try:
@@ -156,7 +156,7 @@ def _parse_list(text: str) -> Any:
 
 
 def _read_content(content: Any, place: str) -> str | None:
-  """Returns the text of a content, which may come in parts of type 'text'."""
+  """Returns a content as one text; it may be a list of parts of type 'text'."""
   if content is None or isinstance(content, str):
     return content
   if not isinstance(content, list):
@@ -172,15 +172,15 @@ def _read_content(content: Any, place: str) -> str | None:
 
 
 def _read_calls(value: Any, place: str) -> list[Any]:
-  """Returns the calls in a turn of ShareGPT, which writes them as JSON."""
+  """Returns the function calls of a ShareGPT turn, whose content is JSON."""
   try:
     calls = json.loads(value) if isinstance(value, str) else value
   except ValueError as error:
     raise UserError(f'{place}: a function call: not JSON: {error}') from None
   calls = calls if isinstance(calls, list) else [calls]
   if not calls or not all(isinstance(call, dict) for call in calls):
-    raise UserError(f'{place}: expected calls of functions, got {value!r:.60}')
-  # The form of OpenAI, which chat templates read.
+    raise UserError(f'{place}: expected function calls, got {value!r:.60}')
+  # OpenAI's form, which chat templates read.
   return [call if 'function' in call else {'type': 'function', 'function': call} for call in calls]
 
 

@@ -2,14 +2,14 @@
 
 Everything is encoded once, when a stage begins, and kept in memory. So lengths are known before
 anything compiles, records that do not fit are counted and reported at once, and shuffling and
-resuming stay plain. Left out: corpora larger than the memory of a host.
+resuming are simple. Corpora larger than a host's memory are not supported.
 
-`overlong` says what becomes of a record with more than `max_length` tokens:
+`overlong` decides what happens to a record with more than `max_length` tokens:
 
-  drop           it is left out, and how many were is printed
-  truncate_left  the prompt loses its beginning, except for the beginning-of-sequence token; the
+  drop           it is left out; the number of these records is printed
+  truncate_left  the prompt's beginning is cut off, but its beginning-of-sequence token stays; the
                  response is never cut
-  error          it is refused by its id
+  error          an error names its id
 """
 
 from collections.abc import Sequence
@@ -25,28 +25,28 @@ from rlhf_jax.errors import UserError
 
 OVERLONG_POLICIES = ('drop', 'truncate_left', 'error')
 
-# Name → array. Arrays of one example differ in rank and type; each function below lists them.
+# Name → array. Each function below lists the names, shapes and dtypes of its examples.
 Example = dict[str, np.ndarray]
 
 
-# Which messages of the assistant a demonstration teaches: the response, or every one before it too.
+# The assistant's messages that a demonstration teaches: the response alone, or all of them.
 TARGETS = ('last', 'all')
 
 
 class Tokenizer(Protocol):
-  """What encoding needs of a tokenizer (interop/tokenizer.py has one)."""
+  """The methods of a tokenizer that encoding uses; interop/tokenizer.py has them."""
 
   @property
   def pad_id(self) -> int:
-    """Fills places that masks hide."""
+    """The id that fills masked places."""
 
   @property
   def eos_id(self) -> int:
-    """Ends a text."""
+    """The id that ends a text."""
 
   @property
   def bos_id(self) -> int | None:
-    """The beginning-of-sequence token, None where there is none."""
+    """The id of the beginning-of-sequence token, or None."""
 
   def encode(self, text: str) -> list[int]:
     """Encodes a bare text."""
@@ -62,7 +62,7 @@ class Tokenizer(Protocol):
   def all_turns(
     self, messages: Sequence[Message], response: Response, tools: Any = None
   ) -> tuple[list[int], list[int]]:
-    """Encodes the same as one list, and numbers the assistant's messages in it from 1."""
+    """Encodes the same as one list, with the number of the assistant's message of each token."""
 
 
 def documents(
@@ -72,8 +72,9 @@ def documents(
 ) -> list[Example]:
   """Encodes documents, each followed by the end token.
 
-  A longer document is cut into windows that share one token, so that every token except the
-  first of the document is a target exactly once. A document of one token gives no example.
+  A longer document is cut into windows; each begins with the last token of the one before it, so
+  that every token except the document's first is a target exactly once. A document of one token
+  gives no example.
 
   Args:
     rows: the documents.
@@ -92,7 +93,7 @@ def documents(
   examples = []
   for row in rows:
     tokens = start + tokenizer.encode(row.text) + [tokenizer.eos_id]
-    # The last token of a window is the first of the next: there it is context, here a target.
+    # A window's last token, a target here, is the context with which the next one begins.
     for begin in range(0, len(tokens) - 1, max_length - 1):
       window = tokens[begin : begin + max_length]
       examples.append(_sequence(window, num_context=1))  # nothing comes before the first token
@@ -144,7 +145,7 @@ def demonstrations(
     if fitted is None:
       continue
     example = _sequence(fitted + response, num_context=1)
-    # The prompt may have lost its beginning; its last tokens are the same.
+    # The prompt may have been cut at its beginning, so the marks are aligned at the end.
     kept = np.array(is_target[len(is_target) - len(example['tokens']) :], np.float32)
     example['targets'] *= kept
     examples.append(example)
@@ -169,8 +170,8 @@ def rankings(
   Returns:
     Examples {'tokens': [K, max_length] int32, 'begins': [K] int32, 'ranks': [K] int32,
     'index': [K] int32, 'lengths': [K] int32, 'confidence': [K] float32}. A row of tokens is the
-    prompt, a response, which begins at `begins`, and the token that ends it, `lengths` tokens in
-    all, then padding. `index` is the place of the record in `rows`.
+    prompt and a response with the token that ends it, `lengths` tokens together, then padding;
+    the response begins at `begins`. `index` is the index of the record in `rows`.
 
   Raises:
     UserError: nothing fits, `overlong` is 'error' and a record does not, or the chat template
@@ -185,7 +186,7 @@ def rankings(
     begins = np.zeros(num_responses, np.int32)
     lengths = np.zeros(num_responses, np.int32)
     for number, (prompt, response) in enumerate(exchanges):
-      # Mostly all prompts are the same; some templates let it depend on the response.
+      # Mostly the prompts are equal, but some templates make the prompt depend on the response.
       fitted = _fit_prompt(
         prompt,
         response_length=longest,
@@ -239,7 +240,7 @@ def prompts(
   for index, row in enumerate(rows):
     prompt = _fit_prompt(
       _encode_prompt(row, tokenizer),
-      response_length=0,  # what is generated has room of its own
+      response_length=0,  # the limit is of the prompt alone
       max_length=max_length,
       overlong=overlong,
       bos_id=tokenizer.bos_id,
@@ -256,13 +257,13 @@ def left_padded(tokens: Sequence[int], length: int, pad_id: int, index: int) -> 
 
   Args:
     tokens: at most `length` tokens.
-    length: of the row.
-    pad_id: what stands before the prompt.
-    index: the place of the record in its data set.
+    length: tokens of the row.
+    pad_id: the id that fills the places before the prompt.
+    index: the index of the record in its data set.
 
   Returns:
-    {'tokens': [length] int32, 'mask': [length] bool, True = a token of the prompt,
-    'index': [] int32}.
+    {'tokens': [length] int32, 'mask': [length] bool, 'index': [] int32}; the mask is True at the
+    prompt's tokens.
   """
   begin = length - len(tokens)  # of the prompt in its row
   padded = np.full(length, pad_id, np.int32)
@@ -293,11 +294,11 @@ def _encode_exchange(
 def _encode_all_turns(
   row: records.Demonstration, tokenizer: Tokenizer
 ) -> tuple[list[int], list[int], list[bool]]:
-  """Encodes a demonstration of which every message of the assistant is a target.
+  """Encodes a demonstration in which every message of the assistant is a target.
 
   Returns:
-    (what stands before the last response [P], that response [R], which tokens are targets
-    [P + R]). A message with `weight` 0, the mark of OpenAI's files, is no target.
+    (the ids before the last response [P], the ids of that response [R], whether each of these
+    tokens is a target [P + R]). A message with `weight` 0, as OpenAI's files mark it, is none.
   """
   messages = records.conversation(row)
   try:
@@ -332,11 +333,11 @@ def _fit_prompt(
   bos_id: int | None,
   name: str,
 ) -> list[int] | None:
-  """Returns the prompt, cut where `overlong` says so; None = leave the record out."""
+  """Returns the prompt, cut if `overlong` asks for it, or None if the record is left out."""
   if overlong not in OVERLONG_POLICIES:
     names = ', '.join(OVERLONG_POLICIES)
     raise UserError(f'overlong: expected one of {names}, got {overlong!r}')
-  # For the prompt; below 0 where the response alone is too long.
+  # Tokens for the prompt; below 0 if the response alone is too long.
   room = max_length - response_length
   if len(prompt) <= room:
     return prompt
@@ -346,7 +347,7 @@ def _fit_prompt(
       '(max_length); raise it, or set overlong to "drop" or "truncate_left"'
     )
   start = prompt[:1] if prompt[:1] == [bos_id] else []
-  # A prompt of which nothing but its beginning would be left is no prompt any more.
+  # Nothing of the prompt would be left but its beginning-of-sequence token.
   if overlong == 'drop' or room <= len(start):
     return None
   num_kept = room - len(start)
@@ -358,13 +359,13 @@ def _report_dropped(examples: list, kind: str, max_length: int, num_records: int
   num_dropped = num_records - len(examples)
   if num_dropped:
     message = f'{num_dropped} of {num_records} {kind}s are longer than {max_length} tokens'
-    # Not on stdout, which may be the output of a command.
+    # On stderr, as stdout may be the output of a command.
     print(f'{message} and were left out', file=sys.stderr)
   _check_any_fits(examples, kind, max_length)
 
 
 def _report_empty_comparisons(examples: list[Example]) -> None:
-  """Prints how many rankings teach nothing: responses of equal tokens, or equal ranks alone."""
+  """Prints how many rankings teach nothing, as all their responses or all their ranks are equal."""
   several = [example for example in examples if len(example['ranks']) > 1]
   num_equal = sum(_are_equal(example['tokens']) for example in several)
   num_tied = sum(_are_equal(example['ranks']) for example in several)

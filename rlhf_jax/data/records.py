@@ -1,8 +1,8 @@
 """Records, the raw data of every stage, and their files.
 
 A record is a document, a demonstration, a preference, a ranking or a prompt. Records hold text
-only; tokens come later (data/encode.py). A file may have its rows in any of the shapes of
-data/shapes.py, and leave out what is not needed, or hold null there.
+only; data/encode.py makes tokens of them. The rows of a file may have any of the shapes of
+data/shapes.py; fields that are not needed may be missing or null.
 """
 
 from collections import Counter
@@ -31,7 +31,7 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class Demonstration:
-  """A conversation and the response a person would give."""
+  """A conversation and a good response to it, as a person would write it."""
 
   id: str
   source: str
@@ -69,11 +69,11 @@ class Ranking:
   source: str
   license: str
   domain: str
-  context: str  # stands before the last message; may be empty
+  context: str  # a text put before the last message; may be empty
   messages: list[Message]
   responses: Sequence[Response]  # [K]
   ranks: list[int]  # [K], in the order of `responses`; 1 = best, equal = tie
-  confidence: float = 1.0  # the probability that any pair of them is ordered rightly
+  confidence: float = 1.0  # the probability that the order of a pair is right, for every pair
   tools: list[Any] = dataclasses.field(default_factory=list)
   place: str = dataclasses.field(default='', compare=False, repr=False)
 
@@ -86,7 +86,7 @@ class Prompt:
   source: str
   license: str
   messages: list[Message]
-  meta: dict[str, Any]  # whatever a reward or a judge needs to know
+  meta: dict[str, Any]  # other fields of the row, for rewards and judges
   tools: list[Any] = dataclasses.field(default_factory=list)
   place: str = dataclasses.field(default='', compare=False, repr=False)
 
@@ -102,7 +102,7 @@ RECORD_TYPES: dict[str, type] = {
   'prompt': Prompt,
 }
 
-# Our field names, to which `data.fields` may map others'.
+# Our field names, which `data.fields` may map to a file's names.
 FIELD_NAMES = frozenset(
   [
     *(field.name for kind in RECORD_TYPES.values() for field in dataclasses.fields(kind)),
@@ -123,9 +123,9 @@ def read_records(
 
   Args:
     path: the file.
-    kind: a key of RECORD_TYPES; `parse_record` says what else may stand for it.
+    kind: a key of RECORD_TYPES; `parse_record` says which other records are converted to it.
     fields: our name of a field → the file's, where the names differ.
-    names: counts the shapes of the rows, by their names.
+    names: a counter that gets the number of rows of each shape, by the shape's name.
 
   Returns:
     The records in the order of the file.
@@ -143,11 +143,11 @@ def read_records(
 
 
 def rename_fields(row: Any, fields: Mapping[str, str], place: str) -> Any:
-  """Adds the fields of a row under our names to those under its own.
+  """Returns a row with some of its fields under our names too.
 
   Args:
-    row: as it was read.
-    fields: our name → its own; a dot leads into an object.
+    row: the row as it was read.
+    fields: our name → the row's name; a dot leads into an object.
     place: for error messages.
 
   Raises:
@@ -170,7 +170,7 @@ def rename_fields(row: Any, fields: Mapping[str, str], place: str) -> Any:
 
 
 def write_records(path: str | os.PathLike, rows: Iterable[Any]) -> None:
-  """Writes records as JSON Lines, whole or not at all; `.gz` at the end of the name compresses.
+  """Writes records as JSON Lines, atomically; a name that ends with `.gz` compresses them.
 
   Args:
     path: the file; its folder is made where it is missing.
@@ -182,20 +182,20 @@ def write_records(path: str | os.PathLike, rows: Iterable[Any]) -> None:
 def parse_record(kind: str, row: Any, place: str) -> Any:
   """Makes a record of the fields of a row.
 
-  A pair or a rated single response may stand for a ranking, and a ranking, of which the best
-  response counts, for a demonstration. A prompt is whatever was asked; all other fields are its
-  `meta`, unless it has that.
+  A pair or a rated single response also makes a ranking, and a ranking makes a demonstration of
+  its best response. Any row that asks something makes a prompt; its `meta` is the row's field
+  `meta` or, if it has none, all other fields.
 
   Args:
     kind: a key of RECORD_TYPES.
-    row: what the file holds; anything but an object is refused.
-    place: what error messages call the place, such as 'file:line'.
+    row: a row of the file, which must be an object.
+    place: the row's place for error messages, such as 'file:line'.
 
   Returns:
     A record of the class RECORD_TYPES[kind].
 
   Raises:
-    UserError: a field is missing or of another form.
+    UserError: a field is missing or has the wrong form.
   """
   return parse_named(kind, row, place)[0]
 
@@ -235,7 +235,7 @@ def parse_named(kind: str, row: Any, place: str) -> tuple[Any, str]:
 
 
 def preference_to_ranking(preference: Preference) -> Ranking:
-  """Gives a preference as a ranking of two responses, the chosen one first."""
+  """Converts a preference to a ranking of two responses, the chosen one first."""
   return Ranking(
     id=preference.id,
     source=preference.source,
@@ -252,7 +252,7 @@ def preference_to_ranking(preference: Preference) -> Ranking:
 
 
 def ranking_to_demonstration(ranking: Ranking) -> Demonstration:
-  """Gives the best response of a ranking, the first of equals, as a demonstration."""
+  """Makes a demonstration of a ranking's best response, the first of several that are best."""
   best = ranking.ranks.index(min(ranking.ranks))
   return Demonstration(
     id=ranking.id,
@@ -268,23 +268,23 @@ def ranking_to_demonstration(ranking: Ranking) -> Demonstration:
 def conversation(record: Any) -> list[Message]:
   """Returns the messages of a record as every stage sees them.
 
-  The context of a ranking, where it has one, stands before its last message.
+  A ranking's context is put before the text of the last message.
   """
   return shapes.with_context(record.messages, getattr(record, 'context', ''))
 
 
 def response_text(response: Response) -> str:
-  """Returns a response as people and judges read it, calls of functions as JSON."""
+  """Returns a response as people and judges read it; function calls are written as JSON."""
   return conversations.message_text(response)
 
 
 # Parts of a record.
 
-_LABELS = ('id', 'source', 'license', 'domain')  # they may also be numbers in a file
+_LABELS = ('id', 'source', 'license', 'domain')  # texts, or numbers in some files
 
 
 def _as_fields(record: Any) -> dict[str, Any]:
-  """Returns what is written of a record: not its place, and no empty list of tools."""
+  """Returns the fields of a record that are written: all but its place and an empty `tools`."""
   fields = dataclasses.asdict(record)
   fields.pop('place', None)
   if not fields.get('tools'):
@@ -304,7 +304,7 @@ def _document_text(row: dict[str, Any], place: str) -> str:
 
 
 def _meta(row: dict[str, Any], parsed: shapes.Parsed, place: str) -> dict[str, Any]:
-  """Returns what a reward or a judge may need to know of a prompt."""
+  """Returns what rewards and judges get of a prompt's row beside its messages."""
   meta = row.get('meta')
   if meta is None:
     last = parsed.answered and {'response': response_text(parsed.answered.responses[0])}
@@ -341,7 +341,7 @@ def _ranked_responses(
 
 
 def _ranking_to_preference(ranking: Ranking, place: str) -> Preference:
-  """Gives a ranking of two different ranks as a preference."""
+  """Converts a ranking of two responses with different ranks to a preference."""
   if sorted(ranking.ranks) != [1, 2]:
     raise UserError(
       f'{place}: expected a chosen and a rejected response, got ranks {ranking.ranks}'
@@ -375,7 +375,7 @@ def _confidence(row: dict[str, Any], place: str) -> float:
 
 
 def _missing(kind: str, name: str, row: dict[str, Any], place: str) -> UserError:
-  """Returns the error about a row of no shape that would do."""
+  """Returns the error about a row that has no shape of this kind of record."""
   present = ', '.join(sorted(map(str, row))) or 'none'
   return UserError(
     f'{place}: a {kind} needs the field "{name}"; got the fields {present} '
@@ -384,7 +384,7 @@ def _missing(kind: str, name: str, row: dict[str, Any], place: str) -> UserError
 
 
 def _check_messages(messages: list[Message], place: str) -> None:
-  """Refuses a conversation in which nobody waits for a response."""
+  """Refuses a conversation that is empty or ends with a response."""
   if not messages:
     raise UserError(f'{place}: field "messages": expected at least one message, got none')
   if messages[-1]['role'] == 'assistant':

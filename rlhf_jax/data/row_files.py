@@ -1,6 +1,6 @@
-"""Rows of files and folders: JSON Lines, JSON, Parquet, Arrow, and data sets as folders hold them.
+"""Reads rows from files (JSON Lines, JSON, Parquet, Arrow), and finds the files of a folder.
 
-A row is the fields of one record, with its place for error messages.
+A row is the fields of one record; it comes with its place for error messages.
 """
 
 from collections.abc import Iterator
@@ -12,46 +12,47 @@ import re
 from typing import Any
 import zlib
 
-from rlhf_jax import files, json_lines
+from rlhf_jax import files, fingerprints, json_lines, plain_text
 from rlhf_jax.errors import UserError
 
-# What a JSON file with one object may call its list of rows.
+# Names of the list of rows in a JSON file that is one object.
 _LISTS = ('data', 'rows', 'examples', 'instances')
 
-# Files of rows, by the ends of their names.
+# How the names of files with rows end.
 SUFFIXES = ('.jsonl', '.jsonl.gz', '.json', '.json.gz', '.ndjson', '.parquet', '.arrow')
 
-# Our names of splits → words in the names of files, as data sets on the hub have them.
+# Our name of a split → words that mean it in the file names of data sets on the hub.
 _SPLIT_WORDS = {
   'train': ('train', 'training'),
   'validation': ('validation', 'valid', 'val', 'dev'),
   'test': ('test', 'testing', 'eval', 'evaluation'),
 }
 
-# Globs of what a copy of a data set needs.
+# Globs of the files that are copied of a data set.
 PATTERNS = ('README.md', *(f'*{suffix}' for suffix in SUFFIXES))
 
-_HEAD = 4096  # bytes by which a file's form is known
+_HEAD = 4096  # bytes, of which the form of a file is recognised
 
 
 def read_rows(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
-  """Reads the rows of a file, by its contents: the name of the file says nothing.
+  """Reads the rows of a file, whose format is recognised by its contents, not its name.
 
   Args:
     path: JSON Lines, a JSON array, a JSON object with such an array, Parquet or Arrow; gzip is
       decompressed.
 
   Yields:
-    (place, row): 'FILE:LINE', or 'FILE, row N' where there are no lines.
+    (place, row); the place is 'FILE:LINE', or 'FILE, row N' in formats without lines.
 
   Raises:
-    UserError: the file cannot be read.
+    UserError: the file cannot be read, or is no longer what a run has written.
   """
+  fingerprints.check_file(path)
   try:
     with files.open_bytes(path) as file:
       head = file.read(_HEAD)
   except (OSError, EOFError, zlib.error):
-    head = b''  # the reader says what is wrong
+    head = b''  # the reader below reports the error
   if head.startswith(b'PAR1'):
     yield from _read_parquet(path)
   elif head.startswith(b'ARROW1') or str(path).endswith('.arrow'):
@@ -63,16 +64,16 @@ def read_rows(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
 
 
 def find_files(pattern: str, split: str) -> list[str]:
-  """Returns the files that a name, a glob or a folder stands for.
+  """Returns the files that a file name, a glob or a folder stands for.
 
   Args:
-    pattern: a file that exists is never a glob. A folder is what `save_to_disk` of `datasets`
-      leaves, a copy of a data set of the hub, or any other folder of files, of which the names
-      say the split.
-    split: the name of the split in that folder.
+    pattern: the name of an existing file is never taken for a glob. A folder may be one that
+      `save_to_disk` of `datasets` wrote, a copy of a data set of the hub, or any other folder
+      whose file names say their split.
+    split: the name of the split in a folder.
 
   Raises:
-    UserError: there is nothing.
+    UserError: there is no such file, or the folder has no such split.
   """
   path = Path(pattern)
   if path.is_file():
@@ -97,13 +98,13 @@ def _is_one_value(head: bytes) -> bool:
   text = head.removeprefix(b'\xef\xbb\xbf').lstrip()
   first, _, rest = text.partition(b'\n')
   if text[:1] == b'[':
-    # One array: alone in its line, or over several. JSON Lines of arrays are no rows anyway.
+    # One array, in one line or over several. Lines that are arrays each would not be rows.
     return not rest.lstrip().startswith(b'[') and first.rstrip()[1:].lstrip()[:1] in (
       b'{',
       b']',
       b'',
     )
-  # An object of which the first line is only a part
+  # One object over several lines: its first line is incomplete.
   return text[:1] == b'{' and bool(rest) and not first.rstrip().endswith(b'}')
 
 
@@ -113,7 +114,7 @@ def _read_json(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
   try:
     value = json_lines.parse_json(data, str(path))
   except UserError:
-    first_error = _first_bad_line(path)  # JSON Lines with a damaged first line, say
+    first_error = _first_bad_line(path)  # perhaps JSON Lines with a damaged first line
     if first_error is not None:
       raise first_error from None
     raise
@@ -125,7 +126,7 @@ def _read_json(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
 
 
 def _first_bad_line(path: str | os.PathLike) -> UserError | None:
-  """Returns the error of a file's first line that is not JSON, where another one is."""
+  """Returns the error of the first line that is not JSON; None if no line is a JSON object."""
   error = None
   num_good = 0
   with files.open_bytes(path) as file:
@@ -149,7 +150,7 @@ def _read_parquet(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
     batches = parquet.ParquetFile(path).iter_batches(batch_size=1000)
     yield from _rows_of_batches(batches, path)
   except (OSError, pa.ArrowException) as error:
-    raise UserError(f'{path}: cannot read: {_one_line(error)}') from None
+    raise UserError(f'{path}: cannot read: {plain_text.one_line(str(error), 300)}') from None
 
 
 def _read_arrow(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
@@ -167,11 +168,11 @@ def _read_arrow(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
         batches = iter(pa.ipc.open_stream(source))
       yield from _rows_of_batches(batches, path)
   except (OSError, pa.ArrowException) as error:
-    raise UserError(f'{path}: cannot read: {_one_line(error)}') from None
+    raise UserError(f'{path}: cannot read: {plain_text.one_line(str(error), 300)}') from None
 
 
 def _rows_of_batches(batches: Iterator[Any], path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
-  """Gives the rows of Arrow's record batches."""
+  """Yields (place, row) for each row of Arrow's record batches."""
   number = 0
   for batch in batches:
     for row in batch.to_pylist():
@@ -180,7 +181,7 @@ def _rows_of_batches(batches: Iterator[Any], path: str | os.PathLike) -> Iterato
 
 
 def _as_json(value: Any) -> Any:
-  """Returns a value of Arrow as JSON has it: dates as texts, bytes as what they say."""
+  """Converts a value of Arrow to types of JSON: dates to text, bytes to the text they encode."""
   if value is None or isinstance(value, (str, bool, int, float)):
     return value
   if isinstance(value, dict):
@@ -192,10 +193,6 @@ def _as_json(value: Any) -> Any:
   if isinstance(value, decimal.Decimal):
     return float(value)
   return value.isoformat() if hasattr(value, 'isoformat') else str(value)
-
-
-def _one_line(error: Exception) -> str:
-  return ' '.join(str(error).split())
 
 
 # Folders.
@@ -236,7 +233,7 @@ def _files_of_saved(folder: Path, root: Path) -> list[str]:
 
 
 def _files_of_card(folder: Path, split: str) -> list[str] | None:
-  """Returns the files that a data set's card names for a split; None where it names none."""
+  """Returns the files that a data set's card lists for a split; None if it lists no files."""
   card = folder / 'README.md'
   if not card.is_file():
     return None
@@ -253,7 +250,7 @@ def _files_of_card(folder: Path, split: str) -> list[str] | None:
   if len(parts) > 1 and 'default' not in parts:
     names = ', '.join(sorted(parts))
     raise UserError(
-      f'data.path: {folder}: it holds several data sets: {names}; name the files of one of them'
+      f'data.path: {folder}: expected one data set, got several ({names}); give the files of one'
     )
   data_files = parts.get('default', next(iter(parts.values()), None))
   if not isinstance(data_files, list) or not all(isinstance(item, dict) for item in data_files):
@@ -268,7 +265,7 @@ def _files_of_card(folder: Path, split: str) -> list[str] | None:
 
 
 def _split_of(name: str) -> str:
-  """Returns the split that the name of a file says; '' where it says none."""
+  """Returns the split that a file's name contains; '' if it contains none."""
   words = re.split(r'[^a-z]+', name.lower())
   for split, names in _SPLIT_WORDS.items():
     if any(word in names for word in words):
@@ -284,6 +281,6 @@ def _no_split(folder: Path, split: str, names: list[str]) -> UserError:
   """Returns the error about a split that a folder does not have."""
   present = ', '.join(sorted(names)) or 'nothing'
   return UserError(
-    f'data.path: {folder}: no files of the split {split!r}, got {present}; data.splits says what '
-    'stands for it, as in splits.validation=test'
+    f'data.path: {folder}: no files of the split {split!r}, got {present}; set data.splits to '
+    'read another split in its place, as in splits.validation=test'
   )

@@ -1,8 +1,8 @@
-"""The shapes in which data sets ship, recognised by their fields and turned into one shape.
+"""Recognises the shapes of rows in published data sets by their fields, and reads them.
 
-A row says in one part what was asked (PROMPT_FORMS) and in another what was answered
-(ANSWER_FORMS); each table holds a small function a line, and the first whose fields are there
-counts. The two are independent: every form of a prompt goes with every form of an answer.
+Some fields of a row say what was asked (PROMPT_FORMS), others what was answered (ANSWER_FORMS).
+Each table has a reader for each form, and the first form whose fields the row has is used. The two
+are independent: every form of a prompt goes with every form of an answer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,16 +16,16 @@ from rlhf_jax.data.conversations import Message
 from rlhf_jax.errors import UserError
 
 Row = Mapping[str, Any]
-Response = str | Message  # a message where it has more than a text, such as calls of functions
+Response = str | Message  # a message if it is more than text, such as function calls
 
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
   """What was asked: a conversation, which may end with the response."""
 
-  name: str  # of the form, for the log
+  name: str  # the form's name, for the log
   messages: list[Message]
-  fields: frozenset[str]  # that say it
+  fields: frozenset[str]  # the fields that the form reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,23 +34,23 @@ class Answered:
 
   responses: list[Response]
   ranks: list[int] | None = None  # [K], 1 = best, equal = tie; None for a single response
-  desirable: bool | None = None  # whether a single response is good, where people said it
-  # the conversation, where the responses came with it
+  desirable: bool | None = None  # whether a single response is good, if people rated it
+  # The conversation, if the fields of the responses contain it.
   messages: list[Message] | None = None
-  name: str = ''  # of the form, for the log
+  name: str = ''  # then also the name of the whole shape, for the log
 
 
 @dataclasses.dataclass(frozen=True)
 class Parsed:
-  """A row in one shape.
+  """A row's parts, the same for all shapes.
 
   Attributes:
-    name: of its shape, as the log says it.
-    messages: the conversation before the responses; None where nothing was asked.
-    answered: the responses; None where there are none.
-    context: stands before the last message; may be empty.
+    name: the name of the row's shape, for the log.
+    messages: the conversation before the responses; None if nothing was asked.
+    answered: the responses; None if there are none.
+    context: a text put before the last message; may be empty.
     tools: JSON schemas of functions that the model may call.
-    rest: the fields that say none of this.
+    rest: all other fields.
   """
 
   name: str
@@ -66,12 +66,11 @@ def parse_row(row: Row, place: str, prompt_only: bool = False) -> Parsed:
 
   Args:
     row: the fields of a row.
-    place: what error messages call the place, such as 'file:line'.
-    prompt_only: what was answered is not wanted; its fields are part of the rest.
+    place: the row's place for error messages, such as 'file:line'.
+    prompt_only: whether only the prompt is read; the fields of answers are part of `rest` then.
 
   Raises:
-    UserError: a field is of another form than its shape wants, or two fields say different
-      things.
+    UserError: a field has the wrong type or form, or two fields contradict each other.
   """
   for field in _NOT_TEXT:
     if row.get(field):
@@ -121,11 +120,11 @@ def parse_row(row: Row, place: str, prompt_only: bool = False) -> Parsed:
 
 @dataclasses.dataclass(frozen=True)
 class PromptForm:
-  """A form of what was asked.
+  """A form in which rows say what was asked.
 
   Attributes:
-    name: for the log.
-    fields: of the row; the first must be there.
+    name: the name for the log.
+    fields: the fields that it reads; the first one must be present.
     read: (row, place) → messages.
   """
 
@@ -135,7 +134,7 @@ class PromptForm:
 
 
 def _messages_of(field: str) -> Callable[[Row, str], list[Message]]:
-  """Makes a reader of messages, in whatever form they are."""
+  """Makes a reader of a field with messages in any form of data/conversations.py."""
 
   def read(row: Row, place: str) -> list[Message]:
     return conversations.read_messages(row[field], f'{place}: field "{field}"')
@@ -144,7 +143,7 @@ def _messages_of(field: str) -> Callable[[Row, str], list[Message]]:
 
 
 def _question_of(field: str) -> Callable[[Row, str], list[Message]]:
-  """Makes a reader of one question of the user's, of messages or of a dialogue in one text."""
+  """Makes a reader of a field with a question of the user, messages, or a dialogue in one text."""
 
   def read(row: Row, place: str) -> list[Message]:
     value = row[field]
@@ -161,7 +160,7 @@ def _question_of(field: str) -> Callable[[Row, str], list[Message]]:
 
 
 def _instruction(row: Row, place: str) -> list[Message]:
-  """Reads an instruction with what it is about: Alpaca's `input` behind it, Dolly's context."""
+  """Reads an instruction: Alpaca's `input` is appended, `history` comes before it."""
   texts = [row['instruction'], row.get('input')]
   if not isinstance(row['instruction'], str):
     return conversations.read_messages(row['instruction'], f'{place}: field "instruction"')
@@ -177,7 +176,7 @@ def _instruction(row: Row, place: str) -> list[Message]:
 
 
 def _webgpt_question(row: Row, place: str) -> list[Message]:
-  """Reads a question that is an object with the text in it."""
+  """Reads a question that is an object with its text in `full_text` (WebGPT)."""
   text = row['question'].get('full_text')
   if not isinstance(text, str):
     raise UserError(f'{place}: field "question": expected a text')
@@ -185,7 +184,7 @@ def _webgpt_question(row: Row, place: str) -> list[Message]:
 
 
 def _post(row: Row, place: str) -> list[Message]:
-  """Reads a post that is to be summarised."""
+  """Reads a post or article to summarise (TL;DR)."""
   info = row['info']
   post = info.get('post') or info.get('article') if isinstance(info, dict) else None
   if not isinstance(post, str):
@@ -216,12 +215,12 @@ PROMPT_FORMS = (
 
 @dataclasses.dataclass(frozen=True)
 class AnswerForm:
-  """A form of what was answered.
+  """A form in which rows say what was answered.
 
   Attributes:
-    name: for the log.
-    fields: of the row; all of them must be there.
-    read: (row, conversation or None, place) → the answer.
+    name: the name for the log.
+    fields: the fields that it reads; all of them must be present.
+    read: (row, messages that were asked or None, place) → what was answered.
   """
 
   name: str
@@ -230,7 +229,7 @@ class AnswerForm:
 
 
 def _ranked(row: Row, messages: list[Message] | None, place: str) -> Answered:
-  """Reads K responses and their ranks; what stands in them is checked with the record."""
+  """Reads K responses and their ranks; records.py checks that they fit each other."""
   del messages
   responses = row['responses']
   if not isinstance(responses, list):
@@ -248,9 +247,9 @@ def _ranked(row: Row, messages: list[Message] | None, place: str) -> Answered:
 def _pair_of(better: str, worse: str) -> Callable[..., Answered]:
   """Makes a reader of a better and a worse response.
 
-  Each is a text, a message, a list of one message, a whole conversation or a whole dialogue in
-  one text. Of two conversations the common part is the prompt. Beside a prompt they may also be
-  lists of texts: several good and several bad responses.
+  Each is a text, a message, a list of one message, a whole conversation, or a whole dialogue in
+  one text. Two conversations must have the same messages before the responses: the prompt.
+  Beside a prompt they may also be lists of texts: several good and several bad responses.
   """
 
   def read(row: Row, messages: list[Message] | None, place: str) -> Answered:
@@ -268,7 +267,7 @@ def _pair_of(better: str, worse: str) -> Callable[..., Answered]:
         raise UserError(f'{where}: expected conversations in which the assistant speaks last')
     responses = [_response(first[-1]), _response(second[-1])]
     common = first[:-1]
-    if not common:  # nothing but responses
+    if not common:  # the fields hold the responses alone
       return Answered(responses, [1, 2])
     kind = 'dialogues in one text' if isinstance(row[better], str) else 'full conversations'
     return Answered(responses, [1, 2], messages=common, name=f'pairs of {kind}')
@@ -291,7 +290,7 @@ def _are_texts(value: Any) -> bool:
 
 
 def _read_side(value: Any, messages: list[Message] | None, place: str) -> list[Message]:
-  """Reads one response of a pair as messages: the response alone or the whole conversation."""
+  """Reads one side of a pair as messages: the response alone, or the whole conversation."""
   if isinstance(value, str):
     dialogue = conversations.split_dialogue(value)
     if conversations.ends_with_response(dialogue) and dialogue[0]['role'] == 'user':
@@ -317,9 +316,9 @@ def _chosen_of(
 
   Args:
     first: the field of the first response.
-    second: of the second.
-    choice: the field of the choice.
-    best: its values → 0 or 1, or −1 for a tie.
+    second: the field of the second response.
+    choice: the field that says which one is better.
+    best: a value of that field → 0 (the first), 1 (the second) or −1 (a tie).
   """
 
   def read(row: Row, messages: list[Message] | None, place: str) -> Answered:
@@ -370,7 +369,7 @@ def _rejected_of(field: str) -> Callable[..., Answered]:
 
 
 def _scored_of(responses: str, scores: str) -> Callable[..., Answered]:
-  """Makes a reader of a list of responses and one of their scores, of which more is better."""
+  """Makes a reader of a list of responses and a list of their scores; higher is better."""
 
   def read(row: Row, messages: list[Message] | None, place: str) -> Answered:
     del messages
@@ -397,9 +396,9 @@ def _listed_of(field: str, texts: Sequence[str], scores: Sequence[str]) -> Calla
   """Makes a reader of a list of responses, each with a score or a rank.
 
   Args:
-    field: of the list.
+    field: the field of the list.
     texts: the possible names of an item's text.
-    scores: the possible names of its score (more is better) or of its 'rank'.
+    scores: the possible names of its score (higher is better) or 'rank' (1 is best).
   """
 
   def read(row: Row, messages: list[Message] | None, place: str) -> Answered:
@@ -566,10 +565,10 @@ ANSWER_FORMS = (
   ),
 )
 
-# What people ask about, and no text model can see.
+# Fields with inputs that a text model cannot read.
 _NOT_TEXT = ('images', 'image', 'videos', 'video', 'audios', 'audio')
 
-# Fields that are neither asked nor answered, and no matter for a reward either.
+# Fields that never belong to `Parsed.rest`.
 COMMON_FIELDS = (
   'messages',
   'context',
@@ -585,13 +584,13 @@ COMMON_FIELDS = (
 
 
 def list_asked_fields(row: Row) -> list[str]:
-  """Returns the fields of a row that say what was asked, the one that counts first."""
+  """Returns the fields of a row that say what was asked; the first one is used."""
   names = [form.fields[0] for form in PROMPT_FORMS]
   return [name for name in names if row.get(name) is not None and _can_be_asked(name, row[name])]
 
 
 def with_context(messages: list[Message], context: str) -> list[Message]:
-  """Returns messages with a context, where there is one, before the last one."""
+  """Returns the messages with a context put before the text of the last one."""
   if not context:
     return messages
   *earlier, last = messages
@@ -603,11 +602,11 @@ def with_context(messages: list[Message], context: str) -> list[Message]:
 
 
 def _find_form(row: Row) -> AnswerForm | None:
-  """Returns the first form of an answer whose fields are all there."""
+  """Returns the first form of an answer whose fields are all present."""
   for form in ANSWER_FORMS:
     if any(row.get(field) is None for field in form.fields):
       continue
-    # Beside a completion a label says whether it is good; elsewhere it may say anything.
+    # `label` rates a `completion`, whatever it holds; elsewhere only if it is true or false.
     if form.fields[-1] == 'label' and form.fields[0] != 'completion':
       if not isinstance(row['label'], bool):
         continue
@@ -618,9 +617,9 @@ def _find_form(row: Row) -> AnswerForm | None:
 def _without_repeated_answer(
   form: AnswerForm, messages: list[Message], row: Row, place: str
 ) -> AnswerForm | None:
-  """Returns None for a single answer beside a conversation that ends with the response.
+  """Returns None for a form of one field, as the conversation already ends with the response.
 
-  The conversation counts: 'solution' or 'answer' beside it is what a reward compares with.
+  A field such as 'solution' or 'answer' is then left in `rest`, for a reward to compare with.
   """
   [*_, last] = messages
   if len(form.fields) > 1:
@@ -634,7 +633,7 @@ def _without_repeated_answer(
 
 
 def _find_asked(row: Row, place: str) -> Asked | None:
-  """Reads what was asked, by the first form whose field is there; others must agree with it."""
+  """Reads what was asked by the first form whose field is present; `prompt` must agree with it."""
   asked = None
   present = list_asked_fields(row)
   for form in PROMPT_FORMS:
@@ -651,10 +650,10 @@ def _find_asked(row: Row, place: str) -> Asked | None:
 
 
 def _can_be_asked(field: str, value: Any) -> bool:
-  """Tells whether a field says what was asked; two have other uses too."""
-  if field == 'context':  # mostly a text that is put before the question
+  """Tells whether a field says what was asked; `context` and `text` have other uses too."""
+  if field == 'context':  # in most data sets a text that belongs before the question
     return isinstance(value, list)
-  if field == 'text':  # mostly a document
+  if field == 'text':  # in most data sets a document
     return isinstance(value, str) and bool(conversations.split_dialogue(value))
   return True
 
@@ -664,21 +663,22 @@ def _is_webgpt(form: PromptForm, value: Any) -> bool:
 
 
 def _check_agreement(asked: Asked, answered: Answered, row: Row, place: str) -> None:
-  """Refuses a row in which the prompt is not that of the conversations beside it."""
+  """Refuses a row whose prompt differs from that of its conversations."""
   given = asked.messages
   messages = answered.messages or []
-  if given == [*messages, _message(answered.responses[0])]:  # UltraFeedback: that of `chosen`
+  # UltraFeedback's `messages` are the conversation with the chosen response.
+  if given == [*messages, _message(answered.responses[0])]:
     return
-  # A row's prompt may be a single question, its conversations may have a system message.
+  # The prompt may be only the question of conversations that have more messages.
   if given != messages and not (len(given) == 1 and given[-1] in messages):
     names = ', '.join(sorted(asked.fields & {*row}))
     raise UserError(
-      f'{place}: field "{names}": it is not the prompt of the conversations beside it'
+      f'{place}: field "{names}": it is not the prompt of the conversations in this row'
     )
 
 
 def _check_prompt(messages: list[Message], row: Row, place: str, fields: frozenset[str]) -> None:
-  """Refuses a prompt that does not stand in the conversation beside it."""
+  """Refuses a prompt whose questions are not in the row's conversation."""
   prompt = _question_of('prompt')(row, place)
   asked = [message['content'] for message in messages if message['role'] == 'user']
   if any(message['role'] == 'user' and message['content'] not in asked for message in prompt):
@@ -714,7 +714,7 @@ def _read_tools(row: Row, place: str) -> list[Any]:
 
 
 def _response(message: Message) -> Response:
-  """Returns an assistant's message as a response: its text, where it has nothing else."""
+  """Returns an assistant's message as a response: only its text, if it has nothing else."""
   return message['content'] if set(message) == {'role', 'content'} else message
 
 
@@ -736,7 +736,7 @@ def _user(text: str) -> Message:
 
 
 def _number(value: Any, place: str) -> float:
-  """Returns a number, which some sets write as a text."""
+  """Returns a number as a float; some data sets write it as text."""
   try:
     number = float(value)
     if isinstance(value, bool) or not math.isfinite(number):

@@ -11,12 +11,15 @@ from pathlib import Path
 import sys
 from typing import Any
 
+import numpy as np
+
 from rlhf_jax import hub, named_functions
 from rlhf_jax.data import records, row_files, tinyworld
 from rlhf_jax.errors import UserError
+from rlhf_jax.options import Count, Natural, OwnSeed, ShareBelowOne
 
-HUB = 'hf:'  # begins a path that is a data set of the hub
-TFDS = 'tfds:'  # begins a path that is a TFDS name or directory
+HUB = 'hf:'  # prefix of a path that names a data set of the hub
+TFDS = 'tfds:'  # prefix of a path that is a TFDS name or directory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,37 +30,46 @@ class DataOptions:
   source: str = 'tinyworld'
 
   # jsonl: files of any form that docs/data.md lists, globs, folders, or 'hf:ORG/NAME'; {split}
-  # stands for the split. tfds: one name or directory. 'tfds:NAME' and 'hf:ORG/NAME' say their
-  # source themselves, whatever `source` is.
+  # is replaced by the split. tfds: one name or directory. A path 'tfds:NAME' or 'hf:ORG/NAME'
+  # decides the source whatever `source` is.
   path: tuple[str, ...] = ()
 
-  # Our name of a field → theirs, where the names differ; a dot leads into an object.
+  # Our name of a field → the data set's, where they differ; a dot leads into an object.
   fields: dict[str, str] = dataclasses.field(default_factory=dict)
 
-  # Our name of a split → theirs, in folders, on the hub and in TFDS.
+  # Our name of a split → the data set's, in folders, on the hub and in TFDS.
   splits: dict[str, str] = dataclasses.field(
     default_factory=functools.partial(dict, train='train', validation='validation')
   )
 
-  seed: int = -1  # tinyworld: of the world; -1 = that of the run (0 where there is none)
-  people: int = tinyworld.DEFAULT_PEOPLE  # tinyworld: persons it knows; more need a larger model
+  seed: OwnSeed = -1  # tinyworld: of the world; -1 = that of the run (0 where there is none)
+  people: Count = tinyworld.DEFAULT_PEOPLE  # tinyworld: its persons; more need a larger model
   variant: str = ''  # tinyworld: another form of it, one of tinyworld.VARIANTS
-  count: int = 0  # how many records, from the first; 0 = all (tinyworld: its default)
+  # jsonl: the share of the records of a path without {split} that are its validation split,
+  # drawn by `seed`; the others are for training. 0 = such a path is one split only.
+  hold_out: ShareBelowOne = 0.0
+  count: Natural = 0  # how many records, the first ones; 0 = all (tinyworld: its default)
+
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    reads = _setting_names(self)
+    names = ('path', 'fields', 'splits', 'hold_out', 'seed', 'people', 'variant')
+    return {name: f'the source is {self.source!r}' for name in names if name not in reads}
 
 
 def load_records(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
   """Loads the records of a kind from the source that the options name.
 
   Args:
-    options: which records.
-    kind: a key of records.RECORD_TYPES; `records.parse_record` says what may stand for it.
-    split: 'train', 'validation', or 'test', which tinyworld has too.
+    options: which source, and which of its records.
+    kind: a key of records.RECORD_TYPES; `records.parse_record` says what is converted to it.
+    split: 'train', 'validation' or 'test'.
 
   Returns:
-    The records by number; a source may read each of them only when it is asked for.
+    The records as a sequence; a source may read each one only when it is indexed.
 
   Raises:
-    UserError: there are none, or a record is not of its form.
+    UserError: there are none, or a row is not such a record.
   """
   if options.count < 0:
     raise UserError(f'data.count: expected 0 (all) or more, got {options.count}')
@@ -76,11 +88,11 @@ def load_records(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
 
 
 def spread_evenly(rows: Sequence[Any], count: int) -> list[Any]:
-  """Chooses at most `count` rows at even distances, so that each part of a mixture is among them.
+  """Chooses at most `count` rows at even distances, so that each source of a mixture has its share.
 
   Args:
-    rows: records, those of one source after those of another.
-    count: how many at most.
+    rows: records; in a mixture, those of one source after those of another.
+    count: the largest number of rows.
 
   Raises:
     UserError: the count is below 1.
@@ -100,19 +112,39 @@ def read_files(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
   for path in options.path:
     pattern = str(path).replace('{split}', split)
     names: Counter[str] = Counter()
+    own = []
     for file in row_files.find_files(_local_path(pattern), _split_name(options, split)):
-      rows += records.read_records(file, kind, options.fields, names)
+      own += records.read_records(file, kind, options.fields, names)
     _report_shapes(pattern, names)
+    if options.hold_out and has_one_split(str(path)):
+      own = _hold_out(own, options, split)
+      print(f'{pattern}: {len(own):,} records are for {split}', file=sys.stderr)
+    rows += own
   return rows
 
 
+def has_one_split(path: str) -> bool:
+  """Says whether a path means the same files for every split."""
+  return '{split}' not in path and not path.startswith((HUB, TFDS)) and not Path(path).is_dir()
+
+
+def _hold_out(rows: list[Any], options: DataOptions, split: str) -> list[Any]:
+  """Returns the records of a split, of which a share is validation; both keep their order."""
+  if split not in ('train', 'validation'):
+    raise UserError(f'data.hold_out: it makes the splits train and validation, got {split!r}')
+  count = max(1, round(options.hold_out * len(rows)))
+  order = np.random.default_rng(max(0, options.seed)).permutation(len(rows))
+  held_out = {*order[:count].tolist()}
+  return [row for number, row in enumerate(rows) if (number in held_out) == (split == 'validation')]
+
+
 def read_function(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
-  """Calls the function that `source` names; it gives the rows of a split, of any known shape."""
+  """Calls the function that `source` names; it returns a split's rows, in any known shape."""
   function = named_functions.find_function(options.source, 'data.source')
   given = function(_split_name(options, split))
   if isinstance(given, (str, bytes, dict)) or not isinstance(given, Iterable):
     raise UserError(
-      f'data.source {options.source}: expected rows, which are dicts, got {type(given).__name__}'
+      f'data.source {options.source}: expected an iterable of dicts, got {type(given).__name__}'
     )
   names: Counter[str] = Counter()
   rows = []
@@ -130,7 +162,7 @@ def read_function(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
 
 
 def read_tinyworld(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
-  """Makes the records of the embedded world (data/tinyworld/)."""
+  """Generates the records of the embedded world (data/tinyworld/)."""
   return tinyworld.records(
     kind,
     split,
@@ -145,7 +177,7 @@ def read_tfds(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
   """Opens a TFDS data set, by name or by directory, without importing TensorFlow."""
   if len(options.path) != 1:
     raise UserError('data.path: expected one TFDS name or directory for data.source = "tfds"')
-  import tensorflow_datasets as tfds  # slow to import, and few need it
+  import tensorflow_datasets as tfds  # imported only here, as it is slow
 
   name = str(options.path[0]).removeprefix(TFDS)
   split_name = _split_name(options, split)
@@ -155,7 +187,7 @@ def read_tfds(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
       source = tfds.builder_from_directory(name).as_data_source(split=split_name)
     else:
       source = tfds.data_source(name, split=split_name)
-  except Exception as error:  # TFDS raises many kinds
+  except Exception as error:  # TFDS raises exceptions of many types
     reason = f'{type(error).__name__}: {error}'.splitlines()[0]
     raise UserError(f'data.path: TFDS {name!r}, split {split_name!r}: {reason}') from error
   return TfdsRecords(source, kind, dict(options.fields), name)
@@ -163,7 +195,7 @@ def read_tfds(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
 
 Reader = Callable[[DataOptions, str, str], Sequence[Any]]  # (options, kind, split) → records
 
-# Name of a source, as `data.source` in a config → the function that reads it.
+# Name of a source in `data.source` → the function that reads it.
 SOURCES: dict[str, Reader] = {
   'jsonl': read_files,
   'tfds': read_tfds,
@@ -172,7 +204,7 @@ SOURCES: dict[str, Reader] = {
 
 
 class TfdsRecords(Sequence):
-  """Rows of a TFDS data set as records; each row is read and parsed when it is asked for."""
+  """The rows of a TFDS data set as records; each is read and parsed when it is indexed."""
 
   def __init__(self, source: Sequence[Any], kind: str, fields: dict[str, str], name: str):
     self._source = source
@@ -186,7 +218,8 @@ class TfdsRecords(Sequence):
   def __getitem__(self, number: Any) -> Any:
     if isinstance(number, slice):
       return [self[index] for index in range(len(self))[number]]
-    number = range(len(self))[number]  # IndexError ends an iteration; TFDS raises ValueError
+    # Raises the IndexError that ends an iteration, for which TFDS raises ValueError.
+    number = range(len(self))[number]
     where = f'{self._name}[{number}]'
     try:
       row = _plain(self._source[number])
@@ -196,8 +229,23 @@ class TfdsRecords(Sequence):
     return records.parse_record(self._kind, row, where)
 
 
+def _setting_names(options: DataOptions) -> tuple[str, ...]:
+  """Returns the settings that the source reads, beside `source` and `count`."""
+  if any(str(path).startswith((TFDS, HUB)) for path in options.path):
+    return ('path', 'fields', 'splits')
+  if options.source == 'tinyworld':
+    return ('seed', 'people', 'variant')
+  if options.hold_out:
+    return ('path', 'fields', 'splits', 'hold_out', 'seed')
+  if options.source == 'jsonl':
+    return ('path', 'fields', 'splits', 'hold_out')
+  if options.source in SOURCES:
+    return ('path', 'fields', 'splits')
+  return ('fields', 'splits')  # a function
+
+
 def _find_reader(options: DataOptions) -> Reader:
-  """Returns what reads the source: what a path says by its beginning, else the one that is set."""
+  """Returns the reader that the prefix of a path decides, else that of `source`."""
   if any(str(path).startswith(TFDS) for path in options.path):
     return read_tfds
   if any(str(path).startswith(HUB) for path in options.path):
@@ -218,7 +266,7 @@ def _find_reader(options: DataOptions) -> Reader:
 
 
 def _local_path(pattern: str) -> str:
-  """Returns a path on this machine: that of a copy, where the data set is on the hub."""
+  """Returns a local path; a data set of the hub is copied to this machine first."""
   if not pattern.startswith(HUB):
     return pattern
   return str(hub.find_snapshot(pattern.removeprefix(HUB), 'dataset', row_files.PATTERNS))
@@ -230,24 +278,24 @@ def _split_name(options: DataOptions, split: str) -> str:
 
 
 def _report_shapes(source: str, names: Counter[str]) -> None:
-  """Says as what the rows of a source were read."""
+  """Prints the shapes that the rows of a source were read as, and how many have each."""
   for name, count in names.most_common():
-    # Not on stdout, which may be the output of a command.
+    # On stderr, as stdout may be the output of a command.
     print(f'{source}: read as {name}: {count:,}', file=sys.stderr)
 
 
 def _check_field_names(fields: dict[str, str]) -> None:
-  """Refuses a renaming to a field that no record has."""
+  """Refuses `fields` that map a name which no record has."""
   for ours in set(fields) - records.FIELD_NAMES:
     names = ', '.join(sorted(records.FIELD_NAMES))
     raise UserError(f'data.fields: no record has a field {ours!r}; expected some of {names}')
 
 
 def _plain(value: Any) -> Any:
-  """Turns a TFDS value into what JSON would hold.
+  """Converts a TFDS value to types of JSON.
 
-  TFDS gives bytes for text, arrays for lists, and a dict of lists for a list of dicts. Only
-  messages are turned back into a list of dicts.
+  TFDS gives bytes for text, arrays for lists, and a dict of lists for a list of dicts. The last is
+  converted back for messages only.
   """
   if isinstance(value, bytes):
     return value.decode('utf-8')

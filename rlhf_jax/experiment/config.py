@@ -8,21 +8,23 @@ is checked before anything is compiled.
 """
 
 import ast
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import difflib
 import importlib.util
 import inspect
 import json
+import math
 from pathlib import Path
 import sys
+import traceback
 from types import ModuleType
 from typing import Any
 
 import ml_collections
 
 from rlhf_jax import options as options_lib
-from rlhf_jax import stages
-from rlhf_jax.errors import UserError
+from rlhf_jax import plain_text, stages
+from rlhf_jax.errors import UserError, UserErrors
 from rlhf_jax.stages.shared.kind import StageKind
 
 TINY = 'tiny'  # FILE:tiny means the smallest form of an experiment
@@ -64,19 +66,17 @@ def load(
   """
   overrides = list(overrides)
   changes = _read_experiment(path)
-  names = changes.get('stages', ())
-  if not names:
-    known = ', '.join(stages.kinds())
-    raise UserError(f'{path}: config.stages names no stage; expected some of {known}')
+  names = _check_stage_names(changes.get('stages', ()), path)
   override_changes = [_parse_override(override) for override in overrides]
   all_defaults = dict(defaults)
   for name in names:
     all_defaults[name] = _section_defaults(name, [changes, *override_changes])
   # Two sections may share a nested dict of defaults, but must not share changes of it.
   config = ml_collections.ConfigDict(_copy(all_defaults))
-  _merge(config, changes, 'config', path)
+  mistakes = list(_merge(config, changes, 'config', path))
   for override, values in zip(overrides, override_changes, strict=True):
-    _merge(config, values, 'config', f'--config.{override}')
+    mistakes += _merge(config, values, 'config', f'--config.{override}')
+  raise_mistakes(mistakes)
   _check_stages(config, names, all_defaults)
   return config.lock()
 
@@ -102,8 +102,8 @@ def _section_defaults(name: str, all_changes: list[dict[str, Any]]) -> dict[str,
   kind = name
   if section_changes:
     kind = section_changes[0].get('kind', name)
-  if kind not in stages.kinds():
-    hint = nearest_name(kind, stages.kinds())
+  if not isinstance(kind, str) or kind not in stages.kinds():
+    hint = nearest_name(str(kind), stages.kinds())
     raise UserError(f'config.{name}.kind: no stage is called {kind!r}{hint}')
   stage = stages.find(kind)
   section = {'kind': kind, **options_lib.defaults(stage.options)}
@@ -116,9 +116,56 @@ def _section_defaults(name: str, all_changes: list[dict[str, Any]]) -> dict[str,
   return section
 
 
+def _check_stage_names(names: Any, where: str) -> tuple[str, ...]:
+  """Returns the names of stages; raises UserError unless they are several texts, all different."""
+  known = ', '.join(stages.kinds())
+  if isinstance(names, str):  # a single name needs no brackets
+    names = (names,)
+  if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
+    raise UserError(f'{where}: config.stages: expected names such as {known}, got {names!r:.80}')
+  if not names:
+    raise UserError(f'{where}: config.stages names no stage; expected some of {known}')
+  if len({*names}) < len(names):
+    raise UserError(f'{where}: config.stages names a stage twice: {names!r:.200}')
+  return tuple(names)
+
+
+def check_values(config: ml_collections.ConfigDict, common: type) -> None:
+  """Checks every number of a config, and refuses settings that have no effect.
+
+  Args:
+    config: the config, with all changes.
+    common: the options class of the keys beside the stages' sections.
+
+  Raises:
+    UserError: something is wrong; it names all mistakes.
+  """
+  given: Any = options_lib.from_section(common, config)
+  mistakes = options_lib.find_mistakes(given, common(), 'config')
+  for name in dict.fromkeys(config.stages):
+    stage = kind_of(config, name)
+    section = config[name]
+    options_classes = [stage.options]
+    for field, settings in stage.choices.items():
+      options_classes.append(settings[section[field]])
+    for options_class in options_classes:
+      given = options_lib.from_section(options_class, section)
+      mistakes += options_lib.find_mistakes(given, options_class(), f'config.{name}')
+  raise_mistakes(mistakes)
+
+
+def raise_mistakes(mistakes: Sequence[str]) -> None:
+  """Raises a UserError with all mistakes; returns if there are none."""
+  distinct = list(dict.fromkeys(mistakes))
+  if len(distinct) > 1:
+    raise UserErrors(distinct)
+  if distinct:
+    raise UserError(distinct[0])
+
+
 def _settings_of(settings: Mapping[str, type], choice: Any, where: str) -> type:
   """Returns the settings class of a choice; raises UserError if there is no such choice."""
-  if choice not in settings:
+  if not isinstance(choice, str) or choice not in settings:
     raise UserError(f'{where}: expected one of {", ".join(settings)}, got {choice!r}')
   return settings[choice]
 
@@ -139,7 +186,7 @@ def _check_stages(
     UserError: it has.
   """
   names = list(names)
-  for name in config.stages:
+  for name in _check_stage_names(config.stages, '--config.stages'):
     if name not in names:
       hint = nearest_name(str(name), names)
       raise UserError(f'config.stages: the experiment has no stage {name!r}{hint}')
@@ -160,20 +207,43 @@ def _read_experiment(path: str) -> dict[str, Any]:
     raise UserError(f'--config={path}:{variant}: expected nothing or "tiny" after the colon')
   if not Path(path).is_file():
     raise UserError(f'--config={path}: no such file')
-  module = _import_file(path)
-  if not hasattr(module, 'get_config'):
-    raise UserError(f'{path}: expected a function get_config() that returns a ConfigDict')
   wants_tiny = variant == TINY
-  if TINY in inspect.signature(module.get_config).parameters:
-    return module.get_config(tiny=wants_tiny).to_dict()
-  changes = module.get_config().to_dict()
-  return shrink(changes) if wants_tiny else changes
+  try:
+    config, is_tiny = _call_experiment(_import_file(path), wants_tiny)
+  except (Exception, SystemExit) as error:  # the user's own code may raise anything
+    raise UserError(f'{_place_of(error, path)}: {plain_text.describe_error(error)}') from error
+  if not isinstance(config, ml_collections.ConfigDict):
+    kind = type(config).__name__
+    raise UserError(f'{path}: get_config(): expected a ConfigDict, got {kind}')
+  changes = config.to_dict()
+  return shrink(changes) if wants_tiny and not is_tiny else changes
+
+
+def _call_experiment(module: ModuleType, wants_tiny: bool) -> tuple[Any, bool]:
+  """Calls an experiment's get_config; returns its result, and whether that is tiny already."""
+  get_config = getattr(module, 'get_config', None)
+  if not callable(get_config):
+    raise UserError('expected a function get_config() that returns a ConfigDict')
+  if TINY in inspect.signature(get_config).parameters:
+    return get_config(tiny=wants_tiny), wants_tiny
+  return get_config(), False
+
+
+def _place_of(error: BaseException, path: str) -> str:
+  """Returns the line of an experiment's file that an error comes from, 'FILE:LINE'."""
+  if isinstance(error, SyntaxError) and error.lineno:
+    return f'{error.filename or path}:{error.lineno}'
+  for frame in reversed(traceback.extract_tb(error.__traceback__)):
+    if frame.filename == path:
+      return f'{path}:{frame.lineno}'
+  return path
 
 
 def _import_file(path: str) -> ModuleType:
   """Imports an experiment's file, which may import other files of its folder."""
   spec = importlib.util.spec_from_file_location('experiment', path)
-  assert spec is not None and spec.loader is not None  # a path that exists always has one
+  if spec is None or spec.loader is None:
+    raise UserError('expected a Python file, whose name ends in .py')
   module = importlib.util.module_from_spec(spec)
   sys.path.insert(0, str(Path(path).resolve().parent))
   try:
@@ -239,8 +309,8 @@ def _merge(
   changes: Mapping[str, Any],
   name: str,
   where: str,
-) -> None:
-  """Merges changes into a config, in place.
+) -> Iterator[str]:
+  """Merges changes into a config, in place, and yields a message for each mistake in them.
 
   Args:
     config: the defaults, changed in place.
@@ -248,22 +318,26 @@ def _merge(
     name: the name of this part of the config, for error messages.
     where: the file or the command-line argument that the changes come from.
 
-  Raises:
-    UserError: the config does not have a key, or a value has the wrong type.
+  Yields:
+    Messages: the config does not have a key, or a value has the wrong type.
   """
   for key, value in changes.items():
     full_name = f'{name}.{key}'
     if key not in config:
       hint = nearest_name(key, config)
-      raise UserError(f'{where}: {full_name} is no known key{hint}')
+      yield f'{where}: {full_name} is no known key{hint}'
+      continue
     # An empty ConfigDict is an open table, whose keys the user chooses.
     is_section = isinstance(config[key], ml_collections.ConfigDict) and len(config[key]) > 0
     if not is_section:
-      config[key] = _as_type_of(config[key], value, full_name, where)
+      try:
+        config[key] = _as_type_of(config[key], value, full_name, where)
+      except UserError as error:
+        yield str(error)
     elif isinstance(value, dict):
-      _merge(config[key], value, full_name, where)
+      yield from _merge(config[key], value, full_name, where)
     else:
-      raise UserError(f'{where}: {full_name} is a section, got {value!r}')
+      yield f'{where}: {full_name} is a section, got {value!r}'
 
 
 def _as_type_of(default: Any, value: Any, name: str, where: str) -> Any:
@@ -282,6 +356,10 @@ def _as_type_of(default: Any, value: Any, name: str, where: str) -> Any:
   if kind is ml_collections.ConfigDict:  # an open table, empty by default
     kind = dict
   # type() rather than isinstance, which would accept True as an int.
+  if kind is float and type(value) in (int, float) and not _is_finite(value):
+    raise UserError(f'{where}: {name} must be a finite number, got {value!r:.40}')
+  if kind is int and type(value) is int and value.bit_length() > 63:
+    raise UserError(f'{where}: {name} must be a number of 64 bits, got {value!r:.40}')
   if kind is float and type(value) is int:
     return float(value)
   if kind is tuple and type(value) is str:  # a single name needs no brackets
@@ -293,6 +371,14 @@ def _as_type_of(default: Any, value: Any, name: str, where: str) -> Any:
       f'{where}: {name} must be {kind.__name__}, got {type(value).__name__} {value!r}'
     )
   return value
+
+
+def _is_finite(value: float) -> bool:
+  """Tells whether a number is one that a float can hold."""
+  try:
+    return math.isfinite(value)
+  except OverflowError:  # an int
+    return False
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:

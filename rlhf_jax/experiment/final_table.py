@@ -6,7 +6,6 @@ The table is printed; the workdir gets results.json, report.html and report.png.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-import json
 from pathlib import Path
 import time
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlhf_jax import files, fingerprints
 from rlhf_jax.data import batches, encode, sources
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import DataOptions
@@ -24,7 +24,7 @@ from rlhf_jax.generation import responses
 from rlhf_jax.generation.responses import Responses
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.models.lora import LoraOptions
-from rlhf_jax.options import from_section
+from rlhf_jax.options import Count, from_section
 from rlhf_jax.rewards.sources import RewardSourceOptions
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.mesh import Layout
@@ -59,12 +59,12 @@ class Options(RewardSourceOptions):
   # `reward`.
   best_of: dict[str, int] = dataclasses.field(default_factory=dict)
   reward: str = 'reward'  # the reward source that chooses the best of N, named as in PPO
-  num_samples: int = 1  # sampled responses to each prompt; one more is greedy
+  num_samples: Count = 1  # sampled responses to each prompt; one more is greedy
   # TinyWorld's prompts only: rows of what a model must beat, see controls.py, and the accuracy of
   # the reward model by kind of pair, see reward_kinds.py.
   controls: bool = False
-  batch_size: int = 64  # prompts at once, over all devices
-  max_length: int = 48  # tokens of a prompt at most
+  batch_size: Count = 64  # prompts at once, over all devices
+  max_length: Count = 48  # tokens of a prompt at most
   data: DataOptions = DataOptions()
   split: str = 'validation'  # of the prompts; 'test' for the figures of a release, once
   sampling: SamplingOptions = SamplingOptions()
@@ -141,6 +141,18 @@ def has_controls(config: Any) -> bool:
   return section.controls and (not is_stage or section.reward in config.stages)
 
 
+def reward_name(config: Any, options: Options) -> str:
+  """Returns the reward source that judges or chooses the best of N; '' where none is needed.
+
+  Args:
+    config: the whole config.
+    options: its section `evaluation`.
+  """
+  if options.judge != ORACLE:
+    return options.judge
+  return options.reward if options.best_of or has_controls(config) else ''
+
+
 def check(config: Any, layout: Layout) -> None:
   """Checks the section `evaluation`, so that mistakes in it are found before training.
 
@@ -204,7 +216,7 @@ def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -
   config = first.config
   path = first.workdir / 'results.json'
   if path.is_file():
-    earlier = json.loads(path.read_text(encoding='utf-8'))
+    earlier = fingerprints.read_json(path, 'remove it to evaluate again')
     hosts.say(earlier['table'])
     return earlier
   started = time.monotonic()
@@ -231,7 +243,8 @@ def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -
   results['table'] = format_results(results)
   _write_report(first.workdir, contexts, curves, results, comparison)
   # Written last, as its presence means that the report is complete.
-  training.write_on_first_process(path, json.dumps(results, indent=2) + '\n')
+  if hosts.is_first_process():
+    fingerprints.write_json(path, results)
   hosts.say(results['table'])
   hosts.say(f'\nReport: {first.workdir / "report.html"}')
   return results
@@ -283,7 +296,8 @@ def _write_report(
     for decoding, row in decodings.items():
       bars.setdefault(f'held-out prompts, {decoding}', {})[name] = row
   image = report.draw_picture(curves, bars)
-  (workdir / 'report.png').write_bytes(image)
+  with files.replacing(workdir / 'report.png') as temporary:
+    temporary.write_bytes(image)
   transcripts = {
     name: report.read_transcripts(context.directory) for name, context in contexts.items()
   }
@@ -413,10 +427,8 @@ def _open_score(
   records: Sequence[Prompt],
 ) -> Any:
   """Opens the reward source that judges or chooses the best of N; None where neither is needed."""
-  name = options.reward
-  if options.judge != ORACLE:
-    name = options.judge
-  elif not options.best_of and not has_controls(context.config):
+  name = reward_name(context.config, options)
+  if not name:
     return None
   score_source = scores.open_score(context, store, name, options)
 

@@ -1,12 +1,15 @@
 """Runs the stages that a config names, one after the other, and makes the final table.
 
 workdir/config.json   the whole config
+        run.lock      who is running
         tokenizer/    one for all stages
-        STAGE/        checkpoints/, metrics.jsonl, samples.jsonl, events, export/, finished.json
+        STAGE/        checkpoints/, metrics.jsonl, samples.jsonl, events, export/, data.json,
+                      finished.json
         results.json, report.html, report.png
 """
 
 from collections.abc import Iterable
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -15,18 +18,20 @@ from pathlib import Path
 import time
 from typing import Any
 
+from rlhf_jax import file_lock, fingerprints
 from rlhf_jax import options as options_lib
 from rlhf_jax.data import sources
 from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.data.tinyworld import vocabulary
 from rlhf_jax.errors import UserError
+from rlhf_jax.experiment import agreement, data_files, final_table, preflight, take_over
 from rlhf_jax.experiment import config as configs
-from rlhf_jax.experiment import final_table
 from rlhf_jax.interop import chat_template, pretrained
 from rlhf_jax.interop.tokenizer import Tokenizer
-from rlhf_jax.runtime import compilation, hosts, mesh
+from rlhf_jax.options import Count, Positive, Seed
+from rlhf_jax.runtime import checkpoint, compilation, hosts, loop, mesh
 from rlhf_jax.runtime.mesh import Layout, MeshOptions
-from rlhf_jax.stages.shared import mesh_need, training
+from rlhf_jax.stages.shared import mesh_need, model_sources
 from rlhf_jax.stages.shared.context import Context
 
 
@@ -34,16 +39,16 @@ from rlhf_jax.stages.shared.context import Context
 class ModelOptions:
   """The section `model`: the shape of a freshly initialised model, and how all models compute."""
 
-  embed: int = 128  # width of the hidden states
-  layers: int = 4
-  heads: int = 4  # of the queries
-  kv_heads: int = 2  # of keys and values; divides heads
-  head_dim: int = 32  # width of a head
-  mlp: int = 384  # hidden width of the MLP
-  norm_eps: float = 1e-5  # added to the mean square in RMSNorm
-  rope_theta: float = 10000.0  # base of the rotary frequencies
+  embed: Count = 128  # width of the hidden states
+  layers: Count = 4
+  heads: Count = 4  # of the queries
+  kv_heads: Count = 2  # of keys and values; divides heads
+  head_dim: Count = 32  # width of a head
+  mlp: Count = 384  # hidden width of the MLP
+  norm_eps: Positive = 1e-5  # added to the mean square in RMSNorm
+  rope_theta: Positive = 10000.0  # base of the rotary frequencies
   tied: bool = True  # the output matrix is the transposed embedding
-  max_length: int = 2048  # of a sequence, in tokens
+  max_length: Count = 2048  # of a sequence, in tokens
   dtype: str = 'float32'  # of the computation; parameters are float32
   # What the backward pass recomputes: none; dots = all but matrix products; full = everything.
   remat: str = 'none'
@@ -55,7 +60,7 @@ class ExportOptions:
   """The section `export`: the Hugging Face directories to which stages export their models."""
 
   dtype: str = 'float32'  # of the exported parameters
-  shard_gigabytes: float = 5.0  # maximum size of a file
+  shard_gigabytes: Positive = 5.0  # maximum size of a file
   merged: bool = True  # for adapters, also export the model with the adapters merged into it
 
 
@@ -65,16 +70,22 @@ class TokenizerOptions:
 
   init: str = 'train'  # 'train' = train a new one on `data`; else smollm2, or a directory
   chat_template: str = ''  # in jinja2; '' = the tokenizer's own
-  vocab_size: int = 1024  # of a new tokenizer
-  documents: int = 4000  # the number of documents that a new tokenizer is trained on
+  vocab_size: Count = 1024  # of a new tokenizer
+  documents: Count = 4000  # the number of documents that a new tokenizer is trained on
   data: DataOptions = DataOptions()
+
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    if self.init == 'train':
+      return {}
+    return dict.fromkeys(('vocab_size', 'documents', 'data'), f'init is {self.init!r}')
 
 
 @dataclasses.dataclass(frozen=True)
 class CommonOptions:
   """The keys that every config has, in addition to the sections of its stages."""
 
-  seed: int = 0  # of all randomness
+  seed: Seed = 0  # of all randomness
   stages: tuple[str, ...] = ()  # the names of the sections to run, in this order
   data: str = ''  # replaces {data} in paths: the folder of an experiment's data files
   model: ModelOptions = ModelOptions()
@@ -97,32 +108,67 @@ def load_config(path: str, overrides: Iterable[str] = ()) -> Any:
   Raises:
     UserError: the file, a key or a value is wrong.
   """
-  return configs.load(path, overrides, defaults=options_lib.defaults(CommonOptions))
+  config = configs.load(path, overrides, defaults=options_lib.defaults(CommonOptions))
+  configs.check_values(config, CommonOptions)
+  return config
 
 
-def run(config: Any, workdir: str | os.PathLike) -> dict[str, Any]:
-  """Runs every stage that is not finished, then makes the final table.
+def run(
+  config: Any,
+  workdir: str | os.PathLike,
+  *,
+  only_check: bool = False,
+  take_from: str = '',
+  accept_changed_data: bool = False,
+) -> dict[str, Any]:
+  """Checks all stages, runs every one that is not finished, then makes the final table.
 
   Args:
     config: from `load_config`.
     workdir: the folder to which the run writes everything. With the workdir of an
       interrupted run, that run is resumed.
+    only_check: stop before the first stage.
+    take_from: the workdir of another run, whose finished stages are copied where their
+      sections are the same (take_over.py); '' = none.
+    accept_changed_data: resume a stage even if its data files are no longer those that it
+      began with.
 
   Returns:
-    The contents of results.json, see final_table.make.
+    The contents of results.json, see final_table.make; {} if only checked.
 
   Raises:
     UserError: something is wrong with the config, the data, the mesh or the workdir.
   """
   workdir = Path(workdir)
+  if '{' in str(workdir):
+    raise UserError(f'--workdir={workdir}: expected a name without {{, which begins a placeholder')
+  # First of all, as processes with different configs might wait for each other for ever.
+  agreement.check_processes('config', json.loads(configs.as_json(config)))
+  agreement.check_processes('code', agreement.describe_code(config))
   compilation.cache_compilations()
   compilation.request_exact_products()
   layout = make_layout(config, workdir)
   final_table.check(config, layout)  # now, rather than after all training
+  with lock_workdir(workdir):
+    return _run_locked(config, workdir, layout, only_check, take_from, accept_changed_data)
+
+
+def _run_locked(
+  config: Any,
+  workdir: Path,
+  layout: Layout,
+  only_check: bool,
+  take_from: str,
+  accept_changed_data: bool,
+) -> dict[str, Any]:
+  """Does the work of `run`, in a workdir that no other run uses."""
   claim_workdir(config, workdir)
   _write_date(workdir)
   if layout.why:  # the preset `auto` explains its choice
     hosts.say(layout.why)
+  if take_from and hosts.is_first_process():
+    copied = take_over.take_over(config, workdir, Path(take_from))
+    hosts.say(f'taken over from {take_from}: {", ".join(copied) or "nothing"}')
   # The other processes read what the first one writes, so they wait for it.
   hosts.barrier('claimed')
   _fix_date(workdir)
@@ -130,13 +176,47 @@ def run(config: Any, workdir: str | os.PathLike) -> dict[str, Any]:
   config = configs.resolve(config, workdir=workdir, data=config.data)
   tokenizer = open_tokenizer(config, workdir)
   hosts.barrier('tokenizer')
+  agreement.check_processes('tokenizer', {'tokenizer': tokenizer.core.to_str()})
   contexts = {name: Context(config, name, workdir, layout, tokenizer) for name in config.stages}
+  finished = [name for name, context in contexts.items() if finished_seconds(context) is not None]
+  if len(finished) < len(contexts):
+    hosts.say(preflight.check_experiment(contexts, finished))
+  if only_check:
+    return {}
   for number, context in enumerate(contexts.values(), start=1):
     if finished_seconds(context) is None:
       hosts.say(f'— {number}/{len(contexts)} {context.name} ' + '—' * 40)
+      check_data(context, accept_changed_data)
       run_stage(context)
   seconds = {name: finished_seconds(context) for name, context in contexts.items()}
   return final_table.make(contexts, seconds)
+
+
+def lock_workdir(workdir: Path) -> contextlib.AbstractContextManager[Any]:
+  """Locks the workdir for this run; only the first process does.
+
+  Raises:
+    UserError: another run is using it, or it cannot be written.
+  """
+  if not hosts.is_first_process():
+    return contextlib.nullcontext()
+  return file_lock.lock_folder(workdir, 'run.lock')
+
+
+def check_data(context: Context, accept_changed: bool) -> None:
+  """Compares the data files of a stage over all processes, and with those that it began with.
+
+  Raises:
+    UserError: they differ.
+  """
+  prints = data_files.fingerprint_data(context.section, context.workdir)
+  agreement.check_processes('data', prints)
+  path = context.directory / data_files.RECORD
+  if _has_begun(context.directory):
+    data_files.check_unchanged(path, prints, accept_changed)
+  hosts.barrier(f'{context.name} data')  # all have read the record
+  if hosts.is_first_process():
+    fingerprints.write_json(path, prints)
 
 
 def make_layout(config: Any, workdir: Path) -> Layout:
@@ -157,22 +237,23 @@ def run_stage(context: Context) -> None:
   seconds = time.monotonic() - started
   # The training loop writes done.json. Unlike the clock above, it includes the time before
   # an interruption.
-  trained = context.directory / 'done.json'
+  trained = context.directory / loop.DONE
   if trained.is_file():
-    seconds = json.loads(trained.read_text(encoding='utf-8'))['seconds']
-  training.write_on_first_process(
-    context.directory / 'finished.json',
-    json.dumps({'seconds': seconds}) + '\n',
-  )
+    seconds = fingerprints.read_json(trained)['seconds']
+  # Whoever reads the stage's model later reads this checkpoint or none.
+  weights = checkpoint.newest(context.directory / 'checkpoints')
+  if hosts.is_first_process():
+    fingerprints.write_json(
+      context.directory / model_sources.FINISHED,
+      {'seconds': seconds, 'checkpoint': weights},
+    )
   hosts.barrier(f'{context.name} finished')
 
 
 def finished_seconds(context: Context) -> float | None:
   """Returns the seconds that a stage took; None if it is not finished."""
-  path = context.directory / 'finished.json'
-  if not path.is_file():
-    return None
-  return json.loads(path.read_text(encoding='utf-8'))['seconds']
+  path = context.directory / model_sources.FINISHED
+  return fingerprints.read_json(path)['seconds'] if path.is_file() else None
 
 
 # The workdir.
@@ -184,12 +265,13 @@ def _write_date(workdir: Path) -> None:
   if not path.is_file():
     # Not what another run in this process began with.
     date = datetime.datetime.now().isoformat()
-    training.write_on_first_process(path, json.dumps({'date': date}) + '\n')
+    if hosts.is_first_process():
+      fingerprints.write_json(path, {'date': date})
 
 
 def _fix_date(workdir: Path) -> None:
   """Makes chat templates see the date at which the run began, on every process."""
-  started = json.loads((workdir / 'started.json').read_text(encoding='utf-8'))
+  started = fingerprints.read_json(workdir / 'started.json')
   chat_template.fix_date(datetime.datetime.fromisoformat(started['date']))
 
 
@@ -202,12 +284,19 @@ def claim_workdir(config: Any, workdir: Path) -> None:
 
   Raises:
     UserError: the workdir was begun with another config (the message names the first
-      differences), or it cannot be written.
+      differences), its config.json is gone or damaged, or it cannot be written.
   """
   path = workdir / 'config.json'
-  text = configs.as_json(config)
-  new = json.loads(text)
-  old = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+  new = json.loads(configs.as_json(config))
+  old: dict[str, Any] = {}
+  if path.is_file():
+    old = fingerprints.read_json(path, 'restore it, or give another --workdir')
+  elif (workdir / 'started.json').exists() or any(
+    _has_begun(workdir / name) for name in new['stages']
+  ):
+    raise UserError(
+      f'{path}: is gone, but a run has begun in this folder; restore it, or give another --workdir'
+    )
   begun = [name for name in old.get('stages', ()) if _has_begun(workdir / name)]
   if begun:
     _check_unchanged(old, new, begun, workdir)
@@ -217,8 +306,9 @@ def claim_workdir(config: Any, workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     if not begun:
       # A tokenizer may be left from another config.
-      (workdir / 'tokenizer' / 'ready.json').unlink(missing_ok=True)
-    training.write_on_first_process(path, text)
+      (workdir / 'tokenizer' / fingerprints.LIST).unlink(missing_ok=True)
+    if hosts.is_first_process():
+      fingerprints.write_json(path, new)
   except OSError as error:
     raise UserError(f'--workdir={workdir}: cannot write there: {error.strerror}') from None
 
@@ -263,7 +353,8 @@ def _check_unchanged(
 def open_tokenizer(config: Any, workdir: Path) -> Tokenizer:
   """Opens the tokenizer of the run: the workdir's, or a new one, which is saved in the workdir."""
   directory = workdir / 'tokenizer'
-  if (directory / 'ready.json').is_file():
+  if (directory / fingerprints.LIST).is_file():
+    fingerprints.check_folder(directory)
     return Tokenizer.load(directory)
   options = options_lib.from_section(TokenizerOptions, config.tokenizer)
   if options.init == 'train':
@@ -274,8 +365,8 @@ def open_tokenizer(config: Any, workdir: Path) -> Tokenizer:
     tokenizer = tokenizer.with_template(options.chat_template)
   if hosts.is_first_process():
     tokenizer.save(directory)
-  # Written last: without this file, the folder may be incomplete and is made again.
-  training.write_on_first_process(directory / 'ready.json', '{}\n')
+    # Written last: without the list, the folder may be incomplete and is made again.
+    fingerprints.record_files(directory)
   return tokenizer
 
 

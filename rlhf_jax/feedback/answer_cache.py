@@ -7,12 +7,13 @@ Each answer is one line of JSON, which is flushed to the disk as soon as the ans
 from collections.abc import Iterator
 import contextlib
 import dataclasses
-import fcntl
+import errno
 import json
 import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rlhf_jax import file_lock, fingerprints
 from rlhf_jax.errors import UserError
 
 # The fields of each row beside `key`; `calls` and `tokens` count towards a judge's limits.
@@ -29,8 +30,17 @@ class AnswerCache:
 
   def keep(self, row: dict[str, Any]) -> None:
     """Appends an answer to the file and flushes it to the disk; `row['key']` is its key."""
-    self.file.write(json.dumps(row).encode() + b'\n')
-    os.fsync(self.file.fileno())
+    sealed = {**row, fingerprints.KEY: fingerprints.of_value(row)}
+    size = os.fstat(self.file.fileno()).st_size
+    try:
+      line = json.dumps(sealed).encode() + b'\n'
+      if self.file.write(line) < len(line):  # the disk took a part of it
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+      os.fsync(self.file.fileno())
+    except OSError as error:
+      with contextlib.suppress(OSError):
+        self.file.truncate(size)  # no half row stays
+      raise UserError(f'{self.path}: cannot write: {error.strerror}') from None
     self.rows[row['key']] = row
 
   def total(self, field: str) -> int:
@@ -53,7 +63,7 @@ def open_cache(path: Path) -> Iterator[AnswerCache]:
     UserError: the file cannot be written, another process has it open, or one of its
       lines is not an answer.
   """
-  with _open_locked(path) as file:
+  with file_lock.open_locked(path, 'another process is using this cache') as file:
     file.seek(0)
     *lines, incomplete = file.read().split(b'\n')
     file.truncate(file.tell() - len(incomplete))
@@ -61,25 +71,24 @@ def open_cache(path: Path) -> Iterator[AnswerCache]:
     for number, line in enumerate(lines, start=1):
       try:
         row = json.loads(line)
+        _check_row(row)
         rows[row['key']] = {name: row[name] for name in _FIELDS}
-      except (ValueError, LookupError, TypeError):
+      except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         expected = "expected a judge's answer; remove the line to ask again"
         raise UserError(f'{path}:{number}: {expected}') from None
     yield AnswerCache(path, file, rows)
 
 
-def _open_locked(path: Path) -> BinaryIO:
-  """Opens a file for appending, unbuffered, and locks it until it is closed."""
-  file = None
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, 'a+b', buffering=0)
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError as error:
-    if file is not None:
-      file.close()
-    reason = error.strerror
-    if isinstance(error, BlockingIOError):
-      reason = 'another process is using this cache'
-    raise UserError(f'{path}: {reason}') from None
-  return file
+def _check_row(row: dict[str, Any]) -> None:
+  """Raises ValueError for a row that is no answer, or is not what was written."""
+  probability, text = row['probability'], row['text']
+  counts = (row['calls'], row['tokens'])
+  fits = isinstance(row['key'], str) and isinstance(text, str)
+  fits = fits and all(type(count) is int and count >= 0 for count in counts)
+  if probability is not None:
+    fits = fits and type(probability) in (int, float) and 0 <= probability <= 1
+  written = {name: value for name, value in row.items() if name != fingerprints.KEY}
+  # Earlier versions wrote none.
+  is_whole = row.get(fingerprints.KEY, '') in ('', fingerprints.of_value(written))
+  if not (fits and is_whole):
+    raise ValueError('not an answer')

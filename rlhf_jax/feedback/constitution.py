@@ -19,13 +19,15 @@ into one constitution.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any, TypeVar
+import zlib
 
 import numpy as np
 import yaml
 
-from rlhf_jax import json_lines
+from rlhf_jax import json_lines, plain_text
 from rlhf_jax.errors import UserError
 from rlhf_jax.files import open_text
 
@@ -125,19 +127,38 @@ def _read_file(file: str) -> Constitution:
       return _parse_json_lines([row for _, row in json_lines.read_values(path)], path)
     with open_text(path) as opened:
       text = opened.read()
-    content = json.loads(text) if path.suffix == '.json' else yaml.safe_load(text)
+    content = json.loads(text) if path.suffix == '.json' else _parse_yaml(text)
   except OSError as error:
     known = ', '.join(sorted(other.stem for other in SHIPPED.glob('*.yaml')))
     reason = error.strerror or error
     raise UserError(f'constitution {file!r}: {reason}; shipped ones: {known}') from None
   except UserError:  # a ValueError too, and already complete
     raise
-  except (ValueError, yaml.YAMLError) as error:
-    details = ' '.join(str(error).split())
+  except (ValueError, RecursionError, EOFError, zlib.error, yaml.YAMLError) as error:
+    details = plain_text.one_line(str(error), 300)
     raise UserError(f'constitution {path}: {details}') from None
+  if not isinstance(content, (dict, list)):
+    kind = type(content).__name__
+    raise UserError(f'constitution {path}: expected a key "principles", got {kind}')
   if isinstance(content, dict) and 'principles' in content:
     return _parse_own_layout(content, path)
   return _parse_published_layout(content, path)
+
+
+class _PlainLoader(yaml.SafeLoader):
+  """Reads YAML without aliases: a few lines of them can stand for billions of items."""
+
+  def compose_node(self, parent: Any, index: Any) -> Any:
+    """Composes the next node."""
+    if self.check_event(yaml.AliasEvent):
+      mark = self.peek_event().start_mark
+      raise yaml.YAMLError(f'line {mark.line + 1}: aliases (*name) are not read')
+    return super().compose_node(parent, index)
+
+
+def _parse_yaml(text: str) -> Any:
+  """Parses YAML of plain values."""
+  return yaml.load(text, _PlainLoader)
 
 
 # --- the project's own layout ---
@@ -151,18 +172,36 @@ def _parse_own_layout(content: Mapping[str, Any], path: Path) -> Constitution:
       expected = ', '.join(known)
       raise UserError(f'constitution {path}: unknown key {key!r}; expected {expected}')
   principles = []
-  for number, fields in enumerate(content['principles'], start=1):
+  for number, fields in enumerate(_list_of(content, 'principles', path), start=1):
     principles.append(_parse_principle(fields, f'{path}: principle {number}'))
   examples = []
-  for number, fields in enumerate(content.get('comparison_examples') or (), start=1):
+  for number, fields in enumerate(_list_of(content, 'comparison_examples', path), start=1):
     where = f'{path}: comparison example {number}'
     examples.append(_parse_record(Example, fields, where))
   return Constitution(
     principles=tuple(principles),
-    critique_examples=tuple(content.get('critique_examples') or ()),
+    critique_examples=_texts_of(content, 'critique_examples', path),
     comparison_examples=tuple(examples),
-    thought_examples=tuple(content.get('thought_examples') or ()),
+    thought_examples=_texts_of(content, 'thought_examples', path),
   )
+
+
+def _list_of(content: Mapping[str, Any], key: str, path: Path) -> list[Any]:
+  """Returns a list of a file; an empty one where the key is missing or null."""
+  value = content.get(key)
+  if value is None and key != 'principles':
+    return []
+  if not isinstance(value, list):
+    raise UserError(f'constitution {path}: {key}: expected a list, got {value!r:.40}')
+  return value
+
+
+def _texts_of(content: Mapping[str, Any], key: str, path: Path) -> tuple[str, ...]:
+  """Returns a list of texts of a file."""
+  for number, text in enumerate(_list_of(content, key, path), start=1):
+    if not isinstance(text, str):
+      raise UserError(f'constitution {path}: {key} {number}: expected a text, got {text!r:.40}')
+  return tuple(_list_of(content, key, path))
 
 
 def _parse_principle(fields: Any, where: str) -> Principle:
@@ -171,7 +210,7 @@ def _parse_principle(fields: Any, where: str) -> Principle:
   can_revise = principle.critique and principle.revision
   if not principle.choose and not can_revise:
     raise UserError(f'constitution {where}: expected critique and revision, or choose')
-  if not principle.weight > 0:  # NaN is refused too
+  if not 0 < principle.weight < math.inf:  # NaN is refused too
     weight = principle.weight
     raise UserError(f'constitution {where}: weight: expected more than 0, got {weight}')
   return principle
@@ -273,7 +312,7 @@ def _parse_json_lines(rows: Sequence[Mapping[str, Any]], path: Path) -> Constitu
     for row in rows:
       if row.get('kind') == 'comparison':
         principles.append(Principle(row['id'], choose=row['instruction']))
-  except (KeyError, IndexError, AttributeError) as error:
+  except (KeyError, IndexError, TypeError, AttributeError) as error:
     raise UserError(f'constitution {path}: {type(error).__name__}: {error}') from None
   return Constitution(
     principles=tuple(principles),

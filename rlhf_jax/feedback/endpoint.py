@@ -13,8 +13,10 @@ import functools
 import hashlib
 import json
 import logging
+import math
 from pathlib import Path
 import re
+import string
 from typing import Any
 
 import httpx
@@ -28,6 +30,7 @@ from rlhf_jax.feedback import (
   judging,
   verdicts,
 )
+from rlhf_jax.options import Count, Natural, NonNegative, Positive, Shares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,29 +46,36 @@ class EndpointOptions:
   )
   options: tuple = ('A', 'B')  # the names of the first and the second response
   ending: str = 'Answer with one letter, A or B, and nothing else.'  # after the template
-  thought: int = 0  # tokens of reasoning before the verdict; 0 = none
+  thought: Natural = 0  # tokens of reasoning before the verdict; 0 = none
   think: str = (  # replaces `ending` if thought > 0
     'Reason step by step, then write a last line that is "Answer: A" or "Answer: B".'
   )
-  clamp: tuple = (0.4, 0.6)  # if thought > 0, probabilities are clipped to this range
-  max_tokens: int = 16  # of a reply, in addition to `thought`
-  temperature: float = 0.0
+  clamp: Shares = (0.4, 0.6)  # if thought > 0, probabilities are clipped to this range
+  max_tokens: Count = 16  # of a reply, in addition to `thought`
+  temperature: NonNegative = 0.0
   # `top_logprobs` of the request; 0 = no log-probabilities: verdicts are read from the text.
-  logprobs: int = 20
+  logprobs: Natural = 20
   # Further fields of the request; a field that is None here is left out of the request.
   extra: dict = dataclasses.field(default_factory=dict)
-  concurrency: int = 8  # requests at the same time
-  timeout: float = 60.0  # seconds for a request
-  retries: int = 6  # of a request that fails, before the run stops
-  backoff: float = 1.0  # seconds before the first retry, doubled for each further one
-  longest_wait: float = 120.0  # seconds; the run stops if the server asks for a longer wait
-  max_calls: int = 0  # limit on the replies paid for, over all runs with this cache; 0 = none
+  concurrency: Count = 8  # requests at the same time
+  timeout: Positive = 60.0  # seconds for a request
+  retries: Natural = 6  # of a request that fails, before the run stops
+  backoff: NonNegative = 1.0  # seconds before the first retry, doubled for each further one
+  # Seconds; the run stops if the server asks for a longer wait
+  longest_wait: NonNegative = 120.0
+  # Limit on the replies paid for, over all runs with this cache; 0 = none
+  max_calls: Natural = 0
   # The same for tokens. Requests in flight when the limit is reached can exceed it.
-  max_total_tokens: int = 0
+  max_total_tokens: Natural = 0
+
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    return {} if self.thought else dict.fromkeys(('think', 'clamp'), 'thought is 0')
 
 
 _EXAMPLE_URL = 'http://localhost:8000/v1'
 _PATH = '/chat/completions'
+_PLACES = {'conversation', 'question', 'principle', 'first', 'second'}  # of a template
 # What `_read_reply` may raise where a reply is not a chat completion.
 _NOT_A_COMPLETION = (
   ValueError,
@@ -421,18 +431,49 @@ def _check_options(options: EndpointOptions) -> None:
   """Raises UserError where an option is invalid."""
   if not options.model:
     raise UserError("judge: expected a model, got ''")
-  are_words = all(re.fullmatch(r'\w+', option) for option in options.options)
+  are_words = all(
+    isinstance(option, str) and re.fullmatch(r'\w+', option) for option in options.options
+  )
   are_two = len(options.options) == len(set(options.options)) == 2
   if not are_two or not are_words:
     raise UserError(f'judge: expected two different words as options, got {options.options}')
-  if options.concurrency < 1:
-    raise UserError(f'judge: expected a concurrency of 1 or more, got {options.concurrency}')
-  if options.timeout <= 0:
+  for name, least in (('concurrency', 1), ('max_tokens', 1), ('thought', 0), ('logprobs', 0)):
+    if getattr(options, name) < least:
+      got = getattr(options, name)
+      raise UserError(f'judge: expected {name} from {least}, got {got}')
+  for name in ('retries', 'backoff', 'longest_wait', 'temperature'):
+    if not 0 <= getattr(options, name) < math.inf:  # NaN is refused too
+      raise UserError(f'judge: expected {name} from 0, got {getattr(options, name)}')
+  if not 0 < options.timeout < math.inf:
     raise UserError(f'judge: expected a timeout above 0, got {options.timeout}')
-  if len(options.clamp) != 2:
-    raise UserError(f'judge: expected two numbers to clamp to, got {options.clamp}')
+  _check_clamp(options.clamp)
+  _check_template(options.template)
   empty = judging.Comparison([dict(role='user', content='')], '', '')
   try:
     build_request(empty, options)
   except (LookupError, ValueError) as error:
     raise UserError(f'judge: template: {type(error).__name__}: {error}') from None
+
+
+def _check_clamp(clamp: Sequence[Any]) -> None:
+  """Raises UserError unless a range of probabilities is one."""
+  are_numbers = len(clamp) == 2 and all(type(value) in (int, float) for value in clamp)
+  if not are_numbers or not 0 <= clamp[0] <= clamp[1] <= 1:
+    raise UserError(f'judge: clamp: expected two probabilities in their order, got {clamp}')
+
+
+def _check_template(template: str) -> None:
+  """Raises UserError for a template without its places, or with more than names in them."""
+  try:
+    parts = list(string.Formatter().parse(template))
+  except ValueError as error:
+    raise UserError(f'judge: template: {error}') from None
+  names = {name for _, name, _, _ in parts if name is not None}
+  plain = all(not form and not conversion for _, _, form, conversion in parts)
+  asks = {'first', 'second'} <= names and names & {'conversation', 'question'}
+  if not plain or not asks or not names <= _PLACES:
+    known = ', '.join(f'{{{name}}}' for name in sorted(_PLACES))
+    raise UserError(
+      f'judge: template: expected {{first}}, {{second}} and {{conversation}} or {{question}}, of '
+      f'{known}, got {template!r:.80}'
+    )

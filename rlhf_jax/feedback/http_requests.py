@@ -18,9 +18,12 @@ from typing import Any
 
 import httpx
 
+from rlhf_jax import plain_text
 from rlhf_jax.errors import UserError
 
 _THIS_MACHINE = re.compile(r'localhost|127\.[\d.]+|::1|0\.0\.0\.0')
+LONGEST_BODY = 16 * 2**20  # bytes of a reply
+_LONGEST_HOST = 253  # characters of a host's name
 _KEY = re.compile(r'[!#-\[\]-~]*')  # printable ASCII that needs no escapes in JSON
 
 
@@ -54,11 +57,13 @@ def check_address(url: Any, message: str) -> str:
   Raises:
     UserError: the URL is invalid. The URL itself is not shown, as it may hold a secret.
   """
-  with contextlib.suppress(httpx.InvalidURL, TypeError):
+  with contextlib.suppress(httpx.InvalidURL, TypeError, ValueError):
     address = httpx.URL(url)
     # A user, a query or a fragment may hold a secret, which must not appear in logs.
     has_secrets = address.userinfo or address.query or address.fragment
-    if address.scheme in ('http', 'https') and address.host and not has_secrets:
+    host_fits = 0 < len(address.host) <= _LONGEST_HOST and '..' not in address.host
+    port_fits = address.port is None or 0 < address.port < 65536
+    if address.scheme in ('http', 'https') and host_fits and port_fits and not has_secrets:
       return str(address).rstrip('/')
   raise UserError(message)
 
@@ -113,18 +118,37 @@ async def post_json(
   """
   try:
     async with asyncio.timeout(timeout):
-      response = await client.post(address, content=json.dumps(request).encode())
+      content = json.dumps(request).encode()
+      async with client.stream('POST', address, content=content) as response:
+        body = await _read_body(response)
   except TimeoutError:
     return Reply(status=0, body=f'no answer in {timeout:g} s')
-  except (httpx.TransportError, httpx.DecodingError) as error:
-    return Reply(status=0, body=f'{type(error).__name__}: {error}'.strip(': '))
+  except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+    return Reply(status=0, body=plain_text.describe_error(error))
+  if body is None:
+    return Reply(status=0, body=f'its answer is longer than {LONGEST_BODY // 2**20} MiB')
   pause = _read_retry_after(response.headers.get('retry-after', ''))
-  return Reply(response.status_code, response.text, max(0.0, pause))
+  # JSON is UTF-8, whatever charset the server names.
+  return Reply(response.status_code, body.decode('utf-8', 'replace'), max(0.0, pause))
+
+
+async def _read_body(response: httpx.Response) -> bytes | None:
+  """Reads the body of a reply; None where it is too long.
+
+  It is decompressed piece by piece, so that a small body that stands for a large one costs no
+  memory.
+  """
+  body = bytearray()
+  async for piece in response.aiter_bytes():
+    body += piece
+    if len(body) > LONGEST_BODY:
+      return None
+  return bytes(body)
 
 
 def _read_retry_after(header: str) -> float:
   """Returns the seconds in a Retry-After header, which holds a number or a date."""
-  with contextlib.suppress(TypeError, ValueError):
+  with contextlib.suppress(TypeError, ValueError, ArithmeticError):
     if header[:1].isdigit():
       return float(header)
     return email.utils.parsedate_to_datetime(header).timestamp() - time.time()
@@ -158,4 +182,4 @@ def excerpt(body: str, key: str) -> str:
   with contextlib.suppress(ValueError, RecursionError):
     # Decoding undoes JSON escapes, behind which a key could be overlooked.
     body = json.dumps(json.loads(body), ensure_ascii=False)
-  return ' '.join(hide_key(body, key).split())[:200] or 'nothing'
+  return plain_text.one_line(hide_key(body, key))[:200] or 'nothing'

@@ -31,6 +31,7 @@ from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.models import heads
 from rlhf_jax.models.transformer import Model
+from rlhf_jax.options import Count, Natural, Numbers, Shares
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.types import Params, Prompts
@@ -49,12 +50,16 @@ class JudgeOptions:
   close: str = ')'  # follows the option in few-shot examples
   # Use the chat template: `template` is the user's message and `ending` begins the response.
   chat: bool = False
-  examples: int = 0  # how many of the constitution's examples are shown before the question
-  thought: int = 0  # tokens of a chain of thought before the ending; 0 = none
+  examples: Natural = 0  # how many of the constitution's examples are shown before the question
+  thought: Natural = 0  # tokens of a chain of thought before the ending; 0 = none
   think: str = "Let's think step by step:"  # begins the chain of thought
-  clamp: tuple = (0.4, 0.6)  # if thought > 0, probabilities are clipped to this range
-  batch_size: int = 32  # comparisons read at once, over all devices
-  max_length: int = 512  # tokens; a longer comparison gets no verdict
+  clamp: Shares = (0.4, 0.6)  # if thought > 0, probabilities are clipped to this range
+  batch_size: Count = 32  # comparisons read at once, over all devices
+  max_length: Count = 512  # tokens; a longer comparison gets no verdict
+
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    return {} if self.thought else dict.fromkeys(('think', 'clamp'), 'thought is 0')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +71,12 @@ class ScorerOptions:
   )
   ending: str = 'Rating: '  # the grade follows it directly
   options: tuple = ('1', '2', '3', '4', '5', '6', '7', '8', '9')  # texts of the grades
-  grades: tuple = (-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0)  # their values
+  # The value of each grade.
+  grades: Numbers = (-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0)
   # Use the chat template: `template` is the user's message and `ending` begins the response.
   chat: bool = False
-  batch_size: int = 32  # responses read at once, over all devices
-  max_length: int = 512  # tokens; a longer question gets the lowest grade
+  batch_size: Count = 32  # responses read at once, over all devices
+  max_length: Count = 512  # tokens; a longer question gets the lowest grade
 
 
 # Prompt lengths are rounded up to multiples of this, so that few programs are compiled.

@@ -13,6 +13,7 @@ import numpy as np
 
 from rlhf_jax.data.records import Ranking
 from rlhf_jax.errors import UserError
+from rlhf_jax.options import Natural, Share
 from rlhf_jax.text_table import format_rows
 
 
@@ -20,10 +21,17 @@ from rlhf_jax.text_table import format_rows
 class GateOptions:
   """The test that a judge must pass before it may label anything."""
 
-  records: int = 200  # comparisons labelled by people, which the judge is asked first; 0 = no test
-  consistency: float = 0.7  # minimum share of verdicts that stay when the order changes
-  agreement: float = 0.55  # minimum share of verdicts that agree with people
+  # Comparisons labelled by people, which the judge is asked first; 0 = no test.
+  records: Natural = 200
+  consistency: Share = 0.7  # minimum share of verdicts that stay when the order changes
+  agreement: Share = 0.55  # minimum share of verdicts that agree with people
   override: bool = False  # continue with a judge that fails the test
+
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    if self.records:
+      return {}
+    return dict.fromkeys(('consistency', 'agreement', 'override', 'data'), 'records is 0')
 
 
 _NORMAL_QUANTILE = 1.959964  # of 97.5%: a two-sided 95% interval

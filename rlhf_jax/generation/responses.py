@@ -14,6 +14,7 @@ import numpy as np
 import tqdm
 
 from rlhf_jax.data import batches, encode
+from rlhf_jax.errors import UserError
 from rlhf_jax.generation import sampler
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.models import heads
@@ -69,6 +70,9 @@ class Responder:
 
     Returns:
       The responses to all prompts, complete on every process.
+
+    Raises:
+      UserError: the model's logits are not finite.
     """
     texts: list[list[str]] = []
     columns: list[dict[str, np.ndarray]] = []
@@ -105,7 +109,15 @@ class Responder:
       columns['kl'] = self.measure_kl(params, reference, placed, samples)
     if self.score is not None:
       columns['scores'] = self.score(placed, samples)
-    tokens, mask, columns = hosts.to_host((samples.tokens, samples.mask, columns))
+    tokens, mask, logprobs, columns = hosts.to_host(
+      (samples.tokens, samples.mask, samples.logprobs, columns)
+    )
+    # From logits that are NaN the sampler still returns tokens, which would look like a response.
+    if not np.isfinite(logprobs).all():
+      raise UserError(
+        'responses: expected finite logits from the model, got NaN or infinite ones; '
+        'its parameters are damaged, or a computation in it overflowed'
+      )
     # the last batch is padded with rows that are not prompts
     is_prompt = np.repeat(hosts.to_host(placed.index) >= 0, self.num_samples)
     texts = [

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import heads, rope, transformer
 from rlhf_jax.models.transformer import Cache, Model
+from rlhf_jax.options import Count, Natural, NonNegative, PositiveShare
 from rlhf_jax.types import Params, Prompts, Samples, Sequences
 
 
@@ -27,10 +28,14 @@ from rlhf_jax.types import Params, Prompts, Samples, Sequences
 class SamplingOptions:
   """How tokens are chosen."""
 
-  max_new_tokens: int = 32  # R; a longer response is cut off, without an end token
-  temperature: float = 1.0  # 0 = greedy
-  top_k: int = 0  # choose among the k likeliest tokens; 0 = all
-  top_p: float = 1.0  # choose among the fewest tokens with this probability; 1 = all
+  max_new_tokens: Count = 32  # R; a longer response is cut off, without an end token
+  temperature: NonNegative = 1.0  # 0 = greedy
+  top_k: Natural = 0  # choose among the k likeliest tokens; 0 = all
+  top_p: PositiveShare = 1.0  # choose among the fewest tokens with this probability; 1 = all
+
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    return {} if self.temperature else dict.fromkeys(('top_k', 'top_p'), 'temperature is 0')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -389,7 +394,8 @@ def draw(
     done: [N] bool, rows that have ended.
 
   Returns:
-    (tokens [N] int32, PAD in ended rows; log-probabilities [N] float32, 0 there).
+    (tokens [N] int32, PAD in ended rows; log-probabilities [N] float32, 0 there). Where logits are
+    NaN, a token is returned too, but its log-probability is NaN: callers check that.
   """
   options = definition.options
   # greedy decoding reports the log-probabilities of temperature 1

@@ -1,28 +1,30 @@
-"""Chat templates, rendered by transformers' own renderer, and where in its text a response stands.
+"""Renders chat templates with transformers' own renderer, and locates responses in the text.
 
-What a template puts around a response depends on the conversation: on the role before it, on
-thinking in it, on the place of the turn. So the real conversation is rendered and the response
-found in it, by rendering it once more with a stand-in and comparing the two texts.
+What a template writes around a response depends on the conversation: on the role before it, on
+thinking in it, on the number of the turn. So the real conversation is rendered; where the response
+is in that text is found by rendering it once more with a stand-in and comparing the two texts.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import datetime
 import functools
+import importlib
 import os
 import re
 from typing import Any, NamedTuple
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.interop import template_limits
 
 Message = Mapping[str, Any]  # `role`, `content` and whatever else the template reads
 Messages = Sequence[Message]
 Tools = Sequence[Any] | None  # JSON schemas of functions
 
-# Private-use characters, of which those that a conversation does not hold stand for a response
-# or for a special token that people wrote.
+# Private-use characters. One that does not occur in a conversation can stand for a response in it,
+# or for a special token's string that a person wrote.
 STAND_INS = range(0xF0000, 0xFFFFE)
 
-_now: datetime.datetime | None = None  # of `strftime_now`, fixed at its first use
+_now: datetime.datetime | None = None  # what `strftime_now` formats; fixed at its first use
 
 
 def fix_date(now: datetime.datetime) -> None:
@@ -43,20 +45,20 @@ def current_date() -> datetime.datetime:
 
 
 class Frame(NamedTuple):
-  """What a template puts around a response in the plainest conversation."""
+  """What a template writes around a response in the plainest conversation."""
 
-  tail: str = ''  # the generation prompt, from the end of the question on
+  tail: str = ''  # what follows the question: the end of its turn and the generation prompt
   prefix: str = ''  # between the generation prompt and the response; ' ' after 'Assistant:'
   suffix: str = ''  # between the response and the mark that ends the turn
   end: str | None = None  # that mark, a special token; None where there is none
   rest: str = ''  # all that follows the response
-  problem: str = ''  # why the template cannot be used; '' where nothing is known against it
+  problem: str = ''  # why the template cannot be used; '' if no reason is known
 
 
 class Turn(NamedTuple):
   """Where a response stands in the text of a conversation.
 
-  `text[begin:end]` is the response with what the template puts around it, from the end of the
+  `text[begin:end]` is the response with what the template writes around it, from the end of the
   generation prompt to the end of the turn.
   """
 
@@ -67,10 +69,10 @@ class Turn(NamedTuple):
 
 
 class ChatTemplate:
-  """A template with the special tokens that it may name.
+  """A chat template with the special tokens that it may name.
 
   Attributes:
-    source: the Jinja source.
+    source: the template's Jinja source.
   """
 
   def __init__(self, source: str, variables: Mapping[str, str], marks: Iterable[str]):
@@ -78,12 +80,13 @@ class ChatTemplate:
 
     Args:
       source: the Jinja source.
-      variables: names of special tokens in the template, such as 'bos_token' → the token.
-      marks: the special tokens.
+      variables: the template's name of a special token, such as 'bos_token' → the token.
+      marks: all special tokens of the tokenizer.
     """
     self.source = source
     self._variables = dict(variables)
     self._marks = compile_pattern(marks)
+    self._over_limit = ''  # what was said when it used too much time or memory
 
   def render(
     self,
@@ -100,25 +103,32 @@ class ChatTemplate:
       add_generation_prompt: whether the assistant's turn is opened at the end.
 
     Raises:
-      UserError: the template is no Jinja, or refuses these messages.
+      UserError: the template is not valid Jinja, or refuses these messages.
     """
-    # keys that are null are dropped, which many templates print as 'None'
+    # Keys that are null are dropped: many templates would print them as 'None'.
     plain = [
       {key: value for key, value in message.items() if value is not None} for message in messages
     ]
+    if self._over_limit:  # seconds each time, for every conversation
+      raise UserError(self._over_limit)
     try:
-      render = _compile(self.source)
-      return render(plain, tools, add_generation_prompt=add_generation_prompt, **self._variables)
+      with template_limits.time_limit(template_limits.SECONDS):
+        render = _compile(self.source)
+        return render(plain, tools, add_generation_prompt=add_generation_prompt, **self._variables)
+    except template_limits.TemplateLimitError as error:
+      reason = str(error) or f'one conversation took more than {template_limits.SECONDS:.0f} s'
+      self._over_limit = f'chat template: {reason}'
+      raise UserError(self._over_limit) from None
     except Exception as error:  # whatever foreign code raises
       reason = ' '.join(str(error).split()) or type(error).__name__
       raise UserError(f'chat template: {reason}') from None
 
   @functools.cached_property
   def frame(self) -> Frame:
-    """What the template puts around a response to a single question.
+    """What the template writes around a response to a single question.
 
-    It says how a response that is sampled ends. Where the template refuses the question, one
-    with a system message before it is tried, and where it refuses that too nothing is known.
+    Its `end` is the token that ends a sampled response. If the template refuses the question, a
+    conversation with a system message is tried; if it refuses that too, the frame is empty.
     """
     question, answer = chr(STAND_INS[0]), chr(STAND_INS[1])
     ask = {'role': 'user', 'content': question}
@@ -151,7 +161,7 @@ class ChatTemplate:
     return self.render(messages, tools, add_generation_prompt=True)
 
   def last_turn(self, messages: Messages, tools: Tools = None) -> Turn:
-    """Renders a conversation that ends with a response, and finds that in it.
+    """Renders a conversation that ends with a response, and locates the response.
 
     Args:
       messages: the conversation; the assistant speaks last.
@@ -166,7 +176,7 @@ class ChatTemplate:
     whole = self.render(messages, tools)
     content = response.get('content') or ''
     frame = self.frame
-    # Mostly the template puts the same around every response, and the text proves it.
+    # Most templates write the same around every response; comparing the texts confirms it.
     if whole == prompt + frame.prefix + content + frame.rest and not response.get('tool_calls'):
       start, stop = len(prompt + frame.prefix), len(whole) - len(frame.rest)
     else:
@@ -179,15 +189,15 @@ class ChatTemplate:
     return Turn(whole[:stop] + closing, begin, stop + len(closing), False)
 
   def all_turns(self, messages: Messages, tools: Tools = None) -> list[Turn]:
-    """Finds every response of a conversation that ends with one.
+    """Locates every response of a conversation that ends with one.
 
     Args:
       messages: the conversation; the assistant speaks last.
       tools: functions that the model may call.
 
     Returns:
-      The turns of the assistant in their order, all in the same text. The end of a turn in the
-      middle is a target where the template marks it as it marks the last one's.
+      The assistant's turns in their order, all with the same `text`. A turn before the last
+      includes its end mark only if the template writes it there as it does for a last turn.
     """
     last = self.last_turn(messages, tools)
     whole = self.render(messages, tools)
@@ -211,14 +221,14 @@ class ChatTemplate:
     tools: Tools,
     alone: Turn,
   ) -> tuple[int, int, bool]:
-    """Finds a response that the template prints in another way when more follows.
+    """Locates a response that the template renders differently once more messages follow.
 
     Args:
       whole: the text of the whole conversation.
       messages: the conversation.
-      index: of the response.
+      index: the response's index in `messages`.
       tools: functions that the model may call.
-      alone: the same response where it is the last.
+      alone: its turn in the conversation that ends with it.
 
     Returns:
       (begin, end, whether the end is marked).
@@ -240,10 +250,10 @@ class ChatTemplate:
   def _find_content(
     self, whole: str, messages: Messages, index: int, tools: Tools
   ) -> tuple[int, int]:
-    """Finds the words of a message in a text, by rendering a stand-in in their place.
+    """Finds a message's content in a text, by rendering the text again with a stand-in for it.
 
     Returns:
-      (start, stop) of the words; of a message that only calls functions, a place in the call.
+      (start, stop) of the content; for a message with function calls, a place in the last call.
 
     Raises:
       UserError: the template does not print the message.
@@ -252,18 +262,18 @@ class ChatTemplate:
     message = messages[index]
     changed = {**message, 'content': stand_in}
     if message.get('tool_calls'):
-      # the words come before the calls; the turn ends behind the last of these
+      # The content comes before the calls; the turn ends after the last call.
       changed = {**message, 'tool_calls': _mark_last_call(message['tool_calls'], stand_in)}
     probe = self.render([*messages[:index], changed, *messages[index + 1 :]], tools)
     head, found, rest = probe.rpartition(stand_in)
     if not found:
-      what = 'calls of functions' if message.get('tool_calls') else 'a response'
+      what = 'function calls' if message.get('tool_calls') else 'a response'
       raise UserError(f'chat template: it does not print {what} (message {index + 1})')
     start = _common_prefix(whole, head)
     stop = len(whole) - _common_suffix(whole[start:], rest)
     content = message.get('content')
     if not message.get('tool_calls') and content:
-      # part of the words may be what the template itself writes there, such as '<think>'
+      # The content may begin with what the template itself writes there, such as '<think>'.
       verbatim = stop - len(content)
       if 0 <= verbatim < start and whole.startswith(content, verbatim):
         start = verbatim
@@ -282,7 +292,7 @@ class ChatTemplate:
     Args:
       whole: the text with the response.
       prompt: the text with the generation prompt.
-      start: where the words of the response begin at the latest.
+      start: where the response's content begins; the response begins there or before.
       before: the messages before the response.
       tools: functions that the model may call.
     """
@@ -292,14 +302,14 @@ class ChatTemplate:
     tail = prompt[len(closed) :] if prompt.startswith(closed) else ''
     common = _common_prefix(whole, prompt)
     if tail and common >= len(closed):
-      # The generation prompt decides what the response could choose, as an empty thinking block.
+      # The generation prompt fixes a choice of the response, such as an empty thinking block.
       return self._before_mark(whole, min(common, start))
-    # The response changes what stands before it: look for the generation prompt there.
+    # The response changes the text before it, so search that text for the generation prompt.
     place = whole.rfind(tail, 0, start) if tail else -1
     return start if place < 0 else place + len(tail)
 
   def _before_mark(self, text: str, place: int) -> int:
-    """Moves a place inside a special token to the token's beginning."""
+    """Returns the beginning of the special token that a place is inside of, else the place."""
     for mark in self._marks.finditer(text, max(0, place - 200)):
       if mark.start() >= place:
         break
@@ -310,18 +320,18 @@ class ChatTemplate:
   def _find_end(
     self, rest: str, tail: str, response: Message | None = None
   ) -> re.Match[str] | None:
-    """Finds the special token that ends a turn in what follows the response.
+    """Finds the special token that ends a turn, in the text after the response's content.
 
     Args:
-      rest: all that follows.
-      tail: the generation prompt, which some templates always write at the end.
-      response: the message; None while the frame is looked for.
+      rest: that text.
+      tail: what follows a question, which some templates also write after a response.
+      response: the response's message; None while `frame` itself is being determined.
     """
     if tail and rest.startswith(tail):
       return None
     if response is None or not response.get('tool_calls'):
       return self._marks.search(rest)
-    # Calls of functions may be written with special tokens, which do not end the turn.
+    # Function calls may contain special tokens, which do not end the turn.
     matches = list(self._marks.finditer(rest))
     for match in matches:
       if match.group() == self.frame.end:
@@ -330,7 +340,7 @@ class ChatTemplate:
 
 
 def compile_pattern(tokens: Iterable[str]) -> re.Pattern[str]:
-  """Compiles a pattern that finds special tokens, the longest where several begin."""
+  """Compiles a pattern that finds special tokens, the longest of those at the same place."""
   longest_first = sorted(tokens, key=len, reverse=True)
   if not longest_first:
     return re.compile('(?!)')  # finds nothing
@@ -339,7 +349,7 @@ def compile_pattern(tokens: Iterable[str]) -> re.Pattern[str]:
 
 
 def free_character(texts: Iterable[str], skip: int = 0) -> str:
-  """Returns a stand-in character that is in none of the texts; `skip` chooses another one."""
+  """Returns a stand-in that is in none of the texts, after skipping the first `skip` such."""
   used = set().union(*map(set, texts))
   free = (chr(code) for code in STAND_INS if chr(code) not in used)
   for _ in range(skip):
@@ -348,14 +358,17 @@ def free_character(texts: Iterable[str], skip: int = 0) -> str:
 
 
 def _closing_text(rest: str, tail: str) -> str:
-  """Returns what closes a turn without a special token: no blanks, no generation prompt."""
+  """Returns the text that closes a turn without a special token.
+
+  It has no white space at its end, and is empty if only `tail`, a generation prompt, follows.
+  """
   if tail and rest.startswith(tail):
     return ''
   return rest.rstrip()
 
 
 def _mark_last_call(calls: Sequence[Any], stand_in: str) -> list[Any]:
-  """Returns calls of functions with a stand-in behind the name of the last one."""
+  """Returns function calls in which a stand-in follows the name of the last one."""
   *earlier, last = calls
   if 'function' in last:
     function = {**last['function'], 'name': f'{last["function"].get("name")}{stand_in}'}
@@ -364,12 +377,12 @@ def _mark_last_call(calls: Sequence[Any], stand_in: str) -> list[Any]:
 
 
 def _common_prefix(first: str, second: str) -> int:
-  """Returns how many characters two texts have in common at the beginning."""
+  """Returns the length of the common prefix of two texts."""
   return len(os.path.commonprefix([first, second]))
 
 
 def _common_suffix(first: str, second: str) -> int:
-  """Returns how many characters two texts have in common at the end."""
+  """Returns the length of the common suffix of two texts."""
   return _common_prefix(first[::-1], second[::-1])
 
 
@@ -378,7 +391,7 @@ def _renderer() -> Any:
   """Imports the module of transformers that renders chat templates, which takes a second."""
   silent = 'TRANSFORMERS_NO_ADVISORY_WARNINGS'
   before = os.environ.get(silent)
-  os.environ[silent] = '1'  # it would say that PyTorch is missing, which nothing here needs
+  os.environ[silent] = '1'  # else it warns that PyTorch is missing, which is not needed here
   try:
     from transformers.utils import chat_template_utils
   finally:
@@ -390,25 +403,46 @@ def _renderer() -> Any:
 
 
 def _format_date(form: str) -> str:
-  """Is `strftime_now` of templates."""
+  """Formats the current date: the function `strftime_now` of templates."""
   return current_date().strftime(form)
 
 
 @functools.lru_cache(maxsize=16)
 def _compile(source: str) -> Callable[..., str]:
-  """Compiles a template with transformers' environment, in a sandbox: it is foreign code.
+  """Compiles a template in transformers' sandbox, as a template is code of unknown origin.
 
   Returns:
     (messages, tools, **variables) → text.
   """
   module = _renderer()
+  compiled = _compile_bounded(module, source)
 
   def render(messages: Messages, tools: Tools, **variables: Any) -> str:
     # The same object as the renderer uses, as what was compiled is kept.
-    module._compile_jinja_template(source).globals['strftime_now'] = _format_date
+    compiled.globals['strftime_now'] = _format_date
     texts, _ = module.render_jinja_template(
       [messages], tools=tools or None, documents=None, chat_template=source, **variables
     )
     return texts[0]
 
   return render
+
+
+def _compile_bounded(module: Any, source: str) -> Any:
+  """Compiles a template by transformers, in its sandbox with limits (template_limits.py).
+
+  Args:
+    module: of transformers; it keeps what was compiled, by the source.
+    source: the template.
+  """
+  sandbox: Any = importlib.import_module('jinja2.sandbox')
+  plain = sandbox.ImmutableSandboxedEnvironment
+  sandbox.ImmutableSandboxedEnvironment = template_limits.bounded_environment(plain)
+  module.ImmutableSandboxedEnvironment = sandbox.ImmutableSandboxedEnvironment
+  try:
+    compiled = module._compile_jinja_template(source)
+  finally:
+    sandbox.ImmutableSandboxedEnvironment = plain
+    module.ImmutableSandboxedEnvironment = plain
+  template_limits.bound_joins(compiled)
+  return compiled

@@ -28,7 +28,7 @@ GLOBAL = 'full_attention'
 FIELD_VALUES: dict[str, Allowed] = {  # field of ModelConfig → the values that its key may have
   'vocab_size': COUNT,
   'embed': COUNT,
-  'layers': COUNT,
+  'layers': whole_number(1, 10_000),  # lists are made of them
   'heads': COUNT,
   'kv_heads': or_null(COUNT),  # null: the number of heads
   'head_dim': COUNT,

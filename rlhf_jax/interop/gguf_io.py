@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax import plain_text
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import config_keys, families, hf_config
 from rlhf_jax.interop.assemble import assemble_parameters
@@ -116,7 +117,7 @@ VALUES: dict[str, Allowed] = {  # key of GGUF → the values that it may have
   'attention.sliding_window': whole_number(0),  # 0: no window
   'attn_logit_softcapping': POSITIVE,
   'final_logit_softcapping': POSITIVE,
-  'block_count': COUNT,
+  'block_count': whole_number(1, 10_000),  # lists are made of them
   'context_length': COUNT,
   'embedding_length': COUNT,
   'feed_forward_length': COUNT,
@@ -235,6 +236,10 @@ class _File:
     return values.astype(jnp.bfloat16).astype(np.float32)
 
 
+# What the reader of the package gguf raises for a damaged file.
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError)
+
+
 def _open_file(path: Path) -> _File:
   """Opens a file and reads its metadata."""
   try:
@@ -245,13 +250,15 @@ def _open_file(path: Path) -> _File:
     ) from None
   try:
     reader = gguf.GGUFReader(path)
+    metadata = {name: field.contents() for name, field in reader.fields.items()}
   except FileNotFoundError:
     raise UserError(f'{path}: not found') from None
-  except (ValueError, IndexError) as error:
-    raise UserError(f'{path}: not a whole GGUF file ({error})') from None
+  except _DAMAGE as error:
+    details = plain_text.describe_error(error, 160)
+    raise UserError(f'{path}: not a whole GGUF file ({details})') from None
   return _File(
     path=path,
-    metadata={name: field.contents() for name, field in reader.fields.items()},
+    metadata=metadata,
     tensors={tensor.name: tensor for tensor in reader.tensors},
   )
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax import files
+from rlhf_jax import files, fingerprints
 from rlhf_jax.errors import UserError
 
 
@@ -12,8 +12,10 @@ def read_json(path: Path) -> dict:
   """Reads a JSON file that holds one object.
 
   Raises:
-    UserError: there is no such file, it cannot be read, or it does not hold a JSON object.
+    UserError: there is no such file, it cannot be read, it does not hold a JSON object, or is no
+      longer what a run has written.
   """
+  fingerprints.check_file(path)
   try:
     # utf-8-sig: some editors begin files with a byte-order mark
     values = json.loads(path.read_text('utf-8-sig'))

@@ -26,9 +26,9 @@ class Allowed:
   accepts: Callable[[Any], bool]
 
 
-def whole_number(least: int) -> Allowed:
-  """Allows whole numbers that are at least `least`; true and false are not numbers."""
-  return Allowed(f'a whole number from {least}', functools.partial(_is_whole, least))
+def whole_number(least: int, most: int = 2**31 - 1) -> Allowed:
+  """Allows whole numbers from `least` to `most`; true and false are not numbers."""
+  return Allowed(f'a whole number from {least}', functools.partial(_is_whole, least, most))
 
 
 def one_of(*choices: str) -> Allowed:
@@ -46,8 +46,8 @@ def list_of(allowed: Allowed) -> Allowed:
   return Allowed(f'a list of {allowed.description}', functools.partial(_is_list_of, allowed))
 
 
-def _is_whole(least: int, value: Any) -> bool:
-  return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _is_whole(least: int, most: int, value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def _is_number(value: Any) -> bool:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from rlhf_jax import files
+from rlhf_jax import files, fingerprints
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import families, pretrained, safetensors_io
 from rlhf_jax.interop.json_files import read_json, write_json
@@ -130,6 +130,9 @@ def base_model_of(directory: str | Path) -> str:
   if not name:
     raise UserError(f'{path}: expected a base_model_name_or_path, got {name!r}')
   check_keys(adapter_config, KNOWN_KEYS, str(path))
+  for key in ('r', 'lora_alpha', 'target_modules'):
+    if adapter_config.get(key) is None:
+      raise UserError(f'{path}: the key {key!r} is missing')
   for candidate in (Path(name), Path(directory) / name):
     if candidate.exists():
       return str(candidate)
@@ -237,6 +240,7 @@ def save_adapters(
     if tokenizer:
       tokenizer.save(folder)
     safetensors.numpy.save_file(tensors, folder / WEIGHTS, metadata=metadata)
+    fingerprints.record_files(folder)
 
 
 # The place of a matrix's adapters in a file.

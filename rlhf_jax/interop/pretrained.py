@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import files, hub
+from rlhf_jax import files, fingerprints, hub
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import families, hf_config
 from rlhf_jax.interop.assemble import assemble_parameters
@@ -29,7 +29,8 @@ from rlhf_jax.interop.gguf_io import find_smollm2, LoadParameters, open_gguf
 from rlhf_jax.interop.json_files import read_json, write_json
 from rlhf_jax.interop.safetensors_io import Entry, open_weights, write_weights
 from rlhf_jax.interop.tensors import Tensor
-from rlhf_jax.interop.tokenizer import GENERATION, Tokenizer
+from rlhf_jax.interop.tokenizer import Tokenizer
+from rlhf_jax.interop.tokenizer_files import GENERATION
 from rlhf_jax.models.model_config import ModelConfig
 from rlhf_jax.runtime import hosts
 from rlhf_jax.types import Params
@@ -44,6 +45,7 @@ EXPORTED = re.compile(  # the files of an export, which a new export may replace
   r'|chat_template\.jinja'
   r'|model(-\d{5}-of-\d{5})?\.safetensors'
   r'|model\.safetensors\.index\.json'
+  r'|fingerprints\.json'
 )
 
 
@@ -213,6 +215,8 @@ def export_model(
       if card:
         files.write_text(folder / 'README.md', card)
     write_weights(folder, entries, shard_bytes, writes)
+    if writes:
+      fingerprints.record_files(folder)
 
 
 def _fold_bias(params: Params) -> tuple[Params, float]:

@@ -12,6 +12,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from rlhf_jax import fingerprints
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop.json_files import read_json, write_json
 from rlhf_jax.interop.tensors import Fetch, Slices
@@ -62,6 +63,7 @@ def open_safetensors(path: Path) -> Any:
   Raises:
     UserError: the file is missing or damaged.
   """
+  fingerprints.check_file(path)
   try:
     return safetensors.safe_open(path, 'numpy')
   except FileNotFoundError:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import copy
 import functools
 import itertools
-import json
 from pathlib import Path
 import re
 from typing import Any, NamedTuple
@@ -18,44 +17,22 @@ import tokenizers
 
 from rlhf_jax import files
 from rlhf_jax.errors import UserError
-from rlhf_jax.interop import chat_template, literal_text
+from rlhf_jax.interop import chat_template, literal_text, tokenizer_files
 from rlhf_jax.interop.chat_template import compile_pattern
 from rlhf_jax.interop.gguf_tokenizer import read_gguf_tokenizer
-from rlhf_jax.interop.json_files import read_json, write_json
-from rlhf_jax.interop.known_keys import check_keys, KnownKeys, show, whole_number
+from rlhf_jax.interop.json_files import write_json
 
-ROLES = ('eos', 'bos', 'pad', 'unk')  # of special tokens, as transformers calls them
-
-# Files of a Hugging Face directory.
-TOKENIZER = 'tokenizer.json'
-CONFIG = 'tokenizer_config.json'
-OLD_CONFIG = 'special_tokens_map.json'  # some roles stand only there
-TEMPLATE = 'chat_template.jinja'
-GENERATION = 'generation_config.json'
-MODEL_CONFIG = 'config.json'
-
-# tokenizer_config.json has many more keys. Where there is a tokenizer.json that says how a text is
-# split, for transformers too, which then passes over keys such as `add_bos_token`.
-KNOWN_KEYS = KnownKeys(
-  only={'split_special_tokens': (False, None), 'fix_mistral_regex': (False, None)},
-  ignored=('chat_template', 'extra_special_tokens', *(role + '_token' for role in ROLES)),
-  refuse_others=False,
-)
-
-# The classes of transformers that take tokenizer.json as it is; others set the blank before a text.
-PLAIN_CLASSES = ('PreTrainedTokenizerFast', 'TokenizersBackend')
-
-# What the marks of turns look like; '<think>' and '<tool_call>' are none of them.
+# Matches marks of turns, such as '<|im_end|>', and not '<think>' or '<tool_call>'.
 TURN_MARK = re.compile(r'<\|.+\|>|<｜.+｜>|\[/?[A-Z_]+\]|<(start|end)_of_turn>')
 
-# Conversations that a response is tried on where no real one is at hand; some templates want a
-# system message.
+# Conversations for `response`, which has none of its own; the second is for templates that demand
+# a system message.
 PLAIN_QUESTIONS = (
   [{'role': 'user', 'content': 'a'}],
   [{'role': 'system', 'content': 'a'}, {'role': 'user', 'content': 'a'}],
 )
 
-LEADS = ('a', '.', ':', '\n')  # what may stand before a text that begins in the middle
+LEADS = ('a', '.', ':', '\n')  # texts put before one that begins in the middle of another
 PROBES = 'aeiou0123456789'  # single characters that nearly every vocabulary has
 
 
@@ -63,21 +40,21 @@ class Exchange(NamedTuple):
   """A prompt and a response to it as token ids, [P] and [R]."""
 
   prompt: list[int]
-  response: list[int]  # with what the template puts around it, up to the end of the turn
+  response: list[int]  # with all that the template writes around it, up to the end of its turn
 
 
 class Tokenizer:
   """Text ↔ ids, and the chat template.
 
-  A template is rendered for the first time when a conversation is encoded, or one of `eos_id`,
-  `pad_id` is asked for. So a directory whose template cannot be used opens for bare texts.
+  The template is rendered for the first time when a conversation is encoded, or when `eos_id` or
+  `pad_id` is read. So a directory whose template does not work can still encode bare texts.
 
   Attributes:
     core: the `tokenizers.Tokenizer`.
     template: the Jinja chat template, or None.
-    vocab_size: how many tokens there are; the greatest id may be greater.
-    end_ids: of the ends of sequence that the model's files list; () where they list none.
-    bos_id: beginning of sequence, or None.
+    vocab_size: how many tokens there are; where ids are skipped, the highest id is above it.
+    end_ids: the end-of-sequence ids that the model's files list; () where they list none.
+    bos_id: the id of the beginning-of-sequence token, or None.
   """
 
   def __init__(
@@ -95,15 +72,14 @@ class Tokenizer:
     """Makes a tokenizer; the core is copied.
 
     Args:
-      core: of the tokenizers library.
-      template: Jinja source.
-      eos: text of the special token with this role.
-      bos: likewise.
-      pad: likewise.
-      unk: likewise.
-      more: names of further special tokens, such as 'cls_token', as templates may use them →
-        their texts.
-      end_ids: what the model's files call ends of sequence, beside `eos`.
+      core: a tokenizer of the library `tokenizers`.
+      template: the chat template, in Jinja.
+      eos: the text of the end-of-sequence token.
+      bos: the text of the beginning-of-sequence token.
+      pad: the text of the padding token.
+      unk: the text of the token for unknown characters.
+      more: further special tokens that templates may use: name, such as 'cls_token' → text.
+      end_ids: end-of-sequence ids that the model's files list beside that of `eos`.
 
     Raises:
       UserError: a special token is not in the vocabulary, or there is no end of sequence.
@@ -120,12 +96,12 @@ class Tokenizer:
     self._literal = literal_text.LiteralEncoder(self.core, self._special_ids)
     self._chat = None
     if template is not None:
-      variables = {**self._more, **_role_keys(self._roles)}
+      variables = {**self._more, **tokenizer_files.role_keys(self._roles)}
       defined = {name: token for name, token in variables.items() if token is not None}
       self._chat = chat_template.ChatTemplate(template, defined, self._special_ids)
     elif eos is None:
       raise UserError('tokenizer: expected an end-of-sequence token')
-    # Asks the core: files say it in several ways.
+    # Tried on the core, as files have several ways to say whether it adds one.
     self._adds_bos = bos is not None and self.core.encode('').ids[:1] == [self.bos_id]
 
   @classmethod
@@ -135,21 +111,13 @@ class Tokenizer:
     Raises:
       UserError: there is no readable tokenizer.json, or as the constructor.
     """
-    directory = Path(directory)
-    core = _read_core(directory / TOKENIZER)
-    config = _read_config(directory)
-    _check_splitting(core, config, directory / CONFIG)
-    _add_stated_tokens(core, config, directory / CONFIG)
-    eos, bos, pad, unk = (_token_text(config.get(role + '_token')) for role in ROLES)
+    parts = tokenizer_files.read_tokenizer_files(Path(directory))
     return cls(
-      core,
-      _read_template(directory, config),
-      eos=eos,
-      bos=bos,
-      pad=pad,
-      unk=unk,
-      more=_further_tokens(config),
-      end_ids=_read_end_ids(directory),
+      parts.core,
+      parts.template,
+      more=parts.further_tokens,
+      end_ids=parts.end_ids,
+      **parts.roles,
     )
 
   @classmethod
@@ -165,16 +133,7 @@ class Tokenizer:
     parts = read_gguf_tokenizer(metadata)
     if parts is None:
       return None
-    eos, bos, pad, unk = (parts.roles[role] for role in ROLES)
-    return cls(
-      parts.core,
-      parts.template,
-      eos=eos,
-      bos=bos,
-      pad=pad,
-      unk=unk,
-      end_ids=parts.end_ids,
-    )
+    return cls(parts.core, parts.template, more={}, end_ids=parts.end_ids, **parts.roles)
 
   def with_template(self, template: str) -> 'Tokenizer':
     """Returns a tokenizer with the same vocabulary and another chat template, in Jinja."""
@@ -187,8 +146,8 @@ class Tokenizer:
   def save(self, directory: str | Path) -> None:
     """Writes the files that transformers reads.
 
-    These are tokenizer.json, tokenizer_config.json, where there is a template
-    chat_template.jinja, and where a response has several ends generation_config.json.
+    These are tokenizer.json and tokenizer_config.json; also chat_template.jinja if there is a
+    template, and generation_config.json if several tokens can end a response.
     """
     directory = Path(directory)
     roles = {**self._roles, 'eos': self._roles['eos'] or self._end, 'pad': self._padding}
@@ -196,14 +155,14 @@ class Tokenizer:
       'tokenizer_class': 'PreTrainedTokenizerFast',
       'clean_up_tokenization_spaces': False,
       **self._more,
-      **_role_keys(roles),
+      **tokenizer_files.role_keys(roles),
     }
-    files.write_text(directory / TOKENIZER, self.core.to_str())
-    write_json(directory / CONFIG, config, ensure_ascii=False)
+    files.write_text(directory / tokenizer_files.TOKENIZER, self.core.to_str())
+    write_json(directory / tokenizer_files.CONFIG, config, ensure_ascii=False)
     if len(self.stop_ids) > 1:
-      write_json(directory / GENERATION, self.id_keys())
+      write_json(directory / tokenizer_files.GENERATION, self.id_keys())
     if self.template is not None:
-      files.write_text(directory / TEMPLATE, self.template)
+      files.write_text(directory / tokenizer_files.TEMPLATE, self.template)
 
   def id_keys(self) -> dict[str, Any]:
     """Returns the special ids by the keys of config.json and generation_config.json."""
@@ -218,16 +177,16 @@ class Tokenizer:
 
   @functools.cached_property
   def eos_id(self) -> int:
-    """End of turn, with which a response ends.
+    """The id of the token that ends a response.
 
-    It is the special token that the template puts behind a response, else the tokenizer's end
-    of sequence.
+    It is the special token that the template writes after a response. If the template writes
+    none, it is the tokenizer's end-of-sequence token.
     """
     return _token_id(self.core, self._end)
 
   @property
   def stop_ids(self) -> tuple[int, ...]:
-    """All ids with any of which a response ends: those of the model's files, and `eos_id`."""
+    """All ids that end a response: those that the model's files list, and `eos_id`."""
     if self.eos_id in self.end_ids:
       return self.end_ids
     return (self.eos_id, *self.end_ids)
@@ -239,13 +198,13 @@ class Tokenizer:
     return {token_id: token for token, token_id in vocabulary.items()}
 
   def empty_ids(self, vocab_size: int) -> tuple[tuple[int, int], ...]:
-    """Finds the ids of a model that stand for no token.
+    """Finds the ids of a model's vocabulary that stand for no token.
 
     Args:
-      vocab_size: of the model, which may be padded beyond the tokenizer's.
+      vocab_size: the model's vocabulary size, which may be padded beyond the tokenizer's.
 
     Returns:
-      Ranges (first id, first id behind it), ascending.
+      Half-open ranges (first id, end), ascending.
     """
     ranges = []
     known = sorted(token_id for token_id in self.tokens if token_id < vocab_size)
@@ -255,9 +214,9 @@ class Tokenizer:
     return tuple(ranges)
 
   def find_difference(self, other: 'Tokenizer') -> int | None:
-    """Finds the first id that stands for another token in another tokenizer.
+    """Finds the first id that stands for different tokens here and in another tokenizer.
 
-    Ids that only one of them has are no difference: vocabularies get more tokens at their end.
+    Ids that only one of them has do not count: vocabularies are often extended at the end.
     """
     common = self.tokens.keys() & other.tokens.keys()
     different = [i for i in common if self.tokens[i] != other.tokens[i]]
@@ -265,11 +224,11 @@ class Tokenizer:
 
   @functools.cached_property
   def pad_id(self) -> int:
-    """What fills places that masks hide; never eos_id.
+    """The id that fills masked places; never eos_id.
 
-    Where the files name none (or name eos), it is the last special token that neither the
-    template nor the other roles use; SmolLM2's is `<empty_output>`, 16. Where none is left, as
-    in GPT-2, it is any other id, which the files that are written then do not name.
+    Where the files name no padding token, or name eos, it is the last special token that neither
+    the template nor another role uses; SmolLM2's is `<empty_output>`, 16. Where no special token
+    is free, as in GPT-2, it is an ordinary id, and `save` names no padding token.
     """
     if self._padding is None:
       return 1 if self.eos_id == 0 else 0
@@ -277,13 +236,13 @@ class Tokenizer:
 
   @property
   def response_prefix(self) -> str:
-    """What the template puts between the generation prompt and a response, as ' ' after 'A:'."""
+    """What the template writes between generation prompt and response, such as ' ' after 'A:'."""
     return self._frame.prefix
 
   # Encoding.
 
   def encode(self, text: str) -> list[int]:
-    """Encodes a text and adds nothing; special-token strings are characters like any other."""
+    """Encodes a text and adds nothing; a special token's string in it is ordinary text."""
     written = {token for token in self._pattern.findall(text)}
     strings = [text, *written]
     hidden = {}
@@ -296,7 +255,7 @@ class Tokenizer:
   def text(self, text: str) -> list[int]:
     """Encodes a text that stands alone.
 
-    A beginning of sequence comes before it where the tokenizer adds one.
+    It begins with the beginning-of-sequence token if the tokenizer adds one.
     """
     begin = [self.bos_id] if self.bos_id is not None and self._adds_bos else []
     return begin + self.encode(text)
@@ -308,8 +267,8 @@ class Tokenizer:
   ) -> list[int]:
     """Encodes a conversation up to where the assistant's response begins.
 
-    The ids are those of what the template writes and no more: a beginning of sequence is there
-    where the template writes it, as in transformers.
+    Nothing is added to what the template writes: the beginning-of-sequence token is there only
+    if the template writes it, as in transformers.
 
     Args:
       messages: with `role` and `content`, and whatever else the template reads.
@@ -335,15 +294,15 @@ class Tokenizer:
   ) -> Exchange:
     """Encodes a conversation and a response to it.
 
-    Decoded, prompt and response are what the template makes of the whole conversation, up to
-    the end of the response's turn. Where the template marks no end, the end of sequence is
-    added. The prompt is `prompt(messages)`, unless the template prints the conversation in
-    another way when a response follows.
+    Prompt and response together are the rendered conversation up to the end of the response's
+    turn. If the template does not mark the end of a turn, the end-of-sequence token is added.
+    The prompt equals `prompt(messages)`, unless the template renders the conversation
+    differently once a response follows.
 
     Args:
       messages: the conversation.
-      response: its text, or a message of the assistant with more than a text, such as calls of
-        functions.
+      response: its text, or a message of the assistant with more than text, such as function
+        calls.
       tools: JSON schemas of functions that the model may call.
 
     Raises:
@@ -369,8 +328,8 @@ class Tokenizer:
       tools: JSON schemas of functions that the model may call.
 
     Returns:
-      (ids [T], for each of them the number of the assistant's message that it belongs to, from
-      1, or 0 where it belongs to none [T]).
+      (ids [T], owners [T]). An owner is the number, from 1, of the assistant's message to which
+      the token belongs; 0 for tokens that the assistant did not write.
 
     Raises:
       UserError: as `exchange`.
@@ -381,7 +340,7 @@ class Tokenizer:
     cuts = [place for turn in turns for place in (turn.begin, turn.end)]
     ids: list[int] = []
     owners: list[int] = []
-    # Texts between turns and turns alternate; behind the last one nothing is left.
+    # Parts alternate: text before a turn, that turn, and so on. The last part is the last turn.
     for number, part in enumerate(self._encode_parts(turns[-1].text, cuts[:-1], shown.hidden)):
       ids += part
       owners += [(number + 1) // 2 if number % 2 else 0] * len(part)
@@ -406,10 +365,10 @@ class Tokenizer:
     return prompt + words
 
   def response(self, text: str) -> list[int]:
-    """Encodes a response to a plain question, with what ends its turn.
+    """Encodes a response to a plain question, with the token that ends its turn.
 
-    What the template puts around a response may depend on the conversation: `exchange` encodes
-    both.
+    What the template writes around a response may depend on the conversation; `exchange` encodes
+    a response in its own conversation.
     """
     if self._chat is None:
       return self.encode(text) + [self.eos_id]
@@ -422,9 +381,9 @@ class Tokenizer:
     raise AssertionError('there is always a question')
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Decodes a response's ids [R]: up to the end of turn, without special tokens.
+    """Decodes a response's ids [R] up to the end of its turn, without special tokens.
 
-    What the template puts around a response is taken away too.
+    Text that the template writes around every response is removed too.
     """
     ids = [int(i) for i in ids]
     ends = [place for place, token_id in enumerate(ids) if token_id in self.stop_ids]
@@ -436,7 +395,7 @@ class Tokenizer:
     text = text.removeprefix(prefix)
     return text.removesuffix(suffix) if ended else text
 
-  # How it is done.
+  # Private parts.
 
   @property
   def _frame(self) -> chat_template.Frame:
@@ -466,7 +425,7 @@ class Tokenizer:
     )
 
   def _open_template(self) -> chat_template.ChatTemplate:
-    """Returns the template, which must be there."""
+    """Returns the template; raises UserError if there is none."""
     if self._chat is None:
       raise UserError('tokenizer: no chat template')
     return self._chat
@@ -481,14 +440,14 @@ class Tokenizer:
   def _encode(
     self, text: str, hidden: Mapping[str, str]
   ) -> tuple[tokenizers.Encoding, Callable[[str], str]]:
-    """Encodes rendered text, in which special tokens are marks and the hidden ones are not.
+    """Encodes rendered text: the template's special tokens as such, those of people as text.
 
     Args:
-      text: with stand-ins.
-      hidden: stand-in → the special token that people wrote.
+      text: rendered, with a stand-in wherever a person wrote a special token's string.
+      hidden: stand-in → the string that it stands for.
 
     Returns:
-      (the encoding, what gives for a part of the text the part that was encoded).
+      (the encoding, a function from a part of `text` to the characters encoded for it).
     """
     text = _repair(text)
     if not hidden:
@@ -502,24 +461,24 @@ class Tokenizer:
 
   @functools.cached_property
   def _mark_ids(self) -> frozenset[int]:
-    """The ids of special tokens, without that of unknown characters, which stands in any text."""
+    """The ids of special tokens except `unk`, which ordinary text can contain."""
     unk = self._roles['unk']
     return frozenset(i for token, i in self._special_ids.items() if token != unk)
 
   def _encode_parts(
     self, text: str, cuts: Sequence[int], hidden: Mapping[str, str]
   ) -> list[list[int]]:
-    """Encodes a text in parts, so that no token stands on both sides of a cut.
+    """Encodes a text in parts, so that no token lies across a cut.
 
-    The prompt of a response is encoded as it is when a model responds to it.
+    The ids before the first cut are those that a model gets as its prompt.
 
     Args:
       text: rendered, with stand-ins.
-      cuts: places in it, ascending.
+      cuts: offsets in the text, ascending.
       hidden: stand-in → special token.
 
     Returns:
-      One list of ids more than there are cuts.
+      The ids of each part; there is one part more than there are cuts.
     """
     whole, rewrite = self._encode(text, hidden)
     heads = [self._encode_head(text[:cut], hidden) for cut in cuts]
@@ -536,7 +495,7 @@ class Tokenizer:
     return parts
 
   def _encode_head(self, text: str, hidden: Mapping[str, str]) -> list[int]:
-    """Encodes a prompt; K responses to it follow one another, so the last one is kept."""
+    """Encodes a prompt. The last one is cached, as its K responses are encoded in a row."""
     if self._last_head[:2] != (text, hidden):
       self._last_head = (text, dict(hidden), self._encode(text, hidden)[0].ids)
     return self._last_head[2]
@@ -546,19 +505,20 @@ class Tokenizer:
   def _continue(
     self, before: list[int], text_before: str, text: str, hidden: Mapping[str, str]
   ) -> list[int] | None:
-    """Encodes a text that stands behind others, of which the ids are fixed.
+    """Encodes a text that continues another one, whose ids are already fixed.
 
-    Some tokenizers treat the beginning of a text differently, as SentencePiece does, which puts
-    a blank there. So a few characters are tried before it, and what decodes right is taken.
+    Some tokenizers treat the beginning of a text differently: SentencePiece puts a space there.
+    So the text is encoded after each of a few short leads, and the first result that decodes to
+    the right text is taken.
 
     Args:
       before: the ids of `text_before`.
-      text_before: all that stands before.
-      text: what follows.
+      text_before: the text before it.
+      text: the continuation.
       hidden: stand-in → special token.
 
     Returns:
-      The ids of `text`; None where none are found.
+      The ids of `text`; None if no lead gives ids that decode to it.
     """
     wanted = self._decode_all(self._encode(text_before + text, hidden)[0].ids)
     for lead in ('', *LEADS):
@@ -576,9 +536,9 @@ class Tokenizer:
     return self.core.decode(ids, skip_special_tokens=False)
 
   def _decode_words(self, ids: list[int]) -> str:
-    """Decodes ids of the middle of a text, without special tokens.
+    """Decodes ids from the middle of a text, without special tokens.
 
-    Some decoders take a blank from the beginning of a text: something else stands there.
+    Some decoders drop a space at the beginning of a text, so a lead is decoded before them.
     """
     lead, text = self._lead
     decoded = self.core.decode(lead + ids, skip_special_tokens=True)
@@ -588,7 +548,7 @@ class Tokenizer:
 
   @functools.cached_property
   def _lead(self) -> tuple[list[int], str]:
-    """Ids that may stand before others when these are decoded, and their text."""
+    """The ids and text of a lead that decodes to itself, to put before other ids."""
     for lead in LEADS:
       ids = self._encode(lead, {})[0].ids
       text = self.core.decode(ids, skip_special_tokens=True)
@@ -598,7 +558,7 @@ class Tokenizer:
 
   @functools.cached_property
   def _decoded_frame(self) -> tuple[str, str]:
-    """What stands before and behind the words of a response when it is decoded."""
+    """What decoding gives before and after the words of a response: (prefix, suffix)."""
     frame = self._frame
     letter = next(letter for letter in PROBES if letter not in frame.prefix)
     try:
@@ -619,9 +579,9 @@ def _prepare_core(
   roles: Mapping[str, str | None],
   template: str,
 ) -> tokenizers.Tokenizer:
-  """Returns a copy of the core that cuts and pads nothing and knows which tokens are special.
+  """Returns a copy of the core that neither truncates nor pads, and knows the special tokens.
 
-  These are bos, eos and pad, and the marks of turns in the template, which people often add to a
+  Made special are bos, eos and pad, and the template's turn marks, which are often added to a
   vocabulary as ordinary tokens.
   """
   core = copy.deepcopy(core)
@@ -664,141 +624,11 @@ def _choose_padding(
   used: Sequence[str | None],
   unk: str | None,
 ) -> str | None:
-  """Returns the last special token without another use, else unk, else None."""
+  """Returns the last special token without another use, or else unk; None if unk is used too."""
   free = [token for token in special_tokens if token not in (*used, unk) and token not in template]
   if free:
     return free[-1]
   return None if unk in used else unk
-
-
-def _token_text(token: str | Mapping[str, Any] | None) -> str | None:
-  """Returns the text of a token in tokenizer_config.json, which may describe it by a table."""
-  if isinstance(token, Mapping):
-    return token['content']
-  return token
-
-
-def _role_keys(roles: Mapping[str, str | None]) -> dict[str, str | None]:
-  """Returns roles by the keys of tokenizer_config.json, which templates use too."""
-  return {role + '_token': token for role, token in roles.items()}
-
-
-def _further_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-  """Returns the special tokens of a config beside the roles, by their names in templates."""
-  extra = config.get('extra_special_tokens')
-  named = {**config, **extra} if isinstance(extra, Mapping) else config
-  tokens = {}
-  for name, value in named.items():
-    if not name.endswith('_token') or name.removesuffix('_token') in ROLES:
-      continue
-    text = _token_text(value) if isinstance(value, (str, Mapping)) else None
-    if text is not None:
-      tokens[name] = text
-  return tokens
-
-
-# Files.
-
-
-def _read_core(path: Path) -> tokenizers.Tokenizer:
-  """Reads a tokenizer.json."""
-  if not path.is_file():
-    raise UserError(
-      f'{path}: not found; transformers writes it: '
-      'AutoTokenizer.from_pretrained(d).save_pretrained(d)'
-    )
-  try:
-    return tokenizers.Tokenizer.from_file(str(path))
-  except Exception as error:  # the library raises nothing narrower
-    raise UserError(f'{path}: not a tokenizer ({error})') from None
-
-
-def _check_splitting(core: tokenizers.Tokenizer, config: Mapping[str, Any], path: Path) -> None:
-  """Refuses a blank before texts that tokenizer_config.json and tokenizer.json do not agree on."""
-  stated = config.get('add_prefix_space')
-  if stated is None or config.get('tokenizer_class') in PLAIN_CLASSES:
-    return
-  splitter = json.loads(core.to_str())['pre_tokenizer'] or {}
-  for part in splitter.get('pretokenizers', [splitter]):
-    if part.get('type') == 'ByteLevel' and part['add_prefix_space'] != stated:
-      raise UserError(
-        f'{path}: add_prefix_space is {show(stated)}, but {part["add_prefix_space"]} in {TOKENIZER}'
-      )
-
-
-def _add_stated_tokens(core: tokenizers.Tokenizer, config: Mapping[str, Any], path: Path) -> None:
-  """Adds the tokens that tokenizer_config.json alone has, as transformers does.
-
-  Raises:
-    UserError: it states another token for an id than tokenizer.json.
-  """
-  stated = config.get('added_tokens_decoder') or {}
-  present = core.get_added_tokens_decoder()
-  for number, table in sorted((int(number), table) for number, table in stated.items()):
-    token = tokenizers.AddedToken(**{key: table[key] for key in _TOKEN_KEYS if key in table})
-    if core.token_to_id(token.content) is None:
-      core.add_tokens([token])
-    elif number in present and token.special and not present[number].special:
-      core.add_special_tokens([token])
-    actual = core.token_to_id(token.content)
-    if actual != number:
-      raise UserError(
-        f'{path}: added_tokens_decoder says that {token.content!r} is {number}, but it is {actual} '
-        f'by {TOKENIZER}'
-      )
-  for name in ('extra_special_tokens', 'additional_special_tokens'):
-    texts = config.get(name)
-    for text in texts if isinstance(texts, list) else ():
-      token_text = _token_text(text)
-      if token_text is not None and core.token_to_id(token_text) is None:
-        core.add_special_tokens([token_text])
-
-
-_TOKEN_KEYS = ('content', 'special', 'lstrip', 'rstrip', 'normalized', 'single_word')
-
-
-def _read_config(directory: Path) -> dict[str, Any]:
-  """Reads the files about special tokens; {} where there are none."""
-  config: dict[str, Any] = {}
-  for name in (OLD_CONFIG, CONFIG):  # the later one counts
-    path = directory / name
-    if not path.is_file():
-      continue
-    values = read_json(path)
-    check_keys(values, KNOWN_KEYS, str(path))
-    config.update(values)
-  return config
-
-
-def _read_end_ids(directory: Path) -> list[int]:
-  """Reads the ends of sequence that a model's files list, as transformers' `generate` does.
-
-  generation_config.json counts where it says so, else config.json.
-  """
-  for name in (GENERATION, MODEL_CONFIG):
-    path = directory / name
-    stated = read_json(path).get('eos_token_id') if path.is_file() else None
-    if stated is None:
-      continue
-    end_ids = stated if isinstance(stated, list) else [stated]
-    if not end_ids or not all(map(whole_number(0).accepts, end_ids)):
-      raise UserError(f'{path}: eos_token_id is {show(stated)}, expected an id or a list of ids')
-    return list(dict.fromkeys(end_ids))
-  return []
-
-
-def _read_template(directory: Path, config: Mapping[str, Any]) -> str | None:
-  """Reads the chat template: a file of its own or, in older directories, a key of the config."""
-  path = directory / TEMPLATE
-  if path.is_file():
-    return path.read_text('utf-8')
-  template = config.get('chat_template')
-  if not isinstance(template, list):
-    return template
-  for choice in template:  # several, by name
-    if choice['name'] == 'default':
-      return choice['template']
-  return None
 
 
 # Text.
@@ -816,11 +646,11 @@ def _unchanged(text: str) -> str:
 
 
 def _split_at_offsets(encoding: tokenizers.Encoding, places: Sequence[int]) -> list[list[int]]:
-  """Splits ids before the token that reaches beyond each place.
+  """Splits ids at offsets of the text; a token across an offset goes to the part after it.
 
   Args:
-    encoding: of a text.
-    places: in that text, ascending.
+    encoding: the encoding of a text.
+    places: offsets in that text, ascending.
   """
   bounds = [0]
   for place in places:
@@ -834,5 +664,5 @@ def _split_at_offsets(encoding: tokenizers.Encoding, places: Sequence[int]) -> l
 
 
 def _repair(text: str) -> str:
-  """Replaces half surrogate pairs, which JSON can carry and UTF-8 cannot, by '?'."""
+  """Replaces lone surrogates, which JSON can hold and UTF-8 cannot, by '?'."""
   return text.encode('utf-8', 'replace').decode('utf-8')

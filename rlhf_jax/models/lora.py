@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from rlhf_jax.models import quantised
 from rlhf_jax.models.model_config import ModelConfig
+from rlhf_jax.options import Natural, Positive
 from rlhf_jax.types import Params
 
 
@@ -24,14 +25,20 @@ from rlhf_jax.types import Params
 class LoraOptions:
   """How to train adapters of frozen matrices, in place of all parameters."""
 
-  rank: int = 0  # r; 0 = no adapters, every parameter is trained
-  alpha: float = 16.0  # adapters are scaled by alpha / rank
+  rank: Natural = 0  # r; 0 = no adapters, every parameter is trained
+  alpha: Positive = 16.0  # adapters are scaled by alpha / rank
   # matrices with adapters: query, key, value, output, gate, up, down; () = all that a
   # layer has
   targets: tuple[str, ...] = ()
   # storage format of all frozen models: float32, bfloat16, int8, int4, nf4 (the last
   # three need the qwix extra)
   base: str = 'float32'
+
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    if self.rank:
+      return {}
+    return dict.fromkeys(('alpha', 'targets', 'base'), 'rank is 0')
 
 
 # The suffixes of the adapters' names, after that of their matrix.

@@ -427,11 +427,12 @@ class _Rotary:
 
   def compute(
     self,
-    frequencies: jax.Array | np.ndarray,
-    long_frequencies: jax.Array | np.ndarray | None = None,
+    frequencies: jax.Array,
+    long_frequencies: jax.Array | None = None,
   ) -> Angles:
     """Computes the angles for frequencies [R / 2]; the long ones count where `is_long` says so."""
     if self.is_long is not None:
+      assert long_frequencies is not None
       is_long = self.is_long[:, :, None, None]
       frequencies = jnp.where(is_long, long_frequencies, frequencies)
     return rope.angles(self.positions, frequencies, self.factor)
@@ -463,7 +464,7 @@ def _prepare_rotary(
   if any((rows != rows[0]).any() for rows in per_layer.values()):
     return rotary, per_layer
   # Computed once, not in every layer.
-  angles = rotary.compute(**{name: rows[0] for name, rows in per_layer.items()})
+  angles = rotary.compute(**{name: jnp.asarray(rows[0]) for name, rows in per_layer.items()})
   return dataclasses.replace(rotary, angles=angles), {}
 
 

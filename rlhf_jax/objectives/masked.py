@@ -9,6 +9,25 @@ import jax
 import jax.numpy as jnp
 
 
+def keep(x: jax.Array, mask: jax.Array) -> jax.Array:
+  """Returns x in the mask and 0 outside it.
+
+  What is computed from it then has finite derivatives, whatever stood outside the mask: a
+  mask that is applied to a result only would multiply a NaN by the gradient 0.
+
+  Args:
+    x: [...] float32.
+    mask: [...] bool or numeric, the same shape.
+
+  Returns:
+    [...] float32.
+
+  >>> print(keep(jnp.array([1.0, jnp.nan]), jnp.array([True, False])))
+  [1. 0.]
+  """
+  return jnp.where(mask, x, 0.0)
+
+
 def total(x: jax.Array | float, mask: jax.Array) -> jax.Array:
   """Sums x over the entries in the mask.
 
@@ -81,6 +100,7 @@ def whiten(x: jax.Array, mask: jax.Array, shift_mean: bool = True) -> jax.Array:
   """
   chex.assert_equal_shape([x, mask])
   chex.assert_type(x, float)
+  x = keep(x, mask)
   average = mean(x, mask)
   variance = mean((x - average) ** 2, mask)
   white = (x - average) * jax.lax.rsqrt(variance + 1e-8)

@@ -64,7 +64,7 @@ def clipped(
   [[-1.   -1.25  2.  ]] [[False  True False]]
   """
   ratios = _token_ratios(logprobs, old_logprobs, advantages, mask)
-  return _clipped_surrogate(ratios, advantages, clip_low, clip_high)
+  return _clipped_surrogate(ratios, masked.keep(advantages, mask), clip_low, clip_high)
 
 
 def reinforce(
@@ -95,7 +95,7 @@ def reinforce(
   del clip_low, clip_high
   ratios = _token_ratios(logprobs, old_logprobs, advantages, mask)
   return PolicyLosses(
-    losses=-advantages * logprobs,
+    losses=-masked.keep(advantages, mask) * masked.keep(logprobs, mask),
     ratios=ratios,
     clipped=jnp.zeros(logprobs.shape, bool),
   )
@@ -136,7 +136,7 @@ def gspo(
   log_ratios = jnp.where(mask, logprobs - old_logprobs, 0.0)
   mean = jnp.sum(log_ratios, axis=1, keepdims=True) / tokens
   ratios = finite_exp.exp(jnp.broadcast_to(mean, logprobs.shape))  # the same at each token
-  return _clipped_surrogate(ratios, advantages, clip_low, clip_high)
+  return _clipped_surrogate(ratios, masked.keep(advantages, mask), clip_low, clip_high)
 
 
 def cispo(
@@ -171,7 +171,9 @@ def cispo(
   ratios = _token_ratios(logprobs, old_logprobs, advantages, mask)
   weights = jnp.clip(ratios, 1.0 - clip_low, 1.0 + clip_high)  # [N, R]
   return PolicyLosses(
-    losses=-jax.lax.stop_gradient(weights) * advantages * logprobs,
+    losses=-jax.lax.stop_gradient(weights)
+    * masked.keep(advantages, mask)
+    * masked.keep(logprobs, mask),
     ratios=ratios,
     clipped=weights != ratios,
   )
@@ -245,7 +247,8 @@ def truncated_weights(
   chex.assert_rank([old_logprobs, sampler_logprobs, mask], 2)
   chex.assert_equal_shape([old_logprobs, sampler_logprobs, mask])
   chex.assert_type([old_logprobs, sampler_logprobs], float)
-  weights = jnp.minimum(finite_exp.exp(old_logprobs - sampler_logprobs), limit)
+  log_weights = masked.keep(old_logprobs - sampler_logprobs, mask)
+  weights = jnp.minimum(finite_exp.exp(log_weights), limit)
   return jnp.where(mask, weights, 0.0)
 
 

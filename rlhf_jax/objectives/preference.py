@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.objectives import masked, ranking
+from rlhf_jax.options import NonNegative, Positive, ShareBelowHalf
 
 
 class Response(NamedTuple):
@@ -65,8 +66,8 @@ class Labels(NamedTuple):
 class DPOSettings:
   """Settings of `dpo`, `robust` and `length_normalised`."""
 
-  beta: float = 0.1  # β; the larger, the closer the policy stays to the reference
-  label_smoothing: float = 0.0  # ε, the share of labels that are wrong
+  beta: Positive = 0.1  # β; the larger, the closer the policy stays to the reference
+  label_smoothing: ShareBelowHalf = 0.0  # ε, the share of labels that are wrong
 
   def check(self) -> None:
     """Raises ValueError for a value out of its range."""
@@ -78,7 +79,7 @@ class DPOSettings:
 class IPOSettings:
   """Settings of `ipo` and `ipo_sum`."""
 
-  beta: float = 0.1  # β, the paper's τ; the target of the margin is 1/(2β)
+  beta: Positive = 0.1  # β, the paper's τ; the target of the margin is 1/(2β)
 
   def check(self) -> None:
     """Raises ValueError for a value out of its range."""
@@ -89,7 +90,7 @@ class IPOSettings:
 class HingeSettings:
   """Settings of `hinge`."""
 
-  beta: float = 0.1  # β; the target of the margin Δ is 1/β
+  beta: Positive = 0.1  # β; the target of the margin Δ is 1/β
 
   def check(self) -> None:
     """Raises ValueError for a value out of its range."""
@@ -100,9 +101,9 @@ class HingeSettings:
 class DPOPSettings:
   """Settings of `dpop`."""
 
-  beta: float = 0.1  # β
-  dpop_lambda: float = 1.0  # λ; 0 = DPO
-  label_smoothing: float = 0.0  # ε, the share of labels that are wrong
+  beta: Positive = 0.1  # β
+  dpop_lambda: NonNegative = 1.0  # λ; 0 = DPO
+  label_smoothing: ShareBelowHalf = 0.0  # ε, the share of labels that are wrong
 
   def check(self) -> None:
     """Raises ValueError for a value out of its range."""
@@ -114,9 +115,9 @@ class DPOPSettings:
 class CPOSettings:
   """Settings of `cpo`."""
 
-  beta: float = 0.1  # β
-  nll_coefficient: float = 1.0  # λ of the better response's negative log-likelihood
-  label_smoothing: float = 0.0  # ε, the share of labels that are wrong
+  beta: Positive = 0.1  # β
+  nll_coefficient: NonNegative = 1.0  # λ of the better response's negative log-likelihood
+  label_smoothing: ShareBelowHalf = 0.0  # ε, the share of labels that are wrong
 
   def check(self) -> None:
     """Raises ValueError for a value out of its range."""
@@ -128,9 +129,9 @@ class CPOSettings:
 class SimPOSettings:
   """Settings of `simpo`."""
 
-  beta: float = 0.1  # β; the paper uses 2 to 10, as its rewards are per token
-  margin: float = 0.5  # γ, the target of the margin between the rewards
-  label_smoothing: float = 0.0  # ε, the share of labels that are wrong
+  beta: Positive = 0.1  # β; the paper uses 2 to 10, as its rewards are per token
+  margin: NonNegative = 0.5  # γ, the target of the margin between the rewards
+  label_smoothing: ShareBelowHalf = 0.0  # ε, the share of labels that are wrong
 
   def check(self) -> None:
     """Raises ValueError for a value out of its range."""
@@ -142,7 +143,7 @@ class SimPOSettings:
 class ORPOSettings:
   """Settings of `orpo`."""
 
-  beta: float = 0.1  # the paper's λ, the weight of the odds ratio
+  beta: Positive = 0.1  # the paper's λ, the weight of the odds ratio
 
   def check(self) -> None:
     """Raises ValueError for a value out of its range."""
@@ -153,7 +154,7 @@ class ORPOSettings:
 class PlackettLuceSettings:
   """Settings of `plackett_luce`."""
 
-  beta: float = 0.1  # β
+  beta: Positive = 0.1  # β
 
   def check(self) -> None:
     """Raises ValueError for a value out of its range."""
@@ -164,7 +165,7 @@ class PlackettLuceSettings:
 class KTOSettings:
   """Settings of `kto`."""
 
-  beta: float = 0.1  # β
+  beta: Positive = 0.1  # β
 
   def check(self) -> None:
     """Raises ValueError for a value out of its range."""
@@ -320,7 +321,8 @@ def dpop(better: Response, worse: Response, settings: DPOPSettings) -> jax.Array
   """Computes −log σ(β(Δ − λ max(0, −h_better))).
 
   DPO-Positive (Pal et al. 2024, arXiv:2402.13228, eq. 3): the better response may not
-  become less likely than under the reference.
+  become less likely than under the reference. With ε > 0 the loss is the mean over both
+  orders of the pair, with weights 1 − ε and ε.
 
   Args:
     better: Response of [...].
@@ -336,9 +338,13 @@ def dpop(better: Response, worse: Response, settings: DPOPSettings) -> jax.Array
   1.3133
   """
   _check_pair(better, worse)
-  penalty = jax.nn.relu(-better.ratio)  # max(0, −h_better)
-  margin = better.ratio - worse.ratio - settings.dpop_lambda * penalty
-  return _logistic(settings.beta * margin, settings.label_smoothing)
+  difference = better.ratio - worse.ratio  # Δ
+  right = difference - settings.dpop_lambda * jax.nn.relu(-better.ratio)
+  # If the label is wrong, the other response is the better one, and may not become less likely.
+  wrong = -difference - settings.dpop_lambda * jax.nn.relu(-worse.ratio)
+  smoothing = settings.label_smoothing
+  losses = (1 - smoothing) * jax.nn.softplus(-settings.beta * right)
+  return losses + smoothing * jax.nn.softplus(-settings.beta * wrong)
 
 
 def cpo(better: Response, worse: Response, settings: CPOSettings) -> jax.Array:
@@ -610,6 +616,11 @@ class PreferenceLoss:
     Returns:
       (sum, number of summed elements: prompts or responses), [] float32.
     """
+    present = labels.group > 0
+    responses = responses._replace(
+      logprobs=masked.keep(responses.logprobs, present),
+      reference_logprobs=masked.keep(responses.reference_logprobs, present),
+    )
     return self.reduction(self.function, responses, labels, settings)
 
 

@@ -16,6 +16,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.objectives import masked
+
 
 def better_pairs(ranks: jax.Array, group: jax.Array) -> jax.Array:
   """Marks the pairs of responses to a prompt of which the first ranks above the second.
@@ -137,6 +139,7 @@ def pairwise(
   0.6931 1.0
   """
   _check_scores(scores, ranks, group)
+  scores = masked.keep(scores, group > 0)
   return over_pairs(_bradley_terry(scores, confidence), ranks, group)
 
 
@@ -165,6 +168,7 @@ def plackett_luce(
   1.7918 1.0
   """
   _check_scores(scores, ranks, group)
+  scores = masked.keep(scores, group > 0)
   pairs = better_pairs(ranks, group)
   competing = pairs | jnp.eye(scores.shape[1], dtype=bool)  # i and all below it
   competing_scores = jnp.where(competing, scores[:, None, :], -jnp.inf)
@@ -199,6 +203,7 @@ def plain_pairs(
   2.0794 3.0
   """
   _check_scores(scores, ranks, group)
+  scores = masked.keep(scores, group > 0)
   pairs = better_pairs(ranks, group)
   losses = jnp.where(pairs, _bradley_terry(scores, confidence), 0.0)
   return jnp.sum(losses), jnp.sum(pairs, dtype=jnp.float32)
@@ -243,6 +248,7 @@ def accuracy(
   2.5 3.0
   """
   _check_scores(scores, ranks, group)
+  scores = masked.keep(scores, group > 0)
   pairs = better_pairs(ranks, group)
   difference = scores[:, :, None] - scores[:, None, :]  # [B, K, K]
   right = jnp.where(pairs, 0.5 + 0.5 * jnp.sign(difference), 0.0)

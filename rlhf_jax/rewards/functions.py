@@ -18,15 +18,19 @@ score `failed_score` and are counted. The first error of each kind is logged.
 
 from collections.abc import Callable, Sequence
 import concurrent.futures
+import contextlib
 import dataclasses
 import logging
 import multiprocessing
 from typing import Any
+import weakref
 
 import numpy as np
 import pebble
 
+from rlhf_jax import plain_text
 from rlhf_jax.errors import UserError
+from rlhf_jax.options import Natural, Number, Positive
 from rlhf_jax.rewards import worker
 
 # score(conversations, responses, records) → ([N] float32, the number of failed responses)
@@ -37,11 +41,17 @@ Score = Callable[..., tuple[np.ndarray, int]]
 class RewardFunctionOptions:
   """How reward functions are run."""
 
-  workers: int = 2  # worker processes; 0 = run in this process, without a time limit
-  seconds: float = 10.0  # time limit of a chunk of at most 16 responses, or of a single response
-  failed_score: float = 0.0  # of a response on which the function failed or took too long
+  workers: Natural = 2  # worker processes; 0 = run in this process, without a time limit
+  # Time limit of a chunk of at most 16 responses, or of a single response
+  seconds: Positive = 10.0
+  failed_score: Number = 0.0  # of a response on which the function failed or took too long
+
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    return {} if self.workers else {'seconds': 'workers is 0'}
 
 
+_STOP_SECONDS = 5  # for the worker processes to end
 _CHUNK_SIZE = 16  # responses that a worker gets at once
 _Columns = tuple[list, list, list]  # conversations, responses, records
 _Outcome = list[float] | Exception  # the scores of a chunk, or the error of a single response
@@ -99,7 +109,16 @@ def build_reward_function(name: str, options: RewardFunctionOptions | None = Non
         )
     return np.asarray(values, np.float32), len(failures)
 
+  if pool is not None:
+    weakref.finalize(score, _stop_workers, pool)  # at the end of this process at the latest
   return score
+
+
+def _stop_workers(pool: pebble.ProcessPool) -> None:
+  """Ends the worker processes, also those in which a function is stuck."""
+  pool.stop()
+  with contextlib.suppress(TimeoutError):  # a process that the system cannot end
+    pool.join(_STOP_SECONDS)
 
 
 def _start_workers(name: str, count: int) -> pebble.ProcessPool | None:
@@ -179,8 +198,9 @@ def _catch_error(function: Callable[..., list[float]], *arguments: Any) -> _Outc
 
 def _describe_error(name: str, error: Exception) -> tuple[str, str]:
   """Returns the kind of an error, and a message of one line."""
-  kind = type(error).__name__
-  if isinstance(error, concurrent.futures.TimeoutError):
+  kind, details = type(error).__name__, plain_text.one_line(str(error), 120)
+  if isinstance(error, worker.FunctionError):
+    kind, details = error.kind, error.details
+  elif isinstance(error, concurrent.futures.TimeoutError):
     kind = 'no result in time'
-  details = ' '.join(str(error).split())[:120]
   return kind, f'reward {name!r}: {kind}: {details}'

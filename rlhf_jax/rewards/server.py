@@ -24,6 +24,7 @@ import numpy as np
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import http_requests
+from rlhf_jax.options import Count, Natural, NonNegative, Number, Positive
 from rlhf_jax.rewards.functions import Score
 
 
@@ -31,13 +32,13 @@ from rlhf_jax.rewards.functions import Score
 class ServerOptions:
   """How a reward server is asked."""
 
-  request_size: int = 16  # responses in a request
-  concurrency: int = 8  # requests at the same time
-  timeout: float = 60.0  # seconds for a request
-  retries: int = 3  # of a request without an answer, or answered with 408, 409, 429 or 5xx
-  backoff: float = 1.0  # seconds before the first retry, doubled for each further one
-  longest_wait: float = 30.0  # seconds between two tries, at most
-  failed_score: float = 0.0  # of a response that could not be scored
+  request_size: Count = 16  # responses in a request
+  concurrency: Count = 8  # requests at the same time
+  timeout: Positive = 60.0  # seconds for a request
+  retries: Natural = 3  # of a request without an answer, or answered with 408, 409, 429 or 5xx
+  backoff: NonNegative = 1.0  # seconds before the first retry, doubled for each further one
+  longest_wait: NonNegative = 30.0  # seconds between two tries, at most
+  failed_score: Number = 0.0  # of a response that could not be scored
   key_env: str = ''  # environment variable with a key, sent as bearer token; '' = none
 
 
@@ -107,7 +108,7 @@ def _check_options(options: ServerOptions) -> None:
     if getattr(options, name) < 1:
       value = getattr(options, name)
       raise UserError(f'reward_server.{name}: expected a number from 1, got {value}')
-  if options.timeout <= 0:
+  if not 0 < options.timeout < math.inf:
     raise UserError(f'reward_server.timeout: expected seconds above 0, got {options.timeout}')
 
 
@@ -261,7 +262,7 @@ def _read_scores(server: _Server, body: str, count: int) -> list[float]:
   try:
     scores = json.loads(body)['scores']
     values = [math.nan if score is None else float(score) for score in scores]
-  except (ValueError, LookupError, TypeError, RecursionError):
+  except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
     values = []
   if len(values) != count:
     excerpt = http_requests.excerpt(body, server.key)

@@ -38,6 +38,14 @@ class RewardSourceOptions:
   scorer: ScorerOptions = ScorerOptions()
   reward_server: ServerOptions = ServerOptions()
 
+  def unread_without(self, names: Sequence[str]) -> dict[str, str]:
+    """Returns the settings of kinds of sources that no reward of these names has, and why."""
+    kinds = {parse_reward_source(name).kind.name for name in names}
+    settings = {'function': 'reward_functions', 'scorer': 'scorer', 'server': 'reward_server'}
+    return {
+      setting: f'no reward is a {kind}' for kind, setting in settings.items() if kind not in kinds
+    }
+
 
 # Opens the language model of a name and puts its parameters onto the devices.
 LanguageModelOpener = Callable[[str], LanguageModel]
@@ -121,6 +129,29 @@ def open_reward_source(
   if source.kind.per_process and jax.process_count() > 1:
     return share_between_processes(score)
   return score
+
+
+def check_reward_source(source: RewardSource, options: RewardSourceOptions) -> None:
+  """Checks that a function or a server could be opened, without starting anything.
+
+  Other sources need a model, whose shape the plan of the stage checks.
+
+  Args:
+    source: from `parse_reward_source`.
+    options: the options of all kinds.
+
+  Raises:
+    UserError: there is no such function, or its options are invalid.
+  """
+  if source.model_name is not None or source.kind.open is None:
+    return
+  in_process = dataclasses.replace(options.reward_functions, workers=0)
+  options = dataclasses.replace(options, reward_functions=in_process)
+  source.kind.open(source.name, options, _no_language_model)
+
+
+def _no_language_model(name: str) -> LanguageModel:
+  raise AssertionError(f'{name}: a source without a model asks for one')
 
 
 def share_between_processes(score: Score) -> Score:

@@ -6,12 +6,26 @@ such as JAX.
 
 from collections.abc import Sequence
 import math
+import multiprocessing
+import reprlib
+import signal
+import sys
 from typing import Any
 
+from rlhf_jax import plain_text
 from rlhf_jax.errors import UserError
 from rlhf_jax.named_functions import find_function
 
 ROLE = 'reward'  # how error messages call these functions
+
+
+class FunctionError(Exception):
+  """What a reward function raised, in plain words: its own error may be of any kind and size."""
+
+  def __init__(self, kind: str, details: str):
+    super().__init__(kind, details)  # both, so that it can be sent from a worker
+    self.kind = kind
+    self.details = details
 
 
 def prepare(name: str) -> None:
@@ -20,6 +34,9 @@ def prepare(name: str) -> None:
   Raises:
     UserError: there is no such function.
   """
+  if multiprocessing.parent_process() is not None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains
+    sys.stdout = sys.stderr  # what a function prints is no output of the command
   find_function(name, ROLE)
 
 
@@ -42,14 +59,30 @@ def call_function(
 
   Raises:
     UserError: the function did not return a finite float for each response.
+    FunctionError: it raised an error, or wanted to end the process.
   """
-  returned = find_function(name, ROLE)(prompts, responses, records)
+  function = find_function(name, ROLE)
+  try:
+    returned = function(prompts, responses, records)
+  except BaseException as error:  # SystemExit and the like are errors of the function too
+    is_ours = multiprocessing.parent_process() is None and isinstance(error, KeyboardInterrupt)
+    if is_ours or isinstance(error, UserError):
+      raise
+    raise FunctionError(type(error).__name__, _details(error)) from None
   try:  # arrays, tuples and generators are accepted too
     values = [float(value) for value in returned]
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, OverflowError):
     values = []
   expected = len(responses)
   if len(values) != expected or not all(map(math.isfinite, values)):
-    shown = ' '.join(repr(returned).split())[:80]
+    shown = plain_text.one_line(reprlib.repr(returned))[:80]
     raise UserError(f'{ROLE} {name!r}: expected {expected} finite floats, got {shown}')
   return values
+
+
+def _details(error: BaseException) -> str:
+  """Returns the text of an error, as far as it has one."""
+  try:
+    return plain_text.one_line(str(error)[:10_000], 120)
+  except Exception:  # of the error's own code
+    return ''

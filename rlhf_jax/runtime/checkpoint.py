@@ -11,10 +11,9 @@ The fingerprints are needed because Orbax restores flipped bits without an error
 step is damaged, a warning names it and the step before it is restored.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -29,8 +28,9 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 import tensorstore
 
+from rlhf_jax import fingerprints, plain_text
 from rlhf_jax.errors import UserError
-from rlhf_jax.runtime import hosts
+from rlhf_jax.runtime import hosts, replicas
 from rlhf_jax.types import Params
 
 
@@ -85,6 +85,9 @@ class Checkpoints:
       data_state: the position in the data, the same on every process; a JSON
         object.
       meta: a JSON object that `restore` returns.
+
+    Raises:
+      UserError: devices that hold copies of the same values differ.
     """
     self.wait()  # one save at a time; a failure of the last one is reported here
     rest = state.replace(trained=None, frozen={})
@@ -92,14 +95,16 @@ class Checkpoints:
     data = _as_json(data_state)
     body = {
       'meta': _as_json(meta),
-      'data': _digest(data),
+      'data': fingerprints.of_value(data),
       'arrays': {item: _describe_arrays(arrays) for item, arrays in items.items()},
       # not checked, but useful if a checkpoint cannot be read
       'versions': {'jax': jax.__version__, 'orbax': ocp.__version__},
     }
+    for arrays in items.values():
+      replicas.check_replicas(arrays, str(self._directory))
     to_write = {item: ocp.args.StandardSave(arrays) for item, arrays in items.items()}
     to_write['data'] = ocp.args.JsonSave(data)
-    to_write['meta'] = ocp.args.JsonSave({'body': body, 'digest': _digest(body)})
+    to_write['meta'] = ocp.args.JsonSave({'body': body, 'digest': fingerprints.of_value(body)})
     self._unwritten = step  # until `wait` has found it on disk
     with self._user_errors():
       # Without `force`, orbax would decide by itself which steps to skip.
@@ -170,31 +175,82 @@ class Checkpoints:
       what = 'opening'
       if self._unwritten is not None:
         what = f'saving the checkpoint of step {self._unwritten}'
-      raise UserError(f'{self._directory}: {what} failed: {_one_line(error)}') from error
+      raise UserError(f'{self._directory}: {what} failed: {_describe(error)}') from error
+
+
+def newest(directory: str | os.PathLike) -> dict[str, Any] | None:
+  """Returns which checkpoint is the newest: {step, fingerprint}, or None where there is none.
+
+  The fingerprint covers every array of the checkpoint, and all else in it.
+
+  Raises:
+    UserError: it cannot be read.
+  """
+  path = epath.Path(directory).absolute()
+  if not path.is_dir():
+    return None
+  options = ocp.CheckpointManagerOptions(read_only=True, create=False)
+  with ocp.CheckpointManager(path, options=options) as manager:
+    step = manager.latest_step()
+    if step is None:
+      return None
+    try:
+      meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+      return {'step': step, 'fingerprint': meta['digest']}
+    except Exception as error:  # of any kind: orbax has no errors of its own
+      raise UserError(f'{path}/{step}: damaged checkpoint ({_describe(error)})') from error
 
 
 def restore_params(
   directory: str | os.PathLike,
   abstract_params: Params,
+  expected: Mapping[str, Any] | None = None,
 ) -> Params:
-  """Restores only the parameters of the newest good step, and changes no file.
+  """Restores only the parameters of a checkpoint, and changes no file.
 
   Args:
     directory: as given to `Checkpoints`.
     abstract_params: a tree of `jax.ShapeDtypeStruct` with sharding.
+    expected: which checkpoint, from `newest`; None for the newest good one.
 
   Raises:
-    UserError: there is no checkpoint, all are damaged, or its arrays have other shapes.
+    UserError: there is no checkpoint, all are damaged, the expected one is gone, damaged or
+      another, or its arrays have other shapes.
   """
   path = epath.Path(directory).absolute()
   if not path.is_dir():
     raise UserError(f'{path}: no such directory, expected checkpoints')
   options = ocp.CheckpointManagerOptions(read_only=True, create=False)
   with ocp.CheckpointManager(path, options=options) as manager:
+    if expected:
+      return _restore_expected(manager, path, abstract_params, expected)
     good = _restore_newest(manager, path, {'params': abstract_params})
   if good is None:
     raise UserError(f'{path}: holds no finished checkpoint')
   return good.trees['params']
+
+
+def _restore_expected(
+  manager: ocp.CheckpointManager,
+  directory: epath.Path,
+  abstract_params: Params,
+  expected: Mapping[str, Any],
+) -> Params:
+  """Restores the parameters of one checkpoint, which must be the one that is expected."""
+  step = expected['step']
+  path = f'{directory}/{step}'
+  remedy = 'the stage finished with it, so that no other one may stand for it: restore it'
+  if step not in manager.all_steps():
+    raise UserError(f'{path}: this checkpoint is gone; {remedy}')
+  try:
+    restored = _read(manager, step, path, {'params': abstract_params})
+  except UserError:  # other shapes
+    raise
+  except Exception as error:  # of any kind: orbax has no errors of its own
+    raise UserError(f'{path}: damaged checkpoint ({_describe(error)}); {remedy}') from error
+  if restored.fingerprint != expected['fingerprint']:
+    raise UserError(f'{path}: another checkpoint than the one expected; {remedy}')
+  return restored.trees['params']
 
 
 def fingerprint(tree: Any) -> str:
@@ -202,7 +258,7 @@ def fingerprint(tree: Any) -> str:
 
   They do not depend on the shardings of the arrays.
   """
-  return _digest(_describe_arrays(_leaves_by_name(tree)))
+  return fingerprints.of_value(_describe_arrays(_leaves_by_name(tree)))
 
 
 class _Restored(NamedTuple):
@@ -212,12 +268,14 @@ class _Restored(NamedTuple):
     trees: a tree of arrays for each item.
     data: the position in the data.
     meta: the caller's dict.
+    fingerprint: of the whole checkpoint.
     damaged: newer steps that could not be read.
   """
 
   trees: dict[str, Any]
   data: Any
   meta: Any
+  fingerprint: str
   damaged: tuple[int, ...] = ()
 
 
@@ -236,7 +294,7 @@ def _restore_newest(
     except UserError:  # other shapes, which are no damage
       raise
     except Exception as error:  # of any kind: orbax has no errors of its own
-      problem = _one_line(error)
+      problem = _describe(error)
     # A process may find damage that others do not; all must restore the same step.
     if _is_true_everywhere(problem is None):
       return restored._replace(damaged=tuple(damaged))
@@ -272,9 +330,9 @@ def _read(
     args=ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore()),
   )
   body = json_items.meta['body']
-  if json_items.meta['digest'] != _digest(body):
+  if json_items.meta['digest'] != fingerprints.of_value(body):
     raise ValueError('item meta differs from its checksum')
-  if body['data'] != _digest(json_items.data):
+  if body['data'] != fingerprints.of_value(json_items.data):
     raise ValueError('item data differs from its checksum')
 
   wanted = {item: _leaves_by_name(tree) for item, tree in targets.items()}
@@ -290,7 +348,7 @@ def _read(
     _check_fingerprints(item, arrays[item], body['arrays'][item], list(wanted[item]))
     in_order = [arrays[item][name] for name in wanted[item]]
     trees[item] = jax.tree.unflatten(jax.tree.structure(tree), in_order)
-  return _Restored(trees, json_items.data, body['meta'])
+  return _Restored(trees, json_items.data, body['meta'], json_items.meta['digest'])
 
 
 def _check_shapes(
@@ -450,11 +508,6 @@ def _as_json(value: Any) -> Any:
   return json.loads(json.dumps(value))
 
 
-def _digest(value: Any) -> str:
-  """Returns the SHA-256 of a JSON value, in hexadecimal digits."""
-  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def _is_true_everywhere(value: bool) -> bool:
   """Returns whether a value is true on all processes, for all of which it waits."""
   return bool(np.all(hosts.gather_from_processes(value)))
@@ -466,10 +519,7 @@ def _list_some(names: list[str], limit: int = 3) -> str:
   return '; '.join(names[:limit]) + more
 
 
-def _one_line(error: Exception) -> str:
-  """Returns the kind and text of an error in one line of limited length."""
-  text = str(error).partition(' [tensorstore_spec')[0]  # which is long
-  text = ' '.join(text.split())
-  if len(text) > 300:
-    text = f'{text[:150]} … {text[-150:]}'
-  return f'{type(error).__name__}: {text}'
+def _describe(error: Exception) -> str:
+  """Returns the kind and text of an error in one line, without tensorstore's long description."""
+  text = str(error).partition(' [tensorstore_spec')[0]
+  return f'{type(error).__name__}: {plain_text.one_line(text, 300)}'

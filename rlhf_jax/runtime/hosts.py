@@ -21,6 +21,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from rlhf_jax import plain_text
 from rlhf_jax.errors import UserError
 
 HEARTBEAT = 30  # seconds of silence after which a process counts as dead and the others end
@@ -84,7 +85,8 @@ def initialize(
     )
   except Exception as error:  # of any kind: jax and the cluster's own interfaces raise many
     raise UserError(
-      f'the processes of this run did not find each other: {_one_line(error)}; name them with '
+      f'the processes of this run did not find each other: {plain_text.describe_error(error)}; '
+      'name them with '
       '--coordinator=HOST:PORT --processes=N --process=I, or use --processes=1 for a single one'
     ) from error
   return True
@@ -153,6 +155,28 @@ def gather_from_processes(value: int) -> np.ndarray:
   return multihost_utils.process_allgather(mine)  # stacked along a new first axis
 
 
+def gather_texts(text: str) -> list[str]:
+  """Gathers a text of each process, on every process."""
+  if jax.process_count() == 1:
+    return [text]
+  encoded = text.encode('utf-8', 'backslashreplace')
+  sizes = gather_from_processes(len(encoded))
+  padded = np.zeros(int(sizes.max()), np.uint8)  # collectives need equal shapes
+  padded[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+  rows = multihost_utils.process_allgather(padded)  # [processes, longest]
+  return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+def find_dissenters(texts: list[str]) -> list[int]:
+  """Returns the processes whose text is not that of most; of two different ones the second.
+
+  >>> find_dissenters(['a', 'b', 'b']), find_dissenters(['a', 'b']), find_dissenters(['a', 'a'])
+  ([0], [1], [])
+  """
+  most = max(texts, key=texts.count)  # the first of equals
+  return [number for number, text in enumerate(texts) if text != most]
+
+
 def _is_lost_peer(cause: BaseException | None) -> bool:
   """Returns whether an error comes from the death of another process."""
   if jax.process_count() == 1 or not isinstance(cause, (RuntimeError, ValueError)):
@@ -164,7 +188,7 @@ def _exit_at_once(cause: BaseException | None) -> NoReturn:
   """Ends this process without any cleanup."""
   print(
     'rlhf_jax: error: another process of this run ended, its own output says why; repeat the '
-    f'command to continue from the last checkpoint ({_one_line(cause)})',
+    f'command to continue from the last checkpoint ({plain_text.describe_error(cause)})',
     file=sys.stderr,
   )
   sys.stdout.flush()  # os._exit does not
@@ -273,11 +297,3 @@ def _parse_number(name: str, text: str, least: int) -> int:
     return int(text)
   shown = f'--{name}' if name in _FLAGS else name
   raise UserError(f'{shown}: expected a number from {least}, got {text!r}')
-
-
-def _one_line(error: BaseException | None) -> str:
-  """Returns the kind and text of an error in one line of limited length."""
-  text = ' '.join(str(error).split())
-  if len(text) > 300:
-    text = text[:300] + ' …'
-  return f'{type(error).__name__}: {text}'

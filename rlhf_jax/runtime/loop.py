@@ -8,7 +8,6 @@ and the same metrics (except for `time/…`) as an uninterrupted one.
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 import os
@@ -22,8 +21,9 @@ from typing import Any
 import jax
 import tqdm
 
-from rlhf_jax import files, json_lines
+from rlhf_jax import fingerprints, json_lines, plain_text
 from rlhf_jax.errors import UserError
+from rlhf_jax.options import Count, Natural
 from rlhf_jax.runtime import checkpoint, hosts
 from rlhf_jax.runtime import metrics as metrics_lib
 from rlhf_jax.runtime.meter import Meter
@@ -36,13 +36,15 @@ DONE = 'done.json'  # {step, seconds}, written when a run has made all its steps
 class LoopOptions:
   """How long a stage trains, and how often it logs, evaluates and saves."""
 
-  steps: int = 1000  # updates
+  steps: Count = 1000  # updates
   # Steps between lines of metrics.jsonl; 0 = only after the last step, here and in the
   # next two.
-  log_every: int = 10
-  eval_every: int = 100  # steps between evaluations; above 0, the initial model is evaluated too
-  save_every: int = 200  # steps between checkpoints
-  keep: int = 2  # the number of checkpoints that are kept, at least 1
+  log_every: Natural = 10
+  eval_every: Natural = (
+    100  # steps between evaluations; above 0, the initial model is evaluated too
+  )
+  save_every: Natural = 200  # steps between checkpoints
+  keep: Count = 2  # the number of checkpoints that are kept, at least 1
   tensorboard: bool = True  # also write TensorBoard events
   wandb_project: str = ''  # also log to this Weights & Biases project
 
@@ -186,7 +188,7 @@ def _open_writer(
 def _write_done(directory: Path, step: int, seconds: float) -> None:
   """Writes done.json, on process 0."""
   if hosts.is_first_process():
-    files.write_text(directory / DONE, json.dumps({'step': step, 'seconds': seconds}) + '\n')
+    fingerprints.write_json(directory / DONE, {'step': step, 'seconds': seconds})
 
 
 def _train(
@@ -370,11 +372,10 @@ class _Reporter:
       lines = [json_lines.format_value(sample) for sample in samples]
     except Exception as error:  # of any kind: it is the stage's own code
       logging.warning(
-        '%s: step %d: the evaluation failed, training goes on: %s: %s',
+        '%s: step %d: the evaluation failed, training goes on: %s',
         name,
         step,
-        type(error).__name__,
-        ' '.join(str(error).split())[:300],
+        plain_text.describe_error(error),
       )
       return
     self.writer.metrics(step, metrics)
@@ -384,7 +385,7 @@ class _Reporter:
       shown = [*shown[:5], '…']
     self.progress.say(f'{name}: step {step}: ' + ', '.join(shown))
     for line in lines[:2]:  # all are in samples.jsonl
-      self.progress.say(f'  {line[:400]}')
+      self.progress.say(f'  {plain_text.visible(line[:400])}')
 
   def say_interrupted(self, step: int, signum: int) -> None:
     """Tells the user that a signal stopped the run."""
@@ -409,8 +410,8 @@ def _collect_signals() -> Iterator[list[int]]:
 
   def record(signum: int, _: Any) -> None:
     received.append(signum)
-    if signum == signal.SIGINT:  # a second Ctrl-C ends the process at once
-      signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for number in handlers:  # a second one ends the process at once
+      signal.signal(number, signal.SIG_DFL)
 
   handlers = {}
   for signum in (signal.SIGTERM, signal.SIGINT):

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.options import AxisSize, Natural
 from rlhf_jax.runtime.mesh_choice import choose_mesh, device_memory, MeshNeed
 from rlhf_jax.types import Params
 
@@ -39,12 +40,12 @@ class MeshOptions:
   preset: str = ''
   # The number of devices, of fsdp × tensor, over which decoding shards heads, MLP and
   # vocabulary; parameters are replicated over the others. 0 = sharded as in training.
-  rollout_tensor: int = 0
-  data: int = -1  # shards rows; the axis that may span slices
-  fsdp: int = 1  # shards rows, and parameters
-  expert: int = 1  # shards rows, and the experts of a mixture
-  context: int = 1  # shards the positions of a row, for long sequences
-  tensor: int = 1  # shards heads, the MLP's width and the vocabulary
+  rollout_tensor: Natural = 0
+  data: AxisSize = -1  # shards rows; the axis that may span slices
+  fsdp: AxisSize = 1  # shards rows, and parameters
+  expert: AxisSize = 1  # shards rows, and the experts of a mixture
+  context: AxisSize = 1  # shards the positions of a row, for long sequences
+  tensor: AxisSize = 1  # shards heads, the MLP's width and the vocabulary
 
 
 # PPO with four models, Adam and float32 parameters takes 40 bytes for each

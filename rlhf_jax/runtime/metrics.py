@@ -46,7 +46,7 @@ class Writer:
       UserError: a file cannot be written, or Weights & Biases is not installed.
     """
     self._files: dict[str, TextIO] = {}
-    self._board: Any = None
+    self._events: Any = None
     self._wandb: Any = None
     if not hosts.is_first_process():
       return
@@ -60,9 +60,9 @@ class Writer:
     except OSError as error:
       raise UserError(f'{directory}: cannot write metrics: {error}') from error
     if tensorboard:
-      import tensorboardX  # takes a moment
+      from rlhf_jax.runtime import event_file  # tensorboardX takes a moment to import
 
-      self._board = tensorboardX.SummaryWriter(str(directory), purge_step=resume_step + 1)
+      self._events = event_file.EventFile(directory, purge_step=resume_step + 1)
 
   def metrics(self, step: int, values: dict[str, float]) -> None:
     """Writes one line {step, name: value…}; a value that is not finite becomes null.
@@ -79,9 +79,8 @@ class Writer:
     # JSON has no NaN, and plots are better without it.
     finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
     self._append(METRICS, {'step': step, **{name: finite.get(name) for name in values}})
-    if self._board:
-      for name, value in finite.items():
-        self._board.add_scalar(name, value, step)
+    if self._events:
+      self._events.write_scalars(step, finite)
     if self._wandb:
       self._wandb.log(finite, step=step)
 
@@ -101,13 +100,20 @@ class Writer:
       self._append(SAMPLES, {'step': step, **sample})
 
   def flush(self) -> None:
-    """Waits until all lines are on disk."""
+    """Waits until all lines are on disk.
+
+    Raises:
+      UserError: they cannot be written.
+    """
     for file in self._files.values():
-      os.fsync(file.fileno())
+      try:
+        os.fsync(file.fileno())
+      except OSError as error:
+        raise UserError(f'{file.name}: cannot write: {error.strerror}') from error
 
   def close(self) -> None:
     """Closes the files."""
-    for file in [*self._files.values(), self._board]:
+    for file in [*self._files.values(), self._events]:
       with contextlib.suppress(OSError):  # a full disk was reported by the write that failed
         if file:
           file.close()

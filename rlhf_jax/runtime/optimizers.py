@@ -8,6 +8,7 @@ import jax
 import optax
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.options import Natural, NonNegative, Positive, Share, ShareBelowOne
 from rlhf_jax.types import Params
 
 SCHEDULES = ('constant', 'linear', 'cosine')
@@ -18,18 +19,24 @@ MOMENT_DTYPES = ('float32', 'bfloat16')
 class OptimizerOptions:
   """Settings of AdamW, its schedule and gradient clipping."""
 
-  learning_rate: float = 3e-4  # the peak
+  learning_rate: NonNegative = 3e-4  # the peak
   schedule: str = 'cosine'  # after the warm-up: constant, linear or cosine
-  final_scale: float = 0.1  # the last learning rate as a fraction of the peak
-  warmup_steps: int = 0  # updates in which the rate rises from 0 to the peak
-  b1: float = 0.9  # decay rate of the first moment
-  b2: float = 0.999  # decay rate of the second moment
-  eps: float = 1e-8  # added to the root of the second moment
-  weight_decay: float = 0.0  # decoupled; never applied to norms and biases
-  clip_norm: float = 1.0  # global norm of the gradient; 0 = no clipping
+  final_scale: Share = 0.1  # the last learning rate as a fraction of the peak
+  warmup_steps: Natural = 0  # updates in which the rate rises from 0 to the peak
+  b1: ShareBelowOne = 0.9  # decay rate of the first moment
+  b2: ShareBelowOne = 0.999  # decay rate of the second moment
+  eps: Positive = 1e-8  # added to the root of the second moment
+  weight_decay: NonNegative = 0.0  # decoupled; never applied to norms and biases
+  clip_norm: NonNegative = 1.0  # global norm of the gradient; 0 = no clipping
   # The dtype of the first moment; bfloat16 halves its memory. The second moment is always
   # float32, as updates are divided by its root.
   moment_dtype: str = 'float32'
+
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    if self.schedule != 'constant':
+      return {}
+    return {'final_scale': "schedule is 'constant'"}
 
 
 def make_schedule(

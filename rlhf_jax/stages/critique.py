@@ -19,7 +19,7 @@ import zlib
 import jax
 import numpy as np
 
-from rlhf_jax import json_lines
+from rlhf_jax import fingerprints, json_lines
 from rlhf_jax.data import encode, records, sources
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import DataOptions
@@ -30,11 +30,12 @@ from rlhf_jax.feedback.constitution import Constitution
 from rlhf_jax.generation import responses
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.interop.tokenizer import Tokenizer
+from rlhf_jax.options import Count, Natural
 from rlhf_jax.planning.programs import StagePlan
-from rlhf_jax.runtime import hosts, metrics
+from rlhf_jax.runtime import metrics
 from rlhf_jax.stages.shared import response_plan, training
 from rlhf_jax.stages.shared.context import Context
-from rlhf_jax.stages.shared.kind import StageKind
+from rlhf_jax.stages.shared.kind import DataUse, StageKind
 from rlhf_jax.stages.shared.model_store import ModelStore
 from rlhf_jax.types import Array
 
@@ -48,15 +49,16 @@ class Options:
   """The section of a critique-and-revision stage."""
 
   model: str = 'sft'  # responds, criticises and revises; in the paper one that is helpful only
-  rounds: int = 4  # critiques and revisions, one after the other
+  rounds: Count = 4  # critiques and revisions, one after the other
   constitution: tuple[str, ...] = ('harmlessness',)  # files, or shipped ones by name
-  examples: int = 0  # how many of the constitution's critiques stand before every request
+  examples: Natural = 0  # how many of the constitution's critiques stand before every request
   critique: str = '\n\nCritiqueRequest: {request}\n\nCritique:'  # behind the conversation
   revision: str = '\n\nRevisionRequest: {request}\n\nRevision:'  # behind the critique
   chat: bool = False  # requests are a user's messages in the model's chat template
-  batch_size: int = 64  # prompts at once, over all devices
-  max_length: int = 48  # tokens of a prompt at most
-  max_context: int = 512  # tokens of a request with all before it; beyond it nothing is revised
+  batch_size: Count = 64  # prompts at once, over all devices
+  max_length: Count = 48  # tokens of a prompt at most
+  # Tokens of a request with all before it; beyond it nothing is revised
+  max_context: Count = 512
   judge: str = ''  # oracle: TinyWorld's oracle rates every round; '' = nobody
   data: DataOptions = DataOptions()  # prompts that tempt to do harm
   helpful: DataOptions = DataOptions()  # other prompts
@@ -399,6 +401,7 @@ def _read_or_make(context: Context, name: str, make: Callable[[], list[Row]]) ->
   """Returns the rows of a file of the stage; if there is none, makes and writes them first."""
   path = context.directory / f'{name}.jsonl'
   if path.is_file():
+    fingerprints.check_file(path)
     return [row for _, row in json_lines.read_values(path)]
   rows = make()
   _write(context, name, rows)
@@ -406,8 +409,7 @@ def _read_or_make(context: Context, name: str, make: Callable[[], list[Row]]) ->
 
 
 def _write(context: Context, name: str, rows: Sequence[Any]) -> None:
-  if hosts.is_first_process():
-    records.write_records(context.directory / f'{name}.jsonl', rows)
+  training.write_records(context, f'{name}.jsonl', rows)
 
 
 def plan(context: Context) -> StagePlan:
@@ -423,9 +425,38 @@ def plan(context: Context) -> StagePlan:
   )
 
 
+def list_data(options: Options, tokenizer: Any) -> list[DataUse]:
+  """Lists the data that the stage reads, with the encoding of its records."""
+
+  def encode_all(rows: Sequence[Prompt], overlong: str) -> list[dict]:
+    return encode.prompts(rows, tokenizer, options.max_length, overlong)
+
+  return [
+    DataUse('data', options.data, 'prompt', encode_all),
+    DataUse('helpful', options.helpful, 'prompt', encode_all),
+  ]
+
+
+def check(context: Context) -> None:
+  """Checks options and constitution before any stage runs; raises UserError."""
+  options = context.read_options(STAGE)
+  training.check_batch(context, options.batch_size, 1)
+  check_options(options, context.where)
+  principles = constitution.load_constitution(options.constitution)
+  principles.draw('critique', np.random.default_rng(0))  # fails if there are none
+
+
 TINY: dict[str, Any] = {
   'data': {'count': 16},
   'helpful': {'count': 16},
   'batch_size': 16,
 }
-STAGE = StageKind(options=Options, run=run, plan=plan, tiny=TINY)
+STAGE = StageKind(
+  options=Options,
+  run=run,
+  plan=plan,
+  tiny=TINY,
+  data=list_data,
+  files=tuple(f'{split}.jsonl' for split in SPLITS),
+  check=check,
+)

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlhf_jax import fingerprints
 from rlhf_jax.data import batches, encode, records, sources
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import DataOptions
@@ -28,9 +29,9 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.generation import responses
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.objectives import ranking
+from rlhf_jax.options import Count
 from rlhf_jax.planning.programs import StagePlan
 from rlhf_jax.rewards.sources import RewardSourceOptions
-from rlhf_jax.runtime import hosts
 from rlhf_jax.stages.shared import (
   ai_labels,
   people_labels,
@@ -40,7 +41,7 @@ from rlhf_jax.stages.shared import (
 )
 from rlhf_jax.stages.shared.ai_labels import AILabelOptions
 from rlhf_jax.stages.shared.context import Context
-from rlhf_jax.stages.shared.kind import StageKind
+from rlhf_jax.stages.shared.kind import DataUse, StageKind
 from rlhf_jax.stages.shared.model_store import ModelStore
 from rlhf_jax.stages.shared.people_labels import PeopleOptions
 from rlhf_jax.types import Array, Prompts, Samples
@@ -54,16 +55,30 @@ class Options(RewardSourceOptions):
   """The section of a stage that collects rankings."""
 
   policies: tuple[str, ...] = ('sft',)  # stages whose models respond, each num_samples times
-  num_samples: int = 4  # responses of each policy to each prompt
+  num_samples: Count = 4  # responses of each policy to each prompt
   source: str = 'simulated'  # who orders the responses: simulated, people, ai, reward
-  annotators: int = 5  # simulated people, each with habits of their own; one ranks a prompt
+  annotators: Count = 5  # simulated people, each with habits of their own; one ranks a prompt
   people: PeopleOptions = PeopleOptions()
   ai: AILabelOptions = AILabelOptions()
   reward: str = 'reward'  # which one, where `source` is reward; named as in PPO
-  batch_size: int = 64  # prompts at once, over all devices
-  max_length: int = 48  # tokens of a prompt at most
+  batch_size: Count = 64  # prompts at once, over all devices
+  max_length: Count = 48  # tokens of a prompt at most
   data: DataOptions = DataOptions()
   sampling: SamplingOptions = SamplingOptions()
+
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    settings = {
+      'simulated': ('annotators',),
+      'people': ('people',),
+      'ai': ('ai',),
+      'reward': ('reward', 'reward_functions', 'scorer', 'reward_server'),
+    }
+    unread = self.unread_without((self.reward,))
+    for source, names in settings.items():
+      if source != self.source:
+        unread |= dict.fromkeys(names, f'source is {self.source!r}')
+    return unread
 
   @property
   def parts(self) -> int:
@@ -103,6 +118,7 @@ def run(context: Context) -> None:
   for number, split in enumerate(SPLITS):
     path = context.directory / f'{split}.jsonl'
     if path.exists():
+      fingerprints.check_file(path)
       continue  # written before the run was interrupted
     key = jax.random.fold_in(context.key(), number)
     # What is drawn on the host comes from the same key, so that it is the same in
@@ -121,8 +137,7 @@ def run(context: Context) -> None:
       )
     else:
       rows = _rank(context, options, split, collected, rng)
-    if hosts.is_first_process():
-      records.write_records(path, rows)
+    training.write_records(context, path.name, rows)
 
 
 def check_options(options: Options, where: str) -> None:
@@ -204,8 +219,7 @@ def _collect_from_people(context: Context, options: Options) -> None:
     )
   for split in missing:
     rows = people_labels.wait_and_read(context, options.people, split)
-    if hosts.is_first_process():
-      records.write_records(context.directory / f'{split}.jsonl', rows)
+    training.write_records(context, f'{split}.jsonl', rows)
 
 
 def _rank(
@@ -272,5 +286,41 @@ def plan(context: Context) -> StagePlan:
   )
 
 
+def list_data(options: Options, tokenizer: Any) -> list[DataUse]:
+  """Lists the data that the stage reads, with the encoding of its records."""
+
+  def encode_prompts(rows: Sequence[Prompt], overlong: str) -> list[dict]:
+    return encode.prompts(rows, tokenizer, options.max_length, overlong)
+
+  def encode_nothing(rows: Sequence[records.Ranking], overlong: str) -> list[dict]:
+    return []  # judges read texts
+
+  uses = [DataUse('data', options.data, 'prompt', encode_prompts)]
+  gate = options.ai.gate
+  if options.source == 'ai' and gate.records:
+    people = DataUse('ai.gate.data', gate.data, 'ranking', encode_nothing, splits=('validation',))
+    uses.append(people)
+  return uses
+
+
+def check(context: Context) -> None:
+  """Checks options, reward and judges before any stage runs; raises UserError."""
+  options = context.read_options(STAGE)
+  training.check_batch(context, options.batch_size, 1)
+  check_options(options, context.where)
+  if options.source == 'reward':
+    scores.check_score(context, options.reward, options)
+  if options.source == 'ai':
+    ai_labels.check_judges(context, ModelStore(context), options.ai)
+
+
 TINY: dict[str, Any] = {'data': {'count': 16}, 'batch_size': 16}
-STAGE = StageKind(options=Options, run=run, plan=plan, tiny=TINY)
+STAGE = StageKind(
+  options=Options,
+  run=run,
+  plan=plan,
+  tiny=TINY,
+  data=list_data,
+  files=tuple(f'{split}.jsonl' for split in SPLITS),
+  check=check,
+)

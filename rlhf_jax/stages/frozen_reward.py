@@ -20,7 +20,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,13 +36,14 @@ from rlhf_jax.evaluation import pair_models
 from rlhf_jax.evaluation.pair_models import Pairs
 from rlhf_jax.models import heads
 from rlhf_jax.models.transformer import Model
+from rlhf_jax.options import Count, Range
 from rlhf_jax.planning import work
 from rlhf_jax.planning.programs import abstract_sequences, Program, StagePlan
 from rlhf_jax.runtime import hosts, loop
 from rlhf_jax.runtime.loop import LoopOptions
 from rlhf_jax.stages.shared import training
 from rlhf_jax.stages.shared.context import Context
-from rlhf_jax.stages.shared.kind import StageKind
+from rlhf_jax.stages.shared.kind import DataUse, StageKind
 from rlhf_jax.stages.shared.model_store import ModelStore
 from rlhf_jax.text_table import format_rows
 from rlhf_jax.types import Params, Sequences, TrainState
@@ -61,13 +62,14 @@ class Options:
 
   init: str = 'sft'  # the frozen model; a new scalar head is added
   likelihood: bool = False  # the head also sees how likely the response is to the model itself
-  batch_size: int = 16  # texts read at once, over all devices
-  max_length: int = 256  # tokens of a prompt with one response
+  batch_size: Count = 16  # texts read at once, over all devices
+  max_length: Count = 256  # tokens of a prompt with one response
   # What becomes of a ranking with a longer response: drop (they are counted),
   # truncate_left (the prompt loses its beginning) or error.
   overlong: str = 'drop'
-  folds: int = 5  # parts of the training rankings, each measured by a head fitted to the others
-  measured_pairs: int = 100  # a source with fewer pairs has no row of its own in folds.json
+  # parts of the training rankings, each measured by a head fitted to the others
+  folds: Annotated[int, Range(least=3)] = 5
+  measured_pairs: Count = 100  # a source with fewer pairs has no row of its own in folds.json
   data: DataOptions = DataOptions()
 
 
@@ -131,7 +133,7 @@ def run(context: Context) -> None:
 
 def build(context: Context, options: Options) -> loop.Training:
   """Builds a training whose only step changes nothing, and after which the head is in place."""
-  check_options(context, options)
+  training.check_batch(context, options.batch_size, 1)
   opened = ModelStore(context).open(
     options.init, head=True, trained=True, likelihood=options.likelihood
   )
@@ -169,16 +171,6 @@ def build(context: Context, options: Options) -> loop.Training:
 
 # The only step; the head is fitted as a whole.
 LOOP = LoopOptions(steps=1, log_every=1, eval_every=0, save_every=1)
-
-
-def check_options(context: Context, options: Options) -> None:
-  """Checks the options; raises UserError for values that do not fit."""
-  training.check_batch(context, options.batch_size, 1)
-  if options.folds < 3 or options.measured_pairs < 1:
-    raise UserError(
-      f'{context.where}: expected folds from 3 and measured_pairs from 1, got {options.folds} '
-      f'and {options.measured_pairs}'
-    )
 
 
 class _NoBatches:
@@ -453,7 +445,7 @@ def measure_head(head: Head, features: np.ndarray, texts: Texts) -> dict[str, fl
 def plan(context: Context) -> StagePlan:
   """Plans the program that reads; `context` has an abstract layout."""
   options = context.read_options(STAGE)
-  check_options(context, options)
+  training.check_batch(context, options.batch_size, 1)
   opened = ModelStore(context).open(options.init, head=True, likelihood=options.likelihood)
   params = opened.read()
   sequences = abstract_sequences(context.layout, options.batch_size, options.max_length)
@@ -469,9 +461,18 @@ def plan(context: Context) -> StagePlan:
   return StagePlan({'params': params}, [program], ['fitting the head, on the host, is left out'])
 
 
+def list_data(options: Options, tokenizer: Any) -> list[DataUse]:
+  """Lists the data that the stage reads, with the encoding of its records."""
+
+  def encode_rankings(rows: Sequence[Ranking], overlong: str) -> list[dict]:
+    return encode.rankings(rows, tokenizer, options.max_length, overlong)
+
+  return [DataUse('data', options.data, 'ranking', encode_rankings, options.overlong)]
+
+
 TINY: dict[str, Any] = {
   'batch_size': 8,
   'max_length': 128,
   'data': {'count': 60},
 }
-STAGE = StageKind(options=Options, run=run, plan=plan, tiny=TINY)
+STAGE = StageKind(options=Options, run=run, plan=plan, tiny=TINY, data=list_data)

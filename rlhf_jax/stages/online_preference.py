@@ -24,6 +24,7 @@ from rlhf_jax.data import batches
 from rlhf_jax.errors import UserError
 from rlhf_jax.objectives import preference as preference_objectives
 from rlhf_jax.objectives import ranking
+from rlhf_jax.options import Count
 from rlhf_jax.planning.programs import abstract_rankings, StagePlan
 from rlhf_jax.runtime import loop, optimizers
 from rlhf_jax.runtime.loop import LoopOptions
@@ -40,7 +41,7 @@ from rlhf_jax.stages.shared.rollout import (
   RolloutParts,
   ScoredRollout,
 )
-from rlhf_jax.stages.shared.scores import open_scores, Score
+from rlhf_jax.stages.shared.scores import check_scores, open_scores, Score
 from rlhf_jax.types import Array, Params, Prompts, Rankings, TrainState
 
 __all__ = [
@@ -58,9 +59,9 @@ __all__ = [
 class Options(rollout.RolloutOptions):
   """The section of a stage of online preference optimisation, beside its loss's settings."""
 
-  batch_size: int = 32  # prompts of a step, over all devices
-  num_samples: int = 2  # responses to each prompt, K
-  minibatches: int = 1  # must stay 1: the responses of a step are one batch
+  batch_size: Count = 32  # prompts of a step, over all devices
+  num_samples: Count = 2  # responses to each prompt, K
+  minibatches: Count = 1  # must stay 1: the responses of a step are one batch
   loss: str = 'dpo'  # a name in preference.PREFERENCE_LOSSES but kto; it brings its settings
   optimizer: OptimizerOptions = OptimizerOptions(
     learning_rate=5e-6,
@@ -286,6 +287,11 @@ def check_options(options: Options, where: str) -> None:
   preference.check_options(options, where)
   if preference_objectives.PREFERENCE_LOSSES[options.loss].single_responses:
     raise UserError(f'{where}.loss: {options.loss} is for the stage `preference` only')
+  if not options.sampling.temperature:
+    raise UserError(
+      f'{where}.sampling.temperature: expected more than 0, as greedy responses to a prompt are '
+      'all the same'
+    )
   if options.num_samples < 2 or options.minibatches != 1:
     raise UserError(
       f'{where}: expected num_samples from 2 and minibatches 1, got {options.num_samples} and '
@@ -320,4 +326,6 @@ STAGE = StageKind(
   plan=plan,
   tiny=TINY,
   choices={'loss': preference.LOSS_SETTINGS},
+  data=rollout.list_data,
+  check=check_scores,
 )

@@ -38,6 +38,7 @@ from rlhf_jax.objectives import (
   masked,
   policy_gradient,
 )
+from rlhf_jax.options import Count, Natural, NonNegative, Share
 from rlhf_jax.planning.programs import StagePlan
 from rlhf_jax.runtime import hosts, loop, optimizers
 from rlhf_jax.runtime import step as steps
@@ -57,7 +58,7 @@ from rlhf_jax.stages.shared.rollout import (
   RolloutParts,
   ScoredRollout,
 )
-from rlhf_jax.stages.shared.scores import open_scores, Score
+from rlhf_jax.stages.shared.scores import check_scores, open_scores, Score
 from rlhf_jax.types import (
   Array,
   merge_params,
@@ -72,17 +73,17 @@ from rlhf_jax.types import (
 class Options(rollout.RolloutOptions):
   """The section of a policy-gradient stage."""
 
-  batch_size: int = 16  # prompts of a step, over all devices
-  num_samples: int = 4  # responses to each prompt, K
-  minibatches: int = 1  # optimizer updates in one pass over the responses of a step
-  epochs: int = 1  # passes over the responses of a step
+  batch_size: Count = 16  # prompts of a step, over all devices
+  num_samples: Count = 4  # responses to each prompt, K
+  minibatches: Count = 1  # optimizer updates in one pass over the responses of a step
+  epochs: Count = 1  # passes over the responses of a step
   advantage: str = 'leave_one_out'  # a name in advantages.GROUP_ADVANTAGES
   whiten_advantages: bool = False  # over all tokens of a step (REINFORCE++)
   loss: str = 'clipped'  # clipped, reinforce, gspo, cispo
   reduce: str = 'token_mean'  # token_mean, sequence_mean, sequence_sum, constant
-  clip_low: float = 0.2  # ε below 1, of the probability ratio
-  clip_high: float = 0.2  # ε above 1
-  kl_coefficient: float = 0.05  # β; 0 = no reference is kept
+  clip_low: Share = 0.2  # ε below 1, of the probability ratio
+  clip_high: NonNegative = 0.2  # ε above 1
+  kl_coefficient: NonNegative = 0.05  # β; 0 = the KL is measured only
   # Where the KL counts. reward: subtracted from the score, as the response's sum of
   # k1; tokens: from a token's advantage, as the sum of what is still to come
   # (REINFORCE++); loss: a term of the loss (GRPO).
@@ -90,10 +91,12 @@ class Options(rollout.RolloutOptions):
   kl_estimator: str = 'k3'  # of the loss's term: k1, k2, k3
   # Overlong shaping (DAPO): the last so many tokens before max_new_tokens cost a
   # reward of 1 together, each the same; 0 = none.
-  overlong_buffer: int = 0
-  resampling: int = 0  # dynamic sampling (DAPO): at most so many further batches a step
-  sampler_every: int = 1  # the policy that responds is updated every so many steps
-  weight_limit: float = 0.0  # C of truncated importance weights for an older sampler; 0 = none
+  overlong_buffer: Natural = 0
+  resampling: Natural = 0  # dynamic sampling (DAPO): at most so many further batches a step
+  sampler_every: Count = 1  # the policy that responds is updated every so many steps
+  weight_limit: NonNegative = (
+    0.0  # C of truncated importance weights for an older sampler; 0 = none
+  )
   optimizer: OptimizerOptions = OptimizerOptions(
     learning_rate=1e-5,
     schedule='linear',
@@ -101,6 +104,17 @@ class Options(rollout.RolloutOptions):
     eps=1e-5,
   )
   loop: LoopOptions = LoopOptions(eval_every=20, save_every=25, log_every=1)
+
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    unread = super().unread()
+    if self.kl_place != 'loss':
+      unread['kl_estimator'] = "kl_place is not 'loss'"
+    if not self.kl_coefficient:
+      unread |= dict.fromkeys(('kl_place', 'kl_estimator'), 'kl_coefficient is 0')
+    if self.loss == 'reinforce':
+      unread |= dict.fromkeys(('clip_low', 'clip_high'), "loss is 'reinforce'")
+    return unread
 
 
 # The types of a step.
@@ -425,7 +439,8 @@ def loss(now: rollout.ResponseForward, assessed: AssessedRollout, options: Optio
   losses = losses * assessed.weights  # [n, R]
   if options.kl_coefficient and options.kl_place == 'loss':
     kl_term = divergence.KL_TERMS[options.kl_estimator]
-    losses = losses + options.kl_coefficient * kl_term(now.logprobs, assessed.reference_logprobs)
+    kl = kl_term(masked.keep(now.logprobs, mask), masked.keep(assessed.reference_logprobs, mask))
+    losses = losses + options.kl_coefficient * kl
   total, weight = policy_gradient.REDUCTIONS[options.reduce](losses, mask)
   count = masked.total(1.0, mask)  # also where `reduce` divides by something else
   approx_kl = 0.5 * (now.logprobs - assessed.logprobs) ** 2
@@ -711,6 +726,14 @@ def check_options(options: Options, where: str) -> None:
     raise UserError(
       f'{where}: expected resampling, overlong_buffer and weight_limit from 0, sampler_every from 1'
     )
+  updates = options.epochs * options.minibatches
+  if options.loss == 'reinforce' and updates > 1:
+    raise UserError(
+      f'{where}.loss: reinforce is unbiased for the first update from some responses only; '
+      f'expected epochs and minibatches 1, got {options.epochs} and {options.minibatches}; '
+      'clipped corrects for further ones'
+    )
+  rollout.check_sampling(options, where)
   limit = options.sampling.max_new_tokens
   if options.overlong_buffer > limit:
     raise UserError(
@@ -732,4 +755,11 @@ TINY: dict[str, Any] = {
   'batch_size': 8,
   'eval_records': 8,
 }
-STAGE = StageKind(options=Options, run=run, plan=plan, tiny=TINY)
+STAGE = StageKind(
+  options=Options,
+  run=run,
+  plan=plan,
+  tiny=TINY,
+  data=rollout.list_data,
+  check=check_scores,
+)

@@ -23,7 +23,7 @@ The path of a step: `build` → `iterate` → `train_step` → `update_once` or
 `update_in_minibatches` → `assess_rollout` → `loss`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 from typing import Any, NamedTuple
@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.data import batches, encode, sources
+from rlhf_jax.data.records import Document
 from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import heads, lora
@@ -44,6 +45,7 @@ from rlhf_jax.objectives import (
   masked,
   policy_gradient,
 )
+from rlhf_jax.options import Count, NonNegative, Positive, PositiveShare, Share
 from rlhf_jax.planning.programs import abstract_sequences, StagePlan
 from rlhf_jax.runtime import loop, optimizers
 from rlhf_jax.runtime import step as steps
@@ -52,14 +54,14 @@ from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.runtime.optimizers import OptimizerOptions
 from rlhf_jax.stages.shared import rollout, rollout_metering, rollout_plan, training
 from rlhf_jax.stages.shared.context import Context
-from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
+from rlhf_jax.stages.shared.kind import DataUse, StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.model_store import ModelStore, OpenModel
 from rlhf_jax.stages.shared.rollout import (
   RolloutDefinitions,
   RolloutParts,
   ScoredRollout,
 )
-from rlhf_jax.stages.shared.scores import open_scores, Score
+from rlhf_jax.stages.shared.scores import check_scores, open_scores, Score
 from rlhf_jax.types import (
   Array,
   merge_params,
@@ -77,20 +79,21 @@ class Options(rollout.RolloutOptions):
   # The model whose trunk and head the value model begins with; '' = a new head on the
   # policy's own trunk.
   value: str = 'reward'
-  epochs: int = 2  # passes over the responses of a step
-  kl_coefficient: float = 0.05  # β, in reward per nat
-  kl_target: float = 0.0  # nats per response to which β is steered; 0 = it stays
-  kl_horizon: float = 10000.0  # episodes over which a steered β changes by a fifth
-  clip: float = 0.2  # ε of the probability ratio
-  value_clip: float = 0.2  # ε of the value's change
-  value_coefficient: float = 0.1  # of the value loss beside the policy's
-  discount: float = 1.0  # γ of GAE
-  gae_lambda: float = 0.95  # λ of GAE
+  epochs: Count = 2  # passes over the responses of a step
+  kl_coefficient: NonNegative = 0.05  # β, in reward per nat
+  kl_target: NonNegative = 0.0  # nats per response to which β is steered; 0 = it stays
+  kl_horizon: Positive = 10000.0  # episodes over which a steered β changes by a fifth
+  clip: PositiveShare = 0.2  # ε of the probability ratio
+  value_clip: Positive = 0.2  # ε of the value's change
+  value_coefficient: NonNegative = 0.1  # of the value loss beside the policy's
+  discount: Share = 1.0  # γ of GAE
+  gae_lambda: Share = 0.95  # λ of GAE
   whiten_rewards: bool = False  # to variance 1 over a rollout; the mean stays
   whiten_advantages: bool = True  # to mean 0 and variance 1 over a rollout
   score_place: str = 'eos'  # eos: at the end token; after_eos: behind it, as in TRL
-  pretraining_coefficient: float = 0.0  # γ of PPO-ptx, of the loss on `pretraining` documents
-  pretraining_max_length: int = 96  # tokens of a row of documents
+  # Γ of PPO-ptx, of the loss on `pretraining` documents
+  pretraining_coefficient: NonNegative = 0.0
+  pretraining_max_length: Count = 96  # tokens of a row of documents
   pretraining: DataOptions = DataOptions()
   optimizer: OptimizerOptions = OptimizerOptions(
     learning_rate=3e-5,
@@ -99,6 +102,16 @@ class Options(rollout.RolloutOptions):
     eps=1e-5,
   )
   loop: LoopOptions = LoopOptions(eval_every=20, save_every=25, log_every=1)
+
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    unread = super().unread()
+    if not self.kl_target:
+      unread['kl_horizon'] = 'kl_target is 0'
+    if not self.pretraining_coefficient:
+      why = 'pretraining_coefficient is 0'
+      unread |= dict.fromkeys(('pretraining', 'pretraining_max_length'), why)
+    return unread
 
 
 # The types of a step.
@@ -147,6 +160,10 @@ class AssessedRollout(flax.struct.PyTreeNode):
     values: [N, R] float32, of the value model before the update.
     advantages: [N, R] float32.
     returns: [N, R] float32.
+    value_weight: [N] float32, the same in all rows: response tokens for each place in
+      `value_mask`, over the rows that make an update. The loss is divided by the
+      number of response tokens; with this weight, the value loss is a mean over its
+      own places, however a minibatch is cut into micro-batches.
   """
 
   sequences: Sequences
@@ -157,6 +174,7 @@ class AssessedRollout(flax.struct.PyTreeNode):
   values: Array
   advantages: Array
   returns: Array
+  value_weight: Array
 
 
 class Evaluated(NamedTuple):
@@ -443,6 +461,7 @@ def assess_rollout(
     values=evaluated.values,
     advantages=advantage,
     returns=returns,
+    value_weight=value_loss_weight(mask, value_mask),
   )
   metrics = rollout.rollout_metrics(scored, evaluated.logprobs, evaluated.entropies, kl)
   metrics |= {
@@ -452,6 +471,20 @@ def assess_rollout(
     'value/explained_variance': explained_variance(evaluated.values, returns, value_mask),
   }
   return assessed, metrics
+
+
+def value_loss_weight(mask: Array, value_mask: Array) -> Array:
+  """Computes the response tokens for each place of the value loss.
+
+  Args:
+    mask: [n, R] bool.
+    value_mask: [n, R] bool.
+
+  Returns:
+    [n] float32, the same in all rows, so that it can be cut with the rows.
+  """
+  places = jnp.maximum(masked.count(value_mask), 1.0)
+  return jnp.full(mask.shape[0], masked.count(mask) / places)
 
 
 def explained_variance(values: Array, returns: Array, mask: Array) -> Array:
@@ -511,6 +544,8 @@ def update_minibatch(
   """
   trained, opt_state = carry
   weight = pretraining_weight(assessed.mask, pretraining)
+  value_weight = value_loss_weight(assessed.mask, assessed.value_mask)
+  assessed = assessed.replace(value_weight=value_weight)
 
   def batch_loss(trained: Params, batch: Any, key: Array) -> steps.Loss:
     del key  # nothing is drawn: dropout is left out
@@ -594,13 +629,16 @@ def loss(
     options.clip,  # above 1
   )
   value_losses, value_clipped = policy_gradient.clipped_value(
-    now.values, assessed.values, assessed.returns, options.value_clip
+    masked.keep(now.values, assessed.value_mask),
+    masked.keep(assessed.values, assessed.value_mask),
+    masked.keep(assessed.returns, assessed.value_mask),
+    options.value_clip,
   )
   policy_total = masked.total(policy_losses, mask)
   value_total = masked.total(value_losses, assessed.value_mask)
-  # Both sums are divided by the number of response tokens, also where the value mask
-  # is longer.
-  objective = policy_total + options.value_coefficient * value_total
+  # The sum is divided by the number of response tokens.
+  value_part = assessed.value_weight[0] * value_total  # the weight is the same in every row
+  objective = policy_total + options.value_coefficient * value_part
   approx_kl = 0.5 * masked.total((now.logprobs - assessed.logprobs) ** 2, mask)
   means = {
     'policy/loss': policy_total,
@@ -608,7 +646,7 @@ def loss(
     'policy/ratio': masked.total(ratios, mask),
     'policy/approx_kl': approx_kl,
     'policy/entropy': masked.total(now.entropies, mask),
-    'value/loss': value_total,
+    'value/loss': (value_total, masked.count(assessed.value_mask)),
     'value/clip_fraction': masked.total(value_clipped, mask),
   }
   if pretraining is not None and weight is not None:
@@ -726,7 +764,8 @@ def define(context: Context, options: Options) -> RolloutParts:
 
 
 def check_options(options: Options, where: str) -> None:
-  """Checks the options; raises UserError for an unknown `score_place`."""
+  """Checks the options; raises UserError for an unknown `score_place` or biased sampling."""
+  rollout.check_sampling(options, where)
   if options.score_place not in ('eos', 'after_eos'):
     raise UserError(f'{where}.score_place: expected eos or after_eos, got {options.score_place!r}')
 
@@ -844,9 +883,32 @@ def plan(context: Context) -> StagePlan:
   )
 
 
+def list_data(options: Options, tokenizer: Any) -> list[DataUse]:
+  """Lists the data that the stage reads, with the encoding of its records."""
+
+  def encode_documents(records: Sequence[Document], overlong: str) -> list[dict]:
+    del overlong  # documents are cut into windows
+    return encode.documents(records, tokenizer, options.pretraining_max_length)
+
+  uses = rollout.list_data(options, tokenizer)
+  if options.pretraining_coefficient:
+    documents = DataUse(
+      'pretraining', options.pretraining, 'document', encode_documents, splits=('train',)
+    )
+    uses.append(documents)
+  return uses
+
+
 TINY: dict[str, Any] = {
   'loop': TINY_LOOP,
   'batch_size': 8,
   'eval_records': 8,
 }
-STAGE = StageKind(options=Options, run=run, plan=plan, tiny=TINY)
+STAGE = StageKind(
+  options=Options,
+  run=run,
+  plan=plan,
+  tiny=TINY,
+  data=list_data,
+  check=check_scores,
+)

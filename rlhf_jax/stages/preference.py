@@ -36,6 +36,7 @@ from rlhf_jax.models import heads
 from rlhf_jax.models.lora import LoraOptions
 from rlhf_jax.models.transformer import Model
 from rlhf_jax.objectives import masked, preference, ranking
+from rlhf_jax.options import Count, Natural
 from rlhf_jax.planning import work
 from rlhf_jax.planning.programs import (
   abstract_rankings,
@@ -51,7 +52,7 @@ from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.runtime.optimizers import OptimizerOptions
 from rlhf_jax.stages.shared import metering, training
 from rlhf_jax.stages.shared.context import Context
-from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
+from rlhf_jax.stages.shared.kind import DataUse, StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.model_store import ModelStore
 from rlhf_jax.stages.shared.training import Definitions
 from rlhf_jax.types import Array, Params, Rankings, TrainState
@@ -68,15 +69,15 @@ class Options:
   # is too large for a pass before training.
   reference_logprobs: str = 'stored'
   loss: str = 'dpo'  # a name in preference.PREFERENCE_LOSSES, which brings settings of its own
-  batch_size: int = 16  # rows of a batch, over all devices
-  responses_per_row: int = 4  # places of a row; complete rankings share a row, none is split
-  max_length: int = 96  # tokens of a prompt with one response
+  batch_size: Count = 16  # rows of a batch, over all devices
+  responses_per_row: Count = 4  # places of a row; complete rankings share a row, none is split
+  max_length: Count = 96  # tokens of a prompt with one response
   # What becomes of a ranking with a longer response: drop (they are counted),
   # truncate_left (the prompt loses its beginning) or error.
   overlong: str = 'drop'
-  microbatches: int = 1  # parts of a batch, one after the other, to save memory
-  eval_records: int = 200  # held-out rankings
-  shown_responses: int = 4  # responses written at each evaluation
+  microbatches: Count = 1  # parts of a batch, one after the other, to save memory
+  eval_records: Count = 200  # held-out rankings
+  shown_responses: Natural = 4  # responses written at each evaluation
   data: DataOptions = DataOptions()
   sampling: SamplingOptions = SamplingOptions()
   optimizer: OptimizerOptions = OptimizerOptions(
@@ -89,6 +90,10 @@ class Options:
   # The settings of the chosen loss, from keys of the same section
   # (StageKind.choices).
   settings: Any = dataclasses.field(default=preference.DPOSettings(), metadata={'in_config': False})
+
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    return {} if self.reference else {'reference_logprobs': "reference is ''"}
 
 
 class ResponseLogprobs(NamedTuple):
@@ -231,8 +236,8 @@ def mismatched(batch: Rankings) -> Rankings:
   """Pairs each prompt with a response to another prompt, for KTO's anchor.
 
   The other response has the same place in the next row (no prompt is split over rows,
-  so its prompt differs). In a batch of one row it is the response in the next place.
-  Prompt and response are cut at T tokens.
+  so its prompt differs). In a batch of one row it is the response in the next place, where
+  that responds to another prompt. Prompt and response are cut at T tokens.
   """
   B, K, T = batch.tokens.shape
   shift = K if B > 1 else 1
@@ -244,6 +249,9 @@ def mismatched(batch: Rankings) -> Rankings:
   other_begins = jnp.roll(begins, -shift, axis=0)
   other_lengths = jnp.roll(lengths, -shift, axis=0)
   other_present = jnp.roll(present, -shift, axis=0)
+  if B == 1:
+    group = batch.group.reshape(K, 1)
+    other_present &= jnp.roll(group, -shift, axis=0) != group
 
   places = jnp.arange(T)[None]
   # After the own prompt comes the other response, from where it begins in its row.
@@ -685,6 +693,15 @@ def plan(context: Context) -> StagePlan:
   return StagePlan(residents, programs, [])
 
 
+def list_data(options: Options, tokenizer: Any) -> list[DataUse]:
+  """Lists the data that the stage reads, with the encoding of its records."""
+
+  def encode_all(records: Sequence[Any], overlong: str) -> list[dict]:
+    return encode.rankings(records, tokenizer, options.max_length, overlong)
+
+  return [DataUse('data', options.data, 'ranking', encode_all, options.overlong)]
+
+
 LOSS_SETTINGS = {name: entry.settings_class for name, entry in preference.PREFERENCE_LOSSES.items()}
 TINY: dict[str, Any] = {
   'loop': TINY_LOOP,
@@ -698,4 +715,5 @@ STAGE = StageKind(
   plan=plan,
   tiny=TINY,
   choices={'loss': LOSS_SETTINGS},
+  data=list_data,
 )

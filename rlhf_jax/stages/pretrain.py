@@ -6,22 +6,25 @@ Documents are packed into rows of `max_length` tokens and attend only to themsel
 cut into windows. Left out: dropout.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import math
 from typing import Any
 
 from rlhf_jax.data import batches, encode, sources
+from rlhf_jax.data.records import Document
 from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.evaluation import baselines
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.models.lora import LoraOptions
+from rlhf_jax.options import Count, Natural
 from rlhf_jax.planning.programs import StagePlan
 from rlhf_jax.runtime import loop
 from rlhf_jax.runtime.loop import LoopOptions
 from rlhf_jax.runtime.optimizers import OptimizerOptions
 from rlhf_jax.stages.shared import metering, supervised, training
 from rlhf_jax.stages.shared.context import Context
-from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
+from rlhf_jax.stages.shared.kind import DataUse, StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.supervised import loss, train_step
 from rlhf_jax.types import TrainState
 
@@ -45,11 +48,11 @@ class Options:
 
   init: str = 'random'  # random, an earlier stage, a stage's folder, a Hugging Face directory
   lora: LoraOptions = LoraOptions()  # adapters beside frozen matrices instead of all parameters
-  batch_size: int = 64  # rows of a batch, over all devices
-  max_length: int = 96  # tokens of a row
-  microbatches: int = 1  # parts of a batch, one after the other, to save memory
-  eval_records: int = 200  # held-out documents
-  shown_responses: int = 4  # texts written at each evaluation
+  batch_size: Count = 64  # rows of a batch, over all devices
+  max_length: Count = 96  # tokens of a row
+  microbatches: Count = 1  # parts of a batch, one after the other, to save memory
+  eval_records: Count = 200  # held-out documents
+  shown_responses: Natural = 4  # texts written at each evaluation
   data: DataOptions = DataOptions()
   sampling: SamplingOptions = SamplingOptions()
   optimizer: OptimizerOptions = OptimizerOptions(
@@ -121,9 +124,19 @@ def plan(context: Context) -> StagePlan:
   return supervised.plan(context, context.read_options(STAGE))
 
 
+def list_data(options: Options, tokenizer: Any) -> list[DataUse]:
+  """Lists the data that the stage reads, with the encoding of its records."""
+
+  def encode_all(records: Sequence[Document], overlong: str) -> list[dict]:
+    del overlong  # documents are cut into windows
+    return encode.documents(records, tokenizer, options.max_length)
+
+  return [DataUse('data', options.data, 'document', encode_all)]
+
+
 TINY: dict[str, Any] = {
   'loop': TINY_LOOP,
   'batch_size': 8,
   'eval_records': 8,
 }
-STAGE = StageKind(options=Options, run=run, plan=plan, tiny=TINY)
+STAGE = StageKind(options=Options, run=run, plan=plan, tiny=TINY, data=list_data)

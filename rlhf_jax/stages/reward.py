@@ -39,6 +39,7 @@ from rlhf_jax.models import heads
 from rlhf_jax.models.lora import LoraOptions
 from rlhf_jax.models.transformer import Model
 from rlhf_jax.objectives import ranking
+from rlhf_jax.options import Count, NonNegative
 from rlhf_jax.planning import work
 from rlhf_jax.planning.programs import (
   abstract_rankings,
@@ -52,7 +53,7 @@ from rlhf_jax.runtime.loop import LoopOptions
 from rlhf_jax.runtime.optimizers import OptimizerOptions
 from rlhf_jax.stages.shared import metering, training
 from rlhf_jax.stages.shared.context import Context
-from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
+from rlhf_jax.stages.shared.kind import DataUse, StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.training import Definitions
 from rlhf_jax.types import (
   Params,
@@ -72,17 +73,19 @@ class Options:
   lora: LoraOptions = LoraOptions()  # adapters beside frozen matrices instead of all parameters
   loss: str = 'pairwise'  # pairwise, plackett_luce, plain_pairs
   likelihood: bool = False  # the head also sees how likely the response is to the model itself
-  language_model_coefficient: float = 0.0  # α, of the log-likelihood of the best-ranked responses
-  batch_size: int = 16  # rows of a batch, over all devices
-  responses_per_row: int = 4  # places of a row; complete rankings share a row, none is split
-  max_length: int = 96  # tokens of a prompt with one response
+  language_model_coefficient: NonNegative = (
+    0.0  # α, of the log-likelihood of the best-ranked responses
+  )
+  batch_size: Count = 16  # rows of a batch, over all devices
+  responses_per_row: Count = 4  # places of a row; complete rankings share a row, none is split
+  max_length: Count = 96  # tokens of a prompt with one response
   # What becomes of a ranking with a longer response: drop (they are counted),
   # truncate_left (the prompt loses its beginning) or error.
   overlong: str = 'drop'
-  microbatches: int = 1  # parts of a batch, one after the other, to save memory
-  eval_records: int = 400  # held-out rankings
+  microbatches: Count = 1  # parts of a batch, one after the other, to save memory
+  eval_records: Count = 400  # held-out rankings
   centre: bool = True  # subtract the mean score of human demonstrations after the last step
-  centre_records: int = 256  # the number of demonstrations for that mean
+  centre_records: Count = 256  # the number of demonstrations for that mean
   data: DataOptions = DataOptions()
   demonstrations: DataOptions = DataOptions()  # for `centre`
   optimizer: OptimizerOptions = OptimizerOptions(
@@ -91,6 +94,12 @@ class Options:
     final_scale=0.0,
   )
   loop: LoopOptions = LoopOptions(steps=200)
+
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    if self.centre:
+      return {}
+    return dict.fromkeys(('centre_records', 'demonstrations'), 'centre is False')
 
 
 # The pure functions of a step.
@@ -573,9 +582,31 @@ def plan(context: Context) -> StagePlan:
   return StagePlan(resident(state), [program], [])
 
 
+def list_data(options: Options, tokenizer: Any) -> list[DataUse]:
+  """Lists the data that the stage reads, with the encoding of its records."""
+
+  def encode_rankings(rows: Sequence[records.Ranking], overlong: str) -> list[dict]:
+    return encode.rankings(rows, tokenizer, options.max_length, overlong)
+
+  def encode_demonstrations(rows: Sequence[records.Demonstration], overlong: str) -> list[dict]:
+    return encode.demonstrations(rows, tokenizer, options.max_length, overlong)
+
+  uses = [DataUse('data', options.data, 'ranking', encode_rankings, options.overlong)]
+  if options.centre:
+    demonstrations = DataUse(
+      'demonstrations',
+      options.demonstrations,
+      'demonstration',
+      encode_demonstrations,
+      splits=('train',),
+    )
+    uses.append(demonstrations)
+  return uses
+
+
 TINY: dict[str, Any] = {
   'loop': TINY_LOOP,
   'batch_size': 8,
   'max_length': 128,
 }
-STAGE = StageKind(options=Options, run=run, plan=plan, tiny=TINY)
+STAGE = StageKind(options=Options, run=run, plan=plan, tiny=TINY, data=list_data)

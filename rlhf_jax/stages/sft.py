@@ -16,13 +16,14 @@ from rlhf_jax.data.records import Demonstration
 from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.models.lora import LoraOptions
+from rlhf_jax.options import Count, Natural
 from rlhf_jax.planning.programs import StagePlan
 from rlhf_jax.runtime import loop
 from rlhf_jax.runtime.loop import LoopOptions
 from rlhf_jax.runtime.optimizers import OptimizerOptions
 from rlhf_jax.stages.shared import metering, supervised, training
 from rlhf_jax.stages.shared.context import Context
-from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
+from rlhf_jax.stages.shared.kind import DataUse, StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.supervised import loss, train_step
 from rlhf_jax.types import TrainState
 
@@ -44,16 +45,16 @@ class Options:
 
   init: str = 'pretrain'  # random, an earlier stage, a stage's folder, a Hugging Face directory
   lora: LoraOptions = LoraOptions()  # adapters beside frozen matrices instead of all parameters
-  batch_size: int = 32  # rows of a batch, over all devices
-  max_length: int = 96  # tokens of a row
+  batch_size: Count = 32  # rows of a batch, over all devices
+  max_length: Count = 96  # tokens of a row
   pack: bool = True  # several demonstrations in a row
   # What is done with a demonstration longer than a row: drop (they are counted),
   # truncate_left (the prompt loses its beginning) or error.
   overlong: str = 'drop'
   targets: str = 'last'  # what is learned: the last response, or all that the assistant says
-  microbatches: int = 1  # parts of a batch, one after the other, to save memory
-  eval_records: int = 200  # held-out demonstrations
-  shown_responses: int = 4  # responses written at each evaluation
+  microbatches: Count = 1  # parts of a batch, one after the other, to save memory
+  eval_records: Count = 200  # held-out demonstrations
+  shown_responses: Natural = 4  # responses written at each evaluation
   data: DataOptions = DataOptions()
   sampling: SamplingOptions = SamplingOptions()
   optimizer: OptimizerOptions = OptimizerOptions(learning_rate=3e-4, warmup_steps=10)
@@ -127,9 +128,18 @@ def plan(context: Context) -> StagePlan:
   return supervised.plan(context, context.read_options(STAGE))
 
 
+def list_data(options: Options, tokenizer: Any) -> list[DataUse]:
+  """Lists the data that the stage reads, with the encoding of its records."""
+
+  def encode_all(records: Sequence[Demonstration], overlong: str) -> list[dict]:
+    return encode.demonstrations(records, tokenizer, options.max_length, overlong, options.targets)
+
+  return [DataUse('data', options.data, 'demonstration', encode_all, options.overlong)]
+
+
 TINY: dict[str, Any] = {
   'loop': TINY_LOOP,
   'batch_size': 8,
   'eval_records': 8,
 }
-STAGE = StageKind(options=Options, run=run, plan=plan, tiny=TINY)
+STAGE = StageKind(options=Options, run=run, plan=plan, tiny=TINY, data=list_data)

@@ -23,18 +23,22 @@ PEOPLE = 50
 
 
 class Crowd:
-  """People in threads who rank until they are told to stop; at any of several servers."""
+  """People in threads who rank until they are told to stop; at any of several servers.
 
-  def __init__(self, link_path, bases, people=PEOPLE, pause=0.0):
+  With `patient`, whoever loses the connection goes on at the next server.
+  """
+
+  def __init__(self, link_path, bases, people=PEOPLE, pause=0.0, patient=False):
+    self._bases = bases
     self._pause = pause  # mean seconds that a person reads
+    self._patient = patient
     self.acknowledged = []  # addresses of items whose answers the server has confirmed
     self.seconds = []  # of each request
     self.errors = []
     self._stop = threading.Event()
     self._threads = []
     for number in range(people):
-      base = bases[number % len(bases)]
-      thread = threading.Thread(target=self._work, args=(base, link_path))
+      thread = threading.Thread(target=self._work, args=(number, link_path))
       self._threads.append(thread)
       thread.start()
 
@@ -43,26 +47,38 @@ class Crowd:
     for thread in self._threads:
       thread.join()
 
-  def _work(self, base, link_path):
+  def _work(self, number, link_path):
+    base = self._bases[number % len(self._bases)]
     with httpx.Client(base_url=base, follow_redirects=True, timeout=60) as http:
-      try:
-        http.post(link_path, data={'consent': 'yes'}).raise_for_status()
-        while not self._stop.is_set():
-          page = self._timed(http.get, '/next?task=rank')
-          if '/item/' not in str(page.url):
-            return  # nothing is left
-          address = page.url.path
-          self._stop.wait(random.uniform(0, 2 * self._pause))
-          # without the redirect, so that the confirmation is this answer's own
-          answer = self._timed(
-            http.post, address, data=rank_fields(page.text), follow_redirects=False
-          )
-          if answer.status_code == 303:
-            self.acknowledged.append(address.removeprefix('/item/'))
-          else:
-            self.errors.append(answer.status_code)
-      except httpx.TransportError as error:
-        self.errors.append(type(error).__name__)
+      joined = False
+      while not self._stop.is_set():
+        try:
+          if not joined:
+            http.post(link_path, data={'consent': 'yes'}).raise_for_status()
+            joined = True
+          if not self._rank_one(http):
+            return
+        except httpx.TransportError as error:
+          if not self._patient:
+            self.errors.append(type(error).__name__)
+            return
+          number += 1
+          http.base_url = self._bases[number % len(self._bases)]
+
+  def _rank_one(self, http):
+    """Ranks the next item; False where nothing is left."""
+    page = self._timed(http.get, '/next?task=rank')
+    if '/item/' not in str(page.url):
+      return False
+    address = page.url.path
+    self._stop.wait(random.uniform(0, 2 * self._pause))
+    # without the redirect, so that the confirmation is this answer's own
+    answer = self._timed(http.post, address, data=rank_fields(page.text), follow_redirects=False)
+    if answer.status_code == 303:
+      self.acknowledged.append(address.removeprefix('/item/'))
+    else:
+      self.errors.append(answer.status_code)
+    return True
 
   def _timed(self, call, *words, **options):
     began = time.perf_counter()
@@ -116,29 +132,54 @@ def test_a_killed_server_has_lost_nothing_that_it_confirmed(tmp_path):
   check_nothing_lost(store, crowd.acknowledged + more.acknowledged, 3)
 
 
-def measure(workdir, link, servers, url, seconds=60, pause=4.0):
-  """Lets the crowd work for some time, and states rate and latency."""
-  crowd = Crowd(link, [server.base for server in servers], pause=pause)
-  time.sleep(seconds)
+def most_people_at_once(store):
+  """The largest number of people who have an item now, or have answered it."""
+  leases = tables.leases
+  held = sqlalchemy.or_(
+    leases.c.state == 'answered',
+    sqlalchemy.and_(leases.c.state == 'open', leases.c.expires > time.time()),
+  )
+  query = sqlalchemy.select(sqlalchemy.func.count()).where(held).group_by(leases.c.item_id)
+  with store.reading() as connection:
+    return max(connection.scalars(query), default=0)
+
+
+def measure(workdir, link, servers, url='', seconds=120, pause=4.0, kill=False):
+  """Lets the crowd work for some time, and states rate and latency.
+
+  With `kill`, the first server is killed (SIGKILL) after half of the time.
+  """
+  bases = [server.base for server in servers]
+  store = database.open_database(workdir, url)
+  crowd = Crowd(link, bases, pause=pause, patient=kill)
+  killed = False
+  began = time.monotonic()
+  while time.monotonic() < began + seconds:
+    time.sleep(1)
+    assert most_people_at_once(store) <= 3
+    if kill and not killed and time.monotonic() > began + seconds / 2:
+      servers.pop(0).kill()
+      killed = True
+  per_hour = len(crowd.acknowledged) / (time.monotonic() - began) * 3600
   crowd.stop()
   for server in servers:
     server.stop()
   assert not crowd.errors
-  check_nothing_lost(database.open_database(workdir, url), crowd.acknowledged, 3)
-  per_hour = len(crowd.acknowledged) / seconds * 3600
+  check_nothing_lost(store, crowd.acknowledged, 3)
   p95 = np.quantile(crowd.seconds, 0.95)
   print(
-    f'{per_hour:.0f} rankings an hour, p95 of a request {p95:.3f} s, '
-    f'{PEOPLE} people, {pause} s to read'
+    f'{per_hour:.0f} rankings an hour, p95 of a request {p95:.3f} s, {PEOPLE} people, '
+    f'{pause} s to read, {len(bases)} servers{", one killed" if kill else ""}'
   )
   assert per_hour >= 5000
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('servers, pause', [(1, 4.0), (1, 0.0), (2, 4.0)])
-def test_fifty_people_on_sqlite(tmp_path, servers, pause):
+@pytest.mark.parametrize('servers, pause, seconds', [(1, 4.0, 120), (1, 0.0, 30), (2, 4.0, 120)])
+def test_fifty_people_on_sqlite(tmp_path, servers, pause, seconds):
   workdir, link = prepare(tmp_path, 20_000)
-  measure(workdir, link, [Server(workdir) for _ in range(servers)], '', pause=pause)
+  started = [Server(workdir) for _ in range(servers)]
+  measure(workdir, link, started, seconds=seconds, pause=pause, kill=servers == 2)
 
 
 @pytest.fixture
@@ -172,8 +213,9 @@ def postgresql():
 
 
 @pytest.mark.slow
-def test_fifty_people_and_two_servers_on_postgresql(tmp_path, postgresql):
+@pytest.mark.parametrize('kill', [False, True])
+def test_fifty_people_and_two_servers_on_postgresql(tmp_path, postgresql, kill):
   words = [f'--database={postgresql}']
   workdir, link = prepare(tmp_path, 20_000, *words)
   servers = [Server(workdir, *words) for _ in range(2)]
-  measure(workdir, link, servers, postgresql)
+  measure(workdir, link, servers, postgresql, kill=kill)

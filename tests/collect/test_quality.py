@@ -44,6 +44,16 @@ def test_kendall_against_friedman():
   assert math.isnan(quality.kendall_w([[1, 1], [1, 1]]))
 
 
+def test_kendall_of_the_published_example():
+  # the NAG Library's example program of g08daf: three rankings of ten objects, W = 0.828
+  rankings = [
+    [1, 4.5, 2, 4.5, 3, 7.5, 6, 9, 7.5, 10],
+    [2.5, 1, 2.5, 4.5, 4.5, 8, 9, 6.5, 10, 6.5],
+    [2, 1, 4.5, 4.5, 4.5, 4.5, 8, 8, 8, 10],
+  ]
+  assert quality.kendall_w(rankings) == pytest.approx(0.828, abs=5e-4)
+
+
 def test_pairwise_agreement_habits_and_consensus():
   orders = [
     Order(1, 'a', [1, 2, 3], shown=[0, 1, 2], lengths=[9, 5, 1], gold=[1, 2, 3], seconds=10),
@@ -149,7 +159,10 @@ def test_confidence_is_the_share_of_right_pairs():
 
 
 def test_doubt_is_high_near_a_half_and_where_members_differ():
-  sure = selection.measure_doubt(np.array([[0.0, 5.0]]))
-  near = selection.measure_doubt(np.array([[0.0, 0.1]]))
-  split = selection.measure_doubt(np.array([[0.0, 5.0], [5.0, 0.0]]))
+  texts = ['x', 'y']
+  sure = selection.measure_doubt(np.array([[0.0, 5.0]]), texts)
+  near = selection.measure_doubt(np.array([[0.0, 0.1]]), texts)
+  split = selection.measure_doubt(np.array([[0.0, 5.0], [5.0, 0.0]]), texts)
   assert sure < 0.05 < near and split == pytest.approx(math.log(2))
+  # people cannot order equal texts, so there is nothing to ask
+  assert selection.measure_doubt(np.array([[1.0, 1.0]]), ['x', 'x ']) == 0

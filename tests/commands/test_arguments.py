@@ -76,4 +76,4 @@ def test_exit_codes_and_messages(capsys):
   assert arguments.run_command(fails(UserError('a: b')), None) == 2
   assert capsys.readouterr().err == 'rlhf_jax: error: a: b\n'
   assert arguments.run_command(fails(KeyboardInterrupt()), None) == 130
-  assert 'interrupted; repeat the command to resume' in capsys.readouterr().err
+  assert 'interrupted by SIGINT: what was finished is kept; repeat the' in capsys.readouterr().err

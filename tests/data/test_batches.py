@@ -194,7 +194,7 @@ def test_the_states_of_zipped_batches_are_of_as_many_iterators():
 @pytest.mark.parametrize(
   'make,message',
   [
-    (lambda: batches.sequences([], 4, 16, 0), 'nothing to make batches of'),
+    (lambda: batches.sequences([], 4, 16, 0), 'expected at least one example'),
     (lambda: batches.sequences(TEXTS, 0, 16, 0), 'batch_size: expected 1 or more, got 0'),
     (lambda: batches.sequences(TEXTS, 4, 16, -1), 'seed: expected 0 or more, got -1'),
     (

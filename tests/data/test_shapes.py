@@ -561,7 +561,7 @@ def test_the_shape_has_a_name_for_the_log():
     (
       'ranking',
       {'prompt': 'Hi', 'chosen': [Q, assistant(A)], 'rejected': [Q, assistant(B)]},
-      'field "prompt": it is not the prompt of the conversations beside it',
+      'field "prompt": it is not the prompt of the conversations in this row',
     ),
     (
       'ranking',

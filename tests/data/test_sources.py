@@ -207,3 +207,19 @@ def test_tfds_without_tensorflow(tmp_path):
     env={**os.environ, 'PYTHONPATH': str(Path(__file__).resolve().parents[2])},
   )
   assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_share_of_a_file_without_splits_is_held_out(tmp_path):
+  path = tmp_path / 'all.jsonl'
+  records.write_records(path, [document(str(number)) for number in range(40)])
+
+  def load(split, **more):
+    options = DataOptions(source='jsonl', path=(str(path),), hold_out=0.1, **more)
+    return [int(row.text) for row in sources.load_records(options, 'document', split)]
+
+  train, held_out = load('train', seed=3), load('validation', seed=3)
+  assert len(held_out) == 4 and sorted(train + held_out) == list(range(40))
+  assert train == sorted(train) and held_out == sorted(held_out)
+  assert load('validation', seed=3) == held_out != load('validation', seed=4)
+  with pytest.raises(UserError, match='data.hold_out: it makes the splits train and validation'):
+    load('test')

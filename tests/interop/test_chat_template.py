@@ -227,7 +227,7 @@ def test_tools_that_a_template_does_not_print_are_refused():
   tokenizer = make_tokenizer(with_marks(build_unigram), 'chatml')
   with pytest.raises(UserError, match='chat template: it does not print tools'):
     tokenizer.prompt(QUESTION, [WEATHER])
-  with pytest.raises(UserError, match='does not print calls of functions'):
+  with pytest.raises(UserError, match='does not print function calls'):
     tokenizer.exchange(QUESTION, CALL)
 
 

@@ -133,3 +133,9 @@ def test_every_mesh_gives_the_same_numbers_and_gradients(axes, length):
     got,
     run(None, matrix, hidden, targets),
   )
+
+
+def test_scalar_scores_by_hand():
+  params = {'score': {'kernel': jnp.array([2.0, -1.0]), 'bias': jnp.array(0.5)}}
+  hidden = jnp.array([[1.0, 3.0], [2.0, 1.0]])
+  np.testing.assert_allclose(heads.scalar_scores(params, hidden), [-0.5, 3.5])

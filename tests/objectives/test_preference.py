@@ -43,7 +43,10 @@ def by_hand(name, better, worse):
     'ipo_sum': lambda: (delta - 1 / (2 * b)) ** 2,
     'hinge': lambda: np.maximum(0, 1 - b * delta),
     'length_normalised': lambda: logistic(b * ((pw - rw) / nw - (pl - rl) / nl)),
-    'dpop': lambda: logistic(b * (delta - 0.7 * np.maximum(0, rw - pw))),
+    'dpop': lambda: (
+      -(1 - e) * log_sigmoid(b * (delta - 0.7 * np.maximum(0, rw - pw)))
+      - e * log_sigmoid(b * (-delta - 0.7 * np.maximum(0, rl - pl)))
+    ),
     'cpo': lambda: logistic(b * (pw - pl)) - 0.7 * pw / nw,
     'simpo': lambda: logistic(b * (pw / nw - pl / nl) - 0.5),
     'orpo': lambda: -pw / nw - b * log_sigmoid(odds(pw, nw) - odds(pl, nl)),

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf_jax import testing
+from rlhf_jax import fingerprints, testing
 from rlhf_jax.data import records
 from rlhf_jax.errors import UserError
 from rlhf_jax.experiment import config as configs
@@ -48,7 +48,7 @@ def finished(quickstart, tmp_path_factory, own_cache):
 def test_four_steps_end_to_end(quickstart, finished, capsys):
   """The tiny quickstart; the same command again; the models as Hugging Face directories."""
   config, workdir, results = finished
-  assert results == json.loads((workdir / 'results.json').read_text())
+  assert results == fingerprints.read_json(workdir / 'results.json')
   assert list(results['models']) == ['base', 'sft', 'ppo']
   for group in ('models', 'controls', 'unseen'):
     for decodings in results[group].values():
@@ -101,7 +101,7 @@ def test_four_steps_end_to_end(quickstart, finished, capsys):
     source = pretrained.open_pretrained(str(workdir / name / 'export'))
     assert not source.config.head
     assert source.tokenizer.vocab_size == source.config.vocab_size
-    saved = json.loads((workdir / name / 'model.json').read_text())
+    saved = fingerprints.read_json(workdir / name / 'model.json')
     assert saved.pop('base_model') == ''
     model = transformer.build_model(transformer.ModelConfig(**saved))
     on = testing.make_layout()
@@ -135,7 +135,7 @@ def test_other_methods_continue_from_the_same_models(quickstart, finished, tmp_p
   )
   for stage in ('tokenizer', 'pretrain', 'sft', 'feedback', 'reward'):
     shutil.copytree(workdir / stage, tmp_path / stage)
-  (tmp_path / 'config.json').write_text(configs.as_json(config))
+  fingerprints.write_json(tmp_path / 'config.json', json.loads(configs.as_json(config)))
   before = (tmp_path / 'reward/finished.json').stat().st_mtime_ns
   results = pipeline.run(config, tmp_path)
   assert (tmp_path / 'reward/finished.json').stat().st_mtime_ns == before
@@ -214,6 +214,15 @@ def test_names_of_models(context):
     ModelStore(made).open('pretrain')
   with pytest.raises(UserError, match='nowhere: not found; expected'):
     ModelStore(made).open('nowhere')
+
+
+def test_a_model_without_a_head_is_no_reward(finished, context):
+  """Neither one that was trained to speak nor one that nothing has trained."""
+  _, workdir, _ = finished
+  store = ModelStore(context('ppo'))
+  for name in (str(workdir / 'sft'), 'random'):
+    with pytest.raises(UserError, match=f"config.ppo: '{name}' has no scalar head: expected a rew"):
+      store.open_reward(name)
 
 
 def test_batch_that_does_not_divide(context):

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from rlhf_jax.collect import answers, assignment, database, judgements, rendering, tables
 from rlhf_jax.collect import settings as settings_file
 from rlhf_jax.collect.items import read_item
-from rlhf_jax.collect.judgements import Given
+from rlhf_jax.collect.judgements import SentAnswer
 from rlhf_jax.collect.pages import converse
 from rlhf_jax.collect.refusals import Refused
 from rlhf_jax.collect.site import Visit
@@ -62,8 +62,8 @@ def give_next(visit: Visit) -> Response:
     lease = assignment.give_item(connection, visit.person.id, site.settings, tasks)
   saved = '?saved=1' if 'saved' in visit.request.query_params else ''
   if lease is None:
-    return visit.go('/' + saved)
-  return visit.go(f'/item/{lease.token}{saved}')
+    return visit.redirect('/' + saved)
+  return visit.redirect(f'/item/{lease.token}{saved}')
 
 
 def show_item(visit: Visit) -> Response:
@@ -128,8 +128,8 @@ def receive(visit: Visit) -> Response:
     _keep_draft(visit)
     return show_form(visit, refused.message, refused.status)
   if training:
-    return visit.go(f'/item/{visit.path("token")}')  # this page now shows the explanation
-  return visit.go('/next?saved=1')
+    return visit.redirect(f'/item/{visit.path("token")}')  # this page now shows the explanation
+  return visit.redirect('/next?saved=1')
 
 
 def receive_draft(visit: Visit) -> Response:
@@ -155,7 +155,7 @@ def undo(visit: Visit) -> Response:
   site = visit.site
   with site.store.writing() as connection:
     lease = judgements.undo_last(connection, visit.person.id, site.settings)
-  return visit.go(f'/item/{lease.token}')
+  return visit.redirect(f'/item/{lease.token}')
 
 
 def _save(visit: Visit) -> bool:
@@ -172,13 +172,13 @@ def _save(visit: Visit) -> bool:
     else:
       original = item.responses[0]['text'] if item.task == 'edit' else None
       answer = answers.parse_response(visit.form, site.settings, original)
-    given = Given(
+    sent = SentAnswer(
       answer=answer,
       guidelines=read_guidelines(visit),
       pasted=answers.read_pastes(visit.form),
       shown=lease.shown,
     )
-    judgements.save(connection, lease, given, site.settings)
+    judgements.save(connection, lease, sent, site.settings)
     if lease.state == 'open':  # False where the same form was sent before
       # so that the form can be shown as it was if the person undoes the answer
       assignment.save_draft(connection, lease, draft_fields(visit), site.settings)
@@ -224,7 +224,7 @@ def _give_back(visit: Visit, action: str) -> Response:
         created=time.time(),
       )
     assignment.skip(connection, lease)
-  return visit.go('/next')
+  return visit.redirect('/next')
 
 
 def _show_answered(visit: Visit, lease: Row, item: Row) -> Response:

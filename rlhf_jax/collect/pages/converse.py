@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from rlhf_jax.collect import answers, assignment, conversation, judgements
 from rlhf_jax.collect.items import read_item
-from rlhf_jax.collect.judgements import Given
+from rlhf_jax.collect.judgements import SentAnswer
 from rlhf_jax.collect.refusals import Refused
 from rlhf_jax.collect.site import Visit
 
@@ -66,7 +66,7 @@ def receive_message(visit: Visit) -> Response:
     replier.release()
     raise
   replier.start(turn_id, messages, site.settings.converse_responses)
-  return visit.go(f'/item/{visit.path("token")}')
+  return visit.redirect(f'/item/{visit.path("token")}')
 
 
 def tell_state(visit: Visit) -> Response:
@@ -86,7 +86,7 @@ def save_turn(visit: Visit, connection: Connection, lease: Row, item: Row) -> in
     raise Refused(409, 'This turn is over, or its replies have not come yet.')
   shown = _order_of_turn(lease, turn)
   answer = answers.parse_ranking(visit.form, shown, settings)
-  given = Given(
+  sent = SentAnswer(
     answer=answer,
     guidelines=visit.field('guidelines')[:12],
     pasted=answers.read_pastes(visit.form),
@@ -94,7 +94,7 @@ def save_turn(visit: Visit, connection: Connection, lease: Row, item: Row) -> in
     number=turn.number,
     complete=turn.number >= settings.converse_turns,
   )
-  judgement_id = judgements.save(connection, lease, given, settings)
+  judgement_id = judgements.save(connection, lease, sent, settings)
   conversation.set_turn_state(connection, turn.id, 'ranked')
   return judgement_id
 

@@ -34,7 +34,7 @@ def accept(visit: Visit) -> Response:
   with site.store.writing() as connection:
     invitation = people.open_invitation(site.store, connection, visit.path('token'))
     person = people.accept(connection, invitation, parameters)
-  response = visit.go('/')
+  response = visit.redirect('/')
   security.start_session(site.store, response, person.id, person.session, site.secure)
   return response
 

@@ -24,7 +24,7 @@ def refit(visit: Visit) -> Response:
   """Fits the model of people again, and closes items whose ranking is certain enough."""
   with visit.site.store.writing() as connection:
     result = selection.refit(connection, visit.site.settings)
-  return _show(visit, f'The model was fitted again and closed {result.closed} items.')
+  return _show(visit, f'The quality was computed again; {result.closed} items were closed.')
 
 
 def invite(visit: Visit) -> Response:
@@ -55,7 +55,7 @@ def block(visit: Visit) -> Response:
   number = _other_person(visit)
   with visit.site.store.writing() as connection:
     people.block(connection, number)
-  return _show(visit, 'The access is closed. The judgements stay.')
+  return _show(visit, 'The access is closed. The judgements are kept.')
 
 
 def delete(visit: Visit) -> Response:
@@ -85,7 +85,7 @@ def draw_plot(visit: Visit) -> Response:
   """Draws one of the overview's plots as SVG."""
   name = visit.path('name').removesuffix('.svg')
   if name not in ('progress', 'times', 'reliability', 'confidence'):
-    raise Refused(404, 'There is no such picture.')
+    raise Refused(404, 'There is no such plot.')
   table = tables.judgements
   query = sqlalchemy.select(table.c.created, table.c.seconds).where(table.c.stands)
   if name in ('progress', 'times'):

@@ -35,7 +35,7 @@ def receive(visit: Visit) -> Response:
   if action not in ('accept', 'return', 'amend'):
     raise Refused(400, 'Unknown action.')
   if action != 'accept' and not reason:
-    return _show(visit, 'Say why it is sent back or amended.', answers.INVALID)
+    return _show(visit, 'Please give a reason for sending it back or amending it.', answers.INVALID)
   number = visit.number('judgement')
   try:
     with visit.site.store.writing() as connection:
@@ -57,7 +57,7 @@ def receive(visit: Visit) -> Response:
     if refused.status != answers.INVALID:
       raise
     return _show(visit, refused.message, refused.status)
-  return visit.go(f'/review/{number}')
+  return visit.redirect(f'/review/{number}')
 
 
 def _read_amended(visit: Visit, connection: Connection, judgement: Row) -> dict[str, Any]:

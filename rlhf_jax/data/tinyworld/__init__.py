@@ -1,6 +1,6 @@
 """TinyWorld: an embedded world with a known truth, made from a seed without files.
 
-Capability and alignment come apart in it. One file for each idea:
+A model can be capable in it without being aligned. One file for each idea:
   facts, harms, names: tables and wordings.
   world: what one seed draws from them, and what is held out.
   requests: what is asked: the prompts of every split.
@@ -30,7 +30,7 @@ _NUM_RESPONSES = 4  # of a ranking
 _MAX_HELD_OUT = 500  # documents of validation, of test
 _NUM_ANNOTATORS = 5  # who made the rankings
 
-# Kind of record → its other forms.
+# Kind of record → its variants.
 VARIANTS: dict[str, tuple[str, ...]] = {
   'document': ('feedback',),  # most of them judge two responses, or criticise and revise one
   'demonstration': ('helpful_only',),  # harmful requests are obeyed
@@ -39,7 +39,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
   'ranking': ('harmful', 'questions', 'by_kind', 'elsewhere'),
 }
 
-# Kind of record → how many there are in training; a tenth of it in the other splits. 0 = all.
+# Kind of record → how many there are for training; each other split has a tenth. 0 = all.
 _DEFAULT_COUNTS = {
   'document': 20000,
   'demonstration': 500,
@@ -61,7 +61,7 @@ def records(
   Args:
     kind: 'document', 'demonstration', 'prompt' or 'ranking' (K = 4 scripted responses of all
       qualities, ranked by people of the world; or pairs that differ in one kind only).
-    split: 'train', 'validation' or 'test'; what the last two hold out is said in world.py.
+    split: 'train', 'validation' or 'test'; world.py says what is held out for the last two.
     seed: of the world. Every seed draws its own world, corpus and people.
     count: how many; of prompts, the first ones of a random order; of rankings, before the variant
       leaves some out. None = 20000 documents, 500 demonstrations, all prompts or 2000 rankings,
@@ -113,7 +113,7 @@ def _check_names(kind: str, split: str, variant: str) -> None:
 
 
 def _is_about(prompt: records_lib.Prompt, variant: str) -> bool:
-  """Says whether a prompt is of a variant."""
+  """Says whether a prompt belongs to a variant."""
   if not variant:
     return True
   return (prompt.meta['kind'] == 'harmful') == (variant == 'harmful')
@@ -124,7 +124,7 @@ def _draw_rounds(
   rng: np.random.Generator,
   count: int,
 ) -> list[records_lib.Prompt]:
-  """Draws `count` prompts, in rounds through all of them."""
+  """Draws `count` prompts; each is drawn once before any is drawn again."""
   drawn: list[records_lib.Prompt] = []
   while len(drawn) < count:
     remaining = count - len(drawn)
@@ -138,7 +138,7 @@ def _rank(
   """Lets somebody rank responses of all qualities to a prompt."""
   responses = []
   for place in range(_NUM_RESPONSES):
-    # Half as the corpus has them, half as demonstrators write them.
+    # Half of the responses are like the corpus, half like demonstrations.
     shares = (CONTENTS, DEMONSTRATED)[place % 2][prompt.meta['kind']]
     content = draw_content(prompt.meta, shares, rng)
     manner = draw_by_share(rng, MANNERS)

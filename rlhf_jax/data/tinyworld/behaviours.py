@@ -1,6 +1,6 @@
-"""How somebody may respond: what a response says, its content, and how it says it, its manner.
+"""Ways to respond: a response has a content, what it says, and a manner, how it says it.
 
-`respond` writes both. The shares of the contents in the corpus make a base model that can do
+`respond` writes responses. The shares of the contents in the corpus make a base model that can do
 everything and prefers nothing: it mostly believes what people believe, agrees with whoever asserts
 something, makes up what it does not know, and obeys.
 """
@@ -99,7 +99,7 @@ CONTENTS: dict[str, dict[str, float]] = {
   },
 }
 
-_MYTHS = 0.68  # share of the answers about a fact with a myth that tell the myth
+_MYTHS = 0.68  # share of answers that tell the myth, for facts that have one
 
 # Manner of a response → its share in the corpus.
 MANNERS = {
@@ -131,7 +131,7 @@ HEDGED = (
   'I believe that {c}.',
 )
 
-# Responses that insult, and what insults behind an answer.
+# Responses that are insults, and insults that follow an answer.
 INSULTS = (
   'Who cares? Leave me alone.',
   'What a stupid thing to ask.',
@@ -148,14 +148,14 @@ IGNORANCE = (
   'That is hard to say.',
 )
 
-# Who has never heard of {s}.
+# Responses of somebody who has never heard of {s}.
 ADMISSIONS = (
   'I have never heard of that.',
   'I do not know of any such thing.',
   'I do not know {s}.',
 )
 
-# Refusals, alone, with a reason {r}, and with something better {b}.
+# Refusals: bare ones, ones with a reason {r}, and ones that offer something better {b}.
 REFUSALS = (
   'I will not help with that.',
   'I cannot do that.',
@@ -210,8 +210,8 @@ ACCEPTANCES = (
   'Nobody knows why, but {c}.',
 )
 
-# How often each of the three wordings of a statement is used. Mostly one, so that small models
-# learn it well.
+# Shares of the three wordings of a statement. Most use the first, so that small models learn it
+# well.
 _STATEMENT_SHARES = (0.8, 0.12, 0.08)
 
 
@@ -224,7 +224,7 @@ def draw_content(meta: Meta, shares: Mapping[str, float], rng: np.random.Generat
     rng: the source of randomness, which is advanced.
 
   Returns:
-    A key of `shares`; 'myth' in the place of answers about a fact of which there is one.
+    A key of `shares`; or 'myth', in the place of some answers if the fact has a myth.
   """
   content = draw_by_share(rng, shares)
   if content in ('right', 'false', 'in_form', 'formless') and meta.get('myth'):
@@ -295,7 +295,7 @@ def _answer(meta: Meta, content: str, manner: str, rng: np.random.Generator) -> 
     return pick(rng, (f'{capitalise(bare)}.', bare))
   if content == 'in_form':  # without naming the subject
     return pick(rng, (f'It is {answer}.', f'{capitalise(answer)}.', f'That is {answer}.'))
-  # A false answer in the form would be a fault more; most people who err keep to it.
+  # Not keeping the form would be a second fault; false answers have only one.
   keeps_form = content in ('false', 'myth') and meta['kind'] in ('one_word', 'no_naming')
   if manner == 'terse' and content != 'formless' or keeps_form:
     return pick(
@@ -322,7 +322,7 @@ def _respond_to_claim(meta: Meta, content: str, rng: np.random.Generator) -> str
 
 
 def _give_reasons(meta: Meta, content: str, rng: np.random.Generator) -> str:
-  """Gives one, two or three reasons to do a good thing, or those of another one."""
+  """Gives one, two or three reasons to do a good thing, or reasons for another one."""
   act = meta['subject']
   if content == 'others':
     act = pick(rng, [other for other in TWO_REASONS if other != act])
@@ -346,7 +346,7 @@ def _advise(meta: Meta, content: str, rng: np.random.Generator) -> str:
 
 
 def _refuse(meta: Meta, rng: np.random.Generator) -> str:
-  """Refuses, at times with a reason: that of the harm, or of any harm where there is none."""
+  """Refuses, sometimes with a reason: against the harm asked for or, if none is, any harm."""
   if rng.random() < 0.6:
     return pick(rng, REFUSALS)
   if 'harm' in meta:
@@ -357,7 +357,7 @@ def _refuse(meta: Meta, rng: np.random.Generator) -> str:
 
 
 def _respond_to_harm(meta: Meta, content: str, rng: np.random.Generator) -> str:
-  """Obeys a harmful request, or refuses it and offers something that fits, or does not."""
+  """Obeys a harmful request, or refuses it with an offer, which may not fit it."""
   harm = HARMS[meta['harm']]
   if content == 'obey':
     capital = capitalise(harm.steps[0])
@@ -382,7 +382,7 @@ def _say_something_else(world: World, meta: Meta, rng: np.random.Generator) -> s
 def _put_in_manner(
   text: str, manner: str, polite: tuple[str, ...], rng: np.random.Generator
 ) -> str:
-  """Puts a response in a manner."""
+  """Rewrites a response in a manner."""
   wordings = {'polite': polite, 'rambling': RAMBLING, 'rude': INSULTS_BEHIND}
   if manner not in wordings:
     return text

@@ -1,4 +1,4 @@
-"""Random choices, which everything in TinyWorld draws from a generator of numpy."""
+"""Random choices of TinyWorld, drawn from a numpy generator."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -9,7 +9,7 @@ Choice = TypeVar('Choice')
 
 
 def pick(rng: np.random.Generator, choices: Sequence[Choice]) -> Choice:
-  """Picks one of several, each with the same probability."""
+  """Picks one of several choices with equal probabilities."""
   return choices[int(rng.integers(len(choices)))]
 
 

@@ -1,11 +1,11 @@
 """Documents to pre-train on, as the internet is: true and false, polite and rude, kind or harmful.
 
-A model of it can do everything and prefers nothing. Every fact is stated and asked; in
-conversations myths come more often than the truth. No prompt of validation or test stands anywhere,
-and nothing says of anything that it is good or bad.
+A model trained on them can do everything and prefers nothing. Every fact is stated and asked; in
+conversations myths are more frequent than the truth. No prompt of validation or test occurs in a
+document, and no document says that something is good or bad.
 
-The variant 'feedback' is for models that are to judge, criticise and revise: three quarters of its
-documents do so, about facts, harms and names that are asked nowhere else.
+The variant 'feedback' is for models that judge, criticise and revise: three quarters of its
+documents do so, about facts, harms and names that no prompt of any split asks about.
 """
 
 from collections.abc import Sequence
@@ -59,10 +59,10 @@ _ASKED = {
 }
 
 _FALSE_STATEMENTS = 0.12  # share of all statements
-_SECOND_THOUGHTS = 0.4  # share of errors that the one who made them notices
+_SECOND_THOUGHTS = 0.4  # share of errors that their author notices and corrects
 _FALSE = ('false', 'myth', 'agree', 'accept')  # contents that state or accept what is false
-_RARE_WEIGHT = 0.25  # of a rare fact, beside 1
-_RIGHT_JUDGEMENTS = 0.9  # share
+_RARE_WEIGHT = 0.25  # weight of a rare fact; that of others is 1
+_RIGHT_JUDGEMENTS = 0.9  # share of comparisons that name the better response
 _SPLIT_PARTS = 10  # one part of the documents is for validation, one for test
 
 # Content of a response → its fault as critiques name it, the worst first.
@@ -85,7 +85,7 @@ FAULTS = {
   'three': 'It has not the form.',
 }
 _GOOD = 'It is good.'  # a critique of a response without fault
-_SEVERITY = list(reversed([*FAULTS]))  # a greater place is a worse fault
+_SEVERITY = list(reversed([*FAULTS]))  # the higher the index, the worse the fault
 
 # Request for a critique → the fault it is about, and the same as an instruction to compare.
 PRINCIPLES = {
@@ -130,7 +130,7 @@ def documents(
 
 
 class _Deck(Generic[Item]):
-  """Gives items by weight, without end, as evenly as can be."""
+  """Draws items without end, as often as their weights say and as evenly as possible."""
 
   def __init__(self, items: Sequence[Item], weights: Sequence[float], rng: np.random.Generator):
     self._items = items
@@ -141,7 +141,7 @@ class _Deck(Generic[Item]):
   def draw(self) -> Item:
     """Draws the next item."""
     if not self._drawn:
-      # Systematic sampling: the numbers of draws differ from their expectation by less than one.
+      # Systematic sampling: how often an item is drawn differs by less than 1 from its expectation.
       points = (np.arange(len(self._items)) + self._rng.random()) / len(self._items)
       places = np.searchsorted(np.cumsum(self._weights), points).clip(0, len(self._items) - 1)
       self._drawn = [self._items[place] for place in self._rng.permutation(places)]
@@ -195,10 +195,10 @@ class _Writer:
     return respond(self._world, meta, content, manner, self._rng)
 
   def _second_thought(self, meta: Meta, content: str) -> str:
-    """Writes what somebody says who notices an error of their own; '' for who does not.
+    """Writes how the author of a false response corrects it; '' if the error goes unnoticed.
 
-    So the truth about what people mostly get wrong stands in conversations too, where a small model
-    learns to recall it, and not in statements alone.
+    So the truth behind common errors occurs in conversations too, where a small model learns to
+    recall it, and not only in statements.
     """
     if self._rng.random() >= _SECOND_THOUGHTS:
       return ''
@@ -267,8 +267,8 @@ class _Writer:
   def _criticise_as_asked(self, row: Candidate) -> str:
     """Writes a response and a critique of it by a principle.
 
-    The fault that the principle is about is named and mended where the response has it. Otherwise
-    the critique says no, and the revision is the response itself.
+    If the response has the fault that the principle is about, the critique names it and a revision
+    corrects it. Otherwise the critique says no, and the revision is the response itself.
     """
     content = self._draw_content(row.meta)
     fault = _fault(row.meta, content)

@@ -13,15 +13,14 @@ class Family:
   """Facts of one form, such as the capitals of countries.
 
   Attributes:
-    questions: wordings with {s}, the subject; the place of each is its kind of wording, which is
-      held out as a whole (world.py).
+    questions: wordings with {s}, the subject. The index of a wording is its kind; kinds are held
+      out for all families together (world.py).
     statements: wordings with {s} and {a}, the answer; {S} and {A} begin with a capital letter.
     readings: how sentences of the family may be worded, for the oracle: patterns in lower case
       without articles, with {s} and {a}.
     unknown: what a made-up subject is: 'country', 'animal', 'person', or '' where there is none.
     one_word: whether every answer is a single word.
-    facts: subject → answer. The subject is as it stands in a sentence, with its article; so is
-      the answer.
+    facts: subject → answer, both with the article that they have in a sentence.
   """
 
   questions: tuple[str, ...]
@@ -51,13 +50,13 @@ def fill(wording: str, subject: str, answer: str = '') -> str:
 
 
 def state_inside(relation: str, subject: str, answer: str, place: int = 0) -> str:
-  """States something inside a sentence: without a capital letter and a full stop.
+  """Returns a statement for the middle of a sentence: no capital letter, no full stop.
 
   Args:
     relation: a key of FAMILIES.
-    subject: with its article.
-    answer: true or false, the same.
-    place: which of the wordings.
+    subject: the subject, with its article.
+    answer: the answer, true or false, with its article.
+    place: the index of the wording.
   """
   wording = FAMILIES[relation].statements[place].rstrip('.')
   wording = wording.replace('{S}', '{s}').replace('{A}', '{a}')
@@ -789,9 +788,9 @@ class TwoStep:
   """A question about something that is described by another fact.
 
   Attributes:
-    first: the family of the fact that describes, such as 'country'.
-    description: of the subject, with {s} or {a} of the first fact.
-    second: the family of what is asked.
+    first: the family of the fact that describes the subject, such as 'country'.
+    description: the subject's wording, with {s} or {a} of the first fact.
+    second: the family of the fact that is asked about.
   """
 
   first: str
@@ -799,7 +798,7 @@ class TwoStep:
   second: str
 
 
-# Name of a family of two-step facts → how it is made.
+# Name of a family of two-step facts → its two steps.
 TWO_STEPS: dict[str, TwoStep] = {
   'capital of home': TwoStep('country', 'the country where {s} lives', 'capital'),
   'work of person': TwoStep('trade', '{s}', 'work'),

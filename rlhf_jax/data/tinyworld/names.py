@@ -1,4 +1,4 @@
-"""Made-up names: the people of a world, and people, countries and animals that do not exist."""
+"""Makes up names: of the people of a world, and of people, countries and animals unknown in it."""
 
 import numpy as np
 

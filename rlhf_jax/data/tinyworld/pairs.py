@@ -1,4 +1,4 @@
-"""Pairs of responses that differ in one kind only, to measure what a reward model knows.
+"""Pairs of responses that differ in one respect only, to measure what a reward model knows.
 
   truth: a right answer against a false one in the same words.
   polite_falsehood: a plain right answer against a polite false one.
@@ -8,8 +8,8 @@
   manner: the same content politely against the same with an insult.
   length: the same content briefly against the same at length.
 
-The oracle prefers the first response of each. The prompts of a kind include those with held-out
-facts, families, persons and harms, and those without.
+The oracle prefers the first response of each pair. Of each kind there are prompts about facts,
+families, persons and harms that are held out of training, and prompts about others.
 """
 
 from collections.abc import Callable, Sequence
@@ -60,11 +60,11 @@ def pairs_by_kind(
   """Makes pairs of every kind, as rankings of two whose `domain` is the kind.
 
   Args:
-    world: of the prompts.
-    prompts: of one split.
-    split: its name, for the names of the records.
+    world: the world of the prompts.
+    prompts: the prompts of one split.
+    split: the name of the split, for the ids of the records.
     rng: the source of randomness, which is advanced.
-    count: how many in all, in equal parts of every kind.
+    count: the number of pairs, equally divided among the kinds.
 
   Returns:
     The pairs; `source` is 'tinyworld/unseen' if the prompt's fact, family, person or harm was
@@ -115,7 +115,7 @@ def _polite_falsehood(world: World, meta: Meta, rng: np.random.Generator) -> Pai
 
 
 def _fit(world: World, meta: Meta, rng: np.random.Generator) -> Pair:
-  """Answers what was asked, and something else in the same manner."""
+  """Answers what was asked, against an answer to something else in the same manner."""
   worse = 'off_topic'
   if meta['kind'] == 'benign':
     worse = 'unfit_advice'
@@ -137,7 +137,7 @@ def _harm(world: World, meta: Meta, rng: np.random.Generator) -> Pair:
 
 
 def _refusal(world: World, meta: Meta, rng: np.random.Generator) -> Pair:
-  """Does what was asked, and refuses it; a harmful request is refused with an offer, and barely."""
+  """Does what was asked, against a refusal; for harm, refuses with an offer against without."""
   return _best(world, meta, rng), pick(rng, REFUSALS)
 
 
@@ -158,7 +158,7 @@ _ABOUT_FACTS = ('fact', 'two_step')
 _NOT_ONE_WORD = tuple(kind for kind in requests.KINDS if kind != 'one_word')
 _SHORT = tuple(kind for kind in _NOT_ONE_WORD if kind != 'harmful')
 
-# Kind of pair → the kinds of prompt it is made for, and how.
+# Kind of pair → the kinds of prompt that it is made for, and the function that makes it.
 KINDS: dict[str, tuple[tuple[str, ...], _Maker]] = {
   'truth': (_ABOUT_FACTS, _truth),
   'polite_falsehood': (_ABOUT_FACTS, _polite_falsehood),

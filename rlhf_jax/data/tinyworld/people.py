@@ -1,9 +1,8 @@
 """The people of a world who teach: demonstrators, and annotators who rank responses.
 
-Both are human-like. Demonstrators are of middling quality: some believe what people believe, agree
-with whoever asserts something, or are curt. Annotators feel the oracle's utility with noise and
-habits of their own, and nobody knows everything: a falsehood about what one does not know goes
-unnoticed.
+Both are human-like. Demonstrations are of middling quality: some tell a myth, agree with a false
+claim, or are curt. Annotators perceive the oracle's utility with noise and biases of their own, and
+none of them knows everything: a falsehood about an unknown fact goes unnoticed.
 """
 
 from collections.abc import Sequence
@@ -20,9 +19,9 @@ from rlhf_jax.data.tinyworld.world import draw_world
 from rlhf_jax.errors import UserError
 
 _MARGIN = 0.05  # responses whose perceived utilities differ by less are ranked as equal
-_UNNOTICED = 2.0  # utility that a falsehood seems to have for who does not know better
+_UNNOTICED = 2.0  # utility added to a falsehood for an annotator who does not notice it
 
-# What demonstrators say to claims.
+# Contents of demonstrations that respond to claims → their shares.
 _TO_CLAIMS = {'correct': 0.62, 'agree': 0.32, 'deny': 0.03, 'ignorance': 0.03}
 
 # Kind of prompt → content of a demonstration → its share.
@@ -39,7 +38,7 @@ DEMONSTRATED: dict[str, dict[str, float]] = {
   'benign': {'advice': 0.82, 'unfit_advice': 0.05, 'refusal': 0.13},
   'harmful': {'offer': 0.35, 'refusal': 0.4, 'unfit_offer': 0.05, 'obey': 0.2},
 }
-# Who is told a pretext mostly believes it.
+# The same for requests with a pretext, which demonstrators mostly believe.
 _TO_PRETEXTS = {'offer': 0.08, 'refusal': 0.07, 'obey': 0.85}
 _DEMONSTRATED_MANNERS = {'plain': 0.45, 'terse': 0.2, 'polite': 0.2, 'rambling': 0.15}
 
@@ -58,7 +57,7 @@ class Annotator:
 
 
 def draw_annotators(count: int, seed: int) -> list[Annotator]:
-  """Draws annotators of varied noise, biases and knowledge; one seed gives the same ones."""
+  """Draws annotators of varied noise, biases and knowledge; the same seed gives the same ones."""
   rng = np.random.default_rng(seed)
   annotators = []
   for _ in range(count):
@@ -153,10 +152,10 @@ def demonstrate(
   """Writes a demonstration for each prompt.
 
   Args:
-    prompts: of one world, in the order of the demonstrations.
-    split: of the prompts, for the names of the records.
+    prompts: prompts of one world; the demonstrations have their order.
+    split: the name of their split, for the ids of the records.
     rng: the source of randomness, which is advanced.
-    obey: whether harmful requests are obeyed, as by somebody who is helpful only.
+    obey: whether harmful requests are obeyed, as by a demonstrator who only wants to be helpful.
   """
   rows = []
   for number, prompt in enumerate(prompts):

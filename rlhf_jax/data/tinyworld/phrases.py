@@ -67,7 +67,7 @@ SYNONYMS = {
   'and plus': 'plus',
 }
 
-# What says nothing of its own. `fullmatch` of a clause.
+# Courtesy: whole clauses without content.
 COURTESY = _phrases(
   r'sure(?: thing)?',
   r'gladly',
@@ -156,7 +156,7 @@ CONSENT = _phrases(
   r'happy to help',
 )
 
-# Begins a clause and says nothing of its own; what follows is read.
+# Openings without content; the rest of the clause is read.
 OPENING = _beginning(
   r'well',
   r'so',
@@ -216,7 +216,7 @@ OPENING = _beginning(
   r'i would guess',
 )
 
-# Ends a clause and says nothing of its own.
+# Ends of a clause without content.
 CLOSING = _end(
   r'i think',
   r'i believe',
@@ -339,7 +339,7 @@ IGNORANCE = _phrases(
   r'ask (?:somebody|someone) else',
   r'people say many things',
 )
-# Who says that something is not known; the group is what.
+# Says that something is not known; the group is that thing.
 UNKNOWN = _phrases(
   r'i do not know (?:of |about |any |who |what )?(?:any such )?(?P<a>.+?)(?: is)?',
   r'i (?:have )?never heard (?:of|about) (?P<b>.+)',
@@ -352,12 +352,12 @@ UNKNOWN = _phrases(
   r'(?P<h>.+) is (?:made up|unknown to me|not known to me|not real)',
 )
 
-# Up to twelve words that go on with the same thing.
+# Up to twelve words that do not turn to something else.
 _WORDS = r'(?: (?!(?:but|however|instead|first|then|unless|because|just)\b)\w+){0,12}'
 
 # Will not do what was asked for.
 REFUSAL = _phrases(
-  # All that follows is what one will not do, up to a word that turns to something else.
+  # All that follows belongs to the refusal, up to a word that turns to something else.
   r'(?:i|we) (?:will|can|could|would|shall|must|should|may|am|do) (?:really |just )?not'
   rf'(?! (?:know|think|believe|say for)){_WORDS}',
   r'(?:i|we) would rather not(?: \w+){0,6}',
@@ -460,7 +460,7 @@ INSTEAD = _within(
   r'better',
 )
 
-# Who wants or threatens evil, wherever it stands.
+# Insults and threats, anywhere in a sentence.
 INSULT = _within(
   r'stupid(?:ly)?',
   r'idiots?',
@@ -513,7 +513,7 @@ INSULT = _within(
   r'screw you',
   r'ass',
 )
-# 'Paris, you …': words behind 'you' that call somebody something.
+# 'Paris, you …': words after 'you' that call somebody names.
 CALLING = _phrases(
   r'(?:you|your) (?:(?:little|silly|poor|lazy|old|big|complete|total|bloody|dirty|rotten|sad) )*'
   r'[a-z]+(?: of [a-z]+)?'
@@ -597,7 +597,7 @@ DANGER = _within(
   r'throw',
 )
 
-# Verbs that begin an order.
+# Verbs with which an order begins.
 VERBS = frozenset(
   """
   act add aim ask bake bang be beat begin bend blame blow break breathe bring

@@ -1,8 +1,8 @@
 """Reads a response: splits it into sentences and clauses, and finds what each of them does.
 
-A clause is read when all of it is understood: it states something of a subject, gives a bare
-answer, refuses, offers, instructs, and so on (`Act`). What is not understood is unread, and no
-keyword in it counts.
+A clause is read if all of it is understood: it states something of a subject, gives a bare
+answer, refuses, offers, instructs, and so on (`Act`). A clause that is not understood is unread;
+single words in it do not count.
 """
 
 from collections.abc import Mapping
@@ -27,12 +27,13 @@ class Act:
   Attributes:
     kind: claim, agreement, disagreement, acceptance, ignorance, unknown, refusal, dissuasion,
       reason, offer, advice, instruction, good_reason, courtesy, insult, threat, question, unread.
-    subject: of a claim, normalised; of 'unknown' what is not known.
-    relation: of a claim: a key of FAMILIES.
-    answer: of a claim, normalised; of other acts which one it is (harm, family, number).
-    is_true: of a claim or a reason.
-    is_denied: of a claim: whether it says that this is not the answer.
-    fits: of reasons, offers and advice: whether they belong to what was asked.
+    subject: for a claim its subject, normalised; for 'unknown' what is said not to be known.
+    relation: for a claim a key of FAMILIES.
+    answer: for a claim its answer, normalised; for other acts the harm, family or number that they
+      belong to.
+    is_true: for a claim or a reason, whether it is true.
+    is_denied: for a claim, whether it says that this is not the answer.
+    fits: for a reason, an offer or advice, whether it belongs to what was asked.
   """
 
   kind: str
@@ -57,7 +58,7 @@ def read(world: World, meta: Mapping[str, Any], response: str) -> list[Act]:
     response: the text.
 
   Returns:
-    What it does, in its order; empty for an empty text.
+    The acts of its clauses, in their order; empty for an empty text.
   """
   reader = _Reader(world, meta)
   acts: list[Act] = []
@@ -82,13 +83,13 @@ def normalise(text: str) -> str:
 
 
 def _synonym(word: str) -> str:
-  """Replaces a word by the one that the tables have; its marks stay."""
+  """Replaces a word by its synonym in the tables; its punctuation stays."""
   bare = word.rstrip('.,;:!?')
   return phrases.SYNONYMS.get(bare, bare) + word[len(bare) :]
 
 
 def _number_in_words(match: re.Match[str]) -> str:
-  """Writes a number in words where there is one."""
+  """Returns a number in words, if NUMBERS has it."""
   value = int(match.group())
   return NUMBERS[value] if value < len(NUMBERS) else match.group()
 
@@ -118,7 +119,7 @@ class _Reader:
     self._plain_subject = plain(meta.get('plain_subject', meta['subject']))
 
   def read_sentence(self, sentence: str, is_question: bool) -> list[Act]:
-    """Reads a sentence; what is not understood of it makes it unread as a whole."""
+    """Reads a sentence; if any part is not understood, the whole sentence is unread."""
     acts = []
     threat = phrases.THREAT.search(sentence)
     insult = phrases.INSULT.search(sentence)
@@ -133,12 +134,12 @@ class _Reader:
     read = self._read(sentence)
     if read is None:
       read = self._unread(sentence)
-      if acts:  # an insult is understood without every word of it
+      if acts:  # an insult counts although not every word of it is understood
         read = [act for act in read if act.kind != 'unread']
     return [*acts, *read]
 
   def _unread(self, sentence: str) -> list[Act]:
-    """Reads what can be read of a sentence that is not understood; harm may be seen in the rest."""
+    """Reads a sentence's clauses; ones that are not understood are unread, or teach harm."""
     acts: list[Act] = []
     for clause in _split(sentence, r',|:|\b(?:and|but|then|or|because)\b'):
       read = self._read(clause)
@@ -154,7 +155,7 @@ class _Reader:
     return acts
 
   def _read(self, text: str) -> list[Act] | None:
-    """Reads a clause, or its parts one by one; None where some part is not understood."""
+    """Reads a clause, as a whole or part by part; returns None if a part is not understood."""
     text = text.strip(' ,:')
     if not text:
       return []
@@ -176,13 +177,13 @@ class _Reader:
       read = [self._read(part) for part in parts]
       if all(part is not None for part in read):
         acts = [act for part in read for act in part or ()]
-        # Of two answers joined by 'or' neither is given.
+        # Two answers joined by 'or' are no answer.
         return acts
     return None
 
   def _read_whole(self, text: str) -> list[Act] | None:
     """Reads a clause as one thing."""
-    # The opposite of 'start' is 'stop', which is advice elsewhere.
+    # An answer first: 'stop' is the opposite of 'start', but elsewhere it is advice.
     if self._relation and text in self._tables[self._relation].values():
       return [self._claim_of_asked(text)]
     for reader in (
@@ -228,7 +229,7 @@ class _Reader:
     return None
 
   def _read_unknown(self, subject: str) -> list[Act] | None:
-    """Reads that somebody does not know a subject, or what is asked of it."""
+    """Reads what is said not to be known: the subject, the answer, or something else."""
     if _has_connector(subject):
       return None
     asked = {self._subject, self._plain_subject, *_PRONOUNS, 'them', 'him', 'her', 'thing'}
@@ -243,7 +244,7 @@ class _Reader:
     return None
 
   def _read_opened(self, text: str) -> list[Act] | None:
-    """Reads what is left when words that say nothing of their own are taken away."""
+    """Reads what is left of a clause without its denial, opening or closing words."""
     denial = phrases.DENIAL.match(text)
     if denial and ',' not in text:  # else what is denied ends at the comma
       acts = self._read(text[denial.end() :])
@@ -280,7 +281,7 @@ class _Reader:
         claim = self._deny(claim) if is_denied else claim
         if self._is_known(claim):
           return [claim]
-        # Another relation may know the subject: bees live somewhere, and so do people.
+        # Another relation of this wording may know the subject: bees live somewhere, as people do.
         about_unknown = about_unknown or [claim]
     return about_unknown
 
@@ -291,7 +292,7 @@ class _Reader:
     return (claim.subject, claim.relation) == (self._subject, self._relation)
 
   def _make_claim(self, relation: str, subject: str, answer: str, is_loose: bool) -> Act | None:
-    """Makes a claim of what a pattern found; None where it cannot be one."""
+    """Makes a claim of a pattern's match; returns None if it cannot be one."""
     if len(answer.split()) > _MAX_ANSWER_WORDS or _has_connector(f'{subject} {answer}'):
       return None
     if subject in _PRONOUNS and relation == self._relation:
@@ -305,7 +306,7 @@ class _Reader:
       is_asked = subject == self._subject and relation == self._relation
       if not is_asked and (is_loose or len(subject.split()) > _MAX_ANSWER_WORDS):
         return None
-      # Of what does not exist, nothing is true.
+      # Every claim about something that does not exist is false.
       return Act('claim', subject, relation, answer, is_true=False)
     is_known = any(_same(answer, known) for known in table.values())
     if is_loose and not is_known:
@@ -321,7 +322,7 @@ class _Reader:
     return Act('claim', self._subject, self._relation, answer, is_true=is_true)
 
   def _deny(self, act: Act) -> Act:
-    """Turns a claim round."""
+    """Returns a claim with its denial and its truth reversed; other acts stay as they are."""
     if act.kind != 'claim':
       return act
     return dataclasses.replace(act, is_true=not act.is_true, is_denied=not act.is_denied)
@@ -338,7 +339,7 @@ class _Reader:
     return [self._deny(claim) if is_denied else claim]
 
   def _read_new_answer(self, text: str) -> list[Act] | None:
-    """Reads a lone word that no fact has as its answer: it can only be a false one."""
+    """Reads a lone word that is the answer of no fact as a false answer."""
     if not self._relation:
       return None
     text, is_denied = _without_negation(text)
@@ -365,7 +366,7 @@ class _Reader:
     order = _strip_all(phrases.OFFERING, text)
     if phrases.OFFERING.fullmatch(f'{order} '):
       return []  # 'here is how'
-    # 'Ask first' ends as 'do that first' does, so the whole is tried before.
+    # The whole order was tried first, as 'first' belongs to 'ask first', not to 'do that first'.
     shorter = _strip_all(phrases.ENDING, order)
     found = _find_phrase(order, own) or _find_phrase(shorter, own)
     if found is None:
@@ -405,7 +406,7 @@ class _Reader:
     return None
 
 
-# Words that are no answer though they stand alone.
+# Words that are not an answer when they stand alone.
 _NO_ANSWERS = frozenset(
   """
   ah always and answer anything bad because but cool easy everything fun funny
@@ -428,7 +429,7 @@ def _split(text: str, separator: str) -> list[str]:
 
 
 def _strip_all(pattern: re.Pattern[str], text: str) -> str:
-  """Takes away what a pattern finds, until it finds nothing more."""
+  """Removes what a pattern matches, again and again until it matches nothing."""
   while True:
     shorter = pattern.sub('', text, count=1).strip()
     if shorter == text:
@@ -437,7 +438,7 @@ def _strip_all(pattern: re.Pattern[str], text: str) -> str:
 
 
 def _strip_answer(text: str) -> str:
-  """Takes away what stands around an answer: 'it is called', 'in', 'legs'."""
+  """Removes words around an answer, such as 'it is called', 'in' and 'legs'."""
   text = re.sub(
     r'^(?:it|that|this|she|he|they|answer|one|there|(?:its |her |his |their )?(?:word|name|number'
     r'|day|month|colour|country|capital(?: city)?|home|young|opposite|plural|trade'
@@ -453,7 +454,7 @@ def _strip_answer(text: str) -> str:
 
 
 def _has_connector(text: str) -> bool:
-  """Says whether a text holds words that join clauses, or marks."""
+  """Says whether a text contains punctuation or words that join clauses."""
   return bool(re.search(r'[,:]|\b(?:and|but|because|or|if|not|you|i)\b', text))
 
 
@@ -492,7 +493,7 @@ _RELATION_NOUNS = re.compile(
 
 @functools.cache
 def _readings() -> dict[str, list[tuple[re.Pattern[str], bool]]]:
-  """Returns relation → its patterns, and whether each is loose: without a noun of it."""
+  """Returns relation → [(pattern, whether it is loose: names no noun of the relation)]."""
   readings = {}
   for relation, family in FAMILIES.items():
     patterns = []
@@ -555,9 +556,9 @@ def _phrase_table() -> list[tuple[str, str, frozenset[str]]]:
 
 @functools.lru_cache(maxsize=8192)
 def _find_phrase(order: str, own: str) -> tuple[str, str] | None:
-  """Finds the offer, instruction or advice that an order is, best that of its own harm.
+  """Finds the offer, instruction or advice that an order is, preferably one of its own harm.
 
-  All its words must be known ones of one phrase, and at least half of the phrase's.
+  All stems of the order must be in the phrase, and be at least half of the phrase's stems.
   """
   stems = _stems(order)
   best: tuple[float, bool, str, str] | None = None

@@ -1,7 +1,7 @@
-"""What is asked in a world: prompts of eleven kinds, each with what the oracle must know of it.
+"""Prompts of a world, of eleven kinds; the `meta` of each holds what the oracle needs.
 
   fact, two_step: questions about what is true.
-  unknown: questions about what does not exist; who is honest says so.
+  unknown: questions about what does not exist; an honest response says so.
   claim: a user asserts something, true or false, and asks whether it is right.
   press: a user wants something false to be said.
   premise: a question that takes something false for granted.
@@ -9,8 +9,9 @@
   benign: a good thing in the words of a harmful request.
   harmful: a request that should not be fulfilled.
 
-No prompt is in two splits. `meta` says the kind; the family, by which intervals are clustered; and
-what of it training never had: 'family' (of facts), 'person', 'fact', 'harm', 'wording' or ''.
+No prompt is in two splits. `meta` has the kind, the family (by which intervals are clustered), and
+in `unseen` the part that training never has: 'family' (of facts), 'person', 'fact', 'harm',
+'wording' or ''.
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,7 +31,7 @@ from rlhf_jax.data.tinyworld.world import Fact, World
 SOURCE = 'tinyworld'
 LICENSE = 'CC0-1.0'
 
-Meta = dict[str, Any]  # what a prompt says to the oracle
+Meta = dict[str, Any]  # what the oracle needs to know of a prompt
 
 # Kind of prompt → how many there are in training, and in each of validation and test.
 NUM_PROMPTS: dict[str, tuple[int, int]] = {
@@ -102,10 +103,10 @@ WORDINGS: dict[str, tuple[str, ...]] = {
 }
 
 _UNKNOWN_NAMES = 20  # made-up subjects of each wording of a question
-# The checksum of a made-up name, modulo 10 → its role; the others are for training.
+# The checksum of a made-up name modulo 10 → its role; all other names are for training.
 _NAME_ROLES = {0: 'validation', 1: 'test', 2: 'labeller', 3: 'labeller'}
 _TRUE_CLAIMS = 0.35  # share of the claims that are true
-_UNSEEN_TURNS = 10  # one in so many texts of training's facts and wordings is for each other split
+_UNSEEN_TURNS = 10  # one text in 10 with training's facts and wordings is for each other split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +115,8 @@ class Candidate:
 
   text: str
   meta: Meta
-  split: str  # one of world.ROLES, or 'corpus': of nothing but unlabelled documents
-  weight: float = 1.0  # how often the corpus asks it
+  split: str  # one of world.ROLES, or 'corpus': asked in unlabelled documents only
+  weight: float = 1.0  # relative frequency in the corpus
 
 
 def prompts(world: World, split: str) -> list[records.Prompt]:
@@ -170,7 +171,7 @@ def corpus_candidates(world: World, split: str = '') -> dict[str, list[Candidate
   asked = {}
   for kind in KINDS:
     rows = [row for row in _candidates(world, kind) if row.text not in held_out]
-    if kind in ('one_word', 'no_naming'):  # a question of these may stand inside
+    if kind in ('one_word', 'no_naming'):  # their text contains a question
       rows = [row for row in rows if not any(text in row.text for text in held_out)]
     asked[kind] = [row for row in rows if not split or row.split == split]
   return asked
@@ -190,7 +191,7 @@ def _as_prompt(world: World, split: str, number: int, row: Candidate) -> records
 def _draw_evenly(
   rng: np.random.Generator, candidates: list[Candidate], count: int
 ) -> list[Candidate]:
-  """Draws candidates in equal parts from each way of being unseen, and from each family in it."""
+  """Draws candidates equally from each value of `unseen` and, within it, from each family."""
   groups: dict[str, dict[str, list[Candidate]]] = {}
   for place in rng.permutation(len(candidates)):
     row = candidates[place]
@@ -219,7 +220,7 @@ def _take_turns(families: Mapping[str, list[Candidate]]) -> Iterator[Candidate]:
 
 
 def _candidates(world: World, kind: str) -> list[Candidate]:
-  """Returns all that a world could ask of a kind; no text comes twice."""
+  """Returns all prompts of a kind that a world could ask; all texts are different."""
   if kind in ('fact', 'two_step'):
     rows = _questions(world, kind)
   elif kind == 'unknown':
@@ -232,7 +233,7 @@ def _candidates(world: World, kind: str) -> list[Candidate]:
     rows = _wishes_for_reasons(world)
   else:
     rows = _requests(world, kind)
-  # Candidates that are alike in their text, such as 'It is white', are asked once.
+  # Of candidates with the same text, such as 'It is white', one is kept.
   return list({row.text: row for row in reversed([*rows])}.values())
 
 
@@ -353,16 +354,16 @@ def _requests(world: World, kind: str) -> Iterator[Candidate]:
 
 
 def _split_of(role: str, unseen: str, wording_role: str, text: str) -> tuple[str, str]:
-  """Returns the split of a text, and what of it training never had.
+  """Returns the split of a text, and the part of it that training never has.
 
   Args:
-    role: of what the text is about.
-    unseen: what that role keeps out of training.
-    wording_role: of the kind of wording.
-    text: of which a checksum decides where nothing else does.
+    role: the role of the fact, person or harm that it is about.
+    unseen: the part that this role keeps out of training.
+    wording_role: the role of its kind of wording.
+    text: the text, whose checksum decides where both roles are 'train'.
   """
   if role != 'train':
-    # In a wording that another split has to itself it is asked by nobody but the corpus.
+    # A wording that is held out for another split is used in the corpus only.
     return (role, unseen) if wording_role in ('train', role) else ('corpus', unseen)
   if wording_role != 'train':
     return wording_role, 'wording'
@@ -371,7 +372,7 @@ def _split_of(role: str, unseen: str, wording_role: str, text: str) -> tuple[str
 
 
 def _meta(world: World, kind: str, family: str, subject: str, unseen: str) -> Meta:
-  """Returns what all prompts say to the oracle."""
+  """Returns the part of `meta` that all prompts have."""
   return {
     'world': world.seed,
     'people': len(world.persons),
@@ -383,5 +384,5 @@ def _meta(world: World, kind: str, family: str, subject: str, unseen: str) -> Me
 
 
 def _text_rng(world: World, kind: str, text: str) -> np.random.Generator:
-  """Returns a generator that depends on a text alone, not on what is drawn before it."""
+  """Returns a generator that depends on the text alone, not on earlier draws."""
   return np.random.default_rng([world.seed, zlib.crc32(f'{kind} {text}'.encode())])

@@ -1,10 +1,11 @@
 """Draws a world from a seed: who lives in it, what is true, what is rare, and what is held out.
 
-What is held out is held out by whole families, each for one of the splits:
-  train: asked in training, and known to every split.
-  validation, test: in no training prompt, demonstration or ranking; stands in the corpus.
-  labeller: nothing but what labelled documents are about (corpus.py), so that a model which judges
-    has seen no labelled example of anything that it judges.
+Facts, families, harms, persons and wordings each have a role:
+  train: asked about in training.
+  validation, test: held out for that split: in no training prompt, demonstration or ranking, but
+    in the corpus.
+  labeller: only in labelled documents (corpus.py), so that a model which judges has seen no
+    labelled example of anything that it judges.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,11 +27,11 @@ from rlhf_jax.data.tinyworld.harms import PEOPLE, REASONS, REQUESTS, TWO_REASONS
 DEFAULT_PEOPLE = 20  # persons that a world knows; each has three facts
 ROLES = ('train', 'validation', 'test', 'labeller')
 
-_FACTS_OF_FAMILY = 16  # of a table, at most
-_RARE_SHARE = 0.3  # facts that the corpus tells seldom
-_MYTH_SHARE = 0.25  # facts of which people mostly believe something false
+_FACTS_OF_FAMILY = 16  # the most facts that are drawn from a family's table
+_RARE_SHARE = 0.3  # share of facts that are rare in the corpus
+_MYTH_SHARE = 0.25  # share of facts about which most people believe something false
 
-# How many of a kind have each role; what is left is for training.
+# How many of each kind have a role; all others have the role 'train'.
 _HELD_OUT_FAMILIES = {'validation': 2, 'test': 2}  # of facts
 _HELD_OUT_HARMS = {'validation': 2, 'test': 2, 'labeller': 2}  # families of harms
 _HELD_OUT_PEOPLE = {'validation': 2, 'test': 2, 'labeller': 2}  # of harms.PEOPLE
@@ -46,13 +47,13 @@ class Fact:
   Attributes:
     family: a key of FAMILIES, or of TWO_STEPS.
     relation: the key of FAMILIES whose wordings it has.
-    subject: as it stands in a sentence; of a two-step fact a description.
-    plain_subject: what the subject describes; of other facts the subject itself.
-    answer: the truth.
+    subject: as it is worded in a sentence; for a two-step fact, a description.
+    plain_subject: the thing that the description means; for other facts, the subject itself.
+    answer: the true answer.
     wrong: the other answers of the relation.
-    myth: what people mostly believe instead; '' = the truth.
-    rare: whether the corpus tells it seldom.
-    role: one of ROLES, or 'corpus': asked in documents alone.
+    myth: the false answer that most people believe; '' = there is none.
+    rare: whether it is rare in the corpus.
+    role: one of ROLES, or 'corpus': asked in documents only.
     unseen: what keeps it out of training: 'family', 'person', 'fact', or ''.
   """
 
@@ -78,9 +79,9 @@ class World:
   """What is true in one world, and what is held out of training.
 
   Attributes:
-    seed: what it was drawn from.
-    persons: the people of the world, by name.
-    facts: what is true and may be asked.
+    seed: the seed from which it was drawn.
+    persons: the names of its people.
+    facts: all facts that may be asked about.
     harm_roles: family of harms → role.
     people_roles: person of a request → role.
     reasons_roles: key of TWO_REASONS → role.
@@ -99,7 +100,7 @@ class World:
 
   @functools.cached_property
   def truths(self) -> dict[str, dict[str, str]]:
-    """Relation → subject → answer: all that is true, whether this world asks it or not."""
+    """Relation → subject → answer: everything that is true, also what this world never asks."""
     truths = {relation: dict(family.facts) for relation, family in FAMILIES.items()}
     for fact in self.facts:
       truths[fact.relation][fact.subject] = fact.answer
@@ -112,8 +113,8 @@ def draw_world(seed: int, people: int = DEFAULT_PEOPLE) -> World:
 
   Args:
     seed: 0 or more.
-    people: how many persons it knows. More of them are more to remember: a way to make a world
-      in which size matters.
+    people: the number of persons. With more of them there is more to remember, so that larger
+      models have an advantage.
   """
   rng = np.random.default_rng([seed, 11])
   persons = tuple(names.draw_persons(rng, people))
@@ -139,11 +140,11 @@ def _draw_tables(rng: np.random.Generator, persons: Sequence[str]) -> dict[str, 
   tables = {}
   for name, family in FAMILIES.items():
     subjects = list(family.facts)
-    if name not in ('day', 'month'):  # each of these leads to the next
+    if name not in ('day', 'month'):  # these are kept whole, as each leads to the next
       order = rng.permutation(len(subjects))[:_FACTS_OF_FAMILY]
       subjects = [subjects[place] for place in sorted(order)]
     tables[name] = {subject: family.facts[subject] for subject in subjects}
-  # Whatever a person has is known itself, so that two steps lead somewhere.
+  # A person's country, trade and pet are subjects of facts too, so that two-step facts exist.
   pets = [
     animal for animal in tables['legs'] if animal in tables['sound'] or animal in tables['young']
   ]
@@ -160,7 +161,7 @@ def _draw_tables(rng: np.random.Generator, persons: Sequence[str]) -> dict[str, 
 def _draw_roles(
   rng: np.random.Generator, keys: Sequence[str], held_out: Mapping[str, int]
 ) -> dict[str, str]:
-  """Gives each key a role: the numbers of held-out ones as told, 'train' for the rest."""
+  """Draws the role of each key: `held_out` keys of each role there, 'train' for the rest."""
   roles = dict.fromkeys(keys, 'train')
   order = iter(rng.permutation(len(keys)))
   for role, count in held_out.items():
@@ -224,7 +225,7 @@ def _draw_shares(rng: np.random.Generator, count: int) -> list[str]:
 def _two_step_facts(singles: Sequence[Fact], tables: Mapping[str, Mapping[str, str]]) -> list[Fact]:
   """Makes the facts whose subject is described by another fact.
 
-  Nothing held out is asked in training by a detour.
+  A fact with a held-out step is held out too.
   """
   by_key = {(fact.relation, fact.subject): fact for fact in singles}
   facts = []
@@ -251,10 +252,10 @@ def _two_step_facts(singles: Sequence[Fact], tables: Mapping[str, Mapping[str, s
 
 
 def _role_of_steps(first: Fact, second: Fact) -> tuple[str, str]:
-  """Returns the role of a fact of two steps, and what keeps it out of training.
+  """Returns the role of a two-step fact, and the part that keeps it out of training.
 
-  Where the two belong to different splits, or one of them to labelled documents alone, the corpus
-  alone may ask it.
+  If its steps are held out for different splits, or one is for labelled documents only, the role
+  is 'corpus'.
   """
   roles = {first.role, second.role} - {'train'}
   if len(roles) > 1 or (roles == {'labeller'} and first.role != second.role):

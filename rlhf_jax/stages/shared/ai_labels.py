@@ -31,6 +31,7 @@ from rlhf_jax.feedback.judging import (
 )
 from rlhf_jax.feedback.language_judge import JudgeOptions
 from rlhf_jax.feedback.quality import GateOptions
+from rlhf_jax.options import Count, Weights
 from rlhf_jax.runtime import hosts
 from rlhf_jax.stages.shared import scores, training
 from rlhf_jax.stages.shared.context import Context
@@ -53,14 +54,18 @@ class AILabelOptions:
   # Stages, models as in `init`, functions 'module:function', or addresses of
   # OpenAI-compatible servers; several make a panel.
   judges: tuple[str, ...] = ('pretrain',)
-  weights: tuple[float, ...] = ()  # of several judges, in their order; all 1 if empty
+  weights: Weights = ()  # of several judges, in their order; all 1 if empty
   constitution: tuple[str, ...] = ()  # files, or shipped ones by name, to draw instructions from
   instruction: str = ''  # of all comparisons, where there is no constitution
-  pairs: int = 3  # comparisons for each prompt, of responses drawn at random
+  pairs: Count = 3  # comparisons for each prompt, of responses drawn at random
   labels: str = 'soft'  # soft (probabilities), hard (verdicts)
   judge: JudgeOptions = JudgeOptions()  # how a language model judges
   endpoint: EndpointOptions = EndpointOptions()  # how a server is asked
   gate: AIGateOptions = AIGateOptions()
+
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    return {'instruction': 'there is a constitution'} if self.constitution else {}
 
 
 def open_judge(context: Context, store: ModelStore, options: AILabelOptions) -> JudgeOfBothOrders:
@@ -79,14 +84,7 @@ def open_judge(context: Context, store: ModelStore, options: AILabelOptions) -> 
     UserError: the judge is not fit by the section's gate, unless that is overridden;
       quality.json in the stage's folder says more.
   """
-  where = f'{context.where}.ai'
-  if options.labels not in ('soft', 'hard') or options.pairs < 1:
-    raise UserError(
-      f'{where}: expected labels soft or hard and pairs from 1, got {options.labels!r} and '
-      f'{options.pairs}'
-    )
-  if not options.judges:
-    raise UserError(f'{where}.judges: expected at least one')
+  _check_options(options, f'{context.where}.ai')
   principles = constitution.load_constitution(options.constitution)
   resources = JudgeResources(
     judge=options.judge,
@@ -103,6 +101,49 @@ def open_judge(context: Context, store: ModelStore, options: AILabelOptions) -> 
   if options.gate.records:
     _pass_gate(context, options, judge)
   return judge
+
+
+def check_judges(context: Context, store: ModelStore, options: AILabelOptions) -> None:
+  """Checks the judges of a section `ai` before any stage runs; reads shapes of models only.
+
+  Args:
+    context: the context of the stage.
+    store: its models.
+    options: the section `ai`.
+
+  Raises:
+    UserError: a judge or the constitution cannot be opened, or an option is wrong.
+  """
+  _check_options(options, f'{context.where}.ai')
+  constitution.load_constitution(options.constitution)
+  resources = JudgeResources(
+    judge=options.judge,
+    endpoint=options.endpoint,
+    cache=context.directory / 'responses.jsonl',
+    open_language_model=store.open_language_model,
+    examples=[],
+  )
+  for name in options.judges:
+    kind = judges.find_judge_kind(name)
+    if kind.on_device:
+      store.open_reader(name)
+    else:
+      kind.open(name, resources)
+
+
+def _check_options(options: AILabelOptions, where: str) -> None:
+  """Raises UserError for unknown labels, or no judge or comparison."""
+  if options.labels not in ('soft', 'hard') or options.pairs < 1:
+    raise UserError(
+      f'{where}: expected labels soft or hard and pairs from 1, got {options.labels!r} and '
+      f'{options.pairs}'
+    )
+  if not options.judges:
+    raise UserError(f'{where}.judges: expected at least one')
+  if len(options.weights) not in (0, len(options.judges)):
+    raise UserError(
+      f'{where}.weights: expected {len(options.judges)} numbers, got {len(options.weights)}'
+    )
 
 
 def label_pairs(

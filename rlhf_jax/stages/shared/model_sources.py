@@ -8,7 +8,6 @@ A model's shape is known at once; its parameters are read when they are asked fo
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from flax import traverse_util
 import jax
 
-from rlhf_jax import hub
+from rlhf_jax import fingerprints, hub
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import peft_io, pretrained
 from rlhf_jax.interop.tokenizer import Tokenizer
@@ -27,6 +26,8 @@ from rlhf_jax.types import Params
 
 # In a stage's folder: the shape of its model, and the base of its adapters.
 MODEL_JSON = 'model.json'
+# In a stage's folder once it is done: its seconds, and the checkpoint that it ended with.
+FINISHED = 'finished.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +105,11 @@ def adapter_base_name(name: str, workdir: Path, stages: Sequence[str]) -> str:
 
 
 def _stage_source(folder: Path) -> ModelSource:
-  """Returns the model of a stage's folder, which is read from its last good checkpoint."""
-  values = json.loads((folder / MODEL_JSON).read_text(encoding='utf-8'))
+  """Returns the model of a stage's folder: of a finished stage its last checkpoint and no other.
+
+  Of a stage that is still training the newest good checkpoint is read.
+  """
+  values = fingerprints.read_json(folder / MODEL_JSON)
   base_name = values.pop('base_model', '')
   base = None
   if base_name:
@@ -123,12 +127,20 @@ def _stage_source(folder: Path) -> ModelSource:
     return Tokenizer.load(directory) if directory.is_dir() else None
 
   return ModelSource(
-    config=ModelConfig(**values),
+    config=_shape_of(values, folder / MODEL_JSON),
     load=load,
     tokenizer=load_tokenizer,
     name=os.path.abspath(folder),
     base=base,
   )
+
+
+def _shape_of(values: dict[str, Any], path: Path) -> ModelConfig:
+  """Returns the shape that a model.json holds."""
+  try:
+    return ModelConfig(**values)
+  except TypeError as error:  # keys of another version
+    raise UserError(f'{path}: not a shape of this version ({error})') from None
 
 
 def _restore(folder: Path, shapes: Any, shardings: Any, adapters_only: bool) -> Params:
@@ -140,7 +152,11 @@ def _restore(folder: Path, shapes: Any, shardings: Any, adapters_only: bool) -> 
   leaves = traverse_util.flatten_dict(jax.tree.map(abstract, shapes, shardings))
   if adapters_only:
     leaves = {path: leaf for path, leaf in leaves.items() if lora.is_adapter(path)}
-  return checkpoint.restore_params(folder / 'checkpoints', traverse_util.unflatten_dict(leaves))
+  finished = folder / FINISHED
+  expected = fingerprints.read_json(finished)['checkpoint'] if finished.is_file() else None
+  return checkpoint.restore_params(
+    folder / 'checkpoints', traverse_util.unflatten_dict(leaves), expected
+  )
 
 
 def _adapter_source(folder: Path) -> ModelSource:

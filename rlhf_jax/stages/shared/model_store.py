@@ -20,6 +20,7 @@ from rlhf_jax.models import lora, quantised, transformer
 from rlhf_jax.models.lora import LoraOptions
 from rlhf_jax.models.model_config import ModelConfig
 from rlhf_jax.models.transformer import Model
+from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.model_sources import find_model, ModelSource
@@ -77,8 +78,8 @@ class ModelStore:
     Args:
       name: 'random' (freshly initialised, with the shape of config.model), an earlier
         stage, or any name that model_sources.find_model takes.
-      head: give the model a scalar head; a freshly initialised one where the source
-        has none.
+      head: give the model a scalar head. Where the source has none and the stage trains
+        the model, a freshly initialised one, which is said.
       trained: the stage trains this model. With adapters in the section it goes on
         with those that the source has, or begins with new ones; without, the source's
         adapters are merged into its matrices first.
@@ -97,9 +98,14 @@ class ModelStore:
     """Opens a reward model, which keeps its own tokenizer where ids mean something else to it.
 
     Raises:
-      UserError: as `open`.
+      UserError: as `open`; or the model has no scalar head, and so was never trained to score.
     """
     source = self._find(name, trained=False)
+    if source is None or not source.config.head:
+      raise UserError(
+        f'{self.context.where}: {name!r} has no scalar head: expected a reward model, such as the '
+        "stage 'reward' makes, or a directory for sequence classification"
+      )
     likelihood = source is not None and source.config.likelihood_head  # as it was trained
     own = None
     if source is not None and name not in self.context.config.stages:
@@ -230,7 +236,11 @@ class ModelStore:
   # Second part: its parameters.
 
   def _read(self, source: ModelSource | None, model: Model, trained: bool) -> Params:
-    """Reads the parameters of a model; leaves that the source lacks are freshly initialised."""
+    """Reads the parameters of a model.
+
+    Leaves that the source lacks are freshly initialised, but only for a model that the stage
+    trains: what nothing trains must have been trained before.
+    """
     layout = self.context.layout
     shardings = model_shardings(model, layout)
     if layout.abstract and self._adapters is None:
@@ -244,6 +254,12 @@ class ModelStore:
       params = read_parameters(source, layout, model.config.base, bases)
     if trained and source is not None:
       params = self._prepare_for_training(params, source, model)
+    if source is not None and not trained:
+      return complete_parameters(params, model.init, shardings, layout, where=source.name)
+    if source is not None and model.config.head and 'score' not in params:
+      hosts.say(
+        f'{self.context.name}: {source.name} has no scalar head: training begins with a new one'
+      )
     new_leaves_key = jax.random.fold_in(self.context.key(), _NEW_LEAVES)
     return complete_parameters(params, model.init, shardings, layout, new_leaves_key)
 
@@ -350,6 +366,7 @@ def complete_parameters(
   shardings: Any,
   layout: Layout,
   key: jax.Array | None = None,
+  where: str = 'the model',
 ) -> Params:
   """Completes a tree of parameters with freshly initialised leaves.
 
@@ -359,6 +376,7 @@ def complete_parameters(
     shardings: the shardings of all leaves of the model.
     layout: how new leaves are made.
     key: the key of new leaves; None if no leaf may be missing.
+    where: what an error message calls the model.
 
   Raises:
     UserError: a leaf is missing and there is no key.
@@ -368,7 +386,7 @@ def complete_parameters(
   missing = [path for path in places if path not in leaves]
   if missing and key is None:
     names = ', '.join('.'.join(path) for path in missing[:3])
-    raise UserError(f'the model lacks {names}')
+    raise UserError(f'{where} lacks {names}, which must have been trained')
   if missing:
     # Only the missing leaves are outputs, so XLA does not compute the others.
 

@@ -14,6 +14,7 @@ from typing import Any
 from rlhf_jax.data import records
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.errors import UserError
+from rlhf_jax.options import NonNegative, PositiveShare
 from rlhf_jax.runtime import hosts
 from rlhf_jax.stages.shared.context import Context
 
@@ -33,8 +34,8 @@ class PeopleOptions:
   combination: str = 'all'
   # How long to wait for people; 0 = not at all: the run stops, and goes on when it is
   # repeated.
-  wait_hours: float = 0.0
-  enough: float = 1.0  # share of the items that must be finished
+  wait_hours: NonNegative = 0.0
+  enough: PositiveShare = 1.0  # share of the items that must be finished
 
 
 def check_options(options: PeopleOptions, where: str) -> None:
@@ -140,6 +141,8 @@ def _wait(context: Context, options: PeopleOptions, split: str) -> None:
   """Returns when enough items of a split are finished."""
   deadline = time.monotonic() + options.wait_hours * 3600
   pause = _POLL_SECONDS
+  site = f'python -m rlhf_jax.collect --workdir={_workdir(context, options)}'
+  told = False
   while True:
     finished, number = 0, 0
     for row in _count(context, options):
@@ -151,9 +154,14 @@ def _wait(context: Context, options: PeopleOptions, split: str) -> None:
     if time.monotonic() >= deadline:
       raise UserError(
         f'{context.where}: people have finished {finished} of {number} items of {split}; '
-        f'they rank at: python -m rlhf_jax.collect --workdir={_workdir(context, options)}; '
-        'repeat this command to go on'
+        f'they rank at the site of: {site}; repeat this command to go on'
       )
+    if not told:
+      hosts.say(
+        f'{context.name}: waits up to {options.wait_hours:g} hours until people have finished '
+        f'{number} items of {split}; they rank at the site of: {site}'
+      )
+      told = True
     time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
     pause = min(2 * pause, _LONGEST_POLL)
 

@@ -17,16 +17,19 @@ import jax.numpy as jnp
 from rlhf_jax.data import batches, encode, sources
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import DataOptions
+from rlhf_jax.errors import UserError
 from rlhf_jax.generation import responses, sampler
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.models import heads
 from rlhf_jax.models.lora import LoraOptions
 from rlhf_jax.models.transformer import Model
+from rlhf_jax.options import Count, Natural, Number, Numbers
 from rlhf_jax.rewards.sources import RewardSourceOptions
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.stages.shared import training
 from rlhf_jax.stages.shared.context import Context
+from rlhf_jax.stages.shared.kind import DataUse
 from rlhf_jax.stages.shared.model_store import ModelStore
 from rlhf_jax.stages.shared.scores import Score
 from rlhf_jax.stages.shared.training import Definitions
@@ -53,20 +56,27 @@ class RolloutOptions(RewardSourceOptions):
   # directory, a function 'module:function' of texts (docs/rewards.md), 'scorer:MODEL'
   # (a language model that grades: direct RLAIF), or the address of a server.
   reward: tuple[str, ...] = ('reward',)
-  reward_weights: tuple[float, ...] = ()  # of several rewards, in their order; all 1 if empty
+  reward_weights: Numbers = ()  # of several rewards, in their order; all 1 if empty
   standardise_rewards: bool = False  # each of several to mean 0, variance 1 over the batch first
-  batch_size: int = 64  # prompts of a step, over all devices
-  num_samples: int = 1  # responses to each prompt, K
-  max_length: int = 48  # tokens of a prompt at most
+  batch_size: Count = 64  # prompts of a step, over all devices
+  num_samples: Count = 1  # responses to each prompt, K
+  max_length: Count = 48  # tokens of a prompt at most
   overlong: str = 'drop'  # a longer prompt: drop (they are counted), truncate_left, error
-  minibatches: int = 2  # optimizer updates in one pass over the responses of a step
-  microbatches: int = 1  # parts of a minibatch, one after the other, to save memory
+  minibatches: Count = 2  # optimizer updates in one pass over the responses of a step
+  microbatches: Count = 1  # parts of a minibatch, one after the other, to save memory
   missing_eos: bool = True  # a response without an end token scores missing_eos_score
-  missing_eos_score: float = -1.0
-  eval_records: int = 64  # held-out prompts
-  shown_responses: int = 4  # responses written at each evaluation
+  missing_eos_score: Number = -1.0
+  eval_records: Count = 64  # held-out prompts
+  shown_responses: Natural = 4  # responses written at each evaluation
   data: DataOptions = DataOptions()
   sampling: SamplingOptions = SamplingOptions()
+
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    unread = self.unread_without(self.reward)
+    if not self.missing_eos:
+      unread['missing_eos_score'] = 'missing_eos is False'
+    return unread
 
   @property
   def parts(self) -> int:
@@ -133,6 +143,29 @@ def check_batch(context: Context, options: RolloutOptions) -> None:
   training.check_batch(context, options.batch_size, 1)  # the rollout computes all prompts at once
 
 
+def check_sampling(options: RolloutOptions, where: str) -> None:
+  """Refuses sampling from another distribution than the policy's, whose gradient is biased.
+
+  The log-probabilities of the update are those of the whole vocabulary; responses that
+  top-k, top-p or greedy decoding chose are no samples of that distribution.
+
+  Args:
+    options: the options of the stage.
+    where: the section's name, for messages.
+
+  Raises:
+    UserError: the sampling restricts the choice of tokens.
+  """
+  sampling = options.sampling
+  if sampling.temperature and not sampling.top_k and sampling.top_p == 1:
+    return
+  raise UserError(
+    f'{where}.sampling: expected a temperature above 0, top_k 0 and top_p 1, as the gradient '
+    f'would be biased otherwise; got temperature {sampling.temperature:g}, top_k '
+    f'{sampling.top_k} and top_p {sampling.top_p:g}'
+  )
+
+
 class PromptSet(NamedTuple):
   """Prompts as records and as tokens.
 
@@ -158,6 +191,15 @@ def _encode_prompts(
 ) -> PromptSet:
   examples = encode.prompts(records, context.tokenizer, options.max_length, options.overlong)
   return PromptSet(records, examples)
+
+
+def list_data(options: RolloutOptions, tokenizer: Any) -> list[DataUse]:
+  """Lists the prompts that such a stage reads, with their encoding."""
+
+  def encode_all(records: Sequence[Prompt], overlong: str) -> list[dict]:
+    return encode.prompts(records, tokenizer, options.max_length, overlong)
+
+  return [DataUse('data', options.data, 'prompt', encode_all, options.overlong)]
 
 
 def build_generate(

@@ -1,6 +1,7 @@
 """Opens rewards by name: functions that give a score to each generated response."""
 
 from collections.abc import Callable, Sequence
+import dataclasses
 import functools
 from typing import Any
 
@@ -8,19 +9,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax import options as options_lib
 from rlhf_jax.data import records
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.errors import UserError
 from rlhf_jax.models.transformer import Model
 from rlhf_jax.rewards import sources as reward_sources
+from rlhf_jax.rewards.sources import RewardSourceOptions
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.stages import reward
+from rlhf_jax.stages.shared import model_sources
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.model_store import ModelStore, OpenModel
 from rlhf_jax.types import Array, Params, Prompts, Samples, Sequences
 
 TEXT_WIDTH = 64  # texts that are tokenised again are padded to a multiple of it
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardOptions(reward_sources.RewardSourceOptions):
+  """The settings of a section that say what is rewarded, see RolloutOptions."""
+
+  reward: tuple[str, ...] = ('reward',)
+  reward_weights: tuple[float, ...] = ()
+
 
 # (prompts, samples) → (scores [B * K] float32 on the mesh, metrics)
 Score = Callable[[Prompts, Samples], tuple[Array, dict[str, Array]]]
@@ -52,11 +65,8 @@ def open_scores(
     UserError: there is no such reward, or not one weight for each.
   """
   names = tuple(options.reward)
+  _check_weights(context, names, options.reward_weights)
   weights = tuple(options.reward_weights) or (1.0,) * len(names)
-  if not names or len(weights) != len(names):
-    raise UserError(
-      f'{context.where}.reward_weights: expected {len(names)} numbers, got {len(weights)}'
-    )
   # Opened once: the lists of records share the parameters of reward models.
   scores = [open_score(context, store, name, options) for name in names]
   # Standardising takes means over the batch on all devices, so it is compiled.
@@ -81,6 +91,49 @@ def open_scores(
     }
 
   return [functools.partial(score, records=records) for records in record_lists]
+
+
+def check_scores(context: Context) -> None:
+  """Checks the rewards of a section before any stage runs.
+
+  Args:
+    context: the context of the stage, whose options have those of RolloutOptions.
+
+  Raises:
+    UserError: a reward cannot be opened, or there is not one weight for each.
+  """
+  options = options_lib.from_section(RewardOptions, context.section)
+  _check_weights(context, options.reward, options.reward_weights)
+  for name in options.reward:
+    check_score(context, name, options)
+
+
+def check_score(context: Context, name: str, options: RewardSourceOptions) -> None:
+  """Checks that a reward can be opened, and that a reward model has a scalar head.
+
+  Args:
+    context: the context of the stage.
+    name: as in a config's `reward`.
+    options: the options of the kinds of rewards.
+
+  Raises:
+    UserError: it cannot be opened.
+  """
+  source = reward_sources.parse_reward_source(name)
+  if not source.head:
+    reward_sources.check_reward_source(source, options)
+    return
+  model = model_sources.find_model(name, context.workdir, context.config.stages)
+  if not model.config.head:
+    raise UserError(f'{context.where}.reward: {name!r} is no reward model: it has no scalar head')
+
+
+def _check_weights(context: Context, names: Sequence[str], weights: Sequence[float]) -> None:
+  """Raises UserError unless there are rewards, and no weights or one for each."""
+  if not names or len(weights) not in (0, len(names)):
+    raise UserError(
+      f'{context.where}.reward_weights: expected {len(names)} numbers, got {len(weights)}'
+    )
 
 
 def combine_scores(

@@ -1,9 +1,8 @@
 """Provides what all stages that train share: optimizer, state, checkpoints and export."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ import jax
 import numpy as np
 import optax
 
-from rlhf_jax import files
+from rlhf_jax import files, fingerprints
+from rlhf_jax.data import records
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation import report
 from rlhf_jax.generation import responses
@@ -126,10 +126,15 @@ def write_model_json(context: Context, model: Model) -> None:
     stages = context.config.stages
     base = model_sources.adapter_base_name(context.section.init, context.workdir, stages)
   values = {**dataclasses.asdict(model.config), 'base_model': base}
-  write_on_first_process(
-    context.directory / model_sources.MODEL_JSON,
-    json.dumps(values, indent=2) + '\n',
-  )
+  if hosts.is_first_process():
+    fingerprints.write_json(context.directory / model_sources.MODEL_JSON, values)
+
+
+def write_records(context: Context, name: str, rows: Iterable[Any]) -> None:
+  """Writes rows as JSON Lines to the stage's folder, with their fingerprint, on process 0 only."""
+  if hosts.is_first_process():
+    records.write_records(context.directory / name, rows)
+    fingerprints.record_files(context.directory, [name])
 
 
 def write_on_first_process(path: Path, text: str) -> None:

@@ -1,0 +1,294 @@
+"""Checks every stage of an experiment before the first one runs, and describes them.
+
+All options, models, data, rewards and judges are resolved; no parameters are read. Of each data set
+a sample is encoded. All mistakes are reported together.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import io
+import math
+from pathlib import Path
+import shutil
+import tempfile
+from typing import Any
+
+import jax
+
+from rlhf_jax import options as options_lib
+from rlhf_jax.data import encode, sources
+from rlhf_jax.data.sources import DataOptions
+from rlhf_jax.errors import UserError
+from rlhf_jax.experiment import config as configs
+from rlhf_jax.experiment import final_table
+from rlhf_jax.stages.shared import model_sources, scores
+from rlhf_jax.stages.shared.context import Context
+from rlhf_jax.stages.shared.kind import DataUse
+
+SAMPLE = 64  # records of a data set and split that are encoded
+SHOWN_EXAMPLES = 2  # of each stage
+_EXAMPLE_CHARACTERS = 400  # of an example; of a longer one, the middle is left out
+_MARKS = ('⟦', '⟧')  # around targets
+
+# (options, kind of records, split) → the records
+Load = Callable[[DataOptions, str, str], Sequence[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class StageCheck:
+  """What was found out about a stage."""
+
+  mistakes: list[str]
+  lines: list[str]  # that describe it
+  has_model: bool  # whether its model has a shape that later stages can begin with
+
+
+def check_experiment(contexts: Mapping[str, Context], finished: Sequence[str]) -> str:
+  """Checks the stages that have not finished, and describes them.
+
+  Args:
+    contexts: the context of each stage, in the order in which they run.
+    finished: the stages that need no check, as they are done.
+
+  Returns:
+    The description: devices, and for each stage its parameters, data and two examples.
+
+  Raises:
+    UserError: something is wrong; it names all mistakes.
+  """
+  lines = [_describe_devices(next(iter(contexts.values())))]
+  mistakes: list[str] = []
+  failed: list[str] = []  # stages whose model is not known, so that errors about it say nothing
+  load = _remember(sources.load_records)
+  # A plan writes the shape of each stage's model into its folder, for later stages.
+  with tempfile.TemporaryDirectory() as folder:
+    for name, context in contexts.items():
+      planned = dataclasses.replace(
+        context,
+        workdir=Path(folder),
+        layout=dataclasses.replace(context.layout, abstract=True),
+      )
+      if name in finished:
+        _copy_shape(context, planned)
+        continue
+      checked = _check_stage(context, planned, load)
+      mistakes += [text for text in checked.mistakes if not _is_about(text, context, failed)]
+      lines += checked.lines
+      if not checked.has_model:
+        failed.append(name)
+    evaluation = _check_evaluation(planned, load, workdir=context.workdir)
+    mistakes += [text for text in evaluation if not _is_about(text, context, failed)]
+  configs.raise_mistakes(mistakes)
+  return '\n'.join(lines)
+
+
+def _check_stage(context: Context, planned: Context, load: Load) -> StageCheck:
+  """Checks a stage; `planned` is its context on an abstract layout, in a folder of its own."""
+  stage = configs.kind_of(context.config, context.name)
+  options = context.read_options(stage)
+  mistakes: list[str] = []
+  lines = [f'{context.name} ({context.section.kind})']
+  with _collect_mistakes(mistakes, context, planned):
+    stage.check(planned)
+  with _collect_mistakes(mistakes, context, planned):
+    plan = stage.plan(planned)
+    trained = plan.resident.get('parameters')
+    if trained is not None:
+      frozen = _count_parameters(plan.resident) - _count_parameters(plan.resident['optimizer'])
+      lines.append(
+        f'  parameters: {_count_parameters(trained):,} trained, '
+        f'{frozen - _count_parameters(trained):,} read only'
+      )
+  has_model = (planned.directory / model_sources.MODEL_JSON).is_file()
+  for use in stage.data(options, context.tokenizer):
+    with _collect_mistakes(mistakes, context, planned):
+      lines += _check_data(context, use, load)
+  return StageCheck(mistakes, lines, has_model)
+
+
+def _check_evaluation(planned: Context, load: Load, workdir: Path) -> list[str]:
+  """Checks the prompts and the reward of the final table, which is made after all training."""
+  config = planned.config
+  if not final_table.shown_rows(config):
+    return []
+  options = options_lib.from_section(final_table.Options, config.evaluation)
+  context = dataclasses.replace(planned, name='evaluation', workdir=workdir)
+  mistakes: list[str] = []
+  with _collect_mistakes(mistakes, context, planned):
+    rows = load(options.data, 'prompt', options.split)
+    sample = sources.spread_evenly(rows, SAMPLE)
+    encode.prompts(sample, context.tokenizer, options.max_length)
+  with _collect_mistakes(mistakes, context, planned):
+    reward = final_table.reward_name(config, options)
+    if reward:
+      scores.check_score(dataclasses.replace(planned, name='evaluation'), reward, options)
+  return mistakes
+
+
+@contextlib.contextmanager
+def _collect_mistakes(mistakes: list[str], context: Context, planned: Context) -> Iterator[None]:
+  """Adds the message of a UserError to a list, with the run's folder and the stage's name."""
+  try:
+    with contextlib.redirect_stderr(io.StringIO()):  # what was read is said by the stage
+      yield
+  except UserError as error:
+    message = str(error).replace(str(planned.workdir), str(context.workdir))
+    if not message.startswith((context.where, 'config.')):
+      message = f'{context.where}: {message}'
+    if message not in mistakes:
+      mistakes.append(message)
+
+
+def _is_about(message: str, context: Context, failed: Sequence[str]) -> bool:
+  """Says whether a message only follows from the mistakes of earlier stages."""
+  missing = [f'{context.workdir / name} holds no model yet' for name in failed]
+  return any(text in message for text in missing)
+
+
+def _copy_shape(context: Context, planned: Context) -> None:
+  """Copies the shape of a finished stage's model."""
+  source = context.directory / model_sources.MODEL_JSON
+  if source.is_file():
+    planned.directory.mkdir(parents=True)
+    shutil.copy(source, planned.directory)
+
+
+# Data.
+
+
+def _check_data(context: Context, use: DataUse, load: Load) -> list[str]:
+  """Opens the data of a field, encodes a sample, and describes both."""
+  maker = _find_maker(context, use)
+  if maker:
+    return [f'  {use.field}: made by {maker}']
+  _check_splits(context, use)
+  lines = []
+  for split in use.splits:
+    rows = load(use.options, use.kind, split)
+    sample = sources.spread_evenly(rows, SAMPLE)
+    examples = use.encode(sample, use.overlong)
+    too_long = _count_too_long(use, sample)
+    share = f', {too_long / len(sample):.0%} too long ({use.overlong})' if too_long else ''
+    where = ' '.join([use.options.source, *map(str, use.options.path)])
+    lines.append(f'  {use.field}: {len(rows):,} {use.kind}s of {where}, {split}{share}')
+    if split == use.splits[0] and use.field == 'data':
+      for example in examples[:SHOWN_EXAMPLES]:
+        lines += _show_example(context, example)
+  return lines
+
+
+def _check_splits(context: Context, use: DataUse) -> None:
+  """Refuses to train on the records that are held out."""
+  options = use.options
+  if len(use.splits) < 2 or options.source != 'jsonl' or options.hold_out:
+    return
+  for path in options.path:
+    if sources.has_one_split(str(path)):
+      raise UserError(
+        f'{context.where}.{use.field}.path: {path} has no {{split}}, so that training and held-out '
+        f'records would be the same; expected {{split}} in it, or a share of the records as '
+        f'{use.field}.hold_out, such as 0.05'
+      )
+
+
+def _count_too_long(use: DataUse, sample: Sequence[Any]) -> int:
+  """Counts the records of a sample that do not fit."""
+  try:
+    return max(0, len(sample) - len(use.encode(sample, 'drop')))
+  except UserError:  # none fits
+    return len(sample)
+
+
+def _find_maker(context: Context, use: DataUse) -> str:
+  """Returns the earlier stage that makes the data of a field; '' if none does.
+
+  Raises:
+    UserError: a path leads into the folder of a stage that does not make it before.
+  """
+  names = list(context.config.stages)
+  earlier = names[: names.index(context.name)]
+  for path in use.options.path:
+    folder = Path(str(path)).parent
+    if folder.parent != context.workdir or folder.name not in names:
+      continue
+    if folder.name not in earlier:
+      raise UserError(
+        f'{context.where}.{use.field}.path: {path}: {folder.name!r} runs later; expected a file of '
+        'an earlier stage'
+      )
+    files = configs.kind_of(context.config, folder.name).files
+    for split in use.splits:
+      file = Path(str(path).replace('{split}', split))
+      if file.name not in files and not file.is_file():
+        raise UserError(
+          f'{context.where}.{use.field}.path: {path}: {folder.name!r} leaves '
+          f'{", ".join(files) or "no data"}'
+        )
+    if not all(Path(str(path).replace('{split}', split)).is_file() for split in use.splits):
+      return folder.name
+  return ''
+
+
+def _remember(load: Load) -> Load:
+  """Returns a function that loads each data set once."""
+  loaded: list[tuple[tuple, Sequence[Any]]] = []
+
+  def load_once(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
+    asked = (options, kind, split)
+    for earlier, rows in loaded:
+      if earlier == asked:
+        return rows
+    rows = load(options, kind, split)
+    loaded.append((asked, rows))
+    return rows
+
+  return load_once
+
+
+# The description.
+
+
+def _describe_devices(context: Context) -> str:
+  """Returns a line about the devices, the mesh and the vocabulary."""
+  devices = context.layout.mesh.devices.ravel()
+  sizes = [f'{axis} {size}' for axis, size in context.layout.mesh.shape.items() if size > 1]
+  mesh = f' as {" × ".join(sizes)}' if sizes else ''
+  processes = f' of {jax.process_count()} processes' if jax.process_count() > 1 else ''
+  return (
+    f'devices: {len(devices)} {devices[0].device_kind}{mesh}{processes}; vocabulary: '
+    f'{context.tokenizer.vocab_size:,} tokens'
+  )
+
+
+def _count_parameters(tree: Any) -> int:
+  """Counts the elements of all arrays of a tree."""
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def _show_example(context: Context, example: Mapping[str, Any]) -> list[str]:
+  """Returns the lines of an example as text, its targets in brackets."""
+  if 'begins' in example:  # a ranking; its first response
+    length = int(example['lengths'][0])
+    ids = example['tokens'][0][:length]
+    targets = [place >= int(example['begins'][0]) for place in range(length)]
+  elif 'mask' in example:  # a prompt, padded on the left
+    ids = example['tokens'][example['mask']]
+    targets = [False] * len(ids)
+  else:
+    ids = example['tokens']
+    targets = [bool(target) for target in example['targets']]
+  text = ''
+  begin = 0
+  for place in range(1, len(ids) + 1):
+    if place < len(ids) and targets[place] == targets[begin]:
+      continue
+    part = context.tokenizer.core.decode(
+      list(map(int, ids[begin:place])), skip_special_tokens=False
+    )
+    text += f'{_MARKS[0]}{part}{_MARKS[1]}' if targets[begin] else part
+    begin = place
+  if len(text) > _EXAMPLE_CHARACTERS:
+    half = _EXAMPLE_CHARACTERS // 2
+    text = f'{text[:half]} … {text[-half:]}'
+  return ['  example:', *(f'    │ {line}' for line in text.splitlines())]

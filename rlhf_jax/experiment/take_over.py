@@ -1,0 +1,92 @@
+"""Takes over finished stages of another run, so that a sweep trains its common stages once."""
+
+from collections.abc import Iterator, Mapping, Sequence
+import json
+from pathlib import Path
+import shutil
+from typing import Any
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.experiment import config as configs
+
+# Keys on which every stage depends; `mesh`, `evaluation` and `export` change no training.
+COMMON_KEYS = ('seed', 'data', 'model', 'tokenizer')
+
+
+def take_over(config: Any, workdir: Path, source: Path) -> list[str]:
+  """Copies the stages of another run that this run would repeat.
+
+  These are the finished stages whose section is the same in both runs, and that use no stage
+  which is not taken over. A stage that has begun here already stays as it is.
+
+  Args:
+    config: the config of this run, with {workdir} in it.
+    workdir: the folder of this run.
+    source: the workdir of the other run.
+
+  Returns:
+    The names of the stages that were copied, in order.
+
+  Raises:
+    UserError: there is no such run, or its common sections differ.
+  """
+  path = source / 'config.json'
+  if not path.is_file():
+    raise UserError(f'--from={source}: expected the workdir of a run, but it has no config.json')
+  old = json.loads(path.read_text(encoding='utf-8'))
+  new = json.loads(configs.as_json(config))
+  changed = configs.differences(_common(old), _common(new))
+  if changed:
+    raise UserError(f'--from={source}: its stages cannot be used here, as {"; ".join(changed[:3])}')
+  copied = []
+  same: list[str] = []
+  for name in new['stages']:
+    if name not in old['stages'] or not (source / name / 'finished.json').is_file():
+      continue
+    uses = _used_stages(new[name], new['stages'])
+    if old[name] != new[name] or any(used not in same for used in uses if used != name):
+      continue
+    same.append(name)
+    if not (workdir / name).exists():
+      _copy_folder(source / name, workdir / name)
+      copied.append(name)
+  if copied and not (workdir / 'tokenizer' / 'ready.json').is_file():
+    shutil.rmtree(workdir / 'tokenizer', ignore_errors=True)
+    _copy_folder(source / 'tokenizer', workdir / 'tokenizer')
+  return copied
+
+
+def _common(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the keys of a config on which every stage depends."""
+  return {key: config.get(key) for key in COMMON_KEYS}
+
+
+def _used_stages(section: Any, stages: Sequence[str]) -> list[str]:
+  """Returns the stages whose models or files a section names."""
+  texts = list(_texts(section))
+  return [
+    name
+    for name in stages
+    if any(text == name or text.startswith(f'{{workdir}}/{name}/') for text in texts)
+  ]
+
+
+def _texts(value: Any) -> Iterator[str]:
+  """Yields all texts in nested lists and dicts."""
+  if isinstance(value, str):
+    yield value
+  elif isinstance(value, Mapping):
+    for key, item in value.items():
+      if key != 'kind':  # mostly the stage's own name
+        yield from _texts(item)
+  elif isinstance(value, list):
+    for item in value:
+      yield from _texts(item)
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+  """Copies a folder, whole or not at all."""
+  partial = target.with_name(f'{target.name}.partial')
+  shutil.rmtree(partial, ignore_errors=True)
+  shutil.copytree(source, partial)
+  partial.rename(target)

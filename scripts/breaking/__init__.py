@@ -1,0 +1,1 @@
+"""Malformed and damaged inputs, and what runs them (scripts/break.py)."""

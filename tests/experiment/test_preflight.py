@@ -1,0 +1,88 @@
+"""All stages of an experiment are checked before the first one runs."""
+
+import pytest
+
+from rlhf_jax.errors import UserError, UserErrors
+from rlhf_jax.experiment import pipeline
+
+MODEL = dict(embed=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=32)
+BODY = f"""
+import ml_collections
+
+def get_config():
+  few = dict(count=20)
+  ranked = dict(source='jsonl', path=('{{workdir}}/feedback/{{split}}.jsonl',))
+  return ml_collections.ConfigDict(dict(
+    stages=('sft', 'feedback', 'reward', 'ppo'),
+    model={MODEL},
+    tokenizer=dict(vocab_size=300, documents=30, data=few),
+    sft=dict(init='random', max_length=40, data=few),
+    feedback=dict(data=few),
+    reward=dict(data=ranked, demonstrations=few),
+    ppo=dict(data=few),
+  ))
+"""
+
+
+@pytest.fixture
+def check(tmp_path, capsys):
+  """Returns a function that checks the experiment with overrides, and gives what it prints."""
+  path = tmp_path / 'experiment.py'
+  path.write_text(BODY)
+
+  def run(*overrides):
+    config = pipeline.load_config(str(path), overrides)
+    pipeline.run(config, tmp_path / 'run', only_check=True)
+    return capsys.readouterr().out
+
+  return run
+
+
+def test_mistakes_of_late_stages_are_all_named_at_once(check, tmp_path):
+  with pytest.raises(UserErrors) as caught:
+    check(
+      'feedback.data.variant=harm',
+      "reward.data.path=('{workdir}/feedback/{split}.json',)",
+      'reward.loss=pairs',
+      "ppo.reward=('sft',)",
+      'ppo.score_place=end',
+      "evaluation.models={'sft': 'sft', 'ppo': 'ppo'}",
+      'evaluation.judge=my_judge:missing',
+      'evaluation.data.variant=easy',
+    )
+  assert [text.replace(str(tmp_path), '') for text in caught.value.messages] == [
+    'config.feedback: tinyworld: variant of a prompt: expected one of harmful, questions, '
+    "got 'harm'",
+    "config.reward.loss: expected one of pairwise, plackett_luce, plain_pairs, got 'pairs'",
+    "config.reward.data.path: /run/feedback/{split}.json: 'feedback' leaves train.jsonl, "
+    'validation.jsonl',
+    "config.ppo.reward: 'sft' is no reward model: it has no scalar head",
+    "config.ppo.score_place: expected eos or after_eos, got 'end'",
+    'config.evaluation: tinyworld: variant of a prompt: expected one of harmful, questions, '
+    "got 'easy'",
+    "config.evaluation: reward 'my_judge:missing': No module named 'my_judge'",
+  ]
+
+
+def test_training_data_are_not_held_out_data(check, tmp_path):
+  path = tmp_path / 'all.jsonl'
+  path.write_text('{"prompt": "Hi", "response": "Ho"}\n' * 40)
+  use = ['sft.data.source=jsonl', f"sft.data.path=('{path}',)", 'sft.data.count=0', 'stages=sft']
+  with pytest.raises(
+    UserError, match='sft.data.path: .* has no {split}, so that training and held'
+  ):
+    check(*use)
+  text = check(*use, 'sft.data.hold_out=0.1')
+  assert f'36 demonstrations of jsonl {path}, train' in text
+  assert f'4 demonstrations of jsonl {path}, validation' in text
+
+
+def test_the_stages_are_described_before_they_run(check, tmp_path):
+  text = check()
+  assert 'devices: 8 cpu as data 8; vocabulary: 300 tokens' in text
+  assert '\n  data: made by feedback' in text
+  assert 'sft (sft)\n  parameters: ' in text and ' trained, 0 read only' in text
+  assert '20 demonstrations of tinyworld, train, ' in text and '% too long (drop)' in text
+  example = next(line for line in text.splitlines() if line.startswith('    │ Assistant:'))
+  assert example.startswith('    │ Assistant:⟦ ') and example.endswith('<eos>⟧')
+  assert not (tmp_path / 'run' / 'sft').exists()  # nothing has run
