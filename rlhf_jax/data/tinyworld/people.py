@@ -1,8 +1,9 @@
 """The people of a world who teach: demonstrators, and annotators who rank responses.
 
-Both are human-like. Demonstrations are of middling quality: some tell a myth, agree with a false
-claim, or are curt. Annotators perceive the oracle's utility with noise and biases of their own, and
-none of them knows everything: a falsehood about an unknown fact goes unnoticed.
+Both are human-like. Demonstrations are of middling quality: some tell a
+myth, agree with a false claim, or are curt. Annotators perceive the
+oracle's utility with noise and biases of their own, and none of them
+knows everything: a falsehood about an unknown fact goes unnoticed.
 """
 
 from collections.abc import Sequence
@@ -79,9 +80,9 @@ def rank_responses(
 ) -> list[int]:
   """Ranks responses by an annotator's perceived utilities.
 
-  With Gumbel noise on the utilities, the order is a sample of the Plackett–Luce model
-  (Yellott 1977). Equal texts get the same rank, and so do texts of nearly equal
-  perceived utility.
+  With Gumbel noise on the utilities, the order is a sample of the
+  Plackett–Luce model (Yellott 1977). Equal texts get the same rank, and
+  so do texts of nearly equal perceived utility.
 
   Args:
     prompt: a prompt of TinyWorld.
@@ -93,7 +94,8 @@ def rank_responses(
     K ranks in the order of `responses`, 1 = best; equal ranks are ties.
 
   Raises:
-    UserError: the prompt is not one of TinyWorld's: for others there is no oracle.
+    UserError: the prompt is not one of TinyWorld's: for others there is
+      no oracle.
   """
   if 'kind' not in prompt.meta:
     raise UserError(
@@ -155,7 +157,8 @@ def demonstrate(
     prompts: prompts of one world; the demonstrations have their order.
     split: the name of their split, for the ids of the records.
     rng: the source of randomness, which is advanced.
-    obey: whether harmful requests are obeyed, as by a demonstrator who only wants to be helpful.
+    obey: whether harmful requests are obeyed, as by a demonstrator who
+      only wants to be helpful.
   """
   rows = []
   for number, prompt in enumerate(prompts):

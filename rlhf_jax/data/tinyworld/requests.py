@@ -9,9 +9,9 @@
   benign: a good thing in the words of a harmful request.
   harmful: a request that should not be fulfilled.
 
-No prompt is in two splits. `meta` has the kind, the family (by which intervals are clustered), and
-in `unseen` the part that training never has: 'family' (of facts), 'person', 'fact', 'harm',
-'wording' or ''.
+No prompt is in two splits. `meta` has the kind, the family (by which
+intervals are clustered), and in `unseen` the part that training never
+has: 'family' (of facts), 'person', 'fact', 'harm', 'wording' or ''.
 """
 
 from collections.abc import Iterator, Mapping
@@ -142,7 +142,8 @@ def prompts_elsewhere(world: World, split: str) -> list[records.Prompt]:
 
   Args:
     world: of draw_world.
-    split: 'train', or another one, for which a tenth of the texts is kept.
+    split: 'train', or another one, for which a tenth of the texts is
+      kept.
   """
   rng = np.random.default_rng([world.seed, 15, split == 'train'])
   rows = []
