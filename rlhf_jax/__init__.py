@@ -6,9 +6,9 @@
   python -m rlhf_jax.plan …                          plans an experiment for other hardware
   python -m rlhf_jax.collect …                       serves pages on which people rank and write
 
-In code, every stage is a module with a pure train step, such as `rlhf_jax.stages.ppo.train_step`;
-`rlhf_jax.testing` makes tiny models, states and batches to call it with. Importing this package
-imports neither jax nor flax.
+In code, every stage is a module with a pure train step, such as
+`rlhf_jax.stages.ppo.train_step`; `rlhf_jax.testing` makes tiny models, states and
+batches to call it with. Importing this package imports neither jax nor flax.
 """
 
 import importlib
@@ -17,8 +17,8 @@ from typing import Any
 __version__ = '0.2.0'
 __all__ = ['UserError', '__version__', 'load_config', 'run', 'stages', 'testing']
 
-# Public name → the module that defines it. The module is imported at the first access, so
-# that `import rlhf_jax` need not import jax.
+# Public name → the module that defines it. The module is imported at the first
+# access, so that `import rlhf_jax` need not import jax.
 _PUBLIC = {
   'UserError': 'rlhf_jax.errors',
   'load_config': 'rlhf_jax.experiment.pipeline',

@@ -1,8 +1,8 @@
 """Opens files that may be compressed, and writes files atomically.
 
-Every file that a later run reads is written by this module, so that it is complete or does not
-exist. Only this module knows of compression: files are written as their names say, and read as
-their contents say.
+Every file that a later run reads is written by this module, so that it is
+complete or does not exist. Only this module knows of compression: files are
+written as their names say, and read as their contents say.
 """
 
 from collections.abc import Iterator
@@ -46,9 +46,9 @@ def open_bytes(path: str | os.PathLike) -> IO[bytes]:
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
   """Provides a temporary path; the file written there replaces `path` at the end of the block.
 
-  The replacement is atomic, and happens only if the block raises no exception. The folder
-  is created if it is missing. The temporary name has the same suffix, so that a file whose
-  name ends in `.gz` is compressed.
+  The replacement is atomic, and happens only if the block raises no exception.
+  The folder is created if it is missing. The temporary name has the same suffix,
+  so that a file whose name ends in `.gz` is compressed.
 
   Args:
     path: the file to write or replace.
@@ -76,9 +76,9 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
   """Provides an empty temporary folder, which replaces `path` at the end of the block.
 
-  It does so only if the block raises no exception. Unlike a file, a folder cannot be
-  replaced atomically: if the process is killed between the removal of the old folder and
-  the renaming of the new one, no folder has this name.
+  It does so only if the block raises no exception. Unlike a file, a folder cannot
+  be replaced atomically: if the process is killed between the removal of the old
+  folder and the renaming of the new one, no folder has this name.
 
   Args:
     path: the folder to write or replace.

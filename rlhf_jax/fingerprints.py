@@ -1,9 +1,9 @@
 """Fingerprints of values and files: what a run writes and reads back later is verified.
 
-A small JSON file carries its own fingerprint, in the key `fingerprint`. Other files of a folder are
-listed with theirs in its `fingerprints.json`; who reads one of them calls `check_file`. Nothing
-else in the package computes fingerprints of values or files (those of arrays on devices are in
-runtime/checkpoint.py).
+A small JSON file carries its own fingerprint, in the key `fingerprint`. Other
+files of a folder are listed with theirs in its `fingerprints.json`; who reads one
+of them calls `check_file`. Nothing else in the package computes fingerprints of
+values or files (those of arrays on devices are in runtime/checkpoint.py).
 """
 
 from collections.abc import Iterable, Mapping

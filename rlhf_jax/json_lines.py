@@ -1,9 +1,10 @@
 """The reader and the writer of JSON Lines, one JSON value a line, for all stages and commands.
 
-A line ends at a line feed, with or without a carriage return before it, and nowhere else: texts
-may hold other line separators. Files are UTF-8, with or without a byte order mark. What the
-writer writes every reader can read: half a surrogate pair, which UTF-8 cannot hold, and the line
-separators of Unicode, at which some readers break lines, are written as JSON escapes.
+A line ends at a line feed, with or without a carriage return before it, and
+nowhere else: texts may hold other line separators. Files are UTF-8, with or
+without a byte order mark. What the writer writes every reader can read: half a
+surrogate pair, which UTF-8 cannot hold, and the line separators of Unicode, at
+which some readers break lines, are written as JSON escapes.
 """
 
 from collections.abc import Iterable, Iterator

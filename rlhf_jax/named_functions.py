@@ -1,7 +1,7 @@
 """Finds Python functions that a config names, such as 'my_rewards:polite(most=20)'.
 
-Rewards and judges may be such functions. Worker processes import this module, so it must not import
-anything that is slow to import, such as JAX.
+Rewards and judges may be such functions. Worker processes import this module, so
+it must not import anything that is slow to import, such as JAX.
 """
 
 import ast

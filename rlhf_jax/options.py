@@ -7,9 +7,9 @@ for each field:
   class SamplingOptions:
     temperature: float = 1.0  # 0 = greedy
 
-The defaults of the class are the defaults of the config. A stage converts its section into options
-once; the code that it calls sees only options. A field may hold other options, or be an open table
-(a `dict` whose keys the user chooses).
+The defaults of the class are the defaults of the config. A stage converts its
+section into options once; the code that it calls sees only options. A field may
+hold other options, or be an open table (a `dict` whose keys the user chooses).
 
 The annotation of a number says its range: `steps: Count = 1000`. NaN and infinity are in no range.
 A class can say which of its settings are not read, by a method `unread`:
@@ -98,9 +98,9 @@ def as_dict(options: Any) -> dict[str, Any]:
 def from_section(options_class: type[Options], section: Mapping[str, Any]) -> Options:
   """Makes typed options from a section of a config.
 
-  Keys that are not fields of the class are skipped, as other classes may read them (the
-  section of a stage also has its `kind`). Unknown keys were refused when the config was
-  loaded.
+  Keys that are not fields of the class are skipped, as other classes may read
+  them (the section of a stage also has its `kind`). Unknown keys were refused
+  when the config was loaded.
 
   Args:
     options_class: a dataclass, whose fields may be dataclasses too.

@@ -3,13 +3,14 @@
   from rlhf_jax import testing
   from rlhf_jax.stages import sft
 
-  definitions = testing.make_definitions(learning_rate=1e-2)
-  state = testing.make_state(definitions)
-  state, metrics = sft.train_step(state, testing.make_sequences(), definitions, sft.Options())
+  definitions = testing.make_definitions(learning_rate=1e-2) state =
+  testing.make_state(definitions) state, metrics = sft.train_step(state,
+  testing.make_sequences(), definitions, sft.Options())
 
-For a given seed, everything is the same on every mesh and in every process. The model has two
-layers of width 32 and a vocabulary of 64 tokens: token 0 is padding, token 1 ends a response. Train
-steps are pure and un-jitted; `compile_train_step` in stages/shared/training.py compiles them.
+For a given seed, everything is the same on every mesh and in every process. The
+model has two layers of width 32 and a vocabulary of 64 tokens: token 0 is
+padding, token 1 ends a response. Train steps are pure and un-jitted;
+`compile_train_step` in stages/shared/training.py compiles them.
 """
 
 import dataclasses
@@ -70,8 +71,8 @@ def make_layout(description: str = 'one device') -> Layout:
 
   Args:
     description: 'one device' (the first one), or mesh axes with their sizes, such as
-      'data 2, fsdp 2, tensor 2', whose product must be the number of devices. For 8 CPU
-      devices, set XLA_FLAGS=--xla_force_host_platform_device_count=8.
+      'data 2, fsdp 2, tensor 2', whose product must be the number of devices. For
+      8 CPU devices, set XLA_FLAGS=--xla_force_host_platform_device_count=8.
   """
   if description == 'one device':
     return mesh.make_layout(MeshOptions(), jax.devices()[:1])
@@ -97,8 +98,8 @@ def make_model(layout: Layout | None = None, **changes: Any) -> Model:
 def make_params(model: Model, layout: Layout | None = None, seed: int = 0) -> Params:
   """Makes the parameters of a model: for a given seed the same numbers on every mesh.
 
-  They are those of a freshly initialised model, doubled: the original ones are so small
-  that the logits hardly depend on the input, which would hide errors.
+  They are those of a freshly initialised model, doubled: the original ones are so
+  small that the logits hardly depend on the input, which would hide errors.
 
   Args:
     model: the definition.
@@ -243,8 +244,8 @@ def make_ppo_state(
   )
 
 
-# Batches. Their arrays are numpy arrays; `Layout.place`, or the call of a train step, puts
-# them onto the devices.
+# Batches. Their arrays are numpy arrays; `Layout.place`, or the call of a train
+# step, puts them onto the devices.
 
 
 def make_sequences(rows: int = 8, length: int = 12, seed: int = 0) -> Sequences:
@@ -411,8 +412,8 @@ def score_samples(
 def _array(values: np.ndarray, dtype: Any) -> Any:
   """Converts a numpy array to the dtype of a batch's field.
 
-  The return type is Any, as the fields are annotated as jax.Array, which they become when
-  they are put onto the devices.
+  The return type is Any, as the fields are annotated as jax.Array, which they
+  become when they are put onto the devices.
   """
   return values.astype(dtype)
 

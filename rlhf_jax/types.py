@@ -1,8 +1,9 @@
 """Defines the values that the parts of the package exchange: batches, rollouts and train states.
 
-Shape letters: B rows of a batch, T length of a row, P length of a prompt, R length of a response, K
-responses to one prompt; all lengths are in tokens. Padding is never inferred from token values, as
-a real token may have the id of PAD: `segment_ids` are 0 at padding, and masks are False.
+Shape letters: B rows of a batch, T length of a row, P length of a prompt, R
+length of a response, K responses to one prompt; all lengths are in tokens.
+Padding is never inferred from token values, as a real token may have the id of
+PAD: `segment_ids` are 0 at padding, and masks are False.
 """
 
 from typing import Any
@@ -14,8 +15,8 @@ Array = jax.Array  # batches hold numpy arrays until they are placed on a mesh
 Params = Any  # a plain nested dict of arrays
 
 
-# PyTreeNode makes each class a frozen dataclass and a pytree; unlike with flax.struct.dataclass,
-# type checkers know the method `replace`.
+# PyTreeNode makes each class a frozen dataclass and a pytree; unlike with
+# flax.struct.dataclass, type checkers know the method `replace`.
 class Sequences(flax.struct.PyTreeNode):
   """Token sequences, several of which may be packed into one row, with a loss mask.
 
@@ -24,9 +25,9 @@ class Sequences(flax.struct.PyTreeNode):
     positions: [B, T] int32, which start at 0 in each segment.
     segment_ids: [B, T] int32, 0 = padding; a token attends only to tokens of its own
       segment.
-    loss_mask: [B, T] float32, 1 where `tokens[b, t]` is a target of the loss, to be
-      predicted from the tokens before it in its segment; the first token of a segment is
-      never a target.
+    loss_mask: [B, T] float32, 1 where `tokens[b, t]` is a target of the loss, to
+      be predicted from the tokens before it in its segment; the first token of a
+      segment is never a target.
   """
 
   tokens: Array
@@ -38,9 +39,9 @@ class Sequences(flax.struct.PyTreeNode):
 class Rankings(flax.struct.PyTreeNode):
   """Ranked responses, in rows of K slots.
 
-  Several rankings of any size may be packed into one row; `group` says which slots belong
-  to the same ranking, that is, to the same prompt. A ranking is never split over rows. In
-  this class K is the number of slots of a row.
+  Several rankings of any size may be packed into one row; `group` says which
+  slots belong to the same ranking, that is, to the same prompt. A ranking is
+  never split over rows. In this class K is the number of slots of a row.
 
   Attributes:
     tokens: [B, K, T] int32, right-padded: prompt, response, end of turn.
@@ -90,8 +91,8 @@ class Samples(flax.struct.PyTreeNode):
     logprobs: [B * K, R] float32, the log-probabilities of the sampled tokens under
       softmax(logits / temperature) over the whole vocabulary: top-k and top-p restrict
       what is sampled, but the probabilities are not renormalised. 0 outside the mask.
-    ended: [B * K] bool, True where the response ends with a stop token; False where it
-      was cut at the maximum length.
+    ended: [B * K] bool, True where the response ends with a stop token; False
+      where it was cut at the maximum length.
   """
 
   tokens: Array

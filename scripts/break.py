@@ -59,6 +59,8 @@ def main() -> int:
       filled = disk.fill_disks(base, options.disk)
       cases += [case for case, _ in filled]
       results += [result for _, result in filled]
+      for case, result in filled:
+        show(case, *result)
   tried = [number for number, (verdict, _) in enumerate(results) if verdict]
   if len(tried) < len(cases):
     print(f'the time was over: {len(cases) - len(tried)} inputs were not tried')

@@ -44,7 +44,7 @@ from rlhf_jax.experiment import config as configs
 from rlhf_jax.experiment import pipeline, planner
 from rlhf_jax.generation import sampler
 from rlhf_jax.generation.sampler import SamplingOptions
-from rlhf_jax.models import attention, transformer
+from rlhf_jax.models import attention, decode_attention, transformer
 from rlhf_jax.models.model_config import ModelConfig
 from rlhf_jax.runtime import compilation, mesh
 from rlhf_jax.runtime.mesh import Layout, MeshOptions
@@ -327,6 +327,9 @@ def check_attention(args: argparse.Namespace) -> None:
   ):
     with recorded(args, 'attention', case=name, T=length) as results:
       results |= compare_attention(length, H, N, C, window)
+  for name, H, N, C in (('grouped heads', 15, 5, 64), ('heads of 128', 8, 8, 128)):
+    with recorded(args, 'attention', case=f'decoding: {name}') as results:
+      results |= compare_decoding(H, N, C, interpret=jax.default_backend() != 'gpu')
   for name, changes, length in (
     ('cap, auto', dict(attention_cap=30.0), 64),
     ('cap, cudnn', dict(attention_cap=30.0, attention='cudnn'), 64),
@@ -345,6 +348,37 @@ def check_attention(args: argparse.Namespace) -> None:
     config = dataclasses.replace(testing.MODEL_CONFIG, dtype='bfloat16')
     segments = segments_of_every_kind(64)[[0, 1]]  # the full row, and padding on the right
     results |= compare_models(config, segments)
+
+
+def compare_decoding(H: int, N: int, C: int, interpret: bool) -> dict[str, float]:
+  """Measures the relative errors of the decoding kernel, and of plain attention in bfloat16.
+
+  Args:
+    H: query heads.
+    N: key-value heads.
+    C: head_dim.
+    interpret: whether to interpret the kernel.
+  """
+  B, S = 8, 300
+  keys = jax.random.split(jax.random.key(0), 3)
+  query = jax.random.normal(keys[0], (B, 1, H, C), jnp.bfloat16)
+  key, value = (jax.random.normal(k, (B, N, S, C), jnp.bfloat16) for k in keys[1:])
+  begins = jnp.arange(B)[:, None] * 30
+  places = jnp.arange(S)
+  mask = (places >= begins) & (places < begins + 80) & (places % 7 > 0)
+  filled = decode_attention.filled_range(mask)
+  kernel = functools.partial(decode_attention.attend_one, interpret=interpret)
+  exact = attention.attend_to_cache(
+    *(x.astype(jnp.float32) for x in (query, key, value)), mask[:, None]
+  )
+  results = dict(
+    forward=kernel(query, key, value, mask, filled),
+    plain_forward=attention.attend_to_cache(query, key, value, mask[:, None]),
+  )
+  return {
+    name: float(jnp.linalg.norm(out - exact) / jnp.linalg.norm(exact))
+    for name, out in results.items()
+  }
 
 
 def library_attention() -> Attend:
@@ -799,7 +833,8 @@ def measure_decoding(
   compiling, total, respond = time_rollout(R)
   seconds = (total - prefill) / (R - 1)
   width = jnp.dtype(config.dtype).itemsize
-  positions = rows * (P + R / 2)  # of the cache that are filled, on average
+  # of the cache that are filled, on average; not the padding of prompts
+  positions = float(prompts.mask.sum()) + rows * R / 2
   cache_bytes = 2 * config.layers * config.kv_heads * config.head_dim * width * positions
   rate = (transformer.parameter_count(model) * width + cache_bytes) / seconds
   record_kernels(args, f'decoding {args.shape} {rows}', respond)

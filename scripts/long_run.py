@@ -27,26 +27,24 @@ def main() -> int:
   options = parser.parse_args()
   loop = {'steps': options.steps, 'eval_every': EVERY, 'save_every': EVERY, 'log_every': 10}
   overrides = [f'--config.ppo.loop.{name}={value}' for name, value in loop.items()]
+  overrides += ['--config.ppo.sampling.max_new_tokens=8', '--config.evaluation.models={}']
   experiment = ROOT / 'experiments/quickstart.py:tiny'
   command = [sys.executable, '-m', 'rlhf_jax', f'--config={experiment}', *overrides]
   with subprocess.Popen([*command, f'--workdir={options.workdir}'], cwd=ROOT) as process:
-    rows = watch(process, options.workdir)
-  if process.returncode:
-    return process.returncode
+    rows = watch(process, options.workdir, options.steps // 10)
+  return process.returncode or compare(rows)
+
+
+def watch(process: subprocess.Popen, workdir: Path, every: int) -> list[list[float]]:
+  """Prints and returns what the process used, about every `every` steps of PPO."""
   print('| step | memory, MB | descriptors | threads | processes | files | events, MB |')
   print('| --- |' + ' --- |' * 6)
-  for row in rows[:: max(1, len(rows) // 10)]:
-    print('| ' + ' | '.join(f'{value:.0f}' for value in row) + ' |')
-  return compare(rows)
-
-
-def watch(process: subprocess.Popen, workdir: Path) -> list[list[float]]:
-  """Returns what the process used: a row for each time that PPO's step had changed."""
   rows: list[list[float]] = []
   while process.poll() is None:
     step = last_step(workdir / 'ppo/metrics.jsonl')
-    if step and (not rows or step >= rows[-1][0] + EVERY):
+    if step and (not rows or step >= rows[-1][0] + every):
       rows.append([step, *measure(process.pid, workdir)])
+      print('| ' + ' | '.join(f'{value:.0f}' for value in rows[-1]) + ' |', flush=True)
     time.sleep(0.2)
   return rows
 

@@ -1,8 +1,9 @@
 """Parsing of answers from the fields of a form; pure functions, without a database.
 
-On a page the responses have letters, in the order in which they are shown: A, B, C and so on.
-`shown` maps places on the page to the item: the response at place d is number shown[d] of the
-item. Answers refer to responses by their number in the item only.
+On a page the responses have letters, in the order in which they are shown: A, B,
+C and so on. `shown` maps places on the page to the item: the response at place d
+is number shown[d] of the item. Answers refer to responses by their number in the
+item only.
 
 An answer to `rank`, and to each turn of `converse`:
   {'orders': {axis: [K] ranks, 1 = best, equal ranks = tie, without gaps},

@@ -1,11 +1,11 @@
 """Assignment of items to people: which item a person gets, and for how long.
 
-A person works on one item at a time. A lease reserves the item for that person for a limited
-time. An item is given to as many people as it still needs judgements from, and to no more. A
-lease that has expired no longer reserves its item, so the item goes to somebody else when a
-person leaves. Training items come first, then the items of the highest priority; gold
-questions (control questions whose answer is known, and which look like any other item) are
-mixed in.
+A person works on one item at a time. A lease reserves the item for that person
+for a limited time. An item is given to as many people as it still needs
+judgements from, and to no more. A lease that has expired no longer reserves its
+item, so the item goes to somebody else when a person leaves. Training items come
+first, then the items of the highest priority; gold questions (control questions
+whose answer is known, and which look like any other item) are mixed in.
 """
 
 from collections.abc import Mapping, Sequence
@@ -166,8 +166,8 @@ def find_lease(connection: Connection, token: str, person_id: int) -> Row:
 def check_open(connection: Connection, lease: Row, item: Row) -> None:
   """Checks that an answer to a lease is still accepted.
 
-  A person may answer after the lease has expired, as long as the item still needs a judgement
-  that nobody else has been asked for.
+  A person may answer after the lease has expired, as long as the item still needs
+  a judgement that nobody else has been asked for.
 
   Raises:
     Refused: the item was skipped, or other people have taken it after the lease expired.

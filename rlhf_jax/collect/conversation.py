@@ -1,8 +1,9 @@
 """Conversations with models: the models that reply, and the turns of a conversation.
 
-A person's message becomes a turn that waits for replies. A thread of the server asks `Replies`
-for K replies and stores them in the database; meanwhile the page asks repeatedly whether they
-are there. At most `ROOM` turns wait at a time, so that a slow model is not flooded.
+A person's message becomes a turn that waits for replies. A thread of the server
+asks `Replies` for K replies and stores them in the database; meanwhile the page
+asks repeatedly whether they are there. At most `ROOM` turns wait at a time, so
+that a slow model is not flooded.
 """
 
 from collections.abc import Callable, Sequence

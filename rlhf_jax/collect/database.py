@@ -1,8 +1,9 @@
 """The database of a collection: SQLite in the workdir, or PostgreSQL by URL.
 
-There is one writer at a time, even among several servers, so that what a transaction has read
-is still true when it writes. SQLite ensures this by `BEGIN IMMEDIATE`, PostgreSQL by an advisory
-lock. Readers never wait. A transaction that has ended without an error is on disk.
+There is one writer at a time, even among several servers, so that what a
+transaction has read is still true when it writes. SQLite ensures this by `BEGIN
+IMMEDIATE`, PostgreSQL by an advisory lock. Readers never wait. A transaction that
+has ended without an error is on disk.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """Export of judgements as records, in the schema that the data sources of training read.
 
-People appear in exports under their pseudonyms only. Training items are exported only in the
-kind `raw`; gold questions are exported like any other item.
+People appear in exports under their pseudonyms only. Training items are exported
+only in the kind `raw`; gold questions are exported like any other item.
 """
 
 from collections import defaultdict
@@ -38,8 +38,8 @@ def export_kind(
       prompts where the settings ask for them). raw: every judgement, including those that
       were taken back, with its time, the order on the page and its revisions.
     batch: the batch whose items are exported; '' for all batches.
-    combination: how rankings of the same item are combined; one of COMBINATIONS. The other
-      kinds ignore it.
+    combination: how rankings of the same item are combined; one of COMBINATIONS.
+      The other kinds ignore it.
 
   Raises:
     UserError: the kind or the combination is unknown.

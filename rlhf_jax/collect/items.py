@@ -30,8 +30,8 @@ class NewItem:
     responses: the 2 to 9 responses to rank, or the one response to edit; empty for the other
       tasks.
     batch: the name of the batch; items of a batch can be exported together.
-    record: fields of the record that the item comes from: id, source, license, domain,
-      context, meta.
+    record: fields of the record that the item comes from: id, source, license,
+      domain, context, meta.
     gold: axis → ranks of the responses, where the correct order is known; else None.
     explanation: the text that a person reads after answering a training item.
     training: whether the item is part of the training phase.
@@ -141,11 +141,12 @@ def item_from_fields(fields: Mapping[str, Any], where: str, task: str, batch: st
   Args:
     fields: `messages` (the prompt), optionally with `responses` (a list of texts) or
       `response`; also `task`, `batch`, `models`, `gold` (ranks, or axis → ranks),
-      `explanation`, `training`, `priority`, `wanted` and the fields of a record. The `ranks` of
-      a record are not used as known ranks: they are often the opinion of one person.
+      `explanation`, `training`, `priority`, `wanted` and the fields of a record.
+      The `ranks` of a record are not used as known ranks: they are often the
+      opinion of one person.
     where: 'file:line', for error messages.
-    task: one of TASKS; '' = the line's `task`, or else rank for a line with responses and
-      demonstrate for one without.
+    task: one of TASKS; '' = the line's `task`, or else rank for a line with
+      responses and demonstrate for one without.
     batch: the name of the batch, unless the line has its own.
 
   Raises:

@@ -1,7 +1,7 @@
 """Judgements: how they are saved, undone, returned and amended, and how they are read.
 
-A judgement is saved once and never overwritten. What happens to it later is a row of the table
-of revisions.
+A judgement is saved once and never overwritten. What happens to it later is a row
+of the table of revisions.
 """
 
 from collections.abc import Sequence

@@ -110,8 +110,8 @@ def open_invitation(store: Database, connection: Connection, token: str) -> Row:
 def accept(connection: Connection, invitation: Row, parameters: Mapping[str, str]) -> Row:
   """Admits a person who has consented, or finds the person if admitted before.
 
-  A personal link always belongs to the same person. With a link for several people, a person is
-  recognised by the id that a crowd platform passes.
+  A personal link always belongs to the same person. With a link for several
+  people, a person is recognised by the id that a crowd platform passes.
 
   Args:
     connection: a connection of a writing transaction.
@@ -192,8 +192,8 @@ def block(connection: Connection, person_id: int) -> None:
 def delete_data(connection: Connection, person_id: int) -> int:
   """Deletes everything that a person has given, and everything a platform passed about them.
 
-  Items whose judgements are deleted are given to other people again. The person's row is kept
-  without its data, so that nobody else gets the same id.
+  Items whose judgements are deleted are given to other people again. The person's
+  row is kept without its data, so that nobody else gets the same id.
 
   Returns:
     The number of deleted judgements.

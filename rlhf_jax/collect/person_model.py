@@ -3,16 +3,17 @@
   P(ranking of person p | θ, β) = Π_i exp(β_p θ_i) / Σ_{j = i or ranked below i} exp(β_p θ_j)
 
 over the responses i that rank above at least one other response. The priors are
-θ_i ~ N(0, 1) for the quality of every response and β_p ~ N(1.5, 1.5²) for the reliability of
-every person. With β = 0 a person's orders are random, with β < 0 they are reversed. A tie
-carries no information, as in the reward model's loss (objectives/ranking.py; Plackett 1975;
-Luce 1959). The orders of several people are combined as in Chen et al. 2013 (crowd
-Bradley–Terry, for pairs), which this model extends to rankings of K responses.
+θ_i ~ N(0, 1) for the quality of every response and β_p ~ N(1.5, 1.5²) for the
+reliability of every person. With β = 0 a person's orders are random, with β < 0
+they are reversed. A tie carries no information, as in the reward model's loss
+(objectives/ranking.py; Plackett 1975; Luce 1959). The orders of several people
+are combined as in Chen et al. 2013 (crowd Bradley–Terry, for pairs), which this
+model extends to rankings of K responses.
 
-θ is integrated out: where few people rank an item, estimating θ together with β would make
-everybody seem more reliable than they are. The integral is a mean over quasi-random draws
-of θ. β is estimated by the mode of its posterior, and its interval by the curvature there
-(Laplace approximation).
+θ is integrated out: where few people rank an item, estimating θ together with β
+would make everybody seem more reliable than they are. The integral is a mean over
+quasi-random draws of θ. β is estimated by the mode of its posterior, and its
+interval by the curvature there (Laplace approximation).
 """
 
 from collections.abc import Sequence
@@ -257,8 +258,8 @@ def _add_covariances(
 ) -> None:
   """Adds the covariances of the rankings' slopes to the Hessian.
 
-  For all pairs (r, q) of rankings of the same item it adds Cov(dℓ_r / dβ, dℓ_q / dβ) under the
-  posterior of the item's θ.
+  For all pairs (r, q) of rankings of the same item it adds Cov(dℓ_r / dβ, dℓ_q /
+  dβ) under the posterior of the item's θ.
   """
   begins = np.flatnonzero(np.diff(place, prepend=-1))
   ends = np.append(begins[1:], len(place))

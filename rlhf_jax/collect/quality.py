@@ -143,8 +143,9 @@ def mean_confidence(above: np.ndarray) -> float:
 def krippendorff_alpha(orders: Sequence[Order]) -> float:
   """Computes Krippendorff's α of the ranks with the ordinal metric; a unit is a response.
 
-  Krippendorff 2011, 'Computing Krippendorff's alpha-reliability', as the library `krippendorff`
-  computes it. NaN where no two people ranked the same item, or where all ranks are equal.
+  Krippendorff 2011, 'Computing Krippendorff's alpha-reliability', as the library
+  `krippendorff` computes it. NaN where no two people ranked the same item, or
+  where all ranks are equal.
   """
   import krippendorff  # from the extra `collect`, which not every user of this module installs
 
@@ -209,8 +210,8 @@ def mean_kendall(orders: Sequence[Order]) -> float:
 def pairwise_agreement(orders: Sequence[Order]) -> Share:
   """Computes the share of pairs of responses that two people order alike.
 
-  A pair that one of the two people ties is left out. The interval comes from a bootstrap over
-  items, because the pairs of one item are not independent.
+  A pair that one of the two people ties is left out. The interval comes from a
+  bootstrap over items, because the pairs of one item are not independent.
   """
   alike: list[int] = []
   pairs: list[int] = []

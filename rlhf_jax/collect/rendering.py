@@ -1,8 +1,9 @@
 """The templates of the pages, and the rendering of untrusted text as safe HTML.
 
-Texts of models and of people may contain HTML, scripts, terminal escapes, or characters that
-reverse the direction of writing. Markdown is rendered with HTML turned off, and the result is
-sanitised once more; control characters are replaced by visible symbols.
+Texts of models and of people may contain HTML, scripts, terminal escapes, or
+characters that reverse the direction of writing. Markdown is rendered with HTML
+turned off, and the result is sanitised once more; control characters are replaced
+by visible symbols.
 """
 
 from pathlib import Path
@@ -22,7 +23,8 @@ _TAGS = set(
   'table thead tbody tr th td'.split()
 )
 _CONTROL = re.compile(r'[\x00-\x08\x0b-\x1f\x7f]')  # all of ASCII's except tab and newline
-# C1 controls, characters that set the direction of writing, zero-width characters, surrogates
+# C1 controls, characters that set the direction of writing, zero-width
+# characters, surrogates
 _HIDDEN = re.compile(
   '[\x80-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]'
 )

@@ -4,8 +4,8 @@ The protections are:
   host: only the host names that the server was started for are served, against DNS rebinding.
   session: a signed cookie that scripts cannot read. A session ends when the name of the session
     in the person's row changes, or when the person is blocked.
-  cross-site posts: `Origin` and `Sec-Fetch-Site`, which browsers set themselves, are checked,
-    and so is a token in each form.
+  cross-site posts: `Origin` and `Sec-Fetch-Site`, which browsers set themselves,
+    are checked, and so is a token in each form.
   frames, and scripts and styles of other sites: the headers of every response forbid them.
 """
 
@@ -34,8 +34,8 @@ HEADERS = {
   ),
   'X-Content-Type-Options': 'nosniff',
   'X-Frame-Options': 'DENY',
-  # An address can hold an invitation, so other sites must not see it. With 'no-referrer'
-  # browsers would hide `Origin` from this server too.
+  # An address can hold an invitation, so other sites must not see it. With
+  # 'no-referrer' browsers would hide `Origin` from this server too.
   'Referrer-Policy': 'same-origin',
   'Cross-Origin-Opener-Policy': 'same-origin',
   'Cross-Origin-Resource-Policy': 'same-origin',

@@ -1,8 +1,9 @@
 """Selection of the items that people judge next, and of those that need no more judgements.
 
-`prioritise` puts those items first whose order reward models are least sure of: the
-probability of a pair is near ½, or the members of an ensemble disagree. `refit` closes items
-whose ranking is certain enough according to the Plackett–Luce model of people.
+`prioritise` puts those items first whose order reward models are least sure of:
+the probability of a pair is near ½, or the members of an ensemble disagree.
+`refit` closes items whose ranking is certain enough according to the
+Plackett–Luce model of people.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
 """Shared by all commands: parsing arguments.
 
-Nothing here imports JAX, so that `--help` and mistyped arguments are answered at once. A command
-imports what it needs only after it has parsed its arguments.
+Nothing here imports JAX, so that `--help` and mistyped arguments are answered at
+once. A command imports what it needs only after it has parsed its arguments.
 """
 
 import argparse
@@ -77,12 +77,14 @@ def plain_file(name: str) -> Path:
 
   Raises:
     argparse.ArgumentTypeError: the name promises a compressed file, to which nothing can be
-      added after an interrupt.
+      added after an interrupt, or is that of a folder.
   """
   if name.endswith('.gz'):
     raise argparse.ArgumentTypeError(
       f'expected a name without .gz, got {name}: it is not compressed'
     )
+  if not Path(name).name or Path(name).is_dir():
+    raise argparse.ArgumentTypeError(f'expected a file, got the folder {name!r}')
   return Path(name)
 
 
@@ -113,8 +115,8 @@ def add_line_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--dtype',
     default='float32',
-    # a copy of model_config.DTYPES, which cannot be imported without JAX; a test compares
-    # the two
+    # a copy of model_config.DTYPES, which cannot be imported without JAX; a test
+    # compares the two
     choices=('float32', 'bfloat16', 'float16'),
     help='the dtype to compute in (default: %(default)s)',
   )

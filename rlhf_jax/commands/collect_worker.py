@@ -1,7 +1,7 @@
 """The process that replies in conversations, beside the server of `collect`.
 
-The server's process never imports JAX: a model that fails or takes all memory ends its
-own process, which is started again for the next reply.
+The server's process never imports JAX: a model that fails or takes all memory
+ends its own process, which is started again for the next reply.
 """
 
 from collections.abc import Sequence

@@ -103,8 +103,8 @@ def describe_os_error(error: OSError) -> str:
 def raising_signals() -> Iterator[None]:
   """Makes Ctrl-C and SIGTERM raise Stopped; a second one ends the process at once.
 
-  The training loop has handlers of its own meanwhile, as it saves a checkpoint first
-  (runtime/loop.py).
+  The training loop has handlers of its own meanwhile, as it saves a checkpoint
+  first (runtime/loop.py).
   """
   if threading.current_thread() is not threading.main_thread():
     yield  # Python handles signals in the main thread only

@@ -1,7 +1,7 @@
 """Implements the command `generate`: responses to the lines of a file.
 
-Shape letters: B rows of a batch, P tokens of a padded prompt, K responses to each, R tokens of a
-response.
+Shape letters: B rows of a batch, P tokens of a padded prompt, K responses to
+each, R tokens of a response.
 """
 
 import argparse
@@ -33,6 +33,8 @@ def generate_lines(options: argparse.Namespace) -> None:
   compilation.request_exact_products()
   if options.samples < 1:
     raise UserError(f'--samples: expected 1 or more, got {options.samples}')
+  if options.seed.bit_length() > 63:
+    raise UserError(f'--seed: expected a number of 64 bits, got {options.seed}')
   # the input before the model, so that a mistake in it is reported at once
   lines.fix_date(options.output)
   read = inputs.read_lines(options.input, with_response=False)

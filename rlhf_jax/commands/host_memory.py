@@ -1,9 +1,9 @@
 """Lets this process keep the memory that it frees, where it computes on CPUs.
 
-XLA's CPU backend allocates the temporary arrays of a program anew at every call. By
-default the C library hands such large blocks back to the operating system, which clears
-each page again at its next use: 80,000 page faults and a fifth of the CPU time in a
-train step of 7M parameters.
+XLA's CPU backend allocates the temporary arrays of a program anew at every call.
+By default the C library hands such large blocks back to the operating system,
+which clears each page again at its next use: 80,000 page faults and a fifth of
+the CPU time in a train step of 7M parameters.
 """
 
 import ctypes

@@ -1,8 +1,9 @@
 """What a line of an input of `generate` and `score` says.
 
-A line is {"text": …}, {"tokens": [ids]} or a conversation in any of the shapes that stages read
-(data/shapes.py). What one of the commands wrote the other reads: `responses` are what is scored,
-and `tokens` beside a text or a conversation are an earlier result, which does not count.
+A line is {"text": …}, {"tokens": [ids]} or a conversation in any of the shapes
+that stages read (data/shapes.py). What one of the commands wrote the other reads:
+`responses` are what is scored, and `tokens` beside a text or a conversation are
+an earlier result, which does not count.
 """
 
 from collections.abc import Sequence

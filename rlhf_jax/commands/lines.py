@@ -1,14 +1,16 @@
 """JSON Lines in, JSON Lines out: the file handling of the commands `generate` and `score`.
 
-inputs.py says what a line may be; all its fields are copied to the output. The lines are divided
-into windows of consecutive lines. Within a window, texts of similar length share a batch, so that
-there is little padding; a window is written when it is complete. If an interrupted command is
-repeated, it resumes with the first window that is missing, and the final file is the same as that
-of an uninterrupted command.
+inputs.py says what a line may be; all its fields are copied to the output. The
+lines are divided into windows of consecutive lines. Within a window, texts of
+similar length share a batch, so that there is little padding; a window is written
+when it is complete. If an interrupted command is repeated, it resumes with the
+first window that is missing, and the final file is the same as that of an
+uninterrupted command.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -23,7 +25,7 @@ from typing import Any, IO
 import jax
 import tqdm
 
-from rlhf_jax import files, json_lines
+from rlhf_jax import file_lock, fingerprints, json_lines
 from rlhf_jax.commands.inputs import encode_line, Line, Row
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import chat_template
@@ -34,12 +36,12 @@ from rlhf_jax.runtime import mesh
 from rlhf_jax.stages.shared import model_sources, model_store
 from rlhf_jax.types import Params
 
-# Batches of a window. More of them need less padding; with fewer, less work is lost when a
-# command is interrupted.
+# Batches of a window. More of them need less padding; with fewer, less work is
+# lost when a command is interrupted.
 WINDOW_BATCHES = 16
 
-# (the numbers of at most batch_size texts, padded length, random key) → the fields to add for
-# each of these texts
+# (the numbers of at most batch_size texts, padded length, random key) → the
+# fields to add for each of these texts
 Compute = Callable[[Sequence[int], int, jax.Array], list[Row]]
 
 
@@ -140,17 +142,14 @@ def fill_output(
     date=chat_template.current_date().isoformat(),  # which a template may print
   )
   size = WINDOW_BATCHES * options.batch_size
-  done = _begin_output(options.output, settings, size, len(lines))
   root = jax.random.key(settings.get('seed', 0))
   texts = [text for line in ids for text in line]
   begins = [0, *itertools.accumulate(map(len, ids))]  # of each line's texts
-  progress = tqdm.tqdm(
-    total=len(lines),
-    initial=done,
-    unit='line',
-    disable=None,  # shown only on a terminal
-  )
-  with options.output.open('ab') as file, progress:
+  with contextlib.ExitStack() as stack:
+    busy = 'another command is writing this file'
+    file = stack.enter_context(file_lock.open_locked(options.output, busy))
+    done = _begin_output(options.output, settings, size, len(lines))
+    progress = stack.enter_context(_show_progress(len(lines), done))
     for begin in range(done, len(lines), size):
       end = min(begin + size, len(lines))
       window = range(begins[begin], begins[end])
@@ -173,6 +172,11 @@ def fill_output(
   print(f'{options.output}: {len(lines)} lines', file=sys.stderr)
 
 
+def _show_progress(count: int, done: int) -> tqdm.tqdm:
+  """Begins a bar of the lines, which is shown only on a terminal."""
+  return tqdm.tqdm(total=count, initial=done, unit='line', disable=None)
+
+
 def fix_date(output: Path) -> None:
   """Fixes the date that chat templates see: that of an output's beginning, where it has begun."""
   settings = _settings_path(output)
@@ -185,8 +189,8 @@ def fix_date(output: Path) -> None:
 def max_padded_length(config: ModelConfig, room: int = 0) -> float:
   """Returns the maximum length to which a row may be padded.
 
-  It is infinite except for a model with learned positions, which has no embedding for
-  positions beyond its maximum length.
+  It is infinite except for a model with learned positions, which has no embedding
+  for positions beyond its maximum length.
 
   Args:
     config: the model's shape.
@@ -238,12 +242,12 @@ def _parse_mesh(text: str) -> mesh.MeshOptions:
 
 
 def _begin_output(output: Path, settings: dict[str, Any], window: int, count: int) -> int:
-  """Creates the output file, or prepares an incomplete one to be resumed.
+  """Begins an output file, or prepares an incomplete one to be resumed.
 
   The settings are kept in a file beside the output.
 
   Args:
-    output: the file.
+    output: the file, empty where it is new.
     settings: what its lines depend on.
     window: the number of lines of a window.
     count: the number of lines of the complete output.
@@ -256,10 +260,9 @@ def _begin_output(output: Path, settings: dict[str, Any], window: int, count: in
       written.
   """
   settings_path = _settings_path(output)
-  if not output.exists():
-    try:  # settings first, as an output without them is refused
-      files.write_text(settings_path, json.dumps(settings, indent=2) + '\n')
-      output.touch()
+  if not output.stat().st_size and not settings_path.is_file():
+    try:
+      fingerprints.write_json(settings_path, settings)
     except OSError as error:
       raise UserError(f'{output}: cannot write: {error.strerror}') from None
     return 0
@@ -280,29 +283,26 @@ def _settings_path(output: Path) -> Path:
 
 def _read_settings(path: Path) -> dict[str, Any]:
   """Reads the settings of an output."""
-  settings = json_lines.parse_json(json_lines.read_all_bytes(path), str(path))
-  if not isinstance(settings, dict):
-    raise UserError(f'{path}: expected the settings of an output')
-  return settings
+  return fingerprints.read_json(path, 'delete it with its output, or give another --output')
 
 
 def _keep_whole_windows(output: Path, window: int, count: int) -> int:
   """Removes an incomplete window from the end of the output; returns the number of lines left."""
-  lines = output.read_bytes().splitlines(keepends=True)
-  keep = sum(line.endswith(b'\n') for line in lines)
+  *lines, _ = output.read_bytes().split(b'\n')  # behind the last line feed is half a line
+  keep = len(lines)
   if keep < count:  # a complete output may end with a shorter window
     keep -= keep % window
   with output.open('r+b') as file:
-    file.truncate(sum(len(line) for line in lines[:keep]))
+    file.truncate(sum(len(line) + 1 for line in lines[:keep]))
   return keep
 
 
 def _append(file: IO[bytes], output: Path, rows: list[Row]) -> None:
   """Appends a window of rows to the output, and flushes it to the disk."""
-  text = ''.join(json_lines.format_value(row) + '\n' for row in rows)
+  data = ''.join(json_lines.format_value(row) + '\n' for row in rows).encode()
   try:
-    file.write(text.encode())
-    file.flush()
+    while data:  # unbuffered: a disk that becomes full takes a part
+      data = data[file.write(data) :]
     os.fsync(file.fileno())  # the machine may be preempted at any time
   except OSError as error:
     raise UserError(

@@ -1,12 +1,12 @@
 """Batches of fixed shape: examples are shuffled, packed and stacked, by grain.
 
-The endless iterators reshuffle at every epoch; the order depends on the seed alone. `get_state()`
-returns plain JSON, and `set_state` continues exactly there, also in the middle of an epoch or of a
-packed row.
+The endless iterators reshuffle at every epoch; the order depends on the seed
+alone. `get_state()` returns plain JSON, and `set_state` continues exactly there,
+also in the middle of an epoch or of a packed row.
 
-Every process of a run iterates over the same batches, and runtime/mesh.py gives each device its
-rows. So order and packing do not depend on the number of hosts, and a run can be resumed on
-another number of them.
+Every process of a run iterates over the same batches, and runtime/mesh.py gives
+each device its rows. So order and packing do not depend on the number of hosts,
+and a run can be resumed on another number of them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -321,7 +321,8 @@ def _to_rankings(arrays: Arrays) -> Rankings:
     'index': np.where(group > 0, arrays['index'], -1),
     'begins': arrays['begins'],
     'confidence': arrays['confidence'],
-    # A stage may have computed these before, so that it need not keep the reference in memory.
+    # A stage may have computed these before, so that it need not keep the
+    # reference in memory.
     'reference_logprobs': arrays.get('reference_logprobs', no_logprobs),
   }
   return Rankings(**fields)

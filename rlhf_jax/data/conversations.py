@@ -1,9 +1,10 @@
 r"""Converts messages from the forms that data sets use into one form.
 
-A message is {'role': …, 'content': …} with other keys that a chat template may read, such as
-`tool_calls`, `tool_call_id` or `reasoning_content`. The content is a text; it may be null if the
-assistant only calls functions. Other forms are ShareGPT's {'from': …, 'value': …}, a content
-in parts, and whole dialogues in one text (hh-rlhf: '\n\nHuman: …\n\nAssistant: …').
+A message is {'role': …, 'content': …} with other keys that a chat template may
+read, such as `tool_calls`, `tool_call_id` or `reasoning_content`. The content is
+a text; it may be null if the assistant only calls functions. Other forms are
+ShareGPT's {'from': …, 'value': …}, a content in parts, and whole dialogues in one
+text (hh-rlhf: '\n\nHuman: …\n\nAssistant: …').
 """
 
 import itertools

@@ -1,8 +1,9 @@
 """Encodes records as token arrays with masks, one dict of numpy arrays for each example.
 
-Everything is encoded once, when a stage begins, and kept in memory. So lengths are known before
-anything compiles, records that do not fit are counted and reported at once, and shuffling and
-resuming are simple. Corpora larger than a host's memory are not supported.
+Everything is encoded once, when a stage begins, and kept in memory. So lengths
+are known before anything compiles, records that do not fit are counted and
+reported at once, and shuffling and resuming are simple. Corpora larger than a
+host's memory are not supported.
 
 `overlong` decides what happens to a record with more than `max_length` tokens:
 
@@ -72,9 +73,9 @@ def documents(
 ) -> list[Example]:
   """Encodes documents, each followed by the end token.
 
-  A longer document is cut into windows; each begins with the last token of the one before it, so
-  that every token except the document's first is a target exactly once. A document of one token
-  gives no example.
+  A longer document is cut into windows; each begins with the last token of the
+  one before it, so that every token except the document's first is a target
+  exactly once. A document of one token gives no example.
 
   Args:
     rows: the documents.

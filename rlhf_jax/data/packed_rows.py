@@ -1,8 +1,9 @@
 """Rows that pack what they say in a way of their own, turned into rows of ordinary fields.
 
-Some data sets write lists as JSON in a text, or put the fields into an object. Each line of
-PACKINGS is one such data set; shapes.py reads the ordinary fields that come out. Data sets whose
-rows are no records by themselves are refused here by name.
+Some data sets write lists as JSON in a text, or put the fields into an object.
+Each line of PACKINGS is one such data set; shapes.py reads the ordinary fields
+that come out. Data sets whose rows are no records by themselves are refused here
+by name.
 """
 
 from collections.abc import Callable, Mapping
@@ -56,8 +57,8 @@ def _unpack_input(row: Row, place: str) -> Row:
 def _unpack_battle(row: Row, place: str) -> Row:
   """Unpacks a battle of the Chatbot Arena whose turns are lists in JSON (55k, at Kaggle).
 
-  The prompts and each model's responses are lists of texts, one a turn; which model won is said
-  by three numbers, of which one is 1.
+  The prompts and each model's responses are lists of texts, one a turn; which
+  model won is said by three numbers, of which one is 1.
   """
   prompts = _parse_texts(row, 'prompt', place)
   conversations = {}

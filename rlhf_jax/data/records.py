@@ -1,8 +1,9 @@
 """Records, the raw data of every stage, and their files.
 
-A record is a document, a demonstration, a preference, a ranking or a prompt. Records hold text
-only; data/encode.py makes tokens of them. The rows of a file may have any of the shapes of
-data/shapes.py; fields that are not needed may be missing or null.
+A record is a document, a demonstration, a preference, a ranking or a prompt.
+Records hold text only; data/encode.py makes tokens of them. The rows of a file
+may have any of the shapes of data/shapes.py; fields that are not needed may be
+missing or null.
 """
 
 from collections import Counter
@@ -182,9 +183,9 @@ def write_records(path: str | os.PathLike, rows: Iterable[Any]) -> None:
 def parse_record(kind: str, row: Any, place: str) -> Any:
   """Makes a record of the fields of a row.
 
-  A pair or a rated single response also makes a ranking, and a ranking makes a demonstration of
-  its best response. Any row that asks something makes a prompt; its `meta` is the row's field
-  `meta` or, if it has none, all other fields.
+  A pair or a rated single response also makes a ranking, and a ranking makes a
+  demonstration of its best response. Any row that asks something makes a prompt;
+  its `meta` is the row's field `meta` or, if it has none, all other fields.
 
   Args:
     kind: a key of RECORD_TYPES.

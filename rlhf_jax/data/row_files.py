@@ -68,8 +68,8 @@ def find_files(pattern: str, split: str) -> list[str]:
 
   Args:
     pattern: the name of an existing file is never taken for a glob. A folder may be one that
-      `save_to_disk` of `datasets` wrote, a copy of a data set of the hub, or any other folder
-      whose file names say their split.
+      `save_to_disk` of `datasets` wrote, a copy of a data set of the hub, or any
+      other folder whose file names say their split.
     split: the name of the split in a folder.
 
   Raises:

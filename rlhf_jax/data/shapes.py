@@ -1,8 +1,9 @@
 """Recognises the shapes of rows in published data sets by their fields, and reads them.
 
-Some fields of a row say what was asked (PROMPT_FORMS), others what was answered (ANSWER_FORMS).
-Each table has a reader for each form, and the first form whose fields the row has is used. The two
-are independent: every form of a prompt goes with every form of an answer.
+Some fields of a row say what was asked (PROMPT_FORMS), others what was answered
+(ANSWER_FORMS). Each table has a reader for each form, and the first form whose
+fields the row has is used. The two are independent: every form of a prompt goes
+with every form of an answer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -247,9 +248,10 @@ def _ranked(row: Row, messages: list[Message] | None, place: str) -> Answered:
 def _pair_of(better: str, worse: str) -> Callable[..., Answered]:
   """Makes a reader of a better and a worse response.
 
-  Each is a text, a message, a list of one message, a whole conversation, or a whole dialogue in
-  one text. Two conversations must have the same messages before the responses: the prompt.
-  Beside a prompt they may also be lists of texts: several good and several bad responses.
+  Each is a text, a message, a list of one message, a whole conversation, or a
+  whole dialogue in one text. Two conversations must have the same messages before
+  the responses: the prompt. Beside a prompt they may also be lists of texts:
+  several good and several bad responses.
   """
 
   def read(row: Row, messages: list[Message] | None, place: str) -> Answered:

@@ -29,9 +29,9 @@ class DataOptions:
   # A key of SOURCES, or 'module:function(option=value)', a function of the split that gives rows.
   source: str = 'tinyworld'
 
-  # jsonl: files of any form that docs/data.md lists, globs, folders, or 'hf:ORG/NAME'; {split}
-  # is replaced by the split. tfds: one name or directory. A path 'tfds:NAME' or 'hf:ORG/NAME'
-  # decides the source whatever `source` is.
+  # jsonl: files of any form that docs/data.md lists, globs, folders, or
+  # 'hf:ORG/NAME'; {split} is replaced by the split. tfds: one name or directory.
+  # A path 'tfds:NAME' or 'hf:ORG/NAME' decides the source whatever `source` is.
   path: tuple[str, ...] = ()
 
   # Our name of a field → the data set's, where they differ; a dot leads into an object.
@@ -45,8 +45,9 @@ class DataOptions:
   seed: OwnSeed = -1  # tinyworld: of the world; -1 = that of the run (0 where there is none)
   people: Count = tinyworld.DEFAULT_PEOPLE  # tinyworld: its persons; more need a larger model
   variant: str = ''  # tinyworld: another form of it, one of tinyworld.VARIANTS
-  # jsonl: the share of the records of a path without {split} that are its validation split,
-  # drawn by `seed`; the others are for training. 0 = such a path is one split only.
+  # jsonl: the share of the records of a path without {split} that are its
+  # validation split, drawn by `seed`; the others are for training. 0 = such a
+  # path is one split only.
   hold_out: ShareBelowOne = 0.0
   count: Natural = 0  # how many records, the first ones; 0 = all (tinyworld: its default)
 
@@ -294,8 +295,8 @@ def _check_field_names(fields: dict[str, str]) -> None:
 def _plain(value: Any) -> Any:
   """Converts a TFDS value to types of JSON.
 
-  TFDS gives bytes for text, arrays for lists, and a dict of lists for a list of dicts. The last is
-  converted back for messages only.
+  TFDS gives bytes for text, arrays for lists, and a dict of lists for a list of
+  dicts. The last is converted back for messages only.
   """
   if isinstance(value, bytes):
     return value.decode('utf-8')

@@ -48,9 +48,9 @@ def _bigram_nats(known: str, text: str) -> float:
 
     P(c | b) = (n(b, c) + t(b) P(c)) / (n(b) + t(b)),   P(c) = (n(c) + 1) / (n + A)
 
-  n(b, c), n(b), n(c) and n count bigrams, bigrams that begin with b, characters c, and all
-  characters. t(b) is the number of different characters that follow b. A is the size of the
-  alphabet, in which all unseen characters count as one.
+  n(b, c), n(b), n(c) and n count bigrams, bigrams that begin with b, characters
+  c, and all characters. t(b) is the number of different characters that follow b.
+  A is the size of the alphabet, in which all unseen characters count as one.
   """
   unigrams = collections.Counter(known)
   bigrams = collections.Counter(zip(known, known[1:], strict=False))

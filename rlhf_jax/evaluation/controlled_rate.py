@@ -1,16 +1,15 @@
 """Win rates with length and style controlled: how often a model would win if it wrote as SFT does.
 
-A judge that likes long or polite responses lets a model win by its
-manner alone. A logistic regression over all pairs of responses
-separates the two:
+A judge that likes long or polite responses lets a model win by its manner alone. A logistic
+regression over all pairs of responses separates the two:
 
   P(ours wins) = σ(θ + Σ_f φ_f tanh(Δ_f / std(Δ_f)))
 
-Δ_f is the difference of a feature, such as the length, between our
-response and theirs. The controlled win rate is σ(θ): what is left
-where no feature differs. This is the smallest form of Dubois et al.
-2024 (arXiv:2404.04475, section 3) with features of style beside the
-length; its terms for the difficulty of each prompt are left out.
+Δ_f is the difference of a feature, such as the length, between our response and
+theirs. The controlled win rate is σ(θ): what is left where no feature differs.
+This is the smallest form of Dubois et al. 2024 (arXiv:2404.04475, section 3) with
+features of style beside the length; its terms for the difficulty of each prompt
+are left out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,19 +43,14 @@ def controlled_win_rate(
   """Computes σ(θ) and its 95% bootstrap interval.
 
   Args:
-    ours: [N, S] float, the judge's utility of S responses to each
-      of N prompts.
-    theirs: [N, R] float, of the other model; each of ours is
-      compared with each of theirs.
-    features: name → (of ours [N, S], of theirs [N, R]), what is
-      controlled.
-    clusters: the cluster of each prompt; whole clusters are
-      resampled. None = each prompt is one.
+    ours: [N, S] float, the judge's utility of S responses to each of N prompts.
+    theirs: [N, R] float, of the other model; each of ours is compared with each of theirs.
+    features: name → (of ours [N, S], of theirs [N, R]), what is controlled.
+    clusters: the cluster of each prompt; whole clusters are resampled. None = each prompt is one.
     seed: the seed of the draws.
 
   Returns:
-    (the rate in 0..1, (the 2.5% and the 97.5% quantile over the
-    bootstrap samples)).
+    (the rate in 0..1, (the 2.5% and the 97.5% quantile over the bootstrap samples)).
   """
   wins = 0.5 + 0.5 * np.sign(np.round(_differences(ours, theirs), _DECIMALS))  # 1, 0.5 or 0
   terms = [np.ones_like(wins)]
@@ -75,8 +69,7 @@ def fit_pairs(terms: np.ndarray, wins: np.ndarray) -> Fit:
   """Fits the logistic regression by Newton's method; every prompt has the weight 1.
 
   Args:
-    terms: [N, P, 1 + F] float64 of P pairs for each prompt; the
-      first term is 1.
+    terms: [N, P, 1 + F] float64 of P pairs for each prompt; the first term is 1.
     wins: [N, P] float64 in 0..1.
   """
   _, num_pairs, num_terms = terms.shape
@@ -99,9 +92,8 @@ def fit_pairs(terms: np.ndarray, wins: np.ndarray) -> Fit:
 def _resample_intercept(fit: Fit, clusters: Sequence[str] | None, seed: int) -> np.ndarray:
   """Draws θ of bootstrap samples, [B] float64.
 
-  Each sample takes one Newton step from the fit of all prompts, in
-  place of a fit of its own (Davidson and MacKinnon 1999, "Bootstrap
-  testing in nonlinear models").
+  Each sample takes one Newton step from the fit of all prompts, in place of a fit of its own
+  (Davidson and MacKinnon 1999, "Bootstrap testing in nonlinear models").
   """
   names = np.arange(len(fit.scores)) if clusters is None else np.asarray(clusters)
   _, members = np.unique(names, return_inverse=True)

@@ -1,15 +1,13 @@
 """Linear models of which of two texts people prefer, measured by k-fold cross-validation.
 
-A head fitted to the features of a frozen model stands beside two
-baselines that know no language: the length, and a bag of words and
-bigrams. All are logistic regressions on differences,
+A head fitted to the features of a frozen model stands beside two baselines that know no
+language: the length, and a bag of words and bigrams. All are logistic regressions on differences,
 
   minimise Σ_pairs w [−p log σ(Δ) − (1 − p) log σ(−Δ)] + ridge/2 Σw |β|²
   Δ = β·(f_better − f_worse)
 
-and all see the same folds. A fold holds whole clusters: all
-comparisons of one conversation's opener are measured by models that
-never saw it.
+and all see the same folds. A fold holds whole clusters: all comparisons of one
+conversation's opener are measured by models that never saw it.
 """
 
 from collections.abc import Sequence
@@ -36,13 +34,10 @@ class Pairs:
   """P pairs of texts, of which people prefer one.
 
   Attributes:
-    better: [P] int, the row of the preferred text in a matrix of
-      features.
+    better: [P] int, the row of the preferred text in a matrix of features.
     worse: [P] int, the row of the other.
-    weights: [P] float, how much each pair counts in a fit; those of
-      one ranking add up to 1.
-    confidence: [P] float in 0.5..1, the probability that the better
-      one is better.
+    weights: [P] float, how much each pair counts in a fit; those of one ranking add up to 1.
+    confidence: [P] float in 0.5..1, the probability that the better one is better.
     clusters: [P] str, what belongs together.
     sources: [P] str, the data set.
   """
@@ -120,8 +115,7 @@ def cross_validate(
 ) -> np.ndarray:
   """Measures every pair by a model that was fitted to the other folds.
 
-  The ridge of each fold is chosen by the accuracy on the next fold
-  of a model fitted to the rest.
+  The ridge of each fold is chosen by the accuracy on the next fold of a model fitted to the rest.
 
   Args:
     features: [N, F] float64.
@@ -130,8 +124,7 @@ def cross_validate(
     ridges: to choose from; a single one is taken as it is.
 
   Returns:
-    [P] float64 in {0, 0.5, 1}: whether the preferred text scores
-    higher.
+    [P] float64 in {0, 0.5, 1}: whether the preferred text scores higher.
   """
   right = np.full(len(folds), np.nan)
   numbers = np.unique(folds)
@@ -184,9 +177,8 @@ def bags_of_bigrams(texts: Sequence[str]) -> sparse.csr_matrix:
 def rotate(features: sparse.csr_matrix) -> np.ndarray:
   """Returns the coordinates of N texts in the space that their features span, [N, N] float64.
 
-  All products of features are the same, so a fit with a ridge is,
-  too; but it has N coefficients, and not as many as there are
-  words.
+  All products of features are the same, so a fit with a ridge is, too; but it has
+  N coefficients, and not as many as there are words.
   """
   products = (features @ features.T).toarray()
   values, vectors = np.linalg.eigh(products)
@@ -199,15 +191,13 @@ def compare_models(
   """Compares the accuracy of a model with that of others on the same pairs.
 
   Args:
-    right: name of a model → [P] whether it is right, see
-      `cross_validate`.
+    right: name of a model → [P] whether it is right, see `cross_validate`.
     pairs: the P pairs.
     model: the name of the model that is compared with the others.
 
   Returns:
-    'accuracy' and 'gain' → name → the mean, and name + '_ci95' →
-    its 95% bootstrap interval over clusters. The gain is that of
-    `model` over another one: paired, so its interval is narrower
+    'accuracy' and 'gain' → name → the mean, and name + '_ci95' → its 95% bootstrap interval over
+    clusters. The gain is that of `model` over another one: paired, so its interval is narrower
     than those of both would suggest.
   """
   table: dict[str, dict[str, object]] = {'accuracy': {}, 'gain': {}}

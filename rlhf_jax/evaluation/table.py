@@ -53,23 +53,19 @@ def make_row(
 
   Args:
     responses: S responses of the model to each of N prompts.
-    judged: the measures of these responses. The row has the mean of
-      each with its interval. `utility` decides which response wins a
-      comparison; `substance`, if present, decides it without regard to
-      style.
-    baseline: the measures of the baseline (SFT), with which all models
-      are compared.
-    others: name of another model → [N, S] float, its utility, for the
-      column `win_rate_vs_NAME`.
-    clusters: the cluster of each prompt, that is, its subject;
-      intervals resample whole clusters.
-    baseline_texts: the responses of the baseline; with them the row has
-      the win rate by `utility` with length and style controlled
-      (controlled_rate.py).
+    judged: the measures of these responses. The row has the mean of each with its interval.
+      `utility` decides which response wins a comparison; `substance`, if present,
+      decides it without regard to style.
+    baseline: the measures of the baseline (SFT), with which all models are compared.
+    others: name of another model → [N, S] float, its utility, for the column
+      `win_rate_vs_NAME`.
+    clusters: the cluster of each prompt, that is, its subject; intervals resample whole clusters.
+    baseline_texts: the responses of the baseline; with them the row has the win
+      rate by `utility` with length and style controlled (controlled_rate.py).
 
   Returns:
-    Key → value, as plain floats, and as [low, high] for intervals. Keys
-    of HEADINGS whose values are unknown are absent.
+    Key → value, as plain floats, and as [low, high] for intervals. Keys of HEADINGS whose values
+    are unknown are absent.
   """
   row: dict[str, Any] = {}
 

@@ -12,10 +12,9 @@ def win_rate(ours: ArrayLike, theirs: ArrayLike) -> np.ndarray:
   """Computes the share of wins plus half the share of ties, for each prompt.
 
   Args:
-    ours: [N, S] float, the judge's utility of S responses to each of N
-      prompts.
-    theirs: [N, R] float, the utility of R responses of the other model.
-      Each of ours is compared with each of theirs.
+    ours: [N, S] float, the judge's utility of S responses to each of N prompts.
+    theirs: [N, R] float, the utility of R responses of the other model. Each of ours is compared
+      with each of theirs.
 
   Returns:
     [N] float64 in 0..1.
@@ -34,17 +33,14 @@ def bootstrap(
 ) -> tuple[float, float]:
   """Computes the 95% bootstrap interval of a mean (Efron 1979).
 
-  Whole clusters of prompts are resampled, because responses to prompts
-  about the same subject are not independent.
+  Whole clusters of prompts are resampled, because responses to prompts about the
+  same subject are not independent.
 
   Args:
-    values: [N] float, one for each prompt; prompts with NaN are left
-      out.
-    clusters: the cluster of each prompt; None = each prompt is a
-      cluster of its own.
+    values: [N] float, one for each prompt; prompts with NaN are left out.
+    clusters: the cluster of each prompt; None = each prompt is a cluster of its own.
     seed: the seed of the draws.
-    resamples: the number of bootstrap samples; each draws as many
-      clusters as there are.
+    resamples: the number of bootstrap samples; each draws as many clusters as there are.
 
   Returns:
     The 2.5% and the 97.5% quantile of the means.
@@ -59,7 +55,8 @@ def bootstrap(
   sums = np.bincount(members, weights=counted)
   sizes = np.bincount(members)
   rng = np.random.default_rng(seed)
-  # Each row of draws is one bootstrap sample, with some clusters several times and some not at all.
+  # Each row of draws is one bootstrap sample, with some clusters several times
+  # and some not at all.
   draws = rng.integers(0, len(sizes), (resamples, len(sizes)))
   means = sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
   low, high = np.quantile(means, [0.025, 0.975])

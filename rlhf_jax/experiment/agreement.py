@@ -1,7 +1,7 @@
 """Makes sure that all processes of a run do the same, before the first of them computes anything.
 
-One process with another learning rate, other data or another version of the code would train on
-with the others and ruin every checkpoint.
+One process with another learning rate, other data or another version of the code
+would train on with the others and ruin every checkpoint.
 """
 
 from collections.abc import Mapping

@@ -1,10 +1,11 @@
 """Loads the config of an experiment: the defaults of its stages, with the experiment's changes.
 
-An experiment's file defines `get_config() → ConfigDict`, which sets only what differs from the
-defaults. The keys of a config are `model, tokenizer, mesh, evaluation, export, seed, stages, data`,
-and one section for each name in `stages`. A section's `kind` is the kind of stage that it
-configures (by default its own name), so that one experiment can run the same kind twice. The config
-is checked before anything is compiled.
+An experiment's file defines `get_config() → ConfigDict`, which sets only what
+differs from the defaults. The keys of a config are `model, tokenizer, mesh,
+evaluation, export, seed, stages, data`, and one section for each name in
+`stages`. A section's `kind` is the kind of stage that it configures (by default
+its own name), so that one experiment can run the same kind twice. The config is
+checked before anything is compiled.
 """
 
 import ast

@@ -2,21 +2,17 @@
 
 They are computed on TinyWorld's prompts:
 
-phrase_and_refusal: the SFT model's responses after a polite phrase,
-and one fixed refusal for all
-  prompts that ask for harm. It is told which prompts these are, so it is stronger than a model that
-  changes its style alone.
-best_of_16_by_reward, best_of_16_by_oracle: the best of sixteen
-samples of the SFT model, chosen by
-  the reward or by the oracle.
-tilt_by_reward, tilt_by_oracle: samples of the SFT model, resampled
-with weights exp(r / β). β is
-  chosen such that the KL to SFT equals that of the last model in the table. This is what an ideal
-  optimiser of the reward would reach.
-prompted_base: the base model with the best of several prompts:
-responses with a forced beginning,
-  with or without examples. The best variant is chosen on the validation split, by the mean
-  substance of greedy responses.
+phrase_and_refusal: the SFT model's responses after a polite phrase, and one fixed
+  refusal for all prompts that ask for harm. It is told which prompts these are,
+  so it is stronger than a model that changes its style alone.
+best_of_16_by_reward, best_of_16_by_oracle: the best of sixteen samples of the SFT
+  model, chosen by the reward or by the oracle.
+tilt_by_reward, tilt_by_oracle: samples of the SFT model, resampled with weights
+  exp(r / β). β is chosen such that the KL to SFT equals that of the last model in
+  the table. This is what an ideal optimiser of the reward would reach.
+prompted_base: the base model with the best of several prompts: responses with a
+  forced beginning, with or without examples. The best variant is chosen on the
+  validation split, by the mean substance of greedy responses.
 """
 
 from collections.abc import Sequence
@@ -63,17 +59,12 @@ def make(
 
   Args:
     prompts: N prompts.
-    responses_of_models: the responses of the models: decoding →
-      name of the model → its responses.
-    pool: POOL samples of the baseline for each prompt, with the
-      scores of the reward.
-    prompted: decoding → the responses of the prompted base model;
-      empty if there are none.
+    responses_of_models: the responses of the models: decoding → name of the model → its responses.
+    pool: POOL samples of the baseline for each prompt, with the scores of the reward.
+    prompted: decoding → the responses of the prompted base model; empty if there are none.
     baseline: the name of the baseline's row.
-    kl: the KL to the baseline that the tilted samples should have,
-      in nats.
-    tokenizer: of the models, which counts the tokens of what is put
-      together here.
+    kl: the KL to the baseline that the tilted samples should have, in nats.
+    tokenizer: of the models, which counts the tokens of what is put together here.
 
   Returns:
     Decoding → name of the control → its responses.
@@ -108,17 +99,14 @@ def tilt(
   """Resamples from K samples with weights exp(value / β), where β is chosen to give a KL.
 
   Args:
-    values: [N, K] float, the value of each of K samples for N
-      prompts.
-    kl: the KL to reach, in nats, as the mean over the prompts.
-      Where K samples cannot have such a large KL, the largest
-      possible one is reached.
+    values: [N, K] float, the value of each of K samples for N prompts.
+    kl: the KL to reach, in nats, as the mean over the prompts. Where K samples cannot have such a
+      large KL, the largest possible one is reached.
     rng: the source of randomness, which is advanced.
     num_samples: S, the number of draws for each prompt.
 
   Returns:
-    ([N, S] int, the indices of the drawn samples; the KL that was
-    reached).
+    ([N, S] int, the indices of the drawn samples; the KL that was reached).
   """
 
   def weights(log_sharpness: float) -> np.ndarray:
@@ -168,9 +156,8 @@ def respond_prompted(
 ) -> dict[str, Responses]:
   """Samples responses of the base model, prompted by the best of several variants.
 
-  A variant has or has no examples before the prompt, and forces the
-  response to begin with one of BEGINNINGS. The variant is chosen on
-  the validation split.
+  A variant has or has no examples before the prompt, and forces the response to
+  begin with one of BEGINNINGS. The variant is chosen on the validation split.
 
   Args:
     context: the context of any stage of the run.

@@ -1,8 +1,8 @@
 """Notices data that changed after a stage began with them.
 
-A stage reads its data anew whenever a run is resumed. With other data the batches after the
-checkpoint would not be those that the saved position in them means, and nobody could say what the
-model was trained on.
+A stage reads its data anew whenever a run is resumed. With other data the batches
+after the checkpoint would not be those that the saved position in them means, and
+nobody could say what the model was trained on.
 """
 
 from collections.abc import Iterator, Sequence

@@ -49,19 +49,19 @@ _EVALUATION_KEY = 2**31 - 2
 class Options(RewardSourceOptions):
   """The section `evaluation`; without `models` there is no table."""
 
-  # The rows of the table: name of the row → stage whose model it shows, or a model's folder (with
-  # a / in its name) whose tokens mean the same.
+  # The rows of the table: name of the row → stage whose model it shows, or a
+  # model's folder (with a / in its name) whose tokens mean the same.
   models: dict[str, str] = dataclasses.field(default_factory=dict)
   baseline: str = 'sft'  # the stage with which all models are compared, by win rate and KL
   versus: tuple[str, ...] = ()  # further rows with which all are compared, by win rate
   judge: str = ORACLE  # decides which response is better: the oracle, or a reward source
-  # Row → N: the best of N responses counts, by `judge` if that is a reward source, else by
-  # `reward`.
+  # Row → N: the best of N responses counts, by `judge` if that is a reward
+  # source, else by `reward`.
   best_of: dict[str, int] = dataclasses.field(default_factory=dict)
   reward: str = 'reward'  # the reward source that chooses the best of N, named as in PPO
   num_samples: Count = 1  # sampled responses to each prompt; one more is greedy
-  # TinyWorld's prompts only: rows of what a model must beat, see controls.py, and the accuracy of
-  # the reward model by kind of pair, see reward_kinds.py.
+  # TinyWorld's prompts only: rows of what a model must beat, see controls.py, and
+  # the accuracy of the reward model by kind of pair, see reward_kinds.py.
   controls: bool = False
   batch_size: Count = 64  # prompts at once, over all devices
   max_length: Count = 48  # tokens of a prompt at most
@@ -109,8 +109,8 @@ class Comparison:
 def shown_rows(config: Any) -> dict[str, str]:
   """Returns the rows of the table, name → stage.
 
-  Stages that are not in `config.stages` have no row. If the baseline is not, there are no
-  rows at all, as there is nothing to compare with.
+  Stages that are not in `config.stages` have no row. If the baseline is not,
+  there are no rows at all, as there is nothing to compare with.
   """
   models = config.evaluation.models
   rows = {}
@@ -391,8 +391,8 @@ def _respond(
     baseline.model,
     asked.score if needs_score else None,
   )
-  # The best of N, or the likeliest response, is no sample of the policy, so a KL estimated from
-  # it has no meaning.
+  # The best of N, or the likeliest response, is no sample of the policy, so a KL
+  # estimated from it has no meaning.
   has_kl = decoding == 'sampled' and not best_of and not count
   completed = respond(
     policy.read(),

@@ -128,10 +128,10 @@ def run(
     workdir: the folder to which the run writes everything. With the workdir of an
       interrupted run, that run is resumed.
     only_check: stop before the first stage.
-    take_from: the workdir of another run, whose finished stages are copied where their
-      sections are the same (take_over.py); '' = none.
-    accept_changed_data: resume a stage even if its data files are no longer those that it
-      began with.
+    take_from: the workdir of another run, whose finished stages are copied where
+      their sections are the same (take_over.py); '' = none.
+    accept_changed_data: resume a stage even if its data files are no longer those
+      that it began with.
 
   Returns:
     The contents of results.json, see final_table.make; {} if only checked.
@@ -235,8 +235,8 @@ def run_stage(context: Context) -> None:
   configs.kind_of(context.config, context.name).run(context)
   hosts.barrier(f'{context.name} ran')
   seconds = time.monotonic() - started
-  # The training loop writes done.json. Unlike the clock above, it includes the time before
-  # an interruption.
+  # The training loop writes done.json. Unlike the clock above, it includes the
+  # time before an interruption.
   trained = context.directory / loop.DONE
   if trained.is_file():
     seconds = fingerprints.read_json(trained)['seconds']
@@ -278,9 +278,9 @@ def _fix_date(workdir: Path) -> None:
 def claim_workdir(config: Any, workdir: Path) -> None:
   """Writes config.json, or checks that the workdir was begun with this config.
 
-  As long as no stage has begun, the config may change in any way. After that, only these
-  may change: the sections of stages that have not begun, and whether they are in
-  `stages`; `evaluation`, as long as there are no results; and `mesh`.
+  As long as no stage has begun, the config may change in any way. After that,
+  only these may change: the sections of stages that have not begun, and whether
+  they are in `stages`; `evaluation`, as long as there are no results; and `mesh`.
 
   Raises:
     UserError: the workdir was begun with another config (the message names the first

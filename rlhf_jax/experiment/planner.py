@@ -164,9 +164,9 @@ def open_tokenizer(config: ConfigDict) -> Any:
 def candidate_meshes(devices: int) -> list[dict[str, int]]:
   """Returns the meshes that a sweep compares, as axis → size.
 
-  The sizes of data, fsdp and tensor are powers of two, that of tensor at most 8. With
-  fsdp > 1, decoding keeps the training layout (rollout_tensor 0), shards parameters over
-  tensor only, or shards them over at most 8 devices.
+  The sizes of data, fsdp and tensor are powers of two, that of tensor at most 8.
+  With fsdp > 1, decoding keeps the training layout (rollout_tensor 0), shards
+  parameters over tensor only, or shards them over at most 8 devices.
   """
   powers = [2**i for i in range(devices.bit_length()) if devices % 2**i == 0]
   meshes = []

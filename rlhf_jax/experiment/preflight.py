@@ -1,7 +1,7 @@
 """Checks every stage of an experiment before the first one runs, and describes them.
 
-All options, models, data, rewards and judges are resolved; no parameters are read. Of each data set
-a sample is encoded. All mistakes are reported together.
+All options, models, data, rewards and judges are resolved; no parameters are
+read. Of each data set a sample is encoded. All mistakes are reported together.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

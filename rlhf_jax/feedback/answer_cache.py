@@ -1,7 +1,7 @@
 """A cache file of a server's answers, so that no question is asked, or paid for, twice.
 
-Each answer is one line of JSON, which is flushed to the disk as soon as the answer arrives. Its
-`key` is a hash of everything that the answer depends on.
+Each answer is one line of JSON, which is flushed to the disk as soon as the
+answer arrives. Its `key` is a hash of everything that the answer depends on.
 """
 
 from collections.abc import Iterator

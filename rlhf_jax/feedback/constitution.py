@@ -8,12 +8,13 @@ A file in the project's own layout (.yaml, .yml or .json) has these keys, each a
   comparison_examples   items with human, better, worse
   thought_examples      texts: a comparison with a chain of thought; {} stands for a principle
 
-A principle may have only critique and revision, or only choose. The constitutions that come with
-the package are in constitutions/ and are named without a path, such as 'harmlessness'.
+A principle may have only critique and revision, or only choose. The constitutions
+that come with the package are in constitutions/ and are named without a path,
+such as 'harmlessness'.
 
-Two other layouts can be read too: that of the supplement to Bai et al. 2022b (arXiv:2212.08073),
-dicts and lists of prompts; and JSON Lines whose rows have a `kind`. Several files can be joined
-into one constitution.
+Two other layouts can be read too: that of the supplement to Bai et al. 2022b
+(arXiv:2212.08073), dicts and lists of prompts; and JSON Lines whose rows have a
+`kind`. Several files can be joined into one constitution.
 """
 
 from collections.abc import Mapping, Sequence

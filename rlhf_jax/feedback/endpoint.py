@@ -1,8 +1,8 @@
 """Judges that are servers with the OpenAI chat-completions protocol.
 
-vLLM, SGLang, llama.cpp, `transformers serve` and hosted models have it. verdicts.py reads the
-verdict from a reply. Every answer is written to a cache file as soon as it arrives, so that no
-question is asked, or paid for, twice.
+vLLM, SGLang, llama.cpp, `transformers serve` and hosted models have it.
+verdicts.py reads the verdict from a reply. Every answer is written to a cache
+file as soon as it arrives, so that no question is asked, or paid for, twice.
 """
 
 import asyncio

@@ -2,9 +2,10 @@
 
   def judge(comparisons: list[Comparison]) -> list[float]
 
-The function gets the comparisons (see judging.py) and returns, for each of them, the probability
-that the first response is better; NaN means no verdict. A config names it as 'module:function', or
-with keyword arguments as 'module:function(option=value)'.
+The function gets the comparisons (see judging.py) and returns, for each of them,
+the probability that the first response is better; NaN means no verdict. A config
+names it as 'module:function', or with keyword arguments as
+'module:function(option=value)'.
 """
 
 from collections.abc import Sequence

@@ -135,8 +135,8 @@ async def post_json(
 async def _read_body(response: httpx.Response) -> bytes | None:
   """Reads the body of a reply; None where it is too long.
 
-  It is decompressed piece by piece, so that a small body that stands for a large one costs no
-  memory.
+  It is decompressed piece by piece, so that a small body that stands for a large
+  one costs no memory.
   """
   body = bytearray()
   async for piece in response.aiter_bytes():

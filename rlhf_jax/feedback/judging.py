@@ -4,9 +4,10 @@ A judge is a function
 
   judge(comparisons: list[Comparison]) -> Judgements
 
-It may be a language model (language_judge.py), a server (endpoint.py) or a Python function
-(function_judge.py). The functions here combine judges: one judge asked in both orders, or a panel
-of several. judges.py registers the kinds; quality.py measures how good a judge's labels are.
+It may be a language model (language_judge.py), a server (endpoint.py) or a Python
+function (function_judge.py). The functions here combine judges: one judge asked
+in both orders, or a panel of several. judges.py registers the kinds; quality.py
+measures how good a judge's labels are.
 """
 
 from collections.abc import Callable, Mapping, Sequence

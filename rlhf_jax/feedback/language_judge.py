@@ -4,13 +4,15 @@ A judge prefers the first response with probability
 
   P(A) / (P(A) + P(B))  after the prompt  "… Options: (A) … (B) … The answer is: ("
 
-These are the soft labels of Bai et al. 2022b (arXiv:2212.08073), §4.1. With `thought` the model
-writes a chain of thought first, as in that paper, and probabilities are clipped to `clamp`. A
-scorer grades one response: the expected grade under the probabilities of the grades (direct RLAIF,
-Lee et al. 2023, arXiv:2309.00267, §2.3).
+These are the soft labels of Bai et al. 2022b (arXiv:2212.08073), §4.1. With
+`thought` the model writes a chain of thought first, as in that paper, and
+probabilities are clipped to `clamp`. A scorer grades one response: the expected
+grade under the probabilities of the grades (direct RLAIF, Lee et al. 2023,
+arXiv:2309.00267, §2.3).
 
-Shape letters: N questions, B questions of a batch, P tokens of a prompt, O options, F options that
-share all tokens but the last one, M those shared tokens, V vocabulary, D width of the model.
+Shape letters: N questions, B questions of a batch, P tokens of a prompt, O
+options, F options that share all tokens but the last one, M those shared tokens,
+V vocabulary, D width of the model.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,8 +1,8 @@
 """Measures how good a judge's labels are, before they are used.
 
-Two questions are asked: do its verdicts stay the same when the responses are shown in the other
-order, and do they agree with people's? All intervals are 95% intervals: Wilson's for a share, a
-bootstrap over comparisons for kappa.
+Two questions are asked: do its verdicts stay the same when the responses are
+shown in the other order, and do they agree with people's? All intervals are 95%
+intervals: Wilson's for a share, a bootstrap over comparisons for kappa.
 """
 
 from collections.abc import Mapping, Sequence
@@ -71,8 +71,8 @@ def cohens_kappa(
 
     κ = (p_o − p_e) / (1 − p_e)
 
-  where p_o is the share of equal verdicts, and p_e the share that independent verdicts
-  with the same frequencies of True would have.
+  where p_o is the share of equal verdicts, and p_e the share that independent
+  verdicts with the same frequencies of True would have.
 
   Args:
     verdicts: [N] bool, the judge's.
@@ -137,8 +137,8 @@ def compare_with_people(
 
   Returns:
     A dict with
-      pairs: the number of comparisons with a verdict. Where it is 0, only `agreement` (0)
-        and its interval (0, 1) are returned beside it;
+      pairs: the number of comparisons with a verdict. Where it is 0, only
+        `agreement` (0) and its interval (0, 1) are returned beside it;
       agreement, kappa: with people, and their intervals agreement_ci95, kappa_ci95;
       log_loss: of people's choices, in nats (always answering 0.5 gives ln 2 = 0.693);
       calibration_error: the expected calibration error over 10 bins;

@@ -4,9 +4,10 @@ With log-probabilities the verdict is a probability,
 
   P(A) / (P(A) + P(B))
 
-at the token that states the chosen option; the sums run over the most probable tokens that the
-server lists. Without log-probabilities it is read from the text: 1, 0, or 0.5 for a tie. A reply
-without a clear verdict counts as no verdict; nothing is guessed.
+at the token that states the chosen option; the sums run over the most probable
+tokens that the server lists. Without log-probabilities it is read from the text:
+1, 0, or 0.5 for a tie. A reply without a clear verdict counts as no verdict;
+nothing is guessed.
 """
 
 from collections.abc import Mapping, Sequence

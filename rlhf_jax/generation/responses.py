@@ -33,8 +33,8 @@ class Responses:
   texts: list[list[str]]  # N lists of K strings
   lengths: np.ndarray  # [N, K] int, tokens, the end token included
   ended: np.ndarray  # [N, K] bool, False if the response was cut off
-  # [N, K] float, Σ_t log π − log π_ref over the response's tokens, nats; None without
-  # a reference
+  # [N, K] float, Σ_t log π − log π_ref over the response's tokens, nats; None
+  # without a reference
   kl: np.ndarray | None = None
   scores: np.ndarray | None = None  # [N, K] float, of the reward; None without one
 

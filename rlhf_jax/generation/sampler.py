@@ -1,10 +1,13 @@
 """Samples responses to prompts: prefill and decoding in one compiled call.
 
-`build_sampler` compiles `generate`; its parts (`prefill`, `draw`, `decode_step`) are pure
-functions of values. There is no beam search, speculative decoding or continuous batching.
+`build_sampler` compiles `generate`; its parts (`prefill`, `draw`, `decode_step`)
+are pure functions of values. All responses are decoded together until the longest
+has ended, or, with `slots`, only some of them at a time: one that has ended gives
+its place to the next (`generate_in_slots`). There is no beam search and no
+speculative decoding.
 
-Letters: B prompts of P tokens, K responses to each, R tokens of a response, N = B * K,
-V vocabulary, D width.
+Letters: B prompts of P tokens, K responses to each, R tokens of a response, N = B
+* K, V vocabulary, D width, S slots.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,6 +26,10 @@ from rlhf_jax.models.transformer import Cache, Model
 from rlhf_jax.options import Count, Natural, NonNegative, PositiveShare
 from rlhf_jax.types import Params, Prompts, Samples, Sequences
 
+# Platform → options of XLA. On a GPU, cuBLAS takes two thirds of the time of
+# XLA's own kernels for products with some hundred rows.
+COMPILER_OPTIONS = {'gpu': {'xla_gpu_enable_triton_gemm': False}}
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplingOptions:
@@ -32,6 +39,8 @@ class SamplingOptions:
   temperature: NonNegative = 1.0  # 0 = greedy
   top_k: Natural = 0  # choose among the k likeliest tokens; 0 = all
   top_p: PositiveShare = 1.0  # choose among the fewest tokens with this probability; 1 = all
+  # responses decoded at a time; one that has ended gives its place to the next; 0 = all
+  slots: Natural = 0
 
   def unread(self) -> dict[str, str]:
     """Returns the settings that are not read with these values, and why."""
@@ -64,6 +73,17 @@ class DecodeState(flax.struct.PyTreeNode):
   mask: jax.Array  # [B * K, R] bool
 
 
+class SlotState(flax.struct.PyTreeNode):
+  """What decoding in slots carries from token to token."""
+
+  next: jax.Array  # [] int32, the next response that gets a slot
+  row: jax.Array  # [S] int32, the response that a slot decodes, in 0 … N − 1; N = none yet
+  place: jax.Array  # [S] int32, its tokens so far; R where a slot is idle
+  token: jax.Array  # [S] int32, the last of them
+  cache: Cache  # of S rows
+  samples: Samples  # [N, R], what is drawn so far
+
+
 def build_sampler(
   model: Model,
   options: SamplingOptions,
@@ -82,20 +102,21 @@ def build_sampler(
     pad_id: the token that fills up a response after its end.
     num_samples: K responses to each prompt.
     layout: the layout of training (runtime/mesh.py: Layout). The compiled call reshards
-      parameters and rows for decoding, and shards the samples as training needs them.
-      None is one device.
-    unroll: whether to unroll the layers. This decodes faster, as scanned layers copy
-      their cache at every step, but takes longer to compile. None unrolls them on a CPU
-      and on a GPU.
+      parameters and rows for decoding, and shards the samples as training needs
+      them. None is one device.
+    unroll: whether to unroll the layers. This decodes faster, as scanned layers
+      copy their cache at every step, but takes longer to compile. None unrolls
+      them on a CPU and on a GPU.
 
   Returns:
     generate(params, prompts: Prompts [B, P], key) → Samples [B * K, R]. Decoding stops
     as soon as every row has ended.
 
   Raises:
-    UserError: an option is out of its range.
+    UserError: an option is out of its range, or slots are wanted where there are none.
   """
   check_options(options)
+  check_slots(options, model, layout)
   platform = layout.platform if layout else jax.default_backend()
   is_abstract = layout is not None and layout.abstract
   if unroll is None:
@@ -113,14 +134,17 @@ def build_sampler(
     layout=layout,
     unroll=unroll,
   )
-  compiled = jax.jit(functools.partial(generate, definition))
+  compiled = jax.jit(
+    functools.partial(generate, definition),
+    compiler_options=COMPILER_OPTIONS.get(platform),
+  )
   prepare = jax.jit(functools.partial(prepare_params, definition))
 
   def prepare_and_generate(params: Params, prompts: Prompts, key: jax.Array) -> Samples:
     return compiled(prepare(params), prompts, key)
 
-  # The layers are unstacked in a separate call, so that each of them is an argument of
-  # the decoding program.
+  # The layers are unstacked in a separate call, so that each of them is an
+  # argument of the decoding program.
   return prepare_and_generate if unroll else compiled
 
 
@@ -131,6 +155,7 @@ def check_options(options: SamplingOptions) -> None:
     and options.temperature >= 0
     and options.top_k >= 0
     and 0 < options.top_p <= 1
+    and options.slots >= 0
   )
   if not in_range:
     values = [
@@ -138,9 +163,20 @@ def check_options(options: SamplingOptions) -> None:
       for field in dataclasses.fields(SamplingOptions)
     ]
     raise UserError(
-      'sampling: expected max_new_tokens from 1, temperature and top_k from 0, '
+      'sampling: expected max_new_tokens from 1, temperature, top_k and slots from 0, '
       f'0 < top_p ≤ 1; got {", ".join(values)}'
     )
+
+
+def check_slots(options: SamplingOptions, model: Model, layout: Any) -> None:
+  """Raises UserError where responses cannot be decoded in slots."""
+  if not options.slots:
+    return
+  where = f'sampling: slots {options.slots}'
+  if layout is not None and layout.mesh.size > 1:
+    raise UserError(f'{where}: expected 0 on a mesh of {layout.mesh.size} devices')
+  if rope.short_length(model.config):
+    raise UserError(f'{where}: expected 0 for a model with longrope, which reads texts again')
 
 
 def prepare_params(definition: Definition, params: Params) -> Params:
@@ -154,7 +190,10 @@ def prepare_params(definition: Definition, params: Params) -> Params:
   if definition.layout is not None:
     params = definition.layout.reshard_for_decoding(params, definition.axes)
   if definition.unroll:
-    params = transformer.unstack_layers(params)
+    layout = definition.layout
+    # matrices that are sharded along their outputs cannot be joined along them
+    is_one_device = layout is None or layout.is_one_device
+    params = transformer.unstack_layers(params, join=is_one_device)
   return params
 
 
@@ -178,8 +217,11 @@ def generate(
   if not definition.unroll:
     params = prepare_params(definition, params)
   options = definition.options
+  rows = prompts.tokens.shape[0] * definition.num_samples
+  uniforms = draw_uniforms(key, options.max_new_tokens, rows)
+  if 0 < options.slots < rows:
+    return generate_in_slots(definition, params, prompts, uniforms)
   hidden, cache, lengths = prefill(definition, params, prompts)
-  uniforms = draw_uniforms(key, options.max_new_tokens, lengths.shape[0])
   state = begin_decoding(definition, params, hidden, cache, uniforms)
 
   def has_more(state: DecodeState) -> jax.Array:
@@ -223,27 +265,62 @@ def prefill(
     (hidden states of the last token [B * K, D], cache of B * K rows with P + R slots,
     lengths of the prompts [B * K] int32).
   """
-  model = definition.model
-  B, P = prompts.tokens.shape
+  K = definition.num_samples
+  hidden, cache, lengths = read_prompts(
+    definition,
+    params,
+    prompts,
+    prompts.tokens.shape[1] + definition.options.max_new_tokens,
+  )
+  return jnp.repeat(hidden, K, axis=0), repeat_cache(definition, cache), jnp.repeat(lengths, K)
+
+
+def read_prompts(
+  definition: Definition,
+  params: Params,
+  prompts: Prompts,
+  places: int,
+) -> tuple[jax.Array, Cache, jax.Array]:
+  """Runs the model on the prompts.
+
+  Args:
+    definition: the definition of the sampler.
+    params: from `prepare_params`.
+    prompts: Prompts [B, P].
+    places: the slots of the cache, at least P.
+
+  Returns:
+    (hidden states of the last token [B, D], cache of B rows, lengths of the prompts [B]
+    int32).
+  """
   positions = prompt_positions(prompts.mask)
   cache = transformer.empty_cache(
-    model.config,
-    batch=B,
-    places=P + definition.options.max_new_tokens,
+    definition.model.config,
+    batch=len(positions),
+    places=places,
     stacked=not definition.unroll,
   )
   segment_ids = prompts.mask.astype(jnp.int32)
-  hidden, cache = model.apply(params, prompts.tokens, positions, segment_ids, cache)  # [B, P, D]
+  hidden, cache = definition.model.apply(
+    params,
+    prompts.tokens,
+    positions,
+    segment_ids,
+    cache,
+  )  # [B, P, D]
+  return hidden[:, -1], cache, positions[:, -1] + 1  # padding is on the left
 
+
+def repeat_cache(definition: Definition, cache: Cache) -> Cache:
+  """Repeats each row of a cache K times."""
   repeat = functools.partial(jnp.repeat, repeats=definition.num_samples)
   rows_axis = 0 if definition.unroll else 1  # after the axis of stacked layers
-  cache = cache.replace(
+  return dataclasses.replace(
+    cache,
     layers=jax.tree.map(functools.partial(repeat, axis=rows_axis), cache.layers),
     segment_ids=repeat(cache.segment_ids, axis=0),
     is_long=repeat(cache.is_long, axis=0),
   )
-  lengths = repeat(positions[:, -1], axis=0) + 1  # padding is on the left
-  return repeat(hidden[:, -1], axis=0), cache, lengths
 
 
 def begin_decoding(
@@ -321,6 +398,179 @@ def decode_step(
   )
 
 
+def generate_in_slots(
+  definition: Definition,
+  params: Params,
+  prompts: Prompts,
+  uniforms: jax.Array,
+) -> Samples:
+  """Samples all responses in S slots; one that has ended gives its slot to the next.
+
+  So a rollout takes about the time of the tokens that are drawn, not of N times
+  the longest response, and the cache has S rows in place of N. This is continuous
+  batching (Yu et al. 2022, Orca, OSDI '22, section 3). Prompts are read once, for
+  all K responses. The same random numbers belong to a token as without slots, so
+  that it is the same token.
+
+  Args:
+    definition: the definition of the sampler.
+    params: from `prepare_params`.
+    prompts: Prompts [B, P].
+    uniforms: [R, N, 2] float32, from `draw_uniforms`.
+
+  Returns:
+    Samples [N, R].
+  """
+  options, K = definition.options, definition.num_samples
+  R, N = uniforms.shape[:2]
+  P = prompts.tokens.shape[1]
+  # slots are filled several at a time, as each filling takes as long as some tokens
+  together = max(1, options.slots // 16)
+  hidden, read, lengths = read_prompts(definition, params, prompts, P)
+  lengths = jnp.repeat(lengths, K)
+  first = begin_decoding(definition, params, jnp.repeat(hidden, K, axis=0), read, uniforms)
+  state = SlotState(
+    next=jnp.int32(0),
+    row=jnp.full(options.slots, N, jnp.int32),
+    place=jnp.full(options.slots, R, jnp.int32),
+    token=jnp.full(options.slots, definition.pad_id, jnp.int32),
+    cache=transformer.empty_cache(
+      definition.model.config,
+      batch=options.slots,
+      places=P + R,
+      stacked=not definition.unroll,
+    ),
+    samples=Samples(first.tokens, first.mask, first.logprobs, first.done),
+  )
+
+  def is_idle(state: SlotState) -> jax.Array:
+    # the row N, of slots that were never filled, counts as ended
+    return (state.place >= R) | state.samples.ended.at[state.row].get(mode='fill', fill_value=True)
+
+  def can_go_on(state: SlotState) -> jax.Array:
+    idle = jnp.sum(is_idle(state))
+    is_full = idle < jnp.minimum(together, N - state.next)
+    return (is_full | (state.next >= N)) & (idle < options.slots)
+
+  def has_more(state: SlotState) -> jax.Array:
+    return (state.next < N) | ~jnp.all(is_idle(state))
+
+  def step(state: SlotState) -> SlotState:
+    return decode_slots(definition, params, P, lengths, uniforms, state)
+
+  def fill_and_decode(state: SlotState) -> SlotState:
+    state = fill_slots(definition, read, first.token, together, is_idle(state), state)
+    # two loops rather than a choice in one of them, for which XLA might copy the cache
+    return jax.lax.while_loop(can_go_on, step, state)
+
+  return jax.lax.while_loop(has_more, fill_and_decode, state).samples
+
+
+def fill_slots(
+  definition: Definition,
+  read: Cache,
+  first_tokens: jax.Array,
+  together: int,
+  idle: jax.Array,
+  state: SlotState,
+) -> SlotState:
+  """Gives the next responses to idle slots: copies their prompts' keys and values there.
+
+  Args:
+    definition: the definition of the sampler.
+    read: the cache of the prompts, B rows with P slots.
+    first_tokens: [N] int32, the first token of each response.
+    together: the most slots that are filled.
+    idle: [S] bool, slots that are free.
+    state: the state; rows of its cache have P + R slots.
+
+  Returns:
+    The state with filled slots.
+  """
+  S, N = len(idle), len(first_tokens)
+  P = read.segment_ids.shape[1]
+  (slots,) = jnp.nonzero(idle, size=together, fill_value=S)
+  rows = state.next + jnp.arange(together)
+  slots = jnp.where(rows < N, slots, S)  # S: nowhere
+  rows = jnp.minimum(rows, N - 1)
+  prompts = rows // definition.num_samples
+
+  def put(values: jax.Array, new: jax.Array) -> jax.Array:
+    return values.at[slots].set(new, mode='drop')
+
+  def put_prompts(cached: jax.Array, of_prompts: jax.Array) -> jax.Array:
+    if definition.unroll:  # [S, N, P + R, C] and [B, N, P, C]
+      return cached.at[slots, :, :P].set(of_prompts[prompts], mode='drop')
+    return cached.at[:, slots, :, :P].set(of_prompts[:, prompts], mode='drop')
+
+  segments = jnp.pad(
+    read.segment_ids[prompts],
+    ((0, 0), (0, state.cache.segment_ids.shape[1] - P)),
+  )
+  return state.replace(
+    next=state.next + jnp.sum(slots < S),
+    row=put(state.row, rows),
+    place=put(state.place, jnp.ones_like(rows)),
+    token=put(state.token, first_tokens[rows]),
+    cache=dataclasses.replace(
+      state.cache,
+      layers=jax.tree.map(put_prompts, state.cache.layers, read.layers),
+      segment_ids=put(state.cache.segment_ids, segments),
+    ),
+  )
+
+
+def decode_slots(
+  definition: Definition,
+  params: Params,
+  prompt_places: int,
+  lengths: jax.Array,
+  uniforms: jax.Array,
+  state: SlotState,
+) -> SlotState:
+  """Draws one more token in each slot.
+
+  Args:
+    definition: the definition of the sampler.
+    params: from `prepare_params`.
+    prompt_places: P; a response's keys and values come after its prompt's.
+    lengths: [N] int32, tokens of the prompts.
+    uniforms: [R, N, 2] float32, from `draw_uniforms`.
+    state: the state.
+
+  Returns:
+    The state with one more token in each slot that was not idle.
+  """
+  R, N = uniforms.shape[:2]
+  samples, place = state.samples, state.place
+  row = jnp.minimum(state.row, N - 1)
+  idle = (place >= R) | samples.ended[row] | (state.row >= N)
+  # An idle slot reads its last token once more, into the same place.
+  before = jnp.minimum(place, R) - 1
+  hidden, cache = definition.model.apply(
+    params,
+    state.token[:, None],
+    (lengths[row] + before)[:, None],
+    jnp.ones((len(row), 1), jnp.int32),
+    dataclasses.replace(state.cache, length=prompt_places + before),
+  )
+  logits = heads.next_token_logits(definition.model, params, hidden[:, 0])  # [S, V]
+  token, logprob = draw(definition, uniforms[jnp.minimum(place, R - 1), row], logits, idle)
+  target = jnp.where(idle, N, row)  # N: nowhere
+  samples = Samples(
+    tokens=samples.tokens.at[target, place].set(token, mode='drop'),
+    mask=samples.mask.at[target, place].set(True, mode='drop'),
+    logprobs=samples.logprobs.at[target, place].set(logprob, mode='drop'),
+    ended=samples.ended.at[target].set(is_stop(definition, token), mode='drop'),
+  )
+  return state.replace(
+    place=jnp.where(idle, place, place + 1),
+    token=token,
+    cache=dataclasses.replace(cache, length=state.cache.length),
+    samples=samples,
+  )
+
+
 def reread_long_rows(
   definition: Definition,
   params: Params,
@@ -330,8 +580,8 @@ def reread_long_rows(
 ) -> DecodeState:
   """Reads rows again whose next token makes them long texts of a model with longrope.
 
-  Short and long texts turn by different factors (`rope.short_length`), so all keys and values of
-  such a row change at once; transformers reads it again too.
+  Short and long texts turn by different factors (`rope.short_length`), so all
+  keys and values of such a row change at once; transformers reads it again too.
 
   Args:
     definition: of the sampler.
@@ -383,9 +633,9 @@ def draw(
 ) -> tuple[jax.Array, jax.Array]:
   """Draws a token of each row, with its log-probability.
 
-  The log-probability is that of softmax(logits / temperature) over the whole vocabulary,
-  as a forward pass of training computes it: top-k and top-p restrict the choice, but do
-  not renormalise the probabilities.
+  The log-probability is that of softmax(logits / temperature) over the whole
+  vocabulary, as a forward pass of training computes it: top-k and top-p restrict
+  the choice, but do not renormalise the probabilities.
 
   Args:
     definition: the definition of the sampler.
@@ -441,10 +691,10 @@ def keep_likeliest(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:
 def choose_tokens(uniforms: jax.Array, weights: jax.Array) -> jax.Array:
   """Draws one token for each row by inverting the distribution function, twice.
 
-  First a block of about √V tokens is drawn by the blocks' sums, then a token of it. That
-  takes one random number each in place of V of them, as Gumbel noise would, and only
-  short cumulative sums. A token's probability is exact to 2^-23 of its block's, and a
-  block's to 2^-23.
+  First a block of about √V tokens is drawn by the blocks' sums, then a token of
+  it. That takes one random number each in place of V of them, as Gumbel noise
+  would, and only short cumulative sums. A token's probability is exact to 2^-23
+  of its block's, and a block's to 2^-23.
 
   Args:
     uniforms: [N, 2] float32 in [0, 1).
@@ -468,8 +718,8 @@ def _invert(uniforms: jax.Array, weights: jax.Array) -> jax.Array:
   # a product: XLA's CPU backend computes a cumulative sum an entry at a time
   sums = jnp.matmul(weights, up_to, precision=jax.lax.Precision.HIGHEST)
   is_beyond = sums > uniforms[:, None] * sums[:, -1:]
-  # Each sum is rounded for itself, so that they may grow where a weight is 0, or not
-  # quite reach the last one.
+  # Each sum is rounded for itself, so that they may grow where a weight is 0, or
+  # not quite reach the last one.
   is_possible = weights > 0
   places = jnp.arange(weights.shape[-1], dtype=jnp.int32)
   last = jnp.max(jnp.where(is_possible, places, 0), axis=-1)

@@ -42,8 +42,8 @@ def assemble_parameters(
       no `score`.
     shapes: Hugging Face's name of each tensor in the file → its shape.
     fetch: reads a part of a tensor, by Hugging Face's name.
-    shardings: a tree like the parameters, possibly with more leaves; None: whole arrays on the
-      first device.
+    shardings: a tree like the parameters, possibly with more leaves; None: whole
+      arrays on the first device.
     where: the name of the file in error messages.
     bias: the bias of the scalar head.
 
@@ -52,8 +52,8 @@ def assemble_parameters(
 
   Raises:
     UserError: tensors are missing, unknown or of a wrong shape, or the output matrix differs from
-      the embedding although config.json ties them. The message names the first few tensors and
-      what was expected.
+      the embedding although config.json ties them. The message names the first
+      few tensors and what was expected.
   """
   file_names = _names_with_prefix(config, shapes)
   shapes = {name: shapes[file_name] for name, file_name in file_names.items()}

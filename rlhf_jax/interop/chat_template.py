@@ -1,8 +1,9 @@
 """Renders chat templates with transformers' own renderer, and locates responses in the text.
 
-What a template writes around a response depends on the conversation: on the role before it, on
-thinking in it, on the number of the turn. So the real conversation is rendered; where the response
-is in that text is found by rendering it once more with a stand-in and comparing the two texts.
+What a template writes around a response depends on the conversation: on the role
+before it, on thinking in it, on the number of the turn. So the real conversation
+is rendered; where the response is in that text is found by rendering it once more
+with a stand-in and comparing the two texts.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,8 +21,8 @@ Message = Mapping[str, Any]  # `role`, `content` and whatever else the template 
 Messages = Sequence[Message]
 Tools = Sequence[Any] | None  # JSON schemas of functions
 
-# Private-use characters. One that does not occur in a conversation can stand for a response in it,
-# or for a special token's string that a person wrote.
+# Private-use characters. One that does not occur in a conversation can stand for
+# a response in it, or for a special token's string that a person wrote.
 STAND_INS = range(0xF0000, 0xFFFFE)
 
 _now: datetime.datetime | None = None  # what `strftime_now` formats; fixed at its first use
@@ -58,8 +59,8 @@ class Frame(NamedTuple):
 class Turn(NamedTuple):
   """Where a response stands in the text of a conversation.
 
-  `text[begin:end]` is the response with what the template writes around it, from the end of the
-  generation prompt to the end of the turn.
+  `text[begin:end]` is the response with what the template writes around it, from
+  the end of the generation prompt to the end of the turn.
   """
 
   text: str
@@ -111,6 +112,7 @@ class ChatTemplate:
     ]
     if self._over_limit:  # seconds each time, for every conversation
       raise UserError(self._over_limit)
+    _renderer()  # the import is not the template's fault
     try:
       with template_limits.time_limit(template_limits.SECONDS):
         render = _compile(self.source)
@@ -127,8 +129,9 @@ class ChatTemplate:
   def frame(self) -> Frame:
     """What the template writes around a response to a single question.
 
-    Its `end` is the token that ends a sampled response. If the template refuses the question, a
-    conversation with a system message is tried; if it refuses that too, the frame is empty.
+    Its `end` is the token that ends a sampled response. If the template refuses
+    the question, a conversation with a system message is tried; if it refuses
+    that too, the frame is empty.
     """
     question, answer = chr(STAND_INS[0]), chr(STAND_INS[1])
     ask = {'role': 'user', 'content': question}
@@ -304,7 +307,8 @@ class ChatTemplate:
     if tail and common >= len(closed):
       # The generation prompt fixes a choice of the response, such as an empty thinking block.
       return self._before_mark(whole, min(common, start))
-    # The response changes the text before it, so search that text for the generation prompt.
+    # The response changes the text before it, so search that text for the
+    # generation prompt.
     place = whole.rfind(tail, 0, start) if tail else -1
     return start if place < 0 else place + len(tail)
 

@@ -1,9 +1,9 @@
 """Keys of config.json that are common to all families.
 
-The tables list the values that each key may have, and the keys that are ignored because they do
-not change what a model computes. The keys of a single family are in families.py. Sources: the
-configuration classes of transformers 4 and 5, and the files that are published with the models of
-these families.
+The tables list the values that each key may have, and the keys that are ignored
+because they do not change what a model computes. The keys of a single family are
+in families.py. Sources: the configuration classes of transformers 4 and 5, and
+the files that are published with the models of these families.
 """
 
 from rlhf_jax.interop.known_keys import (
@@ -86,8 +86,8 @@ WINDOW_KEYS: dict[str, Allowed] = {  # keys of the families that have them among
 }
 LAYER_TYPES = or_null(list_of(one_of(LOCAL, GLOBAL)))
 
-# Key of config.json → the values that our decoder implements. They apply to every family that
-# does not read the key; any other value is refused.
+# Key of config.json → the values that our decoder implements. They apply to every
+# family that does not read the key; any other value is refused.
 GENERAL_ONLY: dict[str, tuple] = {
   'quantization_config': (None,),
   'is_causal': (True, None),

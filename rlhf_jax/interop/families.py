@@ -1,9 +1,9 @@
 """Families of decoders: their keys in config.json, and the names of their tensors.
 
-Each entry of `FAMILIES` describes a family: Hugging Face's names of the fields of `ModelConfig`,
-the defaults of absent keys, the features that all models of the family share, and its table of
-tensors (see tensors.py). hf_config.py reads and writes config.json by these tables. This module
-opens no file.
+Each entry of `FAMILIES` describes a family: Hugging Face's names of the fields of
+`ModelConfig`, the defaults of absent keys, the features that all models of the
+family share, and its table of tensors (see tensors.py). hf_config.py reads and
+writes config.json by these tables. This module opens no file.
 
 Sources: the configuration and modelling files of transformers, with which the tests compare.
 """
@@ -41,13 +41,14 @@ class Family:
   # field of ModelConfig → its value in all models of the family
   fixed_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-  # Key of config.json → the values that our decoder implements. Other values are refused; an
-  # absent key is accepted. config_keys.GENERAL_ONLY has the keys that apply to every family.
+  # Key of config.json → the values that our decoder implements. Other values are
+  # refused; an absent key is accepted. config_keys.GENERAL_ONLY has the keys that
+  # apply to every family.
   only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
   ignored_keys: tuple[str, ...] = ()  # keys of config.json that transformers ignores too
 
-  # (values of config.json) → the kind of each layer, for files without the key `layer_types`.
-  # None: the family has no sliding windows.
+  # (values of config.json) → the kind of each layer, for files without the key
+  # `layer_types`. None: the family has no sliding windows.
   layer_types: Callable[[Mapping[str, Any]], list[str]] | None = None
   # Whether the key `layer_types` of a file may differ from the result of this function.
   reads_layer_types: bool = False
@@ -90,8 +91,8 @@ class Family:
     return or_null(allowed) if derived else allowed
 
 
-# Tables of tensors, with one row for each leaf. The table of most families is Llama's with some
-# rows replaced.
+# Tables of tensors, with one row for each leaf. The table of most families is
+# Llama's with some rows replaced.
 
 
 def _layer(leaf: str, axes: str, name: str, matrix: str, part: int = 0) -> Tensor:
@@ -150,8 +151,8 @@ QK_NORM_OF_ALL = (
   _layer('key_norm', 'nc', 'self_attn.k_norm.weight', 'nc'),
 )
 
-# Gemma has norms before and after both blocks; its `post_attention_layernorm` is the norm of the
-# attention's output, not the norm before the MLP as in Llama.
+# Gemma has norms before and after both blocks; its `post_attention_layernorm` is
+# the norm of the attention's output, not the norm before the MLP as in Llama.
 GEMMA_NORMS = (
   _layer('attention_norm', 'd', 'input_layernorm.weight', 'd'),
   _layer('attention_post_norm', 'd', 'post_attention_layernorm.weight', 'd'),
@@ -551,8 +552,8 @@ FAMILIES = {  # `model_type` in config.json → family
     causal_lm='MixtralForCausalLM',
     classifier='MixtralForSequenceClassification',
     tensors=_replace_rows(LLAMA, *MIXTRAL_EXPERTS),
-    # without a key for `renormalise`: a token's expert weights always sum to 1, which is the
-    # default of ModelConfig
+    # without a key for `renormalise`: a token's expert weights always sum to 1,
+    # which is the default of ModelConfig
     config_keys={
       **KEYS,
       'experts': 'num_local_experts',
@@ -644,8 +645,8 @@ def _leaf_paths(tree: Mapping[str, Any]) -> Iterator[str]:
 def may_ignore(config: ModelConfig, name: str) -> bool:
   """Tells whether a tensor in a file holds no parameter of a model of this shape.
 
-  This is so for constants, and for the output matrix of a language model that is opened as a
-  reward model.
+  This is so for constants, and for the output matrix of a language model that is
+  opened as a reward model.
   """
   if name.endswith(FAMILIES[config.family].ignored_tensors):
     return True

@@ -43,8 +43,9 @@ class Architecture:
   """The properties of an architecture of GGUF (`general.architecture`)."""
 
   family: str  # key of families.FAMILIES
-  # Whether llama.cpp rotates neighbouring dimensions (2i, 2i + 1) of a head for this architecture.
-  # Hugging Face rotates the pairs (i, i + C/2), so the rows of query and key are permuted in GGUF.
+  # Whether llama.cpp rotates neighbouring dimensions (2i, 2i + 1) of a head for
+  # this architecture. Hugging Face rotates the pairs (i, i + C/2), so the rows of
+  # query and key are permuted in GGUF.
   neighbours_rotate: bool = False
   # Key of config.json → key of GGUF, in addition to KEYS.
   more_keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -93,7 +94,8 @@ ARCHITECTURES = {
   'olmoe': Architecture(family='olmoe'),
 }
 
-# Keys of the metadata, without the architecture's name before them: 'llama.block_count'.
+# Keys of the metadata, without the architecture's name before them:
+# 'llama.block_count'.
 KEYS = {  # field of ModelConfig → key of GGUF
   'embed': 'embedding_length',
   'layers': 'block_count',
@@ -157,8 +159,8 @@ LONG_FACTORS = 'rope_factors_long.weight'
 SHORT_FACTORS = 'rope_factors_short.weight'
 CONSTANTS = (ROPE_FREQUENCIES, LONG_FACTORS, SHORT_FACTORS)
 
-# A Hugging Face name consists of module, expert and matrix of the expert. GGUF stores all experts
-# in one tensor.
+# A Hugging Face name consists of module, expert and matrix of the expert. GGUF
+# stores all experts in one tensor.
 HF_NAME = re.compile(r'(.*?)(?:(?<=\.experts)\.(\d+))?(\.\w+)?\.(?:weight|bias)')
 QUERY_OR_KEY = re.compile(r'layers\.(query|key)(_bias)?')
 
@@ -184,8 +186,8 @@ def find_smollm2() -> Path:
 def open_gguf(path: Path) -> tuple[ModelConfig, Tokenizer | None, LoadParameters]:
   """Opens a GGUF file.
 
-  Quantised weights are dequantised, rounded to bfloat16 (the type in which such models were
-  published) and stored as float32.
+  Quantised weights are dequantised, rounded to bfloat16 (the type in which such
+  models were published) and stored as float32.
 
   Returns:
     (the shape of the model; its tokenizer, None where it is of a kind that is not supported; a
@@ -293,8 +295,8 @@ def _load_parameters(
 ) -> Params:
   """Reads the parameters of a file; see assemble_parameters."""
   homes = _find_homes(file, config)
-  # The devices read parts of the same matrices one after the other; with the cache each matrix is
-  # dequantised only once.
+  # The devices read parts of the same matrices one after the other; with the
+  # cache each matrix is dequantised only once.
   read_matrix = functools.lru_cache(maxsize=config.layers)(
     functools.partial(_read_as_hf, file, architecture, config)
   )

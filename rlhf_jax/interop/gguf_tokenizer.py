@@ -43,7 +43,8 @@ KNOWN_KEYS = KnownKeys(
 CONTROL = 3
 USER_DEFINED = 4
 
-# The pattern by which Llama 3 and Qwen 2 split a text into words; %s is the pattern of a number.
+# The pattern by which Llama 3 and Qwen 2 split a text into words; %s is the
+# pattern of a number.
 WORDS = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
   r'|[^\r\n\p{L}\p{N}]?\p{L}+'

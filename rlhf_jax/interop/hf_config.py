@@ -1,9 +1,9 @@
 """Conversion between config.json of a Hugging Face directory and the shape of a model.
 
-Nothing is guessed: every key is implemented, known not to change what the model computes, or
-refused with an error that names it. Files of transformers 4 (rope_theta, rope_scaling) and of
-transformers 5 (rope_parameters) are read as transformers 5 reads them. Files that are written here
-can be read by both.
+Nothing is guessed: every key is implemented, known not to change what the model
+computes, or refused with an error that names it. Files of transformers 4
+(rope_theta, rope_scaling) and of transformers 5 (rope_parameters) are read as
+transformers 5 reads them. Files that are written here can be read by both.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,8 +41,8 @@ Values = Mapping[str, Any]  # a parsed config.json
 def from_hf(values: Values, where: str = 'config.json') -> ModelConfig:
   """Reads the shape of a model from its `config.json`.
 
-  The architecture `…ForSequenceClassification` gives `head=True`, and also `tied=True`, because it
-  has no output matrix.
+  The architecture `…ForSequenceClassification` gives `head=True`, and also
+  `tied=True`, because it has no output matrix.
 
   Args:
     values: the parsed file.
@@ -92,7 +92,8 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
     values |= _write_rope(config, family)
   values |= _write_windows(config, family, values)
   if 'moe_intermediate_size' in values:
-    # The size of layers without experts. There are none, but transformers requires a number.
+    # The size of layers without experts. There are none, but transformers
+    # requires a number.
     values['intermediate_size'] = config.mlp
   if config.head:
     values['num_labels'] = 1

@@ -1,10 +1,10 @@
 """Tables of the keys that files of other libraries may have, and the check of a file's keys.
 
-Each format, and each family within `config.json`, has one `KnownKeys` table. `check_keys` is the
-only function that compares a file with a table. A known key is of one of three kinds: it is read,
-and its value must satisfy an `Allowed`; or only certain values of it are supported; or it is
-ignored, because it does not change what a model computes. Any other key is refused, unless its
-value is null.
+Each format, and each family within `config.json`, has one `KnownKeys` table.
+`check_keys` is the only function that compares a file with a table. A known key
+is of one of three kinds: it is read, and its value must satisfy an `Allowed`; or
+only certain values of it are supported; or it is ignored, because it does not
+change what a model computes. Any other key is refused, unless its value is null.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -106,8 +106,9 @@ class KnownKeys:
     only: the keys of which only some values are supported: key → these values, the usual one
       first. Any other value is refused; an absent key is accepted.
     ignored: the keys that do not change what a model computes.
-    refuse_others: whether a key that is in none of these tables is refused, unless its value is
-      null. False for formats in which such keys contain descriptions and statistics.
+    refuse_others: whether a key that is in none of these tables is refused,
+      unless its value is null. False for formats in which such keys contain
+      descriptions and statistics.
     advice: the end of the message about an unknown key, such as '; remove it'.
   """
 

@@ -19,8 +19,9 @@ import tokenizers
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import chat_template
 
-# The other names of special tokens are private-use characters, from another Unicode plane than the
-# stand-ins. If a text contains a character of one block, the next block is used.
+# The other names of special tokens are private-use characters, from another
+# Unicode plane than the stand-ins. If a text contains a character of one block,
+# the next block is used.
 NAME_BLOCKS = range(0x100000, 0x10F000, 0x800)
 
 
@@ -44,9 +45,9 @@ def hide_special_tokens(
 ) -> Conversation:
   """Replaces the special tokens that people wrote in a conversation by stand-ins.
 
-  Some templates search messages for a token such as '</think>' and print a different text if they
-  do not find it. In a message where the stand-in of a token changes the printed text, the token is
-  kept.
+  Some templates search messages for a token such as '</think>' and print a
+  different text if they do not find it. In a message where the stand-in of a
+  token changes the printed text, the token is kept.
 
   Args:
     messages: the conversation.
@@ -165,8 +166,8 @@ def _rename_special_tokens(
   for token in parts['added_tokens']:
     token['content'] = names.get(token['content'], token['content'])
   model = parts['model']
-  # Rename them in the model's vocabulary too. Otherwise a token that people wrote could still be
-  # encoded as one special id.
+  # Rename them in the model's vocabulary too. Otherwise a token that people wrote
+  # could still be encoded as one special id.
   vocabulary = model['vocab']
   if isinstance(vocabulary, dict):
     model['vocab'] = {names.get(token, token): number for token, number in vocabulary.items()}

@@ -1,9 +1,9 @@
 """Reading and writing of adapters in PEFT's format.
 
-The files are adapter_config.json and adapter_model.safetensors. For each matrix PEFT stores a
-matrix A [r, inputs] and a matrix B [outputs, r]. Where a family fuses k of our matrices into one
-(GPT-2, Phi-3), their adapters are written as one adapter of rank k r with a block-diagonal B, which
-computes the same function.
+The files are adapter_config.json and adapter_model.safetensors. For each matrix
+PEFT stores a matrix A [r, inputs] and a matrix B [outputs, r]. Where a family
+fuses k of our matrices into one (GPT-2, Phi-3), their adapters are written as one
+adapter of rank k r with a block-diagonal B, which computes the same function.
 
 Letters: r rank, L layers.
 """
@@ -147,8 +147,8 @@ def base_model_of(directory: str | Path) -> str:
 def adapter_model_config(directory: str | Path, base: ModelConfig) -> ModelConfig:
   """Returns the shape of a base model with the adapters of a directory.
 
-  If the ranks of the adapters differ, the rank of the shape is the largest; `load_adapters` pads
-  the other adapters with zeros.
+  If the ranks of the adapters differ, the rank of the shape is the largest;
+  `load_adapters` pads the other adapters with zeros.
 
   Raises:
     UserError: there are no weights, or the adapters do not fit the model.
@@ -209,8 +209,9 @@ def save_adapters(
 ) -> None:
   """Writes the adapters of a model in PEFT's format, completely or not at all.
 
-  Every process of a run must call this function; only the first one writes. For a model with a
-  head, the score is written too, with its bias as `reward_bias` in the metadata of the weights.
+  Every process of a run must call this function; only the first one writes. For a
+  model with a head, the score is written too, with its bias as `reward_bias` in
+  the metadata of the weights.
 
   Args:
     directory: the folder to write; an earlier export there is replaced.
@@ -399,8 +400,8 @@ def _of_pattern(
 ) -> Any:
   """Returns the number that `rank_pattern` or `alpha_pattern` has for a module.
 
-  As in PEFT, the first pattern that matches the end of the module's name is used; where none
-  matches, the result is the number `usual`.
+  As in PEFT, the first pattern that matches the end of the module's name is used;
+  where none matches, the result is the number `usual`.
   """
   for pattern, number in (adapter_config.get(key) or {}).items():
     try:

@@ -1,12 +1,13 @@
 """Reading of pretrained models, and export of models for other libraries.
 
-This module reads Hugging Face directories (safetensors) and GGUF files, and writes Hugging Face
-directories. Parameters are float32, whatever type the file has. A model that is named 'ORG/NAME' is
-downloaded by hub.py if it is not in the cache of the hub; nothing else is downloaded. No pickle
-(`.bin`) is opened.
+This module reads Hugging Face directories (safetensors) and GGUF files, and
+writes Hugging Face directories. Parameters are float32, whatever type the file
+has. A model that is named 'ORG/NAME' is downloaded by hub.py if it is not in the
+cache of the hub; nothing else is downloaded. No pickle (`.bin`) is opened.
 
-families.py and hf_config.py know the names in config.json and in the weight files,
-safetensors_io.py and gguf_io.py open the files, and assemble.py puts the parameters on devices.
+families.py and hf_config.py know the names in config.json and in the weight
+files, safetensors_io.py and gguf_io.py open the files, and assemble.py puts the
+parameters on devices.
 """
 
 import contextlib
@@ -114,8 +115,8 @@ def load_parameters(
   Args:
     directory: the folder with model.safetensors, or with model.safetensors.index.json and the
       files that it names.
-    config: the shape of the model. `head` may be set for the directory of a language model; the
-      result then has no `score`, and the caller adds it.
+    config: the shape of the model. `head` may be set for the directory of a
+      language model; the result then has no `score`, and the caller adds it.
     shardings: a tree like the parameters, possibly with more leaves; only the part of each device
       is then read for it. None: whole arrays on the first device.
 
@@ -161,15 +162,16 @@ def export_model(
 ) -> None:
   """Writes a Hugging Face directory that transformers can open.
 
-  A model with a head is written as the family's class for sequence classification with one label.
-  The score of this class has no bias. Our bias is therefore folded into the bias of the last norm
-  (GPT-2) or, in families whose norms have no bias, written as `reward_bias` in config.json; it must
-  then be added to the score that transformers computes. The output matrix, which a reward model
-  does not need, is left out. `load_parameters` restores all other parameters bit for bit, if they
-  are written in float32.
+  A model with a head is written as the family's class for sequence classification
+  with one label. The score of this class has no bias. Our bias is therefore
+  folded into the bias of the last norm (GPT-2) or, in families whose norms have
+  no bias, written as `reward_bias` in config.json; it must then be added to the
+  score that transformers computes. The output matrix, which a reward model does
+  not need, is left out. `load_parameters` restores all other parameters bit for
+  bit, if they are written in float32.
 
-  Every process of a run must call this function; only the first one writes. At most one shard of
-  the weights is in the host's memory at a time.
+  Every process of a run must call this function; only the first one writes. At
+  most one shard of the weights is in the host's memory at a time.
 
   Args:
     directory: the folder to write, completely or not at all; an earlier export is replaced.

@@ -1,7 +1,8 @@
 """Limits of what a chat template, which is a foreign program, may use of time and memory.
 
-Jinja's sandbox keeps templates away from files and other code, but not from loops without end or
-texts that double in each turn. The classes here are used where transformers compiles a template.
+Jinja's sandbox keeps templates away from files and other code, but not from loops
+without end or texts that double in each turn. The classes here are used where
+transformers compiles a template.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,7 +14,7 @@ import threading
 import time
 from typing import Any
 
-SECONDS = 5.0  # for one conversation
+SECONDS = 2.0  # of CPU time for one conversation, so that a pause of the process costs none
 CHARACTERS = 20_000_000  # of a text, or items of a list, that a template builds
 
 _WIDTH = re.compile(r'\d{7,}')  # in a format such as '%9999999d'
@@ -150,18 +151,20 @@ class _Watch:
     self._lock = threading.Lock()
     self._started = False
     self._thread = 0  # the identity of the thread that is watched
-    self._deadline = 0.0  # 0 = none
+    self._clock = 0  # of the CPU time of that thread
+    self._deadline = 0.0  # by that clock; 0 = none
 
   @contextlib.contextmanager
   def limit(self, seconds: float) -> Iterator[None]:
-    """Raises TemplateLimitError in this thread if the block takes longer."""
+    """Raises TemplateLimitError in this thread if the block needs more seconds of CPU time."""
     if self._deadline:  # inside another block, or another thread renders
       yield
       return
     self._start()
     with self._lock:
       self._thread = threading.get_ident()
-      self._deadline = time.monotonic() + seconds
+      self._clock = time.pthread_getcpuclockid(self._thread)
+      self._deadline = time.clock_gettime(self._clock) + seconds
     try:
       yield
     finally:
@@ -177,7 +180,7 @@ class _Watch:
     while True:
       time.sleep(0.5)
       with self._lock:
-        if self._deadline and time.monotonic() > self._deadline:
+        if self._deadline and time.clock_gettime(self._clock) > self._deadline:
           self._deadline = 0.0
           ctypes.pythonapi.PyThreadState_SetAsyncExc(
             ctypes.c_ulong(self._thread), ctypes.py_object(TemplateLimitError)

@@ -148,7 +148,8 @@ class Tensor:
       if not letters:  # an axis of size 1 that the leaf lacks
         slices.append(slice(0, 1))
         continue
-      # Only the first letter can be sliced while reading: its slices are contiguous in the file.
+      # Only the first letter can be sliced while reading: its slices are
+      # contiguous in the file.
       first = letters[0]
       inner = letters[1:]
       start, stop, _ = cuts[first].indices(axis_size(config, first))

@@ -1,8 +1,9 @@
 """Text ↔ token ids, and how a conversation becomes a prompt.
 
-A tokenizer here is a `tokenizers.Tokenizer`, a chat template in Jinja and the roles of a few
-special tokens. Prompt and response come from one rendering of the whole conversation
-(chat_template.py); special tokens that people wrote stay text (literal_text.py).
+A tokenizer here is a `tokenizers.Tokenizer`, a chat template in Jinja and the
+roles of a few special tokens. Prompt and response come from one rendering of the
+whole conversation (chat_template.py); special tokens that people wrote stay text
+(literal_text.py).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,8 +26,8 @@ from rlhf_jax.interop.json_files import write_json
 # Matches marks of turns, such as '<|im_end|>', and not '<think>' or '<tool_call>'.
 TURN_MARK = re.compile(r'<\|.+\|>|<｜.+｜>|\[/?[A-Z_]+\]|<(start|end)_of_turn>')
 
-# Conversations for `response`, which has none of its own; the second is for templates that demand
-# a system message.
+# Conversations for `response`, which has none of its own; the second is for
+# templates that demand a system message.
 PLAIN_QUESTIONS = (
   [{'role': 'user', 'content': 'a'}],
   [{'role': 'system', 'content': 'a'}, {'role': 'user', 'content': 'a'}],
@@ -46,8 +47,9 @@ class Exchange(NamedTuple):
 class Tokenizer:
   """Text ↔ ids, and the chat template.
 
-  The template is rendered for the first time when a conversation is encoded, or when `eos_id` or
-  `pad_id` is read. So a directory whose template does not work can still encode bare texts.
+  The template is rendered for the first time when a conversation is encoded, or
+  when `eos_id` or `pad_id` is read. So a directory whose template does not work
+  can still encode bare texts.
 
   Attributes:
     core: the `tokenizers.Tokenizer`.
@@ -179,8 +181,8 @@ class Tokenizer:
   def eos_id(self) -> int:
     """The id of the token that ends a response.
 
-    It is the special token that the template writes after a response. If the template writes
-    none, it is the tokenizer's end-of-sequence token.
+    It is the special token that the template writes after a response. If the
+    template writes none, it is the tokenizer's end-of-sequence token.
     """
     return _token_id(self.core, self._end)
 
@@ -226,9 +228,10 @@ class Tokenizer:
   def pad_id(self) -> int:
     """The id that fills masked places; never eos_id.
 
-    Where the files name no padding token, or name eos, it is the last special token that neither
-    the template nor another role uses; SmolLM2's is `<empty_output>`, 16. Where no special token
-    is free, as in GPT-2, it is an ordinary id, and `save` names no padding token.
+    Where the files name no padding token, or name eos, it is the last special
+    token that neither the template nor another role uses; SmolLM2's is
+    `<empty_output>`, 16. Where no special token is free, as in GPT-2, it is an
+    ordinary id, and `save` names no padding token.
     """
     if self._padding is None:
       return 1 if self.eos_id == 0 else 0
@@ -267,8 +270,8 @@ class Tokenizer:
   ) -> list[int]:
     """Encodes a conversation up to where the assistant's response begins.
 
-    Nothing is added to what the template writes: the beginning-of-sequence token is there only
-    if the template writes it, as in transformers.
+    Nothing is added to what the template writes: the beginning-of-sequence token
+    is there only if the template writes it, as in transformers.
 
     Args:
       messages: with `role` and `content`, and whatever else the template reads.
@@ -294,10 +297,10 @@ class Tokenizer:
   ) -> Exchange:
     """Encodes a conversation and a response to it.
 
-    Prompt and response together are the rendered conversation up to the end of the response's
-    turn. If the template does not mark the end of a turn, the end-of-sequence token is added.
-    The prompt equals `prompt(messages)`, unless the template renders the conversation
-    differently once a response follows.
+    Prompt and response together are the rendered conversation up to the end of
+    the response's turn. If the template does not mark the end of a turn, the
+    end-of-sequence token is added. The prompt equals `prompt(messages)`, unless
+    the template renders the conversation differently once a response follows.
 
     Args:
       messages: the conversation.
@@ -367,8 +370,8 @@ class Tokenizer:
   def response(self, text: str) -> list[int]:
     """Encodes a response to a plain question, with the token that ends its turn.
 
-    What the template writes around a response may depend on the conversation; `exchange` encodes
-    a response in its own conversation.
+    What the template writes around a response may depend on the conversation;
+    `exchange` encodes a response in its own conversation.
     """
     if self._chat is None:
       return self.encode(text) + [self.eos_id]
@@ -507,9 +510,9 @@ class Tokenizer:
   ) -> list[int] | None:
     """Encodes a text that continues another one, whose ids are already fixed.
 
-    Some tokenizers treat the beginning of a text differently: SentencePiece puts a space there.
-    So the text is encoded after each of a few short leads, and the first result that decodes to
-    the right text is taken.
+    Some tokenizers treat the beginning of a text differently: SentencePiece puts
+    a space there. So the text is encoded after each of a few short leads, and the
+    first result that decodes to the right text is taken.
 
     Args:
       before: the ids of `text_before`.
@@ -581,8 +584,8 @@ def _prepare_core(
 ) -> tokenizers.Tokenizer:
   """Returns a copy of the core that neither truncates nor pads, and knows the special tokens.
 
-  Made special are bos, eos and pad, and the template's turn marks, which are often added to a
-  vocabulary as ordinary tokens.
+  Made special are bos, eos and pad, and the template's turn marks, which are
+  often added to a vocabulary as ordinary tokens.
   """
   core = copy.deepcopy(core)
   core.no_truncation()

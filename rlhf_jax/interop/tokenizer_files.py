@@ -1,7 +1,7 @@
 """The files of a tokenizer in a Hugging Face directory.
 
-tokenizer.json holds the vocabulary and how a text is split. The roles of special tokens, the chat
-template and the ends of sequence are in files of their own.
+tokenizer.json holds the vocabulary and how a text is split. The roles of special
+tokens, the chat template and the ends of sequence are in files of their own.
 """
 
 from collections.abc import Mapping
@@ -58,8 +58,9 @@ def _is_table_of_tokens(value: Any) -> bool:
   )
 
 
-# tokenizer_config.json has many more keys. They are ignored: tokenizer.json says how a text is
-# split, and transformers, where it has that file, ignores keys such as `add_bos_token` too.
+# tokenizer_config.json has many more keys. They are ignored: tokenizer.json says
+# how a text is split, and transformers, where it has that file, ignores keys such
+# as `add_bos_token` too.
 TOKEN = or_null(Allowed('a token', _is_token))
 KNOWN_KEYS = KnownKeys(
   read={
@@ -73,7 +74,8 @@ KNOWN_KEYS = KnownKeys(
   refuse_others=False,
 )
 
-# Classes of transformers that use tokenizer.json as it is; others change `add_prefix_space` in it.
+# Classes of transformers that use tokenizer.json as it is; others change
+# `add_prefix_space` in it.
 PLAIN_CLASSES = ('PreTrainedTokenizerFast', 'TokenizersBackend')
 
 

@@ -7,7 +7,8 @@
           rows of a multiple of 128 tokens
   auto    splash on a TPU and cudnn on a GPU if they support the model, else plain
 
-With a cache, attention is always plain.
+With a cache, attention is plain, except for single queries on a GPU
+(decode_attention.py).
 
 Letters: B batch, T queries, S keys, H query heads, N key-value heads, G = H / N,
 C head_dim.
@@ -21,9 +22,13 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.models import decode_attention
 from rlhf_jax.models.model_config import ModelConfig, product_precision
 
 BLOCK = 128  # tokens; the length of a row must be a multiple of it for splash
+
+# Slots of a cache; half a cache is read in place of the whole only if that is more of them.
+LEAST_READ = 64
 
 # The logit of a masked key. It is finite, so that a query whose keys are all masked
 # gives an arbitrary result, which is masked later, and never NaN.
@@ -44,7 +49,7 @@ def causal_mask(
   Args:
     query_segments: [B, T] int32, segment ids of the queries start … start + T − 1.
     key_segments: [B, S] int32, segment ids of the keys; 0 = padding or not yet written.
-    start: [] int32, the index of the first query among the keys.
+    start: [] or [B] int32, the index of the first query among the keys.
 
   Returns:
     [B, T, S] bool.
@@ -61,12 +66,13 @@ def distances(queries: int, keys: int, start: jax.Array | int = 0) -> jax.Array:
   Args:
     queries: the number of queries, T.
     keys: the number of keys, S.
-    start: [] int32, the index of the first query among the keys.
+    start: [] or [B] int32, the index of the first query among the keys.
 
   Returns:
-    [T, S] int32, negative for keys after the query.
+    [T, S] or [B, T, S] int32, negative for keys after the query.
   """
-  return start + jnp.arange(queries)[:, None] - jnp.arange(keys)[None, :]
+  first = jnp.asarray(start)[..., None, None]
+  return first + jnp.arange(queries)[:, None] - jnp.arange(keys)[None, :]
 
 
 def attend(
@@ -114,8 +120,8 @@ def attend_to_cache(
 ) -> jax.Array:
   """Computes `attend` with keys and values as a cache stores them: heads before tokens.
 
-  In this order the products of a head read one block of memory; in the other, XLA's CPU
-  backend would copy the whole cache into this order for every token.
+  In this order the products of a head read one block of memory; in the other,
+  XLA's CPU backend would copy the whole cache into this order for every token.
 
   Args:
     query: [B, T, H, C].
@@ -132,8 +138,8 @@ def attend_to_cache(
   N = key.shape[1]
   if scale is None:
     scale = C**-0.5
-  # The G heads that share a key keep an axis of their own: if it were merged with T,
-  # XLA could not shard T.
+  # The G heads that share a key keep an axis of their own: if it were merged with
+  # T, XLA could not shard T.
   groups = query.reshape(B, T, N, H // N, C).transpose(0, 2, 3, 1, 4) * scale
   logits = jnp.einsum(
     'bngtc,bnsc->bngts',
@@ -150,6 +156,46 @@ def attend_to_cache(
   return mixed.transpose(0, 3, 1, 2, 4).reshape(B, T, H, C)
 
 
+def attend_to_filled(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  mask: jax.Array,
+  filled: jax.Array,
+  scale: float | None = None,
+  cap: float = 0.0,
+) -> jax.Array:
+  """Computes `attend_to_cache` on the first slots only, all that are filled among them.
+
+  The number of slots that are read is one of few fixed ones, of which each is compiled.
+
+  Args:
+    query: [B, T, H, C].
+    key: [B, N, S, C].
+    value: [B, N, S, C].
+    mask: [B, T, S] bool, False from slot `filled` on.
+    filled: [] int32.
+    scale: as in `attend`.
+    cap: as in `attend`.
+
+  Returns:
+    [B, T, H, C], the dtype of query.
+  """
+  S = key.shape[2]
+  sizes = [S]
+  while sizes[0] > 2 * LEAST_READ:
+    sizes.insert(0, sizes[0] // 2)
+
+  def attend_to_first(size: int, *inputs: jax.Array) -> jax.Array:
+    query, key, value, mask = inputs
+    key, value, mask = key[:, :, :size], value[:, :, :size], mask[..., :size]
+    return attend_to_cache(query, key, value, mask, scale, cap)
+
+  branches = [functools.partial(attend_to_first, size) for size in sizes]
+  number = jnp.sum(filled > jnp.asarray(sizes[:-1], jnp.int32))
+  return jax.lax.switch(number, branches, query, key, value, mask)
+
+
 def choose_implementation(
   config: ModelConfig,
   length: int,
@@ -157,20 +203,22 @@ def choose_implementation(
   platform: str,
   sharded: bool = False,
 ) -> str:
-  """Chooses the implementation of attention: 'plain', 'cudnn' or 'splash'.
+  """Chooses the implementation of attention: 'plain', 'cudnn', 'splash' or 'decode'.
 
   Args:
     config: the model's configuration, whose `attention` the user sets.
     length: the tokens of a row, T.
     cached: whether there is a cache.
     platform: 'cpu', 'gpu' or 'tpu'.
-    sharded: whether the tokens of a row are sharded over devices.
+    sharded: whether the tokens of a row are sharded over devices; with a cache, whether
+      there is more than one device.
 
   Raises:
     UserError: the implementation that the user set cannot be used here.
   """
   if cached:
-    return 'plain'
+    has_kernel = platform == 'gpu' and length == 1 and decode_attention.is_supported(config)
+    return 'decode' if has_kernel and not sharded else 'plain'
   obstacles = find_obstacles(config, length, sharded)
   wanted = config.attention
   if wanted == 'auto':
@@ -223,9 +271,9 @@ def hold_one_text(segments: jax.Array) -> jax.Array:
 def mask_for_library(mask: jax.Array) -> jax.Array:
   """Makes the mask that `attend_with_library` takes.
 
-  A query whose keys are all masked attends to itself, as libraries do not define a softmax
-  over nothing. In training, cuDNN refuses a mask for rows of odd length, so this one is for
-  rows of even length.
+  A query whose keys are all masked attends to itself, as libraries do not define
+  a softmax over nothing. In training, cuDNN refuses a mask for rows of odd
+  length, so this one is for rows of even length.
 
   Args:
     mask: [B, T, T] bool.
@@ -249,8 +297,8 @@ def attend_with_library(
 ) -> jax.Array:
   """Computes `attend` with jax.nn.dot_product_attention, for T = S.
 
-  With a mask cuDNN takes half as long again as with its own causal mask alone, so `one_text`
-  chooses between the two at run time.
+  With a mask cuDNN takes half as long again as with its own causal mask alone, so
+  `one_text` chooses between the two at run time.
 
   Args:
     query: [B, T, H, C].

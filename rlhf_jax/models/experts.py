@@ -5,11 +5,11 @@ No token is dropped. There are two implementations with the same results:
   ragged, on a TPU  sorts the tokens by expert and computes one grouped product
                     (`jax.lax.ragged_dot`), for the chosen experts only
   scan, elsewhere   applies one expert after the other to all tokens: E / k times the
-                    work, but no array of [experts, tokens, …], which is what XLA on a
-                    CPU makes of the grouped product
+                    work, but no array of [experts, tokens, …], which is what XLA
+                    on a CPU makes of the grouped product
 
-There is no auxiliary loss that balances the router, so fine-tuning does not enforce the
-balance that pre-training reached.
+There is no auxiliary loss that balances the router, so fine-tuning does not
+enforce the balance that pre-training reached.
 
 Letters: M tokens, D width, E experts, k of them for each token, F inner width of an
 expert.

@@ -1,7 +1,7 @@
 """Computes log-probabilities, next-token logits and scalar scores from hidden states.
 
-The logits of a whole batch, [B, T, V], never exist at one time: they are computed and
-reduced chunk by chunk.
+The logits of a whole batch, [B, T, V], never exist at one time: they are computed
+and reduced chunk by chunk.
 
 Letters: B batch, T length, V vocabulary, D width.
 """
@@ -135,8 +135,8 @@ def likelihood_scores(params: Params, logprobs: jax.Array, mask: jax.Array) -> j
     [...] float32.
   """
   head = params['score']
-  # Adam moves every weight by about the learning rate. The hidden state has D of them and this part
-  # two, so these count D times, to be learned as fast.
+  # Adam moves every weight by about the learning rate. The hidden state has D of
+  # them and this part two, so these count D times, to be learned as fast.
   weights = head['kernel'].shape[0] * head['likelihood']
   return likelihood_features(logprobs, mask) @ weights
 
@@ -172,8 +172,8 @@ def _chunk_logprobs(
 ) -> tuple[jax.Array, jax.Array]:
   """Computes `token_logprobs` of one chunk: hidden [B, C, D], targets [B, C].
 
-  Its gradient is written out below: JAX's own would scatter into zeros of [B, C, V] and
-  sum over them again, which costs as much as the products.
+  Its gradient is written out below: JAX's own would scatter into zeros of [B, C,
+  V] and sum over them again, which costs as much as the products.
   """
   results, _ = _chunk_forward(model, temperature, keep_logits, matrix, hidden, targets)
   return results

@@ -15,6 +15,10 @@ class ModelLayout(Protocol):
   def platform(self) -> str:
     """Returns 'cpu', 'gpu' or 'tpu'."""
 
+  @property
+  def is_one_device(self) -> bool:
+    """Returns whether there is one device only, which exists and runs programs."""
+
   def constrain(self, x: jax.Array, names: Names) -> jax.Array:
     """Shards an activation as its axis names say; called inside jit."""
 
@@ -42,6 +46,11 @@ class SingleDevice:
   def platform(self) -> str:
     """Returns the platform of JAX's default device: 'cpu', 'gpu' or 'tpu'."""
     return jax.default_backend()
+
+  @property
+  def is_one_device(self) -> bool:
+    """Returns True."""
+    return True
 
   def constrain(self, x: jax.Array, names: Names) -> jax.Array:
     """Returns the array unchanged.

@@ -1,9 +1,10 @@
 """Low-rank adapters: x W + α/r · (x A) B, where W is frozen.
 
-LoRA (Hu et al. 2021, arXiv:2106.09685, eq. 3). Each chosen matrix of the layers gets two
-more leaves, such as `query_lora_a` [L, D, r] and `query_lora_b` [L, r, H, C]. A is
-initialised at random and B with zeros, so that the model starts as its base. If a tree
-of parameters has adapters, only they and the scalar head are trained.
+LoRA (Hu et al. 2021, arXiv:2106.09685, eq. 3). Each chosen matrix of the layers
+gets two more leaves, such as `query_lora_a` [L, D, r] and `query_lora_b` [L, r,
+H, C]. A is initialised at random and B with zeros, so that the model starts as
+its base. If a tree of parameters has adapters, only they and the scalar head are
+trained.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,11 +28,11 @@ class LoraOptions:
 
   rank: Natural = 0  # r; 0 = no adapters, every parameter is trained
   alpha: Positive = 16.0  # adapters are scaled by alpha / rank
-  # matrices with adapters: query, key, value, output, gate, up, down; () = all that a
-  # layer has
+  # matrices with adapters: query, key, value, output, gate, up, down; () = all
+  # that a layer has
   targets: tuple[str, ...] = ()
-  # storage format of all frozen models: float32, bfloat16, int8, int4, nf4 (the last
-  # three need the qwix extra)
+  # storage format of all frozen models: float32, bfloat16, int8, int4, nf4 (the
+  # last three need the qwix extra)
   base: str = 'float32'
 
   def unread(self) -> dict[str, str]:

@@ -1,9 +1,9 @@
 """The configuration of a model: its sizes, and the features by which families differ.
 
-Every feature is a field of ModelConfig, so that one network serves all families of
-decoders; the defaults are Llama's. Per-layer patterns repeat: with
-`windows=(4096, 0)`, layers with a sliding window of 4096 tokens alternate with layers
-of full attention.
+Every feature is a field of ModelConfig, so that one network serves all families
+of decoders; the defaults are Llama's. Per-layer patterns repeat: with
+`windows=(4096, 0)`, layers with a sliding window of 4096 tokens alternate with
+layers of full attention.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -23,8 +23,8 @@ CUDNN_ATTENTION = 'dot_product_attention_fwd_wrapper'  # JAX's name of its primi
 def _saves_products(primitive: Any, *arguments: Any, **parameters: Any) -> bool:
   """Tells whether remat=dots saves the result of an operation for the backward pass.
 
-  It saves products with weights, and the result of cuDNN's attention: computing that again
-  costs a fifth of attention's time, and it is as small as a product's.
+  It saves products with weights, and the result of cuDNN's attention: computing
+  that again costs a fifth of attention's time, and it is as small as a product's.
 
   Args:
     primitive: the operation, a JAX primitive.
@@ -163,11 +163,11 @@ class ModelConfig:
 def product_precision(dtype: Any) -> jax.lax.Precision | None:
   """Returns the precision of a matrix product of this dtype whose result is float32.
 
-  The backward pass of such a product multiplies with the gradient of its result, which
-  is float32 whatever the operands are. Exact float32 products are several times as slow
-  on a GPU as rounded ones. A bfloat16 model, whose operands are rounded anyway, can do
-  without them: in a model of 360M parameters those of the logits alone took a quarter
-  of a step.
+  The backward pass of such a product multiplies with the gradient of its result,
+  which is float32 whatever the operands are. Exact float32 products are several
+  times as slow on a GPU as rounded ones. A bfloat16 model, whose operands are
+  rounded anyway, can do without them: in a model of 360M parameters those of the
+  logits alone took a quarter of a step.
 
   Args:
     dtype: the dtype of the operands.

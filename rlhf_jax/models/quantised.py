@@ -1,9 +1,10 @@
 """Storage formats of frozen parameters: float32, bfloat16, or 8 or 4 bits with qwix.
 
 Each layer dequantises its matrices when it computes. `int8` has a scale for each
-output; `int4` and `nf4` (QLoRA: Dettmers et al. 2023, arXiv:2305.14314, section 3) have
-one for each block of at most 64 inputs of an output. Only the matrices of the layers
-are quantised; embeddings are then stored in bfloat16, and vectors in float32.
+output; `int4` and `nf4` (QLoRA: Dettmers et al. 2023, arXiv:2305.14314, section
+3) have one for each block of at most 64 inputs of an output. Only the matrices of
+the layers are quantised; embeddings are then stored in bfloat16, and vectors in
+float32.
 """
 
 from collections.abc import Callable
@@ -143,8 +144,8 @@ def _quantisation_arguments(
   name: str,
 ) -> dict[str, Any]:
   """Returns the arguments of qwix.quantize for a matrix of this name and shape."""
-  # The MLP's matrices have one axis of inputs, the last but one, which may follow an
-  # axis of experts; attention's `output` has two, heads and head_dim.
+  # The MLP's matrices have one axis of inputs, the last but one, which may follow
+  # an axis of experts; attention's `output` has two, heads and head_dim.
   first = len(shape) - 2 if name in ('gate', 'up', 'down') else 1
   last = first + 1 if name == 'output' else first
   inputs = range(first, last + 1)

@@ -25,11 +25,11 @@ def short_length(config: ModelConfig) -> int:
 def frequencies(config: ModelConfig, long: bool = False) -> tuple[np.ndarray, float]:
   """Computes the rotary frequencies of every layer, in radians per position.
 
-  They are 0 in layers without rotary positions. The scalings are `linear` (Chen et al.
-  2023, arXiv:2306.15595), `llama3` (see `llama3`) and `longrope` (Ding et al. 2024,
-  arXiv:2402.13753). The long factors of longrope are used for texts of more than
-  `short_length` tokens, whatever other texts are in the batch; transformers decides by
-  the longest text of a batch instead.
+  They are 0 in layers without rotary positions. The scalings are `linear` (Chen
+  et al. 2023, arXiv:2306.15595), `llama3` (see `llama3`) and `longrope` (Ding et
+  al. 2024, arXiv:2402.13753). The long factors of longrope are used for texts of
+  more than `short_length` tokens, whatever other texts are in the batch;
+  transformers decides by the longest text of a batch instead.
 
   Args:
     config: the model's configuration.
@@ -71,8 +71,8 @@ def text_lengths(positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
 def llama3(plain: np.ndarray, scaling: Mapping[str, Any]) -> np.ndarray:
   """Lowers the frequencies whose wavelength exceeds the original context length.
 
-  As in Llama 3.1 and transformers, a frequency is divided by `factor` if its wavelength
-  is longer than original / low_freq_factor, kept if it is shorter than
+  As in Llama 3.1 and transformers, a frequency is divided by `factor` if its
+  wavelength is longer than original / low_freq_factor, kept if it is shorter than
   original / high_freq_factor, and interpolated between the two otherwise.
 
   Args:
@@ -142,9 +142,10 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 def _store(x: jax.Array) -> jax.Array:
   """Returns x [..., C], stored before it is used, on a CPU.
 
-  XLA's CPU backend would compute cosines and sines again for every number of every head, forward
-  and backward, as it holds them to be cheap: that took a tenth of the forward pass. A product
-  with the identity is exact there and ends the fusion; an optimization barrier does not.
+  XLA's CPU backend would compute cosines and sines again for every number of
+  every head, forward and backward, as it holds them to be cheap: that took a
+  tenth of the forward pass. A product with the identity is exact there and ends
+  the fusion; an optimization barrier does not.
   """
   return x @ jnp.eye(x.shape[-1], dtype=x.dtype)
 

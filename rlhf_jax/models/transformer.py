@@ -1,15 +1,16 @@
 """The decoder: embedding → layers → norm.
 
-One decoder serves all families; the ModelConfig says in what they differ. Flax NNX
-declares the shape, axis names and initializer of each parameter in one place, and is
-not visible outside this folder: `build_model` separates the definition from the values
-once, and returns pure functions of a nested dict of arrays.
+One decoder serves all families; the ModelConfig says in what they differ. Flax
+NNX declares the shape, axis names and initializer of each parameter in one place,
+and is not visible outside this folder: `build_model` separates the definition
+from the values once, and returns pure functions of a nested dict of arrays.
 
-All layers are one block whose leaves have a leading axis `layers`. Training scans over
-it, but on a CPU the layers are unrolled. If `params['layers']` is a tuple of single
-layers instead (`unstack_layers`), they are unrolled everywhere, which makes decoding
-twice as fast on a CPU and three times as fast on a GPU. What differs from layer to layer
-(windows, rotary frequencies) is scanned together with the weights.
+All layers are one block whose leaves have a leading axis `layers`. Training scans
+over it, but on a CPU the layers are unrolled. If `params['layers']` is a tuple of
+single layers instead (`unstack_layers`), they are unrolled everywhere, which
+makes decoding twice as fast on a CPU and three times as fast on a GPU. What
+differs from layer to layer (windows, rotary frequencies) is scanned together with
+the weights.
 
 Letters: B batch, T length, S slots of the cache, V vocabulary, D width, N key-value
 heads, C head_dim, L layers.
@@ -27,15 +28,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import attention, heads, quantised, rope
+from rlhf_jax.models import attention, decode_attention, heads, quantised, rope
 from rlhf_jax.models.block import (
   Block,
+  join_matrices,
   LayerContext,
   LeafMaker,
   make_norm,
   MakeLeaf,
   normalise,
   Pair,
+  split_matrices,
 )
 from rlhf_jax.models.layout import ModelLayout, SingleDevice
 from rlhf_jax.models.model_config import check_model_config, ModelConfig, REMAT
@@ -75,8 +78,9 @@ class Cache:
   # {'key', 'value'} of [L, B, N, S, C], or a tuple of L such pairs of [B, N, S, C]
   layers: Any
   segment_ids: jax.Array  # [B, S] int32, 0 = not written or padding
-  # [] int32, the number of slots written; an int if the cache is empty, so that a program
-  # knows that prompts see only themselves
+  # [] int32, the number of slots written; [B] if rows differ, and then only one
+  # token at a time is read. An int if the cache is empty, so that a program knows
+  # that prompts see only themselves.
   length: jax.Array | int
   # [B] bool, rows for which longrope's long factors are used from the first token on
   is_long: jax.Array
@@ -161,12 +165,7 @@ def apply_model(
   segments, pairs = segment_ids, None
   if cache is not None:
     start, pairs = cache.length, cache.layers
-    segments = jax.lax.dynamic_update_slice_in_dim(
-      cache.segment_ids,
-      segment_ids,
-      start,
-      axis=1,
-    )
+    segments = _write_segments(cache.segment_ids, segment_ids, start)
   places = segments.shape[1]
   if config.learned_positions and places > config.max_length:
     raise UserError(
@@ -196,8 +195,9 @@ def apply_model(
   # On a CPU a scan spends a tenth of a step on stacking what the backward pass needs.
   unroll = layout.platform == 'cpu' and cache is None
   if config.remat != 'none':
-    # The barrier against common subexpressions is for unrolled layers. In a scan nothing can
-    # be shared, and it would only have everything that was saved copied before it is used.
+    # The barrier against common subexpressions is for unrolled layers. In a scan
+    # nothing can be shared, and it would only have everything that was saved
+    # copied before it is used.
     is_unrolled = unroll or not isinstance(params['layers'], dict)
     layer = jax.checkpoint(layer, policy=REMAT[config.remat], prevent_cse=is_unrolled)
   hidden, pairs = _apply_layers(layer, hidden, params['layers'], pairs, per_layer, unroll)
@@ -208,8 +208,19 @@ def apply_model(
     cache,
     layers=pairs,
     segment_ids=segments,
-    length=jnp.int32(start + tokens.shape[1]),
+    length=jnp.asarray(start + tokens.shape[1], jnp.int32),
   )
+
+
+def _write_segments(
+  cached: jax.Array,
+  new: jax.Array,
+  start: jax.Array | int,
+) -> jax.Array:
+  """Writes the segment ids [B, T] of new tokens to those of a cache [B, S]."""
+  if isinstance(start, jax.Array) and start.ndim:
+    return cached.at[jnp.arange(len(start)), start].set(new[:, 0], unique_indices=True)
+  return jax.lax.dynamic_update_slice_in_dim(cached, new, start, axis=1)
 
 
 def _find_long_texts(
@@ -303,18 +314,20 @@ Angles = tuple[jax.Array, jax.Array]  # cosines and sines, [B, T, 1, R / 2] floa
 class _Attention:
   """What all layers of a forward pass share in computing attention."""
 
-  implementation: str  # plain, cudnn or splash
+  implementation: str  # plain, cudnn, splash or decode
   cached: bool  # whether keys and values are those of a cache
   # the Pallas kernel mapped over the devices; None if they share the tokens of a row
   splash: Callable[..., jax.Array] | None
   mask: jax.Array  # [B, T, S] bool
-  distance: jax.Array  # [T, S] int32, from key to query, in tokens
+  distance: jax.Array  # [T, S] or [B, T, S] int32, from key to query, in tokens
   segments: jax.Array  # [B, S] int32, of the keys
   window: int  # the window of every layer, if all have the same
   scale: float | None  # the logits are q·k × scale; None = C^-0.5
   cap: float  # soft cap of the logits; 0 = none
   library_mask: jax.Array | None  # for cuDNN; None if layers differ, or elsewhere
   one_text: jax.Array | None  # [] bool, a causal mask is enough; None = no
+  # [] int32, the slots of the cache before which all filled ones are; None = to read all
+  filled: jax.Array | None
 
   def attend(
     self,
@@ -340,6 +353,20 @@ class _Attention:
     mask = self.mask
     if window is not None:
       mask = mask & (self.distance < window)
+    if self.implementation == 'decode':
+      mask = mask[:, 0]
+      filled = decode_attention.filled_range(mask)
+      return decode_attention.attend_one(query, key, value, mask, filled, self.scale, self.cap)
+    if self.filled is not None:
+      return attention.attend_to_filled(
+        query,
+        key,
+        value,
+        mask,
+        self.filled,
+        self.scale,
+        self.cap,
+      )
     if self.cached:
       places = mask.shape[-1]
       key, value = key[:, :, :places], value[:, :, :places]
@@ -365,7 +392,7 @@ def _prepare_attention(
     layout: the devices it runs on.
     segment_ids: [B, T] int32, of the queries.
     segments: [B, S] int32, of the keys; without a cache, the same as `segment_ids`.
-    start: [] int32, the index of the first query among the keys.
+    start: [] or [B] int32, the index of the first query among the keys.
     cached: whether there is a cache.
 
   Returns:
@@ -393,13 +420,17 @@ def _prepare_attention(
     T,
     cached,
     layout.platform,
-    sharded=splash is None,
+    sharded=not layout.is_one_device if cached else splash is None,
   )
   library_mask = one_text = None
   if implementation == 'cudnn' and 'window' not in per_layer:
     library_mask = attention.mask_for_library(mask)
     if windows[0] == S:
       one_text = attention.hold_one_text(segment_ids)
+  filled = None
+  # on a GPU, each choice at run time would have to wait for the host
+  if cached and implementation == 'plain' and layout.platform != 'gpu':
+    filled = None if isinstance(start, int) else jnp.max(start) + T
   shared = _Attention(
     implementation=implementation,
     cached=cached,
@@ -412,6 +443,7 @@ def _prepare_attention(
     cap=config.attention_cap,
     library_mask=library_mask,
     one_text=one_text,
+    filled=filled,
   )
   return shared, per_layer
 
@@ -507,7 +539,7 @@ def _apply_layer(
     layout: shards activations.
     shared: what all layers share in computing attention.
     rotary: how queries and keys are rotated; None where positions are learned.
-    start: [] int32, the first free slot of the cache.
+    start: [] or [B] int32, the first free slot of the cache.
     hidden: [B, T, D].
     inputs: (the layer's weights, its cached keys and values or None, its own window
       and frequencies where layers differ).
@@ -521,11 +553,13 @@ def _apply_layer(
   angles = rotary.angles if rotary else None
   if rotary and angles is None:
     angles = rotary.compute(**own)
+  weights, joined = split_matrices(weights, config)
   context = LayerContext(
     attend=functools.partial(shared.attend, window),
     angles=angles,
     layout=layout,
     start=start,
+    joined=joined,
   )
   block = nnx.merge(graph, quantised.restore_all(weights, hidden.dtype))
   return block(hidden, context, pair)
@@ -569,8 +603,8 @@ def _apply_layers(
 def _split_layers(stacked: Params) -> tuple[Params, ...]:
   """Splits a dict of arrays [L, …] into L dicts of arrays […].
 
-  Its gradient stacks the gradients of the layers; JAX's own would add up L arrays of
-  [L, …], all but one layer of each zeros.
+  Its gradient stacks the gradients of the layers; JAX's own would add up L arrays
+  of [L, …], all but one layer of each zeros.
   """
   count = jax.tree.leaves(stacked)[0].shape[0]
   return tuple(jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(count))
@@ -596,23 +630,27 @@ def _stack(*gradients: jax.Array) -> jax.Array | None:
 _split_layers.defvjp(_split_layers_forward, _stack_layers)
 
 
-def unstack_layers(params: Params) -> Params:
+def unstack_layers(params: Params, join: bool = False) -> Params:
   """Splits stacked layers into single ones, which `Model.apply` then unrolls.
 
   Args:
     params: parameters whose layers have a leading axis [L, …].
+    join: whether to join matrices that multiply the same input, see `join_matrices`.
 
   Returns:
     The same parameters with `layers` as a tuple of single layers.
   """
-  return {**params, 'layers': _split_layers(params['layers'])}
+  layers = _split_layers(params['layers'])
+  if join:
+    layers = tuple(join_matrices(layer) for layer in layers)
+  return {**params, 'layers': layers}
 
 
 def cast_for_compute(params: Params, dtype: str) -> Params:
   """Casts parameters once to the dtype of the computation, for many calls that use them.
 
-  Norms and the scalar head, which compute in float32, and quantised matrices are not
-  cast.
+  Norms and the scalar head, which compute in float32, and quantised matrices are
+  not cast.
 
   Args:
     params: the parameters of a model.

@@ -1,7 +1,7 @@
 """From rewards to advantages.
 
-Letters: B prompts (or rows), K responses to each prompt, N responses of any prompts,
-R tokens of a response.
+Letters: B prompts (or rows), K responses to each prompt, N responses of any
+prompts, R tokens of a response.
 """
 
 from collections.abc import Callable
@@ -166,8 +166,8 @@ def above_mean(rewards: jax.Array, lengths: jax.Array) -> jax.Array:
   """
   _check_group(rewards, lengths)
   del lengths
-  # Without the shift, the advantages of equal rewards would be rounding errors rather
-  # than exactly 0, and Adam would magnify their gradients.
+  # Without the shift, the advantages of equal rewards would be rounding errors
+  # rather than exactly 0, and Adam would magnify their gradients.
   shifted = rewards - rewards[:, :1]
   return shifted - jnp.mean(shifted, axis=1, keepdims=True)
 

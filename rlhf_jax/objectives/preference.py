@@ -1,8 +1,8 @@
 """Preference losses that need no reward model: DPO and related methods.
 
-Each loss is one row of PREFERENCE_LOSSES near the end of this file, with its formula,
-its settings and what it needs. Most formulas compare a better response with a worse one,
-element by element. In them
+Each loss is one row of PREFERENCE_LOSSES near the end of this file, with its
+formula, its settings and what it needs. Most formulas compare a better response
+with a worse one, element by element. In them
 
   h = log π(y)/π_ref(y),  Δ = h_better − h_worse,  |y| the number of response tokens,
 
@@ -55,8 +55,8 @@ class Labels(NamedTuple):
 
   ranks: jax.Array  # [B, K] int32, 1 = best, equal = tie
   group: jax.Array  # [B, K] int32, equal numbers = same prompt, 0 = empty slot
-  # [B, K] float32, the probability that the order of the responses to the slot's prompt
-  # is right
+  # [B, K] float32, the probability that the order of the responses to the slot's
+  # prompt is right
   confidence: jax.Array
   # [] float32, see `kto_anchor`, for losses of single responses
   anchor: jax.Array | None = None
@@ -340,7 +340,8 @@ def dpop(better: Response, worse: Response, settings: DPOPSettings) -> jax.Array
   _check_pair(better, worse)
   difference = better.ratio - worse.ratio  # Δ
   right = difference - settings.dpop_lambda * jax.nn.relu(-better.ratio)
-  # If the label is wrong, the other response is the better one, and may not become less likely.
+  # If the label is wrong, the other response is the better one, and may not
+  # become less likely.
   wrong = -difference - settings.dpop_lambda * jax.nn.relu(-worse.ratio)
   smoothing = settings.label_smoothing
   losses = (1 - smoothing) * jax.nn.softplus(-settings.beta * right)
@@ -591,8 +592,8 @@ class PreferenceLoss:
   # a frozen dataclass of its settings, whose `check()` raises ValueError for values
   # out of range
   settings_class: type
-  # how the formula is applied to a batch of rankings: `over_pairs`, `over_orders` or
-  # `over_best_and_worst`
+  # how the formula is applied to a batch of rankings: `over_pairs`, `over_orders`
+  # or `over_best_and_worst`
   reduction: Callable[..., tuple[jax.Array, jax.Array]] = over_pairs
   needs_reference: bool = True  # it compares with a reference model
   # it can learn from labels with a confidence below 1
@@ -667,8 +668,8 @@ PREFERENCE_LOSSES: dict[str, PreferenceLoss] = {
 def _with_confidence(settings: Any, confidence: jax.Array) -> Any:
   """Combines label smoothing with the probability that each label is wrong.
 
-  A label that is right with probability p and then flipped with probability ε is wrong
-  with probability ε + (1 − 2ε)(1 − p).
+  A label that is right with probability p and then flipped with probability ε is
+  wrong with probability ε + (1 − 2ε)(1 − p).
 
   Args:
     settings: with `label_smoothing`, ε.

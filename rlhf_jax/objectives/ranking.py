@@ -1,12 +1,12 @@
 """Losses of reward models: learning scores from the order that people gave to responses.
 
-Letters: B rows of K slots. `group` says which slots of a row belong to the same prompt
-(equal numbers; 0 = empty slot), and `ranks` gives the order of its responses (1 = best,
-equal = tie).
+Letters: B rows of K slots. `group` says which slots of a row belong to the same
+prompt (equal numbers; 0 = empty slot), and `ranks` gives the order of its
+responses (1 = best, equal = tie).
 
-Each loss but `plain_pairs` returns (sum over prompts, number of prompts): a prompt is
-one element, however many responses it has. Tied pairs do not count. All losses depend
-on differences of scores only.
+Each loss but `plain_pairs` returns (sum over prompts, number of prompts): a
+prompt is one element, however many responses it has. Tied pairs do not count. All
+losses depend on differences of scores only.
 """
 
 from collections.abc import Callable

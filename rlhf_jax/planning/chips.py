@@ -6,8 +6,9 @@ The name of a topology says which devices there are and how they are connected:
   gpu:8xh100     a host with eight H100       gpu:4x8xh100  four such hosts
   cpu:8          eight devices on this CPU, to try a plan
 
-Nothing runs on these devices. XLA only compiles programs for them, with libtpu (`pip install
-'rlhf_jax[tpu]'`) or with the CUDA plug-in of JAX (`pip install 'rlhf_jax[cuda-plan]'`).
+Nothing runs on these devices. XLA only compiles programs for them, with libtpu
+(`pip install 'rlhf_jax[tpu]'`) or with the CUDA plug-in of JAX (`pip install
+'rlhf_jax[cuda-plan]'`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,8 +34,8 @@ class Chip:
   memory: float  # bytes of HBM available to programs
   flops: float  # dense bfloat16 FLOP/s
   bandwidth: float  # bytes/s between HBM and processor
-  # bytes/s that a device sends in a collective within a slice or host; for a TPU, both
-  # directions of one axis of its torus together
+  # bytes/s that a device sends in a collective within a slice or host; for a TPU,
+  # both directions of one axis of its torus together
   link: float
   network: float  # bytes/s that a device sends to other slices or hosts
 
@@ -111,8 +112,8 @@ def parse_topology(name: str) -> TopologyName:
 def open_topology(name: str, compiles: bool = True) -> Topology:
   """Opens a topology by its name.
 
-  Where it uses CPU devices it sets their number in JAX, so it must be called before JAX is first
-  used.
+  Where it uses CPU devices it sets their number in JAX, so it must be called
+  before JAX is first used.
 
   Args:
     name: the name, in one of the forms that the docstring of this module shows.
@@ -145,9 +146,10 @@ def open_topology(name: str, compiles: bool = True) -> Topology:
 def assume_cudnn() -> Iterator[bool]:
   """Allows programs that call cuDNN's attention to be compiled on a machine without cuDNN.
 
-  While it traces such a call, JAX asks for the installed version of cuDNN; this context answers
-  with an assumed version. XLA compiles the call without cuDNN. The reported memory then lacks only
-  the workspace of cuDNN's backward pass, about 1% of a step's memory.
+  While it traces such a call, JAX asks for the installed version of cuDNN; this
+  context answers with an assumed version. XLA compiles the call without cuDNN.
+  The reported memory then lacks only the workspace of cuDNN's backward pass,
+  about 1% of a step's memory.
 
   Yields:
     Whether the version could be replaced, which depends on the version of JAX.
@@ -233,7 +235,8 @@ def _describe_gpu(parsed: TopologyName) -> Sequence[jax.Device]:
   """Returns descriptions of GPUs for which XLA can compile."""
   chip = CHIPS[parsed.chip]
   gpu = GPUS[parsed.chip]
-  # a GpuTargetConfigProto of XLA, as in the files of --xla_gpu_target_config_filename
+  # a GpuTargetConfigProto of XLA, as in the files of
+  # --xla_gpu_target_config_filename
   target = f"""gpu_device_info {{
       threads_per_block_limit: 1024
       threads_per_warp: 32

@@ -1,8 +1,8 @@
 """Counts the FLOPs and the collectives of a compiled program, from its text (HLO).
 
-XLA's own cost analysis counts the body of a loop once; here every instruction counts as often as
-its loops iterate. Left out: custom kernels (splash attention, cuDNN), whose products are not in the
-text.
+XLA's own cost analysis counts the body of a loop once; here every instruction
+counts as often as its loops iterate. Left out: custom kernels (splash attention,
+cuDNN), whose products are not in the text.
 """
 
 import collections
@@ -210,8 +210,9 @@ def _find_loop_bodies(computations: Computations) -> set[str]:
 def _count_trips(loop: Instruction, computations: Computations) -> int:
   """Returns how many iterations a loop has.
 
-  XLA annotates most loops with it. For others it is derived from the loop's condition,
-  which compares a counter that begins at 0 with a limit, and from the counter's increment.
+  XLA annotates most loops with it. For others it is derived from the loop's
+  condition, which compares a counter that begins at 0 with a limit, and from the
+  counter's increment.
   """
   known = re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop.rest)
   if known:
@@ -470,9 +471,9 @@ def _count_product_flops(
 def _count_convolution_flops(line: Instruction, types: Mapping[str, str]) -> float:
   """Counts the FLOPs of a convolution.
 
-  In programs for TPUs, matrix products are convolutions with batch and heads as window
-  axes. Where a window reaches beyond the array, or between its dilated elements, nothing
-  is multiplied.
+  In programs for TPUs, matrix products are convolutions with batch and heads as
+  window axes. Where a window reaches beyond the array, or between its dilated
+  elements, nothing is multiplied.
   """
   left, kernel = (_dimensions(operand) for operand in _operand_types(line, types)[:2])
   labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', line.rest)

@@ -1,7 +1,7 @@
 """Measures the plan of a stage: memory by purpose, seconds at each limit of the chip, and advice.
 
-All bytes, FLOPs and seconds are those of one device in one training step, unless a comment says
-otherwise.
+All bytes, FLOPs and seconds are those of one device in one training step, unless
+a comment says otherwise.
 """
 
 from collections.abc import Callable

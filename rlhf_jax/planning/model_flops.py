@@ -1,10 +1,11 @@
 """Counts the FLOPs that a model needs for its tokens, whatever the machine does beside them.
 
-Counted are the products of the matrices and the causal half of attention: 2 FLOPs for
-each element of a matrix and each token going forward, twice that going backward
-(Chowdhery et al. 2022, arXiv:2204.02311, appendix B). What is computed again to save
-memory, masked places of attention, norms and the optimizer do not count, so that the
-share of a machine's limit that remains is comparable between implementations.
+Counted are the products of the matrices and the causal half of attention: 2 FLOPs
+for each element of a matrix and each token going forward, twice that going
+backward (Chowdhery et al. 2022, arXiv:2204.02311, appendix B). What is computed
+again to save memory, masked places of attention, norms and the optimizer do not
+count, so that the share of a machine's limit that remains is comparable between
+implementations.
 """
 
 from rlhf_jax.models.model_config import ModelConfig

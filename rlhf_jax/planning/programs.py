@@ -1,8 +1,8 @@
 """The plan of a stage: its programs, and the abstract arrays for which they are compiled.
 
-An abstract array is a `jax.ShapeDtypeStruct` with a sharding: an argument's shape and dtype
-without its values. A stage's `plan(context)` returns a `StagePlan`; no data is read and nothing is
-computed.
+An abstract array is a `jax.ShapeDtypeStruct` with a sharding: an argument's shape
+and dtype without its values. A stage's `plan(context)` returns a `StagePlan`; no
+data is read and nothing is computed.
 
 Shape letters: B rows or prompts, K response slots of a row, T length, P length of a prompt.
 """
@@ -35,8 +35,8 @@ class Program:
 class StagePlan:
   """The arrays that a stage keeps on the devices, and the programs that it runs there."""
 
-  # purpose (such as optimizer) → tree of abstract arrays that stay on the devices during
-  # the whole stage
+  # purpose (such as optimizer) → tree of abstract arrays that stay on the devices
+  # during the whole stage
   resident: dict[str, Any]
   programs: list[Program]  # the programs of a training step, in the order in which they run
   # what the plan does not include, one line each

@@ -1,11 +1,12 @@
 """Estimates, from shapes alone, of the compute, traffic and memory that a program needs.
 
-They count the FLOPs of matrix products, bytes between HBM and processor, bytes sent between
-devices, and bytes of temporary arrays. The compiler's numbers are more exact; these estimates
-replace them where the compiler is not installed, and are a check on them where it is.
+They count the FLOPs of matrix products, bytes between HBM and processor, bytes
+sent between devices, and bytes of temporary arrays. The compiler's numbers are
+more exact; these estimates replace them where the compiler is not installed, and
+are a check on them where it is.
 
-Shape letters: N rows, T length, P tokens of a prompt, R tokens of a response, K responses to one
-prompt, D width of the model, V vocabulary.
+Shape letters: N rows, T length, P tokens of a prompt, R tokens of a response, K
+responses to one prompt, D width of the model, V vocabulary.
 """
 
 import dataclasses
@@ -26,14 +27,15 @@ _GRADIENT_BYTES = 4  # gradients are summed in float32
 class Work:
   """The estimated cost of a program."""
 
-  # FLOPs of all matrix products, over all devices. Recomputation under `remat` counts.
-  # Masked pairs of a query and a key count only for plain attention, which computes them.
+  # FLOPs of all matrix products, over all devices. Recomputation under `remat`
+  # counts. Masked pairs of a query and a key count only for plain attention,
+  # which computes them.
   flops: float = 0.0
   hbm_bytes: float = 0.0  # bytes that one device reads from its memory or writes to it
   sent: float = 0.0  # bytes that one device sends to others
   temporary: float = 0.0  # the peak of one device's temporary arrays, bytes
-  # the part of `temporary` that stays until the update: gradients, and the activations
-  # that are saved for the backward pass
+  # the part of `temporary` that stays until the update: gradients, and the
+  # activations that are saved for the backward pass
   saved: float = 0.0
 
   def __add__(self, other: 'Work') -> 'Work':
@@ -144,8 +146,8 @@ def forward(
     1 - 1 / parts.tensor
   )
 
-  # the activations of a layer, its gathered parameters and those of the next layer, and the
-  # unembedding
+  # the activations of a layer, its gathered parameters and those of the next
+  # layer, and the unembedding
   temporary = (
     local_tokens * itemsize * (4 * D + 2 * inner / parts.tensor)
     + 2 * all_matrices * itemsize / (parts.tensor * config.layers)
@@ -188,8 +190,8 @@ def training(
   one_forward = forward(config, layout, rows // parts, length, head)
 
   local_tokens = rows // parts * length / shards.rows / shards.context
-  # remat=dots saves the input, the results of all products but the last, and those of
-  # cuDNN's attention
+  # remat=dots saves the input, the results of all products but the last, and
+  # those of cuDNN's attention
   products = config.embed + (config.heads + 2 * config.kv_heads) * config.head_dim
   products += (2 if config.gated else 1) * config.mlp
   attended = 0 if config.attention == 'plain' else config.heads * config.head_dim
@@ -205,8 +207,8 @@ def training(
     row_bytes = 4 * config.layers * rows // parts / shards.rows  # float32, of all local rows
     saved += row_bytes * config.heads / shards.tensor * length * length / shards.context
 
-  # gradients are reduce-scattered over fsdp in the dtype of activations, then all-reduced
-  # over data
+  # gradients are reduce-scattered over fsdp in the dtype of activations, then
+  # all-reduced over data
   reduced = gradients * (shards.fsdp - 1) * itemsize / 4 + 2 * gradients * (1 - 1 / shards.data)
   sent = (one_forward.sent * (3 if rematerialise else 2) + reduced) * parts
   # a backward pass costs as much as two forward passes
@@ -274,8 +276,8 @@ def rollout(
 def bytes_on_device(tree: Any) -> int:
   """Returns the bytes that a tree of abstract arrays takes on one device.
 
-  A leaf that appears twice counts once, such as the base that two models with adapters
-  share.
+  A leaf that appears twice counts once, such as the base that two models with
+  adapters share.
   """
   leaves = {id(leaf): leaf for leaf in jax.tree.leaves(tree)}.values()
   return int(sum(_count_local_elements(leaf) * _element_bytes(leaf.dtype) for leaf in leaves))

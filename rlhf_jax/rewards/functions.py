@@ -6,14 +6,15 @@
       records: list[Prompt],
   ) -> list[float]
 
-A reward function gets the conversations, the responses and the prompts' records (with their
-`meta`), and returns a finite float for each response. A config names it as 'module:function', or
-with keyword arguments as 'module:function(most=20)'; docs/rewards.md lists those that come with the
-package.
+A reward function gets the conversations, the responses and the prompts' records
+(with their `meta`), and returns a finite float for each response. A config names
+it as 'module:function', or with keyword arguments as 'module:function(most=20)';
+docs/rewards.md lists those that come with the package.
 
-Responses are sent to worker processes in chunks, each with a time limit. A chunk that fails is
-retried one response at a time, so that only the responses that cause the failure are lost: they
-score `failed_score` and are counted. The first error of each kind is logged.
+Responses are sent to worker processes in chunks, each with a time limit. A chunk
+that fails is retried one response at a time, so that only the responses that
+cause the failure are lost: they score `failed_score` and are counted. The first
+error of each kind is logged.
 """
 
 from collections.abc import Callable, Sequence

@@ -3,11 +3,11 @@
   POST {"prompts": [[{"role": …, "content": …}, …], …], "responses": ["…", …]}
   →    {"scores": [0.5, …]}
 
-A score that is null or not finite means that the server could not score that response. A request
-holds a few responses. If the server cannot answer it, it is retried one response at a time, so that
-only the responses that cause the failure are lost: they score `failed_score` and are counted.
-Records and their `meta` are not sent, as they may hold the right answer, which a third party must
-not see.
+A score that is null or not finite means that the server could not score that
+response. A request holds a few responses. If the server cannot answer it, it is
+retried one response at a time, so that only the responses that cause the failure
+are lost: they score `failed_score` and are counted. Records and their `meta` are
+not sent, as they may hold the right answer, which a third party must not see.
 """
 
 import asyncio

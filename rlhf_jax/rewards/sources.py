@@ -5,8 +5,8 @@
   module:function(…)       function   a Python function of texts
   anything else            model      a reward model, named as `init` names models
 
-Only this module interprets these names; stages and plans ask the RewardSource. To add a kind, add
-one row to REWARD_KINDS and one function that opens it.
+Only this module interprets these names; stages and plans ask the RewardSource. To
+add a kind, add one row to REWARD_KINDS and one function that opens it.
 """
 
 from collections.abc import Callable, Sequence
@@ -57,8 +57,8 @@ class RewardKind:
 
   name: str
   matches: Callable[[str], bool]  # whether a name in a config is of this kind
-  # Opens a source that scores texts. None for reward models: they score tokens on the
-  # devices, and stages open them themselves.
+  # Opens a source that scores texts. None for reward models: they score tokens on
+  # the devices, and stages open them themselves.
   open: Callable[[str, RewardSourceOptions, LanguageModelOpener], Score] | None
   on_device: bool = (
     False  # whether its parameters are on the devices, so that plans must count them
@@ -157,8 +157,8 @@ def _no_language_model(name: str) -> LanguageModel:
 def share_between_processes(score: Score) -> Score:
   """Builds a scoring function that divides the texts between the processes.
 
-  Process i of n scores the texts with the indices i, i + n, …; then all processes gather
-  all values.
+  Process i of n scores the texts with the indices i, i + n, …; then all processes
+  gather all values.
   """
 
   def shared(
@@ -167,8 +167,8 @@ def share_between_processes(score: Score) -> Score:
     records: Sequence[Any],
   ) -> tuple[np.ndarray, int]:
     own = slice(jax.process_index(), None, jax.process_count())  # the texts of this process
-    # The last element counts the failures. What other processes score is 0 here, so that
-    # the sum over the processes has all values.
+    # The last element counts the failures. What other processes score is 0 here,
+    # so that the sum over the processes has all values.
     values = np.zeros(len(responses) + 1, np.float32)
     values[:-1][own], values[-1] = score(conversations[own], responses[own], records[own])
     values = multihost_utils.process_allgather(values).sum(axis=0)

@@ -1,7 +1,7 @@
 """Calls of a reward function in a worker process.
 
-Every worker process imports this module, so it must not import anything that is slow to import,
-such as JAX.
+Every worker process imports this module, so it must not import anything that is
+slow to import, such as JAX.
 """
 
 from collections.abc import Sequence

@@ -7,8 +7,8 @@ An orbax CheckpointManager keeps the last few steps. A step holds four items:
   data    the position in the data, one for each process
   meta    the caller's dict, versions, and shape, dtype and fingerprint of every array
 
-The fingerprints are needed because Orbax restores flipped bits without an error. If a
-step is damaged, a warning names it and the step before it is restored.
+The fingerprints are needed because Orbax restores flipped bits without an error.
+If a step is damaged, a warning names it and the step before it is restored.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -438,9 +438,10 @@ def _fingerprints(
 ) -> jax.Array:
   """Computes two sums modulo 2^32 over the bits of each array, whatever its sharding.
 
-  Any change of one element changes both sums. Each sum misses other changes about once
-  in 2^32. The first also misses some common ones, such as two flipped sign bits; the
-  second does not, as it mixes the bits first (with the finalizer of MurmurHash3).
+  Any change of one element changes both sums. Each sum misses other changes about
+  once in 2^32. The first also misses some common ones, such as two flipped sign
+  bits; the second does not, as it mixes the bits first (with the finalizer of
+  MurmurHash3).
 
   Args:
     leaves: arrays of any shape and dtype.
@@ -466,8 +467,8 @@ def _fingerprints(
 def _linear_index(shape: tuple[int, ...]) -> jax.Array:
   """Returns the row-major index of every element modulo 2^32, uint32 of this shape.
 
-  It is computed from an iota along each axis, as reshaping a single iota would gather
-  sharded arrays.
+  It is computed from an iota along each axis, as reshaping a single iota would
+  gather sharded arrays.
   """
   index = jnp.zeros(shape, jnp.uint32)
   stride = 1

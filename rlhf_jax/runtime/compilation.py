@@ -12,8 +12,9 @@ CACHE_BYTES = 4 * 2**30
 def cache_compilations() -> None:
   """Switches on JAX's cache of compiled programs, in the user's cache directory.
 
-  It keeps at most CACHE_BYTES. The environment variable JAX_COMPILATION_CACHE_DIR sets
-  another directory, whose size is not limited unless JAX_COMPILATION_CACHE_MAX_SIZE is
+  It keeps at most CACHE_BYTES. The environment variable JAX_COMPILATION_CACHE_DIR
+  sets another directory, whose size is not limited unless
+  JAX_COMPILATION_CACHE_MAX_SIZE is
   set: other programs may share it.
   """
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
@@ -29,10 +30,10 @@ def cache_compilations() -> None:
 def request_exact_products() -> None:
   """Makes float32 matrix products use full float32 precision on every device.
 
-  By default a GPU rounds the factors of a float32 product to 10 bits of mantissa (TF32)
-  and a TPU to 7 (bfloat16), also in rewards, KL penalties and gradients. Products of
-  narrower dtypes, and products on a CPU, are not affected. The environment variable
-  JAX_DEFAULT_MATMUL_PRECISION takes precedence.
+  By default a GPU rounds the factors of a float32 product to 10 bits of mantissa
+  (TF32) and a TPU to 7 (bfloat16), also in rewards, KL penalties and gradients.
+  Products of narrower dtypes, and products on a CPU, are not affected. The
+  environment variable JAX_DEFAULT_MATMUL_PRECISION takes precedence.
   """
   if 'JAX_DEFAULT_MATMUL_PRECISION' not in os.environ:
     jax.config.update('jax_default_matmul_precision', 'highest')

@@ -1,9 +1,10 @@
 """Writes scalars for TensorBoard, by the thread that measures them.
 
-tensorboardX's own writer hands events to a thread through a bounded queue. That thread ends on a
-full disk and sleeps through a jump of the clock; the queue then blocks the training for ever. Here
-an event is one write to an unbuffered file. Events are a convenience: where they cannot be written,
-that is said once and the training goes on without them.
+tensorboardX's own writer hands events to a thread through a bounded queue. That
+thread ends on a full disk and sleeps through a jump of the clock; the queue then
+blocks the training for ever. Here an event is one write to an unbuffered file.
+Events are a convenience: where they cannot be written, that is said once and the
+training goes on without them.
 """
 
 from collections.abc import Mapping
@@ -29,8 +30,8 @@ class EventFile:
       directory: an existing folder.
       purge_step: TensorBoard drops what earlier files hold from this step on.
     """
-    # TensorBoard orders the files of a folder by name; the process keeps two apart that begin
-    # within one second.
+    # TensorBoard orders the files of a folder by name; the process keeps two
+    # apart that begin within one second.
     name = f'events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}'
     self._path = directory / name
     self._file: BinaryIO | None = None

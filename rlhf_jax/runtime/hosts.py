@@ -96,9 +96,10 @@ def initialize(
 def exit_with_peers() -> Iterator[None]:
   """Exits with code 3 when the work inside fails because another process died.
 
-  It exits at once, with one line on stderr: a normal exit, which closes checkpoints and
-  shuts down jax, would wait for all processes. A process that only waits for the dead
-  one is ended by jax, with exit code 134, after HEARTBEAT seconds without a sign of it.
+  It exits at once, with one line on stderr: a normal exit, which closes
+  checkpoints and shuts down jax, would wait for all processes. A process that
+  only waits for the dead one is ended by jax, with exit code 134, after HEARTBEAT
+  seconds without a sign of it.
   """
   try:
     yield
@@ -256,8 +257,8 @@ def _arguments_from_environment() -> dict[str, Any] | None:
     several = ',' in hosts or _is_above_one('MEGASCALE_NUM_SLICES')
     return {} if several else None
   if _has_tpu() and 'TPU_SKIP_MDS_QUERY' not in env:
-    # Only the cloud's metadata tells how many hosts there are; if it is one, connecting
-    # does no harm.
+    # Only the cloud's metadata tells how many hosts there are; if it is one,
+    # connecting does no harm.
     return {}
 
   # Kubernetes; jax asks its API for the addresses, which needs the package
@@ -281,8 +282,8 @@ def _has_tpu() -> bool:
 def _local_devices(alone_on_host: bool) -> dict[str, Any]:
   """Returns the argument that says which GPUs a process of Slurm or Open MPI uses.
 
-  jax by itself gives each process one GPU; a process that is alone on its host uses all
-  of them.
+  jax by itself gives each process one GPU; a process that is alone on its host
+  uses all of them.
   """
   visible = os.environ.get('CUDA_VISIBLE_DEVICES')
   gpus = visible.split(',') if visible else glob.glob('/proc/driver/nvidia/gpus/*')

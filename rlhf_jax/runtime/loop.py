@@ -1,8 +1,8 @@
 """The loop that runs every stage: restores, steps, logs, evaluates, saves, handles signals.
 
-A stage defines the step; the loop does not depend on what is trained. A run that is
-interrupted at any moment and started again ends with the same parameters, bit for bit,
-and the same metrics (except for `time/…`) as an uninterrupted one.
+A stage defines the step; the loop does not depend on what is trained. A run that
+is interrupted at any moment and started again ends with the same parameters, bit
+for bit, and the same metrics (except for `time/…`) as an uninterrupted one.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,8 +37,8 @@ class LoopOptions:
   """How long a stage trains, and how often it logs, evaluates and saves."""
 
   steps: Count = 1000  # updates
-  # Steps between lines of metrics.jsonl; 0 = only after the last step, here and in the
-  # next two.
+  # Steps between lines of metrics.jsonl; 0 = only after the last step, here and
+  # in the next two.
   log_every: Natural = 10
   eval_every: Natural = (
     100  # steps between evaluations; above 0, the initial model is evaluated too
@@ -59,10 +59,10 @@ class Training:
       ([] int32, updates made), `trained` and `frozen`. It is also called before a
       restore, which then replaces all arrays but the frozen ones.
     batches: the host batches.
-    step: (state, batch) → (state, metrics); may donate the state. Metrics are scalars
-      by name; `tokens` is the number of tokens in the batch. A metric that is not
-      finite ends the run. If the update would not be finite, the step returns the
-      state unchanged, with the same `step`.
+    step: (state, batch) → (state, metrics); may donate the state. Metrics are
+      scalars by name; `tokens` is the number of tokens in the batch. A metric
+      that is not finite ends the run. If the update would not be finite, the step
+      returns the state unchanged, with the same `step`.
     evaluate: state → (name → float, samples as JSON objects), or None.
     finish: state → state, applied once after the last step, before that state is
       evaluated and saved; or None.
@@ -94,9 +94,9 @@ def run(
 ) -> Any:
   """Trains up to `options.steps` and returns the final state.
 
-  `directory` gets checkpoints/, metrics.jsonl, samples.jsonl, TensorBoard events and, at
-  the very end, done.json with the seconds of training over all resumes. If a run is
-  done already, its final state is restored and returned at once.
+  `directory` gets checkpoints/, metrics.jsonl, samples.jsonl, TensorBoard events
+  and, at the very end, done.json with the seconds of training over all resumes.
+  If a run is done already, its final state is restored and returned at once.
 
   Args:
     training: what to train.
@@ -117,8 +117,8 @@ def run(
     signals = stack.enter_context(_collect_signals())
     checkpoints = checkpoint.Checkpoints(directory / 'checkpoints', options.keep)
     stack.callback(checkpoints.close)
-    # Entered after `close` is registered, so that it is left first: `close` would wait
-    # for all processes.
+    # Entered after `close` is registered, so that it is left first: `close` would
+    # wait for all processes.
     stack.enter_context(hosts.exit_with_peers())
     state, seconds_before = _start(training, checkpoints)
     step = int(jax.device_get(state.step))

@@ -1,8 +1,8 @@
 """The device mesh, and the table that says along which mesh axis each array axis is sharded.
 
-Models name the axes of their parameters and activations in their own terms (vocab,
-embed, heads, …); only RULES below maps them to mesh axes. A single device is a mesh too,
-and runs the same code.
+Models name the axes of their parameters and activations in their own terms
+(vocab, embed, heads, …); only RULES below maps them to mesh axes. A single device
+is a mesh too, and runs the same code.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,8 +35,8 @@ class MeshOptions:
   all devices.
   """
 
-  # A row of PRESETS, or auto: chosen from the sizes of the models. A size below that
-  # differs from its default overrides the preset.
+  # A row of PRESETS, or auto: chosen from the sizes of the models. A size below
+  # that differs from its default overrides the preset.
   preset: str = ''
   # The number of devices, of fsdp × tensor, over which decoding shards heads, MLP and
   # vocabulary; parameters are replicated over the others. 0 = sharded as in training.
@@ -103,6 +103,11 @@ class Layout:
   def platform(self) -> str:
     """The platform of the devices: 'cpu', 'gpu' or 'tpu'."""
     return self.mesh.devices.flat[0].platform
+
+  @property
+  def is_one_device(self) -> bool:
+    """Whether there is one device only, which exists and runs programs."""
+    return self.mesh.size == 1 and not self.abstract
 
   @property
   def batch_shards(self) -> int:
@@ -341,10 +346,10 @@ def with_gathered_matrix(
 ) -> Any:
   """Computes function(matrix, *rows) with a sharded matrix; inside a jitted function.
 
-  Each device computes its own rows with the whole matrix, which is sharded along its
-  first axis. The matrix is gathered once; its gradient is summed over a device's
-  rows first, and then scattered once. XLA by itself would do both for every chunk
-  of the sequence.
+  Each device computes its own rows with the whole matrix, which is sharded along
+  its first axis. The matrix is gathered once; its gradient is summed over a
+  device's rows first, and then scattered once. XLA by itself would do both for
+  every chunk of the sequence.
 
   Args:
     layout: the layout of training.
@@ -396,14 +401,14 @@ def decoding_layout(layout: Layout) -> Layout:
   """Returns the layout in which responses are decoded.
 
   Rows are sharded over `context` too, as a decoding step has a single position.
-  Parameters are sharded as `rollout_tensor` says: the mesh axis `fsdp` is split into
-  `fsdp` and `wide`, and heads, MLP and vocabulary are sharded over `tensor` and `wide`.
-  The devices and their order are those of training, so that one compiled program may
-  use both layouts.
+  Parameters are sharded as `rollout_tensor` says: the mesh axis `fsdp` is split
+  into `fsdp` and `wide`, and heads, MLP and vocabulary are sharded over `tensor`
+  and `wide`. The devices and their order are those of training, so that one
+  compiled program may use both layouts.
   """
   rules = {**layout.rules, 'batch': (*layout.rules['batch'], 'context'), 'length': None}
   if not layout.rollout_tensor:
-    return Layout(layout.mesh, rules)
+    return Layout(layout.mesh, rules, abstract=layout.abstract)
   wide = layout.rollout_tensor // layout.mesh.shape['tensor']
   sizes: dict[str, int] = {}
   for name, size in layout.mesh.shape.items():
@@ -416,7 +421,7 @@ def decoding_layout(layout: Layout) -> Layout:
   for name in _tensor_axes():
     rules[name] = ('tensor', 'wide')
   devices = layout.mesh.devices.reshape(tuple(sizes.values()))
-  return Layout(_make_mesh(devices, tuple(sizes)), rules)
+  return Layout(_make_mesh(devices, tuple(sizes)), rules, abstract=layout.abstract)
 
 
 def reshard_for_decoding(
@@ -434,8 +439,8 @@ def reshard_for_decoding(
   if not layout.rollout_tensor:
     return params
   decoding = decoding_layout(layout)
-  # XLA does each of these three steps without a complete copy of the parameters, but
-  # would make one if they were a single step.
+  # XLA does each of these three steps without a complete copy of the parameters,
+  # but would make one if they were a single step.
   steps: tuple[dict[str, Any], ...] = (
     {**_tensor_axes(), 'embed': ('fsdp', 'wide', 'context')},  # as training shards them
     {'embed': ('fsdp', 'context')},  # heads, MLP and vocabulary sharded over `wide` too
@@ -466,8 +471,8 @@ def _gather_rows_backward(axes, dtype, _, gradient):
     scatter_dimension=0,
     tiled=True,
   )
-  # Without the barrier XLA would sum unsharded gradients over micro-batches, and scatter
-  # only the sum.
+  # Without the barrier XLA would sum unsharded gradients over micro-batches, and
+  # scatter only the sum.
   return (jax.lax.optimization_barrier(parts).astype(gradient.dtype),)
 
 

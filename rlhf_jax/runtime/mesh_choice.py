@@ -1,8 +1,8 @@
 """Chooses a mesh from the sizes of the models, for the mesh preset `auto`.
 
-The state is sharded into the fewest parts of which each fits in half of a device's
-memory; the other half is for activations, caches and decoding. The devices that this
-leaves go to the axis `data`.
+The state is sharded into the fewest parts of which each fits in half of a
+device's memory; the other half is for activations, caches and decoding. The
+devices that this leaves go to the axis `data`.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ class MeshNeed:
     state: bytes of all models of the largest stage, with gradients and optimizer.
     decoded: bytes of the largest model in the dtype it computes in; 0 = decoding must
       shard it as training does.
-    rows: the greatest common divisor of the numbers of rows that the stages compute at
-      once.
+    rows: the greatest common divisor of the numbers of rows that the stages
+      compute at once.
     width: that of the models' widths; the size of the axis `fsdp` must divide it.
-    heads: that of the models' heads and other sizes that the axis `tensor` shards; the
-      size of `tensor` must divide it.
+    heads: that of the models' heads and other sizes that the axis `tensor`
+      shards; the size of `tensor` must divide it.
   """
 
   parameters: int
@@ -47,9 +47,10 @@ def choose_mesh(
 ) -> tuple[dict[str, int], str]:
   """Chooses the axis sizes of a mesh from what a run needs.
 
-  `tensor` is above 1 only if the rows do not divide over the devices, and does not span
-  processes. Decoding shards parameters over the fewest devices of which each needs at
-  most a quarter of its memory for them; if there are too few, over as many as possible.
+  `tensor` is above 1 only if the rows do not divide over the devices, and does
+  not span processes. Decoding shards parameters over the fewest devices of which
+  each needs at most a quarter of its memory for them; if there are too few, over
+  as many as possible.
 
   Args:
     need: what the run needs.

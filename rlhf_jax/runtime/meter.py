@@ -1,8 +1,8 @@
 """Measures where the time of a step goes, and which share of the machine's speed it reaches.
 
 The share is the model FLOPs utilisation (MFU) of Chowdhery et al. 2022,
-arXiv:2204.02311, appendix B, with a measured denominator: the speed of a matrix product
-on this machine, in the dtype of the model.
+arXiv:2204.02311, appendix B, with a measured denominator: the speed of a matrix
+product on this machine, in the dtype of the model.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,8 +26,8 @@ class PhaseClock:
   def timed(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps a function whose calls belong to a phase.
 
-    A call returns when its results have been computed. This costs little, as the next
-    phase needs them anyway.
+    A call returns when its results have been computed. This costs little, as the
+    next phase needs them anyway.
     """
 
     @functools.wraps(function)

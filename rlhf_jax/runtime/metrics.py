@@ -1,8 +1,8 @@
 """Writes what a run measures: metrics.jsonl, samples.jsonl, TensorBoard and Weights & Biases.
 
-Each line is one JSON object. A run that resumes at step n first drops the lines of later
-steps, so that the files of an interrupted run equal those of an uninterrupted one,
-except for the fields `time/…`. Only process 0 writes.
+Each line is one JSON object. A run that resumes at step n first drops the lines
+of later steps, so that the files of an interrupted run equal those of an
+uninterrupted one, except for the fields `time/…`. Only process 0 writes.
 """
 
 import contextlib

@@ -28,8 +28,8 @@ class OptimizerOptions:
   eps: Positive = 1e-8  # added to the root of the second moment
   weight_decay: NonNegative = 0.0  # decoupled; never applied to norms and biases
   clip_norm: NonNegative = 1.0  # global norm of the gradient; 0 = no clipping
-  # The dtype of the first moment; bfloat16 halves its memory. The second moment is always
-  # float32, as updates are divided by its root.
+  # The dtype of the first moment; bfloat16 halves its memory. The second moment
+  # is always float32, as updates are divided by its root.
   moment_dtype: str = 'float32'
 
   def unread(self) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Checks that devices which hold copies of the same values agree.
 
-A program treats copies as equal, whatever is in them: if one device or process once computes
-something else, it goes on with it unnoticed, and the checkpoint holds whichever copy is written.
+A program treats copies as equal, whatever is in them: if one device or process
+once computes something else, it goes on with it unnoticed, and the checkpoint
+holds whichever copy is written.
 """
 
 from collections.abc import Mapping
@@ -21,8 +22,8 @@ _ODD = 0x9E3779B1  # the factor of a place in the sum
 def check_replicas(arrays: Mapping[str, jax.Array], where: str) -> None:
   """Compares the copies of every array on all devices of its mesh.
 
-  All processes must call it. It reads each array once on the devices and sends four bytes for
-  each array and device.
+  All processes must call it. It reads each array once on the devices and sends
+  four bytes for each array and device.
 
   Args:
     arrays: global arrays by name, on one mesh or on one device.

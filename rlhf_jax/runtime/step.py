@@ -1,9 +1,9 @@
 """From a loss to a compiled train step.
 
-A train step is a pure function (state, batch, …) → (state, metrics). This module has
-the parts of which it is composed: gradients accumulated over micro-batches, an update
-that is skipped if the loss or the gradient is not finite, and `compile_step`, the only
-place where a step is jitted.
+A train step is a pure function (state, batch, …) → (state, metrics). This module
+has the parts of which it is composed: gradients accumulated over micro-batches,
+an update that is skipped if the loss or the gradient is not finite, and
+`compile_step`, the only place where a step is jitted.
 """
 
 from collections.abc import Callable
@@ -90,8 +90,8 @@ def gradient_step(
 ) -> tuple[TrainState, Metrics]:
   """Updates a state once with the gradient of a loss; simple stages need no other step.
 
-  If the loss or the gradient is not finite, the state is returned unchanged, with the
-  same `step`.
+  If the loss or the gradient is not finite, the state is returned unchanged, with
+  the same `step`.
 
   Args:
     loss: (params, batch, key) → Loss, with the parameters of the whole model,
@@ -99,8 +99,8 @@ def gradient_step(
     optimizer: the optimizer that made `state.opt_state`.
     state: the state before the update.
     batch: a tree of arrays [B, …], B a multiple of `microbatches`.
-    microbatches: the number of equal parts of the batch, which are computed one after
-      the other to save memory.
+    microbatches: the number of equal parts of the batch, which are computed one
+      after the other to save memory.
 
   Returns:
     The state after the update, and the metrics of the loss and the update.
@@ -167,8 +167,8 @@ def compute_gradients(
 ) -> tuple[Params, Metrics]:
   """Computes loss and gradient of a batch, in equal parts one after the other.
 
-  As sums are accumulated and divided once, the results are the same for any number of
-  parts.
+  As sums are accumulated and divided once, the results are the same for any
+  number of parts.
 
   Args:
     loss: (params, batch, key) → Loss.
@@ -226,9 +226,10 @@ def apply_update(
 ) -> tuple[Params, Any, Metrics]:
   """Applies one optimizer update; if loss or gradient is not finite, nothing changes.
 
-  `update_is_finite` tells from the metrics which of the two happened. The update itself
-  is not checked: Adam's update for a finite gradient is finite, and checking it would
-  make XLA hold the whole update in memory before any parameter is written.
+  `update_is_finite` tells from the metrics which of the two happened. The update
+  itself is not checked: Adam's update for a finite gradient is finite, and
+  checking it would make XLA hold the whole update in memory before any parameter
+  is written.
 
   Args:
     optimizer: the optimizer.
@@ -309,8 +310,8 @@ class CompiledStep:
     self._train_step = train_step
     self._layout = layout
     self._donate = donate
-    # One jitted function for each structure of the state, as its output shardings (those
-    # of the input state) must be a tree of the same structure.
+    # One jitted function for each structure of the state, as its output shardings
+    # (those of the input state) must be a tree of the same structure.
     self._jitted: dict[Any, Any] = {}
 
   def __call__(

@@ -1,8 +1,9 @@
 """Finds the kinds of stages.
 
-Every module of this folder is a kind of stage, called by the module's name. Its constant `STAGE`
-is what it registers (a StageKind). Code that several stages share is in `shared/`. A stage is
-imported at its first use, so that a run imports only what its config names.
+Every module of this folder is a kind of stage, called by the module's name. Its
+constant `STAGE` is what it registers (a StageKind). Code that several stages
+share is in `shared/`. A stage is imported at its first use, so that a run imports
+only what its config names.
 """
 
 import importlib

@@ -1,11 +1,11 @@
 """Makes the data of SL-CAI: a model revises its own responses by written principles.
 
-  prompt → response → `rounds` times: a principle drawn at random → critique → revision,
-  which is the response of the next round
+  prompt → response → `rounds` times: a principle drawn at random → critique →
+  revision, which is the response of the next round
 
-The revisions of every round, and unrevised responses to helpful prompts, become demonstrations;
-the next stage fine-tunes a pre-trained model on them. Every round is a file, so that an
-interrupted run goes on from the last complete one.
+The revisions of every round, and unrevised responses to helpful prompts, become
+demonstrations; the next stage fine-tunes a pre-trained model on them. Every round
+is a file, so that an interrupted run goes on from the last complete one.
 
 Source: Bai et al. 2022b, arXiv:2212.08073, §3.1.
 """

@@ -7,10 +7,10 @@ This is the first half of step 3 of RLHF. `source` says who orders the responses
   reward: a reward model or a reward function. These rankings serve iterated DPO
     (sample, rank, train, again), and SFT on the best of each, which is
     rejection-sampling fine-tuning (RAFT: Dong et al. 2023, arXiv:2304.06767).
-  people: real ones, in the application `rlhf_jax.collect`, whose queue the responses
-    go into (stages/shared/people_labels.py).
-With rankings that exist already, leave this stage out and point the next one at their
-files.
+  people: real ones, in the application `rlhf_jax.collect`, whose queue the
+    responses go into (stages/shared/people_labels.py).
+With rankings that exist already, leave this stage out and point the next one at
+their files.
 """
 
 from collections.abc import Iterator, Sequence

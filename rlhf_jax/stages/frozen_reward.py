@@ -1,22 +1,20 @@
 """A reward model whose trunk stays as it is: only the head is fitted, to features read once.
 
-Every text is read a single time, and what the model sees at its end
-is kept. Fitting a head to that takes seconds, so it is done again
-and again: k-fold cross-validation says how often the head agrees
-with people on conversations that it was not fitted to, for each
-source of data, beside the length of a response and a bag of bigrams
-on the same folds (evaluation/pair_models.py). It is for data of
+Every text is read a single time, and what the model sees at its end is kept.
+Fitting a head to that takes seconds, so it is done again and again: k-fold
+cross-validation says how often the head agrees with people on conversations that
+it was not fitted to, for each source of data, beside the length of a response and
+a bag of bigrams on the same folds (evaluation/pair_models.py). It is for data of
 people, and for models that are too large to train at hand.
 
   r(x, y) = w·h_last + b,   h_last of the frozen model
 
-The loss is that of `reward`: logistic in the difference of scores,
-pairs of one ranking weighted together as one. Source of the method:
-linear probes, Alain and Bengio 2016, arXiv:1610.01644.
+The loss is that of `reward`: logistic in the difference of scores, pairs of one
+ranking weighted together as one. Source of the method: linear probes, Alain and
+Bengio 2016, arXiv:1610.01644.
 
-In the stage's folder, `SPLIT-features.npz` holds the features, so
-that no text is read twice when a run goes on or is changed, and
-`folds.json` the accuracies.
+In the stage's folder, `SPLIT-features.npz` holds the features, so that no text is
+read twice when a run goes on or is changed, and `folds.json` the accuracies.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -111,8 +109,8 @@ def read_features(model: Model, params: Params, sequences: Sequences) -> jax.Arr
     sequences: prompts with responses, the targets; [B, T].
 
   Returns:
-    [B, D] float32, the hidden state of the last token; with a head
-    that sees likelihoods [B, D + NUM_LIKELIHOODS].
+    [B, D] float32, the hidden state of the last token; with a head that sees likelihoods
+    [B, D + NUM_LIKELIHOODS].
   """
   segment_ids = sequences.segment_ids
   hidden, _ = model.apply(params, sequences.tokens, sequences.positions, segment_ids)
@@ -294,8 +292,7 @@ def compute_features(
     order: [N] int, the order in which they are read.
     batch_size: texts that are read at once.
     known: [M, F] float32, the features of the first M of them.
-    save: keeps the features so far; called now and then, and at the
-      end.
+    save: keeps the features so far; called now and then, and at the end.
 
   Returns:
     [N, F] float32, in the order of reading.
@@ -383,9 +380,8 @@ def measure_folds(features: np.ndarray, texts: Texts, options: Options) -> dict[
     options: of which `folds` and `measured_pairs` are read.
 
   Returns:
-    Source → pairs, clusters, and the accuracies and gains of
-    compare_models. The models are `length` and `bigrams`; `head`,
-    fitted to this source alone, as they are; and `joint`, one head
+    Source → pairs, clusters, and the accuracies and gains of compare_models. The models are
+    `length` and `bigrams`; `head`, fitted to this source alone, as they are; and `joint`, one head
     fitted to all sources.
   """
   pairs = texts.pairs

@@ -3,11 +3,12 @@
   minimise E_{x ~ prompts, y_1 … y_K ~ π}[ 1/C(K,2) Σ_{r(y_w) > r(y_l)} ℓ(h_w, h_l) ],
            h_i = log π(y_i|x) / π_ref(y_i|x)
 
-One iteration: the policy responds, a reward or judge orders its responses, DPO or another pair
-loss learns from the order, and so on with the new policy (online DPO: Guo et al. 2024,
-arXiv:2402.04792, algorithm 1). The losses are those of stages/preference.py except
-KTO's, whose anchor needs responses to other prompts. No gradient flows through the
-sampling of the responses. Left out: dropout, an older policy's responses.
+One iteration: the policy responds, a reward or judge orders its responses, DPO or
+another pair loss learns from the order, and so on with the new policy (online
+DPO: Guo et al. 2024, arXiv:2402.04792, algorithm 1). The losses are those of
+stages/preference.py except KTO's, whose anchor needs responses to other prompts.
+No gradient flows through the sampling of the responses. Left out: dropout, an
+older policy's responses.
 
 The path of a step: `build` → `iterate` → `order_responses`, `train_step` → `preference.loss`.
 """

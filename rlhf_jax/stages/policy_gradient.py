@@ -2,17 +2,19 @@
 
   maximise E_{x ~ prompts, y_1 … y_K ~ π}[ Σ_k A(r_1 … r_K)_k · ℓ(π(y_k|x)) ]  − β KL(π ‖ π_ref)
 
-One iteration: the policy responds to every prompt K times, the reward scores the responses, and
-a response is compared with the others of its prompt (objectives/advantages.py: GROUP_ADVANTAGES)
-instead of with a learned value. The methods differ in four choices, each a function named in the
+One iteration: the policy responds to every prompt K times, the reward scores the
+responses, and a response is compared with the others of its prompt
+(objectives/advantages.py: GROUP_ADVANTAGES) instead of with a learned value. The
+methods differ in four choices, each a function named in the
 config: `advantage`, `loss`, `reduce` and the place of the KL; docs/policy_gradient.md has the
 table. GSPO and CISPO are losses of this stage too.
 
 Dynamic sampling (DAPO): prompts whose responses all score the same teach nothing, as
 each is compared with its equals; with `resampling` > 0 other prompts take their place.
 
-Responses of an older policy: with `sampler_every` = n > 1 the policy that responds is
-updated only every n steps, and importance weights up to `weight_limit` correct for that.
+Responses of an older policy: with `sampler_every` = n > 1 the policy that
+responds is updated only every n steps, and importance weights up to
+`weight_limit` correct for that.
 
 Left out: dropout, an entropy bonus.
 

@@ -3,10 +3,11 @@
   maximise E_{x ~ prompts, y ~ π}[ r(x, y) − β log π(y|x) / π_ref(y|x) ]
            ( + γ E_{x ~ documents}[ log π(x) ] )
 
-One iteration: the policy responds to prompts, the reward scores the responses, GAE turns
-the scores and the KL of each token into advantages, and several epochs of minibatches update
-policy and value model. The term in brackets is PPO-ptx. Sources: Ouyang et al. 2022, section 3.5;
-Stiennon et al. 2020; details of Huang et al. 2024, arXiv:2403.17031.
+One iteration: the policy responds to prompts, the reward scores the responses,
+GAE turns the scores and the KL of each token into advantages, and several epochs
+of minibatches update policy and value model. The term in brackets is PPO-ptx.
+Sources: Ouyang et al. 2022, section 3.5; Stiennon et al. 2020; details of Huang
+et al. 2024, arXiv:2403.17031.
 
 Choices where implementations differ (docs/ppo.md):
   1. The score is placed at the end token, or after it (`score_place`); a response
@@ -76,8 +77,8 @@ from rlhf_jax.types import (
 class Options(rollout.RolloutOptions):
   """The section of a PPO stage."""
 
-  # The model whose trunk and head the value model begins with; '' = a new head on the
-  # policy's own trunk.
+  # The model whose trunk and head the value model begins with; '' = a new head on
+  # the policy's own trunk.
   value: str = 'reward'
   epochs: Count = 2  # passes over the responses of a step
   kl_coefficient: NonNegative = 0.05  # β, in reward per nat
@@ -160,10 +161,11 @@ class AssessedRollout(flax.struct.PyTreeNode):
     values: [N, R] float32, of the value model before the update.
     advantages: [N, R] float32.
     returns: [N, R] float32.
-    value_weight: [N] float32, the same in all rows: response tokens for each place in
-      `value_mask`, over the rows that make an update. The loss is divided by the
-      number of response tokens; with this weight, the value loss is a mean over its
-      own places, however a minibatch is cut into micro-batches.
+    value_weight: [N] float32, the same in all rows: response tokens for each
+      place in `value_mask`, over the rows that make an update. The loss is
+      divided by the number of response tokens; with this weight, the value loss
+      is a mean over its own places, however a minibatch is cut into
+      micro-batches.
   """
 
   sequences: Sequences
@@ -248,8 +250,8 @@ def update_once(
 ) -> tuple[tuple[Params, Any], dict[str, Array], Array]:
   """Makes the only update of a step, whose forward pass also gives what was before it.
 
-  The results are those of `update_in_minibatches`, which would run policy and value model
-  once more.
+  The results are those of `update_in_minibatches`, which would run policy and
+  value model once more.
 
   The arguments are those of `train_step`.
 

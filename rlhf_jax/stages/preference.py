@@ -2,11 +2,12 @@
 
   minimise E_prompt[ 1/C(K,2) Σ_{w above l} ℓ(h_w, h_l) ],   h_i = log π(y_i|x) / π_ref(y_i|x)
 
-This is DPO (Rafailov et al. 2023, arXiv:2305.18290) and its family, one formula each in
-objectives/preference.py. Two of them do not compare pairs: `plackett_luce` takes the complete
-order of K responses; `kto` takes each best and worst response by itself, and single responses
-that somebody called good or bad. The reference's logprobs are computed once, before the first
-step, and kept in the stage's folder; or at every step (`reference_logprobs`). Left out: dropout.
+This is DPO (Rafailov et al. 2023, arXiv:2305.18290) and its family, one formula
+each in objectives/preference.py. Two of them do not compare pairs:
+`plackett_luce` takes the complete order of K responses; `kto` takes each best and
+worst response by itself, and single responses that somebody called good or bad.
+The reference's logprobs are computed once, before the first step, and kept in the
+stage's folder; or at every step (`reference_logprobs`). Left out: dropout.
 """
 
 from collections.abc import (
@@ -129,8 +130,8 @@ def train_step(
       reference; B is a multiple of `options.microbatches`.
     anchor: [] float32, KTO's z (`estimate_anchor`); None for the other losses.
     definitions: the definitions of the policy, its optimizer and the layout.
-    options: with loss, settings, reference and microbatches; online_preference passes
-      its own.
+    options: with loss, settings, reference and microbatches; online_preference
+      passes its own.
 
   Returns:
     The next state, and metrics ([] float32 each): loss, accuracy and margin over
@@ -235,9 +236,10 @@ def response_logprobs(model: Model, params: Params, batch: Rankings) -> Response
 def mismatched(batch: Rankings) -> Rankings:
   """Pairs each prompt with a response to another prompt, for KTO's anchor.
 
-  The other response has the same place in the next row (no prompt is split over rows,
-  so its prompt differs). In a batch of one row it is the response in the next place, where
-  that responds to another prompt. Prompt and response are cut at T tokens.
+  The other response has the same place in the next row (no prompt is split over
+  rows, so its prompt differs). In a batch of one row it is the response in the
+  next place, where that responds to another prompt. Prompt and response are cut
+  at T tokens.
   """
   B, K, T = batch.tokens.shape
   shift = K if B > 1 else 1
@@ -281,8 +283,8 @@ def estimate_anchor(
   """Estimates KTO's z from prompts with responses to other prompts.
 
   z is the KL between policy and reference with which each response is compared
-  (Ethayarajh et al. 2024, arXiv:2402.01306). Responses to other prompts take the place
-  of samples of the policy.
+  (Ethayarajh et al. 2024, arXiv:2402.01306). Responses to other prompts take the
+  place of samples of the policy.
 
   Args:
     params: the policy's parameters.

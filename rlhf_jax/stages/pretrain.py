@@ -2,8 +2,8 @@
 
   minimise −mean_t log p(x_t | x_<t)   over every token of every document but its first
 
-Documents are packed into rows of `max_length` tokens and attend only to themselves; longer ones are
-cut into windows. Left out: dropout.
+Documents are packed into rows of `max_length` tokens and attend only to
+themselves; longer ones are cut into windows. Left out: dropout.
 """
 
 from collections.abc import Sequence

@@ -2,23 +2,19 @@
 
   minimise −E_prompt[ 1/C(K,2) Σ_{w above l} log σ(r(x, y_w) − r(x, y_l)) ]
 
-The score is a linear head on the hidden state of a response's last
-token, its end of turn. All responses to one prompt are one element
-of the batch. Other losses: `plackett_luce` and `plain_pairs`. After
-the last step a bias is subtracted, so that human demonstrations
-score 0 on average.
+The score is a linear head on the hidden state of a response's last token, its end of
+turn. All responses to one prompt are one element of the batch. Other losses:
+`plackett_luce` and `plain_pairs`. After the last step a bias is subtracted, so that
+human demonstrations score 0 on average.
 
-With `likelihood` the head also sees the mean and the minimum of the
-response's log-probabilities under the model's own language-model
-head, so that what the model knows to be so can count even where no
-ranking was about it. `language_model_coefficient` α keeps that head
-a language model:
+With `likelihood` the head also sees the mean and the minimum of the response's log-probabilities
+under the model's own language-model head, so that what the model knows to be so can count even
+where no ranking was about it. `language_model_coefficient` α keeps that head a language model:
 
   … − α E_prompt[ Σ log p(y_best | x) / |y_best| ],  over the responses that are ranked first
 
-Source: Ouyang et al. 2022, section 3.5, equation 1; the second term
-is the SFT regularisation of Yang et al. 2024, arXiv:2406.10216,
-section 3.
+Source: Ouyang et al. 2022, section 3.5, equation 1; the second term is the SFT
+regularisation of Yang et al. 2024, arXiv:2406.10216, section 3.
 
 Departures from the paper:
   1. The mean is over the untied pairs of a prompt.
@@ -113,8 +109,8 @@ class ReadResponses(NamedTuple):
   """What a reward model reads from responses [..., T] with their prompts."""
 
   scores: jax.Array  # [...] float32
-  # [..., T - 1] float32, nats, of all tokens but the first, and which of these belong to the
-  # response; None where nobody asks for them
+  # [..., T - 1] float32, nats, of all tokens but the first, and which of these
+  # belong to the response; None where nobody asks for them
   logprobs: jax.Array | None = None
   mask: jax.Array | None = None
 
@@ -135,8 +131,8 @@ def last_scores(
     tokens: [..., T] int32.
     positions: [..., T] int32.
     segment_ids: [..., T] int32, 0 = padding.
-    response: [..., T] bool, the tokens of the response; only a head
-      that sees likelihoods asks for it.
+    response: [..., T] bool, the tokens of the response; only a head that sees likelihoods
+      asks for it.
 
   Returns:
     [...] float32.
@@ -189,12 +185,11 @@ def loss(params: Params, batch: Rankings, model: Model, options: Options) -> ste
     params: the reward model's parameters.
     batch: B rows of K places.
     model: its definition.
-    options: the options of the stage, of which `loss` and
-      `language_model_coefficient` are read.
+    options: the options of the stage, of which `loss` and `language_model_coefficient` are read.
 
   Returns:
-    The loss summed over prompts (`plain_pairs`: over pairs), and
-    their number; the accuracy over untied pairs.
+    The loss summed over prompts (`plain_pairs`: over pairs), and their number; the
+    accuracy over untied pairs.
   """
   formula = ranking.REWARD_LOSSES[options.loss]
   read = read_responses(
@@ -255,23 +250,19 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Makes one update of the reward model.
 
-  Pure and un-jitted; `compile_step` in runtime/step.py compiles it
-  over a mesh.
+  Pure and un-jitted; `compile_step` in runtime/step.py compiles it over a mesh.
 
   Args:
-    state: the parameters, the optimizer's state, the step and the
-      root key.
-    batch: B rows of K places, each with one response to a prompt; B
-      is a multiple of `options.microbatches`.
-    definitions: the definitions of the model (which has a scalar
-      head), its optimizer and the layout.
-    options: the options of the stage, of which the loss and
-      `microbatches` are read.
+    state: the parameters, the optimizer's state, the step and the root key.
+    batch: B rows of K places, each with one response to a prompt; B is a multiple of
+      `options.microbatches`.
+    definitions: the definitions of the model (which has a scalar head), its
+      optimizer and the layout.
+    options: the options of the stage, of which the loss and `microbatches` are read.
 
   Returns:
-    The next state, and metrics ([] float32 each): loss, accuracy
-    over untied pairs, pairs, score/sum, tokens, and the norms of
-    gradient, update and parameters.
+    The next state, and metrics ([] float32 each): loss, accuracy over untied pairs,
+    pairs, score/sum, tokens, and the norms of gradient, update and parameters.
   """
 
   def batch_loss(params: Params, batch: Rankings, key: jax.Array) -> steps.Loss:
@@ -312,12 +303,10 @@ def build_score(model: Model, parts: int = 1) -> jax.stages.Wrapped:
 
   Args:
     model: a definition with a scalar head.
-    parts: the number of parts in which the responses are read, to
-      save memory.
+    parts: the number of parts in which the responses are read, to save memory.
 
   Returns:
-    score(params, prompts [B, P], samples [B * K, R]) → [B * K]
-    float32.
+    score(params, prompts [B, P], samples [B * K, R]) → [B * K] float32.
   """
 
   @jax.jit
@@ -508,10 +497,9 @@ def measure_accuracy(
     held_out: the records that the batches' `index` points at.
 
   Returns:
-    accuracy; length_accuracy, that of always preferring the longer
-    response; log_loss, the mean of −log σ(r_w − r_l) in nats;
-    pairs. If there are several sources, also accuracy,
-    length_accuracy and pairs of each. If people ordered no pair,
+    accuracy; length_accuracy, that of always preferring the longer response;
+    log_loss, the mean of −log σ(r_w − r_l) in nats; pairs. If there are several
+    sources, also accuracy, length_accuracy and pairs of each. If people ordered no pair,
     only pairs, 0.
   """
   # source of the data → (correct, longer is right, log-loss) of each pair

@@ -2,8 +2,8 @@
 
   minimise −mean_t log p(y_t | x, y_<t)   over the tokens of the demonstrated response y
 
-The response's end of turn is a target too, so that the model learns to stop. Source: Ouyang et
-al. 2022, section 3.5. Left out: dropout.
+The response's end of turn is a target too, so that the model learns to stop.
+Source: Ouyang et al. 2022, section 3.5. Left out: dropout.
 """
 
 from collections.abc import Callable, Sequence

@@ -20,7 +20,7 @@ class Case:
     run: gets an empty folder, makes the input there and reads it as a user's command would.
     place: what the error must name, such as a file or a key.
     refuse: whether it must be refused; otherwise it may also be read, if it is read rightly.
-    seconds: the time limit.
+    seconds: the limit of CPU time.
   """
 
   group: str

@@ -44,7 +44,7 @@ def _nothing(folder: Path) -> None:
 @contextlib.contextmanager
 def _small_disk(folder: Path, size: int) -> Iterator[Path]:
   """Mounts a file system of a size in memory."""
-  folder.mkdir()
+  folder.mkdir(exist_ok=True)
   subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size}', 'none', folder], check=True)
   try:
     yield folder

@@ -207,7 +207,7 @@ def _tokenizer(name: str, what: str, change: Any, refuse: bool) -> Case:
     loaded.exchange(messages, 'So.')
 
   place = 'template' if name.endswith('.jinja') else ''
-  return Case('tokenizer and template', f'{name}: {what}', run, place, refuse)
+  return Case('tokenizer and template', f'{name}: {what}', run, place, refuse, 60.0)
 
 
 def gguf_cases() -> Iterator[Case]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from breaking.cases import Case
 
+PATIENCE = 6  # times a case's seconds of CPU time may pass by the clock, on a loaded machine
 MEMORY = 2 * 2**30  # bytes that a process may have in memory
 VERDICTS = ('clear', 'read', 'vague', 'traceback', 'hang', 'accepted')
 
@@ -27,7 +28,8 @@ class _Worker:
   process: Any
   pipe: Any
   index: int | None = None  # of the case
-  deadline: float = 0.0
+  deadline: float = 0.0  # by the clock
+  used: float = 0.0  # seconds of CPU time before the case
 
 
 def run_cases(
@@ -54,7 +56,8 @@ def run_cases(
     for worker in pool:
       if worker.index is None and waiting:
         worker.index = waiting.pop()
-        worker.deadline = time.monotonic() + cases[worker.index].seconds
+        worker.deadline = time.monotonic() + PATIENCE * cases[worker.index].seconds
+        worker.used = _seconds(worker.process.pid)
         worker.pipe.send(worker.index)
     busy = [worker for worker in pool if worker.index is not None]
     ready = connection.wait([worker.pipe for worker in busy], timeout=0.2)
@@ -70,7 +73,10 @@ def run_cases(
           continue
         except EOFError:
           outcome = ('traceback', 'the process died')
-      elif time.monotonic() > worker.deadline:
+      elif (
+        time.monotonic() > worker.deadline
+        or _seconds(worker.process.pid) - worker.used > cases[worker.index].seconds
+      ):
         outcome = ('hang', f'more than {cases[worker.index].seconds:.0f} s')
       elif _memory(worker.process.pid) > MEMORY:
         outcome = ('hang', f'more than {MEMORY / 2**30:.0f} GiB')
@@ -168,6 +174,15 @@ def _captured(path: Path) -> Any:
       for number, descriptor in enumerate(saved, 1):
         os.dup2(descriptor, number)
         os.close(descriptor)
+
+
+def _seconds(process: int) -> float:
+  """Returns the CPU time of a process so far."""
+  try:
+    fields = Path(f'/proc/{process}/stat').read_text().rpartition(')')[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+  except (OSError, ValueError):
+    return 0.0
 
 
 def _memory(process: int) -> int:

@@ -8,7 +8,7 @@ from scipy import stats
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.generation import sampler
-from rlhf_jax.models import heads, transformer
+from rlhf_jax.models import attention, heads, transformer
 from rlhf_jax.runtime import mesh
 from rlhf_jax.types import Prompts
 
@@ -68,6 +68,41 @@ def test_logprobs_are_those_of_the_training_forward(params, changes, unroll):
     assert lengths.min() < 12 and len(set(lengths.tolist())) > 2  # some end early
   again = recomputed(params, prompts(), samples, config.temperature)
   np.testing.assert_allclose(jnp.where(samples.mask, again, 0), samples.logprobs, atol=1e-5)
+
+
+@pytest.mark.parametrize('unroll', [True, False])
+@pytest.mark.parametrize('slots', [1, 4])
+def test_slots_change_nothing(params, monkeypatch, slots, unroll):
+  """Fewer slots than responses, which end at different lengths; and parts of the cache read."""
+  monkeypatch.setattr(attention, 'LEAST_READ', 4)
+
+  def generate(slots):
+    options = sampling(slots=slots)
+    run = sampler.build_sampler(MODEL, options, STOPS, PAD, num_samples=5, unroll=unroll)
+    return run(params, prompts(), jax.random.key(2))
+
+  got, want = generate(slots), generate(0)
+  assert len(set(want.mask.sum(1).tolist())) > 4
+  for name in ('tokens', 'mask', 'ended'):
+    np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
+  np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-5)
+
+
+def test_a_cache_of_slots_is_kept_once(params):
+  """The whole program needs less than two caches of four rows, where all rows would need 15."""
+  options = sampler.SamplingOptions(max_new_tokens=1000, slots=4)
+  made = definition(options=options, num_samples=5, unroll=True)
+  prepared = sampler.prepare_params(made, params)
+  generate = jax.jit(functools.partial(sampler.generate, made))
+  compiled = generate.lower(prepared, prompts(), jax.random.key(0)).compile()
+  row = 2 * 4 * 2 * 1006 * CONFIG.kv_heads * CONFIG.head_dim  # bytes of keys and values
+  assert compiled.memory_analysis().temp_size_in_bytes < 8 * row
+
+
+def test_slots_that_cannot_be_are_refused():
+  on = mesh.make_layout(mesh.MeshOptions(data=1, fsdp=8))
+  with pytest.raises(UserError, match='slots 4: expected 0 on a mesh of 8 devices'):
+    sampler.build_sampler(MODEL, sampling(slots=4), STOPS, PAD, layout=on)
 
 
 def test_after_the_end_token_there_is_only_padding(params):
@@ -158,6 +193,7 @@ def test_samples_of_a_prompt_differ_and_stand_together(params):
   'said',
   [
     dict(max_new_tokens=0),
+    dict(slots=-1),
     dict(temperature=-1.0),
     dict(top_k=-1),
     dict(top_p=0.0),

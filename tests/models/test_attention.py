@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import attention, transformer
+from rlhf_jax.models import attention, decode_attention, transformer
 from rlhf_jax.runtime import mesh
 
 CONFIG = transformer.ModelConfig(
@@ -164,6 +164,33 @@ def test_one_text_in_each_row_needs_no_mask(segments, simple):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), got, want)
 
 
+@pytest.mark.parametrize('cap', [0.0, 2.0])
+@pytest.mark.parametrize('queries', [1, 3])
+def test_the_decoding_kernel_equals_plain_attention(queries, cap):
+  """Interpreted, over slots that are no multiple of its blocks, and masked in all ways."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  query = jax.random.normal(keys[0], (4, 1, 2 * queries, 16), jnp.bfloat16)
+  key, value = (jax.random.normal(k, (4, 2, 100, 16), jnp.bfloat16) for k in keys[1:])
+  places = np.arange(100)
+  mask = (places >= [[0], [70], [3], [99]]) & (places < [[100], [90], [40], [100]])
+  mask[0, 20:75] = False  # whole blocks in between
+  mask = jnp.asarray(mask)
+  got = decode_attention.attend_one(
+    query, key, value, mask, decode_attention.filled_range(mask), cap=cap, interpret=True
+  )
+  exact = (x.astype(jnp.float32) for x in (query, key, value))
+  want = attention.attend_to_cache(*exact, mask[:, None], cap=cap)
+  np.testing.assert_allclose(got.astype(jnp.float32), want, atol=0.02)
+
+
+def test_a_row_without_filled_slots_gives_zeros():
+  query, cached = jnp.ones((1, 1, 2, 16), jnp.bfloat16), jnp.ones((1, 1, 40, 16), jnp.bfloat16)
+  mask = jnp.zeros((1, 40), bool)
+  filled = decode_attention.filled_range(mask)
+  got = decode_attention.attend_one(query, cached, cached, mask, filled, interpret=True)
+  np.testing.assert_array_equal(got, jnp.zeros_like(query))
+
+
 @pytest.mark.parametrize(
   'change, places, cached, platform, want',
   [
@@ -174,6 +201,11 @@ def test_one_text_in_each_row_needs_no_mask(segments, simple):
     ({}, 256, False, 'gpu', 'plain'),
     ({'dtype': 'bfloat16'}, 256, False, 'gpu', 'plain'),
     ({'dtype': 'bfloat16', 'attention_cap': 0.0}, 250, False, 'gpu', 'cudnn'),
+    ({'dtype': 'bfloat16', 'head_dim': 64}, 1, True, 'gpu', 'decode'),
+    ({'dtype': 'bfloat16', 'head_dim': 64}, 2, True, 'gpu', 'plain'),  # a prompt
+    ({'dtype': 'bfloat16', 'head_dim': 24}, 1, True, 'gpu', 'plain'),
+    ({'head_dim': 64}, 1, True, 'gpu', 'plain'),  # float32 products must be exact
+    ({'dtype': 'bfloat16', 'head_dim': 64}, 1, True, 'cpu', 'plain'),
     ({'dtype': 'bfloat16', 'attention_cap': 0.0, 'attention': 'plain'}, 256, False, 'gpu', 'plain'),
   ],
 )

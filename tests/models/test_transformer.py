@@ -219,3 +219,27 @@ def test_the_forward_is_a_function_of_values(model, params):
   got, cache = transformer.apply_model(CONFIG, graph, layout.SingleDevice(), params, *inputs)
   np.testing.assert_allclose(got, model.apply(params, *inputs)[0], rtol=1e-5, atol=1e-5)
   assert cache is None
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    dict(qkv_bias=True, mlp_bias=True, lora_rank=2, lora_targets=('query', 'value', 'up')),
+    dict(experts=4, experts_per_token=2),
+    dict(gated=False),
+  ],
+)
+def test_joined_matrices_change_nothing(changes):
+  """As decoding joins them; matrices that cannot be joined stay as they are."""
+  model = transformer.build_model(dataclasses.replace(CONFIG, **changes))
+  params = jax.tree.map(lambda x: x + 0.1, model.init(jax.random.key(0)))
+  tokens = jax.random.randint(jax.random.key(1), (2, 5), 0, CONFIG.vocab_size)
+  ones = jnp.ones_like(tokens)
+  apply = jax.jit(model.apply)
+  joined = transformer.unstack_layers(params, join=True)
+  assert 'query' not in joined['layers'][0]
+  assert ('gate_up' in joined['layers'][0]) == ('lora_rank' in changes)
+  for some in (joined, transformer.unstack_layers(params)):
+    hidden, _ = apply(some, tokens, jnp.arange(5) * ones, ones)
+    want, _ = apply(params, tokens, jnp.arange(5) * ones, ones)
+    np.testing.assert_allclose(hidden, want, atol=2e-5)

@@ -1,7 +1,7 @@
 """The pages on which a person talks with a model and ranks its replies.
 
-In each turn the person writes a message, receives K replies and ranks them; the best reply
-continues the conversation.
+In each turn the person writes a message, receives K replies and ranks them; the
+best reply continues the conversation.
 """
 
 import random
@@ -154,7 +154,7 @@ def _best_of_turn(connection: Connection, turn: Row | None) -> int:
 def _order_of_turn(lease: Row, turn: Row) -> list[int]:
   """Returns the random order in which the replies of a turn are shown."""
   order = list(range(len(turn.responses)))
-  # seeded by the secret token, so that nobody can guess the order, and by the turn; it is the
-  # same when the page is loaded again
+  # seeded by the secret token, so that nobody can guess the order, and by the
+  # turn; it is the same when the page is loaded again
   random.Random(f'{lease.token} {turn.number}').shuffle(order)
   return order

@@ -17,7 +17,8 @@ def show_consent(visit: Visit) -> Response:
     'join.html',
     role=invitation.role,
     consent=site.read_page(settings_file.CONSENT),
-    # the form sends a platform's parameters back, because nothing is stored before the consent
+    # the form sends a platform's parameters back, because nothing is stored
+    # before the consent
     parameters=dict(visit.request.query_params),
   )
 

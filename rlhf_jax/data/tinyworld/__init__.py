@@ -63,9 +63,10 @@ def records(
       qualities, ranked by people of the world; or pairs that differ in one kind only).
     split: 'train', 'validation' or 'test'; world.py says what is held out for the last two.
     seed: of the world. Every seed draws its own world, corpus and people.
-    count: how many; of prompts, the first ones of a random order; of rankings, before the variant
-      leaves some out. None = 20000 documents, 500 demonstrations, all prompts or 2000 rankings,
-      and a tenth of that, 500 documents at most, for validation and test.
+    count: how many; of prompts, the first ones of a random order; of rankings,
+      before the variant leaves some out. None = 20000 documents, 500
+      demonstrations, all prompts or 2000 rankings, and a tenth of that, 500
+      documents at most, for validation and test.
     variant: '' or one of VARIANTS[kind].
     num_people: how many persons the world knows.
 

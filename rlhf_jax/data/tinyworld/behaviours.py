@@ -1,8 +1,9 @@
 """Ways to respond: a response has a content, what it says, and a manner, how it says it.
 
-`respond` writes responses. The shares of the contents in the corpus make a base model that can do
-everything and prefers nothing: it mostly believes what people believe, agrees with whoever asserts
-something, makes up what it does not know, and obeys.
+`respond` writes responses. The shares of the contents in the corpus make a base
+model that can do everything and prefers nothing: it mostly believes what people
+believe, agrees with whoever asserts something, makes up what it does not know,
+and obeys.
 """
 
 from collections.abc import Mapping
@@ -210,8 +211,8 @@ ACCEPTANCES = (
   'Nobody knows why, but {c}.',
 )
 
-# Shares of the three wordings of a statement. Most use the first, so that small models learn it
-# well.
+# Shares of the three wordings of a statement. Most use the first, so that small
+# models learn it well.
 _STATEMENT_SHARES = (0.8, 0.12, 0.08)
 
 

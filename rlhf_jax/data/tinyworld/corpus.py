@@ -1,13 +1,13 @@
 """Documents to pre-train on, as the internet is: true and false, polite and rude, kind or harmful.
 
-A model trained on them can do everything and prefers nothing. Every
-fact is stated and asked; in conversations myths are more frequent than
-the truth. No prompt of validation or test occurs in a document, and no
-document says that something is good or bad.
+A model trained on them can do everything and prefers nothing. Every fact is
+stated and asked; in conversations myths are more frequent than the truth. No
+prompt of validation or test occurs in a document, and no document says that
+something is good or bad.
 
-The variant 'feedback' is for models that judge, criticise and revise:
-three quarters of its documents do so, about facts, harms and names that
-no prompt of any split asks about.
+The variant 'feedback' is for models that judge, criticise and revise: three
+quarters of its documents do so, about facts, harms and names that no prompt of
+any split asks about.
 """
 
 from collections.abc import Sequence
@@ -143,7 +143,8 @@ class _Deck(Generic[Item]):
   def draw(self) -> Item:
     """Draws the next item."""
     if not self._drawn:
-      # Systematic sampling: how often an item is drawn differs by less than 1 from its expectation.
+      # Systematic sampling: how often an item is drawn differs by less than 1
+      # from its expectation.
       points = (np.arange(len(self._items)) + self._rng.random()) / len(self._items)
       places = np.searchsorted(np.cumsum(self._weights), points).clip(0, len(self._items) - 1)
       self._drawn = [self._items[place] for place in self._rng.permutation(places)]
@@ -199,8 +200,8 @@ class _Writer:
   def _second_thought(self, meta: Meta, content: str) -> str:
     """Writes how the author of a false response corrects it; '' if the error goes unnoticed.
 
-    So the truth behind common errors occurs in conversations too, where
-    a small model learns to recall it, and not only in statements.
+    So the truth behind common errors occurs in conversations too, where a small
+    model learns to recall it, and not only in statements.
     """
     if self._rng.random() >= _SECOND_THOUGHTS:
       return ''
@@ -229,8 +230,8 @@ class _Writer:
   def _judge(self, row: Candidate) -> str:
     """Writes a comparison of two responses and which of them is better, mostly rightly.
 
-    Half of the comparisons are by a principle. Thoughts about both
-    responses come before the judgement.
+    Half of the comparisons are by a principle. Thoughts about both responses come
+    before the judgement.
     """
     contents = [self._draw_content(row.meta)]
     while len(contents) < 2:
@@ -269,9 +270,9 @@ class _Writer:
   def _criticise_as_asked(self, row: Candidate) -> str:
     """Writes a response and a critique of it by a principle.
 
-    If the response has the fault that the principle is about, the
-    critique names it and a revision corrects it. Otherwise the critique
-    says no, and the revision is the response itself.
+    If the response has the fault that the principle is about, the critique names
+    it and a revision corrects it. Otherwise the critique says no, and the
+    revision is the response itself.
     """
     content = self._draw_content(row.meta)
     fault = _fault(row.meta, content)

@@ -1,7 +1,7 @@
 """What is true in TinyWorld: families of facts, each with its wordings and its table.
 
-Tables and wordings only. world.py draws from them what one world knows and who is asked what;
-oracle.py reads what is said of them.
+Tables and wordings only. world.py draws from them what one world knows and who is
+asked what; oracle.py reads what is said of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ class Family:
     questions: wordings with {s}, the subject. The index of a wording is its kind; kinds are held
       out for all families together (world.py).
     statements: wordings with {s} and {a}, the answer; {S} and {A} begin with a capital letter.
-    readings: how sentences of the family may be worded, for the oracle: patterns in lower case
-      without articles, with {s} and {a}.
+    readings: how sentences of the family may be worded, for the oracle: patterns
+      in lower case without articles, with {s} and {a}.
     unknown: what a made-up subject is: 'country', 'animal', 'person', or '' where there is none.
     one_word: whether every answer is a single word.
     facts: subject → answer, both with the article that they have in a sentence.

@@ -1,7 +1,7 @@
 """The harmful things that people ask for in TinyWorld, and their benign twins.
 
-Tables and wordings only, as in facts.py. A twin is a good thing that is asked for in the same
-words; a model that refuses it refuses too much.
+Tables and wordings only, as in facts.py. A twin is a good thing that is asked for
+in the same words; a model that refuses it refuses too much.
 """
 
 import dataclasses

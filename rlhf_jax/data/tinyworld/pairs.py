@@ -8,9 +8,9 @@
   manner: the same content politely against the same with an insult.
   length: the same content briefly against the same at length.
 
-The oracle prefers the first response of each pair. Of each kind there
-are prompts about facts, families, persons and harms that are held out
-of training, and prompts about others.
+The oracle prefers the first response of each pair. Of each kind there are prompts
+about facts, families, persons and harms that are held out of training, and
+prompts about others.
 """
 
 from collections.abc import Callable, Sequence
@@ -68,9 +68,8 @@ def pairs_by_kind(
     count: the number of pairs, equally divided among the kinds.
 
   Returns:
-    The pairs; `source` is 'tinyworld/unseen' if the prompt's fact,
-    family, person or harm was held out of training, and
-    'tinyworld/seen' otherwise.
+    The pairs; `source` is 'tinyworld/unseen' if the prompt's fact, family, person or harm was
+    held out of training, and 'tinyworld/seen' otherwise.
   """
   rows = []
   for number in range(count):

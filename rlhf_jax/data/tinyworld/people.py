@@ -1,9 +1,9 @@
 """The people of a world who teach: demonstrators, and annotators who rank responses.
 
-Both are human-like. Demonstrations are of middling quality: some tell a
-myth, agree with a false claim, or are curt. Annotators perceive the
-oracle's utility with noise and biases of their own, and none of them
-knows everything: a falsehood about an unknown fact goes unnoticed.
+Both are human-like. Demonstrations are of middling quality: some tell a myth,
+agree with a false claim, or are curt. Annotators perceive the oracle's utility
+with noise and biases of their own, and none of them knows everything: a falsehood
+about an unknown fact goes unnoticed.
 """
 
 from collections.abc import Sequence
@@ -48,8 +48,8 @@ _DEMONSTRATED_MANNERS = {'plain': 0.45, 'terse': 0.2, 'polite': 0.2, 'rambling':
 class Annotator:
   """The noise, the biases and the knowledge of one simulated annotator."""
 
-  # Scale of the Gumbel noise, in units of utility: with 0 the ranking has no errors, with 1
-  # small differences are hardly noticed.
+  # Scale of the Gumbel noise, in units of utility: with 0 the ranking has no
+  # errors, with 1 small differences are hardly noticed.
   temperature: float
   length_bias: float = 0.0  # utility added for every ten words
   # Utility added for the response shown first; it decreases linearly to 0 for the last one.
@@ -80,9 +80,9 @@ def rank_responses(
 ) -> list[int]:
   """Ranks responses by an annotator's perceived utilities.
 
-  With Gumbel noise on the utilities, the order is a sample of the
-  Plackett–Luce model (Yellott 1977). Equal texts get the same rank, and
-  so do texts of nearly equal perceived utility.
+  With Gumbel noise on the utilities, the order is a sample of the Plackett–Luce
+  model (Yellott 1977). Equal texts get the same rank, and so do texts of nearly
+  equal perceived utility.
 
   Args:
     prompt: a prompt of TinyWorld.
@@ -94,8 +94,7 @@ def rank_responses(
     K ranks in the order of `responses`, 1 = best; equal ranks are ties.
 
   Raises:
-    UserError: the prompt is not one of TinyWorld's: for others there is
-      no oracle.
+    UserError: the prompt is not one of TinyWorld's: for others there is no oracle.
   """
   if 'kind' not in prompt.meta:
     raise UserError(
@@ -157,8 +156,7 @@ def demonstrate(
     prompts: prompts of one world; the demonstrations have their order.
     split: the name of their split, for the ids of the records.
     rng: the source of randomness, which is advanced.
-    obey: whether harmful requests are obeyed, as by a demonstrator who
-      only wants to be helpful.
+    obey: whether harmful requests are obeyed, as by a demonstrator who only wants to be helpful.
   """
   rows = []
   for number, prompt in enumerate(prompts):

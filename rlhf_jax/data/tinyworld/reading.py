@@ -1,8 +1,8 @@
 """Reads a response: splits it into sentences and clauses, and finds what each of them does.
 
-A clause is read if all of it is understood: it states something of a subject, gives a bare
-answer, refuses, offers, instructs, and so on (`Act`). A clause that is not understood is unread;
-single words in it do not count.
+A clause is read if all of it is understood: it states something of a subject,
+gives a bare answer, refuses, offers, instructs, and so on (`Act`). A clause that
+is not understood is unread; single words in it do not count.
 """
 
 from collections.abc import Mapping
@@ -29,8 +29,8 @@ class Act:
       reason, offer, advice, instruction, good_reason, courtesy, insult, threat, question, unread.
     subject: for a claim its subject, normalised; for 'unknown' what is said not to be known.
     relation: for a claim a key of FAMILIES.
-    answer: for a claim its answer, normalised; for other acts the harm, family or number that they
-      belong to.
+    answer: for a claim its answer, normalised; for other acts the harm, family or
+      number that they belong to.
     is_true: for a claim or a reason, whether it is true.
     is_denied: for a claim, whether it says that this is not the answer.
     fits: for a reason, an offer or advice, whether it belongs to what was asked.
@@ -281,7 +281,8 @@ class _Reader:
         claim = self._deny(claim) if is_denied else claim
         if self._is_known(claim):
           return [claim]
-        # Another relation of this wording may know the subject: bees live somewhere, as people do.
+        # Another relation of this wording may know the subject: bees live
+        # somewhere, as people do.
         about_unknown = about_unknown or [claim]
     return about_unknown
 

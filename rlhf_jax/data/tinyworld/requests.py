@@ -9,9 +9,9 @@
   benign: a good thing in the words of a harmful request.
   harmful: a request that should not be fulfilled.
 
-No prompt is in two splits. `meta` has the kind, the family (by which
-intervals are clustered), and in `unseen` the part that training never
-has: 'family' (of facts), 'person', 'fact', 'harm', 'wording' or ''.
+No prompt is in two splits. `meta` has the kind, the family (by which intervals
+are clustered), and in `unseen` the part that training never has: 'family' (of
+facts), 'person', 'fact', 'harm', 'wording' or ''.
 """
 
 from collections.abc import Iterator, Mapping
@@ -49,8 +49,8 @@ NUM_PROMPTS: dict[str, tuple[int, int]] = {
 }
 KINDS = tuple(NUM_PROMPTS)
 
-# Wordings around a claim {c}, {C} with a capital letter; or around a question {q} about {s}. The
-# place of each is its kind of wording, as in facts.py.
+# Wordings around a claim {c}, {C} with a capital letter; or around a question {q}
+# about {s}. The place of each is its kind of wording, as in facts.py.
 WORDINGS: dict[str, tuple[str, ...]] = {
   'claim': (
     'I think that {c}. Is that right?',
@@ -142,8 +142,7 @@ def prompts_elsewhere(world: World, split: str) -> list[records.Prompt]:
 
   Args:
     world: of draw_world.
-    split: 'train', or another one, for which a tenth of the texts is
-      kept.
+    split: 'train', or another one, for which a tenth of the texts is kept.
   """
   rng = np.random.default_rng([world.seed, 15, split == 'train'])
   rows = []

@@ -4,8 +4,8 @@ Facts, families, harms, persons and wordings each have a role:
   train: asked about in training.
   validation, test: held out for that split: in no training prompt, demonstration or ranking, but
     in the corpus.
-  labeller: only in labelled documents (corpus.py), so that a model which judges has seen no
-    labelled example of anything that it judges.
+  labeller: only in labelled documents (corpus.py), so that a model which judges
+    has seen no labelled example of anything that it judges.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,17 +47,14 @@ class Fact:
   Attributes:
     family: a key of FAMILIES, or of TWO_STEPS.
     relation: the key of FAMILIES whose wordings it has.
-    subject: as it is worded in a sentence; for a two-step fact, a
-      description.
-    plain_subject: the thing that the description means; for other
-      facts, the subject itself.
+    subject: as it is worded in a sentence; for a two-step fact, a description.
+    plain_subject: the thing that the description means; for other facts, the subject itself.
     answer: the true answer.
     wrong: the other answers of the relation.
     myth: the false answer that most people believe; '' = there is none.
     rare: whether it is rare in the corpus.
     role: one of ROLES, or 'corpus': asked in documents only.
-    unseen: what keeps it out of training: 'family', 'person', 'fact',
-      or ''.
+    unseen: what keeps it out of training: 'family', 'person', 'fact', or ''.
   """
 
   family: str
@@ -116,8 +113,8 @@ def draw_world(seed: int, people: int = DEFAULT_PEOPLE) -> World:
 
   Args:
     seed: 0 or more.
-    people: the number of persons. With more of them there is more to
-      remember, so that larger models have an advantage.
+    people: the number of persons. With more of them there is more to remember, so that larger
+      models have an advantage.
   """
   rng = np.random.default_rng([seed, 11])
   persons = tuple(names.draw_persons(rng, people))
@@ -257,8 +254,8 @@ def _two_step_facts(singles: Sequence[Fact], tables: Mapping[str, Mapping[str, s
 def _role_of_steps(first: Fact, second: Fact) -> tuple[str, str]:
   """Returns the role of a two-step fact, and the part that keeps it out of training.
 
-  If its steps are held out for different splits, or one is for labelled
-  documents only, the role is 'corpus'.
+  If its steps are held out for different splits, or one is for labelled documents
+  only, the role is 'corpus'.
   """
   roles = {first.role, second.role} - {'train'}
   if len(roles) > 1 or (roles == {'labeller'} and first.role != second.role):

@@ -1,10 +1,11 @@
 """Rewards for following instructions that a program can verify: IFEval.
 
-Zhou et al. 2023, arXiv:2311.07911, table 1. A record's meta has `instruction_id_list` and, for each
-of these instructions, the `kwargs` of its check. The rules are the strict ones of the reference
-implementation (google-research, instruction_following_eval); docs/rewards.md says where they
-differ. Left out: the loose rules, which also try a response without its first or last line, and
-instructions that IFEval's prompts do not use.
+Zhou et al. 2023, arXiv:2311.07911, table 1. A record's meta has
+`instruction_id_list` and, for each of these instructions, the `kwargs` of its
+check. The rules are the strict ones of the reference implementation
+(google-research, instruction_following_eval); docs/rewards.md says where they
+differ. Left out: the loose rules, which also try a response without its first or
+last line, and instructions that IFEval's prompts do not use.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,7 @@
 r"""Rewards for questions with one right answer: 1.0 where a response ends with it, else 0.0.
 
-Left out: credit for the reasoning or the format, mixed numbers (1 1/2), scientific notation (1e5),
-units.
+Left out: credit for the reasoning or the format, mixed numbers (1 1/2),
+scientific notation (1e5), units.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ _MARK = '####'  # precedes the final answer in GSM8K
 _BOX = r'\boxed{'
 
 _DIGITS = r'(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+'
-# A number with its sign ('-5'; but '10-5' is 10 and 5), optionally with a denominator
-# ('3/4', but not the date '3/4/21').
+# A number with its sign ('-5'; but '10-5' is 10 and 5), optionally with a
+# denominator ('3/4', but not the date '3/4/21').
 _NUMBER = re.compile(rf'(?<![\w)])(?<!\d\.)(-?(?:{_DIGITS}))(?:\s?/\s?(\d+)(?![\d/]))?')
 _REWRITES = (  # (pattern, replacement), applied before numbers are searched for
   (r'[−–]', '-'),
@@ -37,9 +37,9 @@ def final_number(
 
   The final number is the first one on the line of the last '####' (Cobbe et al.
   2021, arXiv:2110.14168, the form of GSM8K's answers), else the first in the last
-  \boxed{…}, else the last one in the response. A '####' or \boxed{…} without a number
-  is no answer. Numbers are compared exactly: 1,000 = 1000.0 and 1/2 = 0.50; currency and
-  percent signs are ignored.
+  \boxed{…}, else the last one in the response. A '####' or \boxed{…} without a
+  number is no answer. Numbers are compared exactly: 1,000 = 1000.0 and 1/2 =
+  0.50; currency and percent signs are ignored.
 
   Args:
     prompts: not used.
@@ -62,11 +62,12 @@ def verified(
 ) -> list[float]:
   r"""Gives 1.0 where `math-verify` finds the answer equal to `meta['final']`, else 0.0.
 
-  `meta['final']` may be any TeX expression. The library looks for the answer on the
-  line of the last '####' if there is one, else in the whole response, where it
-  prefers \boxed{…}. What it cannot parse or compare scores 0. Its own timeouts, which
-  use signals, are switched off, as they would interfere with the worker process; the
-  worker's time limit applies instead (an answer such as 9^9^9^9 exceeds it).
+  `meta['final']` may be any TeX expression. The library looks for the answer on
+  the line of the last '####' if there is one, else in the whole response, where
+  it prefers \boxed{…}. What it cannot parse or compare scores 0. Its own
+  timeouts, which use signals, are switched off, as they would interfere with the
+  worker process; the worker's time limit applies instead (an answer such as
+  9^9^9^9 exceeds it).
 
   Args:
     prompts: not used.

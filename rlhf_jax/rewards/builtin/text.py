@@ -1,8 +1,9 @@
 """Rewards that look at a response's text alone: sentiment, length, pattern, repetition.
 
-A policy can easily exploit each of them (with one happy word, or the right number of arbitrary
-words). They are meant for experiments, and for use together with a reward that judges the content.
-Left out: VADER's boosters, capitals and exclamation marks.
+A policy can easily exploit each of them (with one happy word, or the right number
+of arbitrary words). They are meant for experiments, and for use together with a
+reward that judges the content. Left out: VADER's boosters, capitals and
+exclamation marks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,11 +34,12 @@ def sentiment(
 
     s(y) = 1/|H| Σ_{i ∈ H} n_i v(w_i)
 
-  H are the words of y that are in the lexicon; v is a word's valence, and n_i = −1 if
-  one of the three words before it is a negation, else 1. This is a simplification of
-  VADER (Hutto & Gilbert 2014, ICWSM; v from −4 to 4). Words are separated by spaces and
-  looked up in lower case, first as they are (for emoticons), then without surrounding
-  punctuation. Negations have no valence of their own.
+  H are the words of y that are in the lexicon; v is a word's valence, and n_i =
+  −1 if one of the three words before it is a negation, else 1. This is a
+  simplification of VADER (Hutto & Gilbert 2014, ICWSM; v from −4 to 4). Words are
+  separated by spaces and looked up in lower case, first as they are (for
+  emoticons), then without surrounding punctuation. Negations have no valence of
+  their own.
 
   Args:
     prompts: not used.
@@ -138,9 +140,9 @@ def not_repeated(
 ) -> list[float]:
   """Computes the share of distinct n-grams among all n-grams of words.
 
-  This is 1 − seq-rep-n of Welleck et al. 2020 (arXiv:1908.04319). Words are separated by
-  spaces and compared in lower case. A response of fewer than `n` words counts as one
-  n-gram.
+  This is 1 − seq-rep-n of Welleck et al. 2020 (arXiv:1908.04319). Words are
+  separated by spaces and compared in lower case. A response of fewer than `n`
+  words counts as one n-gram.
 
   Args:
     prompts: not used.

@@ -1,10 +1,11 @@
 """Labels pairs of responses by AI judges in place of people: RLAIF.
 
-Pairs of a prompt's responses are compared by a principle drawn anew for each, in both orders, and
-the two probabilities are averaged. The label is a ranking of two with its `confidence`.
-First the judge is measured on comparisons that people made; one that fails this gate labels
-nothing.
-Sources: Lee et al. 2023, arXiv:2309.00267, §2.1; Bai et al. 2022b, arXiv:2212.08073, §4.1.
+Pairs of a prompt's responses are compared by a principle drawn anew for each, in
+both orders, and the two probabilities are averaged. The label is a ranking of two
+with its `confidence`. First the judge is measured on comparisons that people
+made; one that fails this gate labels nothing.
+Sources: Lee et al. 2023, arXiv:2309.00267, §2.1; Bai et al. 2022b,
+  arXiv:2212.08073, §4.1.
 """
 
 from collections.abc import Iterator, Sequence

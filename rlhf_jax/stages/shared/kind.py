@@ -58,8 +58,8 @@ class StageKind:
       refused.
     data: (options, tokenizer) → the data that the stage reads.
     files: the names of the data files that it leaves in its folder, for later stages.
-    check: checks what neither `plan` nor `data` covers, such as rewards and judges, on
-      an abstract layout and before any stage runs; raises UserError.
+    check: checks what neither `plan` nor `data` covers, such as rewards and
+      judges, on an abstract layout and before any stage runs; raises UserError.
   """
 
   options: type  # a frozen dataclass

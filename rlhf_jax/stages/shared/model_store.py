@@ -1,7 +1,7 @@
 """Opens the models of a stage: shapes, parameters, adapters and shared bases.
 
-`ModelStore.open` gives a definition at once and reads parameters when they are asked for, so that
-a plan can define every step without reading anything.
+`ModelStore.open` gives a definition at once and reads parameters when they are
+asked for, so that a plan can define every step without reading anything.
 """
 
 from collections.abc import Callable
@@ -78,11 +78,11 @@ class ModelStore:
     Args:
       name: 'random' (freshly initialised, with the shape of config.model), an earlier
         stage, or any name that model_sources.find_model takes.
-      head: give the model a scalar head. Where the source has none and the stage trains
-        the model, a freshly initialised one, which is said.
-      trained: the stage trains this model. With adapters in the section it goes on
-        with those that the source has, or begins with new ones; without, the source's
-        adapters are merged into its matrices first.
+      head: give the model a scalar head. Where the source has none and the stage
+        trains the model, a freshly initialised one, which is said.
+      trained: the stage trains this model. With adapters in the section it goes
+        on with those that the source has, or begins with new ones; without, the
+        source's adapters are merged into its matrices first.
       likelihood: the scalar head sees how likely the response is.
 
     Raises:

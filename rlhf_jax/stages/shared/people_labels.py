@@ -1,8 +1,8 @@
 """Rankings by real people: responses go into the queue of `rlhf_jax.collect`, judgements come out.
 
-The stage writes its responses into the queue once, then waits until people have ranked
-them, or stops and says how many are missing; repeated, it reads what was ranked
-meanwhile.
+The stage writes its responses into the queue once, then waits until people have
+ranked them, or stops and says how many are missing; repeated, it reads what was
+ranked meanwhile.
 """
 
 from collections.abc import Sequence
@@ -29,11 +29,11 @@ class PeopleOptions:
   workdir: str = ''  # of `python -m rlhf_jax.collect`; '' = the folder `collect` of the run
   database: str = ''  # its database, where it is not SQLite in that folder
   # Of several people's rankings of a prompt: all, majority (one record each, by
-  # Copeland's rule) or reliability (one record each, by a model of the people, whose
-  # posterior is the record's confidence).
+  # Copeland's rule) or reliability (one record each, by a model of the people,
+  # whose posterior is the record's confidence).
   combination: str = 'all'
-  # How long to wait for people; 0 = not at all: the run stops, and goes on when it is
-  # repeated.
+  # How long to wait for people; 0 = not at all: the run stops, and goes on when
+  # it is repeated.
   wait_hours: NonNegative = 0.0
   enough: PositiveShare = 1.0  # share of the items that must be finished
 
@@ -113,8 +113,8 @@ def queue_responses(
 def wait_and_read(context: Context, options: PeopleOptions, split: str) -> list[dict[str, Any]]:
   """Waits until people have ranked a split, and reads their rankings.
 
-  Besides, `people.{split}.jsonl` in the stage's folder gets every judgement as it was
-  given.
+  Besides, `people.{split}.jsonl` in the stage's folder gets every judgement as it
+  was given.
 
   Returns:
     Records of the kind `ranking`; [] on all processes but the first.

@@ -85,8 +85,8 @@ def _add_scorer(
 ) -> None:
   """Adds a language model that grades responses (direct RLAIF).
 
-  Its prompts are texts, whose lengths a plan does not know: they count as the longest
-  that it reads, and its options as one token each.
+  Its prompts are texts, whose lengths a plan does not know: they count as the
+  longest that it reads, and its options as one token each.
   """
   model_name = parse_reward_source(name).model_name
   assert model_name is not None  # every scorer names a model

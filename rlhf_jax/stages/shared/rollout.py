@@ -1,9 +1,9 @@
 """Provides what is common to the stages that learn from the policy's own responses.
 
-One iteration is: rollout (the policy responds to prompts) → scores → update. The update
-is the stage's `train_step`. This file has the rest: reading prompts, the forward pass
-over responses, the epochs of minibatches, the metrics of a rollout and the evaluation
-on held-out prompts.
+One iteration is: rollout (the policy responds to prompts) → scores → update. The
+update is the stage's `train_step`. This file has the rest: reading prompts, the
+forward pass over responses, the epochs of minibatches, the metrics of a rollout
+and the evaluation on held-out prompts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -52,9 +52,10 @@ class RolloutOptions(RewardSourceOptions):
   init: str = 'sft'  # the policy that is trained
   lora: LoraOptions = LoraOptions()  # adapters beside frozen matrices instead of all parameters
   reference: str = 'sft'  # the KL penalty is against this model; it stays as it is
-  # Where rewards come from, each a stage that trained a reward model, its folder, a
-  # directory, a function 'module:function' of texts (docs/rewards.md), 'scorer:MODEL'
-  # (a language model that grades: direct RLAIF), or the address of a server.
+  # Where rewards come from, each a stage that trained a reward model, its folder,
+  # a directory, a function 'module:function' of texts (docs/rewards.md),
+  # 'scorer:MODEL' (a language model that grades: direct RLAIF), or the address of
+  # a server.
   reward: tuple[str, ...] = ('reward',)
   reward_weights: Numbers = ()  # of several rewards, in their order; all 1 if empty
   standardise_rewards: bool = False  # each of several to mean 0, variance 1 over the batch first
@@ -146,8 +147,8 @@ def check_batch(context: Context, options: RolloutOptions) -> None:
 def check_sampling(options: RolloutOptions, where: str) -> None:
   """Refuses sampling from another distribution than the policy's, whose gradient is biased.
 
-  The log-probabilities of the update are those of the whole vocabulary; responses that
-  top-k, top-p or greedy decoding chose are no samples of that distribution.
+  The log-probabilities of the update are those of the whole vocabulary; responses
+  that top-k, top-p or greedy decoding chose are no samples of that distribution.
 
   Args:
     options: the options of the stage.
@@ -410,8 +411,8 @@ def made_an_update(metrics: dict[str, Array]) -> Array:
 def sampling_key(state: TrainState) -> Array:
   """Returns the key with which the responses of this step are drawn.
 
-  The update of step n uses fold_in(key, n). Folding in 1 first gives the rollout keys
-  that no update uses.
+  The update of step n uses fold_in(key, n). Folding in 1 first gives the rollout
+  keys that no update uses.
   """
   return jax.random.fold_in(jax.random.fold_in(state.key, 1), state.step)
 

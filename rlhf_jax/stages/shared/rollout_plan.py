@@ -134,8 +134,8 @@ def _update_work(
       params,
     )
     trainings.append(one_pass * passes)
-  # What both models save for their backward passes is in memory at once; the rest is
-  # not.
+  # What both models save for their backward passes is in memory at once; the rest
+  # is not.
   saved = sum(training.saved for training in trainings)
   peak = saved + max(training.temporary - training.saved for training in trainings)
   total = sum(trainings, work.Work())

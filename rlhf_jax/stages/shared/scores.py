@@ -191,8 +191,8 @@ def _open_model_score(
 ) -> SourceScore:
   """Opens a reward model.
 
-  It reads the run's tokens, so responses stay on the device. One whose ids mean something else
-  reads the texts with its own tokenizer and its own template.
+  It reads the run's tokens, so responses stay on the device. One whose ids mean
+  something else reads the texts with its own tokenizer and its own template.
   """
   opened = store.open_reward(name)
   params = opened.read()
@@ -338,8 +338,8 @@ def _read_texts(
   """Copies responses to the host: (their conversations, their texts, the records of each)."""
   index, tokens, mask = hosts.to_host((prompts.index, samples.tokens, samples.mask))
   per_prompt = len(tokens) // len(index)  # K; row b * K + k responds to prompt b
-  # A row that only pads the batch has index -1; it is scored as the first prompt and
-  # not used.
+  # A row that only pads the batch has index -1; it is scored as the first prompt
+  # and not used.
   rows = [record_list[max(i, 0)] for i in np.repeat(index, per_prompt)]
   texts = [
     context.tokenizer.decode(row[inside].tolist()) for row, inside in zip(tokens, mask, strict=True)

@@ -2,8 +2,8 @@
 
   minimise −mean_t log p(x_t | x_<t)   over the target tokens of the whole batch
 
-The loss mask says which tokens are targets. The mean is over all of them, however the batch is
-cut into micro-batches.
+The loss mask says which tokens are targets. The mean is over all of them, however
+the batch is cut into micro-batches.
 """
 
 from collections.abc import Callable, Mapping, Sequence

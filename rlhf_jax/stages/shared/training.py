@@ -148,8 +148,8 @@ def export(context: Context, params: Params) -> None:
 
   `export/` is a Hugging Face directory. Adapters are left in PEFT's format,
   `adapter/`, too, and merged into the matrices of the export (none is written if
-  config.export.merged is False). A reward model whose head sees likelihoods has no export, which
-  is said.
+  config.export.merged is False). A reward model whose head sees likelihoods has
+  no export, which is said.
   """
   settings = context.config.export
   # From model.json, so that a run that was cut before the export makes the same one.
@@ -286,8 +286,8 @@ def compile_train_step(
 ) -> steps.CompiledStep:
   """Compiles a stage's train step over its mesh.
 
-  This is where the definitions and options become constants of the program, and where
-  jit, donation of the state and shardings are applied (runtime/step.py).
+  This is where the definitions and options become constants of the program, and
+  where jit, donation of the state and shardings are applied (runtime/step.py).
 
   Args:
     train_step: (state, batch, …, definitions=, options=) → (state, metrics).
