@@ -1,12 +1,14 @@
 """Makes the figures of the pages about AI feedback and people's data, for fill_figures.py.
 
 docs/results/rlaif_seed*.json and constitutional_ai_seed*.json hold a run as quickstart_seed*.json
-do, and `judge`, the stage's quality.json; the latter also `rounds`, the metrics of its critiques.
+do, and `judge`, the stage's quality.json; the former also `language_model_judge`, that of a run
+with such a judge, and the latter `rounds`, the metrics of its critiques.
 people_data.json holds folds.json of the stage as `folds`.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 from figure_cells import (
   DECODINGS,
@@ -44,25 +46,42 @@ def rlaif_page(runs: list[Run]) -> str:
   """Makes the figures of docs/rlaif.md."""
   text = ''
   for run in runs:
-    judge, models = run['judge']['gate'], run['results']['models']
-    rows = []
-    for name, label in (('sft', 'SFT'), ('ppo', "PPO, people's labels"), ('rlaif', 'RLAIF')):
-      for decoding in DECODINGS:
-        row = models[name][decoding]
-        rates = ('helpful', 'honest', 'harmless', SUBSTANCE, 'win_rate_vs_ppo')
-        cells = [format_with_interval(row, rate) for rate in rates]
-        rows.append((f'{label}, {decoding}', *cells))
-    heads = ('', 'helpful', 'honest', 'harmless', 'wins by substance vs SFT', 'by utility vs PPO')
-    agreement = judge['people']
-    low, high = agreement['agreement_ci95']
     text += f"""
-{_measured(run)} The judge agrees with annotators on {100 * agreement['agreement']:.0f}%
-({100 * low:.0f} – {100 * high:.0f}) of {agreement['pairs']} comparisons of the responses that
-it labels; PPO's reward model on {100 * run['people_reward_accuracy']:.0f}% of held-out pairs.
+Seed {run['seed']}, {run['split']} split, commit {run['commit']}, on {run['machine']}. The judge
+{_agreement(run['judge'])} PPO's reward model agrees with them on
+{100 * run['people_reward_accuracy']:.0f}% of held-out pairs. The language model
+{_agreement(run['language_model_judge'])}
 
-{format_table(heads, rows)}
+{_rlaif_table(run)}
 """
   return _refill(text)
+
+
+def _agreement(quality: dict[str, Any]) -> str:
+  """Says how well a judge passed the gate."""
+  people = quality['gate']['people']
+  low, high = people['agreement_ci95']
+  return (
+    f'agrees with annotators on {100 * people["agreement"]:.0f}% ({100 * low:.0f} – '
+    f'{100 * high:.0f}) of {people["pairs"]} comparisons, and '
+    f'{100 * quality["gate"]["position"]["consistency"]:.0f}% of its verdicts stay the same when '
+    'the responses are swapped.'
+  )
+
+
+def _rlaif_table(run: Run) -> str:
+  """Makes the table of RLAIF beside RLHF; says so where a run has none."""
+  if run['results'] is None:
+    return 'What PPO learns from these labels was not measured yet.'
+  rows = []
+  for name, label in (('sft', 'SFT'), ('ppo', "PPO, people's labels"), ('rlaif', 'RLAIF')):
+    for decoding in DECODINGS:
+      row = run['results']['models'][name][decoding]
+      rates = ('helpful', 'honest', 'harmless', SUBSTANCE, 'win_rate_vs_ppo')
+      cells = [format_with_interval(row, rate) for rate in rates]
+      rows.append((f'{label}, {decoding}', *cells))
+  heads = ('', 'helpful', 'honest', 'harmless', 'wins by substance vs SFT', 'by utility vs PPO')
+  return format_table(heads, rows)
 
 
 def constitutional_page(runs: list[Run]) -> str:

@@ -172,6 +172,24 @@ def test_the_table_has_the_stages_that_are_run(quickstart):
   assert rows(('pretrain',)) == {}  # nothing to compare with
 
 
+def test_a_row_may_show_a_model_from_elsewhere(quickstart, finished, tmp_path):
+  _, workdir, results = finished
+  changes = [
+    "stages=('pretrain', 'sft')",
+    f'evaluation.models.base={workdir}/ppo',
+    'evaluation.controls=False',
+  ]
+  config = pipeline.load_config(quickstart, changes)
+  for stage in ('tokenizer', 'pretrain', 'sft'):
+    shutil.copytree(workdir / stage, tmp_path / stage)
+  (tmp_path / 'config.json').write_text(configs.as_json(config))
+  models = pipeline.run(config, tmp_path)['models']
+  assert list(models) == ['base', 'sft']
+  # Greedily it says there what it says in the run that trained it.
+  expected = results['models']['ppo']['greedy']
+  assert models['base']['greedy']['utility'] == pytest.approx(expected['utility'])
+
+
 def test_controls_need_the_reward_that_they_choose_by(quickstart):
   def has(*stages):
     return final_table.has_controls(pipeline.load_config(quickstart, [f'stages={stages}']))
