@@ -77,11 +77,11 @@ LINE = json.dumps({'messages': [{'role': 'user', 'content': 'Why?'}], 'response'
       'pretrain.data.source=web',
       "data.source: expected one of jsonl, tfds, tinyworld, or 'module:function', got 'web'",
     ),
-    ('pretrain.loop.steps=0', 'pretrain: steps: expected at least 1, got 0'),
+    ('pretrain.loop.steps=0', 'config.pretrain.loop.steps: expected a number from 1, got 0'),
     ('pretrain.max_length=1', 'length: expected 2 tokens or more, got 1'),
-    ('pretrain.microbatches=0', 'a batch of 8 rows in 0 parts does not divide'),
-    ('pretrain.eval_records=0', 'expected 1 or more, got 0'),
-    ('pretrain.data.count=-1', 'data.count: expected 0 (all) or more, got -1'),
+    ('pretrain.microbatches=0', 'pretrain.microbatches: expected a number from 1, got 0'),
+    ('pretrain.eval_records=0', 'pretrain.eval_records: expected a number from 1, got 0'),
+    ('pretrain.data.count=-1', 'data.count: expected a number from 0, got -1'),
     (
       'pretrain.optimizer.schedule=step',
       "optimizer.schedule: expected one of constant, linear, cosine, got 'step'",
@@ -172,17 +172,18 @@ def test_a_later_stage_can_be_corrected_and_the_earlier_ones_stay(
   shutil.rmtree(run / 'sft')
   (run / 'results.json').unlink()
   long = json.dumps({'messages': [{'role': 'user', 'content': 'W' * 90}], 'response': 'No.'})
-  (tmp_path / 'sft.jsonl').write_text(f'{LINE}\n{long}\n')
+  for split in ('train', 'validation'):
+    (tmp_path / f'{split}.jsonl').write_text(f'{LINE}\n{long}\n')
   command = [
     f'--config={experiment}',
     f'--workdir={run}',
     '--config.sft.data.source=jsonl',
-    f'--config.sft.data.path={tmp_path}/sft.jsonl',
+    f'--config.sft.data.path={tmp_path}/{{split}}.jsonl',
     '--config.sft.max_length=64',
     '--config.sft.overlong=',
   ]
   assert re.search(
-    'demonstration .*sft.jsonl:2: .* tokens do not fit the limit of 64',
+    'demonstration .*n.jsonl:2: .* tokens do not fit the limit of 64',
     refuse(capsys, *command[:-1], command[-1] + 'error'),
   )
   before = (run / 'pretrain/export/model.safetensors').stat().st_mtime_ns
