@@ -219,12 +219,10 @@ def test_names_of_models(context):
 
 
 def test_a_model_without_a_head_is_no_reward(finished, context):
-  """Neither one that was trained to speak nor one that nothing has trained."""
+  """One that was trained to speak only; what is asked for as random is random, and that is said."""
   _, workdir, _ = finished
-  store = ModelStore(context('ppo'))
-  for name in (str(workdir / 'sft'), 'random'):
-    with pytest.raises(UserError, match=f"config.ppo: '{name}' has no scalar head: expected a rew"):
-      store.open_reward(name)
+  with pytest.raises(UserError, match='has no scalar head: expected a reward model'):
+    ModelStore(context('ppo')).open_reward(str(workdir / 'sft'))
 
 
 def test_batch_that_does_not_divide(context):

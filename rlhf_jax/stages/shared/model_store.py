@@ -7,6 +7,7 @@ asked for, so that a plan can define every step without reading anything.
 from collections.abc import Callable
 import dataclasses
 import functools
+import logging
 from typing import Any
 
 from flax import traverse_util
@@ -101,7 +102,9 @@ class ModelStore:
       UserError: as `open`; or the model has no scalar head, and so was never trained to score.
     """
     source = self._find(name, trained=False)
-    if source is None or not source.config.head:
+    if source is None:
+      logging.warning('%s: %r is no reward: its scores mean nothing', self.context.where, name)
+    elif not source.config.head:
       raise UserError(
         f'{self.context.where}: {name!r} has no scalar head: expected a reward model, such as the '
         "stage 'reward' makes, or a directory for sequence classification"
