@@ -128,7 +128,7 @@ def gspo(
   >>> logprobs = jnp.log(jnp.array([[4.0, 1.0, 9.0]]))
   >>> mask, ones = jnp.array([[True, True, False]]), jnp.ones((1, 3))
   >>> print(gspo(logprobs, jnp.zeros((1, 3)), ones, mask, 0.5, 0.5).losses)
-  [[-1.5 -1.5 -1.5]]
+  [[-1.5 -1.5 -0. ]]
   """
   _check_tokens(logprobs, old_logprobs, advantages)
   chex.assert_equal_shape([logprobs, mask])
