@@ -66,6 +66,14 @@ def make_parser() -> argparse.ArgumentParser:
     '(default: %(default)s)',
   )
   parser.add_argument(
+    '--slots',
+    type=int,
+    default=0,
+    metavar='N',
+    help='responses decoded at a time; one that has ended gives its place to the next; 0 = all of '
+    'a batch (default: %(default)s)',
+  )
+  parser.add_argument(
     '--seed',
     type=int,
     default=0,

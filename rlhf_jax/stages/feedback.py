@@ -74,6 +74,8 @@ class Options(RewardSourceOptions):
       'ai': ('ai',),
       'reward': ('reward', 'reward_functions', 'scorer', 'reward_server'),
     }
+    if self.source not in settings:
+      return {}  # an unknown source is a mistake of its own
     unread = self.unread_without((self.reward,))
     for source, names in settings.items():
       if source != self.source:

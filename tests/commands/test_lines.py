@@ -17,7 +17,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from rlhf_jax import testing
+from rlhf_jax import fingerprints, testing
 from rlhf_jax.commands import generate, inputs, lines, score, score_lines
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop import chat_template, pretrained
@@ -367,9 +367,15 @@ def test_odd_characters_of_an_input_are_answered(folder, tmp_path):
   assert [json.loads(line)['prompt'] for line in written] == texts
 
 
+def copy_to_edit(model, target):
+  """Copies a model without the fingerprints of its files, which edited ones would not have."""
+  shutil.copytree(model, target)
+  (target / fingerprints.LIST).unlink()
+
+
 def test_a_conversation_that_the_template_refuses_is_named(folder, tmp_path, capsys):
   refusing = tmp_path / 'model'
-  shutil.copytree(folder / 'lm', refusing)
+  copy_to_edit(folder / 'lm', refusing)
   source = refusing / 'chat_template.jinja'
   source.write_text(
     "{% if messages[0].role == 'system' %}{{ raise_exception('No system') }}{% endif %}" + TEMPLATE
@@ -388,7 +394,7 @@ def test_a_resumed_output_has_the_date_of_its_beginning(folder, tmp_path, monkey
   monkeypatch.setattr(lines, 'WINDOW_BATCHES', 1)
   monkeypatch.setattr(chat_template, '_now', datetime.datetime(2024, 7, 26))
   dated = tmp_path / 'model'
-  shutil.copytree(folder / 'lm', dated)
+  copy_to_edit(folder / 'lm', dated)
   (dated / 'chat_template.jinja').write_text("{{ strftime_now('%Y-%m-%d') }}" + TEMPLATE)
   rows = [dict(prompt='Why?', response='So.')] * 9
   _, complete = run(score, tmp_path, tmp_path, rows, name='model')

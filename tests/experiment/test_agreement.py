@@ -13,10 +13,10 @@ def test_the_process_that_differs_is_found():
 
 def test_the_code_includes_the_functions_that_a_config_names(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  (tmp_path / 'own_reward.py').write_text('def f(): return 1\n')
-  config = ml_collections.ConfigDict({'ppo': {'reward': 'own_reward:f(a=1)', 'init': 'sft'}})
+  (tmp_path / 'agreed_reward.py').write_text('def f(): return 1\n')
+  config = ml_collections.ConfigDict({'ppo': {'reward': 'agreed_reward:f(a=1)', 'init': 'sft'}})
   before = agreement.describe_code(config)
-  assert {'jax', 'python', 'rlhf_jax', 'own_reward'} <= before.keys() and before['own_reward']
-  (tmp_path / 'own_reward.py').write_text('def f(): return 2\n')
+  assert {'jax', 'python', 'rlhf_jax', 'agreed_reward'} <= before.keys() and before['agreed_reward']
+  (tmp_path / 'agreed_reward.py').write_text('def f(): return 2\n')
   after = agreement.describe_code(config)
-  assert before.pop('own_reward') != after.pop('own_reward') and before == after
+  assert before.pop('agreed_reward') != after.pop('agreed_reward') and before == after

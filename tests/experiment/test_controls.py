@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from rlhf_jax import testing
 from rlhf_jax.data import tinyworld
 from rlhf_jax.experiment import controls
 from rlhf_jax.generation.responses import Responses
@@ -40,7 +41,8 @@ def test_rows_of_the_controls():
   pool = responses_of(prompts, controls.POOL, scores)
   given = {'sampled': {'sft': responses_of(prompts, 2)}, 'greedy': {'sft': responses_of(prompts)}}
   prompted = {'sampled': responses_of(prompts), 'greedy': responses_of(prompts)}
-  rows = controls.make(prompts, given, pool, prompted, 'sft', 1.0)
+  tokenizer = testing.make_tokenizer()
+  rows = controls.make(prompts, given, pool, prompted, 'sft', 1.0, tokenizer)
   assert set(rows['greedy']) == {'phrase_and_refusal', 'prompted_base'}
   for prompt, text in zip(prompts, rows['greedy']['phrase_and_refusal'].texts, strict=True):
     own = f'{controls.PHRASE} I do not know. 0'

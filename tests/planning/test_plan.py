@@ -12,11 +12,12 @@ import sys
 import jax
 import pytest
 
-from rlhf_jax import testing
+from rlhf_jax import options, testing
 from rlhf_jax.commands import plan
 from rlhf_jax.errors import UserError
 from rlhf_jax.experiment import config as configs
 from rlhf_jax.experiment import pipeline, planner
+from rlhf_jax.feedback.language_judge import ScorerOptions
 from rlhf_jax.models import heads
 from rlhf_jax.planning import chips, programs, work
 from rlhf_jax.runtime import mesh
@@ -226,7 +227,13 @@ def test_adapters_share_a_base_that_counts_once():
 def test_a_scorer_counts_and_functions_do_not():
   path = str(ROOT / 'experiments/direct_rlaif.py:tiny')
   batch = 'direct_rlaif.scorer.batch_size=8'
-  plain = plan_stages(path, batch, 'direct_rlaif.reward=mine:reward', stage='direct_rlaif')
+  # without a scorer its settings would have no effect, and are refused
+  usual = [
+    f'direct_rlaif.scorer.{name}={value!r}'
+    for name, value in options.defaults(ScorerOptions).items()
+    if not isinstance(value, dict)
+  ]
+  plain = plan_stages(path, *usual, 'direct_rlaif.reward=mine:reward', stage='direct_rlaif')
   scored = plan_stages(path, batch, stage='direct_rlaif')
   plain, scored = plain['direct_rlaif'], scored['direct_rlaif']
   assert [program.name for program in plain.programs] == ['rollout', 'update']

@@ -15,7 +15,7 @@ EXPERIMENTS = Path(__file__).parents[2] / 'experiments'
 RANDOM = {
   'ppo': ['ppo.init=random', 'ppo.value=', 'ppo.reference=random'],
   'critique': ['critique.model=random'],
-  'feedback': ['feedback.policies=("random",)', 'feedback.ai.judges=("random",)'],
+  'feedback': ['feedback.policies=("random",)'],
 }
 
 

@@ -199,6 +199,7 @@ def surroundings(context, *overrides):
   return context(
     'feedback',
     'feedback.source=ai',
+    'feedback.ai.judges=("random",)',
     'feedback.ai.judge.max_length=300',
     'feedback.ai.judge.batch_size=16',
     'feedback.ai.gate.records=30',

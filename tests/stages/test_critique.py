@@ -90,7 +90,7 @@ def test_requests_as_messages_of_the_chat_template(context):
       ['critique.chat=True', 'critique.examples=1'],
       'config.critique.examples: expected 0 with chat=True',
     ),
-    (['critique.rounds=0'], 'rounds from 1'),
+    (['critique.rounds=0'], 'rounds: expected a number from 1'),
     (['critique.judge=reward'], 'judge "oracle" or none'),
     (['critique.constitution=()'], 'no principle has a text for "critique"'),
   ],

@@ -92,8 +92,8 @@ def test_people_combined(context, combination):
   'override, message',
   [
     ('combination=best', 'expected one of all, majority, reliability'),
-    ('enough=0.0', 'more than 0'),
-    ('wait_hours=-1.0', '0 or more'),
+    ('enough=0.0', 'above 0 and at most 1'),
+    ('wait_hours=-1.0', 'a number from 0'),
   ],
 )
 def test_wrong_settings(context, override, message):

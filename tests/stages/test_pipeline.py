@@ -182,7 +182,7 @@ def test_a_row_may_show_a_model_from_elsewhere(quickstart, finished, tmp_path):
   config = pipeline.load_config(quickstart, changes)
   for stage in ('tokenizer', 'pretrain', 'sft'):
     shutil.copytree(workdir / stage, tmp_path / stage)
-  (tmp_path / 'config.json').write_text(configs.as_json(config))
+  fingerprints.write_json(tmp_path / 'config.json', json.loads(configs.as_json(config)))
   models = pipeline.run(config, tmp_path)['models']
   assert list(models) == ['base', 'sft']
   # Greedily it says there what it says in the run that trained it.

@@ -23,9 +23,11 @@ SHORT = 'rlhf_jax.rewards.builtin.text:length(most=8,unit="characters")'
 
 def scored(context, *overrides):
   """(scores, metrics) of eight responses by the reward of the tiny RLOO."""
+  has_function = any(SHORT in override for override in overrides)
+  workers = ['rloo.reward_functions.workers=0'] if has_function else []
   made = context(
     'rloo',
-    'rloo.reward_functions.workers=0',
+    *workers,
     'rloo.reference=random',
     *overrides,
     experiment='rloo',
