@@ -23,16 +23,13 @@ import jax.numpy as jnp
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import decode_attention
+from rlhf_jax.models.decode_attention import MASKED_LOGIT
 from rlhf_jax.models.model_config import ModelConfig, product_precision
 
 BLOCK = 128  # tokens; the length of a row must be a multiple of it for splash
 
 # Slots of a cache; half a cache is read in place of the whole only if that is more of them.
 LEAST_READ = 64
-
-# The logit of a masked key. It is finite, so that a query whose keys are all masked
-# gives an arbitrary result, which is masked later, and never NaN.
-MASKED_LOGIT = -1e30
 
 FASTEST = {'gpu': 'cudnn', 'tpu': 'splash'}  # platform → implementation; plain elsewhere
 

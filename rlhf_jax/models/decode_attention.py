@@ -20,7 +20,9 @@ QUERIES = 16  # the fewest rows of a matrix product in Triton; G is padded to it
 WARPS = 1  # of 32 threads, that computes one program
 STAGES = 4  # blocks that are being read while one is computed
 
-# The logit of a masked slot, and less than that of any other.
+# The logit of a masked key, in every implementation of attention. It is finite, so
+# that a query whose keys are all masked gives an arbitrary result, which is masked
+# later, and never NaN.
 MASKED_LOGIT = -1e30
 
 

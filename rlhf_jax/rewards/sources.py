@@ -60,9 +60,8 @@ class RewardKind:
   # Opens a source that scores texts. None for reward models: they score tokens on
   # the devices, and stages open them themselves.
   open: Callable[[str, RewardSourceOptions, LanguageModelOpener], Score] | None
-  on_device: bool = (
-    False  # whether its parameters are on the devices, so that plans must count them
-  )
+  # Whether its parameters are on the devices, so that plans must count them.
+  on_device: bool = False
   head: bool = False  # whether its model has a scalar head
   prefix: str = ''  # of its names in a config; the name of the model follows
   per_process: bool = False  # whether each process scores its own share of the texts

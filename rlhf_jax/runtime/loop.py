@@ -40,9 +40,8 @@ class LoopOptions:
   # Steps between lines of metrics.jsonl; 0 = only after the last step, here and
   # in the next two.
   log_every: Natural = 10
-  eval_every: Natural = (
-    100  # steps between evaluations; above 0, the initial model is evaluated too
-  )
+  # Steps between evaluations; above 0, the initial model is evaluated too.
+  eval_every: Natural = 100
   save_every: Natural = 200  # steps between checkpoints
   keep: Count = 2  # the number of checkpoints that are kept, at least 1
   tensorboard: bool = True  # also write TensorBoard events

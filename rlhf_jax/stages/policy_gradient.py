@@ -96,9 +96,8 @@ class Options(rollout.RolloutOptions):
   overlong_buffer: Natural = 0
   resampling: Natural = 0  # dynamic sampling (DAPO): at most so many further batches a step
   sampler_every: Count = 1  # the policy that responds is updated every so many steps
-  weight_limit: NonNegative = (
-    0.0  # C of truncated importance weights for an older sampler; 0 = none
-  )
+  # C of truncated importance weights for an older sampler; 0 = none.
+  weight_limit: NonNegative = 0.0
   optimizer: OptimizerOptions = OptimizerOptions(
     learning_rate=1e-5,
     schedule='linear',

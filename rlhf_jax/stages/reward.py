@@ -73,9 +73,8 @@ class Options:
   lora: LoraOptions = LoraOptions()  # adapters beside frozen matrices instead of all parameters
   loss: str = 'pairwise'  # pairwise, plackett_luce, plain_pairs
   likelihood: bool = False  # the head also sees how likely the response is to the model itself
-  language_model_coefficient: NonNegative = (
-    0.0  # α, of the log-likelihood of the best-ranked responses
-  )
+  # α, of the log-likelihood of the best-ranked responses.
+  language_model_coefficient: NonNegative = 0.0
   batch_size: Count = 16  # rows of a batch, over all devices
   responses_per_row: Count = 4  # places of a row; complete rankings share a row, none is split
   max_length: Count = 96  # tokens of a prompt with one response

@@ -16,6 +16,7 @@ facts), 'person', 'fact', 'harm', 'wording' or ''.
 
 from collections.abc import Iterator, Mapping
 import dataclasses
+import functools
 from typing import Any
 import zlib
 
@@ -219,7 +220,8 @@ def _take_turns(families: Mapping[str, list[Candidate]]) -> Iterator[Candidate]:
         yield rows[place]
 
 
-def _candidates(world: World, kind: str) -> list[Candidate]:
+@functools.lru_cache(maxsize=64)  # a run reads them for its tokenizer, its check and each stage
+def _candidates(world: World, kind: str) -> tuple[Candidate, ...]:
   """Returns all prompts of a kind that a world could ask; all texts are different."""
   if kind in ('fact', 'two_step'):
     rows = _questions(world, kind)
@@ -234,7 +236,7 @@ def _candidates(world: World, kind: str) -> list[Candidate]:
   else:
     rows = _requests(world, kind)
   # Of candidates with the same text, such as 'It is white', one is kept.
-  return list({row.text: row for row in reversed([*rows])}.values())
+  return tuple({row.text: row for row in reversed([*rows])}.values())
 
 
 def _questions(world: World, kind: str) -> Iterator[Candidate]:
