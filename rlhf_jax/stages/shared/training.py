@@ -261,7 +261,7 @@ def build_show_responses(
 
   def show(state: TrainState) -> list[dict[str, str]]:
     completed = responses.complete_prompts(
-      respond, state.params, chosen, rows, tokenizer.pad_id, context.key()
+      respond, state.params, chosen, rows, tokenizer.pad_id, context.key('shown responses')
     )
     shown = []
     for tokens, texts in zip(chosen, completed.texts, strict=True):
