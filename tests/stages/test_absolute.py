@@ -343,8 +343,8 @@ def test_policy_gradient(place):
     advantage='standardised',
     whiten_advantages=True,
     reduce='sequence_mean',
-    clip_low=0.01,
-    clip_high=0.03,
+    clip_low=0.2,
+    clip_high=0.7,
     kl_coefficient=beta,
     kl_place=place,
     kl_estimator='k2',
@@ -374,7 +374,7 @@ def test_policy_gradient(place):
     def objective(params):
       now = response_logprobs(model, params, part.sequences)
       ratio = jnp.exp(jnp.where(inside, now - old[rows], 0))
-      losses = weights[rows] * clipped_surrogate(ratio, advantage[rows], 0.01, 0.03)
+      losses = weights[rows] * clipped_surrogate(ratio, advantage[rows], 0.2, 0.7)
       if place == 'loss':
         losses += beta * 0.5 * jnp.where(inside, now - base[rows], 0) ** 2
       return jnp.mean(jnp.sum(jnp.where(inside, losses, 0), 1) / lengths[rows])
@@ -384,7 +384,7 @@ def test_policy_gradient(place):
   want = adamw(params, map(gradient, two_orders(state, G * K)))
   step = training.compile_train_step(policy_gradient.train_step, definitions, options)
   got, metrics = step(state, scored, reference)
-  assert metrics['policy/clip_fraction'] > 0.05  # both bounds are reached
+  assert 0.05 < metrics['policy/clip_fraction'] < 0.45
   assert_same(without_score(got.trained), without_score(want), without_score(params))
 
 
@@ -428,8 +428,8 @@ def test_ppo():
     kl_coefficient=beta,
     kl_target=0.7,
     kl_horizon=100.0,
-    clip=0.02,
-    value_clip=0.03,
+    clip=0.05,
+    value_clip=3.0,
     value_coefficient=0.6,
     discount=0.9,
     gae_lambda=0.7,
@@ -466,10 +466,10 @@ def test_ppo():
     def objective(params):
       now = response_logprobs(model, params['policy'], part.sequences)
       ratio = jnp.exp(jnp.where(own, now - old[rows], 0))
-      losses = clipped_surrogate(ratio, advantages[rows], 0.02, 0.02)
+      losses = clipped_surrogate(ratio, advantages[rows], 0.05, 0.05)
       policy = jnp.sum(jnp.where(own, losses, 0)) / own.sum()
       new = values_of(params['value'], part.sequences)
-      near = jnp.clip(new, values[rows] - 0.03, values[rows] + 0.03)
+      near = jnp.clip(new, values[rows] - 3.0, values[rows] + 3.0)
       errors = jnp.maximum((new - returns[rows]) ** 2, (near - returns[rows]) ** 2) / 2
       value = jnp.sum(jnp.where(learned, errors, 0)) / learned.sum()
       logprobs, _ = read(model, params['policy'], texts)
@@ -483,7 +483,7 @@ def test_ppo():
   want = adamw(params, map(gradient, orders, extras))
   step = training.compile_train_step(ppo.train_step, definitions, options)
   got, metrics = step(state, layout.place(scored), reference)
-  assert metrics['policy/clip_fraction'] > 0.05 and metrics['value/clip_fraction'] > 0.05
+  assert metrics['policy/clip_fraction'] > 0 and 0 < metrics['value/clip_fraction'] < 0.4
   trained = {'policy': without_score(got.trained), 'value': got.value_trained}
   want['policy'] = without_score(want['policy'])
   before = {'policy': without_score(params['policy']), 'value': params['value']}
