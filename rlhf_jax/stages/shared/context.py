@@ -1,6 +1,6 @@
 """Defines the context of a stage: everything that it gets to run with."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +36,7 @@ class Context:
     workdir: the folder in which the run keeps everything.
     layout: the device mesh and the rules that lay arrays on it.
     tokenizer: the tokenizer of the run.
+    on_saved: called after each checkpoint, to upload the workdir; None where it is a folder.
   """
 
   config: ml_collections.ConfigDict
@@ -43,6 +44,7 @@ class Context:
   workdir: Path
   layout: Layout
   tokenizer: Tokenizer
+  on_saved: Callable[[], None] | None = None
 
   @property
   def section(self) -> ml_collections.ConfigDict:
