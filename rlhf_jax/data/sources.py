@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax import hub, named_functions
+from rlhf_jax import hub, named_functions, storage
 from rlhf_jax.data import records, row_files, tinyworld
 from rlhf_jax.errors import UserError
 from rlhf_jax.options import Count, Natural, OwnSeed, ShareBelowOne
@@ -114,7 +114,7 @@ def read_files(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
     pattern = str(path).replace('{split}', split)
     names: Counter[str] = Counter()
     own = []
-    for file in row_files.find_files(_local_path(pattern), _split_name(options, split)):
+    for file in row_files.find_files(local_path(pattern), _split_name(options, split)):
       own += records.read_records(file, kind, options.fields, names)
     _report_shapes(pattern, names)
     if options.hold_out and has_one_split(str(path)):
@@ -126,7 +126,9 @@ def read_files(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
 
 def has_one_split(path: str) -> bool:
   """Says whether a path means the same files for every split."""
-  return '{split}' not in path and not path.startswith((HUB, TFDS)) and not Path(path).is_dir()
+  if '{split}' in path or path.startswith((HUB, TFDS)):
+    return False
+  return not Path(local_path(path)).is_dir()
 
 
 def _hold_out(rows: list[Any], options: DataOptions, split: str) -> list[Any]:
@@ -266,8 +268,10 @@ def _find_reader(options: DataOptions) -> Reader:
   )
 
 
-def _local_path(pattern: str) -> str:
-  """Returns a local path; a data set of the hub is copied to this machine first."""
+def local_path(pattern: str) -> str:
+  """Returns a local path; what is on the hub or behind a URL is copied to this machine first."""
+  if storage.is_url(pattern):
+    return storage.local_copy(pattern, 'data.path', row_files.PATTERNS)
   if not pattern.startswith(HUB):
     return pattern
   return str(hub.find_snapshot(pattern.removeprefix(HUB), 'dataset', row_files.PATTERNS))

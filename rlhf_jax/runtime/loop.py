@@ -92,6 +92,7 @@ def run(
   options: LoopOptions,
   directory: str | os.PathLike,
   meta: dict,
+  on_saved: Callable[[], None] | None = None,
 ) -> Any:
   """Trains up to `options.steps` and returns the final state.
 
@@ -104,6 +105,8 @@ def run(
     options: how long, and how often it logs, evaluates and saves.
     directory: the folder of this run.
     meta: a JSON object that is saved in every checkpoint.
+    on_saved: called when a checkpoint is on disk, before the next step; None lets it
+      be written in the background.
 
   Raises:
     UserError: there is nothing to train, a metric is not finite, the data ended, or
@@ -135,6 +138,7 @@ def run(
       data=ReadAhead(training.batches),  # after `_start`, which sets their position
       meta=meta,
       began=began - seconds_before,
+      on_saved=on_saved,
     )
     reporter = _Reporter(training, writer, progress)
     state, step, signum = _train(training, options, state, step, saver, reporter, signals)
@@ -259,6 +263,7 @@ class _Saver:
     meta: the caller's JSON object.
     began: the monotonic time of the start, moved back by the seconds trained before
       it.
+    on_saved: called when a state is on disk; or None.
   """
 
   directory: Path
@@ -267,6 +272,7 @@ class _Saver:
   data: ReadAhead
   meta: dict
   began: float
+  on_saved: Callable[[], None] | None = None
 
   def seconds(self) -> float:
     """Returns the seconds trained, over all resumes."""
@@ -280,6 +286,9 @@ class _Saver:
     self.writer.flush()  # so that no line from before the checkpoint can be lost
     meta = {'user': self.meta, 'seconds': self.seconds()}
     self.checkpoints.save(step, state, position, meta)
+    if self.on_saved:
+      self.checkpoints.wait()
+      self.on_saved()
 
   def save_before(self, step: int, state: Any) -> int | None:
     """Saves the state as it was before a step with a metric that is not finite.

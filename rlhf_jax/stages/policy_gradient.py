@@ -88,7 +88,7 @@ class Options(off_policy.OffPolicyOptions):
   reduce: str = 'token_mean'  # token_mean, sequence_mean, sequence_sum, constant
   clip_low: Share = 0.2  # ε below 1, of the probability ratio
   clip_high: NonNegative = 0.2  # ε above 1
-  kl_coefficient: NonNegative = 0.05  # β; 0 = the KL is measured only
+  kl_coefficient: NonNegative = 0.05  # β; 0 = no KL, and no reference is kept
   # Where the KL counts. reward: subtracted from the score, as the response's sum of
   # k1; tokens: from a token's advantage, as the sum of what is still to come
   # (REINFORCE++); loss: a term of the loss (GRPO).
@@ -117,6 +117,11 @@ class Options(off_policy.OffPolicyOptions):
       unread |= dict.fromkeys(('clip_low', 'clip_high'), "loss is 'reinforce'")
     return unread
 
+  @property
+  def keeps_reference(self) -> bool:
+    """Whether the KL counts."""
+    return self.kl_coefficient > 0
+
 
 # The types of a step.
 
@@ -128,7 +133,7 @@ class AssessedRollout(flax.struct.PyTreeNode):
     sequences: prompts and responses, [N, P + R].
     mask: [N, R] bool, the response up to and including its end token.
     logprobs: [N, R] float32, of the policy before the update.
-    reference_logprobs: [N, R] float32.
+    reference_logprobs: [N, R] float32; None without a reference.
     advantages: [N, R] float32.
     weights: [N, R] float32, importance weights for another sampler.
   """
@@ -136,7 +141,7 @@ class AssessedRollout(flax.struct.PyTreeNode):
   sequences: Sequences
   mask: Array
   logprobs: Array
-  reference_logprobs: Array
+  reference_logprobs: Array | None
   advantages: Array
   weights: Array
 
@@ -146,7 +151,7 @@ class Evaluated(NamedTuple):
 
   logprobs: Array  # [N, R] float32, of the policy
   entropies: Array  # [N, R] float32, of the policy's distributions
-  reference_logprobs: Array  # [N, R] float32
+  reference_logprobs: Array | None  # [N, R] float32
 
 
 # The pure functions of a step, in the order in which they are called.
@@ -155,7 +160,7 @@ class Evaluated(NamedTuple):
 def train_step(
   state: SamplerState,
   scored: ScoredRollout,
-  reference_params: Params,
+  reference_params: Params | None,
   definitions: RolloutDefinitions,
   options: Options,
 ) -> tuple[SamplerState, dict[str, Array]]:
@@ -167,7 +172,7 @@ def train_step(
     state: the policy, the optimizer's state, the step and the root key.
     scored: N = B * K responses of at most R tokens, the K of a prompt beside each
       other.
-    reference_params: the parameters of the reference.
+    reference_params: the parameters of the reference; None where no KL counts.
     definitions: the definitions of policy, reference, optimizer and layout.
     options: the options of the stage.
 
@@ -195,7 +200,7 @@ def train_step(
 def update_once(
   state: SamplerState,
   scored: ScoredRollout,
-  reference_params: Params,
+  reference_params: Params | None,
   definitions: RolloutDefinitions,
   options: Options,
 ) -> tuple[tuple[Params, Any], dict[str, Array], Array]:
@@ -209,23 +214,28 @@ def update_once(
     (trained parameters, the optimizer's state), metrics, and whether they changed, [] bool.
   """
   frozen = state.frozen.get('params', {})
-  forward = functools.partial(
-    rollout.forward_responses,
-    sequences=scored.sequences,
-    response_length=scored.samples.tokens.shape[1],
-    temperature=options.sampling.temperature,
+  responses = (
+    scored.sequences,
+    scored.samples.tokens.shape[1],
+    options.sampling.temperature,
   )
-  reference = forward(definitions.reference_model, reference_params)
+  reference = rollout.reference_logprobs(definitions.reference_model, reference_params, *responses)
 
   def batch_loss(trained: Params, scored: ScoredRollout, key: Array) -> steps.Loss:
     del key  # nothing is drawn: dropout is left out
-    now = forward(definitions.model, merge_params(trained, frozen))
-    evaluated = Evaluated(now.logprobs, now.entropies, reference.logprobs)
+    params = merge_params(trained, frozen)
+    now = rollout.forward_responses(definitions.model, params, *responses)
+    evaluated = Evaluated(now.logprobs, now.entropies, reference)
     assessed, metrics = assess_rollout(scored, jax.lax.stop_gradient(evaluated), options)
     return dataclasses.replace(loss(now, assessed, options), counts=metrics)
 
   trained, opt_state, metrics = steps.update_params(
-    batch_loss, definitions.optimizer, state.trained, state.opt_state, scored, state.key
+    batch_loss,
+    definitions.optimizer,
+    state.trained,
+    state.opt_state,
+    scored,
+    steps.update_key(state),
   )
   metrics['policy/first_ratio'] = metrics['policy/ratio']
   return (trained, opt_state), metrics, steps.update_is_finite(metrics)
@@ -234,7 +244,7 @@ def update_once(
 def update_in_minibatches(
   state: SamplerState,
   scored: ScoredRollout,
-  reference_params: Params,
+  reference_params: Params | None,
   definitions: RolloutDefinitions,
   options: Options,
 ) -> tuple[tuple[Params, Any], dict[str, Array], Array]:
@@ -259,7 +269,7 @@ def update_in_minibatches(
     update,
     (state.trained, state.opt_state),
     assessed,
-    jax.random.fold_in(state.key, state.step),  # the key of this step
+    steps.update_key(state),
     epochs=options.epochs,
     minibatches=options.minibatches,
     layout=definitions.layout,
@@ -271,7 +281,7 @@ def update_in_minibatches(
 def evaluate_responses(
   state: TrainState,
   scored: ScoredRollout,
-  reference_params: Params,
+  reference_params: Params | None,
   definitions: RolloutDefinitions,
   options: Options,
 ) -> Evaluated:
@@ -281,15 +291,16 @@ def evaluate_responses(
   """
 
   def evaluate_part(sequences: Sequences) -> Evaluated:
-    forward = functools.partial(
-      rollout.forward_responses,
-      sequences=sequences,
-      response_length=scored.samples.tokens.shape[1],
-      temperature=options.sampling.temperature,
+    responses = (
+      sequences,
+      scored.samples.tokens.shape[1],
+      options.sampling.temperature,
     )
-    policy = forward(definitions.model, state.params)
-    reference = forward(definitions.reference_model, reference_params)
-    return Evaluated(policy.logprobs, policy.entropies, reference.logprobs)
+    policy = rollout.forward_responses(definitions.model, state.params, *responses)
+    reference = rollout.reference_logprobs(
+      definitions.reference_model, reference_params, *responses
+    )
+    return Evaluated(policy.logprobs, policy.entropies, reference)
 
   return steps.map_in_parts(evaluate_part, scored.sequences, options.parts)
 
@@ -312,8 +323,8 @@ def assess_rollout(
   N, R = samples.tokens.shape
   K = options.num_samples
   lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)  # [N]
-  kl = divergence.k1(evaluated.logprobs, evaluated.reference_logprobs)  # [N, R]
-  kl = jnp.where(mask, kl, 0.0)
+  reference = evaluated.reference_logprobs
+  kl = rollout.kl_to_reference(evaluated.logprobs, reference, mask)  # [N, R]
 
   scores = rollout.final_scores(samples.ended, scored.scores, options)  # [N]
   rewards = scores  # [N]
@@ -336,13 +347,15 @@ def assess_rollout(
     sequences=scored.sequences,
     mask=mask,
     logprobs=evaluated.logprobs,
-    reference_logprobs=evaluated.reference_logprobs,
+    reference_logprobs=reference,
     advantages=advantage,
     weights=weights,
   )
   # Of the scores alone: KL and length would make nearly all groups unequal.
   equal_groups = jnp.ptp(scores.reshape(-1, K), axis=1) == 0
-  metrics = rollout.rollout_metrics(scored, evaluated.logprobs, evaluated.entropies, kl)
+  metrics = rollout.rollout_metrics(
+    scored, evaluated.logprobs, evaluated.entropies, kl if reference is not None else None
+  )
   metrics |= weight_metrics
   metrics |= {
     'reward/mean': jnp.mean(rewards),
@@ -417,9 +430,10 @@ def loss(now: rollout.ResponseForward, assessed: AssessedRollout, options: Optio
     options.clip_high,
   )
   losses = losses * assessed.weights  # [n, R]
-  if options.kl_coefficient and options.kl_place == 'loss':
+  reference = assessed.reference_logprobs
+  if reference is not None and options.kl_place == 'loss':
     kl_term = divergence.KL_TERMS[options.kl_estimator]
-    kl = kl_term(masked.keep(now.logprobs, mask), masked.keep(assessed.reference_logprobs, mask))
+    kl = kl_term(masked.keep(now.logprobs, mask), masked.keep(reference, mask))
     losses = losses + options.kl_coefficient * kl
   total, weight = policy_gradient.REDUCTIONS[options.reduce](losses, mask)
   count = masked.total(1.0, mask)  # also where `reduce` divides by something else
@@ -481,7 +495,7 @@ def iterate(
   batch: Prompts,
   parts: RolloutParts,
   score: Score,
-  reference_params: Params,
+  reference_params: Params | None,
   layout: Layout,
   options: Options,
 ) -> tuple[SamplerState, dict[str, Any]]:
@@ -492,7 +506,7 @@ def iterate(
     batch: prompts [B * (1 + resampling), P] as host arrays.
     parts: the compiled rollout and train step.
     score: the reward, which may leave the devices to read texts.
-    reference_params: the parameters of the reference.
+    reference_params: the parameters of the reference; None where no KL counts.
     layout: the mesh on which batches are placed.
     options: the options of the stage.
 
@@ -547,10 +561,7 @@ def _respond(
     return x.reshape(batches_in_step, -1, *x.shape[1:])[number]
 
   placed = layout.place(jax.tree.map(take_part, prompts))
-  part_key = key  # without resampling there is only part 0, and it uses the key itself
-  if number:
-    part_key = jax.random.fold_in(key, number)
-  samples = parts.generate(params, placed, part_key)
+  samples = parts.generate(params, placed, jax.random.fold_in(key, number))
   scores, metrics = score(placed, samples)
   sequences = rollout.join_sequences(placed, samples)
   return ScoredRollout(sequences, samples, scores), metrics
@@ -617,13 +628,13 @@ def define(context: Context, options: Options) -> RolloutParts:
   rollout.check_batch(context, options)
   store = ModelStore(context, options.lora)
   policy = store.open(options.init, trained=True)
-  reference = store.open(options.reference)
+  reference = rollout.open_reference(store, options)
   training.write_model_json(context, policy.model)
   # The learning rate falls with every minibatch, so the schedule counts those.
   updates = options.loop.steps * options.epochs * options.minibatches
   definitions = RolloutDefinitions(
     model=policy.model,
-    reference_model=reference.model,
+    reference_model=reference.model if reference else None,
     optimizer=optimizers.make_optimizer(options.optimizer, updates),
     layout=context.layout,
   )
@@ -632,7 +643,7 @@ def define(context: Context, options: Options) -> RolloutParts:
     init=functools.partial(_init_state, context, options, definitions, policy),
     generate=rollout.build_generate(context, policy.model, options),
     update=training.compile_train_step(train_step, definitions, options),
-    read_reference=reference.read,
+    read_reference=rollout.reference_reader(reference),
     store=store,
   )
 

@@ -26,7 +26,7 @@ The path of a step: `build` → `iterate` → `train_step` → `update_once` or
 `update_in_minibatches` → `assess_rollout` → `loss`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any, NamedTuple
@@ -89,7 +89,7 @@ class Options(off_policy.OffPolicyOptions):
   # the policy's own trunk.
   value: str = 'reward'
   epochs: Count = 2  # passes over the responses of a step
-  kl_coefficient: NonNegative = 0.05  # β, in reward per nat
+  kl_coefficient: NonNegative = 0.05  # β, in reward per nat; 0 = no KL and no reference
   kl_target: NonNegative = 0.0  # nats per response to which β is steered; 0 = it stays
   kl_horizon: Positive = 10000.0  # episodes over which a steered β changes by a fifth
   clip: PositiveShare = 0.2  # ε of the probability ratio
@@ -117,10 +117,17 @@ class Options(off_policy.OffPolicyOptions):
     unread = super().unread()
     if not self.kl_target:
       unread['kl_horizon'] = 'kl_target is 0'
+    if not self.kl_coefficient:  # what is steered is multiplied, so it stays 0
+      unread |= dict.fromkeys(('kl_target', 'kl_horizon'), 'kl_coefficient is 0')
     if not self.pretraining_coefficient:
       why = 'pretraining_coefficient is 0'
       unread |= dict.fromkeys(('pretraining', 'pretraining_max_length'), why)
     return unread
+
+  @property
+  def keeps_reference(self) -> bool:
+    """Whether the KL counts."""
+    return self.kl_coefficient > 0
 
 
 # The types of a step.
@@ -165,7 +172,7 @@ class AssessedRollout(flax.struct.PyTreeNode):
     value_mask: [N, R] bool, where the value model learns: the mask and the score's
       place.
     logprobs: [N, R] float32, of the policy before the update.
-    reference_logprobs: [N, R] float32.
+    reference_logprobs: [N, R] float32; None without a reference.
     values: [N, R] float32, of the value model before the update.
     advantages: [N, R] float32.
     returns: [N, R] float32.
@@ -181,7 +188,7 @@ class AssessedRollout(flax.struct.PyTreeNode):
   mask: Array
   value_mask: Array
   logprobs: Array
-  reference_logprobs: Array
+  reference_logprobs: Array | None
   values: Array
   advantages: Array
   returns: Array
@@ -195,7 +202,7 @@ class Evaluated(NamedTuple):
   logprobs: Array  # [N, R] float32, of the policy
   entropies: Array  # [N, R] float32, of the policy's distributions
   values: Array  # [N, R] float32
-  reference_logprobs: Array  # [N, R] float32
+  reference_logprobs: Array | None  # [N, R] float32
 
 
 class Forward(NamedTuple):
@@ -212,7 +219,7 @@ class Forward(NamedTuple):
 def train_step(
   state: PPOState,
   scored: ScoredRollout,
-  reference_params: Params,
+  reference_params: Params | None,
   definitions: Definitions,
   options: Options,
 ) -> tuple[PPOState, dict[str, Array]]:
@@ -225,7 +232,7 @@ def train_step(
       root key.
     scored: N = B * K responses of at most R tokens to prompts of at most P, with
       their scores. If it holds `pretraining` documents, their loss is added (PPO-ptx).
-    reference_params: the parameters of the reference.
+    reference_params: the parameters of the reference; None where no KL counts.
     definitions: the definitions of policy, value model, reference, optimizer and layout.
     options: the options of the stage.
 
@@ -240,7 +247,7 @@ def train_step(
     state, scored, reference_params, definitions, options
   )
   # Where no minibatch changed anything, step and β stay too: the step is made again.
-  kl_coefficient = next_kl_coefficient(state.kl_coefficient, metrics['kl'], scored, options)
+  kl_coefficient = next_kl_coefficient(state.kl_coefficient, metrics, scored, options)
   step = state.step + updated.astype(jnp.int32)
   next_state = state.replace(
     step=step,
@@ -258,7 +265,7 @@ def train_step(
 def update_once(
   state: PPOState,
   scored: ScoredRollout,
-  reference_params: Params,
+  reference_params: Params | None,
   definitions: Definitions,
   options: Options,
 ) -> tuple[tuple[Params, Any], dict[str, Array], Array]:
@@ -275,7 +282,7 @@ def update_once(
   """
   temperature = options.sampling.temperature
   response_length = scored.samples.tokens.shape[1]
-  reference = rollout.forward_responses(
+  reference = rollout.reference_logprobs(
     definitions.reference_model,
     reference_params,
     scored.sequences,
@@ -295,14 +302,14 @@ def update_once(
       response_length,
       temperature,
     )
-    evaluated = jax.lax.stop_gradient(Evaluated(*now, reference.logprobs))
+    evaluated = jax.lax.stop_gradient(Evaluated(*now, reference))
     assessed, metrics = assess_rollout(scored, evaluated, state.kl_coefficient, options)
     value = loss(params, now, assessed, scored.pretraining, weight, definitions, options)
     return dataclasses.replace(value, counts=metrics)
 
   trained = {'policy': state.trained, 'value': state.value_trained}
   trained, opt_state, metrics = steps.update_params(
-    batch_loss, definitions.optimizer, trained, state.opt_state, scored, state.key
+    batch_loss, definitions.optimizer, trained, state.opt_state, scored, steps.update_key(state)
   )
   metrics['policy/first_ratio'] = metrics['policy/ratio']
   return (trained, opt_state), metrics, steps.update_is_finite(metrics)
@@ -311,7 +318,7 @@ def update_once(
 def update_in_minibatches(
   state: PPOState,
   scored: ScoredRollout,
-  reference_params: Params,
+  reference_params: Params | None,
   definitions: Definitions,
   options: Options,
 ) -> tuple[tuple[Params, Any], dict[str, Array], Array]:
@@ -334,7 +341,7 @@ def update_in_minibatches(
     update,
     (trained, state.opt_state),
     assessed,
-    jax.random.fold_in(state.key, state.step),  # the key of this step
+    steps.update_key(state),
     epochs=options.epochs,
     minibatches=options.minibatches,
     layout=definitions.layout,
@@ -396,7 +403,7 @@ def forward(
 def evaluate_responses(
   state: PPOState,
   scored: ScoredRollout,
-  reference_params: Params,
+  reference_params: Params | None,
   definitions: Definitions,
   options: Options,
 ) -> Evaluated:
@@ -416,14 +423,14 @@ def evaluate_responses(
       response_length,
       temperature,
     )
-    reference = rollout.forward_responses(
+    reference = rollout.reference_logprobs(
       definitions.reference_model,
       reference_params,
       sequences,
       response_length,
       temperature,
     )
-    return Evaluated(*now, reference.logprobs)
+    return Evaluated(*now, reference)
 
   return steps.map_in_parts(evaluate_part, scored.sequences, options.parts)
 
@@ -451,8 +458,8 @@ def assess_rollout(
   if options.score_place == 'after_eos':
     value_mask = advantages.after_end(mask)  # one place more: the score is there
   scores = rollout.final_scores(samples.ended, scored.scores, options)  # [N]
-  kl = divergence.k1(evaluated.logprobs, evaluated.reference_logprobs)  # [N, R]
-  kl = jnp.where(mask, kl, 0.0)
+  reference = evaluated.reference_logprobs
+  kl = rollout.kl_to_reference(evaluated.logprobs, reference, mask)  # [N, R]
   placed_rewards = advantages.place_rewards(scores, kl, value_mask, kl_coefficient)  # [N, R]
   rewards = placed_rewards
   if options.whiten_rewards:
@@ -474,14 +481,16 @@ def assess_rollout(
     mask=mask,
     value_mask=value_mask,
     logprobs=evaluated.logprobs,
-    reference_logprobs=evaluated.reference_logprobs,
+    reference_logprobs=reference,
     values=evaluated.values,
     advantages=advantage,
     returns=returns,
     weights=weights,
     value_weight=value_loss_weight(mask, value_mask),
   )
-  metrics = rollout.rollout_metrics(scored, evaluated.logprobs, evaluated.entropies, kl)
+  metrics = rollout.rollout_metrics(
+    scored, evaluated.logprobs, evaluated.entropies, kl if reference is not None else None
+  )
   metrics |= weight_metrics
   metrics |= {
     'reward/mean': jnp.mean(jnp.sum(placed_rewards, axis=1)),
@@ -525,16 +534,16 @@ def explained_variance(values: Array, returns: Array, mask: Array) -> Array:
 
 def next_kl_coefficient(
   coefficient: Array,
-  kl: Array,
+  metrics: Mapping[str, Array],
   scored: ScoredRollout,
   options: Options,
 ) -> Array:
   """Returns β for the next step, [] float32: steered towards `kl_target`, or unchanged."""
-  if not options.kl_target:
+  if not options.kl_target or 'kl' not in metrics:
     return coefficient
   episodes = scored.scores.shape[0]  # N; one response is one episode
   return divergence.adapt_kl_coefficient(
-    coefficient, kl, options.kl_target, options.kl_horizon, episodes
+    coefficient, metrics['kl'], options.kl_target, options.kl_horizon, episodes
   )
 
 
@@ -730,7 +739,7 @@ def iterate(
   batch: tuple[Prompts, Sequences | None],
   parts: RolloutParts,
   score: Score,
-  reference_params: Params,
+  reference_params: Params | None,
   layout: Layout,
 ) -> tuple[PPOState, dict[str, Array]]:
   """Makes one iteration of PPO: rollout → scores → update.
@@ -740,7 +749,7 @@ def iterate(
     batch: prompts [B, P] as host arrays, and documents for PPO-ptx or None.
     parts: the compiled rollout and train step.
     score: the reward, which may leave the devices to read texts.
-    reference_params: the parameters of the reference.
+    reference_params: the parameters of the reference; None where no KL counts.
     layout: the mesh on which batches are placed.
 
   Returns:
@@ -762,14 +771,14 @@ def define(context: Context, options: Options) -> RolloutParts:
   store = ModelStore(context, options.lora)
   policy = store.open(options.init, trained=True)
   value = _open_value(context, store, policy, options)
-  reference = store.open(options.reference)
+  reference = rollout.open_reference(store, options)
   training.write_model_json(context, policy.model)
   # The learning rate falls with every minibatch, so the schedule counts those.
   updates = options.loop.steps * options.epochs * options.minibatches
   definitions = Definitions(
     model=policy.model,
     value_model=value.model,
-    reference_model=reference.model,
+    reference_model=reference.model if reference else None,
     optimizer=optimizers.make_optimizer(options.optimizer, updates),  # one for both models
     layout=context.layout,
   )
@@ -778,7 +787,7 @@ def define(context: Context, options: Options) -> RolloutParts:
     init=functools.partial(_init_state, context, options, definitions, policy, value),
     generate=rollout.build_generate(context, policy.model, options),
     update=training.compile_train_step(train_step, definitions, options),
-    read_reference=reference.read,
+    read_reference=rollout.reference_reader(reference),
     store=store,
   )
 
@@ -888,7 +897,7 @@ def plan(context: Context) -> StagePlan:
   options = context.read_options(STAGE)
   parts = define(context, options)
 
-  def update_arguments(scored: ScoredRollout, reference_params: Params) -> tuple:
+  def update_arguments(scored: ScoredRollout, reference_params: Params | None) -> tuple:
     if options.pretraining_coefficient:
       rows = options.batch_size * options.num_samples
       documents = abstract_sequences(context.layout, rows, options.pretraining_max_length)

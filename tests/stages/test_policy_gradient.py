@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -9,7 +10,7 @@ from rlhf_jax import testing
 from rlhf_jax.errors import UserError
 from rlhf_jax.generation import sampler
 from rlhf_jax.generation.sampler import SamplingOptions
-from rlhf_jax.stages import policy_gradient
+from rlhf_jax.stages import policy_gradient, ppo
 from rlhf_jax.stages.shared import off_policy, training
 from rlhf_jax.stages.shared.rollout import RolloutParts
 
@@ -106,6 +107,27 @@ def test_micro_batches_and_meshes_change_nothing(method):
   if method in ('grpo', 'rloo'):
     meshed = update(rollout(), 'data 2, fsdp 2, tensor 2', **METHODS[method])
     testing.assert_trees_close(meshed, first, 'mesh')
+
+
+def test_without_kl_no_reference_is_kept(context):
+  """The update is that of a reference whose KL has the weight 0."""
+  dapo = METHODS['dapo']
+  with_reference, metrics = update(rollout(), **dapo)
+  definitions, options, _ = compiled(**dapo)
+  assert 'kl' in metrics
+  alone = dataclasses.replace(definitions, reference_model=None)
+  step = training.compile_train_step(policy_gradient.train_step, alone, options)
+  scored = testing.score_samples(*definitions.layout.place(rollout()))
+  state, metrics = step(make_state(definitions, options), scored, None)
+  testing.assert_trees_close(state.params, with_reference, tolerance=1e-6)
+  assert 'kl' not in metrics
+
+  made = context('grpo', 'grpo.kl_coefficient=0.0', 'grpo.kl_place=reward', experiment='grpo')
+  parts = policy_gradient.define(made, made.read_options(policy_gradient.STAGE))
+  assert parts.definitions.reference_model is None and parts.read_reference() is None
+  made = context('ppo', 'ppo.kl_coefficient=0.0', 'ppo.reference=sft')
+  parts = ppo.define(made, made.read_options(ppo.STAGE))
+  assert parts.definitions.reference_model is None and parts.read_reference() is None
 
 
 def test_order_of_groups_and_of_responses_and_a_constant_reward_change_nothing():
