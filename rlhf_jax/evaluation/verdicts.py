@@ -147,13 +147,15 @@ def measure_order(verdicts: Verdicts) -> dict[str, float]:
   if not verdicts.ordered:
     return {}
   known = verdicts.known()
-  by_pair: dict[tuple[int, ...], list[float]] = {}
+  # prompt, judge and models → the wins of the lower model, where it was shown first and second
+  by_pair: dict[tuple[int, ...], tuple[list[float], list[float]]] = {}
   rows = zip(known.prompts, known.judges, known.first, known.second, known.wins, strict=True)
   for prompt, judge, first, second, wins in rows:
-    low, high = min(first, second), max(first, second)
-    seen = by_pair.setdefault((int(prompt), int(judge), int(low), int(high)), [])
-    seen.append(float(wins if first == low else 1 - wins))
-  twice = [seen for seen in by_pair.values() if len(seen) == 2]
+    key = (int(prompt), int(judge), int(min(first, second)), int(max(first, second)))
+    seen = by_pair.setdefault(key, ([], []))
+    seen[int(first > second)].append(float(wins if first < second else 1 - wins))
+  # The k-th pair of responses stands k-th in both orders.
+  twice = [both for seen in by_pair.values() for both in zip(*seen)]
   if not twice:
     return {'pairs': 0}
   signs = np.sign(np.array(twice) - 0.5)

@@ -65,7 +65,7 @@ def test_a_judge_who_mostly_takes_the_first_is_told_from_a_better_model():
   rows = [(*row, float(rng.random() < 0.9)) for row in both + once]
   row = verdicts.compare_two(table(rows), 0, 1, np.arange(300))
   assert row['win_rate'] > 0.7
-  assert abs(row['controlled'] - 0.5) < 0.06
+  assert abs(row['controlled'] - 0.5) < 0.15
 
 
 def test_a_model_that_wins_everything_has_a_finite_rating_above_the_others():
