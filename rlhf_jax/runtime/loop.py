@@ -66,6 +66,7 @@ class Training:
     finish: state → state, applied once after the last step, before that state is
       evaluated and saved; or None.
     meter: compares the time of the steps with their work; None if that is not known.
+    warn: metrics of a step → a warning, '' = none; the first one is shown.
   """
 
   name: str
@@ -75,6 +76,7 @@ class Training:
   evaluate: Callable[[Any], tuple[dict[str, float], list[dict]]] | None = None
   finish: Callable[[Any], Any] | None = None
   meter: Meter | None = None
+  warn: Callable[[dict[str, float]], str] | None = None
 
 
 class Interrupted(SystemExit):
@@ -236,6 +238,7 @@ def _train(
       message = _explain_stop(training.name, step, problems, saved_step, saver.directory)
       raise UserError(message)
     reporter.progress.show(step, metrics)
+    reporter.warn_once(step, metrics)
     if _is_due(step, options.log_every, options.steps):
       reporter.writer.metrics(step, metrics)
     if step == options.steps and training.finish:
@@ -361,13 +364,23 @@ def _is_due(step: int, every: int, last: int) -> bool:
   return step == last or (every > 0 and step % every == 0)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Reporter:
   """Evaluates the state, and logs and shows the results."""
 
   training: Training
   writer: metrics_lib.Writer
   progress: '_Progress'
+  has_warned: bool = False
+
+  def warn_once(self, step: int, metrics: dict[str, float]) -> None:
+    """Shows the first warning that the stage has of the metrics of its steps."""
+    if self.has_warned or self.training.warn is None:
+      return
+    message = self.training.warn(metrics)
+    if message:
+      self.has_warned = True
+      logging.warning('%s: step %d: %s', self.training.name, step, message)
 
   def evaluate(self, step: int, state: Any) -> None:
     """Evaluates the state, if the stage can; if that fails, training goes on."""

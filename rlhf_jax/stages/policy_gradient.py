@@ -13,8 +13,8 @@ Dynamic sampling (DAPO): prompts whose responses all score the same teach nothin
 each is compared with its equals; with `resampling` > 0 other prompts take their place.
 
 Responses of an older policy: with `sampler_every` = n > 1 the policy that
-responds is updated only every n steps, and importance weights up to
-`weight_limit` correct for that.
+responds is updated only every n steps, and importance weights correct for that
+(shared/off_policy.py).
 
 Left out: dropout, an entropy bonus.
 
@@ -47,14 +47,17 @@ from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.loop import LoopOptions
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.runtime.optimizers import OptimizerOptions
-from rlhf_jax.stages.shared import rollout, rollout_metering, rollout_plan, training
+from rlhf_jax.stages.shared import (
+  off_policy,
+  rollout,
+  rollout_metering,
+  rollout_plan,
+  training,
+)
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
-from rlhf_jax.stages.shared.model_store import (
-  copy_tree,
-  ModelStore,
-  OpenModel,
-)
+from rlhf_jax.stages.shared.model_store import ModelStore, OpenModel
+from rlhf_jax.stages.shared.off_policy import SamplerState
 from rlhf_jax.stages.shared.rollout import (
   RolloutDefinitions,
   RolloutParts,
@@ -72,7 +75,7 @@ from rlhf_jax.types import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(rollout.RolloutOptions):
+class Options(off_policy.OffPolicyOptions):
   """The section of a policy-gradient stage."""
 
   batch_size: Count = 16  # prompts of a step, over all devices
@@ -95,9 +98,6 @@ class Options(rollout.RolloutOptions):
   # reward of 1 together, each the same; 0 = none.
   overlong_buffer: Natural = 0
   resampling: Natural = 0  # dynamic sampling (DAPO): at most so many further batches a step
-  sampler_every: Count = 1  # the policy that responds is updated every so many steps
-  # C of truncated importance weights for an older sampler; 0 = none.
-  weight_limit: NonNegative = 0.0
   optimizer: OptimizerOptions = OptimizerOptions(
     learning_rate=1e-5,
     schedule='linear',
@@ -126,23 +126,6 @@ class Options(rollout.RolloutOptions):
 # The types of a step.
 
 
-class SamplerState(TrainState):
-  """A train state that also holds the policy that responds, where that is an older one.
-
-  Attributes:
-    sampler_trained: the trainable parameters of the policy that responds; an empty
-      tree where that is the current policy.
-  """
-
-  sampler_trained: dict
-
-  @property
-  def sampler_params(self) -> Params:
-    """The complete policy that responds."""
-    trained = self.sampler_trained or self.trained  # {} = the current policy responds
-    return merge_params(trained, self.frozen.get('params', {}))
-
-
 class AssessedRollout(flax.struct.PyTreeNode):
   """A rollout with its advantages; N = B * K rows.
 
@@ -152,7 +135,7 @@ class AssessedRollout(flax.struct.PyTreeNode):
     logprobs: [N, R] float32, of the policy before the update.
     reference_logprobs: [N, R] float32; None without a reference.
     advantages: [N, R] float32.
-    weights: [N, R] float32, importance weights for responses of an older policy.
+    weights: [N, R] float32, importance weights for another sampler.
   """
 
   sequences: Sequences
@@ -209,7 +192,7 @@ def train_step(
     step=step,
     trained=trained,
     opt_state=opt_state,
-    sampler_trained=next_sampler(trained, state.sampler_trained, step, options),
+    sampler_trained=off_policy.next_sampler(trained, state.sampler_trained, step, options),
   )
   return next_state, metrics
 
@@ -359,11 +342,7 @@ def assess_rollout(
   if options.whiten_advantages:
     advantage = masked.whiten(advantage, mask)
 
-  weights = jnp.ones((N, R))  # where the current policy responded
-  if options.weight_limit:
-    weights = policy_gradient.truncated_weights(
-      evaluated.logprobs, samples.logprobs, mask, options.weight_limit
-    )
+  weights, weight_metrics = off_policy.importance_weights(evaluated.logprobs, samples, options)
   assessed = AssessedRollout(
     sequences=scored.sequences,
     mask=mask,
@@ -377,9 +356,9 @@ def assess_rollout(
   metrics = rollout.rollout_metrics(
     scored, evaluated.logprobs, evaluated.entropies, kl if reference is not None else None
   )
+  metrics |= weight_metrics
   metrics |= {
     'reward/mean': jnp.mean(rewards),
-    'weight/mean': masked.mean(weights, mask),
     'reward/equal_groups': jnp.mean(equal_groups, dtype=jnp.float32),
   }
   return assessed, metrics
@@ -468,28 +447,6 @@ def loss(now: rollout.ResponseForward, assessed: AssessedRollout, options: Optio
   return steps.Loss(total=total, weight=weight, means=means)
 
 
-def next_sampler(trained: Params, older: Params, step: Array, options: Options) -> Params:
-  """Returns the trainable parameters of the policy that responds in the next step.
-
-  Args:
-    trained: the trainable parameters of the policy after the update.
-    older: the trainable parameters of the policy that responded.
-    step: [] int32, steps made.
-    options: of which `sampler_every` is read.
-
-  Returns:
-    A tree like `trained`; an empty one where the current policy always responds.
-  """
-  if options.sampler_every <= 1:
-    return {}
-  renew = step % options.sampler_every == 0
-
-  def choose(new: Array, old: Array) -> Array:
-    return jnp.where(renew, new, old)
-
-  return jax.tree.map(choose, trained, older)
-
-
 # The stage: what runs around the compiled step.
 
 
@@ -529,6 +486,7 @@ def build(context: Context, options: Options) -> loop.Training:
       context, options, parts, reference_params, score_held_out, held_out
     ),
     batches=batches.prompts(train.examples, prompts_per_step, context.config.seed),
+    warn=off_policy.build_warning(options),
   )
 
 
@@ -698,11 +656,8 @@ def _init_state(
 ) -> SamplerState:
   """Creates the state before the first step."""
   state = training.create_state(context, policy.read(), definitions.optimizer)
-  older = {}
-  if options.sampler_every > 1:
-    # A copy, as the step donates both trees and must not be given one buffer twice.
-    older = copy_tree(context.layout, state.trained)
-  return SamplerState(**vars(state), sampler_trained=older)
+  sampler_trained = off_policy.first_sampler(context.layout, state.trained, options)
+  return SamplerState(**vars(state), sampler_trained=sampler_trained)
 
 
 def check_options(options: Options, where: str) -> None:
@@ -733,11 +688,6 @@ def check_options(options: Options, where: str) -> None:
       f'{where}.num_samples: expected 2 or more, as the responses to a prompt are compared with '
       'each other; with advantage=batch_baseline and without resampling one will do'
     )
-  smallest = min(options.resampling, options.overlong_buffer, options.weight_limit)
-  if smallest < 0 or options.sampler_every < 1:
-    raise UserError(
-      f'{where}: expected resampling, overlong_buffer and weight_limit from 0, sampler_every from 1'
-    )
   updates = options.epochs * options.minibatches
   if options.loss == 'reinforce' and updates > 1:
     raise UserError(
@@ -746,6 +696,7 @@ def check_options(options: Options, where: str) -> None:
       'clipped corrects for further ones'
     )
   rollout.check_sampling(options, where)
+  off_policy.check_options(options, where)
   limit = options.sampling.max_new_tokens
   if options.overlong_buffer > limit:
     raise UserError(

@@ -18,6 +18,8 @@ Choices where implementations differ (docs/ppo.md):
      variance.
   4. Value and policy are updated together, with one clipped gradient and one
      optimizer.
+  5. Importance weights correct for a sampler that is older (`sampler_every`) or computes
+     otherwise than the training forward pass (shared/off_policy.py).
 Left out: dropout, an entropy bonus, several rollouts in flight.
 
 The path of a step: `build` → `iterate` → `train_step` → `update_once` or
@@ -53,10 +55,17 @@ from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.loop import LoopOptions
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.runtime.optimizers import OptimizerOptions
-from rlhf_jax.stages.shared import rollout, rollout_metering, rollout_plan, training
+from rlhf_jax.stages.shared import (
+  off_policy,
+  rollout,
+  rollout_metering,
+  rollout_plan,
+  training,
+)
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import DataUse, StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.model_store import ModelStore, OpenModel
+from rlhf_jax.stages.shared.off_policy import SamplerState
 from rlhf_jax.stages.shared.rollout import (
   RolloutDefinitions,
   RolloutParts,
@@ -69,12 +78,11 @@ from rlhf_jax.types import (
   Params,
   Prompts,
   Sequences,
-  TrainState,
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(rollout.RolloutOptions):
+class Options(off_policy.OffPolicyOptions):
   """The section of a PPO stage."""
 
   # The model whose trunk and head the value model begins with; '' = a new head on
@@ -137,7 +145,7 @@ class Definitions(RolloutDefinitions):
   value_model: Model
 
 
-class PPOState(TrainState):
+class PPOState(SamplerState):
   """The train state of policy and value model.
 
   Attributes:
@@ -168,6 +176,7 @@ class AssessedRollout(flax.struct.PyTreeNode):
     values: [N, R] float32, of the value model before the update.
     advantages: [N, R] float32.
     returns: [N, R] float32.
+    weights: [N, R] float32, importance weights for another sampler.
     value_weight: [N] float32, the same in all rows: response tokens for each
       place in `value_mask`, over the rows that make an update. The loss is
       divided by the number of response tokens; with this weight, the value loss
@@ -183,6 +192,7 @@ class AssessedRollout(flax.struct.PyTreeNode):
   values: Array
   advantages: Array
   returns: Array
+  weights: Array
   value_weight: Array
 
 
@@ -238,11 +248,15 @@ def train_step(
   )
   # Where no minibatch changed anything, step and β stay too: the step is made again.
   kl_coefficient = next_kl_coefficient(state.kl_coefficient, metrics, scored, options)
+  step = state.step + updated.astype(jnp.int32)
   next_state = state.replace(
-    step=state.step + updated.astype(jnp.int32),
+    step=step,
     trained=trained['policy'],
     opt_state=opt_state,
     value_trained=trained['value'],
+    sampler_trained=off_policy.next_sampler(
+      trained['policy'], state.sampler_trained, step, options
+    ),
     kl_coefficient=jnp.where(updated, kl_coefficient, state.kl_coefficient),
   )
   return next_state, metrics
@@ -461,6 +475,7 @@ def assess_rollout(
   if options.whiten_advantages:
     advantage = masked.whiten(advantage, mask)
 
+  weights, weight_metrics = off_policy.importance_weights(evaluated.logprobs, samples, options)
   assessed = AssessedRollout(
     sequences=scored.sequences,
     mask=mask,
@@ -470,11 +485,13 @@ def assess_rollout(
     values=evaluated.values,
     advantages=advantage,
     returns=returns,
+    weights=weights,
     value_weight=value_loss_weight(mask, value_mask),
   )
   metrics = rollout.rollout_metrics(
     scored, evaluated.logprobs, evaluated.entropies, kl if reference is not None else None
   )
+  metrics |= weight_metrics
   metrics |= {
     'reward/mean': jnp.mean(jnp.sum(placed_rewards, axis=1)),
     'kl_coefficient': kl_coefficient,
@@ -645,7 +662,7 @@ def loss(
     masked.keep(assessed.returns, assessed.value_mask),
     options.value_clip,
   )
-  policy_total = masked.total(policy_losses, mask)
+  policy_total = masked.total(policy_losses * assessed.weights, mask)
   value_total = masked.total(value_losses, assessed.value_mask)
   # The sum is divided by the number of response tokens.
   value_part = assessed.value_weight[0] * value_total  # the weight is the same in every row
@@ -713,6 +730,7 @@ def build(context: Context, options: Options) -> loop.Training:
       context, options, parts, reference_params, score_held_out, held_out
     ),
     batches=batches.ZippedBatches(prompts, _pretraining_batches(context, options)),
+    warn=off_policy.build_warning(options),
   )
 
 
@@ -738,7 +756,7 @@ def iterate(
     The next state, and the metrics of update and reward.
   """
   prompts, pretraining = layout.place(batch)
-  samples = parts.generate(state.params, prompts, rollout.sampling_key(state))
+  samples = parts.generate(state.sampler_params, prompts, rollout.sampling_key(state))
   scores, score_metrics = score(prompts, samples)
   sequences = rollout.join_sequences(prompts, samples)
   scored = ScoredRollout(sequences, samples, scores, pretraining)
@@ -777,6 +795,7 @@ def define(context: Context, options: Options) -> RolloutParts:
 def check_options(options: Options, where: str) -> None:
   """Checks the options; raises UserError for an unknown `score_place` or biased sampling."""
   rollout.check_sampling(options, where)
+  off_policy.check_options(options, where)
   if options.score_place not in ('eos', 'after_eos'):
     raise UserError(f'{where}.score_place: expected eos or after_eos, got {options.score_place!r}')
 
@@ -829,7 +848,7 @@ def create_state(
     value: those of the value model, likewise.
     definitions: of which optimizer and layout are used.
     key: [] the run's root random key.
-    options: of which `kl_coefficient` is read.
+    options: of which `kl_coefficient` and `sampler_every` are read.
   """
   layout = definitions.layout
   trained, frozen = lora.split_trainable(policy)
@@ -846,6 +865,7 @@ def create_state(
     trained=trained,
     opt_state=joint.opt_state,
     key=joint.key,
+    sampler_trained=off_policy.first_sampler(layout, trained, options),
     value_trained=value_trained,
     frozen={'params': frozen, 'value_params': value_frozen},
     kl_coefficient=layout.create(

@@ -11,7 +11,7 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.generation import sampler
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.stages import policy_gradient, ppo
-from rlhf_jax.stages.shared import training
+from rlhf_jax.stages.shared import off_policy, training
 from rlhf_jax.stages.shared.rollout import RolloutParts
 
 G, K, P, R = 8, 4, 6, 7  # groups, responses in each, tokens of a prompt and of a response
@@ -60,7 +60,7 @@ def make_state(definitions, options):
   older = {}
   if options.sampler_every > 1:
     older = jax.tree.map(jnp.copy, state.trained)
-  return policy_gradient.SamplerState(**vars(state), sampler_trained=older)
+  return off_policy.SamplerState(**vars(state), sampler_trained=older)
 
 
 def rollout(seed=0):
@@ -228,7 +228,8 @@ def test_an_older_sampler_is_renewed_and_weighed():
       dict(overlong_buffer=8),
       'config.rl.overlong_buffer: expected at most sampling.max_new_tokens = 7, got 8',
     ),
-    (dict(sampler_every=0), 'sampler_every from 1'),
+    (dict(weight_rule='clip'), "weight_rule: expected one of truncate, mask, got 'clip'"),
+    (dict(weight_rule='mask', weight_limit=1.0), 'weight_limit: expected a number above 1'),
     (dict(num_samples=1), 'config.rl.num_samples: expected 2 or more'),
     (
       dict(num_samples=1, advantage='batch_baseline', resampling=1),

@@ -430,6 +430,7 @@ def rollout_metrics(
     'policy/rollout_entropy': jnp.sum(jnp.where(mask, entropies, 0.0)) / count,
     # From the sampler's logprobs to the training forward's; 0 but for rounding.
     'policy/sampler_gap': jnp.max(jnp.where(mask, gap, 0.0)),
+    'policy/sampler_gap_mean': jnp.sum(jnp.where(mask, gap, 0.0)) / count,
     'response/length': jnp.mean(jnp.sum(mask, axis=1, dtype=jnp.float32)),
     'response/eos_rate': jnp.mean(samples.ended.astype(jnp.float32)),
     'tokens': jnp.sum(rollout.sequences.segment_ids > 0, dtype=jnp.float32),
