@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import time
+from typing import Any
 
 import kill_test
 
@@ -54,6 +55,7 @@ def main() -> int:
     from rlhf_jax.experiment import remote_workdir
 
     found = remote_workdir.fetch(url, '--url')
+    kill_test.read_arrays = read_fingerprints
     return kill_test.compare(folder / 'alone', found, config.stages, trained)
   finally:
     if server:
@@ -176,6 +178,21 @@ def finish(processes: list[subprocess.Popen], folder: Path) -> None:
   if any([process.wait() for process in processes]):
     logs = sorted(folder.glob('*/log-*.txt'), key=lambda path: path.stat().st_mtime)
     sys.exit(f'the run failed: {logs[-1].read_text()[-3000:]}')
+
+
+def read_fingerprints(directory: Path) -> dict[str, Any]:
+  """Returns shape and fingerprint of every array of the newest checkpoint, and its data.
+
+  The arrays themselves lie on as many devices as the run had processes.
+  """
+  import orbax.checkpoint as ocp
+
+  options = ocp.CheckpointManagerOptions(read_only=True, create=False)
+  with ocp.CheckpointManager(directory, options=options) as manager:
+    step = manager.latest_step()
+    wanted = ocp.args.Composite(meta=ocp.args.JsonRestore())
+    body = manager.restore(step, args=wanted).meta['body']
+  return {'step': step, 'data': body['data'], **body['arrays']['params'], **body['arrays']['rest']}
 
 
 def say(text: str) -> None:
