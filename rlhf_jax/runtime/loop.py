@@ -66,6 +66,7 @@ class Training:
     finish: state → state, applied once after the last step, before that state is
       evaluated and saved; or None.
     meter: compares the time of the steps with their work; None if that is not known.
+    evaluated: is called after each evaluation; must not raise. Or None.
   """
 
   name: str
@@ -75,6 +76,7 @@ class Training:
   evaluate: Callable[[Any], tuple[dict[str, float], list[dict]]] | None = None
   finish: Callable[[Any], Any] | None = None
   meter: Meter | None = None
+  evaluated: Callable[[], None] | None = None
 
 
 class Interrupted(SystemExit):
@@ -385,6 +387,8 @@ class _Reporter:
     self.progress.say(f'{name}: step {step}: ' + ', '.join(shown))
     for line in lines[:2]:  # all are in samples.jsonl
       self.progress.say(f'  {plain_text.visible(line[:400])}')
+    if self.training.evaluated:
+      self.training.evaluated()
 
   def say_interrupted(self, step: int, signum: int) -> None:
     """Tells the user that a signal stopped the run."""

@@ -68,6 +68,7 @@ from rlhf_jax.types import (
   merge_params,
   Params,
   Prompts,
+  Samples,
   Sequences,
   TrainState,
 )
@@ -475,6 +476,45 @@ def assess_rollout(
   return assessed, metrics
 
 
+def assess_tokens(
+  state: PPOState,
+  sequences: Sequences,
+  samples: Samples,
+  scores: Array,
+  reference_params: Params,
+  definitions: Definitions,
+  options: Options,
+) -> dict[str, Array]:
+  """Computes what the report shows of the tokens of a few responses.
+
+  Advantages are not whitened here, as so few responses say nothing of a rollout's
+  mean and variance.
+
+  Args:
+    state: policy, value model and β.
+    sequences: [n, P + R].
+    samples: [n, R].
+    scores: [n] float32.
+    reference_params: the parameters of the reference.
+    definitions: the definitions of the models.
+    options: the options of the stage.
+
+  Returns:
+    Name → [n, R] float32.
+  """
+  options = dataclasses.replace(
+    options, minibatches=1, microbatches=1, whiten_rewards=False, whiten_advantages=False
+  )
+  scored = ScoredRollout(sequences, samples, scores)
+  evaluated = evaluate_responses(state, scored, reference_params, definitions, options)
+  assessed, _ = assess_rollout(scored, evaluated, state.kl_coefficient, options)
+  return {
+    'logprob': assessed.logprobs,
+    'reference_logprob': assessed.reference_logprobs,
+    'advantage': assessed.advantages,
+  }
+
+
 def value_loss_weight(mask: Array, value_mask: Array) -> Array:
   """Computes the response tokens for each place of the value loss.
 
@@ -701,7 +741,13 @@ def build(context: Context, options: Options) -> loop.Training:
     step=step,
     meter=meter,
     evaluate=rollout.build_evaluation(
-      context, options, parts, reference_params, score_held_out, held_out
+      context,
+      options,
+      parts,
+      reference_params,
+      score_held_out,
+      held_out,
+      functools.partial(assess_tokens, definitions=parts.definitions, options=options),
     ),
     batches=batches.ZippedBatches(prompts, _pretraining_batches(context, options)),
   )
