@@ -16,6 +16,7 @@ LAYERS = (  # from the bottom up; a room imports only from those of the lines ab
   ('interop',),
   ('generation',),
   ('evaluation',),
+  ('report',),
   ('feedback',),
   ('rewards',),
   ('collect',),
