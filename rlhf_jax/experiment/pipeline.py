@@ -293,10 +293,10 @@ def run_stage(context: Context) -> None:
   hosts.barrier(f'{context.name} ran')
   seconds = time.monotonic() - started
   # The training loop writes done.json. Unlike the clock above, it includes the
-  # time before an interruption.
+  # time before an interruption; but it leaves out what was done before the loop.
   trained = context.directory / loop.DONE
   if trained.is_file():
-    seconds = fingerprints.read_json(trained)['seconds']
+    seconds = max(seconds, fingerprints.read_json(trained)['seconds'])
   # Whoever reads the stage's model later reads this checkpoint or none.
   weights = checkpoint.newest(context.directory / 'checkpoints')
   if hosts.is_first_process():
