@@ -1,7 +1,7 @@
 """The models that are compared: how the command line names each, and how it responds.
 
-All are checked before the first one responds, so that a missing model is found at
-once.
+All are checked before the first one responds, so that a missing model
+is found at once.
 """
 
 import argparse
@@ -117,23 +117,30 @@ def check_model(place: str, head: bool) -> None:
 
 
 def respond(
-  contestant: Contestant, options: argparse.Namespace, prompts: Sequence[Prompt]
+  contestant: Contestant,
+  options: argparse.Namespace,
+  prompts: Sequence[Prompt],
 ) -> Answers:
   """Returns the responses of one model to all prompts.
 
   Args:
     contestant: the model.
-    options: the command's words: samples, max_new_tokens, temperature, batch_size, seed, key_env.
+    options: the command's words: samples, max_new_tokens, temperature,
+      batch_size, seed, key_env.
     prompts: N prompts.
 
   Raises:
-    UserError: a prompt is too long, a file lacks a prompt, or a server fails.
+    UserError: a prompt is too long, a file lacks a prompt, or a server
+      fails.
   """
   if contestant.kind == 'file':
     return read_answers(Path(contestant.place), prompts)
   if contestant.kind == 'endpoint':
     return asyncio.run(_ask_server(contestant.place, options, prompts))
-  sampling = SamplingOptions(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
+  sampling = SamplingOptions(
+    max_new_tokens=options.max_new_tokens,
+    temperature=options.temperature,
+  )
   responder = collect_models.open_responder(
     contestant.place, options.samples, sampling, options.batch_size
   )
@@ -145,8 +152,10 @@ def read_answers(path: Path, prompts: Sequence[Prompt]) -> Answers:
   """Reads a file of responses, in the order of the prompts.
 
   Args:
-    path: rows with a conversation and its responses, as `generate` writes them.
-    prompts: N prompts, each of which must have a row with the same conversation.
+    path: rows with a conversation and its responses, as `generate`
+      writes them.
+    prompts: N prompts, each of which must have a row with the same
+      conversation.
 
   Raises:
     UserError: a prompt has no row.

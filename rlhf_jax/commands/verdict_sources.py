@@ -12,7 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.commands import collect_models, contestants, lines, prompt_sets
+from rlhf_jax.commands import (
+  collect_models,
+  contestants,
+  lines,
+  prompt_sets,
+)
 from rlhf_jax.commands.contestants import Answers
 from rlhf_jax.data import row_files
 from rlhf_jax.data.records import conversation, Prompt
@@ -30,7 +35,10 @@ ORACLE = 'oracle'
 REWARD = 'reward:'
 PEOPLE = 'people:'
 
-_MANNER = ('polite', 'in_full')  # what the oracle knows of the manner, beside style.py
+_MANNER = (
+  'polite',
+  'in_full',
+)  # what the oracle knows of the manner, beside style.py
 _DECIMALS = 6  # utilities and probabilities are compared to this precision
 _TIE = 0.5
 
@@ -151,7 +159,10 @@ def _ranked(row: Any, place: str) -> tuple[list[str], list[int], list[str]]:
 
 
 def _utilities(
-  name: str, options: argparse.Namespace, prompts: Sequence[Prompt], answers: Sequence[Answers]
+  name: str,
+  options: argparse.Namespace,
+  prompts: Sequence[Prompt],
+  answers: Sequence[Answers],
 ) -> list[np.ndarray]:
   """Returns the utilities of each model's responses, M times [N, K] float64."""
   if name == ORACLE:
@@ -164,7 +175,8 @@ def _utilities(
 
 
 def _compare_utilities(
-  utilities: Sequence[np.ndarray], manner: Mapping[str, Sequence[np.ndarray]]
+  utilities: Sequence[np.ndarray],
+  manner: Mapping[str, Sequence[np.ndarray]],
 ) -> Verdicts:
   """Compares each response of a model with each one of another to the same prompt."""
   parts = []
@@ -295,7 +307,9 @@ def join_tables(tables: Sequence[Verdicts]) -> Verdicts:
 
 
 def _measure_manner(
-  options: argparse.Namespace, prompts: Sequence[Prompt], answers: Sequence[Answers]
+  options: argparse.Namespace,
+  prompts: Sequence[Prompt],
+  answers: Sequence[Answers],
 ) -> dict[str, list[np.ndarray]]:
   """Returns the features of style of each model's responses: name → M times [N, K] float64."""
   manner: dict[str, list[np.ndarray]] = {}

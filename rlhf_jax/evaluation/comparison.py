@@ -55,7 +55,11 @@ def compute_figures(
 
 
 def _precision_of(
-  table: Verdicts, row: Mapping[str, Any], ours: int, theirs: int, difference: float
+  table: Verdicts,
+  row: Mapping[str, Any],
+  ours: int,
+  theirs: int,
+  difference: float,
 ) -> dict[str, Any]:
   """Returns how sure a win rate is, and where its variance comes from."""
   met, _ = verdicts.take_side(table, ours, theirs)
@@ -74,8 +78,8 @@ def compare_judges(tables: Mapping[str, Verdicts]) -> dict[str, float]:
     tables: name of a judge → its verdicts on the same responses.
 
   Returns:
-    'a, b' → the share of equal outcomes, of the mean of each judge over all verdicts on two
-    models and a prompt; a tie equals a tie only.
+    'a, b' → the share of equal outcomes, of the mean of each judge over
+    all verdicts on two models and a prompt; a tie equals a tie only.
   """
   outcomes = {name: _outcomes(table) for name, table in tables.items()}
   shares = {}
@@ -95,7 +99,11 @@ def _outcomes(table: Verdicts) -> dict[tuple[int, int, int], float]:
     known.prompts, known.first, known.second, known.wins, strict=True
   ):
     worth = wins - 0.5 if first < second else 0.5 - wins
-    key = (int(prompt), int(min(first, second)), int(max(first, second)))
+    key = (
+      int(prompt),
+      int(min(first, second)),
+      int(max(first, second)),
+    )
     collected.setdefault(key, []).append(float(worth))
   return {key: round(float(np.mean(values)), 9) for key, values in collected.items()}
 
@@ -105,11 +113,18 @@ def format_figures(figures: Mapping[str, Any], lengths: Mapping[str, float]) -> 
 
   Args:
     figures: from `compute_figures`.
-    lengths: name of a model → the mean length of its responses in words, where known.
+    lengths: name of a model → the mean length of its responses in
+      words, where known.
   """
   baseline = figures['baseline']
   against = {pair['ours']: pair for pair in figures['pairs'] if pair['theirs'] == baseline}
-  headings = ['model', f'wins vs {baseline}', '95% interval', 'controlled', '95% interval']
+  headings = [
+    'model',
+    f'wins vs {baseline}',
+    '95% interval',
+    'controlled',
+    '95% interval',
+  ]
   headings += ['Elo', '95% interval', 'rank', 'words']
   rows = [headings]
   for rated in figures['ratings']:
@@ -117,7 +132,10 @@ def format_figures(figures: Mapping[str, Any], lengths: Mapping[str, float]) -> 
     low, high = rated['elo_ci95']
     best, worst = rated['rank_ci95']
     cells = [name, *_rate_cells(against.get(name, {}))]
-    cells += [f'{rated["elo"]:+.0f}', '–' if name == baseline else f'{low:+.0f} – {high:+.0f}']
+    cells += [
+      f'{rated["elo"]:+.0f}',
+      '–' if name == baseline else f'{low:+.0f} – {high:+.0f}',
+    ]
     cells += [f'{best}' if best == worst else f'{best}–{worst}']
     cells += [f'{lengths[name]:.1f}' if name in lengths else '–']
     rows.append(cells)

@@ -1,7 +1,8 @@
 """Logistic regression of verdicts, with bootstrap samples over clusters of prompts.
 
-Controlled win rates (controlled_rate.py) and ratings of many models (ratings.py)
-are both this regression; they differ in their terms. A row is one verdict:
+Controlled win rates (controlled_rate.py) and ratings of many models
+(ratings.py) are both this regression; they differ in their terms. A row
+is one verdict:
 
   P(the first response wins) = σ(Σ_f β_f x_f)
 
@@ -27,15 +28,21 @@ class Fit(NamedTuple):
   information: np.ndarray  # [V, F, F] float64, minus the Hessian of each row
 
 
-def fit(terms: np.ndarray, wins: np.ndarray, weights: np.ndarray, precision: np.ndarray) -> Fit:
+def fit(
+  terms: np.ndarray,
+  wins: np.ndarray,
+  weights: np.ndarray,
+  precision: np.ndarray,
+) -> Fit:
   """Fits the regression by Newton's method.
 
   Args:
     terms: [V, F] float64, x.
-    wins: [V] float64 in 0..1: 1 where the first response won, 0.5 for a tie.
+    wins: [V] float64 in 0..1: 1 where the first response won, 0.5 for a
+      tie.
     weights: [V] float64, how much each verdict counts.
-    precision: [F] float64, of the Gaussian prior of each coefficient around 0; it keeps a
-      model that wins everything finite.
+    precision: [F] float64, of the Gaussian prior of each coefficient
+      around 0; it keeps a model that wins everything finite.
   """
   prior = np.diag(np.asarray(precision, np.float64))
   coefficients = np.zeros(terms.shape[1])
@@ -61,8 +68,9 @@ def resample(
 ) -> np.ndarray:
   """Draws the coefficients of bootstrap samples, of which each holds whole clusters.
 
-  Each sample takes one Newton step from the fit of all rows, in place of a fit of its own
-  (Davidson and MacKinnon 1999, "Bootstrap testing in nonlinear models").
+  Each sample takes one Newton step from the fit of all rows, in place
+  of a fit of its own (Davidson and MacKinnon 1999, "Bootstrap testing
+  in nonlinear models").
 
   Args:
     fitted: the fit of all rows.

@@ -1,11 +1,13 @@
 """Ratings of many models from verdicts on pairs (Bradley and Terry 1952), with intervals.
 
-  P(first beats second) = σ(s_first − s_second + Σ_f φ_f tanh(Δ_f / std(Δ_f)) + ψ)
+  P(first beats second) = σ(s_first − s_second + Σ_f φ_f tanh(Δ_f /
+  std(Δ_f)) + ψ)
 
-s are the ratings in nats; ψ is the worth of being shown first. A rating on Elo's
-scale is 400 / ln 10 times as large. Ratings are known up to a shift, so that of
-the anchor is 0. A weak prior around equality keeps a model that wins everything
-finite; ties count as half a win for each side.
+s are the ratings in nats; ψ is the worth of being shown first. A rating
+on Elo's scale is 400 / ln 10 times as large. Ratings are known up to a
+shift, so that of the anchor is 0. A weak prior around equality keeps a
+model that wins everything finite; ties count as half a win for each
+side.
 """
 
 from collections.abc import Sequence
@@ -37,15 +39,18 @@ def rate_models(
   Args:
     verdicts: V of them; those without an outcome are left out.
     names: of the M models.
-    clusters: [N], the cluster of each prompt; intervals resample whole clusters.
+    clusters: [N], the cluster of each prompt; intervals resample whole
+      clusters.
     anchor: the number of the model whose rating is 0.
-    controlled: whether the features of `verdicts.differences` are controlled.
+    controlled: whether the features of `verdicts.differences` are
+      controlled.
     seed: the seed of the draws.
 
   Returns:
-    For each model, from the best to the worst: name; rating and rating_ci95, in nats above the
-    anchor; elo and elo_ci95, the same in Elo's points; rank_ci95, [best, worst] rank in 95% of the
-    bootstrap samples.
+    For each model, from the best to the worst: name; rating and
+    rating_ci95, in nats above the anchor; elo and elo_ci95, the same in
+    Elo's points; rank_ci95, [best, worst] rank in 95% of the bootstrap
+    samples.
   """
   known = verdicts.known()
   count = len(names)
