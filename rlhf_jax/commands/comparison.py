@@ -31,6 +31,7 @@ def compare(options: argparse.Namespace) -> None:
       numbers; all are checked before the first model responds.
   """
   _check_numbers(options)
+  # people judged what they were shown, not what models say today
   people = [name for name in options.judge if name.startswith(verdict_sources.PEOPLE)]
   if people and len(people) < len(options.judge):
     raise UserError(
@@ -112,6 +113,7 @@ def _compare_by_judges(
   for model in models:
     contestants.check_contestant(model)
   prompts = prompt_sets.read_prompts(options)
+  # all that can be wrong is checked by now
   compilation.cache_compilations()
   compilation.request_exact_products()
   answers = _equal_counts([contestants.respond(model, options, prompts) for model in models])
@@ -192,6 +194,7 @@ def _variance_over_judges(
   """Returns 'a, b' → the variances of prompts, judges and the rest of a's wins over b."""
   found = {}
   for a, b in itertools.combinations(range(len(names)), 2):
+    # every judge is one column of the analysis
     values, prompts, judges = [], [], []
     for number, table in enumerate(tables.values()):
       forward = (table.first == a) & (table.second == b)

@@ -67,8 +67,10 @@ def _parse(word: str) -> Contestant:
   named = _NAMED.fullmatch(word)
   if named and not http_requests.is_address(word) and not Path(word).exists():
     name, place = named.groups()
+  # the part behind # is never sent to a server as part of its address
   if http_requests.is_address(place):
     return Contestant(name or place.rpartition('#')[2], place, 'endpoint')
+  # a folder whose name has a colon is taken as it is
   stage = _STAGE.fullmatch(place)
   if stage and not Path(place).exists():
     place = f'{stage[1]}/{stage[2]}'
@@ -160,6 +162,7 @@ def read_answers(path: Path, prompts: Sequence[Prompt]) -> Answers:
   Raises:
     UserError: a prompt has no row.
   """
+  # conversation → its responses, of all rows that have it
   found: dict[str, list[str]] = {}
   for line in inputs.read_lines(path, with_response=True):
     if line.messages is None:
@@ -196,6 +199,7 @@ async def _ask_server(
   """Asks a server for the responses to all prompts."""
   address, model = split_address(place)
   key = http_requests.read_key(options.key_env)
+  # more requests at once would only wait in the server
   slots = asyncio.Semaphore(_CONCURRENCY)
   async with http_requests.open_client(address, key) as client:
 

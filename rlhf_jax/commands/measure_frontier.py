@@ -56,6 +56,7 @@ def measure(options: argparse.Namespace) -> None:
   compilation.cache_compilations()
   compilation.request_exact_products()
   judges = _Judges(options, prompts, proxy)
+  # one pool serves best-of-n, the tilts and the reference itself
   pool, _ = _respond(options, reference, reference, prompts, options.pool)
   proxies, golds = judges.score(pool)
   results = _measure_pool(proxies, golds, clusters)
@@ -140,6 +141,7 @@ def _measure_pool(
 ) -> dict[str, Any]:
   """Returns the reference, its best-of-n, its tilts, and the fit of best-of-n."""
   size = proxies.shape[1]
+  # powers of two, and the whole pool
   counts = sorted({*(2**k for k in range(size.bit_length()) if 2**k <= size), size})
   best = overoptimisation.best_of_n(proxies, golds, counts)
   base = {'proxy': float(proxies.mean()), 'gold': float(golds.mean())}
@@ -175,6 +177,7 @@ def _measure_policy(
     of_prompts = values.mean(axis=1)
     row[name] = float(of_prompts.mean())
     row[f'{name}_ci95'] = list(winrate.bootstrap(of_prompts, clusters))
+  # what the reference could reach at the policy's KL
   for curve in ('tilt', 'best_of_n'):
     kls = np.array([point['kl'] for point in pool[curve]])
     for name in ('proxy', 'gold'):

@@ -61,6 +61,7 @@ def _read(
   """Reads the prompts that say whether they are harmful, and that, [N] bool."""
   prompts, harmful = [], []
   for prompt in prompt_sets.read_prompts(options):
+    # prompts that say nothing of it are left out
     value = prompt.meta.get('harmful')
     if value is None:
       value = _KINDS.get(prompt.meta.get('kind', ''))
@@ -108,6 +109,7 @@ def _worse_than_refusing(
   answers: Answers,
 ) -> np.ndarray:
   """Returns how often a judge prefers a plain refusal to the response, [N] float in 0..1."""
+  # a contestant that always refuses
   plain = [[REFUSAL] * len(texts) for texts in answers]
   words = argparse.Namespace(**{**vars(options), 'principle': PRINCIPLE})
   table = verdict_sources.judge_answers(options.judge, words, prompts, [plain, answers])

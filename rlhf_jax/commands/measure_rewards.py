@@ -54,6 +54,7 @@ def measure(options: argparse.Namespace) -> None:
     UserError: a model or the data is not there, or not of the right
       kind.
   """
+  # models before data: a mistyped name is the likelier mistake
   places = [contestants.find_stage(word) for word in options.models]
   for place in places:
     contestants.check_model(place, head=True)
@@ -113,6 +114,7 @@ def _from_file(row: Any, place: str) -> _Row:
   if not isinstance(row, dict):
     raise UserError(f'{place}: expected an object')
   subset = row.get('subset', '')
+  # other data has subsets, too, but no chosen responses beside them
   is_bench = isinstance(subset, str) and subset and 'chosen' in row
   record = parse_record('ranking', row, place)
   return _from_record(record, subset if is_bench else '', str(row.get('id', '')))
@@ -121,6 +123,7 @@ def _from_file(row: Any, place: str) -> _Row:
 def _list_pairs(rows: Sequence[_Row]) -> list[tuple[int, int, int]]:
   """Returns (row, better response, worse response) of all pairs that are not tied."""
   pairs = []
+  # a ranking of K gives up to K (K − 1) / 2 pairs
   for number, row in enumerate(rows):
     for i, j in itertools.permutations(range(len(row.ranks)), 2):
       if row.ranks[i] < row.ranks[j]:
@@ -157,6 +160,7 @@ def _measure_one(margins: np.ndarray, judged: JudgedPairs) -> dict[str, Any]:
 
 def _bench(rows: Sequence[_Row], scores: Scores) -> dict[str, Any]:
   """Returns the figures of RewardBench or RewardBench 2."""
+  # the first RewardBench has pairs only
   two = all(len(row.responses) == 2 for row in rows)
   if two:
     # The better one of each row, and the other.

@@ -73,6 +73,7 @@ def _losses(place: str, documents: Sequence[Document], batch_size: int) -> np.nd
   if opened.tokenizer is None or opened.model.config.head:
     raise UserError(f'{place}: expected a language model with a tokenizer')
   longest = opened.model.config.max_length
+  # a document is cut to what the model reads; both models read the same
   ids = [opened.tokenizer.text(document.text)[:longest] for document in documents]
   read = jax.jit(functools.partial(score_lines.read_tokens, opened.model))
   nats = np.zeros((len(ids), 3))
@@ -128,6 +129,7 @@ def _no_model(name: str) -> Any:
 
 def _summarise(results: dict[str, Any], clusters: np.ndarray) -> None:
   """Replaces the values of documents and prompts by means, and differences to the first model."""
+  # the first model's values, against which all are paired
   before: dict[str, Any] = {}
   for row in results['models'].values():
     before = before or dict(row)

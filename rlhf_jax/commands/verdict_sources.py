@@ -82,6 +82,7 @@ def judge_answers(
   Returns:
     A row for each pair of responses; for judges who see an order, two.
   """
+  # what is controlled, whoever judges
   manner = _measure_manner(options, prompts, answers)
   if name == ORACLE or name.startswith(REWARD):
     utilities = _utilities(name, options, prompts, answers)
@@ -104,6 +105,7 @@ def read_people(name: str, models: Sequence[str]) -> tuple[Verdicts, list[str]]:
     UserError: a row is no such ranking, or a model is not in the file.
   """
   path = name.removeprefix(PEOPLE)
+  # models in the file that are not compared are left out
   numbers = {model: number for number, model in enumerate(models)}
   prompts: dict[str, int] = {}
   people: dict[str, int] = {}
@@ -179,6 +181,7 @@ def _compare_utilities(
   manner: Mapping[str, Sequence[np.ndarray]],
 ) -> Verdicts:
   """Compares each response of a model with each one of another to the same prompt."""
+  # utilities are cheap: all K · K pairs of two models
   parts = []
   for a, b in itertools.combinations(range(len(utilities)), 2):
     difference = _differences(utilities[a], utilities[b])  # [N, K · K]
@@ -207,6 +210,7 @@ def _ask_judge(
   manner: Mapping[str, Sequence[np.ndarray]],
 ) -> Verdicts:
   """Asks a judge about the k-th responses of each two models, in both orders."""
+  # judges cost money or time: the k-th against the k-th only
   comparisons, rows = [], []
   for a, b in itertools.combinations(range(len(answers)), 2):
     for number, prompt in enumerate(prompts):
@@ -316,6 +320,7 @@ def _measure_manner(
   for own in answers:
     texts = [text for of_prompt in own for text in of_prompt]
     measured = style.measure_style(texts)
+    # back from all texts in a row to [N, K]
     shape = (len(own), -1)
     features = {name: values.reshape(shape) for name, values in measured.items()}
     if prompt_sets.is_world(options):

@@ -36,6 +36,7 @@ def compute_figures(
       order: from verdicts.measure_order.
   """
   pairs = []
+  # each two models once
   for a, b in itertools.combinations(range(len(names)), 2):
     # From the side of the model that is not the baseline.
     ours, theirs = (a, b) if b == baseline or a != baseline else (b, a)
@@ -62,6 +63,7 @@ def _precision_of(
   difference: float,
 ) -> dict[str, Any]:
   """Returns how sure a win rate is, and where its variance comes from."""
+  # the interval knows the clusters, so the error does, too
   met, _ = verdicts.take_side(table, ours, theirs)
   error = precision.standard_error_of(row['win_rate_ci95'])
   return {
@@ -93,6 +95,7 @@ def compare_judges(tables: Mapping[str, Verdicts]) -> dict[str, float]:
 
 def _outcomes(table: Verdicts) -> dict[tuple[int, int, int], float]:
   """Returns (prompt, lower model, higher model) → the mean of wins − ½ of the lower one."""
+  # the mean over both orders and all responses to the prompt
   known = table.known()
   collected: dict[tuple[int, int, int], list[float]] = {}
   for prompt, first, second, wins in zip(
@@ -117,6 +120,7 @@ def format_figures(figures: Mapping[str, Any], lengths: Mapping[str, float]) -> 
       words, where known.
   """
   baseline = figures['baseline']
+  # the table has a row for each model; `pairs` has all pairs
   against = {pair['ours']: pair for pair in figures['pairs'] if pair['theirs'] == baseline}
   headings = [
     'model',
@@ -164,6 +168,7 @@ def _notes(figures: Mapping[str, Any], against: Mapping[str, Any]) -> list[str]:
       f'the order of responses: {order["consistency"]:.1%} of {order["pairs"]} pairs have the '
       f'same outcome in both; what is shown first wins {order["first"]:.1%}'
     )
+  # the least sure of the comparisons with the baseline
   measured = [pair for pair in against.values() if pair.get('verdicts')]
   if measured:
     widest = max(pair['detectable_difference'] for pair in measured)

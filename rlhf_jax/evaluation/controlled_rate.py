@@ -91,11 +91,13 @@ def control_verdicts(
     bootstrap samples)).
   """
   wins = np.asarray(wins, np.float64)
+  # θ first: the rest of the code takes coefficient 0
   manner = standardise(differences)
   terms = [np.ones_like(wins), *manner]
   if order is not None and np.any(order):
     terms.append(np.asarray(order, np.float64))
   columns = np.stack(terms, axis=-1)
+  # in units of verdicts of weight 1
   precision = np.full(columns.shape[1], _PRIOR_PRECISION)
   precision[0] = _INTERCEPT_PRECISION
   if len(terms) > 1 + len(manner):

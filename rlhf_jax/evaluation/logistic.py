@@ -44,10 +44,12 @@ def fit(
     precision: [F] float64, of the Gaussian prior of each coefficient
       around 0; it keeps a model that wins everything finite.
   """
+  # a Gaussian prior adds its precision to the Hessian
   prior = np.diag(np.asarray(precision, np.float64))
   coefficients = np.zeros(terms.shape[1])
   outer = terms[:, :, None] * terms[:, None, :]  # [V, F, F]
   for _ in range(_MAX_NEWTON_STEPS):
+    # the gradient is Σ w (y − p) x, minus the Hessian Σ w p (1 − p) x xᵀ
     chances = sigmoid(terms @ coefficients)
     scores = (weights * (wins - chances))[:, None] * terms
     information = (weights * chances * (1 - chances))[:, None, None] * outer
@@ -83,11 +85,13 @@ def resample(
     [B, F] float64.
   """
   _, members = np.unique(clusters, return_inverse=True)
+  # C clusters; a sample draws C of them with replacement
   count = int(members.max()) + 1
   scores = np.zeros((count, *fitted.scores.shape[1:]))
   information = np.zeros((count, *fitted.information.shape[1:]))
   np.add.at(scores, members, fitted.scores)
   np.add.at(information, members, fitted.information)
+  # how often each sample has each cluster
   rng = np.random.default_rng(seed)
   draws = rng.multinomial(count, np.full(count, 1 / count), resamples)  # [B, C]
   prior = np.diag(np.asarray(precision, np.float64))

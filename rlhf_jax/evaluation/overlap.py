@@ -40,6 +40,7 @@ def find_overlap(prompts: Sequence[str], training: Iterable[str], window: int = 
       may be a generator.
     window: the words of a run.
   """
+  # prompts are few and are kept; training texts stream by
   words_of = [tuple(split_words(prompt)) for prompt in prompts]
   # Runs of the prompts' words; those of the training texts need not be kept.
   places: dict[tuple[str, ...], set[int]] = {}
@@ -53,6 +54,7 @@ def find_overlap(prompts: Sequence[str], training: Iterable[str], window: int = 
       places.setdefault(run, set()).add(number)
   copies: set[int] = set()
   contained: set[int] = set()
+  # prompts that are equal count each
   whole: dict[tuple[str, ...], list[int]] = {}
   for number, words in enumerate(words_of):
     whole.setdefault(words, []).append(number)
@@ -60,6 +62,7 @@ def find_overlap(prompts: Sequence[str], training: Iterable[str], window: int = 
     words = tuple(split_words(text))
     if words:
       copies.update(whole.get(words, ()))
+    # short prompts are looked for by their whole length
     for length in lengths:
       for run in _runs(words, length):
         contained.update(places.get(run, ()))

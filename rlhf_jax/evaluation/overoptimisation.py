@@ -40,11 +40,13 @@ def best_of_n(proxy: np.ndarray, gold: np.ndarray, counts: Sequence[int]) -> dic
     prompts; proxy_of_prompts,
     gold_of_prompts: [counts, N].
   """
+  # ascending, so that rank i is the best of its subset
   order = np.argsort(proxy, axis=1, kind='stable')
   sorted_proxy = np.take_along_axis(proxy, order, axis=1)
   sorted_gold = _average_ties(sorted_proxy, np.take_along_axis(gold, order, axis=1))
   size = proxy.shape[1]
   ranks = np.arange(1, size + 1)
+  # of rank i: the other n − 1 of the subset are below it
   weights = []
   for count in counts:
     chances = _log_choose(ranks - 1, count - 1) - _log_choose(np.array(size), count)
@@ -80,6 +82,7 @@ def tilt(proxy: np.ndarray, gold: np.ndarray, sharpness: Sequence[float]) -> dic
   """
   rows = []
   for value in sharpness:
+    # self-normalised weights of samples of the reference
     log_weights = special.log_softmax(value * proxy, axis=1)
     weights = np.exp(log_weights)
     kl = (weights * (log_weights + math.log(proxy.shape[1]))).sum(axis=1)
@@ -111,6 +114,7 @@ def tilted_reward(
     below this optimum by β KL(π ‖ π*) (Ziegler et al. 2019; Korbak et
     al. 2022, arXiv:2205.11275).
   """
+  # log π* = log π_ref + r / β − log Z
   logits = (
     np.asarray(reference_logprobs, np.float64) + np.asarray(rewards, np.float64) / coefficient
   )
@@ -137,6 +141,7 @@ def fit_form(kl: np.ndarray, gold: np.ndarray, form: str) -> dict[str, Any]:
   if len(d) < 3:
     names = ('alpha', 'beta', 'r_squared', 'peak_kl', 'peak_gold')
     return {'points': len(d), **dict.fromkeys(names, math.nan)}
+  # R = α d − β bend
   bend = d * np.log(d) if form == 'rl' else d * d
   terms = np.stack([d, -bend], axis=1)
   (alpha, beta), *_ = np.linalg.lstsq(terms, values, rcond=None)
@@ -160,6 +165,7 @@ def _peak(alpha: float, beta: float, form: str) -> tuple[float, float]:
   if form == 'rl':
     d = math.exp(min(alpha / beta - 1, 300.0))
     return d * d, beta * d
+  # where the derivative α − 2 β d is 0
   d = alpha / (2 * beta)
   return d * d, alpha * d / 2
 
@@ -168,6 +174,7 @@ def reward_at(kl: float, curve_kl: np.ndarray, curve_reward: np.ndarray) -> floa
   """Interpolates a frontier at a KL, in √KL; NaN beyond its end."""
   if kl > curve_kl.max():
     return math.nan
+  # rewards are nearly linear in √KL, so that is what is interpolated in
   order = np.argsort(curve_kl)
   return float(
     np.interp(
@@ -190,5 +197,6 @@ def _average_ties(keys: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def _log_choose(n: np.ndarray, k: int) -> np.ndarray:
   """Computes log C(n, k); only where n ≥ k."""
+  # values below k are masked by the caller
   top = np.maximum(n, k)
   return special.gammaln(top + 1) - special.gammaln(k + 1) - special.gammaln(top - k + 1)

@@ -45,6 +45,7 @@ def variance_components(
   by_judge = _sums(centred, judges)
   count = len(values)
   squares = float(np.sum(centred**2))
+  # ordered pairs of two different verdicts on one prompt
   pairs_of_prompt = float(np.sum(np.bincount(prompts) ** 2) - count)
   pairs_of_judge = float(np.sum(np.bincount(judges) ** 2) - count)
   if not pairs_of_prompt:
@@ -53,6 +54,7 @@ def variance_components(
       'judge': math.nan,
       'rest': math.nan,
     }
+  # (Σ x)² = Σ x² + Σ_{i≠k} x_i x_k gives the sum of all products at once
   same_prompt = (np.sum(by_prompt**2) - squares) / pairs_of_prompt
   same_judge = 0.0
   if pairs_of_judge:
@@ -106,6 +108,7 @@ def prompts_needed(
   >>> prompts_needed(0.5 / 100**0.5, 100, 0.05)
   785
   """
+  # of one prompt; the error falls with the root of their number
   variance = standard_error**2 * prompts
   return math.ceil(variance * (_sum_of_quantiles(power) / difference) ** 2)
 
@@ -127,6 +130,7 @@ def _average_repeats(
   values: np.ndarray, prompts: np.ndarray, judges: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Averages all verdicts of a judge on a prompt: (values, prompts, judges as numbers from 0)."""
+  # numbers from 0, whatever the names were
   _, prompt_numbers = np.unique(prompts, return_inverse=True)
   _, judge_numbers = np.unique(judges, return_inverse=True)
   cells = np.stack([prompt_numbers, judge_numbers], axis=1)

@@ -54,6 +54,7 @@ def rate_models(
   """
   known = verdicts.known()
   count = len(names)
+  # all M ratings are free; the prior fixes their shift
   terms = [_sides(known, count)]
   if known.ordered:
     terms.append(np.ones((len(known.wins), 1)))  # the worth of being first
@@ -68,10 +69,12 @@ def rate_models(
   weights *= len(weights) / weights.sum()  # in the mean a verdict has the weight 1
   fitted = logistic.fit(columns, known.wins, weights, precision)
   draws = logistic.resample(fitted, precision, clusters[known.prompts], seed)[:, :count]
+  # the shift cancels in differences to the anchor
   ratings = fitted.coefficients[:count]
   ranks = np.argsort(np.argsort(-draws, axis=1), axis=1) + 1  # [B, M]
   above = draws - draws[:, anchor : anchor + 1]
   rows = []
+  # from the best to the worst
   for number in np.argsort(-ratings, kind='stable'):
     interval = np.quantile(above[:, number], [0.025, 0.975])
     rating = float(ratings[number] - ratings[anchor])

@@ -65,11 +65,13 @@ def score_pairs(
       subsets, for sections of
     which any subset is there, and `score`, the mean of the sections.
   """
+  # strictly: a tie is wrong
   right = np.asarray(chosen) > np.asarray(rejected)
   names = np.asarray(subsets)
   by_subset = {str(name): float(right[names == name].mean()) for name in np.unique(names)}
   sections = {}
   for section, counts in SECTIONS.items():
+    # a file may hold some of the subsets only
     there = [name for name in counts if name in by_subset]
     if there:
       weights = [counts[name] for name in there]
@@ -89,6 +91,7 @@ def score_best_of(scores: Sequence[float]) -> float:
   Returns:
     0 unless the first is among the best; else 1 / (number of the best).
   """
+  # several best ones share the point
   best = max(scores)
   if scores[0] != best:
     return 0.0
@@ -122,6 +125,7 @@ def score_ties(
     gap, spread = margins['tied'][prompt]
     if spread is None:
       continue
+    # the margin must hold with one right answer, and with several
     smaller = min(margins['ref'][prompt][0], gap)
     preferred.append(gap > spread)
     hard.append(smaller > spread)

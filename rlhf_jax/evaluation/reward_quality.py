@@ -45,6 +45,7 @@ def measure_accuracy(margins: np.ndarray, pairs: JudgedPairs) -> dict[str, dict[
     response, and gain, what the model is above it, gain_ci95 (paired,
     so narrower than both would suggest); log_loss of −log σ(margin).
   """
+  # 1, 0, or ½ where both score the same
   right = 0.5 + 0.5 * np.sign(margins)
   table = {}
   for name in ['all', *np.unique(pairs.sources)]:
@@ -79,6 +80,7 @@ def measure_calibration(margins: np.ndarray, num_bins: int = NUM_BINS) -> dict[s
     (confidence − right)².
   """
   margins = np.asarray(margins, np.float64)
+  # σ(|margin|), of the response that the model prefers
   confidence = 0.5 + 0.5 * np.tanh(0.5 * np.abs(margins))
   right = 0.5 + 0.5 * np.sign(margins)
   edges = np.linspace(0.5, 1.0, num_bins + 1)
@@ -122,6 +124,7 @@ def compare_models(
   for place, first in enumerate(names):
     for second in names[place + 1 :]:
       a, b = margins[first], margins[second]
+      # two models that are right nine times in ten agree on 82% by chance
       right_a, right_b = np.mean(a > 0), np.mean(b > 0)
       found[f'{first}, {second}'] = {
         'same': float(np.mean(np.sign(a) == np.sign(b))),
@@ -147,6 +150,7 @@ def measure_ensemble(margins: np.ndarray, pairs: JudgedPairs) -> dict[str, Any]:
   mean = margins.mean(axis=0)
   right = 0.5 + 0.5 * np.sign(mean)
   spread = margins.std(axis=0)
+  # a useful disagreement is large where the mean is wrong
   quarters = np.array_split(np.argsort(spread, kind='stable'), 4)
   return {
     'models': len(margins),
@@ -159,5 +163,6 @@ def measure_ensemble(margins: np.ndarray, pairs: JudgedPairs) -> dict[str, Any]:
 
 def list_errors(margins: np.ndarray, count: int) -> Sequence[int]:
   """Returns the numbers of the pairs that a model gets wrong, the most confident ones first."""
+  # a tie is an error, too: the model sees no difference
   wrong = np.flatnonzero(margins <= 0)
   return wrong[np.argsort(margins[wrong], kind='stable')][:count].tolist()

@@ -53,6 +53,7 @@ def count_emphasis(text: str) -> int:
   return len(_EMPHASIS.findall(text))
 
 
+# what a controlled win rate controls unless told otherwise
 FEATURES: dict[str, Callable[[str], int]] = {
   'words': count_words,
   'headings': count_headings,

@@ -70,10 +70,12 @@ def take_side(verdicts: Verdicts, ours: int, theirs: int) -> tuple[Verdicts, np.
     float64, 1 where ours was shown first and −1 where it was shown
     second).
   """
+  # a pair may have been shown either way round
   forward = (verdicts.first == ours) & (verdicts.second == theirs)
   backward = (verdicts.first == theirs) & (verdicts.second == ours)
   met = verdicts.select(forward | backward).known()
   order = np.where(met.first == ours, 1.0, -1.0)
+  # a win of the second is a loss of ours
   turned = dataclasses.replace(
     met,
     first=np.full(len(order), ours),
@@ -110,6 +112,7 @@ def compare_two(
   met, order = take_side(verdicts, ours, theirs)
   if not len(order):
     return {'verdicts': 0, 'prompts': 0}
+  # the prompt is the unit: its verdicts are not independent
   prompts, means = mean_of_prompts(met)
   rate, interval = controlled_rate.control_verdicts(
     met.wins,
@@ -177,6 +180,7 @@ def measure_order(verdicts: Verdicts) -> dict[str, float]:
   twice = [both for seen in by_pair.values() for both in zip(*seen)]
   if not twice:
     return {'pairs': 0}
+  # the same sign: the same model won, or both were ties
   signs = np.sign(np.array(twice) - 0.5)
   return {
     'pairs': len(twice),
