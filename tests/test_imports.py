@@ -24,7 +24,7 @@ LAYERS = (  # from the bottom up; a room imports only from those of the lines ab
   ('experiment',),
   ('testing',),
   ('commands',),
-  ('__main__', 'generate', 'score', 'plan'),
+  ('__main__', 'chat', 'generate', 'score', 'plan'),
 )
 STANDARD = {'collections', 'dataclasses', 'functools', 'math', 'typing'}
 BELOW = {}
