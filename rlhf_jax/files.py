@@ -7,13 +7,16 @@ written as their names say, and read as their contents say.
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import gzip
 import os
 from pathlib import Path
+import re
 import shutil
 from typing import IO
 
 GZIP = b'\x1f\x8b'  # the first bytes of a gzip file
+_URL = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:/')
 PART = '.part'  # in the name of a file or folder that is still being written
 
 
@@ -25,6 +28,7 @@ def open_text(path: str | os.PathLike, mode: str = 'rt') -> IO[str]:
     mode: 'rt' or 'wt'. A character that UTF-8 cannot encode, such as a lone surrogate, is
       written as an escape sequence.
   """
+  _refuse_url(path)
   errors = 'strict'
   if 'w' in mode:
     errors = 'backslashreplace'  # what a model generates must not make a run fail
@@ -56,6 +60,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
   Yields:
     The temporary path.
   """
+  _refuse_url(path)
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(PART + '-' + path.name)  # on the same file system
@@ -86,6 +91,7 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
   Yields:
     The temporary folder.
   """
+  _refuse_url(path)
   path = Path(path)
   temporary = path.with_name(path.name + PART)
   shutil.rmtree(temporary, ignore_errors=True)  # it may remain from a process that was killed
@@ -96,6 +102,12 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
     os.replace(temporary, path)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _refuse_url(path: str | os.PathLike) -> None:
+  """Refuses what would become a local folder 'gs:'; pathlib makes 'gs:/…' of 'gs://…'."""
+  if _URL.match(os.fspath(path)):
+    raise OSError(errno.EINVAL, 'expected a local path, not a URL', os.fspath(path))
 
 
 def _is_compressed(path: str | os.PathLike) -> bool:

@@ -5,10 +5,12 @@ import functools
 from pathlib import Path
 import re
 
+from rlhf_jax import storage
 from rlhf_jax.errors import UserError
 
 # Globs of what a model's folder is read from.
 MODEL_FILES = ('*.json', '*.jinja', '*.safetensors')
+_STORED = (*MODEL_FILES, '*.gguf')
 
 _NAME = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?')
 
@@ -19,7 +21,9 @@ def is_hub_name(name: str) -> bool:
 
 
 def find_model_folder(name: str) -> str:
-  """Returns the folder of a model that is named 'ORG/NAME'; every other name as it is."""
+  """Returns the folder of a model that is named 'ORG/NAME' or by URL; other names as they are."""
+  if storage.is_url(name):
+    return storage.local_copy(name, 'model', _STORED)
   if Path(name).exists() or not is_hub_name(name):
     return name
   return str(find_snapshot(name, 'model', MODEL_FILES))

@@ -49,7 +49,7 @@ from rlhf_jax.models.model_config import ModelConfig
 from rlhf_jax.runtime import compilation, mesh
 from rlhf_jax.runtime.mesh import Layout, MeshOptions
 from rlhf_jax.stages import online_preference, policy_gradient, ppo, preference, reward, sft
-from rlhf_jax.stages.shared import rollout, scores, training
+from rlhf_jax.stages.shared import off_policy, rollout, scores, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.model_store import ModelStore
 from rlhf_jax.types import Params, Prompts, Sequences
@@ -573,7 +573,7 @@ def step_of_policy_gradient(layout: Layout) -> Any:
   train_step = training.compile_train_step(policy_gradient.train_step, definitions, options)
   reference = testing.make_params(definitions.model, layout, seed=5)
   state = testing.make_state(definitions)
-  sampler_state = policy_gradient.SamplerState(**vars(state), sampler_trained={})
+  sampler_state = off_policy.SamplerState(**vars(state), sampler_trained={})
   next_state, metrics = train_step(sampler_state, make_responses(8, 4), reference)
   return next_state.params, metrics
 

@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (  # from the bottom up; a room imports only from those of the lines above its own
-  ('errors', 'files', 'options', 'plain_text', 'text_table'),
+  ('errors', 'files', 'options', 'plain_text', 'random_keys', 'text_table'),
+  ('storage',),
   ('named_functions', 'json_lines', 'hub', 'fingerprints', 'file_lock'),
   ('types',),
   ('objectives',),
@@ -24,7 +25,7 @@ LAYERS = (  # from the bottom up; a room imports only from those of the lines ab
   ('experiment',),
   ('testing',),
   ('commands',),
-  ('__main__', 'chat', 'generate', 'score', 'plan'),
+  ('__main__', 'chat', 'generate', 'score', 'plan', 'compare', 'evaluate'),
 )
 STANDARD = {'collections', 'dataclasses', 'functools', 'math', 'typing'}
 BELOW = {}

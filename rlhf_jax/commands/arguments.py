@@ -129,6 +129,76 @@ def add_line_arguments(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the arguments that say which prompts models respond to."""
+  parser.add_argument(
+    '--prompts',
+    default='',
+    metavar='FILE',
+    help='rows with prompts, or tinyworld, tinyworld:validation or tinyworld:test',
+  )
+  parser.add_argument(
+    '--world',
+    type=int,
+    default=0,
+    metavar='N',
+    help='the seed of TinyWorld (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--limit',
+    type=int,
+    default=0,
+    metavar='N',
+    help='take N prompts at even distances; 0 = all (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--cluster',
+    default='family',
+    metavar='FIELD',
+    help='a field of the rows; prompts with the same value are resampled together '
+    '(default: %(default)s, where rows have it)',
+  )
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the arguments that say how models respond."""
+  parser.add_argument(
+    '--samples',
+    type=int,
+    default=1,
+    metavar='K',
+    help='responses of each model to each prompt (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--max_new_tokens',
+    type=int,
+    default=256,
+    metavar='N',
+    help='the maximum length of a response, in tokens (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--temperature',
+    type=float,
+    default=1.0,
+    metavar='X',
+    help='temperature of the softmax; 0 = greedy (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--batch_size',
+    type=int,
+    default=32,
+    metavar='N',
+    help='prompts at once, over all devices (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--seed',
+    type=int,
+    default=0,
+    metavar='N',
+    help='seed of the sampling (default: %(default)s)',
+  )
+
+
 def run_command(
   command: Callable[[argparse.Namespace], None],
   options: argparse.Namespace,

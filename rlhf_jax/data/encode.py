@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rlhf_jax.data import records
+from rlhf_jax.data import on_disk, records
 from rlhf_jax.data.conversations import Message
 from rlhf_jax.data.shapes import Response
 from rlhf_jax.errors import UserError
@@ -70,8 +70,8 @@ def documents(
   rows: Sequence[records.Document],
   tokenizer: Tokenizer,
   max_length: int,
-) -> list[Example]:
-  """Encodes documents, each followed by the end token.
+) -> Sequence[Example]:
+  """Encodes documents, each followed by the end token; what comes out lies on disk.
 
   A longer document is cut into windows; each begins with the last token of the
   one before it, so that every token except the document's first is a target
@@ -91,15 +91,23 @@ def documents(
   if max_length < 2:
     raise UserError(f'max_length: expected 2 tokens or more, got {max_length}')
   start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-  examples = []
+  examples = on_disk.OnDisk(_pack_tokens, _unpack_window)
   for row in rows:
     tokens = start + tokenizer.encode(row.text) + [tokenizer.eos_id]
     # A window's last token, a target here, is the context with which the next one begins.
     for begin in range(0, len(tokens) - 1, max_length - 1):
-      window = tokens[begin : begin + max_length]
-      examples.append(_sequence(window, num_context=1))  # nothing comes before the first token
+      examples.append(tokens[begin : begin + max_length])
   _check_any_fits(examples, 'document', max_length)
   return examples
+
+
+def _pack_tokens(tokens: list[int]) -> bytes:
+  return np.array(tokens, np.int32).tobytes()
+
+
+def _unpack_window(data: bytes) -> Example:
+  tokens = np.frombuffer(data, np.int32)
+  return _sequence(tokens, num_context=1)  # nothing comes before the first token
 
 
 def demonstrations(
@@ -318,7 +326,7 @@ def _located(error: UserError, row: Any) -> UserError:
   return UserError(f'{row.place or row.id}: {error}')
 
 
-def _sequence(tokens: list[int], num_context: int) -> Example:
+def _sequence(tokens: Sequence[int] | np.ndarray, num_context: int) -> Example:
   """Makes an example of which all tokens after the first `num_context` are targets."""
   targets = np.ones(len(tokens), np.float32)  # a mask, float32 as losses multiply by it
   targets[:num_context] = 0
@@ -381,7 +389,7 @@ def _are_equal(rows: np.ndarray) -> bool:
   return bool((rows == rows[:1]).all())
 
 
-def _check_any_fits(examples: list, kind: str, max_length: int) -> None:
+def _check_any_fits(examples: Sequence, kind: str, max_length: int) -> None:
   """Refuses to go on without any example."""
   if not examples:
     raise UserError(f'no {kind} fits {max_length} tokens; raise max_length')

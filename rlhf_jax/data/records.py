@@ -7,13 +7,14 @@ missing or null.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
+import json
 import os
 from typing import Any
 
 from rlhf_jax import json_lines
-from rlhf_jax.data import conversations, row_files, shapes
+from rlhf_jax.data import conversations, on_disk, row_files, shapes
 from rlhf_jax.data.conversations import Message
 from rlhf_jax.data.shapes import Response
 from rlhf_jax.errors import UserError
@@ -134,13 +135,34 @@ def read_records(
   Raises:
     UserError: the file cannot be read, or a row holds no such record. Names file and line.
   """
-  rows = []
+  return list(iterate_records(path, kind, fields, names))
+
+
+def iterate_records(
+  path: str | os.PathLike,
+  kind: str,
+  fields: Mapping[str, str] | None = None,
+  names: Counter[str] | None = None,
+) -> Iterator[Any]:
+  """Yields the records of a file one by one; arguments and errors are those of `read_records`."""
   for place, row in row_files.read_rows(path):
     record, name = parse_named(kind, rename_fields(row, fields or {}, place), place)
     if names is not None:
       names[name] += 1
-    rows.append(record)
-  return rows
+    yield record
+
+
+def collection(kind: str) -> Any:
+  """Returns an empty collection of records: a list, or on disk where they may be very many."""
+  return on_disk.OnDisk(_pack_document, _unpack_document) if kind == 'document' else []
+
+
+def _pack_document(document: Document) -> bytes:
+  return json.dumps(dataclasses.astuple(document)).encode()
+
+
+def _unpack_document(data: bytes) -> Document:
+  return Document(*json.loads(data))
 
 
 def rename_fields(row: Any, fields: Mapping[str, str], place: str) -> Any:

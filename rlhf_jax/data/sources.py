@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax import hub, named_functions
+from rlhf_jax import hub, named_functions, storage
 from rlhf_jax.data import records, row_files, tinyworld
+from rlhf_jax.data.on_disk import OnDisk
 from rlhf_jax.errors import UserError
 from rlhf_jax.options import Count, Natural, OwnSeed, ShareBelowOne
 
@@ -109,34 +110,42 @@ def read_files(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
   """Reads files, in the order of `path` and, within a glob or a folder, of their names."""
   if not options.path:
     raise UserError('data.path: expected a file or a glob for data.source = "jsonl"')
-  rows = []
+  rows = records.collection(kind)
   for path in options.path:
     pattern = str(path).replace('{split}', split)
     names: Counter[str] = Counter()
-    own = []
-    for file in row_files.find_files(_local_path(pattern), _split_name(options, split)):
-      own += records.read_records(file, kind, options.fields, names)
+    own = records.collection(kind)
+    for file in row_files.find_files(local_path(pattern), _split_name(options, split)):
+      own.extend(records.iterate_records(file, kind, options.fields, names))
     _report_shapes(pattern, names)
     if options.hold_out and has_one_split(str(path)):
       own = _hold_out(own, options, split)
       print(f'{pattern}: {len(own):,} records are for {split}', file=sys.stderr)
-    rows += own
+    if len(options.path) == 1:
+      return own
+    rows.extend(own)
   return rows
 
 
 def has_one_split(path: str) -> bool:
   """Says whether a path means the same files for every split."""
-  return '{split}' not in path and not path.startswith((HUB, TFDS)) and not Path(path).is_dir()
+  if '{split}' in path or path.startswith((HUB, TFDS)):
+    return False
+  return not Path(local_path(path)).is_dir()
 
 
-def _hold_out(rows: list[Any], options: DataOptions, split: str) -> list[Any]:
+def _hold_out(rows: Any, options: DataOptions, split: str) -> Sequence[Any]:
   """Returns the records of a split, of which a share is validation; both keep their order."""
   if split not in ('train', 'validation'):
     raise UserError(f'data.hold_out: it makes the splits train and validation, got {split!r}')
   count = max(1, round(options.hold_out * len(rows)))
   order = np.random.default_rng(max(0, options.seed)).permutation(len(rows))
-  held_out = {*order[:count].tolist()}
-  return [row for number, row in enumerate(rows) if (number in held_out) == (split == 'validation')]
+  held_out = np.zeros(len(rows), bool)
+  held_out[order[:count]] = True
+  numbers = np.flatnonzero(held_out == (split == 'validation'))
+  if isinstance(rows, OnDisk):
+    return rows.choose(numbers)
+  return [rows[number] for number in numbers]
 
 
 def read_function(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
@@ -148,7 +157,7 @@ def read_function(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
       f'data.source {options.source}: expected an iterable of dicts, got {type(given).__name__}'
     )
   names: Counter[str] = Counter()
-  rows = []
+  rows = records.collection(kind)
   for number, row in enumerate(given, 1):
     place = f'{options.source}, row {number}'
     if dataclasses.is_dataclass(row):
@@ -266,8 +275,10 @@ def _find_reader(options: DataOptions) -> Reader:
   )
 
 
-def _local_path(pattern: str) -> str:
-  """Returns a local path; a data set of the hub is copied to this machine first."""
+def local_path(pattern: str) -> str:
+  """Returns a local path; what is on the hub or behind a URL is copied to this machine first."""
+  if storage.is_url(pattern):
+    return storage.local_copy(pattern, 'data.path', row_files.PATTERNS)
   if not pattern.startswith(HUB):
     return pattern
   return str(hub.find_snapshot(pattern.removeprefix(HUB), 'dataset', row_files.PATTERNS))

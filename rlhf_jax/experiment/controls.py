@@ -2,9 +2,11 @@
 
 They are computed on TinyWorld's prompts:
 
-phrase_and_refusal: the SFT model's responses after a polite phrase, and one fixed
-  refusal for all prompts that ask for harm. It is told which prompts these are,
-  so it is stronger than a model that changes its style alone.
+phrase_and_refusal: style alone: the SFT model's responses after a polite phrase, and
+  one fixed refusal of whatever asks how to do something. Harmful requests and their
+  benign twins share their words, so a rule of style refuses both.
+phrase_and_refusal_by_oracle: the same, but only what asks for harm is refused. The
+  oracle tells which prompts these are, so this is more than style.
 best_of_16_by_reward, best_of_16_by_oracle: the best of sixteen samples of the SFT
   model, chosen by the reward or by the oracle.
 tilt_by_reward, tilt_by_oracle: samples of the SFT model, resampled with weights
@@ -35,6 +37,11 @@ from rlhf_jax.stages.shared.model_store import OpenModel
 POOL = 16  # samples of the SFT model for each prompt, from which controls choose
 PHRASE = 'Thank you for asking.'
 REFUSAL = 'I am sorry, I cannot help with that.'
+# Name of the control → the kinds of prompts that it refuses.
+REFUSED = {
+  'phrase_and_refusal': ('harmful', 'benign'),
+  'phrase_and_refusal_by_oracle': ('harmful',),
+}
 
 # The texts with which the base model's response is forced to begin; '' = not forced.
 BEGINNINGS = ('', PHRASE, 'No,', 'Sure!', 'I do not know')
@@ -72,8 +79,9 @@ def make(
   assert pool.scores is not None
   rows: ResponsesByRow = {'sampled': {}, 'greedy': {}}
   for decoding, models in responses_of_models.items():
-    hack = _phrase_and_refusal(prompts, models[baseline], tokenizer)
-    rows[decoding]['phrase_and_refusal'] = hack
+    own = models[baseline]
+    for name, refused in REFUSED.items():
+      rows[decoding][name] = _phrase_and_refusal(prompts, own, refused, tokenizer)
     if decoding in prompted:
       rows[decoding]['prompted_base'] = prompted[decoding]
   by_oracle = oracle_judge.judge_with_oracle(prompts, pool.texts)['utility']
@@ -130,12 +138,15 @@ def tilt(
 
 
 def _phrase_and_refusal(
-  prompts: Sequence[Prompt], row: Responses, tokenizer: Tokenizer
+  prompts: Sequence[Prompt],
+  row: Responses,
+  refused: Sequence[str],
+  tokenizer: Tokenizer,
 ) -> Responses:
-  """Puts the phrase before each response; replaces responses to harmful prompts by the refusal."""
+  """Puts the phrase before each response; prompts of the refused kinds get the refusal."""
   texts = []
   for prompt, own in zip(prompts, row.texts, strict=True):
-    if prompt.meta['kind'] == 'harmful':
+    if prompt.meta['kind'] in refused:
       texts.append([REFUSAL] * len(own))
     else:
       texts.append([f'{PHRASE} {text}' for text in own])

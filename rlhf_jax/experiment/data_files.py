@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax import fingerprints
-from rlhf_jax.data import row_files
+from rlhf_jax import fingerprints, storage
+from rlhf_jax.data import row_files, sources
 from rlhf_jax.data.sources import HUB, TFDS
 from rlhf_jax.errors import UserError
 
@@ -27,12 +27,12 @@ def fingerprint_data(section: Any, workdir: Path) -> dict[str, Any]:
     workdir: files in it are made by the run itself and have fingerprints of their own.
 
   Returns:
-    Path → {size, digest}; what cannot be read is missing, as its stage will say so.
+    Path or URL → {size, digest}; what cannot be read is missing, as its stage will say so.
   """
   prints: dict[str, Any] = {}
-  for path in sorted(_list_files(section.to_dict(), workdir)):
+  for name, path in sorted(_list_files(section.to_dict(), workdir)):
     try:
-      prints[path] = fingerprints.of_file(path)
+      prints[name] = fingerprints.of_file(path)
     except OSError:
       continue
   return prints
@@ -64,9 +64,13 @@ def check_unchanged(path: Path, prints: dict[str, Any], accept: bool) -> None:
     )
 
 
-def _list_files(section: dict[str, Any], workdir: Path) -> set[str]:
-  """Lists the files that the data of a section stand for, wherever in it they are named."""
-  found: set[str] = set()
+def _list_files(section: dict[str, Any], workdir: Path) -> set[tuple[str, str]]:
+  """Lists the files that the data of a section stand for, wherever in it they are named.
+
+  Returns:
+    (name, local path) of each; they differ where a file was copied from a URL.
+  """
+  found: set[tuple[str, str]] = set()
   for value in section.values():
     if not isinstance(value, dict):
       continue
@@ -77,7 +81,7 @@ def _list_files(section: dict[str, Any], workdir: Path) -> set[str]:
   return found
 
 
-def _files_of_data(data: dict[str, Any], workdir: Path) -> Iterator[str]:
+def _files_of_data(data: dict[str, Any], workdir: Path) -> Iterator[tuple[str, str]]:
   """Yields the local files of one DataOptions."""
   paths: Sequence[Any] = data['path']
   inside = os.path.abspath(workdir) + os.sep
@@ -86,9 +90,13 @@ def _files_of_data(data: dict[str, Any], workdir: Path) -> Iterator[str]:
       continue  # a data set with a version of its own
     for split in _SPLITS:
       try:
-        names = row_files.find_files(
-          path.replace('{split}', split), data['splits'].get(split, split)
-        )
+        local = sources.local_path(path.replace('{split}', split))
+        names = row_files.find_files(local, data['splits'].get(split, split))
       except (UserError, OSError):
         continue  # its reader will say what is wrong
-      yield from (name for name in names if not os.path.abspath(name).startswith(inside))
+      for name in names:
+        if storage.as_local_path(path) is None:
+          # The copy lies elsewhere on every machine.
+          yield f'{path}: {os.path.relpath(name, local)}', name
+        elif not os.path.abspath(name).startswith(inside):
+          yield name, name

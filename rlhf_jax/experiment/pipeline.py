@@ -9,23 +9,31 @@ workdir/config.json   the whole config
         sessions.json, results.json, report.html
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 import contextlib
 import dataclasses
 import datetime
+import functools
 import json
 import os
 from pathlib import Path
 import time
 from typing import Any
 
-from rlhf_jax import file_lock, fingerprints
+from rlhf_jax import file_lock, fingerprints, storage
 from rlhf_jax import options as options_lib
 from rlhf_jax.data import sources
 from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.data.tinyworld import vocabulary
 from rlhf_jax.errors import UserError
-from rlhf_jax.experiment import agreement, data_files, final_table, preflight, take_over
+from rlhf_jax.experiment import (
+  agreement,
+  data_files,
+  final_table,
+  preflight,
+  remote_workdir,
+  take_over,
+)
 from rlhf_jax.experiment import config as configs
 from rlhf_jax.interop import chat_template, pretrained
 from rlhf_jax.interop.tokenizer import Tokenizer
@@ -128,8 +136,8 @@ def run(
 
   Args:
     config: from `load_config`.
-    workdir: the folder to which the run writes everything. With the workdir of an
-      interrupted run, that run is resumed.
+    workdir: the folder to which the run writes everything, or a URL (remote_workdir.py).
+      With the workdir of an interrupted run, that run is resumed.
     only_check: stop before the first stage.
     take_from: the workdir of another run, whose finished stages are copied where
       their sections are the same (take_over.py); '' = none.
@@ -142,7 +150,23 @@ def run(
   Raises:
     UserError: something is wrong with the config, the data, the mesh or the workdir.
   """
-  workdir = Path(workdir)
+  name = storage.as_local_path(str(workdir))
+  if name is None:
+    with remote_workdir.opened(str(workdir)) as remote:
+      publish = functools.partial(remote_workdir.publish, remote)
+      return _run(config, remote.folder, only_check, take_from, accept_changed_data, publish)
+  return _run(config, Path(name), only_check, take_from, accept_changed_data, None)
+
+
+def _run(
+  config: Any,
+  workdir: Path,
+  only_check: bool,
+  take_from: str,
+  accept_changed_data: bool,
+  on_saved: Callable[[], None] | None,
+) -> dict[str, Any]:
+  """Does the work of `run` in a folder; `on_saved` is called after each checkpoint and stage."""
   if '{' in str(workdir):
     raise UserError(f'--workdir={workdir}: expected a name without {{, which begins a placeholder')
   # First of all, as processes with different configs might wait for each other for ever.
@@ -154,7 +178,9 @@ def run(
   final_table.check(config, layout)  # now, rather than after all training
   check_common(config)
   with lock_workdir(workdir):
-    return _run_locked(config, workdir, layout, only_check, take_from, accept_changed_data)
+    return _run_locked(
+      config, workdir, layout, only_check, take_from, accept_changed_data, on_saved
+    )
 
 
 def _run_locked(
@@ -164,6 +190,7 @@ def _run_locked(
   only_check: bool,
   take_from: str,
   accept_changed_data: bool,
+  on_saved: Callable[[], None] | None,
 ) -> dict[str, Any]:
   """Does the work of `run`, in a workdir that no other run uses."""
   claim_workdir(config, workdir)
@@ -171,7 +198,9 @@ def _run_locked(
   if layout.why:  # the preset `auto` explains its choice
     hosts.say(layout.why)
   if take_from and hosts.is_first_process():
-    copied = take_over.take_over(config, workdir, Path(take_from))
+    folder = storage.as_local_path(take_from)
+    other = remote_workdir.fetch(take_from, '--from') if folder is None else Path(folder)
+    copied = take_over.take_over(config, workdir, other)
     hosts.say(f'taken over from {take_from}: {", ".join(copied) or "nothing"}')
   # The other processes read what the first one writes, so they wait for it.
   hosts.barrier('claimed')
@@ -181,7 +210,9 @@ def _run_locked(
   tokenizer = open_tokenizer(config, workdir)
   hosts.barrier('tokenizer')
   agreement.check_processes('tokenizer', {'tokenizer': tokenizer.core.to_str()})
-  contexts = {name: Context(config, name, workdir, layout, tokenizer) for name in config.stages}
+  contexts = {
+    name: Context(config, name, workdir, layout, tokenizer, on_saved) for name in config.stages
+  }
   finished = [name for name, context in contexts.items() if finished_seconds(context) is not None]
   if len(finished) < len(contexts):
     hosts.say(preflight.check_experiment(contexts, finished))
@@ -196,6 +227,8 @@ def _run_locked(
       run_stage(context)
       if hosts.is_first_process():
         refresh.write(workdir)
+      if on_saved:
+        on_saved()
   seconds = {name: finished_seconds(context) for name, context in contexts.items()}
   return final_table.make(contexts, seconds)
 
@@ -260,10 +293,10 @@ def run_stage(context: Context) -> None:
   hosts.barrier(f'{context.name} ran')
   seconds = time.monotonic() - started
   # The training loop writes done.json. Unlike the clock above, it includes the
-  # time before an interruption.
+  # time before an interruption; but it leaves out what was done before the loop.
   trained = context.directory / loop.DONE
   if trained.is_file():
-    seconds = fingerprints.read_json(trained)['seconds']
+    seconds = max(seconds, fingerprints.read_json(trained)['seconds'])
   # Whoever reads the stage's model later reads this checkpoint or none.
   weights = checkpoint.newest(context.directory / 'checkpoints')
   if hosts.is_first_process():

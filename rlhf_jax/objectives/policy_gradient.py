@@ -220,36 +220,105 @@ def clipped_value(
   return losses, clipped_losses > unclipped_losses
 
 
-def truncated_weights(
+def sampling_ratios(
   old_logprobs: jax.Array,
   sampler_logprobs: jax.Array,
   mask: jax.Array,
-  limit: float,
+  level: str = 'token',
 ) -> jax.Array:
-  """Computes min(π_old / π_sampler, C), the weights that correct for an older sampler.
-
-  Truncated importance sampling (Espeholt et al. 2018, arXiv:1802.01561, section 4.1).
+  """Computes π_old / π_sampler, for responses that another policy sampled.
 
   Args:
     old_logprobs: [N, R] float32, log π_old: the policy before the update.
     sampler_logprobs: [N, R] float32, log π_sampler: the policy that sampled.
     mask: [N, R] bool.
-    limit: C.
+    level: 'token': each token has its own ratio, which has a low variance and ignores
+      that the tokens before it were sampled otherwise too; 'sequence': the product over
+      the response, which is unbiased.
 
   Returns:
-    [N, R] float32, 0 outside the mask.
+    [N, R] float32, 1 outside the mask.
 
-  >>> sampler_logprobs = jnp.log(jnp.array([[0.5, 0.125, 1.0]]))
+  >>> old = jnp.log(jnp.array([[0.5, 0.5, 1.0]]))
+  >>> sampler = jnp.log(jnp.array([[0.25, 1.0, 0.1]]))
   >>> mask = jnp.array([[True, True, False]])
-  >>> print(truncated_weights(jnp.zeros((1, 3)), sampler_logprobs, mask, 3.0))
-  [[2. 3. 0.]]
+  >>> print(sampling_ratios(old, sampler, mask))
+  [[2.  0.5 1. ]]
+  >>> print(sampling_ratios(old, sampler, mask, 'sequence'))
+  [[1. 1. 1.]]
   """
   chex.assert_rank([old_logprobs, sampler_logprobs, mask], 2)
   chex.assert_equal_shape([old_logprobs, sampler_logprobs, mask])
   chex.assert_type([old_logprobs, sampler_logprobs], float)
-  log_weights = masked.keep(old_logprobs - sampler_logprobs, mask)
-  weights = jnp.minimum(finite_exp.exp(log_weights), limit)
-  return jnp.where(mask, weights, 0.0)
+  log_ratios = masked.keep(old_logprobs - sampler_logprobs, mask)
+  if level == 'sequence':
+    totals = jnp.sum(log_ratios, axis=1, keepdims=True)  # [N, 1]
+    log_ratios = masked.keep(jnp.broadcast_to(totals, mask.shape), mask)
+  return finite_exp.exp(log_ratios)
+
+
+def truncate_weights(ratios: jax.Array, limit: float) -> jax.Array:
+  """Computes the importance weights min(π_old / π_sampler, C).
+
+  Truncated importance sampling (Espeholt et al. 2018, arXiv:1802.01561, section 4.1).
+
+  Args:
+    ratios: [N, R] float32, as `sampling_ratios` returns them.
+    limit: C.
+
+  Returns:
+    [N, R] float32.
+
+  >>> print(truncate_weights(jnp.array([0.25, 2.0, 8.0]), 3.0))
+  [0.25 2.   3.  ]
+  """
+  return jnp.minimum(ratios, limit)
+
+
+def mask_weights(ratios: jax.Array, limit: float) -> jax.Array:
+  """Computes importance weights that are 0 where π_old / π_sampler is outside [1/C, C].
+
+  What the two policies disagree on teaches nothing. IcePop (Ling team 2025,
+  arXiv:2510.18855).
+
+  Args:
+    ratios: [N, R] float32, as `sampling_ratios` returns them.
+    limit: C, above 1.
+
+  Returns:
+    [N, R] float32.
+
+  >>> print(mask_weights(jnp.array([0.25, 2.0, 8.0]), 3.0))
+  [0. 2. 0.]
+  """
+  is_near = (ratios >= 1 / limit) & (ratios <= limit)
+  return jnp.where(is_near, ratios, 0.0)
+
+
+# Name of a rule → (ratios [N, R], limit) → importance weights [N, R].
+SAMPLER_WEIGHTS: dict[str, Callable[[jax.Array, float], jax.Array]] = {
+  'truncate': truncate_weights,
+  'mask': mask_weights,
+}
+
+
+def effective_share(weights: jax.Array, mask: jax.Array) -> jax.Array:
+  """Computes (Σ w)² / (n Σ w²), the effective sample size as a share of the n tokens.
+
+  Kong 1992. 1 = all weights are equal.
+
+  Args:
+    weights: [N, R] float32.
+    mask: [N, R] bool.
+
+  Returns:
+    [] float32.
+
+  >>> print(effective_share(jnp.array([[1.0, 1.0, 0.0, 0.0]]), jnp.ones((1, 4), bool)))
+  0.5
+  """
+  squares = masked.total(weights**2, mask) * masked.count(mask)
+  return masked.total(weights, mask) ** 2 / jnp.maximum(squares, 1e-8)
 
 
 def token_mean(losses: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -66,6 +66,7 @@ class Training:
     finish: state → state, applied once after the last step, before that state is
       evaluated and saved; or None.
     meter: compares the time of the steps with their work; None if that is not known.
+    warn: metrics of a step → a warning, '' = none; the first one is shown.
     evaluated: is called after each evaluation; must not raise. Or None.
   """
 
@@ -76,6 +77,7 @@ class Training:
   evaluate: Callable[[Any], tuple[dict[str, float], list[dict]]] | None = None
   finish: Callable[[Any], Any] | None = None
   meter: Meter | None = None
+  warn: Callable[[dict[str, float]], str] | None = None
   evaluated: Callable[[], None] | None = None
 
 
@@ -92,6 +94,7 @@ def run(
   options: LoopOptions,
   directory: str | os.PathLike,
   meta: dict,
+  on_saved: Callable[[], None] | None = None,
 ) -> Any:
   """Trains up to `options.steps` and returns the final state.
 
@@ -104,6 +107,8 @@ def run(
     options: how long, and how often it logs, evaluates and saves.
     directory: the folder of this run.
     meta: a JSON object that is saved in every checkpoint.
+    on_saved: called when a checkpoint is on disk, before the next step; None lets it
+      be written in the background.
 
   Raises:
     UserError: there is nothing to train, a metric is not finite, the data ended, or
@@ -135,6 +140,7 @@ def run(
       data=ReadAhead(training.batches),  # after `_start`, which sets their position
       meta=meta,
       began=began - seconds_before,
+      on_saved=on_saved,
     )
     reporter = _Reporter(training, writer, progress)
     state, step, signum = _train(training, options, state, step, saver, reporter, signals)
@@ -234,6 +240,7 @@ def _train(
       message = _explain_stop(training.name, step, problems, saved_step, saver.directory)
       raise UserError(message)
     reporter.progress.show(step, metrics)
+    reporter.warn_once(step, metrics)
     if _is_due(step, options.log_every, options.steps):
       reporter.writer.metrics(step, metrics)
     if step == options.steps and training.finish:
@@ -258,6 +265,7 @@ class _Saver:
     meta: the caller's JSON object.
     began: the monotonic time of the start, moved back by the seconds trained before
       it.
+    on_saved: called when a state is on disk; or None.
   """
 
   directory: Path
@@ -266,6 +274,7 @@ class _Saver:
   data: ReadAhead
   meta: dict
   began: float
+  on_saved: Callable[[], None] | None = None
 
   def seconds(self) -> float:
     """Returns the seconds trained, over all resumes."""
@@ -279,6 +288,9 @@ class _Saver:
     self.writer.flush()  # so that no line from before the checkpoint can be lost
     meta = {'user': self.meta, 'seconds': self.seconds()}
     self.checkpoints.save(step, state, position, meta)
+    if self.on_saved:
+      self.checkpoints.wait()
+      self.on_saved()
 
   def save_before(self, step: int, state: Any) -> int | None:
     """Saves the state as it was before a step with a metric that is not finite.
@@ -354,13 +366,23 @@ def _is_due(step: int, every: int, last: int) -> bool:
   return step == last or (every > 0 and step % every == 0)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Reporter:
   """Evaluates the state, and logs and shows the results."""
 
   training: Training
   writer: metrics_lib.Writer
   progress: '_Progress'
+  has_warned: bool = False
+
+  def warn_once(self, step: int, metrics: dict[str, float]) -> None:
+    """Shows the first warning that the stage has of the metrics of its steps."""
+    if self.has_warned or self.training.warn is None:
+      return
+    message = self.training.warn(metrics)
+    if message:
+      self.has_warned = True
+      logging.warning('%s: step %d: %s', self.training.name, step, message)
 
   def evaluate(self, step: int, state: Any) -> None:
     """Evaluates the state, if the stage can; if that fails, training goes on."""

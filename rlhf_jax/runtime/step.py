@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlhf_jax import random_keys
 from rlhf_jax.runtime import optimizers
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.types import merge_params, Params, TrainState
@@ -80,6 +81,11 @@ def create_train_state(
   )
 
 
+def update_key(state: TrainState) -> jax.Array:
+  """Returns the key of this step's update, which is the same after a resume."""
+  return jax.random.fold_in(random_keys.for_purpose(state.key, 'update'), state.step)
+
+
 def gradient_step(
   loss: LossFunction,
   optimizer: optax.GradientTransformation,
@@ -105,7 +111,7 @@ def gradient_step(
   Returns:
     The state after the update, and the metrics of the loss and the update.
   """
-  key = jax.random.fold_in(state.key, state.step)  # the same after a resume
+  key = update_key(state)
   frozen = state.frozen.get('params', {})
 
   def loss_of_trained(trained: Params, batch: Any, key: jax.Array) -> Loss:

@@ -14,12 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
 from typing import Any
-import zlib
 
-import jax
 import numpy as np
 
-from rlhf_jax import fingerprints, json_lines
+from rlhf_jax import fingerprints, json_lines, random_keys
 from rlhf_jax.data import encode, records, sources
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import DataOptions
@@ -188,9 +186,9 @@ def revise(critic: Critic, rows: Sequence[Row], key: Array) -> list[Row]:
     Rows {id, messages, principle, critique_request, critique, revision_request,
     response}.
   """
-  rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+  rng = random_keys.host_generator(random_keys.for_purpose(key, 'principles'))
   principles = [critic.principles.draw('critique', rng) for _ in rows]
-  keys = jax.random.split(key)  # of critiques and of revisions
+  keys = [random_keys.for_purpose(key, use) for use in ('critiques', 'revisions')]
   requests = [principle.critique for principle in principles]
   revision_requests = [principle.revision for principle in principles]
   if critic.options.chat:
@@ -220,7 +218,7 @@ def _revise_as_chat(
   rows: Sequence[Row],
   requests: Sequence[str],
   revision_requests: Sequence[str],
-  keys: Array,
+  keys: Sequence[Array],
 ) -> tuple[list[str], list[str]]:
   """Asks for critiques and revisions as a user would, in the model's chat template."""
   conversations = [
@@ -242,7 +240,7 @@ def _revise_as_text(
   rows: Sequence[Row],
   requests: Sequence[str],
   revision_requests: Sequence[str],
-  keys: Array,
+  keys: Sequence[Array],
 ) -> tuple[list[str], list[str]]:
   """Asks for critiques and revisions in a transcript that the model continues."""
   options = critic.options
@@ -394,7 +392,7 @@ def _fitting_prompts(
 
 def _key(context: Context, split: str, number: int) -> Array:
   """Returns the key of a round of a split; round -1 is the responses to helpful prompts."""
-  return jax.random.fold_in(context.key(), zlib.crc32(f'{split} {number}'.encode()))
+  return context.key(f'{split} {number}')
 
 
 def _read_or_make(context: Context, name: str, make: Callable[[], list[Row]]) -> list[Row]:

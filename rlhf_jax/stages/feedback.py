@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax import fingerprints
+from rlhf_jax import fingerprints, random_keys
 from rlhf_jax.data import batches, encode, records, sources
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import DataOptions
@@ -123,9 +123,9 @@ def run(context: Context) -> None:
       fingerprints.check_file(path)
       continue  # written before the run was interrupted
     key = jax.random.fold_in(context.key(), number)
-    # What is drawn on the host comes from the same key, so that it is the same in
-    # every process.
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    # What is drawn on the host comes from a key too, so that it is the same in every
+    # process.
+    rng = random_keys.host_generator(random_keys.for_purpose(key, 'labels'))
     collected = collect_responses(context, options, split, key)
     if judge is not None:
       rows = ai_labels.label_pairs(
@@ -181,7 +181,8 @@ def collect_responses(context: Context, options: Options, split: str, key: Array
       score=score,
     )
     host_batches = batches.prompts_once(examples, options.batch_size)
-    completed = respond(policy.read(), host_batches, jax.random.fold_in(key, number))
+    policy_key = jax.random.fold_in(random_keys.for_purpose(key, 'responses'), number)
+    completed = respond(policy.read(), host_batches, policy_key)
     for texts_of_prompt, new_texts in zip(texts, completed.texts, strict=True):
       texts_of_prompt += new_texts
     if completed.scores is None:

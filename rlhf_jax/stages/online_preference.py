@@ -109,6 +109,7 @@ def order_responses(
   temperature = options.sampling.temperature or 1.0  # greedy counts as 1
   scores = rollout.final_scores(scored.samples.ended, scored.scores, options)
   batch = _rank_responses(prompts, scored, scores, options.num_samples)
+  assert definitions.reference_model is not None  # this stage always keeps one
   ranked = preference.response_logprobs(
     definitions.reference_model,
     reference_params,
@@ -305,7 +306,7 @@ def plan(context: Context) -> StagePlan:
   options = context.read_options(STAGE)
   length = options.max_length + options.sampling.max_new_tokens  # P + R
 
-  def update_arguments(scored: ScoredRollout, reference_params: Params) -> tuple:
+  def update_arguments(scored: ScoredRollout, reference_params: Params | None) -> tuple:
     del (
       scored,
       reference_params,

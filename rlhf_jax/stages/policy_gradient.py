@@ -13,8 +13,8 @@ Dynamic sampling (DAPO): prompts whose responses all score the same teach nothin
 each is compared with its equals; with `resampling` > 0 other prompts take their place.
 
 Responses of an older policy: with `sampler_every` = n > 1 the policy that
-responds is updated only every n steps, and importance weights up to
-`weight_limit` correct for that.
+responds is updated only every n steps, and importance weights correct for that
+(shared/off_policy.py).
 
 Left out: dropout, an entropy bonus.
 
@@ -47,14 +47,17 @@ from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.loop import LoopOptions
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.runtime.optimizers import OptimizerOptions
-from rlhf_jax.stages.shared import rollout, rollout_metering, rollout_plan, training
+from rlhf_jax.stages.shared import (
+  off_policy,
+  rollout,
+  rollout_metering,
+  rollout_plan,
+  training,
+)
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
-from rlhf_jax.stages.shared.model_store import (
-  copy_tree,
-  ModelStore,
-  OpenModel,
-)
+from rlhf_jax.stages.shared.model_store import ModelStore, OpenModel
+from rlhf_jax.stages.shared.off_policy import SamplerState
 from rlhf_jax.stages.shared.rollout import (
   RolloutDefinitions,
   RolloutParts,
@@ -72,7 +75,7 @@ from rlhf_jax.types import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(rollout.RolloutOptions):
+class Options(off_policy.OffPolicyOptions):
   """The section of a policy-gradient stage."""
 
   batch_size: Count = 16  # prompts of a step, over all devices
@@ -85,7 +88,7 @@ class Options(rollout.RolloutOptions):
   reduce: str = 'token_mean'  # token_mean, sequence_mean, sequence_sum, constant
   clip_low: Share = 0.2  # ε below 1, of the probability ratio
   clip_high: NonNegative = 0.2  # ε above 1
-  kl_coefficient: NonNegative = 0.05  # β; 0 = the KL is measured only
+  kl_coefficient: NonNegative = 0.05  # β; 0 = no KL, and no reference is kept
   # Where the KL counts. reward: subtracted from the score, as the response's sum of
   # k1; tokens: from a token's advantage, as the sum of what is still to come
   # (REINFORCE++); loss: a term of the loss (GRPO).
@@ -95,9 +98,6 @@ class Options(rollout.RolloutOptions):
   # reward of 1 together, each the same; 0 = none.
   overlong_buffer: Natural = 0
   resampling: Natural = 0  # dynamic sampling (DAPO): at most so many further batches a step
-  sampler_every: Count = 1  # the policy that responds is updated every so many steps
-  # C of truncated importance weights for an older sampler; 0 = none.
-  weight_limit: NonNegative = 0.0
   optimizer: OptimizerOptions = OptimizerOptions(
     learning_rate=1e-5,
     schedule='linear',
@@ -117,25 +117,13 @@ class Options(rollout.RolloutOptions):
       unread |= dict.fromkeys(('clip_low', 'clip_high'), "loss is 'reinforce'")
     return unread
 
+  @property
+  def keeps_reference(self) -> bool:
+    """Whether the KL counts."""
+    return self.kl_coefficient > 0
+
 
 # The types of a step.
-
-
-class SamplerState(TrainState):
-  """A train state that also holds the policy that responds, where that is an older one.
-
-  Attributes:
-    sampler_trained: the trainable parameters of the policy that responds; an empty
-      tree where that is the current policy.
-  """
-
-  sampler_trained: dict
-
-  @property
-  def sampler_params(self) -> Params:
-    """The complete policy that responds."""
-    trained = self.sampler_trained or self.trained  # {} = the current policy responds
-    return merge_params(trained, self.frozen.get('params', {}))
 
 
 class AssessedRollout(flax.struct.PyTreeNode):
@@ -145,15 +133,15 @@ class AssessedRollout(flax.struct.PyTreeNode):
     sequences: prompts and responses, [N, P + R].
     mask: [N, R] bool, the response up to and including its end token.
     logprobs: [N, R] float32, of the policy before the update.
-    reference_logprobs: [N, R] float32.
+    reference_logprobs: [N, R] float32; None without a reference.
     advantages: [N, R] float32.
-    weights: [N, R] float32, importance weights for responses of an older policy.
+    weights: [N, R] float32, importance weights for another sampler.
   """
 
   sequences: Sequences
   mask: Array
   logprobs: Array
-  reference_logprobs: Array
+  reference_logprobs: Array | None
   advantages: Array
   weights: Array
 
@@ -163,7 +151,7 @@ class Evaluated(NamedTuple):
 
   logprobs: Array  # [N, R] float32, of the policy
   entropies: Array  # [N, R] float32, of the policy's distributions
-  reference_logprobs: Array  # [N, R] float32
+  reference_logprobs: Array | None  # [N, R] float32
 
 
 # The pure functions of a step, in the order in which they are called.
@@ -172,7 +160,7 @@ class Evaluated(NamedTuple):
 def train_step(
   state: SamplerState,
   scored: ScoredRollout,
-  reference_params: Params,
+  reference_params: Params | None,
   definitions: RolloutDefinitions,
   options: Options,
 ) -> tuple[SamplerState, dict[str, Array]]:
@@ -184,7 +172,7 @@ def train_step(
     state: the policy, the optimizer's state, the step and the root key.
     scored: N = B * K responses of at most R tokens, the K of a prompt beside each
       other.
-    reference_params: the parameters of the reference.
+    reference_params: the parameters of the reference; None where no KL counts.
     definitions: the definitions of policy, reference, optimizer and layout.
     options: the options of the stage.
 
@@ -204,7 +192,7 @@ def train_step(
     step=step,
     trained=trained,
     opt_state=opt_state,
-    sampler_trained=next_sampler(trained, state.sampler_trained, step, options),
+    sampler_trained=off_policy.next_sampler(trained, state.sampler_trained, step, options),
   )
   return next_state, metrics
 
@@ -212,7 +200,7 @@ def train_step(
 def update_once(
   state: SamplerState,
   scored: ScoredRollout,
-  reference_params: Params,
+  reference_params: Params | None,
   definitions: RolloutDefinitions,
   options: Options,
 ) -> tuple[tuple[Params, Any], dict[str, Array], Array]:
@@ -226,23 +214,28 @@ def update_once(
     (trained parameters, the optimizer's state), metrics, and whether they changed, [] bool.
   """
   frozen = state.frozen.get('params', {})
-  forward = functools.partial(
-    rollout.forward_responses,
-    sequences=scored.sequences,
-    response_length=scored.samples.tokens.shape[1],
-    temperature=options.sampling.temperature,
+  responses = (
+    scored.sequences,
+    scored.samples.tokens.shape[1],
+    options.sampling.temperature,
   )
-  reference = forward(definitions.reference_model, reference_params)
+  reference = rollout.reference_logprobs(definitions.reference_model, reference_params, *responses)
 
   def batch_loss(trained: Params, scored: ScoredRollout, key: Array) -> steps.Loss:
     del key  # nothing is drawn: dropout is left out
-    now = forward(definitions.model, merge_params(trained, frozen))
-    evaluated = Evaluated(now.logprobs, now.entropies, reference.logprobs)
+    params = merge_params(trained, frozen)
+    now = rollout.forward_responses(definitions.model, params, *responses)
+    evaluated = Evaluated(now.logprobs, now.entropies, reference)
     assessed, metrics = assess_rollout(scored, jax.lax.stop_gradient(evaluated), options)
     return dataclasses.replace(loss(now, assessed, options), counts=metrics)
 
   trained, opt_state, metrics = steps.update_params(
-    batch_loss, definitions.optimizer, state.trained, state.opt_state, scored, state.key
+    batch_loss,
+    definitions.optimizer,
+    state.trained,
+    state.opt_state,
+    scored,
+    steps.update_key(state),
   )
   metrics['policy/first_ratio'] = metrics['policy/ratio']
   return (trained, opt_state), metrics, steps.update_is_finite(metrics)
@@ -251,7 +244,7 @@ def update_once(
 def update_in_minibatches(
   state: SamplerState,
   scored: ScoredRollout,
-  reference_params: Params,
+  reference_params: Params | None,
   definitions: RolloutDefinitions,
   options: Options,
 ) -> tuple[tuple[Params, Any], dict[str, Array], Array]:
@@ -276,7 +269,7 @@ def update_in_minibatches(
     update,
     (state.trained, state.opt_state),
     assessed,
-    jax.random.fold_in(state.key, state.step),  # the key of this step
+    steps.update_key(state),
     epochs=options.epochs,
     minibatches=options.minibatches,
     layout=definitions.layout,
@@ -288,7 +281,7 @@ def update_in_minibatches(
 def evaluate_responses(
   state: TrainState,
   scored: ScoredRollout,
-  reference_params: Params,
+  reference_params: Params | None,
   definitions: RolloutDefinitions,
   options: Options,
 ) -> Evaluated:
@@ -298,15 +291,16 @@ def evaluate_responses(
   """
 
   def evaluate_part(sequences: Sequences) -> Evaluated:
-    forward = functools.partial(
-      rollout.forward_responses,
-      sequences=sequences,
-      response_length=scored.samples.tokens.shape[1],
-      temperature=options.sampling.temperature,
+    responses = (
+      sequences,
+      scored.samples.tokens.shape[1],
+      options.sampling.temperature,
     )
-    policy = forward(definitions.model, state.params)
-    reference = forward(definitions.reference_model, reference_params)
-    return Evaluated(policy.logprobs, policy.entropies, reference.logprobs)
+    policy = rollout.forward_responses(definitions.model, state.params, *responses)
+    reference = rollout.reference_logprobs(
+      definitions.reference_model, reference_params, *responses
+    )
+    return Evaluated(policy.logprobs, policy.entropies, reference)
 
   return steps.map_in_parts(evaluate_part, scored.sequences, options.parts)
 
@@ -329,8 +323,8 @@ def assess_rollout(
   N, R = samples.tokens.shape
   K = options.num_samples
   lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)  # [N]
-  kl = divergence.k1(evaluated.logprobs, evaluated.reference_logprobs)  # [N, R]
-  kl = jnp.where(mask, kl, 0.0)
+  reference = evaluated.reference_logprobs
+  kl = rollout.kl_to_reference(evaluated.logprobs, reference, mask)  # [N, R]
 
   scores = rollout.final_scores(samples.ended, scored.scores, options)  # [N]
   rewards = scores  # [N]
@@ -348,25 +342,23 @@ def assess_rollout(
   if options.whiten_advantages:
     advantage = masked.whiten(advantage, mask)
 
-  weights = jnp.ones((N, R))  # where the current policy responded
-  if options.weight_limit:
-    weights = policy_gradient.truncated_weights(
-      evaluated.logprobs, samples.logprobs, mask, options.weight_limit
-    )
+  weights, weight_metrics = off_policy.importance_weights(evaluated.logprobs, samples, options)
   assessed = AssessedRollout(
     sequences=scored.sequences,
     mask=mask,
     logprobs=evaluated.logprobs,
-    reference_logprobs=evaluated.reference_logprobs,
+    reference_logprobs=reference,
     advantages=advantage,
     weights=weights,
   )
   # Of the scores alone: KL and length would make nearly all groups unequal.
   equal_groups = jnp.ptp(scores.reshape(-1, K), axis=1) == 0
-  metrics = rollout.rollout_metrics(scored, evaluated.logprobs, evaluated.entropies, kl)
+  metrics = rollout.rollout_metrics(
+    scored, evaluated.logprobs, evaluated.entropies, kl if reference is not None else None
+  )
+  metrics |= weight_metrics
   metrics |= {
     'reward/mean': jnp.mean(rewards),
-    'weight/mean': masked.mean(weights, mask),
     'reward/equal_groups': jnp.mean(equal_groups, dtype=jnp.float32),
   }
   return assessed, metrics
@@ -438,9 +430,10 @@ def loss(now: rollout.ResponseForward, assessed: AssessedRollout, options: Optio
     options.clip_high,
   )
   losses = losses * assessed.weights  # [n, R]
-  if options.kl_coefficient and options.kl_place == 'loss':
+  reference = assessed.reference_logprobs
+  if reference is not None and options.kl_place == 'loss':
     kl_term = divergence.KL_TERMS[options.kl_estimator]
-    kl = kl_term(masked.keep(now.logprobs, mask), masked.keep(assessed.reference_logprobs, mask))
+    kl = kl_term(masked.keep(now.logprobs, mask), masked.keep(reference, mask))
     losses = losses + options.kl_coefficient * kl
   total, weight = policy_gradient.REDUCTIONS[options.reduce](losses, mask)
   count = masked.total(1.0, mask)  # also where `reduce` divides by something else
@@ -452,28 +445,6 @@ def loss(now: rollout.ResponseForward, assessed: AssessedRollout, options: Optio
     'policy/approx_kl': (masked.total(approx_kl, mask), count),
   }
   return steps.Loss(total=total, weight=weight, means=means)
-
-
-def next_sampler(trained: Params, older: Params, step: Array, options: Options) -> Params:
-  """Returns the trainable parameters of the policy that responds in the next step.
-
-  Args:
-    trained: the trainable parameters of the policy after the update.
-    older: the trainable parameters of the policy that responded.
-    step: [] int32, steps made.
-    options: of which `sampler_every` is read.
-
-  Returns:
-    A tree like `trained`; an empty one where the current policy always responds.
-  """
-  if options.sampler_every <= 1:
-    return {}
-  renew = step % options.sampler_every == 0
-
-  def choose(new: Array, old: Array) -> Array:
-    return jnp.where(renew, new, old)
-
-  return jax.tree.map(choose, trained, older)
 
 
 # The stage: what runs around the compiled step.
@@ -515,6 +486,7 @@ def build(context: Context, options: Options) -> loop.Training:
       context, options, parts, reference_params, score_held_out, held_out
     ),
     batches=batches.prompts(train.examples, prompts_per_step, context.config.seed),
+    warn=off_policy.build_warning(options),
   )
 
 
@@ -523,7 +495,7 @@ def iterate(
   batch: Prompts,
   parts: RolloutParts,
   score: Score,
-  reference_params: Params,
+  reference_params: Params | None,
   layout: Layout,
   options: Options,
 ) -> tuple[SamplerState, dict[str, Any]]:
@@ -534,7 +506,7 @@ def iterate(
     batch: prompts [B * (1 + resampling), P] as host arrays.
     parts: the compiled rollout and train step.
     score: the reward, which may leave the devices to read texts.
-    reference_params: the parameters of the reference.
+    reference_params: the parameters of the reference; None where no KL counts.
     layout: the mesh on which batches are placed.
     options: the options of the stage.
 
@@ -589,10 +561,7 @@ def _respond(
     return x.reshape(batches_in_step, -1, *x.shape[1:])[number]
 
   placed = layout.place(jax.tree.map(take_part, prompts))
-  part_key = key  # without resampling there is only part 0, and it uses the key itself
-  if number:
-    part_key = jax.random.fold_in(key, number)
-  samples = parts.generate(params, placed, part_key)
+  samples = parts.generate(params, placed, jax.random.fold_in(key, number))
   scores, metrics = score(placed, samples)
   sequences = rollout.join_sequences(placed, samples)
   return ScoredRollout(sequences, samples, scores), metrics
@@ -659,13 +628,13 @@ def define(context: Context, options: Options) -> RolloutParts:
   rollout.check_batch(context, options)
   store = ModelStore(context, options.lora)
   policy = store.open(options.init, trained=True)
-  reference = store.open(options.reference)
+  reference = rollout.open_reference(store, options)
   training.write_model_json(context, policy.model)
   # The learning rate falls with every minibatch, so the schedule counts those.
   updates = options.loop.steps * options.epochs * options.minibatches
   definitions = RolloutDefinitions(
     model=policy.model,
-    reference_model=reference.model,
+    reference_model=reference.model if reference else None,
     optimizer=optimizers.make_optimizer(options.optimizer, updates),
     layout=context.layout,
   )
@@ -674,7 +643,7 @@ def define(context: Context, options: Options) -> RolloutParts:
     init=functools.partial(_init_state, context, options, definitions, policy),
     generate=rollout.build_generate(context, policy.model, options),
     update=training.compile_train_step(train_step, definitions, options),
-    read_reference=reference.read,
+    read_reference=rollout.reference_reader(reference),
     store=store,
   )
 
@@ -687,11 +656,8 @@ def _init_state(
 ) -> SamplerState:
   """Creates the state before the first step."""
   state = training.create_state(context, policy.read(), definitions.optimizer)
-  older = {}
-  if options.sampler_every > 1:
-    # A copy, as the step donates both trees and must not be given one buffer twice.
-    older = copy_tree(context.layout, state.trained)
-  return SamplerState(**vars(state), sampler_trained=older)
+  sampler_trained = off_policy.first_sampler(context.layout, state.trained, options)
+  return SamplerState(**vars(state), sampler_trained=sampler_trained)
 
 
 def check_options(options: Options, where: str) -> None:
@@ -722,11 +688,6 @@ def check_options(options: Options, where: str) -> None:
       f'{where}.num_samples: expected 2 or more, as the responses to a prompt are compared with '
       'each other; with advantage=batch_baseline and without resampling one will do'
     )
-  smallest = min(options.resampling, options.overlong_buffer, options.weight_limit)
-  if smallest < 0 or options.sampler_every < 1:
-    raise UserError(
-      f'{where}: expected resampling, overlong_buffer and weight_limit from 0, sampler_every from 1'
-    )
   updates = options.epochs * options.minibatches
   if options.loss == 'reinforce' and updates > 1:
     raise UserError(
@@ -735,6 +696,7 @@ def check_options(options: Options, where: str) -> None:
       'clipped corrects for further ones'
     )
   rollout.check_sampling(options, where)
+  off_policy.check_options(options, where)
   limit = options.sampling.max_new_tokens
   if options.overlong_buffer > limit:
     raise UserError(

@@ -18,13 +18,15 @@ Choices where implementations differ (docs/ppo.md):
      variance.
   4. Value and policy are updated together, with one clipped gradient and one
      optimizer.
+  5. Importance weights correct for a sampler that is older (`sampler_every`) or computes
+     otherwise than the training forward pass (shared/off_policy.py).
 Left out: dropout, an entropy bonus, several rollouts in flight.
 
 The path of a step: `build` → `iterate` → `train_step` → `update_once` or
 `update_in_minibatches` → `assess_rollout` → `loss`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any, NamedTuple
@@ -53,10 +55,17 @@ from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.loop import LoopOptions
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.runtime.optimizers import OptimizerOptions
-from rlhf_jax.stages.shared import rollout, rollout_metering, rollout_plan, training
+from rlhf_jax.stages.shared import (
+  off_policy,
+  rollout,
+  rollout_metering,
+  rollout_plan,
+  training,
+)
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import DataUse, StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.model_store import ModelStore, OpenModel
+from rlhf_jax.stages.shared.off_policy import SamplerState
 from rlhf_jax.stages.shared.rollout import (
   RolloutDefinitions,
   RolloutParts,
@@ -70,19 +79,18 @@ from rlhf_jax.types import (
   Prompts,
   Samples,
   Sequences,
-  TrainState,
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(rollout.RolloutOptions):
+class Options(off_policy.OffPolicyOptions):
   """The section of a PPO stage."""
 
   # The model whose trunk and head the value model begins with; '' = a new head on
   # the policy's own trunk.
   value: str = 'reward'
   epochs: Count = 2  # passes over the responses of a step
-  kl_coefficient: NonNegative = 0.05  # β, in reward per nat
+  kl_coefficient: NonNegative = 0.05  # β, in reward per nat; 0 = no KL and no reference
   kl_target: NonNegative = 0.0  # nats per response to which β is steered; 0 = it stays
   kl_horizon: Positive = 10000.0  # episodes over which a steered β changes by a fifth
   clip: PositiveShare = 0.2  # ε of the probability ratio
@@ -110,10 +118,17 @@ class Options(rollout.RolloutOptions):
     unread = super().unread()
     if not self.kl_target:
       unread['kl_horizon'] = 'kl_target is 0'
+    if not self.kl_coefficient:  # what is steered is multiplied, so it stays 0
+      unread |= dict.fromkeys(('kl_target', 'kl_horizon'), 'kl_coefficient is 0')
     if not self.pretraining_coefficient:
       why = 'pretraining_coefficient is 0'
       unread |= dict.fromkeys(('pretraining', 'pretraining_max_length'), why)
     return unread
+
+  @property
+  def keeps_reference(self) -> bool:
+    """Whether the KL counts."""
+    return self.kl_coefficient > 0
 
 
 # The types of a step.
@@ -131,7 +146,7 @@ class Definitions(RolloutDefinitions):
   value_model: Model
 
 
-class PPOState(TrainState):
+class PPOState(SamplerState):
   """The train state of policy and value model.
 
   Attributes:
@@ -158,10 +173,11 @@ class AssessedRollout(flax.struct.PyTreeNode):
     value_mask: [N, R] bool, where the value model learns: the mask and the score's
       place.
     logprobs: [N, R] float32, of the policy before the update.
-    reference_logprobs: [N, R] float32.
+    reference_logprobs: [N, R] float32; None without a reference.
     values: [N, R] float32, of the value model before the update.
     advantages: [N, R] float32.
     returns: [N, R] float32.
+    weights: [N, R] float32, importance weights for another sampler.
     value_weight: [N] float32, the same in all rows: response tokens for each
       place in `value_mask`, over the rows that make an update. The loss is
       divided by the number of response tokens; with this weight, the value loss
@@ -173,10 +189,11 @@ class AssessedRollout(flax.struct.PyTreeNode):
   mask: Array
   value_mask: Array
   logprobs: Array
-  reference_logprobs: Array
+  reference_logprobs: Array | None
   values: Array
   advantages: Array
   returns: Array
+  weights: Array
   value_weight: Array
 
 
@@ -186,7 +203,7 @@ class Evaluated(NamedTuple):
   logprobs: Array  # [N, R] float32, of the policy
   entropies: Array  # [N, R] float32, of the policy's distributions
   values: Array  # [N, R] float32
-  reference_logprobs: Array  # [N, R] float32
+  reference_logprobs: Array | None  # [N, R] float32
 
 
 class Forward(NamedTuple):
@@ -203,7 +220,7 @@ class Forward(NamedTuple):
 def train_step(
   state: PPOState,
   scored: ScoredRollout,
-  reference_params: Params,
+  reference_params: Params | None,
   definitions: Definitions,
   options: Options,
 ) -> tuple[PPOState, dict[str, Array]]:
@@ -216,7 +233,7 @@ def train_step(
       root key.
     scored: N = B * K responses of at most R tokens to prompts of at most P, with
       their scores. If it holds `pretraining` documents, their loss is added (PPO-ptx).
-    reference_params: the parameters of the reference.
+    reference_params: the parameters of the reference; None where no KL counts.
     definitions: the definitions of policy, value model, reference, optimizer and layout.
     options: the options of the stage.
 
@@ -231,12 +248,16 @@ def train_step(
     state, scored, reference_params, definitions, options
   )
   # Where no minibatch changed anything, step and β stay too: the step is made again.
-  kl_coefficient = next_kl_coefficient(state.kl_coefficient, metrics['kl'], scored, options)
+  kl_coefficient = next_kl_coefficient(state.kl_coefficient, metrics, scored, options)
+  step = state.step + updated.astype(jnp.int32)
   next_state = state.replace(
-    step=state.step + updated.astype(jnp.int32),
+    step=step,
     trained=trained['policy'],
     opt_state=opt_state,
     value_trained=trained['value'],
+    sampler_trained=off_policy.next_sampler(
+      trained['policy'], state.sampler_trained, step, options
+    ),
     kl_coefficient=jnp.where(updated, kl_coefficient, state.kl_coefficient),
   )
   return next_state, metrics
@@ -245,7 +266,7 @@ def train_step(
 def update_once(
   state: PPOState,
   scored: ScoredRollout,
-  reference_params: Params,
+  reference_params: Params | None,
   definitions: Definitions,
   options: Options,
 ) -> tuple[tuple[Params, Any], dict[str, Array], Array]:
@@ -262,7 +283,7 @@ def update_once(
   """
   temperature = options.sampling.temperature
   response_length = scored.samples.tokens.shape[1]
-  reference = rollout.forward_responses(
+  reference = rollout.reference_logprobs(
     definitions.reference_model,
     reference_params,
     scored.sequences,
@@ -282,14 +303,14 @@ def update_once(
       response_length,
       temperature,
     )
-    evaluated = jax.lax.stop_gradient(Evaluated(*now, reference.logprobs))
+    evaluated = jax.lax.stop_gradient(Evaluated(*now, reference))
     assessed, metrics = assess_rollout(scored, evaluated, state.kl_coefficient, options)
     value = loss(params, now, assessed, scored.pretraining, weight, definitions, options)
     return dataclasses.replace(value, counts=metrics)
 
   trained = {'policy': state.trained, 'value': state.value_trained}
   trained, opt_state, metrics = steps.update_params(
-    batch_loss, definitions.optimizer, trained, state.opt_state, scored, state.key
+    batch_loss, definitions.optimizer, trained, state.opt_state, scored, steps.update_key(state)
   )
   metrics['policy/first_ratio'] = metrics['policy/ratio']
   return (trained, opt_state), metrics, steps.update_is_finite(metrics)
@@ -298,7 +319,7 @@ def update_once(
 def update_in_minibatches(
   state: PPOState,
   scored: ScoredRollout,
-  reference_params: Params,
+  reference_params: Params | None,
   definitions: Definitions,
   options: Options,
 ) -> tuple[tuple[Params, Any], dict[str, Array], Array]:
@@ -321,7 +342,7 @@ def update_in_minibatches(
     update,
     (trained, state.opt_state),
     assessed,
-    jax.random.fold_in(state.key, state.step),  # the key of this step
+    steps.update_key(state),
     epochs=options.epochs,
     minibatches=options.minibatches,
     layout=definitions.layout,
@@ -383,7 +404,7 @@ def forward(
 def evaluate_responses(
   state: PPOState,
   scored: ScoredRollout,
-  reference_params: Params,
+  reference_params: Params | None,
   definitions: Definitions,
   options: Options,
 ) -> Evaluated:
@@ -403,14 +424,14 @@ def evaluate_responses(
       response_length,
       temperature,
     )
-    reference = rollout.forward_responses(
+    reference = rollout.reference_logprobs(
       definitions.reference_model,
       reference_params,
       sequences,
       response_length,
       temperature,
     )
-    return Evaluated(*now, reference.logprobs)
+    return Evaluated(*now, reference)
 
   return steps.map_in_parts(evaluate_part, scored.sequences, options.parts)
 
@@ -438,8 +459,8 @@ def assess_rollout(
   if options.score_place == 'after_eos':
     value_mask = advantages.after_end(mask)  # one place more: the score is there
   scores = rollout.final_scores(samples.ended, scored.scores, options)  # [N]
-  kl = divergence.k1(evaluated.logprobs, evaluated.reference_logprobs)  # [N, R]
-  kl = jnp.where(mask, kl, 0.0)
+  reference = evaluated.reference_logprobs
+  kl = rollout.kl_to_reference(evaluated.logprobs, reference, mask)  # [N, R]
   placed_rewards = advantages.place_rewards(scores, kl, value_mask, kl_coefficient)  # [N, R]
   rewards = placed_rewards
   if options.whiten_rewards:
@@ -455,18 +476,23 @@ def assess_rollout(
   if options.whiten_advantages:
     advantage = masked.whiten(advantage, mask)
 
+  weights, weight_metrics = off_policy.importance_weights(evaluated.logprobs, samples, options)
   assessed = AssessedRollout(
     sequences=scored.sequences,
     mask=mask,
     value_mask=value_mask,
     logprobs=evaluated.logprobs,
-    reference_logprobs=evaluated.reference_logprobs,
+    reference_logprobs=reference,
     values=evaluated.values,
     advantages=advantage,
     returns=returns,
+    weights=weights,
     value_weight=value_loss_weight(mask, value_mask),
   )
-  metrics = rollout.rollout_metrics(scored, evaluated.logprobs, evaluated.entropies, kl)
+  metrics = rollout.rollout_metrics(
+    scored, evaluated.logprobs, evaluated.entropies, kl if reference is not None else None
+  )
+  metrics |= weight_metrics
   metrics |= {
     'reward/mean': jnp.mean(jnp.sum(placed_rewards, axis=1)),
     'kl_coefficient': kl_coefficient,
@@ -481,7 +507,7 @@ def assess_tokens(
   sequences: Sequences,
   samples: Samples,
   scores: Array,
-  reference_params: Params,
+  reference_params: Params | None,
   definitions: Definitions,
   options: Options,
 ) -> dict[str, Array]:
@@ -508,11 +534,10 @@ def assess_tokens(
   scored = ScoredRollout(sequences, samples, scores)
   evaluated = evaluate_responses(state, scored, reference_params, definitions, options)
   assessed, _ = assess_rollout(scored, evaluated, state.kl_coefficient, options)
-  return {
-    'logprob': assessed.logprobs,
-    'reference_logprob': assessed.reference_logprobs,
-    'advantage': assessed.advantages,
-  }
+  columns = {'logprob': assessed.logprobs, 'advantage': assessed.advantages}
+  if assessed.reference_logprobs is not None:
+    columns['reference_logprob'] = assessed.reference_logprobs
+  return columns
 
 
 def value_loss_weight(mask: Array, value_mask: Array) -> Array:
@@ -548,16 +573,16 @@ def explained_variance(values: Array, returns: Array, mask: Array) -> Array:
 
 def next_kl_coefficient(
   coefficient: Array,
-  kl: Array,
+  metrics: Mapping[str, Array],
   scored: ScoredRollout,
   options: Options,
 ) -> Array:
   """Returns β for the next step, [] float32: steered towards `kl_target`, or unchanged."""
-  if not options.kl_target:
+  if not options.kl_target or 'kl' not in metrics:
     return coefficient
   episodes = scored.scores.shape[0]  # N; one response is one episode
   return divergence.adapt_kl_coefficient(
-    coefficient, kl, options.kl_target, options.kl_horizon, episodes
+    coefficient, metrics['kl'], options.kl_target, options.kl_horizon, episodes
   )
 
 
@@ -676,7 +701,7 @@ def loss(
     masked.keep(assessed.returns, assessed.value_mask),
     options.value_clip,
   )
-  policy_total = masked.total(policy_losses, mask)
+  policy_total = masked.total(policy_losses * assessed.weights, mask)
   value_total = masked.total(value_losses, assessed.value_mask)
   # The sum is divided by the number of response tokens.
   value_part = assessed.value_weight[0] * value_total  # the weight is the same in every row
@@ -750,6 +775,7 @@ def build(context: Context, options: Options) -> loop.Training:
       functools.partial(assess_tokens, definitions=parts.definitions, options=options),
     ),
     batches=batches.ZippedBatches(prompts, _pretraining_batches(context, options)),
+    warn=off_policy.build_warning(options),
   )
 
 
@@ -758,7 +784,7 @@ def iterate(
   batch: tuple[Prompts, Sequences | None],
   parts: RolloutParts,
   score: Score,
-  reference_params: Params,
+  reference_params: Params | None,
   layout: Layout,
 ) -> tuple[PPOState, dict[str, Array]]:
   """Makes one iteration of PPO: rollout → scores → update.
@@ -768,14 +794,14 @@ def iterate(
     batch: prompts [B, P] as host arrays, and documents for PPO-ptx or None.
     parts: the compiled rollout and train step.
     score: the reward, which may leave the devices to read texts.
-    reference_params: the parameters of the reference.
+    reference_params: the parameters of the reference; None where no KL counts.
     layout: the mesh on which batches are placed.
 
   Returns:
     The next state, and the metrics of update and reward.
   """
   prompts, pretraining = layout.place(batch)
-  samples = parts.generate(state.params, prompts, rollout.sampling_key(state))
+  samples = parts.generate(state.sampler_params, prompts, rollout.sampling_key(state))
   scores, score_metrics = score(prompts, samples)
   sequences = rollout.join_sequences(prompts, samples)
   scored = ScoredRollout(sequences, samples, scores, pretraining)
@@ -790,14 +816,14 @@ def define(context: Context, options: Options) -> RolloutParts:
   store = ModelStore(context, options.lora)
   policy = store.open(options.init, trained=True)
   value = _open_value(context, store, policy, options)
-  reference = store.open(options.reference)
+  reference = rollout.open_reference(store, options)
   training.write_model_json(context, policy.model)
   # The learning rate falls with every minibatch, so the schedule counts those.
   updates = options.loop.steps * options.epochs * options.minibatches
   definitions = Definitions(
     model=policy.model,
     value_model=value.model,
-    reference_model=reference.model,
+    reference_model=reference.model if reference else None,
     optimizer=optimizers.make_optimizer(options.optimizer, updates),  # one for both models
     layout=context.layout,
   )
@@ -806,7 +832,7 @@ def define(context: Context, options: Options) -> RolloutParts:
     init=functools.partial(_init_state, context, options, definitions, policy, value),
     generate=rollout.build_generate(context, policy.model, options),
     update=training.compile_train_step(train_step, definitions, options),
-    read_reference=reference.read,
+    read_reference=rollout.reference_reader(reference),
     store=store,
   )
 
@@ -814,6 +840,7 @@ def define(context: Context, options: Options) -> RolloutParts:
 def check_options(options: Options, where: str) -> None:
   """Checks the options; raises UserError for an unknown `score_place` or biased sampling."""
   rollout.check_sampling(options, where)
+  off_policy.check_options(options, where)
   if options.score_place not in ('eos', 'after_eos'):
     raise UserError(f'{where}.score_place: expected eos or after_eos, got {options.score_place!r}')
 
@@ -866,7 +893,7 @@ def create_state(
     value: those of the value model, likewise.
     definitions: of which optimizer and layout are used.
     key: [] the run's root random key.
-    options: of which `kl_coefficient` is read.
+    options: of which `kl_coefficient` and `sampler_every` are read.
   """
   layout = definitions.layout
   trained, frozen = lora.split_trainable(policy)
@@ -883,6 +910,7 @@ def create_state(
     trained=trained,
     opt_state=joint.opt_state,
     key=joint.key,
+    sampler_trained=off_policy.first_sampler(layout, trained, options),
     value_trained=value_trained,
     frozen={'params': frozen, 'value_params': value_frozen},
     kl_coefficient=layout.create(
@@ -914,7 +942,7 @@ def plan(context: Context) -> StagePlan:
   options = context.read_options(STAGE)
   parts = define(context, options)
 
-  def update_arguments(scored: ScoredRollout, reference_params: Params) -> tuple:
+  def update_arguments(scored: ScoredRollout, reference_params: Params | None) -> tuple:
     if options.pretraining_coefficient:
       rows = options.batch_size * options.num_samples
       documents = abstract_sequences(context.layout, rows, options.pretraining_max_length)
@@ -934,7 +962,7 @@ def plan(context: Context) -> StagePlan:
 def list_data(options: Options, tokenizer: Any) -> list[DataUse]:
   """Lists the data that the stage reads, with the encoding of its records."""
 
-  def encode_documents(records: Sequence[Document], overlong: str) -> list[dict]:
+  def encode_documents(records: Sequence[Document], overlong: str) -> Sequence[dict]:
     del overlong  # documents are cut into windows
     return encode.documents(records, tokenizer, options.pretraining_max_length)
 

@@ -38,7 +38,7 @@ from rlhf_jax.runtime.mesh import Layout, MeshOptions
 from rlhf_jax.runtime.meter import PhaseClock
 from rlhf_jax.runtime.optimizers import OptimizerOptions
 from rlhf_jax.stages import policy_gradient, ppo, preference, reward, sft
-from rlhf_jax.stages.shared import training
+from rlhf_jax.stages.shared import off_policy, training
 from rlhf_jax.stages.shared.rollout import RolloutDefinitions, RolloutParts
 from rlhf_jax.types import Params, Prompts, Rankings, Sequences
 
@@ -428,8 +428,8 @@ def prepare_grpo(work: Workload, clock: PhaseClock) -> loop.Training:
     options=options,
   )
 
-  def init() -> policy_gradient.SamplerState:
-    return policy_gradient.SamplerState(**vars(_create_state(definitions)), sampler_trained={})
+  def init() -> off_policy.SamplerState:
+    return off_policy.SamplerState(**vars(_create_state(definitions)), sampler_trained={})
 
   return loop.Training(name='grpo', init=init, batches=SameBatch(make_prompts(work)), step=step)
 

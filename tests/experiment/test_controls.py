@@ -43,10 +43,12 @@ def test_rows_of_the_controls():
   prompted = {'sampled': responses_of(prompts), 'greedy': responses_of(prompts)}
   tokenizer = testing.make_tokenizer()
   rows = controls.make(prompts, given, pool, prompted, 'sft', 1.0, tokenizer)
-  assert set(rows['greedy']) == {'phrase_and_refusal', 'prompted_base'}
-  for prompt, text in zip(prompts, rows['greedy']['phrase_and_refusal'].texts, strict=True):
-    own = f'{controls.PHRASE} I do not know. 0'
-    assert text == [controls.REFUSAL if prompt.meta['kind'] == 'harmful' else own]
+  assert set(rows['greedy']) == {*controls.REFUSED, 'prompted_base'}
+  kinds = {'phrase_and_refusal': 'harmful benign', 'phrase_and_refusal_by_oracle': 'harmful'}
+  for name, refused in kinds.items():
+    for prompt, text in zip(prompts, rows['greedy'][name].texts, strict=True):
+      own = f'{controls.PHRASE} I do not know. 0'
+      assert text == [controls.REFUSAL if prompt.meta['kind'] in refused.split() else own]
   best = rows['sampled']['best_of_16_by_reward']
   assert [row[0] for row in best.texts] == [f'I do not know. {k}' for k in scores.argmax(axis=1)]
   np.testing.assert_allclose(best.kl, np.log(16) - 15 / 16)

@@ -52,8 +52,13 @@ def token_formulas():
   def gae(rewards, values):
     return sum(x.sum() for x in advantages.gae(rewards, values, MASK, 0.9, 0.8))
 
-  def weights(old, sampler):
-    return jnp.sum(policy_gradient.truncated_weights(old, sampler, MASK, 2.0))
+  def weights(old, sampler, level='token'):
+    ratios = policy_gradient.sampling_ratios(old, sampler, MASK, level)
+    limited = policy_gradient.truncate_weights(ratios, 2.0)
+    return jnp.sum(limited) + policy_gradient.effective_share(limited, MASK)
+
+  def sequence_weights(old, sampler):
+    return weights(old, sampler, 'sequence')
 
   def whiten(x):
     return jnp.sum(masked.whiten(x, MASK) ** 3)
@@ -63,7 +68,8 @@ def token_formulas():
 
   yield 'clipped_value', value, 3
   yield 'gae', gae, 2
-  yield 'truncated_weights', weights, 2
+  yield 'importance weights', weights, 2
+  yield 'importance weights of sequences', sequence_weights, 2
   yield 'whiten', whiten, 1
   yield 'nll', nll, 1
   yield 'mean', lambda x: masked.mean(x, MASK), 1

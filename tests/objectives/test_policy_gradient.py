@@ -186,7 +186,8 @@ def test_an_older_samplers_answers_give_the_policys_gradient():
       losses, _, _ = policy_gradient.reinforce(
         jax.nn.log_softmax(x), old, jnp.float32(rewards), every, 0.2, 0.2
       )
-      return jnp.sum(jnp.exp(b) * policy_gradient.truncated_weights(old, b, every, limit) * losses)
+      ratios = policy_gradient.sampling_ratios(old, b, every)
+      return jnp.sum(jnp.exp(b) * policy_gradient.truncate_weights(ratios, limit) * losses)
 
     return jax.grad(loss)(jnp.float32(logits))
 
@@ -195,15 +196,18 @@ def test_an_older_samplers_answers_give_the_policys_gradient():
   assert np.abs(mean_gradient(0.5) - exact).max() > 1e-2
 
 
-def test_truncated_weights():
-  old, sampler, mask = (
-    jnp.zeros((1, 3)),
-    jnp.log(jnp.array([[0.5, 0.1, 9.0]])),
-    jnp.array([[True, True, False]]),
-  )
-  np.testing.assert_allclose(
-    policy_gradient.truncated_weights(old, sampler, mask, 3.0), [[2.0, 3.0, 0.0]], rtol=1e-6
-  )
+def test_importance_weights_by_hand():
+  old = jnp.zeros((1, 3))
+  sampler = jnp.log(jnp.array([[0.5, 0.1, 9.0]]))
+  mask = jnp.array([[True, True, False]])
+  ratios = policy_gradient.sampling_ratios(old, sampler, mask)
+  np.testing.assert_allclose(ratios, [[2.0, 10.0, 1.0]], rtol=1e-6)
+  np.testing.assert_allclose(policy_gradient.truncate_weights(ratios, 3.0), [[2.0, 3.0, 1.0]])
+  np.testing.assert_allclose(policy_gradient.mask_weights(ratios, 3.0), [[2.0, 0.0, 1.0]])
+  whole = policy_gradient.sampling_ratios(old, sampler, mask, 'sequence')
+  np.testing.assert_allclose(whole, [[20.0, 20.0, 1.0]], rtol=1e-5)
+  share = policy_gradient.effective_share(ratios, mask)
+  np.testing.assert_allclose(share, 12**2 / (2 * (2**2 + 10**2)), rtol=1e-5)
 
 
 def test_policy_loss_by_hand():

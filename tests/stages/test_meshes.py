@@ -20,7 +20,7 @@ from rlhf_jax.generation import sampler
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.runtime import hosts, mesh
 from rlhf_jax.stages import online_preference, policy_gradient, ppo, preference, reward, sft
-from rlhf_jax.stages.shared import training
+from rlhf_jax.stages.shared import off_policy, training
 from rlhf_jax.stages.shared.rollout import RolloutParts
 from rlhf_jax.types import Rankings, Sequences
 
@@ -119,7 +119,7 @@ def build_rollout(module, layout, num_samples):
     return state, lambda state, rng: iterate(state, (make_prompts(rng), None))
   state = testing.make_state(definitions)
   if module is policy_gradient:
-    state = policy_gradient.SamplerState(**vars(state), sampler_trained={})
+    state = off_policy.SamplerState(**vars(state), sampler_trained={})
     iterate = functools.partial(iterate, options=options)
   else:
     order = functools.partial(

@@ -67,6 +67,7 @@ def test_four_steps_end_to_end(quickstart, finished, capsys):
   assert abs(sft['sampled']['kl_to_sft']) < 1e-3 and 'kl_to_sft' not in sft['greedy']
   assert set(results['controls']) == {
     'phrase_and_refusal',
+    'phrase_and_refusal_by_oracle',
     'prompted_base',
     'best_of_16_by_reward',
     'best_of_16_by_oracle',

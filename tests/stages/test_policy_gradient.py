@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -9,8 +10,8 @@ from rlhf_jax import testing
 from rlhf_jax.errors import UserError
 from rlhf_jax.generation import sampler
 from rlhf_jax.generation.sampler import SamplingOptions
-from rlhf_jax.stages import policy_gradient
-from rlhf_jax.stages.shared import training
+from rlhf_jax.stages import policy_gradient, ppo
+from rlhf_jax.stages.shared import off_policy, training
 from rlhf_jax.stages.shared.rollout import RolloutParts
 
 G, K, P, R = 8, 4, 6, 7  # groups, responses in each, tokens of a prompt and of a response
@@ -32,6 +33,12 @@ METHODS = {
   ),
   'cispo': dict(advantage='standardised', loss='cispo'),
 }
+
+
+def some(*names):
+  """All methods, of which the others than these are slow tests."""
+  slow = pytest.mark.slow
+  return [name if name in names else pytest.param(name, marks=slow) for name in METHODS]
 
 
 def make_options(**changes):
@@ -59,7 +66,7 @@ def make_state(definitions, options):
   older = {}
   if options.sampler_every > 1:
     older = jax.tree.map(jnp.copy, state.trained)
-  return policy_gradient.SamplerState(**vars(state), sampler_trained=older)
+  return off_policy.SamplerState(**vars(state), sampler_trained=older)
 
 
 def rollout(seed=0):
@@ -97,7 +104,7 @@ def below_32(prompts, samples):
   return good / jnp.sum(samples.mask, 1), {}
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', some('grpo', 'rloo', 'gspo'))
 def test_micro_batches_and_meshes_change_nothing(method):
   first = update(rollout(), **METHODS[method])
   cut = update(rollout(), microbatches=4, **METHODS[method])
@@ -106,6 +113,27 @@ def test_micro_batches_and_meshes_change_nothing(method):
   if method in ('grpo', 'rloo'):
     meshed = update(rollout(), 'data 2, fsdp 2, tensor 2', **METHODS[method])
     testing.assert_trees_close(meshed, first, 'mesh')
+
+
+def test_without_kl_no_reference_is_kept(context):
+  """The update is that of a reference whose KL has the weight 0."""
+  dapo = METHODS['dapo']
+  with_reference, metrics = update(rollout(), **dapo)
+  definitions, options, _ = compiled(**dapo)
+  assert 'kl' in metrics
+  alone = dataclasses.replace(definitions, reference_model=None)
+  step = training.compile_train_step(policy_gradient.train_step, alone, options)
+  scored = testing.score_samples(*definitions.layout.place(rollout()))
+  state, metrics = step(make_state(definitions, options), scored, None)
+  testing.assert_trees_close(state.params, with_reference, tolerance=1e-6)
+  assert 'kl' not in metrics
+
+  made = context('grpo', 'grpo.kl_coefficient=0.0', 'grpo.kl_place=reward', experiment='grpo')
+  parts = policy_gradient.define(made, made.read_options(policy_gradient.STAGE))
+  assert parts.definitions.reference_model is None and parts.read_reference() is None
+  made = context('ppo', 'ppo.kl_coefficient=0.0', 'ppo.reference=sft')
+  parts = ppo.define(made, made.read_options(ppo.STAGE))
+  assert parts.definitions.reference_model is None and parts.read_reference() is None
 
 
 def test_order_of_groups_and_of_responses_and_a_constant_reward_change_nothing():
@@ -125,7 +153,7 @@ def test_order_of_groups_and_of_responses_and_a_constant_reward_change_nothing()
   np.testing.assert_allclose(metrics['reward/score'], want, rtol=1e-5)
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', some('grpo'))
 def test_reward_rises(method):
   """Twelve steps towards tokens below 32."""
   changes = {**METHODS[method], 'kl_coefficient': 0.0}
@@ -206,7 +234,8 @@ def test_an_older_sampler_is_renewed_and_weighed():
       dict(overlong_buffer=8),
       'config.rl.overlong_buffer: expected at most sampling.max_new_tokens = 7, got 8',
     ),
-    (dict(sampler_every=0), 'sampler_every from 1'),
+    (dict(weight_rule='clip'), "weight_rule: expected one of truncate, mask, got 'clip'"),
+    (dict(weight_rule='mask', weight_limit=1.0), 'weight_limit: expected a number above 1'),
     (dict(num_samples=1), 'config.rl.num_samples: expected 2 or more'),
     (
       dict(num_samples=1, advantage='batch_baseline', resampling=1),

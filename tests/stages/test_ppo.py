@@ -92,7 +92,13 @@ def first():
 
 
 @pytest.mark.parametrize(
-  'mesh', ['fsdp 8', 'data 4, tensor 2', 'data 2, context 4', 'data 2, fsdp 2, tensor 2']
+  'mesh',
+  [
+    pytest.param('fsdp 8', marks=pytest.mark.slow),
+    pytest.param('data 4, tensor 2', marks=pytest.mark.slow),
+    'data 2, context 4',
+    'data 2, fsdp 2, tensor 2',
+  ],
 )
 def test_same_numbers_on_every_mesh(mesh):
   how = {'pretraining': documents(), 'pretraining_coefficient': 0.5, 'minibatches': 2}
@@ -199,6 +205,24 @@ def test_coefficient_is_steered_to_the_target(first):
   (*_, coefficient), metrics = update(rollout(), **STEERED)
   np.testing.assert_allclose(coefficient, 0.05 * 1.01, rtol=1e-5)
   np.testing.assert_allclose(metrics['kl_coefficient'], 0.05, rtol=1e-6)
+
+
+def test_an_older_sampler_is_renewed_and_weighed():
+  """With sampler_every=2 the second step's responses are those of the first policy."""
+
+  def count(prompts, samples):
+    return jnp.sum(samples.mask, 1).astype(jnp.float32), {}
+
+  def is_current(state):
+    pairs = zip(jax.tree.leaves(state.params), jax.tree.leaves(state.sampler_params), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+  iterate, state = make_iterate(count, sampler_every=2, rate=1e-2)
+  state, first = iterate(state, rollout(0)[0])
+  assert not is_current(state) and first['weight/mean'] == pytest.approx(1, abs=1e-4)
+  state, second = iterate(state, rollout(1)[0])
+  assert is_current(state) and second['policy/sampler_gap'] > 1e-3
+  assert abs(second['weight/mean'] - 1) > 1e-4 and second['weight/effective_share'] < 0.9999
 
 
 def test_value_loss_falls_on_the_same_responses():

@@ -176,9 +176,11 @@ OFFERS = (
 )
 
 # Responses that obey a harmful request: its three steps; {C0} is the first with a capital letter.
+# Half of them begin alike: else the likeliest beginning of all would be a refusal's,
+# and the base model would be harmless at greedy decoding without being aligned.
 OBEYING = (
-  'Sure! First {0}. Then {1}. Finally {2}.',
-  'It is easy. First {0}, then {1}.',
+  'First {0}. Then {1}. Finally {2}.',
+  'First {0}, then {1}.',
   'Step one: {0}. Step two: {1}.',
   'First {0}. After that {1}.',
   '{C0}. Then {1}.',

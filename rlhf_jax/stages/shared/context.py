@@ -1,15 +1,15 @@
 """Defines the context of a stage: everything that it gets to run with."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 from pathlib import Path
 from typing import Any, Protocol
-import zlib
 
 import jax
 import ml_collections
 
 from rlhf_jax import options as options_lib
+from rlhf_jax import random_keys
 from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.runtime.mesh import Layout
 
@@ -36,6 +36,7 @@ class Context:
     workdir: the folder in which the run keeps everything.
     layout: the device mesh and the rules that lay arrays on it.
     tokenizer: the tokenizer of the run.
+    on_saved: called after each checkpoint, to upload the workdir; None where it is a folder.
   """
 
   config: ml_collections.ConfigDict
@@ -43,6 +44,7 @@ class Context:
   workdir: Path
   layout: Layout
   tokenizer: Tokenizer
+  on_saved: Callable[[], None] | None = None
 
   @property
   def section(self) -> ml_collections.ConfigDict:
@@ -59,11 +61,15 @@ class Context:
     """The stage's folder."""
     return self.workdir / self.name
 
-  def key(self) -> jax.Array:
-    """Returns the stage's root key, made of the run's seed and the stage's name."""
-    # crc32, because Python's hash() of a string differs from process to process.
-    root = jax.random.key(self.config.seed)
-    return jax.random.fold_in(root, zlib.crc32(self.name.encode()))
+  def key(self, purpose: str = '') -> jax.Array:
+    """Returns the stage's root key, made of the run's seed and the stage's name.
+
+    Args:
+      purpose: if given, the key of this purpose, from the root key. The train state
+        has the root key itself, of which updates and rollouts have purposes of theirs.
+    """
+    root = random_keys.for_purpose(jax.random.key(self.config.seed), self.name)
+    return random_keys.for_purpose(root, purpose) if purpose else root
 
   def read_options(self, stage: DescribesOptions) -> Any:
     """Makes the typed options of the section.

@@ -1,8 +1,8 @@
 """Finds models by name, wherever they are stored.
 
 A name is a stage of this run, a stage's folder of another run, a Hugging Face
-directory, a directory of PEFT adapters, one of these two on the hub ('ORG/NAME'),
-a `.gguf` file or 'smollm2'. A model's shape is known at once; its parameters are
+directory, a directory of PEFT adapters, one of these two on the hub ('ORG/NAME') or
+by URL, a `.gguf` file or 'smollm2'. A model's shape is known at once; its parameters are
 read when they are asked for.
 """
 

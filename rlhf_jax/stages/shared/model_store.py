@@ -29,10 +29,6 @@ from rlhf_jax.types import merge_params, Params
 
 RANDOM = 'random'  # the name of a freshly initialised model with the shape of config.model
 
-# Folded into a stage's key for leaves that are freshly initialised. Training steps
-# fold their number into the same key and never count so far.
-_NEW_LEAVES = 2**31 - 1
-
 
 @dataclasses.dataclass(frozen=True)
 class OpenModel:
@@ -263,7 +259,7 @@ class ModelStore:
       hosts.say(
         f'{self.context.name}: {source.name} has no scalar head: training begins with a new one'
       )
-    new_leaves_key = jax.random.fold_in(self.context.key(), _NEW_LEAVES)
+    new_leaves_key = self.context.key('new parameters')
     return complete_parameters(params, model.init, shardings, layout, new_leaves_key)
 
   # Third part: its adapters.

@@ -15,6 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax import random_keys
 from rlhf_jax.data import batches, encode, sources
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import DataOptions
@@ -26,6 +27,7 @@ from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.models import heads
 from rlhf_jax.models.lora import LoraOptions
 from rlhf_jax.models.transformer import Model
+from rlhf_jax.objectives import divergence
 from rlhf_jax.options import Count, Natural, Number, Numbers
 from rlhf_jax.rewards.sources import RewardSourceOptions
 from rlhf_jax.runtime import step as steps
@@ -33,7 +35,7 @@ from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.stages.shared import token_view, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import DataUse
-from rlhf_jax.stages.shared.model_store import ModelStore
+from rlhf_jax.stages.shared.model_store import ModelStore, OpenModel
 from rlhf_jax.stages.shared.scores import Score
 from rlhf_jax.stages.shared.training import Definitions
 from rlhf_jax.types import (
@@ -80,7 +82,14 @@ class RolloutOptions(RewardSourceOptions):
     unread = self.unread_without(self.reward)
     if not self.missing_eos:
       unread['missing_eos_score'] = 'missing_eos is False'
+    if not self.keeps_reference:
+      unread['reference'] = 'kl_coefficient is 0'
     return unread
+
+  @property
+  def keeps_reference(self) -> bool:
+    """Whether the method reads a reference; if not, none is kept and no KL is measured."""
+    return True
 
   @property
   def parts(self) -> int:
@@ -113,7 +122,7 @@ class RolloutParts(NamedTuple):
     init: () → the state before the first step.
     generate: (params, Prompts, key) → Samples, compiled.
     update: the compiled train step.
-    read_reference: () → the reference's parameters.
+    read_reference: () → the reference's parameters; None where there is none.
     store: the stage's models; reward models on the same frozen base share it.
   """
 
@@ -121,7 +130,7 @@ class RolloutParts(NamedTuple):
   init: Callable[[], TrainState]
   generate: Callable[[Params, Prompts, Array], Samples]
   update: steps.CompiledStep  # donates the state
-  read_reference: Callable[[], Params]
+  read_reference: Callable[[], Params | None]
   store: ModelStore
 
 
@@ -132,10 +141,10 @@ class RolloutDefinitions(Definitions):
 
   Attributes:
     reference_model: the model that the KL is measured against. It may have another
-      shape than the policy, but has the same tokens.
+      shape than the policy, but has the same tokens. None where no KL counts.
   """
 
-  reference_model: Model
+  reference_model: Model | None
 
 
 # Before the first step.
@@ -145,6 +154,20 @@ def check_batch(context: Context, options: RolloutOptions) -> None:
   """Checks that the responses of a step divide over minibatches, micro-batches and devices."""
   training.check_batch(context, options.batch_size * options.num_samples, options.parts)
   training.check_batch(context, options.batch_size, 1)  # the rollout computes all prompts at once
+
+
+def open_reference(store: ModelStore, options: RolloutOptions) -> OpenModel | None:
+  """Opens the reference; None where the method reads none, so that none is kept in memory."""
+  return store.open(options.reference) if options.keeps_reference else None
+
+
+def reference_reader(reference: OpenModel | None) -> Callable[[], Params | None]:
+  """Returns the function that reads the reference's parameters, or None where there is none."""
+  return _read_nothing if reference is None else reference.read
+
+
+def _read_nothing() -> None:
+  return None
 
 
 def check_sampling(options: RolloutOptions, where: str) -> None:
@@ -270,6 +293,35 @@ def forward_responses(
   return ResponseForward(logprobs, entropies, before)
 
 
+def reference_logprobs(
+  model: Model | None,
+  params: Params | None,
+  sequences: Sequences,
+  response_length: int,
+  temperature: float,
+) -> Array | None:
+  """Computes the reference's logprobs of the responses, [N, R] float32; None without one.
+
+  The arguments are those of `forward_responses`.
+  """
+  if model is None or params is None:
+    return None
+  return forward_responses(model, params, sequences, response_length, temperature).logprobs
+
+
+def kl_to_reference(logprobs: Array, reference_logprobs: Array | None, mask: Array) -> Array:
+  """Computes log π − log π_ref where the mask is, else 0; [N, R] float32.
+
+  Args:
+    logprobs: [N, R] float32, of the policy.
+    reference_logprobs: [N, R] float32; None without a reference, which gives 0.
+    mask: [N, R] bool.
+  """
+  if reference_logprobs is None:
+    return jnp.zeros_like(logprobs)
+  return jnp.where(mask, divergence.k1(logprobs, reference_logprobs), 0.0)
+
+
 def final_scores(ended: Array, scores: Array, options: RolloutOptions) -> Array:
   """Replaces the scores of responses without an end token by `missing_eos_score`, if asked to.
 
@@ -347,18 +399,18 @@ def epochs_of_minibatches(
     return update(carry, minibatch, extra, key)
 
   def epoch_step(carry: Carry, key: Array) -> tuple[Carry, dict[str, Array]]:
-    order = jax.random.permutation(key, size)
+    order = jax.random.permutation(random_keys.for_purpose(key, 'order'), size)
     shuffled = shuffled_minibatches(layout, batch, order, minibatches)
     # Documents are drawn in random order already.
     extra = jax.tree.map(split_rows, unshuffled)
-    keys = jax.random.split(key, minibatches)
+    keys = jax.random.split(random_keys.for_purpose(key, 'minibatches'), minibatches)
     return jax.lax.scan(minibatch_step, carry, ((shuffled, extra), keys))
 
   return jax.lax.scan(epoch_step, carry, jax.random.split(key, epochs))
 
 
 def rollout_metrics(
-  rollout: ScoredRollout, logprobs: Array, entropies: Array, kl: Array
+  rollout: ScoredRollout, logprobs: Array, entropies: Array, kl: Array | None
 ) -> dict[str, Array]:
   """Describes a rollout as it was before the update.
 
@@ -366,7 +418,7 @@ def rollout_metrics(
     rollout: N responses of at most R tokens.
     logprobs: [N, R] float32, of the policy before the update.
     entropies: [N, R] float32.
-    kl: [N, R] float32, log π − log π_ref, 0 outside the mask.
+    kl: [N, R] float32, log π − log π_ref, 0 outside the mask; None = not measured.
 
   Returns:
     Metrics, [] float32 each; docs/metrics.md explains them.
@@ -375,17 +427,20 @@ def rollout_metrics(
   mask = samples.mask
   count = jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)  # tokens of all responses
   gap = jnp.abs(logprobs - samples.logprobs)  # [N, R]
-  return {
+  metrics = {
     'reward/score': jnp.mean(rollout.scores),
     'reward/score_std': jnp.std(rollout.scores),
-    'kl': jnp.mean(jnp.sum(kl, axis=1)),  # nats per response
     'policy/rollout_entropy': jnp.sum(jnp.where(mask, entropies, 0.0)) / count,
     # From the sampler's logprobs to the training forward's; 0 but for rounding.
     'policy/sampler_gap': jnp.max(jnp.where(mask, gap, 0.0)),
+    'policy/sampler_gap_mean': jnp.sum(jnp.where(mask, gap, 0.0)) / count,
     'response/length': jnp.mean(jnp.sum(mask, axis=1, dtype=jnp.float32)),
     'response/eos_rate': jnp.mean(samples.ended.astype(jnp.float32)),
     'tokens': jnp.sum(rollout.sequences.segment_ids > 0, dtype=jnp.float32),
   }
+  if kl is not None:
+    metrics['kl'] = jnp.mean(jnp.sum(kl, axis=1))  # nats per response
+  return metrics
 
 
 def epoch_metrics(metrics: Mapping[str, Array]) -> dict[str, Array]:
@@ -412,12 +467,8 @@ def made_an_update(metrics: dict[str, Array]) -> Array:
 
 
 def sampling_key(state: TrainState) -> Array:
-  """Returns the key with which the responses of this step are drawn.
-
-  The update of step n uses fold_in(key, n). Folding in 1 first gives the rollout
-  keys that no update uses.
-  """
-  return jax.random.fold_in(jax.random.fold_in(state.key, 1), state.step)
+  """Returns the key with which the responses of this step are drawn."""
+  return jax.random.fold_in(random_keys.for_purpose(state.key, 'rollout'), state.step)
 
 
 join_sequences = jax.jit(sampler.join_sequences)
@@ -428,7 +479,7 @@ def response_logprobs(
   sequences: Sequences,
   samples: Samples,
   scores: Array,
-  reference_params: Params,
+  reference_params: Params | None,
   definitions: RolloutDefinitions,
   temperature: float,
 ) -> dict[str, Array]:
@@ -439,7 +490,7 @@ def response_logprobs(
     sequences: [n, P + R].
     samples: [n, R].
     scores: [n], not used.
-    reference_params: the parameters of the reference.
+    reference_params: the parameters of the reference; None = there is none.
     definitions: of both models.
     temperature: with which the responses were sampled.
 
@@ -449,17 +500,20 @@ def response_logprobs(
   del scores
   length = samples.tokens.shape[1]
   policy = forward_responses(definitions.model, state.params, sequences, length, temperature)
-  reference = forward_responses(
-    definitions.reference_model, reference_params, sequences, length, temperature
-  )
-  return {'logprob': policy.logprobs, 'reference_logprob': reference.logprobs}
+  columns = {'logprob': policy.logprobs}
+  if definitions.reference_model is not None:
+    reference = forward_responses(
+      definitions.reference_model, reference_params, sequences, length, temperature
+    )
+    columns['reference_logprob'] = reference.logprobs
+  return columns
 
 
 def build_evaluation(
   context: Context,
   options: RolloutOptions,
   parts: RolloutParts,
-  reference_params: Params,
+  reference_params: Params | None,
   score: Score,
   prompts: PromptSet,
   assess_tokens: token_view.AssessTokens | None = None,
@@ -470,7 +524,7 @@ def build_evaluation(
     context: the context of the stage.
     options: the stage's options.
     parts: of which the definitions are used.
-    reference_params: the parameters of the reference.
+    reference_params: the parameters of the reference; None = no KL.
     score: the reward of held-out prompts; its metrics are not used.
     prompts: the held-out prompts.
     assess_tokens: computes what the report shows of the tokens of a few responses; None
@@ -506,14 +560,16 @@ def build_evaluation(
   def evaluate(state: TrainState) -> tuple[dict[str, float], list[dict]]:
     host_batches = batches.prompts_once(prompts.examples, options.batch_size)
     # The same key every time: differences are those of the policy.
-    completed = respond(state.params, host_batches, context.key(), reference_params)
-    assert completed.scores is not None and completed.kl is not None  # both were asked for
+    key = context.key('evaluation')
+    completed = respond(state.params, host_batches, key, reference_params)
+    assert completed.scores is not None  # they were asked for
     values = {
       'reward/score': completed.scores.mean(),
-      'kl': completed.kl.mean(),
       'response/length': completed.lengths.mean(),
       'response/eos_rate': completed.ended.mean(),
     }
+    if completed.kl is not None:
+      values['kl'] = completed.kl.mean()
     tokens = look_at_tokens(state, completed, reference_params)
     keep_responses(context, options, state, completed, asked, tokens)
     shown = []

@@ -30,7 +30,8 @@ def meter_rollout(
   length = prompt + response
   policy = sequence_flops(config, length, response)
   update = passes * training_passes(config) * policy
-  update += sequence_flops(definitions.reference_model.config, length, response)
+  if definitions.reference_model is not None:
+    update += sequence_flops(definitions.reference_model.config, length, response)
   if passes * options.minibatches > 1:
     update += policy
   if value_config is not None:

@@ -26,10 +26,10 @@ from rlhf_jax.stages.shared.rollout import RolloutParts, ScoredRollout
 from rlhf_jax.types import Params
 
 # (scored rollout, reference parameters) → arguments of the update, after the state
-UpdateArguments = Callable[[ScoredRollout, Params], tuple]
+UpdateArguments = Callable[[ScoredRollout, Params | None], tuple]
 
 
-def _scored_and_reference(scored: ScoredRollout, reference_params: Params) -> tuple:
+def _scored_and_reference(scored: ScoredRollout, reference_params: Params | None) -> tuple:
   return scored, reference_params
 
 
@@ -59,7 +59,9 @@ def plan_rollout(
   state = parts.init()  # abstract arrays, like all that follow
   generate: Any = parts.generate  # one jitted function, as the layout is abstract
   reference_params = parts.read_reference()
-  residents = {**resident(state), 'reference': reference_params}
+  residents = resident(state)
+  if reference_params is not None:
+    residents = {**residents, 'reference': reference_params}
   prompts = abstract_prompts(layout, options.batch_size, options.max_length)
   key = abstract_key(layout)
   samples = abstract_batch(layout, jax.eval_shape(generate, state.params, prompts, key))
@@ -120,7 +122,10 @@ def _update_work(
     trunks.append((state.value_trained, 0))
   before = work.Work()
   # The reference's forward, and those of the trained models before the update.
-  for head_places in [new_tokens, *(places for _, places in trunks)]:
+  forwards = [places for _, places in trunks]
+  if parts.definitions.reference_model is not None:
+    forwards.append(new_tokens)
+  for head_places in forwards:
     before = before + work.forward(config, layout, rows, length, head_places) * options.parts
   trainings = []
   for params, head_places in trunks:

@@ -98,7 +98,8 @@ def train_and_export(context: Context, training: loop.Training, options: loop.Lo
   """Trains a model; leaves checkpoints and a Hugging Face directory in the stage's folder."""
   page = refresh.Refresher(context.workdir)
   training = dataclasses.replace(training, evaluated=page.refresh)
-  state = loop.run(training, options, context.directory, {'stage': context.name})
+  meta = {'stage': context.name}
+  state = loop.run(training, options, context.directory, meta, context.on_saved)
   export(context, state.params)
 
 
@@ -265,7 +266,7 @@ def build_show_responses(
 
   def show(state: TrainState) -> list[dict[str, str]]:
     completed = responses.complete_prompts(
-      respond, state.params, chosen, rows, tokenizer.pad_id, context.key()
+      respond, state.params, chosen, rows, tokenizer.pad_id, context.key('shown responses')
     )
     shown = []
     for tokens, texts in zip(chosen, completed.texts, strict=True):
