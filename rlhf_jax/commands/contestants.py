@@ -23,7 +23,7 @@ from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.stages.shared import model_sources
 
 _NAMED = re.compile(r'([\w.\-]+)=(.+)', re.DOTALL)
-_STAGE = re.compile(r'(.+):(\w+)')  # WORKDIR:STAGE
+_STAGE = re.compile(r'(.+):(\w+(?:@\d+)?)')  # WORKDIR:STAGE or WORKDIR:STAGE@STEP
 _FILES = ('.jsonl', '.json', '.jsonl.gz', '.parquet', '.arrow')
 _PATH = '/chat/completions'
 _CONCURRENCY = 8  # requests at the same time
