@@ -37,6 +37,7 @@ def compare(options: argparse.Namespace) -> None:
     raise UserError(
       '--judge: people judged other responses; compare them in a command of their own'
     )
+  # A judge that is missing is found before the first response.
   for name in options.judge:
     verdict_sources.check_judge(name, options)
   if people:
@@ -116,6 +117,7 @@ def _compare_by_judges(
   # all that can be wrong is checked by now
   compilation.cache_compilations()
   compilation.request_exact_products()
+  # Each model is read, responds and is dropped before the next one.
   answers = _equal_counts([contestants.respond(model, options, prompts) for model in models])
   clusters = prompt_sets.prompt_clusters(prompts, options.cluster)
   results = _describe(options, models, prompts, answers, clusters)
@@ -133,6 +135,7 @@ def _compare_by_judges(
       f'\njudge: {name}',
       comparison.format_figures(figures, results['words']),
     ]
+  # Only several judges can tell noise of judges from that of prompts.
   if len(tables) > 1:
     results['between_judges'] = comparison.compare_judges(tables)
     results['variance'] = _variance_over_judges(tables, names)
@@ -150,6 +153,7 @@ def _compare_by_judges(
 
 def _equal_counts(answers: Sequence[Answers]) -> list[Answers]:
   """Takes the same number of responses of each model; files may hold more."""
+  # With more samples a model's mean would be less noisy than another's.
   fewest = min(len(texts) for own in answers for texts in own)
   return [[texts[:fewest] for texts in own] for own in answers]
 

@@ -64,6 +64,7 @@ def parse_contestants(words: Sequence[str]) -> list[Contestant]:
 def _parse(word: str) -> Contestant:
   """Reads one name and place."""
   name, place = '', word
+  # An address may have = in its query, and a file in its name.
   named = _NAMED.fullmatch(word)
   if named and not http_requests.is_address(word) and not Path(word).exists():
     name, place = named.groups()
@@ -146,6 +147,7 @@ def respond(
   responder = collect_models.open_responder(
     contestant.place, options.samples, sampling, options.batch_size
   )
+  # One key for all models: equal models give equal responses.
   conversations = [conversation(prompt) for prompt in prompts]
   return responder(conversations, jax.random.key(options.seed))
 
@@ -224,6 +226,8 @@ async def _ask_server(
 async def _post(client: Any, address: str, key: str, request: dict[str, Any]) -> str:
   """Returns the text of one chat completion, trying again where that may help."""
   problem = ''
+  # A refusal, such as a wrong key, will be the same next time; a busy
+  # server will not.
   for tries in range(_RETRIES + 1):
     reply = await http_requests.post_json(client, address, request, _TIMEOUT)
     if reply.status == 200:

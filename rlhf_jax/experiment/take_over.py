@@ -9,6 +9,7 @@ from typing import Any
 from rlhf_jax import fingerprints
 from rlhf_jax.errors import UserError
 from rlhf_jax.experiment import config as configs
+from rlhf_jax.report import kept_responses
 
 # Keys on which every stage depends; `mesh`, `evaluation` and `export` change no training.
 COMMON_KEYS = ('seed', 'data', 'model', 'tokenizer')
@@ -44,12 +45,13 @@ def take_over(config: Any, workdir: Path, source: Path) -> list[str]:
   for number, name in enumerate(new['stages']):
     if name not in old['stages'] or not (source / name / 'finished.json').is_file():
       continue
-    uses = _used_stages(new[name], new['stages'][:number])
+    uses = used_stages(new[name], new['stages'][:number])
     if old[name] != new[name] or any(used not in same for used in uses):
       continue
     same.append(name)
     if not (workdir / name).exists():
       _copy_folder(source / name, workdir / name)
+      kept_responses.copy_stage(source, workdir, name)
       copied.append(name)
   if copied and not (workdir / 'tokenizer' / fingerprints.LIST).is_file():
     shutil.rmtree(workdir / 'tokenizer', ignore_errors=True)
@@ -62,7 +64,7 @@ def _common(config: Mapping[str, Any]) -> dict[str, Any]:
   return {key: config.get(key) for key in COMMON_KEYS}
 
 
-def _used_stages(section: Any, stages: Sequence[str]) -> list[str]:
+def used_stages(section: Any, stages: Sequence[str]) -> list[str]:
   """Returns those of the earlier stages whose models or files a section names."""
   texts = list(_texts(section))
   return [

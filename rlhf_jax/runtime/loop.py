@@ -67,6 +67,7 @@ class Training:
       evaluated and saved; or None.
     meter: compares the time of the steps with their work; None if that is not known.
     warn: metrics of a step → a warning, '' = none; the first one is shown.
+    evaluated: is called after each evaluation; must not raise. Or None.
   """
 
   name: str
@@ -77,6 +78,7 @@ class Training:
   finish: Callable[[Any], Any] | None = None
   meter: Meter | None = None
   warn: Callable[[dict[str, float]], str] | None = None
+  evaluated: Callable[[], None] | None = None
 
 
 class Interrupted(SystemExit):
@@ -407,6 +409,8 @@ class _Reporter:
     self.progress.say(f'{name}: step {step}: ' + ', '.join(shown))
     for line in lines[:2]:  # all are in samples.jsonl
       self.progress.say(f'  {plain_text.visible(line[:400])}')
+    if self.training.evaluated:
+      self.training.evaluated()
 
   def say_interrupted(self, step: int, signum: int) -> None:
     """Tells the user that a signal stopped the run."""
