@@ -126,6 +126,7 @@ def _respond(
   count: int,
 ) -> tuple[Answers, np.ndarray]:
   """Samples responses: (N lists of K texts, their KL from the reference, [N, K])."""
+  # the reference measures its own KL as 0, which is a check of both
   opened = _open(options, place)
   other = opened if place == reference else _open(options, reference)
   if opened.tokenizer is None:
@@ -165,6 +166,7 @@ def _measure_pool(
   size = proxies.shape[1]
   # powers of two, and the whole pool
   counts = sorted({*(2**k for k in range(size.bit_length()) if 2**k <= size), size})
+  # intervals over prompts, which are the unit here, too
   best = overoptimisation.best_of_n(proxies, golds, counts)
   base = {'proxy': float(proxies.mean()), 'gold': float(golds.mean())}
   rows = []
