@@ -52,12 +52,12 @@ def simulate(rng: np.random.Generator, biased: bool) -> Verdicts:
   return Verdicts(prompts, first, second, wins, judges, differences, ordered=True)
 
 
-def check_rates(trials: int) -> dict[str, tuple[float, float]]:
+def check_rates(trials: int, first: int = 0) -> dict[str, tuple[float, float]]:
   """Returns, by name of the figure, its mean error in points and the coverage of its interval."""
   truth = special.expit(STRENGTHS[1] - STRENGTHS[0])
   clusters = np.arange(PROMPTS)
   found = {'plain': [], 'controlled': []}
-  for trial in range(trials):
+  for trial in range(first, first + trials):
     table = simulate(np.random.default_rng(trial), biased=True)
     row = verdicts.compare_two(table, 1, 0, clusters)
     found['plain'].append((row['win_rate'], *row['win_rate_ci95']))
@@ -65,11 +65,11 @@ def check_rates(trials: int) -> dict[str, tuple[float, float]]:
   return {f'win rate, {name}': summarise(values, truth) for name, values in found.items()}
 
 
-def check_bootstrap(trials: int) -> dict[str, tuple[float, float]]:
+def check_bootstrap(trials: int, first: int = 0) -> dict[str, tuple[float, float]]:
   """The same for the mean of an unbiased judge, and for a paired difference of two models."""
   chance = special.expit(STRENGTHS - STRENGTHS[0])
   found, paired = [], []
-  for trial in range(trials):
+  for trial in range(first, first + trials):
     rng = np.random.default_rng(trial)
     # The three models meet the same opponent on the same prompts, with luck in common.
     shared = rng.normal(size=(PROMPTS, 1))
@@ -84,13 +84,13 @@ def check_bootstrap(trials: int) -> dict[str, tuple[float, float]]:
   }
 
 
-def check_ratings(trials: int) -> dict[str, tuple[float, float]]:
+def check_ratings(trials: int, first: int = 0) -> dict[str, tuple[float, float]]:
   """The same for the ratings of three models, in nats above the anchor."""
   names = [str(number) for number in range(len(STRENGTHS))]
   rows = {}
   for biased in (False, True):
     found = {name: [] for name in names[1:]}
-    for trial in range(trials):
+    for trial in range(first, first + trials):
       table = simulate(np.random.default_rng(trial), biased)
       for row in ratings.rate_models(table, names, np.arange(PROMPTS), controlled=biased):
         if row['name'] in found:
@@ -104,10 +104,10 @@ def check_ratings(trials: int) -> dict[str, tuple[float, float]]:
   return rows
 
 
-def check_components(trials: int) -> dict[str, tuple[float, float]]:
+def check_components(trials: int, first: int = 0) -> dict[str, tuple[float, float]]:
   """The mean error of the estimated variance of judges, in points; it has no interval."""
   found = []
-  for trial in range(trials):
+  for trial in range(first, first + trials):
     rng = np.random.default_rng(trial)
     effects = 0.3 * rng.normal(size=(60, 1)) + 0.2 * rng.normal(size=(1, 12))
     values = effects + 0.4 * rng.normal(size=(60, 12))

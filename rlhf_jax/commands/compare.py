@@ -16,7 +16,7 @@ Compares two or more models by their responses to the same prompts.
       --prompts=prompts.jsonl --judge=reward:runs/quickstart/reward --output=comparison.json
 
 A model is one of
-  WORKDIR:STAGE or DIR     what `generate` takes as --model
+  WORKDIR:STAGE or DIR     what `generate` takes as --model; STAGE@STEP is a checkpoint
   FILE.jsonl               responses, as `generate` writes them
   URL#NAME                 the model NAME of a server with the chat-completions protocol
 each with NAME= before it, if it should have another name in the table.

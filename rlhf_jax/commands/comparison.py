@@ -125,6 +125,7 @@ def _compare_by_judges(
     f'{len(prompts)} prompts in {len(set(clusters))} clusters, '
     f'{len(answers[0][0])} response(s) of each model'
   ]
+  # kept, as judges are compared with each other at the end
   tables = {}
   for name in options.judge:
     table = verdict_sources.judge_answers(name, options, prompts, answers)
@@ -204,6 +205,7 @@ def _variance_over_judges(
       forward = (table.first == a) & (table.second == b)
       backward = (table.first == b) & (table.second == a)
       met = table.select(forward | backward).known()
+      # as seen by a, whichever was shown first
       values.append(np.where(met.first == a, met.wins, 1 - met.wins))
       prompts.append(met.prompts)
       judges.append(np.full(len(met.prompts), number))
@@ -262,6 +264,7 @@ def _write_answers(
         for first, second, wins in zip(own.first, own.second, own.wins, strict=True)
       ]
     responses = {name: own[number] for name, own in zip(names, answers, strict=True)}
+    # one line for each prompt, which can be read beside the figures
     rows.append(
       {
         'id': prompt.id,

@@ -23,7 +23,7 @@ from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.stages.shared import model_sources
 
 _NAMED = re.compile(r'([\w.\-]+)=(.+)', re.DOTALL)
-_STAGE = re.compile(r'(.+):(\w+)')  # WORKDIR:STAGE
+_STAGE = re.compile(r'(.+):(\w+(?:@\d+)?)')  # WORKDIR:STAGE or WORKDIR:STAGE@STEP
 _FILES = ('.jsonl', '.json', '.jsonl.gz', '.parquet', '.arrow')
 _PATH = '/chat/completions'
 _CONCURRENCY = 8  # requests at the same time
@@ -66,6 +66,7 @@ def _parse(word: str) -> Contestant:
   name, place = '', word
   # An address may have = in its query, and a file in its name.
   named = _NAMED.fullmatch(word)
+  # a path with = in it is a path, if it is there
   if named and not http_requests.is_address(word) and not Path(word).exists():
     name, place = named.groups()
   # the part behind # is never sent to a server as part of its address
@@ -144,6 +145,7 @@ def respond(
     max_new_tokens=options.max_new_tokens,
     temperature=options.temperature,
   )
+  # read only now: one model is in memory at a time
   responder = collect_models.open_responder(
     contestant.place, options.samples, sampling, options.batch_size
   )
@@ -178,6 +180,7 @@ def read_answers(path: Path, prompts: Sequence[Prompt]) -> Answers:
       raise UserError(f'{path}: no response to the prompt {prompt.id or key!r:.80}')
     answers.append(found[key])
   counts = {len(texts) for texts in answers}
+  # rows may differ in their number of responses
   fewest = min(counts)  # the same number of each, so that prompts weigh the same
   return [texts[:fewest] for texts in answers]
 
@@ -238,6 +241,7 @@ async def _post(client: Any, address: str, key: str, request: dict[str, Any]) ->
     else:
       problem = http_requests.excerpt(reply.body, key)
       problem = f'it answered {reply.status}: {problem}' if reply.status else problem
+    # the same request would be refused again
     if reply.is_refusal:
       break
     if tries < _RETRIES:

@@ -5,12 +5,14 @@ Letters: N prompts, K samples of a policy, M samples of the reference.
 
 import argparse
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 import sys
 from typing import Any
 
 import jax
 import numpy as np
 
+from rlhf_jax import json_lines
 from rlhf_jax.commands import (
   collect_models,
   contestants,
@@ -65,10 +67,30 @@ def measure(options: argparse.Namespace) -> None:
     texts, kl = _respond(options, policy.place, reference, prompts, options.samples)
     own_proxy, own_gold = judges.score(texts)
     row = _measure_policy(own_proxy, own_gold, kl, clusters, results)
-    results['policies'][policy.name] = row
+    results['policies'][policy.name] = {**row, 'training': _training_curve(policy.place)}
+  points = results['policies'].values()
+  results['fit_policies'] = overoptimisation.fit_form(
+    np.array([row['kl'] for row in points]),
+    np.array([row['gold'] for row in points]) - results['reference']['gold'],
+    'rl',
+  )
   results_file.write_results(options.output, results)
   print(_format(results))
   print(f'{options.output}: all figures', file=sys.stderr)
+
+
+def _training_curve(place: str) -> dict[str, list[float]]:
+  """Returns step, KL and proxy reward of each step, where a stage logged them; else nothing."""
+  path = Path(place.partition('@')[0]) / 'metrics.jsonl'
+  curve: dict[str, list[float]] = {'step': [], 'kl': [], 'proxy': []}
+  if not path.is_file():
+    return curve
+  for _, row in json_lines.read_values(path):
+    if 'kl' in row and 'reward/score' in row:
+      curve['step'].append(row['step'])
+      curve['kl'].append(row['kl'])
+      curve['proxy'].append(row['reward/score'])
+  return curve
 
 
 class _Judges:
@@ -104,6 +126,7 @@ def _respond(
   count: int,
 ) -> tuple[Answers, np.ndarray]:
   """Samples responses: (N lists of K texts, their KL from the reference, [N, K])."""
+  # the reference measures its own KL as 0, which is a check of both
   opened = _open(options, place)
   other = opened if place == reference else _open(options, reference)
   if opened.tokenizer is None:
@@ -143,6 +166,7 @@ def _measure_pool(
   size = proxies.shape[1]
   # powers of two, and the whole pool
   counts = sorted({*(2**k for k in range(size.bit_length()) if 2**k <= size), size})
+  # intervals over prompts, which are the unit here, too
   best = overoptimisation.best_of_n(proxies, golds, counts)
   base = {'proxy': float(proxies.mean()), 'gold': float(golds.mean())}
   rows = []

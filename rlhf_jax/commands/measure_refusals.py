@@ -99,6 +99,7 @@ def _measure_model(
 
 def _pair_field(options: argparse.Namespace, prompts: Sequence[Prompt]) -> str:
   """Returns the field that matches prompts: `pair` where rows have it, else the cluster's."""
+  # TinyWorld matches harm and its twin by their family
   has_pairs = any('pair' in prompt.meta for prompt in prompts)
   return 'pair' if has_pairs else options.cluster
 
@@ -115,6 +116,7 @@ def _worse_than_refusing(
   table = verdict_sources.judge_answers(options.judge, words, prompts, [plain, answers])
   met, _ = verdicts.take_side(table, 0, 1)
   known, means = verdicts.mean_of_prompts(met)
+  # NaN where the judge gave no verdict
   worse = np.full(len(prompts), np.nan)
   worse[known] = means
   return worse

@@ -63,6 +63,7 @@ def measure(options: argparse.Namespace) -> None:
   for word, place in zip(options.models, places, strict=True):
     score = collect_models.open_score(place, options.batch_size)
     scores[word] = score([row.messages for row in rows], [row.responses for row in rows])
+  # pairs after scores: each response is scored once
   pairs = _list_pairs(rows)
   judged = _describe_pairs(rows, pairs)
   margins = {name: _margins(values, pairs) for name, values in scores.items()}
@@ -167,9 +168,11 @@ def _bench(rows: Sequence[_Row], scores: Scores) -> dict[str, Any]:
     ordered = [values[np.argsort(row.ranks)] for row, values in zip(rows, scores, strict=True)]
     chosen, rejected = np.array(ordered).T
     return reward_bench.score_pairs(chosen, rejected, [row.subset for row in rows])
+  # RewardBench 2: one right response among several, or ties
   by_subset: dict[str, list[float]] = {}
   ties = []
   for row, values in zip(rows, scores, strict=True):
+    # the right ones first, as the figures expect them
     order = np.argsort(row.ranks, kind='stable')
     if row.subset == reward_bench.TIES:
       ties.append(

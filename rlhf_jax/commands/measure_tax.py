@@ -77,6 +77,7 @@ def _losses(place: str, documents: Sequence[Document], batch_size: int) -> np.nd
   ids = [opened.tokenizer.text(document.text)[:longest] for document in documents]
   read = jax.jit(functools.partial(score_lines.read_tokens, opened.model))
   nats = np.zeros((len(ids), 3))
+  # neighbours in length share a batch, so that there is little padding
   by_length = sorted(range(len(ids)), key=list(map(len, ids)).__getitem__)
   for first in range(0, len(ids), batch_size):
     batch = by_length[first : first + batch_size]
@@ -139,6 +140,7 @@ def _summarise(results: dict[str, Any], clusters: np.ndarray) -> None:
       row['nats_per_token'] = losses[:, 0].sum() / losses[:, 1].sum()
       row['nats_per_character'] = losses[:, 0].sum() / losses[:, 2].sum()
       # A paired difference of documents, weighted by their tokens.
+      # the same tokens before and after, so the difference is exact
       change = losses[:, 0] - base[:, 0]
       row['loss_change'] = change.sum() / losses[:, 1].sum()
       row['loss_change_ci95'] = _ratio_interval(change, losses[:, 1])

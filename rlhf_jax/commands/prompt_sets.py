@@ -25,6 +25,7 @@ def read_prompts(options: argparse.Namespace) -> list[Prompt]:
   Raises:
     UserError: there are none, or a row has no prompt.
   """
+  # a file may have a colon in its name: only tinyworld is split
   name, _, split = options.prompts.partition(':')
   if name == _WORLD:
     split = split or 'validation'
@@ -49,12 +50,14 @@ def is_world(options: argparse.Namespace) -> bool:
 
 def prompt_key(messages: Sequence[Any]) -> str:
   """Returns a text that is the same for the same conversation."""
+  # other fields of messages, such as names, are left out
   said = [[message['role'], message_text(message)] for message in messages]
   return json.dumps(said, ensure_ascii=False)
 
 
 def prompt_clusters(prompts: Sequence[Prompt], field: str) -> np.ndarray:
   """Returns the cluster of each prompt, [N] str: a field of its row, or the prompt itself."""
+  # prompts without the field are clusters of their own
   clusters = []
   for prompt in prompts:
     value = prompt.meta.get(field)

@@ -134,6 +134,7 @@ def read_people(name: str, models: Sequence[str]) -> tuple[Verdicts, list[str]]:
   ours, theirs = (style.measure_style(texts) for texts in zip(*pairs_of_texts, strict=True))
   differences = {feature: ours[feature] - theirs[feature] for feature in ours}
   # The page shows responses in random order, which the export leaves out.
+  # in the order of `rows`
   table = Verdicts(
     prompts=columns[0],
     first=columns[1],
@@ -184,6 +185,7 @@ def _compare_utilities(
   # utilities are cheap: all K · K pairs of two models
   parts = []
   for a, b in itertools.combinations(range(len(utilities)), 2):
+    # rounding errors are no wins
     difference = _differences(utilities[a], utilities[b])  # [N, K · K]
     wins = _TIE + _TIE * np.sign(np.round(difference, _DECIMALS))
     differences = {
@@ -221,6 +223,7 @@ def _ask_judge(
   is_same = np.array([pair.first == pair.second for pair in comparisons])
   as_shown = np.full((len(rows), 2), _TIE)  # equal texts are a tie that nobody is asked about
   asked = [pair for pair, same in zip(comparisons, is_same, strict=True) if not same]
+  # NaN where the judge gave no verdict in an order
   if asked:
     _, as_shown[~is_same] = judging.ask_both_orders(judge)(asked)
   if np.isnan(as_shown).all():
@@ -232,6 +235,7 @@ def _ask_judge(
   for name, values in manner.items():
     stacked = np.stack(values)  # [M, N, K]
     differences[name] = stacked[first, numbers, samples] - stacked[second, numbers, samples]
+  # the two orders are rows of their own, so that the order can be controlled
   forward = _table(numbers, first, second, wins[:, 0], differences, ordered=True)
   opposite = {name: -values for name, values in differences.items()}
   backward = _table(numbers, second, first, wins[:, 1], opposite, ordered=True)
@@ -252,6 +256,7 @@ def _is_function(name: str) -> bool:
 
 def _resources(name: str, options: argparse.Namespace) -> judges.JudgeResources:
   """Returns what judges are opened with."""
+  # the cache stands beside the output: nothing is asked twice
   model = contestants.split_address(name)[1] if is_address(name) else ''
   return judges.JudgeResources(
     judge=JudgeOptions(batch_size=options.batch_size),

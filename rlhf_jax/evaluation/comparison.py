@@ -140,6 +140,7 @@ def format_figures(figures: Mapping[str, Any], lengths: Mapping[str, float]) -> 
       f'{rated["elo"]:+.0f}',
       '–' if name == baseline else f'{low:+.0f} – {high:+.0f}',
     ]
+    # ranks that the data cannot tell apart overlap
     cells += [f'{best}' if best == worst else f'{best}–{worst}']
     cells += [f'{lengths[name]:.1f}' if name in lengths else '–']
     rows.append(cells)

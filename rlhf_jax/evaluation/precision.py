@@ -61,6 +61,7 @@ def variance_components(
     same_judge = (np.sum(by_judge**2) - squares) / pairs_of_judge
   # Of different prompts and judges: what is left of the square of the sum, which is 0.
   others = count**2 - count - pairs_of_prompt - pairs_of_judge
+  # one prompt or one judge: nothing is left to subtract
   neither = 0.0
   if others > 0:
     products = -np.sum(by_prompt**2) - np.sum(by_judge**2) + squares

@@ -98,6 +98,7 @@ def _difference_interval(
   # a fixed seed: the same responses give the same interval
   rng = np.random.default_rng(0)
   draws = rng.multinomial(count, np.full(count, 1 / count), resamples)  # [B, pairs]
+  # both rates of a sample are of the same pairs
   with np.errstate(invalid='ignore'):  # a sample without any of one kind
     rates = [(draws @ total) / (draws @ size) for total, size in zip(sums, sizes, strict=True)]
   low, high = np.nanquantile(rates[0] - rates[1], [0.025, 0.975])

@@ -226,7 +226,8 @@ def restore_params(
   Args:
     directory: as given to `Checkpoints`.
     abstract_params: a tree of `jax.ShapeDtypeStruct` with sharding.
-    expected: which checkpoint, from `newest`; None for the newest good one.
+    expected: which checkpoint, from `newest`, or its `step` alone; None for the newest good
+      one.
 
   Raises:
     UserError: there is no checkpoint, all are damaged, the expected one is gone, damaged or
@@ -263,7 +264,7 @@ def _restore_expected(
     raise
   except Exception as error:  # of any kind: orbax has no errors of its own
     raise UserError(f'{path}: damaged checkpoint ({_describe(error)}); {remedy}') from error
-  if restored.fingerprint != expected['fingerprint']:
+  if expected.get('fingerprint', restored.fingerprint) != restored.fingerprint:
     raise UserError(f'{path}: another checkpoint than the one expected; {remedy}')
   return restored.trees['params']
 

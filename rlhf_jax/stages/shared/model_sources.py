@@ -1,9 +1,9 @@
 """Finds models by name, wherever they are stored.
 
-A name is a stage of this run, a stage's folder of another run, a Hugging Face
-directory, a directory of PEFT adapters, one of these two on the hub ('ORG/NAME') or
-by URL, a `.gguf` file or 'smollm2'. A model's shape is known at once; its parameters are
-read when they are asked for.
+A name is a stage of this run, a stage's folder of another run (FOLDER@STEP for one
+of its checkpoints), a Hugging Face directory, a directory of PEFT adapters, one of
+these two on the hub ('ORG/NAME') or by URL, a `.gguf` file or 'smollm2'. A model's
+shape is known at once; its parameters are read when they are asked for.
 """
 
 from collections.abc import Callable, Sequence
@@ -74,6 +74,9 @@ def find_model(
     folder = Path(workdir) / name
   if (folder / MODEL_JSON).is_file():
     return _stage_source(folder)
+  stage, _, step = name.rpartition('@')
+  if step.isdecimal() and (Path(stage) / MODEL_JSON).is_file():
+    return _stage_source(Path(stage), int(step))
   if name in stages:
     raise UserError(f'{folder} holds no model yet; is {name!r} an earlier stage that trains one?')
   local_name = hub.find_model_folder(name)
@@ -105,11 +108,20 @@ def adapter_base_name(name: str, workdir: Path, stages: Sequence[str]) -> str:
   return f'../{os.path.basename(base.name)}' if is_neighbour else base.name
 
 
-def _stage_source(folder: Path) -> ModelSource:
+def _stage_source(folder: Path, step: int | None = None) -> ModelSource:
   """Returns the model of a stage's folder: of a finished stage its last checkpoint and no other.
 
   Of a stage that is still training the newest good checkpoint is read.
+
+  Args:
+    folder: of the stage.
+    step: of a checkpoint that is read instead.
   """
+  kept = folder / 'checkpoints'
+  if step is not None and not (kept / str(step)).is_dir():
+    steps = sorted(int(path.name) for path in kept.glob('*') if path.name.isdecimal())
+    known = ', '.join(map(str, steps)) or 'none'
+    raise UserError(f'{folder}@{step}: no such checkpoint; kept are {known} (loop.keep)')
   values = fingerprints.read_json(folder / MODEL_JSON)
   base_name = values.pop('base_model', '')
   base = None
@@ -121,7 +133,7 @@ def _stage_source(folder: Path) -> ModelSource:
   def load(shapes: Any, shardings: Any) -> Params:
     # Of a model with adapters the checkpoint holds no base: it is read from its own
     # source.
-    return _restore(folder, shapes, shardings, adapters_only=base is not None)
+    return _restore(folder, shapes, shardings, base is not None, step)
 
   def load_tokenizer() -> Tokenizer | None:
     directory = folder.parent / 'tokenizer'  # one for all stages of a run
@@ -144,7 +156,9 @@ def _shape_of(values: dict[str, Any], path: Path) -> ModelConfig:
     raise UserError(f'{path}: not a shape of this version ({error})') from None
 
 
-def _restore(folder: Path, shapes: Any, shardings: Any, adapters_only: bool) -> Params:
+def _restore(
+  folder: Path, shapes: Any, shardings: Any, adapters_only: bool, step: int | None
+) -> Params:
   """Restores a stage's parameters with the given shapes and shardings."""
 
   def abstract(shape: Any, sharding: Any) -> jax.ShapeDtypeStruct:
@@ -155,6 +169,8 @@ def _restore(folder: Path, shapes: Any, shardings: Any, adapters_only: bool) -> 
     leaves = {path: leaf for path, leaf in leaves.items() if lora.is_adapter(path)}
   finished = folder / FINISHED
   expected = fingerprints.read_json(finished)['checkpoint'] if finished.is_file() else None
+  if step is not None:
+    expected = {'step': step}  # whatever its fingerprint; its arrays' own are checked
   return checkpoint.restore_params(
     folder / 'checkpoints', traverse_util.unflatten_dict(leaves), expected
   )
