@@ -42,7 +42,7 @@ def write_headline(run: Run) -> Headline:
   compared = [name for name in models if name != run.baseline]
   sentences = []
   if run.baseline in models and compared:
-    main = compared[-1]
+    main = compared[-1]  # of the stage that ran last
     verdict = _compare(main, run.baseline, models, 'sampled')
     title, tone = _title(main, run.baseline, verdict.tone)
     sentences.append(verdict)
@@ -70,7 +70,7 @@ def describe_win(
   >>> describe_win('ppo', 'sft', 0.6, (0.55, 0.65), 'sampled').text
   'ppo wins 60.0% of the comparisons with sft, sampled (95% interval 55.0 to 65.0%): it is better.'
   """
-  low, high = interval
+  low, high = interval  # as shares
   where = f'(95% interval {100 * low:.1f} to {100 * high:.1f}%)'
   said = f'{model} wins {rate:.1%} of the comparisons with {baseline}, {manner} {where}'
   if low > 0.5:
@@ -93,6 +93,7 @@ def describe_rate(
   own_interval, other_interval = own.get(f'{key}_ci95'), other.get(f'{key}_ci95')
   if not own_interval or not other_interval:
     return Sentence(f'{label}: {change}.')
+  # Stricter than an interval of the difference: it claims less.
   if own_interval[0] > other_interval[1]:
     return Sentence(f'{model} is more {label}: {change}.', GOOD)
   if own_interval[1] < other_interval[0]:
@@ -120,6 +121,7 @@ def _compare(model: str, baseline: str, models: Mapping[str, Any], decoding: str
   """Compares a model with the baseline by win rate."""
   row = models[model].get(decoding) or {}
   key = win_key(row)
+  # A row may lack the decoding: the best of N has no greedy one.
   if f'{key}_ci95' not in row:
     return Sentence(f'{model} was not compared with {baseline}, {decoding}.')
   manner = {'sampled': 'sampled', 'greedy': 'greedily'}[decoding]
@@ -162,9 +164,10 @@ def describe_progress(responses: Sequence[Kept], stages: Sequence[str]) -> list[
       continue
     first = {(row.prompt_id, row.prompt): row for row in rows if row.step == steps[0]}
     last = {(row.prompt_id, row.prompt): row for row in rows if row.step == steps[-1]}
+    # Paired by prompt, as prompts differ more than evaluations do.
     pairs = [(row, last[key]) for key, row in first.items() if key in last]
     proxy = [b.score - a.score for a, b in pairs if a.score is not None and b.score is not None]
-    if len(proxy) < 2:
+    if len(proxy) < 2:  # no reward was measured
       continue
     where = f'In {stage}, from step {steps[0]} to {steps[-1]}'
     rose = _describe_change(proxy)
@@ -173,7 +176,7 @@ def describe_progress(responses: Sequence[Kept], stages: Sequence[str]) -> list[
       for a, b in pairs
       if 'utility' in a.verdict and 'utility' in b.verdict
     ]
-    if len(gold) < 2:
+    if len(gold) < 2:  # nobody knows the truth here
       said.append(Sentence(f'{where}, the reward of held-out prompts changed by {rose}.'))
       continue
     text = f"{where}, the reward changed by {rose}, and the judge's utility by "
@@ -204,6 +207,7 @@ def _state_of(run: Run) -> str:
   done = [stage for stage in run.stages if stage.seconds is not None]
   if run.results or len(done) == len(run.stages):
     return 'Finished; no models were compared'
+  # The first of them is under way, or was when the process died.
   begun = [stage for stage in run.stages if stage.has_begun and stage.seconds is None]
   place = f'{len(done)} of {len(run.stages)} stages are finished'
   if not begun:
