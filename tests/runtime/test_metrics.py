@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import time
 
 import pytest
 from tensorboardX.proto import event_pb2
@@ -129,8 +130,12 @@ def test_wandb_holds_name_group_config_and_samples(tmp_path, monkeypatch):
 
   runs, history = [], []
   [path] = tmp_path.glob('wandb/offline-run-*/*.wandb')
-  for data in wandb_records(path.read_bytes()):
-    record = wandb_internal_pb2.Record.FromString(data)
+  for _ in range(100):  # W&B's own process writes the file, perhaps after `finish` has returned
+    records = [*map(wandb_internal_pb2.Record.FromString, wandb_records(path.read_bytes()))]
+    if records and records[-1].WhichOneof('record_type') == 'exit':
+      break
+    time.sleep(0.2)
+  for record in records:
     if record.WhichOneof('record_type') == 'run':
       runs.append(record.run)
     if record.WhichOneof('record_type') == 'history':
