@@ -228,6 +228,7 @@ def opened(url: str) -> Iterator[RemoteWorkdir]:
       publish(remote)
       raise
     publish(remote)
+    hosts.barrier('workdir uploaded')  # who ends before the first process would end it too
 
 
 def publish(remote: RemoteWorkdir) -> None:

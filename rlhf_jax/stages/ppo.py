@@ -964,7 +964,7 @@ def list_data(options: Options, tokenizer: Any) -> list[DataUse]:
 
   def encode_documents(records: Sequence[Document], overlong: str) -> Sequence[dict]:
     del overlong  # documents are cut into windows
-    return encode.documents(records, tokenizer, options.pretraining_max_length)
+    return list(encode.documents(records, tokenizer, options.pretraining_max_length))
 
   uses = rollout.list_data(options, tokenizer)
   if options.pretraining_coefficient:
