@@ -83,6 +83,8 @@ setup(
     'tensorboardX>=2.6',
     'pebble>=5.1',  # worker processes with a time limit
     'tqdm>=4.66',
+    'rich>=13',  # of flax, and the two columns of `chat`
+    'prompt_toolkit>=3.0.48,<4',  # the line that `chat` edits
     'filelock>=3.12',  # JAX bounds its cache of compiled programs with it
   ],
   extras_require={

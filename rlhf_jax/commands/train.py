@@ -31,7 +31,8 @@ def make_parser() -> argparse.ArgumentParser:
   parser.add_argument(
     '--workdir',
     metavar='DIR',
-    help='the folder for everything that the run writes; use the same folder to resume',
+    help='the folder for everything that the run writes, or a URL such as s3://BUCKET/RUN; use '
+    'the same one to resume',
   )
   parser.add_argument(
     '--from',
@@ -40,6 +41,22 @@ def make_parser() -> argparse.ArgumentParser:
     default='',
     help='the workdir of another run, whose finished stages are copied where their config is '
     'the same',
+  )
+  parser.add_argument(
+    '--baseline',
+    metavar='RUN',
+    default='',
+    help='the workdir of another run, whose models get rows in the final table',
+  )
+  parser.add_argument(
+    '--extend',
+    action='store_true',
+    help='go on with finished stages whose loop.steps are more in this config',
+  )
+  parser.add_argument(
+    '--evaluate_again',
+    action='store_true',
+    help='make the final table anew, with whatever the section evaluation says now',
   )
   parser.add_argument(
     '--check',
@@ -140,6 +157,9 @@ def train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         workdir,
         only_check=options.check,
         take_from=options.take_from,
+        baseline=options.baseline,
+        extend=options.extend,
+        evaluate_again=options.evaluate_again,
         accept_changed_data=options.accept_changed_data,
       )
 

@@ -28,6 +28,7 @@ from rlhf_jax.data.tinyworld import vocabulary
 from rlhf_jax.errors import UserError
 from rlhf_jax.experiment import (
   agreement,
+  continuation,
   data_files,
   final_table,
   preflight,
@@ -124,25 +125,37 @@ def load_config(path: str, overrides: Iterable[str] = ()) -> Any:
   return config
 
 
-def run(
-  config: Any,
-  workdir: str | os.PathLike,
-  *,
-  only_check: bool = False,
-  take_from: str = '',
-  accept_changed_data: bool = False,
-) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+  """What a run is asked to do, beside its config.
+
+  Attributes:
+    only_check: stop before the first stage.
+    take_from: the workdir of another run, whose finished stages are copied where
+      their sections are the same (take_over.py); '' = none.
+    baseline: the workdir of another run, whose models get rows in the final table.
+    extend: go on with finished stages whose loop.steps are more now.
+    evaluate_again: make the final table anew; the old results.json is kept beside it.
+    accept_changed_data: resume a stage even if its data files are no longer those
+      that it began with.
+  """
+
+  only_check: bool = False
+  take_from: str = ''
+  baseline: str = ''
+  extend: bool = False
+  evaluate_again: bool = False
+  accept_changed_data: bool = False
+
+
+def run(config: Any, workdir: str | os.PathLike, **options: Any) -> dict[str, Any]:
   """Checks all stages, runs every one that is not finished, then makes the final table.
 
   Args:
     config: from `load_config`.
     workdir: the folder to which the run writes everything, or a URL (remote_workdir.py).
       With the workdir of an interrupted run, that run is resumed.
-    only_check: stop before the first stage.
-    take_from: the workdir of another run, whose finished stages are copied where
-      their sections are the same (take_over.py); '' = none.
-    accept_changed_data: resume a stage even if its data files are no longer those
-      that it began with.
+    **options: fields of RunOptions.
 
   Returns:
     The contents of results.json, see final_table.make; {} if only checked.
@@ -150,25 +163,26 @@ def run(
   Raises:
     UserError: something is wrong with the config, the data, the mesh or the workdir.
   """
+  asked = RunOptions(**options)
   name = storage.as_local_path(str(workdir))
   if name is None:
     with remote_workdir.opened(str(workdir)) as remote:
       publish = functools.partial(remote_workdir.publish, remote)
-      return _run(config, remote.folder, only_check, take_from, accept_changed_data, publish)
-  return _run(config, Path(name), only_check, take_from, accept_changed_data, None)
+      return _run(config, remote.folder, asked, publish)
+  return _run(config, Path(name), asked, None)
 
 
 def _run(
   config: Any,
   workdir: Path,
-  only_check: bool,
-  take_from: str,
-  accept_changed_data: bool,
+  asked: RunOptions,
   on_saved: Callable[[], None] | None,
 ) -> dict[str, Any]:
   """Does the work of `run` in a folder; `on_saved` is called after each checkpoint and stage."""
   if '{' in str(workdir):
     raise UserError(f'--workdir={workdir}: expected a name without {{, which begins a placeholder')
+  if asked.baseline:
+    config = continuation.with_baseline(config, asked.baseline)
   # First of all, as processes with different configs might wait for each other for ever.
   agreement.check_processes('config', json.loads(configs.as_json(config)))
   agreement.check_processes('code', agreement.describe_code(config))
@@ -178,30 +192,28 @@ def _run(
   final_table.check(config, layout)  # now, rather than after all training
   check_common(config)
   with lock_workdir(workdir):
-    return _run_locked(
-      config, workdir, layout, only_check, take_from, accept_changed_data, on_saved
-    )
+    return _run_locked(config, workdir, layout, asked, on_saved)
 
 
 def _run_locked(
   config: Any,
   workdir: Path,
   layout: Layout,
-  only_check: bool,
-  take_from: str,
-  accept_changed_data: bool,
+  asked: RunOptions,
   on_saved: Callable[[], None] | None,
 ) -> dict[str, Any]:
   """Does the work of `run`, in a workdir that no other run uses."""
+  _continue_finished(config, workdir, asked)
   claim_workdir(config, workdir)
   _write_date(workdir)
   if layout.why:  # the preset `auto` explains its choice
     hosts.say(layout.why)
-  if take_from and hosts.is_first_process():
-    folder = storage.as_local_path(take_from)
-    other = remote_workdir.fetch(take_from, '--from') if folder is None else Path(folder)
+  if asked.take_from and hosts.is_first_process():
+    source = asked.take_from
+    folder = storage.as_local_path(source)
+    other = remote_workdir.fetch(source, '--from') if folder is None else Path(folder)
     copied = take_over.take_over(config, workdir, other)
-    hosts.say(f'taken over from {take_from}: {", ".join(copied) or "nothing"}')
+    hosts.say(f'taken over from {source}: {", ".join(copied) or "nothing"}')
   # The other processes read what the first one writes, so they wait for it.
   hosts.barrier('claimed')
   _fix_date(workdir)
@@ -216,14 +228,14 @@ def _run_locked(
   finished = [name for name, context in contexts.items() if finished_seconds(context) is not None]
   if len(finished) < len(contexts):
     hosts.say(preflight.check_experiment(contexts, finished))
-  if only_check:
+  if asked.only_check:
     return {}
   if len(finished) < len(contexts):
     _begin_report(config, workdir)
   for number, context in enumerate(contexts.values(), start=1):
     if finished_seconds(context) is None:
       hosts.say(f'— {number}/{len(contexts)} {context.name} ' + '—' * 40)
-      check_data(context, accept_changed_data)
+      check_data(context, asked.accept_changed_data)
       run_stage(context)
       if hosts.is_first_process():
         refresh.write(workdir)
@@ -240,6 +252,20 @@ def _begin_report(config: Any, workdir: Path) -> None:
   usual = configs.default_values(config, options_lib.defaults(CommonOptions))
   sessions.note_session(workdir, usual)
   refresh.write(workdir)
+
+
+def _continue_finished(config: Any, workdir: Path, asked: RunOptions) -> None:
+  """Prepares what is finished to be continued, in the first process; the others wait."""
+  if not asked.extend and not asked.evaluate_again:
+    return
+  if hosts.is_first_process():
+    if asked.extend:
+      names = continuation.extend(config, workdir)
+      hosts.say(f'extended: {", ".join(names)}')
+    if asked.evaluate_again:
+      kept = continuation.put_results_aside(workdir)
+      hosts.say(f'evaluation: again; the earlier results are in {kept or "no file"}')
+  hosts.barrier('continued')
 
 
 def check_common(config: Any) -> None:

@@ -45,7 +45,7 @@ def take_over(config: Any, workdir: Path, source: Path) -> list[str]:
   for number, name in enumerate(new['stages']):
     if name not in old['stages'] or not (source / name / 'finished.json').is_file():
       continue
-    uses = _used_stages(new[name], new['stages'][:number])
+    uses = used_stages(new[name], new['stages'][:number])
     if old[name] != new[name] or any(used not in same for used in uses):
       continue
     same.append(name)
@@ -64,7 +64,7 @@ def _common(config: Mapping[str, Any]) -> dict[str, Any]:
   return {key: config.get(key) for key in COMMON_KEYS}
 
 
-def _used_stages(section: Any, stages: Sequence[str]) -> list[str]:
+def used_stages(section: Any, stages: Sequence[str]) -> list[str]:
   """Returns those of the earlier stages whose models or files a section names."""
   texts = list(_texts(section))
   return [

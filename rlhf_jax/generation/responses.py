@@ -254,6 +254,7 @@ def complete_prompts(
   batch_size: int,
   pad_id: int,
   key: jax.Array,
+  reference: Params | None = None,
 ) -> Responses:
   """Generates responses to prompts that are lists of token ids.
 
@@ -266,6 +267,7 @@ def complete_prompts(
     batch_size: the number of prompts in a batch.
     pad_id: the padding token.
     key: the random key of this call.
+    reference: parameters of the reference, against which KL is measured.
 
   Returns:
     The responses to the N prompts, in their order.
@@ -273,7 +275,7 @@ def complete_prompts(
   longest = max(map(len, prompts))
   width = -(-longest // WIDTH) * WIDTH  # rounded up
   rows = [encode.left_padded(tokens, width, pad_id, index) for index, tokens in enumerate(prompts)]
-  return respond(params, batches.prompts_once(rows, batch_size), key)
+  return respond(params, batches.prompts_once(rows, batch_size), key, reference)
 
 
 def select_prompts(responses: Responses, numbers: Sequence[int]) -> Responses:

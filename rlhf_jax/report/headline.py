@@ -42,6 +42,7 @@ def write_headline(run: Run) -> Headline:
   compared = [name for name in models if name != run.baseline]
   sentences = []
   if run.baseline in models and compared:
+    # The table's last model is the one that the experiment is about.
     main = compared[-1]
     verdict = _compare(main, run.baseline, models, 'sampled')
     title, tone = _title(main, run.baseline, verdict.tone)
@@ -73,6 +74,7 @@ def describe_win(
   low, high = interval
   where = f'(95% interval {100 * low:.1f} to {100 * high:.1f}%)'
   said = f'{model} wins {rate:.1%} of the comparisons with {baseline}, {manner} {where}'
+  # A half is what two equal models would reach, as a tie counts half.
   if low > 0.5:
     return Sentence(f'{said}: it is better.', GOOD)
   if high < 0.5:
@@ -93,6 +95,8 @@ def describe_rate(
   own_interval, other_interval = own.get(f'{key}_ci95'), other.get(f'{key}_ci95')
   if not own_interval or not other_interval:
     return Sentence(f'{label}: {change}.')
+  # Intervals that overlap may still hide a difference, so that nothing
+  # is said rather than too much.
   if own_interval[0] > other_interval[1]:
     return Sentence(f'{model} is more {label}: {change}.', GOOD)
   if own_interval[1] < other_interval[0]:
@@ -157,11 +161,13 @@ def describe_progress(responses: Sequence[Kept], stages: Sequence[str]) -> list[
   said = []
   for stage in stages:
     rows = [row for row in responses if row.evaluation == TRAINING and row.stage == stage]
+    # The first evaluation is that of the model before the stage.
     steps = sorted({row.step for row in rows if row.step is not None})
     if len(steps) < 2:
       continue
     first = {(row.prompt_id, row.prompt): row for row in rows if row.step == steps[0]}
     last = {(row.prompt_id, row.prompt): row for row in rows if row.step == steps[-1]}
+    # The same prompts at both ends: the difference is paired.
     pairs = [(row, last[key]) for key, row in first.items() if key in last]
     proxy = [b.score - a.score for a, b in pairs if a.score is not None and b.score is not None]
     if len(proxy) < 2:
@@ -185,6 +191,7 @@ def _judge_progress(text: str, proxy: Sequence[float], gold: Sequence[float]) ->
   """Adds what the changes of the reward and of the judge's utility mean together."""
   proxy_low, _ = winrate.bootstrap(proxy)
   low, high = winrate.bootstrap(gold)
+  # The reward rises for certain, and the judge's utility falls for certain.
   if proxy_low > 0 and high < 0:
     return Sentence(f'{text}: the reward is over-optimised.', BAD)
   if proxy_low > 0 and low > 0:

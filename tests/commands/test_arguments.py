@@ -6,11 +6,18 @@ import sys
 
 import pytest
 
-from rlhf_jax.commands import arguments, generate, plan, report, score, train
+from rlhf_jax.commands import arguments, chat, generate, plan, report, score, train
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import model_config
 
-COMMANDS = {'train': train, 'generate': generate, 'score': score, 'plan': plan, 'report': report}
+COMMANDS = {
+  'train': train,
+  'generate': generate,
+  'score': score,
+  'plan': plan,
+  'report': report,
+  'chat': chat,
+}
 HEAVY = ('jax', 'flax', 'orbax', 'grain', 'matplotlib', 'transformers', 'numpy')
 
 
@@ -32,7 +39,7 @@ def test_help_needs_nothing_heavy(name):
     assert '(default: 32)' in done.stdout and '(default: float32)' in done.stdout
 
 
-@pytest.mark.parametrize('module', ['__main__', 'generate', 'score', 'plan', 'report'])
+@pytest.mark.parametrize('module', ['__main__', 'generate', 'score', 'plan', 'report', 'chat'])
 def test_entry_points_are_the_commands(module):
   place = 'report.__main__' if module == 'report' else module  # a package of the same name
   entry = importlib.import_module(f'rlhf_jax.{place}')
