@@ -17,6 +17,7 @@ COLLECT = [  # the web application in which people rank
   'nh3>=0.3,<0.4',
   'krippendorff>=0.8,<1',
   'scipy>=1.14',
+  'matplotlib>=3.9',
 ]
 
 TEST = [
@@ -55,6 +56,7 @@ setup(
     'rlhf_jax': ['py.typed'],
     'rlhf_jax.collect': ['static/*', 'templates/*'],
     'rlhf_jax.feedback': ['constitutions/*.yaml'],
+    'rlhf_jax.report': ['templates/*'],
   },
   python_requires='>=3.11',
   install_requires=[
@@ -78,10 +80,12 @@ setup(
     'pyyaml>=6',
     'httpx>=0.27',
     'numpy>=2',
-    'matplotlib>=3.9',
     'tensorboardX>=2.6',
     'pebble>=5.1',  # worker processes with a time limit
     'tqdm>=4.66',
+    'rich>=13',  # of flax, and the two columns of `chat`
+    'prompt_toolkit>=3.0.48,<4',  # the line that `chat` edits
+    'fsspec>=2025.3',  # URLs
     'filelock>=3.12',  # JAX bounds its cache of compiled programs with it
   ],
   extras_require={
@@ -107,5 +111,8 @@ setup(
       'nvidia-cuda-nvcc-cu12',
     ],
     'wandb': ['wandb>=0.19'],
+    's3': ['s3fs>=2025.3'],  # data, models and workdirs at s3://
+    'gcs': ['gcsfs>=2025.3'],  # the same at gs://
+    'http': ['aiohttp>=3.10'],  # data and models at http://
   },
 )

@@ -25,6 +25,7 @@ import time
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+RESPONSES = 'evaluation/responses.jsonl'  # the held-out responses of every evaluation
 STEPS = 12  # of each stage that trains
 SAVE_EVERY = 3  # steps
 
@@ -197,7 +198,7 @@ def add_places(
   for phase in phases:
     files = [name for name, begun in first if begun == phase]
     if phase == 'evaluation':
-      files = ['report.png', '.part-report.html']
+      files = ['.part-report.html']
     elif phase in trained:
       files += [f'{phase}/model.json', f'{phase}/export.part']
     else:
@@ -348,6 +349,8 @@ def compare(
       add(name, 'files of export/', read_files, f'{name}/export')
     else:
       add(name, 'files', read_jsonl_files, name)
+  if (uninterrupted / RESPONSES).is_file():
+    add('evaluation', 'responses.jsonl', read_lines, RESPONSES)
   add('tokenizer', 'files', read_files, 'tokenizer')
   add('results.json', 'values', read_results, 'results.json')
   widths = [max(len(row[column]) for row in rows) for column in range(3)]

@@ -16,6 +16,7 @@ LAYERS = (  # from the bottom up; a room imports only from those of the lines ab
   ('interop',),
   ('generation',),
   ('evaluation',),
+  ('report',),
   ('feedback',),
   ('rewards',),
   ('collect',),
@@ -24,7 +25,7 @@ LAYERS = (  # from the bottom up; a room imports only from those of the lines ab
   ('experiment',),
   ('testing',),
   ('commands',),
-  ('__main__', 'generate', 'score', 'plan', 'compare', 'evaluate'),
+  ('__main__', 'chat', 'generate', 'score', 'plan', 'compare', 'evaluate'),
 )
 STANDARD = {'collections', 'dataclasses', 'functools', 'math', 'typing'}
 BELOW = {}

@@ -123,6 +123,8 @@ def give_item(
     The lease; None where there is no item for this person.
   """
   now = time.time()
+  # Somebody who loads the page again, or comes back tomorrow, finds the
+  # item that was begun.
   held = _held_lease(connection, person_id, settings, tasks, now)
   if held is not None:
     return held
@@ -132,6 +134,8 @@ def give_item(
   item = _choose_item(connection, person_id, settings, tasks, progress, now)
   if item is None:
     return None
+  # A new order for each person, so that what people think of the first
+  # response is no property of a response.
   shown = list(range(len(item.responses)))
   _SHUFFLE.shuffle(shown)
   lease_id = database.insert(
@@ -175,6 +179,7 @@ def check_open(connection: Connection, lease: Row, item: Row) -> None:
   if lease.state == 'skipped':
     raise Refused(409, 'You have skipped this item.')
   now = time.time()
+  # An answered lease is open to the same answer once more, see `save`.
   if lease.state == 'answered' or lease.expires > now or _is_for_everybody(item):
     return
   if item.closed or _taken_places(connection, item.id, now) >= item.wanted:
@@ -190,8 +195,11 @@ def save_draft(
   """Saves the fields of an unfinished form, and extends the lease of the person who writes."""
   now = time.time()
   drafts, leases = tables.drafts, tables.leases
+  # One draft a lease: the newest.
   connection.execute(sqlalchemy.delete(drafts).where(drafts.c.lease_id == lease.id))
   database.insert(connection, drafts, lease_id=lease.id, fields=dict(fields), saved=now)
+  # Whoever writes is there. An expired lease stays expired, as its item
+  # may be somebody else's by now.
   if lease.state == 'open' and lease.expires > now:
     expires = now + settings.lease_minutes * 60
     extended = sqlalchemy.update(leases).where(leases.c.id == lease.id).values(expires=expires)
@@ -246,6 +254,7 @@ def _choose_item(
     # of any task, because the training comes before all other items
     training = items.where(table.c.training).order_by(table.c.priority.desc(), table.c.id)
     return connection.execute(training).one_or_none()
+  # Every n-th item is a question whose answer is known.
   if settings.gold_every and progress.answered % settings.gold_every == settings.gold_every - 1:
     gold = items.where(
       table.c.gold.is_not(sqlalchemy.null()),
@@ -279,6 +288,8 @@ def _open_conditions(person_id: int, now: float) -> list[sqlalchemy.ColumnElemen
     table.c.waiting,
     ~table.c.training,
     table.c.gold.is_(sqlalchemy.null()),
+    # Places are counted with the people who are at work now: an item is
+    # never given to more than it needs.
     table.c.answers + under_way < table.c.wanted,
     ~_seen_by(person_id),
   ]

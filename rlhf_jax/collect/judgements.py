@@ -55,12 +55,16 @@ def save(connection: Connection, lease: Row, sent: SentAnswer, settings: Setting
     Refused: the person no longer has the item, has already given another answer, or has
       answered too fast.
   """
+  # A browser that got no reply sends the same form again: that is not
+  # a second judgement.
   earlier = find_standing(connection, lease.id, sent.number)
   if earlier is not None:
     return _check_same(earlier, sent)
   item = read_item(connection, lease.item_id)
   assignment.check_open(connection, lease, item)
   now = time.time()
+  # From when the item was given, so that the time counts whatever the
+  # page says.
   seconds = now - lease.started
   if seconds < settings.minimum_seconds:
     raise Refused(
@@ -82,10 +86,12 @@ def save(connection: Connection, lease: Row, sent: SentAnswer, settings: Setting
     guidelines=sent.guidelines,
     seconds=seconds,
     pasted=sent.pasted,
+    # A first judgement; `amend` adds those that replace another.
     amends=None,
     stands=True,
     created=now,
   )
+  # A conversation is complete after its last turn only.
   if sent.complete:
     assignment.set_state(connection, lease.id, 'answered')
     count_answer(connection, item.id, 1)
@@ -104,6 +110,8 @@ def undo_last(connection: Connection, person_id: int, settings: Settings) -> Row
   table = tables.judgements
   query = (
     sqlalchemy.select(table)
+    # The author is another than the person where a reviewer has amended:
+    # what a reviewer wrote, the person cannot undo.
     .where(table.c.person_id == person_id, table.c.author_id == person_id, table.c.stands)
     .order_by(table.c.id.desc())
     .limit(1)
@@ -111,6 +119,7 @@ def undo_last(connection: Connection, person_id: int, settings: Settings) -> Row
   last = connection.execute(query).one_or_none()
   if last is None:
     raise Refused(409, 'There is nothing to undo.')
+  # The ranking of a turn chose how the conversation went on.
   if last.task == 'converse':
     _reopen_turn(connection, last)
   revise(connection, last, 'undone', person_id, '')
@@ -148,8 +157,11 @@ def amend(
     The id of the new judgement. It still belongs to the person who judged the item; its
     author is the reviewer.
   """
+  # Fails where somebody else has changed it meanwhile, and nothing is
+  # added then.
   revise(connection, judgement, 'amended', reviewer_id, reason)
   columns = dict(judgement._mapping)
+  # All other columns, such as the time that the person took, are kept.
   for name in ('id', 'author_id', 'answer', 'amends', 'stands', 'created'):
     del columns[name]
   return database.insert(
@@ -182,6 +194,8 @@ def revise(
     Refused: the judgement did not stand before.
   """
   table = tables.judgements
+  # The condition on `stands` makes the change happen once, whoever else
+  # writes at the same moment.
   withdrawn = connection.execute(
     sqlalchemy.update(table).where(table.c.id == judgement.id, table.c.stands).values(stands=False)
   )
@@ -195,6 +209,7 @@ def reopen(connection: Connection, judgement: Row, settings: Settings) -> Row:
   leases = tables.leases
   query = sqlalchemy.select(leases).where(leases.c.id == judgement.lease_id)
   lease = connection.execute(query).one()
+  # A lease whose conversation was not complete has not been counted.
   if lease.state == 'answered':
     count_answer(connection, judgement.item_id, -1)
   expires = time.time() + settings.lease_minutes * 60
@@ -264,6 +279,7 @@ def list_judgements(
     query = query.where(table.c.stands)
   if batch:
     query = query.where(items.c.batch == batch)
+  # The newest are found from the end, and returned in the order of time.
   if limit:
     newest = connection.execute(query.order_by(table.c.id.desc()).limit(limit)).all()
     return newest[::-1]
@@ -335,6 +351,7 @@ def _reopen_turn(connection: Connection, judgement: Row) -> None:
     Refused: the conversation has later turns.
   """
   table = tables.turns
+  # A later turn was made from this ranking's best response.
   later = sqlalchemy.select(table.c.id).where(
     table.c.lease_id == judgement.lease_id,
     table.c.number > judgement.number,
@@ -344,5 +361,6 @@ def _reopen_turn(connection: Connection, judgement: Row) -> None:
   connection.execute(
     sqlalchemy.update(table)
     .where(table.c.lease_id == judgement.lease_id, table.c.number == judgement.number)
+    # The responses are there already; only their ranking is missing.
     .values(state='ready')
   )

@@ -13,6 +13,9 @@ import rlhf_jax
 from rlhf_jax.commands import failures, host_memory
 
 _OVERRIDE = '--config.'
+# A copy of model_config.DTYPES, which cannot be imported without JAX; a test
+# compares the two.
+DTYPES = ('float32', 'bfloat16', 'float16')
 _MODEL_HELP = (
   "a Hugging Face directory, a stage's folder in a workdir, a directory of PEFT adapters, "
   "a .gguf file, or 'smollm2'"
@@ -115,9 +118,7 @@ def add_line_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--dtype',
     default='float32',
-    # a copy of model_config.DTYPES, which cannot be imported without JAX; a test
-    # compares the two
-    choices=('float32', 'bfloat16', 'float16'),
+    choices=DTYPES,
     help='the dtype to compute in (default: %(default)s)',
   )
   parser.add_argument(

@@ -40,9 +40,19 @@ def make_parser() -> argparse.ArgumentParser:
   """Makes the parser of the command."""
   parser = arguments.make_parser('rlhf_jax.compare', _DESCRIPTION, _EPILOG)
   parser.add_argument('models', nargs='+', metavar='MODEL', help='two or more, see above')
-  parser.add_argument('--judge', action='append', required=True, metavar='JUDGE', help='see above')
   parser.add_argument(
-    '--output', required=True, type=arguments.plain_file, metavar='FILE', help='a JSON file'
+    '--judge',
+    action='append',
+    required=True,
+    metavar='JUDGE',
+    help='see above',
+  )
+  parser.add_argument(
+    '--output',
+    required=True,
+    type=arguments.plain_file,
+    metavar='FILE',
+    help='a JSON file',
   )
   arguments.add_prompt_arguments(parser)
   arguments.add_sampling_arguments(parser)

@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax import json_lines
-from rlhf_jax.commands import contestants, prompt_sets, results_file, verdict_sources
+from rlhf_jax.commands import (
+  contestants,
+  prompt_sets,
+  results_file,
+  verdict_sources,
+)
 from rlhf_jax.commands.contestants import Answers
 from rlhf_jax.data.records import conversation, Prompt
 from rlhf_jax.errors import UserError
@@ -22,15 +27,17 @@ def compare(options: argparse.Namespace) -> None:
   """Writes --output and prints the tables.
 
   Raises:
-    UserError: whatever is wrong with models, judges, prompts or numbers; all are checked
-      before the first model responds.
+    UserError: whatever is wrong with models, judges, prompts or
+      numbers; all are checked before the first model responds.
   """
   _check_numbers(options)
+  # people judged what they were shown, not what models say today
   people = [name for name in options.judge if name.startswith(verdict_sources.PEOPLE)]
   if people and len(people) < len(options.judge):
     raise UserError(
       '--judge: people judged other responses; compare them in a command of their own'
     )
+  # A judge that is missing is found before the first response.
   for name in options.judge:
     verdict_sources.check_judge(name, options)
   if people:
@@ -65,26 +72,41 @@ def _baseline(options: argparse.Namespace, names: Sequence[str]) -> int:
 # By people.
 
 
-def _compare_by_people(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+def _compare_by_people(
+  options: argparse.Namespace,
+) -> tuple[dict[str, Any], list[str]]:
   """Compares the models whose responses people ranked: (results, lines to print)."""
   names = [*options.models]
   baseline = _baseline(options, names)
-  results: dict[str, Any] = {'models': {name: name for name in names}, 'judges': {}}
+  results: dict[str, Any] = {
+    'models': {name: name for name in names},
+    'judges': {},
+  }
   lines = []
   for name in options.judge:
     table, prompts = verdict_sources.read_people(name, names)
     figures = comparison.compute_figures(
-      table, names, np.arange(len(prompts)), baseline, options.difference
+      table,
+      names,
+      np.arange(len(prompts)),
+      baseline,
+      options.difference,
     )
     results['judges'][name] = figures
-    lines += [f'judge: {name}', comparison.format_figures(figures, {}), *_variance_lines(figures)]
+    lines += [
+      f'judge: {name}',
+      comparison.format_figures(figures, {}),
+      *_variance_lines(figures),
+    ]
   return results, lines
 
 
 # By any other judge.
 
 
-def _compare_by_judges(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+def _compare_by_judges(
+  options: argparse.Namespace,
+) -> tuple[dict[str, Any], list[str]]:
   """Lets all models respond and the judges judge: (results, lines to print)."""
   models = contestants.parse_contestants(options.models)
   names = [model.name for model in models]
@@ -92,8 +114,10 @@ def _compare_by_judges(options: argparse.Namespace) -> tuple[dict[str, Any], lis
   for model in models:
     contestants.check_contestant(model)
   prompts = prompt_sets.read_prompts(options)
+  # all that can be wrong is checked by now
   compilation.cache_compilations()
   compilation.request_exact_products()
+  # Each model is read, responds and is dropped before the next one.
   answers = _equal_counts([contestants.respond(model, options, prompts) for model in models])
   clusters = prompt_sets.prompt_clusters(prompts, options.cluster)
   results = _describe(options, models, prompts, answers, clusters)
@@ -107,7 +131,11 @@ def _compare_by_judges(options: argparse.Namespace) -> tuple[dict[str, Any], lis
     tables[name] = table
     figures = comparison.compute_figures(table, names, clusters, baseline, options.difference)
     results['judges'][name] = figures
-    lines += [f'\njudge: {name}', comparison.format_figures(figures, results['words'])]
+    lines += [
+      f'\njudge: {name}',
+      comparison.format_figures(figures, results['words']),
+    ]
+  # Only several judges can tell noise of judges from that of prompts.
   if len(tables) > 1:
     results['between_judges'] = comparison.compare_judges(tables)
     results['variance'] = _variance_over_judges(tables, names)
@@ -125,6 +153,7 @@ def _compare_by_judges(options: argparse.Namespace) -> tuple[dict[str, Any], lis
 
 def _equal_counts(answers: Sequence[Answers]) -> list[Answers]:
   """Takes the same number of responses of each model; files may hold more."""
+  # With more samples a model's mean would be less noisy than another's.
   fewest = min(len(texts) for own in answers for texts in own)
   return [[texts[:fewest] for texts in own] for own in answers]
 
@@ -142,7 +171,15 @@ def _describe(
     measured = style.measure_style([text for texts in own for text in texts])
     manner[model.name] = {name: float(values.mean()) for name, values in measured.items()}
     words[model.name] = manner[model.name]['words']
-  settings = ('prompts', 'world', 'limit', 'samples', 'max_new_tokens', 'temperature', 'seed')
+  settings = (
+    'prompts',
+    'world',
+    'limit',
+    'samples',
+    'max_new_tokens',
+    'temperature',
+    'seed',
+  )
   return {
     'models': {model.name: model.place for model in models},
     'settings': {name: getattr(options, name) for name in settings},
@@ -161,6 +198,7 @@ def _variance_over_judges(
   """Returns 'a, b' → the variances of prompts, judges and the rest of a's wins over b."""
   found = {}
   for a, b in itertools.combinations(range(len(names)), 2):
+    # every judge is one column of the analysis
     values, prompts, judges = [], [], []
     for number, table in enumerate(tables.values()):
       forward = (table.first == a) & (table.second == b)

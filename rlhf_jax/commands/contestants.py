@@ -1,7 +1,7 @@
 """The models that are compared: how the command line names each, and how it responds.
 
-All are checked before the first one responds, so that a missing model is found at
-once.
+All are checked before the first one responds, so that a missing model
+is found at once.
 """
 
 import argparse
@@ -64,11 +64,14 @@ def parse_contestants(words: Sequence[str]) -> list[Contestant]:
 def _parse(word: str) -> Contestant:
   """Reads one name and place."""
   name, place = '', word
+  # An address may have = in its query, and a file in its name.
   named = _NAMED.fullmatch(word)
   if named and not http_requests.is_address(word) and not Path(word).exists():
     name, place = named.groups()
+  # the part behind # is never sent to a server as part of its address
   if http_requests.is_address(place):
     return Contestant(name or place.rpartition('#')[2], place, 'endpoint')
+  # a folder whose name has a colon is taken as it is
   stage = _STAGE.fullmatch(place)
   if stage and not Path(place).exists():
     place = f'{stage[1]}/{stage[2]}'
@@ -117,26 +120,34 @@ def check_model(place: str, head: bool) -> None:
 
 
 def respond(
-  contestant: Contestant, options: argparse.Namespace, prompts: Sequence[Prompt]
+  contestant: Contestant,
+  options: argparse.Namespace,
+  prompts: Sequence[Prompt],
 ) -> Answers:
   """Returns the responses of one model to all prompts.
 
   Args:
     contestant: the model.
-    options: the command's words: samples, max_new_tokens, temperature, batch_size, seed, key_env.
+    options: the command's words: samples, max_new_tokens, temperature,
+      batch_size, seed, key_env.
     prompts: N prompts.
 
   Raises:
-    UserError: a prompt is too long, a file lacks a prompt, or a server fails.
+    UserError: a prompt is too long, a file lacks a prompt, or a server
+      fails.
   """
   if contestant.kind == 'file':
     return read_answers(Path(contestant.place), prompts)
   if contestant.kind == 'endpoint':
     return asyncio.run(_ask_server(contestant.place, options, prompts))
-  sampling = SamplingOptions(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
+  sampling = SamplingOptions(
+    max_new_tokens=options.max_new_tokens,
+    temperature=options.temperature,
+  )
   responder = collect_models.open_responder(
     contestant.place, options.samples, sampling, options.batch_size
   )
+  # One key for all models: equal models give equal responses.
   conversations = [conversation(prompt) for prompt in prompts]
   return responder(conversations, jax.random.key(options.seed))
 
@@ -145,12 +156,15 @@ def read_answers(path: Path, prompts: Sequence[Prompt]) -> Answers:
   """Reads a file of responses, in the order of the prompts.
 
   Args:
-    path: rows with a conversation and its responses, as `generate` writes them.
-    prompts: N prompts, each of which must have a row with the same conversation.
+    path: rows with a conversation and its responses, as `generate`
+      writes them.
+    prompts: N prompts, each of which must have a row with the same
+      conversation.
 
   Raises:
     UserError: a prompt has no row.
   """
+  # conversation → its responses, of all rows that have it
   found: dict[str, list[str]] = {}
   for line in inputs.read_lines(path, with_response=True):
     if line.messages is None:
@@ -187,6 +201,7 @@ async def _ask_server(
   """Asks a server for the responses to all prompts."""
   address, model = split_address(place)
   key = http_requests.read_key(options.key_env)
+  # more requests at once would only wait in the server
   slots = asyncio.Semaphore(_CONCURRENCY)
   async with http_requests.open_client(address, key) as client:
 
@@ -211,6 +226,8 @@ async def _ask_server(
 async def _post(client: Any, address: str, key: str, request: dict[str, Any]) -> str:
   """Returns the text of one chat completion, trying again where that may help."""
   problem = ''
+  # A refusal, such as a wrong key, will be the same next time; a busy
+  # server will not.
   for tries in range(_RETRIES + 1):
     reply = await http_requests.post_json(client, address, request, _TIMEOUT)
     if reply.status == 200:

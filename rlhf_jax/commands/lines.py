@@ -68,8 +68,22 @@ def open_model(options: argparse.Namespace) -> OpenedModel:
     raise UserError(
       f'--batch_size: {options.batch_size} lines do not divide over {shards} device(s)'
     )
-  source = model_sources.find_model(options.model)
-  config = dataclasses.replace(source.config, dtype=options.dtype)
+  return read_model(options.model, options.dtype, layout)
+
+
+def read_model(name: str, dtype: str, layout: mesh.Layout) -> OpenedModel:
+  """Reads a model.
+
+  Args:
+    name: as users name it.
+    dtype: to compute in.
+    layout: of the devices.
+
+  Raises:
+    UserError: there is no model that can be read.
+  """
+  source = model_sources.find_model(name)
+  config = dataclasses.replace(source.config, dtype=dtype)
   model = transformer.build_model(config, layout)
   shardings = model_store.model_shardings(model, layout)
   params = model_store.read_parameters(source, layout, source.config.base, {})

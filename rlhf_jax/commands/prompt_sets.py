@@ -70,7 +70,8 @@ def count_overlap(prompts: Sequence[Prompt], training: Sequence[Path]) -> dict[s
     training: files of rows of any kind.
 
   Returns:
-    prompts, copies and contained, as numbers, and the ids of the contained ones.
+    prompts, copies and contained, as numbers, and the ids of the
+    contained ones.
   """
   texts = [message_text(conversation(prompt)[-1]) for prompt in prompts]
   found = overlap.find_overlap(texts, _training_texts(training))

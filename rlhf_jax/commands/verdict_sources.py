@@ -12,7 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.commands import collect_models, contestants, lines, prompt_sets
+from rlhf_jax.commands import (
+  collect_models,
+  contestants,
+  lines,
+  prompt_sets,
+)
 from rlhf_jax.commands.contestants import Answers
 from rlhf_jax.data import row_files
 from rlhf_jax.data.records import conversation, Prompt
@@ -30,7 +35,10 @@ ORACLE = 'oracle'
 REWARD = 'reward:'
 PEOPLE = 'people:'
 
-_MANNER = ('polite', 'in_full')  # what the oracle knows of the manner, beside style.py
+_MANNER = (
+  'polite',
+  'in_full',
+)  # what the oracle knows of the manner, beside style.py
 _DECIMALS = 6  # utilities and probabilities are compared to this precision
 _TIE = 0.5
 
@@ -74,6 +82,7 @@ def judge_answers(
   Returns:
     A row for each pair of responses; for judges who see an order, two.
   """
+  # what is controlled, whoever judges
   manner = _measure_manner(options, prompts, answers)
   if name == ORACLE or name.startswith(REWARD):
     utilities = _utilities(name, options, prompts, answers)
@@ -96,6 +105,7 @@ def read_people(name: str, models: Sequence[str]) -> tuple[Verdicts, list[str]]:
     UserError: a row is no such ranking, or a model is not in the file.
   """
   path = name.removeprefix(PEOPLE)
+  # models in the file that are not compared are left out
   numbers = {model: number for number, model in enumerate(models)}
   prompts: dict[str, int] = {}
   people: dict[str, int] = {}
@@ -151,7 +161,10 @@ def _ranked(row: Any, place: str) -> tuple[list[str], list[int], list[str]]:
 
 
 def _utilities(
-  name: str, options: argparse.Namespace, prompts: Sequence[Prompt], answers: Sequence[Answers]
+  name: str,
+  options: argparse.Namespace,
+  prompts: Sequence[Prompt],
+  answers: Sequence[Answers],
 ) -> list[np.ndarray]:
   """Returns the utilities of each model's responses, M times [N, K] float64."""
   if name == ORACLE:
@@ -164,9 +177,11 @@ def _utilities(
 
 
 def _compare_utilities(
-  utilities: Sequence[np.ndarray], manner: Mapping[str, Sequence[np.ndarray]]
+  utilities: Sequence[np.ndarray],
+  manner: Mapping[str, Sequence[np.ndarray]],
 ) -> Verdicts:
   """Compares each response of a model with each one of another to the same prompt."""
+  # utilities are cheap: all K · K pairs of two models
   parts = []
   for a, b in itertools.combinations(range(len(utilities)), 2):
     difference = _differences(utilities[a], utilities[b])  # [N, K · K]
@@ -195,6 +210,7 @@ def _ask_judge(
   manner: Mapping[str, Sequence[np.ndarray]],
 ) -> Verdicts:
   """Asks a judge about the k-th responses of each two models, in both orders."""
+  # judges cost money or time: the k-th against the k-th only
   comparisons, rows = [], []
   for a, b in itertools.combinations(range(len(answers)), 2):
     for number, prompt in enumerate(prompts):
@@ -295,13 +311,16 @@ def join_tables(tables: Sequence[Verdicts]) -> Verdicts:
 
 
 def _measure_manner(
-  options: argparse.Namespace, prompts: Sequence[Prompt], answers: Sequence[Answers]
+  options: argparse.Namespace,
+  prompts: Sequence[Prompt],
+  answers: Sequence[Answers],
 ) -> dict[str, list[np.ndarray]]:
   """Returns the features of style of each model's responses: name → M times [N, K] float64."""
   manner: dict[str, list[np.ndarray]] = {}
   for own in answers:
     texts = [text for of_prompt in own for text in of_prompt]
     measured = style.measure_style(texts)
+    # back from all texts in a row to [N, K]
     shape = (len(own), -1)
     features = {name: values.reshape(shape) for name, values in measured.items()}
     if prompt_sets.is_world(options):

@@ -1,1 +1,1 @@
-"""Evaluation of models: verdicts, win rates, the final table, the report."""
+"""Evaluation of models: verdicts, win rates, the final table."""

@@ -36,6 +36,7 @@ def compute_figures(
       order: from verdicts.measure_order.
   """
   pairs = []
+  # each two models once
   for a, b in itertools.combinations(range(len(names)), 2):
     # From the side of the model that is not the baseline.
     ours, theirs = (a, b) if b == baseline or a != baseline else (b, a)
@@ -55,9 +56,14 @@ def compute_figures(
 
 
 def _precision_of(
-  table: Verdicts, row: Mapping[str, Any], ours: int, theirs: int, difference: float
+  table: Verdicts,
+  row: Mapping[str, Any],
+  ours: int,
+  theirs: int,
+  difference: float,
 ) -> dict[str, Any]:
   """Returns how sure a win rate is, and where its variance comes from."""
+  # the interval knows the clusters, so the error does, too
   met, _ = verdicts.take_side(table, ours, theirs)
   error = precision.standard_error_of(row['win_rate_ci95'])
   return {
@@ -74,8 +80,8 @@ def compare_judges(tables: Mapping[str, Verdicts]) -> dict[str, float]:
     tables: name of a judge → its verdicts on the same responses.
 
   Returns:
-    'a, b' → the share of equal outcomes, of the mean of each judge over all verdicts on two
-    models and a prompt; a tie equals a tie only.
+    'a, b' → the share of equal outcomes, of the mean of each judge over
+    all verdicts on two models and a prompt; a tie equals a tie only.
   """
   outcomes = {name: _outcomes(table) for name, table in tables.items()}
   shares = {}
@@ -89,13 +95,18 @@ def compare_judges(tables: Mapping[str, Verdicts]) -> dict[str, float]:
 
 def _outcomes(table: Verdicts) -> dict[tuple[int, int, int], float]:
   """Returns (prompt, lower model, higher model) → the mean of wins − ½ of the lower one."""
+  # the mean over both orders and all responses to the prompt
   known = table.known()
   collected: dict[tuple[int, int, int], list[float]] = {}
   for prompt, first, second, wins in zip(
     known.prompts, known.first, known.second, known.wins, strict=True
   ):
     worth = wins - 0.5 if first < second else 0.5 - wins
-    key = (int(prompt), int(min(first, second)), int(max(first, second)))
+    key = (
+      int(prompt),
+      int(min(first, second)),
+      int(max(first, second)),
+    )
     collected.setdefault(key, []).append(float(worth))
   return {key: round(float(np.mean(values)), 9) for key, values in collected.items()}
 
@@ -105,11 +116,19 @@ def format_figures(figures: Mapping[str, Any], lengths: Mapping[str, float]) -> 
 
   Args:
     figures: from `compute_figures`.
-    lengths: name of a model → the mean length of its responses in words, where known.
+    lengths: name of a model → the mean length of its responses in
+      words, where known.
   """
   baseline = figures['baseline']
+  # the table has a row for each model; `pairs` has all pairs
   against = {pair['ours']: pair for pair in figures['pairs'] if pair['theirs'] == baseline}
-  headings = ['model', f'wins vs {baseline}', '95% interval', 'controlled', '95% interval']
+  headings = [
+    'model',
+    f'wins vs {baseline}',
+    '95% interval',
+    'controlled',
+    '95% interval',
+  ]
   headings += ['Elo', '95% interval', 'rank', 'words']
   rows = [headings]
   for rated in figures['ratings']:
@@ -117,7 +136,10 @@ def format_figures(figures: Mapping[str, Any], lengths: Mapping[str, float]) -> 
     low, high = rated['elo_ci95']
     best, worst = rated['rank_ci95']
     cells = [name, *_rate_cells(against.get(name, {}))]
-    cells += [f'{rated["elo"]:+.0f}', '–' if name == baseline else f'{low:+.0f} – {high:+.0f}']
+    cells += [
+      f'{rated["elo"]:+.0f}',
+      '–' if name == baseline else f'{low:+.0f} – {high:+.0f}',
+    ]
     cells += [f'{best}' if best == worst else f'{best}–{worst}']
     cells += [f'{lengths[name]:.1f}' if name in lengths else '–']
     rows.append(cells)
@@ -146,6 +168,7 @@ def _notes(figures: Mapping[str, Any], against: Mapping[str, Any]) -> list[str]:
       f'the order of responses: {order["consistency"]:.1%} of {order["pairs"]} pairs have the '
       f'same outcome in both; what is shown first wins {order["first"]:.1%}'
     )
+  # the least sure of the comparisons with the baseline
   measured = [pair for pair in against.values() if pair.get('verdicts')]
   if measured:
     widest = max(pair['detectable_difference'] for pair in measured)

@@ -1,7 +1,8 @@
 """Logistic regression of verdicts, with bootstrap samples over clusters of prompts.
 
-Controlled win rates (controlled_rate.py) and ratings of many models (ratings.py)
-are both this regression; they differ in their terms. A row is one verdict:
+Controlled win rates (controlled_rate.py) and ratings of many models
+(ratings.py) are both this regression; they differ in their terms. A row
+is one verdict:
 
   P(the first response wins) = σ(Σ_f β_f x_f)
 
@@ -27,20 +28,28 @@ class Fit(NamedTuple):
   information: np.ndarray  # [V, F, F] float64, minus the Hessian of each row
 
 
-def fit(terms: np.ndarray, wins: np.ndarray, weights: np.ndarray, precision: np.ndarray) -> Fit:
+def fit(
+  terms: np.ndarray,
+  wins: np.ndarray,
+  weights: np.ndarray,
+  precision: np.ndarray,
+) -> Fit:
   """Fits the regression by Newton's method.
 
   Args:
     terms: [V, F] float64, x.
-    wins: [V] float64 in 0..1: 1 where the first response won, 0.5 for a tie.
+    wins: [V] float64 in 0..1: 1 where the first response won, 0.5 for a
+      tie.
     weights: [V] float64, how much each verdict counts.
-    precision: [F] float64, of the Gaussian prior of each coefficient around 0; it keeps a
-      model that wins everything finite.
+    precision: [F] float64, of the Gaussian prior of each coefficient
+      around 0; it keeps a model that wins everything finite.
   """
+  # a Gaussian prior adds its precision to the Hessian
   prior = np.diag(np.asarray(precision, np.float64))
   coefficients = np.zeros(terms.shape[1])
   outer = terms[:, :, None] * terms[:, None, :]  # [V, F, F]
   for _ in range(_MAX_NEWTON_STEPS):
+    # the gradient is Σ w (y − p) x, minus the Hessian Σ w p (1 − p) x xᵀ
     chances = sigmoid(terms @ coefficients)
     scores = (weights * (wins - chances))[:, None] * terms
     information = (weights * chances * (1 - chances))[:, None, None] * outer
@@ -61,8 +70,9 @@ def resample(
 ) -> np.ndarray:
   """Draws the coefficients of bootstrap samples, of which each holds whole clusters.
 
-  Each sample takes one Newton step from the fit of all rows, in place of a fit of its own
-  (Davidson and MacKinnon 1999, "Bootstrap testing in nonlinear models").
+  Each sample takes one Newton step from the fit of all rows, in place
+  of a fit of its own (Davidson and MacKinnon 1999, "Bootstrap testing
+  in nonlinear models").
 
   Args:
     fitted: the fit of all rows.
@@ -75,11 +85,13 @@ def resample(
     [B, F] float64.
   """
   _, members = np.unique(clusters, return_inverse=True)
+  # C clusters; a sample draws C of them with replacement
   count = int(members.max()) + 1
   scores = np.zeros((count, *fitted.scores.shape[1:]))
   information = np.zeros((count, *fitted.information.shape[1:]))
   np.add.at(scores, members, fitted.scores)
   np.add.at(information, members, fitted.information)
+  # how often each sample has each cluster
   rng = np.random.default_rng(seed)
   draws = rng.multinomial(count, np.full(count, 1 / count), resamples)  # [B, C]
   prior = np.diag(np.asarray(precision, np.float64))

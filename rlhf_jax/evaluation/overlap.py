@@ -1,10 +1,10 @@
 """Counts the prompts of an evaluation that its models may have been trained on.
 
-Texts are compared as words, without case and punctuation. A prompt is a copy if a
-training text is the same, and contained if a run of its words of the length of a
-window stands in a training text (as Brown et al. 2020, arXiv:2005.14165,
-appendix C, do with thirteen words). A prompt shorter than the window is contained
-where the whole of it is.
+Texts are compared as words, without case and punctuation. A prompt is a
+copy if a training text is the same, and contained if a run of its words
+of the length of a window stands in a training text (as Brown et al.
+2020, arXiv:2005.14165, appendix C, do with thirteen words). A prompt
+shorter than the window is contained where the whole of it is.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,8 @@ class Overlap:
   Attributes:
     prompts: how many were checked.
     copies: the numbers of those that equal a training text.
-    contained: the numbers of those that share a run of words with one; copies are among them.
+    contained: the numbers of those that share a run of words with one;
+      copies are among them.
   """
 
   prompts: int
@@ -35,9 +36,11 @@ def find_overlap(prompts: Sequence[str], training: Iterable[str], window: int = 
 
   Args:
     prompts: the texts of the evaluation.
-    training: the texts that models were trained on; read once, so it may be a generator.
+    training: the texts that models were trained on; read once, so it
+      may be a generator.
     window: the words of a run.
   """
+  # prompts are few and are kept; training texts stream by
   words_of = [tuple(split_words(prompt)) for prompt in prompts]
   # Runs of the prompts' words; those of the training texts need not be kept.
   places: dict[tuple[str, ...], set[int]] = {}
@@ -51,6 +54,7 @@ def find_overlap(prompts: Sequence[str], training: Iterable[str], window: int = 
       places.setdefault(run, set()).add(number)
   copies: set[int] = set()
   contained: set[int] = set()
+  # prompts that are equal count each
   whole: dict[tuple[str, ...], list[int]] = {}
   for number, words in enumerate(words_of):
     whole.setdefault(words, []).append(number)
@@ -58,6 +62,7 @@ def find_overlap(prompts: Sequence[str], training: Iterable[str], window: int = 
     words = tuple(split_words(text))
     if words:
       copies.update(whole.get(words, ()))
+    # short prompts are looked for by their whole length
     for length in lengths:
       for run in _runs(words, length):
         contained.update(places.get(run, ()))

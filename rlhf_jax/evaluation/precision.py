@@ -1,9 +1,10 @@
 """How sure a win rate is: where its variance comes from, and what more prompts would buy.
 
-The verdict on prompt p by judge j is m + a_p + b_j + e_pj, with variances of
-prompts (σ²_p), of judges (σ²_j) and of the rest (σ²_e). The mean over P prompts
-and J judges then has the variance σ²_p / P + σ²_j / J + σ²_e / (P J): more prompts
-do not help against a judge who errs in the same way everywhere.
+The verdict on prompt p by judge j is m + a_p + b_j + e_pj, with
+variances of prompts (σ²_p), of judges (σ²_j) and of the rest (σ²_e).
+The mean over P prompts and J judges then has the variance σ²_p / P +
+σ²_j / J + σ²_e / (P J): more prompts do not help against a judge who
+errs in the same way everywhere.
 """
 
 import math
@@ -20,19 +21,22 @@ def variance_components(
 ) -> dict[str, float]:
   """Estimates the variances of prompts, of judges and of the rest.
 
-  They are differences of means of products: of two verdicts on one prompt by different
-  judges, on different prompts by one judge, and on different prompts by different
-  judges. These means are unbiased whichever judge saw which prompts (the U-statistics
-  behind Henderson 1953, method 1). Estimates below 0 are set to 0.
+  They are differences of means of products: of two verdicts on one
+  prompt by different judges, on different prompts by one judge, and on
+  different prompts by different judges. These means are unbiased
+  whichever judge saw which prompts (the U-statistics behind Henderson
+  1953, method 1). Estimates below 0 are set to 0.
 
   Args:
     values: [V] float, the verdicts.
     prompts: [V], the prompt of each.
-    judges: [V], the judge of each; several verdicts of one judge on a prompt are averaged first.
+    judges: [V], the judge of each; several verdicts of one judge on a
+      prompt are averaged first.
 
   Returns:
-    prompt, judge, rest. Without a prompt that two judges saw, the rest cannot be told
-    from the prompts: `prompt` is both of them together, and `judge` and `rest` are NaN.
+    prompt, judge, rest. Without a prompt that two judges saw, the rest
+    cannot be told from the prompts: `prompt` is both of them together,
+    and `judge` and `rest` are NaN.
   """
   values, prompts, judges = _average_repeats(values, prompts, judges)
   mean = values.mean()
@@ -41,10 +45,16 @@ def variance_components(
   by_judge = _sums(centred, judges)
   count = len(values)
   squares = float(np.sum(centred**2))
+  # ordered pairs of two different verdicts on one prompt
   pairs_of_prompt = float(np.sum(np.bincount(prompts) ** 2) - count)
   pairs_of_judge = float(np.sum(np.bincount(judges) ** 2) - count)
   if not pairs_of_prompt:
-    return {'prompt': squares / max(1, count - 1), 'judge': math.nan, 'rest': math.nan}
+    return {
+      'prompt': squares / max(1, count - 1),
+      'judge': math.nan,
+      'rest': math.nan,
+    }
+  # (Σ x)² = Σ x² + Σ_{i≠k} x_i x_k gives the sum of all products at once
   same_prompt = (np.sum(by_prompt**2) - squares) / pairs_of_prompt
   same_judge = 0.0
   if pairs_of_judge:
@@ -80,13 +90,17 @@ def detectable_difference(standard_error: float, power: float = POWER) -> float:
 
 
 def prompts_needed(
-  standard_error: float, prompts: int, difference: float, power: float = POWER
+  standard_error: float,
+  prompts: int,
+  difference: float,
+  power: float = POWER,
 ) -> int:
   """Computes how many prompts it takes to find a difference, if their spread stays the same.
 
   Args:
-    standard_error: of the mean over the prompts at hand; that of a bootstrap over clusters
-      includes that prompts of a cluster are alike.
+    standard_error: of the mean over the prompts at hand; that of a
+      bootstrap over clusters includes that prompts of a cluster are
+      alike.
     prompts: how many are at hand.
     difference: the wanted difference, such as 0.03 for three points.
     power: the probability of finding it.
@@ -94,11 +108,14 @@ def prompts_needed(
   >>> prompts_needed(0.5 / 100**0.5, 100, 0.05)
   785
   """
+  # of one prompt; the error falls with the root of their number
   variance = standard_error**2 * prompts
   return math.ceil(variance * (_sum_of_quantiles(power) / difference) ** 2)
 
 
-def standard_error_of(interval: tuple[float, float] | list[float]) -> float:
+def standard_error_of(
+  interval: tuple[float, float] | list[float],
+) -> float:
   """Returns the standard error that a 95% interval stands for: its width / (2 · 1.96)."""
   low, high = interval
   return (high - low) / (2 * special.ndtri(1 - LEVEL / 2))
@@ -113,6 +130,7 @@ def _average_repeats(
   values: np.ndarray, prompts: np.ndarray, judges: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Averages all verdicts of a judge on a prompt: (values, prompts, judges as numbers from 0)."""
+  # numbers from 0, whatever the names were
   _, prompt_numbers = np.unique(prompts, return_inverse=True)
   _, judge_numbers = np.unique(judges, return_inverse=True)
   cells = np.stack([prompt_numbers, judge_numbers], axis=1)

@@ -1,11 +1,13 @@
 """Ratings of many models from verdicts on pairs (Bradley and Terry 1952), with intervals.
 
-  P(first beats second) = σ(s_first − s_second + Σ_f φ_f tanh(Δ_f / std(Δ_f)) + ψ)
+  P(first beats second) = σ(s_first − s_second + Σ_f φ_f tanh(Δ_f /
+  std(Δ_f)) + ψ)
 
-s are the ratings in nats; ψ is the worth of being shown first. A rating on Elo's
-scale is 400 / ln 10 times as large. Ratings are known up to a shift, so that of
-the anchor is 0. A weak prior around equality keeps a model that wins everything
-finite; ties count as half a win for each side.
+s are the ratings in nats; ψ is the worth of being shown first. A rating
+on Elo's scale is 400 / ln 10 times as large. Ratings are known up to a
+shift, so that of the anchor is 0. A weak prior around equality keeps a
+model that wins everything finite; ties count as half a win for each
+side.
 """
 
 from collections.abc import Sequence
@@ -37,18 +39,22 @@ def rate_models(
   Args:
     verdicts: V of them; those without an outcome are left out.
     names: of the M models.
-    clusters: [N], the cluster of each prompt; intervals resample whole clusters.
+    clusters: [N], the cluster of each prompt; intervals resample whole
+      clusters.
     anchor: the number of the model whose rating is 0.
-    controlled: whether the features of `verdicts.differences` are controlled.
+    controlled: whether the features of `verdicts.differences` are
+      controlled.
     seed: the seed of the draws.
 
   Returns:
-    For each model, from the best to the worst: name; rating and rating_ci95, in nats above the
-    anchor; elo and elo_ci95, the same in Elo's points; rank_ci95, [best, worst] rank in 95% of the
-    bootstrap samples.
+    For each model, from the best to the worst: name; rating and
+    rating_ci95, in nats above the anchor; elo and elo_ci95, the same in
+    Elo's points; rank_ci95, [best, worst] rank in 95% of the bootstrap
+    samples.
   """
   known = verdicts.known()
   count = len(names)
+  # all M ratings are free; the prior fixes their shift
   terms = [_sides(known, count)]
   if known.ordered:
     terms.append(np.ones((len(known.wins), 1)))  # the worth of being first
@@ -63,10 +69,12 @@ def rate_models(
   weights *= len(weights) / weights.sum()  # in the mean a verdict has the weight 1
   fitted = logistic.fit(columns, known.wins, weights, precision)
   draws = logistic.resample(fitted, precision, clusters[known.prompts], seed)[:, :count]
+  # the shift cancels in differences to the anchor
   ratings = fitted.coefficients[:count]
   ranks = np.argsort(np.argsort(-draws, axis=1), axis=1) + 1  # [B, M]
   above = draws - draws[:, anchor : anchor + 1]
   rows = []
+  # from the best to the worst
   for number in np.argsort(-ratings, kind='stable'):
     interval = np.quantile(above[:, number], [0.025, 0.975])
     rating = float(ratings[number] - ratings[anchor])

@@ -1,8 +1,8 @@
 """Features of the manner of a text, which a controlled win rate takes out of a judge's verdicts.
 
-They are those of Li et al. 2024, "Does style matter? Disentangling style and
-substance in Chatbot Arena": the length and the counts of Markdown headings, lists
-and bold words, here with emphasis of any kind.
+They are those of Li et al. 2024, "Does style matter? Disentangling
+style and substance in Chatbot Arena": the length and the counts of
+Markdown headings, lists and bold words, here with emphasis of any kind.
 """
 
 from collections.abc import Callable, Sequence
@@ -53,6 +53,7 @@ def count_emphasis(text: str) -> int:
   return len(_EMPHASIS.findall(text))
 
 
+# what a controlled win rate controls unless told otherwise
 FEATURES: dict[str, Callable[[str], int]] = {
   'words': count_words,
   'headings': count_headings,

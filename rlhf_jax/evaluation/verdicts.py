@@ -1,8 +1,8 @@
 """A table of verdicts on pairs of responses, from whatever judge, and the figures that it gives.
 
-Each row is one verdict: which two models met on which prompt, who was shown
-first, and how often the first one won. The oracle and reward models know no
-order; of other judges a pair has a row for each order.
+Each row is one verdict: which two models met on which prompt, who was
+shown first, and how often the first one won. The oracle and reward
+models know no order; of other judges a pair has a row for each order.
 """
 
 from collections.abc import Mapping
@@ -20,12 +20,16 @@ class Verdicts:
 
   Attributes:
     prompts: [V] int, the number of the prompt.
-    first: [V] int, the number of the model whose response was shown first.
+    first: [V] int, the number of the model whose response was shown
+      first.
     second: [V] int, that of the other.
-    wins: [V] float64 in 0..1, 1 = the first won, 0.5 = a tie; NaN = no verdict.
+    wins: [V] float64 in 0..1, 1 = the first won, 0.5 = a tie; NaN = no
+      verdict.
     judges: [V] int, the number of the judge, or of the person.
-    differences: name → [V] float64, a feature of the first minus that of the second.
-    ordered: whether the order in which responses are shown can matter to the judge.
+    differences: name → [V] float64, a feature of the first minus that
+      of the second.
+    ordered: whether the order in which responses are shown can matter
+      to the judge.
   """
 
   prompts: np.ndarray
@@ -62,13 +66,16 @@ def take_side(verdicts: Verdicts, ours: int, theirs: int) -> tuple[Verdicts, np.
     theirs: that of the other.
 
   Returns:
-    (the verdicts with `wins` and `differences` as seen by ours; [V] float64, 1 where ours was
-    shown first and −1 where it was shown second).
+    (the verdicts with `wins` and `differences` as seen by ours; [V]
+    float64, 1 where ours was shown first and −1 where it was shown
+    second).
   """
+  # a pair may have been shown either way round
   forward = (verdicts.first == ours) & (verdicts.second == theirs)
   backward = (verdicts.first == theirs) & (verdicts.second == ours)
   met = verdicts.select(forward | backward).known()
   order = np.where(met.first == ours, 1.0, -1.0)
+  # a win of the second is a loss of ours
   turned = dataclasses.replace(
     met,
     first=np.full(len(order), ours),
@@ -91,19 +98,21 @@ def compare_two(
     verdicts: of any models.
     ours: the number of the model whose rate of wins is computed.
     theirs: that of the other.
-    clusters: [N], the cluster of each prompt; intervals resample whole clusters.
+    clusters: [N], the cluster of each prompt; intervals resample whole
+      clusters.
 
   Returns:
-    A dict with
-      verdicts, prompts: how many there are;
-      win_rate, win_rate_ci95: the mean over prompts, a tie is half a win;
-      ties: the share of verdicts that are ties, or of pairs that each order gives to another;
-      controlled, controlled_ci95: with the features and the order controlled.
+    A dict with verdicts, prompts: how many there are; win_rate,
+      win_rate_ci95: the mean over prompts, a tie is half a win; ties:
+      the share of verdicts that are ties, or of pairs that each order
+      gives to another; controlled, controlled_ci95: with the features
+      and the order controlled.
     Where the two never met, only the counts, which are 0.
   """
   met, order = take_side(verdicts, ours, theirs)
   if not len(order):
     return {'verdicts': 0, 'prompts': 0}
+  # the prompt is the unit: its verdicts are not independent
   prompts, means = mean_of_prompts(met)
   rate, interval = controlled_rate.control_verdicts(
     met.wins,
@@ -140,7 +149,8 @@ def measure_order(verdicts: Verdicts) -> dict[str, float]:
 
   Returns:
     pairs: how many were seen in both orders with a verdict each;
-    consistency: the share of them in which the same model won twice, or tied twice;
+    consistency: the share of them in which the same model won twice, or
+      tied twice;
     first: the mean of the wins of what was shown first (0.5 = no bias).
     Empty for a judge who knows no order.
   """
@@ -149,15 +159,28 @@ def measure_order(verdicts: Verdicts) -> dict[str, float]:
   known = verdicts.known()
   # prompt, judge and models → the wins of the lower model, where it was shown first and second
   by_pair: dict[tuple[int, ...], tuple[list[float], list[float]]] = {}
-  rows = zip(known.prompts, known.judges, known.first, known.second, known.wins, strict=True)
+  rows = zip(
+    known.prompts,
+    known.judges,
+    known.first,
+    known.second,
+    known.wins,
+    strict=True,
+  )
   for prompt, judge, first, second, wins in rows:
-    key = (int(prompt), int(judge), int(min(first, second)), int(max(first, second)))
+    key = (
+      int(prompt),
+      int(judge),
+      int(min(first, second)),
+      int(max(first, second)),
+    )
     seen = by_pair.setdefault(key, ([], []))
     seen[int(first > second)].append(float(wins if first < second else 1 - wins))
   # The k-th pair of responses stands k-th in both orders.
   twice = [both for seen in by_pair.values() for both in zip(*seen)]
   if not twice:
     return {'pairs': 0}
+  # the same sign: the same model won, or both were ties
   signs = np.sign(np.array(twice) - 0.5)
   return {
     'pairs': len(twice),

@@ -82,6 +82,25 @@ def load(
   return config.lock()
 
 
+def default_values(
+  config: ml_collections.ConfigDict, defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns a config with the same stages and choices in which all else is the default.
+
+  Args:
+    config: a loaded config.
+    defaults: the common sections with their defaults, as nested dicts.
+  """
+  values = config.to_dict()
+  usual = {**defaults, 'stages': values['stages']}
+  for name in config.stages:
+    usual[name] = _section_defaults(name, [values])
+    # The choices too: their defaults would have other settings.
+    for field in stages.find(config[name].kind).choices:
+      usual[name][field] = values[name][field]
+  return usual
+
+
 def _section_defaults(name: str, all_changes: list[dict[str, Any]]) -> dict[str, Any]:
   """Returns the defaults of a stage's section, including the settings of its choices.
 

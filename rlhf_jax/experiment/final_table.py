@@ -1,40 +1,39 @@
 """Makes the final table, which compares the models of an experiment on the same held-out prompts.
 
-The table is printed; the workdir gets results.json, report.html and report.png.
+The table is printed; the workdir gets results.json, report.html and the responses of all models.
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-from pathlib import Path
 import time
 from typing import Any
 
 import jax
 import numpy as np
 
-from rlhf_jax import files, fingerprints
+from rlhf_jax import fingerprints
 from rlhf_jax.data import batches, encode, sources
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation import oracle_judge, report, table
+from rlhf_jax.evaluation import oracle_judge, table
 from rlhf_jax.experiment import controls, reward_kinds
 from rlhf_jax.generation import responses
 from rlhf_jax.generation.responses import Responses
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.models.lora import LoraOptions
 from rlhf_jax.options import Count, from_section
+from rlhf_jax.report import kept_responses, refresh, run_files
 from rlhf_jax.rewards.sources import RewardSourceOptions
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.mesh import Layout
-from rlhf_jax.stages.shared import scores, training
+from rlhf_jax.stages.shared import scores
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.model_store import ModelStore
 from rlhf_jax.types import Array, Prompts, Samples
 
 ORACLE = 'oracle'  # the name of TinyWorld's oracle, as a judge
-SHOWN_PROMPTS = 24  # prompts for which the report shows every model's response
 
 REWARD_KINDS = ('reward', 'frozen_reward')  # the stages that train reward models
 DECODINGS = ('sampled', 'greedy')  # how every model responds
@@ -89,21 +88,19 @@ class _Asked:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """The values of the table, and the texts that the report shows.
+  """The values of the table, and the responses that they are measured on.
 
   Attributes:
     rows: name of the row → decoding → values, see evaluation/table.py.
     controls: the same of what a model must beat, see controls.py.
     unseen: the same of the models, of what training never had.
-    shown_texts: name of the row → the responses that the report shows.
-    shown_prompts: the prompts of these responses.
+    responses: all of them, as they are kept (report/kept_responses.py).
   """
 
   rows: dict[str, dict[str, dict[str, Any]]]
   controls: dict[str, dict[str, dict[str, Any]]]
   unseen: dict[str, dict[str, dict[str, Any]]]
-  shown_texts: dict[str, list[str]]
-  shown_prompts: list[str]
+  responses: list[kept_responses.Kept]
 
 
 def shown_rows(config: Any) -> dict[str, str]:
@@ -221,16 +218,15 @@ def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -
     return earlier
   started = time.monotonic()
   results: dict[str, Any] = {'models': {}, 'reward': {}, 'seconds': {}}
-  comparison = Comparison({}, {}, {}, {}, [])
+  comparison = Comparison({}, {}, {}, [])
   if shown_rows(config):
     hosts.say('— evaluation ' + '—' * 40)
     comparison = compare(first)
     results['models'] = comparison.rows
     results['controls'] = comparison.controls
     results['unseen'] = comparison.unseen
-  curves = {name: report.read_metrics(context.directory) for name, context in contexts.items()}
-  for name, rows in curves.items():
-    values = report.last_evaluation(rows)
+  for name, context in contexts.items():
+    values = run_files.last_evaluation(run_files.read_metrics(context.directory))
     if values:
       is_reward = config[name].kind in REWARD_KINDS
       results['reward' if is_reward else name] = values
@@ -241,7 +237,9 @@ def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -
     'evaluation': time.monotonic() - started,
   }
   results['table'] = format_results(results)
-  _write_report(first.workdir, contexts, curves, results, comparison)
+  if hosts.is_first_process():
+    kept_responses.keep(first.workdir, comparison.responses)
+    refresh.write(first.workdir, results)
   # Written last, as its presence means that the report is complete.
   if hosts.is_first_process():
     fingerprints.write_json(path, results)
@@ -281,37 +279,6 @@ def _rows_of(results: Mapping[str, Any], decoding: str) -> dict[str, dict[str, A
   return rows
 
 
-def _write_report(
-  workdir: Path,
-  contexts: Mapping[str, Context],
-  curves: Mapping[str, Any],
-  results: Mapping[str, Any],
-  comparison: Comparison,
-) -> None:
-  """Writes report.png and report.html; only the first process does."""
-  if not hosts.is_first_process():
-    return
-  bars: dict[str, dict[str, Any]] = {}
-  for name, decodings in results.get('models', {}).items():
-    for decoding, row in decodings.items():
-      bars.setdefault(f'held-out prompts, {decoding}', {})[name] = row
-  image = report.draw_picture(curves, bars)
-  with files.replacing(workdir / 'report.png') as temporary:
-    temporary.write_bytes(image)
-  transcripts = {
-    name: report.read_transcripts(context.directory) for name, context in contexts.items()
-  }
-  page = report.format_page(
-    workdir.name,
-    results['table'],
-    image,
-    comparison.shown_texts,
-    comparison.shown_prompts,
-    transcripts,
-  )
-  training.write_on_first_process(workdir / 'report.html', page)
-
-
 def compare(context: Context) -> Comparison:
   """Generates responses of all models to the held-out prompts, and judges them.
 
@@ -321,7 +288,7 @@ def compare(context: Context) -> Comparison:
     context: the context of any stage; its tokenizer, mesh and workdir are used.
 
   Returns:
-    The rows of the table, and the responses that the report shows.
+    The rows of the table, and all responses.
   """
   config = context.config
   options = from_section(Options, config.evaluation)
@@ -459,7 +426,8 @@ def _tabulate(
   responses_of_models: controls.ResponsesByRow,
   control_responses: controls.ResponsesByRow,
 ) -> Comparison:
-  """Makes the rows of the table, and chooses the texts that the report shows."""
+  """Makes the rows of the table, and of the responses that are kept."""
+  kept: list[kept_responses.Kept] = []
   tables: dict[str, dict[str, dict[str, Any]]] = {'models': {}, 'controls': {}, 'unseen': {}}
   unseen = [number for number, row in enumerate(prompts) if row.meta.get('unseen') in UNSEEN]
   for decoding in DECODINGS:
@@ -474,16 +442,32 @@ def _tabulate(
         tables['unseen'].setdefault(name, {})[decoding] = make(name, row, unseen)
     for name, row in others.items():
       tables['controls'].setdefault(name, {})[decoding] = make(name, row, range(len(prompts)))
-  count = min(SHOWN_PROMPTS, len(prompts))
-  # Spread evenly over all prompts, as neighbouring prompts may be of the same kind.
-  shown = np.linspace(0, len(prompts) - 1, count).astype(int)
-  sampled = responses_of_models['sampled']
+    for name, row in {**own, **others}.items():
+      kept += _keep(config, prompts, name, decoding, row, judged[name])
   return Comparison(
-    rows=tables['models'],
-    controls=tables['controls'],
-    unseen=tables['unseen'],
-    shown_texts={name: [row.texts[i][0] for i in shown] for name, row in sampled.items()},
-    shown_prompts=[prompts[i].messages[-1]['content'] for i in shown],
+    rows=tables['models'], controls=tables['controls'], unseen=tables['unseen'], responses=kept
+  )
+
+
+def _keep(
+  config: Any,
+  prompts: Sequence[Prompt],
+  name: str,
+  decoding: str,
+  row: Responses,
+  verdicts: table.Judged,
+) -> list[kept_responses.Kept]:
+  """Makes the rows that are kept of the responses of one row of the table."""
+  return kept_responses.make_rows(
+    row,
+    [prompt.messages[-1]['content'] or '' for prompt in prompts],
+    [prompt.id for prompt in prompts],
+    verdicts,
+    evaluation=kept_responses.FINAL,
+    stage=str(config.evaluation.models.get(name, name)),  # a control is named as itself
+    step=None,
+    model=name,
+    decoding=decoding,
   )
 
 

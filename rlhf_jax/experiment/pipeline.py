@@ -5,7 +5,8 @@ workdir/config.json   the whole config
         tokenizer/    one for all stages
         STAGE/        checkpoints/, metrics.jsonl, samples.jsonl, events, export/, data.json,
                       finished.json
-        results.json, report.html, report.png
+        evaluation/   responses.jsonl
+        sessions.json, results.json, report.html
 """
 
 from collections.abc import Iterable
@@ -40,6 +41,7 @@ from rlhf_jax.interop import chat_template, pretrained
 from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.models.model_config import DTYPES
 from rlhf_jax.options import Count, Positive, Seed
+from rlhf_jax.report import refresh, sessions
 from rlhf_jax.runtime import checkpoint, compilation, hosts, loop, mesh
 from rlhf_jax.runtime.mesh import Layout, MeshOptions
 from rlhf_jax.stages.shared import mesh_need, model_sources
@@ -231,15 +233,28 @@ def _run_locked(
     hosts.say(preflight.check_experiment(contexts, finished))
   if asked.only_check:
     return {}
+  if len(finished) < len(contexts):
+    _begin_report(config, workdir)
   for number, context in enumerate(contexts.values(), start=1):
     if finished_seconds(context) is None:
       hosts.say(f'— {number}/{len(contexts)} {context.name} ' + '—' * 40)
       check_data(context, asked.accept_changed_data)
       run_stage(context)
+      if hosts.is_first_process():
+        refresh.write(workdir)
       if on_saved:
         on_saved()
   seconds = {name: finished_seconds(context) for name, context in contexts.items()}
   return final_table.make(contexts, seconds)
+
+
+def _begin_report(config: Any, workdir: Path) -> None:
+  """Notes how the run was started, and writes a first report; only the first process does."""
+  if not hosts.is_first_process():
+    return
+  usual = configs.default_values(config, options_lib.defaults(CommonOptions))
+  sessions.note_session(workdir, usual)
+  refresh.write(workdir)
 
 
 def _continue_finished(config: Any, workdir: Path, asked: RunOptions) -> None:
@@ -307,10 +322,10 @@ def run_stage(context: Context) -> None:
   hosts.barrier(f'{context.name} ran')
   seconds = time.monotonic() - started
   # The training loop writes done.json. Unlike the clock above, it includes the
-  # time before an interruption.
+  # time before an interruption; but it leaves out what was done before the loop.
   trained = context.directory / loop.DONE
   if trained.is_file():
-    seconds = fingerprints.read_json(trained)['seconds']
+    seconds = max(seconds, fingerprints.read_json(trained)['seconds'])
   # Whoever reads the stage's model later reads this checkpoint or none.
   weights = checkpoint.newest(context.directory / 'checkpoints')
   if hosts.is_first_process():

@@ -9,6 +9,7 @@ from typing import Any
 from rlhf_jax import fingerprints
 from rlhf_jax.errors import UserError
 from rlhf_jax.experiment import config as configs
+from rlhf_jax.report import kept_responses
 
 # Keys on which every stage depends; `mesh`, `evaluation` and `export` change no training.
 COMMON_KEYS = ('seed', 'data', 'model', 'tokenizer')
@@ -50,6 +51,7 @@ def take_over(config: Any, workdir: Path, source: Path) -> list[str]:
     same.append(name)
     if not (workdir / name).exists():
       _copy_folder(source / name, workdir / name)
+      kept_responses.copy_stage(source, workdir, name)
       copied.append(name)
   if copied and not (workdir / 'tokenizer' / fingerprints.LIST).is_file():
     shutil.rmtree(workdir / 'tokenizer', ignore_errors=True)

@@ -37,6 +37,7 @@ class Responses:
   # without a reference
   kl: np.ndarray | None = None
   scores: np.ndarray | None = None  # [N, K] float, of the reward; None without one
+  tokens: list[list[list[int]]] | None = None  # N lists of K lists of ids; None where texts changed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Responder:
       UserError: the model's logits are not finite.
     """
     texts: list[list[str]] = []
+    tokens: list[list[list[int]]] = []
     columns: list[dict[str, np.ndarray]] = []
     progress = tqdm.tqdm(
       prompts,
@@ -85,11 +87,12 @@ class Responder:
     )
     for number, batch in enumerate(progress):
       batch_key = jax.random.fold_in(key, number)
-      batch_texts, batch_columns = self._respond(params, batch, batch_key, reference)
-      texts += batch_texts
+      batch_tokens, batch_columns = self._respond(params, batch, batch_key, reference)
+      tokens += batch_tokens
+      texts += [[self.tokenizer.decode(ids) for ids in of_prompt] for of_prompt in batch_tokens]
       columns.append(batch_columns)
     joined = {name: np.concatenate([batch[name] for batch in columns]) for name in columns[0]}
-    return Responses(texts, **joined)
+    return Responses(texts, **joined, tokens=tokens)
 
   def _respond(
     self,
@@ -97,8 +100,8 @@ class Responder:
     prompts: Prompts,
     key: jax.Array,
     reference: Params | None,
-  ) -> tuple[list[list[str]], dict[str, np.ndarray]]:
-    """Returns the texts of a batch, a list of K for each prompt, and its columns [n, K]."""
+  ) -> tuple[list[list[list[int]]], dict[str, np.ndarray]]:
+    """Returns the tokens of a batch, K lists of ids for each prompt, and its columns [n, K]."""
     placed = self.layout.place(prompts)
     samples = self.generate(params, placed, key)
     columns = {
@@ -120,13 +123,10 @@ class Responder:
       )
     # the last batch is padded with rows that are not prompts
     is_prompt = np.repeat(hosts.to_host(placed.index) >= 0, self.num_samples)
-    texts = [
-      self.tokenizer.decode(row[inside].tolist())
-      for row, inside in zip(tokens[is_prompt], mask[is_prompt])
-    ]
+    ids = [row[inside].tolist() for row, inside in zip(tokens[is_prompt], mask[is_prompt])]
     K = self.num_samples
     return (
-      [texts[i : i + K] for i in range(0, len(texts), K)],
+      [ids[i : i + K] for i in range(0, len(ids), K)],
       {name: x[is_prompt].reshape(-1, K) for name, x in columns.items()},
     )
 
@@ -254,6 +254,7 @@ def complete_prompts(
   batch_size: int,
   pad_id: int,
   key: jax.Array,
+  reference: Params | None = None,
 ) -> Responses:
   """Generates responses to prompts that are lists of token ids.
 
@@ -266,6 +267,7 @@ def complete_prompts(
     batch_size: the number of prompts in a batch.
     pad_id: the padding token.
     key: the random key of this call.
+    reference: parameters of the reference, against which KL is measured.
 
   Returns:
     The responses to the N prompts, in their order.
@@ -273,7 +275,7 @@ def complete_prompts(
   longest = max(map(len, prompts))
   width = -(-longest // WIDTH) * WIDTH  # rounded up
   rows = [encode.left_padded(tokens, width, pad_id, index) for index, tokens in enumerate(prompts)]
-  return respond(params, batches.prompts_once(rows, batch_size), key)
+  return respond(params, batches.prompts_once(rows, batch_size), key, reference)
 
 
 def select_prompts(responses: Responses, numbers: Sequence[int]) -> Responses:

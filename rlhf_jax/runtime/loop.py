@@ -71,6 +71,7 @@ class Training:
     learning_rate: number of steps made → the learning rate of the next one; or None.
     described: how trackers call the run.
     warn: metrics of a step → a warning, '' = none; the first one is shown.
+    evaluated: is called after each evaluation; must not raise. Or None.
   """
 
   name: str
@@ -83,6 +84,7 @@ class Training:
   learning_rate: Callable[[int], float] | None = None
   described: metrics_lib.RunDescription = metrics_lib.RunDescription()
   warn: Callable[[dict[str, float]], str] | None = None
+  evaluated: Callable[[], None] | None = None
 
 
 class Interrupted(SystemExit):
@@ -431,6 +433,8 @@ class _Reporter:
     self.progress.say(f'{name}: step {step}: ' + ', '.join(shown))
     for sample in samples[:2]:  # all are in samples.jsonl
       self.progress.say(_format_sample(sample))
+    if self.training.evaluated:
+      self.training.evaluated()
 
   def say_interrupted(self, step: int, signum: int) -> None:
     """Tells the user that a signal stopped the run."""

@@ -77,6 +77,7 @@ from rlhf_jax.types import (
   merge_params,
   Params,
   Prompts,
+  Samples,
   Sequences,
 )
 
@@ -501,6 +502,44 @@ def assess_rollout(
   return assessed, metrics
 
 
+def assess_tokens(
+  state: PPOState,
+  sequences: Sequences,
+  samples: Samples,
+  scores: Array,
+  reference_params: Params | None,
+  definitions: Definitions,
+  options: Options,
+) -> dict[str, Array]:
+  """Computes what the report shows of the tokens of a few responses.
+
+  Advantages are not whitened here, as so few responses say nothing of a rollout's
+  mean and variance.
+
+  Args:
+    state: policy, value model and β.
+    sequences: [n, P + R].
+    samples: [n, R].
+    scores: [n] float32.
+    reference_params: the parameters of the reference.
+    definitions: the definitions of the models.
+    options: the options of the stage.
+
+  Returns:
+    Name → [n, R] float32.
+  """
+  options = dataclasses.replace(
+    options, minibatches=1, microbatches=1, whiten_rewards=False, whiten_advantages=False
+  )
+  scored = ScoredRollout(sequences, samples, scores)
+  evaluated = evaluate_responses(state, scored, reference_params, definitions, options)
+  assessed, _ = assess_rollout(scored, evaluated, state.kl_coefficient, options)
+  columns = {'logprob': assessed.logprobs, 'advantage': assessed.advantages}
+  if assessed.reference_logprobs is not None:
+    columns['reference_logprob'] = assessed.reference_logprobs
+  return columns
+
+
 def value_loss_weight(mask: Array, value_mask: Array) -> Array:
   """Computes the response tokens for each place of the value loss.
 
@@ -727,7 +766,13 @@ def build(context: Context, options: Options) -> loop.Training:
     step=step,
     meter=meter,
     evaluate=rollout.build_evaluation(
-      context, options, parts, reference_params, score_held_out, held_out
+      context,
+      options,
+      parts,
+      reference_params,
+      score_held_out,
+      held_out,
+      functools.partial(assess_tokens, definitions=parts.definitions, options=options),
     ),
     batches=batches.ZippedBatches(prompts, _pretraining_batches(context, options)),
     warn=off_policy.build_warning(options),
@@ -917,7 +962,7 @@ def plan(context: Context) -> StagePlan:
 def list_data(options: Options, tokenizer: Any) -> list[DataUse]:
   """Lists the data that the stage reads, with the encoding of its records."""
 
-  def encode_documents(records: Sequence[Document], overlong: str) -> list[dict]:
+  def encode_documents(records: Sequence[Document], overlong: str) -> Sequence[dict]:
     del overlong  # documents are cut into windows
     return list(encode.documents(records, tokenizer, options.pretraining_max_length))
 

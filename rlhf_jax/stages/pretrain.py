@@ -127,7 +127,7 @@ def plan(context: Context) -> StagePlan:
 def list_data(options: Options, tokenizer: Any) -> list[DataUse]:
   """Lists the data that the stage reads, with the encoding of its records."""
 
-  def encode_all(records: Sequence[Document], overlong: str) -> list[dict]:
+  def encode_all(records: Sequence[Document], overlong: str) -> Sequence[dict]:
     del overlong  # documents are cut into windows
     return list(encode.documents(records, tokenizer, options.max_length))
 

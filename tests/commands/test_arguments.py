@@ -6,11 +6,18 @@ import sys
 
 import pytest
 
-from rlhf_jax.commands import arguments, generate, plan, score, train
+from rlhf_jax.commands import arguments, chat, generate, plan, report, score, train
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import model_config
 
-COMMANDS = {'train': train, 'generate': generate, 'score': score, 'plan': plan}
+COMMANDS = {
+  'train': train,
+  'generate': generate,
+  'score': score,
+  'plan': plan,
+  'report': report,
+  'chat': chat,
+}
 HEAVY = ('jax', 'flax', 'orbax', 'grain', 'matplotlib', 'transformers', 'numpy')
 
 
@@ -32,9 +39,10 @@ def test_help_needs_nothing_heavy(name):
     assert '(default: 32)' in done.stdout and '(default: float32)' in done.stdout
 
 
-@pytest.mark.parametrize('module', ['__main__', 'generate', 'score', 'plan'])
+@pytest.mark.parametrize('module', ['__main__', 'generate', 'score', 'plan', 'report', 'chat'])
 def test_entry_points_are_the_commands(module):
-  entry = importlib.import_module(f'rlhf_jax.{module}')
+  place = 'report.__main__' if module == 'report' else module  # a package of the same name
+  entry = importlib.import_module(f'rlhf_jax.{place}')
   assert entry.main is COMMANDS['train' if module == '__main__' else module].main
 
 

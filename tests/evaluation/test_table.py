@@ -1,6 +1,6 @@
 import numpy as np
 
-from rlhf_jax.evaluation import report, table
+from rlhf_jax.evaluation import table
 from rlhf_jax.generation.responses import Responses
 
 
@@ -52,33 +52,3 @@ def test_substance_is_compared_apart_from_style():
   baseline = {'utility': np.array([[0.0], [0.0]]), 'substance': np.array([[7], [7]])}
   row = table.make_row(answers, judged, baseline)
   assert (row['win_rate_vs_sft'], row['substance_win_rate_vs_sft']) == (1.0, 0.25)
-
-
-def test_report_is_one_page_that_escapes_what_models_say(tmp_path):
-  rows = {'sft': {'helpful': 0.5, 'helpful_ci95': [0.4, 0.6], 'win_rate_vs_sft': 0.5}}
-  image = report.draw_picture(
-    {'sft': [{'step': 1, 'loss': 2.0}, {'step': 2, 'loss': 1.0, 'eval/loss': 1.5}], 'empty': []},
-    {'sampled': rows, 'greedy': rows},
-  )
-  assert report.draw_picture({}, {}).startswith(b'\x89PNG')
-  assert image.startswith(b'\x89PNG')
-  page = report.format_page(
-    'run',
-    table.format_table(rows),
-    image,
-    {'sft': ['<script>alert(1)</script>\nbye']},
-    ['Why?'],
-    {},
-  )
-  assert '<script>' not in page and '&lt;script&gt;' in page and 'base64' in page
-  (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "loss": 2.0}\n')
-  assert (
-    report.read_metrics(tmp_path) == [{'step': 1, 'loss': 2.0}]
-    and report.read_metrics(tmp_path / 'x') == []
-  )
-
-
-def test_the_last_evaluation():
-  rows = [{'step': 1, 'eval/loss': 2.0}, {'step': 2, 'eval/loss': 1.5, 'loss': 1.0}, {'step': 3}]
-  assert report.last_evaluation(rows) == {'loss': 1.5}
-  assert report.last_evaluation(rows[2:]) == {} == report.last_evaluation([])

@@ -350,6 +350,7 @@ def test_policy_gradient(place):
     kl_estimator='k2',
     overlong_buffer=3,
     weight_limit=1.3,
+    weight_level='token' if place == 'loss' else 'sequence',
     missing_eos_score=-0.4,
     sampling=SAMPLING,
   )
@@ -365,7 +366,11 @@ def test_policy_gradient(place):
   groups = rewards.reshape(G, K)
   groups = (groups - groups.mean(1, keepdims=True)) / (groups.std(1, ddof=1, keepdims=True) + 1e-4)
   advantage = whiten(np.broadcast_to(groups.reshape(-1, 1), mask.shape), mask)
-  weights = np.minimum(np.exp(np.where(mask, old - scored.samples.logprobs, 0)), 1.3)
+  log_ratios = np.where(mask, old - scored.samples.logprobs, 0)
+  if place == 'reward':
+    log_ratios = np.broadcast_to(log_ratios.sum(1, keepdims=True), mask.shape)
+  weights = np.minimum(np.exp(log_ratios), 1.3)
+  assert 0.1 < np.mean(weights[mask] == 1.3) < 0.9
 
   def gradient(rows):
     part = pick(scored, rows)
@@ -438,6 +443,9 @@ def test_ppo():
     score_place='after_eos',
     missing_eos_score=-0.4,
     pretraining_coefficient=0.25,
+    weight_limit=2.0,
+    weight_rule='mask',
+    weight_level='token',
     sampling=SAMPLING,
   )
   state = testing.make_ppo_state(definitions, options)
@@ -458,6 +466,8 @@ def test_ppo():
   rewards = whiten(rewards, inside, shift=False)
   advantages, returns = estimate(rewards, values, inside, 0.9, 0.7)
   advantages = whiten(advantages, mask)
+  weights = np.exp(np.where(mask, old - scored.samples.logprobs, 0))
+  weights = np.where((weights >= 0.5) & (weights <= 2), weights, 0)
 
   def gradient(rows, extra):
     part, own, learned = pick(scored, rows), mask[rows], inside[rows]
@@ -466,7 +476,7 @@ def test_ppo():
     def objective(params):
       now = response_logprobs(model, params['policy'], part.sequences)
       ratio = jnp.exp(jnp.where(own, now - old[rows], 0))
-      losses = clipped_surrogate(ratio, advantages[rows], 0.05, 0.05)
+      losses = weights[rows] * clipped_surrogate(ratio, advantages[rows], 0.05, 0.05)
       policy = jnp.sum(jnp.where(own, losses, 0)) / own.sum()
       new = values_of(params['value'], part.sequences)
       near = jnp.clip(new, values[rows] - 3.0, values[rows] + 3.0)

@@ -14,6 +14,7 @@ from rlhf_jax.experiment import config as configs
 from rlhf_jax.experiment import final_table, pipeline
 from rlhf_jax.interop import chat_template, pretrained
 from rlhf_jax.models import transformer
+from rlhf_jax.report import kept_responses
 from rlhf_jax.runtime import checkpoint
 from rlhf_jax.stages.shared import training
 from rlhf_jax.stages.shared.model_store import ModelStore
@@ -86,9 +87,24 @@ def test_four_steps_end_to_end(quickstart, finished, capsys):
     assert 0 <= last['padding_share'] < 1 and 0 < last['time/mfu_update'] < 2
     assert ('time/rollout_share' in last) == (name == 'ppo')
   assert set(results['seconds']) == {'pretrain', 'sft', 'feedback', 'reward', 'ppo', 'evaluation'}
-  assert (workdir / 'report.html').stat().st_size > 1000 and (
-    workdir / 'report.png'
-  ).stat().st_size > 1000
+  page = (workdir / 'report.html').read_text()
+  assert 'id="table"' in page and 'id="tokens"' in page and 'ppo.batch_size' in page
+  kept = kept_responses.read(workdir)
+  assert {row.model for row in kept if row.evaluation == 'final'} == {
+    *results['models'],
+    *results['controls'],
+  }
+  during = {(row.stage, row.step) for row in kept if row.evaluation == 'training'}
+  assert during == {(name, step) for name in ('pretrain', 'sft', 'ppo') for step in (0, 2, 4)}
+  of_ppo = [row for row in kept if row.stage == 'ppo' and row.evaluation == 'training']
+  assert all(None not in (row.score, row.kl) and 'utility' in row.verdict for row in of_ppo)
+  shown = [row for row in of_ppo if row.tokens]
+  assert len(shown) == 3 * config.ppo.shown_responses
+  for row in shown:
+    columns = {name: np.array(values) for name, values in row.tokens.items()}
+    assert len(columns['advantage']) == len(columns['token']) == row.length
+    kl = columns['logprob'] - columns['reference_logprob']
+    assert kl.sum() == pytest.approx(row.kl, abs=1e-2)  # rounded token by token
 
   (workdir / 'run.lock').unlink()  # says who ran last
   files = {path: path.stat().st_mtime_ns for path in workdir.rglob('*') if path.is_file()}

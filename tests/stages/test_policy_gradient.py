@@ -35,6 +35,12 @@ METHODS = {
 }
 
 
+def some(*names):
+  """All methods, of which the others than these are slow tests."""
+  slow = pytest.mark.slow
+  return [name if name in names else pytest.param(name, marks=slow) for name in METHODS]
+
+
 def make_options(**changes):
   values = {'batch_size': G, 'num_samples': K, 'sampling': SAMPLING, **changes}
   options = policy_gradient.Options(**values)
@@ -98,7 +104,7 @@ def below_32(prompts, samples):
   return good / jnp.sum(samples.mask, 1), {}
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', some('grpo', 'rloo', 'gspo'))
 def test_micro_batches_and_meshes_change_nothing(method):
   first = update(rollout(), **METHODS[method])
   cut = update(rollout(), microbatches=4, **METHODS[method])
@@ -147,7 +153,7 @@ def test_order_of_groups_and_of_responses_and_a_constant_reward_change_nothing()
   np.testing.assert_allclose(metrics['reward/score'], want, rtol=1e-5)
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', some('grpo'))
 def test_reward_rises(method):
   """Twelve steps towards tokens below 32."""
   changes = {**METHODS[method], 'kl_coefficient': 0.0}

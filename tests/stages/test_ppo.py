@@ -92,7 +92,13 @@ def first():
 
 
 @pytest.mark.parametrize(
-  'mesh', ['fsdp 8', 'data 4, tensor 2', 'data 2, context 4', 'data 2, fsdp 2, tensor 2']
+  'mesh',
+  [
+    pytest.param('fsdp 8', marks=pytest.mark.slow),
+    pytest.param('data 4, tensor 2', marks=pytest.mark.slow),
+    'data 2, context 4',
+    'data 2, fsdp 2, tensor 2',
+  ],
 )
 def test_same_numbers_on_every_mesh(mesh):
   how = {'pretraining': documents(), 'pretraining_coefficient': 0.5, 'minibatches': 2}

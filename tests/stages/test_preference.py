@@ -105,7 +105,15 @@ def test_dpo_begins_at_log_2_and_learns_the_order():
   assert end['loss'] < 0.1 and end['accuracy'] == 1 and end['margin'] > 1
 
 
-@pytest.mark.parametrize('loss', [loss for loss in PREFERENCE_LOSSES if loss != 'kto'])
+def every_loss():
+  """All losses of rankings, of which the others than DPO and SimPO are slow tests."""
+  for loss in PREFERENCE_LOSSES:
+    if loss != 'kto':
+      is_quick = loss in ('dpo', 'simpo')
+      yield pytest.param(loss, marks=() if is_quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize('loss', every_loss())
 def test_every_loss_falls(loss):
   _, history = train(rankings(), loss=loss, count=12)
   assert history[-1]['loss'] < history[0]['loss'] - 1e-3

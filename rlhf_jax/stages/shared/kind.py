@@ -25,7 +25,7 @@ class DataUse:
   field: str
   options: DataOptions
   kind: str
-  encode: Callable[[Sequence[Any], str], list[dict[str, Any]]]
+  encode: Callable[[Sequence[Any], str], Sequence[dict[str, Any]]]
   overlong: str = 'drop'
   splits: tuple[str, ...] = ('train', 'validation')
 

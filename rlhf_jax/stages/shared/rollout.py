@@ -8,6 +8,7 @@ and the evaluation on held-out prompts.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 from typing import Any, NamedTuple, TypeVar
 
 import flax.struct
@@ -19,7 +20,9 @@ from rlhf_jax.data import batches, encode, sources
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.errors import UserError
+from rlhf_jax.evaluation import oracle_judge
 from rlhf_jax.generation import responses, sampler
+from rlhf_jax.generation.responses import Responses
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.models import heads
 from rlhf_jax.models.lora import LoraOptions
@@ -29,7 +32,7 @@ from rlhf_jax.options import Count, Natural, Number, Numbers
 from rlhf_jax.rewards.sources import RewardSourceOptions
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.mesh import Layout
-from rlhf_jax.stages.shared import training
+from rlhf_jax.stages.shared import token_view, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import DataUse
 from rlhf_jax.stages.shared.model_store import ModelStore, OpenModel
@@ -471,6 +474,41 @@ def sampling_key(state: TrainState) -> Array:
 join_sequences = jax.jit(sampler.join_sequences)
 
 
+def response_logprobs(
+  state: TrainState,
+  sequences: Sequences,
+  samples: Samples,
+  scores: Array,
+  reference_params: Params | None,
+  definitions: RolloutDefinitions,
+  temperature: float,
+) -> dict[str, Array]:
+  """Computes what the report shows of single tokens: log-probabilities of policy and reference.
+
+  Args:
+    state: has the policy.
+    sequences: [n, P + R].
+    samples: [n, R].
+    scores: [n], not used.
+    reference_params: the parameters of the reference; None = there is none.
+    definitions: of both models.
+    temperature: with which the responses were sampled.
+
+  Returns:
+    Name → [n, R] float32.
+  """
+  del scores
+  length = samples.tokens.shape[1]
+  policy = forward_responses(definitions.model, state.params, sequences, length, temperature)
+  columns = {'logprob': policy.logprobs}
+  if definitions.reference_model is not None:
+    reference = forward_responses(
+      definitions.reference_model, reference_params, sequences, length, temperature
+    )
+    columns['reference_logprob'] = reference.logprobs
+  return columns
+
+
 def build_evaluation(
   context: Context,
   options: RolloutOptions,
@@ -478,8 +516,9 @@ def build_evaluation(
   reference_params: Params | None,
   score: Score,
   prompts: PromptSet,
+  assess_tokens: token_view.AssessTokens | None = None,
 ) -> Callable[[TrainState], tuple[dict[str, float], list[dict]]]:
-  """Builds the evaluation on held-out prompts.
+  """Builds the evaluation on held-out prompts, which keeps every response (kept_responses.py).
 
   Args:
     context: the context of the stage.
@@ -488,6 +527,8 @@ def build_evaluation(
     reference_params: the parameters of the reference; None = no KL.
     score: the reward of held-out prompts; its metrics are not used.
     prompts: the held-out prompts.
+    assess_tokens: computes what the report shows of the tokens of a few responses; None
+      for `response_logprobs`.
 
   Returns:
     evaluate(state) → (score, KL, length and EOS rate, a few responses as
@@ -506,6 +547,15 @@ def build_evaluation(
     parts.definitions.reference_model,
     score_only,
   )
+  if assess_tokens is None:
+    temperature = options.sampling.temperature
+    assess_tokens = functools.partial(
+      response_logprobs, definitions=parts.definitions, temperature=temperature
+    )
+  look_at_tokens = token_view.build_token_view(
+    context, assess_tokens, prompts.examples[: options.shown_responses], options.sampling
+  )
+  asked = [prompts.records[int(example['index'])] for example in prompts.examples]
 
   def evaluate(state: TrainState) -> tuple[dict[str, float], list[dict]]:
     host_batches = batches.prompts_once(prompts.examples, options.batch_size)
@@ -520,9 +570,10 @@ def build_evaluation(
     }
     if completed.kl is not None:
       values['kl'] = completed.kl.mean()
+    tokens = look_at_tokens(state, completed, reference_params)
+    keep_responses(context, options, state, completed, asked, tokens)
     shown = []
-    for number, example in enumerate(prompts.examples[: options.shown_responses]):
-      record = prompts.records[int(example['index'])]
+    for number, record in enumerate(asked[: options.shown_responses]):
       sample = {
         'prompt': record.messages[-1]['content'],  # the last turn of the conversation
         'response': completed.texts[number][0],
@@ -532,3 +583,36 @@ def build_evaluation(
     return values, shown
 
   return evaluate
+
+
+def keep_responses(
+  context: Context,
+  options: RolloutOptions,
+  state: TrainState,
+  completed: Responses,
+  asked: Sequence[Prompt],
+  tokens: dict[int, dict[str, list]],
+) -> None:
+  """Keeps the responses of an evaluation, in TinyWorld with the oracle's verdicts.
+
+  Args:
+    context: the context of the stage.
+    options: its options.
+    state: whose policy responded.
+    completed: its responses.
+    asked: the prompts.
+    tokens: number of a prompt → what is known of its response's tokens.
+  """
+  verdicts = {}
+  if options.data.source == 'tinyworld':  # whose truth is known
+    verdicts = oracle_judge.judge_with_oracle(asked, completed.texts)
+  training.keep_responses(
+    context,
+    state,
+    options.sampling,
+    completed,
+    [record.messages[-1]['content'] or '' for record in asked],
+    [record.id for record in asked],
+    verdicts,
+    tokens,
+  )

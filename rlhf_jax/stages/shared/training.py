@@ -1,6 +1,6 @@
 """Provides what all stages that train share: optimizer, state, checkpoints and export."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
 from pathlib import Path
@@ -14,11 +14,13 @@ from rlhf_jax import files, fingerprints
 from rlhf_jax import options as options_lib
 from rlhf_jax.data import records
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation import report
 from rlhf_jax.generation import responses
+from rlhf_jax.generation.responses import Responses
+from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.interop import card, peft_io, pretrained
 from rlhf_jax.models import lora
 from rlhf_jax.models.transformer import Model
+from rlhf_jax.report import kept_responses, refresh, run_files
 from rlhf_jax.runtime import hosts, loop, metrics, optimizers
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.mesh import Layout
@@ -95,8 +97,12 @@ def create_state(
 
 def train_and_export(context: Context, training: loop.Training, options: loop.LoopOptions) -> None:
   """Trains a model; leaves checkpoints and a Hugging Face directory in the stage's folder."""
+  page = refresh.Refresher(context.workdir)
   training = dataclasses.replace(
-    training, learning_rate=_read_schedule(context), described=_describe_run(context)
+    training,
+    evaluated=page.refresh,
+    learning_rate=_read_schedule(context),
+    described=_describe_run(context),
   )
   meta = {'stage': context.name}
   state = loop.run(training, options, context.directory, meta, context.on_saved)
@@ -108,6 +114,7 @@ def _read_schedule(context: Context) -> Callable[[int], float]:
   section = context.section
   updates = section.get('epochs', 1) * section.get('minibatches', 1)  # of a step
   options = options_lib.from_section(optimizers.OptimizerOptions, section.optimizer)
+  # The schedule counts updates, of which a step of some stages makes several.
   schedule = optimizers.make_schedule(options, section.loop.steps * updates)
 
   def learning_rate(step: int) -> float:
@@ -120,6 +127,7 @@ def _describe_run(context: Context) -> metrics.RunDescription:
   """Describes the run of a stage for trackers."""
   place = context.url or str(context.workdir.absolute())
   group = place.rstrip('/').rpartition('/')[2]
+  # Not the sections of other stages, which are runs of their own.
   whole = context.config.to_dict()
   read = (context.name, 'seed', 'data', 'model', 'mesh', 'tokenizer')
   return metrics.RunDescription(
@@ -258,7 +266,7 @@ def _model_card(context: Context, source: model_sources.ModelSource) -> str:
 
 def _last_evaluation(directory: Path) -> dict[str, float]:
   """Returns the numbers of a stage's last evaluation."""
-  values = report.last_evaluation(report.read_metrics(directory))
+  values = run_files.last_evaluation(run_files.read_metrics(directory))
   return {key: value for key, value in values.items() if isinstance(value, (int, float))}
 
 
@@ -300,9 +308,50 @@ def build_show_responses(
       # `core` keeps the special tokens, so that the chat template can be seen.
       prompt = tokenizer.core.decode(np.asarray(tokens).tolist())
       shown.append({'prompt': prompt, 'response': texts[0]})
+    asked = [row['prompt'] for row in shown]
+    keep_responses(context, state, options.sampling, completed, asked)
     return shown
 
   return show
+
+
+def keep_responses(
+  context: Context,
+  state: TrainState,
+  sampling: SamplingOptions,
+  completed: Responses,
+  prompts: Sequence[str],
+  prompt_ids: Sequence[str] = (),
+  verdicts: Mapping[str, np.ndarray] | None = None,
+  tokens: Mapping[int, Mapping[str, list]] | None = None,
+) -> None:
+  """Keeps the responses of a stage's evaluation (report/kept_responses.py), on process 0.
+
+  Args:
+    context: the context of the stage.
+    state: whose policy responded.
+    sampling: how.
+    completed: S responses to each of N prompts.
+    prompts: [N] texts.
+    prompt_ids: [N], of the prompts' records; () where they have none.
+    verdicts: measure → [N, S] float.
+    tokens: number of a prompt → columns of its response's tokens.
+  """
+  if not hosts.is_first_process():
+    return
+  rows = kept_responses.make_rows(
+    completed,
+    prompts,
+    prompt_ids or [''] * len(prompts),
+    verdicts,
+    tokens,
+    evaluation=kept_responses.TRAINING,
+    stage=context.name,
+    step=int(jax.device_get(state.step)),
+    model='',
+    decoding='sampled' if sampling.temperature else 'greedy',
+  )
+  kept_responses.keep(context.workdir, rows)
 
 
 def _show_nothing(state: TrainState) -> list[dict[str, str]]:
