@@ -1,4 +1,4 @@
-r"""Runs an experiment with several values of its settings; what they share is trained once.
+"""Runs an experiment with several values of its settings; what they share is trained once.
 
   python scripts/sweep.py --config=experiments/quickstart.py --workdir=runs/sweep \
     --vary=ppo.kl_coefficient=0.02,0.05,0.1,0.2

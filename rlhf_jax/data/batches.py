@@ -65,6 +65,7 @@ def _find_next_index(state: Any) -> int:
   """Returns the number of examples read, which grain keeps in the innermost state."""
   if not isinstance(state, Mapping):
     return 0
+  # Packing and batching wrap the state of the source, some of them several levels deep.
   own = state.get('next_index', 0)
   return max([own, *map(_find_next_index, state.values())])
 

@@ -119,6 +119,7 @@ def _read_schedule(context: Context) -> Callable[[int], float] | None:
     return None
   updates = section.get('epochs', 1) * section.get('minibatches', 1)  # of a step
   options = options_lib.from_section(optimizers.OptimizerOptions, section.optimizer)
+  # The schedule counts updates, of which a step of some stages makes several.
   schedule = optimizers.make_schedule(options, section.loop.steps * updates)
 
   def learning_rate(step: int) -> float:
@@ -131,6 +132,7 @@ def _describe_run(context: Context) -> metrics.RunDescription:
   """Describes the run of a stage for trackers."""
   place = context.url or str(context.workdir.absolute())
   group = place.rstrip('/').rpartition('/')[2]
+  # Not the sections of other stages, which are runs of their own.
   whole = context.config.to_dict()
   read = (context.name, 'seed', 'data', 'model', 'mesh', 'tokenizer')
   return metrics.RunDescription(
