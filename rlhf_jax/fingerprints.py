@@ -122,7 +122,7 @@ def record_files(folder: str | os.PathLike, names: Iterable[str] = ()) -> None:
 
 def is_recorded(path: str | os.PathLike) -> bool:
   """Tells whether a file is listed with its fingerprint."""
-  beside = Path(path).with_name(LIST)
+  beside = Path(path).parent / LIST
   return beside.is_file() and Path(path).name in read_json(beside)
 
 
@@ -133,7 +133,7 @@ def check_file(path: str | os.PathLike) -> None:
     UserError: the file or the list is damaged, or the file is gone.
   """
   path = Path(path)
-  beside = path.with_name(LIST)
+  beside = path.parent / LIST  # '.' has no name that could be replaced
   if path.name == LIST or not beside.is_file():
     return
   expected = read_json(beside, 'restore it, or remove it to read the folder unverified')

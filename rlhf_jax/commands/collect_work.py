@@ -81,7 +81,7 @@ def invite(options: argparse.Namespace) -> None:
 
 def status(options: argparse.Namespace) -> None:
   """Prints progress and agreement."""
-  store, settings = _open(options)
+  store, settings = _open_existing(options)
   with store.reading() as connection:
     counts = items.count_items(connection)
     orders = selection.read_orders(connection, settings.axes[0])
@@ -110,8 +110,8 @@ def select(options: argparse.Namespace) -> None:
   from rlhf_jax.commands import collect_models  # JAX takes seconds to import
 
   names = _split(options.reward)
+  store, settings = _open_existing(options)
   scores = [collect_models.open_score(name, options.batch_size) for name in names]
-  store, settings = _open(options)
   with store.writing() as connection:
     result = selection.refit(connection, settings)
     count = selection.prioritise(connection, scores)
@@ -119,8 +119,12 @@ def select(options: argparse.Namespace) -> None:
 
 
 def export(options: argparse.Namespace) -> None:
-  """Writes records."""
-  store, _ = _open(options)
+  """Writes records.
+
+  Raises:
+    UserError: there is no collection in the workdir.
+  """
+  store, _ = _open_existing(options)
   with store.reading() as connection:
     rows = exports.export_kind(connection, options.kind, options.batch, options.combination)
   if options.format == 'jsonl':
@@ -129,6 +133,20 @@ def export(options: argparse.Namespace) -> None:
     converted = layouts.write_rows(rows, options.format)
     files.write_text(options.output, json.dumps(converted, indent=1))
   print(f'{len(rows)} records in {options.output}')
+
+
+def _open_existing(
+  options: argparse.Namespace,
+) -> tuple[Database, settings_file.Settings]:
+  """Opens a collection for a command that only reads it.
+
+  Raises:
+    UserError: there is none in the workdir. `_open` would make an empty one.
+  """
+  path = options.workdir / database.FILE
+  if not options.database and not path.is_file():
+    raise UserError(f'--workdir={options.workdir}: expected a collection, but there is no {path}')
+  return _open(options)
 
 
 def _open(options: argparse.Namespace) -> tuple[Database, settings_file.Settings]:

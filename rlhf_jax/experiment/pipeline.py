@@ -448,6 +448,8 @@ def open_tokenizer(config: Any, workdir: Path) -> Tokenizer:
   else:
     tokenizer = pretrained.open_tokenizer(options.init)
   if options.chat_template:
+    # Checked here, as a run without conversations would never compile it.
+    chat_template.check_source(options.chat_template, 'config.tokenizer.chat_template')
     tokenizer = tokenizer.with_template(options.chat_template)
   if hosts.is_first_process():
     tokenizer.save(directory)

@@ -110,9 +110,13 @@ def _check_stage(context: Context, planned: Context, load: Load) -> StageCheck:
 def _check_evaluation(planned: Context, load: Load, workdir: Path) -> list[str]:
   """Checks the prompts and the reward of the final table, which is made after all training."""
   config = planned.config
-  if not final_table.shown_rows(config):
-    return []
   options = options_lib.from_section(final_table.Options, config.evaluation)
+  if not final_table.shown_rows(config):
+    if options.split == final_table.Options.split:
+      return []
+    return [
+      'config.evaluation.split: it has no effect, as evaluation.models is empty; leave it out'
+    ]
   context = dataclasses.replace(planned, name='evaluation', workdir=workdir)
   mistakes: list[str] = []
   with _collect_mistakes(mistakes, context, planned):

@@ -412,6 +412,25 @@ def _format_date(form: str) -> str:
 
 
 @functools.lru_cache(maxsize=16)
+def check_source(source: str, where: str) -> None:
+  """Checks that a template is valid Jinja; whether it fits conversations shows when it is used.
+
+  Args:
+    source: the Jinja source.
+    where: what an error message begins with.
+
+  Raises:
+    UserError: it is not, or takes too long to compile.
+  """
+  _renderer()  # the import is not the template's fault
+  try:
+    with template_limits.time_limit(template_limits.SECONDS):
+      _compile(source)
+  except Exception as error:  # of any kind, as in `render`
+    reason = ' '.join(str(error).split()) or type(error).__name__
+    raise UserError(f'{where}: expected a Jinja template, got {source!r:.60}: {reason}') from None
+
+
 def _compile(source: str) -> Callable[..., str]:
   """Compiles a template in transformers' sandbox, as a template is code of unknown origin.
 
