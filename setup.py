@@ -85,6 +85,7 @@ setup(
     'tqdm>=4.66',
     'rich>=13',  # of flax, and the two columns of `chat`
     'prompt_toolkit>=3.0.48,<4',  # the line that `chat` edits
+    'fsspec>=2025.3',  # URLs
     'filelock>=3.12',  # JAX bounds its cache of compiled programs with it
   ],
   extras_require={
@@ -110,5 +111,8 @@ setup(
       'nvidia-cuda-nvcc-cu12',
     ],
     'wandb': ['wandb>=0.19'],
+    's3': ['s3fs>=2025.3'],  # data, models and workdirs at s3://
+    'gcs': ['gcsfs>=2025.3'],  # the same at gs://
+    'http': ['aiohttp>=3.10'],  # data and models at http://
   },
 )

@@ -21,6 +21,7 @@ def for_purpose(key: jax.Array, purpose: str) -> jax.Array:
   Returns:
     [] a key that no other purpose, and practically no number, leads to.
   """
+  # Numbers of steps, batches and tokens stay far below these 32 bits.
   # crc32, because Python's hash() of a string differs from process to process.
   return jax.random.fold_in(key, zlib.crc32(purpose.encode()))
 

@@ -99,6 +99,7 @@ def local_copy(url: str, where: str, patterns: Sequence[str] = ('*',)) -> str:
   for name in names:
     target = folder / _relative(name)
     with user_errors(f'{where}: {url}'):
+      # An ETag, a time or whatever else the store knows the version by.
       version = str(store.ukey(name))
       if current.get(name) != version or not target.is_file():
         download(store, name, target)
@@ -112,6 +113,7 @@ def _list_files(store: Any, root: str, ends_in_slash: bool, patterns: Sequence[s
   """Lists the files that a path stands for; none where there is no such file."""
   if glob.has_magic(root) and not store.exists(root):
     return [name for name in sorted(store.glob(root)) if store.isfile(name)]
+  # A server of web pages cannot say what is a folder: any page with links looks like one.
   is_web = 'http' in store.protocol
   if ends_in_slash if is_web else store.isdir(root):
     names = sorted(store.find(root + '/' if is_web else root))

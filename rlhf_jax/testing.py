@@ -3,9 +3,10 @@
   from rlhf_jax import testing
   from rlhf_jax.stages import sft
 
-  definitions = testing.make_definitions(learning_rate=1e-2) state =
-  testing.make_state(definitions) state, metrics = sft.train_step(state,
-  testing.make_sequences(), definitions, sft.Options())
+  definitions = testing.make_definitions(learning_rate=1e-2)
+  state = testing.make_state(definitions)
+  batch = testing.make_sequences()
+  state, metrics = sft.train_step(state, batch, definitions, sft.Options())
 
 For a given seed, everything is the same on every mesh and in every process. The
 model has two layers of width 32 and a vocabulary of 64 tokens: token 0 is

@@ -1,6 +1,6 @@
 """Runs an experiment with several values of its settings; what they share is trained once.
 
-  python scripts/sweep.py --config=experiments/quickstart.py --workdir=runs/sweep
+  python scripts/sweep.py --config=experiments/quickstart.py --workdir=runs/sweep \
     --vary=ppo.kl_coefficient=0.02,0.05,0.1,0.2
 
 Every combination of the values is a run of its own, in WORKDIR/SETTINGS; the first one trains all

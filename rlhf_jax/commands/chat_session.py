@@ -137,6 +137,7 @@ def run(options: argparse.Namespace, screen: Screen) -> None:
     screen.say(f'reading {name} …')
     speakers.append(open_speaker(name, options))
   screen.say('Ctrl-D ends, Ctrl-C stops a response, /help lists the commands.')
+  # So the same messages get the same responses again.
   keys = _number_keys(options.seed)
   order = random.Random(options.seed)  # of the two models in each vote
   while (text := screen.read_message()) is not None:
@@ -160,6 +161,7 @@ def open_speaker(name: str, options: argparse.Namespace) -> Speaker:
   Raises:
     UserError: it cannot be read, is a reward model, or has no chat template.
   """
+  # A single response cannot be divided over the axis `data`.
   layout = mesh.make_layout(mesh.MeshOptions(), jax.devices()[:1])
   opened = lines.read_model(name, options.dtype, layout)
   tokenizer = opened.tokenizer
@@ -233,8 +235,9 @@ def compare(
       streams.append(_collect(parts, said[number], is_stopped))
     screen.show_pair(_alternate(streams))
   responses = [''.join(parts) for parts in said]
+  # The signal is as before: here Ctrl-C means no vote.
   choice = screen.read_vote()
-  ranks = VOTES.get(choice)
+  ranks = VOTES.get(choice)  # None for anything else
   if ranks:
     add_vote(options.votes, asked, responses, ranks, [speaker.name for speaker in speakers])
   names = f'1 was {speakers[0].name}, 2 was {speakers[1].name}'
@@ -256,7 +259,7 @@ def _collect(
 
 def _alternate(streams: Sequence[Iterator[str]]) -> Iterator[tuple[int, str]]:
   """Yields a part of each response in turn, so that their speed does not tell them apart."""
-  left = dict(enumerate(streams))
+  left = dict(enumerate(streams))  # those that have not ended
   while left:
     for number in list(left):
       part = next(left[number], None)
@@ -300,6 +303,7 @@ def obey(text: str, conversation: Conversation, screen: Screen) -> bool:
   Raises:
     UserError: there is no such command, or its argument is wrong.
   """
+  # Only the first word is the command; a text may have any others.
   name, _, argument = text.strip().partition(' ')
   argument = argument.strip()
   if name == '/quit':
@@ -379,5 +383,6 @@ def add_vote(
 
 def _append(path: Path, row: Mapping[str, Any]) -> None:
   """Adds a row to a file of JSON Lines, which another session may be writing too."""
+  # Opened for appending, and closed again: a crash loses no earlier row.
   with file_lock.open_locked(path, 'another process is writing this file') as file:
     file.write((json_lines.format_value(row) + '\n').encode())

@@ -67,7 +67,7 @@ class Terminal:
 
   def show_pair(self, parts: Iterator[tuple[int, str]]) -> None:
     """Draws two responses beside each other, again with every part."""
-    texts = ['', '']
+    texts = ['', '']  # of 1 and 2
     drawing = rich.live.Live(
       self._draw(texts), console=self._console, refresh_per_second=12, transient=True
     )
@@ -85,6 +85,7 @@ class Terminal:
       for number, text in enumerate(texts, start=1)
     ]
     grid = rich.table.Table.grid(expand=True, padding=0)
+    # Below each other on a narrow terminal.
     if self._console.width < _NARROW:
       grid.add_column(ratio=1)
       for panel in panels:
@@ -109,7 +110,7 @@ def _bind_keys() -> KeyBindings:
     else:
       buffer.validate_and_handle()
 
-  @keys.add('escape', 'enter')
+  @keys.add('escape', 'enter')  # terminals send Alt as Escape
   def break_line(event: KeyPressEvent) -> None:
     event.current_buffer.insert_text('\n')
 
@@ -122,7 +123,7 @@ class Pipe:
   def read_message(self) -> str | None:
     """Returns the next line, joined with those after it while it ends with a backslash."""
     read = []
-    for line in sys.stdin:
+    for line in sys.stdin:  # ends where the pipe is closed
       text = line.rstrip('\r\n')
       if not text.endswith(_MORE):
         read.append(text)

@@ -29,7 +29,12 @@ COMPARISON = Path('comparison.html')  # of several runs, in the current folder
 def make_parser() -> argparse.ArgumentParser:
   """Makes the parser of the command."""
   parser = arguments.make_parser('rlhf_jax.report', _DESCRIPTION, _EPILOG)
-  parser.add_argument('workdirs', metavar='WORKDIR', nargs='+', type=Path, help='folders of runs')
+  parser.add_argument(
+    'workdirs',
+    metavar='WORKDIR',
+    nargs='+',
+    help='folders of runs, or the URLs where they are kept',
+  )
   parser.add_argument(
     '--output',
     metavar='FILE',
@@ -64,20 +69,45 @@ def write_report(options: argparse.Namespace) -> None:
   Raises:
     UserError: a workdir is no run's, or the page cannot be written.
   """
+  from rlhf_jax import storage
+
+  folders = _open_workdirs(options.workdirs)
   output = options.output
   if output is None:
-    output = options.workdirs[0] / PAGE if len(options.workdirs) == 1 else COMPARISON
+    output = COMPARISON
+    if len(folders) == 1:
+      # The copy of a URL's workdir is not the user's to look into.
+      is_here = storage.as_local_path(options.workdirs[0]) is not None
+      output = folders[0] / PAGE if is_here else Path(PAGE)
   if output.is_dir():
     raise UserError(f'--output: expected a file, got the folder {str(output)!r}')
-  _write_once(options.workdirs, output, options.follow)
+  _write_once(folders, output, options.follow)
   print(output)
-  seen = _newest_change(options.workdirs)
+  seen = _newest_change(folders)
   while options.follow:
-    time.sleep(SECONDS)
-    changed = _newest_change(options.workdirs)
+    time.sleep(SECONDS)  # Ctrl-C ends it here
+    folders = _open_workdirs(options.workdirs)
+    changed = _newest_change(folders)
     if changed != seen:
       seen = changed
-      _write_once(options.workdirs, output, is_followed=True)
+      _write_once(folders, output, is_followed=True)
+
+
+def _open_workdirs(names: Sequence[str]) -> list[Path]:
+  """Returns the folders of runs; what is kept behind a URL is copied to this machine first."""
+  from rlhf_jax import storage
+
+  folders = []
+  for name in names:
+    local = storage.as_local_path(name)
+    if local is None:
+      # Imported here, as a folder of this machine needs no JAX.
+      from rlhf_jax.experiment import remote_workdir
+
+      folders.append(remote_workdir.fetch(name, 'WORKDIR'))
+    else:
+      folders.append(Path(local))
+  return folders
 
 
 def _write_once(workdirs: Sequence[Path], output: Path, is_followed: bool) -> None:
@@ -95,6 +125,7 @@ def _write_once(workdirs: Sequence[Path], output: Path, is_followed: bool) -> No
 
 def _newest_change(workdirs: Sequence[Path]) -> list[float]:
   """Returns when the files that the page shows were written last, for each run."""
+  # Not report.html itself, which would be seen as a change.
   patterns = ('*.json', '*/metrics.jsonl', '*/finished.json', 'evaluation/*.jsonl')
   newest = []
   for workdir in workdirs:

@@ -30,11 +30,15 @@ class BatchIterator(Iterator[Batch], Generic[Batch]):
   Attributes:
     dataset: an endless grain dataset of stacked examples.
     to_batch: makes a batch of these arrays.
+    num_examples: how many examples an epoch has.
   """
 
-  def __init__(self, dataset: grain.IterDataset, to_batch: Callable[[Arrays], Batch]):
+  def __init__(
+    self, dataset: grain.IterDataset, to_batch: Callable[[Arrays], Batch], num_examples: int
+  ):
     self.dataset = dataset
     self.to_batch = to_batch
+    self.num_examples = num_examples
     self._iterator = iter(dataset)  # grain's iterator, whose state is a position
 
   def __next__(self) -> Batch:
@@ -51,6 +55,19 @@ class BatchIterator(Iterator[Batch], Generic[Batch]):
       state: the value that its `get_state` returned.
     """
     self._iterator.set_state(state)
+
+  def epoch(self) -> float:
+    """Returns how often the examples have been read, those of a batch read ahead too."""
+    return _find_next_index(self.get_state()) / self.num_examples
+
+
+def _find_next_index(state: Any) -> int:
+  """Returns the number of examples read, which grain keeps in the innermost state."""
+  if not isinstance(state, Mapping):
+    return 0
+  # Packing and batching wrap the state of the source, some of them several levels deep.
+  own = state.get('next_index', 0)
+  return max([own, *map(_find_next_index, state.values())])
 
 
 class ZippedBatches(Iterator[tuple]):
@@ -72,6 +89,10 @@ class ZippedBatches(Iterator[tuple]):
     for iterator in self.iterators:
       parts.append(None if iterator is None else iterator.get_state())
     return {'parts': parts}
+
+  def epoch(self) -> float:
+    """Returns how often the examples of the first iterator have been read."""
+    return self.iterators[0].epoch()
 
   def set_state(self, state: dict[str, Any]) -> None:
     """Sets the states of all iterators.
@@ -111,7 +132,7 @@ def sequences(
     dataset = _packed(dataset, {'tokens': length, 'targets': length}, batch_size)
   else:
     dataset = dataset.map(functools.partial(_padded, length=length))
-  return BatchIterator(dataset.batch(batch_size), _to_sequences)
+  return BatchIterator(dataset.batch(batch_size), _to_sequences, len(examples))
 
 
 def sequences_once(
@@ -164,7 +185,7 @@ def rankings(
   # Responses, not tokens, are what is packed: the first axis of each array.
   lengths = {name: responses_per_row for name in examples[0]}
   dataset = _packed(dataset, lengths, batch_size)
-  return BatchIterator(dataset.batch(batch_size), _packed_to_rankings)
+  return BatchIterator(dataset.batch(batch_size), _packed_to_rankings, len(examples))
 
 
 def rankings_once(
@@ -215,7 +236,7 @@ def prompts(
     UserError: there are no examples, or a number is out of range.
   """
   dataset = _shuffled(examples, batch_size, seed)
-  return BatchIterator(dataset.batch(batch_size), _to_prompts)
+  return BatchIterator(dataset.batch(batch_size), _to_prompts, len(examples))
 
 
 def prompts_once(examples: Sequence[Example], batch_size: int) -> Iterator[Prompts]:

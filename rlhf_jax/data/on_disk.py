@@ -26,6 +26,7 @@ class _Spool:
   def __init__(self) -> None:
     folder = storage.cache_folder('spool')
     folder.mkdir(parents=True, exist_ok=True)
+    # Not in /tmp, which is memory on some machines.
     self._file = tempfile.TemporaryFile(dir=folder)
     self._is_flushed = True
     self.ends = array.array('q')
@@ -41,6 +42,7 @@ class _Spool:
     if not self._is_flushed:
       self._file.flush()
       self._is_flushed = True
+    # pread has no position of the file that threads could move for each other.
     begin = self.ends[number - 1] if number else 0
     return os.pread(self._file.fileno(), self.ends[number] - begin, begin)
 

@@ -42,12 +42,14 @@ def extend(config: Any, workdir: Path) -> list[str]:
       f'--extend: expected a stage with more loop.steps than in {path}, such as '
       '--config.sft.loop.steps=600, got none'
     )
+  # All are checked before anything is changed.
   for name in extended:
     _check_extension(name, old, new, workdir)
   for name in extended:
     old[name]['loop']['steps'] = new[name]['loop']['steps']
     (workdir / name / model_sources.FINISHED).unlink(missing_ok=True)
   put_results_aside(workdir)
+  # Last: if this process ends before, the same command prepares everything again.
   fingerprints.write_json(path, old)
   return extended
 
@@ -102,6 +104,7 @@ def _has_more_steps(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> bo
   if old is None or 'loop' not in old or 'loop' not in new:
     return False
   steps = new['loop']['steps']
+  # If anything else differs too, the workdir's own check names it.
   longer = copy.deepcopy(dict(old))
   longer['loop']['steps'] = steps
   return longer == new and steps > old['loop']['steps']

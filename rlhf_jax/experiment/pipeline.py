@@ -9,7 +9,7 @@ workdir/config.json   the whole config
         sessions.json, results.json, report.html
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 import contextlib
 import dataclasses
 import datetime
@@ -36,6 +36,7 @@ from rlhf_jax.experiment import (
   take_over,
 )
 from rlhf_jax.experiment import config as configs
+from rlhf_jax.experiment.remote_workdir import RemoteWorkdir
 from rlhf_jax.interop import chat_template, pretrained
 from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.models.model_config import DTYPES
@@ -167,8 +168,7 @@ def run(config: Any, workdir: str | os.PathLike, **options: Any) -> dict[str, An
   name = storage.as_local_path(str(workdir))
   if name is None:
     with remote_workdir.opened(str(workdir)) as remote:
-      publish = functools.partial(remote_workdir.publish, remote)
-      return _run(config, remote.folder, asked, publish)
+      return _run(config, remote.folder, asked, remote)
   return _run(config, Path(name), asked, None)
 
 
@@ -176,9 +176,9 @@ def _run(
   config: Any,
   workdir: Path,
   asked: RunOptions,
-  on_saved: Callable[[], None] | None,
+  remote: RemoteWorkdir | None,
 ) -> dict[str, Any]:
-  """Does the work of `run` in a folder; `on_saved` is called after each checkpoint and stage."""
+  """Does the work of `run` in a folder, which is uploaded where it is that of a URL."""
   if '{' in str(workdir):
     raise UserError(f'--workdir={workdir}: expected a name without {{, which begins a placeholder')
   if asked.baseline:
@@ -192,7 +192,7 @@ def _run(
   final_table.check(config, layout)  # now, rather than after all training
   check_common(config)
   with lock_workdir(workdir):
-    return _run_locked(config, workdir, layout, asked, on_saved)
+    return _run_locked(config, workdir, layout, asked, remote)
 
 
 def _run_locked(
@@ -200,7 +200,7 @@ def _run_locked(
   workdir: Path,
   layout: Layout,
   asked: RunOptions,
-  on_saved: Callable[[], None] | None,
+  remote: RemoteWorkdir | None,
 ) -> dict[str, Any]:
   """Does the work of `run`, in a workdir that no other run uses."""
   _continue_finished(config, workdir, asked)
@@ -222,8 +222,11 @@ def _run_locked(
   tokenizer = open_tokenizer(config, workdir)
   hosts.barrier('tokenizer')
   agreement.check_processes('tokenizer', {'tokenizer': tokenizer.core.to_str()})
+  on_saved, url = None, ''
+  if remote is not None:
+    on_saved, url = functools.partial(remote_workdir.publish, remote), remote.url
   contexts = {
-    name: Context(config, name, workdir, layout, tokenizer, on_saved) for name in config.stages
+    name: Context(config, name, workdir, layout, tokenizer, on_saved, url) for name in config.stages
   }
   finished = [name for name, context in contexts.items() if finished_seconds(context) is not None]
   if len(finished) < len(contexts):

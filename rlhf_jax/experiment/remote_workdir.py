@@ -66,6 +66,7 @@ class RemoteWorkdir:
     """
     self._manifest = self._read_manifest()
     entries = {} if self._manifest is None else self._manifest['files']
+    # A local folder may be ahead of its URL; what was never uploaded does not count.
     for path in self._list_local():
       if path not in entries:
         (self.folder / path).unlink()
@@ -84,12 +85,14 @@ class RemoteWorkdir:
       UserError: the store cannot be written, or another run has written it meanwhile.
     """
     old = {} if self._manifest is None else self._manifest['files']
+    # path → entry of the manifest that is written at the end
     new: dict[str, Any] = {}
     self._check_owner()
     for path in self._list_local():
       content = self._describe(path)
       if content is None:
         continue  # removed while the folder was listed
+      # What has not changed is not uploaded again, such as earlier checkpoints.
       before = old.get(path)
       if before is not None and _content(before) == content:
         new[path] = before
@@ -115,6 +118,7 @@ class RemoteWorkdir:
       _retry(self._store.put_file, source, target)
 
   def _write_manifest(self, entries: dict[str, Any]) -> None:
+    # The version tells this run's manifest from that of another one.
     manifest = {'version': uuid.uuid4().hex, 'files': entries}
     text = json.dumps({**manifest, fingerprints.KEY: fingerprints.of_value(manifest)}, indent=1)
     with self._errors():
@@ -125,6 +129,7 @@ class RemoteWorkdir:
     """Reads the manifest; None where there is none."""
     path = self._object(MANIFEST)
     with self._errors():
+      # fsspec remembers listings, and another machine may have written since.
       self._store.invalidate_cache()
       if not self._store.exists(path):
         return None
@@ -146,6 +151,7 @@ class RemoteWorkdir:
 
   def _remove_unlisted(self, old: dict[str, Any], new: dict[str, Any]) -> None:
     """Removes the objects that the last manifest listed and the new one does not."""
+    # Only after the new manifest: until then the old one is what a restart reads.
     listed = {entry['at'] for entry in new.values()}
     for entry in old.values():
       if entry['at'] not in listed:
@@ -158,6 +164,7 @@ class RemoteWorkdir:
   def _list_local(self) -> list[str]:
     """Lists the files of the local folder, without those that are being written."""
     paths = []
+    # pathlib's glob would descend into folders that orbax is just renaming.
     for parent, folders, names in os.walk(self.folder):
       folders[:] = [name for name in folders if not _is_partial(name)]
       for name in names:
@@ -228,6 +235,7 @@ def opened(url: str) -> Iterator[RemoteWorkdir]:
       publish(remote)
       raise
     publish(remote)
+    hosts.barrier('workdir uploaded')  # who ends before the first process would end it too
 
 
 def publish(remote: RemoteWorkdir) -> None:
@@ -263,5 +271,5 @@ def _retry(action: Callable[..., Any], *arguments: Any) -> Any:
     except (OSError, TimeoutError) as error:
       if isinstance(error, (FileNotFoundError, PermissionError)):
         raise
-      time.sleep(2**attempt / 4)
+      time.sleep(2**attempt / 4)  # half a second, one, two
   return action(*arguments)

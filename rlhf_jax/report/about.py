@@ -35,7 +35,7 @@ def list_durations(run: Run) -> list[Duration]:
   evaluation = (run.results.get('seconds') or {}).get('evaluation')
   if evaluation:
     seconds['final table'] = evaluation
-  whole = sum(seconds.values()) or 1.0
+  whole = sum(seconds.values()) or 1.0  # before anything was measured
   stages = {stage.name: stage for stage in run.stages}
   durations = []
   for name, value in seconds.items():
@@ -63,6 +63,7 @@ def _total(stage: Stage, metric: str) -> float:
   logged = [line[metric] for line in stage.metrics if isinstance(line.get(metric), (int, float))]
   if not logged:
     return 0.0
+  # Every step took its time, whether it was logged or not.
   steps = max(line.get('step', 0) for line in stage.metrics)
   return sum(logged) * max(1.0, steps / len(logged))
 
@@ -92,8 +93,9 @@ def _flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   """Returns 'section.key' → value."""
   flat: dict[str, Any] = {}
   for key, value in config.items():
-    if not prefix and key in _OWN_KEYS:
+    if not prefix and key in _OWN_KEYS:  # is of the file, not of the run
       continue
+    # An empty section is a value like any other.
     if isinstance(value, Mapping) and value:
       flat |= _flatten(value, f'{prefix}{key}.')
     else:
@@ -103,6 +105,7 @@ def _flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 def _format(value: Any) -> str:
   """Formats a value of a config as an override takes it."""
+  # JSON has made lists of tuples.
   if isinstance(value, (list, tuple)):
     value = tuple(value)
   text = value if isinstance(value, str) and value else repr(value)

@@ -105,6 +105,7 @@ def draw_chart(title: str, note: str, x_label: str, series: Sequence[Series]) ->
   # Steps and distances are counted from 0.
   places = [0.0, *(x for one in series for x, _ in one.points)]
   x_scale = _Scale(places, LEFT, WIDTH - RIGHT)
+  # A band belongs to the chart as much as its line.
   heights = [y for one in series for _, y in one.points]
   heights += [y for one in series for _, low, high in one.band for y in (low, high)]
   y_scale = _Scale(heights, HEIGHT - BOTTOM, TOP, rounded=4)
@@ -150,7 +151,7 @@ class _Scale:
     low, high = min(values), max(values)
     if low == high:  # a single value stands in the middle
       low, high = low - 0.5, high + 0.5
-    if rounded:
+    if rounded:  # so that no line touches the frame between two ticks
       step = _round_step((high - low) / rounded)
       low = math.floor(low / step + 1e-9) * step
       high = math.ceil(high / step - 1e-9) * step
@@ -165,6 +166,7 @@ class _Scale:
   def ticks(self, count: int) -> list[tuple[float, str]]:
     """Returns places and texts of about so many round values."""
     step = _round_step((self.high - self.low) / count)
+    # The small terms keep a tick that rounding put just outside the axis.
     value = math.ceil(self.low / step - 1e-9) * step
     ticks = []
     while value <= self.high + 1e-9 * step:
@@ -185,7 +187,7 @@ def _round_step(step: float) -> float:
 
 def _simplify(series: Series) -> Series:
   """Averages neighbouring points of a line that has more of them than can be seen."""
-  size = -(-len(series.points) // MAX_POINTS)
+  size = -(-len(series.points) // MAX_POINTS)  # neighbours that become one point
   if size <= 1:
     return series
   points = [(_mean(xs), _mean(ys)) for xs, ys in _grouped(series.points, size)]
@@ -213,6 +215,7 @@ def _draw(series: Series, number: int, x_scale: _Scale, y_scale: _Scale, x_label
   band = [
     (x_scale.place(x), y_scale.place(low), y_scale.place(high)) for x, low, high in series.band
   ]
+  # Along the upper edge and back along the lower one.
   outline = [(x, high) for x, _, high in band] + [(x, low) for x, low, _ in reversed(band)]
   shows_marks = not path or len(readings) <= MARKED_POINTS
   return Drawn(
@@ -259,6 +262,7 @@ def over_runs(
   """
   if len(lines) == 1:
     return Series(name, lines[0], is_dashed=is_dashed, color=color)
+  # Evaluations may lie at other steps; a mean over fewer runs would jump there.
   values = [dict(line) for line in lines]
   common = sorted(set.intersection(*(set(of_run) for of_run in values)))
   points, band = [], []
@@ -307,6 +311,7 @@ def draw_histograms(
   values = [(title, own) for title, own in values if own]
   if not values:
     return []
+  # One axis and one scale for all, so that they can be compared.
   every = list(itertools.chain.from_iterable(own for _, own in values))
   scale = _Scale(every, 10.0, WIDTH - 10.0)
   width = (scale.high - scale.low) / bins
@@ -317,7 +322,7 @@ def draw_histograms(
     bars = []
     for number, share in enumerate(heights):
       if not share:
-        continue
+        continue  # an empty bin has no bar
       low = scale.low + number * width
       left, right = scale.place(low), scale.place(low + width)
       height = round((_BASE - 8) * share / highest, 1)
@@ -341,5 +346,6 @@ def _count(values: Sequence[float], low: float, width: float, bins: int) -> list
   """Returns the share of the values in each bin."""
   counts = [0] * bins
   for value in values:
+    # The largest value ends the last bin rather than beginning another.
     counts[min(bins - 1, int((value - low) / width))] += 1
   return [count / len(values) for count in counts]

@@ -77,6 +77,7 @@ def draw_curves(groups: Mapping[str, Sequence[Run]]) -> dict[str, list[Chart]]:
   Returns:
     Name of a stage → its panels.
   """
+  # In the order of the first run that has them.
   names = dict.fromkeys(
     stage.name for runs in groups.values() for run in runs for stage in run.stages
   )
@@ -100,6 +101,7 @@ def _draw_stage(name: str, groups: Mapping[str, Sequence[Run]]) -> list[Chart]:
         color = None if is_alone else number
         on_training = label == ON_TRAINING
         series.append(charts.over_runs(title, lines, is_dashed=on_training, color=color))
+    # The clipped loss of a policy hovers around 0, however well it learns.
     if panel.title == 'loss' and _has_policy(name, groups):
       continue
     chart = charts.draw_chart(panel.title, panel.note, 'step', series)
@@ -137,29 +139,44 @@ def draw_frontier(groups: Mapping[str, Sequence[Run]]) -> list[Chart]:
     groups: name → runs, as in `draw_curves`.
   """
   drawn = []
-  colors: dict[str, int] = {}  # the same of a name in both
-  for key, title, note in (
-    ('score', 'reward that is optimised (proxy)', 'of held-out prompts, against √KL'),
-    ('utility', "judge's utility (gold)", 'of held-out prompts, against √KL'),
+  colors: dict[str, int] = {}  # a name has the same colour in both charts
+  for key, title in (
+    ('score', 'reward that is optimised (proxy)'),
+    ('utility', "judge's utility (gold)"),
   ):
     series = []
-    for group, runs in groups.items():
+    for number, (group, runs) in enumerate(groups.items()):
+      is_alone = len(groups) == len(runs) == 1
       for run in runs:
-        place = f'{group}, ' if len(groups) > 1 else ''
-        label = f'{place}seed {run.config.get("seed")}, ' if len(runs) > 1 else place
-        series += _training_frontier(run, key, label)
-        series += _table_frontier(run, key, label)
-    colored = []
-    for one in series:
-      color = colors.setdefault(one.name, len(colors))
-      colored.append(dataclasses.replace(one, color=color))
-    chart = charts.draw_chart(title, note, '√KL', colored)
+        for one in _run_frontier(run, key, is_alone):
+          if is_alone:
+            color = colors.setdefault(one.name, len(colors))
+            series.append(dataclasses.replace(one, color=color))
+            continue
+          # Of several runs, colours tell the configs apart.
+          seed = f', seed {run.config.get("seed")}' if len(runs) > 1 else ''
+          name = f'{group}{seed}, {one.name}'
+          series.append(dataclasses.replace(one, name=name, color=number))
+    chart = charts.draw_chart(title, 'of held-out prompts, against √KL', '√KL', series)
     if chart:
       drawn.append(chart)
   return drawn
 
 
-def _training_frontier(run: Run, key: str, label: str) -> list[Series]:
+def _run_frontier(run: Run, key: str, is_alone: bool) -> list[Series]:
+  """Returns the paths of training, and points of the final table.
+
+  Beside other runs, only the models that were compared with the baseline have a point: with all
+  controls nothing could be seen.
+  """
+  parts = ('models', 'controls') if is_alone else ('models',)
+  points = _table_frontier(run, key, parts)
+  if not is_alone:
+    points = [one for one in points if one.name != f'{run.baseline}, table']
+  return [*_training_frontier(run, key), *points]
+
+
+def _training_frontier(run: Run, key: str) -> list[Series]:
   """Returns a line for each stage with evaluations that measure KL."""
   series = []
   for stage in run.stages:
@@ -173,13 +190,14 @@ def _training_frontier(run: Run, key: str, label: str) -> list[Series]:
       values = _values(own, key)
       if not values:
         continue
+      # An estimate near 0 may be negative.
       x = math.sqrt(max(0.0, sum(row.kl or 0.0 for row in own) / len(own)))
       low, high = winrate.bootstrap(values, resamples=500)
       points.append((x, sum(values) / len(values)))
       band.append((x, low, high))
     if points:
       # In the order of the steps, as the path of training may turn back.
-      series.append(Series(f'{label}{stage.name}', points, band, has_bars=True))
+      series.append(Series(stage.name, points, band, has_bars=True))
   return series
 
 
@@ -190,10 +208,10 @@ def _values(rows: Sequence[Kept], key: str) -> list[float]:
   return [row.verdict[key] for row in rows if key in row.verdict]
 
 
-def _table_frontier(run: Run, key: str, label: str) -> list[Series]:
+def _table_frontier(run: Run, key: str, parts: Sequence[str]) -> list[Series]:
   """Returns a point for each row of the final table with a KL: models, best of N, tilts."""
   series = []
-  for part in ('models', 'controls'):
+  for part in parts:
     for name, decodings in (run.results.get(part) or {}).items():
       row = decodings.get('sampled') or {}
       kl, value = row.get('kl_to_sft'), row.get(key)
@@ -201,7 +219,7 @@ def _table_frontier(run: Run, key: str, label: str) -> list[Series]:
         continue
       x = math.sqrt(max(0.0, kl))
       band = [(x, *row[f'{key}_ci95'])] if f'{key}_ci95' in row else []
-      title = f'{label}{name}, table'.replace('_', ' ')
+      title = f'{name}, table'.replace('_', ' ')
       series.append(Series(title, [(x, value)], band, is_line=False, has_bars=True))
   return series
 
@@ -217,6 +235,7 @@ def draw_distributions(run: Run) -> dict[str, list[charts.Histogram]]:
   """
   drawn = {}
   names = list(run.results.get('models') or {})
+  # Only models: what controls choose from is SFT's distribution again.
   final: dict[str, list[Kept]] = {name: [] for name in names}
   for row in run.responses:
     if row.evaluation == FINAL and row.decoding == 'sampled' and row.model in final:
@@ -230,6 +249,7 @@ def draw_distributions(run: Run) -> dict[str, list[charts.Histogram]]:
   for stage in run.stages:
     rows = [row for row in run.responses if row.evaluation == TRAINING and row.stage == stage.name]
     steps = sorted({row.step for row in rows if row.step is not None})
+    # One histogram where there was one evaluation.
     ends = dict.fromkeys([steps[0], steps[-1]]) if steps else {}
     drawn[f'the reward of held-out prompts, {stage.name}'] = charts.draw_histograms(
       [

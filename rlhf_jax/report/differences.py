@@ -23,8 +23,10 @@ def mark_differences(text: str, other: str) -> list[Piece]:
   [('It is ', False), ('red', True), ('.', False)]
   """
   words, others = _WORDS.findall(text), _WORDS.findall(other)
+  # The comparison takes the product of both lengths.
   if max(len(words), len(others)) > MAX_WORDS:
     return [(text, False)]
+  # autojunk would ignore words that are frequent in a long text.
   matcher = difflib.SequenceMatcher(None, others, words, autojunk=False)
   pieces = []
   for kind, _, _, begin, end in matcher.get_opcodes():

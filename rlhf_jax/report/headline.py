@@ -71,7 +71,7 @@ def describe_win(
   >>> describe_win('ppo', 'sft', 0.6, (0.55, 0.65), 'sampled').text
   'ppo wins 60.0% of the comparisons with sft, sampled (95% interval 55.0 to 65.0%): it is better.'
   """
-  low, high = interval
+  low, high = interval  # as shares
   where = f'(95% interval {100 * low:.1f} to {100 * high:.1f}%)'
   said = f'{model} wins {rate:.1%} of the comparisons with {baseline}, {manner} {where}'
   # A half is what two equal models would reach, as a tie counts half.
@@ -124,6 +124,7 @@ def _compare(model: str, baseline: str, models: Mapping[str, Any], decoding: str
   """Compares a model with the baseline by win rate."""
   row = models[model].get(decoding) or {}
   key = win_key(row)
+  # A row may lack the decoding: the best of N has no greedy one.
   if f'{key}_ci95' not in row:
     return Sentence(f'{model} was not compared with {baseline}, {decoding}.')
   manner = {'sampled': 'sampled', 'greedy': 'greedily'}[decoding]
@@ -170,7 +171,7 @@ def describe_progress(responses: Sequence[Kept], stages: Sequence[str]) -> list[
     # The same prompts at both ends: the difference is paired.
     pairs = [(row, last[key]) for key, row in first.items() if key in last]
     proxy = [b.score - a.score for a, b in pairs if a.score is not None and b.score is not None]
-    if len(proxy) < 2:
+    if len(proxy) < 2:  # no reward was measured
       continue
     where = f'In {stage}, from step {steps[0]} to {steps[-1]}'
     rose = _describe_change(proxy)
@@ -179,7 +180,7 @@ def describe_progress(responses: Sequence[Kept], stages: Sequence[str]) -> list[
       for a, b in pairs
       if 'utility' in a.verdict and 'utility' in b.verdict
     ]
-    if len(gold) < 2:
+    if len(gold) < 2:  # nobody knows the truth here
       said.append(Sentence(f'{where}, the reward of held-out prompts changed by {rose}.'))
       continue
     text = f"{where}, the reward changed by {rose}, and the judge's utility by "
@@ -211,6 +212,7 @@ def _state_of(run: Run) -> str:
   done = [stage for stage in run.stages if stage.seconds is not None]
   if run.results or len(done) == len(run.stages):
     return 'Finished; no models were compared'
+  # The first of them is under way, or was when the process died.
   begun = [stage for stage in run.stages if stage.has_begun and stage.seconds is None]
   place = f'{len(done)} of {len(run.stages)} stages are finished'
   if not begun:

@@ -93,6 +93,7 @@ def make_rows(
     **common: evaluation, stage, step, model and decoding of all rows.
   """
   rows = []
+  # Whole prompts are left out, so that the samples of those that stay can be compared.
   for number in _thin_out(responses.texts, prompts):
     for sample, text in enumerate(responses.texts[number]):
       place = (number, sample)
@@ -121,12 +122,14 @@ def _thin_out(texts: Sequence[Sequence[str]], prompts: Sequence[str]) -> range:
   for prompt, own in zip(prompts, texts, strict=True):
     characters += sum(len(text[:MAX_TEXT]) + len(prompt[:MAX_TEXT]) for text in own)
   count = sum(map(len, texts))
+  # The larger of the two distances keeps both bounds.
   every = max(1, -(-count // MAX_ROWS), -(-characters // MAX_CHARACTERS))
   return range(0, len(texts), every)
 
 
 def _number_at(values: np.ndarray | None, place: tuple[int, int]) -> float | None:
   """Returns a number of a column, rounded; None without a column, or where it is not finite."""
+  # JSON has no NaN, which a scorer that failed leaves.
   if values is None or not np.isfinite(values[place]):
     return None
   return _round(values[place])
@@ -162,7 +165,7 @@ def _replace(path: Path, rows: Sequence[Kept]) -> None:
   lines = before.splitlines(keepends=True)
   kept = [line for line in lines if line.endswith(b'\n') and not _is_replaced(line, rows[0])]
   added = ''.join(json_lines.format_value(_to_json(row)) + '\n' for row in rows).encode()
-  if len(kept) < len(lines) or not before:
+  if len(kept) < len(lines) or not before:  # something is replaced: the file is written anew
     with files.replacing(path) as temporary:
       temporary.write_bytes(b''.join(kept) + added)
     return
@@ -179,10 +182,12 @@ def _is_replaced(line: bytes, first: Kept) -> bool:
   if match is None:
     return True  # damaged
   evaluation, stage, step = match.groups()
+  # The table replaces only the table, and a stage's evaluation only that stage's.
   if evaluation.decode() != first.evaluation:
     return False
   if first.evaluation == FINAL:
     return True
+  # Later steps too: an earlier process made them, and this one will make them again.
   return json.loads(stage) == first.stage and int(step) >= (first.step or 0)
 
 
@@ -207,6 +212,7 @@ def read(workdir: str | os.PathLike) -> list[Kept]:
 
 def _parse(lines: Iterable[bytes]) -> Iterable[Kept]:
   """Yields the row of each line that is whole."""
+  # What `_to_json` leaves out.
   optional = {'model': '', 'prompt_id': '', 'prompt': '', 'response': ''}
   for line in lines:
     try:

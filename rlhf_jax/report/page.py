@@ -36,7 +36,7 @@ def render_run(run: Run, is_followed: bool = False) -> str:
   worst: list[samples.Case] = []
   if main and run.baseline in models:
     best, worst = samples.best_and_worst(models, main[-1], run.baseline)
-  groups = {run.name: [run]}
+  groups = {run.name: [run]}  # of one run, without a band
   return _render(
     'run.html',
     title=run.name,
@@ -121,6 +121,7 @@ def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
   """
   by_config: dict[str, list[Run]] = {}
   for run in runs:
+    # `seed` is the seed of all randomness; a data section's own seed may differ too.
     config = {key: value for key, value in run.config.items() if key != 'seed'}
     by_config.setdefault(json.dumps(config, sort_keys=True), []).append(run)
   groups: dict[str, list[Run]] = {}
@@ -166,6 +167,7 @@ def _list_rows(groups: Mapping[str, Sequence[Run]]) -> list[tables.Table]:
     every = [row for rows in averages.values() for row in rows.values()]
     if not every:
       continue
+    # Each run has a baseline of its own.
     columns = tables.choose_columns(every, 'the baseline', is_full=False)
     shown = []
     for group, own_rows in averages.items():
@@ -200,6 +202,7 @@ def _render(template: str, **values: Any) -> str:
   environment = _open_templates()
   script = (TEMPLATES / 'report.js').read_text(encoding='utf-8')
   digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+  # The browser runs the script of this digest and no other, whatever a model wrote.
   now = datetime.datetime.now().astimezone()
   return environment.get_template(template).render(
     style=markupsafe.Markup((TEMPLATES / 'report.css').read_text(encoding='utf-8')),

@@ -47,6 +47,7 @@ class Refresher:
   def refresh(self) -> None:
     """Writes the report, unless that was done too shortly before; on process 0 only."""
     began = time.monotonic()
+    # The others would write the same file.
     if not hosts.is_first_process() or began < self._next:
       return
     write(self._workdir)

@@ -67,7 +67,7 @@ class Run:
   def baseline(self) -> str:
     """The row of the final table with which the others are compared; '' without a table."""
     section = self.config.get('evaluation', {})
-    best_of = section.get('best_of') or {}
+    best_of = section.get('best_of') or {}  # rows of these are chosen, not sampled
     for row, stage in (section.get('models') or {}).items():
       if stage == section.get('baseline') and row not in best_of:
         return row
@@ -90,8 +90,9 @@ def read_run(workdir: str | Path, results: Mapping[str, Any] | None = None) -> R
   if not path.is_file():
     raise UserError(f'{workdir}: expected the workdir of a run, but it has no config.json')
   config = fingerprints.read_json(path)
+  # A stage that has not begun has no folder; it is listed all the same.
   stages = [_read_stage(workdir, name, config, problems) for name in config.get('stages', ())]
-  if results is None:
+  if results is None:  # not from a run that is at its end
     results = _read_json(workdir / 'results.json', problems)
   return Run(
     name=workdir.resolve().name,
@@ -158,7 +159,7 @@ def last_evaluation(rows: Lines) -> dict[str, Any]:
 
 def read_transcripts(directory: str | Path, count: int = 20) -> list[dict]:
   """Reads the first critiques and revisions in the transcripts.jsonl of a stage."""
-  path = Path(directory) / 'transcripts.jsonl'
+  path = Path(directory) / 'transcripts.jsonl'  # written whole, unlike metrics.jsonl
   if not path.is_file():
     return []
   return [row for _, row in json_lines.read_values(path)][:count]

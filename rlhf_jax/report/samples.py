@@ -88,6 +88,7 @@ def side_by_side(
   names = [name for name in names if name in models]
   if not names:
     return []
+  # Only prompts that all of them answered.
   keys = [key for key in models[names[0]] if all(key in models[name] for name in names)]
   return [
     _make_case(key, {name: models[name][key][0] for name in names}, baseline)
@@ -116,7 +117,7 @@ def best_and_worst(
   for key in own:
     if key in other:
       gain = _mean_worth(own[key]) - _mean_worth(other[key])
-      if math.isfinite(gain):
+      if math.isfinite(gain):  # NaN where nothing judged a sample
         gains.append((gain, key))
   gains.sort(key=_gain)
   worst = [pair for pair in gains[:SHOWN_CASES] if pair[0] < 0]
@@ -146,10 +147,11 @@ def histories(rows: Sequence[Kept], stage: str) -> list[Case]:
     if row.sample == 0:
       by_prompt.setdefault((row.prompt_id, row.prompt), []).append(row)
   steps = len({row.step for row in own})
+  # Without prompts that some evaluation left out, and where there was only one.
   keys = [key for key, rows in by_prompt.items() if len(rows) == steps > 1]
   cases = []
   for key in spread(keys, SHOWN_HISTORIES):
-    before = ''
+    before = ''  # nothing is marked in the first one
     shown = []
     for row in spread(by_prompt[key], MAX_STEPS):
       pieces = mark_differences(_cut(row.response), before or _cut(row.response))
@@ -181,6 +183,7 @@ def _view_tokens(row: Kept) -> TokenView:
   if row.tokens.get('advantage'):
     columns['advantage'] = row.tokens['advantage']
   columns = {name: values[:MAX_TOKENS] for name, values in columns.items()}
+  # Colours show the size relative to the largest of this response.
   largest = {name: max(map(abs, values), default=0) or 1 for name, values in columns.items()}
   tokens = []
   for number, text in enumerate(row.tokens['token'][:MAX_TOKENS]):
@@ -202,7 +205,7 @@ def list_facts(row: Kept) -> list[tuple[str, str]]:
   if 'utility' in row.verdict:
     facts.append(('utility', f'{row.verdict["utility"]:+.2f}'))
   for name in ('helpful', 'honest', 'harmless'):
-    if row.verdict.get(name) == 0:
+    if row.verdict.get(name) == 0:  # what is as it should be is not worth a word
       facts.append((f'not {name}', ''))
   if row.kl is not None:
     facts.append(('KL', f'{row.kl:.2f}'))
@@ -238,7 +241,7 @@ def _mean_worth(rows: Sequence[Kept]) -> float:
 
 def _typical(rows: Sequence[Kept]) -> Kept:
   """Returns the sample whose worth is nearest to the mean."""
-  mean = _mean_worth(rows)
+  mean = _mean_worth(rows)  # NaN never gets here
   return min(rows, key=lambda row: abs(worth(row) - mean))
 
 

@@ -45,7 +45,7 @@ def _describe_session() -> dict[str, Any]:
   """Describes this process: its command, versions and devices."""
   devices = jax.devices()
   versions = {'rlhf_jax': rlhf_jax.__version__, 'python': platform.python_version()}
-  for name in PACKAGES:
+  for name in PACKAGES:  # what decides the numbers of a run
     try:
       versions[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -55,6 +55,7 @@ def _describe_session() -> dict[str, Any]:
     'command': _command(),
     'versions': versions,
     'devices': f'{len(devices)} × {devices[0].device_kind}',
+    # Of all processes, as `devices` is.
     'processes': jax.process_count(),
     'system': platform.platform(),
   }
@@ -63,6 +64,7 @@ def _describe_session() -> dict[str, Any]:
 def _command() -> str:
   """Returns the command of this process as a shell takes it."""
   program = Path(sys.argv[0])
+  # argv[0] of `python -m` is the path of the module.
   if program.name == '__main__.py' and program.parent.name == 'rlhf_jax':
     return shlex.join(['python', '-m', 'rlhf_jax', *sys.argv[1:]])
   return shlex.join([program.name, *sys.argv[1:]])

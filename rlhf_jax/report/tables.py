@@ -99,7 +99,7 @@ def make_tables(run: Run, is_full: bool) -> list[Table]:
   """
   tables = []
   for decoding in ('sampled', 'greedy'):
-    groups = {}
+    groups = {}  # title → name of a row → its values
     for title, part in (('models', 'models'), ('what they must beat', 'controls')):
       rows = {
         name: decodings[decoding]
@@ -147,14 +147,16 @@ def choose_columns(rows: Sequence[Row], baseline: str, is_full: bool) -> list[Co
     is_full: all columns, rather than the first few.
   """
   measures = dict(MEASURES)
+  # Win rates against further models, which `evaluation.versus` names.
   for row in rows:
     for key in row:
       if key.startswith(_WIN_RATE) and not key.endswith(_INTERVAL):
         opponent = key.removeprefix(_WIN_RATE)
         measures.setdefault(key, (f'wins vs {opponent}', 'a tie is half a win'))
   known = [key for key in measures if any(key in row for row in rows)]
-  if not is_full:
+  if not is_full:  # as many as stand beside each other on paper
     main = [key for key in known if key not in ALWAYS][: SHOWN - len(ALWAYS)]
+    # Of two win rates, the one without style says more.
     if rows and win_key(rows[0]).startswith('substance'):
       main = [key for key in known if key not in (*ALWAYS, 'win_rate_vs_sft')]
       main = main[: SHOWN - len(ALWAYS)]
@@ -176,10 +178,10 @@ def make_cell(column: Column, row: Row) -> Cell:
   interval = row.get(column.key + _INTERVAL)
   if interval and interval[0] == interval[1] and column.middle is not None:
     interval = None  # the baseline beside itself
-  if not column.is_share:
+  if not column.is_share:  # no axis to draw it on
     shown = f'{interval[0]:.2f} to {interval[1]:.2f}' if interval else ''
     digits = 1 if column.key == 'response_length' else 2
-    return Cell(f'{value:.{digits}f}', shown)
+    return Cell(f'{round(value, digits) + 0.0:.{digits}f}', shown)  # not -0.00
   if not interval:
     return Cell(f'{value:.1%}', '', round(100 * value, 1))
   low, high = interval
@@ -204,6 +206,7 @@ def average_rows(rows: Sequence[Row]) -> dict[str, Any]:
   if len(rows) == 1:
     return dict(rows[0])
   average: dict[str, Any] = {}
+  # The rows' own intervals are left out: they are of prompts, not of seeds.
   for key in rows[0]:
     values = [row[key] for row in rows if isinstance(row.get(key), (int, float))]
     if len(values) == len(rows):

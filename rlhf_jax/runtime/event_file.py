@@ -17,7 +17,7 @@ import time
 from typing import BinaryIO
 
 from tensorboardX import record_writer
-from tensorboardX.proto import event_pb2, summary_pb2
+from tensorboardX.proto import event_pb2, summary_pb2, tensor_pb2, tensor_shape_pb2
 
 
 class EventFile:
@@ -46,6 +46,22 @@ class EventFile:
       summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in values.items()
     ]
     self._write(event_pb2.Event(step=step, summary=summary_pb2.Summary(value=scalars)))
+
+  def write_text(self, step: int, name: str, text: str) -> None:
+    """Writes a text in Markdown, which TensorBoard shows under TEXT."""
+    plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name='text')
+    value = summary_pb2.Summary.Value(
+      tag=name,
+      metadata=summary_pb2.SummaryMetadata(plugin_data=plugin),
+      tensor=tensor_pb2.TensorProto(
+        dtype='DT_STRING',
+        string_val=[text.encode()],
+        tensor_shape=tensor_shape_pb2.TensorShapeProto(
+          dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=1)]
+        ),
+      ),
+    )
+    self._write(event_pb2.Event(step=step, summary=summary_pb2.Summary(value=[value])))
 
   def close(self) -> None:
     """Closes the file."""

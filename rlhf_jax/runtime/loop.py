@@ -12,8 +12,10 @@ import logging
 import math
 import os
 from pathlib import Path
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 import time
 from typing import Any
@@ -66,6 +68,8 @@ class Training:
     finish: state → state, applied once after the last step, before that state is
       evaluated and saved; or None.
     meter: compares the time of the steps with their work; None if that is not known.
+    learning_rate: number of steps made → the learning rate of the next one; or None.
+    described: how trackers call the run.
     warn: metrics of a step → a warning, '' = none; the first one is shown.
     evaluated: is called after each evaluation; must not raise. Or None.
   """
@@ -77,6 +81,8 @@ class Training:
   evaluate: Callable[[Any], tuple[dict[str, float], list[dict]]] | None = None
   finish: Callable[[Any], Any] | None = None
   meter: Meter | None = None
+  learning_rate: Callable[[int], float] | None = None
+  described: metrics_lib.RunDescription = metrics_lib.RunDescription()
   warn: Callable[[dict[str, float]], str] | None = None
   evaluated: Callable[[], None] | None = None
 
@@ -131,7 +137,7 @@ def run(
     # Without done.json the run was killed between its last checkpoint and its end.
     if step >= options.steps and (directory / DONE).exists():
       return state
-    writer = stack.enter_context(_open_writer(directory, options, step))
+    writer = stack.enter_context(_open_writer(directory, options, step, training.described))
     progress = stack.enter_context(_Progress(training.name, step, options.steps))
     saver = _Saver(
       directory=directory,
@@ -180,6 +186,7 @@ def _open_writer(
   directory: Path,
   options: LoopOptions,
   step: int,
+  described: metrics_lib.RunDescription,
 ) -> metrics_lib.Writer:
   """Opens the metrics of a run that goes on after `step`, and is thus not done."""
   if hosts.is_first_process():
@@ -189,6 +196,7 @@ def _open_writer(
     options.tensorboard,
     options.wandb_project,
     resume_step=step or -1,  # -1 drops step 0 too, which is evaluated again
+    described=described,
   )
 
 
@@ -242,7 +250,7 @@ def _train(
     reporter.progress.show(step, metrics)
     reporter.warn_once(step, metrics)
     if _is_due(step, options.log_every, options.steps):
-      reporter.writer.metrics(step, metrics)
+      reporter.writer.metrics(step, metrics | _describe_progress(training, step))
     if step == options.steps and training.finish:
       state = training.finish(state)
     if _is_due(step, options.eval_every, options.steps):
@@ -334,6 +342,21 @@ def _timed_metrics(
   return metrics
 
 
+def _describe_progress(training: Training, step: int) -> dict[str, float]:
+  """Returns how far the run is: learning rate, epoch and the most memory of a device."""
+  values = {}
+  if training.learning_rate:
+    values['learning_rate'] = training.learning_rate(step - 1)
+  epoch = getattr(training.batches, 'epoch', None)
+  if epoch:
+    values['epoch'] = epoch()
+  statistics = [device.memory_stats() for device in jax.local_devices()]
+  peaks = [found['peak_bytes_in_use'] for found in statistics if found]
+  if peaks:  # CPUs do not say
+    values['memory/peak_gigabytes'] = max(peaks) / 1e9
+  return values
+
+
 def _list_non_finite(metrics: dict[str, float]) -> list[str]:
   """Returns a message such as 'loss is nan' for each metric that is not finite."""
   problems = []
@@ -392,7 +415,8 @@ class _Reporter:
     try:
       values, samples = self.training.evaluate(state)
       metrics = {f'eval/{key}': float(value) for key, value in values.items()}
-      lines = [json_lines.format_value(sample) for sample in samples]
+      for sample in samples:
+        json_lines.format_value(sample)  # what is no JSON fails here, not in the writer
     except Exception as error:  # of any kind: it is the stage's own code
       logging.warning(
         '%s: step %d: the evaluation failed, training goes on: %s',
@@ -407,8 +431,8 @@ class _Reporter:
     if len(shown) > 5:
       shown = [*shown[:5], '…']
     self.progress.say(f'{name}: step {step}: ' + ', '.join(shown))
-    for line in lines[:2]:  # all are in samples.jsonl
-      self.progress.say(f'  {plain_text.visible(line[:400])}')
+    for sample in samples[:2]:  # all are in samples.jsonl
+      self.progress.say(_format_sample(sample))
     if self.training.evaluated:
       self.training.evaluated()
 
@@ -419,6 +443,25 @@ class _Reporter:
     self.progress.say(
       f'{name}: stopped by {signal_name} at step {step}, saved; repeat the command to continue'
     )
+
+
+def _format_sample(sample: dict[str, Any]) -> str:
+  """Returns a sample as a block of lines: each field behind its name, at most 400 characters."""
+  width = min(shutil.get_terminal_size().columns, 120)
+  indent = 2 + max(len(name) for name in sample) + 2
+  lines = []
+  for name, value in sample.items():
+    text = f'{value:.4g}' if isinstance(value, float) else str(value)
+    if len(text) > 400:
+      text = text[:400] + ' …'
+    beginning = f'  {name}:'.ljust(indent)
+    for number, line in enumerate(text.splitlines() or ['']):
+      before = ' ' * indent if number else beginning
+      room = max(width - indent, 20)
+      wrapped = textwrap.wrap(plain_text.visible(line), room) or ['']
+      lines.append(before + wrapped[0])
+      lines += [' ' * indent + rest for rest in wrapped[1:]]
+  return '\n'.join(lines)
 
 
 @contextlib.contextmanager
@@ -490,19 +533,34 @@ class _Progress:
       if name in metrics:
         parts.append(f'{name} {metrics[name]:.4g}')
         break
+    if 'kl' in metrics:
+      parts.append(f'kl {metrics["kl"]:.4g}')
     if 'time/tokens_per_second' in metrics:
       parts.append(f'{metrics["time/tokens_per_second"]:,.0f} tokens/s')
     if self._bar:
       self._bar.set_postfix_str(', '.join(parts), refresh=False)
-      self._bar.update()  # redraws a few times a second at most
+      if step == self._first + 1:
+        self._forget_compilation(step)
+      else:
+        self._bar.update()  # redraws a few times a second at most
       return
+    if step == self._first + 1:
+      self._began = time.monotonic()  # the first step has compiled the programs
     tenth = step * 10 // self._steps  # a line whenever another tenth is done
     if tenth == (step - 1) * 10 // self._steps:
       return
-    seconds_per_step = (time.monotonic() - self._began) / (step - self._first)
-    left = seconds_per_step * (self._steps - step)
-    parts.append(f'{tqdm.tqdm.format_interval(left)} left')
+    if step > self._first + 1:
+      seconds_per_step = (time.monotonic() - self._began) / (step - self._first - 1)
+      left = seconds_per_step * (self._steps - step)
+      parts.append(f'{tqdm.tqdm.format_interval(left)} left')
     self.say(f'{self._name}: step {step}/{self._steps}: ' + ', '.join(parts))
+
+  def _forget_compilation(self, step: int) -> None:
+    """Makes the bar's time begin after the first step, which has compiled the programs."""
+    assert self._bar is not None
+    self._bar.reset()
+    self._bar.initial = self._bar.n = self._bar.last_print_n = step
+    self._bar.refresh()
 
   def say(self, text: str) -> None:
     """Prints a line without disturbing the bar."""

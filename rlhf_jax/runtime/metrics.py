@@ -5,7 +5,9 @@ of later steps, so that the files of an interrupted run equal those of an
 uninterrupted one, except for the fields `time/…`. Only process 0 writes.
 """
 
+from collections.abc import Mapping, Sequence
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -21,6 +23,24 @@ METRICS = 'metrics.jsonl'  # a line for each step that is logged or evaluated
 SAMPLES = 'samples.jsonl'  # a line for each sample of an evaluation
 
 
+@dataclasses.dataclass(frozen=True)
+class RunDescription:
+  """How trackers call a run of a stage.
+
+  Attributes:
+    name: such as quickstart/ppo.
+    group: of the stages of one run, such as quickstart.
+    identity: where the run is kept; a resumed run, which has the same, goes on in the
+      same curves.
+    config: the sections that the stage reads.
+  """
+
+  name: str = ''
+  group: str = ''
+  identity: str = ''
+  config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
 class Writer:
   """Appends metrics and samples to the files of a directory; a context manager.
 
@@ -33,6 +53,7 @@ class Writer:
     tensorboard: bool = True,
     wandb_project: str = '',
     resume_step: int = 0,
+    described: RunDescription = RunDescription(),
   ):
     """Opens the files.
 
@@ -41,6 +62,7 @@ class Writer:
       tensorboard: whether to write TensorBoard events too.
       wandb_project: a Weights & Biases project to log to; '' = none.
       resume_step: lines that an earlier run wrote after this step are dropped.
+      described: how trackers call the run.
 
     Raises:
       UserError: a file cannot be written, or Weights & Biases is not installed.
@@ -52,7 +74,7 @@ class Writer:
       return
     directory = Path(directory).absolute()
     if wandb_project:
-      self._wandb = _start_wandb(wandb_project, directory)
+      self._wandb = _start_wandb(wandb_project, directory, described)
     try:
       directory.mkdir(parents=True, exist_ok=True)
       for name in (METRICS, SAMPLES):
@@ -63,6 +85,10 @@ class Writer:
       from rlhf_jax.runtime import event_file  # tensorboardX takes a moment to import
 
       self._events = event_file.EventFile(directory, purge_step=resume_step + 1)
+      if described.config:
+        text = json.dumps(described.config, indent=2, default=list)
+        # Four blanks make it a block of code in Markdown.
+        self._events.write_text(0, 'config', '    ' + text.replace('\n', '\n    '))
 
   def metrics(self, step: int, values: dict[str, float]) -> None:
     """Writes one line {step, name: value…}; a value that is not finite becomes null.
@@ -98,6 +124,17 @@ class Writer:
       return
     for sample in samples:
       self._append(SAMPLES, {'step': step, **sample})
+    if not samples:
+      return
+    columns = list(samples[0])
+    rows = [[sample.get(column) for column in columns] for sample in samples]
+    if self._events:
+      self._events.write_text(step, 'samples', _as_markdown(columns, rows))
+    if self._wandb:
+      import wandb
+
+      table = wandb.Table(columns=columns, data=rows)
+      self._wandb.log({'samples': table}, step=step)
 
   def flush(self) -> None:
     """Waits until all lines are on disk.
@@ -136,7 +173,14 @@ class Writer:
       raise UserError(f'{file.name}: cannot write: {error.strerror}') from error
 
 
-def _start_wandb(project: str, directory: Path) -> Any:
+def _as_markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+  """Returns a table in Markdown."""
+  lines = [list(columns), ['---'] * len(columns), *rows]
+  cells = [[str(cell).replace('|', '\\|').replace('\n', '<br>') for cell in line] for line in lines]
+  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in cells)
+
+
+def _start_wandb(project: str, directory: Path, described: RunDescription) -> Any:
   """Starts or resumes the Weights & Biases run of a directory."""
   try:
     import wandb
@@ -145,8 +189,16 @@ def _start_wandb(project: str, directory: Path) -> Any:
       f'wandb_project={project}: wandb is not installed, run: pip install wandb'
     ) from None
   # The id is the same after a resume, so that W&B continues the same curves.
-  run_id = hashlib.sha256(str(directory).encode()).hexdigest()[:16]
-  return wandb.init(project=project, dir=str(directory), id=run_id, resume='allow')
+  identity = described.identity or str(directory)
+  return wandb.init(
+    project=project,
+    name=described.name or None,
+    group=described.group or None,
+    config=dict(described.config),
+    dir=str(directory),
+    id=hashlib.sha256(identity.encode()).hexdigest()[:16],
+    resume='allow',
+  )
 
 
 def _open_for_append(path: Path, last_step: int) -> TextIO:

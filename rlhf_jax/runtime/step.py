@@ -42,6 +42,19 @@ class Loss:
   counts: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True)
+class Parts:
+  """A batch in parts whose number is known only when the step runs.
+
+  Attributes:
+    read: number of a part, [] int32 → the part, a tree of arrays; all have one shape.
+    count: [] int32, how many parts there are, at least 1.
+  """
+
+  read: Callable[[jax.Array], Any]
+  count: jax.Array
+
+
 LossFunction = Callable[[Params, Any, jax.Array], Loss]  # (params, batch, key) → Loss
 
 
@@ -152,9 +165,9 @@ def update_params(
     optimizer: the optimizer.
     params: the parameters to update.
     opt_state: the optimizer's state.
-    batch: a tree of arrays [B, …], B a multiple of `microbatches`.
+    batch: a tree of arrays [B, …], B a multiple of `microbatches`; or Parts.
     key: [] a random key; each of several parts gets its own.
-    microbatches: the number of parts.
+    microbatches: the number of parts; 1 for Parts, which have their own.
 
   Returns:
     Parameters, optimizer state, and the metrics of loss and update. If loss or gradient is
@@ -179,14 +192,16 @@ def compute_gradients(
   Args:
     loss: (params, batch, key) → Loss.
     params: the parameters to differentiate with respect to.
-    batch: a tree of arrays [B, …], B a multiple of `microbatches`.
+    batch: a tree of arrays [B, …], B a multiple of `microbatches`; or Parts.
     key: [] a random key; each of several parts gets its own.
-    microbatches: the number of parts.
+    microbatches: the number of parts; 1 for Parts, which have their own.
 
   Returns:
     The gradients of total / weight, and the metrics `loss`, means and counts.
   """
-  if microbatches == 1:
+  if isinstance(batch, Parts):
+    value, gradients = _accumulate_parts(loss, params, batch, key)
+  elif microbatches == 1:
     value, gradients = _loss_and_gradients(loss, params, batch, key)
   else:
     value, gradients = _accumulate(loss, params, batch, key, microbatches)
@@ -415,6 +430,23 @@ def _accumulate(
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   sums, _ = jax.lax.scan(add, zeros, (parts, keys))
   return sums
+
+
+def _accumulate_parts(
+  loss: LossFunction, params: Params, parts: Parts, key: jax.Array
+) -> tuple[Loss, Params]:
+  """Returns the sums of `_loss_and_gradients` over as many parts as there are."""
+
+  def compute(number: jax.Array) -> tuple[Loss, Params]:
+    part_key = jax.random.fold_in(key, number)
+    return _loss_and_gradients(loss, params, parts.read(number), part_key)
+
+  def add(number: jax.Array, sums: Any) -> Any:
+    return jax.tree.map(jnp.add, sums, compute(number))
+
+  shapes = jax.eval_shape(compute, jnp.int32(0))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  return jax.lax.fori_loop(0, parts.count, add, zeros)
 
 
 def _split_rows(batch: Any, parts: int) -> Any:

@@ -49,6 +49,7 @@ from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.runtime.optimizers import OptimizerOptions
 from rlhf_jax.stages.shared import (
   off_policy,
+  packing,
   rollout,
   rollout_metering,
   rollout_plan,
@@ -58,6 +59,7 @@ from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.model_store import ModelStore, OpenModel
 from rlhf_jax.stages.shared.off_policy import SamplerState
+from rlhf_jax.stages.shared.packing import PackedRows
 from rlhf_jax.stages.shared.rollout import (
   RolloutDefinitions,
   RolloutParts,
@@ -97,6 +99,10 @@ class Options(off_policy.OffPolicyOptions):
   # Overlong shaping (DAPO): the last so many tokens before max_new_tokens cost a
   # reward of 1 together, each the same; 0 = none.
   overlong_buffer: Natural = 0
+  # Packed rows of the update that are computed at a time, in which responses share the
+  # places that padding would take; 0 = nothing is packed. A multiple of the devices
+  # that share a batch. It takes the place of microbatches.
+  packed_rows: Natural = 0
   resampling: Natural = 0  # dynamic sampling (DAPO): at most so many further batches a step
   optimizer: OptimizerOptions = OptimizerOptions(
     learning_rate=1e-5,
@@ -181,7 +187,7 @@ def train_step(
     gradient of a minibatch is not finite, that minibatch changes nothing.
   """
   update = update_in_minibatches
-  if options.epochs * options.parts == 1:
+  if options.epochs * options.parts == 1 and not options.packed_rows:
     update = update_once
   (trained, opt_state), metrics, updated = update(
     state, scored, reference_params, definitions, options
@@ -289,19 +295,24 @@ def evaluate_responses(
 
   It does so in as many parts as the update has, so that both need the same memory.
   """
+  response_length = scored.samples.tokens.shape[1]
 
-  def evaluate_part(sequences: Sequences) -> Evaluated:
-    responses = (
-      sequences,
-      scored.samples.tokens.shape[1],
-      options.sampling.temperature,
-    )
+  def evaluate_part(sequences: Sequences | PackedRows) -> Evaluated:
+    responses = (sequences, response_length, options.sampling.temperature)
     policy = rollout.forward_responses(definitions.model, state.params, *responses)
     reference = rollout.reference_logprobs(
       definitions.reference_model, reference_params, *responses
     )
     return Evaluated(policy.logprobs, policy.entropies, reference)
 
+  if options.packed_rows:
+    return packing.map_packed(
+      evaluate_part,
+      scored.sequences,
+      response_length,
+      options.packed_rows,
+      definitions.layout,
+    )
   return steps.map_in_parts(evaluate_part, scored.sequences, options.parts)
 
 
@@ -401,9 +412,15 @@ def update_minibatch(
     )
     return loss(now, assessed, options)
 
+  batch: Any = assessed
+  if options.packed_rows:
+    batch = packing.parts_of(assessed, options.packed_rows, definitions.layout)
   trained, opt_state, metrics = steps.update_params(
-    batch_loss, definitions.optimizer, trained, opt_state, assessed, key, options.microbatches
+    batch_loss, definitions.optimizer, trained, opt_state, batch, key, options.microbatches
   )
+  if options.packed_rows:
+    share = packing.padding_share(assessed.sequences, options.packed_rows)
+    metrics['packed/padding_share'] = share
   return (trained, opt_state), metrics
 
 
@@ -626,6 +643,8 @@ def define(context: Context, options: Options) -> RolloutParts:
   """Defines the parts of an iteration; data and parameters are read later."""
   check_options(options, context.where)
   rollout.check_batch(context, options)
+  shards = context.layout.batch_shards
+  packing.check_rows(options.packed_rows, options.microbatches, shards, context.where)
   store = ModelStore(context, options.lora)
   policy = store.open(options.init, trained=True)
   reference = rollout.open_reference(store, options)

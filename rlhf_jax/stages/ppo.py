@@ -48,7 +48,14 @@ from rlhf_jax.objectives import (
   masked,
   policy_gradient,
 )
-from rlhf_jax.options import Count, NonNegative, Positive, PositiveShare, Share
+from rlhf_jax.options import (
+  Count,
+  Natural,
+  NonNegative,
+  Positive,
+  PositiveShare,
+  Share,
+)
 from rlhf_jax.planning.programs import abstract_sequences, StagePlan
 from rlhf_jax.runtime import loop, optimizers
 from rlhf_jax.runtime import step as steps
@@ -57,6 +64,7 @@ from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.runtime.optimizers import OptimizerOptions
 from rlhf_jax.stages.shared import (
   off_policy,
+  packing,
   rollout,
   rollout_metering,
   rollout_plan,
@@ -66,6 +74,7 @@ from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import DataUse, StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.model_store import ModelStore, OpenModel
 from rlhf_jax.stages.shared.off_policy import SamplerState
+from rlhf_jax.stages.shared.packing import PackedRows
 from rlhf_jax.stages.shared.rollout import (
   RolloutDefinitions,
   RolloutParts,
@@ -101,6 +110,10 @@ class Options(off_policy.OffPolicyOptions):
   whiten_rewards: bool = False  # to variance 1 over a rollout; the mean stays
   whiten_advantages: bool = True  # to mean 0 and variance 1 over a rollout
   score_place: str = 'eos'  # eos: at the end token; after_eos: behind it, as in TRL
+  # Packed rows of the update that are computed at a time, in which responses share the
+  # places that padding would take; 0 = nothing is packed. A multiple of the devices
+  # that share a batch. It takes the place of microbatches.
+  packed_rows: Natural = 0
   # Γ of PPO-ptx, of the loss on `pretraining` documents
   pretraining_coefficient: NonNegative = 0.0
   pretraining_max_length: Count = 96  # tokens of a row of documents
@@ -242,7 +255,7 @@ def train_step(
     loss or gradient is not finite changes nothing.
   """
   update = update_in_minibatches
-  if options.epochs * options.parts == 1:
+  if options.epochs * options.parts == 1 and not options.packed_rows:
     update = update_once
   (trained, opt_state), metrics, updated = update(
     state, scored, reference_params, definitions, options
@@ -364,7 +377,7 @@ def forward(
   definitions: Definitions,
   params: Params,
   value_params: Params,
-  sequences: Sequences,
+  sequences: Sequences | PackedRows,
   response_length: int,
   temperature: float,
 ) -> Forward:
@@ -375,7 +388,7 @@ def forward(
     params: the policy's parameters.
     value_params: the value model's parameters; without a trunk of their own they are a
       head on the policy's hidden states.
-    sequences: [N, P + R].
+    sequences: [N, P + R]; or packed rows with N slots.
     response_length: R.
     temperature: the sampling temperature.
 
@@ -385,19 +398,14 @@ def forward(
   policy = rollout.forward_responses(
     definitions.model, params, sequences, response_length, temperature
   )
-  hidden = policy.hidden  # [N, R, D]
+  hidden = policy.hidden  # [N, P + R, D]
   if 'embedding' in value_params:  # a trunk of its own
-    hidden, _ = definitions.value_model.apply(
-      value_params,
-      sequences.tokens,
-      sequences.positions,
-      sequences.segment_ids,
-    )
-    hidden = hidden[:, -response_length - 1 : -1]  # [N, R, D], before each response token
+    hidden = rollout.run_trunk(definitions.value_model, value_params, sequences)
+  values = heads.scalar_scores(value_params, hidden)  # [N, P + R]
   return Forward(
     policy.logprobs,
     policy.entropies,
-    heads.scalar_scores(value_params, hidden),
+    rollout.before_responses(values, sequences, response_length),
   )
 
 
@@ -415,7 +423,7 @@ def evaluate_responses(
   response_length = scored.samples.tokens.shape[1]
   temperature = options.sampling.temperature
 
-  def evaluate_part(sequences: Sequences) -> Evaluated:
+  def evaluate_part(sequences: Sequences | PackedRows) -> Evaluated:
     now = forward(
       definitions,
       state.params,
@@ -433,6 +441,14 @@ def evaluate_responses(
     )
     return Evaluated(*now, reference)
 
+  if options.packed_rows:
+    return packing.map_packed(
+      evaluate_part,
+      scored.sequences,
+      response_length,
+      options.packed_rows,
+      definitions.layout,
+    )
   return steps.map_in_parts(evaluate_part, scored.sequences, options.parts)
 
 
@@ -628,16 +644,32 @@ def update_minibatch(
     )
     return loss(params, now, assessed, pretraining, weight, definitions, options)
 
+  batch: Any = (assessed, pretraining, weight)
+  if options.packed_rows:
+    batch = _pack_minibatch(assessed, options.packed_rows, definitions.layout)
   trained, opt_state, metrics = steps.update_params(
     batch_loss,
     definitions.optimizer,
     trained,
     opt_state,
-    (assessed, pretraining, weight),
+    batch,
     key,
     options.microbatches,
   )
+  if options.packed_rows:
+    share = packing.padding_share(assessed.sequences, options.packed_rows)
+    metrics['packed/padding_share'] = share
   return (trained, opt_state), metrics
+
+
+def _pack_minibatch(assessed: AssessedRollout, packed_rows: int, layout: Layout) -> steps.Parts:
+  """Cuts a minibatch into chunks of packed rows, without documents."""
+  parts = packing.parts_of(assessed, packed_rows, layout)
+
+  def read(number: Array) -> tuple[AssessedRollout, None, None]:
+    return parts.read(number), None, None
+
+  return steps.Parts(read, parts.count)
 
 
 def pretraining_weight(mask: Array, documents: Sequences | None) -> Array | None:
@@ -813,6 +845,8 @@ def define(context: Context, options: Options) -> RolloutParts:
   """Defines the parts of an iteration; data and parameters are read later."""
   check_options(options, context.where)
   rollout.check_batch(context, options)
+  shards = context.layout.batch_shards
+  packing.check_rows(options.packed_rows, options.microbatches, shards, context.where)
   store = ModelStore(context, options.lora)
   policy = store.open(options.init, trained=True)
   value = _open_value(context, store, policy, options)
@@ -841,6 +875,11 @@ def check_options(options: Options, where: str) -> None:
   """Checks the options; raises UserError for an unknown `score_place` or biased sampling."""
   rollout.check_sampling(options, where)
   off_policy.check_options(options, where)
+  if options.packed_rows and options.pretraining_coefficient:
+    raise UserError(
+      f'{where}.packed_rows: expected 0 beside pretraining_coefficient, as documents are not '
+      f'packed with responses; got {options.packed_rows}'
+    )
   if options.score_place not in ('eos', 'after_eos'):
     raise UserError(f'{where}.score_place: expected eos or after_eos, got {options.score_place!r}')
 
@@ -964,7 +1003,7 @@ def list_data(options: Options, tokenizer: Any) -> list[DataUse]:
 
   def encode_documents(records: Sequence[Document], overlong: str) -> Sequence[dict]:
     del overlong  # documents are cut into windows
-    return encode.documents(records, tokenizer, options.pretraining_max_length)
+    return list(encode.documents(records, tokenizer, options.pretraining_max_length))
 
   uses = rollout.list_data(options, tokenizer)
   if options.pretraining_coefficient:

@@ -129,7 +129,7 @@ def list_data(options: Options, tokenizer: Any) -> list[DataUse]:
 
   def encode_all(records: Sequence[Document], overlong: str) -> Sequence[dict]:
     del overlong  # documents are cut into windows
-    return encode.documents(records, tokenizer, options.max_length)
+    return list(encode.documents(records, tokenizer, options.max_length))
 
   return [DataUse('data', options.data, 'document', encode_all)]
 

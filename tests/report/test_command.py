@@ -1,4 +1,7 @@
+import shutil
+
 from rlhf_jax.commands import report
+from rlhf_jax.experiment import remote_workdir
 
 
 def test_one_run_or_several(make_run, tmp_path, monkeypatch, capsys):
@@ -33,3 +36,14 @@ def test_a_run_is_followed_until_ctrl_c(make_run, monkeypatch):
   monkeypatch.setattr(report.time, 'sleep', sleep)
   assert report.main([str(workdir), '--follow']) == 130
   assert 'data-follow' in seen[0] and 'gradient' in seen[1] and 'gradient' not in seen[0]
+
+
+def test_a_run_behind_a_url(make_run, tmp_path, monkeypatch, capsys):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  monkeypatch.chdir(tmp_path)
+  url = f'memory://bucket/{tmp_path.name}'
+  with remote_workdir.opened(url) as remote:
+    shutil.copytree(make_run('a'), remote.folder, dirs_exist_ok=True)
+  assert report.main([url]) == 0
+  assert capsys.readouterr().out.splitlines()[-1] == 'report.html'
+  assert 'ppo is better than sft' in (tmp_path / 'report.html').read_text()

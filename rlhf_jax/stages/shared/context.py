@@ -37,6 +37,7 @@ class Context:
     layout: the device mesh and the rules that lay arrays on it.
     tokenizer: the tokenizer of the run.
     on_saved: called after each checkpoint, to upload the workdir; None where it is a folder.
+    url: where the workdir is kept; '' where it is a folder.
   """
 
   config: ml_collections.ConfigDict
@@ -45,6 +46,7 @@ class Context:
   layout: Layout
   tokenizer: Tokenizer
   on_saved: Callable[[], None] | None = None
+  url: str = ''
 
   @property
   def section(self) -> ml_collections.ConfigDict:

@@ -36,6 +36,7 @@ from rlhf_jax.stages.shared import token_view, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import DataUse
 from rlhf_jax.stages.shared.model_store import ModelStore, OpenModel
+from rlhf_jax.stages.shared.packing import PackedRows
 from rlhf_jax.stages.shared.scores import Score
 from rlhf_jax.stages.shared.training import Definitions
 from rlhf_jax.types import (
@@ -257,7 +258,7 @@ class ResponseForward(NamedTuple):
   Attributes:
     logprobs: [N, R] float32, at the sampling temperature.
     entropies: [N, R] float32, of the distributions that they were drawn from.
-    hidden: [N, R, D], the states before each response token.
+    hidden: [N, P + R, D], the states at all tokens.
   """
 
   logprobs: Array
@@ -268,7 +269,7 @@ class ResponseForward(NamedTuple):
 def forward_responses(
   model: Model,
   params: Params,
-  sequences: Sequences,
+  sequences: Sequences | PackedRows,
   response_length: int,
   temperature: float,
 ) -> ResponseForward:
@@ -277,26 +278,51 @@ def forward_responses(
   Args:
     model: the definition.
     params: its parameters.
-    sequences: [N, P + R].
+    sequences: [N, P + R]; or packed rows with N slots.
     response_length: R, the last so many places.
     temperature: the sampling temperature; 0 (greedy) counts as 1.
 
   Returns:
-    Logprobs and entropies [N, R] float32, and hidden states [N, R, D].
+    Logprobs and entropies [N, R] float32, and hidden states [N, P + R, D], or [C, W, D] of
+    packed rows.
   """
+  hidden = run_trunk(model, params, sequences)
+  if isinstance(sequences, PackedRows):
+    # All tokens are targets, as the responses stand anywhere in the row. The last
+    # column predicts nothing; what is wrapped around to it is not read.
+    targets = jnp.roll(sequences.sequences.tokens, -1, axis=1)  # [C, W]
+    logprobs, entropies = heads.token_logprobs(model, params, hidden, targets, temperature)
+    return ResponseForward(
+      sequences.at_responses(logprobs), sequences.at_responses(entropies), hidden
+    )
   R = response_length
-  hidden, _ = model.apply(params, sequences.tokens, sequences.positions, sequences.segment_ids)
   # [N, R, D]; one place to the left, as the state at a token predicts the next one.
   before = hidden[:, -R - 1 : -1]
   targets = sequences.tokens[:, -R:]  # [N, R]
   logprobs, entropies = heads.token_logprobs(model, params, before, targets, temperature)
-  return ResponseForward(logprobs, entropies, before)
+  return ResponseForward(logprobs, entropies, hidden)
+
+
+def run_trunk(model: Model, params: Params, sequences: Sequences | PackedRows) -> Array:
+  """Runs a model without its head; returns the states at all tokens, [N, P + R, D]."""
+  rows = sequences.sequences if isinstance(sequences, PackedRows) else sequences
+  hidden, _ = model.apply(params, rows.tokens, rows.positions, rows.segment_ids)
+  return hidden
+
+
+def before_responses(
+  values: Array, sequences: Sequences | PackedRows, response_length: int
+) -> Array:
+  """Takes values [N, P + R] at the state before each response token, [N, R]."""
+  if isinstance(sequences, PackedRows):
+    return sequences.at_responses(values)
+  return values[:, -response_length - 1 : -1]
 
 
 def reference_logprobs(
   model: Model | None,
   params: Params | None,
-  sequences: Sequences,
+  sequences: Sequences | PackedRows,
   response_length: int,
   temperature: float,
 ) -> Array | None:

@@ -76,7 +76,7 @@ def build_token_view(
 
 def _look_at_nothing(state: TrainState, completed: Responses, reference: Params) -> dict:
   del state, completed, reference
-  return {}
+  return {}  # no response is shown
 
 
 def _stack(

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from rlhf_jax import files, fingerprints
+from rlhf_jax import options as options_lib
 from rlhf_jax.data import records
 from rlhf_jax.errors import UserError
 from rlhf_jax.generation import responses
@@ -20,7 +21,7 @@ from rlhf_jax.interop import card, peft_io, pretrained
 from rlhf_jax.models import lora
 from rlhf_jax.models.transformer import Model
 from rlhf_jax.report import kept_responses, refresh, run_files
-from rlhf_jax.runtime import hosts, loop, optimizers
+from rlhf_jax.runtime import hosts, loop, metrics, optimizers
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.stages.shared import model_sources
@@ -97,10 +98,49 @@ def create_state(
 def train_and_export(context: Context, training: loop.Training, options: loop.LoopOptions) -> None:
   """Trains a model; leaves checkpoints and a Hugging Face directory in the stage's folder."""
   page = refresh.Refresher(context.workdir)
-  training = dataclasses.replace(training, evaluated=page.refresh)
+  training = dataclasses.replace(
+    training,
+    learning_rate=_read_schedule(context),
+    described=_describe_run(context),
+    evaluated=page.refresh,
+  )
   meta = {'stage': context.name}
   state = loop.run(training, options, context.directory, meta, context.on_saved)
   export(context, state.params)
+
+
+def _read_schedule(context: Context) -> Callable[[int], float] | None:
+  """Returns the function from a number of steps to the learning rate of the next one.
+
+  None for a stage without an optimizer, such as `frozen_reward`.
+  """
+  section = context.section
+  if 'optimizer' not in section:
+    return None
+  updates = section.get('epochs', 1) * section.get('minibatches', 1)  # of a step
+  options = options_lib.from_section(optimizers.OptimizerOptions, section.optimizer)
+  # The schedule counts updates, of which a step of some stages makes several.
+  schedule = optimizers.make_schedule(options, section.loop.steps * updates)
+
+  def learning_rate(step: int) -> float:
+    return float(schedule(step * updates))
+
+  return learning_rate
+
+
+def _describe_run(context: Context) -> metrics.RunDescription:
+  """Describes the run of a stage for trackers."""
+  place = context.url or str(context.workdir.absolute())
+  group = place.rstrip('/').rpartition('/')[2]
+  # Not the sections of other stages, which are runs of their own.
+  whole = context.config.to_dict()
+  read = (context.name, 'seed', 'data', 'model', 'mesh', 'tokenizer')
+  return metrics.RunDescription(
+    name=f'{group}/{context.name}',
+    group=group,
+    identity=f'{place}/{context.name}',
+    config={name: whole[name] for name in read},
+  )
 
 
 def check_batch(context: Context, rows: int, parts: int) -> None:

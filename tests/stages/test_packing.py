@@ -1,0 +1,130 @@
+"""Packed updates: the same numbers as padded ones, at the cost of the real tokens."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax import testing
+from rlhf_jax.errors import UserError
+from rlhf_jax.generation.sampler import SamplingOptions
+from rlhf_jax.stages import policy_gradient, ppo
+from rlhf_jax.stages.shared import off_policy, packing, training
+
+N, P, R = 16, 6, 14
+SAMPLING = SamplingOptions(max_new_tokens=R, temperature=0.7)
+MESHES = ['one device', 'data 2, fsdp 2, tensor 2']
+
+
+def ragged_rollout(seed=0):
+  """Prompts and responses of very different lengths, with scores."""
+  prompts = testing.make_prompts(N, P, seed)
+  samples = testing.make_samples(N, R, seed + 1)
+  lengths = np.minimum(R, np.random.default_rng(seed).geometric(4 / R, N))
+  mask = np.arange(R) < lengths[:, None]
+  samples = samples.replace(
+    mask=mask,
+    tokens=np.where(mask, samples.tokens, testing.PAD_ID),
+    logprobs=np.where(mask, samples.logprobs, 0).astype(np.float32),
+    ended=lengths < R,
+  )
+  scores = np.random.default_rng(seed).normal(size=N).astype(np.float32)
+  return prompts, samples, scores
+
+
+@functools.cache
+def update_ppo(mesh, packed_rows):
+  definitions = testing.make_ppo_definitions(testing.make_layout(mesh), 3e-3)
+  options = ppo.Options(
+    epochs=2,
+    minibatches=2,
+    score_place='after_eos',
+    sampling=SAMPLING,
+    packed_rows=packed_rows,
+  )
+  step = training.compile_train_step(ppo.train_step, definitions, options)
+  reference = testing.make_params(definitions.model, definitions.layout, seed=5)
+  state = testing.make_ppo_state(definitions, options)
+  scored = testing.score_samples(*definitions.layout.place(ragged_rollout()))
+  state, metrics = step(state, scored, reference)
+  return jax.device_get(((state.params, state.value_params), metrics))
+
+
+@functools.cache
+def update_group(mesh, packed_rows):
+  definitions = testing.make_rollout_definitions(testing.make_layout(mesh), 3e-3)
+  options = policy_gradient.Options(
+    batch_size=N // 4,
+    num_samples=4,
+    minibatches=1,
+    reduce='sequence_mean',
+    kl_place='loss',
+    kl_estimator='k2',
+    sampling=SAMPLING,
+    packed_rows=packed_rows,
+  )
+  step = training.compile_train_step(policy_gradient.train_step, definitions, options)
+  reference = testing.make_params(definitions.model, definitions.layout, seed=5)
+  state = testing.make_state(definitions)
+  state = off_policy.SamplerState(**vars(state), sampler_trained={})
+  prompts, samples, scores = ragged_rollout()
+  groups = jax.tree.map(lambda x: x[: N // 4], prompts)
+  scored = testing.score_samples(*definitions.layout.place((groups, samples, scores)))
+  state, metrics = step(state, scored, reference)
+  return jax.device_get((state.params, metrics))
+
+
+@pytest.mark.parametrize('mesh', MESHES)
+@pytest.mark.parametrize('update', [update_ppo, update_group])
+def test_a_packed_update_is_the_padded_one(update, mesh):
+  params, metrics = update(mesh, 4)
+  want_params, want_metrics = update('one device', 0)
+  share = metrics.pop('packed/padding_share')
+  # A step of Adam turns rounding of tiny gradients into more than rounding.
+  testing.assert_trees_close(params, want_params, mesh, 3e-5)
+  testing.assert_trees_close(metrics, want_metrics, mesh, 3e-5)
+  assert 0 < share < 0.4
+
+
+def test_rows_are_packed_densely_and_each_once():
+  rng = np.random.default_rng(0)
+  lengths = np.minimum(64, 16 + rng.geometric(1 / 12, 256)).astype(np.int32)
+  packed = jax.jit(functools.partial(packing.pack, width=64, chunk_rows=4))(lengths)
+  rows, starts = np.asarray(packed.rows), np.asarray(packed.starts)
+  held = rows < 256
+  assert sorted(rows[held]) == list(range(256))
+  spans = np.zeros((*rows.shape[:2], 64), int)
+  for place in np.argwhere(held):
+    first = starts[tuple(place)]
+    spans[place[0], place[1], first : first + lengths[rows[tuple(place)]]] += 1
+  assert spans.max() == 1  # no two rows share a place
+  used = spans[: int(packed.count)]
+  assert not spans[int(packed.count) :].any() and used.mean() > 0.9
+
+
+def test_the_work_is_that_of_the_real_tokens():
+  """Half as many tokens are half as many chunks, of one program."""
+  pack = jax.jit(functools.partial(packing.pack, width=32, chunk_rows=2))
+  assert [int(pack(jnp.full(32, n, jnp.int32)).count) for n in (32, 16, 8)] == [16, 8, 4]
+  assert pack._cache_size() == 1
+
+
+@pytest.mark.parametrize(
+  'rows,microbatches,message',
+  [
+    (3, 1, 'packed_rows: expected a multiple of the 2 devices'),
+    (4, 2, 'microbatches: expected 1 with packed_rows'),
+  ],
+)
+def test_packed_rows_that_do_not_fit(rows, microbatches, message):
+  with pytest.raises(UserError, match=message):
+    packing.check_rows(rows, microbatches, 2, 'config.ppo')
+
+
+def test_documents_are_not_packed():
+  options = ppo.Options(packed_rows=4, pretraining_coefficient=0.5)
+  with pytest.raises(UserError, match='config.ppo.packed_rows: expected 0 beside'):
+    ppo.check_options(dataclasses.replace(options, sampling=SAMPLING), 'config.ppo')
