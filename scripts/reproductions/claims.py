@@ -48,6 +48,7 @@ class Claim:
     bands: measure → band; a claim holds if the mean over seeds is in every band.
     run: seed → what was measured.
     reported: further measures, which have no band.
+    note: what to know of the result, and why it is out of its band where it is.
   """
 
   id: str
@@ -57,6 +58,7 @@ class Claim:
   bands: dict[str, Band]
   run: Callable[[int], Measured]
   reported: tuple[str, ...] = ()
+  note: str = ''
 
 
 def as_floats(values: Any) -> list[float]:

@@ -60,6 +60,8 @@ def describe(claim, row, path):
       band = str(claim.bands[name])
       verdict = 'in' if row['in_band'][name] else '**out**'
     parts.append(f'| {name} | {band} | {row["means"][name]:.4g} | {values} | {verdict} |\n')
+  if claim.note:
+    parts.append(f'\n{claim.note}\n')
   for title, curves in row['curves'].items():
     name = f'reproduction_{claim.id.lower()}.svg'
     draw(path.parent / 'pictures' / name, title, curves)

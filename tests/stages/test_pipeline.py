@@ -16,7 +16,7 @@ from rlhf_jax.interop import chat_template, pretrained
 from rlhf_jax.models import transformer
 from rlhf_jax.report import kept_responses
 from rlhf_jax.runtime import checkpoint
-from rlhf_jax.stages.shared import training
+from rlhf_jax.stages.shared import model_sources, training
 from rlhf_jax.stages.shared.model_store import ModelStore
 
 ROW = {
@@ -134,6 +134,11 @@ def test_four_steps_end_to_end(quickstart, finished, capsys):
       ),
     )
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(source.load()), jax.device_get(want))
+    last = model_sources.find_model(f'{workdir / name}@4')  # the checkpoint of a step
+    loaded = last.load(shapes, on.shardings(model.axes, shapes))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(loaded), jax.device_get(want))
+  with pytest.raises(UserError, match='ppo@3: no such checkpoint; kept are'):
+    model_sources.find_model(f'{workdir}/ppo@3')
 
   with pytest.raises(UserError, match='config.seed: 0 → 1'):
     pipeline.run(pipeline.load_config(quickstart, ['ppo.batch_size=16', 'seed=1']), workdir)

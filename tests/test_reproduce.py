@@ -1,0 +1,56 @@
+"""The command that measures the claims of the field, on the cheapest of them."""
+
+import json
+from pathlib import Path
+import subprocess
+import sys
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / 'docs' / 'results'
+
+
+def reproduce(*words):
+  command = [sys.executable, str(ROOT / 'scripts' / 'reproduce.py'), *words]
+  return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_a_claim_is_measured_tabulated_and_written_to_a_page(tmp_path):
+  row = dict(
+    win_rate_vs_sft=0.7,
+    win_rate_vs_sft_ci95=[0.66, 0.74],
+    win_rate_controlled=0.69,
+    eos_rate=0.99,
+    kl_to_sft=2.0,
+    helpful=0.6,
+  )
+  results = {'models': {name: {'sampled': row} for name in ('sft', 'ppo')}}
+  for seed in (0, 1):
+    (tmp_path / f'seed{seed}.json').write_text(json.dumps(results))
+  runs = ','.join(f'{tmp_path}/seed{seed}.json' for seed in (0, 1))
+  words = [f'--output={tmp_path}/out.json', f'--page={tmp_path}/page.md']
+  done = reproduce('--claims=R8', f'--runs={runs}', *words)
+  assert done.returncode == 0, done.stderr
+  row = json.loads((tmp_path / 'out.json').read_text())['R8']
+  assert len(row['values']) == 2 and row['in_band'].keys() == {
+    'win rate of PPO against SFT',
+    'lower end of its interval',
+    'controlled win rate',
+    'rate of ends',
+    'KL, nats',
+  }
+  assert row['holds']
+  assert 'not run: R1, R3' in done.stdout and ' in ' in done.stdout
+  page = (tmp_path / 'page.md').read_text()
+  assert '## R8' in page and '| R1 |' in page and 'not run' in page
+
+
+def test_unknown_claims_are_refused(tmp_path):
+  done = reproduce('--claims=R2', f'--output={tmp_path}/out.json')
+  assert done.returncode == 2 and "no claim 'R2'" in done.stderr
+
+
+def test_the_page_is_that_of_the_results(tmp_path):
+  results = RESULTS / 'reproductions.json'
+  done = reproduce(f'--output={results}', f'--page={tmp_path}/page.md')
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / 'page.md').read_text() == (ROOT / 'docs/reproductions.md').read_text()
