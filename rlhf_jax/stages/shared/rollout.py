@@ -598,17 +598,23 @@ def build_evaluation(
       values['kl'] = completed.kl.mean()
     tokens = look_at_tokens(state, completed, reference_params)
     keep_responses(context, options, state, completed, asked, tokens)
-    shown = []
-    for number, record in enumerate(asked[: options.shown_responses]):
-      sample = {
-        'prompt': record.messages[-1]['content'],  # the last turn of the conversation
-        'response': completed.texts[number][0],
-        'score': float(completed.scores[number][0]),
-      }
-      shown.append(sample)
-    return values, shown
+    return values, _list_samples(asked[: options.shown_responses], completed)
 
   return evaluate
+
+
+def _list_samples(asked: Sequence[Prompt], completed: Responses) -> list[dict]:
+  """Lists the first responses of an evaluation, to be shown and kept in samples.jsonl."""
+  assert completed.scores is not None
+  shown = []
+  for number, record in enumerate(asked):
+    sample = {
+      'prompt': record.messages[-1]['content'],  # the last turn of the conversation
+      'response': completed.texts[number][0],
+      'score': float(completed.scores[number][0]),
+    }
+    shown.append(sample)
+  return shown
 
 
 def keep_responses(
