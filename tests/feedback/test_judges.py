@@ -51,9 +51,9 @@ def test_which_kinds_run_on_devices_and_which_in_one_process():
 
 
 def test_each_kind_is_opened_with_what_it_needs(monkeypatch, tmp_path):
-  (tmp_path / 'own_judge.py').write_text('def judge(comparisons):\n  return [0.25]\n')
+  (tmp_path / 'judge_of_kinds.py').write_text('def judge(comparisons):\n  return [0.25]\n')
   monkeypatch.syspath_prepend(str(tmp_path))
-  judged = judges.open_judge('own_judge:judge', resources())([PAIR])
+  judged = judges.open_judge('judge_of_kinds:judge', resources())([PAIR])
   np.testing.assert_array_equal(judged.probabilities, [0.25])
 
   with pytest.raises(UserError, match='judge: expected a model'):

@@ -159,7 +159,13 @@ def wide():
 
 
 @pytest.mark.parametrize(
-  'kind,error,bits', [('bfloat16', 0.02, 16), ('int8', 0.02, 8), ('nf4', 0.15, 4), ('int4', 0.2, 4)]
+  'kind,error,bits',
+  [
+    pytest.param('bfloat16', 0.02, 16, marks=pytest.mark.slow),
+    ('int8', 0.02, 8),
+    ('nf4', 0.15, 4),
+    ('int4', 0.2, 4),
+  ],
 )
 def test_a_quantised_base_is_close_and_small(kind, error, bits):
   if kind in quantised.QUANTISED_KINDS:

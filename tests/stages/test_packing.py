@@ -16,7 +16,7 @@ from rlhf_jax.stages.shared import off_policy, packing, training
 
 N, P, R = 16, 6, 14
 SAMPLING = SamplingOptions(max_new_tokens=R, temperature=0.7)
-MESHES = ['one device', 'data 2, fsdp 2, tensor 2']
+MESHES = [pytest.param('one device', marks=pytest.mark.slow), 'data 2, fsdp 2, tensor 2']
 
 
 def ragged_rollout(seed=0):

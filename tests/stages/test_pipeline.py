@@ -145,7 +145,12 @@ def test_four_steps_end_to_end(quickstart, finished, capsys):
 
 
 @pytest.mark.parametrize(
-  'name,row', [('raft', 'raft'), ('iterated_dpo', 'iterated_dpo'), ('best_of_n', 'best_of_4')]
+  'name,row',
+  [
+    pytest.param('raft', 'raft', marks=pytest.mark.slow),
+    ('iterated_dpo', 'iterated_dpo'),
+    pytest.param('best_of_n', 'best_of_4', marks=pytest.mark.slow),
+  ],
 )
 def test_other_methods_continue_from_the_same_models(quickstart, finished, tmp_path, name, row):
   """Sampling, ranking by the reward model, SFT on the best or DPO on the order.

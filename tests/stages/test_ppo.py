@@ -96,7 +96,7 @@ def first():
   [
     pytest.param('fsdp 8', marks=pytest.mark.slow),
     pytest.param('data 4, tensor 2', marks=pytest.mark.slow),
-    'data 2, context 4',
+    pytest.param('data 2, context 4', marks=pytest.mark.slow),
     'data 2, fsdp 2, tensor 2',
   ],
 )
@@ -181,9 +181,9 @@ def test_a_single_update_needs_no_forward_pass_before_it():
   once = update(rollout(), **how)
   assert once[1]['policy/first_ratio'] == 1
   testing.assert_trees_close(once, update(rollout(), microbatches=4, **how), 'micro-batches')
-  testing.assert_trees_close(update(rollout(), 'data 2, fsdp 2, tensor 2', **how), once, 'mesh')
 
 
+@pytest.mark.slow  # tests/stages/test_absolute.py has the update with this term
 def test_pretraining_term_is_its_own_mean():
   model = testing.make_model()
   text = documents()
