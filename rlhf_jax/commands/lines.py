@@ -273,6 +273,8 @@ def _begin_output(output: Path, settings: dict[str, Any], window: int, count: in
     UserError: it was begun with other settings or not by this command, or cannot be
       written.
   """
+  if not output.is_file():  # a device can be read without end, and is never resumed
+    raise UserError(f'{output}: expected a file, or a path where none is')
   settings_path = _settings_path(output)
   if not output.stat().st_size and not settings_path.is_file():
     try:
