@@ -160,6 +160,32 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def add_choice_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds how the next token is chosen, with the defaults of SamplingOptions."""
+  parser.add_argument(
+    '--temperature',
+    type=float,
+    default=1.0,
+    metavar='X',
+    help='temperature of the softmax; 0 = greedy (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--top_k',
+    type=int,
+    default=0,
+    metavar='K',
+    help='sample among the K most probable tokens; 0 = all (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--top_p',
+    type=float,
+    default=1.0,
+    metavar='P',
+    help='sample among the smallest set of tokens with this total probability; 1 = all '
+    '(default: %(default)s)',
+  )
+
+
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments that say how models respond."""
   parser.add_argument(

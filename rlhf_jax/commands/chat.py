@@ -34,28 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     help='where votes on two models are added, as rankings that stages read (default: %(default)s)',
   )
   parser.add_argument('--system', metavar='TEXT', default='', help='the system message')
-  parser.add_argument(
-    '--temperature',
-    type=float,
-    default=1.0,
-    metavar='X',
-    help='temperature of the softmax; 0 = greedy (default: %(default)s)',
-  )
-  parser.add_argument(
-    '--top_k',
-    type=int,
-    default=0,
-    metavar='K',
-    help='sample among the K most probable tokens; 0 = all (default: %(default)s)',
-  )
-  parser.add_argument(
-    '--top_p',
-    type=float,
-    default=1.0,
-    metavar='P',
-    help='sample among the smallest set of tokens with this total probability; 1 = all '
-    '(default: %(default)s)',
-  )
+  arguments.add_choice_arguments(parser)
   parser.add_argument(
     '--max_new_tokens',
     type=int,

@@ -43,28 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     metavar='N',
     help='the maximum length of a response, in tokens (default: %(default)s)',
   )
-  parser.add_argument(
-    '--temperature',  # this and the next two have the same defaults as SamplingOptions
-    type=float,
-    default=1.0,
-    metavar='X',
-    help='temperature of the softmax; 0 = greedy (default: %(default)s)',
-  )
-  parser.add_argument(
-    '--top_k',
-    type=int,
-    default=0,
-    metavar='K',
-    help='sample among the K most probable tokens; 0 = all (default: %(default)s)',
-  )
-  parser.add_argument(
-    '--top_p',
-    type=float,
-    default=1.0,
-    metavar='P',
-    help='sample among the smallest set of tokens with this total probability; 1 = all '
-    '(default: %(default)s)',
-  )
+  arguments.add_choice_arguments(parser)
   parser.add_argument(
     '--slots',
     type=int,
