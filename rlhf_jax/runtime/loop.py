@@ -448,7 +448,7 @@ class _Reporter:
 def _format_sample(sample: dict[str, Any]) -> str:
   """Returns a sample as a block of lines: each field behind its name, at most 400 characters."""
   width = min(shutil.get_terminal_size().columns, 120)
-  indent = 2 + max(len(name) for name in sample) + 2
+  indent = 2 + max((len(name) for name in sample), default=0) + 2
   lines = []
   for name, value in sample.items():
     text = f'{value:.4g}' if isinstance(value, float) else str(value)

@@ -413,15 +413,13 @@ def update_minibatch(
     return loss(now, assessed, options)
 
   batch: Any = assessed
+  packing_metrics: dict[str, Array] = {}
   if options.packed_rows:
-    batch = packing.parts_of(assessed, options.packed_rows, definitions.layout)
+    batch, packing_metrics = packing.parts_of(assessed, options.packed_rows, definitions.layout)
   trained, opt_state, metrics = steps.update_params(
     batch_loss, definitions.optimizer, trained, opt_state, batch, key, options.microbatches
   )
-  if options.packed_rows:
-    share = packing.padding_share(assessed.sequences, options.packed_rows)
-    metrics['packed/padding_share'] = share
-  return (trained, opt_state), metrics
+  return (trained, opt_state), metrics | packing_metrics
 
 
 def loss(now: rollout.ResponseForward, assessed: AssessedRollout, options: Options) -> steps.Loss:

@@ -645,8 +645,9 @@ def update_minibatch(
     return loss(params, now, assessed, pretraining, weight, definitions, options)
 
   batch: Any = (assessed, pretraining, weight)
+  packing_metrics: dict[str, Array] = {}
   if options.packed_rows:
-    batch = _pack_minibatch(assessed, options.packed_rows, definitions.layout)
+    batch, packing_metrics = _pack_minibatch(assessed, options.packed_rows, definitions.layout)
   trained, opt_state, metrics = steps.update_params(
     batch_loss,
     definitions.optimizer,
@@ -656,20 +657,19 @@ def update_minibatch(
     key,
     options.microbatches,
   )
-  if options.packed_rows:
-    share = packing.padding_share(assessed.sequences, options.packed_rows)
-    metrics['packed/padding_share'] = share
-  return (trained, opt_state), metrics
+  return (trained, opt_state), metrics | packing_metrics
 
 
-def _pack_minibatch(assessed: AssessedRollout, packed_rows: int, layout: Layout) -> steps.Parts:
-  """Cuts a minibatch into chunks of packed rows, without documents."""
-  parts = packing.parts_of(assessed, packed_rows, layout)
+def _pack_minibatch(
+  assessed: AssessedRollout, packed_rows: int, layout: Layout
+) -> tuple[steps.Parts, dict[str, Array]]:
+  """Cuts a minibatch into chunks of packed rows, without documents; and the metrics of that."""
+  parts, metrics = packing.parts_of(assessed, packed_rows, layout)
 
   def read(number: Array) -> tuple[AssessedRollout, None, None]:
     return parts.read(number), None, None
 
-  return steps.Parts(read, parts.count)
+  return steps.Parts(read, parts.count), metrics
 
 
 def pretraining_weight(mask: Array, documents: Sequences | None) -> Array | None:

@@ -172,7 +172,7 @@ def take_rows(tree: Any, rows: Array) -> Any:
   return jax.tree.map(take, tree)
 
 
-def parts_of(batch: Any, chunk_rows: int, layout: Layout) -> steps.Parts:
+def parts_of(batch: Any, chunk_rows: int, layout: Layout) -> tuple[steps.Parts, dict[str, Array]]:
   """Cuts a batch into chunks, for the accumulation of its gradient.
 
   Args:
@@ -181,8 +181,9 @@ def parts_of(batch: Any, chunk_rows: int, layout: Layout) -> steps.Parts:
     layout: the mesh.
 
   Returns:
-    The parts: each is the batch with `sequences` as PackedRows and all other arrays
-    [C * S, …], where empty slots have an empty mask.
+    The parts, each the batch with `sequences` as PackedRows and all other arrays
+    [C * S, …], where empty slots have an empty mask; and packed/padding_share, [] float32,
+    the share of the computed places that are padding.
   """
   packing = pack_sequences(batch.sequences, chunk_rows)
   response_length = batch.mask.shape[1]
@@ -193,7 +194,10 @@ def parts_of(batch: Any, chunk_rows: int, layout: Layout) -> steps.Parts:
     others = take_rows(batch.replace(sequences=None), rows)
     return others.replace(sequences=packed)
 
-  return steps.Parts(read=read, count=packing.count)
+  places = packing.count * chunk_rows * batch.sequences.tokens.shape[1]
+  tokens = jnp.sum(batch.sequences.segment_ids > 0, dtype=jnp.float32)
+  share = 1.0 - tokens / places
+  return steps.Parts(read=read, count=packing.count), {'packed/padding_share': share}
 
 
 def map_packed(
@@ -232,11 +236,3 @@ def map_packed(
   shapes = jax.eval_shape(compute, jnp.int32(0))
   zeros = jax.tree.map(lambda x: jnp.zeros((N, *x.shape[1:]), x.dtype), shapes)
   return jax.lax.fori_loop(0, packing.count, add, zeros)
-
-
-def padding_share(sequences: Sequences, chunk_rows: int) -> Array:
-  """Computes the share of the computed places that are padding, [] float32."""
-  packing = pack_sequences(sequences, chunk_rows)
-  places = packing.count * chunk_rows * sequences.tokens.shape[1]
-  tokens = jnp.sum(sequences.segment_ids > 0, dtype=jnp.float32)
-  return 1.0 - tokens / places
