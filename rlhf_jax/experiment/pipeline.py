@@ -66,6 +66,8 @@ class ModelOptions:
   # What the backward pass recomputes: none; dots = all but matrix products; full = everything.
   remat: str = 'none'
   attention: str = 'auto'  # the implementation: auto, plain, cudnn, splash
+  # fast; exact = sampler and training agree to the bit (float32 on a CPU)
+  numerics: str = 'fast'
 
 
 @dataclasses.dataclass(frozen=True)
