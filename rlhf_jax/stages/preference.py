@@ -29,6 +29,7 @@ import numpy as np
 import tqdm
 
 from rlhf_jax import files
+from rlhf_jax import options as options_lib
 from rlhf_jax.data import batches, encode, sources
 from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.errors import UserError
@@ -94,7 +95,10 @@ class Options:
 
   def unread(self) -> dict[str, str]:
     """Returns the settings that are not read with these values, and why."""
-    return {} if self.reference else {'reference_logprobs': "reference is ''"}
+    unread = {} if self.shown_responses else {'sampling': 'shown_responses is 0'}
+    if not self.reference:
+      unread['reference_logprobs'] = "reference is ''"
+    return unread
 
 
 class ResponseLogprobs(NamedTuple):
@@ -535,10 +539,7 @@ def check_options(options: Any, where: str) -> None:
   known = preference.PREFERENCE_LOSSES
   if options.loss not in known:
     raise UserError(f'{where}.loss: expected one of {", ".join(known)}, got {options.loss!r}')
-  try:
-    options.settings.check()
-  except ValueError as error:
-    raise UserError(f'{where}.{error}') from None
+  options_lib.check_ranges(options.settings, where)
   if not options.reference and known[options.loss].needs_reference:
     without = [name for name, entry in known.items() if not entry.needs_reference]
     raise UserError(f'{where}.reference: {options.loss} needs one; without: {", ".join(without)}')
@@ -636,7 +637,9 @@ def _prepare(
 
 
 def _encode(context: Context, records: Sequence[Any], options: Options) -> list[dict]:
-  return encode.rankings(records, context.tokenizer, options.max_length, options.overlong)
+  return encode.rankings(
+    records, context.tokenizer, options.max_length, options.overlong, hosts.spread
+  )
 
 
 def _iterate_once(examples: Sequence[Mapping], options: Options) -> Iterable[Rankings]:

@@ -30,6 +30,7 @@ from rlhf_jax.models.transformer import Model
 from rlhf_jax.objectives import divergence
 from rlhf_jax.options import Count, Natural, Number, Numbers
 from rlhf_jax.rewards.sources import RewardSourceOptions
+from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.stages.shared import token_view, training
@@ -217,7 +218,9 @@ def read_prompts(context: Context, options: RolloutOptions) -> tuple[PromptSet, 
 def _encode_prompts(
   context: Context, records: Sequence[Prompt], options: RolloutOptions
 ) -> PromptSet:
-  examples = encode.prompts(records, context.tokenizer, options.max_length, options.overlong)
+  examples = encode.prompts(
+    records, context.tokenizer, options.max_length, options.overlong, hosts.spread
+  )
   return PromptSet(records, examples)
 
 
