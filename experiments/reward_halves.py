@@ -5,7 +5,7 @@ they prefer the same response, and how accurate their mean is where they agree m
 Gao et al. 2022, arXiv:2210.10760, and Coste et al. 2023, arXiv:2310.02743, measure such ensembles.
 
   python -m rlhf_jax --config=experiments/reward_halves.py --workdir=runs/reward_halves \
-    --take_from=runs/quickstart
+    --from=runs/quickstart
 
 Expected: not measured yet; both halves should agree more often than by chance.
 Time: a minute on two CPU cores after the quickstart's first three stages, which are taken over.

@@ -321,6 +321,7 @@ def repeat_cache(definition: Definition, cache: Cache) -> Cache:
     cache,
     layers=jax.tree.map(functools.partial(repeat, axis=rows_axis), cache.layers),
     segment_ids=repeat(cache.segment_ids, axis=0),
+    length=repeat(cache.length, axis=0) if jnp.ndim(cache.length) else cache.length,
     is_long=repeat(cache.is_long, axis=0),
   )
 
@@ -502,8 +503,8 @@ def fill_slots(
 
   def put_prompts(cached: jax.Array, of_prompts: jax.Array) -> jax.Array:
     if definition.unroll:  # [S, N, P + R, C] and [B, N, P, C]
-      return cached.at[slots, :, :P].set(of_prompts[prompts], mode='drop')
-    return cached.at[:, slots, :, :P].set(of_prompts[:, prompts], mode='drop')
+      return cached.at[slots, :, :P].set(of_prompts[prompts, :, :P], mode='drop')
+    return cached.at[:, slots, :, :P].set(of_prompts[:, prompts, :, :P], mode='drop')
 
   segments = jnp.pad(
     read.segment_ids[prompts],
@@ -549,12 +550,15 @@ def decode_slots(
   idle = (place >= R) | samples.ended[row] | (state.row >= N)
   # An idle slot reads its last token once more, into the same place.
   before = jnp.minimum(place, R) - 1
+  # with exact numerics, rows of a cache begin with their first token
+  is_exact = definition.model.config.is_exact
+  first = lengths[row] if is_exact else prompt_places
   hidden, cache = definition.model.apply(
     params,
     state.token[:, None],
     (lengths[row] + before)[:, None],
     jnp.ones((len(row), 1), jnp.int32),
-    dataclasses.replace(state.cache, length=prompt_places + before),
+    dataclasses.replace(state.cache, length=first + before),
   )
   logits = heads.next_token_logits(definition.model, params, hidden[:, 0])  # [S, V]
   token, logprob = draw(definition, uniforms[jnp.minimum(place, R - 1), row], logits, idle)
@@ -652,15 +656,15 @@ def draw(
   options = definition.options
   # greedy decoding reports the log-probabilities of temperature 1
   scaled = logits / (options.temperature or 1.0)
-  peak = jnp.max(scaled, axis=-1, keepdims=True)
+  peak = definition.model.arithmetic.peak(scaled)
   if options.temperature == 0:
     tokens = first_true(scaled == peak)
   else:
     allowed = keep_likeliest(scaled, options.top_k, options.top_p)
     tokens = choose_tokens(uniforms, jnp.exp(allowed - peak))
-  log_total = jnp.log(jnp.sum(jnp.exp(scaled - peak), axis=-1))
+  log_total = heads.log_total(definition.model, scaled - peak)  # [N, 1]
   chosen = jnp.take_along_axis(scaled, tokens[:, None], axis=-1)
-  logprobs = (chosen - peak)[:, 0] - log_total
+  logprobs = (chosen - peak - log_total)[:, 0]
   tokens = jnp.where(done, definition.pad_id, tokens)
   return tokens, jnp.where(done, 0.0, logprobs)
 

@@ -305,15 +305,9 @@ def evaluate_responses(
     )
     return Evaluated(policy.logprobs, policy.entropies, reference)
 
-  if options.packed_rows:
-    return packing.map_packed(
-      evaluate_part,
-      scored.sequences,
-      response_length,
-      options.packed_rows,
-      definitions.layout,
-    )
-  return steps.map_in_parts(evaluate_part, scored.sequences, options.parts)
+  return packing.map_responses(
+    evaluate_part, scored.sequences, response_length, definitions, options
+  )
 
 
 def assess_rollout(
@@ -412,10 +406,7 @@ def update_minibatch(
     )
     return loss(now, assessed, options)
 
-  batch: Any = assessed
-  packing_metrics: dict[str, Array] = {}
-  if options.packed_rows:
-    batch, packing_metrics = packing.parts_of(assessed, options.packed_rows, definitions.layout)
+  batch, packing_metrics = packing.pack_minibatch(assessed, definitions, options)
   trained, opt_state, metrics = steps.update_params(
     batch_loss, definitions.optimizer, trained, opt_state, batch, key, options.microbatches
   )

@@ -441,15 +441,9 @@ def evaluate_responses(
     )
     return Evaluated(*now, reference)
 
-  if options.packed_rows:
-    return packing.map_packed(
-      evaluate_part,
-      scored.sequences,
-      response_length,
-      options.packed_rows,
-      definitions.layout,
-    )
-  return steps.map_in_parts(evaluate_part, scored.sequences, options.parts)
+  return packing.map_responses(
+    evaluate_part, scored.sequences, response_length, definitions, options
+  )
 
 
 def assess_rollout(
@@ -644,10 +638,10 @@ def update_minibatch(
     )
     return loss(params, now, assessed, pretraining, weight, definitions, options)
 
-  batch: Any = (assessed, pretraining, weight)
-  packing_metrics: dict[str, Array] = {}
-  if options.packed_rows:
-    batch, packing_metrics = _pack_minibatch(assessed, options.packed_rows, definitions.layout)
+  # PPO-ptx and packed rows exclude each other, so that documents are None in packed ones
+  batch, packing_metrics = packing.pack_minibatch(
+    assessed, definitions, options, beside=(pretraining, weight)
+  )
   trained, opt_state, metrics = steps.update_params(
     batch_loss,
     definitions.optimizer,
@@ -658,18 +652,6 @@ def update_minibatch(
     options.microbatches,
   )
   return (trained, opt_state), metrics | packing_metrics
-
-
-def _pack_minibatch(
-  assessed: AssessedRollout, packed_rows: int, layout: Layout
-) -> tuple[steps.Parts, dict[str, Array]]:
-  """Cuts a minibatch into chunks of packed rows, without documents; and the metrics of that."""
-  parts, metrics = packing.parts_of(assessed, packed_rows, layout)
-
-  def read(number: Array) -> tuple[AssessedRollout, None, None]:
-    return parts.read(number), None, None
-
-  return steps.Parts(read, parts.count), metrics
 
 
 def pretraining_weight(mask: Array, documents: Sequences | None) -> Array | None:
