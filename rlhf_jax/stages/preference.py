@@ -52,7 +52,7 @@ from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.loop import LoopOptions
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.runtime.optimizers import OptimizerOptions
-from rlhf_jax.stages.shared import metering, training
+from rlhf_jax.stages.shared import metering, response_judge, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import DataUse, StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.model_store import ModelStore
@@ -479,7 +479,10 @@ def build(context: Context, options: Options) -> loop.Training:
   # The prompt of a ranking is what stands before its first response.
   shown = held_out_examples[: max(options.shown_responses, 1)]
   prompts = [example['tokens'][0, : example['begins'][0]] for example in shown]
-  show = training.build_show_responses(context, definitions.model, prompts, options)
+  asked = [response_judge.as_prompt(held_out[int(example['index'])]) for example in shown]
+  show = training.build_show_responses(
+    context, definitions.model, prompts, options, asked, reference
+  )
   measure = build_measure(definitions.model, options)
 
   def evaluate(
