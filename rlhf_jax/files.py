@@ -9,14 +9,19 @@ from collections.abc import Iterator
 import contextlib
 import errno
 import gzip
+import io
 import os
 from pathlib import Path
 import re
 import shutil
-from typing import IO
+from typing import Any, IO
 
 GZIP = b'\x1f\x8b'  # the first bytes of a gzip file
 _URL = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:/')
+# Texts compress 3 to 30 times, and deflate can do 1,032 times. A file of which so many bytes come
+# out of a share so small is made to fill the memory, or was compressed by mistake.
+_WINDOW = 2**25  # bytes
+_MOST_EXPANDED = 250  # times
 PART = '.part'  # in the name of a file or folder that is still being written
 
 
@@ -32,8 +37,10 @@ def open_text(path: str | os.PathLike, mode: str = 'rt') -> IO[str]:
   errors = 'strict'
   if 'w' in mode:
     errors = 'backslashreplace'  # what a model generates must not make a run fail
-  if _is_compressed(path):
+  if _is_compressed(path) and 'w' in mode:
     return gzip.open(path, mode, encoding='utf-8', errors=errors)  # type: ignore[return-value]
+  if _is_compressed(path):
+    return io.TextIOWrapper(open_gzip(path), encoding='utf-8', errors=errors)
   return open(path, mode, encoding='utf-8', errors=errors)
 
 
@@ -41,9 +48,46 @@ def open_bytes(path: str | os.PathLike) -> IO[bytes]:
   """Opens a file for reading bytes; gzip is decompressed, whatever the name of the file is."""
   with open(path, 'rb') as file:
     is_compressed = file.read(2) == GZIP
-  if is_compressed:
-    return gzip.open(path, 'rb')  # type: ignore[return-value]
-  return open(path, 'rb')
+  return open_gzip(path) if is_compressed else open(path, 'rb')
+
+
+def open_gzip(path: str | os.PathLike) -> io.BufferedReader:
+  """Opens a file that is compressed by gzip; reading raises OSError where it expands too much."""
+  return io.BufferedReader(_Gzip(path), 2**16)
+
+
+class _Gzip(io.RawIOBase):
+  """Decompresses a file, as long as no part of it expands beyond all measure."""
+
+  def __init__(self, path: str | os.PathLike):
+    super().__init__()
+    self._path = os.fspath(path)
+    self._compressed = open(path, 'rb')
+    self._content = gzip.GzipFile(fileobj=self._compressed)
+    self._window_begins = 0  # in the compressed file
+    self._window_size = 0  # bytes decompressed since then
+
+  def readable(self) -> bool:
+    """Returns True."""
+    return True
+
+  def readinto(self, buffer: Any) -> int:
+    """Fills a buffer; returns the number of bytes, 0 at the end."""
+    count = self._content.readinto(buffer)
+    self._window_size += count
+    if self._window_size >= _WINDOW:
+      place = self._compressed.tell()
+      if self._window_size > _MOST_EXPANDED * (place - self._window_begins):
+        reason = f'it expands more than {_MOST_EXPANDED} times; decompress it if you mean it'
+        raise OSError(errno.EFBIG, reason, self._path)
+      self._window_begins, self._window_size = place, 0
+    return count
+
+  def close(self) -> None:
+    """Closes both files."""
+    self._content.close()
+    self._compressed.close()
+    super().close()
 
 
 @contextlib.contextmanager

@@ -17,6 +17,10 @@ import zlib
 from rlhf_jax import files
 from rlhf_jax.errors import UserError
 
+# A line that is longer is no record: its parts would fill the memory several times.
+_LONGEST_LINE = 2**26  # bytes
+_DEEPEST = 100  # objects and lists within each other; what reads them recurses
+
 # Half surrogate pairs; next line, line separator, paragraph separator.
 _ESCAPED = re.compile('[\ud800-\udfff\x85\u2028\u2029]')
 
@@ -62,9 +66,13 @@ def parse_json(data: bytes, place: str) -> Any:
     UserError: it is not JSON.
   """
   try:
-    return json.loads(data.decode('utf-8-sig'))
+    value = json.loads(data.decode('utf-8-sig'))
   except (ValueError, RecursionError) as error:
     raise UserError(f'{place}: not JSON: {error}') from None
+  # Few values have so many brackets that it is worth to look how they stand.
+  if data.count(b'{') + data.count(b'[') > _DEEPEST:
+    check_depth(value, place)
+  return value
 
 
 def read_all_bytes(path: str | os.PathLike) -> bytes:
@@ -99,6 +107,27 @@ def write_values(path: str | os.PathLike, values: Iterable[Any]) -> None:
       file.write(format_value(value) + '\n')
 
 
+def check_depth(value: Any, place: str) -> None:
+  """Refuses a value of JSON or YAML whose objects and lists lie too deep within each other.
+
+  Args:
+    value: the value.
+    place: what the error message calls its place.
+
+  Raises:
+    UserError: what reads the value would recurse too deeply.
+  """
+  level = [value] if isinstance(value, (dict, list)) else []
+  for _ in range(_DEEPEST + 1):
+    inner: list[Any] = []
+    for item in level:
+      inner.extend(item.values() if isinstance(item, dict) else item)
+    level = [item for item in inner if isinstance(item, (dict, list))]
+    if not level:
+      return
+  raise UserError(f'{place}: expected at most {_DEEPEST} objects and lists within each other')
+
+
 def other_form(beginning: bytes) -> str | None:
   """Says what a file is, by its first bytes; None where it may be JSON."""
   for magic, form in _OTHER_FORMS.items():
@@ -113,7 +142,10 @@ def _read_lines(path: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
   try:
     with files.open_bytes(path) as file:
       # Files of bytes break lines at line feeds only.
-      for number, line in enumerate(file, start=1):
+      while line := file.readline(_LONGEST_LINE + 1):
+        number += 1
+        if len(line) > _LONGEST_LINE:
+          raise UserError(f'{path}:{number}: expected lines of at most {_LONGEST_LINE >> 20} MiB')
         form = other_form(line) if number == 1 else None
         if form:
           raise UserError(f'{path}: expected JSON Lines, got a file that is {form}')

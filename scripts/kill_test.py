@@ -202,7 +202,8 @@ def add_places(
     elif phase in trained:
       files += [f'{phase}/model.json', f'{phase}/export.part']
     else:
-      files += [f'{phase}/.part-train.jsonl']
+      # Of critiques these are rounds, such as .part-train-round-0.jsonl.
+      files += [f'{phase}/.part-train*.jsonl', f'{phase}/.part-validation*.jsonl']
     places = []
     for name in files:
       both = (signal.SIGTERM, signal.SIGTERM)

@@ -33,6 +33,8 @@ import time
 
 ROOT = Path(__file__).resolve().parents[1]
 PEER_DIED = 3  # exit code of a process that ended because another one died
+PEER_SILENT = 128 + signal.SIGABRT  # of one that jax ended, as another one was silent too long
+QUICK = 15  # seconds that the others have then, as they cannot go on
 NOT_COPIED = ('.git', '.venv', 'runs', '__pycache__')  # parts of the checkout
 
 
@@ -462,11 +464,17 @@ def watch(processes: Sequence[subprocess.Popen], grace: int) -> int:
     failed = find_first_failed(processes)
     if failed is not None and deadline is None:
       first_code = exit_code(processes[failed])
-      deadline = time.monotonic() + grace
+      seconds = grace
+      reason = ''
+      if first_code == PEER_SILENT and len(processes) > 1:
+        seconds = min(grace, QUICK)
+        reason = ', as jax does where another process dies or is silent'
+      deadline = time.monotonic() + seconds
       stopped = first_code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
       if len(processes) > 1 and not stopped:
         print(
-          f'launch: process {failed} ended with exit code {first_code}; the others have {grace} s',
+          f'launch: process {failed} ended with exit code {first_code}{reason}; the others have '
+          f'{seconds} s',
           file=sys.stderr,
         )
     if not running:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 
 import pytest
 
@@ -55,6 +56,7 @@ def test_gzip_is_known_by_its_contents(tmp_path):
     (b'{"a": 1}\n{"a": "\xff"}\n', ":2: not JSON: 'utf-8' codec"),
     (b'{"a": 1}\n\x00\x00\x00', ':2: not JSON: '),
     (b'{"a": 1}\n' + b'[' * 100_000, ':2: not JSON: '),
+    (b'{"a": 1}\n' + b'[' * 500 + b']' * 500, ':2: expected at most 100 objects and lists'),
     (b'{"a": 1' + b'0' * 5000 + b'}', ':1: not JSON: '),
     (gzip.compress(b'{"a": 1}\n' * 99)[:-9], 'cannot read: '),
     (gzip.compress(b'{"a": 1}\n')[:-1] + b'x', 'cannot read: '),
@@ -76,3 +78,15 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
   for path in (tmp_path / 'absent.jsonl', tmp_path):
     with pytest.raises(UserError, match=f'^{path}: cannot read: '):
       read(path)
+
+
+def test_an_archive_that_explodes_is_refused_before_it_fills_the_memory(tmp_path):
+  """A line of 300 MiB, in 300 KB."""
+  path = tmp_path / 'x.jsonl'
+  path.write_bytes(gzip.compress(bytes(2**20)) * 300)  # gzip's members follow one another
+  tracemalloc.start()
+  with pytest.raises(UserError, match=rf'^{path}: cannot read: it expands more than 250 times'):
+    read(path)
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert peak < 2**28

@@ -21,6 +21,18 @@ from rlhf_jax.errors import UserError
 COMBINATIONS = ('all', 'majority', 'reliability')
 KINDS = ('rankings', 'demonstrations', 'prompts', 'raw')
 
+# Fields of a ranking that a combined one does not have.
+_OF_ONE_PERSON = (
+  'annotator',
+  'shown',
+  'mode',
+  'all_bad',
+  'strength',
+  'flags',
+  'reason',
+  'guidelines',
+)
+
 Fields = dict[str, Any]  # a line of a JSON Lines file
 
 
@@ -188,6 +200,7 @@ def _ranking_line(row: Any, turns: Mapping[tuple[int, int], Any], axis: str) -> 
     'responses': [response['text'] for response in responses],
     'ranks': row.answer['orders'][axis],
     'models': [response['model'] for response in responses],
+    'shown': row.shown,  # the numbers of the responses, in the order on the page
     'axis': axis,
     'confidence': 1.0,
   }
@@ -234,7 +247,7 @@ def _combine(
     else:
       ranks, confidence = quality.majority_order([orders[number].ranks for number in numbers])
     line = dict(lines[numbers[0]])
-    for name in ('annotator', 'mode', 'all_bad', 'strength', 'flags', 'reason', 'guidelines'):
+    for name in _OF_ONE_PERSON:
       del line[name]
     line |= {
       'id': line['id'].rsplit('/', 1)[0],

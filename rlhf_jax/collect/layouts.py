@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 import uuid
 
-from rlhf_jax import files
+from rlhf_jax import files, json_lines
 from rlhf_jax.errors import UserError
 
 Fields = dict[str, Any]
@@ -92,6 +92,7 @@ def _read_rows(path: Path) -> list[Fields]:
   for number, row in enumerate(rows, start=1):
     if not isinstance(row, dict):
       raise UserError(f'{path}:{number}: expected a JSON object, got {type(row).__name__}')
+    json_lines.check_depth(row, f'{path}:{number}')
   return rows
 
 

@@ -31,7 +31,8 @@ Several judges are reported one after the other, and how far they agree.
 
 Every judge but the oracle, reward models and people sees each pair in both orders; a
 tie is half a win. The output has all figures with their 95% intervals, which resample
-prompts (or clusters of them); the responses and verdicts stand beside it.
+prompts (or clusters of them); the responses and verdicts stand beside it. If the
+command is interrupted, repeat it: models that have responded do not do so again.
 """
 _EPILOG = 'Exit codes: 0 done, 2 a mistake in the arguments or the input, 130 interrupted.'
 

@@ -11,6 +11,7 @@ import numpy as np
 from rlhf_jax import json_lines
 from rlhf_jax.commands import (
   contestants,
+  kept_answers,
   prompt_sets,
   results_file,
   verdict_sources,
@@ -117,8 +118,7 @@ def _compare_by_judges(
   # all that can be wrong is checked by now
   compilation.cache_compilations()
   compilation.request_exact_products()
-  # Each model is read, responds and is dropped before the next one.
-  answers = _equal_counts([contestants.respond(model, options, prompts) for model in models])
+  answers = _equal_counts(kept_answers.respond_once(models, options, prompts))
   clusters = prompt_sets.prompt_clusters(prompts, options.cluster)
   results = _describe(options, models, prompts, answers, clusters)
   lines = [
@@ -149,6 +149,7 @@ def _compare_by_judges(
       f'{found["contained"]} are contained'
     )
   _write_answers(options, names, prompts, answers, tables)
+  kept_answers.forget(options)
   return results, lines
 
 

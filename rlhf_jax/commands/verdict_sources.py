@@ -112,12 +112,17 @@ def read_people(name: str, models: Sequence[str]) -> tuple[Verdicts, list[str]]:
   rows = []
   pairs_of_texts = []
   seen: set[str] = set()
+  is_order_known = True
   for place, row in row_files.read_rows(path):
     responses, ranks, authors = _ranked(row, place)
     seen.update(authors)
+    places = _places_on_page(row, len(ranks), place)
+    is_order_known &= places is not None
     prompt = prompts.setdefault(prompt_sets.prompt_key(row['messages']), len(prompts))
     person = people.setdefault(str(row.get('annotator', '')), len(people))
-    for i, j in itertools.combinations(range(len(ranks)), 2):
+    # The response that stood first on the page comes first.
+    order = sorted(range(len(ranks)), key=(places or range(len(ranks))).__getitem__)
+    for i, j in itertools.combinations(order, 2):
       sides = numbers.get(authors[i]), numbers.get(authors[j])
       if None in sides or sides[0] == sides[1]:
         continue
@@ -133,7 +138,6 @@ def read_people(name: str, models: Sequence[str]) -> tuple[Verdicts, list[str]]:
   columns = [np.array(column) for column in zip(*rows, strict=True)]
   ours, theirs = (style.measure_style(texts) for texts in zip(*pairs_of_texts, strict=True))
   differences = {feature: ours[feature] - theirs[feature] for feature in ours}
-  # The page shows responses in random order, which the export leaves out.
   # in the order of `rows`
   table = Verdicts(
     prompts=columns[0],
@@ -142,7 +146,8 @@ def read_people(name: str, models: Sequence[str]) -> tuple[Verdicts, list[str]]:
     wins=columns[3],
     judges=columns[4],
     differences=differences,
-    ordered=False,
+    ordered=is_order_known,
+    both_orders=False,
   )
   return table, [*prompts]
 
@@ -156,6 +161,16 @@ def _ranked(row: Any, place: str) -> tuple[list[str], list[int], list[str]]:
   if len(lengths) != 1 or -1 in lengths:
     raise UserError(f'{place}: expected responses, ranks and models, lists of one length')
   return parts[0], parts[1], parts[2]  # type: ignore[return-value]  # lists, as checked
+
+
+def _places_on_page(row: Mapping[str, Any], count: int, place: str) -> list[int] | None:
+  """Returns where each response stood on the page; None where an older export does not say."""
+  shown = row.get('shown')
+  if shown is None:
+    return None
+  if not isinstance(shown, list) or sorted(map(repr, shown)) != sorted(map(repr, range(count))):
+    raise UserError(f'{place}: shown: expected the numbers 0 to {count - 1} in some order')
+  return [shown.index(number) for number in range(count)]
 
 
 # Judges who give each response a utility.

@@ -169,6 +169,8 @@ def _notes(figures: Mapping[str, Any], against: Mapping[str, Any]) -> list[str]:
       f'the order of responses: {order["consistency"]:.1%} of {order["pairs"]} pairs have the '
       f'same outcome in both; what is shown first wins {order["first"]:.1%}'
     )
+  elif 'first' in order:
+    notes.append(f'what is shown first wins {order["first"]:.1%}; its place is controlled')
   # the least sure of the comparisons with the baseline
   measured = [pair for pair in against.values() if pair.get('verdicts')]
   if measured:

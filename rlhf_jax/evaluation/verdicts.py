@@ -30,6 +30,8 @@ class Verdicts:
       of the second.
     ordered: whether the order in which responses are shown can matter
       to the judge.
+    both_orders: whether a judge to whom it can matter saw each pair in
+      both orders; people see it in one.
   """
 
   prompts: np.ndarray
@@ -39,6 +41,7 @@ class Verdicts:
   judges: np.ndarray
   differences: Mapping[str, np.ndarray]
   ordered: bool
+  both_orders: bool = True
 
   def select(self, chosen: np.ndarray) -> 'Verdicts':
     """Returns some of the verdicts; `chosen` is [V] bool or a list of row numbers."""
@@ -145,18 +148,21 @@ def prompt_weights(met: Verdicts) -> np.ndarray:
 
 
 def measure_order(verdicts: Verdicts) -> dict[str, float]:
-  """Measures what the order does to the verdicts of a judge who saw each pair in both orders.
+  """Measures what the order of responses does to the verdicts of a judge.
 
   Returns:
     pairs: how many were seen in both orders with a verdict each;
     consistency: the share of them in which the same model won twice, or
       tied twice;
     first: the mean of the wins of what was shown first (0.5 = no bias).
-    Empty for a judge who knows no order.
+    Of a judge who saw each pair in one order only `first`; empty for a
+    judge who knows no order.
   """
   if not verdicts.ordered:
     return {}
   known = verdicts.known()
+  if not verdicts.both_orders:
+    return {'first': float(known.wins.mean())}
   # prompt, judge and models → the wins of the lower model, where it was shown first and second
   by_pair: dict[tuple[int, ...], tuple[list[float], list[float]]] = {}
   rows = zip(

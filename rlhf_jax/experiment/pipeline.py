@@ -188,6 +188,7 @@ def _run(
   # First of all, as processes with different configs might wait for each other for ever.
   agreement.check_processes('config', json.loads(configs.as_json(config)))
   agreement.check_processes('code', agreement.describe_code(config))
+  agreement.check_processes('command line', dataclasses.asdict(asked))
   compilation.cache_compilations()
   compilation.request_exact_products()
   layout = make_layout(config, workdir)
@@ -218,6 +219,7 @@ def _run_locked(
     hosts.say(f'taken over from {source}: {", ".join(copied) or "nothing"}')
   # The other processes read what the first one writes, so they wait for it.
   hosts.barrier('claimed')
+  agreement.check_processes('workdir', {'date of its beginning': _read_date(workdir)})
   _fix_date(workdir)
   # Not before claim_workdir: config.json keeps {workdir}, so that the folder can be moved.
   config = configs.resolve(config, workdir=workdir, data=config.data)
@@ -357,6 +359,12 @@ def _write_date(workdir: Path) -> None:
       fingerprints.write_json(path, {'date': date})
 
 
+def _read_date(workdir: Path) -> str:
+  """Reads when the run began, to the microsecond; '' where the folder has no such run."""
+  path = workdir / 'started.json'
+  return fingerprints.read_json(path)['date'] if path.is_file() else ''
+
+
 def _fix_date(workdir: Path) -> None:
   """Makes chat templates see the date at which the run began, on every process."""
   started = fingerprints.read_json(workdir / 'started.json')
@@ -377,11 +385,11 @@ def claim_workdir(config: Any, workdir: Path) -> None:
   path = workdir / 'config.json'
   new = json.loads(configs.as_json(config))
   old: dict[str, Any] = {}
+  # Asked first: the first process may write both files before this one looks again.
+  has_started = (workdir / 'started.json').exists()
   if path.is_file():
     old = fingerprints.read_json(path, 'restore it, or give another --workdir')
-  elif (workdir / 'started.json').exists() or any(
-    _has_begun(workdir / name) for name in new['stages']
-  ):
+  elif has_started or any(_has_begun(workdir / name) for name in new['stages']):
     raise UserError(
       f'{path}: is gone, but a run has begun in this folder; restore it, or give another --workdir'
     )

@@ -32,6 +32,7 @@ from rlhf_jax import json_lines, plain_text
 from rlhf_jax.errors import UserError
 from rlhf_jax.files import open_text
 
+_LONGEST = 4_000_000  # characters of a file
 SHIPPED = Path(__file__).parent / 'constitutions'
 
 
@@ -127,7 +128,9 @@ def _read_file(file: str) -> Constitution:
     if is_json_lines and path.is_file():
       return _parse_json_lines([row for _, row in json_lines.read_values(path)], path)
     with open_text(path) as opened:
-      text = opened.read()
+      text = opened.read(_LONGEST + 1)
+    if len(text) > _LONGEST:
+      raise UserError(f'constitution {path}: expected at most {_LONGEST:,} characters')
     content = json.loads(text) if path.suffix == '.json' else _parse_yaml(text)
   except OSError as error:
     known = ', '.join(sorted(other.stem for other in SHIPPED.glob('*.yaml')))
@@ -138,6 +141,7 @@ def _read_file(file: str) -> Constitution:
   except (ValueError, RecursionError, EOFError, zlib.error, yaml.YAMLError) as error:
     details = plain_text.one_line(str(error), 300)
     raise UserError(f'constitution {path}: {details}') from None
+  json_lines.check_depth(content, f'constitution {path}')
   if not isinstance(content, (dict, list)):
     kind = type(content).__name__
     raise UserError(f'constitution {path}: expected a key "principles", got {kind}')

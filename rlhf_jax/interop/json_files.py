@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax import files, fingerprints
+from rlhf_jax import files, fingerprints, json_lines
 from rlhf_jax.errors import UserError
 
 
@@ -27,6 +27,7 @@ def read_json(path: Path) -> dict:
     raise UserError(f'{path}: not JSON ({error})') from None
   if not isinstance(values, dict):
     raise UserError(f'{path}: expected an object of keys and values, got {values!r:.40}')
+  json_lines.check_depth(values, str(path))
   return values
 
 

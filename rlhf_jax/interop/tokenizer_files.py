@@ -6,6 +6,7 @@ tokens, the chat template and the ends of sequence are in files of their own.
 
 from collections.abc import Mapping
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,9 @@ from rlhf_jax.interop.known_keys import (
 )
 
 ROLES = ('eos', 'bos', 'pad', 'unk')  # roles of special tokens, by transformers' names
+
+_MOST_GROWTH = 1000  # times that a text may become longer
+_LONGEST_TOKEN = 10_000  # characters
 
 # Files of a Hugging Face directory.
 TOKENIZER = 'tokenizer.json'
@@ -123,9 +127,44 @@ def _read_core(path: Path) -> tokenizers.Tokenizer:
     )
   fingerprints.check_file(path)
   try:
-    return tokenizers.Tokenizer.from_file(str(path))
+    core = tokenizers.Tokenizer.from_file(str(path))
   except Exception as error:  # the library raises nothing narrower
     raise UserError(f'{path}: not a tokenizer ({error})') from None
+  _check_growth(core, path)
+  return core
+
+
+def _check_growth(core: tokenizers.Tokenizer, path: Path) -> None:
+  """Refuses a tokenizer that makes texts so much longer that they would fill the memory.
+
+  A few replacements, each of one character by ten, do that in seconds, within the
+  library, where nothing could stop them.
+  """
+  for name in ('normalizer', 'decoder'):
+    part = getattr(core, name)
+    growth = 1.0 if part is None else _growth(json.loads(part.__getstate__()))
+    if growth > _MOST_GROWTH:
+      raise UserError(f'{path}: its {name} can make a text more than {_MOST_GROWTH} times longer')
+  longest = max(map(len, core.get_vocab()), default=0)
+  if longest > _LONGEST_TOKEN:
+    raise UserError(
+      f'{path}: expected tokens of at most {_LONGEST_TOKEN:,} characters, got one of {longest:,}'
+    )
+
+
+def _growth(part: Mapping[str, Any]) -> float:
+  """Returns the factor by which a normalizer or decoder can lengthen a text, at most.
+
+  Only replacements and additions count; Unicode's normal forms stay below 18.
+  """
+  inner = [*part.get('normalizers', ()), *part.get('decoders', ())]
+  if inner:
+    return math.prod(map(_growth, inner))
+  added = max(len(str(part.get(key) or '')) for key in ('content', 'prepend'))
+  pattern = part.get('pattern') or {}
+  replaced = len(pattern.get('String', ''))
+  # A pattern may match between all characters, and so may a text of none.
+  return max(1.0, added / replaced) if replaced else 1.0 + added
 
 
 def _check_splitting(core: tokenizers.Tokenizer, config: Mapping[str, Any], path: Path) -> None:

@@ -19,10 +19,12 @@ error of each kind is logged.
 
 from collections.abc import Callable, Sequence
 import concurrent.futures
+from concurrent.futures import process
 import contextlib
 import dataclasses
 import logging
 import multiprocessing
+import time
 from typing import Any
 import weakref
 
@@ -53,6 +55,7 @@ class RewardFunctionOptions:
 
 
 _STOP_SECONDS = 5  # for the worker processes to end
+_STUCK_SECONDS = 120  # beyond its time, after which a chunk is not waited for
 _CHUNK_SIZE = 16  # responses that a worker gets at once
 _Columns = tuple[list, list, list]  # conversations, responses, records
 _Outcome = list[float] | Exception  # the scores of a chunk, or the error of a single response
@@ -76,7 +79,7 @@ def build_reward_function(name: str, options: RewardFunctionOptions | None = Non
   if options is None:
     options = RewardFunctionOptions()
   worker.prepare(name)  # raises here rather than in a worker if there is no such function
-  pool = _start_workers(name, options.workers)
+  workers = _Workers(name, options.workers) if options.workers else None
   logged: set[str] = set()  # the kinds of errors already logged
 
   def score(
@@ -85,7 +88,7 @@ def build_reward_function(name: str, options: RewardFunctionOptions | None = Non
     records: Sequence[Any],
   ) -> tuple[np.ndarray, int]:
     rows = list(zip(conversations, responses, records, strict=True))
-    outcomes = _score_rows(name, pool, options.seconds, rows)
+    outcomes = _score_rows(name, workers, options.seconds, rows)
     values: list[float] = []
     failures: list[tuple[int, Exception]] = []  # (index of the response, error)
     for outcome in outcomes:
@@ -110,34 +113,68 @@ def build_reward_function(name: str, options: RewardFunctionOptions | None = Non
         )
     return np.asarray(values, np.float32), len(failures)
 
-  if pool is not None:
-    weakref.finalize(score, _stop_workers, pool)  # at the end of this process at the latest
+  if workers is not None:
+    weakref.finalize(score, workers.stop)  # at the end of this process at the latest
   return score
 
 
-def _stop_workers(pool: pebble.ProcessPool) -> None:
-  """Ends the worker processes, also those in which a function is stuck."""
-  pool.stop()
-  with contextlib.suppress(TimeoutError):  # a process that the system cannot end
-    pool.join(_STOP_SECONDS)
+class _Workers:
+  """A pool of worker processes, made anew where it broke.
 
+  The library cannot tell which task a process has killed if the process is dead
+  before its acknowledgement is read, or had no task; it then gives up the pool.
+  """
 
-def _start_workers(name: str, count: int) -> pebble.ProcessPool | None:
-  """Starts a pool of worker processes; returns None where functions run in this process."""
-  if not count:
-    return None
-  return pebble.ProcessPool(
-    count,
-    initializer=worker.prepare,
-    initargs=(name,),
-    # A fork would copy locks that JAX's threads may hold, and so could deadlock.
-    context=multiprocessing.get_context('spawn'),
-  )
+  def __init__(self, name: str, count: int):
+    self._name = name
+    self._count = count
+    self._pool = self._start()
+
+  def schedule(self, seconds: float, chunk: list[tuple]) -> concurrent.futures.Future:
+    """Gives a chunk to the next free worker."""
+    if not self._pool.active:
+      self.stop()
+      self._pool = self._start()
+    return self._pool.schedule(
+      worker.call_function, args=(self._name, *_columns(chunk)), timeout=seconds
+    )
+
+  def wait(self, future: concurrent.futures.Future, seconds: float) -> list[float]:
+    """Returns the scores of a chunk.
+
+    Raises:
+      BrokenProcessPool: the pool broke, perhaps by another chunk.
+      Exception: whatever the call raised; TimeoutError after `seconds`.
+    """
+    stuck = time.monotonic() + seconds + _STUCK_SECONDS
+    while not future.done():
+      concurrent.futures.wait([future], timeout=1)
+      if time.monotonic() > stuck:  # a process that dies with a lock keeps others from work
+        self._pool.stop()
+      # A pool that breaks forgets what it had not given to a worker.
+      if not self._pool.active and not future.done():
+        raise process.BrokenProcessPool('the worker processes ended')
+    return future.result()
+
+  def stop(self) -> None:
+    """Ends the worker processes, also those in which a function is stuck."""
+    self._pool.stop()
+    with contextlib.suppress(TimeoutError):  # a process that the system cannot end
+      self._pool.join(_STOP_SECONDS)
+
+  def _start(self) -> pebble.ProcessPool:
+    return pebble.ProcessPool(
+      self._count,
+      initializer=worker.prepare,
+      initargs=(self._name,),
+      # A fork would copy locks that JAX's threads may hold, and so could deadlock.
+      context=multiprocessing.get_context('spawn'),
+    )
 
 
 def _score_rows(
   name: str,
-  pool: pebble.ProcessPool | None,
+  workers: _Workers | None,
   seconds: float,
   rows: list[tuple],
 ) -> list[_Outcome]:
@@ -149,12 +186,12 @@ def _score_rows(
   """
   chunks = [rows[begin : begin + _CHUNK_SIZE] for begin in range(0, len(rows), _CHUNK_SIZE)]
   outcomes: list[_Outcome] = []
-  first_tries = _run_chunks(name, pool, seconds, chunks)
+  first_tries = _run_chunks(name, workers, seconds, chunks)
   for chunk, outcome in zip(chunks, first_tries, strict=True):
     # A chunk of one response would only fail again.
     if isinstance(outcome, Exception) and len(chunk) > 1:
       singles = [[row] for row in chunk]
-      outcomes.extend(_run_chunks(name, pool, seconds, singles))
+      outcomes.extend(_run_chunks(name, workers, seconds, singles))
     else:
       outcomes.append(outcome)
   return outcomes
@@ -162,18 +199,21 @@ def _score_rows(
 
 def _run_chunks(
   name: str,
-  pool: pebble.ProcessPool | None,
+  workers: _Workers | None,
   seconds: float,
   chunks: list[list[tuple]],
 ) -> list[_Outcome]:
   """Runs the reward function on chunks, in parallel if there are worker processes."""
-  if pool is None:
+  if workers is None:
     return [_catch_error(worker.call_function, name, *_columns(chunk)) for chunk in chunks]
-  futures = []
-  for chunk in chunks:
-    arguments = (name, *_columns(chunk))
-    futures.append(pool.schedule(worker.call_function, args=arguments, timeout=seconds))
-  return [_catch_error(future.result) for future in futures]
+  futures = [workers.schedule(seconds, chunk) for chunk in chunks]
+  outcomes = [_catch_error(workers.wait, future, seconds) for future in futures]
+  for number, outcome in enumerate(outcomes):
+    # Which chunk broke the pool is not known, so each of those that were lost runs alone.
+    if isinstance(outcome, process.BrokenProcessPool):
+      future = workers.schedule(seconds, chunks[number])
+      outcomes[number] = _catch_error(workers.wait, future, seconds)
+  return outcomes
 
 
 def _columns(rows: list[tuple]) -> _Columns:

@@ -458,15 +458,7 @@ def build(context: Context, options: Options) -> loop.Training:
   trainable = training.open_trainable(context, options)
   definitions = trainable.definitions
   layout = context.layout
-  train_records = sources.load_records(options.data, 'ranking', 'train')
-  examples = _encode(context, train_records, options)
-  held_out = sources.load_records(options.data, 'ranking', 'validation')
-  held_out = sources.spread_evenly(held_out, options.eval_records)
-  held_out_examples = _encode(context, held_out, options)
-  check_examples([*examples, *held_out_examples], options, context.where)
-  for split, own in (('train', examples), ('validation', held_out_examples)):
-    check_order(own, f'{context.where}.data: {split}')
-
+  examples, held_out_examples = _load_examples(context, options)
   reference = open_reference(context, options)
   if reference is not None and options.reference_logprobs == 'stored':
     store_reference_logprobs(context, options, reference, 'train', examples)
@@ -514,6 +506,19 @@ def build(context: Context, options: Options) -> loop.Training:
       context.config.seed,
     ),
   )
+
+
+def _load_examples(context: Context, options: Options) -> tuple[list[dict], list[dict]]:
+  """Loads, encodes and checks the rankings for training, and those held out."""
+  train_records = sources.load_records(options.data, 'ranking', 'train')
+  examples = _encode(context, train_records, options)
+  held_out = sources.load_records(options.data, 'ranking', 'validation')
+  held_out = sources.spread_evenly(held_out, options.eval_records)
+  held_out_examples = _encode(context, held_out, options)
+  check_examples([*examples, *held_out_examples], options, context.where)
+  for split, own in (('train', examples), ('validation', held_out_examples)):
+    check_order(own, f'{context.where}.data: {split}')
+  return examples, held_out_examples
 
 
 def check_options(options: Any, where: str) -> None:

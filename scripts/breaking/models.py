@@ -36,6 +36,18 @@ SHAPE = (
 )
 
 
+_REPLACE = {'type': 'Replace', 'pattern': {'String': 'e'}, 'content': 'e' * 10}
+_MANY = [_REPLACE] * 12
+# Tokenizers that make gigabytes of a word.
+GROWING = {
+  'a normalizer that grows': {'normalizer': {'type': 'Sequence', 'normalizers': _MANY}},
+  'a decoder that grows': {'decoder': {'type': 'Sequence', 'decoders': _MANY}},
+  'a normalizer between characters': {
+    'normalizer': {'type': 'Replace', 'pattern': {'Regex': ''}, 'content': 'e' * 10**6}
+  },
+}
+
+
 @functools.cache
 def tokenizer() -> Any:
   """Returns a tiny tokenizer with a chat template."""
@@ -173,6 +185,8 @@ def tokenizer_cases() -> Iterator[Case]:
     ):
       refuse = key in ('eos_token', 'pad_token') and not isinstance(wrong, str)
       yield _tokenizer('tokenizer_config.json', f'{key} is {wrong!r}', {key: wrong}, refuse)
+  for name, change in GROWING.items():
+    yield _tokenizer('tokenizer.json', name, change, True)
   for number, template in enumerate(TEMPLATES):
     yield _tokenizer(
       'chat_template.jinja',

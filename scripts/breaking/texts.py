@@ -66,9 +66,25 @@ def record_cases() -> Iterator[Case]:
       yield _records(kind, f'gzip, {name}', data, True, 'train.jsonl.gz')
     for name, data in flips(packed, 8):
       yield _records(kind, f'gzip, {name}', data, False, 'train.jsonl.gz')
+    for name, data in _bombs(line):
+      yield _records(kind, f'gzip, {name}', data, True, 'train.jsonl.gz')
+    for depth in (200, 900, 990):
+      deep = json.dumps({**good, 'meta': 0})[:-2] + '{"a":' * depth + '1' + '}' * (depth + 1)
+      yield _records(kind, f'{depth} objects deep', line + deep.encode(), True)
     for name in ('train.parquet', 'train.arrow'):
       for magic in (b'PAR1', b'ARROW1\x00\x00', b''):
         yield _records(kind, f'{name} beginning {magic!r}', magic + line, bool(magic), name)
+
+
+def _bombs(line: bytes) -> Iterator[tuple[str, bytes]]:
+  """Yields small archives of gigabytes, whose members follow one another."""
+  for name, unit in (
+    ('zeros', bytes(2**20)),
+    ('empty lines', b'\n' * 2**20),
+    ('one record again and again', line * (2**20 // len(line))),
+    ('an array', b'[' + b' ' * 2**20),
+  ):
+    yield f'{name}, 4 GiB', gzip.compress(unit, 9) * 2**12
 
 
 def _records(kind: str, name: str, data: bytes, refuse: bool, file: str = 'train.jsonl') -> Case:

@@ -45,6 +45,7 @@ def test_a_person_ranks_and_the_export_says_so(collection):
   assert row['responses'] == ['good', 'bad', 'fair'] and row['ranks'] == [1, 3, 2]
   assert records.parse_record('ranking', row, 'row').ranks == [1, 3, 2]
   assert len(row['guidelines']) == 12  # the version that the page showed
+  assert sorted(row['shown']) == [0, 1, 2]  # the order on the page
   assert row['reason'] == 'it *helps*' and row['annotator'].startswith('p-')
 
 

@@ -92,6 +92,49 @@ def test_people(place):
   assert pair['prompts'] == len(QUESTIONS) and pair['variance']['rest'] > 0.05
 
 
+def test_people_who_take_the_first_are_told_from_a_better_model(place, capsys):
+  """The export says what stood first on the page; here that always wins."""
+  rows = []
+  for number, text in enumerate(QUESTIONS):
+    shown = [0, 1] if number % 4 else [1, 0]  # ours stands first three times in four
+    ranks = [1, 2] if number % 4 else [2, 1]
+    texts = ['abc', 'xyz']
+    rows.append(
+      dict(messages=ask(text), responses=texts, ranks=ranks, models=['ours', 'theirs'], shown=shown)
+    )
+  json_lines.write_values('people.jsonl', rows)
+  assert run('theirs', 'ours', '--judge=people:people.jsonl') == 0
+  found = results()['judges']['people:people.jsonl']
+  assert found['order'] == {'first': 1.0}
+  assert found['pairs'][0]['win_rate'] == 0.75 and abs(found['pairs'][0]['controlled'] - 0.5) < 0.2
+  assert 'what is shown first wins 100.0%; its place is controlled' in capsys.readouterr().out
+  rows[3]['shown'] = [0, 0]
+  json_lines.write_values('people.jsonl', rows)
+  assert run('theirs', 'ours', '--judge=people:people.jsonl') == 2
+  assert 'people.jsonl:4: shown: expected the numbers 0 to 1' in capsys.readouterr().err
+
+
+def test_an_interrupted_comparison_goes_on_after_the_models_that_responded(place, monkeypatch):
+  words = ['short.jsonl', 'long.jsonl', '--prompts=prompts.jsonl', '--judge=own_judge:longer']
+  asked = []
+  respond = contestants.respond
+
+  def stop_at_the_second(model, *rest):
+    asked.append(model.name)
+    if len(asked) == 2:
+      raise KeyboardInterrupt
+    return respond(model, *rest)
+
+  monkeypatch.setattr(contestants, 'respond', stop_at_the_second)
+  assert run(*words) == 130 and not (place / 'out.json').exists()
+  assert run(*words) == 0 and asked == ['short', 'long', 'long']
+  assert not (place / 'out.responses').exists()
+  asked.clear()
+  assert run(*words) == 130  # done before, so all respond
+  write_answers(place / 'short.jsonl', lambda n: ['Other.'])
+  assert run(*words) == 0 and asked == ['short', 'long', 'short', 'long']
+
+
 @pytest.mark.parametrize(
   'words, message',
   [

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop.tokenizer import Tokenizer
@@ -385,3 +385,37 @@ def test_keys_over_which_transformers_passes(tmp_path):
   save(tmp_path, letters('<s>', '</s>'), bos_token='<s>', add_bos_token=True, add_eos_token=True)
   tokenizer = Tokenizer.load(tmp_path)
   assert tokenizer.text('a') == tokenizer.encode('a')
+
+
+@pytest.mark.parametrize(
+  'part, message',
+  [
+    (
+      dict(normalizer=normalizers.Sequence([normalizers.Replace('a', 'a' * 11)] * 3)),
+      'its normalizer can make a text more than 1000 times longer',
+    ),
+    (
+      dict(decoder=decoders.Sequence([decoders.Replace('a', 'a' * 11)] * 3)),
+      'its decoder can make',
+    ),
+    (
+      dict(normalizer=normalizers.Replace(tokenizers.Regex('|a'), 'a' * 1000)),
+      'its normalizer can make',
+    ),
+  ],
+)
+def test_tokenizers_that_grow_are_refused(tmp_path, part, message):
+  core = letters()
+  for name, value in part.items():
+    setattr(core, name, value)
+  save(tmp_path, core, eos_token='.')
+  with pytest.raises(UserError, match=message):
+    Tokenizer.load(tmp_path)
+
+
+def test_a_token_of_a_megabyte_is_refused(tmp_path):
+  core = letters()
+  core.add_tokens(['a' * 2**20])
+  save(tmp_path, core, eos_token='.')
+  with pytest.raises(UserError, match='got one of 1,048,576'):
+    Tokenizer.load(tmp_path)

@@ -1,7 +1,9 @@
+import multiprocessing
 from pathlib import Path
 import subprocess
 import sys
 import textwrap
+import time
 
 import numpy as np
 import pytest
@@ -80,6 +82,23 @@ def test_a_bad_a_slow_and_a_deadly_answer_cost_only_themselves(module, caplog):
     and 'no result in time' in said
     and 'p11' in said
   )
+
+
+def test_workers_that_die_between_two_calls_are_replaced(module):
+  """As the system's guard of memory would end them: the next call starts new ones."""
+  others = {child.pid for child in multiprocessing.active_children()}
+  score = functions.build_reward_function(
+    f'{module}:fragile', functions.RewardFunctionOptions(workers=1, seconds=20.0)
+  )
+  row = records.Prompt('p', '', '', [{'role': 'user', 'content': 'Hi'}], {})
+  asked_once = ([row.messages] * 2, ['a', 'deadly'], [row] * 2)
+  assert score(*asked_once)[0].tolist() == [0.75, 0.0]
+  for child in multiprocessing.active_children():
+    if child.pid not in others:
+      child.kill()
+  time.sleep(0.5)  # the pool sees that they are gone, and gives up
+  values, failed = score(*asked_once)
+  assert values.tolist() == [0.75, 0.0] and failed == 1
 
 
 def test_a_reward_function_that_always_fails_stops_the_run(module):
