@@ -81,9 +81,11 @@ def test_remat_changes_neither_values_nor_gradients(model, params, change):
   def total(m):
     return jax.jit(jax.value_and_grad(lambda p: jnp.sum(m.apply(p, *inputs)[0] ** 3)))(params)
 
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), total(model), total(other)
-  )
+  def check_close(got, want):
+    # What cancels within an array is as exact as its largest entries.
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6 * np.abs(want).max())
+
+  jax.tree.map(check_close, total(other), total(model))
 
 
 class OneGpu(layout.SingleDevice):
