@@ -458,7 +458,7 @@ def build(context: Context, options: Options) -> loop.Training:
   trainable = training.open_trainable(context, options)
   definitions = trainable.definitions
   layout = context.layout
-  examples, held_out_examples = _load_examples(context, options)
+  examples, held_out_examples, held_out = _load_examples(context, options)
   reference = open_reference(context, options)
   if reference is not None and options.reference_logprobs == 'stored':
     store_reference_logprobs(context, options, reference, 'train', examples)
@@ -475,7 +475,8 @@ def build(context: Context, options: Options) -> loop.Training:
   # The prompt of a ranking is what stands before its first response.
   shown = held_out_examples[: max(options.shown_responses, 1)]
   prompts = [example['tokens'][0, : example['begins'][0]] for example in shown]
-  asked = [response_judge.as_prompt(held_out[int(example['index'])]) for example in shown]
+  numbers = [int(example['index'][0]) for example in shown]
+  asked = [response_judge.as_prompt(held_out[number]) for number in numbers]
   show = training.build_show_responses(
     context, definitions.model, prompts, options, asked, reference
   )
@@ -511,8 +512,10 @@ def build(context: Context, options: Options) -> loop.Training:
   )
 
 
-def _load_examples(context: Context, options: Options) -> tuple[list[dict], list[dict]]:
-  """Loads, encodes and checks the rankings for training, and those held out."""
+def _load_examples(
+  context: Context, options: Options
+) -> tuple[list[dict], list[dict], Sequence[Any]]:
+  """Loads, encodes and checks the rankings: (for training, those held out, their records)."""
   train_records = sources.load_records(options.data, 'ranking', 'train')
   examples = _encode(context, train_records, options)
   held_out = sources.load_records(options.data, 'ranking', 'validation')
@@ -521,7 +524,7 @@ def _load_examples(context: Context, options: Options) -> tuple[list[dict], list
   check_examples([*examples, *held_out_examples], options, context.where)
   for split, own in (('train', examples), ('validation', held_out_examples)):
     check_order(own, f'{context.where}.data: {split}')
-  return examples, held_out_examples
+  return examples, held_out_examples, held_out
 
 
 def check_options(options: Any, where: str) -> None:
