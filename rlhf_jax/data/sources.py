@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax import hub, named_functions, storage
+from rlhf_jax import options as options_lib
 from rlhf_jax.data import records, row_files, tinyworld
 from rlhf_jax.data.on_disk import OnDisk
 from rlhf_jax.errors import UserError
@@ -77,12 +78,7 @@ def load_records(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
   Raises:
     UserError: there are none, or a row is not such a record.
   """
-  if options.count < 0:
-    raise UserError(f'data.count: expected 0 (all) or more, got {options.count}')
-  if options.seed < -1 or options.people < 1:
-    raise UserError(
-      f'data: expected a seed from -1 and people from 1, got {options.seed} and {options.people}'
-    )
+  options_lib.check_ranges(options, 'data')
   if options.half not in ('', *HALVES):
     raise UserError(f'data.half: expected even, odd or nothing, got {options.half!r}')
   _check_field_names(options.fields)

@@ -68,6 +68,19 @@ class Options(RewardSourceOptions):
   split: str = 'validation'  # of the prompts; 'test' for the figures of a release, once
   sampling: SamplingOptions = SamplingOptions()
 
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    if not self.models:
+      # Not data and batch_size, which the tiny form of every experiment sets.
+      names = {field.name for field in dataclasses.fields(self)} - {'models', 'data', 'batch_size'}
+      return dict.fromkeys(sorted(names), 'evaluation.models is empty')
+    if self.judge != ORACLE:
+      return {'reward': 'judge is a reward'} | self.unread_without([self.judge])
+    if self.best_of or self.controls:
+      return self.unread_without([self.reward])
+    why = 'best_of is empty and the oracle judges'
+    return {'reward': why} | self.unread_without([])
+
   @property
   def parts(self) -> int:
     """The number of parts of a batch that a reward model reads one after the other."""
@@ -335,7 +348,7 @@ def compare(context: Context) -> Comparison:
   config = context.config
   options = from_section(Options, config.evaluation)
   records = sources.load_records(options.data, 'prompt', options.split)
-  examples = encode.prompts(records, context.tokenizer, options.max_length)
+  examples = encode.prompts(records, context.tokenizer, options.max_length, spread=hosts.spread)
   prompts = [records[int(example['index'])] for example in examples]
   # One store for all models, so that models with adapters share their base.
   store = ModelStore(context, _adapters(context))

@@ -64,6 +64,10 @@ class Options:
   helpful: DataOptions = DataOptions()  # other prompts
   sampling: SamplingOptions = SamplingOptions()
 
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    return dict.fromkeys(('critique', 'revision'), 'chat is True') if self.chat else {}
+
 
 # (token ids of prompts, key) → a response to each
 Complete = Callable[[Sequence[Sequence[int]], Array], list[str]]
@@ -117,11 +121,8 @@ def run(context: Context) -> None:
 
 def check_options(options: Options, where: str) -> None:
   """Checks the options; raises UserError for values that do not fit."""
-  if options.rounds < 1 or options.judge not in ('', 'oracle'):
-    raise UserError(
-      f'{where}: expected rounds from 1 and judge "oracle" or none, got {options.rounds} and '
-      f'{options.judge!r}'
-    )
+  if options.judge not in ('', 'oracle'):
+    raise UserError(f"{where}.judge: expected oracle or '', got {options.judge!r}")
   if options.chat and options.examples:
     raise UserError(
       f"{where}.examples: expected 0 with chat=True: the constitution's examples are dialogues "
@@ -420,7 +421,7 @@ def _fitting_prompts(
 ) -> list[Prompt]:
   """Reads the prompts of a split, without those that are too long."""
   prompts = sources.load_records(data, 'prompt', split)
-  examples = encode.prompts(prompts, context.tokenizer, options.max_length)
+  examples = encode.prompts(prompts, context.tokenizer, options.max_length, spread=hosts.spread)
   return [prompts[int(example['index'])] for example in examples]
 
 

@@ -402,15 +402,10 @@ def build_batch_score(model: Model) -> jax.stages.Wrapped:
 
 
 def check_options(options: Options, where: str) -> None:
-  """Checks the options; raises UserError for an unknown loss or a negative coefficient."""
+  """Checks the options; raises UserError for an unknown loss."""
   if options.loss not in ranking.REWARD_LOSSES:
     known = ', '.join(ranking.REWARD_LOSSES)
     raise UserError(f'{where}.loss: expected one of {known}, got {options.loss!r}')
-  if options.language_model_coefficient < 0:
-    raise UserError(
-      f'{where}.language_model_coefficient: expected 0 or more, '
-      f'got {options.language_model_coefficient}'
-    )
 
 
 def reads_likelihoods(options: Options) -> bool:
@@ -451,7 +446,7 @@ def _encode(
   options: Options,
   overlong: str,
 ) -> list[dict]:
-  return encode.rankings(rows, context.tokenizer, options.max_length, overlong)
+  return encode.rankings(rows, context.tokenizer, options.max_length, overlong, hosts.spread)
 
 
 def _iterate_once(examples: Sequence[Mapping], options: Options) -> Iterable[Rankings]:

@@ -82,8 +82,8 @@ def test_rankings_and_preferences_share_a_data_set(tmp_path):
       "data.source: expected one of jsonl, tfds, tinyworld, or 'module:function', got 'web'",
     ),
     (dict(source='tfds', path=()), 'data.path: expected one TFDS name or directory'),
-    (dict(count=-1), 'data.count: expected 0 (all) or more, got -1'),
-    (dict(seed=-2), 'data: expected a seed from -1 and people from 1, got -2 and 20'),
+    (dict(count=-1), 'data.count: expected a number from 0, got -1'),
+    (dict(seed=-2), 'data.seed: expected a number from -1 and below 2.14748e+09, got -2'),
     (
       dict(path=('tfds:x',), fields=dict(contxt='passage')),
       "data.fields: no record has a field 'contxt'; expected",

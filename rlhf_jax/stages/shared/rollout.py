@@ -20,7 +20,7 @@ from rlhf_jax.data import batches, encode, sources
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.errors import UserError
-from rlhf_jax.generation import responses, sampler
+from rlhf_jax.generation import responses, sampler, speculation
 from rlhf_jax.generation.responses import Responses
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.models import heads
@@ -29,6 +29,7 @@ from rlhf_jax.models.transformer import Model
 from rlhf_jax.objectives import divergence
 from rlhf_jax.options import Count, Natural, Number, Numbers
 from rlhf_jax.rewards.sources import RewardSourceOptions
+from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.stages.shared import response_judge, token_view, training
@@ -216,7 +217,9 @@ def read_prompts(context: Context, options: RolloutOptions) -> tuple[PromptSet, 
 def _encode_prompts(
   context: Context, records: Sequence[Prompt], options: RolloutOptions
 ) -> PromptSet:
-  examples = encode.prompts(records, context.tokenizer, options.max_length, options.overlong)
+  examples = encode.prompts(
+    records, context.tokenizer, options.max_length, options.overlong, hosts.spread
+  )
   return PromptSet(records, examples)
 
 
@@ -238,7 +241,7 @@ def build_generate(
     generate(params, prompts [B, P], key) → Samples [B * K, R].
   """
   tokenizer = context.tokenizer
-  return sampler.build_sampler(
+  generate = sampler.build_sampler(
     model,
     options.sampling,
     tokenizer.stop_ids,
@@ -246,6 +249,10 @@ def build_generate(
     options.num_samples,
     layout=context.layout,
   )
+  if not options.sampling.drafts or context.layout.abstract:
+    return generate
+  places = options.num_samples * options.sampling.max_new_tokens
+  return speculation.RecallingSampler(generate, places, tokenizer.pad_id)
 
 
 # Pure parts of a train step.

@@ -107,6 +107,7 @@ def train_and_export(context: Context, training: loop.Training, options: loop.Lo
   )
   meta = {'stage': context.name}
   state = loop.run(training, options, context.directory, meta, context.on_saved)
+  context.meet(f'{context.name} trained')  # the export reads model.json
   export(context, state.params)
 
 
