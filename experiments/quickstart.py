@@ -22,14 +22,15 @@ RANKINGS = dict(source='jsonl', path=('{workdir}/feedback/{split}.jsonl',))  # o
 TINY_LOOP = dict(steps=4, eval_every=2, save_every=2, log_every=1)
 TINY_MODEL = dict(embed=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp=64)
 
-# What the tiny form changes in stages that come after the quickstart's, by kind.
+# What the tiny form changes in a stage, by its kind. An untrained model's responses are long once
+# encoded again, hence the lengths.
 TINY_STAGES = dict(
   pretrain=dict(batch_size=8, eval_records=8),
   sft=dict(batch_size=8, eval_records=8),
   feedback=dict(batch_size=16, data=dict(count=16)),
   critique=dict(batch_size=16, data=dict(count=16), helpful=dict(count=16)),
   reward=dict(batch_size=8, max_length=128),
-  ppo=dict(batch_size=8, eval_records=8),
+  ppo=dict(batch_size=8, minibatches=2, packed_rows=0, eval_records=8),
   preference=dict(batch_size=8, max_length=128, eval_records=8),
   policy_gradient=dict(batch_size=8, eval_records=8),
   online_preference=dict(batch_size=8, eval_records=8),
@@ -75,11 +76,12 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
     optimizer=dict(learning_rate=5e-4, warmup_steps=10),
   )
   config.ppo = dict(
-    batch_size=64,
+    batch_size=128,
     max_length=30,
     epochs=1,
-    minibatches=2,
-    kl_coefficient=0.06,
+    minibatches=4,
+    packed_rows=8,  # half of the places would be padding
+    kl_coefficient=0.04,
     sampling=SAMPLING,
     loop=dict(steps=100, eval_every=50, save_every=50),
     optimizer=dict(learning_rate=4e-4),
@@ -148,12 +150,9 @@ def _shrink(config: ml_collections.ConfigDict) -> None:
   config.model = TINY_MODEL
   for name in ('pretrain', 'sft', 'reward', 'ppo'):
     config[name].loop = TINY_LOOP
-    config[name].batch_size = 8
-  for name in ('pretrain', 'sft', 'ppo'):
-    config[name].eval_records = 8
+    config[name].update(TINY_STAGES[name])
   config.pretrain.data = dict(count=400)
   config.tokenizer.documents = 400
-  config.reward.max_length = 128  # an untrained model's responses are longer once encoded again
   config.feedback.data = dict(count=16)
   config.feedback.batch_size = 16
   config.evaluation.data = dict(count=16)

@@ -5,6 +5,7 @@ the user's cache directory, as most of the time of the tests is compilation.
 """
 
 import gc
+from importlib import metadata
 import os
 from pathlib import Path
 
@@ -20,6 +21,10 @@ os.environ['XLA_FLAGS'] = ' '.join(
     '--xla_llvm_disable_expensive_passes=true',
   ]
 )
+
+if metadata.version('jaxlib').startswith('0.10.'):
+  # The older emitters, which later versions lack, compile twice as fast.
+  os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
 
 _CACHES = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHES / 'rlhf_jax' / 'tests'))

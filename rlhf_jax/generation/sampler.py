@@ -20,6 +20,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax import options as options_lib
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import heads, rope, transformer
 from rlhf_jax.models.transformer import Cache, Model
@@ -115,7 +116,7 @@ def build_sampler(
   Raises:
     UserError: an option is out of its range, or slots are wanted where there are none.
   """
-  check_options(options)
+  options_lib.check_ranges(options, 'sampling')
   check_slots(options, model, layout)
   platform = layout.platform if layout else jax.default_backend()
   is_abstract = layout is not None and layout.abstract
@@ -146,26 +147,6 @@ def build_sampler(
   # The layers are unstacked in a separate call, so that each of them is an
   # argument of the decoding program.
   return prepare_and_generate if unroll else compiled
-
-
-def check_options(options: SamplingOptions) -> None:
-  """Raises UserError for options out of their ranges."""
-  in_range = (
-    options.max_new_tokens >= 1
-    and options.temperature >= 0
-    and options.top_k >= 0
-    and 0 < options.top_p <= 1
-    and options.slots >= 0
-  )
-  if not in_range:
-    values = [
-      f'{field.name} {getattr(options, field.name)}'
-      for field in dataclasses.fields(SamplingOptions)
-    ]
-    raise UserError(
-      'sampling: expected max_new_tokens from 1, temperature, top_k and slots from 0, '
-      f'0 < top_p ≤ 1; got {", ".join(values)}'
-    )
 
 
 def check_slots(options: SamplingOptions, model: Model, layout: Any) -> None:
@@ -321,6 +302,7 @@ def repeat_cache(definition: Definition, cache: Cache) -> Cache:
     cache,
     layers=jax.tree.map(functools.partial(repeat, axis=rows_axis), cache.layers),
     segment_ids=repeat(cache.segment_ids, axis=0),
+    length=repeat(cache.length, axis=0) if jnp.ndim(cache.length) else cache.length,
     is_long=repeat(cache.is_long, axis=0),
   )
 
@@ -502,8 +484,8 @@ def fill_slots(
 
   def put_prompts(cached: jax.Array, of_prompts: jax.Array) -> jax.Array:
     if definition.unroll:  # [S, N, P + R, C] and [B, N, P, C]
-      return cached.at[slots, :, :P].set(of_prompts[prompts], mode='drop')
-    return cached.at[:, slots, :, :P].set(of_prompts[:, prompts], mode='drop')
+      return cached.at[slots, :, :P].set(of_prompts[prompts, :, :P], mode='drop')
+    return cached.at[:, slots, :, :P].set(of_prompts[:, prompts, :, :P], mode='drop')
 
   segments = jnp.pad(
     read.segment_ids[prompts],
@@ -549,12 +531,15 @@ def decode_slots(
   idle = (place >= R) | samples.ended[row] | (state.row >= N)
   # An idle slot reads its last token once more, into the same place.
   before = jnp.minimum(place, R) - 1
+  # with exact numerics, rows of a cache begin with their first token
+  is_exact = definition.model.config.is_exact
+  first = lengths[row] if is_exact else prompt_places
   hidden, cache = definition.model.apply(
     params,
     state.token[:, None],
     (lengths[row] + before)[:, None],
     jnp.ones((len(row), 1), jnp.int32),
-    dataclasses.replace(state.cache, length=prompt_places + before),
+    dataclasses.replace(state.cache, length=first + before),
   )
   logits = heads.next_token_logits(definition.model, params, hidden[:, 0])  # [S, V]
   token, logprob = draw(definition, uniforms[jnp.minimum(place, R - 1), row], logits, idle)
@@ -652,15 +637,15 @@ def draw(
   options = definition.options
   # greedy decoding reports the log-probabilities of temperature 1
   scaled = logits / (options.temperature or 1.0)
-  peak = jnp.max(scaled, axis=-1, keepdims=True)
+  peak = definition.model.arithmetic.peak(scaled)
   if options.temperature == 0:
     tokens = first_true(scaled == peak)
   else:
     allowed = keep_likeliest(scaled, options.top_k, options.top_p)
     tokens = choose_tokens(uniforms, jnp.exp(allowed - peak))
-  log_total = jnp.log(jnp.sum(jnp.exp(scaled - peak), axis=-1))
+  log_total = heads.log_total(definition.model, scaled - peak)  # [N, 1]
   chosen = jnp.take_along_axis(scaled, tokens[:, None], axis=-1)
-  logprobs = (chosen - peak)[:, 0] - log_total
+  logprobs = (chosen - peak - log_total)[:, 0]
   tokens = jnp.where(done, definition.pad_id, tokens)
   return tokens, jnp.where(done, 0.0, logprobs)
 

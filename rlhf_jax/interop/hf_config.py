@@ -31,7 +31,7 @@ ACTIVATIONS = {  # Hugging Face's name → ours
 }
 REQUIRED_FIELDS = ('vocab_size', 'embed', 'layers', 'heads')
 # Fields that config.json does not have: they say how to compute, or belong to the tokenizer.
-COMPUTE_FIELDS = ('dtype', 'remat', 'attention', 'empty_ids')
+COMPUTE_FIELDS = ('dtype', 'remat', 'attention', 'numerics', 'empty_ids')
 OLD_LONGROPE_NAMES = ('su', 'yarn')  # the names of longrope in early files of Phi-3
 LENGTH = 'original_max_position_embeddings'  # context length of training before the scaling
 

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.models import experts, lora, quantised, rope
+from rlhf_jax.models import exact, experts, lora, quantised, rope
+from rlhf_jax.models.exact import Arithmetic, Multiply
 from rlhf_jax.models.layout import ModelLayout
 from rlhf_jax.models.model_config import ACTIVATIONS, ModelConfig
 
@@ -75,6 +76,7 @@ class LayerContext:
   angles: tuple[jax.Array, jax.Array] | None
   layout: ModelLayout  # shards activations
   start: jax.Array | int  # [] or [B] int32, the first free slot of the cache
+  arithmetic: Arithmetic  # how products and sums are computed
   joined: dict[str, jax.Array]  # name in JOINED → matrix; empty where none are joined
 
 
@@ -198,14 +200,15 @@ class Block(nnx.Module):
       (hidden [B, T, D], the cache with T more slots written, or None).
     """
     constrain = context.layout.constrain
-    attended, pair = self._attention(self._norm('attention_norm', hidden), context, cache)
-    hidden = hidden + self._norm('attention_post_norm', attended)
-    x = self._norm('mlp_norm', hidden)
+    norm = functools.partial(self._norm, context=context)
+    attended, pair = self._attention(norm('attention_norm', hidden), context, cache)
+    hidden = hidden + norm('attention_post_norm', attended)
+    x = norm('mlp_norm', hidden)
     if self.config.experts:
-      x = self._mix_experts(x, ragged=context.layout.platform == 'tpu')
+      x = self._mix_experts(x, context)
     else:
       x = self._mlp(x, context)
-    hidden = hidden + self._norm('mlp_post_norm', x)
+    hidden = hidden + norm('mlp_post_norm', x)
     return constrain(hidden, ('batch', 'length', 'hidden')), pair
 
   def _attention(
@@ -217,8 +220,8 @@ class Block(nnx.Module):
     """Computes self-attention of x [B, T, D]: [B, T, D], and the cache with its keys and values."""
     # [B, T, H, C] and twice [B, T, N, C]
     query, key, value = self._project_joined('query_key_value', x, context)
-    query = _rotate(self._qk_norm('query_norm', query), context.angles)
-    key = _rotate(self._qk_norm('key_norm', key), context.angles)
+    query = _rotate(self._qk_norm('query_norm', query, context), context)
+    key = _rotate(self._qk_norm('key_norm', key, context), context)
     constrain = context.layout.constrain
     query = constrain(query, ('batch', 'length', 'heads', 'head_dim'))
     if cache is None:
@@ -231,7 +234,7 @@ class Block(nnx.Module):
       }
       key, value = cache['key'], cache['value']
     mixed = context.attend(query, key, value)  # [B, T, H, C]
-    return self._project('output', mixed, contracted=2), cache
+    return self._project('output', mixed, context, contracted=2), cache
 
   def _mlp(self, x: jax.Array, context: LayerContext) -> jax.Array:
     """Computes the MLP of x [B, T, D]."""
@@ -240,11 +243,11 @@ class Block(nnx.Module):
       gate, up = self._project_joined('gate_up', x, context)  # [B, T, F]
       inner = activation(gate) * up
     else:
-      inner = activation(self._project('up', x))
+      inner = activation(self._project('up', x, context))
     inner = context.layout.constrain(inner, ('batch', 'length', 'mlp'))
-    return self._project('down', inner)
+    return self._project('down', inner, context)
 
-  def _mix_experts(self, x: jax.Array, ragged: bool) -> jax.Array:
+  def _mix_experts(self, x: jax.Array, context: LayerContext) -> jax.Array:
     """Computes the mixture of experts of x [B, T, D]."""
     config = self.config
     rows = x.reshape(-1, x.shape[-1])  # [B T, D]
@@ -253,6 +256,7 @@ class Block(nnx.Module):
       self.router[...],
       config.experts_per_token,
       config.renormalise,
+      context.arithmetic,
     )
     mixed = experts.mix(
       rows,
@@ -262,14 +266,21 @@ class Block(nnx.Module):
       self.up[...],
       self.down[...],
       ACTIVATIONS[config.activation],
-      ragged,
+      context.layout.platform == 'tpu',
+      context.arithmetic,
     )
     return mixed.reshape(x.shape)
 
-  def _project(self, name: str, x: jax.Array, contracted: int = 1) -> jax.Array:
+  def _project(
+    self,
+    name: str,
+    x: jax.Array,
+    context: LayerContext,
+    contracted: int = 1,
+  ) -> jax.Array:
     """Multiplies x by a matrix with its adapters, and adds the bias, if there are any."""
-    y = product(x, self._leaf(name, x.dtype), contracted)
-    return self._adapt(name, x, y, contracted)
+    y = product(x, self._leaf(name, x.dtype), contracted, context.arithmetic)
+    return self._adapt(name, x, y, context, contracted)
 
   def _project_joined(
     self,
@@ -280,18 +291,27 @@ class Block(nnx.Module):
     """Multiplies x by each matrix of JOINED[name], in one product if they are joined."""
     parts = JOINED[name]
     if name not in context.joined:
-      return [self._project(part, x) for part in parts]
+      return [self._project(part, x, context) for part in parts]
     y = product(x, context.joined[name].astype(x.dtype))
     widths = [getattr(self, part).shape[1] for part in parts]
     pieces = jnp.split(y, np.cumsum(widths)[:-1], axis=2)
-    return [self._adapt(part, x, piece) for part, piece in zip(parts, pieces, strict=True)]
+    return [self._adapt(part, x, piece, context) for part, piece in zip(parts, pieces, strict=True)]
 
-  def _adapt(self, name: str, x: jax.Array, y: jax.Array, contracted: int = 1) -> jax.Array:
+  def _adapt(
+    self,
+    name: str,
+    x: jax.Array,
+    y: jax.Array,
+    context: LayerContext,
+    contracted: int = 1,
+  ) -> jax.Array:
     """Adds to y, the product of x and a matrix, what its adapters and bias add, if any."""
     if hasattr(self, name + lora.A):
       scale = self.config.lora_alpha / self.config.lora_rank
-      narrow = product(x, self._leaf(name + lora.A, x.dtype), contracted)  # [B, T, r]
-      y = y + scale * product(narrow, self._leaf(name + lora.B, x.dtype))
+      arithmetic = context.arithmetic
+      a, b = (self._leaf(name + part, x.dtype) for part in (lora.A, lora.B))
+      narrow = product(x, a, contracted, arithmetic)  # [B, T, r]
+      y = y + arithmetic.rounded(scale * product(narrow, b, 1, arithmetic))
     if hasattr(self, name + '_bias'):
       y = y + self._leaf(name + '_bias', x.dtype)
     return y
@@ -300,16 +320,17 @@ class Block(nnx.Module):
     """Returns a parameter in the dtype that the layer computes in."""
     return getattr(self, name)[...].astype(dtype)
 
-  def _norm(self, name: str, x: jax.Array) -> jax.Array:
+  def _norm(self, name: str, x: jax.Array, context: LayerContext) -> jax.Array:
     """Applies a norm over the width if the layer has it."""
     if not hasattr(self, name):
       return x
     bias = None
     if self.config.norm == 'layer':
       bias = getattr(self, name + '_bias')[...]
-    return normalise(x, getattr(self, name)[...], bias, self.config)
+    scale = getattr(self, name)[...]
+    return normalise(x, scale, bias, self.config, context.arithmetic)
 
-  def _qk_norm(self, name: str, x: jax.Array) -> jax.Array:
+  def _qk_norm(self, name: str, x: jax.Array, context: LayerContext) -> jax.Array:
     """Applies the norm of queries or keys [B, T, H or N, C] if the layer has one."""
     if not self.config.qk_norm:
       return x
@@ -317,7 +338,8 @@ class Block(nnx.Module):
     flat = x
     if self.config.qk_norm == 'all':
       flat = x.reshape(*x.shape[:2], -1)
-    return normalise(flat, scale.reshape(-1), None, self.config).reshape(x.shape)
+    flat = normalise(flat, scale.reshape(-1), None, self.config, context.arithmetic)
+    return flat.reshape(x.shape)
 
 
 def join_matrices(weights: dict[str, Any]) -> dict[str, Any]:
@@ -392,6 +414,7 @@ def normalise(
   scale: jax.Array,
   bias: jax.Array | None,
   config: ModelConfig,
+  arithmetic: Arithmetic = exact.FAST,
 ) -> jax.Array:
   """Normalises the last axis, in float32.
 
@@ -403,23 +426,31 @@ def normalise(
     scale: [D] float32.
     bias: [D] float32, or None.
     config: the model's configuration, of which `norm` and `norm_eps` are used.
+    arithmetic: how sums are computed.
 
   Returns:
     [..., D], the dtype of x.
   """
   y = x.astype(jnp.float32)
+  D = y.shape[-1]
   if bias is not None:
-    y = y - jnp.mean(y, axis=-1, keepdims=True)
-  y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + config.norm_eps)
+    y = y - arithmetic.rounded(arithmetic.total(y) / D)
+  squares = arithmetic.total(arithmetic.rounded(y * y))  # [..., 1]
+  y = y * jax.lax.rsqrt(squares / D + config.norm_eps)
   if config.norm == 'rms_offset':
     scale = 1 + scale
   y = y * scale
   if bias is not None:
-    y = y + bias
+    y = arithmetic.rounded(y) + bias
   return y.astype(x.dtype)
 
 
-def product(x: jax.Array, weight: jax.Array, contracted: int = 1) -> jax.Array:
+def product(
+  x: jax.Array,
+  weight: jax.Array,
+  contracted: int = 1,
+  arithmetic: Arithmetic = exact.FAST,
+) -> jax.Array:
   """Multiplies x by a weight: contracts the last axes of x with the first of the weight.
 
   The axes of rows and tokens are not merged, as both may be sharded.
@@ -428,6 +459,7 @@ def product(x: jax.Array, weight: jax.Array, contracted: int = 1) -> jax.Array:
     x: [..., in…].
     weight: [in…, out…].
     contracted: the number of contracted axes, in….
+    arithmetic: how the product is computed.
 
   Returns:
     [..., out…].
@@ -435,25 +467,28 @@ def product(x: jax.Array, weight: jax.Array, contracted: int = 1) -> jax.Array:
   inner = math.prod(weight.shape[:contracted])
   rows = x.shape[: x.ndim - contracted]
   columns = weight.shape[contracted:]
-  flat = _matrix_product(x.reshape(*rows, inner), weight.reshape(inner, -1))
+  matrix = weight.reshape(inner, -1)
+  flat = _matrix_product(arithmetic.multiply, x.reshape(*rows, inner), matrix)
   return flat.reshape(rows + columns)
 
 
-@jax.custom_vjp
-def _matrix_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _matrix_product(multiply: Multiply, x: jax.Array, matrix: jax.Array) -> jax.Array:
   """Multiplies [..., K] with [K, N]; see `_product_gradients` for the reason."""
-  return x @ matrix
+  return multiply(x, matrix)
 
 
 def _product_forward(
+  multiply: Multiply,
   x: jax.Array,
   matrix: jax.Array,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
   """Computes the product, and keeps what its gradients need."""
-  return x @ matrix, (x, matrix)
+  return multiply(x, matrix), (x, matrix)
 
 
 def _product_gradients(
+  multiply: Multiply,
   saved: tuple[jax.Array, jax.Array],
   gradient: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
@@ -465,12 +500,14 @@ def _product_gradients(
   train step.
 
   Args:
+    multiply: what computed the product; its gradients are computed at once.
     saved: x [..., K] and the matrix [K, N].
     gradient: [..., N], of the product.
 
   Returns:
     (gradient of x [..., K], gradient of the matrix [K, N]).
   """
+  del multiply
   x, matrix = saved
   # the barrier has it computed once, for both products
   gradient = jax.lax.optimization_barrier(gradient)
@@ -514,11 +551,8 @@ def _write(cached: jax.Array, new: jax.Array, context: LayerContext) -> jax.Arra
   return context.layout.constrain(written, ('batch', 'kv_heads', 'keys', 'head_dim'))
 
 
-def _rotate(
-  x: jax.Array,
-  angles: tuple[jax.Array, jax.Array] | None,
-) -> jax.Array:
+def _rotate(x: jax.Array, context: LayerContext) -> jax.Array:
   """Applies rotary positions, if there are any, to queries or keys [B, T, H or N, C]."""
-  if angles is None:
+  if context.angles is None:
     return x
-  return rope.rotate(x, *angles)
+  return rope.rotate(x, *context.angles, context.arithmetic.rounded)

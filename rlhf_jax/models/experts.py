@@ -20,7 +20,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.models.model_config import product_precision
+from rlhf_jax.models import exact
+from rlhf_jax.models.exact import Arithmetic
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -30,6 +31,7 @@ def route(
   router: jax.Array,
   count: int,
   renormalise: bool,
+  arithmetic: Arithmetic = exact.FAST,
 ) -> tuple[jax.Array, jax.Array]:
   """Chooses the experts of each token.
 
@@ -41,21 +43,17 @@ def route(
     count: the number of experts of each token, k.
     renormalise: whether the k weights are scaled to sum to 1; otherwise they are those
       of the softmax over all experts.
+    arithmetic: how products and sums are computed.
 
   Returns:
     (weights [M, k] float32, experts [M, k] int32).
   """
-  router = router.astype(x.dtype)
-  logits = jnp.matmul(
-    x,
-    router,
-    preferred_element_type=jnp.float32,
-    precision=product_precision(x.dtype),
-  )
-  probabilities = jax.nn.softmax(logits, axis=-1)  # [M, E]
+  logits = arithmetic.logits(x, router.astype(x.dtype))  # [M, E]
+  probabilities = jnp.exp(logits - arithmetic.peak(logits))
+  probabilities = probabilities / arithmetic.total(probabilities)
   weights, chosen = jax.lax.top_k(probabilities, count)
   if renormalise:
-    weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+    weights = weights / arithmetic.total(weights)
   return weights, chosen
 
 
@@ -68,6 +66,7 @@ def mix(
   down: jax.Array,
   activation: Activation,
   ragged: bool,
+  arithmetic: Arithmetic = exact.FAST,
 ) -> jax.Array:
   """Computes Σ_k weight · down(activation(gate x) · up x) over the chosen experts.
 
@@ -80,12 +79,14 @@ def mix(
     down: [E, F, D].
     activation: of the gate.
     ragged: whether to compute one grouped product instead of one expert after the other.
+    arithmetic: how products are computed, if one expert comes after the other.
 
   Returns:
     [M, D], the dtype of x.
   """
-  mix_experts = _mix_ragged if ragged else _mix_by_scan
-  return mix_experts(x, weights, chosen, gate, up, down, activation)
+  if ragged:
+    return _mix_ragged(x, weights, chosen, gate, up, down, activation)
+  return _mix_by_scan(x, weights, chosen, gate, up, down, activation, arithmetic)
 
 
 def _mix_by_scan(
@@ -96,17 +97,21 @@ def _mix_by_scan(
   up: jax.Array,
   down: jax.Array,
   activation: Activation,
+  arithmetic: Arithmetic,
 ) -> jax.Array:
   """Computes `mix` with one expert after the other over all tokens."""
+
+  def multiply(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    return arithmetic.multiply(x, matrix.astype(x.dtype))
 
   @jax.checkpoint  # otherwise every expert's [M, F] would be stored for the backward pass
   def add_expert(total: jax.Array, expert: tuple[jax.Array, ...]):
     index, gate, up, down = expert
     expert_weights = jnp.where(chosen == index, weights, 0.0)  # [M, k]
     weight = jnp.sum(expert_weights, axis=-1, keepdims=True)  # [M, 1], 0 if not chosen
-    inner = activation(x @ gate.astype(x.dtype)) * (x @ up.astype(x.dtype))  # [M, F]
-    out = inner @ down.astype(x.dtype)
-    return total + weight * out.astype(jnp.float32), None
+    inner = activation(multiply(x, gate)) * multiply(x, up)  # [M, F]
+    out = multiply(inner, down)
+    return total + arithmetic.rounded(weight * out.astype(jnp.float32)), None
 
   indices = jnp.arange(gate.shape[0])
   zeros = jnp.zeros(x.shape, jnp.float32)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax.models.exact import Multiply
 from rlhf_jax.models.model_config import product_precision
 from rlhf_jax.types import Params
 
@@ -49,7 +50,7 @@ def next_token_logits(model: 'Model', params: Params, hidden: jax.Array) -> jax.
   Returns:
     [..., V] float32.
   """
-  return _compute_logits(model, unembedding(params), hidden)
+  return _compute_logits(model, model.arithmetic.logits, unembedding(params), hidden)
 
 
 def token_logprobs(
@@ -141,18 +142,30 @@ def likelihood_scores(params: Params, logprobs: jax.Array, mask: jax.Array) -> j
   return likelihood_features(logprobs, mask) @ weights
 
 
-def _compute_logits(model: 'Model', matrix: jax.Array, hidden: jax.Array) -> jax.Array:
+def log_total(model: 'Model', shifted: jax.Array) -> jax.Array:
+  """Computes log Σ exp over the vocabulary.
+
+  Args:
+    model: the model that computed the logits.
+    shifted: [..., V] float32, logits less their maximum.
+
+  Returns:
+    [..., 1] float32.
+  """
+  return jnp.log(model.arithmetic.total(jnp.exp(shifted)))
+
+
+def _compute_logits(
+  model: 'Model',
+  multiply: Multiply,
+  matrix: jax.Array,
+  hidden: jax.Array,
+) -> jax.Array:
   """Multiplies hidden states [..., D] with [D, V]: [..., V] float32."""
-  matrix = matrix.astype(hidden.dtype)
-  logits = jnp.matmul(
-    hidden,
-    matrix,
-    preferred_element_type=jnp.float32,
-    precision=product_precision(hidden.dtype),
-  )
+  logits = multiply(hidden, matrix.astype(hidden.dtype))
   cap = model.config.logit_cap
   if cap:
-    logits = cap * jnp.tanh(logits / cap)
+    logits = model.arithmetic.rounded(cap * jnp.tanh(logits / cap))
   if model.config.empty_ids:
     is_empty = np.zeros(model.config.vocab_size, bool)
     for first, behind in model.config.empty_ids:
@@ -188,8 +201,10 @@ def _chunk_forward(
   targets: jax.Array,
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:
   """Computes a chunk, and what its gradients need; logits only if they are to be kept."""
-  logits = _compute_logits(model, matrix, hidden)  # [B, C, V]
-  logprobs = jax.nn.log_softmax(logits / temperature, axis=-1)
+  logits = _compute_logits(model, model.arithmetic.own_logits, matrix, hidden)  # [B, C, V]
+  scaled = logits / temperature
+  shifted = scaled - model.arithmetic.peak(scaled)
+  logprobs = shifted - log_total(model, shifted)
   chosen = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]  # [B, C]
   entropies = -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
   saved = (matrix, hidden, targets, logits if keep_logits else None)
@@ -210,7 +225,7 @@ def _chunk_gradients(
   matrix, hidden, targets, logits = saved
   of_logprobs, _ = gradients  # entropies have none
   if not keep_logits:
-    logits = _compute_logits(model, matrix, hidden)
+    logits = _compute_logits(model, model.arithmetic.own_logits, matrix, hidden)
   probabilities = jax.nn.softmax(logits / temperature, axis=-1)
   is_target = jnp.arange(logits.shape[-1]) == targets[..., None]  # [B, C, V]
   of_logits = (is_target - probabilities) * (of_logprobs / temperature)[..., None]

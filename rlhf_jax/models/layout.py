@@ -19,6 +19,10 @@ class ModelLayout(Protocol):
   def is_one_device(self) -> bool:
     """Returns whether there is one device only, which exists and runs programs."""
 
+  @property
+  def shards_rows_only(self) -> bool:
+    """Returns whether devices share nothing of a row, so that each computes its rows alone."""
+
   def constrain(self, x: jax.Array, names: Names) -> jax.Array:
     """Shards an activation as its axis names say; called inside jit."""
 
@@ -49,6 +53,11 @@ class SingleDevice:
 
   @property
   def is_one_device(self) -> bool:
+    """Returns True."""
+    return True
+
+  @property
+  def shards_rows_only(self) -> bool:
     """Returns True."""
     return True
 

@@ -44,6 +44,8 @@ REMAT = {
   'full': jax.checkpoint_policies.nothing_saveable,
 }
 ATTENTION = ('auto', 'plain', 'cudnn', 'splash')
+NUMERICS = ('fast', 'exact')
+TEXT_STEP = 8  # columns; the most queries in a tile of exact attention
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   'silu': jax.nn.silu,
   'gelu': functools.partial(jax.nn.gelu, approximate=False),
@@ -99,6 +101,7 @@ class ModelConfig:
   # products) or full (everything)
   remat: str = 'none'
   attention: str = 'auto'  # plain, cudnn, splash, or auto (see attention.py)
+  numerics: str = 'fast'  # fast; exact = a text's bits depend on nothing beside it (exact.py)
   family: str = 'llama'  # the file format of an export: a key of families.FAMILIES
   # rms (RMSNorm), rms_offset (RMSNorm whose scale is 1 + the parameter) or layer
   # (LayerNorm with a bias)
@@ -140,6 +143,16 @@ class ModelConfig:
     for name in ('windows', 'rope_layers', 'lora_targets'):  # JSON has lists, no tuples
       object.__setattr__(self, name, tuple(getattr(self, name)))
     object.__setattr__(self, 'empty_ids', tuple(map(tuple, self.empty_ids)))
+
+  @property
+  def is_exact(self) -> bool:
+    """Returns whether a text's bits depend on nothing beside it."""
+    return self.numerics == 'exact'
+
+  @property
+  def text_step(self) -> int:
+    """Returns at multiples of how many columns the texts of a packed row must begin."""
+    return TEXT_STEP if self.is_exact else 1
 
   @property
   def matrices(self) -> tuple[str, ...]:
@@ -194,9 +207,11 @@ def check_model_config(config: ModelConfig) -> None:
   _check_choice(config, 'dtype', DTYPES)
   _check_choice(config, 'remat', REMAT)
   _check_choice(config, 'attention', ATTENTION)
+  _check_choice(config, 'numerics', NUMERICS)
   _check_choice(config, 'norm', NORMS)
   _check_choice(config, 'qk_norm', QK_NORMS)
   _check_choice(config, 'activation', ACTIVATIONS)
+  _check_exact(config)
   _check_experts(config)
   _check_adapters(config)
   _check_rope_scaling(config.rope_scaling)
@@ -228,6 +243,15 @@ def _check_choice(config: ModelConfig, name: str, choices: Iterable[str]) -> Non
   if value not in choices:
     expected = ', '.join(map(repr, choices))
     raise UserError(f'model.{name}: expected one of {expected}, got {value!r}')
+
+
+def _check_exact(config: ModelConfig) -> None:
+  """Raises UserError for exact numerics of a model that cannot have them."""
+  if config.is_exact and (config.dtype != 'float32' or config.attention not in ('auto', 'plain')):
+    raise UserError(
+      'model.numerics: exact needs model.dtype float32 and model.attention auto or plain; got '
+      f'{config.dtype} and {config.attention}'
+    )
 
 
 def _check_experts(config: ModelConfig) -> None:

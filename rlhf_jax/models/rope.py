@@ -4,7 +4,7 @@ Letters: B batch, T length, H heads, C head_dim, R ≤ C rotated dimensions of a
 L layers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import math
 from typing import Any
 
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax.models import exact
 from rlhf_jax.models.model_config import ModelConfig
 
 
@@ -112,7 +113,12 @@ def angles(
   return both[..., :half], both[..., half:]
 
 
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+def rotate(
+  x: jax.Array,
+  cos: jax.Array,
+  sin: jax.Array,
+  rounded: Callable[[jax.Array], jax.Array] = exact.FAST.rounded,
+) -> jax.Array:
   """Applies rotary position embedding in the half-split form of Hugging Face.
 
   RoFormer (Su et al. 2021, arXiv:2104.09864, eq. 34).
@@ -121,6 +127,7 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     x: [B, T, H, C], queries or keys; the first R of C dimensions are rotated.
     cos: [B, T, 1, R / 2].
     sin: [B, T, 1, R / 2].
+    rounded: what is done to the four products before they are added, see exact.py.
 
   Returns:
     [B, T, H, C], the dtype of x.
@@ -131,8 +138,8 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
   first = first.astype(jnp.float32)
   second = second.astype(jnp.float32)
   parts = [
-    (first * cos - second * sin).astype(x.dtype),
-    (second * cos + first * sin).astype(x.dtype),
+    (rounded(first * cos) - rounded(second * sin)).astype(x.dtype),
+    (rounded(second * cos) + rounded(first * sin)).astype(x.dtype),
   ]
   if rest.shape[-1]:
     parts.append(rest)

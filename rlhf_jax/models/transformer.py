@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import attention, decode_attention, heads, quantised, rope
+from rlhf_jax.models import attention, decode_attention, exact, heads, quantised, rope
 from rlhf_jax.models.block import (
   Block,
   join_matrices,
@@ -40,6 +40,7 @@ from rlhf_jax.models.block import (
   Pair,
   split_matrices,
 )
+from rlhf_jax.models.exact import Arithmetic
 from rlhf_jax.models.layout import ModelLayout, SingleDevice
 from rlhf_jax.models.model_config import check_model_config, ModelConfig, REMAT
 from rlhf_jax.types import Params
@@ -69,6 +70,7 @@ class Model:
   # (function, matrix, rows) → function(matrix, rows), see runtime/mesh.py:
   # Layout.with_gathered_matrix
   with_gathered_matrix: Callable[..., Any]
+  arithmetic: Arithmetic  # how products and sums are computed
 
 
 @flax.struct.dataclass
@@ -105,12 +107,14 @@ def build_model(config: ModelConfig, layout: ModelLayout | None = None) -> Model
     make_modules = functools.partial(_make_modules, config)
     outer, block = nnx.eval_shape(make_modules, jax.random.key(0))
     graph = nnx.graphdef(block)
+  arithmetic = exact.build_arithmetic(config, layout)
   return Model(
     config=config,
     init=functools.partial(init_params, config),
-    apply=functools.partial(apply_model, config, graph, layout),
+    apply=functools.partial(apply_model, config, graph, layout, arithmetic),
     axes={**_axis_names(outer), 'layers': _axis_names(block)},
     with_gathered_matrix=layout.with_gathered_matrix,
+    arithmetic=arithmetic,
   )
 
 
@@ -136,6 +140,7 @@ def apply_model(
   config: ModelConfig,
   graph: nnx.GraphDef,
   layout: ModelLayout,
+  arithmetic: Arithmetic,
   params: Params,
   tokens: jax.Array,
   positions: jax.Array,
@@ -148,6 +153,7 @@ def apply_model(
     config: the model's configuration.
     graph: the definition of its block.
     layout: shards activations.
+    arithmetic: how products and sums are computed.
     params: from `init_params`, with stacked or unstacked layers.
     tokens: [B, T] int32.
     positions: [B, T] int32.
@@ -155,16 +161,23 @@ def apply_model(
     cache: a cache of S slots, or None.
 
   Returns:
-    (hidden [B, T, D], the cache with T more slots written, or None).
+    (hidden [B, T, D], the cache with T more slots written, or None). With exact numerics
+    a row of the cache has only as many more as the row has tokens.
 
   Raises:
     UserError: rows are longer than the model's learned positions.
   """
-  hidden = _embed(config, layout, params, tokens, positions)
-  start: jax.Array | int = 0
+  start: jax.Array | int = 0 if cache is None else cache.length
+  columns_before = None
+  if config.is_exact and isinstance(start, int):
+    # each row begins with its first token, as if there were no padding before it
+    columns, columns_before = exact.align(segment_ids)
+    take = functools.partial(exact.take_columns, columns=columns)
+    tokens, positions, segment_ids = take(tokens), take(positions), take(segment_ids)
+  hidden = _embed(config, layout, arithmetic, params, tokens, positions)
   segments, pairs = segment_ids, None
   if cache is not None:
-    start, pairs = cache.length, cache.layers
+    pairs = cache.layers
     segments = _write_segments(cache.segment_ids, segment_ids, start)
   places = segments.shape[1]
   if config.learned_positions and places > config.max_length:
@@ -188,6 +201,7 @@ def apply_model(
     config,
     graph,
     layout,
+    arithmetic,
     attend,
     rotary,
     start,
@@ -201,14 +215,18 @@ def apply_model(
     is_unrolled = unroll or not isinstance(params['layers'], dict)
     layer = jax.checkpoint(layer, policy=REMAT[config.remat], prevent_cse=is_unrolled)
   hidden, pairs = _apply_layers(layer, hidden, params['layers'], pairs, per_layer, unroll)
-  hidden = normalise(hidden, params['norm'], params.get('norm_bias'), config)
+  hidden = normalise(hidden, params['norm'], params.get('norm_bias'), config, arithmetic)
+  written: jax.Array | int = tokens.shape[1]
+  if columns_before is not None:
+    hidden = exact.take_columns(hidden, columns_before)
+    written = jnp.sum(segment_ids > 0, axis=1)
   if cache is None:
     return hidden, None
   return hidden, dataclasses.replace(
     cache,
     layers=pairs,
     segment_ids=segments,
-    length=jnp.asarray(start + tokens.shape[1], jnp.int32),
+    length=jnp.asarray(start + written, jnp.int32),
   )
 
 
@@ -291,6 +309,7 @@ def _axis_names(module: nnx.Module) -> dict[str, Any]:
 def _embed(
   config: ModelConfig,
   layout: ModelLayout,
+  arithmetic: Arithmetic,
   params: Params,
   tokens: jax.Array,
   positions: jax.Array,
@@ -301,7 +320,7 @@ def _embed(
   hidden = params['embedding'][tokens].astype(config.dtype)
   hidden = layout.constrain(hidden, ('rows', None, 'embed'))
   if config.embed_scale:
-    hidden = hidden * jnp.asarray(config.embed**0.5, config.dtype)
+    hidden = arithmetic.rounded(hidden * jnp.asarray(config.embed**0.5, config.dtype))
   if config.learned_positions:
     hidden = hidden + params['positions'][positions].astype(config.dtype)
   return layout.constrain(hidden, ('batch', 'length', 'hidden'))
@@ -328,6 +347,8 @@ class _Attention:
   one_text: jax.Array | None  # [] bool, a causal mask is enough; None = no
   # [] int32, the slots of the cache before which all filled ones are; None = to read all
   filled: jax.Array | None
+  # (query, key, value as in a cache, mask) → [B, T, H, C], see exact.py; None = not exact
+  exact: Callable[..., jax.Array] | None
 
   def attend(
     self,
@@ -353,6 +374,10 @@ class _Attention:
     mask = self.mask
     if window is not None:
       mask = mask & (self.distance < window)
+    if self.exact is not None:
+      if not self.cached:
+        key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
+      return self.exact(query, key, value, mask)
     if self.implementation == 'decode':
       mask = mask[:, 0]
       filled = decode_attention.filled_range(mask)
@@ -431,6 +456,14 @@ def _prepare_attention(
   # on a GPU, each choice at run time would have to wait for the host
   if cached and implementation == 'plain' and layout.platform != 'gpu':
     filled = None if isinstance(start, int) else jnp.max(start) + T
+  exact_attention = None
+  if config.is_exact:
+    implementation = 'plain'  # as auto is on a CPU; others are refused
+    # rows of a cache begin at its first slot
+    starts = None if cached else exact.find_starts(segment_ids)
+    exact_attention = functools.partial(
+      _attend_exactly, layout, scale, config.attention_cap, jnp.asarray(start, jnp.int32), starts
+    )
   shared = _Attention(
     implementation=implementation,
     cached=cached,
@@ -444,8 +477,21 @@ def _prepare_attention(
     library_mask=library_mask,
     one_text=one_text,
     filled=filled,
+    exact=exact_attention,
   )
   return shared, per_layer
+
+
+def _attend_exactly(
+  layout: ModelLayout,
+  scale: float | None,
+  cap: float,
+  begin: jax.Array,
+  starts: jax.Array | None,
+  *inputs: jax.Array,
+) -> jax.Array:
+  """Computes `exact.attend` of (query, key, value, mask)."""
+  return exact.attend(layout, scale, cap, *inputs, begin, starts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -525,6 +571,7 @@ def _apply_layer(
   config: ModelConfig,
   graph: nnx.GraphDef,
   layout: ModelLayout,
+  arithmetic: Arithmetic,
   shared: _Attention,
   rotary: _Rotary | None,
   start: jax.Array | int,
@@ -537,6 +584,7 @@ def _apply_layer(
     config: the model's configuration.
     graph: the definition of its block.
     layout: shards activations.
+    arithmetic: how products and sums are computed.
     shared: what all layers share in computing attention.
     rotary: how queries and keys are rotated; None where positions are learned.
     start: [] or [B] int32, the first free slot of the cache.
@@ -559,6 +607,7 @@ def _apply_layer(
     angles=angles,
     layout=layout,
     start=start,
+    arithmetic=arithmetic,
     joined=joined,
   )
   block = nnx.merge(graph, quantised.restore_all(weights, hidden.dtype))
@@ -675,7 +724,11 @@ def empty_cache(config: ModelConfig, batch: int, places: int, stacked: bool) -> 
     places: the number of slots, S: tokens that each row has room for.
     stacked: whether layers are stacked, and scanned, rather than unrolled.
   """
-  shape = (batch, config.kv_heads, places, config.head_dim)
+  if config.is_exact:  # whole tiles, so that none is cut out and padded for every token
+    places_of_keys = exact.round_up(places)
+  else:
+    places_of_keys = places
+  shape = (batch, config.kv_heads, places_of_keys, config.head_dim)
   layers: Any
   if stacked:
     layers = _empty_pair((config.layers, *shape), config.dtype)

@@ -1,5 +1,6 @@
 """How JAX compiles in this process: the cache on disk and the precision of products."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -19,12 +20,28 @@ def cache_compilations() -> None:
   """
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     root = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
-    jax.config.update('jax_compilation_cache_dir', str(root / 'rlhf_jax' / 'compiled'))
+    directory = root / 'rlhf_jax' / 'compiled'
+    complete_access_times(directory)
+    jax.config.update('jax_compilation_cache_dir', str(directory))
     if 'JAX_COMPILATION_CACHE_MAX_SIZE' not in os.environ:
       jax.config.update('jax_compilation_cache_max_size', CACHE_BYTES)
   if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
     # Reading a program from a file takes about as long as half a second of compilation.
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def complete_access_times(directory: Path) -> None:
+  """Gives every program of a bounded cache its time of access, where that is lost.
+
+  JAX keeps the time in a file of its own. A program without it, as a kill between the two
+  writes leaves behind, makes every later write to the cache fail.
+  """
+  for program in directory.glob('*-cache'):
+    access_time = program.with_name(program.name.removesuffix('-cache') + '-atime')
+    # Another process may delete the program meanwhile; a read-only cache stays as it is.
+    with contextlib.suppress(OSError):
+      if not access_time.exists():
+        access_time.write_bytes(program.stat().st_mtime_ns.to_bytes(8, 'little'))
 
 
 def request_exact_products() -> None:

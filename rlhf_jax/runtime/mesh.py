@@ -110,6 +110,12 @@ class Layout:
     return self.mesh.size == 1 and not self.abstract
 
   @property
+  def shards_rows_only(self) -> bool:
+    """Whether devices share nothing of a row: no tokens, heads, widths or vocabulary."""
+    shared = ('length', *_tensor_axes())
+    return all(_count_shards(self.mesh, self.rules[name]) == 1 for name in shared)
+
+  @property
   def batch_shards(self) -> int:
     """The number of parts into which the rows of a batch are sharded."""
     return _count_shards(self.mesh, self.rules['batch'])

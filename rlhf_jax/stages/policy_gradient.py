@@ -119,9 +119,12 @@ class Options(off_policy.OffPolicyOptions):
       unread['kl_estimator'] = "kl_place is not 'loss'"
     if not self.kl_coefficient:
       unread |= dict.fromkeys(('kl_place', 'kl_estimator'), 'kl_coefficient is 0')
+    why = ''
     if self.loss == 'reinforce':
-      unread |= dict.fromkeys(('clip_low', 'clip_high'), "loss is 'reinforce'")
-    return unread
+      why = "loss is 'reinforce'"
+    elif self.epochs * self.minibatches == 1:
+      why = 'a step makes one update, for which the ratio is 1'
+    return unread | (dict.fromkeys(('clip_low', 'clip_high'), why) if why else {})
 
   @property
   def keeps_reference(self) -> bool:
@@ -305,15 +308,9 @@ def evaluate_responses(
     )
     return Evaluated(policy.logprobs, policy.entropies, reference)
 
-  if options.packed_rows:
-    return packing.map_packed(
-      evaluate_part,
-      scored.sequences,
-      response_length,
-      options.packed_rows,
-      definitions.layout,
-    )
-  return steps.map_in_parts(evaluate_part, scored.sequences, options.parts)
+  return packing.map_responses(
+    evaluate_part, scored.sequences, response_length, definitions, options
+  )
 
 
 def assess_rollout(
@@ -412,10 +409,7 @@ def update_minibatch(
     )
     return loss(now, assessed, options)
 
-  batch: Any = assessed
-  packing_metrics: dict[str, Array] = {}
-  if options.packed_rows:
-    batch, packing_metrics = packing.parts_of(assessed, options.packed_rows, definitions.layout)
+  batch, packing_metrics = packing.pack_minibatch(assessed, definitions, options)
   trained, opt_state, metrics = steps.update_params(
     batch_loss, definitions.optimizer, trained, opt_state, batch, key, options.microbatches
   )

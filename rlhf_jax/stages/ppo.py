@@ -57,7 +57,7 @@ from rlhf_jax.options import (
   Share,
 )
 from rlhf_jax.planning.programs import abstract_sequences, StagePlan
-from rlhf_jax.runtime import loop, optimizers
+from rlhf_jax.runtime import hosts, loop, optimizers
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.loop import LoopOptions
 from rlhf_jax.runtime.mesh import Layout
@@ -136,6 +136,9 @@ class Options(off_policy.OffPolicyOptions):
     if not self.pretraining_coefficient:
       why = 'pretraining_coefficient is 0'
       unread |= dict.fromkeys(('pretraining', 'pretraining_max_length'), why)
+    if self.epochs * self.minibatches == 1:
+      why = 'a step makes one update, before which nothing has changed'
+      unread |= dict.fromkeys(('clip', 'value_clip'), why)
     return unread
 
   @property
@@ -441,15 +444,9 @@ def evaluate_responses(
     )
     return Evaluated(*now, reference)
 
-  if options.packed_rows:
-    return packing.map_packed(
-      evaluate_part,
-      scored.sequences,
-      response_length,
-      options.packed_rows,
-      definitions.layout,
-    )
-  return steps.map_in_parts(evaluate_part, scored.sequences, options.parts)
+  return packing.map_responses(
+    evaluate_part, scored.sequences, response_length, definitions, options
+  )
 
 
 def assess_rollout(
@@ -644,10 +641,10 @@ def update_minibatch(
     )
     return loss(params, now, assessed, pretraining, weight, definitions, options)
 
-  batch: Any = (assessed, pretraining, weight)
-  packing_metrics: dict[str, Array] = {}
-  if options.packed_rows:
-    batch, packing_metrics = _pack_minibatch(assessed, options.packed_rows, definitions.layout)
+  # PPO-ptx and packed rows exclude each other, so that documents are None in packed ones
+  batch, packing_metrics = packing.pack_minibatch(
+    assessed, definitions, options, beside=(pretraining, weight)
+  )
   trained, opt_state, metrics = steps.update_params(
     batch_loss,
     definitions.optimizer,
@@ -658,18 +655,6 @@ def update_minibatch(
     options.microbatches,
   )
   return (trained, opt_state), metrics | packing_metrics
-
-
-def _pack_minibatch(
-  assessed: AssessedRollout, packed_rows: int, layout: Layout
-) -> tuple[steps.Parts, dict[str, Array]]:
-  """Cuts a minibatch into chunks of packed rows, without documents; and the metrics of that."""
-  parts, metrics = packing.parts_of(assessed, packed_rows, layout)
-
-  def read(number: Array) -> tuple[AssessedRollout, None, None]:
-    return parts.read(number), None, None
-
-  return steps.Parts(read, parts.count), metrics
 
 
 def pretraining_weight(mask: Array, documents: Sequences | None) -> Array | None:
@@ -967,6 +952,7 @@ def _pretraining_batches(context: Context, options: Options) -> Iterator[Sequenc
     sources.load_records(options.pretraining, 'document', 'train'),
     context.tokenizer,
     options.pretraining_max_length,
+    hosts.spread,
   )
   return batches.sequences(
     documents,

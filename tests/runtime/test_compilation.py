@@ -54,3 +54,11 @@ def test_a_cache_of_the_users_choice_is_not_bounded(tmp_path):
   directory, limit = run_program(JAX_COMPILATION_CACHE_DIR=str(tmp_path))
   assert directory == str(tmp_path) and limit == '-1'
   assert size_of(directory) > 21_000
+
+
+def test_a_cache_that_a_kill_left_incomplete_is_used_on(tmp_path):
+  directory = tmp_path / 'rlhf_jax' / 'compiled'
+  directory.mkdir(parents=True)
+  (directory / 'jit_killed-0-cache').write_bytes(b'a program without its time of access')
+  run_program(XDG_CACHE_HOME=str(tmp_path))
+  assert len(list(directory.glob('*-cache'))) > 1  # others were added

@@ -224,6 +224,7 @@ class ModelStore:
       dtype=common.dtype,
       remat=common.remat,
       attention=common.attention,
+      numerics=common.numerics,
     )
     if config.base in quantised.QUANTISED_KINDS and context.layout.rollout_tensor:
       raise UserError(

@@ -80,6 +80,63 @@ def check_rows(packed_rows: int, microbatches: int, shards: int, where: str) -> 
     )
 
 
+def map_responses(
+  function: Callable[[Any], Any],
+  sequences: Sequences,
+  response_length: int,
+  definitions: Any,
+  options: Any,
+) -> Any:
+  """Computes a function of all responses of a step, packed or in as many parts as the update.
+
+  Args:
+    function: Sequences or PackedRows → a tree of arrays, a row for each response.
+    sequences: [N, P + R].
+    response_length: R.
+    definitions: the stage's, of which layout and model are used.
+    options: the stage's, with `packed_rows` and `parts`.
+
+  Returns:
+    The tree of arrays [N, …].
+  """
+  if not options.packed_rows:
+    return steps.map_in_parts(function, sequences, options.parts)
+  text_step = definitions.model.config.text_step
+  return map_packed(
+    function, sequences, response_length, options.packed_rows, definitions.layout, text_step
+  )
+
+
+def pack_minibatch(
+  assessed: Any, definitions: Any, options: Any, beside: tuple[Any, ...] = ()
+) -> tuple[Any, dict[str, Array]]:
+  """Packs a minibatch for its update, if the section asks for it.
+
+  Args:
+    assessed: the minibatch, as in `parts_of`.
+    definitions: the stage's, of which layout and model are used.
+    options: the stage's, with `packed_rows`.
+    beside: what a part of the batch has beside its responses, all None if it is packed.
+
+  Returns:
+    (the batch or its parts: `assessed`, or a tuple of it and `beside` if there is any; the
+    metrics of packing).
+  """
+
+  def join(part: Any) -> Any:
+    return (part, *beside) if beside else part
+
+  if not options.packed_rows:
+    return join(assessed), {}
+  text_step = definitions.model.config.text_step
+  parts, metrics = parts_of(assessed, options.packed_rows, definitions.layout, text_step)
+
+  def read(number: Array) -> Any:
+    return join(parts.read(number))
+
+  return steps.Parts(read, parts.count), metrics
+
+
 def pack(lengths: Array, width: int, chunk_rows: int) -> Packing:
   """Packs rows by first-fit decreasing: the longest first, each where it fits first.
 
@@ -117,10 +174,19 @@ def pack(lengths: Array, width: int, chunk_rows: int) -> Packing:
   return Packing(rows.reshape(shape), columns.reshape(shape), -(-used // chunk_rows))
 
 
-def pack_sequences(sequences: Sequences, chunk_rows: int) -> Packing:
-  """Packs prompts with responses, [N, W], each of which is one run of tokens amid padding."""
+def pack_sequences(sequences: Sequences, chunk_rows: int, text_step: int = 1) -> Packing:
+  """Packs prompts with responses, each of which is one run of tokens amid padding.
+
+  Args:
+    sequences: [N, W].
+    chunk_rows: C.
+    text_step: every text begins at a multiple of so many columns, see
+      `ModelConfig.text_step`.
+  """
+  W = sequences.tokens.shape[1]
   lengths = jnp.sum(sequences.segment_ids > 0, axis=1, dtype=jnp.int32)
-  return pack(lengths, sequences.tokens.shape[1], chunk_rows)
+  lengths = -(-lengths // text_step) * text_step
+  return pack(jnp.minimum(lengths, W), W, chunk_rows)
 
 
 def read_chunk(
@@ -172,20 +238,23 @@ def take_rows(tree: Any, rows: Array) -> Any:
   return jax.tree.map(take, tree)
 
 
-def parts_of(batch: Any, chunk_rows: int, layout: Layout) -> tuple[steps.Parts, dict[str, Array]]:
+def parts_of(
+  batch: Any, chunk_rows: int, layout: Layout, text_step: int = 1
+) -> tuple[steps.Parts, dict[str, Array]]:
   """Cuts a batch into chunks, for the accumulation of its gradient.
 
   Args:
     batch: a dataclass of arrays [N, …] with `sequences` [N, P + R] and `mask` [N, R].
     chunk_rows: C.
     layout: the mesh.
+    text_step: as in `pack_sequences`.
 
   Returns:
     The parts, each the batch with `sequences` as PackedRows and all other arrays
     [C * S, …], where empty slots have an empty mask; and packed/padding_share, [] float32,
     the share of the computed places that are padding.
   """
-  packing = pack_sequences(batch.sequences, chunk_rows)
+  packing = pack_sequences(batch.sequences, chunk_rows, text_step)
   response_length = batch.mask.shape[1]
 
   def read(number: Array) -> Any:
@@ -206,6 +275,7 @@ def map_packed(
   response_length: int,
   chunk_rows: int,
   layout: Layout,
+  text_step: int = 1,
 ) -> Any:
   """Computes a function of prompts with responses, chunk by chunk.
 
@@ -215,12 +285,13 @@ def map_packed(
     response_length: R.
     chunk_rows: C.
     layout: the mesh.
+    text_step: as in `pack_sequences`.
 
   Returns:
     The tree of arrays [N, …], rows in the order of `sequences`.
   """
   N = sequences.tokens.shape[0]
-  packing = pack_sequences(sequences, chunk_rows)
+  packing = pack_sequences(sequences, chunk_rows, text_step)
 
   def compute(number: Array) -> Any:
     return function(read_chunk(sequences, packing, number, response_length, layout))
