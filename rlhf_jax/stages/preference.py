@@ -462,7 +462,13 @@ def build(context: Context, options: Options) -> loop.Training:
   trainable = training.open_trainable(context, options)
   definitions = trainable.definitions
   layout = context.layout
-  examples, held_out_examples = _load_examples(context, options)
+  train_records = sources.load_records(options.data, 'ranking', 'train')
+  examples = _encode(context, train_records, options)
+  held_out = sources.load_records(options.data, 'ranking', 'validation')
+  held_out = sources.spread_evenly(held_out, options.eval_records)
+  held_out_examples = _encode(context, held_out, options)
+  _check_rankings(examples, held_out_examples, options, context.where)
+
   reference = open_reference(context, options)
   if reference is not None and options.reference_logprobs == 'stored':
     store_reference_logprobs(context, options, reference, 'train', examples)
@@ -515,17 +521,13 @@ def build(context: Context, options: Options) -> loop.Training:
   )
 
 
-def _load_examples(context: Context, options: Options) -> tuple[list[dict], list[dict]]:
-  """Loads, encodes and checks the rankings for training, and those held out."""
-  train_records = sources.load_records(options.data, 'ranking', 'train')
-  examples = _encode(context, train_records, options)
-  held_out = sources.load_records(options.data, 'ranking', 'validation')
-  held_out = sources.spread_evenly(held_out, options.eval_records)
-  held_out_examples = _encode(context, held_out, options)
-  check_examples([*examples, *held_out_examples], options, context.where)
-  for split, own in (('train', examples), ('validation', held_out_examples)):
-    check_order(own, f'{context.where}.data: {split}')
-  return examples, held_out_examples
+def _check_rankings(
+  train: Sequence[dict], held_out: Sequence[dict], options: Options, where: str
+) -> None:
+  """Refuses rankings that the loss cannot learn from, or that teach no order."""
+  check_examples([*train, *held_out], options, where)
+  for split, examples in (('train', train), ('validation', held_out)):
+    check_order(examples, f'{where}.data: {split}')
 
 
 def check_options(options: Any, where: str) -> None:

@@ -20,7 +20,7 @@ from rlhf_jax.data import batches, encode, sources
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.errors import UserError
-from rlhf_jax.generation import responses, sampler
+from rlhf_jax.generation import responses, sampler, speculation
 from rlhf_jax.generation.responses import Responses
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.models import heads
@@ -241,7 +241,7 @@ def build_generate(
     generate(params, prompts [B, P], key) → Samples [B * K, R].
   """
   tokenizer = context.tokenizer
-  return sampler.build_sampler(
+  generate = sampler.build_sampler(
     model,
     options.sampling,
     tokenizer.stop_ids,
@@ -249,6 +249,10 @@ def build_generate(
     options.num_samples,
     layout=context.layout,
   )
+  if not options.sampling.drafts or context.layout.abstract:
+    return generate
+  places = options.num_samples * options.sampling.max_new_tokens
+  return speculation.RecallingSampler(generate, places, tokenizer.pad_id)
 
 
 # Pure parts of a train step.
