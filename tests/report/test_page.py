@@ -46,7 +46,8 @@ def test_what_the_reward_model_bought_and_where_it_errs(make_run):
     kept_responses.keep(workdir, rows)
   text = render(workdir)
   assert 'gained in the judge&#39;s utility, against sft' in text and '+0.30 to +0.70' in text
-  assert 'id="mistakes"' in text and 'people prefer' in text and '>Wrong<' in text
+  assert 'href="#bought"' in text and 'id="mistakes"' in text
+  assert 'people prefer' in text and '>Wrong<' in text
   assert 'people rank it first' in text and '<h3>sft</h3>\n<details class="case"' not in text
 
 
