@@ -189,16 +189,16 @@ MUTANTS = (
   # Heads, sampler, batches, encoding.
   Mutant(
     'models/heads.py',
-    'scaled = logits / temperature',
-    'scaled = logits',
+    'rounded(logits / temperature)',
+    'rounded(logits)',
     HEADS,
   ),
   Mutant('models/heads.py', "@ head['kernel'] + head['bias']", "@ head['kernel']", HEADS),
   Mutant('models/heads.py', 'cap * jnp.tanh(logits / cap)', 'jnp.tanh(logits / cap)', HEADS),
   Mutant(
     'generation/sampler.py',
-    'scaled = logits / (options.temperature or 1.0)',
-    'scaled = logits',
+    'logits / (options.temperature or 1.0)',
+    'logits',
     SAMPLER,
   ),
   Mutant(

@@ -3,8 +3,9 @@
 `build_sampler` compiles `generate`; its parts (`prefill`, `draw`, `decode_step`)
 are pure functions of values. All responses are decoded together until the longest
 has ended, or, with `slots`, only some of them at a time: one that has ended gives
-its place to the next (`generate_in_slots`). There is no beam search and no
-speculative decoding.
+its place to the next (`generate_in_slots`). With `drafts`, several tokens are read
+at a time if an earlier response to the prompt said them (`decode_drafts`). There is
+no beam search.
 
 Letters: B prompts of P tokens, K responses to each, R tokens of a response, N = B
 * K, V vocabulary, D width, S slots.
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 
 from rlhf_jax import options as options_lib
 from rlhf_jax.errors import UserError
+from rlhf_jax.generation import speculation
 from rlhf_jax.models import heads, rope, transformer
 from rlhf_jax.models.transformer import Cache, Model
 from rlhf_jax.options import Count, Natural, NonNegative, PositiveShare
@@ -42,6 +44,9 @@ class SamplingOptions:
   top_p: PositiveShare = 1.0  # choose among the fewest tokens with this probability; 1 = all
   # responses decoded at a time; one that has ended gives its place to the next; 0 = all
   slots: Natural = 0
+  # Tokens of earlier responses to the same prompt that are verified at a time; 0 = none.
+  # They change no response, only the time that it takes (speculation.py).
+  drafts: Natural = 0
 
   def unread(self) -> dict[str, str]:
     """Returns the settings that are not read with these values, and why."""
@@ -65,7 +70,8 @@ class Definition:
 class DecodeState(flax.struct.PyTreeNode):
   """What decoding carries from token to token."""
 
-  place: jax.Array  # [] int32, the index in the response of the token that is drawn next
+  # [] int32, the index in the response of the token that is drawn next; with drafts [B * K]
+  place: jax.Array
   done: jax.Array  # [B * K] bool, rows that have ended
   token: jax.Array  # [B * K] int32, the token that was drawn last
   cache: Cache  # keys and values of all tokens before it
@@ -93,7 +99,7 @@ def build_sampler(
   num_samples: int = 1,
   layout: Any = None,
   unroll: bool | None = None,
-) -> Callable[[Params, Prompts, jax.Array], Samples]:
+) -> Callable[..., Samples]:
   """Builds the compiled sampler of a model.
 
   Args:
@@ -111,13 +117,15 @@ def build_sampler(
 
   Returns:
     generate(params, prompts: Prompts [B, P], key) → Samples [B * K, R]. Decoding stops
-    as soon as every row has ended.
+    as soon as every row has ended. With `drafts` it also takes earlier responses to each
+    prompt, [B, K * R] int32.
 
   Raises:
     UserError: an option is out of its range, or slots are wanted where there are none.
   """
   options_lib.check_ranges(options, 'sampling')
   check_slots(options, model, layout)
+  check_drafts(options, model, layout)
   platform = layout.platform if layout else jax.default_backend()
   is_abstract = layout is not None and layout.abstract
   if unroll is None:
@@ -141,8 +149,8 @@ def build_sampler(
   )
   prepare = jax.jit(functools.partial(prepare_params, definition))
 
-  def prepare_and_generate(params: Params, prompts: Prompts, key: jax.Array) -> Samples:
-    return compiled(prepare(params), prompts, key)
+  def prepare_and_generate(params: Params, *inputs: Any) -> Samples:
+    return compiled(prepare(params), *inputs)
 
   # The layers are unstacked in a separate call, so that each of them is an
   # argument of the decoding program.
@@ -154,6 +162,19 @@ def check_slots(options: SamplingOptions, model: Model, layout: Any) -> None:
   if not options.slots:
     return
   where = f'sampling: slots {options.slots}'
+  if layout is not None and layout.mesh.size > 1:
+    raise UserError(f'{where}: expected 0 on a mesh of {layout.mesh.size} devices')
+  if rope.short_length(model.config):
+    raise UserError(f'{where}: expected 0 for a model with longrope, which reads texts again')
+
+
+def check_drafts(options: SamplingOptions, model: Model, layout: Any) -> None:
+  """Raises UserError where drafts cannot be verified."""
+  if not options.drafts:
+    return
+  where = f'sampling: drafts {options.drafts}'
+  if options.slots:
+    raise UserError(f'{where}: expected 0 beside slots, got slots {options.slots}')
   if layout is not None and layout.mesh.size > 1:
     raise UserError(f'{where}: expected 0 on a mesh of {layout.mesh.size} devices')
   if rope.short_length(model.config):
@@ -185,6 +206,7 @@ def generate(
   params: Params,
   prompts: Prompts,
   key: jax.Array,
+  earlier: jax.Array | None = None,
 ) -> Samples:
   """Samples K responses to each prompt.
 
@@ -193,6 +215,8 @@ def generate(
     params: from `prepare_params` if the layers are unrolled, else as in training.
     prompts: Prompts [B, P], left-padded.
     key: the random key of this batch; token n of each response is drawn with fold_in(key, n).
+    earlier: [B, K * R] int32, earlier responses, PAD where there are none; None = there
+      are none at all.
 
   Returns:
     Samples [B * K, R].
@@ -207,18 +231,17 @@ def generate(
   hidden, cache, lengths = prefill(definition, params, prompts)
   state = begin_decoding(definition, params, hidden, cache, uniforms)
 
-  def has_more(state: DecodeState) -> jax.Array:
-    return (state.place < options.max_new_tokens) & ~jnp.all(state.done)
-
-  limit = rope.short_length(definition.model.config)
-  may_cross = 0 < limit < prompts.tokens.shape[1] + options.max_new_tokens
-
-  def step(state: DecodeState) -> DecodeState:
-    if may_cross:
-      state = reread_long_rows(definition, params, prompts, lengths, state)
-    return decode_step(definition, params, lengths, uniforms, state)
-
-  state = jax.lax.while_loop(has_more, step, state)
+  decode = functools.partial(decode_one_by_one, definition, params, prompts, lengths, uniforms)
+  if earlier is None:
+    state = decode(state)
+  else:
+    first = lengths if definition.model.config.is_exact else prompts.tokens.shape[1]
+    guesses = jnp.repeat(earlier, definition.num_samples, axis=0)
+    decode_more = functools.partial(
+      decode_drafts, definition, params, first, lengths, uniforms, guesses
+    )
+    has_drafts = jnp.any(earlier != definition.pad_id)  # not in the first epoch
+    state = jax.lax.cond(has_drafts, decode_more, decode, state)
   samples = Samples(
     tokens=state.tokens,
     mask=state.mask,
@@ -230,6 +253,39 @@ def generate(
   # sharded again as the rows of training
   constrain = definition.layout.constrain
   return jax.tree.map(lambda x: constrain(x, ('batch', None)[: x.ndim]), samples)
+
+
+def decode_one_by_one(
+  definition: Definition,
+  params: Params,
+  prompts: Prompts,
+  lengths: jax.Array,
+  uniforms: jax.Array,
+  state: DecodeState,
+) -> DecodeState:
+  """Draws all further tokens, one of each row at a time, until every row has ended.
+
+  Args:
+    definition: the definition of the sampler.
+    params: from `prepare_params`.
+    prompts: Prompts [B, P].
+    lengths: [B * K] int32, tokens of the prompts.
+    uniforms: [R, B * K, 2] float32, from `draw_uniforms`.
+    state: the state after the first token.
+  """
+  R = definition.options.max_new_tokens
+  limit = rope.short_length(definition.model.config)
+  may_cross = 0 < limit < prompts.tokens.shape[1] + R
+
+  def has_more(state: DecodeState) -> jax.Array:
+    return (state.place < R) & ~jnp.all(state.done)
+
+  def step(state: DecodeState) -> DecodeState:
+    if may_cross:
+      state = reread_long_rows(definition, params, prompts, lengths, state)
+    return decode_step(definition, params, lengths, uniforms, state)
+
+  return jax.lax.while_loop(has_more, step, state)
 
 
 def prefill(
@@ -380,6 +436,83 @@ def decode_step(
     logprobs=state.logprobs.at[:, place].set(logprob),
     mask=state.mask.at[:, place].set(~state.done),  # the end token itself is inside
   )
+
+
+def decode_drafts(
+  definition: Definition,
+  params: Params,
+  first: jax.Array | int,
+  lengths: jax.Array,
+  uniforms: jax.Array,
+  earlier: jax.Array,
+  state: DecodeState,
+) -> DecodeState:
+  """Draws all further tokens; one pass reads the last token and g drafts of each row.
+
+  The logits after the drafts that were drawn are those of decoding one by one, and so
+  is the token after them. Keys and values of the others are overwritten by the next pass.
+
+  Args:
+    definition: the definition of the sampler.
+    params: from `prepare_params`.
+    first: [] or [N] int32, the slot of the cache of a response's first token.
+    lengths: [N] int32, tokens of the prompts.
+    uniforms: [R, N, 2] float32, from `draw_uniforms`.
+    earlier: [N, M] int32, earlier responses to the same prompt.
+    state: the state after the first token.
+
+  Returns:
+    The state in which every row has ended.
+  """
+  R, N = uniforms.shape[:2]
+  g = definition.options.drafts
+  rows, ahead = jnp.arange(N)[:, None], jnp.arange(g + 1)
+
+  def is_idle(state: DecodeState) -> jax.Array:
+    return state.done | (state.place >= R)
+
+  def has_more(state: DecodeState) -> jax.Array:
+    return ~jnp.all(is_idle(state))
+
+  def step(state: DecodeState) -> DecodeState:
+    place = state.place
+    drafts = speculation.find_drafts(state.tokens, place, earlier, g)
+    hidden, cache = definition.model.apply(
+      params,
+      jnp.concatenate([state.token[:, None], drafts], axis=1),  # [N, g + 1]
+      (lengths + place - 1)[:, None] + ahead,
+      jnp.ones((N, g + 1), jnp.int32),
+      dataclasses.replace(state.cache, length=first + place - 1),
+    )
+    logits = heads.next_token_logits(definition.model, params, hidden)
+    columns = place[:, None] + ahead  # [N, g + 1], of the tokens that are drawn
+    drawn, logprobs = draw(
+      definition,
+      uniforms[jnp.minimum(columns, R - 1), rows].reshape(-1, 2),
+      logits.reshape(N * (g + 1), -1),
+      jnp.zeros(N * (g + 1), bool),
+    )
+    drawn, logprobs = drawn.reshape(N, -1), logprobs.reshape(N, -1)
+    stops = is_stop(definition, drawn)
+    has_stopped = jnp.cumsum(stops, axis=1) > stops  # before this token
+    is_kept = ahead <= speculation.count_accepted(drafts, drawn)[:, None]
+    is_kept &= ~has_stopped & (columns < R) & ~is_idle(state)[:, None]
+    count = jnp.sum(is_kept, axis=1)
+    columns = jnp.where(is_kept, columns, R)  # R: nowhere
+    last = jnp.take_along_axis(drawn, jnp.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
+    return DecodeState(
+      place=place + count,
+      done=state.done | jnp.any(is_kept & stops, axis=1),
+      token=jnp.where(count > 0, last, state.token),
+      cache=dataclasses.replace(cache, length=state.cache.length),
+      tokens=state.tokens.at[rows, columns].set(drawn, mode='drop'),
+      logprobs=state.logprobs.at[rows, columns].set(logprobs, mode='drop'),
+      mask=state.mask.at[rows, columns].set(True, mode='drop'),
+    )
+
+  before = state.place
+  state = state.replace(place=jnp.full(N, before))
+  return jax.lax.while_loop(has_more, step, state).replace(place=before)
 
 
 def generate_in_slots(
@@ -636,8 +769,9 @@ def draw(
   """
   options = definition.options
   # greedy decoding reports the log-probabilities of temperature 1
-  scaled = logits / (options.temperature or 1.0)
-  peak = definition.model.arithmetic.peak(scaled)
+  arithmetic = definition.model.arithmetic
+  scaled = arithmetic.rounded(logits / (options.temperature or 1.0))
+  peak = arithmetic.peak(scaled)
   if options.temperature == 0:
     tokens = first_true(scaled == peak)
   else:

@@ -436,7 +436,7 @@ def normalise(
   if bias is not None:
     y = y - arithmetic.rounded(arithmetic.total(y) / D)
   squares = arithmetic.total(arithmetic.rounded(y * y))  # [..., 1]
-  y = y * jax.lax.rsqrt(squares / D + config.norm_eps)
+  y = y * jax.lax.rsqrt(arithmetic.rounded(squares / D) + config.norm_eps)
   if config.norm == 'rms_offset':
     scale = 1 + scale
   y = y * scale
@@ -544,8 +544,12 @@ def _write(cached: jax.Array, new: jax.Array, context: LayerContext) -> jax.Arra
   """Writes keys or values [B, T, N, C] to the next slots of a cache [B, N, S, C]."""
   start = context.start
   if isinstance(start, jax.Array) and start.ndim:
-    # of each row its own slot, of a single token
-    written = cached.at[jnp.arange(len(start)), :, start].set(new[:, 0], unique_indices=True)
+    rows = jnp.arange(len(start))
+    if new.shape[1] == 1:  # of each row its own slot
+      written = cached.at[rows, :, start].set(new[:, 0], unique_indices=True)
+    else:  # or several; what is behind the last slot is dropped
+      slots = start[:, None] + jnp.arange(new.shape[1])
+      written = cached.at[rows[:, None], :, slots].set(new, mode='drop', unique_indices=True)
   else:
     written = jax.lax.dynamic_update_slice_in_dim(cached, new.swapaxes(1, 2), start, axis=2)
   return context.layout.constrain(written, ('batch', 'kv_heads', 'keys', 'head_dim'))

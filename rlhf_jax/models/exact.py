@@ -345,8 +345,8 @@ def _attend_gradients(
   del layout
   query, key, value, mask = saved
 
-  def attend_at_once(*inputs: jax.Array) -> jax.Array:
-    return attention.attend_to_cache(*inputs, mask, scale, cap)
+  def attend_at_once(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    return attention.attend_to_cache(query, key, value, mask, scale, cap)
 
   _, pull = jax.vjp(attend_at_once, query, key, value)
   return (*pull(gradient), None, None, None)

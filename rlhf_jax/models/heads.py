@@ -202,7 +202,7 @@ def _chunk_forward(
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:
   """Computes a chunk, and what its gradients need; logits only if they are to be kept."""
   logits = _compute_logits(model, model.arithmetic.own_logits, matrix, hidden)  # [B, C, V]
-  scaled = logits / temperature
+  scaled = model.arithmetic.rounded(logits / temperature)
   shifted = scaled - model.arithmetic.peak(scaled)
   logprobs = shifted - log_total(model, shifted)
   chosen = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]  # [B, C]

@@ -252,6 +252,11 @@ def _check_exact(config: ModelConfig) -> None:
       'model.numerics: exact needs model.dtype float32 and model.attention auto or plain; got '
       f'{config.dtype} and {config.attention}'
     )
+  if config.is_exact and config.rope_scaling.get('rope_type') == 'longrope':
+    raise UserError(
+      'model.numerics: expected fast for a model with longrope, whose sampler learns only at the '
+      'end whether a text is long; got exact'
+    )
 
 
 def _check_experts(config: ModelConfig) -> None:

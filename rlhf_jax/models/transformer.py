@@ -80,9 +80,8 @@ class Cache:
   # {'key', 'value'} of [L, B, N, S, C], or a tuple of L such pairs of [B, N, S, C]
   layers: Any
   segment_ids: jax.Array  # [B, S] int32, 0 = not written or padding
-  # [] int32, the number of slots written; [B] if rows differ, and then only one
-  # token at a time is read. An int if the cache is empty, so that a program knows
-  # that prompts see only themselves.
+  # [] int32, the number of slots written; [B] if rows differ. An int if the cache is
+  # empty, so that a program knows that prompts see only themselves.
   length: jax.Array | int
   # [B] bool, rows for which longrope's long factors are used from the first token on
   is_long: jax.Array
@@ -237,7 +236,9 @@ def _write_segments(
 ) -> jax.Array:
   """Writes the segment ids [B, T] of new tokens to those of a cache [B, S]."""
   if isinstance(start, jax.Array) and start.ndim:
-    return cached.at[jnp.arange(len(start)), start].set(new[:, 0], unique_indices=True)
+    slots = start[:, None] + jnp.arange(new.shape[1])
+    rows = jnp.arange(len(start))[:, None]
+    return cached.at[rows, slots].set(new, mode='drop', unique_indices=True)
   return jax.lax.dynamic_update_slice_in_dim(cached, new, start, axis=1)
 
 

@@ -26,12 +26,14 @@ from rlhf_jax.evaluation import oracle_judge
 from rlhf_jax.feedback import constitution, judging
 from rlhf_jax.feedback.constitution import Constitution
 from rlhf_jax.generation import responses
+from rlhf_jax.generation.responses import Responses
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.options import Count, Natural
 from rlhf_jax.planning.programs import StagePlan
+from rlhf_jax.report import kept_responses
 from rlhf_jax.runtime import hosts, metrics
-from rlhf_jax.stages.shared import response_plan, training
+from rlhf_jax.stages.shared import response_judge, response_plan, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import DataUse, StageKind
 from rlhf_jax.stages.shared.model_store import ModelStore
@@ -112,6 +114,7 @@ def run(context: Context) -> None:
     others = _read_or_make(context, f'{split}-helpful', make_helpful)
     _write(context, split, list(_demonstrations(rounds[split], others)))
   _write(context, 'transcripts', transcripts(rounds['train']))
+  _keep_rounds(context, options, prompts['validation'], rounds['validation'])
   if options.judge:
     _measure_rounds(context, options, prompts, rounds)
 
@@ -360,6 +363,37 @@ def _demonstrations(
           messages=row['messages'],
           response=row['response'],
         )
+
+
+def _keep_rounds(
+  context: Context,
+  options: Options,
+  prompts: Sequence[Prompt],
+  rounds: Sequence[Sequence[Row]],
+) -> None:
+  """Keeps the held-out responses of every round for the report, a round as a step."""
+  judge = response_judge.open_judge(context, prompts, options.data)
+  for number, rows in enumerate(rounds):
+    texts = [[row['response']] for row in rows]
+    verdicts = judge(texts)  # on all processes
+    if not hosts.is_first_process():
+      continue
+    # With the end token, as responses of a model have it.
+    lengths = [[len(context.tokenizer.encode(text)) + 1] for (text,) in texts]
+    completed = Responses(texts, np.array(lengths), np.ones((len(texts), 1), bool))
+    asked = [prompt.messages[-1]['content'] or '' for prompt in prompts]
+    kept = kept_responses.make_rows(
+      completed,
+      asked,
+      [prompt.id for prompt in prompts],
+      verdicts,
+      evaluation=kept_responses.TRAINING,
+      stage=context.name,
+      step=number,
+      model='',
+      decoding='sampled',
+    )
+    kept_responses.keep(context.workdir, kept)
 
 
 def _measure_rounds(

@@ -52,7 +52,7 @@ from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.loop import LoopOptions
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.runtime.optimizers import OptimizerOptions
-from rlhf_jax.stages.shared import metering, training
+from rlhf_jax.stages.shared import metering, response_judge, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import DataUse, StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.model_store import ModelStore
@@ -462,7 +462,13 @@ def build(context: Context, options: Options) -> loop.Training:
   trainable = training.open_trainable(context, options)
   definitions = trainable.definitions
   layout = context.layout
-  examples, held_out_examples = _load_examples(context, options)
+  train_records = sources.load_records(options.data, 'ranking', 'train')
+  examples = _encode(context, train_records, options)
+  held_out = sources.load_records(options.data, 'ranking', 'validation')
+  held_out = sources.spread_evenly(held_out, options.eval_records)
+  held_out_examples = _encode(context, held_out, options)
+  _check_rankings(examples, held_out_examples, options, context.where)
+
   reference = open_reference(context, options)
   if reference is not None and options.reference_logprobs == 'stored':
     store_reference_logprobs(context, options, reference, 'train', examples)
@@ -479,7 +485,11 @@ def build(context: Context, options: Options) -> loop.Training:
   # The prompt of a ranking is what stands before its first response.
   shown = held_out_examples[: max(options.shown_responses, 1)]
   prompts = [example['tokens'][0, : example['begins'][0]] for example in shown]
-  show = training.build_show_responses(context, definitions.model, prompts, options)
+  numbers = [int(example['index'][0]) for example in shown]
+  asked = [response_judge.as_prompt(held_out[number]) for number in numbers]
+  show = training.build_show_responses(
+    context, definitions.model, prompts, options, asked, reference
+  )
   measure = build_measure(definitions.model, options)
 
   def evaluate(
@@ -512,17 +522,13 @@ def build(context: Context, options: Options) -> loop.Training:
   )
 
 
-def _load_examples(context: Context, options: Options) -> tuple[list[dict], list[dict]]:
-  """Loads, encodes and checks the rankings for training, and those held out."""
-  train_records = sources.load_records(options.data, 'ranking', 'train')
-  examples = _encode(context, train_records, options)
-  held_out = sources.load_records(options.data, 'ranking', 'validation')
-  held_out = sources.spread_evenly(held_out, options.eval_records)
-  held_out_examples = _encode(context, held_out, options)
-  check_examples([*examples, *held_out_examples], options, context.where)
-  for split, own in (('train', examples), ('validation', held_out_examples)):
-    check_order(own, f'{context.where}.data: {split}')
-  return examples, held_out_examples
+def _check_rankings(
+  train: Sequence[dict], held_out: Sequence[dict], options: Options, where: str
+) -> None:
+  """Refuses rankings that the loss cannot learn from, or that teach no order."""
+  check_examples([*train, *held_out], options, where)
+  for split, examples in (('train', train), ('validation', held_out)):
+    check_order(examples, f'{where}.data: {split}')
 
 
 def check_options(options: Any, where: str) -> None:

@@ -21,7 +21,7 @@ from rlhf_jax.planning.programs import StagePlan
 from rlhf_jax.runtime import hosts, loop
 from rlhf_jax.runtime.loop import LoopOptions
 from rlhf_jax.runtime.optimizers import OptimizerOptions
-from rlhf_jax.stages.shared import metering, supervised, training
+from rlhf_jax.stages.shared import metering, response_judge, supervised, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import DataUse, StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.supervised import loss, train_step
@@ -107,7 +107,8 @@ def build(
     options.max_length,
   )
   prompts = [tokenizer.prompt(record.messages, record.tools) for record in held_out]
-  show = training.build_show_responses(context, definitions.model, prompts, options)
+  asked = [response_judge.as_prompt(record) for record in held_out]
+  show = training.build_show_responses(context, definitions.model, prompts, options, asked)
 
   def evaluate(
     state: TrainState,

@@ -209,6 +209,20 @@ def test_tfds_without_tensorflow(tmp_path):
   assert done.returncode == 0, done.stderr[-2000:]
 
 
+def test_the_halves_of_the_training_records(tmp_path):
+  path = tmp_path / 'all.jsonl'
+  records.write_records(path, [document(str(number)) for number in range(5)])
+
+  def load(half, split='train'):
+    options = DataOptions(source='jsonl', path=(str(path),), half=half, count=4)
+    return [int(row.text) for row in sources.load_records(options, 'document', split)]
+
+  assert (load('even'), load('odd')) == ([0, 2], [1, 3])
+  assert load('odd', 'validation') == [0, 1, 2, 3]  # held out from both
+  with pytest.raises(UserError, match='data.half: expected even, odd'):
+    load('third')
+
+
 def test_a_share_of_a_file_without_splits_is_held_out(tmp_path):
   path = tmp_path / 'all.jsonl'
   records.write_records(path, [document(str(number)) for number in range(40)])

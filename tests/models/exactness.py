@@ -55,6 +55,7 @@ CASES = {
 }
 PROMPT, RESPONSE, SAMPLES = 9, 60, 2
 STOPS, PAD = (1,), 0
+TEMPERATURE = 0.8  # not a power of 2, so that dividing by it rounds
 
 
 def make_params(config):
@@ -72,7 +73,7 @@ def make_prompts():
 
 
 def sample(model, params, prompts, layout=None, **options):
-  options = sampler.SamplingOptions(max_new_tokens=RESPONSE, **options)
+  options = sampler.SamplingOptions(RESPONSE, TEMPERATURE, **options)
   generate = sampler.build_sampler(model, options, STOPS, PAD, SAMPLES, layout)
   return generate(params, prompts, jax.random.key(1))
 
@@ -82,7 +83,7 @@ def score(model):
 
   def compute(params, rows):
     hidden, _ = model.apply(params, rows.tokens, rows.positions, rows.segment_ids)
-    return heads.token_logprobs(model, params, hidden[:, :-1], rows.tokens[:, 1:])[0]
+    return heads.token_logprobs(model, params, hidden[:, :-1], rows.tokens[:, 1:], TEMPERATURE)[0]
 
   return compute
 
@@ -127,7 +128,8 @@ def compare(name):
   def compute_packed(packed):
     hidden, _ = model.apply(params, *packed_fields(packed.sequences))
     targets = jnp.roll(packed.sequences.tokens, -1, axis=1)
-    return packed.at_responses(heads.token_logprobs(model, params, hidden, targets)[0])
+    logprobs, _ = heads.token_logprobs(model, params, hidden, targets, TEMPERATURE)
+    return packed.at_responses(logprobs)
 
   layout = testing.make_layout()
   packed = packing.map_packed(compute_packed, rows, RESPONSE, 2, layout, config.text_step)

@@ -39,13 +39,13 @@ NUM_PROMPTS: dict[str, tuple[int, int]] = {
   'fact': (240, 64),
   'two_step': (60, 24),
   'unknown': (80, 28),
-  'claim': (90, 32),
+  'claim': (200, 32),
   'press': (45, 20),
   'premise': (60, 24),
   'one_word': (120, 18),
   'no_naming': (110, 16),
   'two_reasons': (30, 12),
-  'benign': (80, 28),
+  'benign': (140, 28),
   'harmful': (180, 64),
 }
 KINDS = tuple(NUM_PROMPTS)

@@ -224,7 +224,8 @@ class ModelStore:
       dtype=common.dtype,
       remat=common.remat,
       attention=common.attention,
-      numerics=common.numerics,
+      # what a scalar head says is not sampled, and need not be exact
+      numerics='fast' if head else common.numerics,
     )
     if config.base in quantised.QUANTISED_KINDS and context.layout.rollout_tensor:
       raise UserError(
