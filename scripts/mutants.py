@@ -189,16 +189,16 @@ MUTANTS = (
   # Heads, sampler, batches, encoding.
   Mutant(
     'models/heads.py',
-    'logits / temperature, axis=-1)\n  chosen',
-    'logits, axis=-1)\n  chosen',
+    'rounded(logits / temperature)',
+    'rounded(logits)',
     HEADS,
   ),
   Mutant('models/heads.py', "@ head['kernel'] + head['bias']", "@ head['kernel']", HEADS),
   Mutant('models/heads.py', 'cap * jnp.tanh(logits / cap)', 'jnp.tanh(logits / cap)', HEADS),
   Mutant(
     'generation/sampler.py',
-    'scaled = logits / (options.temperature or 1.0)',
-    'scaled = logits',
+    'logits / (options.temperature or 1.0)',
+    'logits',
     SAMPLER,
   ),
   Mutant(
@@ -386,6 +386,7 @@ def main() -> int:
   parser.add_argument('--jobs', type=int, default=1, help='how many at a time')
   parser.add_argument('--list', action='store_true', help='list the mutants and exit')
   parser.add_argument('--results', type=Path, help='JSON Lines of what was tried')
+  parser.add_argument('--table', action='store_true', help='only print the table of --results')
   options = parser.parse_args()
   chosen = [mutant for mutant in MUTANTS if is_chosen(mutant, options.words)]
   for mutant in chosen:
@@ -395,6 +396,9 @@ def main() -> int:
   if options.list:
     return 0
   noticed = read_results(options.results)  # description → whether it was noticed
+  if options.table:
+    print(format_table(chosen, noticed))
+    return 0
   left = [mutant for mutant in chosen if describe(mutant) not in noticed]
   with futures.ThreadPoolExecutor(options.jobs) as pool:
     for mutant, (is_noticed, seconds) in zip(left, pool.map(try_mutant, left), strict=True):
@@ -420,12 +424,12 @@ def read_results(path: Path | None) -> dict[str, bool]:
 
 def format_table(mutants: Sequence[Mutant], noticed: Mapping[str, bool]) -> str:
   """Formats how many mutants of each folder were noticed, in Markdown."""
-  lines = ['', '| folder | mutants | noticed |', '| --- | --- | --- |']
+  lines = ['| folder | mutants | tried | noticed |', '| --- | --- | --- | --- |']
   folders = {mutant.file.rpartition('/')[0] for mutant in mutants}
   for folder in [*sorted(folders), '']:
     own = [mutant for mutant in mutants if folder in ('', mutant.file.rpartition('/')[0])]
-    count = sum(noticed[describe(mutant)] for mutant in own)
-    lines.append(f'| {folder or "all"} | {len(own)} | {count} ({count / len(own):.0%}) |')
+    tried = [noticed[describe(mutant)] for mutant in own if describe(mutant) in noticed]
+    lines.append(f'| {folder or "all"} | {len(own)} | {len(tried)} | {sum(tried)} |')
   return '\n'.join(lines)
 
 

@@ -79,7 +79,7 @@ class Responder:
     tokens: list[list[list[int]]] = []
     columns: list[dict[str, np.ndarray]] = []
     progress = tqdm.tqdm(
-      prompts,
+      list(prompts),  # so that the bar knows how many there are
       desc='responses',
       unit='batch',
       leave=False,

@@ -544,7 +544,8 @@ class _Progress:
         break
     if 'kl' in metrics:
       parts.append(f'kl {metrics["kl"]:.4g}')
-    if 'time/tokens_per_second' in metrics:
+    is_narrow = self._bar is not None and shutil.get_terminal_size().columns < 100
+    if 'time/tokens_per_second' in metrics and not is_narrow:
       parts.append(f'{metrics["time/tokens_per_second"]:,.0f} tokens/s')
     if self._bar:
       self._bar.set_postfix_str(', '.join(parts), refresh=False)
