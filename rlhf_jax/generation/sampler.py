@@ -231,30 +231,17 @@ def generate(
   hidden, cache, lengths = prefill(definition, params, prompts)
   state = begin_decoding(definition, params, hidden, cache, uniforms)
 
-  def has_more(state: DecodeState) -> jax.Array:
-    return (state.place < options.max_new_tokens) & ~jnp.all(state.done)
-
-  limit = rope.short_length(definition.model.config)
-  may_cross = 0 < limit < prompts.tokens.shape[1] + options.max_new_tokens
-
-  def step(state: DecodeState) -> DecodeState:
-    if may_cross:
-      state = reread_long_rows(definition, params, prompts, lengths, state)
-    return decode_step(definition, params, lengths, uniforms, state)
-
-  def decode(state: DecodeState) -> DecodeState:
-    return jax.lax.while_loop(has_more, step, state)
-
+  decode = functools.partial(decode_one_by_one, definition, params, prompts, lengths, uniforms)
   if earlier is None:
     state = decode(state)
   else:
     first = lengths if definition.model.config.is_exact else prompts.tokens.shape[1]
     guesses = jnp.repeat(earlier, definition.num_samples, axis=0)
-    from_drafts = functools.partial(
+    decode_more = functools.partial(
       decode_drafts, definition, params, first, lengths, uniforms, guesses
     )
-    has_drafts = jnp.any(earlier != definition.pad_id)  # there are none in the first epoch
-    state = jax.lax.cond(has_drafts, from_drafts, decode, state)
+    has_drafts = jnp.any(earlier != definition.pad_id)  # not in the first epoch
+    state = jax.lax.cond(has_drafts, decode_more, decode, state)
   samples = Samples(
     tokens=state.tokens,
     mask=state.mask,
@@ -266,6 +253,39 @@ def generate(
   # sharded again as the rows of training
   constrain = definition.layout.constrain
   return jax.tree.map(lambda x: constrain(x, ('batch', None)[: x.ndim]), samples)
+
+
+def decode_one_by_one(
+  definition: Definition,
+  params: Params,
+  prompts: Prompts,
+  lengths: jax.Array,
+  uniforms: jax.Array,
+  state: DecodeState,
+) -> DecodeState:
+  """Draws all further tokens, one of each row at a time, until every row has ended.
+
+  Args:
+    definition: the definition of the sampler.
+    params: from `prepare_params`.
+    prompts: Prompts [B, P].
+    lengths: [B * K] int32, tokens of the prompts.
+    uniforms: [R, B * K, 2] float32, from `draw_uniforms`.
+    state: the state after the first token.
+  """
+  R = definition.options.max_new_tokens
+  limit = rope.short_length(definition.model.config)
+  may_cross = 0 < limit < prompts.tokens.shape[1] + R
+
+  def has_more(state: DecodeState) -> jax.Array:
+    return (state.place < R) & ~jnp.all(state.done)
+
+  def step(state: DecodeState) -> DecodeState:
+    if may_cross:
+      state = reread_long_rows(definition, params, prompts, lengths, state)
+    return decode_step(definition, params, lengths, uniforms, state)
+
+  return jax.lax.while_loop(has_more, step, state)
 
 
 def prefill(

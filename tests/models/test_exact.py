@@ -75,7 +75,7 @@ def test_gradients_are_those_of_fast_numerics(changes):
 
   fast, exact_values = compute('fast'), compute('exact')
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), fast, exact_values
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=3e-4), fast, exact_values
   )
 
 
