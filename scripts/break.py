@@ -56,11 +56,10 @@ def main() -> int:
     cases = list(list_cases(base, options))
     results = pool.run_cases(cases, options.workers, options.minutes, show)
     if options.disk:
-      filled = disk.fill_disks(base, options.disk)
-      cases += [case for case, _ in filled]
-      results += [result for _, result in filled]
-      for case, result in filled:
-        show(case, *result)
+      for case, result in disk.fill_disks(base, options.disk):
+        cases.append(case)
+        results.append(result)
+        print(f'{result[0]:9} {case.group}: {case.name}: {result[1][:300]}', flush=True)
   tried = [number for number, (verdict, _) in enumerate(results) if verdict]
   if len(tried) < len(cases):
     print(f'the time was over: {len(cases) - len(tried)} inputs were not tried')

@@ -12,17 +12,16 @@ SECONDS = 600  # for a run, on a busy machine
 STEPS = 2
 
 
-def fill_disks(base: Path, count: int) -> list[tuple[Case, tuple[str, str]]]:
+def fill_disks(base: Path, count: int) -> Iterator[tuple[Case, tuple[str, str]]]:
   """Runs the small experiment on disks of many sizes; each again after the disk has grown.
 
   Args:
     base: holds small.py and the workdir of a run without trouble.
     count: sizes, from almost nothing to almost enough.
 
-  Returns:
-    (case, (verdict, what the user saw)); empty where no file system may be mounted.
+  Yields:
+    (case, (verdict, what the user saw)), as each is known; none where nothing may be mounted.
   """
-  results = []
   needed = sum(path.stat().st_size for path in (base / 'run').rglob('*') if path.is_file())
   whole = int(needed * 1.8)  # a tmpfs gives whole pages
   for number in range(count):
@@ -30,11 +29,11 @@ def fill_disks(base: Path, count: int) -> list[tuple[Case, tuple[str, str]]]:
     case = Case('full disk', f'{size // 1024} KiB', _nothing)
     try:
       with _small_disk(base / f'disk-{number}', size) as folder:
-        results.append((case, _fill(base, folder)))
+        result = _fill(base, folder)
     except (OSError, subprocess.CalledProcessError) as error:
       print(f'full disk: not tried: {error}', file=sys.stderr)
-      return []
-  return results
+      return
+    yield case, result
 
 
 def _nothing(folder: Path) -> None:
