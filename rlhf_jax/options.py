@@ -24,6 +24,8 @@ import math
 import types
 from typing import Annotated, Any, get_args, get_origin, get_type_hints, TypeVar
 
+from rlhf_jax.errors import UserError
+
 Options = TypeVar('Options')
 
 
@@ -149,6 +151,27 @@ def find_mistakes(options: Any, usual: Any, where: str) -> list[str]:
     else:
       mistakes += _check_range(value, hints[field.name], name)
   return mistakes
+
+
+def check_ranges(options: Any, where: str) -> None:
+  """Refuses typed options of which a number is not in its range.
+
+  Args:
+    options: of any origin, such as flags; the numbers of a config have been checked.
+    where: the name of the section, for the message.
+
+  Raises:
+    UserError: it names the first such number.
+  """
+  for mistake in find_out_of_range(options):
+    raise UserError(f'{where}.{mistake}')
+
+
+def find_out_of_range(options: Any) -> Iterator[str]:
+  """Yields a message that begins with the field for each number of typed options out of range."""
+  hints = get_type_hints(type(options), include_extras=True)
+  for field in dataclasses.fields(options):
+    yield from _check_range(getattr(options, field.name), hints[field.name], field.name)
 
 
 def _check_range(value: Any, hint: Any, name: str) -> Iterator[str]:

@@ -54,7 +54,12 @@ def simulate(rng: np.random.Generator, biased: bool) -> Verdicts:
 
 def check_rates(trials: int, first: int = 0) -> dict[str, tuple[float, float]]:
   """Returns, by name of the figure, its mean error in points and the coverage of its interval."""
-  truth = special.expit(STRENGTHS[1] - STRENGTHS[0])
+  found, truth = estimate_rates(trials, first)
+  return {f'win rate, {name}': summarise(values, truth) for name, values in found.items()}
+
+
+def estimate_rates(trials: int, first: int = 0) -> tuple[dict[str, list], float]:
+  """Returns (estimate, low, high) of every trial by name of the rate, and the true rate."""
   clusters = np.arange(PROMPTS)
   found = {'plain': [], 'controlled': []}
   for trial in range(first, first + trials):
@@ -62,7 +67,7 @@ def check_rates(trials: int, first: int = 0) -> dict[str, tuple[float, float]]:
     row = verdicts.compare_two(table, 1, 0, clusters)
     found['plain'].append((row['win_rate'], *row['win_rate_ci95']))
     found['controlled'].append((row['controlled'], *row['controlled_ci95']))
-  return {f'win rate, {name}': summarise(values, truth) for name, values in found.items()}
+  return found, float(special.expit(STRENGTHS[1] - STRENGTHS[0]))
 
 
 def check_bootstrap(trials: int, first: int = 0) -> dict[str, tuple[float, float]]:

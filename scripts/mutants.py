@@ -4,16 +4,19 @@
   python scripts/mutants.py objectives ppo      # those whose file or change contains a word
   python scripts/mutants.py --jobs=4            # several at a time
   python scripts/mutants.py --list              # only lists them
+  python scripts/mutants.py --results=FILE      # goes on where an earlier command stopped
 
 A mutant is a small change of one file, such as γ in the place of λ. It is made in a copy of the
-project, where the mirrored tests of that file then run until the first failure. A mutant that no
-test notices has survived; it is printed with its change. The exit code is 1 if more than a
-twentieth survive.
+project, where the mirrored tests of that file, and the absolute one of a stage, then run until the
+first failure. A mutant that no test notices has survived; it is printed with its change. At the
+end comes a table by folder. With --results, FILE keeps a line for each mutant, and those that it
+has are not tried again. The exit code is 1 if more than a twentieth survive.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent import futures
+import json
 import os
 from pathlib import Path
 import shutil
@@ -49,12 +52,15 @@ BATCHES = 'data/test_batches.py'
 ENCODE = 'data/test_encode.py'
 SAMPLER = 'generation/test_sampler.py'
 HEADS = 'models/test_heads.py'
-PPO = 'stages/test_ppo.py'
-GROUPS = 'stages/test_policy_gradient.py'
-PAIRS = 'stages/test_preference.py'
-ONLINE = 'stages/test_online_preference.py'
-REWARD = 'stages/test_reward.py'
+# The test of a stage against formulas written anew comes first, as it is quick.
+PPO = 'stages/test_absolute.py::test_ppo stages/test_ppo.py'
+GROUPS = 'stages/test_absolute.py::test_policy_gradient stages/test_policy_gradient.py'
+PAIRS = 'stages/test_absolute.py::test_preference stages/test_preference.py'
+ONLINE = 'stages/test_absolute.py::test_online_preference stages/test_online_preference.py'
+REWARD = 'stages/test_absolute.py::test_reward_model stages/test_reward.py'
+SUPERVISED = 'stages/test_absolute.py::test_next_token_prediction stages/test_supervised.py'
 ROLLOUT = 'stages/test_rollout.py'
+FROZEN = 'stages/test_absolute.py::test_frozen_reward'
 
 MUTANTS = (
   # Formulas.
@@ -100,8 +106,8 @@ MUTANTS = (
   ),
   Mutant(
     'objectives/policy_gradient.py',
-    'log_weights = masked.keep(old_logprobs - sampler_logprobs, mask)',
-    'log_weights = masked.keep(sampler_logprobs - old_logprobs, mask)',
+    'log_ratios = masked.keep(old_logprobs - sampler_logprobs, mask)',
+    'log_ratios = masked.keep(sampler_logprobs - old_logprobs, mask)',
     POLICY,
   ),
   Mutant('objectives/policy_gradient.py', '/ tokens\n', '\n', POLICY),
@@ -228,6 +234,12 @@ MUTANTS = (
   Mutant('runtime/step.py', 'keep_if_finite(new_params, params),', 'new_params,', STEP),
   Mutant('runtime/step.py', 'step=state.step + updates,', 'step=state.step + 1,', STEP),
   Mutant(
+    'runtime/step.py',
+    "random_keys.for_purpose(state.key, 'update'), state.step)",
+    "random_keys.for_purpose(state.key, 'update'), 0)",
+    'stages/test_keys.py',
+  ),
+  Mutant(
     'runtime/optimizers.py',
     "not ('norm' in name or 'bias' in name)",
     'True',
@@ -254,10 +266,10 @@ MUTANTS = (
   Mutant('stages/ppo.py', '    options.value_clip,', '    options.clip,', PPO),
   Mutant('stages/ppo.py', 'options.value_coefficient * value_part', 'value_part', PPO),
   Mutant(
-    'stages/ppo.py', 'hidden[:, -response_length - 1 : -1]', 'hidden[:, -response_length:]', PPO
-  ),
-  Mutant(
-    'stages/ppo.py', '(state.key, state.step),  # the key of this step', '(state.key, 0),', PPO
+    'stages/shared/rollout.py',
+    'values[:, -response_length - 1 : -1]',
+    'values[:, -response_length:]',
+    PPO,
   ),
   Mutant('stages/ppo.py', 'nll = nll * weight[0]', 'nll = nll', PPO),
   Mutant('stages/ppo.py', 'value_mask = advantages.after_end(mask)', 'value_mask = mask', PPO),
@@ -298,9 +310,31 @@ MUTANTS = (
   Mutant('stages/shared/rollout.py', 'x[order].reshape(count, -1', 'x.reshape(count, -1', ROLLOUT),
   Mutant(
     'stages/shared/rollout.py',
-    'jax.random.fold_in(state.key, 1), state.step)',
-    'jax.random.fold_in(state.key, 1), 0)',
-    f'{ROLLOUT} {PPO}',
+    "random_keys.for_purpose(state.key, 'rollout'), state.step)",
+    "random_keys.for_purpose(state.key, 'rollout'), 0)",
+    f'stages/test_keys.py {ROLLOUT}',
+  ),
+  Mutant(
+    'stages/shared/packing.py', 'starts + prompts - 1', 'starts + prompts', 'stages/test_packing.py'
+  ),
+  Mutant(
+    'stages/shared/off_policy.py',
+    'policy_gradient.SAMPLER_WEIGHTS[options.weight_rule](ratios,',
+    "policy_gradient.SAMPLER_WEIGHTS['truncate'](ratios,",
+    PPO,
+  ),
+  Mutant(
+    'stages/shared/off_policy.py',
+    'step % options.sampler_every == 0',
+    'step % options.sampler_every == 1',
+    'stages/test_policy_gradient.py',
+  ),
+  Mutant('stages/frozen_reward.py', 'weights[width:] / width', 'weights[width:]', FROZEN),
+  Mutant(
+    'stages/frozen_reward.py',
+    'segment_ids[row, : len(ids)] = 1',
+    'segment_ids[row, : len(ids) - 1] = 1',
+    FROZEN,
   ),
   Mutant(
     'stages/preference.py',
@@ -338,7 +372,7 @@ MUTANTS = (
     'stages/shared/supervised.py',
     'mask = batch.loss_mask[:, 1:]',
     'mask = batch.loss_mask[:, :-1]',
-    'stages/test_supervised.py',
+    SUPERVISED,
   ),
 )
 
@@ -351,6 +385,7 @@ def main() -> int:
   parser.add_argument('words', nargs='*', help='only mutants whose file or change has one of these')
   parser.add_argument('--jobs', type=int, default=1, help='how many at a time')
   parser.add_argument('--list', action='store_true', help='list the mutants and exit')
+  parser.add_argument('--results', type=Path, help='JSON Lines of what was tried')
   options = parser.parse_args()
   chosen = [mutant for mutant in MUTANTS if is_chosen(mutant, options.words)]
   for mutant in chosen:
@@ -359,17 +394,39 @@ def main() -> int:
       print(describe(mutant))
   if options.list:
     return 0
-  survivors = []
+  noticed = read_results(options.results)  # description → whether it was noticed
+  left = [mutant for mutant in chosen if describe(mutant) not in noticed]
   with futures.ThreadPoolExecutor(options.jobs) as pool:
-    for mutant, (noticed, seconds) in zip(chosen, pool.map(try_mutant, chosen), strict=True):
-      print(
-        f'{"noticed " if noticed else "SURVIVED"} {seconds:4.0f} s  {describe(mutant)}', flush=True
-      )
-      if not noticed:
-        survivors.append(mutant)
-  share = 1 - len(survivors) / max(len(chosen), 1)
-  print(f'{len(chosen) - len(survivors)} of {len(chosen)} mutants noticed: {share:.1%}')
+    for mutant, (is_noticed, seconds) in zip(left, pool.map(try_mutant, left), strict=True):
+      noticed[describe(mutant)] = is_noticed
+      word = 'noticed ' if is_noticed else 'SURVIVED'
+      print(f'{word} {seconds:4.0f} s  {describe(mutant)}', flush=True)
+      if options.results:
+        with options.results.open('a') as file:
+          row = {'mutant': describe(mutant), 'noticed': is_noticed, 'seconds': round(seconds)}
+          file.write(json.dumps(row, ensure_ascii=False) + '\n')
+  print(format_table(chosen, noticed))
+  survivors = [mutant for mutant in chosen if not noticed[describe(mutant)]]
   return int(len(survivors) > ALLOWED_SURVIVORS * len(chosen))
+
+
+def read_results(path: Path | None) -> dict[str, bool]:
+  """Reads which mutants were noticed by earlier commands."""
+  if path is None or not path.is_file():
+    return {}
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  return {row['mutant']: row['noticed'] for row in rows}
+
+
+def format_table(mutants: Sequence[Mutant], noticed: Mapping[str, bool]) -> str:
+  """Formats how many mutants of each folder were noticed, in Markdown."""
+  lines = ['', '| folder | mutants | noticed |', '| --- | --- | --- |']
+  folders = {mutant.file.rpartition('/')[0] for mutant in mutants}
+  for folder in [*sorted(folders), '']:
+    own = [mutant for mutant in mutants if folder in ('', mutant.file.rpartition('/')[0])]
+    count = sum(noticed[describe(mutant)] for mutant in own)
+    lines.append(f'| {folder or "all"} | {len(own)} | {count} ({count / len(own):.0%}) |')
+  return '\n'.join(lines)
 
 
 def is_chosen(mutant: Mutant, words: Sequence[str]) -> bool:

@@ -3,11 +3,12 @@
   pip install s3fs "moto[server]"
   python scripts/remote_kill_test.py --folder=runs/remote --processes=2 --kills=3
 
-A simulated S3 server is started on this machine, unless --url names a store. After each kill -9 of
-all processes the same command starts again with an empty cache, as on a new machine. At the end,
-all that the run left behind the URL is compared with an uninterrupted run in a local folder, bit
-for bit. Further arguments, such as --config.ppo.microbatches=2, are passed to both runs. The exit
-code is 1 if anything differs.
+A simulated S3 server is started on this machine, unless --url names a store. Each process has a
+disk of its own, as on machines that share none. After each kill -9 of all processes the same
+command starts again with empty disks, as on new machines. At the end, all that the run left behind
+the URL is compared with an uninterrupted run in a local folder, bit for bit. Further arguments,
+such as --config.ppo.microbatches=2, are passed to both runs. The exit code is 1 if anything
+differs.
 """
 
 import argparse
@@ -114,17 +115,17 @@ def free_port() -> int:
 def start(
   command: Sequence[str], workdir: str, processes: int, cache: Path
 ) -> list[subprocess.Popen]:
-  """Starts all processes of a run, with this cache."""
+  """Starts all processes of a run; each keeps its files in a folder of its own of `cache`."""
   paths = [str(ROOT), os.environ.get('PYTHONPATH', '')]
-  environment = {
-    **os.environ,
-    'PYTHONPATH': os.pathsep.join(paths),
-    'XDG_CACHE_HOME': str(cache),
-  }
   cache.mkdir(parents=True, exist_ok=True)
   port = free_port()
   started = []
   for number in range(processes):
+    environment = {
+      **os.environ,
+      'PYTHONPATH': os.pathsep.join(paths),
+      'XDG_CACHE_HOME': str(cache / f'process-{number}'),
+    }
     peers: list[str] = []
     if processes > 1:
       peers = [
@@ -169,7 +170,7 @@ def kill_often(
 
 def reached(cache: Path, stage: str, step: int) -> bool:
   """Tells whether a run with this cache has made a step of a stage."""
-  paths = list(cache.glob(f'rlhf_jax/workdirs/*/{stage}/metrics.jsonl'))
+  paths = list(cache.glob(f'process-0/rlhf_jax/workdirs/*/{stage}/metrics.jsonl'))
   return bool(paths) and kill_test.last_step(paths[0]) >= step
 
 

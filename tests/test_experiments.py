@@ -6,32 +6,49 @@ import re
 
 import pytest
 
+from rlhf_jax.errors import UserError
+from rlhf_jax.experiment import config as configs
 from rlhf_jax.experiment import pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted(path.stem for path in (ROOT / 'experiments').glob('*.py'))
+CLAIMS = sorted(
+  f'reproductions/{p.stem}' for p in (ROOT / 'experiments/reproductions').glob('r*.py')
+)
 
 
 def read_docstring(name):
   return ast.get_docstring(ast.parse((ROOT / f'experiments/{name}.py').read_text()))
 
 
-@pytest.mark.parametrize('name', EXPERIMENTS)
+@pytest.mark.parametrize('name', EXPERIMENTS + CLAIMS)
 def test_the_docstring_has_all_parts(name):
   text = read_docstring(name)
-  assert re.search(rf'^  python -m rlhf_jax.* --config=experiments/{name}\.py', text, re.MULTILINE)
+  program = 'scripts/reproduce.py' if name in CLAIMS else '-m rlhf_jax'
+  assert re.search(rf'^  python {program}.* --config=experiments/{name}\.py', text, re.MULTILINE)
   for part in ('Expected: ', 'Time: ', 'Try'):
     assert re.search(f'^{part}', text, re.MULTILINE), part
   assert '--' in text.split('\nTry')[1]
 
 
-@pytest.mark.parametrize('name', EXPERIMENTS)
+@pytest.mark.parametrize('name', EXPERIMENTS + CLAIMS)
 def test_the_config_accepts_the_override(name):
   advice = read_docstring(name).split('\nTry')[1]
-  overrides = [word.rstrip(',') for word in re.findall(r'--config\.(\S+=\S+)', advice)]
-  pipeline.load_config(str(ROOT / f'experiments/{name}.py'), overrides)
+  words = re.findall(r'--config\.(\S+="[^"]+"|\S+=\S+)', advice)
+  overrides = [word.rstrip(',').replace('"', '') for word in words]
+  load = configs.load_plain if name in CLAIMS else pipeline.load_config
+  load(str(ROOT / f'experiments/{name}.py'), overrides)
 
 
-@pytest.mark.parametrize('name', EXPERIMENTS)
+@pytest.mark.parametrize('name', CLAIMS)
+def test_a_claim_has_the_size_that_it_says(name):
+  path = str(ROOT / f'experiments/{name}.py')
+  if 'FILE:gpu' in read_docstring(name):
+    assert configs.load_plain(f'{path}:gpu').settings != configs.load_plain(path).settings
+  with pytest.raises(UserError, match='huge|get_config'):
+    configs.load_plain(f'{path}:huge')
+
+
+@pytest.mark.parametrize('name', EXPERIMENTS + CLAIMS)
 def test_the_list_of_experiments_names_it(name):
-  assert f'`{name}`' in (ROOT / 'docs/experiments.md').read_text()
+  assert f'`{Path(name).stem}`' in (ROOT / 'docs/experiments.md').read_text()

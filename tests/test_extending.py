@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax import options as options_lib
 from rlhf_jax import stages, testing
 from rlhf_jax.errors import UserError
 from rlhf_jax.experiment import pipeline
@@ -84,8 +85,8 @@ def test_a_loss_with_a_setting(monkeypatch):
   worse = preference.Response(jnp.array([-5.0]), jnp.array([-4.0]), jnp.array([5]))
   settings = names['SquaredHingeSettings'](beta=0.5, target=3.0)  # βΔ = 1
   np.testing.assert_allclose(loss.function(better, worse, settings), [4.0])
-  with pytest.raises(ValueError):
-    names['SquaredHingeSettings'](beta=0.0).check()
+  with pytest.raises(UserError, match='beta: expected a number above 0'):
+    options_lib.check_ranges(names['SquaredHingeSettings'](beta=0.0), 'config.dpo')
 
 
 def test_an_advantage_that_needs_lengths(monkeypatch):

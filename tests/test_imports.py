@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (  # from the bottom up; a room imports only from those of the lines above its own
-  ('errors', 'files', 'options', 'plain_text', 'random_keys', 'text_table'),
-  ('storage',),
+  ('errors', 'files', 'plain_text', 'random_keys', 'text_table'),
+  ('options', 'storage'),
   ('named_functions', 'json_lines', 'hub', 'fingerprints', 'file_lock'),
   ('types',),
   ('objectives',),

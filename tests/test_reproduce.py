@@ -32,7 +32,7 @@ def test_a_claim_is_measured_tabulated_and_written_to_a_page(tmp_path):
   assert done.returncode == 0, done.stderr
   row = json.loads((tmp_path / 'out.json').read_text())['R8']
   assert len(row['values']) == 2 and row['in_band'].keys() == {
-    'win rate of PPO against SFT',
+    'win rate against the baseline',
     'lower end of its interval',
     'controlled win rate',
     'rate of ends',
@@ -42,6 +42,19 @@ def test_a_claim_is_measured_tabulated_and_written_to_a_page(tmp_path):
   assert 'not run: R1, R3' in done.stdout and ' in ' in done.stdout
   page = (tmp_path / 'page.md').read_text()
   assert '## R8' in page and '| R1 |' in page and 'not run' in page
+
+
+def test_a_config_with_other_settings_is_measured_and_said_to_be_so(tmp_path):
+  config = 'experiments/reproductions/r15_evaluator.py'
+  words = [f'--output={tmp_path}/out.json', f'--page={tmp_path}/page.md']
+  overrides = ('--config.seeds=(5,)', '--config.settings.trials=2')
+  done = reproduce(f'--config={ROOT}/{config}', *overrides, *words)
+  assert done.returncode == 0, done.stderr
+  row = json.loads((tmp_path / 'out.json').read_text())['R15']
+  assert row['config'] == config and row['seeds'] == ['5'] and row['settings'] == {'trials': 2}
+  page = (tmp_path / 'page.md').read_text()
+  assert f'--config={config}`, seeds 5' in page and 'reproduction_r15.svg' in page
+  assert 'other settings than those of the config' in page
 
 
 def test_unknown_claims_are_refused(tmp_path):

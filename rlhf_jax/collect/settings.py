@@ -4,9 +4,11 @@ import dataclasses
 import difflib
 from pathlib import Path
 import tomllib
-from typing import Any
+from typing import Annotated, Any
 
+from rlhf_jax import options
 from rlhf_jax.errors import UserError
+from rlhf_jax.options import Count, Natural, NonNegative, Range, Share, ShareBelowOne
 
 FILE = 'collect.toml'
 GUIDELINES = 'guidelines.md'
@@ -21,29 +23,37 @@ class Settings:
   contact: str = ''  # whom people can ask; shown on the consent page
 
   # Assignment.
-  people_per_item: int = 3  # judgements that an item needs, unless its record says otherwise
-  lease_minutes: float = 30.0  # an item that is not answered in this time goes to somebody else
-  minimum_seconds: float = 0.0  # an answer that takes less time is refused
-  answers_each: int = 0  # after this many answers a person is done and sees the code; 0 = no limit
-  training_items: int = 0  # items with a known answer that come first, with an explanation
-  qualification: float = 0.0  # share of the training's ordered pairs that a person must get right
-  gold_every: int = 0  # one item in so many is an unmarked control question; 0 = none
+  people_per_item: Count = 3  # judgements that an item needs, unless its record says otherwise
+  lease_minutes: Annotated[float, Range(least=0.01)] = (
+    30.0  # an item that is not answered in this time goes to somebody else
+  )
+  minimum_seconds: NonNegative = 0.0  # an answer that takes less time is refused
+  answers_each: Natural = (
+    0  # after this many answers a person is done and sees the code; 0 = no limit
+  )
+  training_items: Natural = 0  # items with a known answer that come first, with an explanation
+  qualification: Share = 0.0  # share of the training's ordered pairs that a person must get right
+  gold_every: Natural = 0  # one item in so many is an unmarked control question; 0 = none
   # `refit` closes an item whose ranking has at least this confidence; 0 = it closes none.
-  stop_confidence: float = 0.0
+  stop_confidence: ShareBelowOne = 0.0
 
   # Ranking.
   axes: tuple[str, ...] = ('overall',)  # people give one order for each, such as helpful, honest
-  partial_from: int = 6  # with this many responses or more, top-k and best–worst are offered
+  partial_from: Annotated[int, Range(least=3)] = (
+    6  # with this many responses or more, top-k and best–worst are offered
+  )
   strength: bool = True  # for two responses, ask how much better the better one is
-  reason_length: int = 0  # smallest number of characters of a reason; 0 = a reason is optional
+  reason_length: Natural = 0  # smallest number of characters of a reason; 0 = a reason is optional
 
   # Writing.
-  response_length: int = 1  # smallest number of characters of a demonstration or an edit
-  longest_text: int = 20_000  # largest number of characters of any text
+  response_length: Natural = 1  # smallest number of characters of a demonstration or an edit
+  longest_text: Count = 20_000  # largest number of characters of any text
 
   # Conversations with a model.
-  converse_turns: int = 3  # turns after which a conversation is complete
-  converse_responses: int = 2  # K, the number of replies to each message
+  converse_turns: Count = 3  # turns after which a conversation is complete
+  converse_responses: Annotated[int, Range(least=2, most=9)] = (
+    2  # K, the number of replies to each message
+  )
   red_team: bool = False  # people are asked to make the model misbehave
 
   # Crowd platforms.
@@ -51,8 +61,8 @@ class Settings:
   completion_url: str = ''  # address to which the person returns; {code} stands for the code
 
   # The server.
-  requests_per_minute: int = 240  # of one person; further requests are refused
-  largest_body: int = 262_144  # largest number of bytes of a request
+  requests_per_minute: Count = 240  # of one person; further requests are refused
+  largest_body: Annotated[int, Range(least=4096)] = 262_144  # largest number of bytes of a request
   tokenizer: str = ''  # a Hugging Face directory, to count tokens; '' = count characters
 
 
@@ -114,29 +124,10 @@ def _check_type(name: str, value: Any, default: Any, where: str) -> Any:
 
 def _check_ranges(settings: Settings, where: str) -> None:
   """Refuses values that are out of their range."""
-  at_least = {
-    'people_per_item': 1,
-    'lease_minutes': 0.01,
-    'converse_turns': 1,
-    'converse_responses': 2,
-    'requests_per_minute': 1,
-    'largest_body': 4096,
-    'longest_text': 1,
-    'partial_from': 3,
-  }
-  for field in dataclasses.fields(settings):
-    value = getattr(settings, field.name)
-    if not isinstance(value, int | float) or isinstance(value, bool):
-      continue
-    least = at_least.get(field.name, 0)
-    if value < least:
-      raise UserError(f'{where}: {field.name}: expected {least} or more, got {value}')
+  for mistake in options.find_out_of_range(settings):
+    raise UserError(f'{where}: {mistake}')
   if not settings.axes or len(set(settings.axes)) < len(settings.axes):
     raise UserError(f'{where}: axes: expected different names, got {list(settings.axes)}')
   for axis in settings.axes:
     if not axis.isidentifier():
       raise UserError(f'{where}: axes: expected names of letters, digits and _, got {axis!r}')
-  if settings.converse_responses > 9:
-    raise UserError(
-      f'{where}: converse_responses: expected 2 to 9, got {settings.converse_responses}'
-    )

@@ -162,13 +162,7 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_choice_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds how the next token is chosen, with the defaults of SamplingOptions."""
-  parser.add_argument(
-    '--temperature',
-    type=float,
-    default=1.0,
-    metavar='X',
-    help='temperature of the softmax; 0 = greedy (default: %(default)s)',
-  )
+  add_temperature_argument(parser)
   parser.add_argument(
     '--top_k',
     type=int,
@@ -183,6 +177,27 @@ def add_choice_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='P',
     help='sample among the smallest set of tokens with this total probability; 1 = all '
     '(default: %(default)s)',
+  )
+
+
+def add_temperature_argument(parser: argparse.ArgumentParser) -> None:
+  """Adds --temperature, of sampling."""
+  parser.add_argument(
+    '--temperature',
+    type=float,
+    default=1.0,
+    metavar='X',
+    help='temperature of the softmax; 0 = greedy (default: %(default)s)',
+  )
+
+
+def add_key_argument(parser: argparse.ArgumentParser) -> None:
+  """Adds --key_env, the key of servers that judge or respond."""
+  parser.add_argument(
+    '--key_env',
+    default='OPENAI_API_KEY',
+    metavar='NAME',
+    help="environment variable with the servers' key (default: %(default)s)",
   )
 
 
@@ -202,13 +217,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='N',
     help='the maximum length of a response, in tokens (default: %(default)s)',
   )
-  parser.add_argument(
-    '--temperature',
-    type=float,
-    default=1.0,
-    metavar='X',
-    help='temperature of the softmax; 0 = greedy (default: %(default)s)',
-  )
+  add_temperature_argument(parser)
   parser.add_argument(
     '--batch_size',
     type=int,

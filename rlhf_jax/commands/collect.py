@@ -169,7 +169,7 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     help='responses to each prompt, over all models (default: %(default)s)',
   )
   parser.add_argument('--max_new_tokens', type=int, default=256, metavar='N')
-  parser.add_argument('--temperature', type=float, default=1.0, metavar='X')
+  arguments.add_temperature_argument(parser)
   parser.add_argument('--seed', type=int, default=0, metavar='N')
   parser.add_argument('--batch_size', type=int, default=32, metavar='N', help='prompts at once')
   parser.add_argument('--batch', default='items', metavar='NAME', help='of the new items')

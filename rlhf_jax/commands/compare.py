@@ -85,12 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
     metavar='FILE',
     help='what the models were trained on; prompts that stand in it are counted',
   )
-  parser.add_argument(
-    '--key_env',
-    default='OPENAI_API_KEY',
-    metavar='NAME',
-    help="environment variable with the servers' key (default: %(default)s)",
-  )
+  arguments.add_key_argument(parser)
   return parser
 
 

@@ -167,12 +167,7 @@ def _add_refusals(parser: argparse.ArgumentParser) -> None:
     metavar='FIELD',
     help='a field of the rows, to report by its values',
   )
-  parser.add_argument(
-    '--key_env',
-    default='OPENAI_API_KEY',
-    metavar='NAME',
-    help="environment variable with the servers' key (default: %(default)s)",
-  )
+  arguments.add_key_argument(parser)
 
 
 def _add_tax(parser: argparse.ArgumentParser) -> None:

@@ -1,9 +1,9 @@
 """Encodes records as token arrays with masks, one dict of numpy arrays for each example.
 
-Everything is encoded once, when a stage begins, and kept in memory. So lengths
-are known before anything compiles, records that do not fit are counted and
-reported at once, and shuffling and resuming are simple. Corpora larger than a
-host's memory are not supported.
+Everything is encoded once, when a stage begins, and kept in memory, but for
+documents, which lie on disk. So lengths are known before anything compiles, records
+that do not fit are counted and reported at once, and shuffling and resuming are
+simple. Several processes divide the work, and exchange what they have encoded.
 
 `overlong` decides what happens to a record with more than `max_length` tokens:
 
@@ -13,7 +13,8 @@ host's memory are not supported.
   error          an error names its id
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+import functools
 import sys
 from typing import Any, Protocol
 
@@ -28,6 +29,10 @@ OVERLONG_POLICIES = ('drop', 'truncate_left', 'error')
 
 # Name → array. Each function below lists the names, shapes and dtypes of its examples.
 Example = dict[str, np.ndarray]
+
+# Computes a function of each item, in order, as `map` does. runtime.hosts.spread
+# divides the items among the processes of a run.
+Spread = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
 
 # The assistant's messages that a demonstration teaches: the response alone, or all of them.
@@ -70,6 +75,7 @@ def documents(
   rows: Sequence[records.Document],
   tokenizer: Tokenizer,
   max_length: int,
+  spread: Spread = map,
 ) -> Sequence[Example]:
   """Encodes documents, each followed by the end token; what comes out lies on disk.
 
@@ -81,6 +87,7 @@ def documents(
     rows: the documents.
     tokenizer: what turns text into tokens.
     max_length: tokens of an example at most.
+    spread: applies the tokenizer to all documents.
 
   Returns:
     Examples {'tokens': [n] int32, 'targets': [n] float32}, n ≤ max_length.
@@ -90,15 +97,20 @@ def documents(
   """
   if max_length < 2:
     raise UserError(f'max_length: expected 2 tokens or more, got {max_length}')
-  start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
   examples = on_disk.OnDisk(_pack_tokens, _unpack_window)
-  for row in rows:
-    tokens = start + tokenizer.encode(row.text) + [tokenizer.eos_id]
+  encode_one = functools.partial(_encode_document, tokenizer=tokenizer)
+  for tokens in spread(encode_one, rows):
     # A window's last token, a target here, is the context with which the next one begins.
     for begin in range(0, len(tokens) - 1, max_length - 1):
       examples.append(tokens[begin : begin + max_length])
   _check_any_fits(examples, 'document', max_length)
   return examples
+
+
+def _encode_document(row: records.Document, tokenizer: Tokenizer) -> list[int]:
+  """Encodes a text between the tokens that begin and end it."""
+  start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+  return start + tokenizer.encode(row.text) + [tokenizer.eos_id]
 
 
 def _pack_tokens(tokens: list[int]) -> bytes:
@@ -116,6 +128,7 @@ def demonstrations(
   max_length: int,
   overlong: str = 'drop',
   targets: str = 'last',
+  spread: Spread = map,
 ) -> list[Example]:
   """Encodes demonstrations; the targets are the response and the token that ends it.
 
@@ -125,6 +138,7 @@ def demonstrations(
     max_length: tokens of prompt and response together at most.
     overlong: one of OVERLONG_POLICIES.
     targets: one of TARGETS.
+    spread: applies the tokenizer to all demonstrations.
 
   Returns:
     Examples {'tokens': [n] int32, 'targets': [n] float32}, n ≤ max_length.
@@ -137,12 +151,8 @@ def demonstrations(
     names = ', '.join(TARGETS)
     raise UserError(f'targets: expected one of {names}, got {targets!r}')
   examples = []
-  for row in rows:
-    if targets == 'all':
-      prompt, response, is_target = _encode_all_turns(row, tokenizer)
-    else:
-      prompt, response = _encode_exchange(row, row.response, tokenizer)
-      is_target = [False] * len(prompt) + [True] * len(response)
+  encode_one = functools.partial(_encode_turns, tokenizer=tokenizer, targets=targets)
+  for row, (prompt, response, is_target) in zip(rows, spread(encode_one, rows), strict=True):
     fitted = _fit_prompt(
       prompt,
       response_length=len(response),
@@ -167,6 +177,7 @@ def rankings(
   tokenizer: Tokenizer,
   max_length: int,
   overlong: str = 'drop',
+  spread: Spread = map,
 ) -> list[Example]:
   """Encodes rankings; each of the K responses stands after a copy of the prompt.
 
@@ -175,6 +186,7 @@ def rankings(
     tokenizer: what turns text into tokens.
     max_length: tokens of the prompt and the longest response together at most.
     overlong: one of OVERLONG_POLICIES.
+    spread: applies the tokenizer to all rankings.
 
   Returns:
     Examples {'tokens': [K, max_length] int32, 'begins': [K] int32, 'ranks': [K] int32,
@@ -187,8 +199,9 @@ def rankings(
       refuses a record.
   """
   examples = []
-  for index, row in enumerate(rows):
-    exchanges = [_encode_exchange(row, response, tokenizer) for response in row.responses]
+  encode_one = functools.partial(_encode_responses, tokenizer=tokenizer)
+  for index, exchanges in enumerate(spread(encode_one, rows)):
+    row = rows[index]
     longest = max(len(response) for _, response in exchanges)
     num_responses = len(exchanges)  # K
     tokens = np.full((num_responses, max_length), tokenizer.pad_id, np.int32)
@@ -229,6 +242,7 @@ def prompts(
   tokenizer: Tokenizer,
   max_length: int,
   overlong: str = 'drop',
+  spread: Spread = map,
 ) -> list[Example]:
   """Encodes prompts, padded on the left, so that all responses begin at the same place.
 
@@ -237,6 +251,7 @@ def prompts(
     tokenizer: what turns text into tokens.
     max_length: tokens of a prompt at most.
     overlong: one of OVERLONG_POLICIES.
+    spread: applies the tokenizer to all prompts.
 
   Returns:
     Examples {'tokens': [max_length] int32, 'mask': [max_length] bool, 'index': [] int32}; see
@@ -246,14 +261,15 @@ def prompts(
     UserError: nothing fits, or `overlong` is 'error' and a record does not.
   """
   examples = []
-  for index, row in enumerate(rows):
+  encode_one = functools.partial(_encode_prompt, tokenizer=tokenizer)
+  for index, tokens in enumerate(spread(encode_one, rows)):
     prompt = _fit_prompt(
-      _encode_prompt(row, tokenizer),
+      tokens,
       response_length=0,  # the limit is of the prompt alone
       max_length=max_length,
       overlong=overlong,
       bos_id=tokenizer.bos_id,
-      name=f'prompt {row.id}',
+      name=f'prompt {rows[index].id}',
     )
     if prompt is not None:
       examples.append(left_padded(prompt, max_length, tokenizer.pad_id, index))
@@ -298,6 +314,23 @@ def _encode_exchange(
     return tokenizer.exchange(records.conversation(row), response, row.tools)
   except UserError as error:
     raise _located(error, row) from None
+
+
+def _encode_responses(
+  row: records.Ranking, tokenizer: Tokenizer
+) -> list[tuple[list[int], list[int]]]:
+  """Encodes prompt and response for each response of a ranking."""
+  return [_encode_exchange(row, response, tokenizer) for response in row.responses]
+
+
+def _encode_turns(
+  row: records.Demonstration, tokenizer: Tokenizer, targets: str
+) -> tuple[list[int], list[int], list[bool]]:
+  """Encodes a demonstration as `_encode_all_turns` does; `targets` is one of TARGETS."""
+  if targets == 'all':
+    return _encode_all_turns(row, tokenizer)
+  prompt, response = _encode_exchange(row, row.response, tokenizer)
+  return prompt, response, [False] * len(prompt) + [True] * len(response)
 
 
 def _encode_all_turns(

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax import hub, named_functions, storage
+from rlhf_jax import options as options_lib
 from rlhf_jax.data import records, row_files, tinyworld
 from rlhf_jax.data.on_disk import OnDisk
 from rlhf_jax.errors import UserError
 from rlhf_jax.options import Count, Natural, OwnSeed, ShareBelowOne
 
 HUB = 'hf:'  # prefix of a path that names a data set of the hub
+HALVES = ('even', 'odd')  # of the training records
 TFDS = 'tfds:'  # prefix of a path that is a TFDS name or directory
 
 
@@ -51,6 +53,9 @@ class DataOptions:
   # path is one split only.
   hold_out: ShareBelowOne = 0.0
   count: Natural = 0  # how many records, the first ones; 0 = all (tinyworld: its default)
+  # Of the training records, every second one: even or odd, by their place; '' = all.
+  # Models that were trained on the two halves say how far they agree (docs/reward.md).
+  half: str = ''
 
   def unread(self) -> dict[str, str]:
     """Returns the settings that are not read with these values, and why."""
@@ -73,16 +78,15 @@ def load_records(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
   Raises:
     UserError: there are none, or a row is not such a record.
   """
-  if options.count < 0:
-    raise UserError(f'data.count: expected 0 (all) or more, got {options.count}')
-  if options.seed < -1 or options.people < 1:
-    raise UserError(
-      f'data: expected a seed from -1 and people from 1, got {options.seed} and {options.people}'
-    )
+  options_lib.check_ranges(options, 'data')
+  if options.half not in ('', *HALVES):
+    raise UserError(f'data.half: expected even, odd or nothing, got {options.half!r}')
   _check_field_names(options.fields)
   rows = _find_reader(options)(options, kind, split)
   if options.count:
     rows = rows[: options.count]
+  if options.half and split == 'train':
+    rows = rows[HALVES.index(options.half) :: 2]
   if not len(rows):
     paths = ' '.join(options.path)
     raise UserError(f'data: {options.source} {paths} holds no {kind} for {split}')

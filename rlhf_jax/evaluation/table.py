@@ -76,6 +76,8 @@ def make_row(
   for name, values in judged.items():
     if not np.isnan(values).all():  # all NaN: the measure applies to none of the prompts
       add(name, values.mean(axis=1))
+  # Paired, as both responded to the same prompts.
+  add('utility_gain', judged['utility'].mean(axis=1) - baseline['utility'].mean(axis=1))
   for name, utility in {'sft': baseline['utility'], **(others or {})}.items():
     add(_WIN_RATE + name, winrate.win_rate(judged['utility'], utility))
   if 'substance' in judged:

@@ -82,6 +82,34 @@ def load(
   return config.lock()
 
 
+def load_plain(path: str, overrides: Iterable[str] = ()) -> ml_collections.ConfigDict:
+  """Loads a config without stages, such as that of a reproduction: it has no defaults.
+
+  Args:
+    path: the file; `FILE:SIZE` calls `get_config(SIZE)`.
+    overrides: texts 'section.key=value' of keys that the file sets.
+
+  Returns:
+    A locked ConfigDict.
+
+  Raises:
+    UserError: the file, a key or a value is wrong.
+  """
+  file, _, size = path.partition(':')
+  if not Path(file).is_file():
+    raise UserError(f'--config={path}: no such file')
+  try:
+    get_config = _import_file(file).get_config
+    config = get_config(size) if size else get_config()
+  except (Exception, SystemExit) as error:  # a size that it does not have is one of them
+    raise UserError(f'{_place_of(error, file)}: {plain_text.describe_error(error)}') from error
+  mistakes: list[str] = []
+  for override in overrides:
+    mistakes += _merge(config, _parse_override(override), 'config', f'--config.{override}')
+  raise_mistakes(mistakes)
+  return config.lock()
+
+
 def default_values(
   config: ml_collections.ConfigDict, defaults: Mapping[str, Any]
 ) -> dict[str, Any]:

@@ -43,6 +43,12 @@ REFUSED = {
   'phrase_and_refusal_by_oracle': ('harmful',),
 }
 
+# Name of a control that a reward chose → how.
+BY_REWARD = {
+  f'best_of_{POOL}_by_reward': f'best of {POOL}',
+  'tilt_by_reward': 'resampled at the KL of the last model',
+}
+
 # The texts with which the base model's response is forced to begin; '' = not forced.
 BEGINNINGS = ('', PHRASE, 'No,', 'Sure!', 'I do not know')
 NUM_EXAMPLES = 3  # demonstrations before the prompt, in the variants that have them

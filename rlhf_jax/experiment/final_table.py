@@ -17,8 +17,8 @@ from rlhf_jax.data import batches, encode, sources
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation import oracle_judge, table
-from rlhf_jax.experiment import controls, reward_kinds
+from rlhf_jax.evaluation import downstream, oracle_judge, table
+from rlhf_jax.experiment import controls, reward_agreement, reward_kinds
 from rlhf_jax.generation import responses
 from rlhf_jax.generation.responses import Responses
 from rlhf_jax.generation.sampler import SamplingOptions
@@ -28,12 +28,12 @@ from rlhf_jax.report import kept_responses, refresh, run_files
 from rlhf_jax.rewards.sources import RewardSourceOptions
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.mesh import Layout
-from rlhf_jax.stages.shared import scores
+from rlhf_jax.stages.shared import response_judge, scores
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.model_store import ModelStore
 from rlhf_jax.types import Array, Prompts, Samples
 
-ORACLE = 'oracle'  # the name of TinyWorld's oracle, as a judge
+ORACLE = response_judge.ORACLE
 
 REWARD_KINDS = ('reward', 'frozen_reward')  # the stages that train reward models
 DECODINGS = ('sampled', 'greedy')  # how every model responds
@@ -67,6 +67,19 @@ class Options(RewardSourceOptions):
   data: DataOptions = DataOptions()
   split: str = 'validation'  # of the prompts; 'test' for the figures of a release, once
   sampling: SamplingOptions = SamplingOptions()
+
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    if not self.models:
+      # Not data and batch_size, which the tiny form of every experiment sets.
+      names = {field.name for field in dataclasses.fields(self)} - {'models', 'data', 'batch_size'}
+      return dict.fromkeys(sorted(names), 'evaluation.models is empty')
+    if self.judge != ORACLE:
+      return {'reward': 'judge is a reward'} | self.unread_without([self.judge])
+    if self.best_of or self.controls:
+      return self.unread_without([self.reward])
+    why = 'best_of is empty and the oracle judges'
+    return {'reward': why} | self.unread_without([])
 
   @property
   def parts(self) -> int:
@@ -206,8 +219,8 @@ def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -
   Returns:
     The contents of results.json: models, controls and unseen (the rows of the table, by
     decoding), reward (the last evaluation of the reward model, and its accuracy by kind),
-    seconds, table (as text), and for each other stage
-    its last evaluation.
+    downstream (what optimising it bought), reward_agreement (of several reward models),
+    seconds, table (as text), and for each other stage its last evaluation.
   """
   first = next(iter(contexts.values()))
   config = first.config
@@ -225,13 +238,19 @@ def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -
     results['models'] = comparison.rows
     results['controls'] = comparison.controls
     results['unseen'] = comparison.unseen
+  rewards = [name for name in contexts if config[name].kind in REWARD_KINDS]
+  # Of several reward models, the table is about the one that it names.
+  main = config.evaluation.reward if config.evaluation.reward in rewards else ''
+  main = main or (rewards[-1] if rewards else '')
   for name, context in contexts.items():
     values = run_files.last_evaluation(run_files.read_metrics(context.directory))
     if values:
-      is_reward = config[name].kind in REWARD_KINDS
-      results['reward' if is_reward else name] = values
+      results['reward' if name == main else name] = values
   if shown_rows(config) and has_controls(config):
     results['reward']['by_kind'] = reward_kinds.measure(first)
+  if main and shown_rows(config):
+    results['downstream'] = _measure_downstream(config, results, main)
+  results['reward_agreement'] = reward_agreement.measure(first.workdir, rewards)
   results['seconds'] = {
     **seconds,
     'evaluation': time.monotonic() - started,
@@ -246,6 +265,38 @@ def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -
   hosts.say(results['table'])
   hosts.say(f'\nReport: {first.workdir / "report.html"}')
   return results
+
+
+def _measure_downstream(config: Any, results: Mapping[str, Any], reward: str) -> dict[str, Any]:
+  """Returns what optimising a reward model bought, beside its accuracy.
+
+  Args:
+    config: the whole config.
+    results: its models, controls and reward are read.
+    reward: the stage that trained the reward model.
+
+  Returns:
+    reward; judge, who says what was gained; gains, from downstream.list_gains. The accuracy
+    stands in `results['reward']`.
+  """
+  section = config.evaluation
+  chooser = section.reward if section.judge == ORACLE else section.judge
+  optimised = {}
+  for name, stage in shown_rows(config).items():
+    if name in section.best_of:
+      if chooser == reward:
+        optimised[name] = f'best of {section.best_of[name]}'
+    elif stage in config.stages and reward in config[stage].get('reward', ()):
+      optimised[name] = 'trained'
+  if section.reward == reward:
+    optimised |= controls.BY_REWARD
+  rows = {}
+  for part in ('models', 'controls'):
+    for name, decodings in results[part].items():
+      if 'sampled' in decodings:
+        rows[name] = decodings['sampled']
+  gains = downstream.list_gains(rows, _checked_baseline(config), optimised)
+  return {'reward': reward, 'judge': section.judge, 'gains': gains}
 
 
 def format_results(results: Mapping[str, Any]) -> str:
@@ -264,6 +315,10 @@ def format_results(results: Mapping[str, Any]) -> str:
   for group, accuracies in reward.get('by_kind', {}).items():
     kinds = ', '.join(f'{kind} {value:.0%}' for kind, value in accuracies.items())
     lines.append(f'  {group}: {kinds}')
+  bought = downstream.format_gains(results.get('downstream', {}))
+  if bought:
+    lines += ['what optimising it bought against the baseline:', *bought]
+  lines += reward_agreement.format_agreement(results.get('reward_agreement', {}))
   seconds = [f'{name} {value:.0f}' for name, value in results['seconds'].items()]
   lines.append('seconds: ' + ', '.join(seconds))
   return '\n'.join(lines)
@@ -293,7 +348,7 @@ def compare(context: Context) -> Comparison:
   config = context.config
   options = from_section(Options, config.evaluation)
   records = sources.load_records(options.data, 'prompt', options.split)
-  examples = encode.prompts(records, context.tokenizer, options.max_length)
+  examples = encode.prompts(records, context.tokenizer, options.max_length, spread=hosts.spread)
   prompts = [records[int(example['index'])] for example in examples]
   # One store for all models, so that models with adapters share their base.
   store = ModelStore(context, _adapters(context))
@@ -348,7 +403,8 @@ def _respond(
     num_samples = 1
   policy = asked.store.open(stage)
   baseline = asked.store.open(options.baseline)
-  needs_score = options.judge != ORACLE or best_of or count
+  # The score of samples shows what the reward thinks of what it was optimised for.
+  needs_score = decoding == 'sampled' or options.judge != ORACLE
   respond = responses.build_responder(
     policy.model,
     sampling,

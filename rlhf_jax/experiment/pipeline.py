@@ -9,7 +9,7 @@ workdir/config.json   the whole config
         sessions.json, results.json, report.html
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 import contextlib
 import dataclasses
 import datetime
@@ -206,7 +206,8 @@ def _run_locked(
   remote: RemoteWorkdir | None,
 ) -> dict[str, Any]:
   """Does the work of `run`, in a workdir that no other run uses."""
-  _continue_finished(config, workdir, asked)
+  meet = functools.partial(remote_workdir.meet, remote)
+  _continue_finished(config, workdir, asked, meet)
   claim_workdir(config, workdir)
   _write_date(workdir)
   if layout.why:  # the preset `auto` explains its choice
@@ -218,19 +219,20 @@ def _run_locked(
     copied = take_over.take_over(config, workdir, other)
     hosts.say(f'taken over from {source}: {", ".join(copied) or "nothing"}')
   # The other processes read what the first one writes, so they wait for it.
-  hosts.barrier('claimed')
+  meet('claimed')
   agreement.check_processes('workdir', {'date of its beginning': _read_date(workdir)})
   _fix_date(workdir)
   # Not before claim_workdir: config.json keeps {workdir}, so that the folder can be moved.
   config = configs.resolve(config, workdir=workdir, data=config.data)
   tokenizer = open_tokenizer(config, workdir)
-  hosts.barrier('tokenizer')
+  meet('tokenizer')
   agreement.check_processes('tokenizer', {'tokenizer': tokenizer.core.to_str()})
   on_saved, url = None, ''
   if remote is not None:
-    on_saved, url = functools.partial(remote_workdir.publish, remote), remote.url
+    on_saved, url = remote.publish, remote.url
   contexts = {
-    name: Context(config, name, workdir, layout, tokenizer, on_saved, url) for name in config.stages
+    name: Context(config, name, workdir, layout, tokenizer, on_saved, url, meet)
+    for name in config.stages
   }
   finished = [name for name, context in contexts.items() if finished_seconds(context) is not None]
   if len(finished) < len(contexts):
@@ -247,7 +249,7 @@ def _run_locked(
       if hosts.is_first_process():
         refresh.write(workdir)
       if on_saved:
-        on_saved()
+        on_saved()  # the report too
   seconds = {name: finished_seconds(context) for name, context in contexts.items()}
   return final_table.make(contexts, seconds)
 
@@ -261,7 +263,9 @@ def _begin_report(config: Any, workdir: Path) -> None:
   refresh.write(workdir)
 
 
-def _continue_finished(config: Any, workdir: Path, asked: RunOptions) -> None:
+def _continue_finished(
+  config: Any, workdir: Path, asked: RunOptions, meet: Callable[[str], None]
+) -> None:
   """Prepares what is finished to be continued, in the first process; the others wait."""
   if not asked.extend and not asked.evaluate_again:
     return
@@ -272,7 +276,7 @@ def _continue_finished(config: Any, workdir: Path, asked: RunOptions) -> None:
     if asked.evaluate_again:
       kept = continuation.put_results_aside(workdir)
       hosts.say(f'evaluation: again; the earlier results are in {kept or "no file"}')
-  hosts.barrier('continued')
+  meet('continued')
 
 
 def check_common(config: Any) -> None:
@@ -323,7 +327,7 @@ def run_stage(context: Context) -> None:
   """Runs a stage and marks it finished."""
   started = time.monotonic()
   configs.kind_of(context.config, context.name).run(context)
-  hosts.barrier(f'{context.name} ran')
+  context.meet(f'{context.name} ran')
   seconds = time.monotonic() - started
   # The training loop writes done.json. Unlike the clock above, it includes the
   # time before an interruption; but it leaves out what was done before the loop.
@@ -337,7 +341,7 @@ def run_stage(context: Context) -> None:
       context.directory / model_sources.FINISHED,
       {'seconds': seconds, 'checkpoint': weights},
     )
-  hosts.barrier(f'{context.name} finished')
+  context.meet(f'{context.name} finished')
 
 
 def finished_seconds(context: Context) -> float | None:

@@ -112,11 +112,9 @@ def _check_evaluation(planned: Context, load: Load, workdir: Path) -> list[str]:
   config = planned.config
   options = options_lib.from_section(final_table.Options, config.evaluation)
   if not final_table.shown_rows(config):
-    if options.split == final_table.Options.split:
+    if not options.models or options.split == final_table.Options.split:
       return []
-    return [
-      'config.evaluation.split: it has no effect, as evaluation.models is empty; leave it out'
-    ]
+    return ['config.evaluation.split: it has no effect, as no model of evaluation.models is there']
   context = dataclasses.replace(planned, name='evaluation', workdir=workdir)
   mistakes: list[str] = []
   with _collect_mistakes(mistakes, context, planned):

@@ -13,7 +13,6 @@ import functools
 import hashlib
 import json
 import logging
-import math
 from pathlib import Path
 import re
 import string
@@ -23,6 +22,7 @@ import httpx
 import numpy as np
 import tqdm
 
+from rlhf_jax import options as options_lib
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import (
   answer_cache,
@@ -437,15 +437,7 @@ def _check_options(options: EndpointOptions) -> None:
   are_two = len(options.options) == len(set(options.options)) == 2
   if not are_two or not are_words:
     raise UserError(f'judge: expected two different words as options, got {options.options}')
-  for name, least in (('concurrency', 1), ('max_tokens', 1), ('thought', 0), ('logprobs', 0)):
-    if getattr(options, name) < least:
-      got = getattr(options, name)
-      raise UserError(f'judge: expected {name} from {least}, got {got}')
-  for name in ('retries', 'backoff', 'longest_wait', 'temperature'):
-    if not 0 <= getattr(options, name) < math.inf:  # NaN is refused too
-      raise UserError(f'judge: expected {name} from 0, got {getattr(options, name)}')
-  if not 0 < options.timeout < math.inf:
-    raise UserError(f'judge: expected a timeout above 0, got {options.timeout}')
+  options_lib.check_ranges(options, 'judge')
   _check_clamp(options.clamp)
   _check_template(options.template)
   empty = judging.Comparison([dict(role='user', content='')], '', '')

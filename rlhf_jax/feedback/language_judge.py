@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
 
 from rlhf_jax.data import batches, encode
 from rlhf_jax.errors import UserError
@@ -256,6 +257,10 @@ def build_option_reader(
 
   def read(params: Params, prompts: Sequence[list[int]]) -> np.ndarray:
     result = np.full((len(prompts), len(option_ids)), np.nan)
+    # Prompts that are too long are not read, so that the bar may end early.
+    progress = tqdm.tqdm(
+      total=len(prompts), desc='judge', unit='comparison', leave=False, disable=None
+    )
     for width, examples in _group_by_length(prompts, options.max_length, tokenizer.pad_id):
       del width  # each width compiles a program of its own
       for batch in batches.prompts_once(examples, options.batch_size):
@@ -265,6 +270,8 @@ def build_option_reader(
           values = hosts.to_host(logprobs(params, placed, beginning, last_ids))
           rows = np.asarray(batch.index)[is_real]
           result[np.ix_(rows, np.asarray(columns))] = values[is_real]
+        progress.update(int(is_real.sum()))
+    progress.close()
     return result
 
   return read

@@ -21,6 +21,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax import options as options_lib
 from rlhf_jax.errors import UserError
 from rlhf_jax.generation import speculation
 from rlhf_jax.models import heads, rope, transformer
@@ -122,7 +123,7 @@ def build_sampler(
   Raises:
     UserError: an option is out of its range, or slots are wanted where there are none.
   """
-  check_options(options)
+  options_lib.check_ranges(options, 'sampling')
   check_slots(options, model, layout)
   check_drafts(options, model, layout)
   platform = layout.platform if layout else jax.default_backend()
@@ -154,27 +155,6 @@ def build_sampler(
   # The layers are unstacked in a separate call, so that each of them is an
   # argument of the decoding program.
   return prepare_and_generate if unroll else compiled
-
-
-def check_options(options: SamplingOptions) -> None:
-  """Raises UserError for options out of their ranges."""
-  in_range = (
-    options.max_new_tokens >= 1
-    and options.temperature >= 0
-    and options.top_k >= 0
-    and 0 < options.top_p <= 1
-    and options.slots >= 0
-    and options.drafts >= 0
-  )
-  if not in_range:
-    values = [
-      f'{field.name} {getattr(options, field.name)}'
-      for field in dataclasses.fields(SamplingOptions)
-    ]
-    raise UserError(
-      'sampling: expected max_new_tokens from 1, temperature, top_k, slots and drafts from 0, '
-      f'0 < top_p ≤ 1; got {", ".join(values)}'
-    )
 
 
 def check_slots(options: SamplingOptions, model: Model, layout: Any) -> None:

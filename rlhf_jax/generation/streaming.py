@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax import options as options_lib
 from rlhf_jax.errors import UserError
 from rlhf_jax.generation import sampler
 from rlhf_jax.generation.sampler import Definition, SamplingOptions
@@ -118,7 +119,7 @@ def build_streamer(
     top_p: choose among the fewest tokens with this probability; 1 = all.
   """
   options = SamplingOptions(top_k=top_k, top_p=top_p)
-  sampler.check_options(options)
+  options_lib.check_ranges(options, 'sampling')
   definition = Definition(
     model=transformer.build_model(model.config, layout.decoding),
     axes=model.axes,

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors
 import safetensors.numpy
+import tqdm
 
-from rlhf_jax import fingerprints
+from rlhf_jax import files, fingerprints
 from rlhf_jax.errors import UserError
 from rlhf_jax.interop.json_files import read_json, write_json
 from rlhf_jax.interop.tensors import Fetch, Slices
@@ -150,16 +151,26 @@ def write_weights(
   """
   shards = _split_into_shards(entries, shard_bytes)
   weight_map = {}
+  progress = tqdm.tqdm(
+    total=sum(entry.size for entry in entries),
+    desc=f'writes {directory.parent.name}/{directory.name.removesuffix(files.PART)}',
+    unit='B',
+    unit_scale=True,
+    leave=False,
+    disable=None if writes else True,  # None = shown on a terminal only
+  )
   for number, shard in enumerate(shards, 1):
     file_name = _shard_name(number, len(shards))
     tensors = {}
     for entry in shard:
       weight_map[entry.name] = file_name
       tensor = entry.make()
+      progress.update(entry.size)
       if writes:
         tensors[entry.name] = tensor
     if writes:
       safetensors.numpy.save_file(tensors, directory / file_name, metadata=METADATA)
+  progress.close()
   if writes and len(shards) > 1:
     total_size = sum(entry.size for entry in entries)
     index = {'metadata': {'total_size': total_size}, 'weight_map': weight_map}

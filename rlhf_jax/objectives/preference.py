@@ -69,11 +69,6 @@ class DPOSettings:
   beta: Positive = 0.1  # β; the larger, the closer the policy stays to the reference
   label_smoothing: ShareBelowHalf = 0.0  # ε, the share of labels that are wrong
 
-  def check(self) -> None:
-    """Raises ValueError for a value out of its range."""
-    _check_beta(self.beta)
-    _check_label_smoothing(self.label_smoothing)
-
 
 @dataclasses.dataclass(frozen=True)
 class IPOSettings:
@@ -81,20 +76,12 @@ class IPOSettings:
 
   beta: Positive = 0.1  # β, the paper's τ; the target of the margin is 1/(2β)
 
-  def check(self) -> None:
-    """Raises ValueError for a value out of its range."""
-    _check_beta(self.beta)
-
 
 @dataclasses.dataclass(frozen=True)
 class HingeSettings:
   """Settings of `hinge`."""
 
   beta: Positive = 0.1  # β; the target of the margin Δ is 1/β
-
-  def check(self) -> None:
-    """Raises ValueError for a value out of its range."""
-    _check_beta(self.beta)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,11 +92,6 @@ class DPOPSettings:
   dpop_lambda: NonNegative = 1.0  # λ; 0 = DPO
   label_smoothing: ShareBelowHalf = 0.0  # ε, the share of labels that are wrong
 
-  def check(self) -> None:
-    """Raises ValueError for a value out of its range."""
-    _check_beta(self.beta)
-    _check_label_smoothing(self.label_smoothing)
-
 
 @dataclasses.dataclass(frozen=True)
 class CPOSettings:
@@ -118,11 +100,6 @@ class CPOSettings:
   beta: Positive = 0.1  # β
   nll_coefficient: NonNegative = 1.0  # λ of the better response's negative log-likelihood
   label_smoothing: ShareBelowHalf = 0.0  # ε, the share of labels that are wrong
-
-  def check(self) -> None:
-    """Raises ValueError for a value out of its range."""
-    _check_beta(self.beta)
-    _check_label_smoothing(self.label_smoothing)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,21 +110,12 @@ class SimPOSettings:
   margin: NonNegative = 0.5  # γ, the target of the margin between the rewards
   label_smoothing: ShareBelowHalf = 0.0  # ε, the share of labels that are wrong
 
-  def check(self) -> None:
-    """Raises ValueError for a value out of its range."""
-    _check_beta(self.beta)
-    _check_label_smoothing(self.label_smoothing)
-
 
 @dataclasses.dataclass(frozen=True)
 class ORPOSettings:
   """Settings of `orpo`."""
 
   beta: Positive = 0.1  # the paper's λ, the weight of the odds ratio
-
-  def check(self) -> None:
-    """Raises ValueError for a value out of its range."""
-    _check_beta(self.beta)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,20 +124,12 @@ class PlackettLuceSettings:
 
   beta: Positive = 0.1  # β
 
-  def check(self) -> None:
-    """Raises ValueError for a value out of its range."""
-    _check_beta(self.beta)
-
 
 @dataclasses.dataclass(frozen=True)
 class KTOSettings:
   """Settings of `kto`."""
 
   beta: Positive = 0.1  # β
-
-  def check(self) -> None:
-    """Raises ValueError for a value out of its range."""
-    _check_beta(self.beta)
 
 
 def dpo(better: Response, worse: Response, settings: DPOSettings) -> jax.Array:
@@ -589,8 +549,7 @@ class PreferenceLoss:
   """A loss, and all that a stage must know about it."""
 
   function: Callable[..., Any]  # the formula, called with what `reduction` passes
-  # a frozen dataclass of its settings, whose `check()` raises ValueError for values
-  # out of range
+  # a frozen dataclass of its settings, whose annotations are their ranges
   settings_class: type
   # how the formula is applied to a batch of rankings: `over_pairs`, `over_orders`
   # or `over_best_and_worst`
@@ -719,15 +678,3 @@ def _check_pair(better: Response, worse: Response) -> None:
   _check_response(better)
   _check_response(worse)
   chex.assert_equal_rank([better.logprobs, worse.logprobs])
-
-
-def _check_beta(beta: float) -> None:
-  """Raises ValueError unless β > 0."""
-  if not beta > 0:
-    raise ValueError(f'beta: expected a number above 0, got {beta}')
-
-
-def _check_label_smoothing(label_smoothing: float) -> None:
-  """Raises ValueError unless 0 ≤ ε < ½; beyond that, labels would mean the opposite."""
-  if not 0 <= label_smoothing < 0.5:
-    raise ValueError(f'label_smoothing: expected at least 0 and below 0.5, got {label_smoothing}')

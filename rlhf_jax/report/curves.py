@@ -8,7 +8,7 @@ from typing import NamedTuple
 from rlhf_jax.evaluation import winrate
 from rlhf_jax.report import charts
 from rlhf_jax.report.charts import Chart, Point, Series
-from rlhf_jax.report.kept_responses import FINAL, Kept, TRAINING
+from rlhf_jax.report.kept_responses import FINAL, GIVEN, Kept, TRAINING
 from rlhf_jax.report.run_files import Run
 
 HELD_OUT = 'held out'
@@ -249,6 +249,10 @@ def draw_distributions(run: Run) -> dict[str, list[charts.Histogram]]:
   for stage in run.stages:
     rows = [row for row in run.responses if row.evaluation == TRAINING and row.stage == stage.name]
     steps = sorted({row.step for row in rows if row.step is not None})
+    if rows and rows[0].decoding == GIVEN:
+      last = [row for row in rows if row.step == steps[-1]]
+      drawn[f'scores of held-out responses, {stage.name}'] = _draw_by_rank(last)
+      continue
     # One histogram where there was one evaluation.
     ends = dict.fromkeys([steps[0], steps[-1]]) if steps else {}
     drawn[f'the reward of held-out prompts, {stage.name}'] = charts.draw_histograms(
@@ -258,3 +262,15 @@ def draw_distributions(run: Run) -> dict[str, list[charts.Histogram]]:
       ]
     )
   return {title: histograms for title, histograms in drawn.items() if histograms}
+
+
+def _draw_by_rank(rows: Sequence[Kept]) -> list[charts.Histogram]:
+  """Draws the scores of the responses that people rank first, and of those that they rank last."""
+  lowest: dict[str, float] = {}  # rank of the last response to each prompt
+  for row in rows:
+    lowest[row.prompt_id] = max(lowest.get(row.prompt_id, 0.0), row.verdict['rank'])
+  last = [row for row in rows if row.verdict['rank'] == lowest[row.prompt_id] > 1]
+  first = [row for row in rows if row.verdict['rank'] == 1]
+  return charts.draw_histograms(
+    [('people rank it first', _values(first, 'score')), ('last', _values(last, 'score'))]
+  )

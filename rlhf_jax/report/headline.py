@@ -5,7 +5,7 @@ import dataclasses
 from typing import Any
 
 from rlhf_jax.evaluation import winrate
-from rlhf_jax.report.kept_responses import Kept, TRAINING
+from rlhf_jax.report.kept_responses import GIVEN, Kept, TRAINING
 from rlhf_jax.report.run_files import last_evaluation, Run
 
 RATES = {  # key of a row → what a higher value means
@@ -57,6 +57,8 @@ def write_headline(run: Run) -> Headline:
   else:
     title, tone = _state_of(run), OPEN
   sentences += _describe_reward(run.results.get('reward') or {})
+  sentences += _describe_bought(run.results.get('downstream') or {}, run.baseline)
+  sentences += _describe_agreement(run.results.get('reward_agreement') or {})
   sentences += describe_progress(run.responses, [stage.name for stage in run.stages])
   if not run.results:
     sentences += _describe_last_values(run)
@@ -148,9 +150,38 @@ def _describe_reward(reward: Row) -> list[Sentence]:
     f'The reward model orders {reward["accuracy"]:.1%} of {reward["pairs"]:,.0f} held-out pairs '
     'as people do'
   )
+  if 'accuracy_low' in reward:
+    low, high = reward['accuracy_low'], reward['accuracy_high']
+    text += f' (95% interval {100 * low:.1f} to {100 * high:.1f}%)'
   if 'length_accuracy' in reward:
     text += f'; always preferring the longer response: {reward["length_accuracy"]:.1%}'
   return [Sentence(text + '.')]
+
+
+def _describe_bought(bought: Row, baseline: str) -> list[Sentence]:
+  """Says what optimising the reward model gained in the judge's eyes."""
+  gains = bought.get('gains') or []
+  # A judge that is the reward itself knows nothing that was not optimised.
+  if not gains or bought.get('judge') == bought.get('reward'):
+    return []
+  said = []
+  for gain in gains:
+    low, high = gain['utility_gain_ci95']
+    name = gain['row'].replace('_', ' ')
+    said.append(f'{name} {gain["utility_gain"]:+.2f} ({low:+.2f} to {high:+.2f})')
+  text = "What optimising the reward model gained in the judge's utility, against "
+  return [Sentence(f'{text}{baseline}, with 95% intervals: {"; ".join(said)}.')]
+
+
+def _describe_agreement(found: Row) -> list[Sentence]:
+  """Says how far the reward models of a run agree."""
+  said = []
+  for names, row in (found.get('agreement') or {}).items():
+    said.append(
+      f'The reward models {names} prefer the same response in {row["same"]:.1%} of '
+      f'{found["pairs"]:,} held-out pairs; by chance it would be {row["expected"]:.1%}.'
+    )
+  return [Sentence(text) for text in said]
 
 
 def describe_progress(responses: Sequence[Kept], stages: Sequence[str]) -> list[Sentence]:
@@ -162,6 +193,7 @@ def describe_progress(responses: Sequence[Kept], stages: Sequence[str]) -> list[
   said = []
   for stage in stages:
     rows = [row for row in responses if row.evaluation == TRAINING and row.stage == stage]
+    rows = [row for row in rows if row.decoding != GIVEN]  # of the data: they do not learn
     # The first evaluation is that of the model before the stage.
     steps = sorted({row.step for row in rows if row.step is not None})
     if len(steps) < 2:

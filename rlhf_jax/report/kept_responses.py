@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax import files, json_lines, plain_text
+from rlhf_jax.data.records import conversation, response_text
 
 PLACE = Path('evaluation', 'responses.jsonl')  # in the workdir
 FINAL = 'final'  # the value of `evaluation` in rows of the final table
 TRAINING = 'training'  # the same in rows of a stage's own evaluations
+GIVEN = 'given'  # the value of `decoding` in rows of responses of the data, which nothing sampled
 
 MAX_ROWS = 4096  # of one model in one evaluation; of more, every n-th prompt is kept
 MAX_CHARACTERS = 2**22  # of them together
@@ -43,7 +45,7 @@ class Kept:
     stage: whose model responded.
     step: the updates that it had made; None in the final table.
     model: the row of the final table; '' during training.
-    decoding: 'sampled' or 'greedy'.
+    decoding: 'sampled' or 'greedy'; GIVEN where a reward model scored a response of the data.
     prompt_id: of the prompt's record; '' where it has none.
     sample: which of several responses to the same prompt, from 0.
     prompt: the last message of the prompt.
@@ -52,7 +54,8 @@ class Kept:
     kl: Σ_t log π − log π_ref, nats; None where it is not measured.
     length: its tokens, with the end token.
     ended: whether it ends by itself.
-    verdict: measure → value, of the judge; {} without one.
+    verdict: measure → value, of the judge; of a GIVEN response `rank`, as people ordered it, 1 is
+      the best; {} without one.
     tokens: of some responses, a column for each of `token`, `logprob`,
       `reference_logprob` and, in PPO, `advantage`; {} else.
   """
@@ -110,6 +113,47 @@ def make_rows(
           ended=bool(responses.ended[place]),
           verdict={name: _round(x) for name, x in verdict.items() if math.isfinite(x)},
           tokens=(tokens or {}).get(number, {}) if sample == 0 else {},
+          **common,
+        )
+      )
+  return rows
+
+
+def make_given_rows(
+  rankings: Sequence[Any],
+  scores: Mapping[int, Sequence[float]],
+  lengths: Mapping[int, Sequence[int]],
+  **common: Any,
+) -> list[Kept]:
+  """Makes the rows of the responses of a data set that a reward model scored.
+
+  Args:
+    rankings: the records, data.records.Ranking.
+    scores: number of a record → the score of each of its responses.
+    lengths: number of a record → the tokens of each of its responses.
+    **common: stage and step of all rows.
+  """
+  numbers = [*scores]
+  texts = [[response_text(text) for text in rankings[number].responses] for number in numbers]
+  prompts = [conversation(rankings[number])[-1]['content'] or '' for number in numbers]
+  rows = []
+  for place in _thin_out(texts, prompts):
+    number = numbers[place]
+    for sample, text in enumerate(texts[place]):
+      rows.append(
+        Kept(
+          evaluation=TRAINING,
+          model='',
+          decoding=GIVEN,
+          prompt_id=rankings[number].id,
+          sample=sample,
+          prompt=prompts[place][:MAX_TEXT],
+          response=text[:MAX_TEXT],
+          score=_round(scores[number][sample]),
+          kl=None,
+          length=int(lengths[number][sample]),
+          ended=True,
+          verdict={'rank': float(rankings[number].ranks[sample])},
           **common,
         )
       )

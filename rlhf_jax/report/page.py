@@ -14,7 +14,7 @@ import markupsafe
 
 import rlhf_jax
 from rlhf_jax import plain_text
-from rlhf_jax.report import about, curves, headline, samples, tables
+from rlhf_jax.report import about, curves, headline, samples, tables, words
 from rlhf_jax.report.headline import Headline, Sentence
 from rlhf_jax.report.run_files import Run
 
@@ -53,6 +53,10 @@ def render_run(run: Run, is_followed: bool = False) -> str:
     best=best,
     worst=worst,
     histories=_find_histories(run),
+    mistakes=_find_mistakes(run),
+    bought=run.results.get('downstream') or {},
+    agreement=run.results.get('reward_agreement') or {},
+    steps=words.describe_stages([(stage.name, stage.kind) for stage in run.stages]),
     tokens=samples.token_views(run.responses),
     transcripts=_list_transcripts(run),
     durations=about.list_durations(run),
@@ -94,6 +98,12 @@ def render_comparison(runs: Sequence[Run], is_followed: bool = False) -> str:
 def _find_histories(run: Run) -> dict[str, list[samples.Case]]:
   """Returns the responses over time, by stage."""
   found = {stage.name: samples.histories(run.responses, stage.name) for stage in run.stages}
+  return {name: cases for name, cases in found.items() if cases}
+
+
+def _find_mistakes(run: Run) -> dict[str, list[samples.Case]]:
+  """Returns the pairs that each reward model gets most wrong, by stage."""
+  found = {stage.name: samples.reward_errors(run.responses, stage.name) for stage in run.stages}
   return {name: cases for name, cases in found.items() if cases}
 
 
@@ -210,6 +220,7 @@ def _render(template: str, **values: Any) -> str:
     script_digest=digest,
     written=now.isoformat(' ', 'minutes'),
     version=rlhf_jax.__version__,
+    glossary=words.GLOSSARY,
     **values,
   )
 

@@ -5,7 +5,7 @@ import dataclasses
 import math
 
 from rlhf_jax.report.differences import mark_differences, Piece
-from rlhf_jax.report.kept_responses import FINAL, Kept, TRAINING
+from rlhf_jax.report.kept_responses import FINAL, GIVEN, Kept, TRAINING
 
 SHOWN_PROMPTS = 24  # side by side
 SHOWN_CASES = 6  # the best and as many of the worst
@@ -135,13 +135,14 @@ def best_and_worst(
   return show(best), show(worst)
 
 
-def _gain(pair: tuple[float, Key]) -> float:
-  return pair[0]
+def _gain(row: tuple) -> float:
+  return row[0]  # of (gain, …)
 
 
 def histories(rows: Sequence[Kept], stage: str) -> list[Case]:
   """Shows how a stage's responses to a few prompts changed from evaluation to evaluation."""
   own = [row for row in rows if row.evaluation == TRAINING and row.stage == stage]
+  own = [row for row in own if row.decoding != GIVEN]  # these never change
   by_prompt: dict[Key, list[Kept]] = {}
   for row in own:
     if row.sample == 0:
@@ -158,6 +159,45 @@ def histories(rows: Sequence[Kept], stage: str) -> list[Case]:
       shown.append(Shown(f'step {row.step}', pieces, list_facts(row)))
       before = _cut(row.response)
     cases.append(Case(_cut(key[1]), shown))
+  return cases
+
+
+def reward_errors(rows: Sequence[Kept], stage: str) -> list[Case]:
+  """Shows the pairs that a reward model gets most wrong, at its last evaluation.
+
+  Args:
+    rows: of the run.
+    stage: that trained the reward model.
+
+  Returns:
+    For each of some prompts the response that people rank higher, and the one that the
+    model scores higher; the largest mistake first.
+  """
+  own = [row for row in rows if row.decoding == GIVEN and row.stage == stage]
+  last = max((row.step or 0 for row in own), default=0)
+  by_prompt: dict[Key, list[Kept]] = {}
+  for row in own:
+    if row.step == last:
+      by_prompt.setdefault((row.prompt_id, row.prompt), []).append(row)
+  mistakes = []
+  for key, responses in by_prompt.items():
+    margins = [
+      ((better.score or 0.0) - (worse.score or 0.0), better, worse)
+      for better in responses
+      for worse in responses
+      if better.verdict['rank'] < worse.verdict['rank'] and better.response != worse.response
+    ]
+    if margins:  # one pair of each prompt
+      mistakes.append((*min(margins, key=_gain), key))
+  mistakes.sort(key=_gain)
+  cases = []
+  for margin, better, worse, key in mistakes[:SHOWN_CASES]:
+    if margin < 0:
+      shown = [
+        Shown('people prefer', [(_cut(better.response), False)], list_facts(better)),
+        Shown('the model prefers', [(_cut(worse.response), False)], list_facts(worse)),
+      ]
+      cases.append(Case(_cut(key[1]), shown))
   return cases
 
 

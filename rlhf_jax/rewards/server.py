@@ -22,6 +22,7 @@ from typing import Any
 import httpx
 import numpy as np
 
+from rlhf_jax import options as options_lib
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import http_requests
 from rlhf_jax.options import Count, Natural, NonNegative, Number, Positive
@@ -87,7 +88,7 @@ def build_server_reward(url: str, options: ServerOptions) -> Score:
   Raises:
     UserError: the address, the options or the key are invalid.
   """
-  _check_options(options)
+  options_lib.check_ranges(options, 'reward_server')
   expected = 'reward: expected a URL like http://localhost:8000/score'
   message = (
     f'{expected}, without user or query'
@@ -100,16 +101,6 @@ def build_server_reward(url: str, options: ServerOptions) -> Score:
     logged=set(),
   )
   return functools.partial(_score, server)
-
-
-def _check_options(options: ServerOptions) -> None:
-  """Raises UserError where an option is invalid."""
-  for name in ('request_size', 'concurrency'):
-    if getattr(options, name) < 1:
-      value = getattr(options, name)
-      raise UserError(f'reward_server.{name}: expected a number from 1, got {value}')
-  if not 0 < options.timeout < math.inf:
-    raise UserError(f'reward_server.timeout: expected seconds above 0, got {options.timeout}')
 
 
 def _score(

@@ -9,6 +9,10 @@ An orbax CheckpointManager keeps the last few steps. A step holds four items:
 
 The fingerprints are needed because Orbax restores flipped bits without an error.
 If a step is damaged, a warning names it and the step before it is restored.
+
+Where the processes of a run share no disk, each writes the parts of the arrays that
+its devices hold to a directory of its own, as files that no other process writes. All
+directories together are a checkpoint; whoever restores one needs all of its files.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint._src.metadata import array_metadata_store
 import tensorstore
 
 from rlhf_jax import fingerprints, plain_text
@@ -65,12 +70,13 @@ class Checkpoints:
   cannot be written raises UserError at the next `save`, `wait` or `close`.
   """
 
-  def __init__(self, directory: str | os.PathLike, keep: int = 2):
+  def __init__(self, directory: str | os.PathLike, keep: int = 2, own_directories: bool = False):
     """Opens the directory, or creates it if it is missing.
 
     Args:
       directory: where the steps are.
       keep: how many of them are kept.
+      own_directories: whether each process has a directory of its own.
 
     Raises:
       UserError: `keep` is below 1, or the directory cannot be opened.
@@ -79,12 +85,22 @@ class Checkpoints:
       raise UserError(f'keep: expected at least 1 checkpoint, got {keep}')
     self._directory = epath.Path(directory).absolute()
     self._unwritten: int | None = None  # the step that is being written
+    self._own_directories = own_directories and jax.process_count() > 1
+    self._save_arrays: Any = ocp.args.StandardSave
     options = ocp.CheckpointManagerOptions(
       preservation_policy=checkpoint_managers.LatestN(keep),
       cleanup_tmp_directories=True,
     )
+    handlers: dict[str, Any] | None = None  # orbax's own, for a shared directory
+    if self._own_directories:
+      self._save_arrays = ocp.args.PyTreeSave
+      options.multiprocessing_options = _ALL_ARE_FIRST
+      options.enable_async_checkpointing = False  # the caller waits anyway
+      handlers = _make_handlers_of_parts()
     with self._user_errors():
-      self._manager = ocp.CheckpointManager(self._directory, options=options)
+      self._manager = ocp.CheckpointManager(
+        self._directory, options=options, item_handlers=handlers
+      )
 
   def latest_step(self) -> int | None:
     """Returns the newest step that has been or is being written, damaged or not."""
@@ -117,7 +133,7 @@ class Checkpoints:
     }
     for arrays in items.values():
       replicas.check_replicas(arrays, str(self._directory))
-    to_write = {item: ocp.args.StandardSave(arrays) for item, arrays in items.items()}
+    to_write = {item: self._save_arrays(arrays) for item, arrays in items.items()}
     to_write['data'] = ocp.args.JsonSave(data)
     to_write['meta'] = ocp.args.JsonSave({'body': body, 'digest': fingerprints.of_value(body)})
     self._unwritten = step  # until `wait` has found it on disk
@@ -145,7 +161,8 @@ class Checkpoints:
       'params': abstract_state.trained,
       'rest': abstract_state.replace(trained=None),
     }
-    good = _restore_newest(self._manager, self._directory, targets)
+    with _open_to_read(self._directory) as manager:
+      good = _restore_newest(manager, self._directory, targets)
     if good is None:
       return None
     if good.damaged:
@@ -172,7 +189,7 @@ class Checkpoints:
 
   def _rename_damaged(self, steps: Sequence[int]) -> None:
     """Renames damaged steps to `damaged-STEP`."""
-    if hosts.is_first_process():
+    if self._own_directories or hosts.is_first_process():
       for step in steps:
         target = self._directory / f'damaged-{step}'
         if target.exists():  # the step was damaged, written again and damaged again
@@ -204,8 +221,7 @@ def newest(directory: str | os.PathLike) -> dict[str, Any] | None:
   path = epath.Path(directory).absolute()
   if not path.is_dir():
     return None
-  options = ocp.CheckpointManagerOptions(read_only=True, create=False)
-  with ocp.CheckpointManager(path, options=options) as manager:
+  with _open_to_read(path) as manager:
     step = manager.latest_step()
     if step is None:
       return None
@@ -236,14 +252,45 @@ def restore_params(
   path = epath.Path(directory).absolute()
   if not path.is_dir():
     raise UserError(f'{path}: no such directory, expected checkpoints')
-  options = ocp.CheckpointManagerOptions(read_only=True, create=False)
-  with ocp.CheckpointManager(path, options=options) as manager:
+  with _open_to_read(path) as manager:
     if expected:
       return _restore_expected(manager, path, abstract_params, expected)
     good = _restore_newest(manager, path, {'params': abstract_params})
   if good is None:
     raise UserError(f'{path}: holds no finished checkpoint')
   return good.trees['params']
+
+
+def _open_to_read(directory: epath.Path) -> ocp.CheckpointManager:
+  """Opens a directory of checkpoints to read them only."""
+  options = ocp.CheckpointManagerOptions(read_only=True, create=False)
+  return ocp.CheckpointManager(directory, options=options)
+
+
+# Every process does what the first one does for all in a directory that they share.
+_ALL_ARE_FIRST = ocp.options.MultiprocessingOptions(primary_host=None)
+
+
+def _make_handlers_of_parts() -> dict[str, Any]:
+  """Makes the handlers of the items for directories that the processes do not share."""
+  # Objects of its own, as orbax's are changed by whoever opens a checkpoint. The store
+  # keeps what random keys are made with; it is not public.
+  array_handler = ocp.type_handlers.ArrayHandler(
+    primary_host=None, array_metadata_store=array_metadata_store.Store(primary_host=None)
+  )
+  registry = ocp.type_handlers.create_type_handler_registry((jax.Array, array_handler))
+
+  def arrays() -> Any:
+    return ocp.PyTreeCheckpointHandler(
+      use_ocdbt=False,  # one file for each part of an array, not one for all
+      multiprocessing_options=_ALL_ARE_FIRST,
+      type_handler_registry=registry,
+    )
+
+  def values() -> Any:
+    return ocp.JsonCheckpointHandler(multiprocessing_options=_ALL_ARE_FIRST)
+
+  return {'params': arrays(), 'rest': arrays(), 'data': values(), 'meta': values()}
 
 
 def _restore_expected(
@@ -394,14 +441,16 @@ def _check_readable(path: str) -> None:
   if not hosts.is_first_process():
     return
   url = path if '://' in path else f'file://{urllib.parse.quote(path)}'
-  store = {'driver': 'ocdbt', 'base': f'{url}/'}
+  store = f'{url}/'
+  if (epath.Path(path) / 'manifest.ocdbt').exists():
+    store += '|ocdbt:'
   for key in tensorstore.KvStore.open(store).result().list().result():
     if not key.endswith(b'/.zarray'):
       continue
     name = key.decode().removesuffix('.zarray')
     spec = {
       'driver': 'zarr',
-      'kvstore': {**store, 'path': name},
+      'kvstore': store + urllib.parse.quote(name),
       'fill_missing_data_reads': False,
     }
     try:

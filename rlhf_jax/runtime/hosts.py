@@ -8,11 +8,12 @@ A run has several processes if one of these says so; the first that does is used
 With --processes=1 a run has one process, whatever launched it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import glob
 import importlib.util
 import os
+import pickle
 import re
 import sys
 from typing import Any, NoReturn
@@ -28,6 +29,8 @@ HEARTBEAT = 30  # seconds of silence after which a process counts as dead and th
 CONNECT = 300  # seconds within which all processes must have started
 SHUTDOWN = 20  # seconds within which all must have ended once one of them has
 LOST = 3  # the exit code of a process that ends because another one died
+
+_SPREAD = 1024  # items that each process computes between two exchanges
 
 _FLAGS = ('coordinator', 'processes', 'process')
 
@@ -160,12 +163,62 @@ def gather_texts(text: str) -> list[str]:
   """Gathers a text of each process, on every process."""
   if jax.process_count() == 1:
     return [text]
-  encoded = text.encode('utf-8', 'backslashreplace')
-  sizes = gather_from_processes(len(encoded))
+  return [part.decode() for part in _gather_bytes(text.encode('utf-8', 'backslashreplace'))]
+
+
+def _gather_bytes(mine: bytes) -> list[bytes]:
+  """Gathers the bytes of each process, on every process."""
+  sizes = gather_from_processes(len(mine))
   padded = np.zeros(int(sizes.max()), np.uint8)  # collectives need equal shapes
-  padded[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+  padded[: len(mine)] = np.frombuffer(mine, np.uint8)
   rows = multihost_utils.process_allgather(padded)  # [processes, longest]
-  return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
+  return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
+
+
+def spread(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+  """Computes a function of each item, which one of the processes does for all.
+
+  All processes make this call, with the same items, and use all results.
+
+  Args:
+    function: item → what pickle can write.
+    items: the items.
+
+  Yields:
+    The results, in order, as `map` would.
+
+  Raises:
+    UserError: the function raised it for an item; on every process.
+  """
+  count = jax.process_count()
+  if count == 1:
+    yield from map(function, items)
+    return
+  # In blocks, so that results which the caller puts on disk never fill the memory.
+  for begin in range(0, len(items), _SPREAD * count):
+    block = range(begin, min(begin + _SPREAD * count, len(items)))
+    shares = [block[number::count] for number in range(count)]
+    mine = _compute_share(function, items, shares[jax.process_index()])
+    gathered = [pickle.loads(part) for part in _gather_bytes(pickle.dumps(mine))]
+    for place in range(len(block)):
+      results = gathered[place % count]
+      result = results[min(place // count, len(results) - 1)]
+      if isinstance(result, UserError):
+        raise result
+      yield result
+
+
+def _compute_share(
+  function: Callable[[Any], Any], items: Sequence[Any], numbers: Sequence[int]
+) -> list[Any]:
+  """Computes some of the items; the last result is the error where there was one."""
+  results = []
+  for number in numbers:
+    try:
+      results.append(function(items[number]))
+    except UserError as error:
+      return [*results, error]
+  return results
 
 
 def find_dissenters(texts: list[str]) -> list[int]:

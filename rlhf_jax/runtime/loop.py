@@ -88,11 +88,17 @@ class Training:
 
 
 class Interrupted(SystemExit):
-  """Raised when a signal stopped the run and its state is saved; exits with 128 + signum."""
+  """Raised when a signal stopped the run and its state is saved; exits with 128 + signum.
 
-  def __init__(self, signum: int):
+  Attributes:
+    signum: the signal.
+    agreed: whether all processes stop at this place, not this one alone.
+  """
+
+  def __init__(self, signum: int, agreed: bool = False):
     super().__init__(128 + signum)
     self.signum = signum
+    self.agreed = agreed
 
 
 def run(
@@ -113,8 +119,9 @@ def run(
     options: how long, and how often it logs, evaluates and saves.
     directory: the folder of this run.
     meta: a JSON object that is saved in every checkpoint.
-    on_saved: called when a checkpoint is on disk, before the next step; None lets it
-      be written in the background.
+    on_saved: called on every process when a checkpoint is on disk, before the next
+      step; each process then has a directory of its own. None = all see one
+      directory, and checkpoints are written in the background.
 
   Raises:
     UserError: there is nothing to train, a metric is not finite, the data ended, or
@@ -127,7 +134,9 @@ def run(
   directory = Path(directory)
   with contextlib.ExitStack() as stack:
     signals = stack.enter_context(_collect_signals())
-    checkpoints = checkpoint.Checkpoints(directory / 'checkpoints', options.keep)
+    checkpoints = checkpoint.Checkpoints(
+      directory / 'checkpoints', options.keep, own_directories=on_saved is not None
+    )
     stack.callback(checkpoints.close)
     # Entered after `close` is registered, so that it is left first: `close` would
     # wait for all processes.
@@ -155,7 +164,7 @@ def run(
       _write_done(directory, step, saver.seconds())
     if signum:
       reporter.say_interrupted(step, signum)
-      raise Interrupted(signum)
+      raise Interrupted(signum, agreed=True)
     return state
 
 

@@ -1,12 +1,12 @@
 """AdamW with clipping and a learning-rate schedule, from typed options."""
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
 import optax
 
+from rlhf_jax import options as options_lib
 from rlhf_jax.errors import UserError
 from rlhf_jax.options import Natural, NonNegative, Positive, Share, ShareBelowOne
 from rlhf_jax.types import Params
@@ -25,7 +25,8 @@ class OptimizerOptions:
   warmup_steps: Natural = 0  # updates in which the rate rises from 0 to the peak
   b1: ShareBelowOne = 0.9  # decay rate of the first moment
   b2: ShareBelowOne = 0.999  # decay rate of the second moment
-  eps: Positive = 1e-8  # added to the root of the second moment
+  # Added to the root of the second moment; with 0, a gradient of 0 would give 0 / 0.
+  eps: Positive = 1e-8
   weight_decay: NonNegative = 0.0  # decoupled; never applied to norms and biases
   clip_norm: NonNegative = 1.0  # global norm of the gradient; 0 = no clipping
   # The dtype of the first moment; bfloat16 halves its memory. The second moment
@@ -134,22 +135,7 @@ def _check_options(options: OptimizerOptions) -> None:
   if options.moment_dtype not in MOMENT_DTYPES:
     expected = ' or '.join(MOMENT_DTYPES)
     raise UserError(f'optimizer.moment_dtype: expected {expected}, got {options.moment_dtype!r}')
-  # If eps is 0, a gradient of 0 gives 0 / 0; if b1 or b2 is 1, the bias correction
-  # divides by 0.
-  in_range = (
-    math.isfinite(options.learning_rate)
-    and options.eps > 0
-    and 0 <= options.b1 < 1
-    and 0 <= options.b2 < 1
-  )
-  if not in_range:
-    values = ', '.join(
-      f'{name} {getattr(options, name)}' for name in ('learning_rate', 'eps', 'b1', 'b2')
-    )
-    raise UserError(
-      'optimizer: expected a finite learning_rate, eps above 0, b1 and b2 from 0 and below 1; '
-      f'got {values}'
-    )
+  options_lib.check_ranges(options, 'optimizer')
 
 
 def _decay_mask(params: Params) -> Any:

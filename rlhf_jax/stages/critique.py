@@ -26,12 +26,14 @@ from rlhf_jax.evaluation import oracle_judge
 from rlhf_jax.feedback import constitution, judging
 from rlhf_jax.feedback.constitution import Constitution
 from rlhf_jax.generation import responses
+from rlhf_jax.generation.responses import Responses
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.options import Count, Natural
 from rlhf_jax.planning.programs import StagePlan
-from rlhf_jax.runtime import metrics
-from rlhf_jax.stages.shared import response_plan, training
+from rlhf_jax.report import kept_responses
+from rlhf_jax.runtime import hosts, metrics
+from rlhf_jax.stages.shared import response_judge, response_plan, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import DataUse, StageKind
 from rlhf_jax.stages.shared.model_store import ModelStore
@@ -61,6 +63,10 @@ class Options:
   data: DataOptions = DataOptions()  # prompts that tempt to do harm
   helpful: DataOptions = DataOptions()  # other prompts
   sampling: SamplingOptions = SamplingOptions()
+
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    return dict.fromkeys(('critique', 'revision'), 'chat is True') if self.chat else {}
 
 
 # (token ids of prompts, key) → a response to each
@@ -108,17 +114,15 @@ def run(context: Context) -> None:
     others = _read_or_make(context, f'{split}-helpful', make_helpful)
     _write(context, split, list(_demonstrations(rounds[split], others)))
   _write(context, 'transcripts', transcripts(rounds['train']))
+  _keep_rounds(context, options, prompts['validation'], rounds['validation'])
   if options.judge:
     _measure_rounds(context, options, prompts, rounds)
 
 
 def check_options(options: Options, where: str) -> None:
   """Checks the options; raises UserError for values that do not fit."""
-  if options.rounds < 1 or options.judge not in ('', 'oracle'):
-    raise UserError(
-      f'{where}: expected rounds from 1 and judge "oracle" or none, got {options.rounds} and '
-      f'{options.judge!r}'
-    )
+  if options.judge not in ('', 'oracle'):
+    raise UserError(f"{where}.judge: expected oracle or '', got {options.judge!r}")
   if options.chat and options.examples:
     raise UserError(
       f"{where}.examples: expected 0 with chat=True: the constitution's examples are dialogues "
@@ -361,6 +365,37 @@ def _demonstrations(
         )
 
 
+def _keep_rounds(
+  context: Context,
+  options: Options,
+  prompts: Sequence[Prompt],
+  rounds: Sequence[Sequence[Row]],
+) -> None:
+  """Keeps the held-out responses of every round for the report, a round as a step."""
+  judge = response_judge.open_judge(context, prompts, options.data)
+  for number, rows in enumerate(rounds):
+    texts = [[row['response']] for row in rows]
+    verdicts = judge(texts)  # on all processes
+    if not hosts.is_first_process():
+      continue
+    # With the end token, as responses of a model have it.
+    lengths = [[len(context.tokenizer.encode(text)) + 1] for (text,) in texts]
+    completed = Responses(texts, np.array(lengths), np.ones((len(texts), 1), bool))
+    asked = [prompt.messages[-1]['content'] or '' for prompt in prompts]
+    kept = kept_responses.make_rows(
+      completed,
+      asked,
+      [prompt.id for prompt in prompts],
+      verdicts,
+      evaluation=kept_responses.TRAINING,
+      stage=context.name,
+      step=number,
+      model='',
+      decoding='sampled',
+    )
+    kept_responses.keep(context.workdir, kept)
+
+
 def _measure_rounds(
   context: Context,
   options: Options,
@@ -386,7 +421,7 @@ def _fitting_prompts(
 ) -> list[Prompt]:
   """Reads the prompts of a split, without those that are too long."""
   prompts = sources.load_records(data, 'prompt', split)
-  examples = encode.prompts(prompts, context.tokenizer, options.max_length)
+  examples = encode.prompts(prompts, context.tokenizer, options.max_length, spread=hosts.spread)
   return [prompts[int(example['index'])] for example in examples]
 
 

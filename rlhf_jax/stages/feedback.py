@@ -32,6 +32,7 @@ from rlhf_jax.objectives import ranking
 from rlhf_jax.options import Count
 from rlhf_jax.planning.programs import StagePlan
 from rlhf_jax.rewards.sources import RewardSourceOptions
+from rlhf_jax.runtime import hosts
 from rlhf_jax.stages.shared import (
   ai_labels,
   people_labels,
@@ -164,7 +165,7 @@ def collect_responses(context: Context, options: Options, split: str, key: Array
   """
   store = ModelStore(context)
   prompts = sources.load_records(options.data, 'prompt', split)
-  examples = encode.prompts(prompts, context.tokenizer, options.max_length)
+  examples = encode.prompts(prompts, context.tokenizer, options.max_length, spread=hosts.spread)
   score = None
   if options.source == 'reward':
     score = _open_score(context, store, options, prompts)
@@ -311,6 +312,11 @@ def check(context: Context) -> None:
   options = context.read_options(STAGE)
   training.check_batch(context, options.batch_size, 1)
   check_options(options, context.where)
+  if options.source == 'people' and context.url and not options.people.workdir:
+    raise UserError(
+      f'{context.where}.people.workdir: the workdir is {context.url}, whose local folder is made '
+      "anew at each start; expected a folder for people's work"
+    )
   if options.source == 'reward':
     scores.check_score(context, options.reward, options)
   if options.source == 'ai':

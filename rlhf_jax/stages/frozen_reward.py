@@ -204,7 +204,9 @@ def read_texts(context: Context, options: Options, split: str) -> Texts:
     UserError: people ordered no pair.
   """
   rows = sources.load_records(options.data, 'ranking', split)
-  examples = encode.rankings(rows, context.tokenizer, options.max_length, options.overlong)
+  examples = encode.rankings(
+    rows, context.tokenizer, options.max_length, options.overlong, hosts.spread
+  )
   places: dict[bytes, int] = {}  # the bytes of a text's ids → its place
   texts = Texts([], [], [], _no_pairs())
   found: list[tuple[Any, ...]] = []
@@ -249,7 +251,9 @@ def _read_or_compute(
 ) -> np.ndarray:
   """Returns the features of texts, [N, F] float64; computes those that the folder lacks."""
   path = context.directory / f'{split}-{FEATURES}'
-  digest = hashlib.sha256(f'{options.init} {options.likelihood}'.encode())
+  # The folder of the run is not the same for all processes.
+  init = options.init.replace(str(context.workdir), '{workdir}')
+  digest = hashlib.sha256(f'{init} {options.likelihood}'.encode())
   for ids in texts.ids:
     digest.update(ids.tobytes())
   name = digest.hexdigest()  # of these texts and this model

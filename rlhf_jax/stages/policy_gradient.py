@@ -119,9 +119,12 @@ class Options(off_policy.OffPolicyOptions):
       unread['kl_estimator'] = "kl_place is not 'loss'"
     if not self.kl_coefficient:
       unread |= dict.fromkeys(('kl_place', 'kl_estimator'), 'kl_coefficient is 0')
+    why = ''
     if self.loss == 'reinforce':
-      unread |= dict.fromkeys(('clip_low', 'clip_high'), "loss is 'reinforce'")
-    return unread
+      why = "loss is 'reinforce'"
+    elif self.epochs * self.minibatches == 1:
+      why = 'a step makes one update, for which the ratio is 1'
+    return unread | (dict.fromkeys(('clip_low', 'clip_high'), why) if why else {})
 
   @property
   def keeps_reference(self) -> bool:

@@ -57,7 +57,7 @@ from rlhf_jax.options import (
   Share,
 )
 from rlhf_jax.planning.programs import abstract_sequences, StagePlan
-from rlhf_jax.runtime import loop, optimizers
+from rlhf_jax.runtime import hosts, loop, optimizers
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.loop import LoopOptions
 from rlhf_jax.runtime.mesh import Layout
@@ -136,6 +136,9 @@ class Options(off_policy.OffPolicyOptions):
     if not self.pretraining_coefficient:
       why = 'pretraining_coefficient is 0'
       unread |= dict.fromkeys(('pretraining', 'pretraining_max_length'), why)
+    if self.epochs * self.minibatches == 1:
+      why = 'a step makes one update, before which nothing has changed'
+      unread |= dict.fromkeys(('clip', 'value_clip'), why)
     return unread
 
   @property
@@ -949,6 +952,7 @@ def _pretraining_batches(context: Context, options: Options) -> Iterator[Sequenc
     sources.load_records(options.pretraining, 'document', 'train'),
     context.tokenizer,
     options.pretraining_max_length,
+    hosts.spread,
   )
   return batches.sequences(
     documents,

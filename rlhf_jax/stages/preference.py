@@ -29,6 +29,7 @@ import numpy as np
 import tqdm
 
 from rlhf_jax import files
+from rlhf_jax import options as options_lib
 from rlhf_jax.data import batches, encode, sources
 from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.errors import UserError
@@ -51,7 +52,7 @@ from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.loop import LoopOptions
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.runtime.optimizers import OptimizerOptions
-from rlhf_jax.stages.shared import metering, training
+from rlhf_jax.stages.shared import metering, response_judge, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import DataUse, StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.model_store import ModelStore
@@ -94,7 +95,10 @@ class Options:
 
   def unread(self) -> dict[str, str]:
     """Returns the settings that are not read with these values, and why."""
-    return {} if self.reference else {'reference_logprobs': "reference is ''"}
+    unread = {} if self.shown_responses else {'sampling': 'shown_responses is 0'}
+    if not self.reference:
+      unread['reference_logprobs'] = "reference is ''"
+    return unread
 
 
 class ResponseLogprobs(NamedTuple):
@@ -458,7 +462,13 @@ def build(context: Context, options: Options) -> loop.Training:
   trainable = training.open_trainable(context, options)
   definitions = trainable.definitions
   layout = context.layout
-  examples, held_out_examples = _load_examples(context, options)
+  train_records = sources.load_records(options.data, 'ranking', 'train')
+  examples = _encode(context, train_records, options)
+  held_out = sources.load_records(options.data, 'ranking', 'validation')
+  held_out = sources.spread_evenly(held_out, options.eval_records)
+  held_out_examples = _encode(context, held_out, options)
+  _check_rankings(examples, held_out_examples, options, context.where)
+
   reference = open_reference(context, options)
   if reference is not None and options.reference_logprobs == 'stored':
     store_reference_logprobs(context, options, reference, 'train', examples)
@@ -475,7 +485,10 @@ def build(context: Context, options: Options) -> loop.Training:
   # The prompt of a ranking is what stands before its first response.
   shown = held_out_examples[: max(options.shown_responses, 1)]
   prompts = [example['tokens'][0, : example['begins'][0]] for example in shown]
-  show = training.build_show_responses(context, definitions.model, prompts, options)
+  asked = [response_judge.as_prompt(held_out[int(example['index'])]) for example in shown]
+  show = training.build_show_responses(
+    context, definitions.model, prompts, options, asked, reference
+  )
   measure = build_measure(definitions.model, options)
 
   def evaluate(
@@ -508,17 +521,13 @@ def build(context: Context, options: Options) -> loop.Training:
   )
 
 
-def _load_examples(context: Context, options: Options) -> tuple[list[dict], list[dict]]:
-  """Loads, encodes and checks the rankings for training, and those held out."""
-  train_records = sources.load_records(options.data, 'ranking', 'train')
-  examples = _encode(context, train_records, options)
-  held_out = sources.load_records(options.data, 'ranking', 'validation')
-  held_out = sources.spread_evenly(held_out, options.eval_records)
-  held_out_examples = _encode(context, held_out, options)
-  check_examples([*examples, *held_out_examples], options, context.where)
-  for split, own in (('train', examples), ('validation', held_out_examples)):
-    check_order(own, f'{context.where}.data: {split}')
-  return examples, held_out_examples
+def _check_rankings(
+  train: Sequence[dict], held_out: Sequence[dict], options: Options, where: str
+) -> None:
+  """Refuses rankings that the loss cannot learn from, or that teach no order."""
+  check_examples([*train, *held_out], options, where)
+  for split, examples in (('train', train), ('validation', held_out)):
+    check_order(examples, f'{where}.data: {split}')
 
 
 def check_options(options: Any, where: str) -> None:
@@ -535,10 +544,7 @@ def check_options(options: Any, where: str) -> None:
   known = preference.PREFERENCE_LOSSES
   if options.loss not in known:
     raise UserError(f'{where}.loss: expected one of {", ".join(known)}, got {options.loss!r}')
-  try:
-    options.settings.check()
-  except ValueError as error:
-    raise UserError(f'{where}.{error}') from None
+  options_lib.check_ranges(options.settings, where)
   if not options.reference and known[options.loss].needs_reference:
     without = [name for name, entry in known.items() if not entry.needs_reference]
     raise UserError(f'{where}.reference: {options.loss} needs one; without: {", ".join(without)}')
@@ -636,7 +642,9 @@ def _prepare(
 
 
 def _encode(context: Context, records: Sequence[Any], options: Options) -> list[dict]:
-  return encode.rankings(records, context.tokenizer, options.max_length, options.overlong)
+  return encode.rankings(
+    records, context.tokenizer, options.max_length, options.overlong, hosts.spread
+  )
 
 
 def _iterate_once(examples: Sequence[Mapping], options: Options) -> Iterable[Rankings]:

@@ -19,7 +19,7 @@ from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.models.lora import LoraOptions
 from rlhf_jax.options import Count, Natural
 from rlhf_jax.planning.programs import StagePlan
-from rlhf_jax.runtime import loop
+from rlhf_jax.runtime import hosts, loop
 from rlhf_jax.runtime.loop import LoopOptions
 from rlhf_jax.runtime.optimizers import OptimizerOptions
 from rlhf_jax.stages.shared import metering, supervised, training
@@ -63,6 +63,10 @@ class Options:
   )
   loop: LoopOptions = LoopOptions()
 
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    return {} if self.shown_responses else {'sampling': 'shown_responses is 0'}
+
 
 def run(context: Context) -> None:
   """Runs the stage; leaves checkpoints and a Hugging Face directory in its folder."""
@@ -78,8 +82,9 @@ def build(context: Context, options: Options) -> loop.Training:
   held_out = sources.load_records(options.data, 'document', 'validation')
   held_out = sources.spread_evenly(held_out, options.eval_records)
   documents = sources.load_records(options.data, 'document', 'train')
-  examples = encode.documents(documents, tokenizer, options.max_length)
-  held_out_examples = encode.documents(held_out, tokenizer, options.max_length)
+  length = options.max_length
+  examples = encode.documents(documents, tokenizer, length, hosts.spread)
+  held_out_examples = encode.documents(held_out, tokenizer, length, hosts.spread)
   # Nats per character, unlike nats per token, can be compared between tokenizers.
   characters = sum(len(document.text) for document in held_out)
   baseline_values = baselines.nats_per_character(documents, held_out)

@@ -34,6 +34,7 @@ import numpy as np
 from rlhf_jax.data import batches, encode, records, sources
 from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.errors import UserError
+from rlhf_jax.evaluation import winrate
 from rlhf_jax.generation import sampler
 from rlhf_jax.models import heads
 from rlhf_jax.models.lora import LoraOptions
@@ -47,6 +48,7 @@ from rlhf_jax.planning.programs import (
   resident,
   StagePlan,
 )
+from rlhf_jax.report import kept_responses
 from rlhf_jax.runtime import hosts, loop
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.loop import LoopOptions
@@ -349,7 +351,9 @@ def build(context: Context, options: Options) -> loop.Training:
       )
 
   def evaluate(state: TrainState) -> tuple[dict[str, float], list]:
-    return measure_accuracy(score_all(state, held_out_examples), held_out), []
+    scored = list(score_all(state, held_out_examples))
+    _keep_scores(context, state, scored, held_out)
+    return measure_accuracy(scored, held_out), []
 
   def centre(state: TrainState) -> TrainState:
     # Long demonstrations are dropped whatever `overlong` says: only a mean is wanted.
@@ -398,15 +402,10 @@ def build_batch_score(model: Model) -> jax.stages.Wrapped:
 
 
 def check_options(options: Options, where: str) -> None:
-  """Checks the options; raises UserError for an unknown loss or a negative coefficient."""
+  """Checks the options; raises UserError for an unknown loss."""
   if options.loss not in ranking.REWARD_LOSSES:
     known = ', '.join(ranking.REWARD_LOSSES)
     raise UserError(f'{where}.loss: expected one of {known}, got {options.loss!r}')
-  if options.language_model_coefficient < 0:
-    raise UserError(
-      f'{where}.language_model_coefficient: expected 0 or more, '
-      f'got {options.language_model_coefficient}'
-    )
 
 
 def reads_likelihoods(options: Options) -> bool:
@@ -447,7 +446,7 @@ def _encode(
   options: Options,
   overlong: str,
 ) -> list[dict]:
-  return encode.rankings(rows, context.tokenizer, options.max_length, overlong)
+  return encode.rankings(rows, context.tokenizer, options.max_length, overlong, hosts.spread)
 
 
 def _iterate_once(examples: Sequence[Mapping], options: Options) -> Iterable[Rankings]:
@@ -485,6 +484,28 @@ def _demonstrations_as_rankings(
 # Evaluation.
 
 
+def _keep_scores(
+  context: Context,
+  state: TrainState,
+  scored_batches: Iterable[tuple[Rankings, np.ndarray]],
+  held_out: Sequence[records.Ranking],
+) -> None:
+  """Keeps the score of every held-out response, for the report, on process 0."""
+  scores: dict[int, list[float]] = {}
+  lengths: dict[int, list[int]] = {}
+  for batch, values in scored_batches:
+    # The responses of a ranking stand in their order.
+    of_responses = np.asarray(response_tokens(batch).sum(axis=-1))
+    for row, place in np.argwhere(batch.group > 0):
+      number = int(batch.index[row, place])
+      scores.setdefault(number, []).append(float(values[row, place]))
+      lengths.setdefault(number, []).append(int(of_responses[row, place]))
+  if hosts.is_first_process():
+    step = int(jax.device_get(state.step))
+    rows = kept_responses.make_given_rows(held_out, scores, lengths, stage=context.name, step=step)
+    kept_responses.keep(context.workdir, rows)
+
+
 def measure_accuracy(
   scored_batches: Iterable[tuple[Rankings, np.ndarray]],
   held_out: Sequence[records.Ranking],
@@ -496,31 +517,38 @@ def measure_accuracy(
     held_out: the records that the batches' `index` points at.
 
   Returns:
-    accuracy; length_accuracy, that of always preferring the longer response;
+    accuracy; accuracy_low and accuracy_high, its 95% interval, which resamples whole
+    rankings; length_accuracy, that of always preferring the longer response;
     log_loss, the mean of −log σ(r_w − r_l) in nats; pairs. If there are several
     sources, also accuracy, length_accuracy and pairs of each. If people ordered no pair,
     only pairs, 0.
   """
   # source of the data → (correct, longer is right, log-loss) of each pair
   by_source: dict[str, list[tuple[float, float, float]]] = {}
+  rankings = []  # (the ranking of a pair, whether the score is right)
   for batch, scores in scored_batches:
     for row, better, worse in untied_pairs(batch):
-      source = held_out[int(batch.index[row, better])].source
+      number = int(batch.index[row, better])
       measured = _measure_pair(batch, scores, row, better, worse)
-      by_source.setdefault(source, []).append(measured)
+      by_source.setdefault(held_out[number].source, []).append(measured)
+      rankings.append((number, measured[0]))
   if not by_source:
     return {'pairs': 0.0}
   everything = np.array([pair for pairs in by_source.values() for pair in pairs])
+  clusters, correct = zip(*rankings, strict=True)
+  low, high = winrate.bootstrap(correct, [str(number) for number in clusters], resamples=1000)
   values = {
     'accuracy': everything[:, 0].mean(),
     'length_accuracy': everything[:, 1].mean(),
     'log_loss': everything[:, 2].mean(),
     'pairs': len(everything),
+    'accuracy_low': low,
+    'accuracy_high': high,
   }
   if len(by_source) > 1:
     for source, pairs in sorted(by_source.items()):
-      correct, longer, _ = np.mean(pairs, axis=0)
-      values[f'accuracy/{source}'] = correct
+      right, longer, _ = np.mean(pairs, axis=0)
+      values[f'accuracy/{source}'] = right
       values[f'length_accuracy/{source}'] = longer
       values[f'pairs/{source}'] = len(pairs)
   return {name: float(value) for name, value in values.items()}

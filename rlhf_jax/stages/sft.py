@@ -18,10 +18,10 @@ from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.models.lora import LoraOptions
 from rlhf_jax.options import Count, Natural
 from rlhf_jax.planning.programs import StagePlan
-from rlhf_jax.runtime import loop
+from rlhf_jax.runtime import hosts, loop
 from rlhf_jax.runtime.loop import LoopOptions
 from rlhf_jax.runtime.optimizers import OptimizerOptions
-from rlhf_jax.stages.shared import metering, supervised, training
+from rlhf_jax.stages.shared import metering, response_judge, supervised, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import DataUse, StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.supervised import loss, train_step
@@ -60,6 +60,10 @@ class Options:
   optimizer: OptimizerOptions = OptimizerOptions(learning_rate=3e-4, warmup_steps=10)
   loop: LoopOptions = LoopOptions(steps=300)
 
+  def unread(self) -> dict[str, str]:
+    """Returns the settings that are not read with these values, and why."""
+    return {} if self.shown_responses else {'sampling': 'shown_responses is 0'}
+
 
 def run(context: Context) -> None:
   """Runs the stage; leaves checkpoints and a Hugging Face directory in its folder."""
@@ -85,7 +89,12 @@ def build(
 
   def encode_all(records: Sequence[Demonstration]) -> list[dict]:
     return encode.demonstrations(
-      records, tokenizer, options.max_length, options.overlong, options.targets
+      records,
+      tokenizer,
+      options.max_length,
+      options.overlong,
+      options.targets,
+      hosts.spread,
     )
 
   held_out = sources.load_records(options.data, 'demonstration', 'validation')
@@ -98,7 +107,8 @@ def build(
     options.max_length,
   )
   prompts = [tokenizer.prompt(record.messages, record.tools) for record in held_out]
-  show = training.build_show_responses(context, definitions.model, prompts, options)
+  asked = [response_judge.as_prompt(record) for record in held_out]
+  show = training.build_show_responses(context, definitions.model, prompts, options, asked)
 
   def evaluate(
     state: TrainState,

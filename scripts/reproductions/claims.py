@@ -1,9 +1,20 @@
-"""What a reproduction is: a claim, how it is measured, and the band in which it holds."""
+"""What a reproduction is: a claim, how it is measured, and the band in which it holds.
 
-from collections.abc import Callable
+A claim is a config of experiments/reproductions: `claim` (its id), `text`, `source`,
+`arrangement`, `bands`, `reported`, `note`, `seeds`, and `settings`, which the function of
+this id reads.
+"""
+
+from collections.abc import Mapping
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
+
+from rlhf_jax.experiment import config as configs
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = Path('experiments/reproductions')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,23 +53,66 @@ class Claim:
 
   Attributes:
     id: its name, such as R1.
+    config: the file that describes it, below the root of the project.
     text: what is claimed.
     source: the paper.
     arrangement: what is done here.
     bands: measure → band; a claim holds if the mean over seeds is in every band.
-    run: seed → what was measured.
     reported: further measures, which have no band.
     note: what to know of the result, and why it is out of its band where it is.
+    seeds: with which it is measured.
+    settings: sizes, steps, coefficients; what its function reads.
   """
 
   id: str
+  config: str
   text: str
   source: str
   arrangement: str
   bands: dict[str, Band]
-  run: Callable[[int], Measured]
-  reported: tuple[str, ...] = ()
-  note: str = ''
+  reported: tuple[str, ...]
+  note: str
+  seeds: tuple[int, ...]
+  settings: Mapping[str, Any]
+
+
+def load_claim(path: str | Path, overrides: tuple[str, ...] = ()) -> Claim:
+  """Loads the claim that a config describes.
+
+  Args:
+    path: the file; `FILE:gpu` is its size for a GPU, where it has one.
+    overrides: texts 'settings.key=value'.
+  """
+  config = configs.load_plain(str(path), overrides)
+  bands = {}
+  for name, low, high in config.bands:
+    bands[name] = Band(-math.inf if low is None else low, math.inf if high is None else high)
+  try:  # as it is named in the commands of the page
+    place = str(Path(path).resolve().relative_to(ROOT))
+  except ValueError:
+    place = str(path)
+  return Claim(
+    id=config.claim,
+    config=place,
+    text=config.text,
+    source=config.source,
+    arrangement=config.arrangement,
+    bands=bands,
+    reported=tuple(config.reported),
+    note=config.note,
+    seeds=tuple(config.seeds),
+    settings=config.settings.to_dict(),
+  )
+
+
+def list_configs() -> list[Path]:
+  """Lists the configs of all claims, in the order of their numbers."""
+  return sorted((ROOT / FOLDER).glob('r*.py'), key=_number_of)
+
+
+def _number_of(path: Path) -> int:
+  """Returns the 4 of r4_best_of_n.py."""
+  return int(path.stem.partition('_')[0].removeprefix('r'))
 
 
 def as_floats(values: Any) -> list[float]:

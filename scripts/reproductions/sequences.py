@@ -1,69 +1,79 @@
-"""Claims in a world of sequences with a transparent gold reward: 24 tokens, responses of 12.
+"""Claims in a world of sequences with a transparent gold reward.
 
-The gold reward saturates in one direction, which few samples of the reference show:
-there a proxy that is learnt from comparisons goes wrong.
+The reference draws every token with the same probability. The gold reward grows with
+one direction of the counts of tokens and turns down beyond a knee, which few samples of
+the reference show: there a proxy that is learnt from comparisons goes wrong.
+
+Letters: T tokens of a response, V kinds of token, N rankings of K responses, B responses
+of a step of RL, F features.
 """
 
-import functools
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from reproductions.claims import as_floats, Band, Claim, Measured
+from reproductions import policies
+from reproductions.claims import as_floats, Measured
 
 from rlhf_jax.evaluation import overoptimisation
-from rlhf_jax.objectives import advantages, divergence, policy_gradient, ranking
+from rlhf_jax.objectives import advantages, ranking
 
-V, T = 24, 12
-BUCKETS = 4  # positions are told apart in quarters
-FEATURES = BUCKETS * V
-HIDDEN = 32  # of proxies
-POOL = 60_000  # samples for best-of-n
-COUNTS = [2**k for k in range(13)]  # n to 4,096
-ROWS = 512  # responses of a step of RL
-UPDATES = 200  # of a proxy
-MASK = jnp.ones((ROWS, T), bool)
+QUARTERS = 4  # of a response; positions are told apart in these
 
 
-# The gold reward.
+@dataclasses.dataclass(frozen=True)
+class World:
+  """The responses, and the gold reward 0.8 z − fall · max(0, z − knee)² + 0.6 f."""
 
+  tokens: int  # V
+  length: int  # T, a multiple of 4
+  knee: float  # in standard deviations of z
+  fall: float
 
-def features_of(responses):
-  """Counts each token in each quarter: [..., T] int → [..., 96] float32."""
-  counts = jax.nn.one_hot(responses, V)  # [..., T, V]
-  quarters = counts.reshape(*responses.shape[:-1], BUCKETS, T // BUCKETS, V).sum(-2)
-  flat = quarters.reshape(*responses.shape[:-1], FEATURES)
-  return (flat - T / BUCKETS / V) / np.sqrt(T / BUCKETS / V)
+  @property
+  def features(self) -> int:
+    """F, the number of features."""
+    return QUARTERS * self.tokens
 
+  def features_of(self, responses: Any) -> jax.Array:
+    """Counts each token in each quarter: [..., T] int → [..., F] float32 of variance 1."""
+    each = self.length // QUARTERS
+    parts = jnp.asarray(responses).reshape(*responses.shape[:-1], QUARTERS, each)
+    counts = jax.nn.one_hot(parts, self.tokens).sum(-2)  # [..., 4, V]
+    flat = counts.reshape(*responses.shape[:-1], self.features)
+    return (flat - each / self.tokens) / np.sqrt(each / self.tokens)
 
-def make_gold(seed):
-  """Returns gold(features): 0.8 z − 4 max(0, z − 1.25)² + 0.6 f, with z of variance 1."""
-  rng = np.random.default_rng(seed)
-  direction = jnp.float32(rng.normal(size=FEATURES) / np.sqrt(FEATURES))
-  inner = jnp.float32(rng.normal(size=(FEATURES, 16)) / np.sqrt(FEATURES))
-  outer = jnp.float32(rng.normal(size=16) / 2.5)
+  def draw(self, rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Draws responses of the reference, [*shape, T] int32."""
+    return rng.integers(0, self.tokens, (*shape, self.length)).astype(np.int32)
 
-  def gold(features):
-    z = features @ direction
-    other = jnp.tanh(features @ inner) @ outer
-    return 0.8 * z - 4.0 * jnp.maximum(z - 1.25, 0) ** 2 + 0.6 * other
+  def make_gold(self, seed: int) -> Any:
+    """Returns gold(features), with z and f functions of the features that the seed draws."""
+    rng = np.random.default_rng(seed)
+    size = self.features
+    direction = jnp.float32(rng.normal(size=size) / np.sqrt(size))
+    inner = jnp.float32(rng.normal(size=(size, 16)) / np.sqrt(size))
+    outer = jnp.float32(rng.normal(size=16) / 2.5)
 
-  return gold
+    def gold(features: Any) -> jax.Array:
+      z = features @ direction
+      other = jnp.tanh(features @ inner) @ outer
+      return 0.8 * z - self.fall * jnp.maximum(z - self.knee, 0) ** 2 + 0.6 * other
 
-
-def draw(rng, *shape):
-  return rng.integers(0, V, (*shape, T)).astype(np.int32)
+    return gold
 
 
 # Proxies.
 
 
-def init_proxy(key):
+def init_proxy(key, features, units):
   first, second = jax.random.split(key)
   return {
-    'inner': jax.random.normal(first, (FEATURES, HIDDEN)) / np.sqrt(FEATURES),
-    'outer': jax.random.normal(second, (HIDDEN,)) / np.sqrt(HIDDEN),
+    'inner': jax.random.normal(first, (features, units)) / np.sqrt(features),
+    'outer': jax.random.normal(second, (units,)) / np.sqrt(units),
   }
 
 
@@ -71,49 +81,42 @@ def apply_proxy(params, features):
   return jnp.tanh(features @ params['inner']) @ params['outer']
 
 
-def train_proxy(features, ranks, seed, loss='pairwise', updates=UPDATES, rate=3e-3, batch=128):
+def train_proxy(features, ranks, seed, options, loss='pairwise'):
   """Trains a proxy on N rankings of K responses by the package's losses.
 
   Args:
-    features: [N, K, 96] float32.
+    features: [N, K, F] float32.
     ranks: [N, K] int32, 1 = best.
     seed: of the parameters and the batches.
+    options: units; updates; rate, which falls linearly to 0; batch, rankings of an
+      update.
     loss: a name of ranking.REWARD_LOSSES.
-    updates: optimizer updates.
-    rate: the learning rate, which falls linearly to 0.
-    batch: rankings of an update.
   """
-  optimizer = optax.adam(optax.linear_schedule(rate, 0.0, updates))
+  updates, batch = options['updates'], options['batch']
   function = ranking.REWARD_LOSSES[loss].function
   group = jnp.ones((batch, features.shape[1]), jnp.int32)
 
-  def compute(params, rows):
+  def compute(params, key):
+    rows = jax.random.randint(key, (batch,), 0, len(features))
     total, count = function(apply_proxy(params, features[rows]), ranks[rows], group)
     return total / count
 
-  def step(carry, key):
-    params, opt_state = carry
-    rows = jax.random.randint(key, (batch,), 0, len(features))
-    updates_, opt_state = optimizer.update(jax.grad(compute)(params, rows), opt_state)
-    return (optax.apply_updates(params, updates_), opt_state), None
-
   key = jax.random.key(seed)
-  params = init_proxy(key)
+  params = init_proxy(key, features.shape[-1], options['units'])
   keys = jax.random.split(jax.random.fold_in(key, 1), updates)
-  run = jax.jit(lambda p: jax.lax.scan(step, (p, optimizer.init(p)), keys)[0][0])
-  return run(params)
+  return policies.run_adam(compute, params, keys, options['rate'])
 
 
-def make_pairs(gold, rng, count, flips=0.0):
-  """Draws pairs labelled by the gold reward: features [count, 2, 96], ranks [count, 2]."""
-  features = features_of(draw(rng, count, 2))
+def make_pairs(world, gold, rng, count, flips=0.0):
+  """Draws pairs labelled by the gold reward: features [count, 2, F], ranks [count, 2]."""
+  features = world.features_of(world.draw(rng, count, 2))
   golds = np.asarray(gold(features))
   first = (golds[:, 0] > golds[:, 1]) != (rng.random(count) < flips)
   return features, jnp.asarray(np.where(first[:, None], [1, 2], [2, 1]), jnp.int32)
 
 
-def held_out_accuracy(params, gold, seed):
-  features = features_of(draw(np.random.default_rng(10_000 + seed), 4000, 2))
+def held_out_accuracy(world, params, gold, seed):
+  features = world.features_of(world.draw(np.random.default_rng(10_000 + seed), 4000, 2))
   golds, scores = np.asarray(gold(features)), np.asarray(apply_proxy(params, features))
   return float(np.mean((golds[:, 0] > golds[:, 1]) == (scores[:, 0] > scores[:, 1])))
 
@@ -121,33 +124,55 @@ def held_out_accuracy(params, gold, seed):
 # Best-of-n.
 
 
-def best_of_n(gold, proxy, seed):
-  """Returns the curves of best-of-n; gold and proxy have the mean 0 and the variance 1."""
-  features = features_of(draw(np.random.default_rng(20_000 + seed), POOL))
+@dataclasses.dataclass(frozen=True)
+class Pool:
+  """Samples of the reference, with which rewards are put on one scale and best-of-n is made."""
+
+  features: jax.Array  # [M, F]
+  golds: np.ndarray  # [M], of mean 0 and variance 1
+  gold_mean: float
+  gold_scale: float
+
+  def standardise(self, params: Any) -> tuple[np.ndarray, float, float]:
+    """Returns a proxy's scores [M] with mean 0 and variance 1, and both as they were."""
+    scores = np.asarray(apply_proxy(params, self.features), np.float64)
+    return (scores - scores.mean()) / scores.std(), scores.mean(), scores.std()
+
+  def best_of_n(self, scores: np.ndarray, largest: int) -> dict[str, np.ndarray]:
+    """Returns gold and proxy of the best of 1, 2, 4 … `largest` by some scores."""
+    counts = [2**k for k in range(largest.bit_length())]
+    return overoptimisation.best_of_n(scores[None], self.golds[None], counts)
+
+
+def draw_pool(world, gold, seed, size):
+  features = world.features_of(world.draw(np.random.default_rng(20_000 + seed), size))
   golds = np.asarray(gold(features), np.float64)
-  scores = np.asarray(proxy(features), np.float64)
-  golds, scores = ((x - x.mean()) / x.std() for x in (golds, scores))
-  return overoptimisation.best_of_n(scores[None], golds[None], COUNTS)
+  mean, scale = golds.mean(), golds.std()
+  return Pool(features, (golds - mean) / scale, mean, scale)
 
 
-def run_r4(seed):
-  gold = make_gold(seed)
+def run_r4(settings: Mapping[str, Any], seed: int) -> Measured:
+  """Over-optimises a proxy by best-of-n."""
+  world = World(**settings['world'])
+  gold = world.make_gold(seed)
   rng = np.random.default_rng(seed)
-  params = train_proxy(*make_pairs(gold, rng, 1024), seed)
-  found = best_of_n(gold, functools.partial(apply_proxy, params), seed)
+  pairs = make_pairs(world, gold, rng, settings['pairs'])
+  params = train_proxy(*pairs, seed, settings['proxy'])
+  pool = draw_pool(world, gold, seed, settings['pool'])
+  found = pool.best_of_n(pool.standardise(params)[0], settings['largest_n'])
   fit = overoptimisation.fit_form(found['kl'], found['gold'], 'best_of_n')
   peak = int(np.argmax(found['gold']))
   x = as_floats(np.sqrt(found['kl']))
   return Measured(
     {
-      'place of the gold peak (0 first, 1 last)': peak / (len(COUNTS) - 1),
+      'place of the gold peak (0 first, 1 last)': peak / (len(found['kl']) - 1),
       'last gold / peak': float(found['gold'][-1] / found['gold'][peak]),
       'least rise of the proxy': float(np.diff(found['proxy']).min()),
       'R² of d (α − β d)': fit['r_squared'],
       'α': fit['alpha'],
       'β': fit['beta'],
       'gold at the peak': float(found['gold'][peak]),
-      'accuracy of the proxy': held_out_accuracy(params, gold, seed),
+      'accuracy of the proxy': held_out_accuracy(world, params, gold, seed),
       'KL at the peak': float(found['kl'][peak]),
     },
     {
@@ -159,23 +184,24 @@ def run_r4(seed):
   )
 
 
-def run_r6(seed):
-  gold = make_gold(seed)
+def run_r6(settings: Mapping[str, Any], seed: int) -> Measured:
+  """Trains proxies on more and more pairs."""
+  world = World(**settings['world'])
+  gold = world.make_gold(seed)
   rng = np.random.default_rng(seed)
-  features, ranks = make_pairs(gold, rng, 16384)
-  sizes = [256 * 2**k for k in range(7)]
+  sizes = [settings['fewest'] * 2**k for k in range(settings['doublings'] + 1)]
+  features, ranks = make_pairs(world, gold, rng, sizes[-1])
   accuracies = []
   for size in sizes:
-    # One pass over the data, in batches of 32.
-    params = train_proxy(
-      features[:size], ranks[:size], seed, updates=size // 32, rate=1e-2, batch=32
-    )
-    accuracies.append(held_out_accuracy(params, gold, seed))
+    # One pass over the data.
+    options = {**settings['proxy'], 'updates': size // settings['proxy']['batch']}
+    params = train_proxy(features[:size], ranks[:size], seed, options)
+    accuracies.append(held_out_accuracy(world, params, gold, seed))
   return Measured(
     {
-      'gain from 256 to 16,384 pairs': accuracies[-1] - accuracies[0],
+      'gain from the fewest to the most pairs': accuracies[-1] - accuracies[0],
       'least step of doubling': float(np.diff(accuracies).min()),
-      'accuracy with 2,048 pairs': accuracies[3],
+      'accuracy with eight times the fewest': accuracies[3],
     },
     {
       'held-out accuracy against log2 of the pairs': {
@@ -185,224 +211,171 @@ def run_r6(seed):
   )
 
 
-def run_r7(seed):
-  """K = 6 rankings with labels drawn by Bradley–Terry's (Plackett–Luce's) probabilities."""
-  gold = make_gold(seed)
+def run_r7(settings: Mapping[str, Any], seed: int) -> Measured:
+  """Compares rankings of K as one element with their pairs as elements of their own.
+
+  Labels are drawn by Bradley–Terry's (Plackett–Luce's) probabilities.
+  """
+  world = World(**settings['world'])
+  gold = world.make_gold(seed)
   rng = np.random.default_rng(seed)
+  K, count = settings['responses'], settings['rankings']
 
   def rankings(count):
-    responses = draw(rng, count, 6)
-    responses[..., :4] = responses[:, :1, :4]  # what the responses of a prompt have in common
-    features = features_of(responses)
-    noisy = np.asarray(gold(features)) + rng.gumbel(size=(count, 6)) / 2
+    responses = world.draw(rng, count, K)
+    # What the responses of a prompt have in common.
+    shared = world.length // 3
+    responses[..., :shared] = responses[:, :1, :shared]
+    features = world.features_of(responses)
+    noisy = np.asarray(gold(features)) + rng.gumbel(size=(count, K)) / 2
     return features, jnp.asarray(np.argsort(np.argsort(-noisy, axis=1), axis=1) + 1, jnp.int32)
 
-  features, ranks = rankings(400)
-  held_out, order = rankings(1000)
-  passes, batch = 8, 16
-  updates = passes * 400 // batch
-  # The same pairs as elements of their own: 15 of a ranking, 240 of an update.
-  i, j = np.triu_indices(6, 1)
-  pair_features = jnp.stack([features[:, i], features[:, j]], axis=2).reshape(-1, 2, FEATURES)
+  features, ranks = rankings(count)
+  held_out, order = rankings(settings['held_out'])
+  # The same pairs as elements of their own, K (K − 1) / 2 of a ranking.
+  i, j = np.triu_indices(K, 1)
+  pair_features = jnp.stack([features[:, i], features[:, j]], axis=2)
+  pair_features = pair_features.reshape(-1, 2, world.features)
   pair_ranks = jnp.stack([ranks[:, i], ranks[:, j]], axis=2).reshape(-1, 2)
   pair_ranks = jnp.argsort(jnp.argsort(pair_ranks, axis=1), axis=1).astype(jnp.int32) + 1
-  settings = dict(updates=updates, seed=seed)
-  models = {
-    'batched': train_proxy(features, ranks, loss='pairwise', batch=batch, **settings),
-    'shuffled': train_proxy(
-      pair_features, pair_ranks, loss='plain_pairs', batch=15 * batch, **settings
-    ),
-    'plackett_luce': train_proxy(features, ranks, loss='plackett_luce', batch=batch, **settings),
-  }
-  losses = {}
-  for name, params in models.items():
-    group = jnp.ones(order.shape, jnp.int32)
-    total, count = ranking.plain_pairs(apply_proxy(params, held_out), order, group)
-    losses[name] = float(total / count)
+  every, batch = settings['passes'], settings['proxy']['batch']
+  curves = {name: ([], []) for name in ('batched', 'shuffled', 'Plackett–Luce')}
+  for passes in [*(p for p in (1, 2, 4) if p < every), every]:
+    options = {**settings['proxy'], 'updates': passes * count // batch}
+    apart = {**options, 'batch': len(i) * batch}
+    models = {
+      'batched': train_proxy(features, ranks, seed, options),
+      'shuffled': train_proxy(pair_features, pair_ranks, seed, apart, 'plain_pairs'),
+      'Plackett–Luce': train_proxy(features, ranks, seed, options, 'plackett_luce'),
+    }
+    for name, params in models.items():
+      group = jnp.ones(order.shape, jnp.int32)
+      total, pairs = ranking.plain_pairs(apply_proxy(params, held_out), order, group)
+      curves[name][0].append(float(passes))
+      curves[name][1].append(float(total / pairs))
+  losses = {name: values[-1] for name, (_, values) in curves.items()}
   return Measured(
     {
       'log-loss of batched minus shuffled': losses['batched'] - losses['shuffled'],
-      'responses scored for a ranking, batched / shuffled': features.shape[1] / (2 * len(i)),
-      'log-loss, batched': losses['batched'],
-      'log-loss, shuffled': losses['shuffled'],
-      'log-loss, Plackett–Luce': losses['plackett_luce'],
-    }
+      'responses scored for a ranking, batched / shuffled': K / (2 * len(i)),
+      **{f'log-loss, {name}': value for name, value in losses.items()},
+    },
+    {
+      'held-out log-loss against passes': {
+        name: (x, as_floats(y)) for name, (x, y) in curves.items()
+      }
+    },
   )
 
 
-def run_r14(seed):
-  gold = make_gold(seed)
+def run_r14(settings: Mapping[str, Any], seed: int) -> Measured:
+  """Over-optimises ensembles of proxies by best-of-n."""
+  world = World(**settings['world'])
+  gold = world.make_gold(seed)
   rng = np.random.default_rng(seed)
-  proxies = []
-  for number in range(5):
-    features, ranks = make_pairs(gold, rng, 2048, flips=0.25)
-    proxies.append(train_proxy(features, ranks, 100 * seed + number))
-  pool = features_of(draw(np.random.default_rng(20_000 + seed), POOL))
-  scores = np.stack([np.asarray(apply_proxy(params, pool), np.float64) for params in proxies])
-  # In units of each proxy, as their scales differ.
-  scores = (scores - scores.mean(axis=1, keepdims=True)) / scores.std(axis=1, keepdims=True)
-  golds = np.asarray(gold(pool), np.float64)
-  golds = (golds - golds.mean()) / golds.std()
+  pairs = make_pairs(world, gold, rng, settings['pairs'], settings['flips'])
+  pool = draw_pool(world, gold, seed, settings['pool'])
+  scores = []
+  for member in range(settings['members']):
+    # The members differ in their beginning and in the order of the data.
+    params = train_proxy(*pairs, 100 * seed + member, settings['proxy'])
+    scores.append(pool.standardise(params)[0])  # in units of each
+  stacked = np.stack(scores)
+  penalty = settings['variance_weight']
   combined = {
-    'single': scores[0],
-    'mean': scores.mean(axis=0),
-    'minimum': scores.min(axis=0),
-    'mean − variance': scores.mean(axis=0) - scores.var(axis=0),
+    'mean': stacked.mean(axis=0),
+    'minimum': stacked.min(axis=0),
+    'mean − variance': stacked.mean(axis=0) - penalty * stacked.var(axis=0),
   }
-  values, curves = {}, {}
+  found = [pool.best_of_n(score, settings['largest_n']) for score in scores]
+  singles = np.stack([own['gold'] for own in found])  # [members, counts]
+  x = as_floats(np.sqrt(found[0]['kl']))
+  curves = {'single': (x, as_floats(singles.mean(axis=0)))}
+  values = {'last gold, single': float(singles[:, -1].mean())}
   for name, score in combined.items():
-    found = overoptimisation.best_of_n(score[None], golds[None], COUNTS)
-    values[f'last gold, {name}'] = float(found['gold'][-1])
-    curves[name] = (as_floats(np.sqrt(found['kl'])), as_floats(found['gold']))
+    golds = pool.best_of_n(score, settings['largest_n'])['gold']
+    values[f'last gold, {name}'] = float(golds[-1])
+    curves[name] = (x, as_floats(golds))
+  error = singles[:, -1].std(ddof=1) / np.sqrt(len(singles))
   values['minimum minus single'] = values['last gold, minimum'] - values['last gold, single']
+  values['(minimum − single) / SE of single'] = values['minimum minus single'] / float(error)
+  values['peak of single'] = float(singles.mean(axis=0).max())
   return Measured(values, {'gold of best-of-n against √KL': curves})
 
 
-# RL. The reference draws all tokens with the same probability.
+# RL.
 
 
-def sample(table, key):
-  """Samples from a table of logits [T, V + 1, V] by place and token before; V = none."""
-
-  def step(previous, place):
-    logits, key = place
-    chosen = jax.random.categorical(key, logits[previous])
-    return chosen, chosen
-
-  start = jnp.full(ROWS, V)
-  _, tokens = jax.lax.scan(step, start, (table, jax.random.split(key, T)))
-  return tokens.T
-
-
-def token_logprobs(table, responses):
-  before = jnp.pad(responses[:, :-1], ((0, 0), (1, 0)), constant_values=V)
-  logprobs = jax.nn.log_softmax(table)[jnp.arange(T), before]
-  return jnp.take_along_axis(logprobs, responses[..., None], -1)[..., 0]
-
-
-def values_of(table, responses):
-  before = jnp.pad(responses[:, :-1], ((0, 0), (1, 0)), constant_values=V)
-  return table[jnp.arange(T), before]
-
-
-def ppo(score, key, steps, rate, coefficient=0.0, target=None, mask_of=None, start=None):
-  """Trains a table by PPO from the reference.
-
-  Args:
-    score: (responses [B, T], mask) → [B] float32.
-    key: the random key.
-    steps: rollouts of 512 responses, of one epoch each.
-    rate: the learning rate.
-    coefficient: β, at first.
-    target: of the adaptive KL controller; None = β stays.
-    mask_of: responses → [B, T] bool, the tokens up to the end; None = all.
-    start: the table of the reference; None = all logits are 0.
-
-  Returns:
-    A dict of curves over the steps: kl, reward (the score), beta, and `last`, the last responses.
-  """
-  reference = jnp.zeros((T, V + 1, V)) if start is None else start
-  optimizer = optax.adam(rate)
-
-  def loss(params, responses, mask, scores, beta, old, old_values):
-    logprobs = token_logprobs(params['policy'], responses)
-    values = values_of(params['value'], responses)
-    kl = divergence.k1(old, token_logprobs(reference, responses))
-    rewards = advantages.place_rewards(scores, kl, mask, beta)
-    gains, returns = advantages.gae(rewards, old_values, mask, 1.0, 0.95)
-    gains = (gains - gains.mean()) / (gains.std() + 1e-8)
-    losses, *_ = policy_gradient.clipped(logprobs, old, gains, mask, 0.2, 0.2)
-    value_losses, _ = policy_gradient.clipped_value(values, old_values, returns, 0.2)
-    count = mask.sum()
-    return (jnp.where(mask, losses, 0).sum() + 0.5 * jnp.where(mask, value_losses, 0).sum()) / count
-
-  def step(carry, key):
-    params, opt_state, beta = carry
-    responses = sample(params['policy'], key)
-    mask = MASK if mask_of is None else mask_of(responses)
-    scores = score(responses, mask)
-    old = token_logprobs(params['policy'], responses)
-    old_values = values_of(params['value'], responses)
-    kl = divergence.k1(old, token_logprobs(reference, responses))
-    mean_kl = jnp.where(mask, kl, 0.0).sum(1).mean()
-    gradient = jax.grad(loss)(params, responses, mask, scores, beta, old, old_values)
-    updates, opt_state = optimizer.update(gradient, opt_state)
-    params = optax.apply_updates(params, updates)
-    next_beta = beta
-    if target is not None:
-      # The horizon of Ziegler et al.: β changes by 1% in a step, or less.
-      next_beta = divergence.adapt_kl_coefficient(beta, mean_kl, target, 10_000.0, ROWS)
-    row = {'kl': mean_kl, 'reward': scores.mean(), 'beta': beta, 'responses': responses}
-    return (params, opt_state, next_beta), row
-
-  params = {'policy': reference, 'value': jnp.zeros((T, V + 1))}
-  first = (params, optimizer.init(params), jnp.float32(coefficient))
-  run = jax.jit(lambda carry, keys: jax.lax.scan(step, carry, keys)[1])
-  return jax.device_get(run(first, jax.random.split(key, steps)))
-
-
-def run_r5(seed):
-  gold = make_gold(seed)
+def run_r5(settings: Mapping[str, Any], seed: int) -> Measured:
+  """Over-optimises a proxy by PPO without a penalty, beside best-of-n from the same reference."""
+  world = World(**settings['world'])
+  gold = world.make_gold(seed)
   rng = np.random.default_rng(seed)
-  params = train_proxy(*make_pairs(gold, rng, 1024), seed)
-  pool = features_of(draw(np.random.default_rng(20_000 + seed), POOL))
-  scales = {}
-  for name, function in (('gold', gold), ('proxy', functools.partial(apply_proxy, params))):
-    values = np.asarray(function(pool))
-    scales[name] = (values.mean(), values.std())
+  pairs = make_pairs(world, gold, rng, settings['pairs'])
+  params = train_proxy(*pairs, seed, settings['proxy'])
+  pool = draw_pool(world, gold, seed, settings['pool'])
+  scores, mean, scale = pool.standardise(params)
+  B = settings['ppo']['responses']
 
   def score(responses, mask):
     del mask
-    return apply_proxy(params, features_of(responses)) / scales['proxy'][1]
+    return (apply_proxy(params, world.features_of(responses)) - mean) / scale
 
-  rows = ppo(score, jax.random.key(seed), steps=400, rate=0.02)
-  responses = rows['responses'].reshape(-1, T)
-  golds = np.asarray(gold(features_of(responses))).reshape(len(rows['kl']), ROWS)
-  golds = (golds - scales['gold'][0]) / scales['gold'][1]
-  curve, error = golds.mean(axis=1), golds.std(axis=1) / np.sqrt(ROWS)
-  proxy = rows['reward'] - scales['proxy'][0] / scales['proxy'][1]
+  policy = policies.network_policy(world.tokens, world.length, settings['width'])
+  rows = policies.ppo(policy, score, jax.random.key(seed), settings['ppo'])
+  golds = [np.asarray(gold(world.features_of(responses))) for responses in rows['responses']]
+  golds = (np.stack(golds) - pool.gold_mean) / pool.gold_scale  # [steps, B]
+  curve, error = golds.mean(axis=1), golds.std(axis=1) / np.sqrt(B)
   smooth = np.convolve(curve, np.ones(9) / 9, 'valid')  # a peak of noise is none
   peak = int(np.argmax(smooth)) + 4
-  fit = overoptimisation.fit_form(rows['kl'], curve, 'rl')
-  of_n = best_of_n(gold, functools.partial(apply_proxy, params), seed)
+  # Smoothed, as a single step has too few responses for the form to be seen.
+  fit = overoptimisation.fit_form(rows['kl'][4:-4], smooth, 'rl')
+  of_n = pool.best_of_n(scores, settings['largest_n'])
   kl_of_n = of_n['kl'][int(np.argmax(of_n['gold']))]
   x = as_floats(np.sqrt(np.maximum(rows['kl'], 0)))
   last = curve[-20:].mean()
   return Measured(
     {
       '(gold peak − last gold) / 2 SE': float((smooth.max() - last) / (2 * error[-1])),
-      'last proxy / largest proxy': float(proxy[-20:].mean() / proxy.max()),
+      'last proxy / largest proxy': float(rows['reward'][-20:].mean() / rows['reward'].max()),
       'R² of d (α − β log d)': fit['r_squared'],
       'KL of RL / of best-of-n, at their peaks': float(rows['kl'][peak] / kl_of_n),
       'gold at the peak': float(smooth.max()),
+      'gold at the peak of best-of-n': float(of_n['gold'].max()),
       'last gold': float(last),
       'KL at the peak': float(rows['kl'][peak]),
+      'last KL': float(rows['kl'][-20:].mean()),
     },
     {
       'PPO with β = 0, against √KL': {
         'gold': (x, as_floats(curve)),
-        'proxy': (x, as_floats(proxy)),
+        'proxy': (x, as_floats(rows['reward'])),
         'gold, best of n': (as_floats(np.sqrt(of_n['kl'])), as_floats(of_n['gold'])),
+        'proxy, best of n': (as_floats(np.sqrt(of_n['kl'])), as_floats(of_n['proxy'])),
       }
     },
   )
 
 
-def run_r9(seed):
-  # A reward without a saturation, so that any KL is worth its price at some β.
-  direction = jnp.float32(np.random.default_rng(seed).normal(size=FEATURES) / np.sqrt(FEATURES))
+def run_r9(settings: Mapping[str, Any], seed: int) -> Measured:
+  """Lets the coefficient of the KL adapt to a target."""
+  world = World(**settings['world'])
+  # A reward without a knee, so that any KL is worth its price at some β.
+  rng = np.random.default_rng(seed)
+  direction = jnp.float32(rng.normal(size=world.features) / np.sqrt(world.features))
 
   def score(responses, mask):
     del mask
-    return features_of(responses) @ direction
+    return world.features_of(responses) @ direction
 
-  target = 6.0
-  rows = ppo(score, jax.random.key(seed), 600, 0.05, coefficient=0.15, target=target)
-  last = rows['kl'][-120:].mean()
-  steps = as_floats(range(len(rows['kl'])))
+  policy = policies.table_policy(world.tokens, world.length)
+  rows = policies.ppo(policy, score, jax.random.key(seed), settings['ppo'])
+  target, steps = settings['ppo']['target'], settings['ppo']['steps']
+  last = rows['kl'][-(steps // 5) :].mean()
+  x = as_floats(range(steps))
   return Measured(
     {'mean KL of the last fifth / target': float(last / target), 'last β': float(rows['beta'][-1])},
-    {'KL against steps, target 6': {'KL': (steps, as_floats(rows['kl']))}},
+    {f'KL against steps, target {target:g}': {'KL': (x, as_floats(rows['kl']))}},
   )
 
 
@@ -415,21 +388,26 @@ def up_to_the_end(responses):
   return (ended - (responses == EOS)) == 0
 
 
-def run_r10(seed):
-  """Every token is worth something, so that a longer response scores more."""
-  worth = jnp.float32(np.random.default_rng(seed).normal(0.3, 0.3, V)).at[EOS].set(0.0)
+def run_r10(settings: Mapping[str, Any], seed: int) -> Measured:
+  """Trains with and without a penalty for responses that do not end.
+
+  Every token is worth something, so that a longer response scores more.
+  """
+  world = World(**settings['world'])
+  worth = np.random.default_rng(seed).normal(0.3, 0.3, world.tokens)
+  worth = jnp.float32(worth).at[EOS].set(0.0)
 
   def plain(responses, mask):
     return jnp.where(mask, worth[responses], 0.0).sum(1)
 
-  def trick(responses, mask):
+  def penalised(responses, mask):
     has_end = (responses == EOS).any(axis=1)
-    return jnp.where(has_end, plain(responses, mask), -1.0)
+    return jnp.where(has_end, plain(responses, mask), settings['penalty'])
 
-  reference = jnp.zeros((T, V + 1, V)).at[..., EOS].set(0.6)
+  policy = policies.table_policy(world.tokens, world.length, raised=EOS, by=0.6)
   rates, values = {}, {}
-  for name, score in (('with', trick), ('without', plain)):
-    rows = ppo(score, jax.random.key(seed), 400, 0.02, 0.02, mask_of=up_to_the_end, start=reference)
+  for name, score in (('with', penalised), ('without', plain)):
+    rows = policies.ppo(policy, score, jax.random.key(seed), settings['ppo'], up_to_the_end)
     ends = (rows['responses'] == EOS).any(axis=2).mean(axis=1)
     rates[name] = (as_floats(range(len(ends))), as_floats(ends))
     values[f'rate of ends, {name} the penalty'] = float(ends[-20:].mean())
@@ -437,125 +415,29 @@ def run_r10(seed):
   values['gain of the penalty'] = (
     values['rate of ends, with the penalty'] - values['rate of ends, without the penalty']
   )
+  values['largest change by a constant'] = change_by_constant(seed, world.length)
+  return Measured(values, {'rate of ends against steps': rates})
+
+
+def change_by_constant(seed: int, length: int) -> float:
+  """Returns the largest change of a group advantage if 3 is added to all scores."""
   rng = np.random.default_rng(seed)
   scores = jnp.float32(rng.normal(size=(64, 4)))
-  lengths = jnp.full(scores.shape, T)
+  lengths = jnp.full(scores.shape, length)
   changes = []
   for name in ('leave_one_out', 'standardised', 'above_mean'):
     function = advantages.GROUP_ADVANTAGES[name]
     change = jnp.abs(function(scores + 3.0, lengths) - function(scores, lengths)).max()
     changes.append(float(change))
-  values['largest change by a constant'] = max(changes)
-  return Measured(values, {'rate of ends against steps': rates})
+  return max(changes)
 
 
-CLAIMS = (
-  Claim(
-    id='R4',
-    text='Best-of-n over-optimises: the proxy rises, the gold reward turns',
-    source='Gao et al. 2022',
-    arrangement='a proxy of 32 units from 1,024 gold-labelled pairs; n to 4,096, without bias from '
-    '60,000 samples',
-    bands={
-      'place of the gold peak (0 first, 1 last)': Band(0.08, 0.92),
-      'last gold / peak': Band(high=0.85),
-      'least rise of the proxy': Band(low=0.0),
-      'R² of d (α − β d)': Band(low=0.95),
-      'α': Band(low=0.0),
-      'β': Band(low=0.0),
-    },
-    run=run_r4,
-    reported=('gold at the peak', 'accuracy of the proxy', 'KL at the peak'),
-    note='The gold reward turns at n = 16 or 32 and then falls below that of the reference. The '
-    'form misses its band a little: this gold falls with the square of a feature, and so faster at '
-    'the end than d².',
-  ),
-  Claim(
-    id='R5',
-    text='RL over-optimises, and spends more KL than best-of-n until it does',
-    source='Gao et al. 2022',
-    arrangement='PPO without a KL penalty on a proxy from 1,024 pairs; 400 rollouts of 512',
-    bands={
-      '(gold peak − last gold) / 2 SE': Band(low=1.0),
-      'last proxy / largest proxy': Band(low=0.98),
-      'R² of d (α − β log d)': Band(low=0.9),
-      'KL of RL / of best-of-n, at their peaks': Band(low=1.0),
-    },
-    run=run_r5,
-    reported=('gold at the peak', 'last gold', 'KL at the peak'),
-    note='The proxy rises while the gold reward falls below that of the reference. That RL needs '
-    'more KL than best-of-n to its peak does not hold here: the policy is a table without any '
-    'generalisation between prompts, which moves along the shortest way to the proxy’s optimum, '
-    'while Gao et al. train a language model whose KL grows in every direction.',
-  ),
-  Claim(
-    id='R6',
-    text='The accuracy of a reward model grows with its data',
-    source='Stiennon et al. 2020; Gao et al. 2022',
-    arrangement='256 to 16,384 gold-labelled pairs, one pass in batches of 32; 4,000 held-out '
-    'pairs',
-    bands={
-      'gain from 256 to 16,384 pairs': Band(low=0.10),
-      'least step of doubling': Band(low=0.0),
-      'accuracy with 2,048 pairs': Band(low=0.60),
-    },
-    run=run_r6,
-  ),
-  Claim(
-    id='R7',
-    text='All pairs of a ranking as one element cost K passes and do not overfit more',
-    source='Ouyang et al. 2022',
-    arrangement='400 rankings of 6 with noisy labels, 8 passes, the same number of updates and of '
-    'pairs in each; held-out log-loss on 1,000 rankings',
-    bands={
-      'log-loss of batched minus shuffled': Band(high=0.005),
-      'responses scored for a ranking, batched / shuffled': Band(0.19, 0.21),
-    },
-    run=run_r7,
-    reported=('log-loss, batched', 'log-loss, shuffled', 'log-loss, Plackett–Luce'),
-  ),
-  Claim(
-    id='R9',
-    text='The adaptive coefficient brings the KL to its target',
-    source='Ziegler et al. 2019',
-    arrangement='PPO on a linear reward, target 6 nats, β 0.15 at first, horizon 10,000 '
-    'episodes; 600 rollouts of 512',
-    bands={'mean KL of the last fifth / target': Band(0.8, 1.2)},
-    run=run_r9,
-    reported=('last β',),
-    note='A policy that learns more slowly than β moves makes the KL swing around its target: with '
-    'a horizon of 5,120 and a learning rate of 0.02 it ranged from 3 to 24 nats.',
-  ),
-  Claim(
-    id='R10',
-    text='A penalty for responses without an end keeps them ending; a constant added to all scores '
-    'changes no group advantage',
-    source='Stiennon et al. 2020; Huang et al. 2024',
-    arrangement='every token is worth something, so length pays; PPO with β 0.02, with and without '
-    'a score of −1 for responses that do not end',
-    bands={
-      'rate of ends, with the penalty': Band(low=0.95),
-      'gain of the penalty': Band(low=0.10),
-      'largest change by a constant': Band(high=1e-5),
-    },
-    run=run_r10,
-    reported=('rate of ends, without the penalty', 'rate of ends, reference'),
-  ),
-  Claim(
-    id='R14',
-    text='An ensemble’s minimum is no worse than one proxy under best-of-n',
-    source='Coste et al. 2023',
-    arrangement='five proxies from 2,048 pairs each, a quarter of the labels flipped; n = 4,096',
-    bands={'minimum minus single': Band(low=0.0)},
-    run=run_r14,
-    reported=(
-      'last gold, single',
-      'last gold, mean',
-      'last gold, minimum',
-      'last gold, mean − variance',
-    ),
-    note='Here it does not hold: the five proxies saw pairs of the same kind, and all err in the '
-    'same direction, of which no pair shows much. Their minimum is then no warning. It is an '
-    'exploratory claim: Coste et al. report gains with fine-tuned language models.',
-  ),
-)
+MEASURES = {
+  'R4': run_r4,
+  'R5': run_r5,
+  'R6': run_r6,
+  'R7': run_r7,
+  'R9': run_r9,
+  'R10': run_r10,
+  'R14': run_r14,
+}

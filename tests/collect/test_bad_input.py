@@ -186,11 +186,13 @@ def test_too_many_requests(tmp_path):
 def test_settings_that_cannot_be_meant():
   for values, words in (
     ({'people_per_itme': 3}, 'did you mean people_per_item'),
-    ({'people_per_item': 0}, 'expected 1 or more'),
+    ({'people_per_item': 0}, 'collect.toml: people_per_item: expected a number from 1, got 0'),
+    ({'lease_minutes': float('nan')}, 'lease_minutes: expected a number from 0.01, got nan'),
+    ({'qualification': 1.5}, 'qualification: expected a number from 0 and at most 1'),
     ({'people_per_item': '3'}, 'expected int'),
     ({'axes': []}, 'different names'),
     ({'axes': ['a b']}, 'names of letters'),
-    ({'converse_responses': 12}, '2 to 9'),
+    ({'converse_responses': 12}, 'a number from 2 and at most 9'),
   ):
     with pytest.raises(UserError, match=words):
       settings.parse_settings(values, 'collect.toml')

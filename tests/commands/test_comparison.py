@@ -64,6 +64,7 @@ def test_files_of_responses_and_a_function(place, capsys):
   low, high = pair['win_rate_ci95']
   assert 0.75 < low < pair['win_rate'] < high < 1
   assert abs(pair['controlled'] - 0.5) < 0.2  # all of it is length
+  assert 0 < pair['detectable_difference'] < 0.2 and pair['prompts_needed'] > len(QUESTIONS)
   assert found['judges']['own_judge:longer']['order']['consistency'] == 1.0  # equal texts are ties
   assert found['overlap']['copies'] == len(QUESTIONS)
   printed = capsys.readouterr().out

@@ -55,6 +55,11 @@ def test_resume_is_exact_everywhere(name):
       jax.tree.map(np.testing.assert_array_equal, next(resumed), want)
 
 
+def test_the_order_is_that_of_the_seed():
+  orders = [next(batches.prompts(ASKED, 10, seed)).index.tolist() for seed in (7, 7, 8)]
+  assert orders[0] == orders[1] != orders[2]
+
+
 def segments(batch):
   for tokens, positions, ids, mask in zip(
     batch.tokens, batch.positions, batch.segment_ids, batch.loss_mask

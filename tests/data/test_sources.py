@@ -82,8 +82,8 @@ def test_rankings_and_preferences_share_a_data_set(tmp_path):
       "data.source: expected one of jsonl, tfds, tinyworld, or 'module:function', got 'web'",
     ),
     (dict(source='tfds', path=()), 'data.path: expected one TFDS name or directory'),
-    (dict(count=-1), 'data.count: expected 0 (all) or more, got -1'),
-    (dict(seed=-2), 'data: expected a seed from -1 and people from 1, got -2 and 20'),
+    (dict(count=-1), 'data.count: expected a number from 0, got -1'),
+    (dict(seed=-2), 'data.seed: expected a number from -1 and below 2.14748e+09, got -2'),
     (
       dict(path=('tfds:x',), fields=dict(contxt='passage')),
       "data.fields: no record has a field 'contxt'; expected",
@@ -207,6 +207,20 @@ def test_tfds_without_tensorflow(tmp_path):
     env={**os.environ, 'PYTHONPATH': str(Path(__file__).resolve().parents[2])},
   )
   assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_halves_of_the_training_records(tmp_path):
+  path = tmp_path / 'all.jsonl'
+  records.write_records(path, [document(str(number)) for number in range(5)])
+
+  def load(half, split='train'):
+    options = DataOptions(source='jsonl', path=(str(path),), half=half, count=4)
+    return [int(row.text) for row in sources.load_records(options, 'document', split)]
+
+  assert (load('even'), load('odd')) == ([0, 2], [1, 3])
+  assert load('odd', 'validation') == [0, 1, 2, 3]  # held out from both
+  with pytest.raises(UserError, match='data.half: expected even, odd'):
+    load('third')
 
 
 def test_a_share_of_a_file_without_splits_is_held_out(tmp_path):

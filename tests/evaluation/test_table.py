@@ -22,6 +22,8 @@ def test_a_row_and_its_text():
     'helpful_ci95': [0.5, 1.0],
     'utility': 1.25,
     'utility_ci95': [0.5, 2.0],
+    'utility_gain': 0.5,
+    'utility_gain_ci95': [0.5, 0.5],
     'win_rate_vs_sft': 0.75,
     'win_rate_vs_sft_ci95': [0.75, 0.75],
     'kl_to_sft': 2.5,

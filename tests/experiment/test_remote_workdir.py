@@ -1,6 +1,8 @@
 """A workdir behind a URL: whatever moment the process ends at, the URL holds a whole state."""
 
 import contextlib
+import functools
+import threading
 import uuid
 
 import pytest
@@ -161,3 +163,101 @@ def test_schemes_that_cannot_be_served(bad, message, tmp_path, monkeypatch):
   with pytest.raises(UserError, match=f'^--workdir: {bad}: {message}'):
     RemoteWorkdir(bad)
   assert not list(tmp_path.iterdir())
+
+
+class Processes:
+  """Two processes as threads, which exchange texts as those of a run do."""
+
+  def __init__(self, url, monkeypatch, limit=None):
+    self.remotes = [RemoteWorkdir(url, number) for number in range(2)]
+    self.barrier = threading.Barrier(2)
+    self.texts = ['', '']
+    self.limit, self.count = limit, 0  # operations of the store before the death of all
+    monkeypatch.setattr(remote_workdir.hosts, 'gather_texts', self.gather)
+
+  def gather(self, text):
+    self.texts[int(threading.current_thread().name)] = text
+    self.barrier.wait()
+    texts = list(self.texts)
+    self.barrier.wait()
+    return texts
+
+  def both(self, action):
+    """Calls a method of both processes at the same time."""
+    threads = [
+      threading.Thread(target=self._call, args=(remote, action), name=str(number))
+      for number, remote in enumerate(self.remotes)
+    ]
+    if self.barrier.broken:  # both are dead
+      return
+    for thread in threads:
+      thread.start()
+    for thread in threads:
+      thread.join()
+
+  def _call(self, remote, action):
+    with contextlib.suppress(Killed, threading.BrokenBarrierError):
+      getattr(remote, action)()
+
+  def watch(self, monkeypatch):
+    """Counts what is written to the store, and kills both processes at the limit."""
+    store = self.remotes[0]._store  # fsspec has one for all
+    for name in ('put_file', 'pipe_file', 'rm_file'):
+      monkeypatch.setattr(
+        store, name, functools.partial(self._count, getattr(store, name)), raising=False
+      )
+
+  def _count(self, original, *arguments, **options):
+    if self.count == self.limit:
+      self.barrier.abort()
+      raise Killed
+    self.count += 1
+    return original(*arguments, **options)
+
+
+OF_THE_FIRST = {'config.json': 'c', 'sft/checkpoints/5/meta': 'm', 'sft/checkpoints/5/a.0': '0'}
+OF_THE_SECOND = {
+  'config.json': 'old',
+  'gone.json': 'g',
+  'sft/checkpoints/4/a.1': 'old',
+  'sft/checkpoints/5/meta': 'another',
+  'sft/checkpoints/5/a.1': '1',
+}
+TOGETHER = {**OF_THE_FIRST, 'sft/checkpoints/5/a.1': '1'}
+LATER = {**TOGETHER, 'config.json': 'c2', 'sft/checkpoints/5/a.1': '1', 'sft/export/model': 'x'}
+
+
+def run_both(processes):
+  processes.both('restore')
+  first, second = processes.remotes
+  for remote, state in ((first, OF_THE_FIRST), (second, OF_THE_SECOND)):
+    for path, text in state.items():
+      write(remote.folder, **{path.replace('/', '__'): text})
+  processes.both('share')
+  write(first.folder, **{'config.json': 'c2', 'sft__export__model': 'x'})
+  processes.both('share')
+
+
+def test_processes_without_a_shared_disk_upload_their_parts(url, tmp_path, monkeypatch):
+  processes = Processes(url, monkeypatch)
+  run_both(processes)
+  first, second = (read(remote.folder) for remote in processes.remotes)
+  assert first == LATER
+  assert second == {path: text for path, text in LATER.items() if 'export' not in path}
+  assert not (processes.remotes[1].folder / 'sft/checkpoints/4').exists()
+  assert restored(url, tmp_path, monkeypatch) == LATER
+
+
+def test_the_death_of_both_leaves_a_whole_state(url, tmp_path, monkeypatch):
+  seen = set()
+  for limit in range(10):
+    with monkeypatch.context() as patch:
+      patch.setenv('XDG_CACHE_HOME', str(tmp_path / f'machines {limit}'))
+      processes = Processes(f'{url}-{limit}', patch, limit)
+      processes.watch(patch)
+      run_both(processes)
+    found = restored(f'{url}-{limit}', tmp_path, monkeypatch)
+    states = [{}, TOGETHER, LATER]
+    assert found in states
+    seen.add(states.index(found))
+  assert seen == {0, 1, 2}

@@ -9,7 +9,7 @@ import pytest
 from rlhf_jax import options, stages
 from rlhf_jax.errors import UserErrors
 from rlhf_jax.experiment import config as configs
-from rlhf_jax.experiment import pipeline
+from rlhf_jax.experiment import final_table, pipeline
 
 
 def all_sections():
@@ -105,10 +105,22 @@ def test_numbers_out_of_their_ranges_are_refused_by_name():
     ('reward', {'centre': False, 'centre_records': 5}, 'centre_records'),
     ('feedback', {'source': 'reward', 'annotators': 9}, 'annotators'),
     ('feedback', {'ai': {'pairs': 2}}, 'ai'),
+    ('feedback', {'source': 'ai', 'ai': {'weights': (2.0,)}}, 'ai.weights'),
+    ('feedback', {'source': 'ai', 'ai': {'endpoint': {'retries': 1}}}, 'ai.endpoint'),
+    ('critique', {'chat': True, 'revision': 'Again: {request}'}, 'revision'),
+    ('sft', {'shown_responses': 0, 'sampling': {'top_k': 5}}, 'sampling'),
+    ('policy_gradient', {'clip_high': 0.3}, 'clip_high'),
+    ('ppo', {'epochs': 1, 'minibatches': 1, 'value_clip': 0.5}, 'value_clip'),
+    ('ppo', {'weight_limit': 0.0, 'weight_rule': 'mask'}, 'weight_rule'),
+    ('frozen_reward', {'data': {'fields': {'text': 'body'}}}, 'data.fields'),
+    ('evaluation', {'num_samples': 4}, 'num_samples'),
+    ('evaluation', {'models': {'a': 'sft'}, 'reward': 'rm'}, 'reward'),
+    ('evaluation', {'models': {'a': 'sft'}, 'scorer': {'ending': '?'}}, 'scorer'),
   ],
 )
 def test_a_setting_without_effect_is_refused(kind, section, name):
-  options_class = stages.find(kind).options
+  common = {'evaluation': final_table.Options}  # which is no stage
+  options_class = common.get(kind) or stages.find(kind).options
   values = options.defaults(options_class)
   for key, value in section.items():
     values[key] = {**values[key], **value} if isinstance(value, dict) else value

@@ -303,19 +303,6 @@ def test_which_loss_needs_what():
   assert names(lambda loss: loss.accepts_soft_labels) == soft
 
 
-@pytest.mark.parametrize('name', LOSSES)
-def test_settings_out_of_range_are_refused(name):
-  settings(name).check()
-  LOSSES[name].settings_class().check()
-  for beta in (0.0, -1.0, float('nan')):
-    with pytest.raises(ValueError, match='beta: expected a number above 0'):
-      settings(name, beta=beta).check()
-  if hasattr(settings(name), 'label_smoothing'):
-    for smoothing in (-0.1, 0.5):
-      with pytest.raises(ValueError, match='label_smoothing: expected at least 0 and below 0.5'):
-        settings(name, label_smoothing=smoothing).check()
-
-
 def test_doubt_and_flipped_labels_add_up():
   """Right with p = 0.8 and then flipped with ε = 0.1: wrong with 0.8 · 0.1 + 0.2 · 0.9."""
   every = as_response(responses(0))

@@ -1,11 +1,12 @@
 import re
+import types
 
 from made_runs import EVIL
 import pytest
 
 from rlhf_jax import fingerprints
 from rlhf_jax.errors import UserError
-from rlhf_jax.report import page, refresh, run_files
+from rlhf_jax.report import kept_responses, page, refresh, run_files
 
 # What a page may name: the name spaces and the addresses of its own parts.
 OUTSIDE = re.compile(r'(?:src|href)="(?!#|data:)|url\(|@import|https?://')
@@ -26,6 +27,27 @@ def test_a_finished_run(make_run):
   )
   assert 'It is <mark>blue</mark>.' in text
   assert not OUTSIDE.search(text) and len(text) < 2 * 10**6
+
+
+def test_what_the_reward_model_bought_and_where_it_errs(make_run):
+  workdir = make_run('run')
+  gain = dict(row='ppo', how='trained', utility_gain=0.5, utility_gain_ci95=[0.3, 0.7])
+  gain |= dict(win_rate=0.7, win_rate_ci95=[0.6, 0.8], kl=1.0)
+  results = fingerprints.read_json(workdir / 'results.json')
+  results['downstream'] = {'reward': 'reward', 'judge': 'oracle', 'gains': [gain]}
+  fingerprints.write_json(workdir / 'results.json', results)
+  ranking = types.SimpleNamespace(
+    id='r', messages=[{'role': 'user', 'content': '?'}], responses=['Right', 'Wrong'], ranks=[1, 2]
+  )
+  for step in (0, 4):
+    rows = kept_responses.make_given_rows(
+      [ranking], {0: [-1.0, 2.0]}, {0: [1, 1]}, stage='sft', step=step
+    )
+    kept_responses.keep(workdir, rows)
+  text = render(workdir)
+  assert 'gained in the judge&#39;s utility, against sft' in text and '+0.30 to +0.70' in text
+  assert 'id="mistakes"' in text and 'people prefer' in text and '>Wrong<' in text
+  assert 'people rank it first' in text and '<h3>sft</h3>\n<details class="case"' not in text
 
 
 def test_what_models_wrote_is_shown_and_not_obeyed(make_run):

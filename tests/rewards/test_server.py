@@ -190,7 +190,7 @@ def test_wrong_urls(url):
   [
     (dict(request_size=0), 'request_size: expected a number from 1, got 0'),
     (dict(concurrency=0), 'concurrency: expected a number from 1'),
-    (dict(timeout=0.0), 'timeout: expected seconds above 0'),
+    (dict(timeout=0.0), 'reward_server.timeout: expected a number above 0'),
   ],
 )
 def test_wrong_options(changes, message):

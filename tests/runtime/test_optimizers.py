@@ -30,10 +30,10 @@ def test_a_schedule_without_warm_up_begins_at_the_peak():
 @pytest.mark.parametrize(
   'changes, message',
   [
-    ({'eps': 0.0}, 'expected a finite learning_rate, eps above 0, b1 and b2 from 0 and below 1'),
-    ({'b2': 1.0}, 'b2 1.0'),
-    ({'b1': -0.1}, 'b1 -0.1'),
-    ({'learning_rate': float('inf')}, 'got learning_rate inf'),
+    ({'eps': 0.0}, 'optimizer.eps: expected a number above 0, got 0.0'),
+    ({'b2': 1.0}, 'b2: expected a number from 0 and below 1, got 1.0'),
+    ({'b1': -0.1}, 'b1: expected .*, got -0.1'),
+    ({'learning_rate': float('inf')}, 'learning_rate: expected .*, got inf'),
     ({'moment_dtype': 'int8'}, "moment_dtype: expected float32 or bfloat16, got 'int8'"),
     ({'schedule': 'step'}, "schedule: expected one of constant, linear, cosine, got 'step'"),
   ],

@@ -6,19 +6,32 @@ here; only the network itself (`Model.apply`, tested elsewhere) is shared.
 
 import dataclasses
 import functools
+import json
+import types
 import zlib
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
 from rlhf_jax import testing
+from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.models import transformer
 from rlhf_jax.objectives.preference import DPOPSettings
-from rlhf_jax.stages import online_preference, policy_gradient, ppo, preference, reward, sft
+from rlhf_jax.stages import (
+  frozen_reward,
+  online_preference,
+  policy_gradient,
+  ppo,
+  preference,
+  reward,
+  sft,
+)
 from rlhf_jax.stages.shared import supervised, training
+from rlhf_jax.stages.shared.context import Context
 
 P, R = 3, 5
 RATE, FINAL, B1, B2, EPS, DECAY, CLIP, UPDATES = 4e-3, 0.3, 0.8, 0.95, 1e-4, 0.2, 0.7, 10
@@ -501,3 +514,146 @@ def test_ppo():
   mean_kl = kl.sum(1).mean()
   beta *= 1 + np.clip(mean_kl / 0.7 - 1, -0.2, 0.2) * N / 100
   np.testing.assert_allclose(got.kl_coefficient, beta, rtol=1e-5)
+
+
+# The head of a frozen model.
+
+
+def write_rankings(path):
+  """Rankings of texts with ties, doubt, two sources and openers that come twice."""
+  rng = np.random.default_rng(0)
+
+  def words(count):
+    return ' '.join(rng.choice(['red', 'blue', 'old', 'sun', 'we', 'go', 'far'], count))
+
+  rows = []
+  for number in range(12):
+    count = int(rng.integers(2, 5))
+    row = {
+      'id': str(number),
+      'source': 'ab'[number % 2],
+      'messages': [{'role': 'user', 'content': f'{number // 2} {words(6)}' if number % 4 else 'x'}],
+      'responses': [words(int(rng.integers(2, 9))) for _ in range(count)],
+      'ranks': [1, 2, *rng.integers(1, 4, count - 2).tolist()],
+      'confidence': float(rng.uniform(0.6, 1)),
+    }
+    rows.append(row)
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return rows
+
+
+def features_of_texts(model, params, texts, length):
+  """The hidden state of the last token, and mean and least log-probability of the response."""
+  tokens = np.array([[*a, *b, *[0] * (length - len(a) - len(b))] for a, b in texts], np.int32)
+  places = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
+  ends = np.array([len(prompt) + len(response) for prompt, response in texts])
+  inside = (places < ends[:, None]).astype(np.int32)
+  rows = types.SimpleNamespace(tokens=tokens, positions=places, segment_ids=inside)
+  logprobs, hidden = jax.jit(lambda params: read(model, params, rows))(params)
+  features = []
+  for row, (prompt, _) in enumerate(texts):
+    own = logprobs[row, len(prompt) - 1 : ends[row] - 1]
+    features.append([*hidden[row, ends[row] - 1], own.mean(), own.min()])
+  return np.array(features, np.float64)
+
+
+def fit_by_newton(features, pairs, ridge):
+  """Minimises the mean logistic loss of pairs (weight, probability, better, worse) plus ridge."""
+  weight, p, better, worse = map(np.array, zip(*pairs, strict=True))
+  differences = features[better] - features[worse]
+  weight = weight / weight.sum()
+  w = np.zeros(features.shape[1])
+  for _ in range(30):
+    s = 1 / (1 + np.exp(-differences @ w))
+    gradient = differences.T @ (weight * (s - p)) + ridge * w
+    curvature = differences.T * (weight * s * (1 - s)) @ differences + ridge * np.eye(len(w))
+    w = w - np.linalg.solve(curvature, gradient)
+  return w
+
+
+def fit_best(features, pairs, chooses):
+  """The fit to all pairs with the ridge that is right most often where `chooses` holds."""
+  rest = [pair for pair, chosen in zip(pairs, chooses, strict=True) if not chosen]
+
+  def rate(ridge):
+    w = fit_by_newton(features, rest, ridge)
+    own = [pair for pair, chosen in zip(pairs, chooses, strict=True) if chosen]
+    return np.mean([features[i] @ w > features[j] @ w for _, _, i, j in own]), ridge
+
+  return fit_by_newton(features, pairs, max(map(rate, (0.001, 0.01, 0.1, 1.0)))[1])
+
+
+def test_frozen_reward(tmp_path):
+  tokenizer = testing.make_tokenizer()
+  config = dataclasses.replace(
+    testing.MODEL_CONFIG, vocab_size=tokenizer.vocab_size, likelihood_head=True
+  )
+  layout = testing.make_layout()
+  model = transformer.build_model(config, layout)
+  params = testing.make_params(model, layout)
+  rows = write_rankings(tmp_path / 'rows.jsonl')
+  context = Context(ml_collections.ConfigDict(), 'frozen', tmp_path, layout, tokenizer)
+  options = frozen_reward.Options(
+    init='random',
+    likelihood=True,
+    batch_size=3,
+    max_length=30,
+    overlong='truncate_left',
+    folds=3,
+    measured_pairs=1,
+    data=DataOptions(source='jsonl', path=(str(tmp_path / 'rows.jsonl'),)),
+  )
+
+  known, pairs, clusters, owners = [], [], [], []
+  cut = 0
+  for row in rows:
+    texts = [tokenizer.exchange(row['messages'], response) for response in row['responses']]
+    room = 30 - max(len(response) for _, response in texts)
+    cut += len(texts[0][0]) > room
+    texts = [(prompt[-room:], response) for prompt, response in texts]
+    known += [text for number, text in enumerate(texts) if text not in known + texts[:number]]
+    numbers = [known.index(text) for text in texts]
+    ranks = row['ranks']
+    own = [(i, j) for i, a in zip(numbers, ranks) for j, b in zip(numbers, ranks) if a < b]
+    pairs += [(1 / len(own), row['confidence'], i, j) for i, j in own]
+    clusters += [row['messages'][0]['content']] * len(own)
+    owners += [row['source']] * len(own)
+  assert 0 < cut < len(rows)
+  want = features_of_texts(model, params, known, 30)
+
+  texts = frozen_reward.read_texts(context, options, 'train')
+  got = frozen_reward.compute_features(
+    context, model, params, texts, np.arange(len(texts.ids)), 3, np.zeros((0, 0)), lambda _: None
+  )
+  np.testing.assert_allclose(got, want, atol=2e-5)
+
+  # Whole clusters, the largest first, go to the fold with the fewest pairs.
+  sizes = {name: clusters.count(name) for name in clusters}
+  order = sorted(sizes, key=lambda name: (-sizes[name], zlib.crc32(name.encode())))
+  filled, fold_of = [0, 0, 0], {}
+  for name in order:
+    fold_of[name] = filled.index(min(filled))
+    filled[fold_of[name]] += sizes[name]
+  folds = np.array([fold_of[name] for name in clusters])
+  scales = want.std(0)
+  w = fit_best(want / scales, pairs, folds == 0) / scales
+  head = frozen_reward.fit_head(got.astype(np.float64), texts.pairs, 3)
+  np.testing.assert_allclose(got @ head.weights, want @ w, atol=2e-2)
+  score = frozen_reward.place_head(head, params['score'])
+  placed = {**params, 'score': score}
+  sequences = frozen_reward._pad(texts, np.arange(len(texts.ids)), tokenizer.pad_id)
+  scores = reward.score_sequences(model, placed, sequences)
+  np.testing.assert_allclose(scores, want @ w - (want @ w).mean(), atol=2e-2)
+
+  right = np.zeros(len(pairs))
+  for fold in range(3):
+    others = [pair for pair, own in zip(pairs, folds) if own != fold]
+    w = fit_best(want / scales, others, folds[folds != fold] == (fold + 1) % 3)
+    for place in np.flatnonzero(folds == fold):
+      _, _, i, j = pairs[place]
+      right[place] = want[i] / scales @ w > want[j] / scales @ w
+  report = frozen_reward.measure_folds(got.astype(np.float64), texts, options)
+  for source in 'ab':
+    own = right[np.array(owners) == source]
+    assert report[source]['pairs'] == len(own) > 5
+    np.testing.assert_allclose(report[source]['accuracy']['joint'], own.mean())

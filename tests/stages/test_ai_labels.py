@@ -366,7 +366,7 @@ def test_a_run_that_a_server_stops_goes_on_and_pays_nothing_twice(context, serve
   'override,message',
   [
     ('feedback.source=human', "expected one of simulated, people, ai, reward, got 'human'"),
-    ('feedback.ai.labels=softish', 'labels soft or hard'),
+    ('feedback.ai.labels=softish', 'labels: expected soft or hard'),
     ('feedback.ai.judges=()', 'at least one'),
     ('feedback.ai.constitution=("nothing",)', "constitution 'nothing'"),
   ],

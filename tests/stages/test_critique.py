@@ -7,7 +7,7 @@ import pytest
 from rlhf_jax.data import records, tinyworld
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import constitution
-from rlhf_jax.report import run_files
+from rlhf_jax.report import kept_responses, run_files
 from rlhf_jax.stages import critique
 
 EXPERIMENT = 'constitutional_ai'
@@ -54,6 +54,12 @@ def test_rounds_are_kept_and_a_cut_run_goes_on(context):
   metrics = run_files.read_metrics(made.directory)
   assert [line['step'] for line in metrics] == [0, 1, 2]
   assert 'eval/harmful_to_requests' in metrics[0]
+
+  kept = kept_responses.read(made.workdir)
+  assert [row.step for row in kept[:: len(kept) // 3]] == [0, 1, 2]
+  last = read('validation-round-2')
+  assert [row.response for row in kept if row.step == 2] == [row['response'] for row in last]
+  assert all('utility' in row.verdict for row in kept)
 
   paths = [path for path in made.directory.glob('*.jsonl') if path.name != 'metrics.jsonl']
   before = {path.name: path.read_bytes() for path in paths}

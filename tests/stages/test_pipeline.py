@@ -95,7 +95,8 @@ def test_four_steps_end_to_end(quickstart, finished, capsys):
     *results['controls'],
   }
   during = {(row.stage, row.step) for row in kept if row.evaluation == 'training'}
-  assert during == {(name, step) for name in ('pretrain', 'sft', 'ppo') for step in (0, 2, 4)}
+  names = ('pretrain', 'sft', 'reward', 'ppo')
+  assert during == {(name, step) for name in names for step in (0, 2, 4)}
   of_ppo = [row for row in kept if row.stage == 'ppo' and row.evaluation == 'training']
   assert all(None not in (row.score, row.kl) and 'utility' in row.verdict for row in of_ppo)
   shown = [row for row in of_ppo if row.tokens]

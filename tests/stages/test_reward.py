@@ -158,13 +158,6 @@ def test_the_language_model_loss_is_of_the_responses_that_are_ranked_first():
   np.testing.assert_allclose(nll, want, rtol=1e-4)
 
 
-def test_a_negative_coefficient_is_refused():
-  options = reward.Options(language_model_coefficient=-1.0)
-  message = 'r.language_model_coefficient: expected 0 or more, got -1.0'
-  with pytest.raises(UserError, match=message):
-    reward.check_options(options, 'r')
-
-
 @pytest.mark.parametrize('likelihood', [False, True])
 def test_score_of_a_response_is_that_of_its_ranking(likelihood):
   """Left-padded prompts with cut responses score as the right-padded rankings learned from."""

@@ -66,7 +66,19 @@ class AILabelOptions:
 
   def unread(self) -> dict[str, str]:
     """Returns the settings that are not read with these values, and why."""
-    return {'instruction': 'there is a constitution'} if self.constitution else {}
+    unread = {}
+    if self.constitution:
+      unread['instruction'] = 'there is a constitution'
+    if len(self.judges) == 1:
+      unread['weights'] = 'there is one judge'
+    kinds = {judges.judge_kind(name) for name in self.judges}
+    if not kinds:
+      return unread  # no judge is a mistake of its own
+    if 'endpoint' not in kinds:
+      unread['endpoint'] = 'no judge is a server'
+    if not kinds & {'model', 'reward'}:
+      unread['judge'] = 'no judge is a model'
+    return unread
 
 
 def open_judge(context: Context, store: ModelStore, options: AILabelOptions) -> JudgeOfBothOrders:
@@ -133,12 +145,9 @@ def check_judges(context: Context, store: ModelStore, options: AILabelOptions) -
 
 
 def _check_options(options: AILabelOptions, where: str) -> None:
-  """Raises UserError for unknown labels, or no judge or comparison."""
-  if options.labels not in ('soft', 'hard') or options.pairs < 1:
-    raise UserError(
-      f'{where}: expected labels soft or hard and pairs from 1, got {options.labels!r} and '
-      f'{options.pairs}'
-    )
+  """Raises UserError for unknown labels, no judge, or weights of others."""
+  if options.labels not in ('soft', 'hard'):
+    raise UserError(f'{where}.labels: expected soft or hard, got {options.labels!r}')
   if not options.judges:
     raise UserError(f'{where}.judges: expected at least one')
   if len(options.weights) not in (0, len(options.judges)):

@@ -11,6 +11,7 @@ import ml_collections
 from rlhf_jax import options as options_lib
 from rlhf_jax import random_keys
 from rlhf_jax.interop.tokenizer import Tokenizer
+from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.mesh import Layout
 
 
@@ -38,6 +39,8 @@ class Context:
     tokenizer: the tokenizer of the run.
     on_saved: called after each checkpoint, to upload the workdir; None where it is a folder.
     url: where the workdir is kept; '' where it is a folder.
+    meet: waits for all processes, which can then read what the first one wrote to the
+      workdir; its argument is a name for the place.
   """
 
   config: ml_collections.ConfigDict
@@ -47,6 +50,7 @@ class Context:
   tokenizer: Tokenizer
   on_saved: Callable[[], None] | None = None
   url: str = ''
+  meet: Callable[[str], None] = hosts.barrier
 
   @property
   def section(self) -> ml_collections.ConfigDict:

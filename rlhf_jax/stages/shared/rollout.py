@@ -20,7 +20,6 @@ from rlhf_jax.data import batches, encode, sources
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation import oracle_judge
 from rlhf_jax.generation import responses, sampler, speculation
 from rlhf_jax.generation.responses import Responses
 from rlhf_jax.generation.sampler import SamplingOptions
@@ -30,9 +29,10 @@ from rlhf_jax.models.transformer import Model
 from rlhf_jax.objectives import divergence
 from rlhf_jax.options import Count, Natural, Number, Numbers
 from rlhf_jax.rewards.sources import RewardSourceOptions
+from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.mesh import Layout
-from rlhf_jax.stages.shared import token_view, training
+from rlhf_jax.stages.shared import response_judge, token_view, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import DataUse
 from rlhf_jax.stages.shared.model_store import ModelStore, OpenModel
@@ -217,7 +217,9 @@ def read_prompts(context: Context, options: RolloutOptions) -> tuple[PromptSet, 
 def _encode_prompts(
   context: Context, records: Sequence[Prompt], options: RolloutOptions
 ) -> PromptSet:
-  examples = encode.prompts(records, context.tokenizer, options.max_length, options.overlong)
+  examples = encode.prompts(
+    records, context.tokenizer, options.max_length, options.overlong, hosts.spread
+  )
   return PromptSet(records, examples)
 
 
@@ -586,6 +588,7 @@ def build_evaluation(
     context, assess_tokens, prompts.examples[: options.shown_responses], options.sampling
   )
   asked = [prompts.records[int(example['index'])] for example in prompts.examples]
+  judge = response_judge.open_judge(context, asked, options.data, options.reward)
 
   def evaluate(state: TrainState) -> tuple[dict[str, float], list[dict]]:
     host_batches = batches.prompts_once(prompts.examples, options.batch_size)
@@ -601,7 +604,16 @@ def build_evaluation(
     if completed.kl is not None:
       values['kl'] = completed.kl.mean()
     tokens = look_at_tokens(state, completed, reference_params)
-    keep_responses(context, options, state, completed, asked, tokens)
+    training.keep_responses(
+      context,
+      state,
+      options.sampling,
+      completed,
+      [record.messages[-1]['content'] or '' for record in asked],
+      [record.id for record in asked],
+      judge(completed.texts),
+      tokens,
+    )
     return values, _list_samples(asked[: options.shown_responses], completed)
 
   return evaluate
@@ -619,36 +631,3 @@ def _list_samples(asked: Sequence[Prompt], completed: Responses) -> list[dict]:
     }
     shown.append(sample)
   return shown
-
-
-def keep_responses(
-  context: Context,
-  options: RolloutOptions,
-  state: TrainState,
-  completed: Responses,
-  asked: Sequence[Prompt],
-  tokens: dict[int, dict[str, list]],
-) -> None:
-  """Keeps the responses of an evaluation, in TinyWorld with the oracle's verdicts.
-
-  Args:
-    context: the context of the stage.
-    options: its options.
-    state: whose policy responded.
-    completed: its responses.
-    asked: the prompts.
-    tokens: number of a prompt → what is known of its response's tokens.
-  """
-  verdicts = {}
-  if options.data.source == 'tinyworld':  # whose truth is known
-    verdicts = oracle_judge.judge_with_oracle(asked, completed.texts)
-  training.keep_responses(
-    context,
-    state,
-    options.sampling,
-    completed,
-    [record.messages[-1]['content'] or '' for record in asked],
-    [record.id for record in asked],
-    verdicts,
-    tokens,
-  )

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
 
 from rlhf_jax import options as options_lib
 from rlhf_jax.data import records
@@ -237,7 +238,8 @@ def open_text_score(
       numbers.append(places.setdefault((ids, len(exchange.response)), len(places)))
     encoded = [*places]
     values = []
-    for begin in range(0, len(encoded), batch_size):
+    begins = range(0, len(encoded), batch_size)
+    for begin in tqdm.tqdm(begins, desc='judge', unit='batch', leave=False, disable=None):
       batch = encoded[begin : begin + batch_size]
       # Filled up with the last text, so that all batches are of one size.
       filled = batch + batch[-1:] * (batch_size - len(batch))

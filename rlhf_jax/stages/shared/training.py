@@ -13,6 +13,7 @@ import optax
 from rlhf_jax import files, fingerprints
 from rlhf_jax import options as options_lib
 from rlhf_jax.data import records
+from rlhf_jax.data.records import Prompt
 from rlhf_jax.errors import UserError
 from rlhf_jax.generation import responses
 from rlhf_jax.generation.responses import Responses
@@ -24,7 +25,7 @@ from rlhf_jax.report import kept_responses, refresh, run_files
 from rlhf_jax.runtime import hosts, loop, metrics, optimizers
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.mesh import Layout
-from rlhf_jax.stages.shared import model_sources
+from rlhf_jax.stages.shared import model_sources, response_judge
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.model_store import ModelStore, with_adapters
 from rlhf_jax.types import Params, TrainState
@@ -106,6 +107,7 @@ def train_and_export(context: Context, training: loop.Training, options: loop.Lo
   )
   meta = {'stage': context.name}
   state = loop.run(training, options, context.directory, meta, context.on_saved)
+  context.meet(f'{context.name} trained')  # the export reads model.json
   export(context, state.params)
 
 
@@ -280,17 +282,22 @@ def build_show_responses(
   model: Model,
   prompts: Sequence[Sequence[int]],
   options: Any,
+  asked: Sequence[Prompt] = (),
+  reference: Any = None,
 ) -> Callable[[TrainState], list[dict[str, str]]]:
   """Builds the function that writes a few responses at every evaluation.
 
   The same prompts are answered with the same keys every time, so that texts can be
-  compared.
+  compared. All responses are kept, with what the judge of the final table says of them
+  where it needs no model (response_judge.py).
 
   Args:
     context: the context of the stage.
     model: the definition of the policy.
     prompts: token ids of prompts; the first `options.shown_responses` are answered.
-    options: the stage's, with sampling and shown_responses.
+    options: the stage's, with sampling, shown_responses and data.
+    asked: the records of these prompts; () where they are no conversations.
+    reference: has `model` and `params`, from which the KL is measured; None = no KL.
 
   Returns:
     show(state) → a dict {prompt, response} for each prompt.
@@ -300,21 +307,33 @@ def build_show_responses(
   chosen = prompts[: options.shown_responses]
   if not chosen:
     return _show_nothing
-  respond = responses.build_responder(model, options.sampling, tokenizer, layout)
+  reference_model, reference_params = None, None
+  if reference is not None:
+    reference_model, reference_params = reference.model, reference.params
+  respond = responses.build_responder(
+    model, options.sampling, tokenizer, layout, reference_model=reference_model
+  )
+  asked = asked[: len(chosen)]
+  judge = response_judge.open_judge(context, asked, options.data)
   # Rounded up to what divides over the mesh; the rows that are added are not shown.
   rows = -(-len(chosen) // layout.batch_shards) * layout.batch_shards
 
   def show(state: TrainState) -> list[dict[str, str]]:
+    key = context.key('shown responses')
     completed = responses.complete_prompts(
-      respond, state.params, chosen, rows, tokenizer.pad_id, context.key('shown responses')
+      respond, state.params, chosen, rows, tokenizer.pad_id, key, reference_params
     )
     shown = []
     for tokens, texts in zip(chosen, completed.texts, strict=True):
       # `core` keeps the special tokens, so that the chat template can be seen.
       prompt = tokenizer.core.decode(np.asarray(tokens).tolist())
       shown.append({'prompt': prompt, 'response': texts[0]})
-    asked = [row['prompt'] for row in shown]
-    keep_responses(context, state, options.sampling, completed, asked)
+    texts = [row['prompt'] for row in shown]
+    ids = [record.id for record in asked]
+    if asked:
+      texts = [record.messages[-1]['content'] or '' for record in asked]
+    verdicts = judge(completed.texts)
+    keep_responses(context, state, options.sampling, completed, texts, ids, verdicts)
     return shown
 
   return show
