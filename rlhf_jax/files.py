@@ -20,7 +20,8 @@ GZIP = b'\x1f\x8b'  # the first bytes of a gzip file
 _URL = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:/')
 # Texts compress 3 to 30 times, and deflate can do 1,032 times. A file of which so many bytes come
 # out of a share so small is made to fill the memory, or was compressed by mistake.
-_WINDOW = 2**25  # bytes
+_WINDOW = 2**23  # bytes
+_PIECE = 2**13  # bytes of the compressed file that are read at once
 _MOST_EXPANDED = 250  # times
 PART = '.part'  # in the name of a file or folder that is still being written
 
@@ -63,7 +64,7 @@ class _Gzip(io.RawIOBase):
     super().__init__()
     self._path = os.fspath(path)
     self._compressed = open(path, 'rb')
-    self._content = gzip.GzipFile(fileobj=self._compressed)
+    self._content = gzip.GzipFile(fileobj=_Pieces(self._compressed), mode='rb')
     self._window_begins = 0  # in the compressed file
     self._window_size = 0  # bytes decompressed since then
 
@@ -88,6 +89,18 @@ class _Gzip(io.RawIOBase):
     self._content.close()
     self._compressed.close()
     super().close()
+
+
+class _Pieces:
+  """Reads a file in small pieces, so that its position says what was decompressed."""
+
+  def __init__(self, file: IO[bytes]):
+    self._file = file
+    self.seek = file.seek
+
+  def read(self, size: int) -> bytes:
+    """Reads the next bytes, perhaps fewer than `size`."""
+    return self._file.read(min(size, _PIECE))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ the mean over the members; the weight of the variance is 0.5.
 Expected: the last gold reward of the minimum is at most two standard errors below that of a single
   proxy. The paper's gain of ensembles is reported, not asserted; docs/reproductions.md has the
   figures and the plot.
-Time: 15 s on one CPU core. FILE:gpu has 48 tokens, responses of 48, proxies of 4 units, 32,768
+Time: 18 s on one CPU core. FILE:gpu has 48 tokens, responses of 48, proxies of 4 units, 32,768
   pairs and n to 65,536; it was never run on a GPU.
 Try: --config.settings.flips=0.0, labels without mistakes.
 """

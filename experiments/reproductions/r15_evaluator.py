@@ -7,7 +7,7 @@ simulated (scripts/check_statistics.py), so that the truth is known.
 
 Expected: the controlled figures are within 3 points of the truth, and 90 to 99% of the intervals
   cover it; docs/reproductions.md has the figures and the plot.
-Time: 25 s on one CPU core. On a GPU it would say no more: it is NumPy.
+Time: 41 s on one CPU core. On a GPU it would say no more: it is NumPy.
 Try: --config.settings.trials=20, fewer trials for each seed.
 """
 

@@ -7,7 +7,7 @@ arXiv:2305.18290. All responses can be listed, so that the optimum and the dista
 
 Expected: every method ends within 0.05 nats of the optimum and 0.03 σ of its value, and all
   within 0.1 nats of each other; docs/reproductions.md has the figures and the plot.
-Time: 25 s on one CPU core. On a GPU it would say no more: the world is as small as it must be.
+Time: 37 s on one CPU core. On a GPU it would say no more: the world is as small as it must be.
 Try: --config.settings.beta=0.2, an optimum that is further away.
 """
 

@@ -8,7 +8,7 @@ KL penalty, from the reference that best-of-n samples from.
 Expected: the gold reward ends more than two standard errors below its peak while the proxy ends at
   its maximum, d (α − β log d) fits with R² ≥ 0.9, and the KL at the peak is above that of
   best-of-n; docs/reproductions.md has the figures and the plot.
-Time: 60 s on one CPU core. FILE:gpu has 48 tokens, a policy of 512 units, 16,384 pairs and steps of
+Time: 24 s on one CPU core. FILE:gpu has 48 tokens, a policy of 512 units, 16,384 pairs and steps of
   2,048 responses; it was never run on a GPU.
 Try: --config.settings.ppo.rate=0.001, faster, with fewer points before the peak.
 """

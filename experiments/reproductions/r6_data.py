@@ -6,7 +6,7 @@ Stiennon et al. 2020, arXiv:2009.01325, figure 6; Gao et al. 2022, arXiv:2210.10
 
 Expected: held-out accuracy rises with every doubling, by 10 points or more from 256 to 16,384
   pairs, and is 60% or more at 2,048; docs/reproductions.md has the figures and the plot.
-Time: 6 s on one CPU core. FILE:gpu has 48 tokens, responses of 48, networks of 512 units and twelve
+Time: 26 s on one CPU core. FILE:gpu has 48 tokens, responses of 48, networks of 512 units, twelve
   doublings, to 1,048,576 pairs; it was never run on a GPU.
 Try: --config.settings.proxy.units=8, a smaller reward model.
 """

@@ -6,7 +6,7 @@ Ouyang et al. 2022, arXiv:2203.02155, section 3.5.
 
 Expected: the held-out log-loss is not more than 0.005 above that of shuffled pairs, for a fifth of
   the responses scored; docs/reproductions.md has the figures and the plot.
-Time: 10 s on one CPU core. On a GPU it would say no more.
+Time: 46 s on one CPU core. On a GPU it would say no more.
 Try: --config.settings.passes=32, where shuffled pairs have every chance to overfit.
 """
 

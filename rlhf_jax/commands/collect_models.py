@@ -137,13 +137,19 @@ def open_score(name: str, batch_size: int) -> Score:
     conversations: Sequence[Sequence[Message]],
     texts: Sequence[Sequence[str]],
   ) -> list[np.ndarray]:
-    ids = []
+    ids: list[list[int]] = []
     response_lengths: list[int] = []
+    places: list[int] = []  # of each response in `ids`, where equal ones stand once
     for messages, own in zip(conversations, texts, strict=True):
       prompt = tokenizer.prompt(list(messages))
-      responses = [tokenizer.response(text) for text in own]
-      ids += [prompt + response for response in responses]
-      response_lengths += map(len, responses)
+      known: dict[str, int] = {}
+      for text in own:
+        if text not in known:
+          known[text] = len(ids)
+          response = tokenizer.response(text)
+          ids.append(prompt + response)
+          response_lengths.append(len(response))
+        places.append(known[text])
     values = np.zeros(len(ids))
     # neighbours in length share a batch
     by_length = sorted(range(len(ids)), key=list(map(len, ids)).__getitem__)
@@ -162,7 +168,7 @@ def open_score(name: str, batch_size: int) -> Score:
       )
       values[batch] = [row['score'] for row in rows]
     ends = np.cumsum([len(own) for own in texts])
-    return np.split(values, ends[:-1])
+    return np.split(values[places], ends[:-1])
 
   return score
 

@@ -11,7 +11,9 @@ import io
 import math
 from pathlib import Path
 import shutil
+import sys
 import tempfile
+import textwrap
 from typing import Any
 
 import jax
@@ -30,6 +32,7 @@ SAMPLE = 64  # records of a data set and split that are encoded
 SHOWN_EXAMPLES = 2  # of each stage
 _EXAMPLE_CHARACTERS = 400  # of an example; of a longer one, the middle is left out
 _MARKS = ('⟦', '⟧')  # around targets
+_GUTTER = '    │ '  # before each line of an example
 
 # (options, kind of records, split) → the records
 Load = Callable[[DataOptions, str, str], Sequence[Any]]
@@ -80,6 +83,8 @@ def check_experiment(contexts: Mapping[str, Context], finished: Sequence[str]) -
     evaluation = _check_evaluation(planned, load, workdir=context.workdir)
     mistakes += [text for text in evaluation if not _is_about(text, context, failed)]
   configs.raise_mistakes(mistakes)
+  if sys.stdout.isatty():
+    lines = [part for line in lines for part in _wrap(line)]
   return '\n'.join(lines)
 
 
@@ -88,7 +93,7 @@ def _check_stage(context: Context, planned: Context, load: Load) -> StageCheck:
   stage = configs.kind_of(context.config, context.name)
   options = context.read_options(stage)
   mistakes: list[str] = []
-  lines = [f'{context.name} ({context.section.kind})']
+  lines = ['', f'{context.name} ({context.section.kind})']
   with _collect_mistakes(mistakes, context, planned):
     stage.check(planned)
   with _collect_mistakes(mistakes, context, planned):
@@ -292,5 +297,22 @@ def _show_example(context: Context, example: Mapping[str, Any]) -> list[str]:
     begin = place
   if len(text) > _EXAMPLE_CHARACTERS:
     half = _EXAMPLE_CHARACTERS // 2
-    text = f'{text[:half]} … {text[-half:]}'
-  return ['  example:', *(f'    │ {line}' for line in text.splitlines())]
+    text = f'{text[:half]} {_left_out(text[half:-half])} {text[-half:]}'
+  return ['  example:', *(f'{_GUTTER}{line}' for line in text.splitlines())]
+
+
+def _left_out(text: str) -> str:
+  """Returns what stands for the middle of an example: an ellipsis, and a mark that it held."""
+  begins, ends = (text.count(mark) for mark in _MARKS)
+  if begins == ends:
+    return '…'
+  return f'… {_MARKS[0]}' if begins > ends else f'…{_MARKS[1]}'
+
+
+def _wrap(line: str) -> list[str]:
+  """Wraps a line of the description at the width of the terminal, under its own indent."""
+  width = min(shutil.get_terminal_size().columns, 120)
+  if len(line) <= width:
+    return [line]
+  before = _GUTTER if line.startswith(_GUTTER) else ' ' * (len(line) - len(line.lstrip()) + 2)
+  return textwrap.wrap(line, width, subsequent_indent=before, break_on_hyphens=False)

@@ -485,7 +485,8 @@ def build(context: Context, options: Options) -> loop.Training:
   # The prompt of a ranking is what stands before its first response.
   shown = held_out_examples[: max(options.shown_responses, 1)]
   prompts = [example['tokens'][0, : example['begins'][0]] for example in shown]
-  asked = [response_judge.as_prompt(held_out[int(example['index'])]) for example in shown]
+  numbers = [int(example['index'][0]) for example in shown]
+  asked = [response_judge.as_prompt(held_out[number]) for number in numbers]
   show = training.build_show_responses(
     context, definitions.model, prompts, options, asked, reference
   )

@@ -3,7 +3,7 @@
 import pytest
 
 from rlhf_jax.errors import UserError, UserErrors
-from rlhf_jax.experiment import pipeline
+from rlhf_jax.experiment import pipeline, preflight
 
 MODEL = dict(embed=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=32)
 BODY = f"""
@@ -86,3 +86,11 @@ def test_the_stages_are_described_before_they_run(check, tmp_path):
   example = next(line for line in text.splitlines() if line.startswith('    │ Assistant:'))
   assert example.startswith('    │ Assistant:⟦ ') and example.endswith('<eos>⟧')
   assert not (tmp_path / 'run' / 'sft').exists()  # nothing has run
+
+
+def test_what_is_cut_keeps_its_mark_and_lines_fit_the_terminal(monkeypatch):
+  assert [preflight._left_out(text) for text in ('a⟦b', 'a⟧b', 'a⟦b⟧')] == ['… ⟦', '…⟧', '…']
+  monkeypatch.setenv('COLUMNS', '40')
+  lines = preflight._wrap('    │ ' + 'five ' * 20)
+  assert max(map(len, lines)) <= 40
+  assert all(line.startswith('    │ five') for line in lines)

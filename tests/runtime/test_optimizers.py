@@ -52,3 +52,17 @@ def test_moments_are_sharded_as_their_parameters_are():
   leaves = jax.tree.leaves(shardings)
   assert leaves.count(by_rows) == 2  # both moments
   assert {*leaves} == {by_rows, layout.sharding()}
+
+
+def test_norms_and_biases_do_not_decay():
+  options = OptimizerOptions(learning_rate=0.1, weight_decay=0.5, schedule='constant')
+  optimizer = optimizers.make_optimizer(options, 5)
+  params = {
+    'w': np.ones(2, np.float32),
+    'block': {'attention_norm': np.ones(2, np.float32)},
+    'score': {'bias': np.ones(2, np.float32)},
+  }
+  nothing = jax.tree.map(np.zeros_like, params)
+  updates, _ = optimizer.update(nothing, optimizer.init(params), params)
+  moved = jax.tree.map(lambda update: bool(np.any(np.asarray(update))), updates)
+  assert moved == {'w': True, 'block': {'attention_norm': False}, 'score': {'bias': False}}

@@ -12,6 +12,7 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.models import heads
 from rlhf_jax.objectives.preference import PREFERENCE_LOSSES
+from rlhf_jax.report import kept_responses
 from rlhf_jax.stages import preference, reward
 from rlhf_jax.stages.shared import training
 from rlhf_jax.types import Rankings
@@ -247,6 +248,9 @@ def test_single_responses_are_for_kto_only(context, tmp_path):
   assert losses[0] == pytest.approx(0.5, abs=1e-5) and losses[-1] < losses[0]
   values, _ = stage.evaluate(state)
   assert np.isfinite(list(values.values())).all()
+  kept = kept_responses.read(tmp_path)
+  assert [row.prompt for row in kept] == ['Why?'] * 4 and kept[0].prompt_id == '0'
+  assert all(row.kl is not None and row.kl != 0 for row in kept)  # three updates from the reference
   made = context('reward', 'reward.data.source=jsonl', data[0].replace('dpo', 'reward'))
   message = 'config.reward.data: a reward model learns from responses that are compared'
   with pytest.raises(UserError, match=message):
