@@ -129,7 +129,8 @@ def world_page(runs: list[Run]) -> str:
   measured = fill_lines(f"""
     Measured on the **test** split, {commits}; each seed draws its own world, corpus and people, and
     settings were chosen on the validation splits of seeds 0 and 2. Intervals are 95%, drawn by
-    families of prompts. A win is against SFT in the same decoding, over all prompts; a tie is half of one.""")
+    families of prompts. A win is against SFT in the same decoding, over all prompts; a tie is
+    half of one.""")
   return f"""
 {measured}
 
