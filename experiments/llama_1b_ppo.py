@@ -69,7 +69,7 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
       mlp=128,
       max_length=128,
     )
-    config.tokenizer = dict(vocab_size=256)
+    config.tokenizer = dict(vocab_size=300)
     config.sft.max_length = 64
     config.reward.max_length = 64
     config.ppo = dict(

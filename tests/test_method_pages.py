@@ -28,6 +28,7 @@ OTHER_EXPERIMENTS = {  # without a page in docs/methods
   'pretrain_text',
   'rlaif',
   'direct_rlaif',
+  'reward_halves',
   'constitutional_ai',
   'large_base',
   'small_against_large',

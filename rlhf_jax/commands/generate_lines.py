@@ -45,9 +45,8 @@ def generate_lines(options: argparse.Namespace) -> None:
     )
   ids = lines.encode_lines(read, opened, room=options.max_new_tokens)
   # these arguments have the names of the sampler's options
-  sampling = {
-    field.name: getattr(options, field.name) for field in dataclasses.fields(SamplingOptions)
-  }
+  names = {field.name for field in dataclasses.fields(SamplingOptions)}
+  sampling = {name: value for name, value in vars(options).items() if name in names}
   settings = dict(
     sampling,
     command='generate',

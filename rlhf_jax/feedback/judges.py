@@ -66,6 +66,11 @@ def find_judge_kind(name: str) -> JudgeKind:
   return next(kind for kind in JUDGE_KINDS if kind.matches(name))
 
 
+def model_name(name: str) -> str:
+  """Returns the name of the model of a judge that runs here, as `init` names it."""
+  return name.removeprefix(_REWARD_PREFIX)
+
+
 def open_judge(name: str, resources: JudgeResources) -> judging.Judge:
   """Opens a judge by its name; every process of a run must call it.
 
@@ -113,7 +118,7 @@ def _open_model(name: str, resources: JudgeResources) -> judging.Judge:
 
 def _open_reward(name: str, resources: JudgeResources) -> judging.Judge:
   assert resources.open_reward_model is not None  # a stage that has judges provides it
-  score = resources.open_reward_model(name.removeprefix(_REWARD_PREFIX))
+  score = resources.open_reward_model(model_name(name))
 
   def judge(comparisons: Sequence[judging.Comparison]) -> judging.Judgements:
     messages = [comparison.messages for comparison in comparisons]

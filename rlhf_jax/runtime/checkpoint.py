@@ -161,6 +161,7 @@ class Checkpoints:
       'params': abstract_state.trained,
       'rest': abstract_state.replace(trained=None),
     }
+    self.wait()  # who only reads does not know of a step that is still being written
     with _open_to_read(self._directory) as manager:
       good = _restore_newest(manager, self._directory, targets)
     if good is None:

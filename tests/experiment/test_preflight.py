@@ -16,7 +16,7 @@ def get_config():
     stages=('sft', 'feedback', 'reward', 'ppo'),
     model={MODEL},
     tokenizer=dict(vocab_size=300, documents=30, data=few),
-    sft=dict(init='random', max_length=40, data=few),
+    sft=dict(init='random', max_length=60, data=few),
     feedback=dict(data=few),
     reward=dict(data=ranked, demonstrations=few),
     ppo=dict(data=few),

@@ -16,6 +16,7 @@ RANDOM = {
   'ppo': ['ppo.init=random', 'ppo.value=', 'ppo.reference=random'],
   'critique': ['critique.model=random'],
   'feedback': ['feedback.policies=("random",)'],
+  'ai_feedback': [],
 }
 
 

@@ -208,6 +208,10 @@ def surroundings(context, *overrides):
   )
 
 
+def test_a_reward_model_as_judge_is_found_before_anything_runs(context):
+  feedback.check(context('ai_feedback', experiment='rlaif'))
+
+
 def test_soft_labels_come_with_principle_judges_and_rationale(context):
   made = surroundings(context, 'feedback.ai.constitution=("tinyworld_harmlessness",)')
   prompts = [row for row in tinyworld.records('prompt', 'train', count=6)]
@@ -328,9 +332,12 @@ def server():
 
 def test_a_run_that_a_server_stops_goes_on_and_pays_nothing_twice(context, server, tmp_path):
   url = f'http://127.0.0.1:{server.server_port}/v1'
-  made = surroundings(
-    context,
+  made = context(
+    'feedback',
+    'feedback.source=ai',
     f'feedback.ai.judges=("{url}",)',
+    'feedback.ai.gate.records=30',
+    'feedback.ai.pairs=2',
     'feedback.ai.endpoint.model=wise',
     'feedback.ai.gate.override=True',
   )

@@ -11,6 +11,12 @@ from rlhf_jax.report import kept_responses, run_files
 from rlhf_jax.stages import critique
 
 EXPERIMENT = 'constitutional_ai'
+# In a chat template the experiment's texts around requests have no use.
+CHAT = (
+  'critique.chat=True',
+  f'critique.critique={critique.Options().critique!r}',
+  f'critique.revision={critique.Options().revision!r}',
+)
 
 
 def open_critic(made):
@@ -79,7 +85,7 @@ def test_a_request_that_is_too_long_leaves_the_response(context):
 
 
 def test_requests_as_messages_of_the_chat_template(context):
-  critic = open_critic(context('critique', 'critique.chat=True', experiment=EXPERIMENT))
+  critic = open_critic(context('critique', *CHAT, experiment=EXPERIMENT))
   prompts = tinyworld.records('prompt', 'train', count=3)
   rows = critique.respond(critic, prompts, jax.random.key(0))
   rows = critique.revise(critic, rows, jax.random.key(1))
@@ -91,11 +97,11 @@ def test_requests_as_messages_of_the_chat_template(context):
   'overrides,message',
   [
     (
-      ['critique.chat=True', 'critique.examples=1'],
+      [*CHAT, 'critique.examples=1'],
       'config.critique.examples: expected 0 with chat=True',
     ),
     (['critique.rounds=0'], 'rounds: expected a number from 1'),
-    (['critique.judge=reward'], 'judge "oracle" or none'),
+    (['critique.judge=reward'], "critique.judge: expected oracle or '', got 'reward'"),
     (['critique.constitution=()'], 'no principle has a text for "critique"'),
   ],
 )

@@ -26,15 +26,15 @@ def test_the_oracle_knows_prompts_by_their_conversation(context):
 
 
 def test_a_function_judges_and_a_model_does_not(context):
-  def open_judge(name, **more):
-    here = ('evaluation.controls=False', 'evaluation.reward_functions.workers=0')
-    made = context('sft', f'evaluation.judge={name}', *here)
+  def open_judge(name, *overrides, **more):
+    made = context('sft', f'evaluation.judge={name}', 'evaluation.controls=False', *overrides)
     records = sources.load_records(DataOptions(count=2), 'prompt', 'validation')
     return response_judge.open_judge(made, records, FILES, **more)
 
+  here = 'evaluation.reward_functions.workers=0'
   function = 'rlhf_jax.rewards.builtin.text:length(least=2)'
   texts = [['one two', 'one'], ['one', '']]
-  judged = open_judge(function)(texts)['utility']
+  judged = open_judge(function, here)(texts)['utility']
   assert judged.tolist() == [[1.0, 0.5], [0.5, 0.0]]
-  assert open_judge(function, rewards=(function,))(texts) == {}
+  assert open_judge(function, here, rewards=(function,))(texts) == {}
   assert open_judge('reward')(texts) == {}

@@ -139,7 +139,7 @@ def check_judges(context: Context, store: ModelStore, options: AILabelOptions) -
   for name in options.judges:
     kind = judges.find_judge_kind(name)
     if kind.on_device:
-      store.open_reader(name)
+      store.open_reader(judges.model_name(name))
     else:
       kind.open(name, resources)
 
