@@ -1,10 +1,13 @@
 """All stages of an experiment are checked before the first one runs."""
 
+from pathlib import Path
+
 import pytest
 
 from rlhf_jax.errors import UserError, UserErrors
 from rlhf_jax.experiment import pipeline, preflight
 
+EXPERIMENTS = Path(__file__).parents[2] / 'experiments'
 MODEL = dict(embed=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=32)
 BODY = f"""
 import ml_collections
@@ -62,6 +65,13 @@ def test_mistakes_of_late_stages_are_all_named_at_once(check, tmp_path):
     "got 'easy'",
     "config.evaluation: reward 'my_judge:missing': No module named 'my_judge'",
   ]
+
+
+def test_a_judge_may_be_the_reward_model_of_an_earlier_stage(tmp_path, capsys):
+  small = ['ppo.batch_size=16', 'rlaif.batch_size=16']
+  config = pipeline.load_config(f'{EXPERIMENTS}/rlaif.py:tiny', small)
+  pipeline.run(config, tmp_path / 'run', only_check=True)
+  assert 'ai_feedback (feedback)' in capsys.readouterr().out
 
 
 def test_training_data_are_not_held_out_data(check, tmp_path):

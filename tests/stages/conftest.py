@@ -16,7 +16,6 @@ RANDOM = {
   'ppo': ['ppo.init=random', 'ppo.value=', 'ppo.reference=random'],
   'critique': ['critique.model=random'],
   'feedback': ['feedback.policies=("random",)'],
-  'ai_feedback': [],
 }
 
 

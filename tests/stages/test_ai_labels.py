@@ -208,10 +208,6 @@ def surroundings(context, *overrides):
   )
 
 
-def test_a_reward_model_as_judge_is_found_before_anything_runs(context):
-  feedback.check(context('ai_feedback', experiment='rlaif'))
-
-
 def test_soft_labels_come_with_principle_judges_and_rationale(context):
   made = surroundings(context, 'feedback.ai.constitution=("tinyworld_harmlessness",)')
   prompts = [row for row in tinyworld.records('prompt', 'train', count=6)]
