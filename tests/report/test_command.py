@@ -1,4 +1,5 @@
 import shutil
+import types
 
 from rlhf_jax.commands import report
 from rlhf_jax.experiment import remote_workdir
@@ -33,7 +34,8 @@ def test_a_run_is_followed_until_ctrl_c(make_run, monkeypatch):
       return
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(report.time, 'sleep', sleep)
+  # Only of this module: threads of earlier tests may sleep too.
+  monkeypatch.setattr(report, 'time', types.SimpleNamespace(sleep=sleep))
   assert report.main([str(workdir), '--follow']) == 130
   assert 'data-follow' in seen[0] and 'gradient' in seen[1] and 'gradient' not in seen[0]
 
