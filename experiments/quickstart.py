@@ -8,7 +8,7 @@ Expected: on the test split of seed 0, sampled / greedily, helpful responses are
   19.5% / 49.4% (base), 30.1% / 64.2% (SFT) and 69.8% / 82.4% (PPO).
   PPO wins against SFT by substance in 72.1% (68.7 – 75.5) and 59.8% (56.0 – 64.2).
   docs/tinyworld.md has intervals, other seeds and controls.
-Time: 9 min 47 s on two CPU cores, compilation included.
+Time: 10 min 28 s on two CPU cores, compilation included.
 Try: --config.seed=1, another world; --config.evaluation.split=test, the test split.
 """
 
