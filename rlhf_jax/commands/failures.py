@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import os
 from pathlib import Path
+import shutil
 import signal
 import sys
 import tempfile
@@ -93,6 +94,10 @@ def report_bug(error: BaseException, folder: str | os.PathLike | None) -> int:
 
 def describe_os_error(error: OSError) -> str:
   """Returns what the operating system refused, and of which file, in one line."""
+  if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
+    # A folder that was not copied: [(source, target, reason), …].
+    _, target, reason = error.args[0][0]
+    return f'{target}: {reason}; repeat the command when that is mended'
   reason = error.strerror or str(error) or type(error).__name__
   names = [str(name) for name in (error.filename, error.filename2) if name is not None]
   place = f'{" → ".join(names)}: ' if names else ''
