@@ -16,7 +16,7 @@ import threading
 import traceback
 from typing import Any
 
-from rlhf_jax import plain_text
+from rlhf_jax import plain_text, text_table
 from rlhf_jax.errors import UserError, UserErrors
 
 DONE = 0  # exit code of a command that did all its work
@@ -156,4 +156,4 @@ def _keep_traceback(text: str, folder: str | os.PathLike | None) -> Path | None:
 def _print(line: str) -> None:
   """Prints a line to stderr, which may be closed or full."""
   with contextlib.suppress(OSError, ValueError):
-    print(line, file=sys.stderr, flush=True)
+    print(text_table.fit_terminal(line, sys.stderr), file=sys.stderr, flush=True)
