@@ -417,12 +417,15 @@ def _respond(
   # The best of N, or the likeliest response, is no sample of the policy, so a KL
   # estimated from it has no meaning.
   has_kl = decoding == 'sampled' and not best_of and not count
+  is_baseline = stage == options.baseline
   completed = respond(
     policy.read(),
     batches.prompts_once(asked.examples, options.batch_size),
     jax.random.fold_in(asked.root, number),
-    baseline.read() if has_kl else None,
+    baseline.read() if has_kl and not is_baseline else None,
   )
+  if has_kl and is_baseline:
+    completed = dataclasses.replace(completed, kl=np.zeros(completed.lengths.shape))
   return responses.select_best_of(completed, best_of) if best_of else completed
 
 
