@@ -17,7 +17,7 @@ from rlhf_jax.data import batches, encode, sources
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation import downstream, oracle_judge, table
+from rlhf_jax.evaluation import by_kind, downstream, oracle_judge, table
 from rlhf_jax.experiment import controls, reward_agreement, reward_kinds
 from rlhf_jax.generation import responses
 from rlhf_jax.generation.responses import Responses
@@ -107,12 +107,15 @@ class Comparison:
     rows: name of the row → decoding → values, see evaluation/table.py.
     controls: the same of what a model must beat, see controls.py.
     unseen: the same of the models, of what training never had.
+    kinds: name of a model or control → decoding → kind of prompt → values, see
+      evaluation/by_kind.py; {} where the oracle is not the judge.
     responses: all of them, as they are kept (report/kept_responses.py).
   """
 
   rows: dict[str, dict[str, dict[str, Any]]]
   controls: dict[str, dict[str, dict[str, Any]]]
   unseen: dict[str, dict[str, dict[str, Any]]]
+  kinds: dict[str, dict[str, dict[str, Any]]]
   responses: list[kept_responses.Kept]
 
 
@@ -218,7 +221,7 @@ def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -
 
   Returns:
     The contents of results.json: models, controls and unseen (the rows of the table, by
-    decoding), reward (the last evaluation of the reward model, and its accuracy by kind),
+    decoding), kinds (by the kind of prompt), reward (the last evaluation of the reward model, and its accuracy by kind),
     downstream (what optimising it bought), reward_agreement (of several reward models),
     seconds, table (as text), and for each other stage its last evaluation.
   """
@@ -231,13 +234,14 @@ def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -
     return earlier
   started = time.monotonic()
   results: dict[str, Any] = {'models': {}, 'reward': {}, 'seconds': {}}
-  comparison = Comparison({}, {}, {}, [])
+  comparison = Comparison({}, {}, {}, {}, [])
   if shown_rows(config):
     hosts.say('— evaluation ' + '—' * 40)
     comparison = compare(first)
     results['models'] = comparison.rows
     results['controls'] = comparison.controls
     results['unseen'] = comparison.unseen
+    results['kinds'] = comparison.kinds
   rewards = [name for name in contexts if config[name].kind in REWARD_KINDS]
   # Of several reward models, the table is about the one that it names.
   main = config.evaluation.reward if config.evaluation.reward in rewards else ''
@@ -487,14 +491,19 @@ def _tabulate(
 ) -> Comparison:
   """Makes the rows of the table, and of the responses that are kept."""
   kept: list[kept_responses.Kept] = []
-  tables: dict[str, dict[str, dict[str, Any]]] = {'models': {}, 'controls': {}, 'unseen': {}}
+  tables: dict[str, dict[str, dict[str, Any]]] = {
+    'models': {},
+    'controls': {},
+    'unseen': {},
+    'kinds': {},
+  }
   unseen = [number for number, row in enumerate(prompts) if row.meta.get('unseen') in UNSEEN]
   for decoding in DECODINGS:
     own = responses_of_models[decoding]
     others = control_responses.get(decoding, {})
     judged = {name: _judge(options, prompts, row) for name, row in {**own, **others}.items()}
-    baseline = own[_checked_baseline(config)]
-    make = functools.partial(_make_row, config, prompts, judged, baseline)
+    baseline_name = _checked_baseline(config)
+    make = functools.partial(_make_row, config, prompts, judged, own[baseline_name])
     for name, row in own.items():
       tables['models'].setdefault(name, {})[decoding] = make(name, row, range(len(prompts)))
       if unseen:
@@ -503,9 +512,25 @@ def _tabulate(
       tables['controls'].setdefault(name, {})[decoding] = make(name, row, range(len(prompts)))
     for name, row in {**own, **others}.items():
       kept += _keep(config, prompts, name, decoding, row, judged[name])
+      if options.judge == ORACLE:
+        tables['kinds'].setdefault(name, {})[decoding] = by_kind.make_rows(
+          [prompt.meta['kind'] for prompt in prompts],
+          judged[name],
+          judged[baseline_name],
+          _clusters(prompts),
+        )
   return Comparison(
-    rows=tables['models'], controls=tables['controls'], unseen=tables['unseen'], responses=kept
+    rows=tables['models'],
+    controls=tables['controls'],
+    unseen=tables['unseen'],
+    kinds=tables['kinds'],
+    responses=kept,
   )
+
+
+def _clusters(prompts: Sequence[Prompt]) -> list[str]:
+  """Returns the cluster of each prompt: its family, or itself."""
+  return [prompt.meta.get('family', prompt.id) for prompt in prompts]
 
 
 def _keep(
@@ -565,7 +590,7 @@ def _make_row(
     take(judged[name]),
     take(judged[baseline]),
     others,
-    [prompts[number].meta.get('family', prompts[number].id) for number in chosen],
+    _clusters([prompts[number] for number in chosen]),
     responses.select_prompts(baseline_responses, chosen).texts,
   )
 
