@@ -6,13 +6,14 @@ The table is printed; the workdir gets results.json, report.html and the respons
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
+import sys
 import time
 from typing import Any
 
 import jax
 import numpy as np
 
-from rlhf_jax import fingerprints
+from rlhf_jax import fingerprints, text_table
 from rlhf_jax.data import batches, encode, sources
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import DataOptions
@@ -230,7 +231,7 @@ def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -
   path = first.workdir / 'results.json'
   if path.is_file():
     earlier = fingerprints.read_json(path, 'remove it to evaluate again')
-    hosts.say(earlier['table'])
+    _say(earlier)
     return earlier
   started = time.monotonic()
   results: dict[str, Any] = {'models': {}, 'reward': {}, 'seconds': {}}
@@ -266,7 +267,7 @@ def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -
   # Written last, as its presence means that the report is complete.
   if hosts.is_first_process():
     fingerprints.write_json(path, results)
-  hosts.say(results['table'])
+  _say(results)
   hosts.say(f'\nReport: {first.workdir / "report.html"}')
   return results
 
@@ -303,13 +304,23 @@ def _measure_downstream(config: Any, results: Mapping[str, Any], reward: str) ->
   return {'reward': reward, 'judge': section.judge, 'gains': gains}
 
 
-def format_results(results: Mapping[str, Any]) -> str:
-  """Formats the table, the reward model's accuracy and the seconds of every stage as text."""
+def _say(results: Mapping[str, Any]) -> None:
+  """Prints the table, in several parts where the terminal is narrow."""
+  hosts.say(format_results(results, text_table.terminal_width(sys.stdout)))
+
+
+def format_results(results: Mapping[str, Any], width: int = 0) -> str:
+  """Formats the table, the reward model's accuracy and the seconds of every stage as text.
+
+  Args:
+    results: the contents of results.json.
+    width: columns of the terminal, for which a wide table is broken; 0 = it never is.
+  """
   lines = []
   for decoding in DECODINGS:
     rows = _rows_of(results, decoding)
     if rows:
-      lines += [decoding, table.format_table(rows), '']
+      lines += [decoding, table.format_table(rows, width), '']
   reward = results['reward']
   if 'accuracy' in reward:
     lines.append(

@@ -10,12 +10,13 @@ from rlhf_jax import fingerprints
 from rlhf_jax.errors import UserError
 from rlhf_jax.experiment import config as configs
 from rlhf_jax.report import kept_responses
+from rlhf_jax.runtime import hosts
 
 # Keys on which every stage depends; `mesh`, `evaluation` and `export` change no training.
 COMMON_KEYS = ('seed', 'data', 'model', 'tokenizer')
 
 
-def take_over(config: Any, workdir: Path, source: Path) -> list[str]:
+def take_over(config: Any, workdir: Path, source: Path, defaults: Mapping[str, Any]) -> list[str]:
   """Copies the stages of another run that this run would repeat.
 
   These are the finished stages whose section is the same in both runs, and that use no stage
@@ -25,6 +26,8 @@ def take_over(config: Any, workdir: Path, source: Path) -> list[str]:
     config: the config of this run, with {workdir} in it.
     workdir: the folder of this run.
     source: the workdir of the other run.
+    defaults: the common sections with their defaults, which the config of an older
+      version may lack.
 
   Returns:
     The names of the stages that were copied, in order.
@@ -35,11 +38,13 @@ def take_over(config: Any, workdir: Path, source: Path) -> list[str]:
   path = source / 'config.json'
   if not path.is_file():
     raise UserError(f'--from={source}: expected the workdir of a run, but it has no config.json')
-  old = fingerprints.read_json(path)
+  old, lacking = configs.complete(fingerprints.read_json(path), config, defaults)
   new = json.loads(configs.as_json(config))
   changed = configs.differences(_common(old), _common(new))
   if changed:
     raise UserError(f'--from={source}: its stages cannot be used here, as {"; ".join(changed[:3])}')
+  if lacking:
+    hosts.say(f'--from={source}: {configs.describe_lacking(lacking)}')
   copied = []
   same: list[str] = []
   for number, name in enumerate(new['stages']):

@@ -54,7 +54,7 @@ def base(tmp_path):
 def test_equal_stages_are_copied(base, tmp_path, changes, copied):
   workdir = tmp_path / 'new'
   workdir.mkdir()
-  assert take_over(config_with(**changes), workdir, base) == copied
+  assert take_over(config_with(**changes), workdir, base, {}) == copied
   assert sorted(path.name for path in workdir.iterdir()) == sorted(
     [*copied, 'tokenizer'] if copied else []
   )
@@ -65,17 +65,31 @@ def test_equal_stages_are_copied(base, tmp_path, changes, copied):
 def test_what_has_begun_stays(base, tmp_path):
   workdir = tmp_path / 'new'
   (workdir / 'sft').mkdir(parents=True)
-  assert take_over(config_with(ppo={'kl': 0.2}), workdir, base) == ['feedback', 'reward']
+  assert take_over(config_with(ppo={'kl': 0.2}), workdir, base, {}) == ['feedback', 'reward']
   assert not list((workdir / 'sft').iterdir())
 
 
 def test_stages_that_have_not_finished_are_not_copied(base, tmp_path):
   (base / 'feedback' / 'finished.json').unlink()
-  assert take_over(config_with(), tmp_path, base) == ['sft']
+  assert take_over(config_with(), tmp_path, base, {}) == ['sft']
 
 
 def test_other_runs_are_refused(base, tmp_path):
   with pytest.raises(UserError, match='--from=.*: its stages cannot be used here, as config.seed'):
-    take_over(config_with(seed=1), tmp_path, base)
+    take_over(config_with(seed=1), tmp_path, base, {})
   with pytest.raises(UserError, match='expected the workdir of a run, but it has no config.json'):
-    take_over(config_with(), tmp_path, tmp_path)
+    take_over(config_with(), tmp_path, tmp_path, {})
+
+
+def test_a_run_of_an_older_version_is_one_with_the_default(base, tmp_path, capsys):
+  """A setting that it lacks counts as its default, and as nothing else."""
+  defaults = {'model': {'numerics': 'fast'}}
+  usual = config_with(model={'embed': 8, 'numerics': 'fast'})
+  names = ['sft', 'feedback', 'reward', 'ppo']
+  assert take_over(usual, tmp_path, base, defaults) == names
+  assert 'an older version wrote it, without config.model.numerics;' in capsys.readouterr().out
+  other = config_with(model={'embed': 8, 'numerics': 'exact'})
+  with pytest.raises(UserError, match="config.model.numerics: None → 'exact'"):
+    take_over(other, tmp_path, base, defaults)
+  with pytest.raises(UserError, match='config.model.embed: 8 → None'):  # one that is gone
+    take_over(config_with(model={'numerics': 'fast'}), tmp_path, base, defaults)
