@@ -87,6 +87,11 @@ class Options(RewardSourceOptions):
     """The number of parts of a batch that a reward model reads one after the other."""
     return 1
 
+  @property
+  def packed_rows(self) -> int:
+    """Returns 0: a reward model reads padded rows."""
+    return 0
+
 
 @dataclasses.dataclass(frozen=True)
 class _Asked:

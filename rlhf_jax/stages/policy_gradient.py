@@ -99,10 +99,6 @@ class Options(off_policy.OffPolicyOptions):
   # Overlong shaping (DAPO): the last so many tokens before max_new_tokens cost a
   # reward of 1 together, each the same; 0 = none.
   overlong_buffer: Natural = 0
-  # Packed rows of the update that are computed at a time, in which responses share the
-  # places that padding would take; 0 = nothing is packed. A multiple of the devices
-  # that share a batch. It takes the place of microbatches.
-  packed_rows: Natural = 0
   resampling: Natural = 0  # dynamic sampling (DAPO): at most so many further batches a step
   optimizer: OptimizerOptions = OptimizerOptions(
     learning_rate=1e-5,
@@ -309,7 +305,12 @@ def evaluate_responses(
     return Evaluated(policy.logprobs, policy.entropies, reference)
 
   return packing.map_responses(
-    evaluate_part, scored.sequences, response_length, definitions, options
+    evaluate_part,
+    scored.sequences,
+    response_length,
+    definitions.model,
+    definitions.layout,
+    options,
   )
 
 
@@ -473,6 +474,7 @@ def build(context: Context, options: Options) -> loop.Training:
     context, parts.store, options, train.records, held_out.records
   )
   meter = rollout_metering.meter_rollout(parts.definitions, options, options.epochs)
+  memory = rollout.memory_of(parts)
   parts, score = rollout_metering.time_phases(meter, parts, score)
   reference_params = parts.read_reference()
   step = functools.partial(
@@ -491,6 +493,7 @@ def build(context: Context, options: Options) -> loop.Training:
     init=parts.init,
     step=step,
     meter=meter,
+    memory=memory,
     evaluate=rollout.build_evaluation(
       context, options, parts, reference_params, score_held_out, held_out
     ),
@@ -635,8 +638,6 @@ def define(context: Context, options: Options) -> RolloutParts:
   """Defines the parts of an iteration; data and parameters are read later."""
   check_options(options, context.where)
   rollout.check_batch(context, options)
-  shards = context.layout.batch_shards
-  packing.check_rows(options.packed_rows, options.microbatches, shards, context.where)
   store = ModelStore(context, options.lora)
   policy = store.open(options.init, trained=True)
   reference = rollout.open_reference(store, options)

@@ -50,7 +50,6 @@ from rlhf_jax.objectives import (
 )
 from rlhf_jax.options import (
   Count,
-  Natural,
   NonNegative,
   Positive,
   PositiveShare,
@@ -110,10 +109,6 @@ class Options(off_policy.OffPolicyOptions):
   whiten_rewards: bool = False  # to variance 1 over a rollout; the mean stays
   whiten_advantages: bool = True  # to mean 0 and variance 1 over a rollout
   score_place: str = 'eos'  # eos: at the end token; after_eos: behind it, as in TRL
-  # Packed rows of the update that are computed at a time, in which responses share the
-  # places that padding would take; 0 = nothing is packed. A multiple of the devices
-  # that share a batch. It takes the place of microbatches.
-  packed_rows: Natural = 0
   # Γ of PPO-ptx, of the loss on `pretraining` documents
   pretraining_coefficient: NonNegative = 0.0
   pretraining_max_length: Count = 96  # tokens of a row of documents
@@ -445,7 +440,12 @@ def evaluate_responses(
     return Evaluated(*now, reference)
 
   return packing.map_responses(
-    evaluate_part, scored.sequences, response_length, definitions, options
+    evaluate_part,
+    scored.sequences,
+    response_length,
+    definitions.model,
+    definitions.layout,
+    options,
   )
 
 
@@ -766,6 +766,7 @@ def build(context: Context, options: Options) -> loop.Training:
   )
   value_config = parts.definitions.value_model.config if options.value else None
   meter = rollout_metering.meter_rollout(parts.definitions, options, options.epochs, value_config)
+  memory = rollout.memory_of(parts)
   parts, score = rollout_metering.time_phases(meter, parts, score)
   reference_params = parts.read_reference()
   step = functools.partial(
@@ -782,6 +783,7 @@ def build(context: Context, options: Options) -> loop.Training:
     init=parts.init,
     step=step,
     meter=meter,
+    memory=memory,
     evaluate=rollout.build_evaluation(
       context,
       options,
@@ -830,8 +832,6 @@ def define(context: Context, options: Options) -> RolloutParts:
   """Defines the parts of an iteration; data and parameters are read later."""
   check_options(options, context.where)
   rollout.check_batch(context, options)
-  shards = context.layout.batch_shards
-  packing.check_rows(options.packed_rows, options.microbatches, shards, context.where)
   store = ModelStore(context, options.lora)
   policy = store.open(options.init, trained=True)
   value = _open_value(context, store, policy, options)
