@@ -6,7 +6,7 @@ from pathlib import Path
 import shutil
 from typing import Any
 
-from rlhf_jax import fingerprints
+from rlhf_jax import files, fingerprints
 from rlhf_jax.errors import UserError
 from rlhf_jax.experiment import config as configs
 from rlhf_jax.report import kept_responses
@@ -45,22 +45,20 @@ def take_over(config: Any, workdir: Path, source: Path, defaults: Mapping[str, A
     raise UserError(f'--from={source}: its stages cannot be used here, as {"; ".join(changed[:3])}')
   if lacking:
     hosts.say(f'--from={source}: {configs.describe_lacking(lacking)}')
-  copied = []
-  same: list[str] = []
+  same: list[str] = []  # what this run would repeat
   for number, name in enumerate(new['stages']):
     if name not in old['stages'] or not (source / name / 'finished.json').is_file():
       continue
     uses = used_stages(new[name], new['stages'][:number])
-    if old[name] != new[name] or any(used not in same for used in uses):
-      continue
-    same.append(name)
-    if not (workdir / name).exists():
-      _copy_folder(source / name, workdir / name)
-      kept_responses.copy_stage(source, workdir, name)
-      copied.append(name)
+    if old[name] == new[name] and all(used in same for used in uses):
+      same.append(name)
+  copied = [name for name in same if not (workdir / name).exists()]
+  # First the tokenizer, as a folder of a stage says that all before it was copied.
   if copied and not (workdir / 'tokenizer' / fingerprints.LIST).is_file():
-    shutil.rmtree(workdir / 'tokenizer', ignore_errors=True)
     _copy_folder(source / 'tokenizer', workdir / 'tokenizer')
+  for name in copied:
+    kept_responses.copy_stage(source, workdir, name)
+    _copy_folder(source / name, workdir / name)
   return copied
 
 
@@ -94,7 +92,5 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _copy_folder(source: Path, target: Path) -> None:
   """Copies a folder, whole or not at all."""
-  partial = target.with_name(f'{target.name}.partial')
-  shutil.rmtree(partial, ignore_errors=True)
-  shutil.copytree(source, partial)
-  partial.rename(target)
+  with files.replacing_folder(target) as temporary:
+    shutil.copytree(source, temporary, dirs_exist_ok=True)

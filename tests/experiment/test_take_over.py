@@ -6,6 +6,7 @@ import ml_collections
 import pytest
 
 from rlhf_jax import fingerprints
+from rlhf_jax.commands import failures
 from rlhf_jax.errors import UserError
 from rlhf_jax.experiment import config as configs
 from rlhf_jax.experiment.take_over import take_over
@@ -72,6 +73,25 @@ def test_what_has_begun_stays(base, tmp_path):
 def test_stages_that_have_not_finished_are_not_copied(base, tmp_path):
   (base / 'feedback' / 'finished.json').unlink()
   assert take_over(config_with(), tmp_path, base, {}) == ['sft']
+
+
+def test_a_copy_that_broke_off_is_continued(base, tmp_path):
+  """The tokenizer comes first: without it, the stages that are here would get a new one."""
+  workdir = tmp_path / 'new'
+  missing = base / 'feedback' / 'link'
+  missing.symlink_to(tmp_path / 'nowhere')  # it cannot be copied, as on a full disk
+  with pytest.raises(OSError) as raised:
+    take_over(config_with(), workdir, base, {})
+  message = failures.describe_os_error(raised.value)
+  assert (
+    'feedback.part/link: [Errno 2] No such file' in message
+    and '\n' not in message
+    and '[(' not in message
+  )
+  assert sorted(path.name for path in workdir.iterdir()) == ['sft', 'tokenizer']
+  missing.unlink()
+  assert take_over(config_with(), workdir, base, {}) == ['feedback', 'reward', 'ppo']
+  fingerprints.check_folder(workdir / 'tokenizer')
 
 
 def test_other_runs_are_refused(base, tmp_path):
