@@ -218,6 +218,15 @@ def check(config: Any, layout: Layout) -> None:
     )
 
 
+def check_prompts(options: Options, prompts: Sequence[Prompt]) -> None:
+  """Raises UserError if the judge of the table does not know its prompts."""
+  if options.judge == ORACLE and not all(map(oracle_judge.knows, prompts)):
+    raise UserError(
+      f"config.evaluation.judge: '{ORACLE}' knows the prompts of TinyWorld only; for other data "
+      "expected a reward function 'module:function', a stage with a reward model, or a server"
+    )
+
+
 def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -> dict[str, Any]:
   """Makes the table and the report, or reads the results if they exist already.
 
@@ -368,6 +377,7 @@ def compare(context: Context) -> Comparison:
   config = context.config
   options = from_section(Options, config.evaluation)
   records = sources.load_records(options.data, 'prompt', options.split)
+  check_prompts(options, records)
   examples = encode.prompts(records, context.tokenizer, options.max_length, spread=hosts.spread)
   prompts = [records[int(example['index'])] for example in examples]
   # One store for all models, so that models with adapters share their base.

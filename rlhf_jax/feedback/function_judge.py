@@ -32,7 +32,7 @@ def build_function_judge(name: str) -> judging.Judge:
   Raises:
     UserError: there is no such function.
   """
-  function = find_function(name, 'judge')
+  function = find_function(name, 'judge', ('comparisons',))
   return functools.partial(_judge, name, function)
 
 
