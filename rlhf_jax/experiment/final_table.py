@@ -236,9 +236,10 @@ def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -
 
   Returns:
     The contents of results.json: models, controls and unseen (the rows of the table, by
-    decoding), kinds (by the kind of prompt), reward (the last evaluation of the reward model, and its accuracy by kind),
-    downstream (what optimising it bought), reward_agreement (of several reward models),
-    seconds, table (as text), and for each other stage its last evaluation.
+    decoding), kinds (by the kind of prompt), reward (the last evaluation of the reward
+    model, and its accuracy by kind), downstream (what optimising it bought),
+    reward_agreement (of several reward models), seconds, table (as text), and for each
+    other stage its last evaluation.
   """
   first = next(iter(contexts.values()))
   config = first.config
