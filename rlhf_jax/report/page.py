@@ -128,7 +128,8 @@ def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
   """Groups runs whose configs differ in the seed only.
 
   Returns:
-    Name → runs. A group of several is named after the first of them and its size.
+    Name → runs. A group of several is named after the first of them and its
+    size.
   """
   by_config: dict[str, list[Run]] = {}
   for run in runs:
