@@ -89,8 +89,8 @@ class Options(RewardSourceOptions):
 
   @property
   def packed_rows(self) -> int:
-    """Returns 0: a reward model reads padded rows."""
-    return 0
+    """The rows that a reward model reads at a time, in which responses share places."""
+    return self.batch_size
 
 
 @dataclasses.dataclass(frozen=True)
