@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax import hub, named_functions, storage
+from rlhf_jax import hub, named_functions, storage, text_table
 from rlhf_jax import options as options_lib
 from rlhf_jax.data import records, row_files, tinyworld
 from rlhf_jax.data.on_disk import OnDisk
@@ -124,7 +124,8 @@ def read_files(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
     _report_shapes(pattern, names)
     if options.hold_out and has_one_split(str(path)):
       own = _hold_out(own, options, split)
-      print(f'{pattern}: {len(own):,} records are for {split}', file=sys.stderr)
+      said = f'{pattern}: {len(own):,} records are for {split}'
+      print(text_table.fit_terminal(said, sys.stderr), file=sys.stderr)
     if len(options.path) == 1:
       return own
     rows.extend(own)
@@ -154,7 +155,7 @@ def _hold_out(rows: Any, options: DataOptions, split: str) -> Sequence[Any]:
 
 def read_function(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
   """Calls the function that `source` names; it returns a split's rows, in any known shape."""
-  function = named_functions.find_function(options.source, 'data.source')
+  function = named_functions.find_function(options.source, 'data.source', ('split',))
   given = function(_split_name(options, split))
   if isinstance(given, (str, bytes, dict)) or not isinstance(given, Iterable):
     raise UserError(
@@ -255,7 +256,10 @@ def _setting_names(options: DataOptions) -> tuple[str, ...]:
     return ('path', 'fields', 'splits', 'hold_out')
   if options.source in SOURCES:
     return ('path', 'fields', 'splits')
-  return ('fields', 'splits')  # a function
+  if named_functions.is_function_name(options.source):
+    return ('fields', 'splits')
+  # There is no such source: that is said, rather than what else it would not read.
+  return tuple(field.name for field in dataclasses.fields(options))
 
 
 def _find_reader(options: DataOptions) -> Reader:
@@ -297,7 +301,8 @@ def _report_shapes(source: str, names: Counter[str]) -> None:
   """Prints the shapes that the rows of a source were read as, and how many have each."""
   for name, count in names.most_common():
     # On stderr, as stdout may be the output of a command.
-    print(f'{source}: read as {name}: {count:,}', file=sys.stderr)
+    said = f'{source}: read as {name}: {count:,}'
+    print(text_table.fit_terminal(said, sys.stderr), file=sys.stderr)
 
 
 def _check_field_names(fields: dict[str, str]) -> None:

@@ -237,6 +237,8 @@ def _check_stages(
   for name in _check_stage_names(config.stages, '--config.stages'):
     if name not in names:
       hint = nearest_name(str(name), names)
+      if ',' in name:  # a list that was read as one text
+        hint = f'; several are written as "--config.stages={tuple(names[:2])}"'
       raise UserError(f'config.stages: the experiment has no stage {name!r}{hint}')
     if config[name].kind != all_defaults[name]['kind']:
       raise UserError(
@@ -415,8 +417,9 @@ def _as_type_of(default: Any, value: Any, name: str, where: str) -> Any:
   if kind is tuple and type(value) is list:  # JSON has no tuples
     return tuple(value)
   if type(value) is not kind:
+    expected = ', True or False' if kind is bool else ''
     raise UserError(
-      f'{where}: {name} must be {kind.__name__}, got {type(value).__name__} {value!r}'
+      f'{where}: {name} must be {kind.__name__}{expected}, got {type(value).__name__} {value!r}'
     )
   return value
 
@@ -487,6 +490,60 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], name: str = 'con
     elif before != after:
       lines.append(f'{name}.{key}: {before!r} → {after!r}')
   return lines
+
+
+def complete(
+  old: Mapping[str, Any],
+  config: ml_collections.ConfigDict,
+  defaults: Mapping[str, Any],
+) -> tuple[dict[str, Any], list[str]]:
+  """Gives the config of an older version those later settings that are left at their defaults.
+
+  The default of a new setting means what the code did before there was the setting, so a
+  run without it and one with its default are the same. A setting with any other
+  value stays missing, and so does one that only the old config has: they differ.
+
+  Args:
+    old: a config read from JSON; it is not changed.
+    config: the config of this run, in which every setting has a value.
+    defaults: the common sections with their defaults, as nested dicts.
+
+  Returns:
+    (the completed config, the settings that it lacked, such as 'config.model.numerics').
+  """
+  usual = default_values(config, defaults)
+  for name in config.stages:
+    stage = stages.find(config[name].kind)
+    for field in stage.choices:  # a new choice meant its default too, whatever this run chooses
+      usual[name][field] = options_lib.defaults(stage.options)[field]
+  usual = {key: value for key, value in usual.items() if key not in config.stages or key in old}
+  completed = json.loads(json.dumps(old))
+  new = json.loads(as_json(config))
+  lacking = _add_defaults(completed, new, json.loads(json.dumps(usual, default=list)), 'config')
+  return completed, list(lacking)
+
+
+def describe_lacking(names: Sequence[str]) -> str:
+  """Says in one phrase that an older config lacks these settings."""
+  more = f' and {len(names) - 3} more' if len(names) > 3 else ''
+  settings = f'{", ".join(names[:3])}{more}'
+  return f'an older version wrote it, without {settings}; the defaults count'
+
+
+def _add_defaults(
+  old: dict[str, Any], new: Mapping[str, Any], usual: Mapping[str, Any], name: str
+) -> Iterator[str]:
+  """Adds to `old`, in place, what it lacks and `new` has as usual; yields the names."""
+  for key in sorted({*new} & {*usual}):
+    full_name = f'{name}.{key}'
+    # Empty tables, whose keys the user chooses, are values.
+    if isinstance(usual[key], dict) and usual[key]:
+      section = old.setdefault(key, {})
+      if isinstance(section, dict):
+        yield from _add_defaults(section, new[key], usual[key], full_name)
+    elif key not in old and new[key] == usual[key]:
+      old[key] = new[key]
+      yield full_name
 
 
 def kind_of(config: ml_collections.ConfigDict, name: str) -> StageKind:

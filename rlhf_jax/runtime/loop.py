@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import jax
 import tqdm
 
-from rlhf_jax import fingerprints, json_lines, plain_text
+from rlhf_jax import fingerprints, json_lines, plain_text, text_table
 from rlhf_jax.errors import UserError
 from rlhf_jax.options import Count, Natural
 from rlhf_jax.runtime import checkpoint, hosts
@@ -592,6 +592,6 @@ class _Progress:
     self._bar.refresh()
 
   def say(self, text: str) -> None:
-    """Prints a line without disturbing the bar."""
+    """Prints lines without disturbing the bar."""
     if not self._quiet:
-      tqdm.tqdm.write(text, file=sys.stderr)
+      tqdm.tqdm.write(text_table.fit_terminal(text, sys.stderr), file=sys.stderr)

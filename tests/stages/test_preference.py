@@ -200,6 +200,14 @@ def test_kto_learns():
     history.append(jax.device_get(metrics))
   assert abs(history[0]['loss'] - 0.5) < 1e-5
   assert history[-1]['loss'] < 0.2 and history[-1]['accuracy'] > 0.9
+  # z is the mean of log π − log π_ref over the other responses, and never negative.
+  other = preference.mismatched(batch)
+  sums = jax.jit(functools.partial(preference.response_logprobs, model))
+  difference = sums(state.params, other).sums - sums(reference, other).sums
+  mean = np.mean(difference[other.segment_ids.any(-1)])
+  assert abs(mean) > 0.01
+  z, opposite = anchor(state.params, reference, batch), anchor(reference, state.params, batch)
+  np.testing.assert_allclose((z, opposite), (max(mean, 0), max(-mean, 0)), rtol=1e-3)
 
 
 def test_kto_of_single_responses_is_that_of_pairs():
