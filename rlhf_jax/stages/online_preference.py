@@ -34,7 +34,6 @@ from rlhf_jax.runtime.optimizers import OptimizerOptions
 from rlhf_jax.stages import preference
 from rlhf_jax.stages.preference import loss
 from rlhf_jax.stages.shared import (
-  packing,
   rollout,
   rollout_metering,
   rollout_plan,
@@ -161,14 +160,7 @@ def evaluate_responses(
     )
     return Evaluated(policy.logprobs, policy.entropies, at_temperature.logprobs, at_one.logprobs)
 
-  return packing.map_responses(
-    evaluate_part,
-    scored.sequences,
-    response_length,
-    definitions.model,
-    definitions.layout,
-    options,
-  )
+  return rollout.evaluate_in_parts(evaluate_part, scored, definitions, options)
 
 
 def _rank_responses(

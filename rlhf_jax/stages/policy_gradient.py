@@ -185,9 +185,7 @@ def train_step(
     The next state, and metrics ([] float32 each; docs/metrics.md). Where loss or
     gradient of a minibatch is not finite, that minibatch changes nothing.
   """
-  update = update_in_minibatches
-  if options.epochs * options.parts == 1 and not options.packed_rows:
-    update = update_once
+  update = update_once if rollout.is_one_pass(options) else update_in_minibatches
   (trained, opt_state), metrics, updated = update(
     state, scored, reference_params, definitions, options
   )
@@ -290,10 +288,7 @@ def evaluate_responses(
   definitions: RolloutDefinitions,
   options: Options,
 ) -> Evaluated:
-  """Runs both models over the responses, before the update.
-
-  It does so in as many parts as the update has, so that both need the same memory.
-  """
+  """Runs both models over the responses, before the update."""
   response_length = scored.samples.tokens.shape[1]
 
   def evaluate_part(sequences: Sequences | PackedRows) -> Evaluated:
@@ -304,14 +299,7 @@ def evaluate_responses(
     )
     return Evaluated(policy.logprobs, policy.entropies, reference)
 
-  return packing.map_responses(
-    evaluate_part,
-    scored.sequences,
-    response_length,
-    definitions.model,
-    definitions.layout,
-    options,
-  )
+  return rollout.evaluate_in_parts(evaluate_part, scored, definitions, options)
 
 
 def assess_rollout(

@@ -359,6 +359,46 @@ def reference_logprobs(
   return forward_responses(model, params, sequences, response_length, temperature).logprobs
 
 
+def is_one_pass(options: Any) -> bool:
+  """Says whether a step is one update from padded rows all at once.
+
+  Its forward pass then also gives what was before the update.
+
+  Args:
+    options: the stage's, with epochs, parts and packed_rows.
+  """
+  return options.epochs * options.parts == 1 and not options.packed_rows
+
+
+def evaluate_in_parts(
+  function: Callable[[Sequences | PackedRows], Any],
+  scored: ScoredRollout,
+  definitions: RolloutDefinitions,
+  options: RolloutOptions,
+) -> Any:
+  """Computes a function of all responses, before the update.
+
+  It does so packed, or in as many parts as the update, so that both need the same memory.
+
+  Args:
+    function: prompts with responses → a tree of arrays, a row for each.
+    scored: N responses.
+    definitions: of the policy and the layout.
+    options: the stage's.
+
+  Returns:
+    The tree of arrays [N, …].
+  """
+  return packing.map_responses(
+    function,
+    scored.sequences,
+    scored.samples.tokens.shape[1],  # R
+    definitions.model,
+    definitions.layout,
+    options,
+  )
+
+
 def kl_to_reference(logprobs: Array, reference_logprobs: Array | None, mask: Array) -> Array:
   """Computes log π − log π_ref where the mask is, else 0; [N, R] float32.
 
