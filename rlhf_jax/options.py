@@ -149,6 +149,7 @@ def find_mistakes(options: Any, usual: Any, where: str) -> list[str]:
     elif dataclasses.is_dataclass(value) and type(value) is type(default):
       mistakes += find_mistakes(value, default, name)
     else:
+      mistakes += _check_elements(value, hints[field.name], name)
       mistakes += _check_range(value, hints[field.name], name)
   return mistakes
 
@@ -172,6 +173,38 @@ def find_out_of_range(options: Any) -> Iterator[str]:
   hints = get_type_hints(type(options), include_extras=True)
   for field in dataclasses.fields(options):
     yield from _check_range(getattr(options, field.name), hints[field.name], field.name)
+
+
+def _check_elements(value: Any, hint: Any, name: str) -> Iterator[str]:
+  """Yields a message for each element of a list or open table that is not of its type."""
+  table = _is_table(value)
+  if not table and not isinstance(value, tuple):
+    return
+  expected = _element_type(hint)
+  if expected is None:
+    return
+  places = value.items() if table else enumerate(value)
+  for place, element in places:
+    # An int may stand where a float does; type() rather than isinstance, as True is an int.
+    if type(element) is not expected and (expected, type(element)) != (float, int):
+      yield (
+        f'{name}: expected {expected.__name__} for each element, got '
+        f'{type(element).__name__} {element!r} {"as" if table else "at"} {place!r}'
+      )
+
+
+def _element_type(hint: Any) -> type | None:
+  """Returns the type of the elements of a tuple or open table; None where it may be any."""
+  arguments = get_args(hint)
+  if get_origin(hint) is Annotated:  # Numbers and the like, which have a range
+    return float if arguments[0] is tuple else _element_type(arguments[0])
+  if get_origin(hint) is tuple:
+    element = arguments[0]
+  elif get_origin(hint) is dict:
+    element = arguments[1]
+  else:
+    return None
+  return element if element in (str, int, float, bool) else None
 
 
 def _check_range(value: Any, hint: Any, name: str) -> Iterator[str]:

@@ -253,26 +253,31 @@ MUTANTS = (
   ),
   # Stages: what formulas get, and when.
   Mutant(
-    'stages/ppo.py',
+    'stages/ppo/assessment.py',
     '    options.discount,\n    options.gae_lambda,',
     '    options.gae_lambda,\n    options.discount,',
     PPO,
   ),
-  Mutant('stages/ppo.py', 'if options.whiten_rewards:', 'if False:', PPO),
-  Mutant('stages/ppo.py', 'if options.whiten_advantages:', 'if False:', PPO),
+  Mutant('stages/ppo/assessment.py', 'if options.whiten_rewards:', 'if False:', PPO),
+  Mutant('stages/ppo/assessment.py', 'if options.whiten_advantages:', 'if False:', PPO),
   Mutant(
-    'stages/ppo.py', '    logprobs=evaluated.logprobs,', '    logprobs=samples.logprobs,', PPO
+    'stages/ppo/assessment.py',
+    '    logprobs=evaluated.logprobs,',
+    '    logprobs=samples.logprobs,',
+    PPO,
   ),
-  Mutant('stages/ppo.py', '    options.value_clip,', '    options.clip,', PPO),
-  Mutant('stages/ppo.py', 'options.value_coefficient * value_part', 'value_part', PPO),
+  Mutant('stages/ppo/update.py', '    options.value_clip,', '    options.clip,', PPO),
+  Mutant('stages/ppo/update.py', 'options.value_coefficient * value_part', 'value_part', PPO),
   Mutant(
     'stages/shared/rollout.py',
     'values[:, -response_length - 1 : -1]',
     'values[:, -response_length:]',
     PPO,
   ),
-  Mutant('stages/ppo.py', 'nll = nll * weight[0]', 'nll = nll', PPO),
-  Mutant('stages/ppo.py', 'value_mask = advantages.after_end(mask)', 'value_mask = mask', PPO),
+  Mutant('stages/ppo/update.py', 'nll = nll * weight[0]', 'nll = nll', PPO),
+  Mutant(
+    'stages/ppo/assessment.py', 'value_mask = advantages.after_end(mask)', 'value_mask = mask', PPO
+  ),
   Mutant('stages/policy_gradient.py', '    options.clip_high,', '    options.clip_low,', GROUPS),
   Mutant(
     'stages/policy_gradient.py',

@@ -99,6 +99,12 @@ LINE = json.dumps({'messages': [{'role': 'user', 'content': 'Why?'}], 'response'
       'tokenizer.vocab_size: expected 258 (bytes and special tokens) or more, got 10',
     ),
     ('stages=ppo', "config.stages: the experiment has no stage 'ppo'"),
+    ('stages=sft,pretrain', "several are written as \"--config.stages=('pretrain', 'sft')\""),
+    ('sft.pack=false', "config.sft.pack must be bool, True or False, got str 'false'"),
+    (
+      'sft.data={"source": "json", "path": ("a.{split}.jsonl",)}',
+      "data.source: expected one of jsonl, tfds, tinyworld, or 'module:function', got 'json'",
+    ),
     (
       'evaluation.models={"a": "ppo"}',
       "config.evaluation.models.a: 'ppo' is no stage of the experiment",
@@ -139,6 +145,16 @@ def test_mistakes_in_the_data(experiment, trained, tmp_path, capsys, lines, over
   ]
   assert message in refuse(capsys, f'--config={experiment}', f'--workdir={tmp_path}/run', *said)
   assert not list(tmp_path.glob('run/sft/checkpoints/*'))
+
+
+def test_a_run_is_not_a_model(experiment, trained, tmp_path, capsys):
+  for name, message in (
+    (trained, f'{trained}: is the folder of a whole run; the stages with a model are'),
+    (trained / 'stf', f'{trained}/stf: holds no model; the stages with a model are'),
+  ):
+    command = [f'--config={experiment}', '--check', f'--config.pretrain.init={name}']
+    assert message in refuse(capsys, *command)
+  assert main([f'--config={experiment}', '--check', f'--config.pretrain.init={trained}:sft']) == 0
 
 
 def test_files_that_are_not_there(experiment, tmp_path, capsys):

@@ -18,7 +18,12 @@ def module(tmp_path, monkeypatch):
 
     def greet(name, mark='!', times=1):
       return f'Hello {name}{mark * times}'
+
+    def no_argument():
+      return ''
   """
+  (tmp_path / 'broken_functions.py').write_text('LIMIT = 3\ndef greet(name)\n')
+  (tmp_path / 'stopping_functions.py').write_text('LIMIT = 1 / 0\n')
   (tmp_path / 'own_functions.py').write_text(textwrap.dedent(code))
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(sys, 'path', [path for path in sys.path if path != os.getcwd()])
@@ -27,20 +32,24 @@ def module(tmp_path, monkeypatch):
 
 
 def test_with_options_and_without(module):
-  assert find_function(f'{module}:greet')('you') == 'Hello you!'
-  bound = find_function(f"{module}:greet(mark='?', times=2)")
+  assert find_function(f'{module}:greet', 'judge', ['name'])('you') == 'Hello you!'
+  bound = find_function(f"{module}:greet(mark='?', times=2)", 'judge', ['name'])
   assert bound('you') == 'Hello you??' and bound.keywords == {'mark': '?', 'times': 2}
-  assert find_function('os.path:basename')('a/b') == 'b'
+  assert find_function('os.path:basename', 'judge', ['name'])('a/b') == 'b'
 
 
 @pytest.mark.parametrize(
   'name, message',
   [
     ('own_functions:nothing', 'nothing'),
-    ('own_functions:LIMIT', 'expected a function, got int'),
+    ('own_functions:LIMIT', "got 'LIMIT' is 3"),
+    ('own_functions:no_argument', 'can be called with (name), got one of (): too many'),
+    ('own_functions:greet(marc=1)', "unexpected keyword argument 'marc'"),
+    ('broken_functions:greet', 'broken_functions.py, line 2'),
+    ('stopping_functions:greet', 'stopping_functions.py:1: ZeroDivisionError'),
     ('nowhere:f', 'nowhere'),
     (':f', 'Empty module name'),
-    ('own_functions:', "no attribute ''"),
+    ('own_functions:', 'expected a function of the module'),
     ('own_functions:greet(3)', 'options must be given by name'),
     ('own_functions:greet(**{})', 'options must be given by name'),
     ('own_functions:greet(mark=open)', 'expected module:function(option=value'),
@@ -50,6 +59,6 @@ def test_with_options_and_without(module):
 )
 def test_what_is_wrong_is_named(module, name, message):
   with pytest.raises(UserError) as error:
-    find_function(name, 'judge')
+    find_function(name, 'judge', ['name'])
   assert str(error.value).startswith(f'judge {name!r}: ')
   assert message in str(error.value) and '\n' not in str(error.value)

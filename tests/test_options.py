@@ -41,3 +41,21 @@ def test_a_section_becomes_options():
 def test_missing_keys_keep_their_defaults():
   assert options.from_section(Outer, {'inner': {}}) == Outer()
   assert options.from_section(Outer, options.defaults(Outer)) == Outer()
+
+
+@dataclasses.dataclass(frozen=True)
+class Lists:
+  names: tuple[str, ...] = ()
+  weights: options.Weights = ()
+  table: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def test_elements_have_the_type_of_their_list_or_table():
+  right = Lists(('a',), (1, 0.5), {'a': 'b'})
+  assert not options.find_mistakes(right, Lists(), 'config')
+  wrong = Lists((1,), ('a',), {'a': 2})
+  assert options.find_mistakes(wrong, Lists(), 'config') == [
+    'config.names: expected str for each element, got int 1 at 0',
+    "config.weights: expected float for each element, got str 'a' at 0",
+    "config.table: expected str for each element, got int 2 as 'a'",
+  ]

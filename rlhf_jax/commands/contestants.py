@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from rlhf_jax import storage
 from rlhf_jax.commands import collect_models, inputs, prompt_sets
 from rlhf_jax.data.records import conversation, Prompt, response_text
 from rlhf_jax.errors import UserError
@@ -72,9 +73,9 @@ def _parse(word: str) -> Contestant:
   # the part behind # is never sent to a server as part of its address
   if http_requests.is_address(place):
     return Contestant(name or place.rpartition('#')[2], place, 'endpoint')
-  # a folder whose name has a colon is taken as it is
+  # a folder whose name has a colon is taken as it is, and so is module:function
   stage = _STAGE.fullmatch(place)
-  if stage and not Path(place).exists():
+  if stage and not Path(place).exists() and (Path(stage[1]).is_dir() or storage.is_url(place)):
     place = f'{stage[1]}/{stage[2]}'
   kind = 'file' if place.endswith(_FILES) else 'model'
   own_name = Path(place).name

@@ -110,6 +110,8 @@ def encode_lines(
   """
   max_length = opened.model.config.max_length
   longest = max_length - room
+  if longest < 1:
+    raise UserError(f'--max_new_tokens: the model reads {max_length} tokens in all, got {room}')
   explanation = f': the model reads {max_length}, a response may take {room}' if room else ''
   encoded = []
   for line in lines:

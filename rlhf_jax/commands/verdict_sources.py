@@ -24,12 +24,12 @@ from rlhf_jax.data.records import conversation, Prompt
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation import oracle_judge, style
 from rlhf_jax.evaluation.verdicts import Verdicts
-from rlhf_jax.feedback import judges, judging
+from rlhf_jax.feedback import function_judge, judges, judging
 from rlhf_jax.feedback.endpoint import EndpointOptions
 from rlhf_jax.feedback.http_requests import is_address
 from rlhf_jax.feedback.judging import Comparison
 from rlhf_jax.feedback.language_judge import JudgeOptions, LanguageModel
-from rlhf_jax.named_functions import find_function, is_function_name
+from rlhf_jax.named_functions import is_function_name
 
 ORACLE = 'oracle'
 REWARD = 'reward:'
@@ -60,7 +60,7 @@ def check_judge(name: str, options: argparse.Namespace) -> None:
   elif is_address(name):
     contestants.split_address(name)
   elif _is_function(name):
-    find_function(name, 'judge')
+    function_judge.build_function_judge(name)
   else:
     contestants.check_model(contestants.find_stage(name), head=False)
 

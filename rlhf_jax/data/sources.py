@@ -155,7 +155,7 @@ def _hold_out(rows: Any, options: DataOptions, split: str) -> Sequence[Any]:
 
 def read_function(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
   """Calls the function that `source` names; it returns a split's rows, in any known shape."""
-  function = named_functions.find_function(options.source, 'data.source')
+  function = named_functions.find_function(options.source, 'data.source', ('split',))
   given = function(_split_name(options, split))
   if isinstance(given, (str, bytes, dict)) or not isinstance(given, Iterable):
     raise UserError(
@@ -256,7 +256,10 @@ def _setting_names(options: DataOptions) -> tuple[str, ...]:
     return ('path', 'fields', 'splits', 'hold_out')
   if options.source in SOURCES:
     return ('path', 'fields', 'splits')
-  return ('fields', 'splits')  # a function
+  if named_functions.is_function_name(options.source):
+    return ('fields', 'splits')
+  # There is no such source: that is said, rather than what else it would not read.
+  return tuple(field.name for field in dataclasses.fields(options))
 
 
 def _find_reader(options: DataOptions) -> Reader:

@@ -20,6 +20,12 @@ _QUALITIES = (
   'utility',
   'substance',
 )
+_META = {'world', 'people', 'kind'}  # what the meta of TinyWorld's prompts always has
+
+
+def knows(prompt: Prompt) -> bool:
+  """Tells whether the oracle can judge responses to a prompt: whether it is one of TinyWorld."""
+  return _META <= set(prompt.meta)
 
 
 def judge_with_oracle(

@@ -237,6 +237,8 @@ def _check_stages(
   for name in _check_stage_names(config.stages, '--config.stages'):
     if name not in names:
       hint = nearest_name(str(name), names)
+      if ',' in name:  # a list that was read as one text
+        hint = f'; several are written as "--config.stages={tuple(names[:2])}"'
       raise UserError(f'config.stages: the experiment has no stage {name!r}{hint}')
     if config[name].kind != all_defaults[name]['kind']:
       raise UserError(
@@ -415,8 +417,9 @@ def _as_type_of(default: Any, value: Any, name: str, where: str) -> Any:
   if kind is tuple and type(value) is list:  # JSON has no tuples
     return tuple(value)
   if type(value) is not kind:
+    expected = ', True or False' if kind is bool else ''
     raise UserError(
-      f'{where}: {name} must be {kind.__name__}, got {type(value).__name__} {value!r}'
+      f'{where}: {name} must be {kind.__name__}{expected}, got {type(value).__name__} {value!r}'
     )
   return value
 

@@ -124,6 +124,7 @@ def _check_evaluation(planned: Context, load: Load, workdir: Path) -> list[str]:
   mistakes: list[str] = []
   with _collect_mistakes(mistakes, context, planned):
     rows = load(options.data, 'prompt', options.split)
+    final_table.check_prompts(options, rows)
     sample = sources.spread_evenly(rows, SAMPLE)
     encode.prompts(sample, context.tokenizer, options.max_length)
   with _collect_mistakes(mistakes, context, planned):

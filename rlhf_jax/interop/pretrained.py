@@ -74,7 +74,8 @@ def open_pretrained(name: str | Path) -> Pretrained:
     return Pretrained(*open_gguf(path))
   if not path.is_dir():
     raise UserError(
-      f'{path}: not found; expected {SMOLLM2!r}, a .gguf file or a Hugging Face directory'
+      f'{path}: not found; expected {SMOLLM2!r}, a .gguf file, a Hugging Face directory, or '
+      'ORG/NAME on the hub'
     )
   config = read_config(path)
   tokenizer = Tokenizer.load(path)

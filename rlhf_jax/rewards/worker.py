@@ -17,6 +17,7 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.named_functions import find_function
 
 ROLE = 'reward'  # how error messages call these functions
+ARGUMENTS = ('prompts', 'responses', 'records')  # what they are called with
 
 
 class FunctionError(Exception):
@@ -37,7 +38,7 @@ def prepare(name: str) -> None:
   if multiprocessing.parent_process() is not None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains
     sys.stdout = sys.stderr  # what a function prints is no output of the command
-  find_function(name, ROLE)
+  find_function(name, ROLE, ARGUMENTS)
 
 
 def call_function(
@@ -61,7 +62,7 @@ def call_function(
     UserError: the function did not return a finite float for each response.
     FunctionError: it raised an error, or wanted to end the process.
   """
-  function = find_function(name, ROLE)
+  function = find_function(name, ROLE, ARGUMENTS)
   try:
     returned = function(prompts, responses, records)
   except BaseException as error:  # SystemExit and the like are errors of the function too

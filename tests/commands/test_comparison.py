@@ -140,7 +140,7 @@ def test_an_interrupted_comparison_goes_on_after_the_models_that_responded(place
   'words, message',
   [
     (['short.jsonl', 'none.jsonl'], 'none.jsonl: there is no such file'),
-    (['short.jsonl', 'runs/none:ppo'], 'runs/none/ppo'),
+    (['short.jsonl', 'runs/none:ppo'], 'runs/none:ppo: not found'),
     (['short.jsonl'], 'two models'),
     (['short.jsonl', 'short.jsonl'], "name 'short'"),
     (['short.jsonl', 'http://localhost:1/v1'], 'name of a model'),

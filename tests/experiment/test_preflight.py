@@ -1,5 +1,6 @@
 """All stages of an experiment are checked before the first one runs."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,8 @@ def test_mistakes_of_late_stages_are_all_named_at_once(check, tmp_path):
     "config.ppo.score_place: expected eos or after_eos, got 'end'",
     'config.evaluation: tinyworld: variant of a prompt: expected one of harmful, questions, '
     "got 'easy'",
-    "config.evaluation: reward 'my_judge:missing': No module named 'my_judge'",
+    "config.evaluation: reward 'my_judge:missing': No module named 'my_judge'; looked in "
+    f'{os.getcwd()} too',
   ]
 
 
@@ -72,6 +74,14 @@ def test_a_judge_may_be_the_reward_model_of_an_earlier_stage(tmp_path, capsys):
   config = pipeline.load_config(f'{EXPERIMENTS}/rlaif.py:tiny', small)
   pipeline.run(config, tmp_path / 'run', only_check=True)
   assert 'ai_feedback (feedback)' in capsys.readouterr().out
+
+
+def test_the_oracle_judges_prompts_of_its_world_only(check, tmp_path):
+  path = tmp_path / 'prompts.jsonl'
+  path.write_text('{"prompt": "Hi", "kind": "greeting"}\n' * 4)
+  own = ['evaluation.data.source=jsonl', f'evaluation.data.path={path}', 'evaluation.data.count=0']
+  with pytest.raises(UserError, match="evaluation.judge: 'oracle' knows the prompts of TinyWorld"):
+    check("evaluation.models={'sft': 'sft'}", *own)
 
 
 def test_training_data_are_not_held_out_data(check, tmp_path):

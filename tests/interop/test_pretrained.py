@@ -367,7 +367,9 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
   (tmp_path / 'm/config.json').unlink()
   refused('config.json: not found')
   refused(
-    "no/such: not found; expected 'smollm2', a .gguf file or a Hugging Face directory", './no/such'
+    "no/such: not found; expected 'smollm2', a .gguf file, a Hugging Face directory, or "
+    'ORG/NAME on the hub',
+    './no/such',
   )
   refused('a.gguf: not found', tmp_path / 'a.gguf')
   (tmp_path / 'a.gguf').write_bytes(b'GGUX' * 10)

@@ -1,9 +1,10 @@
 """Finds models by name, wherever they are stored.
 
-A name is a stage of this run, a stage's folder of another run (FOLDER@STEP for one
-of its checkpoints), a Hugging Face directory, a directory of PEFT adapters, one of
-these two on the hub ('ORG/NAME') or by URL, a `.gguf` file or 'smollm2'. A model's
-shape is known at once; its parameters are read when they are asked for.
+A name is a stage of this run, a stage of another run (WORKDIR/STAGE or WORKDIR:STAGE,
+with @STEP behind it for one of its checkpoints), a Hugging Face directory, a directory
+of PEFT adapters, one of these two on the hub ('ORG/NAME') or by URL, a `.gguf` file or
+'smollm2'. A model's shape is known at once; its parameters are read when they are asked
+for.
 """
 
 from collections.abc import Callable, Sequence
@@ -69,6 +70,7 @@ def find_model(
   Raises:
     UserError: nothing has this name, or it cannot be read.
   """
+  name = _with_slash(name)
   folder = Path(name)
   if name in stages and workdir is not None:
     folder = Path(workdir) / name
@@ -79,9 +81,33 @@ def find_model(
     return _stage_source(Path(stage), int(step))
   if name in stages:
     raise UserError(f'{folder} holds no model yet; is {name!r} an earlier stage that trains one?')
+  _check_stage_of_run(folder)
   local_name = hub.find_model_folder(name)
   source = _foreign_source(local_name)
   return source if local_name == name else dataclasses.replace(source, name=name)
+
+
+def _with_slash(name: str) -> str:
+  """Returns WORKDIR/STAGE for WORKDIR:STAGE; other names as they are."""
+  workdir, colon, stage = name.rpartition(':')
+  if colon and not Path(name).exists() and _is_workdir(Path(workdir)):
+    return f'{workdir}/{stage}'
+  return name
+
+
+def _is_workdir(folder: Path) -> bool:
+  return (folder / 'started.json').is_file()
+
+
+def _check_stage_of_run(folder: Path) -> None:
+  """Raises UserError for the workdir of a run, and for what is no stage of it that has a model."""
+  run = folder if _is_workdir(folder) else folder.parent
+  if not _is_workdir(run) or (folder != run and (folder / 'config.json').is_file()):
+    return
+  names = sorted(path.parent.name for path in run.glob(f'*/{MODEL_JSON}'))
+  found = ', '.join(str(run / name) for name in names) or 'none yet'
+  what = 'is the folder of a whole run' if folder == run else 'holds no model'
+  raise UserError(f'{folder}: {what}; the stages with a model are {found}')
 
 
 def _foreign_source(name: str) -> ModelSource:

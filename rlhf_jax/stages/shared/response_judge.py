@@ -80,7 +80,7 @@ def open_judge(
 def _open_oracle(context: Context, prompts: Sequence[Prompt], data: DataOptions) -> Judge:
   """Opens the oracle; it judges only where it knows what every prompt asks for."""
   known = [*prompts]
-  if not all('kind' in prompt.meta for prompt in known):
+  if not all(map(oracle_judge.knows, known)):
     # Rankings that annotators made are about the prompts of the world, too.
     section = context.config.evaluation
     table = options_lib.from_section(DataOptions, section.data)
@@ -91,7 +91,7 @@ def _open_oracle(context: Context, prompts: Sequence[Prompt], data: DataOptions)
     world = DataOptions(seed=source.seed, people=source.people)
     asked = {_key(row): row for row in sources.load_records(world, 'prompt', 'validation')}
     known = [asked.get(_key(prompt), prompt) for prompt in known]
-    if not all('kind' in prompt.meta for prompt in known):
+    if not all(map(oracle_judge.knows, known)):
       return _judge_nothing
 
   def judge(texts: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
