@@ -202,7 +202,7 @@ def test_kto_learns():
   assert history[-1]['loss'] < 0.2 and history[-1]['accuracy'] > 0.9
   # z is the mean of log π − log π_ref over the other responses, and never negative.
   other = preference.mismatched(batch)
-  sums = jax.jit(functools.partial(preference.response_logprobs, model))
+  sums = jax.jit(functools.partial(ranked_logprobs.response_logprobs, model))
   difference = sums(state.params, other).sums - sums(reference, other).sums
   mean = np.mean(difference[other.segment_ids.any(-1)])
   assert abs(mean) > 0.01
@@ -214,10 +214,11 @@ def test_a_live_reference_reads_every_batch():
   layout = testing.make_layout()
   model = testing.make_model(layout)
   params = testing.make_params(model, layout)
-  reference = preference.Reference(model, params, preference.build_logprobs(model))
-  batch = rankings()
-  expected = preference.response_logprobs(model, params, layout.place(batch)).sums
   options = preference.Options(reference_logprobs='live')
+  logprobs = preference.build_logprobs(model, layout, options)
+  reference = preference.Reference(model, params, logprobs)
+  batch = rankings()
+  expected = ranked_logprobs.response_logprobs(model, params, layout.place(batch)).sums
   live = preference._prepare(batch, layout, reference, options).reference_logprobs
   testing.assert_trees_close(live, expected, 'live')
   assert np.abs(expected).max() > 1
