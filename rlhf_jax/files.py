@@ -127,6 +127,9 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
   try:
     yield temporary
     os.replace(temporary, path)  # atomic
+  except OSError as error:
+    _name_file(error, path)
+    raise
   finally:
     temporary.unlink(missing_ok=True)
 
@@ -160,8 +163,17 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
     yield temporary
     shutil.rmtree(path, ignore_errors=True)
     os.replace(temporary, path)
+  except OSError as error:
+    _name_file(error, path)
+    raise
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _name_file(error: OSError, path: Path) -> None:
+  """Names the file that was written, as what a full disk raises names none."""
+  if error.errno is not None and error.filename is None:
+    error.filename = os.fspath(path)
 
 
 def _refuse_url(path: str | os.PathLike) -> None:

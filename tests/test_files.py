@@ -1,3 +1,4 @@
+import errno
 import gzip
 
 import pytest
@@ -44,3 +45,12 @@ def test_a_folder_is_replaced_with_all_its_files(tmp_path):
     raise RuntimeError
   assert [found.name for found in path.iterdir()] == ['new']
   assert [found.name for found in tmp_path.iterdir()] == ['folder']
+
+
+@pytest.mark.parametrize('replacing', [files.replacing, files.replacing_folder])
+def test_a_full_disk_names_what_was_written(tmp_path, replacing):
+  path = tmp_path / 'a'
+  with pytest.raises(OSError) as raised, replacing(path), open('/dev/full', 'w') as full:
+    full.write('x')
+  assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(path))
+  assert not list(tmp_path.iterdir())
