@@ -6,6 +6,7 @@ Nothing here imports JAX, so that a mistake in the arguments is answered at once
 from collections.abc import Callable, Iterator
 import contextlib
 import datetime
+import errno
 import os
 from pathlib import Path
 import shutil
@@ -63,7 +64,7 @@ def run(work: Callable[[], int | None], folder: str | os.PathLike | None = None)
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush
       return SIGNALLED + signal.SIGPIPE
     except OSError as error:  # a full disk, rights, a folder that is gone
-      return report_mistake(UserError(describe_os_error(error)))
+      return report_mistake(UserError(describe_os_error(error, folder)))
     except MemoryError:
       return report_mistake(UserError('out of memory: use smaller batches or a smaller model'))
     except Exception as error:  # whatever nobody expected
@@ -92,8 +93,13 @@ def report_bug(error: BaseException, folder: str | os.PathLike | None) -> int:
   return BUG
 
 
-def describe_os_error(error: OSError) -> str:
-  """Returns what the operating system refused, and of which file, in one line."""
+def describe_os_error(error: OSError, folder: str | os.PathLike | None = None) -> str:
+  """Returns what the operating system refused, and of which file, in one line.
+
+  Args:
+    error: it names a file, or none where a write failed.
+    folder: the workdir, which is named if the file is not known; None without one.
+  """
   if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
     # A folder that was not copied: [(source, target, reason), …].
     _, target, reason = error.args[0][0]
@@ -101,6 +107,8 @@ def describe_os_error(error: OSError) -> str:
   reason = error.strerror or str(error) or type(error).__name__
   names = [str(name) for name in (error.filename, error.filename2) if name is not None]
   place = f'{" → ".join(names)}: ' if names else ''
+  if folder is not None and error.errno == errno.ENOSPC and not names:
+    reason += f' (the workdir is {os.fspath(folder)})'
   return f'{place}{reason}; repeat the command when that is mended'
 
 

@@ -36,6 +36,15 @@ def test_one_line_and_exit_code_2(error, line, capsys):
   assert said.startswith('rlhf_jax: error: ') and said.count('\n') == 1 and line in said
 
 
+def test_a_full_disk_without_a_file_names_the_workdir(tmp_path, capsys):
+  def work():
+    with open('/dev/full', 'w') as full:
+      full.write('x')
+
+  assert failures.run(work, tmp_path) == 2
+  assert f'space left on device (the workdir is {tmp_path}); repeat' in capsys.readouterr().err
+
+
 def test_a_bug_leaves_its_traceback_in_a_file(tmp_path, capsys):
   assert failures.run(_raiser(ZeroDivisionError('a\nb')), tmp_path) == failures.BUG
   said = capsys.readouterr().err
