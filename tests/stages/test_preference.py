@@ -202,7 +202,7 @@ def test_kto_learns():
   assert history[-1]['loss'] < 0.2 and history[-1]['accuracy'] > 0.9
   # z is the mean of log π − log π_ref over the other responses, and never negative.
   other = preference.mismatched(batch)
-  sums = jax.jit(functools.partial(preference.response_logprobs, model))
+  sums = jax.jit(functools.partial(ranked_logprobs.response_logprobs, model))
   difference = sums(state.params, other).sums - sums(reference, other).sums
   mean = np.mean(difference[other.segment_ids.any(-1)])
   assert abs(mean) > 0.01
