@@ -320,7 +320,10 @@ MUTANTS = (
     f'stages/test_keys.py {ROLLOUT}',
   ),
   Mutant(
-    'stages/shared/packing.py', 'starts + prompts - 1', 'starts + prompts', 'stages/test_packing.py'
+    'stages/shared/packing.py',
+    'begins = ends - lengths',
+    'begins = ends - lengths + 1',
+    'stages/test_packing.py',
   ),
   Mutant(
     'stages/shared/off_policy.py',
@@ -341,12 +344,7 @@ MUTANTS = (
     'segment_ids[row, : len(ids) - 1] = 1',
     FROZEN,
   ),
-  Mutant(
-    'stages/preference.py',
-    'places >= batch.begins.reshape(-1, 1)',
-    'places > batch.begins.reshape(-1, 1)',
-    PAIRS,
-  ),
+  Mutant('stages/shared/ranked_logprobs.py', '(places >= begins)', '(places > begins)', PAIRS),
   Mutant('stages/preference.py', 'policy.sums - reference.sums', 'policy.sums', PAIRS),
   Mutant(
     'stages/preference.py',
@@ -361,7 +359,10 @@ MUTANTS = (
     ONLINE,
   ),
   Mutant(
-    'stages/online_preference.py', 'batch.replace(reference_logprobs=ranked.sums)', 'batch', ONLINE
+    'stages/online_preference.py',
+    'batch.replace(reference_logprobs=sums.reshape(batch.group.shape))',
+    'batch',
+    ONLINE,
   ),
   Mutant(
     'stages/reward.py',

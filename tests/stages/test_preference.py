@@ -210,6 +210,22 @@ def test_kto_learns():
   np.testing.assert_allclose((z, opposite), (max(mean, 0), max(-mean, 0)), rtol=1e-3)
 
 
+def test_a_live_reference_reads_every_batch():
+  layout = testing.make_layout()
+  model = testing.make_model(layout)
+  params = testing.make_params(model, layout)
+  options = preference.Options(reference_logprobs='live')
+  logprobs = preference.build_logprobs(model, layout, options)
+  reference = preference.Reference(model, params, logprobs)
+  batch = rankings()
+  expected = ranked_logprobs.response_logprobs(model, params, layout.place(batch)).sums
+  live = preference._prepare(batch, layout, reference, options).reference_logprobs
+  testing.assert_trees_close(live, expected, 'live')
+  assert np.abs(expected).max() > 1
+  stored = preference._prepare(batch, layout, reference, preference.Options())
+  np.testing.assert_array_equal(stored.reference_logprobs, batch.reference_logprobs)
+
+
 def test_kto_of_single_responses_is_that_of_pairs():
   model = testing.make_model()
   params = testing.make_params(model)
