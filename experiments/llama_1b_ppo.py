@@ -19,7 +19,7 @@ import ml_collections
 
 
 def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
-  """Returns the experiment; tiny is a small shape with short rows."""
+  """Returns the experiment; tiny is a small shape with short rows, on TinyWorld."""
   config = ml_collections.ConfigDict()
   config.stages = ('sft', 'reward', 'ppo')
   config.model = dict(
@@ -69,15 +69,13 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
       mlp=128,
       max_length=128,
     )
-    config.tokenizer = dict(vocab_size=300)
-    config.sft.max_length = 64
-    config.reward.max_length = 64
-    config.ppo = dict(
-      batch_size=32,
-      max_length=32,
-      data=_files('prompts'),
-      sampling=dict(max_new_tokens=32),
-    )
+    config.tokenizer = dict(vocab_size=300, documents=400)
+    config.data = ''
+    loop = dict(steps=4, eval_every=2, save_every=2, log_every=1)
+    small = dict(batch_size=16, max_length=128, data=dict(count=100), loop=loop)
+    config.sft = dict(init='random', **small)
+    config.reward = dict(demonstrations=dict(count=100), **small)
+    config.ppo = dict(small, max_length=96, sampling=dict(max_new_tokens=32))
   return config
 
 

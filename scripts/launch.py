@@ -13,8 +13,8 @@ The arguments after -- are passed to python -m rlhf_jax unchanged:
   python scripts/launch.py gke --cluster=my-cluster --tpu-type=v5litepod-16 -- \
       --config=… --workdir=/mnt/shared/runs/a
 
---dry-run prints the commands without running them. All hosts must share the workdir. See
-docs/hosts.md.
+--dry-run prints the commands without running them. All hosts share the workdir, which may be
+a URL such as gs://BUCKET/RUN. See docs/hosts.md.
 """
 
 import argparse
@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PEER_DIED = 3  # exit code of a process that ended because another one died
 PEER_SILENT = 128 + signal.SIGABRT  # of one that jax ended, as another one was silent too long
 QUICK = 15  # seconds that the others have then, as they cannot go on
+EXTRAS = {'gs': 'gcs', 's3': 's3'}  # what serves a workdir behind such a URL
 NOT_COPIED = ('.git', '.venv', 'runs', '__pycache__')  # parts of the checkout
 
 
@@ -94,7 +95,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   for name in ('time', 'partition', 'account', 'qos', 'cpus-per-task', 'mem'):
     add(f'--{name}', help='passed to sbatch')
 
-  add = add_command(commands, tpu, None)
+  add = add_command(commands, tpu, 'python3')
   add('--name', required=True, help='the name of an existing TPU VM')
   for name in ('zone', 'project'):
     add(f'--{name}', help="default: gcloud's")
@@ -172,11 +173,12 @@ def count(text: str) -> int:
 def local(options: argparse.Namespace, arguments: list[str]) -> int:
   """Runs several processes on this machine's CPU, which communicate over gloo.
 
-  Process 0 writes to the terminal, the others to WORKDIR/logs/process-I.txt. When one
-  fails, the others are terminated after --grace seconds; the exit code is that of the
-  first that failed. Ctrl-C and SIGTERM are passed on to all processes.
+  Process 0 writes to the terminal, the others to WORKDIR/logs/process-I.txt (for the URL of
+  a workdir to runs/logs/NAME). When one fails, the others are terminated after --grace
+  seconds; the exit code is that of the first that failed. Ctrl-C and SIGTERM are passed on to
+  all processes.
   """
-  logs = Path(str(find_value(arguments, 'workdir')), 'logs')
+  logs = log_folder(arguments)
   address = f'127.0.0.1:{free_port()}'
   command = [options.python, '-m', 'rlhf_jax', *arguments]
   flags = os.environ.get('XLA_FLAGS', '').split()
@@ -229,7 +231,7 @@ def slurm(options: argparse.Namespace, arguments: list[str]) -> int:
   command again to continue. The job's script and output are in WORKDIR/logs. The nodes
   must share this machine's folders.
   """
-  logs = Path(str(find_value(arguments, 'workdir'))).absolute() / 'logs'
+  logs = log_folder(arguments).absolute()
   settings = {
     'job-name': 'rlhf_jax',
     'nodes': options.nodes,
@@ -266,7 +268,9 @@ def slurm(options: argparse.Namespace, arguments: list[str]) -> int:
 def tpu(options: argparse.Namespace, arguments: list[str]) -> int:
   """Copies the checkout to every host of a TPU VM or pod, installs it and runs it there.
 
-  The workdir must be on a disk that all hosts share. Paths are paths on the hosts.
+  The workdir is a URL such as gs://BUCKET/RUN, or on a disk that all hosts share. Paths are
+  paths on the hosts. --python must be 3.11 or newer there; some images of TPU VMs have an
+  older python3.
   """
   where = []
   for name in ('zone', 'project'):
@@ -276,13 +280,15 @@ def tpu(options: argparse.Namespace, arguments: list[str]) -> int:
   every_host = ['--worker=all', *where]
   folder = shlex.quote(options.folder)
   python = '.venv/bin/python'
+  scheme = str(find_value(arguments, 'workdir')).partition('://')[0]
+  extras = ','.join(['tpu', *([EXTRAS[scheme]] if scheme in EXTRAS else [])])
   remote = ' && '.join(
     [
       f'mkdir -p {folder}',
       f'tar -xzf rlhf_jax.tar.gz -C {folder}',
       f'cd {folder}',
-      f'(test -x {python} || python3 -m venv .venv)',
-      f"{python} -m pip install --quiet -e '.[tpu]'",
+      f'(test -x {python} || {shlex.quote(options.python)} -m venv .venv)',
+      f"{python} -m pip install --quiet -e '.[{extras}]'",
       shlex.join([python, '-m', 'rlhf_jax', *arguments]),
     ]
   )
@@ -300,7 +306,8 @@ def tpu(options: argparse.Namespace, arguments: list[str]) -> int:
 def gke(options: argparse.Namespace, arguments: list[str]) -> int:
   """Runs on TPUs or GPUs of a Kubernetes cluster on Google Cloud, by xpk.
 
-  The workdir must be on storage that is mounted in all pods. Paths are paths in the pods.
+  The workdir is a URL such as gs://BUCKET/RUN, or on storage that is mounted in all pods.
+  Paths are paths in the pods.
   """
   if bool(options.tpu_type) == bool(options.device_type):
     raise Mistake('expected --tpu-type or --device-type, and not both')
@@ -355,6 +362,14 @@ def find_value(arguments: Sequence[str], name: str) -> str | None:
     elif word.startswith(f'--{name}='):
       value = word.partition('=')[2]
   return value
+
+
+def log_folder(arguments: Sequence[str]) -> Path:
+  """Returns the folder WORKDIR/logs; for a workdir behind a URL, one of its name in runs/logs."""
+  workdir = str(find_value(arguments, 'workdir'))
+  if '://' in workdir:
+    return Path('runs', 'logs', make_workload_name(workdir))
+  return Path(workdir, 'logs')
 
 
 def environment() -> dict[str, str]:

@@ -86,6 +86,13 @@ def test_tpu(capsys):
   assert "cd 'my code'" in remote and remote.endswith(f'.venv/bin/python {QUOTED}')
 
 
+def test_a_workdir_behind_a_url(capsys):
+  given = ['--config=a.py', '--workdir=gs://bucket/Run_3']
+  remote = dry(capsys, 'tpu', '--name=pod', '--python=python3.12', given=given)[-1]
+  assert '.[tpu,gcs]' in remote and 'python3.12 -m venv' in remote
+  assert 'runs/logs/run-3/process-1.txt' in '\n'.join(dry(capsys, 'local', given=given))
+
+
 def test_gke(capsys):
   given = ['--config=my file.py', '--workdir=/mnt/Run_3']
   (line,) = dry(

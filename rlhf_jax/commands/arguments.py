@@ -99,7 +99,7 @@ def add_line_arguments(parser: argparse.ArgumentParser) -> None:
     required=True,
     metavar='FILE',
     type=Path,
-    help='JSON Lines, plain or compressed by gzip',
+    help='JSON Lines (may be compressed by gzip), a JSON array, Parquet or Arrow',
   )
   parser.add_argument(
     '--output',

@@ -7,12 +7,12 @@ import sys
 from rlhf_jax.commands import arguments
 
 _DESCRIPTION = """\
-Generates responses to the prompts of a file that has a JSON object in each line.
+Generates responses to the prompts of a file.
 
   python -m rlhf_jax.generate --model=DIR --input=prompts.jsonl --output=out.jsonl \\
       --samples=4 --temperature=0.7
 
-A line is one of
+A line is one of these, or a conversation in any shape that docs/data.md lists:
   {"text": …}        a text that is continued without a chat template
   {"prompt": …}      a text or a list of messages, put into the model's chat template
   {"messages": …}    a list of messages, put into the model's chat template

@@ -8,15 +8,16 @@ from rlhf_jax.commands import arguments
 
 _DESCRIPTION = """\
 Computes the log-probabilities of texts under a language model, or their scores by a
-reward model, for a file that has a JSON object in each line.
+reward model.
 
   python -m rlhf_jax.score --model=DIR --input=texts.jsonl --output=out.jsonl
 
-A line is one of
+A line is one of these, or a conversation in any shape that docs/data.md lists:
   {"text": …}                     a text that is read without a chat template
   {"prompt": …, "response": …}    put into the model's chat template
   {"messages": …}                 the same; the last message is the assistant's
   {"tokens": [ids]}               token ids; needs no tokenizer
+Of pairs and rankings every response is scored.
 
 The output has the same lines with the results added. A language model adds `tokens`
 and `logprobs`: natural logarithms in float32, one for each token after the first. A

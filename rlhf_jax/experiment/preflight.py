@@ -24,10 +24,12 @@ from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.errors import UserError
 from rlhf_jax.experiment import config as configs
 from rlhf_jax.experiment import final_table
-from rlhf_jax.stages.shared import model_sources, scores
+from rlhf_jax.rewards.sources import parse_reward_source
+from rlhf_jax.stages.shared import model_sources, model_store, scores
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import DataUse
 
+TINYWORLD = 'tinyworld'  # where data are from by default
 SAMPLE = 64  # records of a data set and split that are encoded
 SHOWN_EXAMPLES = 2  # of each stage
 _EXAMPLE_CHARACTERS = 400  # of an example; of a longer one, the middle is left out
@@ -83,6 +85,7 @@ def check_experiment(contexts: Mapping[str, Context], finished: Sequence[str]) -
     evaluation = _check_evaluation(planned, load, workdir=context.workdir)
     mistakes += [text for text in evaluation if not _is_about(text, context, failed)]
   configs.raise_mistakes(mistakes)
+  lines += _note_default_data(contexts)
   if sys.stdout.isatty():
     lines = [part for line in lines for part in _wrap(line)]
   return '\n'.join(lines)
@@ -105,6 +108,9 @@ def _check_stage(context: Context, planned: Context, load: Load) -> StageCheck:
         f'  parameters: {_count_parameters(trained):,} trained, '
         f'{frozen - _count_parameters(trained):,} read only'
       )
+  for name in _foreign_models(context):
+    with _collect_mistakes(mistakes, context, planned):
+      model_sources.check_weights(name)
   has_model = (planned.directory / model_sources.MODEL_JSON).is_file()
   for use in stage.data(options, context.tokenizer):
     with _collect_mistakes(mistakes, context, planned):
@@ -132,6 +138,17 @@ def _check_evaluation(planned: Context, load: Load, workdir: Path) -> list[str]:
     if reward:
       scores.check_score(dataclasses.replace(planned, name='evaluation'), reward, options)
   return mistakes
+
+
+def _foreign_models(context: Context) -> list[str]:
+  """Returns the models that a stage begins with or asks, without the stages of this run."""
+  section = context.section
+  names = [section.get(key) or '' for key in ('init', 'reference', 'value')]
+  rewards = section.get('reward')
+  for reward in rewards if isinstance(rewards, tuple) else ():
+    names.append(parse_reward_source(reward).model_name or '')
+  known = {'', model_store.RANDOM, *context.config.stages}
+  return sorted({*names} - known)
 
 
 @contextlib.contextmanager
@@ -184,6 +201,32 @@ def _check_data(context: Context, use: DataUse, load: Load) -> list[str]:
         lines += _show_example(context, example)
   _check_splits(context, use)  # last, as other mistakes are nearer
   return lines
+
+
+def _note_default_data(contexts: Mapping[str, Context]) -> list[str]:
+  """Returns lines that name what is read from TinyWorld, the default, beside a user's own data."""
+  first = next(iter(contexts.values()))
+  config = first.config
+  common = {}
+  if config.tokenizer.init == 'train':
+    common['config.tokenizer.data'] = config.tokenizer.data
+  if final_table.shown_rows(config):
+    common['config.evaluation.data'] = config.evaluation.data
+  fields = {name: options_lib.from_section(DataOptions, data) for name, data in common.items()}
+  for context in contexts.values():
+    stage = configs.kind_of(config, context.name)
+    for use in stage.data(context.read_options(stage), context.tokenizer):
+      fields[f'{context.where}.{use.field}'] = use.options
+  of_world = [name for name, data in fields.items() if data.source == TINYWORLD and not data.path]
+  made_here = str(first.workdir)  # by earlier stages
+  own = [
+    name
+    for name, data in fields.items()
+    if name not in of_world and not any(str(path).startswith(made_here) for path in data.path)
+  ]
+  if not own or not of_world:
+    return []
+  return ['', f"note: TinyWorld's, as the config names no other data: {', '.join(of_world)}"]
 
 
 def _check_splits(context: Context, use: DataUse) -> None:

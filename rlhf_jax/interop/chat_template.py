@@ -422,6 +422,8 @@ def check_source(source: str, where: str) -> None:
   Raises:
     UserError: it is not, or takes too long to compile.
   """
+  if source.endswith('.jinja'):
+    raise UserError(f'{where}: expected the text of a Jinja template, got the file name {source!r}')
   _renderer()  # the import is not the template's fault
   try:
     with template_limits.time_limit(template_limits.SECONDS):

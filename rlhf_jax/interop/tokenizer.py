@@ -430,7 +430,9 @@ class Tokenizer:
   def _open_template(self) -> chat_template.ChatTemplate:
     """Returns the template; raises UserError if there is none."""
     if self._chat is None:
-      raise UserError('tokenizer: no chat template')
+      raise UserError(
+        'tokenizer: no chat template; in an experiment, config.tokenizer.chat_template gives one'
+      )
     return self._chat
 
   def _hide(

@@ -727,7 +727,9 @@ def list_data(options: Options, tokenizer: Any) -> list[DataUse]:
   """Lists the data that the stage reads, with the encoding of its records."""
 
   def encode_all(records: Sequence[Any], overlong: str) -> list[dict]:
-    return encode.rankings(records, tokenizer, options.max_length, overlong)
+    examples = encode.rankings(records, tokenizer, options.max_length, overlong)
+    check_examples(examples, options, 'preference')  # before the first stage runs
+    return examples
 
   return [DataUse('data', options.data, 'ranking', encode_all, options.overlong)]
 

@@ -1,7 +1,9 @@
 """All stages of an experiment are checked before the first one runs."""
 
+import json
 import os
 from pathlib import Path
+import shutil
 
 import pytest
 
@@ -9,6 +11,7 @@ from rlhf_jax.errors import UserError, UserErrors
 from rlhf_jax.experiment import pipeline, preflight
 
 EXPERIMENTS = Path(__file__).parents[2] / 'experiments'
+TINY_LLAMA = Path(__file__).parents[1] / 'interop/fixtures/tiny_llama'
 MODEL = dict(embed=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=32)
 BODY = f"""
 import ml_collections
@@ -82,6 +85,43 @@ def test_the_oracle_judges_prompts_of_its_world_only(check, tmp_path):
   own = ['evaluation.data.source=jsonl', f'evaluation.data.path={path}', 'evaluation.data.count=0']
   with pytest.raises(UserError, match="evaluation.judge: 'oracle' knows the prompts of TinyWorld"):
     check("evaluation.models={'sft': 'sft'}", *own)
+
+
+def test_weights_and_single_responses_are_looked_at(tmp_path):
+  folder = shutil.copytree(TINY_LLAMA, tmp_path / 'llama')
+  shape = json.loads((folder / 'config.json').read_text())
+  (folder / 'config.json').write_text(json.dumps({**shape, 'vocab_size': 260}))
+  rated = tmp_path / 'rated.jsonl'
+  rated.write_text('{"prompt": "Hi", "completion": "Ho", "label": true}\n' * 8)
+  path = tmp_path / 'experiment.py'
+  path.write_text(
+    'import ml_collections\ndef get_config():\n  return ml_collections.ConfigDict(dict('
+    f"stages=('dpo',), dpo=dict(kind='preference', batch_size=8, init='{folder}', "
+    f"reference='{folder}', "
+    f"data=dict(source='jsonl', path=('{rated}',), hold_out=0.5)),"
+    'tokenizer=dict(vocab_size=260, documents=30, data=dict(count=30))))\n'
+  )
+
+  def check(*overrides):
+    pipeline.run(pipeline.load_config(str(path), overrides), tmp_path / 'run', only_check=True)
+
+  check('dpo.loss=kto')
+  with pytest.raises(UserError, match='dpo compares responses, but some prompts have one only'):
+    check()
+  for file in folder.glob('model*'):
+    file.unlink()
+  (folder / 'pytorch_model.bin').touch()
+  with pytest.raises(UserError, match='config.dpo: .*llama: only pickled weights'):
+    check('dpo.loss=kto')
+
+
+def test_tinyworld_beside_own_data_is_said(check, tmp_path):
+  path = tmp_path / 'own.jsonl'
+  path.write_text('{"prompt": "Hi", "response": "Ho"}\n' * 40)
+  own = ['sft.data.source=jsonl', f'sft.data.path={path}', 'sft.data.hold_out=0.5']
+  text = check('stages=sft', 'sft.data.count=0', *own)
+  assert text.endswith('the config names no other data: config.tokenizer.data\n')
+  assert 'note: ' not in check()
 
 
 def test_training_data_are_not_held_out_data(check, tmp_path):

@@ -19,7 +19,7 @@ import jax
 
 from rlhf_jax import fingerprints, hub
 from rlhf_jax.errors import UserError
-from rlhf_jax.interop import peft_io, pretrained
+from rlhf_jax.interop import peft_io, pretrained, safetensors_io
 from rlhf_jax.interop.tokenizer import Tokenizer
 from rlhf_jax.models import lora
 from rlhf_jax.models.model_config import ModelConfig
@@ -108,6 +108,13 @@ def _check_stage_of_run(folder: Path) -> None:
   found = ', '.join(str(run / name) for name in names) or 'none yet'
   what = 'is the folder of a whole run' if folder == run else 'holds no model'
   raise UserError(f'{folder}: {what}; the stages with a model are {found}')
+
+
+def check_weights(name: str) -> None:
+  """Raises UserError if a Hugging Face directory has no weights that can be read."""
+  folder = Path(name)
+  if (folder / 'config.json').is_file() and not (folder / MODEL_JSON).is_file():
+    safetensors_io.open_weights(folder)  # reads their list only
 
 
 def _foreign_source(name: str) -> ModelSource:
