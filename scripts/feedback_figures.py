@@ -49,7 +49,8 @@ def rlaif_page(runs: list[Run]) -> str:
     text += f"""
 Seed {run['seed']}, {run['split']} split, commit {run['commit']}, on {run['machine']}. The judge
 {_agreement(run['judge'])} PPO's reward model agrees with them on
-{100 * run['people_reward_accuracy']:.0f}% of held-out pairs. The language model
+{100 * run['people_reward_accuracy']:.0f}% of held-out pairs. The language model (on the validation
+split, commit {run['language_model_judge']['commit']})
 {_agreement(run['language_model_judge'])}
 
 {_rlaif_table(run)}

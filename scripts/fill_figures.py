@@ -148,6 +148,12 @@ Families of facts, facts, persons and harms that training never had, seed {run['
 
 {table_of_unseen(run)}
 
+By the kind of prompt, helpful responses, sampled / greedily, means over the seeds:
+
+{table_of_prompt_kinds(runs)}
+
+{losses(runs)}
+
 The reward model, on pairs that differ in one kind only, accuracy:
 
 {table_of_kinds(runs)}
@@ -187,7 +193,48 @@ def comparisons(runs: list[Run]) -> str:
     more if the reward does.""")
 
 
+def losses(runs: list[Run]) -> str:
+  """Says in which kinds of prompts PPO is helpful less often than SFT, greedily."""
+  lost = []
+  for kind in prompt_kinds(runs):
+    sft, ppo = (mean_helpful(runs, name, 'greedy', kind) for name in ('sft', 'ppo'))
+    if ppo < sft:
+      lost.append(f'`{kind}` ({100 * sft:.0f} to {100 * ppo:.0f}%)')
+  if not lost:
+    return 'Greedily, PPO is helpful more often than SFT, or as often, in every kind.'
+  return fill_lines(f'Greedily, PPO is helpful less often than SFT in {", ".join(lost)}.')
+
+
 # Tables.
+
+
+def prompt_kinds(runs: list[Run]) -> dict[str, int]:
+  """Returns kind of prompt → how many prompts of it all runs together have."""
+  counts: dict[str, int] = {}
+  for run in runs:
+    for kind, row in run['results']['kinds']['sft']['greedy'].items():
+      counts[kind] = counts.get(kind, 0) + row['prompts']
+  return counts
+
+
+def mean_helpful(runs: list[Run], name: str, decoding: str, kind: str) -> float:
+  """Returns the share of helpful responses to a kind of prompt, as a mean over runs."""
+  rates = [run['results']['kinds'][name][decoding][kind]['helpful'] for run in runs]
+  return sum(rates) / len(rates)
+
+
+def table_of_prompt_kinds(runs: list[Run]) -> str:
+  """Makes a table of the helpful responses of models and controls by kind of prompt."""
+  names = ('base', 'sft', 'ppo', 'best_of_16_by_reward', 'best_of_16_by_oracle')
+  rows = []
+  for kind, count in prompt_kinds(runs).items():
+    cells = []
+    for name in names:
+      decodings = runs[0]['results']['kinds'][name]
+      rates = [f'{100 * mean_helpful(runs, name, decoding, kind):.0f}%' for decoding in decodings]
+      cells.append(' / '.join(rates))
+    rows.append((f'`{kind}`', str(count), *cells))
+  return format_table(('', 'prompts', *(name.replace('_', ' ') for name in names)), rows)
 
 
 def table_of_seeds(runs: list[Run], rates: Mapping[str, str]) -> str:

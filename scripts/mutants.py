@@ -253,26 +253,31 @@ MUTANTS = (
   ),
   # Stages: what formulas get, and when.
   Mutant(
-    'stages/ppo.py',
+    'stages/ppo/assessment.py',
     '    options.discount,\n    options.gae_lambda,',
     '    options.gae_lambda,\n    options.discount,',
     PPO,
   ),
-  Mutant('stages/ppo.py', 'if options.whiten_rewards:', 'if False:', PPO),
-  Mutant('stages/ppo.py', 'if options.whiten_advantages:', 'if False:', PPO),
+  Mutant('stages/ppo/assessment.py', 'if options.whiten_rewards:', 'if False:', PPO),
+  Mutant('stages/ppo/assessment.py', 'if options.whiten_advantages:', 'if False:', PPO),
   Mutant(
-    'stages/ppo.py', '    logprobs=evaluated.logprobs,', '    logprobs=samples.logprobs,', PPO
+    'stages/ppo/assessment.py',
+    '    logprobs=evaluated.logprobs,',
+    '    logprobs=samples.logprobs,',
+    PPO,
   ),
-  Mutant('stages/ppo.py', '    options.value_clip,', '    options.clip,', PPO),
-  Mutant('stages/ppo.py', 'options.value_coefficient * value_part', 'value_part', PPO),
+  Mutant('stages/ppo/update.py', '    options.value_clip,', '    options.clip,', PPO),
+  Mutant('stages/ppo/update.py', 'options.value_coefficient * value_part', 'value_part', PPO),
   Mutant(
     'stages/shared/rollout.py',
     'values[:, -response_length - 1 : -1]',
     'values[:, -response_length:]',
     PPO,
   ),
-  Mutant('stages/ppo.py', 'nll = nll * weight[0]', 'nll = nll', PPO),
-  Mutant('stages/ppo.py', 'value_mask = advantages.after_end(mask)', 'value_mask = mask', PPO),
+  Mutant('stages/ppo/update.py', 'nll = nll * weight[0]', 'nll = nll', PPO),
+  Mutant(
+    'stages/ppo/assessment.py', 'value_mask = advantages.after_end(mask)', 'value_mask = mask', PPO
+  ),
   Mutant('stages/policy_gradient.py', '    options.clip_high,', '    options.clip_low,', GROUPS),
   Mutant(
     'stages/policy_gradient.py',
@@ -293,7 +298,7 @@ MUTANTS = (
     'stages/policy_gradient.py',
     'options.kl_coefficient * advantages.reward_to_go(kl)',
     'options.kl_coefficient * kl',
-    GROUPS,
+    'stages/test_absolute.py::test_the_kl_of_each_token_counts_for_those_before_it',
   ),
   Mutant(
     'stages/policy_gradient.py',
@@ -315,7 +320,10 @@ MUTANTS = (
     f'stages/test_keys.py {ROLLOUT}',
   ),
   Mutant(
-    'stages/shared/packing.py', 'starts + prompts - 1', 'starts + prompts', 'stages/test_packing.py'
+    'stages/shared/packing.py',
+    'begins = ends - lengths',
+    'begins = ends - lengths + 1',
+    'stages/test_packing.py',
   ),
   Mutant(
     'stages/shared/off_policy.py',
@@ -336,12 +344,7 @@ MUTANTS = (
     'segment_ids[row, : len(ids) - 1] = 1',
     FROZEN,
   ),
-  Mutant(
-    'stages/preference.py',
-    'places >= batch.begins.reshape(-1, 1)',
-    'places > batch.begins.reshape(-1, 1)',
-    PAIRS,
-  ),
+  Mutant('stages/shared/ranked_logprobs.py', '(places >= begins)', '(places > begins)', PAIRS),
   Mutant('stages/preference.py', 'policy.sums - reference.sums', 'policy.sums', PAIRS),
   Mutant(
     'stages/preference.py',
@@ -356,7 +359,10 @@ MUTANTS = (
     ONLINE,
   ),
   Mutant(
-    'stages/online_preference.py', 'batch.replace(reference_logprobs=ranked.sums)', 'batch', ONLINE
+    'stages/online_preference.py',
+    'batch.replace(reference_logprobs=sums.reshape(batch.group.shape))',
+    'batch',
+    ONLINE,
   ),
   Mutant(
     'stages/reward.py',

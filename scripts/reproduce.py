@@ -7,12 +7,14 @@ r"""Reproduces claims of the field in small, and says which hold.
   python scripts/reproduce.py --claims=all --output=docs/results/reproductions.json
   python scripts/reproduce.py --output=docs/results/reproductions.json \
       --page=docs/reproductions.md
+  python scripts/reproduce.py --trace --config=experiments/reproductions/r5_rl.py:gpu
 
 Every claim is a config of experiments/reproductions, which --config names; --claims
 names the same by their numbers. Overrides change every config that is measured. A claim
 is in if the mean over its seeds is in the band of every measure. Without a config
 nothing is measured, and the table is made of what --output already has. --page writes
-the page with its plots.
+the page with its plots. --trace measures nothing either: it says whether the programs of
+a size fit together (reproductions/tracing.py).
 """
 
 import argparse
@@ -27,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / 'scripts'))
 
 import numpy as np
-from reproductions import claims, documents, enumerable, evaluator, page, sequences
+from reproductions import claims, documents, enumerable, evaluator, page, sequences, tracing
 
 from rlhf_jax import files
 from rlhf_jax.errors import UserError
@@ -52,6 +54,7 @@ def main() -> int:
     '--runs', default='', help="the finished runs of R8, in place of its config's"
   )
   parser.add_argument('--output', type=Path, default=Path('reproductions.json'))
+  parser.add_argument('--trace', action='store_true', help='only trace the programs')
   parser.add_argument('--page', type=Path, help='also write the page with its plots')
   options, rest = parser.parse_known_args()
   for word in rest:
@@ -61,6 +64,10 @@ def main() -> int:
   try:
     known = {claim.id: claim for claim in map(claims.load_claim, claims.list_configs())}
     chosen = choose(options, known, overrides)
+    if options.trace:
+      for claim in chosen:
+        print(f'{claim.id}: {trace(claim)}', flush=True)
+      return 0
     results = json.loads(options.output.read_text()) if options.output.exists() else {}
     for claim in chosen:
       results[claim.id] = measure(claim)
@@ -125,6 +132,16 @@ def measure(claim):
     'curves': curves,
     'seconds': time.process_time() - started,
   }
+
+
+def trace(claim):
+  """Traces a claim with its first seed; returns what was traced, in words."""
+  if 'runs' in claim.settings:
+    return 'reads finished runs: nothing to trace'
+  settings = tracing.lower_counts(claim.settings)
+  with tracing.tracing_only() as traced, np.errstate(all='ignore'):
+    MEASURES[claim.id](settings, claim.seeds[0])
+  return f'{traced.programs} programs traced, up to {traced.elements:,} numbers returned'
 
 
 def format_values(values):

@@ -57,6 +57,22 @@ def test_a_config_with_other_settings_is_measured_and_said_to_be_so(tmp_path):
   assert 'other settings than those of the config' in page
 
 
+def test_the_sizes_for_a_gpu_can_be_traced():
+  configs = [
+    path
+    for path in sorted((ROOT / 'experiments/reproductions').glob('r*.py'))
+    if 'FILE:gpu' in path.read_text()
+  ]
+  done = reproduce('--trace', *(f'--config={path}:gpu' for path in configs))
+  assert done.returncode == 0, done.stderr
+  lines = dict(line.split(': ', 1) for line in done.stdout.splitlines())
+  assert list(lines) == ['R13', 'R14', 'R4', 'R5', 'R6', 'R8']
+  # the last network of R5, of 2,048 responses of 48 tokens in each of 32 steps
+  assert '2 programs traced, up to 3,145,824 numbers' in lines['R5']
+  assert lines.pop('R8') == 'reads finished runs: nothing to trace'
+  assert all('traced, up to' in line for line in lines.values())
+
+
 def test_unknown_claims_are_refused(tmp_path):
   done = reproduce('--claims=R2', f'--output={tmp_path}/out.json')
   assert done.returncode == 2 and "no claim 'R2'" in done.stderr

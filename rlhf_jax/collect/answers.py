@@ -1,9 +1,9 @@
 """Parsing of answers from the fields of a form; pure functions, without a database.
 
-On a page the responses have letters, in the order in which they are shown: A, B,
-C and so on. `shown` maps places on the page to the item: the response at place d
-is number shown[d] of the item. Answers refer to responses by their number in the
-item only.
+On a page the responses have letters, in the order in which they are shown: A,
+B, C and so on. `shown` maps places on the page to the item: the response at
+place d is number shown[d] of the item. Answers refer to responses by their
+number in the item only.
 
 An answer to `rank`, and to each turn of `converse`:
   {'orders': {axis: [K] ranks, 1 = best, equal ranks = tie, without gaps},
@@ -42,7 +42,8 @@ def parse_ranking(form: Form, shown: Sequence[int], settings: Settings) -> dict[
     settings: the axes, and what else the form asks for.
 
   Raises:
-    Refused: the ranks are not a valid ordering, or a required field is missing or invalid.
+    Refused: the ranks are not a valid ordering, or a required field is missing
+      or invalid.
   """
   mode = first(form, 'mode') or 'full'
   if mode not in MODES:
@@ -145,14 +146,14 @@ def _read_ranks(fields: Sequence[str], mode: str, axis: str) -> list[int]:
   """Reads the ranks on one axis from the fields of a form.
 
   Args:
-    fields: [K] texts in the order on the page; some are empty in the modes 'top' (only the
-      best are ranked) and 'best_worst'.
+    fields: [K] texts in the order on the page; some are empty in the modes
+      'top' (only the best are ranked) and 'best_worst'.
     mode: one of MODES.
     axis: the name of the axis, for messages.
 
   Returns:
-    [K] ranks in the order on the page. Responses without a rank come last in the mode 'top',
-    and between the best and the worst in the mode 'best_worst'.
+    [K] ranks in the order on the page. Responses without a rank come last in
+    the mode 'top', and between the best and the worst in the mode 'best_worst'.
 
   Raises:
     Refused: the ranks are not a valid ordering for the mode.

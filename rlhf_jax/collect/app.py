@@ -1,7 +1,8 @@
 """The ASGI application: the addresses, the roles that may open them, and the checks before a page.
 
-Pages are plain functions (Visit) → Response. They run in threads, because calls of the database
-block. This module reads the request, checks it, and calls the page.
+Pages are plain functions (Visit) → Response. They run in threads, because calls
+of the database block. This module reads the request, checks it, and calls the
+page.
 """
 
 from collections.abc import Awaitable, Callable
@@ -34,7 +35,8 @@ class Page:
     method: GET or POST.
     path: the path, with parameters in braces.
     show: (visit) → response.
-    role: the lowest role that may open the address; '' = anybody, also without signing in.
+    role: the lowest role that may open the address; '' = anybody, also without
+      signing in.
   """
 
   method: str
@@ -78,7 +80,8 @@ def build_app(site: Site, hosts: tuple[str, ...] = ()) -> Starlette:
 
   Args:
     site: the site, from `site.open_site`.
-    hosts: host names under which people reach it, in addition to those of the local machine.
+    hosts: host names under which people reach it, in addition to those of the
+      local machine.
 
   Returns:
     An ASGI application.

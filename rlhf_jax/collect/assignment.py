@@ -3,9 +3,10 @@
 A person works on one item at a time. A lease reserves the item for that person
 for a limited time. An item is given to as many people as it still needs
 judgements from, and to no more. A lease that has expired no longer reserves its
-item, so the item goes to somebody else when a person leaves. Training items come
-first, then the items of the highest priority; gold questions (control questions
-whose answer is known, and which look like any other item) are mixed in.
+item, so the item goes to somebody else when a person leaves. Training items
+come first, then the items of the highest priority; gold questions (control
+questions whose answer is known, and which look like any other item) are mixed
+in.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,8 +33,8 @@ class Progress:
   Attributes:
     answered: number of answered items, without training items.
     trained: number of answered training items.
-    agreement: share of the ordered pairs of the training items that the person ordered
-      right; 1 while the training goes on, and where there is none.
+    agreement: share of the ordered pairs of the training items that the person
+      ordered right; 1 while the training goes on, and where there is none.
     training_left: number of training items that are still to come.
     failed: whether the person has completed the training and did not pass it.
     done: whether the person gets no more items.
@@ -77,8 +78,8 @@ def agreement_with_gold(connection: Connection, person_id: int, training: bool) 
     training: True for the training items, False for the gold questions.
 
   Returns:
-    The share, 0 to 1, in which a pair that the person ties counts as one half; NaN where the
-    person has judged no such item.
+    The share, 0 to 1, in which a pair that the person ties counts as one half;
+    NaN where the person has judged no such item.
   """
   items, judgements = tables.items, tables.judgements
   query = (
@@ -113,8 +114,8 @@ def give_item(
   """Gives a person the next item, or again the item that the person is working on.
 
   Args:
-    connection: a connection of a writing transaction, so that an item that needs one more
-      judgement is not given to two people.
+    connection: a connection of a writing transaction, so that an item that
+      needs one more judgement is not given to two people.
     person_id: the person who asks for an item.
     settings: the settings of the workdir.
     tasks: the tasks that the person may get.
@@ -170,11 +171,12 @@ def find_lease(connection: Connection, token: str, person_id: int) -> Row:
 def check_open(connection: Connection, lease: Row, item: Row) -> None:
   """Checks that an answer to a lease is still accepted.
 
-  A person may answer after the lease has expired, as long as the item still needs
-  a judgement that nobody else has been asked for.
+  A person may answer after the lease has expired, as long as the item still
+  needs a judgement that nobody else has been asked for.
 
   Raises:
-    Refused: the item was skipped, or other people have taken it after the lease expired.
+    Refused: the item was skipped, or other people have taken it after the lease
+      expired.
   """
   if lease.state == 'skipped':
     raise Refused(409, 'You have skipped this item.')

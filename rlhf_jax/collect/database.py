@@ -2,8 +2,8 @@
 
 There is one writer at a time, even among several servers, so that what a
 transaction has read is still true when it writes. SQLite ensures this by `BEGIN
-IMMEDIATE`, PostgreSQL by an advisory lock. Readers never wait. A transaction that
-has ended without an error is on disk.
+IMMEDIATE`, PostgreSQL by an advisory lock. Readers never wait. A transaction
+that has ended without an error is on disk.
 """
 
 from collections.abc import Iterator
@@ -59,11 +59,12 @@ def open_database(workdir: Path, url: str = '') -> Database:
 
   Args:
     workdir: the folder of the collection, which is created where it is missing.
-    url: the URL of the database, such as 'postgresql+psycopg://user@host/name'; '' for SQLite
-      in the workdir.
+    url: the URL of the database, such as 'postgresql+psycopg://user@host/name';
+      '' for SQLite in the workdir.
 
   Raises:
-    UserError: the database cannot be opened, or it has the schema of another version.
+    UserError: the database cannot be opened, or it has the schema of another
+      version.
   """
   workdir.mkdir(parents=True, exist_ok=True)
   address = url or f'sqlite:///{workdir / FILE}'

@@ -1,7 +1,8 @@
 """Export of judgements as records, in the schema that the data sources of training read.
 
-People appear in exports under their pseudonyms only. Training items are exported
-only in the kind `raw`; gold questions are exported like any other item.
+People appear in exports under their pseudonyms only. Training items are
+exported only in the kind `raw`; gold questions are exported like any other
+item.
 """
 
 from collections import defaultdict
@@ -46,12 +47,13 @@ def export_kind(
 
   Args:
     connection: the connection to read from.
-    kind: one of KINDS. prompts: the messages that people wrote in conversations (red-team
-      prompts where the settings ask for them). raw: every judgement, including those that
-      were taken back, with its time, the order on the page and its revisions.
+    kind: one of KINDS. prompts: the messages that people wrote in conversations
+      (red-team prompts where the settings ask for them). raw: every judgement,
+      including those that were taken back, with its time, the order on the page
+      and its revisions.
     batch: the batch whose items are exported; '' for all batches.
-    combination: how rankings of the same item are combined; one of COMBINATIONS.
-      The other kinds ignore it.
+    combination: how rankings of the same item are combined; one of
+      COMBINATIONS. The other kinds ignore it.
 
   Raises:
     UserError: the kind or the combination is unknown.
@@ -77,7 +79,8 @@ def export_rankings(
 ) -> list[Fields]:
   """Exports the rankings of responses from the tasks `rank`, `converse` and `edit`.
 
-  An edit becomes a ranking in which the edited response is better than the original.
+  An edit becomes a ranking in which the edited response is better than the
+  original.
   """
   rows = _exported_rows(connection, batch)
   turns = judgements.read_turns(connection)

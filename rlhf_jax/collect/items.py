@@ -26,17 +26,20 @@ class NewItem:
 
   Attributes:
     task: one of TASKS.
-    messages: the conversation, whose last message is the user's; may be empty for `converse`.
-    responses: the 2 to 9 responses to rank, or the one response to edit; empty for the other
-      tasks.
+    messages: the conversation, whose last message is the user's; may be empty
+      for `converse`.
+    responses: the 2 to 9 responses to rank, or the one response to edit; empty
+      for the other tasks.
     batch: the name of the batch; items of a batch can be exported together.
     record: fields of the record that the item comes from: id, source, license,
       domain, context, meta.
-    gold: axis → ranks of the responses, where the correct order is known; else None.
+    gold: axis → ranks of the responses, where the correct order is known; else
+      None.
     explanation: the text that a person reads after answering a training item.
     training: whether the item is part of the training phase.
     priority: items of the highest priority are given first.
-    wanted: the number of judgements that the item needs; 0 = as many as the settings say.
+    wanted: the number of judgements that the item needs; 0 = as many as the
+      settings say.
   """
 
   task: str
@@ -118,7 +121,8 @@ def check_item(item: NewItem, where: str) -> NewItem:
     where: the place of the item in error messages, such as 'file:line'.
 
   Raises:
-    UserError: the task is unknown, or the responses, messages or known ranks do not suit it.
+    UserError: the task is unknown, or the responses, messages or known ranks do
+      not suit it.
   """
   if item.task not in TASKS:
     raise UserError(f'{where}: task: expected one of {", ".join(TASKS)}, got {item.task!r}')
@@ -139,11 +143,11 @@ def item_from_fields(fields: Mapping[str, Any], where: str, task: str, batch: st
   """Makes an item from the fields of a line of a file.
 
   Args:
-    fields: `messages` (the prompt), optionally with `responses` (a list of texts) or
-      `response`; also `task`, `batch`, `models`, `gold` (ranks, or axis → ranks),
-      `explanation`, `training`, `priority`, `wanted` and the fields of a record.
-      The `ranks` of a record are not used as known ranks: they are often the
-      opinion of one person.
+    fields: `messages` (the prompt), optionally with `responses` (a list of
+      texts) or `response`; also `task`, `batch`, `models`, `gold` (ranks, or
+      axis → ranks), `explanation`, `training`, `priority`, `wanted` and the
+      fields of a record. The `ranks` of a record are not used as known ranks:
+      they are often the opinion of one person.
     where: 'file:line', for error messages.
     task: one of TASKS; '' = the line's `task`, or else rank for a line with
       responses and demonstrate for one without.

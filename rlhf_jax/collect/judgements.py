@@ -1,7 +1,7 @@
 """Judgements: how they are saved, undone, returned and amended, and how they are read.
 
-A judgement is saved once and never overwritten. What happens to it later is a row
-of the table of revisions.
+A judgement is saved once and never overwritten. What happens to it later is a
+row of the table of revisions.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,8 @@ def save(connection: Connection, lease: Row, sent: SentAnswer, settings: Setting
   """Saves an answer; an answer that is sent twice is saved once.
 
   Args:
-    connection: a connection of a writing transaction; the answer is saved when it commits.
+    connection: a connection of a writing transaction; the answer is saved when
+      it commits.
     lease: the person's lease of the item, read in this transaction.
     sent: the answer.
     settings: the settings, of which `minimum_seconds` is used.
@@ -52,8 +53,8 @@ def save(connection: Connection, lease: Row, sent: SentAnswer, settings: Setting
     The id of the judgement.
 
   Raises:
-    Refused: the person no longer has the item, has already given another answer, or has
-      answered too fast.
+    Refused: the person no longer has the item, has already given another
+      answer, or has answered too fast.
   """
   # A browser that got no reply sends the same form again: that is not
   # a second judgement.
@@ -105,7 +106,8 @@ def undo_last(connection: Connection, person_id: int, settings: Settings) -> Row
     The lease, which is open again.
 
   Raises:
-    Refused: there is no judgement to undo, or the conversation has continued from it.
+    Refused: there is no judgement to undo, or the conversation has continued
+      from it.
   """
   table = tables.judgements
   query = (
@@ -154,8 +156,8 @@ def amend(
   """Replaces a judgement by one with a reviewer's answer; the old one keeps its row.
 
   Returns:
-    The id of the new judgement. It still belongs to the person who judged the item; its
-    author is the reviewer.
+    The id of the new judgement. It still belongs to the person who judged the
+    item; its author is the reviewer.
   """
   # Fails where somebody else has changed it meanwhile, and nothing is
   # added then.
@@ -258,8 +260,9 @@ def list_judgements(
     limit: the number of judgements, of which the newest are listed; 0 for all.
 
   Returns:
-    Rows with the columns of the judgement, the columns `key`, `batch`, `record`, `messages`,
-    `responses`, `gold` and `training` of its item, and the `pseudonym` of its person.
+    Rows with the columns of the judgement, the columns `key`, `batch`,
+    `record`, `messages`, `responses`, `gold` and `training` of its item, and
+    the `pseudonym` of its person.
   """
   table, items, people = tables.judgements, tables.items, tables.people
   columns = [

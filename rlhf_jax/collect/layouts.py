@@ -2,19 +2,19 @@
 
 Items are read from these layouts, and rankings are written in them:
 
-label_studio: a JSON list of tasks {data, annotations}. A ranking uses the Ranker
-  tag, whose `rank` lists the ids of the items, the best first. The tag has no
-  ties: responses of equal rank are listed one after the other. An annotation has
-  no `completed_by`, because Label Studio imports no names but those of its own
-  users; the person is in `meta`.
+label_studio: a JSON list of tasks {data, annotations}. A ranking uses the
+  Ranker tag, whose `rank` lists the ids of the items, the best first. The tag
+  has no ties: responses of equal rank are listed one after the other. An
+  annotation has no `completed_by`, because Label Studio imports no names but
+  those of its own users; the person is in `meta`.
 argilla: a JSON list of records {fields, responses, metadata}, as
   `Dataset.records.to_json` of Argilla 2 writes it. A ranking is the answer to a
   ranking question, whose value is a list of {value, rank}. The ids of users are
   UUIDs, which are computed from the pseudonyms.
-potato: JSON Lines, or a JSON list, of instances {id, text}. A ranking is what the
-  JSONL export of Potato 2 has: {instance_id, user_id, labels}, where the scheme
-  `ranking` stores one text, the names of the responses with commas between them,
-  the best first. It has no ties either.
+potato: JSON Lines, or a JSON list, of instances {id, text}. A ranking is what
+  the JSONL export of Potato 2 has: {instance_id, user_id, labels}, where the
+  scheme `ranking` stores one text, the names of the responses with commas
+  between them, the best first. It has no ties either.
 """
 
 import json
@@ -117,7 +117,8 @@ def _from_label_studio(row: Fields) -> Fields:
 def _from_argilla(row: Fields) -> Fields:
   """Converts a record of Argilla to the fields of an item.
 
-  Its responses are the fields whose names begin with 'response' or 'completion'.
+  Its responses are the fields whose names begin with 'response' or
+  'completion'.
   """
   fields = row['fields']
   names = [name for name in fields if name.startswith(('response', 'completion'))]

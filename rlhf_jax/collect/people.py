@@ -36,10 +36,11 @@ def invite(
   Args:
     connection: a connection of a writing transaction.
     role: one of ROLES.
-    places: the number of people that the invitation admits. With one place it is a personal
-      link, which signs the same person in again.
+    places: the number of people that the invitation admits. With one place it
+      is a personal link, which signs the same person in again.
     days: the days until it expires.
-    label: a text for the lead's list of invitations; the invited people do not see it.
+    label: a text for the lead's list of invitations; the invited people do not
+      see it.
 
   Returns:
     The id of the invitation.
@@ -192,8 +193,8 @@ def block(connection: Connection, person_id: int) -> None:
 def delete_data(connection: Connection, person_id: int) -> int:
   """Deletes everything that a person has given, and everything a platform passed about them.
 
-  Items whose judgements are deleted are given to other people again. The person's
-  row is kept without its data, so that nobody else gets the same id.
+  Items whose judgements are deleted are given to other people again. The
+  person's row is kept without its data, so that nobody else gets the same id.
 
   Returns:
     The number of deleted judgements.

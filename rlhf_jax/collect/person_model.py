@@ -1,6 +1,7 @@
 """A Plackett–Luce model of how good each response is and how reliable each person is.
 
-  P(ranking of person p | θ, β) = Π_i exp(β_p θ_i) / Σ_{j = i or ranked below i} exp(β_p θ_j)
+  P(ranking of person p | θ, β) = Π_i exp(β_p θ_i) / Σ_{j = i or ranked below i}
+  exp(β_p θ_j)
 
 over the responses i that rank above at least one other response. The priors are
 θ_i ~ N(0, 1) for the quality of every response and β_p ~ N(1.5, 1.5²) for the
@@ -11,9 +12,9 @@ are combined as in Chen et al. 2013 (crowd Bradley–Terry, for pairs), which th
 model extends to rankings of K responses.
 
 θ is integrated out: where few people rank an item, estimating θ together with β
-would make everybody seem more reliable than they are. The integral is a mean over
-quasi-random draws of θ. β is estimated by the mode of its posterior, and its
-interval by the curvature there (Laplace approximation).
+would make everybody seem more reliable than they are. The integral is a mean
+over quasi-random draws of θ. β is estimated by the mode of its posterior, and
+its interval by the curvature there (Laplace approximation).
 """
 
 from collections.abc import Sequence
@@ -37,7 +38,8 @@ class Orders:
   Attributes:
     item: [R] int, the item whose responses each ranking orders.
     person: [R] int, the person who gave each ranking.
-    ranks: R lists of K ranks, 1 = best, equal ranks = tie; K is the same within an item.
+    ranks: R lists of K ranks, 1 = best, equal ranks = tie; K is the same within
+      an item.
   """
 
   item: np.ndarray
@@ -53,7 +55,8 @@ class Fit:
     reliability: [P] float64, β of each person.
     low: [P] float64, lower ends of the 95% intervals.
     high: [P] float64, upper ends.
-    above: item → [K, K] float64, the probability that response i is better than j.
+    above: item → [K, K] float64, the probability that response i is better than
+      j.
     means: item → [K] float64, posterior means of θ.
   """
 
@@ -128,8 +131,8 @@ class _Group:
     place: [R] int, ascending; the index in `items` of each ranking's item.
     starts: [N] int, the index of the first ranking of each item.
     person: [R] int, the person who gave each ranking.
-    contest: [R, K, K] float32. [r, i, j] is 1 where j is i or ranks below i; row i is all 0
-      where no response ranks below i.
+    contest: [R, K, K] float32. [r, i, j] is 1 where j is i or ranks below i;
+      row i is all 0 where no response ranks below i.
     theta: [S, K] float32, draws from the prior.
   """
 
@@ -225,9 +228,9 @@ def _each_chunk(group: _Group, beta: np.ndarray):
   """Yields the likelihoods of a group in chunks of whole items: r rankings of n items.
 
   Yields:
-    (rows, the slice of the r rankings; [n, S] posterior weights of the draws for each item;
-    [n] log P of each item's rankings; first and second derivatives as in `_likelihoods`,
-    each [r, S]).
+    (rows, the slice of the r rankings; [n, S] posterior weights of the draws
+    for each item; [n] log P of each item's rankings; first and second
+    derivatives as in `_likelihoods`, each [r, S]).
   """
   ends = np.append(group.starts[1:], len(group.place))
   per_ranking = group.theta.size
@@ -258,8 +261,8 @@ def _add_covariances(
 ) -> None:
   """Adds the covariances of the rankings' slopes to the Hessian.
 
-  For all pairs (r, q) of rankings of the same item it adds Cov(dℓ_r / dβ, dℓ_q /
-  dβ) under the posterior of the item's θ.
+  For all pairs (r, q) of rankings of the same item it adds Cov(dℓ_r / dβ, dℓ_q
+  / dβ) under the posterior of the item's θ.
   """
   begins = np.flatnonzero(np.diff(place, prepend=-1))
   ends = np.append(begins[1:], len(place))

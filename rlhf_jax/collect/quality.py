@@ -1,6 +1,7 @@
 """Quality of judgements: how well people agree with each other and with known answers.
 
-Everything is computed from orders of responses, one for each judgement and axis.
+Everything is computed from orders of responses, one for each judgement and
+axis.
 """
 
 from collections import defaultdict
@@ -24,7 +25,8 @@ class Order:
   """One person's order of an item's responses.
 
   Attributes:
-    item: the number of the item; each turn of a conversation is an item of its own.
+    item: the number of the item; each turn of a conversation is an item of its
+      own.
     person: the person's pseudonym.
     ranks: [K], 1 = best, equal ranks = tie.
     shown: [K], the numbers of the responses, in the order on the page.
@@ -77,12 +79,14 @@ class Report:
 
   Attributes:
     alpha: Krippendorff's α of the ranks, with the ordinal metric.
-    kendall: the mean of Kendall's W over the items, weighted by the number of their people.
+    kendall: the mean of Kendall's W over the items, weighted by the number of
+      their people.
     agreement: the share of pairs of responses that two people order alike.
     people: the report of each person.
-    confidence: item → the mean probability that its pairs are ordered correctly.
-    disputed: (item, share of pairs that the more reliable people order alike), the most
-      disputed item first.
+    confidence: item → the mean probability that its pairs are ordered
+      correctly.
+    disputed: (item, share of pairs that the more reliable people order alike),
+      the most disputed item first.
   """
 
   alpha: float
@@ -143,9 +147,9 @@ def mean_confidence(above: np.ndarray) -> float:
 def krippendorff_alpha(orders: Sequence[Order]) -> float:
   """Computes Krippendorff's α of the ranks with the ordinal metric; a unit is a response.
 
-  Krippendorff 2011, 'Computing Krippendorff's alpha-reliability', as the library
-  `krippendorff` computes it. NaN where no two people ranked the same item, or
-  where all ranks are equal.
+  Krippendorff 2011, 'Computing Krippendorff's alpha-reliability', as the
+  library `krippendorff` computes it. NaN where no two people ranked the same
+  item, or where all ranks are equal.
   """
   import krippendorff  # from the extra `collect`, which not every user of this module installs
 
@@ -169,8 +173,9 @@ def krippendorff_alpha(orders: Sequence[Order]) -> float:
 def kendall_w(rankings: Sequence[Sequence[int]]) -> float:
   """Computes Kendall's W of m rankings of n responses, corrected for ties.
 
-  W = 12 S / (m² (n³ − n) − m Σ_j T_j), with S the squared deviations of the rank sums
-  and T_j = Σ (t³ − t) over the ties of ranking j (Kendall & Gibbons 1990, ch. 6).
+  W = 12 S / (m² (n³ − n) − m Σ_j T_j), with S the squared deviations of the
+  rank sums and T_j = Σ (t³ − t) over the ties of ranking j (Kendall & Gibbons
+  1990, ch. 6).
 
   Args:
     rankings: [m, n] ranks, equal ranks = tie.
@@ -234,8 +239,8 @@ def pairwise_agreement(orders: Sequence[Order]) -> Share:
 def labels_for(share: Share, half_width: float, labels: int) -> int:
   """Estimates how many more labels are needed to narrow an interval to ± half_width.
 
-  The width of an interval is taken to fall with the square root of the number of labels. The
-  result is 0 where the interval is narrow enough already.
+  The width of an interval is taken to fall with the square root of the number
+  of labels. The result is 0 where the interval is narrow enough already.
 
   >>> labels_for(Share(0.7, 0.6, 0.8, 100), 0.05, labels=100)
   300
@@ -256,7 +261,8 @@ def measure_people(
   Args:
     orders: the orders of all people.
     fitted: the fitted model, from `fit_people`.
-    names: the pseudonyms in the order of the model's reliabilities, from `fit_people`.
+    names: the pseudonyms in the order of the model's reliabilities, from
+      `fit_people`.
   """
   by_item = _by_item(orders)
   own: dict[str, list[Order]] = defaultdict(list)
@@ -295,8 +301,8 @@ def find_disputed(
   Such an item often points to a gap in the guidelines.
 
   Returns:
-    At most `count` pairs (item, share of pairs of responses that two of these people order
-    alike), the lowest share first.
+    At most `count` pairs (item, share of pairs of responses that two of these
+    people order alike), the lowest share first.
   """
   if not len(names):
     return []
@@ -314,14 +320,15 @@ def find_disputed(
 def majority_order(rankings: Sequence[Sequence[int]]) -> tuple[list[int], float]:
   """Combines rankings by Copeland's rule.
 
-  Each pair of responses is decided by the majority of people. A response is ranked by the
-  number of pairs that it wins, minus those that it loses.
+  Each pair of responses is decided by the majority of people. A response is
+  ranked by the number of pairs that it wins, minus those that it loses.
 
   Args:
     rankings: [m, K] ranks.
 
   Returns:
-    (K ranks, the mean share of the votes that agree with the order of each pair).
+    (K ranks, the mean share of the votes that agree with the order of each
+    pair).
 
   >>> majority_order([[1, 2], [1, 2], [2, 1]])
   ([1, 2], 0.6666666666666666)
@@ -357,7 +364,8 @@ def _count_alike(group: Sequence[Order]) -> tuple[int, int]:
   """Counts pairs of responses, summed over all pairs of people.
 
   Returns:
-    (number of pairs that both people order alike, number of pairs that neither of them ties).
+    (number of pairs that both people order alike, number of pairs that neither
+    of them ties).
   """
   same = 0
   both = 0
@@ -381,8 +389,8 @@ def _against_others(order: Order, group: Sequence[Order]) -> tuple[float, int]:
   """Compares a person's order with the majority of the other people.
 
   Returns:
-    (number of pairs that the person orders as the majority does, number of pairs that both the
-    person and the majority order).
+    (number of pairs that the person orders as the majority does, number of
+    pairs that both the person and the majority order).
   """
   others = [_signs(other.ranks) for other in group if other.person != order.person]
   if not others:
@@ -396,8 +404,8 @@ def _agreement(ranks: Sequence[int], gold: Sequence[int]) -> tuple[float, int]:
   """Compares ranks with known ranks.
 
   Returns:
-    (number of pairs that are ordered as in the known ranks, where a tie counts one half; number
-    of pairs that the known ranks order).
+    (number of pairs that are ordered as in the known ranks, where a tie counts
+    one half; number of pairs that the known ranks order).
   """
   expected = _signs(gold)
   product = expected * _signs(ranks)
@@ -409,8 +417,8 @@ def _habit(order: Order, values: Sequence[int]) -> tuple[float, int]:
   """Counts how often a person prefers the response with the smaller value.
 
   Returns:
-    (number of pairs in which the better response has the smaller value, number of pairs that
-    differ in both rank and value).
+    (number of pairs in which the better response has the smaller value, number
+    of pairs that differ in both rank and value).
   """
   if len(values) != len(order.ranks):
     return 0.0, 0

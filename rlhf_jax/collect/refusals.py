@@ -5,7 +5,8 @@ class Refused(Exception):
   """Raised when a request is refused: nothing was changed, and the page shows the reason.
 
   Attributes:
-    status: HTTP status, such as 422 for an answer whose ranks are not a valid ordering.
+    status: HTTP status, such as 422 for an answer whose ranks are not a valid
+      ordering.
     message: the reason, as a plain sentence that the person reads.
   """
 

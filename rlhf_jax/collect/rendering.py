@@ -2,8 +2,8 @@
 
 Texts of models and of people may contain HTML, scripts, terminal escapes, or
 characters that reverse the direction of writing. Markdown is rendered with HTML
-turned off, and the result is sanitised once more; control characters are replaced
-by visible symbols.
+turned off, and the result is sanitised once more; control characters are
+replaced by visible symbols.
 """
 
 from pathlib import Path

@@ -113,7 +113,8 @@ async def read_form(request: Request, largest: int) -> dict[str, list[str]]:
 
   Args:
     request: the POST request.
-    largest: the largest number of bytes; reading stops as soon as there are more.
+    largest: the largest number of bytes; reading stops as soon as there are
+      more.
 
   Returns:
     Name of a field → its values.

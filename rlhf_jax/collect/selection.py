@@ -26,7 +26,8 @@ class Refitted:
   """The result of `refit`.
 
   Attributes:
-    report: the quality of the judgements on the first axis; None where there are no rankings.
+    report: the quality of the judgements on the first axis; None where there
+      are no rankings.
     closed: the number of items that were closed by this refit.
   """
 
@@ -39,7 +40,8 @@ def refit(connection: Connection, settings: Settings) -> Refitted:
 
   Args:
     connection: a connection of a writing transaction.
-    settings: the settings, of which `stop_confidence` and the first of `axes` are used.
+    settings: the settings, of which `stop_confidence` and the first of `axes`
+      are used.
   """
   orders = read_orders(connection, settings.axes[0])
   if not orders:
@@ -62,11 +64,13 @@ def read_orders(connection: Connection, axis: str) -> list[quality.Order]:
 def prioritise(connection: Connection, scores: Sequence[Score]) -> int:
   """Sets the priority of each ranking item that waits for judgements.
 
-  The priority is the uncertainty of the reward models about the item, see `measure_doubt`.
+  The priority is the uncertainty of the reward models about the item, see
+  `measure_doubt`.
 
   Args:
     connection: a connection of a writing transaction.
-    scores: one scoring function for each reward model; two or more form an ensemble.
+    scores: one scoring function for each reward model; two or more form an
+      ensemble.
 
   Returns:
     The number of items whose priority was set.
@@ -95,9 +99,10 @@ def prioritise(connection: Connection, scores: Sequence[Score]) -> int:
 def measure_doubt(scores: np.ndarray, texts: Sequence[str]) -> float:
   """Measures how uncertain reward models are about the order of K responses.
 
-  The measure is the entropy of each pair's probability, which is averaged over the ensemble
-  first; then the mean over the pairs. It is high where a probability is near ½ and where the
-  members of the ensemble disagree. A pair of equal texts has no order to ask for and counts 0.
+  The measure is the entropy of each pair's probability, which is averaged over
+  the ensemble first; then the mean over the pairs. It is high where a
+  probability is near ½ and where the members of the ensemble disagree. A pair
+  of equal texts has no order to ask for and counts 0.
 
   Args:
     scores: [M, K] float, the scores of M reward models.

@@ -31,12 +31,13 @@ def serve(
     url: the URL of the database; '' for SQLite in the workdir.
     public_url: the address at which people reach the site, such as
       'https://labels.example.org'; '' for http at `host` and `port`.
-    replies: gets the models' replies in conversations; None for no conversations.
+    replies: gets the models' replies in conversations; None for no
+      conversations.
     count_tokens: text → number of tokens; None to count characters.
 
   Raises:
-    UserError: the server cannot listen at the address, or the settings or the database cannot
-      be used.
+    UserError: the server cannot listen at the address, or the settings or the
+      database cannot be used.
   """
   store = database.open_database(workdir, url)
   replier = None if replies is None else Replier(store, replies)

@@ -73,8 +73,8 @@ def read_settings(workdir: Path) -> Settings:
     workdir: the folder of the collection, whose `collect.toml` may be absent.
 
   Raises:
-    UserError: the file is not TOML, or has an unknown key, a value of a wrong type or a value
-      out of its range.
+    UserError: the file is not TOML, or has an unknown key, a value of a wrong
+      type or a value out of its range.
   """
   path = workdir / FILE
   if not path.exists():
@@ -94,7 +94,8 @@ def parse_settings(values: dict[str, Any], where: str) -> Settings:
     where: the name of the file in error messages.
 
   Raises:
-    UserError: a key is unknown, or a value has a wrong type or is out of its range.
+    UserError: a key is unknown, or a value has a wrong type or is out of its
+      range.
   """
   known = {field.name: field for field in dataclasses.fields(Settings)}
   checked: dict[str, Any] = {}

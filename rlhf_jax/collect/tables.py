@@ -1,7 +1,7 @@
 """The tables of the database.
 
-Rows of judgements and revisions are added and never overwritten: a judgement that
-was undone, returned or amended keeps its row, and a revision records what
+Rows of judgements and revisions are added and never overwritten: a judgement
+that was undone, returned or amended keeps its row, and a revision records what
 happened to it. Only the deletion of a person's data removes rows. Times are
 seconds since 1970.
 """

@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import os
 from pathlib import Path
+import shutil
 import signal
 import sys
 import tempfile
@@ -15,7 +16,7 @@ import threading
 import traceback
 from typing import Any
 
-from rlhf_jax import plain_text
+from rlhf_jax import plain_text, text_table
 from rlhf_jax.errors import UserError, UserErrors
 
 DONE = 0  # exit code of a command that did all its work
@@ -93,6 +94,10 @@ def report_bug(error: BaseException, folder: str | os.PathLike | None) -> int:
 
 def describe_os_error(error: OSError) -> str:
   """Returns what the operating system refused, and of which file, in one line."""
+  if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
+    # A folder that was not copied: [(source, target, reason), …].
+    _, target, reason = error.args[0][0]
+    return f'{target}: {reason}; repeat the command when that is mended'
   reason = error.strerror or str(error) or type(error).__name__
   names = [str(name) for name in (error.filename, error.filename2) if name is not None]
   place = f'{" → ".join(names)}: ' if names else ''
@@ -151,4 +156,4 @@ def _keep_traceback(text: str, folder: str | os.PathLike | None) -> Path | None:
 def _print(line: str) -> None:
   """Prints a line to stderr, which may be closed or full."""
   with contextlib.suppress(OSError, ValueError):
-    print(line, file=sys.stderr, flush=True)
+    print(text_table.fit_terminal(line, sys.stderr), file=sys.stderr, flush=True)

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from rlhf_jax import text_table
 from rlhf_jax.data import on_disk, records
 from rlhf_jax.data.conversations import Message
 from rlhf_jax.data.shapes import Response
@@ -402,7 +403,8 @@ def _report_dropped(examples: list, kind: str, max_length: int, num_records: int
   if num_dropped:
     message = f'{num_dropped} of {num_records} {kind}s are longer than {max_length} tokens'
     # On stderr, as stdout may be the output of a command.
-    print(f'{message} and were left out', file=sys.stderr)
+    message += ' and were left out'
+    print(text_table.fit_terminal(message, sys.stderr), file=sys.stderr)
   _check_any_fits(examples, kind, max_length)
 
 
@@ -414,7 +416,7 @@ def _report_empty_comparisons(examples: list[Example]) -> None:
   for number, reason in ((num_equal, 'compare equal tokens'), (num_tied, 'are ties')):
     if number:
       message = f'{number} of {len(examples)} rankings {reason} and teach no order'
-      print(message, file=sys.stderr)
+      print(text_table.fit_terminal(message, sys.stderr), file=sys.stderr)
 
 
 def _are_equal(rows: np.ndarray) -> bool:

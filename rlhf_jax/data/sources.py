@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax import hub, named_functions, storage
+from rlhf_jax import hub, named_functions, storage, text_table
 from rlhf_jax import options as options_lib
 from rlhf_jax.data import records, row_files, tinyworld
 from rlhf_jax.data.on_disk import OnDisk
@@ -124,7 +124,8 @@ def read_files(options: DataOptions, kind: str, split: str) -> Sequence[Any]:
     _report_shapes(pattern, names)
     if options.hold_out and has_one_split(str(path)):
       own = _hold_out(own, options, split)
-      print(f'{pattern}: {len(own):,} records are for {split}', file=sys.stderr)
+      said = f'{pattern}: {len(own):,} records are for {split}'
+      print(text_table.fit_terminal(said, sys.stderr), file=sys.stderr)
     if len(options.path) == 1:
       return own
     rows.extend(own)
@@ -300,7 +301,8 @@ def _report_shapes(source: str, names: Counter[str]) -> None:
   """Prints the shapes that the rows of a source were read as, and how many have each."""
   for name, count in names.most_common():
     # On stderr, as stdout may be the output of a command.
-    print(f'{source}: read as {name}: {count:,}', file=sys.stderr)
+    said = f'{source}: read as {name}: {count:,}'
+    print(text_table.fit_terminal(said, sys.stderr), file=sys.stderr)
 
 
 def _check_field_names(fields: dict[str, str]) -> None:

@@ -7,12 +7,13 @@ import numpy as np
 
 from rlhf_jax.evaluation import controlled_rate, winrate
 from rlhf_jax.generation.responses import Responses
-from rlhf_jax.text_table import format_rows
+from rlhf_jax.text_table import format_blocks
 
 _PERCENT = '{:.1%}'
 _INTERVAL = ('95% interval', '{0[0]:.1%} – {0[1]:.1%}')
 
-HEADINGS = {  # key in results.json → (heading, format of the value), in their order
+# Key in results.json → (heading, format of the value), in their order; z: no -0.00.
+HEADINGS = {
   'helpful': ('helpful', _PERCENT),
   'honest': ('honest', _PERCENT),
   'harmless': ('harmless', _PERCENT),
@@ -20,15 +21,15 @@ HEADINGS = {  # key in results.json → (heading, format of the value), in their
   'unfitting_offer': ('unfitting offer', _PERCENT),
   'ignorance': ('ignorance', _PERCENT),
   'unread': ('unread', _PERCENT),
-  'utility': ('utility', '{:.3f}'),
-  'score': ('reward', '{:.3f}'),
+  'utility': ('utility', '{:z.3f}'),
+  'score': ('reward', '{:z.3f}'),
   'win_rate_vs_sft': ('win rate vs SFT', _PERCENT),
   'win_rate_vs_sft_ci95': _INTERVAL,
   'substance_win_rate_vs_sft': ('by substance', _PERCENT),
   'substance_win_rate_vs_sft_ci95': _INTERVAL,
   'win_rate_controlled': ('controlled', _PERCENT),
   'win_rate_controlled_ci95': _INTERVAL,
-  'kl_to_sft': ('KL to SFT (nats)', '{:.2f}'),
+  'kl_to_sft': ('KL to SFT (nats)', '{:z.2f}'),
   'response_length': ('length', '{:.1f}'),
   'eos_rate': ('EOS', _PERCENT),
   'distinct': ('distinct', _PERCENT),
@@ -107,11 +108,12 @@ def _count_words(texts: Sequence[Sequence[str]]) -> np.ndarray:
   return np.array([[len(text.split()) for text in of_prompt] for of_prompt in texts], np.float64)
 
 
-def format_table(models: Mapping[str, Mapping[str, Any]]) -> str:
+def format_table(models: Mapping[str, Mapping[str, Any]], width: int = 0) -> str:
   """Formats the table as aligned text.
 
   Args:
     models: name of a model → its row, from make_row.
+    width: columns of the terminal, for which a wide table is broken; 0 = it never is.
   """
   headings = _all_headings(models)
   known = []  # the columns in which some model has a value
@@ -125,7 +127,8 @@ def format_table(models: Mapping[str, Mapping[str, Any]]) -> str:
       _, value_format = headings[key]
       cells.append(value_format.format(row[key]) if key in row else '–')
     rows.append(cells)
-  return format_rows(rows)
+  intervals = {number for number, key in enumerate(known, 1) if key.endswith(_INTERVAL_END)}
+  return format_blocks(rows, width, joined=intervals)
 
 
 def _all_headings(

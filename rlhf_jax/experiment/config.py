@@ -492,6 +492,60 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], name: str = 'con
   return lines
 
 
+def complete(
+  old: Mapping[str, Any],
+  config: ml_collections.ConfigDict,
+  defaults: Mapping[str, Any],
+) -> tuple[dict[str, Any], list[str]]:
+  """Gives the config of an older version those later settings that are left at their defaults.
+
+  The default of a new setting means what the code did before there was the setting, so a
+  run without it and one with its default are the same. A setting with any other
+  value stays missing, and so does one that only the old config has: they differ.
+
+  Args:
+    old: a config read from JSON; it is not changed.
+    config: the config of this run, in which every setting has a value.
+    defaults: the common sections with their defaults, as nested dicts.
+
+  Returns:
+    (the completed config, the settings that it lacked, such as 'config.model.numerics').
+  """
+  usual = default_values(config, defaults)
+  for name in config.stages:
+    stage = stages.find(config[name].kind)
+    for field in stage.choices:  # a new choice meant its default too, whatever this run chooses
+      usual[name][field] = options_lib.defaults(stage.options)[field]
+  usual = {key: value for key, value in usual.items() if key not in config.stages or key in old}
+  completed = json.loads(json.dumps(old))
+  new = json.loads(as_json(config))
+  lacking = _add_defaults(completed, new, json.loads(json.dumps(usual, default=list)), 'config')
+  return completed, list(lacking)
+
+
+def describe_lacking(names: Sequence[str]) -> str:
+  """Says in one phrase that an older config lacks these settings."""
+  more = f' and {len(names) - 3} more' if len(names) > 3 else ''
+  settings = f'{", ".join(names[:3])}{more}'
+  return f'an older version wrote it, without {settings}; the defaults count'
+
+
+def _add_defaults(
+  old: dict[str, Any], new: Mapping[str, Any], usual: Mapping[str, Any], name: str
+) -> Iterator[str]:
+  """Adds to `old`, in place, what it lacks and `new` has as usual; yields the names."""
+  for key in sorted({*new} & {*usual}):
+    full_name = f'{name}.{key}'
+    # Empty tables, whose keys the user chooses, are values.
+    if isinstance(usual[key], dict) and usual[key]:
+      section = old.setdefault(key, {})
+      if isinstance(section, dict):
+        yield from _add_defaults(section, new[key], usual[key], full_name)
+    elif key not in old and new[key] == usual[key]:
+      old[key] = new[key]
+      yield full_name
+
+
 def kind_of(config: ml_collections.ConfigDict, name: str) -> StageKind:
   """Returns the kind of a stage of the config."""
   return stages.find(config[name].kind)

@@ -17,7 +17,7 @@ from rlhf_jax.stages.shared import model_sources
 RESULTS = 'results.json'
 
 
-def extend(config: Any, workdir: Path) -> list[str]:
+def extend(config: Any, workdir: Path, defaults: Mapping[str, Any]) -> list[str]:
   """Prepares finished stages to go on with the greater `loop.steps` that the config has now.
 
   What comes out is what the stage had become if it had had so many steps from the
@@ -26,6 +26,8 @@ def extend(config: Any, workdir: Path) -> list[str]:
   Args:
     config: the config of this run, with {workdir} in it.
     workdir: its folder, in which a run with fewer steps has ended or was interrupted.
+    defaults: the common sections with their defaults, which the config of an older
+      version may lack.
 
   Returns:
     The names of the stages that go on.
@@ -35,6 +37,7 @@ def extend(config: Any, workdir: Path) -> list[str]:
   """
   path = workdir / 'config.json'
   old = fingerprints.read_json(path) if path.is_file() else {'stages': []}
+  old, _ = configs.complete(old, config, defaults)
   new = json.loads(configs.as_json(config))
   extended = [name for name in new['stages'] if _has_more_steps(old.get(name), new[name])]
   if not extended:

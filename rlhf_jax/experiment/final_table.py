@@ -6,18 +6,19 @@ The table is printed; the workdir gets results.json, report.html and the respons
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
+import sys
 import time
 from typing import Any
 
 import jax
 import numpy as np
 
-from rlhf_jax import fingerprints
+from rlhf_jax import fingerprints, text_table
 from rlhf_jax.data import batches, encode, sources
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation import downstream, oracle_judge, table
+from rlhf_jax.evaluation import by_kind, downstream, oracle_judge, table
 from rlhf_jax.experiment import controls, reward_agreement, reward_kinds
 from rlhf_jax.generation import responses
 from rlhf_jax.generation.responses import Responses
@@ -86,6 +87,11 @@ class Options(RewardSourceOptions):
     """The number of parts of a batch that a reward model reads one after the other."""
     return 1
 
+  @property
+  def packed_rows(self) -> int:
+    """The rows that a reward model reads at a time, in which responses share places."""
+    return self.batch_size
+
 
 @dataclasses.dataclass(frozen=True)
 class _Asked:
@@ -107,12 +113,15 @@ class Comparison:
     rows: name of the row → decoding → values, see evaluation/table.py.
     controls: the same of what a model must beat, see controls.py.
     unseen: the same of the models, of what training never had.
+    kinds: name of a model or control → decoding → kind of prompt → values, see
+      evaluation/by_kind.py; {} where the oracle is not the judge.
     responses: all of them, as they are kept (report/kept_responses.py).
   """
 
   rows: dict[str, dict[str, dict[str, Any]]]
   controls: dict[str, dict[str, dict[str, Any]]]
   unseen: dict[str, dict[str, dict[str, Any]]]
+  kinds: dict[str, dict[str, dict[str, Any]]]
   responses: list[kept_responses.Kept]
 
 
@@ -227,26 +236,28 @@ def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -
 
   Returns:
     The contents of results.json: models, controls and unseen (the rows of the table, by
-    decoding), reward (the last evaluation of the reward model, and its accuracy by kind),
-    downstream (what optimising it bought), reward_agreement (of several reward models),
-    seconds, table (as text), and for each other stage its last evaluation.
+    decoding), kinds (by the kind of prompt), reward (the last evaluation of the reward
+    model, and its accuracy by kind), downstream (what optimising it bought),
+    reward_agreement (of several reward models), seconds, table (as text), and for each
+    other stage its last evaluation.
   """
   first = next(iter(contexts.values()))
   config = first.config
   path = first.workdir / 'results.json'
   if path.is_file():
     earlier = fingerprints.read_json(path, 'remove it to evaluate again')
-    hosts.say(earlier['table'])
+    _say(earlier)
     return earlier
   started = time.monotonic()
   results: dict[str, Any] = {'models': {}, 'reward': {}, 'seconds': {}}
-  comparison = Comparison({}, {}, {}, [])
+  comparison = Comparison({}, {}, {}, {}, [])
   if shown_rows(config):
     hosts.say('— evaluation ' + '—' * 40)
     comparison = compare(first)
     results['models'] = comparison.rows
     results['controls'] = comparison.controls
     results['unseen'] = comparison.unseen
+    results['kinds'] = comparison.kinds
   rewards = [name for name in contexts if config[name].kind in REWARD_KINDS]
   # Of several reward models, the table is about the one that it names.
   main = config.evaluation.reward if config.evaluation.reward in rewards else ''
@@ -271,7 +282,7 @@ def make(contexts: Mapping[str, Context], seconds: Mapping[str, float | None]) -
   # Written last, as its presence means that the report is complete.
   if hosts.is_first_process():
     fingerprints.write_json(path, results)
-  hosts.say(results['table'])
+  _say(results)
   hosts.say(f'\nReport: {first.workdir / "report.html"}')
   return results
 
@@ -308,13 +319,23 @@ def _measure_downstream(config: Any, results: Mapping[str, Any], reward: str) ->
   return {'reward': reward, 'judge': section.judge, 'gains': gains}
 
 
-def format_results(results: Mapping[str, Any]) -> str:
-  """Formats the table, the reward model's accuracy and the seconds of every stage as text."""
+def _say(results: Mapping[str, Any]) -> None:
+  """Prints the table, in several parts where the terminal is narrow."""
+  hosts.say(format_results(results, text_table.terminal_width(sys.stdout)))
+
+
+def format_results(results: Mapping[str, Any], width: int = 0) -> str:
+  """Formats the table, the reward model's accuracy and the seconds of every stage as text.
+
+  Args:
+    results: the contents of results.json.
+    width: columns of the terminal, for which a wide table is broken; 0 = it never is.
+  """
   lines = []
   for decoding in DECODINGS:
     rows = _rows_of(results, decoding)
     if rows:
-      lines += [decoding, table.format_table(rows), '']
+      lines += [decoding, table.format_table(rows, width), '']
   reward = results['reward']
   if 'accuracy' in reward:
     lines.append(
@@ -427,12 +448,15 @@ def _respond(
   # The best of N, or the likeliest response, is no sample of the policy, so a KL
   # estimated from it has no meaning.
   has_kl = decoding == 'sampled' and not best_of and not count
+  is_baseline = stage == options.baseline
   completed = respond(
     policy.read(),
     batches.prompts_once(asked.examples, options.batch_size),
     jax.random.fold_in(asked.root, number),
-    baseline.read() if has_kl else None,
+    baseline.read() if has_kl and not is_baseline else None,
   )
+  if has_kl and is_baseline:
+    completed = dataclasses.replace(completed, kl=np.zeros(completed.lengths.shape))
   return responses.select_best_of(completed, best_of) if best_of else completed
 
 
@@ -494,14 +518,19 @@ def _tabulate(
 ) -> Comparison:
   """Makes the rows of the table, and of the responses that are kept."""
   kept: list[kept_responses.Kept] = []
-  tables: dict[str, dict[str, dict[str, Any]]] = {'models': {}, 'controls': {}, 'unseen': {}}
+  tables: dict[str, dict[str, dict[str, Any]]] = {
+    'models': {},
+    'controls': {},
+    'unseen': {},
+    'kinds': {},
+  }
   unseen = [number for number, row in enumerate(prompts) if row.meta.get('unseen') in UNSEEN]
   for decoding in DECODINGS:
     own = responses_of_models[decoding]
     others = control_responses.get(decoding, {})
     judged = {name: _judge(options, prompts, row) for name, row in {**own, **others}.items()}
-    baseline = own[_checked_baseline(config)]
-    make = functools.partial(_make_row, config, prompts, judged, baseline)
+    baseline_name = _checked_baseline(config)
+    make = functools.partial(_make_row, config, prompts, judged, own[baseline_name])
     for name, row in own.items():
       tables['models'].setdefault(name, {})[decoding] = make(name, row, range(len(prompts)))
       if unseen:
@@ -510,9 +539,25 @@ def _tabulate(
       tables['controls'].setdefault(name, {})[decoding] = make(name, row, range(len(prompts)))
     for name, row in {**own, **others}.items():
       kept += _keep(config, prompts, name, decoding, row, judged[name])
+      if options.judge == ORACLE:
+        tables['kinds'].setdefault(name, {})[decoding] = by_kind.make_rows(
+          [prompt.meta['kind'] for prompt in prompts],
+          judged[name],
+          judged[baseline_name],
+          _clusters(prompts),
+        )
   return Comparison(
-    rows=tables['models'], controls=tables['controls'], unseen=tables['unseen'], responses=kept
+    rows=tables['models'],
+    controls=tables['controls'],
+    unseen=tables['unseen'],
+    kinds=tables['kinds'],
+    responses=kept,
   )
+
+
+def _clusters(prompts: Sequence[Prompt]) -> list[str]:
+  """Returns the cluster of each prompt: its family, or itself."""
+  return [prompt.meta.get('family', prompt.id) for prompt in prompts]
 
 
 def _keep(
@@ -572,7 +617,7 @@ def _make_row(
     take(judged[name]),
     take(judged[baseline]),
     others,
-    [prompts[number].meta.get('family', prompts[number].id) for number in chosen],
+    _clusters([prompts[number] for number in chosen]),
     responses.select_prompts(baseline_responses, chosen).texts,
   )
 

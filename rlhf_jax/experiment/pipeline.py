@@ -123,9 +123,14 @@ def load_config(path: str, overrides: Iterable[str] = ()) -> Any:
   Raises:
     UserError: the file, a key or a value is wrong.
   """
-  config = configs.load(path, overrides, defaults=options_lib.defaults(CommonOptions))
+  config = configs.load(path, overrides, defaults=common_defaults())
   configs.check_values(config, CommonOptions)
   return config
+
+
+def common_defaults() -> dict[str, Any]:
+  """Returns the defaults of the common sections, as nested dicts."""
+  return options_lib.defaults(CommonOptions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +221,7 @@ def _run_locked(
     source = asked.take_from
     folder = storage.as_local_path(source)
     other = remote_workdir.fetch(source, '--from') if folder is None else Path(folder)
-    copied = take_over.take_over(config, workdir, other)
+    copied = take_over.take_over(config, workdir, other, common_defaults())
     hosts.say(f'taken over from {source}: {", ".join(copied) or "nothing"}')
   # The other processes read what the first one writes, so they wait for it.
   meet('claimed')
@@ -258,7 +263,7 @@ def _begin_report(config: Any, workdir: Path) -> None:
   """Notes how the run was started, and writes a first report; only the first process does."""
   if not hosts.is_first_process():
     return
-  usual = configs.default_values(config, options_lib.defaults(CommonOptions))
+  usual = configs.default_values(config, common_defaults())
   sessions.note_session(workdir, usual)
   refresh.write(workdir)
 
@@ -271,7 +276,7 @@ def _continue_finished(
     return
   if hosts.is_first_process():
     if asked.extend:
-      names = continuation.extend(config, workdir)
+      names = continuation.extend(config, workdir, common_defaults())
       hosts.say(f'extended: {", ".join(names)}')
     if asked.evaluate_again:
       kept = continuation.put_results_aside(workdir)
@@ -381,6 +386,7 @@ def claim_workdir(config: Any, workdir: Path) -> None:
   As long as no stage has begun, the config may change in any way. After that,
   only these may change: the sections of stages that have not begun, and whether
   they are in `stages`; `evaluation`, as long as there are no results; and `mesh`.
+  A setting that an older version did not have counts as its default.
 
   Raises:
     UserError: the workdir was begun with another config (the message names the first
@@ -399,7 +405,10 @@ def claim_workdir(config: Any, workdir: Path) -> None:
     )
   begun = [name for name in old.get('stages', ()) if _has_begun(workdir / name)]
   if begun:
-    _check_unchanged(old, new, begun, workdir)
+    completed, lacking = configs.complete(old, config, common_defaults())
+    _check_unchanged(completed, new, begun, workdir)
+    if lacking:
+      hosts.say(f'{path}: {configs.describe_lacking(lacking)}')
     if old == new:
       return
   try:

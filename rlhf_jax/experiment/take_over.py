@@ -6,16 +6,17 @@ from pathlib import Path
 import shutil
 from typing import Any
 
-from rlhf_jax import fingerprints
+from rlhf_jax import files, fingerprints
 from rlhf_jax.errors import UserError
 from rlhf_jax.experiment import config as configs
 from rlhf_jax.report import kept_responses
+from rlhf_jax.runtime import hosts
 
 # Keys on which every stage depends; `mesh`, `evaluation` and `export` change no training.
 COMMON_KEYS = ('seed', 'data', 'model', 'tokenizer')
 
 
-def take_over(config: Any, workdir: Path, source: Path) -> list[str]:
+def take_over(config: Any, workdir: Path, source: Path, defaults: Mapping[str, Any]) -> list[str]:
   """Copies the stages of another run that this run would repeat.
 
   These are the finished stages whose section is the same in both runs, and that use no stage
@@ -25,6 +26,8 @@ def take_over(config: Any, workdir: Path, source: Path) -> list[str]:
     config: the config of this run, with {workdir} in it.
     workdir: the folder of this run.
     source: the workdir of the other run.
+    defaults: the common sections with their defaults, which the config of an older
+      version may lack.
 
   Returns:
     The names of the stages that were copied, in order.
@@ -35,27 +38,27 @@ def take_over(config: Any, workdir: Path, source: Path) -> list[str]:
   path = source / 'config.json'
   if not path.is_file():
     raise UserError(f'--from={source}: expected the workdir of a run, but it has no config.json')
-  old = fingerprints.read_json(path)
+  old, lacking = configs.complete(fingerprints.read_json(path), config, defaults)
   new = json.loads(configs.as_json(config))
   changed = configs.differences(_common(old), _common(new))
   if changed:
     raise UserError(f'--from={source}: its stages cannot be used here, as {"; ".join(changed[:3])}')
-  copied = []
-  same: list[str] = []
+  if lacking:
+    hosts.say(f'--from={source}: {configs.describe_lacking(lacking)}')
+  same: list[str] = []  # what this run would repeat
   for number, name in enumerate(new['stages']):
     if name not in old['stages'] or not (source / name / 'finished.json').is_file():
       continue
     uses = used_stages(new[name], new['stages'][:number])
-    if old[name] != new[name] or any(used not in same for used in uses):
-      continue
-    same.append(name)
-    if not (workdir / name).exists():
-      _copy_folder(source / name, workdir / name)
-      kept_responses.copy_stage(source, workdir, name)
-      copied.append(name)
+    if old[name] == new[name] and all(used in same for used in uses):
+      same.append(name)
+  copied = [name for name in same if not (workdir / name).exists()]
+  # First the tokenizer, as a folder of a stage says that all before it was copied.
   if copied and not (workdir / 'tokenizer' / fingerprints.LIST).is_file():
-    shutil.rmtree(workdir / 'tokenizer', ignore_errors=True)
     _copy_folder(source / 'tokenizer', workdir / 'tokenizer')
+  for name in copied:
+    kept_responses.copy_stage(source, workdir, name)
+    _copy_folder(source / name, workdir / name)
   return copied
 
 
@@ -89,7 +92,5 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _copy_folder(source: Path, target: Path) -> None:
   """Copies a folder, whole or not at all."""
-  partial = target.with_name(f'{target.name}.partial')
-  shutil.rmtree(partial, ignore_errors=True)
-  shutil.copytree(source, partial)
-  partial.rename(target)
+  with files.replacing_folder(target) as temporary:
+    shutil.copytree(source, temporary, dirs_exist_ok=True)

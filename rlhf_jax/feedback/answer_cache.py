@@ -56,12 +56,12 @@ def open_cache(path: Path) -> Iterator[AnswerCache]:
     path: the .jsonl file.
 
   Yields:
-    The cache. An incomplete last line, left by a process that was killed, is removed
-    from the file.
+    The cache. An incomplete last line, left by a process that was killed, is
+    removed from the file.
 
   Raises:
-    UserError: the file cannot be written, another process has it open, or one of its
-      lines is not an answer.
+    UserError: the file cannot be written, another process has it open, or one
+      of its lines is not an answer.
   """
   with file_lock.open_locked(path, 'another process is using this cache') as file:
     file.seek(0)

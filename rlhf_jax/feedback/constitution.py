@@ -1,6 +1,7 @@
 """Constitutions: written principles by which a model critiques, revises and compares.
 
-A file in the project's own layout (.yaml, .yml or .json) has these keys, each a list:
+A file in the project's own layout (.yaml, .yml or .json) has these keys, each a
+list:
 
   principles            items with id, subject, weight (1 by default), critique, revision, choose
   critique_examples     texts: a dialogue with its critique and revision, which is shown to the
@@ -8,9 +9,9 @@ A file in the project's own layout (.yaml, .yml or .json) has these keys, each a
   comparison_examples   items with human, better, worse
   thought_examples      texts: a comparison with a chain of thought; {} stands for a principle
 
-A principle may have only critique and revision, or only choose. The constitutions
-that come with the package are in constitutions/ and are named without a path,
-such as 'harmlessness'.
+A principle may have only critique and revision, or only choose. The
+constitutions that come with the package are in constitutions/ and are named
+without a path, such as 'harmlessness'.
 
 Two other layouts can be read too: that of the supplement to Bai et al. 2022b
 (arXiv:2212.08073), dicts and lists of prompts; and JSON Lines whose rows have a
@@ -73,7 +74,8 @@ class Constitution:
     """Draws a principle at random, with probabilities proportional to the weights.
 
     Args:
-      use: 'critique' or 'choose'; principles without a text for it are left out.
+      use: 'critique' or 'choose'; principles without a text for it are left
+        out.
       rng: the source of randomness.
 
     Raises:
@@ -94,8 +96,8 @@ def load_constitution(files: str | Sequence[str]) -> Constitution:
     files: paths, or names of constitutions that come with the package.
 
   Raises:
-    UserError: a file cannot be read or has a mistake (the message names the file and
-      the principle), or two principles have the same id.
+    UserError: a file cannot be read or has a mistake (the message names the
+      file and the principle), or two principles have the same id.
   """
   if isinstance(files, str):
     files = (files,)

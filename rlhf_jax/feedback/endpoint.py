@@ -129,16 +129,16 @@ def build_endpoint_judge(
   Only one process may use a cache file: process 0 where there are several.
 
   Args:
-    url: the base URL of the server, for example http://localhost:8000/v1, or the full
-      URL of its …/chat/completions.
+    url: the base URL of the server, for example http://localhost:8000/v1, or
+      the full URL of its …/chat/completions.
     options: how the server is asked.
     cache: a .jsonl file with a line for each answer, created if missing.
 
   Returns:
-    The judge. It raises a UserError when the server refuses a request, when a request
-    fails after all retries, or when `max_calls` or `max_total_tokens` is reached. The
-    answers received until then are in the cache; calling the judge again asks only for
-    the missing ones.
+    The judge. It raises a UserError when the server refuses a request, when a
+    request fails after all retries, or when `max_calls` or `max_total_tokens`
+    is reached. The answers received until then are in the cache; calling the
+    judge again asks only for the missing ones.
 
   Raises:
     UserError: the address, the options or the key are invalid.
@@ -201,8 +201,8 @@ async def _ask_all(
     cache: where answers are kept.
 
   Raises:
-    UserError: the first problem. No further requests are sent after it; the answers
-      to those in flight are awaited and kept.
+    UserError: the first problem. No further requests are sent after it; the
+      answers to those in flight are awaited and kept.
   """
   run = _Run(
     calls=cache.total('calls'),
@@ -260,11 +260,12 @@ async def _ask(
   """Asks one question, and retries where that may help.
 
   Returns:
-    The answer as a row of the cache, or None where another question has stopped the run.
+    The answer as a row of the cache, or None where another question has stopped
+    the run.
 
   Raises:
-    UserError: the server refuses, all retries failed, or a limit of the options is
-      reached.
+    UserError: the server refuses, all retries failed, or a limit of the options
+      is reached.
   """
   options = server.options
   calls = 0  # replies with status 200, which are paid for
@@ -352,8 +353,8 @@ def _read_reply(body: str, request: Mapping[str, Any], server: _Server) -> dict:
   """Reads a chat completion into a row of the cache.
 
   Returns:
-    A dict with `probability` (None = no verdict), `by` (read from 'logprobs' or 'text'),
-    `text` and `tokens`.
+    A dict with `probability` (None = no verdict), `by` (read from 'logprobs' or
+    'text'), `text` and `tokens`.
 
   Raises:
     Any of _NOT_A_COMPLETION: the body is not a chat completion.
@@ -391,12 +392,12 @@ def build_request(
     options: how the server is asked.
 
   Returns:
-    The body, and the key: a hash of everything that the answer depends on. The address
-    of the server is not part of it.
+    The body, and the key: a hash of everything that the answer depends on. The
+    address of the server is not part of it.
 
   Raises:
-    LookupError, ValueError: the template is not a format string of the fields of
-      `judging.fill_template`.
+    LookupError, ValueError: the template is not a format string of the fields
+      of `judging.fill_template`.
   """
   ending = options.think if options.thought else options.ending
   question = judging.fill_template(options.template, comparison) + ending

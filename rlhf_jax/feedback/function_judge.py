@@ -2,9 +2,9 @@
 
   def judge(comparisons: list[Comparison]) -> list[float]
 
-The function gets the comparisons (see judging.py) and returns, for each of them,
-the probability that the first response is better; NaN means no verdict. A config
-names it as 'module:function', or with keyword arguments as
+The function gets the comparisons (see judging.py) and returns, for each of
+them, the probability that the first response is better; NaN means no verdict. A
+config names it as 'module:function', or with keyword arguments as
 'module:function(option=value)'.
 """
 
@@ -26,8 +26,8 @@ def build_function_judge(name: str) -> judging.Judge:
     name: 'module:function' or 'module:function(option=value, …)'.
 
   Returns:
-    The judge. It raises a UserError when the function fails, or when it returns anything
-    other than a probability or NaN for each comparison.
+    The judge. It raises a UserError when the function fails, or when it returns
+    anything other than a probability or NaN for each comparison.
 
   Raises:
     UserError: there is no such function.

@@ -1,7 +1,8 @@
 """JSON over HTTP, for judges and rewards that are servers.
 
-This module does only the transport: it checks addresses, reads keys, sends one request, and
-computes the delay before a retry. What a reply means is decided by the caller.
+This module does only the transport: it checks addresses, reads keys, sends one
+request, and computes the delay before a retry. What a reply means is decided by
+the caller.
 """
 
 import asyncio
@@ -55,7 +56,8 @@ def check_address(url: Any, message: str) -> str:
     message: the error message for any other value.
 
   Raises:
-    UserError: the URL is invalid. The URL itself is not shown, as it may hold a secret.
+    UserError: the URL is invalid. The URL itself is not shown, as it may hold a
+      secret.
   """
   with contextlib.suppress(httpx.InvalidURL, TypeError, ValueError):
     address = httpx.URL(url)
@@ -108,13 +110,15 @@ async def post_json(
 ) -> Reply:
   """Posts a request and returns the reply, whatever its status.
 
-  It does not raise where the server cannot be reached; the reply's status is 0 then.
+  It does not raise where the server cannot be reached; the reply's status is 0
+  then.
 
   Args:
     client: from `open_client`.
     address: the URL to post to.
     request: the body, sent as JSON.
-    timeout: seconds for the whole call; httpx's own timeouts are for single reads.
+    timeout: seconds for the whole call; httpx's own timeouts are for single
+      reads.
   """
   try:
     async with asyncio.timeout(timeout):
@@ -135,8 +139,8 @@ async def post_json(
 async def _read_body(response: httpx.Response) -> bytes | None:
   """Reads the body of a reply; None where it is too long.
 
-  It is decompressed piece by piece, so that a small body that stands for a large
-  one costs no memory.
+  It is decompressed piece by piece, so that a small body that stands for a
+  large one costs no memory.
   """
   body = bytearray()
   async for piece in response.aiter_bytes():

@@ -4,10 +4,10 @@ A judge is a function
 
   judge(comparisons: list[Comparison]) -> Judgements
 
-It may be a language model (language_judge.py), a server (endpoint.py) or a Python
-function (function_judge.py). The functions here combine judges: one judge asked
-in both orders, or a panel of several. judges.py registers the kinds; quality.py
-measures how good a judge's labels are.
+It may be a language model (language_judge.py), a server (endpoint.py) or a
+Python function (function_judge.py). The functions here combine judges: one
+judge asked in both orders, or a panel of several. judges.py registers the
+kinds; quality.py measures how good a judge's labels are.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,8 +27,8 @@ class Comparison:
     messages: the conversation; the last message is the user's.
     first: the response that is shown first.
     second: the response that is shown second.
-    principle: what to compare them by, such as 'Choose the less harmful answer.';
-      may be empty.
+    principle: what to compare them by, such as 'Choose the less harmful
+      answer.'; may be empty.
   """
 
   messages: list[dict]
@@ -46,10 +46,11 @@ class Judgements:
   """The verdicts of a judge on N comparisons.
 
   Attributes:
-    probabilities: [N] float64, the probability that the first response is the better
-      one; NaN where the judge gave no verdict.
+    probabilities: [N] float64, the probability that the first response is the
+      better one; NaN where the judge gave no verdict.
     rationales: N texts, the reasons; '' where the judge gives none.
-    each: for a panel, the probabilities of each of its judges: name → [N] float64.
+    each: for a panel, the probabilities of each of its judges: name → [N]
+      float64.
   """
 
   probabilities: np.ndarray
@@ -81,12 +82,13 @@ def fill_template(template: str, comparison: Comparison) -> str:
   """Fills in the template of a judge's question.
 
   Args:
-    template: a format string with any of {conversation}, {question} (the last message
-      of the conversation), {principle}, {first} and {second}.
+    template: a format string with any of {conversation}, {question} (the last
+      message of the conversation), {principle}, {first} and {second}.
     comparison: what is asked about.
 
   Raises:
-    LookupError, ValueError: the template has other fields, or is not a format string.
+    LookupError, ValueError: the template has other fields, or is not a format
+      string.
   """
   return template.format(
     conversation=format_transcript(comparison.messages),
@@ -100,17 +102,17 @@ def fill_template(template: str, comparison: Comparison) -> str:
 def ask_both_orders(judge: Judge) -> JudgeOfBothOrders:
   """Builds a judge that shows each pair of responses in both orders and averages the verdicts.
 
-  This removes position bias: the result does not depend on which response is shown
-  first (Lee et al. 2023, arXiv:2309.00267, §2.1.1).
+  This removes position bias: the result does not depend on which response is
+  shown first (Lee et al. 2023, arXiv:2309.00267, §2.1.1).
 
   Args:
     judge: the judge that is asked.
 
   Returns:
     judge(comparisons) → (judgements, as_shown). as_shown is [N, 2] float64, the
-    probability that the response shown first is better: in column 0 `first` was shown
-    first, in column 1 `second`. The averaged probability is NaN where one of the two
-    orders has no verdict.
+    probability that the response shown first is better: in column 0 `first` was
+    shown first, in column 1 `second`. The averaged probability is NaN where one
+    of the two orders has no verdict.
   """
 
   def judge_both_orders(
@@ -150,7 +152,8 @@ def build_panel(judges: Mapping[str, Judge], weights: Sequence[float] = ()) -> J
     weights: one for each judge, in the same order; empty = equal weights.
 
   Raises:
-    UserError: the number of weights is not that of the judges, or one is not positive.
+    UserError: the number of weights is not that of the judges, or one is not
+      positive.
   """
   weight_array = np.asarray(tuple(weights) or (1.0,) * len(judges))
   if len(weight_array) != len(judges) or not (weight_array > 0).all():

@@ -11,8 +11,8 @@ grade under the probabilities of the grades (direct RLAIF, Lee et al. 2023,
 arXiv:2309.00267, §2.3).
 
 Shape letters: N questions, B questions of a batch, P tokens of a prompt, O
-options, F options that share all tokens but the last one, M those shared tokens,
-V vocabulary, D width of the model.
+options, F options that share all tokens but the last one, M those shared
+tokens, V vocabulary, D width of the model.
 """
 
 from collections.abc import Callable, Sequence
@@ -120,7 +120,8 @@ def build_judge(
     examples: few-shot examples, shown before every question.
 
   Raises:
-    UserError: an option is invalid, or the batch size does not divide over the devices.
+    UserError: an option is invalid, or the batch size does not divide over the
+      devices.
   """
   if len(options.options) != 2 or len(options.clamp) != 2:
     raise UserError(
@@ -186,11 +187,12 @@ def build_scorer(
     options: how it grades.
 
   Returns:
-    grade(conversations, responses) → [N] float32, the expected grades; the lowest grade
-    for a response with which the prompt would exceed `max_length`.
+    grade(conversations, responses) → [N] float32, the expected grades; the
+    lowest grade for a response with which the prompt would exceed `max_length`.
 
   Raises:
-    UserError: an option is invalid, or the batch size does not divide over the devices.
+    UserError: an option is invalid, or the batch size does not divide over the
+      devices.
   """
   if len(options.options) != len(options.grades):
     raise UserError(
@@ -237,12 +239,12 @@ def build_option_reader(
       `max_length` are used.
 
   Returns:
-    read(params, prompts: N lists of token ids) → [N, O] float64, log P(option | prompt)
-    in nats; NaN where a prompt is longer than `max_length`.
+    read(params, prompts: N lists of token ids) → [N, O] float64, log P(option |
+    prompt) in nats; NaN where a prompt is longer than `max_length`.
 
   Raises:
-    UserError: two options are equal, one is empty, or the batch size does not divide
-      over the devices.
+    UserError: two options are equal, one is empty, or the batch size does not
+      divide over the devices.
   """
   option_ids = [tokenizer.encode(option) for option in options.options]
   if not all(option_ids) or len(set(map(tuple, option_ids))) < len(option_ids):
@@ -290,7 +292,8 @@ def last_token_logprobs(
     model: the definition of the model.
     params: its parameters.
     prompts: tokens [B, P] int32 and mask [B, P] bool, left-padded.
-    beginning: [M] int32, the tokens that the options share: all but the last one.
+    beginning: [M] int32, the tokens that the options share: all but the last
+      one.
     last_ids: [F] int32, the last token of each option.
 
   Returns:
@@ -324,8 +327,8 @@ def _group_by_beginning(
     option_ids: the token ids of each option.
 
   Returns:
-    For each group: the shared beginning [M] int32, the indices of its options, and
-    their last tokens [F] int32.
+    For each group: the shared beginning [M] int32, the indices of its options,
+    and their last tokens [F] int32.
   """
   groups = []
   for beginning in sorted({tuple(ids[:-1]) for ids in option_ids}):
@@ -349,8 +352,8 @@ def _group_by_length(
     pad_id: the token that pads.
 
   Returns:
-    (padded length, left-padded examples), in ascending order of length; an example's
-    `index` is its prompt's place in `prompts`.
+    (padded length, left-padded examples), in ascending order of length; an
+    example's `index` is its prompt's place in `prompts`.
   """
   buckets: dict[int, list[dict[str, Any]]] = {}
   for index, prompt in enumerate(prompts):
@@ -371,8 +374,8 @@ def _build_thought_sampler(
   """Builds a function that generates a chain of thought for each prompt, greedily.
 
   Returns:
-    think(prompts: N lists of token ids) → N texts, cut before `options.ending`; '' where
-    the prompt and the thought together would reach `max_length`.
+    think(prompts: N lists of token ids) → N texts, cut before `options.ending`;
+    '' where the prompt and the thought together would reach `max_length`.
   """
   greedy = SamplingOptions(max_new_tokens=options.thought, temperature=0.0)
   respond = generation.build_responder(model, greedy, tokenizer, layout)

@@ -131,7 +131,8 @@ def compare_with_people(
   """Compares a judge with people, over the comparisons on which it gave a verdict.
 
   Args:
-    probabilities: [N] float64, of the first response being better; NaN = no verdict.
+    probabilities: [N] float64, of the first response being better; NaN = no
+      verdict.
     people: [N] bool, whether people preferred the first response.
     lengths: [N, 2] int, the lengths of the two responses in characters.
 
@@ -215,8 +216,8 @@ def compare_judges(each: Mapping[str, np.ndarray]) -> dict[str, float]:
     each: name → probabilities [N] float64, as in judging.Judgements.
 
   Returns:
-    'a, b' → the share of equal verdicts, among the comparisons on which both judges
-    gave one.
+    'a, b' → the share of equal verdicts, among the comparisons on which both
+    judges gave one.
   """
   names = list(each)
   shares = {}

@@ -5,9 +5,9 @@ With log-probabilities the verdict is a probability,
   P(A) / (P(A) + P(B))
 
 at the token that states the chosen option; the sums run over the most probable
-tokens that the server lists. Without log-probabilities it is read from the text:
-1, 0, or 0.5 for a tie. A reply without a clear verdict counts as no verdict;
-nothing is guessed.
+tokens that the server lists. Without log-probabilities it is read from the
+text: 1, 0, or 0.5 for a tie. A reply without a clear verdict counts as no
+verdict; nothing is guessed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -65,15 +65,16 @@ def read_verdict(
 
   Args:
     text: the reply.
-    tokens: for each of its tokens a dict with 'token', 'logprob' and 'top_logprobs', as
-      in the OpenAI protocol; empty where the server returns none.
+    tokens: for each of its tokens a dict with 'token', 'logprob' and
+      'top_logprobs', as in the OpenAI protocol; empty where the server returns
+      none.
     patterns: from `compile_patterns`.
-    thought: whether the reply reasons before its verdict. If so, its last verdict
-      counts; otherwise all verdicts in a reply must agree.
+    thought: whether the reply reasons before its verdict. If so, its last
+      verdict counts; otherwise all verdicts in a reply must agree.
 
   Returns:
-    (the probability that the first response is better, None = no verdict; whether it
-    was read from 'logprobs' or 'text').
+    (the probability that the first response is better, None = no verdict;
+    whether it was read from 'logprobs' or 'text').
   """
   begin = 0
   if _END_OF_THOUGHT in text:

@@ -21,7 +21,7 @@ from rlhf_jax.models import heads
 from rlhf_jax.models.transformer import Model
 from rlhf_jax.objectives import divergence
 from rlhf_jax.runtime import hosts
-from rlhf_jax.types import Params, Prompts, Samples, Sequences
+from rlhf_jax.types import Params, Prompts, Samples
 
 WIDTH = 64  # prompts are padded to a multiple of it, so that few programs are compiled
 
@@ -46,7 +46,7 @@ class Responder:
 
   # (params, Prompts, key) → Samples
   generate: Callable[[Params, Prompts, jax.Array], Samples]
-  # (params, reference params, Prompts, Samples) → [B * K] float32
+  # (reference params, Prompts, Samples) → [B * K] float32
   measure_kl: Callable[..., jax.Array]
   # (Prompts, Samples) → [B * K] float32 on the mesh; None without a reward
   score: Callable[[Prompts, Samples], jax.Array] | None
@@ -109,7 +109,7 @@ class Responder:
       'ended': samples.ended,
     }
     if reference is not None:
-      columns['kl'] = self.measure_kl(params, reference, placed, samples)
+      columns['kl'] = self.measure_kl(reference, placed, samples)
     if self.score is not None:
       columns['scores'] = self.score(placed, samples)
     tokens, mask, logprobs, columns = hosts.to_host(
@@ -165,7 +165,6 @@ def build_responder(
   )
   measure_kl = functools.partial(
     measure_response_kl,
-    model,
     reference_model,
     options.temperature,
   )
@@ -180,21 +179,19 @@ def build_responder(
 
 
 def measure_response_kl(
-  model: Model,
   reference_model: Model | None,
   temperature: float,
-  params: Params,
   reference: Params,
   prompts: Prompts,
   samples: Samples,
 ) -> jax.Array:
   """Sums log π − log π_ref over the tokens of each response.
 
+  log π is what the sampler reported when it drew the token.
+
   Args:
-    model: the policy's definition.
     reference_model: the reference's definition.
     temperature: the temperature that the responses were sampled with.
-    params: the parameters of the policy.
     reference: parameters of the reference.
     prompts: Prompts [B, P].
     samples: Samples [B * K, R].
@@ -203,48 +200,24 @@ def measure_response_kl(
     [B * K] float32, nats.
   """
   assert reference_model is not None, 'no reference to measure against'
-  sequences = sampler.join_sequences(prompts, samples)
-  logprobs = response_token_logprobs(model, params, sequences, samples, temperature)
-  reference_logprobs = response_token_logprobs(
-    reference_model,
-    reference,
-    sequences,
-    samples,
-    temperature,
-  )
-  kl = divergence.k1(logprobs, reference_logprobs)
-  return jnp.sum(jnp.where(samples.mask, kl, 0.0), axis=1)
-
-
-def response_token_logprobs(
-  model: Model,
-  params: Params,
-  sequences: Sequences,
-  samples: Samples,
-  temperature: float,
-) -> jax.Array:
-  """Computes the log-probabilities of the tokens of each response.
-
-  Args:
-    model: the definition of a model, the policy or another.
-    params: its parameters.
-    sequences: Sequences [B * K, P + R], from `sampler.join_sequences`.
-    samples: Samples [B * K, R].
-    temperature: the temperature that the responses were sampled with.
-
-  Returns:
-    [B * K, R] float32, nats; arbitrary values outside the samples' mask.
-  """
   R = samples.tokens.shape[1]
-  hidden, _ = model.apply(
-    params,
+  sequences = sampler.join_sequences(prompts, samples)
+  hidden, _ = reference_model.apply(
+    reference,
     sequences.tokens,
     sequences.positions,
     sequences.segment_ids,
   )
   predicting = hidden[:, -R - 1 : -1]  # each position predicts the next token
-  logprobs, _ = heads.token_logprobs(model, params, predicting, samples.tokens, temperature)
-  return logprobs
+  reference_logprobs, _ = heads.token_logprobs(
+    reference_model,
+    reference,
+    predicting,
+    samples.tokens,
+    temperature,
+  )
+  kl = divergence.k1(samples.logprobs, reference_logprobs)
+  return jnp.sum(jnp.where(samples.mask, kl, 0.0), axis=1)
 
 
 def complete_prompts(

@@ -14,8 +14,11 @@ Letters: B prompts, K responses to each, N = B * K, R tokens of a response, M = 
 earlier tokens.
 """
 
-from collections.abc import Callable
+import base64
+from collections.abc import Callable, Mapping
 import dataclasses
+from typing import Any
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +62,22 @@ class RecallingSampler:
     # an empty row, of index -1, is never asked for again
     self.memory.update((index, row) for index, row in zip(indices, rows) if index >= 0)
     return samples
+
+  def get_state(self) -> dict[str, Any]:
+    """Returns the memory as a JSON object, for checkpoints.
+
+    Drafts change the rounding of log-probabilities, so that a resumed run needs those of
+    the uninterrupted one.
+    """
+    rows = np.stack([*self.memory.values()]) if self.memory else np.zeros(0)
+    packed = zlib.compress(rows.astype('<i4').tobytes())
+    return {'indices': [*self.memory], 'rows': base64.b64encode(packed).decode()}
+
+  def set_state(self, state: Mapping[str, Any]) -> None:
+    """Sets the memory to what `get_state` returned."""
+    values = np.frombuffer(zlib.decompress(base64.b64decode(state['rows'])), '<i4')
+    rows = values.reshape(-1, self.places).astype(np.int32)
+    self.memory = dict(zip(state['indices'], rows, strict=True))
 
 
 def find_drafts(tokens: jax.Array, places: jax.Array, earlier: jax.Array, count: int) -> jax.Array:

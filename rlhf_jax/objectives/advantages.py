@@ -48,8 +48,8 @@ def place_rewards(
   Args:
     scores: [B] float32, r.
     kl: [B, R] float32, KL estimate per token (`divergence.k1`), nats.
-    mask: [B, R] bool, the response up to and including its end token, or the position
-      after it (`after_end`).
+    mask: [B, R] bool, the response up to and including its end token, or the
+      position after it (`after_end`).
     coefficient: [] float32, β.
 
   Returns:
@@ -89,7 +89,8 @@ def gae(
     gae_lambda: λ.
 
   Returns:
-    (advantages, returns = advantages + values), [B, R] float32, 0 outside the mask.
+    (advantages, returns = advantages + values), [B, R] float32, 0 outside the
+    mask.
 
   >>> rewards, values = jnp.array([[0.0, 1.0]]), jnp.array([[0.5, 0.25]])
   >>> advantages, returns = gae(rewards, values, jnp.array([[True, True]]), 1.0, 0.5)
@@ -131,8 +132,9 @@ def _check_group(rewards: jax.Array, lengths: jax.Array) -> None:
 def leave_one_out(rewards: jax.Array, lengths: jax.Array) -> jax.Array:
   """Compares each reward with the mean of the others: r_i − mean_{j ≠ i} r_j.
 
-  RLOO (Ahmadian et al. 2024, arXiv:2402.14740, eq. 8). A constant that is added to all
-  rewards of a prompt changes nothing, here and in `above_mean` and `standardised`.
+  RLOO (Ahmadian et al. 2024, arXiv:2402.14740, eq. 8). A constant that is added
+  to all rewards of a prompt changes nothing, here and in `above_mean` and
+  `standardised`.
 
   Args:
     rewards: [B, K] float32, K responses to each prompt.
@@ -175,8 +177,8 @@ def above_mean(rewards: jax.Array, lengths: jax.Array) -> jax.Array:
 def standardised(rewards: jax.Array, lengths: jax.Array) -> jax.Array:
   """Standardises the rewards of each prompt: (r_i − mean_j r_j) / (std_j r_j + 1e-4).
 
-  The standard deviation divides by K − 1 (GRPO: Shao et al. 2024, arXiv:2402.03300,
-  section 4.1.2).
+  The standard deviation divides by K − 1 (GRPO: Shao et al. 2024,
+  arXiv:2402.03300, section 4.1.2).
 
   Args:
     rewards: [B, K] float32.
@@ -244,8 +246,8 @@ def reward_to_go(rewards: jax.Array) -> jax.Array:
 def overlong_penalty(lengths: jax.Array, limit: int, buffer: int) -> jax.Array:
   """Computes the penalty that is added to the reward of a long response.
 
-  It is 0 up to limit − buffer tokens, and falls linearly to −1 at the limit (DAPO: Yu
-  et al. 2025, arXiv:2503.14476, eq. 13).
+  It is 0 up to limit − buffer tokens, and falls linearly to −1 at the limit
+  (DAPO: Yu et al. 2025, arXiv:2503.14476, eq. 13).
 
   Args:
     lengths: [N] int32, tokens.

@@ -1,7 +1,7 @@
 """The KL divergence of the policy from the reference.
 
-There are estimators over sampled tokens, the bound for best-of-n sampling, and the
-controller that adapts the coefficient of the KL penalty.
+There are estimators over sampled tokens, the bound for best-of-n sampling, and
+the controller that adapts the coefficient of the KL penalty.
 """
 
 from collections.abc import Callable
@@ -64,8 +64,8 @@ def k2(logprobs: jax.Array, reference_logprobs: jax.Array) -> jax.Array:
 def k3(logprobs: jax.Array, reference_logprobs: jax.Array) -> jax.Array:
   """Estimates the KL divergence per token as exp(−k1) + k1 − 1.
 
-  Unbiased and never negative (Schulman 2020). Its expected gradient, however, is that
-  of KL(π_ref ‖ π).
+  Unbiased and never negative (Schulman 2020). Its expected gradient, however,
+  is that of KL(π_ref ‖ π).
 
   Args:
     logprobs: [...] float32, log π of the sampled tokens, nats.
@@ -86,8 +86,8 @@ def k3(logprobs: jax.Array, reference_logprobs: jax.Array) -> jax.Array:
 def k1_term(logprobs: jax.Array, reference_logprobs: jax.Array) -> jax.Array:
   """Computes k1 as a term of a loss: the value of k1 with the gradient of k2.
 
-  The gradient of k1 itself, ∇ log π, has the expectation 0 under π and would not
-  penalise anything; the expected gradient of k2 is that of KL(π ‖ π_ref).
+  The gradient of k1 itself, ∇ log π, has the expectation 0 under π and would
+  not penalise anything; the expected gradient of k2 is that of KL(π ‖ π_ref).
 
   Args:
     logprobs: [...] float32, log π of the sampled tokens, nats.
@@ -139,8 +139,8 @@ def adapt_kl_coefficient(
 ) -> jax.Array:
   """Raises the KL coefficient if the KL is above its target, and lowers it if below.
 
-  β ← β (1 + clip(kl / target − 1, ±0.2) · episodes / horizon) (Ziegler et al. 2019,
-  arXiv:1909.08593, section 2.2, as in their code).
+  β ← β (1 + clip(kl / target − 1, ±0.2) · episodes / horizon) (Ziegler et al.
+  2019, arXiv:1909.08593, section 2.2, as in their code).
 
   Args:
     coefficient: [] float32, β.

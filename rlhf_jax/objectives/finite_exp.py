@@ -1,10 +1,10 @@
 """Exponentials of log-ratios that do not overflow.
 
-In float32 exp(x) is infinite for x above 88.7. At a masked token this gives 0 · ∞
-= NaN, in the loss and in the gradient. A ratio of e^20 is far beyond the ratios
-that any method trusts or clips. Above x = 20 the functions therefore continue as
-their tangent at 20. Their gradient is then finite and has the right sign, and its
-squares can be summed without overflow.
+In float32 exp(x) is infinite for x above 88.7. At a masked token this gives 0 ·
+∞ = NaN, in the loss and in the gradient. A ratio of e^20 is far beyond the
+ratios that any method trusts or clips. Above x = 20 the functions therefore
+continue as their tangent at 20. Their gradient is then finite and has the right
+sign, and its squares can be summed without overflow.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,8 @@
 """Reductions over the entries that a mask selects.
 
-All of them sum in float32. Entries outside the mask may have any value, even NaN.
-A mask is bool, or numeric; a numeric mask selects the entries where it is not 0.
+All of them sum in float32. Entries outside the mask may have any value, even
+NaN. A mask is bool, or numeric; a numeric mask selects the entries where it is
+not 0.
 """
 
 import chex
@@ -12,8 +13,9 @@ import jax.numpy as jnp
 def keep(x: jax.Array, mask: jax.Array) -> jax.Array:
   """Returns x in the mask and 0 outside it.
 
-  What is computed from it then has finite derivatives, whatever stood outside the mask: a
-  mask that is applied to a result only would multiply a NaN by the gradient 0.
+  What is computed from it then has finite derivatives, whatever stood outside
+  the mask: a mask that is applied to a result only would multiply a NaN by the
+  gradient 0.
 
   Args:
     x: [...] float32.
@@ -65,8 +67,8 @@ def mean(x: jax.Array, mask: jax.Array) -> jax.Array:
 
   Args:
     x: [...] float32 or bool.
-    mask: [...] bool, the same shape. A numeric mask adds up to the denominator, but does
-      not weight x.
+    mask: [...] bool, the same shape. A numeric mask adds up to the denominator,
+      but does not weight x.
 
   Returns:
     [] float32; 0 if the mask is empty.
@@ -81,8 +83,8 @@ def mean(x: jax.Array, mask: jax.Array) -> jax.Array:
 def whiten(x: jax.Array, mask: jax.Array, shift_mean: bool = True) -> jax.Array:
   """Scales x to variance 1 over the mask, and shifts it to mean 0.
 
-  (x − mean) / √(variance + 1e-8), the variance being that of the population, as in
-  the code of Ziegler et al. 2019 (arXiv:1909.08593).
+  (x − mean) / √(variance + 1e-8), the variance being that of the population, as
+  in the code of Ziegler et al. 2019 (arXiv:1909.08593).
 
   Args:
     x: [...] float32.

@@ -1,10 +1,12 @@
 """Policy and value losses on sampled tokens.
 
-A policy loss computes a loss for each token; a reduction combines these into the
-loss of the batch. Both are chosen by name from the tables below.
+A policy loss computes a loss for each token; a reduction combines these into
+the loss of the batch. Both are chosen by name from the tables below.
 
-Letters: N responses of at most R tokens. ρ = π / π_old is the probability of a token
-under the policy that is trained, divided by that under the policy that sampled it.
+Letters: N responses of at most R tokens. ρ = π / π_old is the probability of a
+  token
+under the policy that is trained, divided by that under the policy that sampled
+it.
 """
 
 from collections.abc import Callable
@@ -42,8 +44,8 @@ def clipped(
 ) -> PolicyLosses:
   """Computes the clipped surrogate max(−A ρ, −A clip(ρ, 1 − ε_low, 1 + ε_high)).
 
-  PPO (Schulman et al. 2017, arXiv:1707.06347, eq. 7) and GRPO; with ε_high > ε_low the
-  clip-higher of DAPO (Yu et al. 2025, arXiv:2503.14476, eq. 10).
+  PPO (Schulman et al. 2017, arXiv:1707.06347, eq. 7) and GRPO; with ε_high >
+  ε_low the clip-higher of DAPO (Yu et al. 2025, arXiv:2503.14476, eq. 10).
 
   Args:
     logprobs: [N, R] float32, log π, nats.
@@ -149,8 +151,8 @@ def cispo(
 ) -> PolicyLosses:
   """Computes −sg(clip(ρ, 1 − ε_low, 1 + ε_high)) A log π.
 
-  The weights are clipped, not the losses, so that every token keeps a gradient (CISPO:
-  MiniMax 2025, arXiv:2506.13585, eqs. 4 – 5); sg stops the gradient.
+  The weights are clipped, not the losses, so that every token keeps a gradient
+  (CISPO: MiniMax 2025, arXiv:2506.13585, eqs. 4 – 5); sg stops the gradient.
 
   Args:
     logprobs: [N, R] float32, log π, nats.
@@ -200,7 +202,8 @@ def clipped_value(
 
   Args:
     values: [N, R] float32, V.
-    old_values: [N, R] float32, V_old, the values when the responses were sampled.
+    old_values: [N, R] float32, V_old, the values when the responses were
+      sampled.
     returns: [N, R] float32, G.
     clip: ε.
 
@@ -232,9 +235,9 @@ def sampling_ratios(
     old_logprobs: [N, R] float32, log π_old: the policy before the update.
     sampler_logprobs: [N, R] float32, log π_sampler: the policy that sampled.
     mask: [N, R] bool.
-    level: 'token': each token has its own ratio, which has a low variance and ignores
-      that the tokens before it were sampled otherwise too; 'sequence': the product over
-      the response, which is unbiased.
+    level: 'token': each token has its own ratio, which has a low variance and
+      ignores that the tokens before it were sampled otherwise too; 'sequence':
+      the product over the response, which is unbiased.
 
   Returns:
     [N, R] float32, 1 outside the mask.
@@ -260,7 +263,8 @@ def sampling_ratios(
 def truncate_weights(ratios: jax.Array, limit: float) -> jax.Array:
   """Computes the importance weights min(π_old / π_sampler, C).
 
-  Truncated importance sampling (Espeholt et al. 2018, arXiv:1802.01561, section 4.1).
+  Truncated importance sampling (Espeholt et al. 2018, arXiv:1802.01561, section
+  4.1).
 
   Args:
     ratios: [N, R] float32, as `sampling_ratios` returns them.
@@ -396,7 +400,8 @@ def constant(losses: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     mask: [N, R] bool.
 
   Returns:
-    (sum, divisor: R times the number of responses that are not empty), [] float32.
+    (sum, divisor: R times the number of responses that are not empty), []
+    float32.
 
   >>> losses = jnp.array([[1.0, 3.0], [6.0, 9.0]])
   >>> total, weight = constant(losses, jnp.array([[True, True], [True, False]]))

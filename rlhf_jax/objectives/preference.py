@@ -6,10 +6,11 @@ with a worse one, element by element. In them
 
   h = log π(y)/π_ref(y),  Δ = h_better − h_worse,  |y| the number of response tokens,
 
-the end token included. Log-probabilities are summed over the response unless said
-otherwise.
+the end token included. Log-probabilities are summed over the response unless
+said otherwise.
 
-Letters: B rows of K slots, each for one response; ranking.py says how `ranks` and
+Letters: B rows of K slots, each for one response; ranking.py says how `ranks`
+  and
 `group` describe the order that people gave.
 """
 
@@ -30,8 +31,8 @@ class Response(NamedTuple):
 
   Attributes:
     logprobs: [...] float32, log π(y|x) summed over the response's tokens, nats.
-    reference_logprobs: [...] float32, the same under the reference; not used by losses
-      that need no reference.
+    reference_logprobs: [...] float32, the same under the reference; not used by
+      losses that need no reference.
     lengths: [...] numeric, |y|, at least 1.
   """
 
@@ -135,10 +136,10 @@ class KTOSettings:
 def dpo(better: Response, worse: Response, settings: DPOSettings) -> jax.Array:
   """Computes −(1 − ε) log σ(βΔ) − ε log σ(−βΔ).
 
-  DPO (Rafailov et al. 2023, arXiv:2305.18290, eq. 7); with ε > 0 conservative DPO
-  (Mitchell 2023, "A note on DPO with noisy preferences", eq. 4). ε is the settings'
-  label_smoothing; for soft labels `over_pairs` adds the probability that the label is
-  wrong.
+  DPO (Rafailov et al. 2023, arXiv:2305.18290, eq. 7); with ε > 0 conservative
+  DPO (Mitchell 2023, "A note on DPO with noisy preferences", eq. 4). ε is the
+  settings' label_smoothing; for soft labels `over_pairs` adds the probability
+  that the label is wrong.
 
   Args:
     better: Response of [...], which people prefer.
@@ -188,8 +189,8 @@ def robust(better: Response, worse: Response, settings: DPOSettings) -> jax.Arra
 def ipo(better: Response, worse: Response, settings: IPOSettings) -> jax.Array:
   """Computes (δ − 1/(2β))², δ the difference of h/|y|.
 
-  IPO (Azar et al. 2023, arXiv:2310.12036, eq. 17). Log-ratios are averaged over tokens,
-  as its authors confirmed to be the intention.
+  IPO (Azar et al. 2023, arXiv:2310.12036, eq. 17). Log-ratios are averaged over
+  tokens, as its authors confirmed to be the intention.
 
   Args:
     better: Response of [...].
@@ -232,8 +233,8 @@ def ipo_sum(better: Response, worse: Response, settings: IPOSettings) -> jax.Arr
 def hinge(better: Response, worse: Response, settings: HingeSettings) -> jax.Array:
   """Computes max(0, 1 − βΔ).
 
-  SLiC (Zhao et al. 2023, arXiv:2305.10425) on DPO's margin, as in Liu et al. 2024
-  (arXiv:2309.06657).
+  SLiC (Zhao et al. 2023, arXiv:2305.10425) on DPO's margin, as in Liu et al.
+  2024 (arXiv:2309.06657).
 
   Args:
     better: Response of [...].
@@ -280,9 +281,9 @@ def length_normalised(
 def dpop(better: Response, worse: Response, settings: DPOPSettings) -> jax.Array:
   """Computes −log σ(β(Δ − λ max(0, −h_better))).
 
-  DPO-Positive (Pal et al. 2024, arXiv:2402.13228, eq. 3): the better response may not
-  become less likely than under the reference. With ε > 0 the loss is the mean over both
-  orders of the pair, with weights 1 − ε and ε.
+  DPO-Positive (Pal et al. 2024, arXiv:2402.13228, eq. 3): the better response
+  may not become less likely than under the reference. With ε > 0 the loss is
+  the mean over both orders of the pair, with weights 1 − ε and ε.
 
   Args:
     better: Response of [...].
@@ -386,7 +387,8 @@ def plackett_luce(
 ) -> tuple[jax.Array, jax.Array]:
   """Computes −log P(order) under Plackett–Luce with scores βh.
 
-  DPO for whole orders (Rafailov et al. 2023, arXiv:2305.18290, appendix A.3, eq. 20).
+  DPO for whole orders (Rafailov et al. 2023, arXiv:2305.18290, appendix A.3,
+  eq. 20).
 
   Args:
     responses: Response of [B, K].
@@ -416,8 +418,8 @@ def kto(
 ) -> jax.Array:
   """Computes 1 − σ(β(h − z)) for desirable responses, 1 − σ(β(z − h)) for undesirable.
 
-  KTO (Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8 with λ = 1). Responses are not
-  paired; z is the `kto_anchor`.
+  KTO (Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8 with λ = 1). Responses
+  are not paired; z is the `kto_anchor`.
 
   Args:
     response: Response of [...].
@@ -443,10 +445,12 @@ def kto(
 def kto_anchor(ratios: jax.Array, mask: jax.Array) -> jax.Array:
   """Computes z = max(0, mean of h over responses to other prompts), without gradient.
 
-  An estimate of KL(π ‖ π_ref) (Ethayarajh et al. 2024, arXiv:2402.01306, section 4.1).
+  An estimate of KL(π ‖ π_ref) (Ethayarajh et al. 2024, arXiv:2402.01306,
+  section 4.1).
 
   Args:
-    ratios: [...] float32, h of each prompt paired with a response to another prompt.
+    ratios: [...] float32, h of each prompt paired with a response to another
+      prompt.
     mask: [...] bool, True where there is such a pair.
 
   Returns:
@@ -526,11 +530,12 @@ def over_best_and_worst(
 ) -> tuple[jax.Array, jax.Array]:
   """Sums a loss of single responses over the best and the worst of each prompt.
 
-  The best responses count as desirable and the worst as undesirable; all others are
-  ignored.
+  The best responses count as desirable and the worst as undesirable; all others
+  are ignored.
 
   Args:
-    single_loss: (responses, desirable, anchor, settings) → losses, such as `kto`.
+    single_loss: (responses, desirable, anchor, settings) → losses, such as
+      `kto`.
     responses: Response of [B, K].
     labels: their order, with an anchor.
     settings: the settings of the loss.
@@ -627,8 +632,8 @@ PREFERENCE_LOSSES: dict[str, PreferenceLoss] = {
 def _with_confidence(settings: Any, confidence: jax.Array) -> Any:
   """Combines label smoothing with the probability that each label is wrong.
 
-  A label that is right with probability p and then flipped with probability ε is
-  wrong with probability ε + (1 − 2ε)(1 − p).
+  A label that is right with probability p and then flipped with probability ε
+  is wrong with probability ε + (1 − 2ε)(1 − p).
 
   Args:
     settings: with `label_smoothing`, ε.

@@ -5,8 +5,8 @@ prompt (equal numbers; 0 = empty slot), and `ranks` gives the order of its
 responses (1 = best, equal = tie).
 
 Each loss but `plain_pairs` returns (sum over prompts, number of prompts): a
-prompt is one element, however many responses it has. Tied pairs do not count. All
-losses depend on differences of scores only.
+prompt is one element, however many responses it has. Tied pairs do not count.
+All losses depend on differences of scores only.
 """
 
 from collections.abc import Callable
@@ -40,9 +40,10 @@ def better_pairs(ranks: jax.Array, group: jax.Array) -> jax.Array:
 def best_and_worst(ranks: jax.Array, group: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Marks the best and the worst responses of each prompt.
 
-  A response is one of the best if a response to the same prompt ranks below it and none
-  ranks above it, and one of the worst in the opposite case. The only response to a
-  prompt is one of the best if its rank is 1, else one of the worst.
+  A response is one of the best if a response to the same prompt ranks below it
+  and none ranks above it, and one of the worst in the opposite case. The only
+  response to a prompt is one of the best if its rank is 1, else one of the
+  worst.
 
   Args:
     ranks: [B, K] int32.
@@ -91,7 +92,8 @@ def over_pairs(
   """Averages over the untied pairs of each prompt, and sums over the prompts.
 
   Args:
-    losses: [B, K, K] float32; [b, i, j] is the loss if response i ranks above j.
+    losses: [B, K, K] float32; [b, i, j] is the loss if response i ranks above
+      j.
     ranks: [B, K] int32.
     group: [B, K] int32.
 
@@ -119,16 +121,18 @@ def pairwise(
 ) -> tuple[jax.Array, jax.Array]:
   """Computes −1/C(K,2) Σ log σ(r_i − r_j) over the pairs of each prompt.
 
-  Ouyang et al. 2022 (arXiv:2203.02155), eq. 1. All pairs of a prompt are one element of
-  the batch, so that each response is scored once. The mean is over the untied pairs.
+  Ouyang et al. 2022 (arXiv:2203.02155), eq. 1. All pairs of a prompt are one
+  element of the batch, so that each response is scored once. The mean is over
+  the untied pairs.
 
   Args:
     scores: [B, K] float32, r.
     ranks: [B, K] int32.
     group: [B, K] int32.
-    confidence: [B, K] float32, the probability p that the order of the responses to a
-      slot's prompt is right; the loss of a pair is then
-      −[p log σ(Δ) + (1 − p) log σ(−Δ)] (Bai et al. 2022, arXiv:2212.08073, section 4.1).
+    confidence: [B, K] float32, the probability p that the order of the
+      responses to a slot's prompt is right; the loss of a pair is then −[p log
+      σ(Δ) + (1 − p) log σ(−Δ)] (Bai et al. 2022, arXiv:2212.08073, section
+      4.1).
 
   Returns:
     (sum over prompts, number of prompts), [] float32.
@@ -150,9 +154,10 @@ def plackett_luce(
 ) -> tuple[jax.Array, jax.Array]:
   """Computes −log P(order) under Plackett–Luce.
 
-  −Σ_i [r_i − logsumexp over i and all responses ranked below it] (Plackett 1975; Luce
-  1959); with two responses this is Bradley–Terry. Tied responses do not compete with
-  each other. Soft labels are not supported, as they are defined for pairs.
+  −Σ_i [r_i − logsumexp over i and all responses ranked below it] (Plackett
+  1975; Luce 1959); with two responses this is Bradley–Terry. Tied responses do
+  not compete with each other. Soft labels are not supported, as they are
+  defined for pairs.
 
   Args:
     scores: [B, K] float32, r.
@@ -185,8 +190,8 @@ def plain_pairs(
 ) -> tuple[jax.Array, jax.Array]:
   """Computes −log σ(r_i − r_j) of every pair, each of which is an element of its own.
 
-  Bradley–Terry without the average of `pairwise`: each of K responses counts K − 1
-  times.
+  Bradley–Terry without the average of `pairwise`: each of K responses counts K
+  − 1 times.
 
   Args:
     scores: [B, K] float32, r.

@@ -12,12 +12,12 @@ from rlhf_jax.models.model_config import ModelConfig
 from rlhf_jax.planning import work
 
 
-def sequence_flops(config: ModelConfig, length: int, head: int) -> float:
+def sequence_flops(config: ModelConfig, length: float, head: float) -> float:
   """Counts the FLOPs of a forward pass over one sequence.
 
   Args:
     config: the model's shape.
-    length: its tokens.
+    length: its tokens; a mean of several sequences need not be whole.
     head: places at which the logits of the next token are computed.
   """
   elements = work.count_matrix_elements(config, config.experts_per_token)
@@ -27,13 +27,13 @@ def sequence_flops(config: ModelConfig, length: int, head: int) -> float:
   return 2.0 * (length * elements + logits) + attention
 
 
-def count_visible(config: ModelConfig, length: int) -> int:
+def count_visible(config: ModelConfig, length: float) -> float:
   """Counts the pairs of a query and a key that it sees in one sequence, over all layers."""
-  pairs = 0
+  pairs = 0.0
   for window in config.layer_windows:
     seen = min(window or length, length)  # by the last query
     # 1, 2, …, seen, and then `seen` again for every query behind.
-    pairs += seen * (seen + 1) // 2 + (length - seen) * seen
+    pairs += seen * (seen + 1) / 2 + (length - seen) * seen
   return pairs
 
 

@@ -146,7 +146,8 @@ class _Scale:
       values: that are shown.
       first: the place of the least.
       last: the place of the greatest.
-      rounded: the axis begins and ends at a tick, if there are about so many; 0 = at a value.
+      rounded: the axis begins and ends at a tick, if there are about so many; 0
+        = at a value.
     """
     low, high = min(values), max(values)
     if low == high:  # a single value stands in the middle

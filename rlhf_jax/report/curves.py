@@ -71,8 +71,8 @@ def draw_curves(groups: Mapping[str, Sequence[Run]]) -> dict[str, list[Chart]]:
   """Draws the curves of every stage.
 
   Args:
-    groups: name → the runs that differ in their seed only, whose curves become one line
-      with a band.
+    groups: name → the runs that differ in their seed only, whose curves become
+      one line with a band.
 
   Returns:
     Name of a stage → its panels.
@@ -166,8 +166,8 @@ def draw_frontier(groups: Mapping[str, Sequence[Run]]) -> list[Chart]:
 def _run_frontier(run: Run, key: str, is_alone: bool) -> list[Series]:
   """Returns the paths of training, and points of the final table.
 
-  Beside other runs, only the models that were compared with the baseline have a point: with all
-  controls nothing could be seen.
+  Beside other runs, only the models that were compared with the baseline have a
+  point: with all controls nothing could be seen.
   """
   parts = ('models', 'controls') if is_alone else ('models',)
   points = _table_frontier(run, key, parts)
@@ -231,7 +231,8 @@ def draw_distributions(run: Run) -> dict[str, list[charts.Histogram]]:
   """Draws how reward and utility are distributed over responses.
 
   Returns:
-    What is distributed → a histogram of each model, or of the first and last evaluation.
+    What is distributed → a histogram of each model, or of the first and last
+    evaluation.
   """
   drawn = {}
   names = list(run.results.get('models') or {})

@@ -89,7 +89,8 @@ def describe_rate(
 ) -> Sentence | None:
   """Says whether a rate of two models differs; None where one of them has no such rate.
 
-  Intervals that do not touch show a difference; intervals that overlap show none.
+  Intervals that do not touch show a difference; intervals that overlap show
+  none.
   """
   if key not in own or key not in other:
     return None
@@ -187,8 +188,8 @@ def _describe_agreement(found: Row) -> list[Sentence]:
 def describe_progress(responses: Sequence[Kept], stages: Sequence[str]) -> list[Sentence]:
   """Says how reward and judge changed from the first to the last evaluation of a stage.
 
-  A reward that rises while what it stands for falls is the sign of over-optimisation
-  (Gao et al. 2022, arXiv:2210.10760).
+  A reward that rises while what it stands for falls is the sign of
+  over-optimisation (Gao et al. 2022, arXiv:2210.10760).
   """
   said = []
   for stage in stages:

@@ -1,9 +1,9 @@
 """The held-out responses of every evaluation of a run: `WORKDIR/evaluation/responses.jsonl`.
 
-A row is one response; `Kept` says what it has. Rows are in the order in which they
-were made: those of each stage's evaluations, and at last those of the final table.
-An evaluation that is repeated, as a resumed run does, takes the place of what it
-wrote before, so that no row is there twice.
+A row is one response; `Kept` says what it has. Rows are in the order in which
+they were made: those of each stage's evaluations, and at last those of the
+final table. An evaluation that is repeated, as a resumed run does, takes the
+place of what it wrote before, so that no row is there twice.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,7 +45,8 @@ class Kept:
     stage: whose model responded.
     step: the updates that it had made; None in the final table.
     model: the row of the final table; '' during training.
-    decoding: 'sampled' or 'greedy'; GIVEN where a reward model scored a response of the data.
+    decoding: 'sampled' or 'greedy'; GIVEN where a reward model scored a
+      response of the data.
     prompt_id: of the prompt's record; '' where it has none.
     sample: which of several responses to the same prompt, from 0.
     prompt: the last message of the prompt.
@@ -54,8 +55,8 @@ class Kept:
     kl: Σ_t log π − log π_ref, nats; None where it is not measured.
     length: its tokens, with the end token.
     ended: whether it ends by itself.
-    verdict: measure → value, of the judge; of a GIVEN response `rank`, as people ordered it, 1 is
-      the best; {} without one.
+    verdict: measure → value, of the judge; of a GIVEN response `rank`, as
+      people ordered it, 1 is the best; {} without one.
     tokens: of some responses, a column for each of `token`, `logprob`,
       `reference_logprob` and, in PPO, `advantage`; {} else.
   """
@@ -187,9 +188,9 @@ def _round(value: Any) -> float:
 def keep(workdir: str | os.PathLike, rows: Sequence[Kept]) -> None:
   """Adds the rows of one evaluation to the file of a run.
 
-  They replace what the same evaluation and later ones of the same stage wrote, as
-  these are made again. A file that cannot be written is a warning, not an error:
-  the training goes on.
+  They replace what the same evaluation and later ones of the same stage wrote,
+  as these are made again. A file that cannot be written is a warning, not an
+  error: the training goes on.
 
   Args:
     workdir: the run's folder.

@@ -45,6 +45,7 @@ def render_run(run: Run, is_followed: bool = False) -> str:
     tables=tables.make_tables(run, is_full=False),
     full_tables=tables.make_tables(run, is_full=True),
     table_text=run.results.get('table', ''),
+    by_kind=tables.make_kinds(run.results),
     curves=curves.draw_curves(groups),
     frontier=curves.draw_frontier(groups),
     distributions=curves.draw_distributions(run),
@@ -127,7 +128,8 @@ def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
   """Groups runs whose configs differ in the seed only.
 
   Returns:
-    Name → runs. A group of several is named after the first of them and its size.
+    Name → runs. A group of several is named after the first of them and its
+    size.
   """
   by_config: dict[str, list[Run]] = {}
   for run in runs:

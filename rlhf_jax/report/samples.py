@@ -28,7 +28,8 @@ class Shown:
     name: of the model, or the step.
     pieces: the text; marked is what the baseline's response lacks.
     facts: (name, value): score, utility, KL, length.
-    is_better: whether the judge prefers it to the baseline's; None where it prefers neither.
+    is_better: whether the judge prefers it to the baseline's; None where it
+      prefers neither.
   """
 
   name: str
@@ -82,7 +83,8 @@ def side_by_side(
 
   Args:
     models: from `final_rows`.
-    names: the models to show, in this order; the last one counts for the verdict.
+    names: the models to show, in this order; the last one counts for the
+      verdict.
     baseline: the model in comparison with which differences are marked.
   """
   names = [name for name in names if name in models]
@@ -101,8 +103,8 @@ def best_and_worst(
 ) -> tuple[list[Case], list[Case]]:
   """Shows the prompts at which a model gained and lost most against the baseline.
 
-  The gain is the difference of the mean utility over all samples; where the judge is a
-  reward, of the mean score.
+  The gain is the difference of the mean utility over all samples; where the
+  judge is a reward, of the mean score.
 
   Args:
     models: from `final_rows`.
@@ -170,8 +172,8 @@ def reward_errors(rows: Sequence[Kept], stage: str) -> list[Case]:
     stage: that trained the reward model.
 
   Returns:
-    For each of some prompts the response that people rank higher, and the one that the
-    model scores higher; the largest mistake first.
+    For each of some prompts the response that people rank higher, and the one
+    that the model scores higher; the largest mistake first.
   """
   own = [row for row in rows if row.decoding == GIVEN and row.stage == stage]
   last = max((row.step or 0 for row in own), default=0)

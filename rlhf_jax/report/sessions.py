@@ -30,7 +30,8 @@ def note_session(workdir: str | os.PathLike, usual: Mapping[str, Any]) -> None:
 
   Args:
     workdir: of the run.
-    usual: the config with all its defaults, with which the report compares the run's.
+    usual: the config with all its defaults, with which the report compares the
+      run's.
   """
   path = Path(workdir) / run_files.SESSIONS
   try:

@@ -90,6 +90,45 @@ class Table:
   groups: Sequence[Group]
 
 
+@dataclasses.dataclass(frozen=True)
+class KindRow:
+  """A kind of prompt: for each model its helpful responses, in each decoding."""
+
+  kind: str
+  prompts: int
+  cells: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class KindTable:
+  """The models' helpful responses by kind of prompt."""
+
+  decodings: Sequence[str]  # of the values in a cell
+  models: Sequence[str]
+  rows: Sequence[KindRow]
+
+
+def make_kinds(results: Mapping[str, Any]) -> KindTable:
+  """Makes the table by kind of prompt; it has no rows where prompts have no kinds.
+
+  Args:
+    results: what results.json holds.
+  """
+  kinds = results.get('kinds') or {}
+  models = [name for name in results.get('models') or {} if name in kinds]
+  if not models:
+    return KindTable((), (), ())
+  decodings = list(kinds[models[0]])
+  rows = []
+  for kind, values in kinds[models[0]][decodings[0]].items():
+    cells = []
+    for name in models:
+      rates = [kinds[name][decoding][kind]['helpful'] for decoding in kinds[name]]
+      cells.append(' / '.join(f'{rate:.0%}' for rate in rates))
+    rows.append(KindRow(kind, values['prompts'], cells))
+  return KindTable(decodings, models, rows)
+
+
 def make_tables(run: Run, is_full: bool) -> list[Table]:
   """Makes the table of each decoding; [] where nothing was compared.
 
@@ -198,7 +237,8 @@ def make_cell(column: Column, row: Row) -> Cell:
 def average_rows(rows: Sequence[Row]) -> dict[str, Any]:
   """Averages the rows of the same model in runs of several seeds.
 
-  The interval of a mean is the range over the seeds: too few of them are run for more.
+  The interval of a mean is the range over the seeds: too few of them are run
+    for more.
 
   Args:
     rows: of at least one run.

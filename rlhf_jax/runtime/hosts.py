@@ -22,7 +22,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from rlhf_jax import plain_text
+from rlhf_jax import plain_text, text_table
 from rlhf_jax.errors import UserError
 
 HEARTBEAT = 30  # seconds of silence after which a process counts as dead and the others end
@@ -131,9 +131,9 @@ def is_first_process() -> bool:
 
 
 def say(text: str) -> None:
-  """Prints a line for the user, from the first process."""
+  """Prints lines for the user, from the first process; a terminal gets none wider than it."""
   if is_first_process():
-    print(text, flush=True)
+    print(text_table.fit_terminal(text, sys.stdout), flush=True)
 
 
 def to_host(tree: Any) -> Any:

@@ -18,12 +18,12 @@ import sys
 import textwrap
 import threading
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import tqdm
 
-from rlhf_jax import fingerprints, json_lines, plain_text
+from rlhf_jax import fingerprints, json_lines, plain_text, text_table
 from rlhf_jax.errors import UserError
 from rlhf_jax.options import Count, Natural
 from rlhf_jax.runtime import checkpoint, hosts
@@ -50,6 +50,16 @@ class LoopOptions:
   wandb_project: str = ''  # also log to this Weights & Biases project
 
 
+class Memory(Protocol):
+  """What the steps of a run remember on the host, beside their state and their data."""
+
+  def get_state(self) -> dict:
+    """Returns it as a JSON object, which later steps do not change."""
+
+  def set_state(self, state: dict) -> None:
+    """Sets it to what `get_state` returned."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Training:
   """What to train.
@@ -72,6 +82,7 @@ class Training:
     described: how trackers call the run.
     warn: metrics of a step → a warning, '' = none; the first one is shown.
     evaluated: is called after each evaluation; must not raise. Or None.
+    memory: what `step` remembers on the host; it is saved with the state. Or None.
   """
 
   name: str
@@ -85,6 +96,7 @@ class Training:
   described: metrics_lib.RunDescription = metrics_lib.RunDescription()
   warn: Callable[[dict[str, float]], str] | None = None
   evaluated: Callable[[], None] | None = None
+  memory: Memory | None = None
 
 
 class Interrupted(SystemExit):
@@ -156,6 +168,7 @@ def run(
       meta=meta,
       began=began - seconds_before,
       on_saved=on_saved,
+      memory=training.memory,
     )
     reporter = _Reporter(training, writer, progress)
     state, step, signum = _train(training, options, state, step, saver, reporter, signals)
@@ -183,6 +196,8 @@ def _start(
   assert restored is not None  # as there is a latest step
   state, data_state, meta = restored
   training.batches.set_state(data_state)
+  if training.memory and 'memory' in meta:  # older checkpoints have none
+    training.memory.set_state(meta['memory'])
   return state.replace(frozen=frozen), meta['seconds']
 
 
@@ -283,6 +298,7 @@ class _Saver:
     began: the monotonic time of the start, moved back by the seconds trained before
       it.
     on_saved: called when a state is on disk; or None.
+    memory: what the step remembers on the host; or None.
   """
 
   directory: Path
@@ -292,6 +308,7 @@ class _Saver:
   meta: dict
   began: float
   on_saved: Callable[[], None] | None = None
+  memory: Memory | None = None
 
   def seconds(self) -> float:
     """Returns the seconds trained, over all resumes."""
@@ -304,6 +321,8 @@ class _Saver:
       return
     self.writer.flush()  # so that no line from before the checkpoint can be lost
     meta = {'user': self.meta, 'seconds': self.seconds()}
+    if self.memory:
+      meta['memory'] = self.memory.get_state()
     self.checkpoints.save(step, state, position, meta)
     if self.on_saved:
       self.checkpoints.wait()
@@ -573,6 +592,6 @@ class _Progress:
     self._bar.refresh()
 
   def say(self, text: str) -> None:
-    """Prints a line without disturbing the bar."""
+    """Prints lines without disturbing the bar."""
     if not self._quiet:
-      tqdm.tqdm.write(text, file=sys.stderr)
+      tqdm.tqdm.write(text_table.fit_terminal(text, sys.stderr), file=sys.stderr)

@@ -52,13 +52,16 @@ class Meter:
 
   Attributes:
     places: of all rows of a step, including padding.
-    flops: phase → the FLOPs that the model needs for each token, excluding padding.
+    texts: in these rows; their mean length decides how much attention costs.
+    flops: phase → (tokens of a text → the FLOPs that the model needs for each of them), so
+      that neither padding nor what stands beside a text in a packed row counts.
     dtype: of the model's products.
     clock: times the phases; a step without timed phases is all `update`.
   """
 
   places: int
-  flops: Mapping[str, float]
+  texts: int
+  flops: Mapping[str, Callable[[float], float]]
   dtype: str
   clock: PhaseClock = dataclasses.field(default_factory=PhaseClock)
 
@@ -81,9 +84,10 @@ class Meter:
       metrics |= {f'time/{phase}': value for phase, value in phases.items()}
       metrics['time/rollout_share'] = phases.get('rollout', 0.0) / seconds
     limit = product_speed(self.dtype)
+    length = max(tokens / self.texts, 1.0)
     for phase, flops in self.flops.items():
       if phases.get(phase):
-        metrics[f'time/mfu_{phase}'] = flops * tokens / phases[phase] / limit
+        metrics[f'time/mfu_{phase}'] = flops(length) * tokens / phases[phase] / limit
     return metrics
 
 

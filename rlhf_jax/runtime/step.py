@@ -49,10 +49,12 @@ class Parts:
   Attributes:
     read: number of a part, [] int32 → the part, a tree of arrays; all have one shape.
     count: [] int32, how many parts there are, at least 1.
+    limit: how many there may be.
   """
 
   read: Callable[[jax.Array], Any]
   count: jax.Array
+  limit: int
 
 
 LossFunction = Callable[[Params, Any, jax.Array], Loss]  # (params, batch, key) → Loss
@@ -236,6 +238,34 @@ def map_in_parts(
     return function(batch)
   results = jax.lax.map(function, _split_rows(batch, parts))
   return jax.tree.map(_join_rows, results)
+
+
+def repeat(
+  function: Callable[[jax.Array, Any], Any], carry: Any, count: jax.Array, limit: int
+) -> Any:
+  """Calls a function for the numbers below a count that is known only when the step runs.
+
+  Args:
+    function: (number [] int32, carry) → carry.
+    carry: what the first call gets.
+    count: [] int32.
+    limit: the largest that `count` can be. The program states it, so that a plan counts
+      the most that the step can cost (planning/hlo.py).
+
+  Returns:
+    What the last call returned.
+  """
+
+  def goes_on(loop: tuple[jax.Array, Any]) -> jax.Array:
+    number, _ = loop
+    return (number < limit) & (number < count)
+
+  def call(loop: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+    number, carry = loop
+    return number + 1, function(number, carry)
+
+  _, carry = jax.lax.while_loop(goes_on, call, (jnp.int32(0), carry))
+  return carry
 
 
 def apply_update(
@@ -446,7 +476,7 @@ def _accumulate_parts(
 
   shapes = jax.eval_shape(compute, jnp.int32(0))
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  return jax.lax.fori_loop(0, parts.count, add, zeros)
+  return repeat(add, zeros, parts.count, parts.limit)
 
 
 def _split_rows(batch: Any, parts: int) -> Any:

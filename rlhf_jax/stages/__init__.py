@@ -1,9 +1,9 @@
 """Finds the kinds of stages.
 
-Every module of this folder is a kind of stage, called by the module's name. Its
-constant `STAGE` is what it registers (a StageKind). Code that several stages
-share is in `shared/`. A stage is imported at its first use, so that a run imports
-only what its config names.
+Every module of this folder is a kind of stage, called by the module's name; `ppo` is a
+package of several modules. Its constant `STAGE` is what it registers (a StageKind).
+Code that several stages share is in `shared/`. A stage is imported at its first use, so
+that a run imports only what its config names.
 """
 
 import importlib
@@ -35,8 +35,8 @@ def find(kind: str) -> StageKind:
 
 
 def _own_kinds() -> list[str]:
-  """Returns the kinds of this folder: its modules, without the package `shared`."""
-  return [module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg]
+  """Returns the kinds of this folder: its modules and packages, without `shared`."""
+  return [module.name for module in pkgutil.iter_modules(__path__) if module.name != 'shared']
 
 
 def __getattr__(

@@ -88,6 +88,11 @@ class Options(RewardSourceOptions):
     """The number of parts in which a reward model reads the responses."""
     return 1
 
+  @property
+  def packed_rows(self) -> int:
+    """Returns 0: a reward model reads padded rows."""
+    return 0
+
 
 @dataclasses.dataclass(frozen=True)
 class Collected:

@@ -16,7 +16,7 @@ The path of a step: `build` → `iterate` → `order_responses`, `train_step` �
 from collections.abc import Callable
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,17 +33,23 @@ from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.runtime.optimizers import OptimizerOptions
 from rlhf_jax.stages import preference
 from rlhf_jax.stages.preference import loss
-from rlhf_jax.stages.shared import rollout, rollout_metering, rollout_plan, training
+from rlhf_jax.stages.shared import (
+  rollout,
+  rollout_metering,
+  rollout_plan,
+  training,
+)
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.model_store import ModelStore
+from rlhf_jax.stages.shared.packing import PackedRows
 from rlhf_jax.stages.shared.rollout import (
   RolloutDefinitions,
   RolloutParts,
   ScoredRollout,
 )
 from rlhf_jax.stages.shared.scores import check_scores, open_scores, Score
-from rlhf_jax.types import Array, Params, Prompts, Rankings, TrainState
+from rlhf_jax.types import Array, Params, Prompts, Rankings, Sequences, TrainState
 
 __all__ = [
   'STAGE',
@@ -79,6 +85,18 @@ class Options(rollout.RolloutOptions):
   )
 
 
+class Evaluated(NamedTuple):
+  """The outputs of policy and reference on N responses, before the update.
+
+  The metrics are of the distributions at the sampling temperature, the loss is not.
+  """
+
+  logprobs: Array  # [N, R] float32, of the policy, at the sampling temperature
+  entropies: Array  # [N, R] float32, likewise
+  reference_logprobs: Array  # [N, R] float32, likewise
+  anchors: Array  # [N, R] float32, of the reference, at temperature 1
+
+
 # The pure functions of a step.
 
 
@@ -104,33 +122,45 @@ def order_responses(
     Rankings [B, K, P + R] with the reference's log-probabilities, and the metrics of
     the rollout.
   """
-  sequences = scored.sequences
-  response_length = scored.samples.tokens.shape[1]
-  temperature = options.sampling.temperature or 1.0  # greedy counts as 1
+  mask = scored.samples.mask  # [N, R]
   scores = rollout.final_scores(scored.samples.ended, scored.scores, options)
+  evaluated = evaluate_responses(params, reference_params, scored, definitions, options)
+  sums = jnp.sum(jnp.where(mask, evaluated.anchors, 0.0), axis=1)  # [N]
   batch = _rank_responses(prompts, scored, scores, options.num_samples)
-  assert definitions.reference_model is not None  # this stage always keeps one
-  ranked = preference.response_logprobs(
-    definitions.reference_model,
-    reference_params,
-    batch,
-  )
-  batch = batch.replace(reference_logprobs=ranked.sums)
-  # For the metrics only: these forwards are at the sampling temperature, the loss's
-  # are not.
-  policy = rollout.forward_responses(
-    definitions.model, params, sequences, response_length, temperature
-  )
-  reference = rollout.forward_responses(
-    definitions.reference_model,
-    reference_params,
-    sequences,
-    response_length,
-    temperature,
-  )
-  kl = jnp.where(scored.samples.mask, policy.logprobs - reference.logprobs, 0.0)  # [N, R]
-  metrics = rollout.rollout_metrics(scored, policy.logprobs, policy.entropies, kl)
+  batch = batch.replace(reference_logprobs=sums.reshape(batch.group.shape))
+  kl = jnp.where(mask, evaluated.logprobs - evaluated.reference_logprobs, 0.0)  # [N, R]
+  metrics = rollout.rollout_metrics(scored, evaluated.logprobs, evaluated.entropies, kl)
   return batch, metrics | {'reward/mean': jnp.mean(scores)}
+
+
+def evaluate_responses(
+  params: Params,
+  reference_params: Params,
+  scored: ScoredRollout,
+  definitions: RolloutDefinitions,
+  options: Options,
+) -> Evaluated:
+  """Runs policy and reference over the responses, before the update.
+
+  The arguments are those of `order_responses`.
+  """
+  response_length = scored.samples.tokens.shape[1]
+  temperature = options.sampling.temperature
+  model = definitions.reference_model
+  assert model is not None  # this stage always keeps one
+
+  def evaluate_part(sequences: Sequences | PackedRows) -> Evaluated:
+    policy = rollout.forward_responses(
+      definitions.model, params, sequences, response_length, temperature
+    )
+    # The compiler runs the reference's trunk once for both.
+    at_temperature, at_one = (
+      rollout.forward_responses(model, reference_params, sequences, response_length, value)
+      for value in (temperature, 1.0)
+    )
+    return Evaluated(policy.logprobs, policy.entropies, at_temperature.logprobs, at_one.logprobs)
+
+  return rollout.evaluate_in_parts(evaluate_part, scored, definitions, options)
 
 
 def _rank_responses(
@@ -198,6 +228,7 @@ def build(context: Context, options: Options) -> loop.Training:
     context, parts.store, options, train.records, held_out.records
   )
   meter = rollout_metering.meter_rollout(parts.definitions, options)
+  memory = rollout.memory_of(parts)
   parts, score = rollout_metering.time_phases(meter, parts, score)
   reference_params = parts.read_reference()
   order = jax.jit(
@@ -216,6 +247,7 @@ def build(context: Context, options: Options) -> loop.Training:
     init=parts.init,
     step=step,
     meter=meter,
+    memory=memory,
     evaluate=rollout.build_evaluation(
       context, options, parts, reference_params, score_held_out, held_out
     ),
@@ -258,7 +290,7 @@ def iterate(
 def define(context: Context, options: Options) -> RolloutParts:
   """Defines the parts of an iteration; data and parameters are read later."""
   check_options(options, context.where)
-  rollout.check_batch(context, options)
+  rollout.check_batch(context, options, together=options.num_samples)
   store = ModelStore(context, options.lora)
   policy = store.open(options.init, trained=True)
   reference = store.open(options.reference)

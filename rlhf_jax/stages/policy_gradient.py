@@ -99,10 +99,6 @@ class Options(off_policy.OffPolicyOptions):
   # Overlong shaping (DAPO): the last so many tokens before max_new_tokens cost a
   # reward of 1 together, each the same; 0 = none.
   overlong_buffer: Natural = 0
-  # Packed rows of the update that are computed at a time, in which responses share the
-  # places that padding would take; 0 = nothing is packed. A multiple of the devices
-  # that share a batch. It takes the place of microbatches.
-  packed_rows: Natural = 0
   resampling: Natural = 0  # dynamic sampling (DAPO): at most so many further batches a step
   optimizer: OptimizerOptions = OptimizerOptions(
     learning_rate=1e-5,
@@ -189,9 +185,7 @@ def train_step(
     The next state, and metrics ([] float32 each; docs/metrics.md). Where loss or
     gradient of a minibatch is not finite, that minibatch changes nothing.
   """
-  update = update_in_minibatches
-  if options.epochs * options.parts == 1 and not options.packed_rows:
-    update = update_once
+  update = update_once if rollout.is_one_pass(options) else update_in_minibatches
   (trained, opt_state), metrics, updated = update(
     state, scored, reference_params, definitions, options
   )
@@ -294,10 +288,7 @@ def evaluate_responses(
   definitions: RolloutDefinitions,
   options: Options,
 ) -> Evaluated:
-  """Runs both models over the responses, before the update.
-
-  It does so in as many parts as the update has, so that both need the same memory.
-  """
+  """Runs both models over the responses, before the update."""
   response_length = scored.samples.tokens.shape[1]
 
   def evaluate_part(sequences: Sequences | PackedRows) -> Evaluated:
@@ -308,9 +299,7 @@ def evaluate_responses(
     )
     return Evaluated(policy.logprobs, policy.entropies, reference)
 
-  return packing.map_responses(
-    evaluate_part, scored.sequences, response_length, definitions, options
-  )
+  return rollout.evaluate_in_parts(evaluate_part, scored, definitions, options)
 
 
 def assess_rollout(
@@ -473,6 +462,7 @@ def build(context: Context, options: Options) -> loop.Training:
     context, parts.store, options, train.records, held_out.records
   )
   meter = rollout_metering.meter_rollout(parts.definitions, options, options.epochs)
+  memory = rollout.memory_of(parts)
   parts, score = rollout_metering.time_phases(meter, parts, score)
   reference_params = parts.read_reference()
   step = functools.partial(
@@ -491,6 +481,7 @@ def build(context: Context, options: Options) -> loop.Training:
     init=parts.init,
     step=step,
     meter=meter,
+    memory=memory,
     evaluate=rollout.build_evaluation(
       context, options, parts, reference_params, score_held_out, held_out
     ),
@@ -635,8 +626,6 @@ def define(context: Context, options: Options) -> RolloutParts:
   """Defines the parts of an iteration; data and parameters are read later."""
   check_options(options, context.where)
   rollout.check_batch(context, options)
-  shards = context.layout.batch_shards
-  packing.check_rows(options.packed_rows, options.microbatches, shards, context.where)
   store = ModelStore(context, options.lora)
   policy = store.open(options.init, trained=True)
   reference = rollout.open_reference(store, options)

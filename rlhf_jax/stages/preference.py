@@ -21,7 +21,7 @@ import dataclasses
 import functools
 import hashlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,6 @@ from rlhf_jax.data import batches, encode, sources
 from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.errors import UserError
 from rlhf_jax.generation.sampler import SamplingOptions
-from rlhf_jax.models import heads
 from rlhf_jax.models.lora import LoraOptions
 from rlhf_jax.models.transformer import Model
 from rlhf_jax.objectives import masked, preference, ranking
@@ -52,10 +51,17 @@ from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.loop import LoopOptions
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.runtime.optimizers import OptimizerOptions
-from rlhf_jax.stages.shared import metering, response_judge, training
+from rlhf_jax.stages.shared import (
+  metering,
+  packing,
+  ranked_logprobs,
+  response_judge,
+  training,
+)
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import DataUse, StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.model_store import ModelStore
+from rlhf_jax.stages.shared.ranked_logprobs import PackedRankings, ResponseLogprobs
 from rlhf_jax.stages.shared.training import Definitions
 from rlhf_jax.types import Array, Params, Rankings, TrainState
 
@@ -78,6 +84,10 @@ class Options:
   # truncate_left (the prompt loses its beginning) or error.
   overlong: str = 'drop'
   microbatches: Count = 1  # parts of a batch, one after the other, to save memory
+  # Packed rows that are computed at a time: responses share the places that padding
+  # would take; 0 = nothing is packed. At least responses_per_row, and a multiple of the
+  # devices that share a batch. It takes the place of microbatches.
+  packed_rows: Natural = 0
   eval_records: Count = 200  # held-out rankings
   shown_responses: Natural = 4  # responses written at each evaluation
   data: DataOptions = DataOptions()
@@ -101,18 +111,6 @@ class Options:
     return unread
 
 
-class ResponseLogprobs(NamedTuple):
-  """The log-probabilities of ranked responses under a model.
-
-  Attributes:
-    sums: [B, K] float32, log π(y|x) in nats; 0 where a place is empty.
-    lengths: [B, K] float32, |y| with the end token; 1 where a place is empty.
-  """
-
-  sums: Array
-  lengths: Array
-
-
 # The pure functions of a step.
 
 
@@ -134,8 +132,8 @@ def train_step(
       reference; B is a multiple of `options.microbatches`.
     anchor: [] float32, KTO's z (`estimate_anchor`); None for the other losses.
     definitions: the definitions of the policy, its optimizer and the layout.
-    options: with loss, settings, reference and microbatches; online_preference
-      passes its own.
+    options: with loss, settings, reference, microbatches and packed_rows;
+      online_preference passes its own.
 
   Returns:
     The next state, and metrics ([] float32 each): loss, accuracy and margin over
@@ -143,22 +141,26 @@ def train_step(
     update and parameters.
   """
 
-  def batch_loss(params: Params, batch: Rankings, key: Array) -> steps.Loss:
+  def batch_loss(params: Params, batch: Rankings | PackedRankings, key: Array) -> steps.Loss:
     del key  # nothing is drawn: dropout is left out
     return loss(params, batch, anchor, definitions.model, options)
 
-  return steps.gradient_step(
+  parts, packing_metrics = ranked_logprobs.pack_rankings(
+    batch, definitions.model, definitions.layout, options.packed_rows
+  )
+  state, metrics = steps.gradient_step(
     batch_loss,
     definitions.optimizer,
     state,
-    batch,
+    parts,
     microbatches=options.microbatches,
   )
+  return state, metrics | packing_metrics
 
 
 def loss(
   params: Params,
-  batch: Rankings,
+  batch: Rankings | PackedRankings,
   anchor: Array | None,
   model: Model,
   options: Any,
@@ -167,7 +169,7 @@ def loss(
 
   Args:
     params: the policy's parameters.
-    batch: B rows of K places.
+    batch: B rows of K places; or packed rankings.
     anchor: [] float32, KTO's z; None for the other losses.
     model: the policy's definition.
     options: with loss, settings and reference.
@@ -176,8 +178,19 @@ def loss(
     The loss summed over prompts (KTO: over responses), and their number; statistics
     over untied pairs.
   """
+  computed = ranked_logprobs.response_logprobs(model, params, batch)
+  return loss_of_logprobs(computed, batch, anchor, options)
+
+
+def loss_of_logprobs(
+  computed: ResponseLogprobs,
+  batch: Rankings | PackedRankings,
+  anchor: Array | None,
+  options: Any,
+) -> steps.Loss:
+  """Computes the loss from the policy's log-probabilities [B, K]; the rest is as for `loss`."""
   entry = preference.PREFERENCE_LOSSES[options.loss]
-  logprobs, lengths = response_logprobs(model, params, batch)  # [B, K] both
+  logprobs, lengths = computed  # [B, K] both
   responses = preference.Response(logprobs, batch.reference_logprobs, lengths)
   labels = preference.Labels(batch.ranks, batch.group, batch.confidence, anchor)
   total, weight = entry.apply(responses, labels, options.settings)
@@ -211,32 +224,6 @@ def loss(
   )
 
 
-def response_logprobs(model: Model, params: Params, batch: Rankings) -> ResponseLogprobs:
-  """Computes log π(y|x), summed over each response.
-
-  Args:
-    model: the definition.
-    params: its parameters.
-    batch: B rows of K places.
-
-  Returns:
-    Sums and lengths, [B, K] float32.
-  """
-  shape = batch.group.shape
-  tokens = _as_rows(batch.tokens)  # [B * K, T]
-  segment_ids = _as_rows(batch.segment_ids)
-  hidden, _ = model.apply(params, tokens, _as_rows(batch.positions), segment_ids)
-  # The state at a token predicts the next one.
-  logprobs, _ = heads.token_logprobs(model, params, hidden[:, :-1], tokens[:, 1:])
-  places = jnp.arange(1, tokens.shape[1])  # of the targets
-  is_response = places >= batch.begins.reshape(-1, 1)
-  mask = is_response & (segment_ids[:, 1:] > 0)  # [B * K, T - 1]
-  sums = jnp.sum(jnp.where(mask, logprobs, 0.0), axis=1)
-  lengths = jnp.sum(mask, axis=1, dtype=jnp.float32)
-  lengths = jnp.maximum(lengths, 1.0)  # at empty places too, as some losses divide by it
-  return ResponseLogprobs(sums.reshape(shape), lengths.reshape(shape))
-
-
 def mismatched(batch: Rankings) -> Rankings:
   """Pairs each prompt with a response to another prompt, for KTO's anchor.
 
@@ -247,9 +234,9 @@ def mismatched(batch: Rankings) -> Rankings:
   """
   B, K, T = batch.tokens.shape
   shift = K if B > 1 else 1
-  tokens = _as_rows(batch.tokens)
+  tokens = batch.tokens.reshape(B * K, T)
   begins = batch.begins.reshape(B * K, 1)  # where the own response begins
-  lengths = _as_rows(batch.segment_ids).sum(1, keepdims=True)  # of prompt and response
+  lengths = batch.segment_ids.sum(-1).reshape(B * K, 1)  # of prompt and response
   present = batch.group.reshape(B * K, 1) > 0
   other_tokens = jnp.roll(tokens, -shift, axis=0)
   other_begins = jnp.roll(begins, -shift, axis=0)
@@ -281,8 +268,9 @@ def estimate_anchor(
   params: Params,
   reference_params: Params,
   batch: Rankings,
-  model: Model,
+  definitions: Definitions,
   reference_model: Model,
+  options: Any,
 ) -> Array:
   """Estimates KTO's z from prompts with responses to other prompts.
 
@@ -294,21 +282,18 @@ def estimate_anchor(
     params: the policy's parameters.
     reference_params: the reference's.
     batch: B rows of K places.
-    model: the policy's definition.
-    reference_model: the reference's.
+    definitions: of the policy and the layout.
+    reference_model: the reference's definition.
+    options: with packed_rows.
 
   Returns:
     [] float32, in nats.
   """
   other = mismatched(batch)
-  policy = response_logprobs(model, params, other)
-  reference = response_logprobs(reference_model, reference_params, other)
+  how = (definitions.layout, options.packed_rows)
+  policy = ranked_logprobs.map_logprobs(definitions.model, *how, params, other)
+  reference = ranked_logprobs.map_logprobs(reference_model, *how, reference_params, other)
   return preference.kto_anchor(policy.sums - reference.sums, other.segment_ids.any(-1))
-
-
-def _as_rows(x: Array) -> Array:
-  """Reshapes [B, K, T] to [B * K, T]."""
-  return x.reshape(-1, x.shape[-1])
 
 
 # The reference.
@@ -334,15 +319,17 @@ def open_reference(context: Context, options: Options) -> Reference | None:
   if not options.reference:
     return None
   opened = ModelStore(context, options.lora).open(options.reference)
-  return Reference(opened.model, opened.read(), build_logprobs(opened.model))
+  logprobs = build_logprobs(opened.model, context.layout, options)
+  return Reference(opened.model, opened.read(), logprobs)
 
 
-def build_logprobs(model: Model) -> Any:
+def build_logprobs(model: Model, layout: Layout, options: Options) -> Any:
   """Builds the compiled log π(y|x) of ranked responses: (params, Rankings) → [B, K] float32."""
 
   @jax.jit
   def logprobs(params: Params, batch: Rankings) -> Array:
-    return response_logprobs(model, params, batch).sums
+    rows = options.packed_rows
+    return ranked_logprobs.map_logprobs(model, layout, rows, params, batch).sums
 
   return logprobs
 
@@ -459,6 +446,7 @@ def run(context: Context) -> None:
 def build(context: Context, options: Options) -> loop.Training:
   """Builds what the training loop runs: state, batches, step and evaluation."""
   check_options(options, context.where)
+  check_packing(context, options)
   trainable = training.open_trainable(context, options)
   definitions = trainable.definitions
   layout = context.layout
@@ -474,7 +462,7 @@ def build(context: Context, options: Options) -> loop.Training:
     store_reference_logprobs(context, options, reference, 'train', examples)
     store_reference_logprobs(context, options, reference, 'validation', held_out_examples)
   prepare = functools.partial(_prepare, layout=layout, reference=reference, options=options)
-  anchor = build_anchor(definitions.model, reference, options)
+  anchor = build_anchor(definitions, reference, options)
   step = training.compile_train_step(train_step, definitions, options)
 
   def full_step(state: TrainState, batch: Rankings) -> tuple[TrainState, dict[str, Array]]:
@@ -490,7 +478,7 @@ def build(context: Context, options: Options) -> loop.Training:
   show = training.build_show_responses(
     context, definitions.model, prompts, options, asked, reference
   )
-  measure = build_measure(definitions.model, options)
+  measure = build_measure(definitions, options)
 
   def evaluate(
     state: TrainState,
@@ -511,6 +499,7 @@ def build(context: Context, options: Options) -> loop.Training:
       definitions.model.config,
       options.batch_size * options.responses_per_row,
       options.max_length,
+      one_text=True,
     ),
     batches=batches.rankings(
       examples,
@@ -554,6 +543,14 @@ def check_options(options: Any, where: str) -> None:
     raise UserError(f'{where}.reference_logprobs: expected stored or live, got {places!r}')
 
 
+def check_packing(context: Context, options: Options) -> None:
+  """Checks `packed_rows`; raises UserError if a row of rankings or the mesh does not fit it."""
+  shards = context.layout.batch_shards
+  packing.check_rows(
+    options.packed_rows, options.microbatches, shards, context.where, options.responses_per_row
+  )
+
+
 def check_examples(
   examples: Sequence[Mapping[str, np.ndarray]],
   options: Options,
@@ -588,13 +585,18 @@ def check_order(examples: Sequence[Mapping[str, np.ndarray]], where: str) -> Non
 
 
 def build_anchor(
-  model: Model, reference: Reference | None, options: Options
+  definitions: Definitions, reference: Reference | None, options: Options
 ) -> Callable[[Params, Rankings], Array | None]:
   """Builds KTO's anchor: (params, placed batch) → [] float32; None for the other losses."""
   if not preference.PREFERENCE_LOSSES[options.loss].single_responses or reference is None:
     return _no_anchor
   estimate = jax.jit(
-    functools.partial(estimate_anchor, model=model, reference_model=reference.model)
+    functools.partial(
+      estimate_anchor,
+      definitions=definitions,
+      reference_model=reference.model,
+      options=options,
+    )
   )
 
   def anchor(params: Params, batch: Rankings) -> Array:
@@ -608,9 +610,17 @@ def _no_anchor(params: Params, batch: Rankings) -> None:
   return None
 
 
-def build_measure(model: Model, options: Options) -> Callable[..., steps.Loss]:
+def build_measure(definitions: Definitions, options: Options) -> Callable[..., steps.Loss]:
   """Builds the compiled loss of held-out rankings: (params, Rankings, anchor) → Loss."""
-  return jax.jit(functools.partial(loss, model=model, options=options))
+
+  @jax.jit
+  def measure(params: Params, batch: Rankings, anchor: Array | None) -> steps.Loss:
+    computed = ranked_logprobs.map_logprobs(
+      definitions.model, definitions.layout, options.packed_rows, params, batch
+    )
+    return loss_of_logprobs(computed, batch, anchor, options)
+
+  return measure
 
 
 def average_losses(losses: Sequence[steps.Loss]) -> dict[str, float]:
@@ -664,6 +674,7 @@ def plan(context: Context) -> StagePlan:
   """Plans the programs and the memory of the stage; `context` has an abstract layout."""
   options = context.read_options(STAGE)
   check_options(options, context.where)
+  check_packing(context, options)
   layout = context.layout
   trainable = training.open_trainable(context, options)
   definitions = trainable.definitions
@@ -674,7 +685,10 @@ def plan(context: Context) -> StagePlan:
     options.responses_per_row,
     options.max_length,
   )
-  rows = options.batch_size * options.responses_per_row
+  responses = options.batch_size * options.responses_per_row
+  # The reference reads all at once if they are not packed, the step in micro-batches.
+  reads, rows_read = packing.divide(responses, 1, options.packed_rows)
+  parts, rows = packing.divide(responses, options.microbatches, options.packed_rows)
   residents = resident(state)
   programs = []
   anchor = None  # for all losses but KTO
@@ -682,26 +696,26 @@ def plan(context: Context) -> StagePlan:
     opened = ModelStore(context, options.lora).open(options.reference)
     reference_params = opened.read()
     residents['reference'] = reference_params
-    logprobs = build_logprobs(opened.model)
+    logprobs = build_logprobs(opened.model, layout, options)
     reading = work.forward(
       opened.model.config,
       layout,
-      rows,
+      rows_read,
       options.max_length,
       options.max_length,
     )
     lower = functools.partial(logprobs.lower, reference_params, batch)
-    programs.append(Program('reference', lower, reading))
+    programs.append(Program('reference', lower, reading * reads))
     if preference.PREFERENCE_LOSSES[options.loss].single_responses:
       anchor = abstract_scalar(layout, jnp.float32)
   step = training.compile_train_step(train_step, definitions, options)
   update = work.training(
     definitions.model.config,
     layout,
-    rows,
+    rows * parts,
     options.max_length,
     options.max_length,
-    options.microbatches,
+    parts,
     state.trained,
   )
   lower_step = functools.partial(step.lower, state, batch, anchor)

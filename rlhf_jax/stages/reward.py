@@ -52,10 +52,12 @@ from rlhf_jax.report import kept_responses
 from rlhf_jax.runtime import hosts, loop
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.loop import LoopOptions
+from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.runtime.optimizers import OptimizerOptions
-from rlhf_jax.stages.shared import metering, training
+from rlhf_jax.stages.shared import metering, packing, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import DataUse, StageKind, TINY_LOOP
+from rlhf_jax.stages.shared.packing import PackedRows
 from rlhf_jax.stages.shared.training import Definitions
 from rlhf_jax.types import (
   Params,
@@ -287,8 +289,19 @@ def _as_rows(x: jax.Array) -> jax.Array:
 # Scores of generated responses, for stages that learn from them.
 
 
-def score_sequences(model: Model, params: Params, sequences: Sequences) -> jax.Array:
-  """Scores whole sequences, prompts with their responses, the targets: [N, T] → [N] float32."""
+def score_sequences(model: Model, params: Params, sequences: Sequences | PackedRows) -> jax.Array:
+  """Scores whole sequences, prompts with their responses, the targets.
+
+  Args:
+    model: a definition with a scalar head.
+    params: its parameters.
+    sequences: [N, T]; or packed rows with N slots.
+
+  Returns:
+    [N] float32.
+  """
+  if isinstance(sequences, PackedRows):
+    return _score_packed(model, params, sequences)
   return last_scores(
     model,
     params,
@@ -299,12 +312,25 @@ def score_sequences(model: Model, params: Params, sequences: Sequences) -> jax.A
   )
 
 
-def build_score(model: Model, parts: int = 1) -> jax.stages.Wrapped:
+def _score_packed(model: Model, params: Params, rows: PackedRows) -> jax.Array:
+  """Scores the slots of packed rows as `last_scores` does rows: [C * S] float32."""
+  packed = rows.sequences
+  hidden, _ = model.apply(params, packed.tokens, packed.positions, packed.segment_ids)
+  scores = heads.scalar_scores(params, rows.at_ends(hidden))
+  if not model.config.likelihood_head:
+    return scores
+  targets = jnp.roll(packed.tokens, -1, axis=1)  # what is wrapped around is not read
+  logprobs, _ = heads.token_logprobs(model, params, hidden, targets)
+  return scores + heads.likelihood_scores(params, rows.at_responses(logprobs), rows.mask)
+
+
+def build_score(model: Model, layout: Layout, options: Any) -> jax.stages.Wrapped:
   """Builds the compiled score of generated responses.
 
   Args:
     model: a definition with a scalar head.
-    parts: the number of parts in which the responses are read, to save memory.
+    layout: the mesh.
+    options: with `parts` and `packed_rows`: how the responses are read, as in the update.
 
   Returns:
     score(params, prompts [B, P], samples [B * K, R]) → [B * K] float32.
@@ -312,10 +338,14 @@ def build_score(model: Model, parts: int = 1) -> jax.stages.Wrapped:
 
   @jax.jit
   def score(params: Params, prompts: Prompts, samples: Samples) -> jax.Array:
-    def score_part(sequences: Sequences) -> jax.Array:
-      return score_sequences(model, params, sequences)
-
-    return steps.map_in_parts(score_part, sampler.join_sequences(prompts, samples), parts)
+    return packing.map_responses(
+      functools.partial(score_sequences, model, params),
+      sampler.join_sequences(prompts, samples),
+      samples.tokens.shape[1],  # R
+      model,
+      layout,
+      options,
+    )
 
   return score
 
@@ -386,6 +416,7 @@ def build(context: Context, options: Options) -> loop.Training:
       options.batch_size * options.responses_per_row,
       options.max_length,
       head=reads_likelihoods(options),
+      one_text=True,
     ),
   )
 

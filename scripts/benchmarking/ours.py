@@ -279,8 +279,10 @@ def prepare_dpo(work: Workload, clock: PhaseClock) -> loop.Training:
   model = make_model(work, layout)
   definitions = training.Definitions(model, make_optimizer(), layout)
   reference_params = make_params(model, layout, seed=1)
-  reference = clock.timed('scoring', preference.build_logprobs(model))
-  compiled = training.compile_train_step(preference.train_step, definitions, preference.Options())
+  options = preference.Options()
+  logprobs = preference.build_logprobs(model, definitions.layout, options)
+  reference = clock.timed('scoring', logprobs)
+  compiled = training.compile_train_step(preference.train_step, definitions, options)
   update = clock.timed('update', compiled)
 
   def step(state: Any, batch: Rankings) -> tuple[Any, dict[str, Any]]:
@@ -338,7 +340,7 @@ def prepare_ppo(work: Workload, clock: PhaseClock) -> loop.Training:
     layout=layout,
   )
   reward_params = make_params(headed, layout, seed=4)
-  score_samples = reward.build_score(headed)
+  score_samples = reward.build_score(headed, layout, options)
 
   def score(prompts: Any, samples: Any) -> tuple[Any, dict[str, Any]]:
     return score_samples(reward_params, prompts, samples), {}

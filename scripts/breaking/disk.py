@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import contextlib
 from pathlib import Path
+import random
 import subprocess
 import sys
 
@@ -24,7 +25,8 @@ def fill_disks(base: Path, count: int) -> Iterator[tuple[Case, tuple[str, str]]]
   """
   needed = sum(path.stat().st_size for path in (base / 'run').rglob('*') if path.is_file())
   whole = int(needed * 1.8)  # a tmpfs gives whole pages
-  for number in range(count):
+  # In no order, so that what is broken off has tried small ones and large ones.
+  for number in random.Random(0).sample(range(count), count):
     size = max(8192, whole * number // count)
     case = Case('full disk', f'{size // 1024} KiB', _nothing)
     try:

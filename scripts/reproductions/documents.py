@@ -140,12 +140,18 @@ def run_r13(settings: Mapping[str, Any], seed: int) -> Measured:
   reference = policies.run_adam(pretraining_loss, init(world, key), keys, rate)
   keys = jax.random.split(jax.random.fold_in(key, 2), settings['ppo']['steps'])
 
-  def measure(params):
-    nats = []
-    for own in jax.random.split(jax.random.key(77), 16):
-      nats.append(loss_of_documents(world, params, language, world.documents, own))
+  @jax.jit
+  def nats_of(params, key):
+    return loss_of_documents(world, params, language, world.documents, key)
+
+  @jax.jit
+  def gold_of(params):
     tokens = sample(world, params, jnp.repeat(world.tasks, 512), jax.random.key(78))
-    return float(np.mean(nats)), float(worth[tokens].sum(1).mean())
+    return worth[tokens].sum(1).mean()
+
+  def measure(params):
+    nats = [nats_of(params, own) for own in jax.random.split(jax.random.key(77), 16)]
+    return float(np.mean(nats)), float(gold_of(params))
 
   before, base = measure(reference)
   values = {'nats per token before': before, 'gold before': base}

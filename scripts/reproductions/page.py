@@ -24,7 +24,8 @@ python scripts/reproduce.py --output=docs/results/reproductions.json --page=docs
 
 Any config runs alone (`--config=experiments/reproductions/r4_best_of_n.py`), with other settings
 (`--config.settings.pairs=256`), and many in a larger size for one GPU (`FILE:gpu`). The GPU sizes
-were never run on a GPU; they have no measured figures.
+were never run on a GPU and have no measured figures; `--trace` says whether their programs fit
+together, at full size and without computing them.
 
 """
 COLOURS = ('#1f5fa8', '#c2571a', '#2f7d4f', '#7a4fa3', '#8a6d00')

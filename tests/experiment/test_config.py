@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_jax import fingerprints
 from rlhf_jax.errors import UserError
 from rlhf_jax.experiment import config as configs
 from rlhf_jax.experiment import pipeline
@@ -147,3 +148,51 @@ def test_every_experiment_says_what_its_stages_know(path, variant):
   config = pipeline.load_config(f'{path}{variant}')
   rows = {stage for stage in config.evaluation.models.values() if '/' not in stage}
   assert rows <= {*config.stages}  # the others are models from elsewhere
+
+
+@pytest.mark.parametrize(
+  'removed, differing',
+  [
+    ('model.numerics', ''),  # a common setting
+    ('dpo.sampling.drafts', ''),  # a nested one of a stage
+    ('export', ''),  # a whole section
+    ('dpo.batch_size', 'config.dpo.batch_size: None → 8'),  # not the default
+    (
+      'dpo.loss',
+      "config.dpo.loss: None → 'ipo'",
+    ),  # it meant the default, whatever this run chooses
+    ('dpo', "config.dpo: None → {'"),  # a stage is not completed
+  ],
+)
+def test_what_an_older_config_lacks_counts_as_its_default(removed, differing):
+  path = f'{Path(__file__).parents[2]}/experiments/dpo.py:tiny'
+  config = pipeline.load_config(path, ['dpo.loss=ipo'])
+  new = json.loads(configs.as_json(config))
+  old = json.loads(configs.as_json(config))
+  *sections, key = removed.split('.')
+  place = old
+  for name in sections:
+    place = place[name]
+  del place[key]
+  completed, lacking = configs.complete(old, config, pipeline.common_defaults())
+  differences = configs.differences(completed, new)
+  assert bool(lacking) != bool(differing)
+  assert len(differences) == bool(differing)
+  assert ''.join(differences).startswith(differing)
+
+
+def test_a_run_resumes_the_workdir_of_an_older_version(tmp_path, capsys):
+  """Only where the setting that is new is left at its default."""
+  path = f'{Path(__file__).parents[2]}/experiments/dpo.py:tiny'
+  config = pipeline.load_config(path)
+  old = json.loads(configs.as_json(config))
+  del old['model']['numerics']
+  fingerprints.write_json(tmp_path / 'config.json', old)
+  fingerprints.write_json(tmp_path / 'pretrain/finished.json', {})
+  other = pipeline.load_config(path, ['model.numerics=exact'])
+  with pytest.raises(UserError, match="model.numerics: None → 'exact'; give another --workdir"):
+    pipeline.claim_workdir(other, tmp_path)
+  pipeline.claim_workdir(config, tmp_path)
+  assert 'an older version wrote it, without config.model.numerics' in capsys.readouterr().out
+  pipeline.claim_workdir(config, tmp_path)  # said once: config.json has it now
+  assert not capsys.readouterr().out

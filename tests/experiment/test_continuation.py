@@ -17,6 +17,8 @@ SHORT = (
   'pretrain.loop.eval_every=2',
 )
 
+DEFAULTS = pipeline.common_defaults()
+
 
 def load(*overrides):
   return pipeline.load_config(QUICKSTART, [*SHORT, *overrides])
@@ -33,25 +35,25 @@ def begin(workdir, *overrides, finished=('pretrain',)):
 
 def test_what_a_longer_run_would_not_have_been_is_refused(tmp_path):
   with pytest.raises(UserError, match='--extend: expected a stage with more loop.steps'):
-    continuation.extend(load(), tmp_path)
+    continuation.extend(load(), tmp_path, DEFAULTS)
   begin(tmp_path, 'pretrain.loop.steps=4')
   more = 'pretrain.loop.steps=6'
   for other in ('pretrain.loop.steps=3', 'pretrain.loop.steps=4'):
     with pytest.raises(UserError, match='more loop.steps'):
-      continuation.extend(load(other), tmp_path)
+      continuation.extend(load(other), tmp_path, DEFAULTS)
   with pytest.raises(UserError, match='more loop.steps'):  # claim_workdir names the difference
-    continuation.extend(load(more, 'pretrain.batch_size=16'), tmp_path)
+    continuation.extend(load(more, 'pretrain.batch_size=16'), tmp_path, DEFAULTS)
   assert (tmp_path / 'pretrain/finished.json').is_file()
 
   linear = 'pretrain.optimizer.schedule=linear'
   begin(tmp_path, 'pretrain.loop.steps=4', linear)
   with pytest.raises(UserError, match="schedule is 'linear', whose learning rate depends on"):
-    continuation.extend(load(more, linear), tmp_path)
+    continuation.extend(load(more, linear), tmp_path, DEFAULTS)
 
   two = 'stages=("pretrain","sft")'
   begin(tmp_path, 'pretrain.loop.steps=4', two, finished=('pretrain', 'sft'))
   with pytest.raises(UserError, match="'sft' has begun with 'pretrain' as it is; .*--from="):
-    continuation.extend(load(more, two), tmp_path)
+    continuation.extend(load(more, two), tmp_path, DEFAULTS)
 
 
 def test_results_are_put_aside(tmp_path):

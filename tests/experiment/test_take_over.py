@@ -6,6 +6,7 @@ import ml_collections
 import pytest
 
 from rlhf_jax import fingerprints
+from rlhf_jax.commands import failures
 from rlhf_jax.errors import UserError
 from rlhf_jax.experiment import config as configs
 from rlhf_jax.experiment.take_over import take_over
@@ -54,7 +55,7 @@ def base(tmp_path):
 def test_equal_stages_are_copied(base, tmp_path, changes, copied):
   workdir = tmp_path / 'new'
   workdir.mkdir()
-  assert take_over(config_with(**changes), workdir, base) == copied
+  assert take_over(config_with(**changes), workdir, base, {}) == copied
   assert sorted(path.name for path in workdir.iterdir()) == sorted(
     [*copied, 'tokenizer'] if copied else []
   )
@@ -65,17 +66,50 @@ def test_equal_stages_are_copied(base, tmp_path, changes, copied):
 def test_what_has_begun_stays(base, tmp_path):
   workdir = tmp_path / 'new'
   (workdir / 'sft').mkdir(parents=True)
-  assert take_over(config_with(ppo={'kl': 0.2}), workdir, base) == ['feedback', 'reward']
+  assert take_over(config_with(ppo={'kl': 0.2}), workdir, base, {}) == ['feedback', 'reward']
   assert not list((workdir / 'sft').iterdir())
 
 
 def test_stages_that_have_not_finished_are_not_copied(base, tmp_path):
   (base / 'feedback' / 'finished.json').unlink()
-  assert take_over(config_with(), tmp_path, base) == ['sft']
+  assert take_over(config_with(), tmp_path, base, {}) == ['sft']
+
+
+def test_a_copy_that_broke_off_is_continued(base, tmp_path):
+  """The tokenizer comes first: without it, the stages that are here would get a new one."""
+  workdir = tmp_path / 'new'
+  missing = base / 'feedback' / 'link'
+  missing.symlink_to(tmp_path / 'nowhere')  # it cannot be copied, as on a full disk
+  with pytest.raises(OSError) as raised:
+    take_over(config_with(), workdir, base, {})
+  message = failures.describe_os_error(raised.value)
+  assert (
+    'feedback.part/link: [Errno 2] No such file' in message
+    and '\n' not in message
+    and '[(' not in message
+  )
+  assert sorted(path.name for path in workdir.iterdir()) == ['sft', 'tokenizer']
+  missing.unlink()
+  assert take_over(config_with(), workdir, base, {}) == ['feedback', 'reward', 'ppo']
+  fingerprints.check_folder(workdir / 'tokenizer')
 
 
 def test_other_runs_are_refused(base, tmp_path):
   with pytest.raises(UserError, match='--from=.*: its stages cannot be used here, as config.seed'):
-    take_over(config_with(seed=1), tmp_path, base)
+    take_over(config_with(seed=1), tmp_path, base, {})
   with pytest.raises(UserError, match='expected the workdir of a run, but it has no config.json'):
-    take_over(config_with(), tmp_path, tmp_path)
+    take_over(config_with(), tmp_path, tmp_path, {})
+
+
+def test_a_run_of_an_older_version_is_one_with_the_default(base, tmp_path, capsys):
+  """A setting that it lacks counts as its default, and as nothing else."""
+  defaults = {'model': {'numerics': 'fast'}}
+  usual = config_with(model={'embed': 8, 'numerics': 'fast'})
+  names = ['sft', 'feedback', 'reward', 'ppo']
+  assert take_over(usual, tmp_path, base, defaults) == names
+  assert 'an older version wrote it, without config.model.numerics;' in capsys.readouterr().out
+  other = config_with(model={'embed': 8, 'numerics': 'exact'})
+  with pytest.raises(UserError, match="config.model.numerics: None → 'exact'"):
+    take_over(other, tmp_path, base, defaults)
+  with pytest.raises(UserError, match='config.model.embed: 8 → None'):  # one that is gone
+    take_over(config_with(model={'numerics': 'fast'}), tmp_path, base, defaults)

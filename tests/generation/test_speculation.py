@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +93,14 @@ def test_prompts_are_recalled_by_their_index():
   recall(None, asked.replace(index=jnp.array([2, -1, 7])), None)
   assert (seen[0] == PAD).all() and (seen[1][1:] == PAD).all()
   assert seen[1][0].tolist() == list(range(4 * R, 6 * R))
+  # and come back from a checkpoint
+  for known in (recall, speculation.RecallingSampler(generate, K * R, PAD)):
+    resumed = speculation.RecallingSampler(generate, K * R, PAD)
+    resumed.set_state(json.loads(json.dumps(known.get_state())))
+    assert resumed.memory.keys() == known.memory.keys()
+    for index, row in known.memory.items():
+      np.testing.assert_array_equal(resumed.memory[index], row)
+      assert resumed.memory[index].dtype == np.int32
 
 
 def test_drafts_are_refused_beside_slots():

@@ -132,8 +132,8 @@ def compare(name):
     return packed.at_responses(logprobs)
 
   layout = testing.make_layout()
-  packed = packing.map_packed(compute_packed, rows, RESPONSE, 2, layout, config.text_step)
-  gaps['packed'] = gap(packed)
+  chunks = packing.open_chunks(rows, RESPONSE, 2, model, layout)
+  gaps['packed'] = gap(packing.map_chunks(compute_packed, chunks))
   layout = testing.make_layout('data 4, fsdp 2')
   model = transformer.build_model(config, layout)
   sharded = jax.device_put(params, layout.shardings(model.axes, params))

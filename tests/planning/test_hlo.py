@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.planning import hlo
+from rlhf_jax.runtime import step as steps
 
 DATA = Path(__file__).parent / 'data'
 P = jax.sharding.PartitionSpec
@@ -91,3 +92,15 @@ def test_groups(text, groups):
 def test_cublas_products():
   program = hlo.read_program((DATA / 'cublas.hlo').read_text())
   assert program.flops == 2 * 3 * 8 * 16 * 4
+
+
+def test_a_loop_of_as_many_parts_as_there_are_counts_its_limit():
+  def multiply(x, count):
+    def add(number, y):
+      return y @ x + number
+
+    return steps.repeat(add, x, count, 7)
+
+  program = jax.jit(multiply).lower(jnp.ones((16, 16)), jnp.int32(3)).compile()
+  assert hlo.read_program(program.as_text()).flops == 7 * 2 * 16**3
+  assert jnp.array_equal(multiply(jnp.eye(4), jnp.int32(3)), jnp.eye(4) + 3)

@@ -248,6 +248,16 @@ def test_a_scorer_counts_and_functions_do_not():
   assert fewer['direct_rlaif'].programs[1].flops == pytest.approx(grade.flops)
 
 
+def test_packed_rows_count_with_their_own_memory():
+  """All responses of full length: as many rows, a few at a time, with logits at all places."""
+  cpu = dict(topology='cpu:1', stage='ppo')
+  padded = plan_stages(QUICKSTART, BATCH, 'ppo.minibatches=1', **cpu)['ppo'].programs
+  packed = plan_stages(QUICKSTART, BATCH, 'ppo.minibatches=1', 'ppo.packed_rows=4', **cpu)
+  for before, after in zip(padded[1:], packed['ppo'].programs[1:], strict=True):
+    assert before.flops <= after.flops < 1.6 * before.flops, before.name
+    assert after.temporary < 0.6 * before.temporary, before.name
+
+
 def test_several_rewards_all_count():
   costs = plan_stages(
     QUICKSTART,

@@ -51,6 +51,23 @@ def test_what_the_reward_model_bought_and_where_it_errs(make_run):
   assert 'people rank it first' in text and '<h3>sft</h3>\n<details class="case"' not in text
 
 
+def test_what_is_gained_and_lost_by_the_kind_of_prompt(make_run):
+  workdir = make_run('run')
+  results = fingerprints.read_json(workdir / 'results.json')
+  rates = {'sft': (0.5, 0.9), 'ppo': (0.7, 0.2)}  # greedy: a loss
+  results['kinds'] = {}
+  for name, (sampled, greedy) in rates.items():
+    results['kinds'][name] = {
+      'sampled': {'two_reasons': dict(prompts=12, helpful=sampled)},
+      'greedy': {'two_reasons': dict(prompts=12, helpful=greedy)},
+    }
+  fingerprints.write_json(workdir / 'results.json', results)
+  text = render(workdir)
+  assert 'Helpful by kind of prompt, sampled / greedy' in text
+  row = re.search('<tr><th scope="row">two reasons</th>.*', text)
+  assert row and re.findall('<td>(.*?)</td>', row[0]) == ['12', '50% / 90%', '70% / 20%']
+
+
 def test_what_models_wrote_is_shown_and_not_obeyed(make_run):
   text = render(make_run('run'))
   text.encode()  # no half surrogate pair

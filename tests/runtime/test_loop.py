@@ -176,6 +176,31 @@ def test_run_left_alone(alone):
   )
 
 
+class _Memory:
+  count = 0
+
+  def get_state(self):
+    return {'count': self.count}
+
+  def set_state(self, state):
+    self.count = state['count']
+
+
+def test_what_a_step_remembers_is_saved_with_the_state(tmp_path):
+  for steps in (4, 6):  # the second run begins with a memory of its own
+    stage, memory = _stage(), _Memory()
+
+    def step(state, batch, stage=stage, memory=memory):
+      memory.count += 1
+      state, metrics = stage.step(state, batch)
+      return state, metrics | {'seen': np.float32(memory.count)}
+
+    stage = dataclasses.replace(stage, step=step, memory=memory)
+    loop.run(stage, _options(steps=steps, eval_every=0), tmp_path, {})
+  lines = _lines(tmp_path / 'metrics.jsonl')
+  assert [line['seen'] for line in lines if 'seen' in line] == [1, 2, 3, 4, 5, 6]
+
+
 def _program(*arguments):
   root = Path(__file__).parents[2]
   return subprocess.run(

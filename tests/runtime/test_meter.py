@@ -12,8 +12,13 @@ def slow_machine(monkeypatch):
   monkeypatch.setattr(meters, 'product_speed', lambda dtype: 1000.0)
 
 
+def by_length(tokens):
+  """FLOPs for each token of a text of so many."""
+  return 2 + tokens
+
+
 def test_a_step_of_one_phase(slow_machine):
-  meter = Meter(places=100, flops={'update': 10.0}, dtype='float32')
+  meter = Meter(places=100, texts=10, flops={'update': by_length}, dtype='float32')
   assert meter.measure_step(80, 2.0) == {
     'padding_share': pytest.approx(0.2),
     'time/mfu_update': pytest.approx(10 * 80 / 2 / 1000),
@@ -21,7 +26,7 @@ def test_a_step_of_one_phase(slow_machine):
 
 
 def test_a_step_of_several_phases(slow_machine):
-  meter = Meter(places=100, flops={'rollout': 2.0, 'update': 10.0}, dtype='float32')
+  meter = Meter(100, 50, {'rollout': float, 'update': by_length}, 'float32')
   respond = meter.clock.timed('rollout', time.sleep)
   respond(0.02)
   respond(0.03)  # as `resampling` does

@@ -406,6 +406,30 @@ def test_policy_gradient(place):
   assert_same(without_score(got.trained), without_score(want), without_score(params))
 
 
+def test_the_kl_of_each_token_counts_for_those_before_it():
+  G, K, beta = 4, 3, 0.3
+  _, scored = make_rollout(G, K)
+  mask = np.asarray(scored.samples.mask)
+  logprobs, base = np.random.default_rng(1).normal(-4, 1, (2, *mask.shape)).astype(np.float32)
+  options = policy_gradient.Options(
+    batch_size=G,
+    num_samples=K,
+    advantage='standardised',
+    whiten_advantages=False,
+    kl_coefficient=beta,
+    kl_place='tokens',
+    missing_eos_score=-0.4,
+    sampling=SAMPLING,
+  )
+  evaluated = policy_gradient.Evaluated(logprobs, np.zeros_like(base), base)
+  assessed, _ = policy_gradient.assess_rollout(scored, evaluated, options)
+  groups = np.where(scored.samples.ended, scored.scores, -0.4).reshape(G, K)
+  groups = (groups - groups.mean(1, keepdims=True)) / (groups.std(1, ddof=1, keepdims=True) + 1e-4)
+  kl = np.where(mask, logprobs - base, 0)
+  want = groups.reshape(-1, 1) - beta * np.cumsum(kl[:, ::-1], 1)[:, ::-1]
+  np.testing.assert_allclose(assessed.advantages[mask], want[mask], rtol=1e-4, atol=1e-5)
+
+
 def placed_rewards(scored, kl, mask, beta):
   """−β kl, and the score behind the last token, where there is a place."""
   N = len(mask)

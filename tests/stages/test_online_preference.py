@@ -32,11 +32,11 @@ def make_options(**changes):
 
 
 @functools.cache
-def make_iterate(mesh='one device', parts=1):
+def make_iterate(mesh='one device', parts=1, packed_rows=0):
   """iterate(state, host prompts) towards tokens below 32, and its definitions."""
   layout = testing.make_layout(mesh)
   definitions = testing.make_rollout_definitions(layout, learning_rate=1e-2)
-  options = make_options(microbatches=parts)
+  options = make_options(microbatches=parts, packed_rows=packed_rows)
   reference = testing.make_params(definitions.model, layout)
 
   @jax.jit
@@ -77,15 +77,19 @@ def test_reward_rises():
   assert np.mean(scores[:2]) < 0.7 and np.mean(scores[-3:]) > 0.85, scores
 
 
-@pytest.mark.parametrize('mesh,parts', [('one device', 4), ('data 2, fsdp 2, tensor 2', 1)])
-def test_parts_and_meshes_change_nothing(mesh, parts):
+@pytest.mark.parametrize(
+  'mesh,parts,packed_rows',
+  [('one device', 4, 0), ('one device', 1, 4), ('data 2, fsdp 2, tensor 2', 1, 0)],
+)
+def test_parts_packing_and_meshes_change_nothing(mesh, parts, packed_rows):
   def run(*how):
     iterate, definitions = make_iterate(*how)
     state, metrics = iterate(testing.make_state(definitions), testing.make_prompts(B, P, 0))
     del metrics['accuracy']  # of ratios that are all 0
+    metrics.pop('packed/padding_share', None)
     return jax.device_get((state.params, metrics))
 
-  testing.assert_trees_close(run(mesh, parts), run('one device'), mesh, 3e-5)
+  testing.assert_trees_close(run(mesh, parts, packed_rows), run('one device'), mesh, 3e-5)
 
 
 @pytest.mark.parametrize(

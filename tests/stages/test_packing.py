@@ -6,13 +6,17 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from rlhf_jax import testing
 from rlhf_jax.errors import UserError
 from rlhf_jax.generation.sampler import SamplingOptions
-from rlhf_jax.stages import policy_gradient, ppo
-from rlhf_jax.stages.shared import off_policy, packing, training
+from rlhf_jax.objectives.preference import PREFERENCE_LOSSES
+from rlhf_jax.runtime import step as steps
+from rlhf_jax.stages import policy_gradient, ppo, preference
+from rlhf_jax.stages.shared import off_policy, packing, ranked_logprobs, training
+from rlhf_jax.types import Rankings
 
 N, P, R = 16, 6, 14
 SAMPLING = SamplingOptions(max_new_tokens=R, temperature=0.7)
@@ -92,7 +96,7 @@ def test_a_packed_update_is_the_padded_one(update, mesh):
 def test_rows_are_packed_densely_and_each_once():
   rng = np.random.default_rng(0)
   lengths = np.minimum(64, 16 + rng.geometric(1 / 12, 256)).astype(np.int32)
-  packed = jax.jit(functools.partial(packing.pack, width=64, chunk_rows=4))(lengths)
+  packed = jax.jit(functools.partial(packing.pack, width=64, chunk_rows=4))(lengths[:, None])
   rows, starts = np.asarray(packed.rows), np.asarray(packed.starts)
   held = rows < 256
   assert sorted(rows[held]) == list(range(256))
@@ -108,20 +112,97 @@ def test_rows_are_packed_densely_and_each_once():
 def test_the_work_is_that_of_the_real_tokens():
   """Half as many tokens are half as many chunks, of one program."""
   pack = jax.jit(functools.partial(packing.pack, width=32, chunk_rows=2))
-  assert [int(pack(jnp.full(32, n, jnp.int32)).count) for n in (32, 16, 8)] == [16, 8, 4]
+  counts = [int(pack(jnp.full((32, 1), n, jnp.int32)).count) for n in (32, 16, 8)]
+  assert counts == [16, 8, 4]
   assert pack._cache_size() == 1
+
+
+def test_rows_of_a_unit_share_a_chunk():
+  lengths = np.random.default_rng(0).integers(0, 33, (16, 4)).astype(np.int32)
+  lengths[5] = 32  # all at full width
+  packed = jax.jit(functools.partial(packing.pack, width=32, chunk_rows=4))(lengths)
+  rows = np.asarray(packed.rows)
+  held = rows < 64
+  assert sorted(rows[held]) == list(np.flatnonzero(lengths))
+  for chunk in range(int(packed.count)):
+    mine = rows[chunk][held[chunk]]
+    units = np.unique(mine // 4)
+    assert sorted(mine) == [n for n in np.flatnonzero(lengths) if n // 4 in units]
+    filled = np.zeros(4)
+    np.add.at(filled, np.nonzero(held[chunk])[0], lengths.ravel()[mine])
+    assert filled.max() <= 32
+  assert not held[int(packed.count) :].any()
+
+
+def ragged_rankings():
+  """Rankings of two to four responses, in rows of four places, of very different lengths."""
+  rng = np.random.default_rng(3)
+  group = np.array([[1, 1, 2, 2], [1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0]], np.int32)
+  begins = rng.integers(1, P, (4, 4)) * (group > 0)
+  lengths = (begins + np.minimum(R, rng.geometric(4 / R, (4, 4)))) * (group > 0)
+  inside = np.arange(P + R) < lengths[..., None]
+  return Rankings(
+    tokens=np.where(inside, rng.integers(2, 64, inside.shape), 0).astype(np.int32),
+    positions=np.where(inside, np.arange(P + R), 0).astype(np.int32),
+    segment_ids=inside.astype(np.int32),
+    group=group,
+    ranks=rng.integers(1, 4, (4, 4)).astype(np.int32),
+    index=np.where(group > 0, 0, -1).astype(np.int32),
+    begins=begins.astype(np.int32),
+    confidence=rng.choice([1, 0.8], (4, 4)).astype(np.float32),
+    reference_logprobs=rng.normal(-20, 3, (4, 4)).astype(np.float32),
+  )
+
+
+def every_preference_loss(params, batch, model):
+  """The sum of all losses of rankings, each with a weight of its own, and the value of each."""
+  computed = ranked_logprobs.response_logprobs(model, params, batch)
+  total, means = 0.0, {}
+  for number, (name, entry) in enumerate(PREFERENCE_LOSSES.items()):
+    options = preference.Options(loss=name, settings=entry.settings_class(beta=0.3))
+    value = preference.loss_of_logprobs(computed, batch, jnp.float32(0.1), options)
+    total += value.total / (1 + number)
+    means |= {name: (value.total, value.weight), f'{name}/margin': value.means['margin']}
+  return steps.Loss(total, value.weight, means | value.means, value.counts)
+
+
+def rankings_gradient(packed_rows):
+  model, layout = testing.make_model(), testing.make_layout()
+
+  @jax.jit
+  def gradient(params, batch):
+    parts, metrics = ranked_logprobs.pack_rankings(batch, model, layout, packed_rows)
+
+    def loss(params, batch, key):
+      return every_preference_loss(params, batch, model)
+
+    gradients, more = steps.compute_gradients(loss, params, parts, jax.random.key(0))
+    norm = optax.tree.norm(gradients)
+    gradients = jax.tree.map(lambda x: x / norm, gradients)
+    means = ranked_logprobs.map_logprobs(model, layout, packed_rows, params, batch)
+    return (gradients, norm, more, means), metrics
+
+  return gradient(testing.make_params(model), ragged_rankings())
+
+
+def test_packed_rankings_have_the_gradients_of_padded_ones():
+  """For every loss of the family, with soft labels, empty places and several chunks."""
+  (got, metrics), (want, _) = rankings_gradient(4), rankings_gradient(0)
+  testing.assert_trees_close(got, want, 'packed', 2e-6)
+  assert 0 < metrics['packed/padding_share'] < 0.4
 
 
 @pytest.mark.parametrize(
   'rows,microbatches,message',
   [
-    (3, 1, 'packed_rows: expected a multiple of the 2 devices'),
+    (5, 1, 'packed_rows: expected a multiple of the 2 devices'),
     (4, 2, 'microbatches: expected 1 with packed_rows'),
+    (2, 1, 'packed_rows: expected 0 or at least 4'),
   ],
 )
 def test_packed_rows_that_do_not_fit(rows, microbatches, message):
   with pytest.raises(UserError, match=message):
-    packing.check_rows(rows, microbatches, 2, 'config.ppo')
+    packing.check_rows(rows, microbatches, 2, 'config.ppo', together=4)
 
 
 def test_documents_are_not_packed():

@@ -74,6 +74,9 @@ def test_four_steps_end_to_end(quickstart, finished, capsys):
     'tilt_by_reward',
     'tilt_by_oracle',
   }
+  assert set(results['kinds']) == {*results['models'], *results['controls']}
+  of_kinds = results['kinds']['ppo']['greedy']
+  assert sum(row['prompts'] for row in of_kinds.values()) == 16
   by_oracle = results['controls']['best_of_16_by_oracle']['sampled']
   assert by_oracle['utility'] >= sft['sampled']['utility']
   assert set(results['reward']['by_kind']) == {'seen', 'unseen'}

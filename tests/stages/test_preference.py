@@ -14,7 +14,7 @@ from rlhf_jax.models import heads
 from rlhf_jax.objectives.preference import PREFERENCE_LOSSES
 from rlhf_jax.report import kept_responses
 from rlhf_jax.stages import preference, reward
-from rlhf_jax.stages.shared import training
+from rlhf_jax.stages.shared import ranked_logprobs, training
 from rlhf_jax.types import Rankings
 
 B, K, T = 8, 4, 14
@@ -79,7 +79,7 @@ def test_logprobs_of_responses_by_hand():
   batch = rankings()
   model = testing.make_model()
   params = testing.make_params(model)
-  sums, lengths = preference.response_logprobs(model, params, batch)
+  sums, lengths = ranked_logprobs.response_logprobs(model, params, batch)
   for b, k in ((0, 0), (1, 2), (2, 3), (1, 3)):
     begin = int(batch.begins[b, k])
     end = int(batch.segment_ids[b, k].sum())
@@ -96,7 +96,7 @@ def test_logprobs_of_responses_by_hand():
 def test_dpo_begins_at_log_2_and_learns_the_order():
   batch = rankings()
   model = testing.make_model()
-  own = preference.response_logprobs(model, testing.make_params(model), batch)
+  own = ranked_logprobs.response_logprobs(model, testing.make_params(model), batch)
   _, history = train(batch.replace(reference_logprobs=np.asarray(own.sums)), count=25)
   begin = history[0]
   end = history[-1]
@@ -182,10 +182,15 @@ def test_kto_learns():
   state = testing.make_state(definitions)
   reference = testing.make_params(model)
   batch = definitions.layout.place(rankings())
-  of_reference = preference.response_logprobs(model, reference, batch)
+  of_reference = ranked_logprobs.response_logprobs(model, reference, batch)
   batch = batch.replace(reference_logprobs=of_reference.sums)
   anchor = jax.jit(
-    functools.partial(preference.estimate_anchor, model=model, reference_model=model)
+    functools.partial(
+      preference.estimate_anchor,
+      definitions=definitions,
+      reference_model=model,
+      options=make_options('kto'),
+    )
   )
   history = []
   for _ in range(12):
@@ -195,6 +200,30 @@ def test_kto_learns():
     history.append(jax.device_get(metrics))
   assert abs(history[0]['loss'] - 0.5) < 1e-5
   assert history[-1]['loss'] < 0.2 and history[-1]['accuracy'] > 0.9
+  # z is the mean of log π − log π_ref over the other responses, and never negative.
+  other = preference.mismatched(batch)
+  sums = jax.jit(functools.partial(ranked_logprobs.response_logprobs, model))
+  difference = sums(state.params, other).sums - sums(reference, other).sums
+  mean = np.mean(difference[other.segment_ids.any(-1)])
+  assert abs(mean) > 0.01
+  z, opposite = anchor(state.params, reference, batch), anchor(reference, state.params, batch)
+  np.testing.assert_allclose((z, opposite), (max(mean, 0), max(-mean, 0)), rtol=1e-3)
+
+
+def test_a_live_reference_reads_every_batch():
+  layout = testing.make_layout()
+  model = testing.make_model(layout)
+  params = testing.make_params(model, layout)
+  options = preference.Options(reference_logprobs='live')
+  logprobs = preference.build_logprobs(model, layout, options)
+  reference = preference.Reference(model, params, logprobs)
+  batch = rankings()
+  expected = ranked_logprobs.response_logprobs(model, params, layout.place(batch)).sums
+  live = preference._prepare(batch, layout, reference, options).reference_logprobs
+  testing.assert_trees_close(live, expected, 'live')
+  assert np.abs(expected).max() > 1
+  stored = preference._prepare(batch, layout, reference, preference.Options())
+  np.testing.assert_array_equal(stored.reference_logprobs, batch.reference_logprobs)
 
 
 def test_kto_of_single_responses_is_that_of_pairs():

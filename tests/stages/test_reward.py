@@ -1,5 +1,6 @@
 import functools
 import json
+import types
 
 import jax
 import numpy as np
@@ -192,8 +193,10 @@ def test_score_of_a_response_is_that_of_its_ranking(likelihood):
   positions = np.where(segments > 0, np.arange(12), 0)
   want = reward.last_scores(model, params, right, positions, segments, response)
   assert np.std(want) > 0.1
-  for parts in (1, 4):
-    got = reward.build_score(model, parts)(params, prompts, samples)
+  for parts, packed_rows in ((1, 0), (4, 0), (1, 2)):
+    options = types.SimpleNamespace(parts=parts, packed_rows=packed_rows)
+    score = reward.build_score(model, testing.make_layout(), options)
+    got = score(params, prompts, samples)
     np.testing.assert_allclose(got, np.ravel(want), rtol=1e-5, atol=1e-5)
 
 

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
@@ -134,3 +135,12 @@ def test_other_models_must_agree_on_what_ids_mean(context, other_reward):
   made = context('rloo', experiment='rloo')
   with pytest.raises(UserError, match="has another tokenizer than the run: id .* is '.*' to it"):
     ModelStore(made).open(directory)
+
+
+def test_minibatches_are_rows_of_the_batch_in_the_new_order():
+  layout = testing.make_layout()
+  batch = {'tokens': np.arange(12).reshape(6, 2), 'score': np.arange(6.0)}
+  order = np.array([5, 0, 3, 1, 4, 2])
+  cut = rollout.shuffled_minibatches(layout, jax.tree.map(jnp.asarray, batch), order, 3)
+  np.testing.assert_array_equal(cut['score'], [[5, 0], [3, 1], [4, 2]])
+  np.testing.assert_array_equal(cut['tokens'][1], [[6, 7], [2, 3]])

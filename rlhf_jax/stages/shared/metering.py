@@ -5,20 +5,27 @@ from rlhf_jax.planning.model_flops import sequence_flops
 from rlhf_jax.runtime.meter import Meter
 
 
-def meter_rows(config: ModelConfig, rows: int, length: int, head: bool = True) -> Meter:
+def meter_rows(
+  config: ModelConfig, rows: int, length: int, head: bool = True, one_text: bool = False
+) -> Meter:
   """Makes the meter of a stage whose step is an update from rows of a data set.
-
-  Attention is counted as if each row were one sequence; packed rows need less.
 
   Args:
     config: the trained model's shape.
     rows: of a batch, over all devices.
     length: places of a row.
     head: the loss reads log-probabilities, not scores.
+    one_text: a row has one text. If not, it is full of texts whose lengths are not known,
+      and attention is counted as if it were one, so that a little too much is counted.
   """
-  flops = sequence_flops(config, length, length if head else 0)
-  per_token = training_passes(config) * flops / length
-  return Meter(rows * length, {'update': per_token}, config.dtype)
+
+  def update(tokens: float) -> float:
+    """Counts the FLOPs for each token of a text."""
+    text = tokens if one_text else length
+    flops = sequence_flops(config, text, text if head else 0)
+    return training_passes(config) * flops / text
+
+  return Meter(rows * length, rows, {'update': update}, config.dtype)
 
 
 def training_passes(config: ModelConfig) -> int:

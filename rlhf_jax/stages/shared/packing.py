@@ -1,16 +1,21 @@
 """Packs prompts with responses into rows of one width, so that padding costs little.
 
-N rows of P + R places hold responses of very different lengths. Several of them share one
-packed row, as segments that do not see each other, and the packed rows are computed a few
-at a time: in chunks, of which only those in use are computed. Which rows go where is
-decided inside the compiled step, from the lengths: nothing is compiled anew, and nothing
-is read back to the host.
+N rows of W places hold texts of very different lengths: prompts with their responses.
+Several of them share one packed row, as segments that do not see each other, and the
+packed rows are computed a few at a time: in chunks, of which only those in use are
+computed. Which rows go where is decided inside the compiled step, from the lengths:
+nothing is compiled anew, and nothing is read back to the host.
+
+A loss that compares responses (DPO and its family) needs all responses to a prompt in
+one chunk: rows are packed in units, none of which is divided over chunks.
 
 Shape letters beside those of types.py: C packed rows in a chunk, S slots of a packed row,
-each of which holds a prompt with its response or nothing; W = P + R, the width.
+each of which holds a prompt with its response or nothing; W the width, P + R in a
+rollout; U units of n rows, N = U * n.
 """
 
 from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -18,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.models.transformer import Model
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.types import Array, Sequences
@@ -43,20 +49,113 @@ class PackedRows(flax.struct.PyTreeNode):
   """A chunk of packed rows, with what leads back to its responses.
 
   Attributes:
-    sequences: [C, W].
-    places: [C * S, R] int32, for each response token the place in the flattened [C * W] of
-      the token before it, which predicts it. Behind a response they lead anywhere.
+    sequences: [C, W]; the numbers of segments are those of the slots, from 1.
+    begins: [C * S] int32, the place of each response's first token in the flattened
+      [C * W].
+    ends: [C * S] int32, the place behind its last one.
+    response_length: R.
   """
 
   sequences: Sequences
-  places: Array
+  begins: Array
+  ends: Array
+  response_length: int = flax.struct.field(pytree_node=False)
+
+  @property
+  def mask(self) -> Array:
+    """Which tokens of the responses there are, [C * S, R] bool."""
+    return jnp.arange(self.response_length) < (self.ends - self.begins)[:, None]
 
   def at_responses(self, values: Array) -> Array:
-    """Takes values [C, W] at the places before response tokens, [C * S, R]."""
-    return values.reshape(-1)[self.places]
+    """Takes values [C, W] at the places before response tokens, [C * S, R].
+
+    The state at a token predicts the next one. What stands behind a response is anything.
+    """
+    places = self.begins[:, None] - 1 + jnp.arange(self.response_length)
+    return values.reshape(-1)[jnp.clip(places, 0, values.size - 1)]
+
+  def at_ends(self, values: Array) -> Array:
+    """Takes values [C, W, …] at the last token of each slot, [C * S, …]."""
+    flat = values.reshape(-1, *values.shape[2:])
+    return flat[jnp.clip(self.ends - 1, 0, len(flat) - 1)]
+
+  def sum_responses(self, values: Array) -> Array:
+    """Sums values [C, W] at the places before response tokens, over each response: [C * S].
+
+    As `at_responses` does, but without gathering, whose gradient scatters.
+    """
+    C, W = values.shape
+    learned = self.sequences.loss_mask[:, 1:] > 0  # [C, W - 1]
+    slot = jnp.arange(1, self.begins.size // C + 1)[:, None]  # [S, 1]
+    inside = learned[:, None] & (self.sequences.segment_ids[:, None, 1:] == slot)  # [C, S, W - 1]
+    return jnp.sum(jnp.where(inside, values[:, None, :-1], 0.0), axis=2).reshape(-1)
 
 
-def check_rows(packed_rows: int, microbatches: int, shards: int, where: str) -> None:
+@dataclasses.dataclass(frozen=True)
+class Chunks:
+  """Rows of a compiled step, and where they lie in packed rows.
+
+  Attributes:
+    sequences: [N, W], each row one run of tokens amid padding.
+    packing: of these rows.
+    response_length: R.
+    layout: the mesh, over which the packed rows are sharded.
+  """
+
+  sequences: Sequences
+  packing: Packing
+  response_length: int
+  layout: Layout
+
+  @property
+  def limit(self) -> int:
+    """The largest number of chunks, if all rows have their full width."""
+    return len(self.packing.rows)
+
+  def read(self, number: Array) -> PackedRows:
+    """Makes chunk `number`, [] int32."""
+    rows, starts = self.packing.rows[number], self.packing.starts[number]  # [C, S]
+    C, S = rows.shape
+    W = self.sequences.tokens.shape[1]
+    taken = take_rows(self.sequences, rows)  # [C, S, W]
+    is_token = taken.segment_ids > 0
+    # A token's column; outside the row, where `set` drops it, for padding.
+    columns = jnp.where(is_token, starts[..., None] + taken.positions, W)
+    packed_row = jnp.arange(C)[:, None, None]
+    slots = jnp.arange(1, S + 1)[None, :, None]
+
+    def lay(values: Array) -> Array:
+      values = jnp.broadcast_to(values, taken.tokens.shape)
+      laid = jnp.zeros((C, W), values.dtype).at[packed_row, columns].set(values, mode='drop')
+      return self.layout.constrain(laid, ('batch', 'length'))
+
+    packed = Sequences(
+      tokens=lay(taken.tokens),
+      positions=lay(taken.positions),
+      segment_ids=lay(slots),
+      loss_mask=lay(taken.loss_mask),
+    )
+    first = jnp.arange(C)[:, None] * W + starts  # [C, S], places in the flattened rows
+    ends = first + jnp.sum(is_token, axis=2)
+    lengths = jnp.sum(is_token & (taken.loss_mask > 0), axis=2)  # of the responses
+    begins = ends - lengths
+    return PackedRows(packed, begins.reshape(-1), ends.reshape(-1), self.response_length)
+
+  def take(self, tree: Any, number: Array) -> Any:
+    """Takes the rows of chunk `number` from arrays [N, …]: [C * S, …], 0 in empty slots."""
+    return take_rows(tree, self.packing.rows[number].reshape(-1))
+
+  def metrics(self) -> dict[str, Array]:
+    """Returns packed/padding_share, [] float32: of the computed places, those of padding."""
+    _, C, _ = self.packing.rows.shape
+    places = self.packing.count * C * self.sequences.tokens.shape[1]
+    tokens = jnp.sum(self.sequences.segment_ids > 0, dtype=jnp.float32)
+    return {'packed/padding_share': 1.0 - tokens / places}
+
+
+def check_rows(
+  packed_rows: int, microbatches: int, shards: int, where: str, together: int = 1
+) -> None:
   """Checks a section's `packed_rows`, where 0 = nothing is packed.
 
   Args:
@@ -64,10 +163,17 @@ def check_rows(packed_rows: int, microbatches: int, shards: int, where: str) -> 
     microbatches: of the same section.
     shards: the number of devices over which a batch is divided.
     where: the section's name, for messages.
+    together: n, the responses that must be in one chunk.
 
   Raises:
-    UserError: packed rows do not divide over the devices, or stand beside micro-batches.
+    UserError: packed rows do not divide over the devices, do not hold what belongs together,
+      or stand beside micro-batches.
   """
+  if 0 < packed_rows < together:
+    raise UserError(
+      f'{where}.packed_rows: expected 0 or at least {together}, as so many responses are compared '
+      f'and may all be of the greatest length; got {packed_rows}'
+    )
   if packed_rows % shards:
     raise UserError(
       f'{where}.packed_rows: expected a multiple of the {shards} devices that share a batch, got '
@@ -80,11 +186,83 @@ def check_rows(packed_rows: int, microbatches: int, shards: int, where: str) -> 
     )
 
 
+def divide(rows: int, parts: int, packed_rows: int) -> tuple[int, int]:
+  """Says how rows are computed one after the other, for plans.
+
+  Args:
+    rows: N, as they are while padded.
+    parts: in which they are computed if they are not packed.
+    packed_rows: C; 0 = not packed.
+
+  Returns:
+    (the number of parts, rows of each). Packed, these are the most that there can be, as
+    a plan knows no lengths: all rows have their full width.
+  """
+  if not packed_rows:
+    return parts, rows // parts
+  return -(-rows // packed_rows), packed_rows
+
+
+def open_chunks(
+  sequences: Sequences,
+  response_length: int,
+  chunk_rows: int,
+  model: Model,
+  layout: Layout,
+  together: int = 1,
+) -> Chunks:
+  """Packs prompts with responses, each of which is one run of tokens amid padding.
+
+  Args:
+    sequences: [N, W]; rows without a token stay out.
+    response_length: R.
+    chunk_rows: C, at least `together`.
+    model: what reads them; says at which columns a text may begin.
+    layout: the mesh.
+    together: n, rows beside each other that are not divided over chunks.
+  """
+  W = sequences.tokens.shape[1]
+  step = model.config.text_step
+  lengths = jnp.sum(sequences.segment_ids > 0, axis=1, dtype=jnp.int32)
+  lengths = jnp.minimum(-(-lengths // step) * step, W)
+  packing = pack(lengths.reshape(-1, together), W, chunk_rows)
+  return Chunks(sequences, packing, response_length, layout)
+
+
+def map_chunks(function: Callable[[PackedRows], Any], chunks: Chunks) -> Any:
+  """Computes a function of packed rows, chunk by chunk.
+
+  Args:
+    function: PackedRows → a tree of arrays [C * S, …].
+    chunks: of N rows.
+
+  Returns:
+    The tree of arrays [N, …], rows in the order of the sequences; 0 for empty ones.
+  """
+  N = chunks.sequences.tokens.shape[0]
+
+  def compute(number: Array) -> Any:
+    return function(chunks.read(number))
+
+  def add(number: Array, results: Any) -> Any:
+    rows = chunks.packing.rows[number].reshape(-1)
+
+    def put(whole: Array, part: Array) -> Array:
+      return whole.at[rows].set(part, mode='drop')  # empty slots have the number N
+
+    return jax.tree.map(put, results, compute(number))
+
+  shapes = jax.eval_shape(compute, jnp.int32(0))
+  zeros = jax.tree.map(lambda x: jnp.zeros((N, *x.shape[1:]), x.dtype), shapes)
+  return steps.repeat(add, zeros, chunks.packing.count, chunks.limit)
+
+
 def map_responses(
   function: Callable[[Any], Any],
   sequences: Sequences,
   response_length: int,
-  definitions: Any,
+  model: Model,
+  layout: Layout,
   options: Any,
 ) -> Any:
   """Computes a function of all responses of a step, packed or in as many parts as the update.
@@ -93,7 +271,8 @@ def map_responses(
     function: Sequences or PackedRows → a tree of arrays, a row for each response.
     sequences: [N, P + R].
     response_length: R.
-    definitions: the stage's, of which layout and model are used.
+    model: as in `open_chunks`.
+    layout: the mesh.
     options: the stage's, with `packed_rows` and `parts`.
 
   Returns:
@@ -101,10 +280,8 @@ def map_responses(
   """
   if not options.packed_rows:
     return steps.map_in_parts(function, sequences, options.parts)
-  text_step = definitions.model.config.text_step
-  return map_packed(
-    function, sequences, response_length, options.packed_rows, definitions.layout, text_step
-  )
+  chunks = open_chunks(sequences, response_length, options.packed_rows, model, layout)
+  return map_chunks(function, chunks)
 
 
 def pack_minibatch(
@@ -113,14 +290,16 @@ def pack_minibatch(
   """Packs a minibatch for its update, if the section asks for it.
 
   Args:
-    assessed: the minibatch, as in `parts_of`.
+    assessed: the minibatch: a dataclass of arrays [N, …] with `sequences` [N, P + R] and
+      `mask` [N, R].
     definitions: the stage's, of which layout and model are used.
     options: the stage's, with `packed_rows`.
     beside: what a part of the batch has beside its responses, all None if it is packed.
 
   Returns:
     (the batch or its parts: `assessed`, or a tuple of it and `beside` if there is any; the
-    metrics of packing).
+    metrics of packing). A part has `sequences` as PackedRows and all other arrays
+    [C * S, …], where empty slots have an empty mask.
   """
 
   def join(part: Any) -> Any:
@@ -128,105 +307,75 @@ def pack_minibatch(
 
   if not options.packed_rows:
     return join(assessed), {}
-  text_step = definitions.model.config.text_step
-  parts, metrics = parts_of(assessed, options.packed_rows, definitions.layout, text_step)
+  chunks = open_chunks(
+    assessed.sequences,
+    assessed.mask.shape[1],  # R
+    options.packed_rows,
+    definitions.model,
+    definitions.layout,
+  )
 
   def read(number: Array) -> Any:
-    return join(parts.read(number))
+    others = chunks.take(assessed.replace(sequences=None), number)
+    return join(others.replace(sequences=chunks.read(number)))
 
-  return steps.Parts(read, parts.count), metrics
+  return steps.Parts(read, chunks.packing.count, chunks.limit), chunks.metrics()
 
 
 def pack(lengths: Array, width: int, chunk_rows: int) -> Packing:
   """Packs rows by first-fit decreasing: the longest first, each where it fits first.
 
   Args:
-    lengths: [N] int32, tokens of each row, at most `width`.
+    lengths: [U, n] int32, tokens of each row, at most `width`; 0 = no row. The n rows of
+      a unit go to one chunk.
     width: W, places of a packed row.
-    chunk_rows: C.
+    chunk_rows: C, at least n, so that any unit fits an empty chunk.
 
   Returns:
-    The packing; with N rows of full width there are N packed rows.
+    The packing; with n = 1 and N rows of full width there are N packed rows.
 
-  >>> packing = pack(jnp.array([2, 6, 3, 1]), width=6, chunk_rows=1)
+  >>> packing = pack(jnp.array([[2], [6], [3], [1]]), width=6, chunk_rows=1)
   >>> print(packing.count, packing.rows[:2, 0, :4].tolist())
   2 [[1, 4, 4, 4], [2, 0, 3, 4]]
   """
-  N = lengths.shape[0]
-  chunks = -(-N // chunk_rows)
-  bins = chunks * chunk_rows
+  U, n = lengths.shape
+  N = U * n
+  C = chunk_rows
+  chunks = -(-U // (C // n))
 
-  def place(carry: tuple[Array, Array], row: Array) -> tuple[tuple[Array, Array], Any]:
-    filled, held = carry  # [bins] int32 each: tokens, rows
-    fits = (filled + lengths[row] <= width) & (held < SLOTS)
-    chosen = jnp.argmax(fits)  # the first that fits; an empty one always does
+  def place_row(state: tuple[Array, Array, Array], length: Array) -> tuple[Any, Any]:
+    filled, held, fitted = state  # of one chunk: [C] tokens, [C] rows, []: all so far did fit
+    fits = (filled + length <= width) & (held < SLOTS)
+    chosen = jnp.argmax(fits)  # the first
     spot = (chosen, held[chosen], filled[chosen])
-    filled = filled.at[chosen].add(lengths[row])
-    return (filled, held.at[chosen].add(1)), spot
+    filled = filled.at[chosen].add(length)
+    held = held.at[chosen].add(length > 0)
+    return (filled, held, fitted & (fits[chosen] | (length == 0))), spot
 
-  order = jnp.argsort(-lengths)  # stable, so that equal lengths keep their order
-  empty = jnp.zeros(bins, jnp.int32)
-  (_, held), (chosen, slots, starts) = jax.lax.scan(place, (empty, empty), order)
-  rows = jnp.full((bins, SLOTS), N, jnp.int32).at[chosen, slots].set(order.astype(jnp.int32))
-  columns = jnp.zeros((bins, SLOTS), jnp.int32).at[chosen, slots].set(starts)
-  used = jnp.sum(held > 0, dtype=jnp.int32)
-  shape = (chunks, chunk_rows, SLOTS)
-  return Packing(rows.reshape(shape), columns.reshape(shape), -(-used // chunk_rows))
+  def try_chunk(filled: Array, held: Array, row_lengths: Array) -> Any:
+    return jax.lax.scan(place_row, (filled, held, jnp.bool_(True)), row_lengths)
 
+  def place_unit(carry: tuple[Array, Array], unit: Array) -> tuple[tuple[Array, Array], Any]:
+    filled, held = carry  # [chunks, C] int32 each
+    tried, spots = jax.vmap(try_chunk, (0, 0, None))(filled, held, lengths[unit])
+    new_filled, new_held, fitted = tried
+    chunk = jnp.argmax(fitted)  # the first; an empty one always does
+    bins, slots, starts = jax.tree.map(lambda x: x[chunk], spots)  # [n] each
+    filled = filled.at[chunk].set(new_filled[chunk])
+    held = held.at[chunk].set(new_held[chunk])
+    return (filled, held), (chunk * C + bins, slots, starts)
 
-def pack_sequences(sequences: Sequences, chunk_rows: int, text_step: int = 1) -> Packing:
-  """Packs prompts with responses, each of which is one run of tokens amid padding.
-
-  Args:
-    sequences: [N, W].
-    chunk_rows: C.
-    text_step: every text begins at a multiple of so many columns, see
-      `ModelConfig.text_step`.
-  """
-  W = sequences.tokens.shape[1]
-  lengths = jnp.sum(sequences.segment_ids > 0, axis=1, dtype=jnp.int32)
-  lengths = -(-lengths // text_step) * text_step
-  return pack(jnp.minimum(lengths, W), W, chunk_rows)
-
-
-def read_chunk(
-  sequences: Sequences, packing: Packing, number: Array, response_length: int, layout: Layout
-) -> PackedRows:
-  """Makes one chunk of packed rows.
-
-  Args:
-    sequences: [N, P + R], prompts left-padded, responses right-padded.
-    packing: of these rows.
-    number: [] int32, which chunk.
-    response_length: R.
-    layout: the mesh, over which the packed rows are sharded.
-  """
-  rows, starts = packing.rows[number], packing.starts[number]  # [C, S]
-  C, S = rows.shape
-  W = sequences.tokens.shape[1]
-  taken = take_rows(sequences, rows)  # [C, S, W]
-  # A token's column; outside the row, where `set` drops it, for padding.
-  columns = jnp.where(taken.segment_ids > 0, starts[..., None] + taken.positions, W)
-  packed_row = jnp.arange(C)[:, None, None]
-  slots = jnp.arange(1, S + 1)[None, :, None]
-
-  def lay(values: Array) -> Array:
-    values = jnp.broadcast_to(values, taken.tokens.shape)
-    laid = jnp.zeros((C, W), values.dtype).at[packed_row, columns].set(values, mode='drop')
-    return layout.constrain(laid, ('batch', 'length'))
-
-  packed = Sequences(
-    tokens=lay(taken.tokens),
-    positions=lay(taken.positions),
-    segment_ids=lay(slots),
-    loss_mask=lay(taken.loss_mask),
-  )
-  prompt_length = W - response_length
-  prompts = jnp.sum(taken.segment_ids[..., :prompt_length] > 0, axis=2)  # [C, S]
-  before_first = starts + prompts - 1  # the last token of the prompt
-  before = before_first[..., None] + jnp.arange(response_length)  # [C, S, R]
-  places = jnp.arange(C)[:, None, None] * W + jnp.clip(before, 0, W - 1)
-  return PackedRows(packed, places.reshape(C * S, response_length))
+  order = jnp.argsort(-jnp.sum(lengths, axis=1))  # stable, so that equal units keep their order
+  empty = jnp.zeros((chunks, C), jnp.int32)
+  (_, held), (bins, slots, starts) = jax.lax.scan(place_unit, (empty, empty), order)
+  numbers = order[:, None] * n + jnp.arange(n)  # [U, n], as bins, slots and starts
+  bins = jnp.where(lengths[order] > 0, bins, chunks * C)  # outside, where `set` drops them
+  flat = (chunks * C, SLOTS)
+  rows = jnp.full(flat, N, jnp.int32).at[bins, slots].set(numbers.astype(jnp.int32), mode='drop')
+  columns = jnp.zeros(flat, jnp.int32).at[bins, slots].set(starts, mode='drop')
+  used = jnp.sum(jnp.any(held > 0, axis=1), dtype=jnp.int32)
+  shape = (chunks, C, SLOTS)
+  return Packing(rows.reshape(shape), columns.reshape(shape), jnp.maximum(used, 1))
 
 
 def take_rows(tree: Any, rows: Array) -> Any:
@@ -236,74 +385,3 @@ def take_rows(tree: Any, rows: Array) -> Any:
     return x.at[rows].get(mode='fill', fill_value=0)
 
   return jax.tree.map(take, tree)
-
-
-def parts_of(
-  batch: Any, chunk_rows: int, layout: Layout, text_step: int = 1
-) -> tuple[steps.Parts, dict[str, Array]]:
-  """Cuts a batch into chunks, for the accumulation of its gradient.
-
-  Args:
-    batch: a dataclass of arrays [N, …] with `sequences` [N, P + R] and `mask` [N, R].
-    chunk_rows: C.
-    layout: the mesh.
-    text_step: as in `pack_sequences`.
-
-  Returns:
-    The parts, each the batch with `sequences` as PackedRows and all other arrays
-    [C * S, …], where empty slots have an empty mask; and packed/padding_share, [] float32,
-    the share of the computed places that are padding.
-  """
-  packing = pack_sequences(batch.sequences, chunk_rows, text_step)
-  response_length = batch.mask.shape[1]
-
-  def read(number: Array) -> Any:
-    packed = read_chunk(batch.sequences, packing, number, response_length, layout)
-    rows = packing.rows[number].reshape(-1)
-    others = take_rows(batch.replace(sequences=None), rows)
-    return others.replace(sequences=packed)
-
-  places = packing.count * chunk_rows * batch.sequences.tokens.shape[1]
-  tokens = jnp.sum(batch.sequences.segment_ids > 0, dtype=jnp.float32)
-  share = 1.0 - tokens / places
-  return steps.Parts(read=read, count=packing.count), {'packed/padding_share': share}
-
-
-def map_packed(
-  function: Callable[[PackedRows], Any],
-  sequences: Sequences,
-  response_length: int,
-  chunk_rows: int,
-  layout: Layout,
-  text_step: int = 1,
-) -> Any:
-  """Computes a function of prompts with responses, chunk by chunk.
-
-  Args:
-    function: PackedRows → a tree of arrays [C * S, …].
-    sequences: [N, P + R].
-    response_length: R.
-    chunk_rows: C.
-    layout: the mesh.
-    text_step: as in `pack_sequences`.
-
-  Returns:
-    The tree of arrays [N, …], rows in the order of `sequences`.
-  """
-  N = sequences.tokens.shape[0]
-  packing = pack_sequences(sequences, chunk_rows, text_step)
-
-  def compute(number: Array) -> Any:
-    return function(read_chunk(sequences, packing, number, response_length, layout))
-
-  def add(number: Array, results: Any) -> Any:
-    rows = packing.rows[number].reshape(-1)
-
-    def put(whole: Array, part: Array) -> Array:
-      return whole.at[rows].set(part, mode='drop')  # empty slots have the number N
-
-    return jax.tree.map(put, results, compute(number))
-
-  shapes = jax.eval_shape(compute, jnp.int32(0))
-  zeros = jax.tree.map(lambda x: jnp.zeros((N, *x.shape[1:]), x.dtype), shapes)
-  return jax.lax.fori_loop(0, packing.count, add, zeros)

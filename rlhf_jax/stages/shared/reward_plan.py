@@ -17,6 +17,7 @@ from rlhf_jax.planning.programs import (
 from rlhf_jax.rewards.sources import parse_reward_source
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.stages import reward
+from rlhf_jax.stages.shared import packing
 from rlhf_jax.stages.shared.model_store import ModelStore
 from rlhf_jax.types import Array, Params, Prompts, Samples
 
@@ -66,14 +67,15 @@ def _add_reward_model(
   opened = store.open_reward(name)
   params = opened.read()
   plan.resident[_unused_name(plan.resident, 'reward', name)] = params
-  score = reward.build_score(opened.model, options.parts)
-  rows = options.batch_size * options.num_samples // options.parts
+  score = reward.build_score(opened.model, layout, options)
+  responses = options.batch_size * options.num_samples
+  parts, rows = packing.divide(responses, options.parts, options.packed_rows)
   length = options.max_length + options.sampling.max_new_tokens
   # Places of a row with logits: a scalar head needs none, unless it sees likelihoods.
   head_places = length if opened.model.config.likelihood_head else 0
   one_part = work.forward(opened.model.config, layout, rows, length, head_places)
   lower = functools.partial(score.lower, params, prompts, samples)
-  plan.programs.append(Program('score', lower, one_part * options.parts))
+  plan.programs.append(Program('score', lower, one_part * parts))
 
 
 def _add_scorer(

@@ -29,10 +29,10 @@ from rlhf_jax.models.transformer import Model
 from rlhf_jax.objectives import divergence
 from rlhf_jax.options import Count, Natural, Number, Numbers
 from rlhf_jax.rewards.sources import RewardSourceOptions
-from rlhf_jax.runtime import hosts
+from rlhf_jax.runtime import hosts, loop
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.mesh import Layout
-from rlhf_jax.stages.shared import response_judge, token_view, training
+from rlhf_jax.stages.shared import packing, response_judge, token_view, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import DataUse
 from rlhf_jax.stages.shared.model_store import ModelStore, OpenModel
@@ -71,6 +71,10 @@ class RolloutOptions(RewardSourceOptions):
   overlong: str = 'drop'  # a longer prompt: drop (they are counted), truncate_left, error
   minibatches: Count = 2  # optimizer updates in one pass over the responses of a step
   microbatches: Count = 1  # parts of a minibatch, one after the other, to save memory
+  # Packed rows that are computed at a time, in the update and in every pass before it:
+  # responses share the places that padding would take; 0 = nothing is packed. A
+  # multiple of the devices that share a batch. It takes the place of microbatches.
+  packed_rows: Natural = 0
   missing_eos: bool = True  # a response without an end token scores missing_eos_score
   missing_eos_score: Number = -1.0
   eval_records: Count = 64  # held-out prompts
@@ -151,10 +155,18 @@ class RolloutDefinitions(Definitions):
 # Before the first step.
 
 
-def check_batch(context: Context, options: RolloutOptions) -> None:
-  """Checks that the responses of a step divide over minibatches, micro-batches and devices."""
+def check_batch(context: Context, options: RolloutOptions, together: int = 1) -> None:
+  """Checks that the responses of a step divide over minibatches, micro-batches and devices.
+
+  Args:
+    context: the context of the stage.
+    options: its options.
+    together: responses that the loss compares with each other.
+  """
   training.check_batch(context, options.batch_size * options.num_samples, options.parts)
   training.check_batch(context, options.batch_size, 1)  # the rollout computes all prompts at once
+  shards = context.layout.batch_shards
+  packing.check_rows(options.packed_rows, options.microbatches, shards, context.where, together)
 
 
 def open_reference(store: ModelStore, options: RolloutOptions) -> OpenModel | None:
@@ -255,6 +267,12 @@ def build_generate(
   return speculation.RecallingSampler(generate, places, tokenizer.pad_id)
 
 
+def memory_of(parts: RolloutParts) -> loop.Memory | None:
+  """Returns what the rollout remembers of earlier steps; None without drafts."""
+  generate = parts.generate
+  return generate if isinstance(generate, speculation.RecallingSampler) else None
+
+
 # Pure parts of a train step.
 
 
@@ -339,6 +357,46 @@ def reference_logprobs(
   if model is None or params is None:
     return None
   return forward_responses(model, params, sequences, response_length, temperature).logprobs
+
+
+def is_one_pass(options: Any) -> bool:
+  """Says whether a step is one update from padded rows all at once.
+
+  Its forward pass then also gives what was before the update.
+
+  Args:
+    options: the stage's, with epochs, parts and packed_rows.
+  """
+  return options.epochs * options.parts == 1 and not options.packed_rows
+
+
+def evaluate_in_parts(
+  function: Callable[[Sequences | PackedRows], Any],
+  scored: ScoredRollout,
+  definitions: RolloutDefinitions,
+  options: RolloutOptions,
+) -> Any:
+  """Computes a function of all responses, before the update.
+
+  It does so packed, or in as many parts as the update, so that both need the same memory.
+
+  Args:
+    function: prompts with responses → a tree of arrays, a row for each.
+    scored: N responses.
+    definitions: of the policy and the layout.
+    options: the stage's.
+
+  Returns:
+    The tree of arrays [N, …].
+  """
+  return packing.map_responses(
+    function,
+    scored.sequences,
+    scored.samples.tokens.shape[1],  # R
+    definitions.model,
+    definitions.layout,
+    options,
+  )
 
 
 def kl_to_reference(logprobs: Array, reference_logprobs: Array | None, mask: Array) -> Array:

@@ -17,7 +17,8 @@ def meter_rollout(
   """Makes the meter of a stage whose step is a rollout, its scores and an update from them.
 
   Counted in the update are its own passes, the reference, the value model before it,
-  and the policy before it where it makes several updates: of one, all ratios are 1.
+  and the policy before it where it makes several updates or its rows are packed: of one
+  update from padded rows, all ratios are 1.
 
   Args:
     definitions: of policy and reference.
@@ -26,23 +27,33 @@ def meter_rollout(
     value_config: the shape of a value model with a trunk of its own.
   """
   config = definitions.model.config
-  prompt, response = options.max_length, options.sampling.max_new_tokens  # P, R
-  length = prompt + response
-  policy = sequence_flops(config, length, response)
-  update = passes * training_passes(config) * policy
-  if definitions.reference_model is not None:
-    update += sequence_flops(definitions.reference_model.config, length, response)
-  if passes * options.minibatches > 1:
-    update += policy
-  if value_config is not None:
-    value = sequence_flops(value_config, length, 0)
-    update += (1 + passes * training_passes(value_config)) * value
-  # A prompt is read once for all its responses.
-  repeated = 1 - 1 / options.num_samples
-  rollout = policy - repeated * sequence_flops(config, prompt, 0)
-  per_token = {'rollout': rollout / length, 'update': update / length}
+  longest = options.max_length + options.sampling.max_new_tokens  # P + R
+  # Only whole texts are counted, whose prompts are taken to have their share of the places.
+  share = options.sampling.max_new_tokens / longest
+
+  def rollout(length: float) -> float:
+    """Counts the FLOPs for each token of prompts with responses of a mean length."""
+    # A prompt is read once for all its responses.
+    repeated = 1 - 1 / options.num_samples
+    prompt = sequence_flops(config, (1 - share) * length, 0)
+    return (sequence_flops(config, length, share * length) - repeated * prompt) / length
+
+  def update(length: float) -> float:
+    """Counts likewise for the passes of the update and before it."""
+    response = share * length
+    policy = sequence_flops(config, length, response)
+    flops = passes * training_passes(config) * policy
+    if definitions.reference_model is not None:
+      flops += sequence_flops(definitions.reference_model.config, length, response)
+    if passes * options.minibatches > 1 or options.packed_rows:
+      flops += policy
+    if value_config is not None:
+      value = sequence_flops(value_config, length, 0)
+      flops += (1 + passes * training_passes(value_config)) * value
+    return flops / length
+
   rows = options.batch_size * options.num_samples
-  return Meter(rows * length, per_token, config.dtype)
+  return Meter(rows * longest, rows, {'rollout': rollout, 'update': update}, config.dtype)
 
 
 def time_phases(meter: Meter, parts: RolloutParts, score: Score) -> tuple[RolloutParts, Score]:

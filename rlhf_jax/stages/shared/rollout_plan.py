@@ -20,7 +20,7 @@ from rlhf_jax.planning.programs import (
   StagePlan,
 )
 from rlhf_jax.runtime.mesh import Layout
-from rlhf_jax.stages.shared import reward_plan
+from rlhf_jax.stages.shared import packing, reward_plan
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.rollout import RolloutParts, ScoredRollout
 from rlhf_jax.types import Params
@@ -113,29 +113,35 @@ def _update_work(
   layout = context.layout
   new_tokens = options.sampling.max_new_tokens
   responses = options.batch_size * options.num_samples
-  rows = responses // options.parts  # of a forward
+  # Each minibatch is computed in parts of its own.
+  minibatches = options.minibatches
+  microbatches, rows = packing.divide(
+    responses // minibatches, options.microbatches, options.packed_rows
+  )
+  count = minibatches * microbatches
   length = options.max_length + new_tokens
-  # The trained trunks, each with the number of places whose vocabulary is computed:
-  # the response's for the policy, none for a value model.
-  trunks = [(state.trained, new_tokens)]
+  # The trained trunks, each with the number of places whose vocabulary is computed: the
+  # response's for the policy, all in packed rows, none for a value model.
+  logits = length if options.packed_rows else new_tokens
+  trunks = [(state.trained, logits)]
   if has_value_trunk:
     trunks.append((state.value_trained, 0))
   before = work.Work()
   # The reference's forward, and those of the trained models before the update.
   forwards = [places for _, places in trunks]
   if parts.definitions.reference_model is not None:
-    forwards.append(new_tokens)
+    forwards.append(logits)
   for head_places in forwards:
-    before = before + work.forward(config, layout, rows, length, head_places) * options.parts
+    before = before + work.forward(config, layout, rows, length, head_places) * count
   trainings = []
   for params, head_places in trunks:
     one_pass = work.training(
       config,
       layout,
-      responses,
+      rows * count,
       length,
       head_places,
-      options.parts,
+      count,
       params,
     )
     trainings.append(one_pass * passes)

@@ -14,13 +14,11 @@ from rlhf_jax import options as options_lib
 from rlhf_jax.data import records
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.errors import UserError
-from rlhf_jax.models.transformer import Model
 from rlhf_jax.rewards import sources as reward_sources
 from rlhf_jax.rewards.sources import RewardSourceOptions
 from rlhf_jax.runtime import hosts
-from rlhf_jax.runtime import step as steps
 from rlhf_jax.stages import reward
-from rlhf_jax.stages.shared import model_sources
+from rlhf_jax.stages.shared import model_sources, packing
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.model_store import ModelStore, OpenModel
 from rlhf_jax.types import Array, Params, Prompts, Samples, Sequences
@@ -54,7 +52,7 @@ def open_scores(
     context: the context of the stage.
     store: the stage's models; a reward model on the same base shares it.
     options: of the stage, see RolloutOptions: reward, reward_weights,
-      standardise_rewards, reward_functions, scorer, parts.
+      standardise_rewards, reward_functions, scorer, parts, packed_rows.
     *record_lists: what `Prompts.index` may point at, for example training and
       held-out prompts.
 
@@ -174,12 +172,12 @@ def open_score(context: Context, store: ModelStore, name: str, options: Any) -> 
     context: the context of the stage.
     store: the stage's models.
     name: as in a config's `reward`.
-    options: a RewardSourceOptions with `parts`: in how many parts a reward model
+    options: a RewardSourceOptions with `parts` and `packed_rows`: how a reward model
       reads the responses.
   """
   source = reward_sources.parse_reward_source(name)
   if not source.scores_texts:
-    return _open_model_score(context, store, name, options.parts)
+    return _open_model_score(context, store, name, options)
   score_texts = reward_sources.open_reward_source(source, options, store.open_language_model)
   return functools.partial(_score_texts, context, score_texts)
 
@@ -188,7 +186,7 @@ def _open_model_score(
   context: Context,
   store: ModelStore,
   name: str,
-  parts: int,
+  options: Any,
 ) -> SourceScore:
   """Opens a reward model.
 
@@ -198,8 +196,8 @@ def _open_model_score(
   opened = store.open_reward(name)
   params = opened.read()
   if opened.tokenizer is not context.tokenizer:
-    return _build_text_score(context, opened, params, parts)
-  score_samples = reward.build_score(opened.model, parts)
+    return _build_text_score(context, opened, params, options)
+  score_samples = reward.build_score(opened.model, context.layout, options)
 
   def score(prompts: Prompts, samples: Samples, records: Sequence[Prompt]) -> tuple[Array, int]:
     del records  # a model reads tokens
@@ -226,7 +224,7 @@ def open_text_score(
   params = opened.read()
   tokenizer = opened.tokenizer
   longest = opened.model.config.max_length
-  score_sequences = jax.jit(functools.partial(_score_in_parts, opened.model, 1))
+  score_sequences = jax.jit(functools.partial(reward.score_sequences, opened.model))
 
   def score(conversations: Sequence[list[dict]], texts: Sequence[str]) -> np.ndarray:
     # Each text once: a judge compares it with several others, in both orders.
@@ -254,12 +252,22 @@ def _build_text_score(
   context: Context,
   opened: OpenModel,
   params: Params,
-  parts: int,
+  options: Any,
 ) -> SourceScore:
   """Builds the score of a reward model that tokenises the texts of prompts and responses again."""
   tokenizer = opened.tokenizer
   longest = opened.model.config.max_length
-  score_sequences = jax.jit(functools.partial(_score_in_parts, opened.model, parts))
+
+  @jax.jit
+  def score_sequences(params: Params, sequences: Sequences) -> Array:
+    return packing.map_responses(
+      functools.partial(reward.score_sequences, opened.model, params),
+      sequences,
+      sequences.tokens.shape[1],  # a response may be as long
+      opened.model,
+      context.layout,
+      options,
+    )
 
   def encode(conversation: list[Any], text: str, row: Prompt, ended: bool) -> tuple[list[int], int]:
     exchange = tokenizer.exchange(conversation, text, getattr(row, 'tools', None))
@@ -276,15 +284,6 @@ def _build_text_score(
     return score_sequences(params, context.layout.place(sequences)), 0
 
   return score
-
-
-def _score_in_parts(model: Model, parts: int, params: Params, sequences: Sequences) -> Array:
-  """Scores sequences [N, T] in some parts: [N] float32."""
-
-  def score_part(part: Sequences) -> Array:
-    return reward.score_sequences(model, params, part)
-
-  return steps.map_in_parts(score_part, sequences, parts)
 
 
 def _pad_sequences(
