@@ -1,6 +1,12 @@
 # Sourced by the other scripts, from the project's root. Makes a virtual environment in .venv with
 # rlhf_jax and the extras in $1; installs again only if setup.py, constraints.txt
 # or the extras have changed.
+case "${1:-}" in
+  -*)
+    echo "Sourced by other scripts, with extras such as: source scripts/environment.sh test,smollm2"
+    exit
+    ;;
+esac
 python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
   echo "rlhf_jax needs Python 3.11 or newer; $python is $("$python" --version 2>&1)." \

@@ -6,6 +6,7 @@ Prints for each: a rollout of 64 prompts of 8 to 30 tokens with 32 new tokens ea
 pass over these rows, and its gradient; medians of several.
 """
 
+import argparse
 import resource
 import statistics
 
@@ -59,6 +60,9 @@ def measure(numerics):
 
 
 if __name__ == '__main__':
+  argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  ).parse_args()
   fast, exact = measure('fast'), measure('exact')
   for name, time in fast.items():
     print(f'{name}: fast {time:.0f} ms, exact {exact[name]:.0f} ms ({exact[name] / time:.2f})')

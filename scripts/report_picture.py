@@ -11,8 +11,6 @@ import shutil
 import sys
 import tempfile
 
-from playwright import sync_api
-
 from rlhf_jax.report import page as pages
 from rlhf_jax.report import run_files
 
@@ -28,6 +26,8 @@ def main() -> int:
   parser.add_argument('workdir', type=Path, help='of a finished run')
   parser.add_argument('picture', type=Path, help='the PNG file to write')
   options = parser.parse_args()
+  from playwright import sync_api  # here, so that --help needs no extra
+
   text = pages.render_run(run_files.read_run(options.workdir))
   with tempfile.TemporaryDirectory() as folder, sync_api.sync_playwright() as engine:
     path = Path(folder) / 'report.html'

@@ -644,6 +644,7 @@ def list_data(options: Options, tokenizer: Any) -> list[DataUse]:
   """Lists the data that the stage reads, with the encoding of its records."""
 
   def encode_rankings(rows: Sequence[records.Ranking], overlong: str) -> list[dict]:
+    _check_records(rows, [], options, 'reward')  # before the first stage runs
     return encode.rankings(rows, tokenizer, options.max_length, overlong)
 
   def encode_demonstrations(rows: Sequence[records.Demonstration], overlong: str) -> list[dict]:

@@ -108,6 +108,11 @@ def test_weights_and_single_responses_are_looked_at(tmp_path):
   check('dpo.loss=kto')
   with pytest.raises(UserError, match='dpo compares responses, but some prompts have one only'):
     check()
+  classifier = {**shape, 'vocab_size': 260, 'architectures': ['LlamaForSequenceClassification']}
+  (folder / 'config.json').write_text(json.dumps({**classifier, 'num_labels': 1}))
+  with pytest.raises(UserError, match='is a reward model, which predicts no tokens'):
+    check('dpo.loss=kto')
+  (folder / 'config.json').write_text(json.dumps({**shape, 'vocab_size': 260}))
   for file in folder.glob('model*'):
     file.unlink()
   (folder / 'pytorch_model.bin').touch()

@@ -83,10 +83,16 @@ class ModelStore:
       likelihood: the scalar head sees how likely the response is.
 
     Raises:
-      UserError: nothing has this name, the model knows fewer tokens than the
-        tokenizer has, or its adapters are not those of the section.
+      UserError: nothing has this name, it is a reward model where a language model is
+        needed, the model knows fewer tokens than the tokenizer has, or its adapters are not
+        those of the section.
     """
     source = self._find(name, trained)
+    if source is not None and source.config.head and not head:
+      raise UserError(
+        f'{self.context.where}: {name!r} is a reward model, which predicts no tokens; expected a '
+        'language model'
+      )
     if source is not None and name not in self.context.config.stages:
       self._check_ids(name, source)
     return self._open(name, source, head, trained, likelihood)
