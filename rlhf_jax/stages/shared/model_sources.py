@@ -113,7 +113,9 @@ def _check_stage_of_run(folder: Path) -> None:
 def check_weights(name: str) -> None:
   """Raises UserError if a Hugging Face directory has no weights that can be read."""
   folder = Path(name)
-  if (folder / 'config.json').is_file() and not (folder / MODEL_JSON).is_file():
+  if _is_workdir(folder) or (folder / MODEL_JSON).is_file():
+    return
+  if (folder / 'config.json').is_file():
     safetensors_io.open_weights(folder)  # reads their list only
 
 
