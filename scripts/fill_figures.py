@@ -4,8 +4,8 @@
   python scripts/fill_figures.py --check    # exits with 1 if a page has other figures
 
 They come from docs/results/: what a run wrote to results.json as `results`, with the commit, seed,
-split, machine and command of that run. quickstart_seed*.json are of the quickstart;
-feedback_figures.py says what the others are.
+split, machine and command of that run. quickstart_seed*.json are of the quickstart, claims.json is
+what measure_claims.py writes; feedback_figures.py says what the others are.
 """
 
 import argparse
@@ -157,6 +157,10 @@ By the kind of prompt, helpful responses, sampled / greedily, means over the see
 The reward model, on pairs that differ in one kind only, accuracy:
 
 {table_of_kinds(runs)}
+
+Two claims, as win rates of one row against another (`scripts/measure_claims.py`):
+
+{table_of_claims()}
 """
 
 
@@ -267,6 +271,21 @@ def table_of_kinds(runs: list[Run]) -> str:
   return format_table(('', *(kind.replace('_', ' ') for kind in KINDS)), rows)
 
 
+def table_of_claims() -> str:
+  """Makes the table of PPO against the prompted base, and of small models against a large one."""
+  claims = json.loads((ROOT / 'docs/results/claims.json').read_text())['claims']
+  compared = {}
+  for seed, rates in claims['prompted_base'].items():
+    compared[f'PPO against the prompted base of its size, seed {seed}'] = rates
+  for name, rates in claims['large'].items():
+    compared[f'small {name.replace("_", " ")} against the large base'] = rates
+  rows = []
+  for title, rates in compared.items():
+    cells = [format_decodings_with_interval(rates, measure) for measure in ('utility', 'substance')]
+    rows.append((title, *cells))
+  return format_table(('sampled / greedy', 'by utility', 'by substance'), rows)
+
+
 def measured_rates(runs: list[Run]) -> dict[str, str]:
   """Returns those of MORE_RATES that every run has measured."""
   rows = [run['results']['models']['sft']['sampled'] for run in runs]
@@ -287,6 +306,11 @@ def format_row(row: Row, rates: Mapping[str, str]) -> list[str]:
   cells = [format_with_interval(row, rate) for rate in rates.values()]
   kl = f'{row["kl_to_sft"]:.2f}' if 'kl_to_sft' in row else '–'
   return [*cells, kl, f'{row["response_length"]:.1f}']
+
+
+def format_decodings_with_interval(decodings: Mapping[str, Row], rate: str) -> str:
+  """Formats a rate of each decoding with its interval, sampled / greedy."""
+  return ' / '.join(format_with_interval(decodings[name], rate) for name in DECODINGS)
 
 
 def format_wins(run: Run) -> str:

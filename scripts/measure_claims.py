@@ -1,0 +1,93 @@
+"""Measures two claims about RLHF on the responses that finished runs have kept.
+
+  python scripts/measure_claims.py --output=claims.json \
+    --quickstarts runs/quickstart runs/seed1 runs/seed2 --small runs/small
+
+Of each quickstart: is PPO preferred to the base model of its size, prompted as well as it can be?
+Of the small model (experiments/small_against_large.py): is PPO, or the small base that is prompted
+as well as it can be, preferred to a base a hundred times as large? Both are told by the oracle's
+utility and by its substance, in which no style counts, with 95% intervals by families of prompts.
+"""
+
+import argparse
+from collections.abc import Sequence
+import json
+from pathlib import Path
+import sys
+from typing import Any
+
+import numpy as np
+
+from rlhf_jax.data.tinyworld import requests, world
+from rlhf_jax.evaluation import winrate
+from rlhf_jax.report import kept_responses
+
+MEASURES = ('utility', 'substance')
+DECODINGS = ('sampled', 'greedy')
+SMALL = ('ppo', 'prompted_base', 'sft')  # rows that are set beside the large base
+
+Verdicts = dict[str, list[dict[str, float]]]  # id of a prompt → of its responses
+
+
+def main(arguments: Sequence[str]) -> int:
+  """Measures the claims and writes them; returns the exit code."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--quickstarts', nargs='+', type=Path, required=True, metavar='DIR')
+  parser.add_argument('--small', type=Path, required=True, metavar='DIR')
+  parser.add_argument('--output', type=Path, required=True, metavar='FILE')
+  options = parser.parse_args(arguments)
+  claims: dict[str, Any] = {'prompted_base': {}, 'large': {}}
+  for workdir in options.quickstarts:
+    seed = read_config(workdir)['seed']
+    claims['prompted_base'][str(seed)] = compare(workdir, 'ppo', 'prompted_base')
+  for name in SMALL:
+    claims['large'][name] = compare(options.small, name, 'large')
+  options.output.write_text(json.dumps(claims, indent=1) + '\n')
+  return 0
+
+
+def compare(workdir: Path, ours: str, theirs: str) -> dict[str, dict[str, Any]]:
+  """Compares two rows of a run's final table.
+
+  Returns:
+    Decoding → {utility, substance}: the win rate; the same with _ci95: its interval.
+  """
+  config = read_config(workdir)
+  section = config['evaluation']
+  its_world = world.draw_world(config['seed'], section['data']['people'])
+  families = {row.id: row.meta['family'] for row in requests.prompts(its_world, section['split'])}
+  rates: dict[str, dict[str, Any]] = {}
+  for decoding in DECODINGS:
+    own, other = (read_verdicts(workdir, name, decoding) for name in (ours, theirs))
+    rates[decoding] = {}
+    for measure in MEASURES:
+      wins = winrate.win_rate(as_array(own, measure), as_array(other, measure))
+      clusters = [families[prompt_id] for prompt_id in own]
+      rates[decoding][measure] = float(wins.mean())
+      rates[decoding][f'{measure}_ci95'] = list(winrate.bootstrap(wins, clusters))
+  return rates
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+  """Reads the config of a run."""
+  return json.loads((workdir / 'config.json').read_text())
+
+
+def read_verdicts(workdir: Path, model: str, decoding: str) -> Verdicts:
+  """Reads the verdicts on a row of the final table, by the id of the prompt, in a fixed order."""
+  verdicts: Verdicts = {}
+  for row in kept_responses.read(workdir):
+    if (row.evaluation, row.model, row.decoding) == (kept_responses.FINAL, model, decoding):
+      verdicts.setdefault(row.prompt_id, []).append(row.verdict)
+  return dict(sorted(verdicts.items()))
+
+
+def as_array(verdicts: Verdicts, measure: str) -> np.ndarray:
+  """Takes a measure of S responses to each of N prompts: [N, S] float."""
+  return np.array([[one[measure] for one in of_prompt] for of_prompt in verdicts.values()])
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))
