@@ -242,6 +242,9 @@ def _run_locked(
   finished = [name for name, context in contexts.items() if finished_seconds(context) is not None]
   if len(finished) < len(contexts):
     hosts.say(preflight.check_experiment(contexts, finished))
+    note = preflight.note_unread_shape(config, common_defaults()['model'])
+    if note:
+      hosts.say(note)
   if asked.only_check:
     return {}
   if len(finished) < len(contexts):

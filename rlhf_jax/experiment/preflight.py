@@ -30,6 +30,8 @@ from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import DataUse
 
 TINYWORLD = 'tinyworld'  # where data are from by default
+# Settings of `model` that count for every model; the others are the shape of a new one.
+COMPUTATION = ('dtype', 'remat', 'attention', 'numerics')
 SAMPLE = 64  # records of a data set and split that are encoded
 SHOWN_EXAMPLES = 2  # of each stage
 _EXAMPLE_CHARACTERS = 400  # of an example; of a longer one, the middle is left out
@@ -201,6 +203,26 @@ def _check_data(context: Context, use: DataUse, load: Load) -> list[str]:
         lines += _show_example(context, example)
   _check_splits(context, use)  # last, as other mistakes are nearer
   return lines
+
+
+def note_unread_shape(config: Any, usual: Mapping[str, Any]) -> str:
+  """Names the given settings of a new model's shape that nothing reads; '' if there are none.
+
+  Args:
+    config: the whole config.
+    usual: its section `model` with the defaults.
+  """
+  for name in config.stages:
+    section = config[name]
+    if model_store.RANDOM in [section.get(key) for key in ('init', 'reference', 'value')]:
+      return ''  # a stage makes a new model
+  given = []
+  for key, value in config.model.items():
+    if key not in COMPUTATION and value != usual[key]:
+      given.append(f'config.model.{key}')
+  if not given:
+    return ''
+  return f'note: not read, as no stage begins with a new model: {", ".join(given)}'
 
 
 def _note_default_data(contexts: Mapping[str, Context]) -> list[str]:

@@ -159,3 +159,15 @@ def test_what_is_cut_keeps_its_mark_and_lines_fit_the_terminal(monkeypatch):
   lines = preflight._wrap('    │ ' + 'five ' * 20)
   assert max(map(len, lines)) <= 40
   assert all(line.startswith('    │ five') for line in lines)
+
+
+def test_the_shape_of_a_new_model_is_not_silently_ignored(tmp_path):
+  """Where no stage makes a new model, the header says which settings nothing reads."""
+  path = tmp_path / 'experiment.py'
+  path.write_text(BODY)
+  usual = pipeline.common_defaults()['model']
+  config = pipeline.load_config(str(path), ['model.remat=full'])
+  assert preflight.note_unread_shape(config, usual) == ''
+  config = pipeline.load_config(str(path), ['model.remat=full', 'sft.init=smollm2'])
+  note = preflight.note_unread_shape(config, usual)
+  assert 'config.model.embed, config.model.head_dim' in note and 'remat' not in note

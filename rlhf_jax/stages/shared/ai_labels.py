@@ -138,8 +138,10 @@ def check_judges(context: Context, store: ModelStore, options: AILabelOptions) -
   )
   for name in options.judges:
     kind = judges.find_judge_kind(name)
-    if kind.on_device:
-      store.open_reader(judges.model_name(name))
+    if kind.name == 'reward':
+      store.open_reward(judges.model_name(name))
+    elif kind.on_device:
+      store.open_reader(name)
     else:
       kind.open(name, resources)
 

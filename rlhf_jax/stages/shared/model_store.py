@@ -88,13 +88,13 @@ class ModelStore:
         those of the section.
     """
     source = self._find(name, trained)
+    if source is not None and name not in self.context.config.stages:
+      self._check_ids(name, source)
     if source is not None and source.config.head and not head:
       raise UserError(
         f'{self.context.where}: {name!r} is a reward model, which predicts no tokens; expected a '
         'language model'
       )
-    if source is not None and name not in self.context.config.stages:
-      self._check_ids(name, source)
     return self._open(name, source, head, trained, likelihood)
 
   def open_reward(self, name: str) -> OpenModel:
