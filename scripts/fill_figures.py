@@ -218,7 +218,7 @@ def prompt_kinds(runs: list[Run]) -> dict[str, int]:
   for run in runs:
     for kind, row in run['results']['kinds']['sft']['greedy'].items():
       counts[kind] = counts.get(kind, 0) + row['prompts']
-  return counts
+  return dict(sorted(counts.items()))
 
 
 def mean_helpful(runs: list[Run], name: str, decoding: str, kind: str) -> float:

@@ -26,12 +26,12 @@ def make_rows(
   Returns:
     Kind → {prompts, helpful, substance_win_rate_vs_sft}: the number of prompts of that
     kind, the rate and the win rate against the baseline, these with their 95%
-    interval as [low, high] under …_ci95. Kinds are in the order of the prompts.
+    interval as [low, high] under …_ci95. Kinds are in the order of the alphabet.
   """
   helpful = np.asarray(judged['helpful']).mean(axis=1)
   wins = winrate.win_rate(judged['substance'], baseline['substance'])
   rows: dict[str, dict[str, Any]] = {}
-  for kind in dict.fromkeys(kinds):
+  for kind in sorted({*kinds}):
     numbers = [number for number, other in enumerate(kinds) if other == kind]
     own_clusters = [clusters[number] for number in numbers]
     row: dict[str, Any] = {'prompts': len(numbers)}
