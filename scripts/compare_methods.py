@@ -5,8 +5,8 @@
 
 Every method is an experiment experiments/METHOD.py. It gets a workdir OUT/METHOD-SEED, in which the
 quickstart's stages are symbolic links. Finished runs are skipped, so the command can be interrupted
-and repeated. The table is OUT/methods.md: for each method the means over the seeds, the lowest of
-the lower bounds of their 95% intervals, and the seconds of the method's own stages.
+and repeated. The table is OUT/methods.md: for each method the means over the seeds, in brackets the
+lowest of the lower bounds of their 95% intervals, and the seconds of the method's own stages.
 """
 
 import argparse
@@ -47,19 +47,20 @@ METHODS = (
   'direct_rlaif',
 )
 ROWS = {'best_of_n': 'best_of_16'}  # a method's row in its own table, where the names differ
-TITLES = (
-  'method',
-  'utility',
-  'helpful',
-  'honest',
-  'harmless',
-  'win rate',
-  'lowest bound',
-  'KL',
-  'length',
-  'EOS',
-  's',
-)
+# Heading → (decoding, key of the row in results.json, format).
+COLUMNS = {
+  'helpful': ('sampled', 'helpful', '{:.0%}'),
+  'honest': ('sampled', 'honest', '{:.0%}'),
+  'harmless': ('sampled', 'harmless', '{:.0%}'),
+  'wins by substance': ('sampled', 'substance_win_rate_vs_sft', '{:.0%}'),
+  'by utility': ('sampled', 'win_rate_vs_sft', '{:.0%}'),
+  'greedy: helpful': ('greedy', 'helpful', '{:.0%}'),
+  'greedy: wins by substance': ('greedy', 'substance_win_rate_vs_sft', '{:.0%}'),
+  'KL': ('sampled', 'kl_to_sft', '{:.2f}'),
+  'length': ('sampled', 'response_length', '{:.1f}'),
+  'EOS': ('sampled', 'eos_rate', '{:.0%}'),
+}
+BOUNDED = 'substance_win_rate_vs_sft'  # its lowest bound over the seeds stands beside it
 
 Results = Mapping[str, Any]  # what a run's results.json holds
 
@@ -121,8 +122,8 @@ def write_table(
   """Writes OUT/methods.md with the results so far."""
   plain = [json.loads((path / 'results.json').read_text()) for path in quickstarts]
   lines = [
-    '| ' + ' | '.join(TITLES) + ' |',
-    '|' + ' --- |' * len(TITLES),
+    '| ' + ' | '.join(('method', *COLUMNS, 's')) + ' |',
+    '|' + ' --- |' * (len(COLUMNS) + 2),
     format_row('SFT', plain, 'sft', ('sft',)),
     format_row('PPO', plain, 'ppo', ('ppo',)),
   ]
@@ -148,28 +149,20 @@ def format_row(
     stages: the stages whose seconds count; by default those that are not in the
       quickstart.
   """
-  values = [result['models'][model]['sampled'] for result in results]
-  bounds = [value['win_rate_vs_sft_ci95'][0] for value in values]
+  cells = [link_to_page(name)]
+  for decoding, key, value_format in COLUMNS.values():
+    rows = [result['models'][model].get(decoding) for result in results]
+    known = [row for row in rows if row and key in row]  # best of N has no greedy row
+    if not known:
+      cells.append('–')
+      continue
+    cell = value_format.format(sum(row[key] for row in known) / len(known))
+    if key == BOUNDED:
+      cell += f' (≥ {min(row[f"{key}_ci95"][0] for row in known):.0%})'
+    cells.append(cell)
   seconds = [own_seconds(result, stages) for result in results]
-  cells = [
-    link_to_page(name),
-    f'{mean(values, "utility"):.2f}',
-    f'{mean(values, "helpful"):.0%}',
-    f'{mean(values, "honest"):.0%}',
-    f'{mean(values, "harmless"):.0%}',
-    f'{mean(values, "win_rate_vs_sft"):.0%}',
-    f'{min(bounds):.0%}',
-    f'{mean(values, "kl_to_sft"):.2f}',
-    f'{mean(values, "response_length"):.2f}',
-    f'{mean(values, "eos_rate"):.0%}',
-    f'{sum(seconds) / len(seconds):.0f}',
-  ]
+  cells.append(f'{sum(seconds) / len(seconds):.0f}')
   return '| ' + ' | '.join(cells) + ' |'
-
-
-def mean(values: Sequence[Mapping[str, float]], column: str) -> float:
-  """Returns the mean of a column over the seeds."""
-  return sum(value[column] for value in values) / len(values)
 
 
 def own_seconds(result: Results, stages: Collection[str]) -> float:
