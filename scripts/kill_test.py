@@ -320,7 +320,7 @@ def describe_remains(folder: Path) -> str:
   """Describes what a killed run has written of a stage."""
   metrics = folder / 'metrics.jsonl'
   if metrics.exists():
-    saved = sorted(path.name for path in (folder / 'checkpoints').iterdir())
+    saved = sorted(path.name for path in (folder / 'checkpoints').glob('*'))  # critique has none
     return f'left step {last_step(metrics)}, checkpoints {", ".join(saved) or "none"}'
   if folder.exists():
     return 'left ' + ', '.join(sorted(path.name for path in folder.iterdir()))
