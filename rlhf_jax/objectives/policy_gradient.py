@@ -4,9 +4,8 @@ A policy loss computes a loss for each token; a reduction combines these into
 the loss of the batch. Both are chosen by name from the tables below.
 
 Letters: N responses of at most R tokens. ρ = π / π_old is the probability of a
-  token
-under the policy that is trained, divided by that under the policy that sampled
-it.
+token under the policy that is trained, divided by that under the policy that
+sampled it.
 """
 
 from collections.abc import Callable

@@ -10,8 +10,7 @@ the end token included. Log-probabilities are summed over the response unless
 said otherwise.
 
 Letters: B rows of K slots, each for one response; ranking.py says how `ranks`
-  and
-`group` describe the order that people gave.
+and `group` describe the order that people gave.
 """
 
 from collections.abc import Callable

@@ -238,7 +238,7 @@ def average_rows(rows: Sequence[Row]) -> dict[str, Any]:
   """Averages the rows of the same model in runs of several seeds.
 
   The interval of a mean is the range over the seeds: too few of them are run
-    for more.
+  for more.
 
   Args:
     rows: of at least one run.
