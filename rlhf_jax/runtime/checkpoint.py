@@ -15,13 +15,13 @@ its devices hold to a directory of its own, as files that no other process write
 directories together are a checkpoint; whoever restores one needs all of its files.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 import contextlib
 import functools
 import json
 import logging
 import os
-import sys
 from typing import Any, NamedTuple
 import urllib.parse
 
@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint._src import asyncio_utils
 from orbax.checkpoint._src.metadata import array_metadata_store
 import tensorstore
 
@@ -48,18 +49,28 @@ def _is_not_from_orbax(record: logging.LogRecord) -> bool:
 logging.getLogger('absl').addFilter(_is_not_from_orbax)
 
 
-def _hide_closed_loops(kind: Any, error: Any, trace: Any) -> None:
-  """Hides what tensorstore prints when a write fails after orbax has reported the first failure.
+def _run_to_the_end(work: Coroutine[Any, Any, Any]) -> Any:
+  """Runs what orbax writes or reads; if it fails, waits for what it has begun besides.
 
-  Its threads then call back into an event loop that is closed already, and print a traceback for
-  each file that was being written.
+  Orbax would close the event loop at the first failure, as of a full disk. The threads of
+  tensorstore that are still writing then find it closed, and each prints a traceback.
   """
-  if kind is not RuntimeError or str(error) != 'Event loop is closed':
-    _show_error(kind, error, trace)
+
+  async def run() -> Any:
+    try:
+      return await work
+    except Exception:
+      begun = asyncio.all_tasks() - {asyncio.current_task()}
+      if begun:
+        await asyncio.wait(begun, timeout=_SECONDS_TO_END)
+      raise
+
+  return _run(run())
 
 
-_show_error = sys.excepthook
-sys.excepthook = _hide_closed_loops
+_SECONDS_TO_END = 60  # for writes beside one that failed
+_run = asyncio_utils.run_sync  # not public; `run_sync` is looked up at each call
+asyncio_utils.run_sync = _run_to_the_end
 
 
 class Checkpoints:

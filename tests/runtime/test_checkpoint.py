@@ -1,5 +1,6 @@
 """Saved states come back bit for bit, on any mesh; damage is found, said, and survived."""
 
+import asyncio
 import logging
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 import optax
+from orbax.checkpoint._src import asyncio_utils
 import pytest
 
 from rlhf_jax.errors import UserError
@@ -253,10 +255,13 @@ import resource, sys
 sys.path.insert(0, 'tests/runtime')
 import test_checkpoint as t
 saver = t.checkpoint.Checkpoints(sys.argv[1])
-saver.save(1, t._state(), {}, {})
+state = t._state()
+saver.save(1, state, {}, {})
 saver.wait()
+many = {str(number): state.trained['layer']['kernel'] for number in range(60)}
+state = state.replace(trained=many)
 resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))
-for call in (lambda: (saver.save(2, t._state(), {}, {}), saver.wait()), saver.latest_step):
+for call in (lambda: (saver.save(2, state, {}, {}), saver.wait()), saver.latest_step):
   try:
     print(call())
   except t.UserError as error:
@@ -280,4 +285,21 @@ def test_a_write_that_fails_is_said_and_the_step_before_stays(tmp_path):
     and 'File too large' in first
   )
   assert second == '1', done.stderr
+  assert 'Traceback' not in done.stderr  # of threads that were writing other arrays
   assert checkpoint.Checkpoints(tmp_path).latest_step() == 1
+
+
+def test_what_fails_waits_for_what_it_has_begun():
+  ended = []
+
+  async def write():
+    await asyncio.sleep(0.05)
+    ended.append(True)
+
+  async def fail():
+    asyncio.ensure_future(write())
+    raise OSError('full')
+
+  with pytest.raises(OSError, match='full'):
+    asyncio_utils.run_sync(fail())  # as orbax calls it
+  assert ended == [True]
