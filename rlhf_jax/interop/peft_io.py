@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
 from rlhf_jax import files, fingerprints
 from rlhf_jax.errors import UserError
@@ -240,7 +239,7 @@ def save_adapters(
       files.write_text(folder / 'README.md', card)
     if tokenizer:
       tokenizer.save(folder)
-    safetensors.numpy.save_file(tensors, folder / WEIGHTS, metadata=metadata)
+    safetensors_io.write_tensors(folder / WEIGHTS, tensors, metadata)
     fingerprints.record_files(folder)
 
 

@@ -5,7 +5,9 @@ Parts of tensors can be read alone; models are written shard by shard.
 
 from collections.abc import Callable, Mapping
 import functools
+import os
 from pathlib import Path
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -169,12 +171,30 @@ def write_weights(
       if writes:
         tensors[entry.name] = tensor
     if writes:
-      safetensors.numpy.save_file(tensors, directory / file_name, metadata=METADATA)
+      write_tensors(directory / file_name, tensors, METADATA)
   progress.close()
   if writes and len(shards) > 1:
     total_size = sum(entry.size for entry in entries)
     index = {'metadata': {'total_size': total_size}, 'weight_map': weight_map}
     write_json(directory / INDEX, index, sort_keys=True)
+
+
+def write_tensors(
+  path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None
+) -> None:
+  """Writes one file of tensors.
+
+  Raises:
+    OSError: the operating system refuses it, as on a full disk.
+  """
+  try:
+    safetensors.numpy.save_file(tensors, path, metadata=metadata)
+  except safetensors.SafetensorError as error:
+    found = re.search(r'os error (\d+)', str(error))  # its number is only in the text
+    if found is None:
+      raise
+    number = int(found[1])
+    raise OSError(number, os.strerror(number)) from error
 
 
 def _split_into_shards(entries: list[Entry], shard_bytes: int) -> list[list[Entry]]:

@@ -546,3 +546,9 @@ def test_a_second_output_matrix_that_differs_in_any_row_is_refused(row, tmp_path
   matrix[row, 7] += 1
   write(tmp_path / 'm', tensors)
   refused(tmp_path / 'm', 'lm_head.weight is not model.embed_tokens.weight')
+
+
+def test_what_the_system_refuses_to_write_is_its_error(tmp_path):
+  tensors = {'a': np.zeros(2, np.float32)}
+  with pytest.raises(FileNotFoundError):  # the library has one error for all
+    safetensors_io.write_tensors(tmp_path / 'none/model.safetensors', tensors, None)
