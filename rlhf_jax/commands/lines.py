@@ -62,7 +62,7 @@ def open_model(options: argparse.Namespace) -> OpenedModel:
     UserError: there is no model that can be read, the mesh does not fit the devices, or
       the batch size does not divide over it.
   """
-  layout = mesh.make_layout(_parse_mesh(options.mesh))
+  layout = mesh.make_layout(_parse_mesh(options.mesh), where='--mesh')
   shards = layout.batch_shards
   if options.batch_size < 1 or options.batch_size % shards:
     raise UserError(

@@ -212,6 +212,9 @@ def _run_locked(
 ) -> dict[str, Any]:
   """Does the work of `run`, in a workdir that no other run uses."""
   meet = functools.partial(remote_workdir.meet, remote)
+  if asked.evaluate_again and (workdir / continuation.RESULTS).is_file():
+    # Before the results that are there are put aside.
+    _check_finished(config, workdir, layout)
   _continue_finished(config, workdir, asked, meet)
   claim_workdir(config, workdir)
   _write_date(workdir)
@@ -285,6 +288,15 @@ def _continue_finished(
       kept = continuation.put_results_aside(workdir)
       hosts.say(f'evaluation: again; the earlier results are in {kept or "no file"}')
   meet('continued')
+
+
+def _check_finished(config: Any, workdir: Path, layout: Layout) -> None:
+  """Checks what is left to do in a workdir that has results: its table, and new stages."""
+  config = configs.resolve(config, workdir=workdir, data=config.data)
+  tokenizer = open_tokenizer(config, workdir)
+  contexts = {name: Context(config, name, workdir, layout, tokenizer) for name in config.stages}
+  finished = [name for name, context in contexts.items() if finished_seconds(context) is not None]
+  preflight.check_experiment(contexts, finished)
 
 
 def check_common(config: Any) -> None:

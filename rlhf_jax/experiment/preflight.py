@@ -10,6 +10,7 @@ import dataclasses
 import io
 import math
 from pathlib import Path
+import re
 import shutil
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from rlhf_jax.data.sources import DataOptions
 from rlhf_jax.errors import UserError
 from rlhf_jax.experiment import config as configs
 from rlhf_jax.experiment import final_table
+from rlhf_jax.rewards import functions
 from rlhf_jax.rewards.sources import parse_reward_source
 from rlhf_jax.stages.shared import model_sources, model_store, scores
 from rlhf_jax.stages.shared.context import Context
@@ -115,7 +117,7 @@ def _check_stage(context: Context, planned: Context, load: Load) -> StageCheck:
       model_sources.check_weights(name)
   has_model = (planned.directory / model_sources.MODEL_JSON).is_file()
   for use in stage.data(options, context.tokenizer):
-    with _collect_mistakes(mistakes, context, planned):
+    with _collect_mistakes(mistakes, context, planned, use.field):
       lines += _check_data(context, use, load)
   return StageCheck(mistakes, lines, has_model)
 
@@ -130,6 +132,7 @@ def _check_evaluation(planned: Context, load: Load, workdir: Path) -> list[str]:
     return ['config.evaluation.split: it has no effect, as no model of evaluation.models is there']
   context = dataclasses.replace(planned, name='evaluation', workdir=workdir)
   mistakes: list[str] = []
+  sample: Sequence[Any] = ()
   with _collect_mistakes(mistakes, context, planned):
     rows = load(options.data, 'prompt', options.split)
     final_table.check_prompts(options, rows)
@@ -139,6 +142,7 @@ def _check_evaluation(planned: Context, load: Load, workdir: Path) -> list[str]:
     reward = final_table.reward_name(config, options)
     if reward:
       scores.check_score(dataclasses.replace(planned, name='evaluation'), reward, options)
+      functions.check_prompts(reward, sample)
   return mistakes
 
 
@@ -146,25 +150,74 @@ def _foreign_models(context: Context) -> list[str]:
   """Returns the models that a stage begins with or asks, without the stages of this run."""
   section = context.section
   names = [section.get(key) or '' for key in ('init', 'reference', 'value')]
-  rewards = section.get('reward')
-  for reward in rewards if isinstance(rewards, tuple) else ():
-    names.append(parse_reward_source(reward).model_name or '')
+  if isinstance(section.get('reward'), tuple):
+    names += [parse_reward_source(name).model_name or '' for name in _reward_names(context)]
   known = {'', model_store.RANDOM, *context.config.stages}
   return sorted({*names} - known)
 
 
+def _reward_names(context: Context) -> tuple[str, ...]:
+  """Returns the rewards of a section, which has several, one or none."""
+  names = context.section.get('reward', ())
+  return (names,) if isinstance(names, str) else tuple(names)
+
+
 @contextlib.contextmanager
-def _collect_mistakes(mistakes: list[str], context: Context, planned: Context) -> Iterator[None]:
-  """Adds the message of a UserError to a list, with the run's folder and the stage's name."""
+def _collect_mistakes(
+  mistakes: list[str], context: Context, planned: Context, field: str = 'data'
+) -> Iterator[None]:
+  """Adds the message of a UserError to a list, with the run's folder and the key.
+
+  Args:
+    mistakes: the list.
+    context: of the stage.
+    planned: the same in the folder of the plan.
+    field: the key of the data that are read, in the stage's section.
+  """
   try:
     with contextlib.redirect_stderr(io.StringIO()):  # what was read is said by the stage
       yield
   except UserError as error:
     message = str(error).replace(str(planned.workdir), str(context.workdir))
-    if not message.startswith((context.where, 'config.')):
-      message = f'{context.where}: {message}'
+    message = _name_key(message, context, field)
     if message not in mistakes:
       mistakes.append(message)
+
+
+def _name_key(message: str, context: Context, field: str) -> str:
+  """Returns a message about a section with the key that it is about before it.
+
+  What finds models, files and functions by name knows no keys. Such messages begin with the
+  name, which is looked up in the section; if several keys have it, all are named.
+  """
+  about = message.removeprefix(f'{context.where}: ')
+  if about.startswith('config.'):
+    return message
+  named = about.removeprefix(f'{context.workdir}/')  # a stage, by its folder
+  keys: dict[str, list[str]] = {}  # what it may begin with → the keys of that
+  for key, value in _texts(context.section, context.where):
+    if re.match(rf'(\w+ )?([\'"]?){re.escape(value)}\2(?![\w.-])', named):
+      keys.setdefault(value, []).append(key)
+  if keys:
+    return f'{", ".join(keys[max(keys, key=len)])}: {about}'
+  first = re.match(r'\w+(?=[.: ])', about)
+  if first is None or first[0] not in context.section:
+    return f'{context.where}: {about}'
+  if first[0] == 'data':  # what reads data does not know which of a section's they are
+    about = field + about.removeprefix('data')
+  return f'{context.where}.{about}'
+
+
+def _texts(value: Any, name: str) -> Iterator[tuple[str, str]]:
+  """Yields the texts of a section with their keys; those of a tuple have one key."""
+  if isinstance(value, str) and value:
+    yield name, value
+  elif isinstance(value, (tuple, list)):
+    for element in value:
+      yield from _texts(element, name)
+  elif hasattr(value, 'items'):
+    for key, element in value.items():
+      yield from _texts(element, f'{name}.{key}')
 
 
 def _is_about(message: str, context: Context, failed: Sequence[str]) -> bool:
@@ -194,6 +247,9 @@ def _check_data(context: Context, use: DataUse, load: Load) -> list[str]:
     rows = load(use.options, use.kind, split)
     sample = sources.spread_evenly(rows, SAMPLE)
     examples = use.encode(sample, use.overlong)
+    if use.kind == 'prompt':
+      for name in _reward_names(context):
+        functions.check_prompts(name, sample)
     too_long = _count_too_long(use, sample)
     share = f', {too_long / len(sample):.0%} too long ({use.overlong})' if too_long else ''
     where = ' '.join([use.options.source, *map(str, use.options.path)])

@@ -34,7 +34,7 @@ import pebble
 from rlhf_jax import plain_text
 from rlhf_jax.errors import UserError
 from rlhf_jax.options import Natural, Number, Positive
-from rlhf_jax.rewards import worker
+from rlhf_jax.rewards import builtin, worker
 
 # score(conversations, responses, records) → ([N] float32, the number of failed responses)
 Score = Callable[..., tuple[np.ndarray, int]]
@@ -116,6 +116,28 @@ def build_reward_function(name: str, options: RewardFunctionOptions | None = Non
   if workers is not None:
     weakref.finalize(score, workers.stop)  # at the end of this process at the latest
   return score
+
+
+def check_prompts(name: str, prompts: Sequence[Any]) -> None:
+  """Checks that prompts have what a reward function of this package reads of them.
+
+  Other functions are not called, as they may do anything; nor are other rewards.
+
+  Args:
+    name: as in a config's `reward`.
+    prompts: N records.Prompt.
+
+  Raises:
+    UserError: the `meta` of a prompt lacks a field, or has a wrong one.
+  """
+  if not prompts or not name.startswith(f'{builtin.__name__}.'):
+    return
+  conversations = [prompt.messages for prompt in prompts]
+  with contextlib.suppress(worker.FunctionError):  # it may dislike this response
+    try:
+      worker.call_function(name, conversations, ['0'] * len(prompts), prompts)
+    except UserError as error:
+      raise UserError(f'{worker.ROLE} {name!r}: {error}') from None
 
 
 class _Workers:

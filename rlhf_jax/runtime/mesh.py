@@ -278,6 +278,7 @@ def make_layout(
   devices: Sequence[jax.Device] | None = None,
   need: MeshNeed | None = None,
   capacity: float | None = None,
+  where: str = 'config.mesh',
 ) -> Layout:
   """Returns the layout of a mesh; by default all devices are on the axis `data`.
 
@@ -286,6 +287,7 @@ def make_layout(
     devices: the devices to use; None for all.
     need: what the run needs; required by the preset `auto`.
     capacity: bytes of a device's memory, for devices that cannot report it.
+    where: the options were given, for error messages.
 
   Raises:
     UserError: the axes do not multiply to the number of devices, or do not fit the
@@ -298,15 +300,16 @@ def make_layout(
   devices = list(devices)
 
   options, why = _apply_preset(options, devices, need, capacity)
-  sizes = _axis_sizes(options, len(devices))
-  _check_rollout_tensor(options.rollout_tensor, sizes)
-  mesh = _make_mesh(arrange_devices(devices, sizes), tuple(sizes))
+  sizes = _axis_sizes(options, len(devices), where)
+  _check_rollout_tensor(options.rollout_tensor, sizes, where)
+  mesh = _make_mesh(arrange_devices(devices, sizes, where), tuple(sizes))
   return Layout(mesh, rollout_tensor=options.rollout_tensor, why=why)
 
 
 def arrange_devices(
   devices: Sequence[jax.Device],
   sizes: dict[str, int],
+  where: str = 'config.mesh',
 ) -> np.ndarray:
   """Arranges devices in an array so that neighbours in it are close to each other.
 
@@ -316,6 +319,7 @@ def arrange_devices(
   Args:
     devices: the devices of all processes.
     sizes: the size of each axis, outermost first.
+    where: the sizes were given, for error messages.
 
   Returns:
     An array of devices with a dimension for each axis.
@@ -330,7 +334,7 @@ def arrange_devices(
   crossing = [name for name in ('data', 'fsdp') if sizes[name] % slices == 0]
   if not crossing:
     raise UserError(
-      f'config.mesh: data {sizes["data"]} or fsdp {sizes["fsdp"]} must be a multiple of the '
+      f'{where}: data {sizes["data"]} or fsdp {sizes["fsdp"]} must be a multiple of the '
       f'{slices} slices'
     )
   # Sizes across slices, and sizes within one; they multiply to the shape.
@@ -519,7 +523,7 @@ def _apply_preset(
   return dataclasses.replace(options, **unset), why  # type: ignore[arg-type]
 
 
-def _axis_sizes(options: MeshOptions, devices: int) -> dict[str, int]:
+def _axis_sizes(options: MeshOptions, devices: int, where: str) -> dict[str, int]:
   """Returns the size of each axis, with -1 replaced; the sizes multiply to `devices`."""
   sizes = {name: getattr(options, name) for name in AXES}
   shown = {name: size for name, size in sizes.items() if name == 'data' or size != 1}
@@ -527,17 +531,18 @@ def _axis_sizes(options: MeshOptions, devices: int) -> dict[str, int]:
   free = [name for name, size in sizes.items() if size == -1]
   fixed = [size for size in sizes.values() if size != -1]
   if len(free) > 1 or any(size < 1 for size in fixed):
-    raise UserError(f'config.mesh: {text}: expected positive sizes, of which one may be -1')
+    raise UserError(f'{where}: {text}: expected positive sizes, of which one may be -1')
   if free:
     sizes[free[0]] = devices // math.prod(fixed)  # a remainder is refused below
   if math.prod(sizes.values()) != devices:
-    raise UserError(f'config.mesh: {text} does not fit {devices} device(s)')
+    raise UserError(f'{where}: {text} does not fit {devices} device(s)')
   return sizes
 
 
 def _check_rollout_tensor(
   rollout_tensor: int,
   sizes: dict[str, int],
+  where: str,
 ) -> None:
   """Raises UserError if decoding cannot shard parameters over so many devices."""
   if not rollout_tensor:
@@ -546,7 +551,7 @@ def _check_rollout_tensor(
   model_devices = sizes['fsdp'] * tensor
   if rollout_tensor < 0 or rollout_tensor % tensor or model_devices % rollout_tensor:
     raise UserError(
-      f'config.mesh.rollout_tensor: expected 0 or a multiple of tensor ({tensor}) that divides '
+      f'{where}.rollout_tensor: expected 0 or a multiple of tensor ({tensor}) that divides '
       f'fsdp × tensor ({model_devices}), got {rollout_tensor}'
     )
 

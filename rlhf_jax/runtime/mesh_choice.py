@@ -12,6 +12,7 @@ import jax
 
 from rlhf_jax.errors import UserError
 
+MIB = 2**20
 GIB = 2**30
 
 
@@ -147,8 +148,8 @@ def _explain(
   """Returns one line: the mesh and why it was chosen."""
   share = need.state / (sizes['fsdp'] * sizes['tensor'])
   reasons = [
-    f'{need.parameters / 1e9:.3g} billion parameters with all models and optimizers take '
-    f'{need.state / GIB:.3g} GiB, {share / GIB:.3g} GiB on each device of {memory / GIB:.3g} GiB'
+    f'{need.parameters:,} parameters with all models and optimizers take '
+    f'{_size(need.state)}, {_size(share)} on each device of {_size(memory)}'
   ]
   if share > memory / 2:
     reasons.append('this leaves less than half of it free: expect it to run out of memory')
@@ -160,8 +161,15 @@ def _explain(
   ways = sizes['rollout_tensor']
   if ways:
     mesh += f', rollout_tensor {ways}'
-    reasons.append(f'decoding needs {need.decoded / ways / GIB:.3g} GiB of parameters on each')
+    reasons.append(f'decoding needs {_size(need.decoded / ways)} of parameters on each')
   return f'mesh: {mesh}: {"; ".join(reasons)}'
+
+
+def _size(count: float) -> str:
+  """Formats a number of bytes."""
+  if count < 0.1 * GIB:
+    return f'{count / MIB:.3g} MiB'
+  return f'{count / GIB:.3g} GiB'
 
 
 def _divisors(number: int) -> list[int]:

@@ -430,4 +430,4 @@ def test_another_command_does_not_mix_with_what_is_there(folder, tmp_path, capsy
   assert run(generate, folder, tmp_path, ROWS, name='rm', output='c.jsonl')[0] == 2
   assert 'is a reward model' in capsys.readouterr().err
   assert run(score, folder, tmp_path, ROWS, '--mesh=fsdp=3', output='c.jsonl')[0] == 2
-  assert 'fsdp 3 does not fit 8 device(s)' in capsys.readouterr().err
+  assert 'error: --mesh: data -1 × fsdp 3 does not fit 8 device(s)' in capsys.readouterr().err

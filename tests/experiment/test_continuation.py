@@ -64,6 +64,16 @@ def test_results_are_put_aside(tmp_path):
   assert (tmp_path / 'results-2.json').read_text() == '2'
 
 
+def test_results_stay_where_the_new_evaluation_cannot_be_made(tmp_path):
+  config = load('evaluation.models={"base": "pretrain"}', 'evaluation.judge=none:compare')
+  with config.unlocked():
+    config.evaluation.update(baseline='pretrain', controls=False)
+  (tmp_path / 'results.json').write_text('1')
+  with pytest.raises(UserError, match="config.evaluation.judge: .*'none:compare'"):
+    pipeline.run(config, tmp_path, evaluate_again=True)
+  assert (tmp_path / 'results.json').read_text() == '1'
+
+
 def test_rows_of_another_run(tmp_path):
   config = pipeline.load_config(QUICKSTART)
   other = tmp_path / 'other'

@@ -58,18 +58,44 @@ def test_mistakes_of_late_stages_are_all_named_at_once(check, tmp_path):
       'evaluation.data.variant=easy',
     )
   assert [text.replace(str(tmp_path), '') for text in caught.value.messages] == [
-    'config.feedback: tinyworld: variant of a prompt: expected one of harmful, questions, '
-    "got 'harm'",
+    "config.feedback.data.variant: of a prompt: expected one of harmful, questions, got 'harm'",
     "config.reward.loss: expected one of pairwise, plackett_luce, plain_pairs, got 'pairs'",
     "config.reward.data.path: /run/feedback/{split}.json: 'feedback' leaves train.jsonl, "
     'validation.jsonl',
-    "config.ppo.reward: 'sft' is no reward model: it has no scalar head",
+    "config.ppo.reward: 'sft' has no scalar head: expected a reward model, such as the stage "
+    "'reward' makes, or a directory for sequence classification",
     "config.ppo.score_place: expected eos or after_eos, got 'end'",
-    'config.evaluation: tinyworld: variant of a prompt: expected one of harmful, questions, '
-    "got 'easy'",
-    "config.evaluation: reward 'my_judge:missing': No module named 'my_judge'; looked in "
+    "config.evaluation.data.variant: of a prompt: expected one of harmful, questions, got 'easy'",
+    "config.evaluation.judge: reward 'my_judge:missing': No module named 'my_judge'; looked in "
     f'{os.getcwd()} too',
   ]
+
+
+def test_mistakes_name_the_key_that_holds_the_name(check, tmp_path):
+  with pytest.raises(UserErrors) as caught:
+    check(
+      'sft.init=nowhere',
+      'feedback.data.source=jsonl',
+      "feedback.data.path=('none-{split}.jsonl',)",
+      'reward.demonstrations.source=none:read',
+      "ppo.reward=('none:score',)",
+    )
+  beginnings = [
+    'config.sft.init: nowhere: not found',
+    'config.feedback.data.path: none-train.jsonl: no such file',
+    "config.reward.demonstrations.source 'none:read': No module",
+    "config.ppo.reward: reward 'none:score': No module",
+  ]
+  for beginning in beginnings:
+    assert any(text.startswith(beginning) for text in caught.value.messages), caught.value.messages
+
+
+def test_fields_that_a_reward_needs_are_missed_before_training(check):
+  name = 'rlhf_jax.rewards.builtin.math:final_number'
+  message = f'config.ppo.reward: reward \'{name}\': record .*: meta lacks "final"'
+  with pytest.raises(UserError, match=message):
+    check(f"ppo.reward=('{name}',)")
+  check("ppo.reward=('rlhf_jax.rewards.builtin.text:length(most=20)',)")
 
 
 def test_a_judge_may_be_the_reward_model_of_an_earlier_stage(tmp_path, capsys):
@@ -116,7 +142,9 @@ def test_weights_and_single_responses_are_looked_at(tmp_path):
   for file in folder.glob('model*'):
     file.unlink()
   (folder / 'pytorch_model.bin').touch()
-  with pytest.raises(UserError, match='config.dpo: .*llama: only pickled weights'):
+  with pytest.raises(
+    UserError, match='config.dpo.init, config.dpo.reference: .*llama: only pickled weights'
+  ):
     check('dpo.loss=kto')
 
 

@@ -36,10 +36,12 @@ def test_auto_takes_the_fewest_parts_that_fit(need, devices, local, memory, size
 def test_auto_says_why():
   _, why = choose_mesh(billions(8, rows=8), 8, 8, 80 * 2**30)
   assert why == (
-    'mesh: data 1 × fsdp 8 × tensor 1, rollout_tensor 2: 8 billion parameters with all models '
-    'and optimizers take 298 GiB, 37.3 GiB on each device of 80 GiB; decoding needs 14.9 GiB of '
-    'parameters on each'
+    'mesh: data 1 × fsdp 8 × tensor 1, rollout_tensor 2: 8,000,000,000 parameters with all '
+    'models and optimizers take 298 GiB, 37.3 GiB on each device of 80 GiB; decoding needs 14.9 '
+    'GiB of parameters on each'
   )
+  _, why = choose_mesh(billions(1e-4), 8, 8, 80 * 2**30)
+  assert '100,000 parameters with all models and optimizers take 3.81 MiB' in why
   assert 'expect it to run out of memory' in choose_mesh(billions(70), 8, 8, 80e9)[1]
   message = '3 rows and 2 heads do not divide over 8 devices; change batch_size'
   with pytest.raises(UserError, match=message):

@@ -135,6 +135,6 @@ def test_the_world_s_other_forms():
     if prompt.meta['kind'] == 'harmful':
       harm.append(not tinyworld.oracle.judge(prompt, row.response).harmless)
   assert np.mean(harm) > 0.95
-  message = 'variant of a prompt: expected one of harmful, questions'
+  message = 'data.variant: of a prompt: expected one of harmful, questions'
   with pytest.raises(UserError, match=message):
     tinyworld.records('prompt', 'train', variant='rude')

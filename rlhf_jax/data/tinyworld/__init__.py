@@ -110,7 +110,7 @@ def _check_names(kind: str, split: str, variant: str) -> None:
     raise UserError(f'tinyworld: kind: expected one of {names}, got {kind!r}')
   if variant and variant not in VARIANTS[kind]:
     names = ', '.join(VARIANTS[kind])
-    raise UserError(f'tinyworld: variant of a {kind}: expected one of {names}, got {variant!r}')
+    raise UserError(f'data.variant: of a {kind}: expected one of {names}, got {variant!r}')
 
 
 def _is_about(prompt: records_lib.Prompt, variant: str) -> bool:

@@ -46,6 +46,14 @@ class OpenModel:
   tokenizer: Tokenizer
 
 
+def no_reward_model(context: Context, name: str) -> UserError:
+  """Returns the error for a model without a scalar head where a reward is named."""
+  return UserError(
+    f'{context.where}.reward: {name!r} has no scalar head: expected a reward model, such as the '
+    "stage 'reward' makes, or a directory for sequence classification"
+  )
+
+
 class ModelStore:
   """Opens the models of one stage.
 
@@ -107,10 +115,7 @@ class ModelStore:
     if source is None:
       logging.warning('%s: %r is no reward: its scores mean nothing', self.context.where, name)
     elif not source.config.head:
-      raise UserError(
-        f'{self.context.where}: {name!r} has no scalar head: expected a reward model, such as the '
-        "stage 'reward' makes, or a directory for sequence classification"
-      )
+      raise no_reward_model(self.context, name)
     likelihood = source is not None and source.config.likelihood_head  # as it was trained
     own = None
     if source is not None and name not in self.context.config.stages:

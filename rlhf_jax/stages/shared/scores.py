@@ -20,7 +20,7 @@ from rlhf_jax.runtime import hosts
 from rlhf_jax.stages import reward
 from rlhf_jax.stages.shared import model_sources, packing
 from rlhf_jax.stages.shared.context import Context
-from rlhf_jax.stages.shared.model_store import ModelStore, OpenModel
+from rlhf_jax.stages.shared.model_store import ModelStore, no_reward_model, OpenModel
 from rlhf_jax.types import Array, Params, Prompts, Samples, Sequences
 
 TEXT_WIDTH = 64  # texts that are tokenised again are padded to a multiple of it
@@ -124,7 +124,7 @@ def check_score(context: Context, name: str, options: RewardSourceOptions) -> No
     return
   model = model_sources.find_model(name, context.workdir, context.config.stages)
   if not model.config.head:
-    raise UserError(f'{context.where}.reward: {name!r} is no reward model: it has no scalar head')
+    raise no_reward_model(context, name)
 
 
 def _check_weights(context: Context, names: Sequence[str], weights: Sequence[float]) -> None:
