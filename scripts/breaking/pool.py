@@ -149,12 +149,14 @@ def _judge(case: Case, code: Any, text: str) -> tuple[str, str]:
     return ('accepted' if case.refuse else 'read'), shown
   if code != 2 or 'Traceback' in text:
     return 'traceback', shown
-  is_clear = (
-    len(lines) == 1
-    and any(place in lines[0] for place in case.place.split('|'))
-    and len(lines[0]) < 1500
-  )
+  # Several mistakes have a line each.
+  is_clear = bool(lines) and all(_names_place(case, line) for line in lines)
   return ('clear' if is_clear else 'vague'), shown
+
+
+def _names_place(case: Case, line: str) -> bool:
+  """Tells whether a line is short and names one of a case's places."""
+  return len(line) < 1500 and any(place in line for place in case.place.split('|'))
 
 
 @contextlib.contextmanager
