@@ -25,6 +25,7 @@ MISTAKE = 2  # exit code for what the user can mend, as argparse has it
 BUG = 70  # exit code for a mistake of this package, EX_SOFTWARE of sysexits.h
 SIGNALLED = 128  # plus the number of the signal, as shells have it
 
+_SOON = 0.01  # seconds until a signal that was lost is sent again
 _LONGEST = 1200  # characters of a message
 _OUT_OF_MEMORY = ('RESOURCE_EXHAUSTED', 'Out of memory', 'out of memory')
 
@@ -128,13 +129,25 @@ def raising_signals() -> Iterator[None]:
       signal.signal(number, signal.SIG_DFL)
     raise Stopped(signum)
 
+  def stop_again(lost: Any) -> None:
+    # What is raised while the garbage collector calls back is lost, as JAX has it call often.
+    if not isinstance(lost.exc_value, Stopped):
+      show_lost(lost)
+      return
+    signum = lost.exc_value.signum
+    for number in before:
+      signal.signal(number, stop)
+    threading.Timer(_SOON, os.kill, (os.getpid(), signum)).start()
+
   before = {}
   for signum in (signal.SIGTERM, signal.SIGINT):
     # None is a handler that was not set in Python.
     before[signum] = signal.signal(signum, stop) or signal.SIG_DFL
+  show_lost, sys.unraisablehook = sys.unraisablehook, stop_again
   try:
     yield
   finally:
+    sys.unraisablehook = show_lost
     for number, handler in before.items():
       signal.signal(number, handler)
 

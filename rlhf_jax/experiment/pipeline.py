@@ -188,6 +188,9 @@ def _run(
   """Does the work of `run` in a folder, which is uploaded where it is that of a URL."""
   if '{' in str(workdir):
     raise UserError(f'--workdir={workdir}: expected a name without {{, which begins a placeholder')
+  # Orbax looks for its own files by patterns that begin with the path of their folder.
+  if any(mark in str(workdir.absolute()) for mark in '*?['):
+    raise UserError(f'--workdir={workdir.absolute()}: expected a path without *, ? and [')
   if asked.baseline:
     config = continuation.with_baseline(config, asked.baseline)
   # First of all, as processes with different configs might wait for each other for ever.

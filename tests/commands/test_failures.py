@@ -80,3 +80,23 @@ def test_signals_end_the_work_and_a_second_one_ends_the_process():
     assert done.returncode == 128 + number
     assert f'interrupted by {number.name}: what was finished is kept' in done.stderr
   assert send(signal.SIGTERM, signal.SIGTERM).returncode == -signal.SIGTERM
+
+
+def test_a_signal_that_the_garbage_collector_loses_is_sent_again():
+  code = (
+    'import gc, os, signal, sys, time; from rlhf_jax.commands import failures\n'
+    'def kill(phase, info):\n'
+    '  gc.callbacks.remove(kill); os.kill(os.getpid(), signal.SIGINT)\n'
+    'def work():\n'
+    '  gc.callbacks.append(kill); gc.collect(); time.sleep(60)\n'
+    'sys.exit(failures.run(work))'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    capture_output=True,
+    text=True,
+    timeout=30,
+    env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
+  )
+  assert done.returncode == 128 + signal.SIGINT
+  assert 'interrupted by SIGINT' in done.stderr and 'Traceback' not in done.stderr

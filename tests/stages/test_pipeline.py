@@ -192,6 +192,8 @@ def test_other_methods_continue_from_the_same_models(quickstart, finished, tmp_p
 def test_mistakes_before_anything_is_made(quickstart, tmp_path, own_cache):
   with pytest.raises(UserError, match='config.mesh: data 3 does not fit 8 device'):
     pipeline.run(pipeline.load_config(quickstart, ['mesh.data=3']), tmp_path / 'run')
+  with pytest.raises(UserError, match='--workdir=.*: expected a path without'):
+    pipeline.run(pipeline.load_config(quickstart), tmp_path / 'run[1]')
   assert not (tmp_path / 'run').exists()
 
 
