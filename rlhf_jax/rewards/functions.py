@@ -33,6 +33,7 @@ import pebble
 
 from rlhf_jax import plain_text
 from rlhf_jax.errors import UserError
+from rlhf_jax.named_functions import find_function
 from rlhf_jax.options import Natural, Number, Positive
 from rlhf_jax.rewards import builtin, worker
 
@@ -78,7 +79,8 @@ def build_reward_function(name: str, options: RewardFunctionOptions | None = Non
   """
   if options is None:
     options = RewardFunctionOptions()
-  worker.prepare(name)  # raises here rather than in a worker if there is no such function
+  # Raises here rather than in a worker if there is no such function.
+  find_function(name, worker.ROLE, worker.ARGUMENTS)
   workers = _Workers(name, options.workers) if options.workers else None
   logged: set[str] = set()  # the kinds of errors already logged
 

@@ -31,16 +31,10 @@ class FunctionError(Exception):
 
 
 def prepare(name: str) -> None:
-  """Imports a reward function's module; runs once when a worker process starts.
-
-  Raises:
-    UserError: there is no such function; not in a worker.
-  """
-  if multiprocessing.parent_process() is None:
-    find_function(name, ROLE, ARGUMENTS)
-    return
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains
-  sys.stdout = sys.stderr  # what a function prints is no output of the command
+  """Imports a reward function's module; runs once when a worker process starts."""
+  if multiprocessing.parent_process() is not None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains
+    sys.stdout = sys.stderr  # what a function prints is no output of the command
   with contextlib.suppress(UserError):  # the first call raises it again, to whoever waits for it
     find_function(name, ROLE, ARGUMENTS)
 
