@@ -70,15 +70,15 @@ class Options(off_policy.OffPolicyOptions):
     """Whether the KL counts."""
     return self.kl_coefficient > 0
 
+  @property
+  def document_places(self) -> int:
+    """Places of a row of documents, of which a step reads one for each response; 0 = none."""
+    return self.pretraining_max_length if self.pretraining_coefficient else 0
+
 
 def check_options(options: Options, where: str) -> None:
   """Checks the options; raises UserError for an unknown `score_place` or biased sampling."""
   rollout.check_sampling(options, where)
   off_policy.check_options(options, where)
-  if options.packed_rows and options.pretraining_coefficient:
-    raise UserError(
-      f'{where}.packed_rows: expected 0 beside pretraining_coefficient, as documents are not '
-      f'packed with responses; got {options.packed_rows}'
-    )
   if options.score_place not in ('eos', 'after_eos'):
     raise UserError(f'{where}.score_place: expected eos or after_eos, got {options.score_place!r}')

@@ -54,7 +54,9 @@ def build(context: Context, options: Options) -> loop.Training:
     context, parts.store, options, train.records, held_out.records
   )
   value_config = parts.definitions.value_model.config if options.value else None
-  meter = rollout_metering.meter_rollout(parts.definitions, options, options.epochs, value_config)
+  meter = rollout_metering.meter_rollout(
+    parts.definitions, options, options.epochs, value_config, options.document_places
+  )
   memory = rollout.memory_of(parts)
   parts, score = rollout_metering.time_phases(meter, parts, score)
   reference_params = parts.read_reference()
@@ -202,9 +204,9 @@ def plan(context: Context) -> StagePlan:
   parts = define(context, options)
 
   def update_arguments(scored: ScoredRollout, reference_params: Params | None) -> tuple:
-    if options.pretraining_coefficient:
+    if options.document_places:
       rows = options.batch_size * options.num_samples
-      documents = abstract_sequences(context.layout, rows, options.pretraining_max_length)
+      documents = abstract_sequences(context.layout, rows, options.document_places)
       scored = scored.replace(pretraining=documents)
     return scored, reference_params
 
@@ -215,6 +217,7 @@ def plan(context: Context) -> StagePlan:
     update_arguments,
     passes=options.epochs,
     has_value_trunk=bool(options.value),
+    document_places=options.document_places,
   )
 
 

@@ -285,7 +285,7 @@ def map_responses(
 
 
 def pack_minibatch(
-  assessed: Any, definitions: Any, options: Any, beside: tuple[Any, ...] = ()
+  assessed: Any, definitions: Any, options: Any, beside: Any = None
 ) -> tuple[Any, dict[str, Array]]:
   """Packs a minibatch for its update, if the section asks for it.
 
@@ -294,19 +294,17 @@ def pack_minibatch(
       `mask` [N, R].
     definitions: the stage's, of which layout and model are used.
     options: the stage's, with `packed_rows`.
-    beside: what a part of the batch has beside its responses, all None if it is packed.
+    beside: other rows of the batch, a tree of arrays [n, …], such as documents; None =
+      there are none. They are computed C at a time too, but not packed.
 
   Returns:
-    (the batch or its parts: `assessed`, or a tuple of it and `beside` if there is any; the
-    metrics of packing). A part has `sequences` as PackedRows and all other arrays
-    [C * S, …], where empty slots have an empty mask.
+    (the batch or its parts, each a pair of `assessed` and `beside`; the metrics of
+    packing). If packed, a part has either of both: `assessed` with `sequences` as
+    PackedRows and all other arrays [C * S, …], where empty slots have an empty mask; or
+    C rows of `beside`, 0 behind the last one.
   """
-
-  def join(part: Any) -> Any:
-    return (part, *beside) if beside else part
-
   if not options.packed_rows:
-    return join(assessed), {}
+    return (assessed, beside), {}
   chunks = open_chunks(
     assessed.sequences,
     assessed.mask.shape[1],  # R
@@ -317,9 +315,40 @@ def pack_minibatch(
 
   def read(number: Array) -> Any:
     others = chunks.take(assessed.replace(sequences=None), number)
-    return join(others.replace(sequences=chunks.read(number)))
+    return others.replace(sequences=chunks.read(number)), None
 
-  return steps.Parts(read, chunks.packing.count, chunks.limit), chunks.metrics()
+  parts = steps.Parts(
+    read,
+    chunks.packing.count,
+    chunks.limit,
+    None if beside is None else divide_rows(beside, options.packed_rows, definitions.layout),
+  )
+  return parts, chunks.metrics()
+
+
+def divide_rows(tree: Any, size: int, layout: Layout) -> steps.Parts:
+  """Divides rows that are not packed into parts.
+
+  Args:
+    tree: of arrays [n, …].
+    size: C, rows of a part.
+    layout: the mesh, over which the rows of a part are sharded.
+
+  Returns:
+    Parts (None, a tree of arrays [C, …]); 0 behind the last row.
+  """
+  rows = jax.tree.leaves(tree)[0].shape[0]  # n
+  count = -(-rows // size)
+
+  def constrain(x: Array) -> Array:
+    return layout.constrain(x, ('batch', 'length')[: x.ndim])
+
+  def read(number: Array) -> Any:
+    # Every count-th row, so that each device reads rows of its own.
+    taken = take_rows(tree, number + count * jnp.arange(size))
+    return None, jax.tree.map(constrain, taken)
+
+  return steps.Parts(read, jnp.int32(count), count)
 
 
 def pack(lengths: Array, width: int, chunk_rows: int) -> Packing:
