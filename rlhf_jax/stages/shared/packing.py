@@ -354,6 +354,8 @@ def divide_rows(tree: Any, size: int, layout: Layout) -> steps.Parts:
 def pack(lengths: Array, width: int, chunk_rows: int) -> Packing:
   """Packs rows by first-fit decreasing: the longest first, each where it fits first.
 
+  So are the units, by their sums, and the rows of each.
+
   Args:
     lengths: [U, n] int32, tokens of each row, at most `width`; 0 = no row. The n rows of
       a unit go to one chunk.
@@ -386,7 +388,7 @@ def pack(lengths: Array, width: int, chunk_rows: int) -> Packing:
 
   def place_unit(carry: tuple[Array, Array], unit: Array) -> tuple[tuple[Array, Array], Any]:
     filled, held = carry  # [chunks, C] int32 each
-    tried, spots = jax.vmap(try_chunk, (0, 0, None))(filled, held, lengths[unit])
+    tried, spots = jax.vmap(try_chunk, (0, 0, None))(filled, held, descending[unit])
     new_filled, new_held, fitted = tried
     chunk = jnp.argmax(fitted)  # the first; an empty one always does
     bins, slots, starts = jax.tree.map(lambda x: x[chunk], spots)  # [n] each
@@ -394,11 +396,14 @@ def pack(lengths: Array, width: int, chunk_rows: int) -> Packing:
     held = held.at[chunk].set(new_held[chunk])
     return (filled, held), (chunk * C + bins, slots, starts)
 
-  order = jnp.argsort(-jnp.sum(lengths, axis=1))  # stable, so that equal units keep their order
+  # Stable, so that equal rows and units keep their order.
+  inner = jnp.argsort(-lengths, axis=1)  # [U, n]
+  descending = jnp.take_along_axis(lengths, inner, axis=1)
+  order = jnp.argsort(-jnp.sum(lengths, axis=1))
   empty = jnp.zeros((chunks, C), jnp.int32)
   (_, held), (bins, slots, starts) = jax.lax.scan(place_unit, (empty, empty), order)
-  numbers = order[:, None] * n + jnp.arange(n)  # [U, n], as bins, slots and starts
-  bins = jnp.where(lengths[order] > 0, bins, chunks * C)  # outside, where `set` drops them
+  numbers = order[:, None] * n + inner[order]  # [U, n], as bins, slots and starts
+  bins = jnp.where(descending[order] > 0, bins, chunks * C)  # outside, where `set` drops them
   flat = (chunks * C, SLOTS)
   rows = jnp.full(flat, N, jnp.int32).at[bins, slots].set(numbers.astype(jnp.int32), mode='drop')
   columns = jnp.zeros(flat, jnp.int32).at[bins, slots].set(starts, mode='drop')
