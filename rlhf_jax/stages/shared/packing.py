@@ -16,6 +16,8 @@ rollout; U units of n rows, N = U * n.
 
 from collections.abc import Callable
 import dataclasses
+import functools
+import math
 from typing import Any
 
 import flax.struct
@@ -23,12 +25,16 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.models import heads
 from rlhf_jax.models.transformer import Model
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.mesh import Layout
-from rlhf_jax.types import Array, Sequences
+from rlhf_jax.types import Array, Params, Sequences
 
 SLOTS = 8  # S; more rows than that share no packed row, however short they are
+# Shares of a chunk's places at which logits are computed: the least that holds all
+# places before response tokens. Each is compiled.
+HEAD_SHARES = (0.5, 0.75, 1.0)
 
 
 class Packing(flax.struct.PyTreeNode):
@@ -54,12 +60,14 @@ class PackedRows(flax.struct.PyTreeNode):
       [C * W].
     ends: [C * S] int32, the place behind its last one.
     response_length: R.
+    groups: G, rows of which are on devices of their own.
   """
 
   sequences: Sequences
   begins: Array
   ends: Array
   response_length: int = flax.struct.field(pytree_node=False)
+  groups: int = flax.struct.field(pytree_node=False)
 
   @property
   def mask(self) -> Array:
@@ -139,7 +147,13 @@ class Chunks:
     ends = first + jnp.sum(is_token, axis=2)
     lengths = jnp.sum(is_token & (taken.loss_mask > 0), axis=2)  # of the responses
     begins = ends - lengths
-    return PackedRows(packed, begins.reshape(-1), ends.reshape(-1), self.response_length)
+    return PackedRows(
+      packed,
+      begins.reshape(-1),
+      ends.reshape(-1),
+      self.response_length,
+      self.layout.batch_shards,
+    )
 
   def take(self, tree: Any, number: Array) -> Any:
     """Takes the rows of chunk `number` from arrays [N, …]: [C * S, …], 0 in empty slots."""
@@ -227,6 +241,55 @@ def open_chunks(
   lengths = jnp.minimum(-(-lengths // step) * step, W)
   packing = pack(lengths.reshape(-1, together), W, chunk_rows)
   return Chunks(sequences, packing, response_length, layout)
+
+
+def packed_logprobs(
+  model: Model, params: Params, hidden: Array, rows: PackedRows, temperature: float = 1.0
+) -> tuple[Array, Array]:
+  """Computes log-probabilities and entropies at the places before response tokens.
+
+  Only at these are there logits, which cost more than a layer where the vocabulary is large:
+  they are brought together, within the rows of a device, and taken back.
+
+  Args:
+    model: the definition.
+    params: its parameters.
+    hidden: [C, W, D], its states at the packed rows.
+    rows: the packed rows.
+    temperature: the sampling temperature.
+
+  Returns:
+    (logprobs, entropies), [C, W] float32 both, as `at_responses` takes them; 0 elsewhere.
+  """
+  tokens, G = rows.sequences.tokens, rows.groups
+  C, W = tokens.shape
+
+  def group(x: Array) -> Array:
+    return x.reshape(G, C // G * W, *x.shape[2:])
+
+  learned = jnp.roll(rows.sequences.loss_mask, -1, axis=1) > 0  # [C, W]
+  learned = group(learned & (jnp.arange(W) < W - 1))
+  order = jnp.argsort(~learned, axis=1)  # [G, C / G * W], stable: learned places come first
+  states, targets = group(hidden), group(jnp.roll(tokens, -1, axis=1))
+
+  def compute(length: int) -> tuple[Array, Array]:
+    places = order[:, : C // G * length]
+
+    def take(x: Array) -> Array:
+      return x[jnp.arange(G)[:, None], places].reshape(C, length, *x.shape[2:])
+
+    def put_back(x: Array) -> Array:
+      whole = jnp.zeros(learned.shape, x.dtype)
+      whole = whole.at[jnp.arange(G)[:, None], places].set(x.reshape(G, -1))
+      return jnp.where(learned, whole, 0.0).reshape(C, W)
+
+    results = heads.token_logprobs(model, params, take(states), take(targets), temperature)
+    return put_back(results[0]), put_back(results[1])
+
+  lengths = [math.ceil(share * W) for share in HEAD_SHARES]
+  held = C // G * jnp.asarray(lengths[:-1])
+  number = jnp.sum(jnp.max(jnp.sum(learned, axis=1)) > held)
+  return jax.lax.switch(number, [functools.partial(compute, length) for length in lengths])
 
 
 def map_chunks(function: Callable[[PackedRows], Any], chunks: Chunks) -> Any:
