@@ -35,6 +35,7 @@ def preference_experiment(name: str, tiny: bool, **changes: Any) -> ml_collectio
     batch_size=8,
     responses_per_row=8,  # one ranking of eight responses
     max_length=62,
+    packed_rows=8,  # half of the places would be padding
     data=quickstart.RANKINGS,
     loop=dict(steps=150, eval_every=75, save_every=75),
     optimizer=dict(learning_rate=4e-4),

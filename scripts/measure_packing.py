@@ -1,12 +1,15 @@
 """Measures what packed rows save at the quickstart's sizes.
 
-  python scripts/measure_packing.py --packed-rows 0 8
+  python scripts/measure_packing.py --packed-rows 0 4 8
 
 Texts of made-up tokens, of which as many places of the padded rows are padding as in the
 quickstart's PPO (53%): prompts of 8 to 20 tokens and responses of 6 to 24 in rows of 30
 and 32 places. Printed is the processor time, the median of several calls: of scoring 128
 responses by the reward model; of PPO's update from them, in four minibatches, with the
-passes before it; and of DPO's update from 16 rows of four responses, with its reference.
+passes before it; and of DPO's update from eight rankings of eight responses, with its reference.
+
+`ideal` is what the same numbers of tokens cost where nothing is padding: in fewer rows, all of
+them full and not packed.
 """
 
 import argparse
@@ -53,9 +56,18 @@ def draw_lengths(rows):
   return rng.integers(8, 21, rows)[:, None], rng.integers(6, 25, rows)[:, None]
 
 
-def make_rollout(rows):
+def full_lengths(rows):
+  return np.full((rows, 1), P), np.full((rows, 1), R)
+
+
+def real_share(rows, full_rows):
+  """Returns the tokens of ragged rows over the places of full ones."""
+  return sum(int(lengths.sum()) for lengths in draw_lengths(rows)) / (full_rows * (P + R))
+
+
+def make_rollout(rows, draw):
   rng = np.random.default_rng(1)
-  asked, said = draw_lengths(rows)
+  asked, said = draw(rows)
   prompt_mask, mask = np.arange(P) >= P - asked, np.arange(R) < said
   tokens = rng.integers(2, SIZES['vocab_size'], (rows, P + R)).astype(np.int32)
   index = np.arange(rows, dtype=np.int32)
@@ -65,9 +77,9 @@ def make_rollout(rows):
   return prompts, samples, rng.normal(size=rows).astype(np.float32)
 
 
-def make_rankings(rows, places):
+def make_rankings(rows, places, draw):
   rng = np.random.default_rng(1)
-  asked, said = (x.reshape(rows, places, 1) for x in draw_lengths(rows * places))
+  asked, said = (x.reshape(rows, places, 1) for x in draw(rows * places))
   inside = np.arange(P + R) < asked + said
   shape = (rows, places)
   return Rankings(
@@ -83,17 +95,17 @@ def make_rankings(rows, places):
   )
 
 
-def measure_score(layout, packed_rows, turns):
+def measure_score(layout, packed_rows, turns, rows=128, draw=draw_lengths):
   config = transformer.ModelConfig(**SIZES, head=True, likelihood_head=True)
   model = transformer.build_model(config, layout)
   options = types.SimpleNamespace(parts=1, packed_rows=packed_rows)
   score = reward.build_score(model, layout, options)
-  prompts, samples, _ = layout.place(make_rollout(128))
+  prompts, samples, _ = layout.place(make_rollout(rows, draw))
   params = testing.make_params(model, layout)
   return measure(functools.partial(score, params, prompts, samples), turns)[1]
 
 
-def measure_ppo(layout, packed_rows, turns):
+def measure_ppo(layout, packed_rows, turns, rows=128, draw=draw_lengths):
   model = transformer.build_model(transformer.ModelConfig(**SIZES), layout)
   headed = transformer.build_model(transformer.ModelConfig(**SIZES, head=True), layout)
   definitions = ppo.Definitions(
@@ -108,43 +120,63 @@ def measure_ppo(layout, packed_rows, turns):
   )
   step = training.compile_train_step(ppo.train_step, definitions, options, donate=False)
   state = testing.make_ppo_state(definitions, options)
-  scored = testing.score_samples(*layout.place(make_rollout(128)))
+  scored = testing.score_samples(*layout.place(make_rollout(rows, draw)))
   reference = testing.make_params(model, layout, seed=5)
   (_, metrics), milliseconds = measure(functools.partial(step, state, scored, reference), turns)
-  return milliseconds, metrics.get('packed/padding_share')
+  return milliseconds, metrics.get('packed/padding_share', 1 - real_share(rows, rows))
 
 
-def measure_dpo(layout, packed_rows, turns):
+def measure_dpo(layout, packed_rows, turns, rows=8, draw=draw_lengths):
   model = transformer.build_model(transformer.ModelConfig(**SIZES), layout)
   definitions = training.Definitions(model, testing.make_optimizer(), layout)
   options = preference.Options(packed_rows=packed_rows, max_length=P + R)
   step = training.compile_train_step(preference.train_step, definitions, options, donate=False)
   logprobs = preference.build_logprobs(model, layout, options)
   state, reference = testing.make_state(definitions), testing.make_params(model, layout, seed=5)
-  batch = layout.place(make_rankings(16, 4))
+  batch = layout.place(make_rankings(rows, 8, draw))
   _, reading = measure(functools.partial(logprobs, reference, batch), turns)
   (_, metrics), milliseconds = measure(functools.partial(step, state, batch), turns)
-  return reading, milliseconds, metrics.get('packed/padding_share')
+  unpacked = 1 - real_share(8 * rows, 8 * rows)
+  return reading, milliseconds, metrics.get('packed/padding_share', unpacked)
+
+
+def say(name, score, ppo_result, dpo_result):
+  ppo_update, ppo_padding = ppo_result
+  reading, dpo_update, dpo_padding = dpo_result
+  print(
+    f'{name}: score {score:.0f} ms; PPO {ppo_update:.0f} ms, {float(ppo_padding):.1%} padding; '
+    f'DPO reference {reading:.0f} ms, update {dpo_update:.0f} ms, {float(dpo_padding):.1%} padding',
+    flush=True,
+  )
+
+
+def measure_ideal(layout, turns):
+  """Measures full rows, nearly as many tokens, and says what exactly as many would cost."""
+  how = (layout, 0, turns)
+  share = real_share(128, 64)
+  score = share * measure_score(*how, 64, full_lengths)
+  update = share * measure_ppo(*how, 64, full_lengths)[0]
+  share = real_share(64, 32)
+  dpo = [share * x for x in measure_dpo(*how, 4, full_lengths)[:2]]
+  say('ideal', score, (update, 0.0), (*dpo, 0.0))
 
 
 def main():
-  parser = argparse.ArgumentParser()
-  parser.add_argument('--packed-rows', type=int, nargs='+', default=[0, 8])
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--packed-rows', type=int, nargs='+', default=[0, 4, 8])
   parser.add_argument('--turns', type=int, default=5)
   arguments = parser.parse_args()
   layout = mesh.make_layout(mesh.MeshOptions(), jax.devices()[:1])
   for packed_rows in arguments.packed_rows:
     how = (layout, packed_rows, arguments.turns)
     score = measure_score(*how)
-    ppo_update, ppo_padding = measure_ppo(*how)
-    reading, dpo_update, dpo_padding = measure_dpo(*how)
-    shares = [0.53 if share is None else float(share) for share in (ppo_padding, dpo_padding)]
-    print(
-      f'packed_rows {packed_rows}: score {score:.0f} ms; PPO {ppo_update:.0f} ms, '
-      f'{shares[0]:.0%} padding; DPO reference {reading:.0f} ms, update {dpo_update:.0f} ms, '
-      f'{shares[1]:.0%} padding',
-      flush=True,
-    )
+    ppo_result = measure_ppo(*how)
+    # A chunk must hold the eight responses of a ranking.
+    reads = (layout, packed_rows and max(packed_rows, 8), arguments.turns)
+    say(f'packed_rows {packed_rows}', score, ppo_result, measure_dpo(*reads))
+  measure_ideal(layout, arguments.turns)
 
 
 if __name__ == '__main__':

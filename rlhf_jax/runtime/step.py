@@ -50,14 +50,34 @@ class Parts:
     read: number of a part, [] int32 → the part, a tree of arrays; all have one shape.
     count: [] int32, how many parts there are, at least 1.
     limit: how many there may be.
+    beside: parts of another shape, which belong to the same batch.
   """
 
   read: Callable[[jax.Array], Any]
   count: jax.Array
   limit: int
+  beside: 'Parts | None' = None
 
 
 LossFunction = Callable[[Params, Any, jax.Array], Loss]  # (params, batch, key) → Loss
+
+
+def add_losses(first: Loss, second: Loss) -> Loss:
+  """Adds two losses of one batch; a statistic that only one of them has is its own."""
+  return Loss(
+    total=first.total + second.total,
+    weight=first.weight + second.weight,
+    means=_add_statistics(first.means, second.means),
+    counts=_add_statistics(first.counts, second.counts),
+  )
+
+
+def _add_statistics(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+  """Adds two dicts of sums, or of pairs of sums, name by name."""
+  added = {**first, **second}
+  for name in first.keys() & second.keys():
+    added[name] = jax.tree.map(jnp.add, first[name], second[name])
+  return added
 
 
 def create_train_state(
@@ -466,6 +486,17 @@ def _accumulate_parts(
   loss: LossFunction, params: Params, parts: Parts, key: jax.Array
 ) -> tuple[Loss, Params]:
   """Returns the sums of `_loss_and_gradients` over as many parts as there are."""
+  value, gradients = _accumulate_equal_parts(loss, params, parts, key)
+  if parts.beside is None:
+    return value, gradients
+  more, more_gradients = _accumulate_parts(loss, params, parts.beside, key)
+  return add_losses(value, more), jax.tree.map(jnp.add, gradients, more_gradients)
+
+
+def _accumulate_equal_parts(
+  loss: LossFunction, params: Params, parts: Parts, key: jax.Array
+) -> tuple[Loss, Params]:
+  """Returns the sums over the parts of one shape."""
 
   def compute(number: jax.Array) -> tuple[Loss, Params]:
     part_key = jax.random.fold_in(key, number)

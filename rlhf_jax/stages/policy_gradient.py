@@ -387,8 +387,9 @@ def update_minibatch(
   del unshuffled
   trained, opt_state = carry
 
-  def batch_loss(trained: Params, assessed: AssessedRollout, key: Array) -> steps.Loss:
+  def batch_loss(trained: Params, batch: Any, key: Array) -> steps.Loss:
     del key  # nothing is drawn: dropout is left out
+    assessed, _ = batch
     now = rollout.forward_responses(
       definitions.model,
       merge_params(trained, frozen),

@@ -319,8 +319,7 @@ def _score_packed(model: Model, params: Params, rows: PackedRows) -> jax.Array:
   scores = heads.scalar_scores(params, rows.at_ends(hidden))
   if not model.config.likelihood_head:
     return scores
-  targets = jnp.roll(packed.tokens, -1, axis=1)  # what is wrapped around is not read
-  logprobs, _ = heads.token_logprobs(model, params, hidden, targets)
+  logprobs, _ = packing.packed_logprobs(model, params, hidden, rows)
   return scores + heads.likelihood_scores(params, rows.at_responses(logprobs), rows.mask)
 
 

@@ -1,6 +1,5 @@
 """Packed updates: the same numbers as padded ones, at the cost of the real tokens."""
 
-import dataclasses
 import functools
 
 import jax
@@ -16,7 +15,7 @@ from rlhf_jax.objectives.preference import PREFERENCE_LOSSES
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.stages import policy_gradient, ppo, preference
 from rlhf_jax.stages.shared import off_policy, packing, ranked_logprobs, training
-from rlhf_jax.types import Rankings
+from rlhf_jax.types import Rankings, Sequences
 
 N, P, R = 16, 6, 14
 SAMPLING = SamplingOptions(max_new_tokens=R, temperature=0.7)
@@ -39,6 +38,17 @@ def ragged_rollout(seed=0):
   return prompts, samples, scores
 
 
+def documents(rows=12, length=9):
+  rng = np.random.default_rng(7)
+  inside = np.arange(length) < rng.integers(3, length + 1, (rows, 1))
+  return Sequences(
+    tokens=np.where(inside, rng.integers(2, 64, inside.shape), 0).astype(np.int32),
+    positions=np.where(inside, np.arange(length), 0).astype(np.int32),
+    segment_ids=inside.astype(np.int32),
+    loss_mask=(inside & (np.arange(length) > 0)).astype(np.float32),
+  )
+
+
 @functools.cache
 def update_ppo(mesh, packed_rows):
   definitions = testing.make_ppo_definitions(testing.make_layout(mesh), 3e-3)
@@ -48,11 +58,12 @@ def update_ppo(mesh, packed_rows):
     score_place='after_eos',
     sampling=SAMPLING,
     packed_rows=packed_rows,
+    pretraining_coefficient=0.5,
   )
   step = training.compile_train_step(ppo.train_step, definitions, options)
   reference = testing.make_params(definitions.model, definitions.layout, seed=5)
   state = testing.make_ppo_state(definitions, options)
-  scored = testing.score_samples(*definitions.layout.place(ragged_rollout()))
+  scored = testing.score_samples(*definitions.layout.place((*ragged_rollout(), documents())))
   state, metrics = step(state, scored, reference)
   return jax.device_get(((state.params, state.value_params), metrics))
 
@@ -203,9 +214,3 @@ def test_packed_rankings_have_the_gradients_of_padded_ones():
 def test_packed_rows_that_do_not_fit(rows, microbatches, message):
   with pytest.raises(UserError, match=message):
     packing.check_rows(rows, microbatches, 2, 'config.ppo', together=4)
-
-
-def test_documents_are_not_packed():
-  options = ppo.Options(packed_rows=4, pretraining_coefficient=0.5)
-  with pytest.raises(UserError, match='config.ppo.packed_rows: expected 0 beside'):
-    ppo.check_options(dataclasses.replace(options, sampling=SAMPLING), 'config.ppo')

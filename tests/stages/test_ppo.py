@@ -10,11 +10,12 @@ import pytest
 
 from rlhf_jax import testing
 from rlhf_jax.data import records
+from rlhf_jax.errors import UserError
 from rlhf_jax.generation import sampler
 from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.models import heads
 from rlhf_jax.rewards.functions import RewardFunctionOptions
-from rlhf_jax.stages import ppo
+from rlhf_jax.stages import ppo, sft
 from rlhf_jax.stages.shared import scores as scores_lib
 from rlhf_jax.stages.shared import training
 from rlhf_jax.stages.shared.model_store import ModelStore
@@ -342,3 +343,25 @@ def test_critic_on_the_policys_trunk_and_a_function_as_reward(words, context, mo
   assert metrics['reward/score'] == 0.5 and metrics['reward/failed'] == 0
   values, shown = stage.evaluate(state)
   assert values['reward/score'] == 0.5 and len(shown) == 4 and shown[0]['score'] == 0.5
+
+
+def test_demonstrations_are_mixed_in_as_sft_reads_them(words, context):
+  how = (
+    f'ppo.reward={words}',
+    'ppo.reward_functions.workers=0',
+    'ppo.pretraining_coefficient=0.5',
+    'ppo.pretraining_kind=demonstration',
+    'ppo.pretraining_max_length=64',
+  )
+  made = context('ppo', *how)
+  _, texts = next(ppo.build(made, made.read_options(ppo.STAGE)).batches)
+  own = context('sft', 'sft.max_length=64', 'sft.data.count=0')
+  jax.tree.map(
+    np.testing.assert_array_equal, texts, next(sft.build(own, own.read_options(sft.STAGE)).batches)
+  )
+  assert 0 < texts.loss_mask.sum() < 0.8 * (texts.segment_ids > 0).sum()
+
+
+def test_texts_of_an_unknown_kind_are_refused():
+  with pytest.raises(UserError, match='pretraining_kind: expected document or demonstration'):
+    ppo.check_options(make_options(pretraining_kind='ranking'), 'config.ppo')

@@ -18,6 +18,8 @@ from rlhf_jax.stages.shared import (
   rollout,
 )
 
+PRETRAINING_KINDS = ('document', 'demonstration')
+
 
 @dataclasses.dataclass(frozen=True)
 class Options(off_policy.OffPolicyOptions):
@@ -38,8 +40,10 @@ class Options(off_policy.OffPolicyOptions):
   whiten_rewards: bool = False  # to variance 1 over a rollout; the mean stays
   whiten_advantages: bool = True  # to mean 0 and variance 1 over a rollout
   score_place: str = 'eos'  # eos: at the end token; after_eos: behind it, as in TRL
-  # Γ of PPO-ptx, of the loss on `pretraining` documents
+  # Γ of PPO-ptx, of the loss on `pretraining` texts
   pretraining_coefficient: NonNegative = 0.0
+  # What these are: document; or demonstration, of which the response is learned, as in SFT.
+  pretraining_kind: str = 'document'
   pretraining_max_length: Count = 96  # tokens of a row of documents
   pretraining: DataOptions = DataOptions()
   optimizer: OptimizerOptions = OptimizerOptions(
@@ -59,7 +63,7 @@ class Options(off_policy.OffPolicyOptions):
       unread |= dict.fromkeys(('kl_target', 'kl_horizon'), 'kl_coefficient is 0')
     if not self.pretraining_coefficient:
       why = 'pretraining_coefficient is 0'
-      unread |= dict.fromkeys(('pretraining', 'pretraining_max_length'), why)
+      unread |= dict.fromkeys(('pretraining', 'pretraining_kind', 'pretraining_max_length'), why)
     if self.epochs * self.minibatches == 1:
       why = 'a step makes one update, before which nothing has changed'
       unread |= dict.fromkeys(('clip', 'value_clip'), why)
@@ -70,15 +74,18 @@ class Options(off_policy.OffPolicyOptions):
     """Whether the KL counts."""
     return self.kl_coefficient > 0
 
+  @property
+  def document_places(self) -> int:
+    """Places of a row of documents, of which a step reads one for each response; 0 = none."""
+    return self.pretraining_max_length if self.pretraining_coefficient else 0
+
 
 def check_options(options: Options, where: str) -> None:
-  """Checks the options; raises UserError for an unknown `score_place` or biased sampling."""
+  """Checks the options; raises UserError for an unknown name or biased sampling."""
   rollout.check_sampling(options, where)
   off_policy.check_options(options, where)
-  if options.packed_rows and options.pretraining_coefficient:
-    raise UserError(
-      f'{where}.packed_rows: expected 0 beside pretraining_coefficient, as documents are not '
-      f'packed with responses; got {options.packed_rows}'
-    )
+  if options.pretraining_kind not in PRETRAINING_KINDS:
+    names = ' or '.join(PRETRAINING_KINDS)
+    raise UserError(f'{where}.pretraining_kind: expected {names}, got {options.pretraining_kind!r}')
   if options.score_place not in ('eos', 'after_eos'):
     raise UserError(f'{where}.score_place: expected eos or after_eos, got {options.score_place!r}')

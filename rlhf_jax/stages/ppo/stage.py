@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.data import batches, encode, sources
-from rlhf_jax.data.records import Document
 from rlhf_jax.planning.programs import abstract_sequences, StagePlan
 from rlhf_jax.runtime import hosts, loop, optimizers
 from rlhf_jax.runtime.mesh import Layout
@@ -54,7 +53,9 @@ def build(context: Context, options: Options) -> loop.Training:
     context, parts.store, options, train.records, held_out.records
   )
   value_config = parts.definitions.value_model.config if options.value else None
-  meter = rollout_metering.meter_rollout(parts.definitions, options, options.epochs, value_config)
+  meter = rollout_metering.meter_rollout(
+    parts.definitions, options, options.epochs, value_config, options.document_places
+  )
   memory = rollout.memory_of(parts)
   parts, score = rollout_metering.time_phases(meter, parts, score)
   reference_params = parts.read_reference()
@@ -179,21 +180,30 @@ def _init_state(
 
 
 def _pretraining_batches(context: Context, options: Options) -> Iterator[Sequences] | None:
-  """Returns batches of documents for PPO-ptx; None where its coefficient is 0."""
+  """Returns batches of texts for PPO-ptx; None where its coefficient is 0."""
   if not options.pretraining_coefficient:
     return None
-  documents = encode.documents(
-    sources.load_records(options.pretraining, 'document', 'train'),
-    context.tokenizer,
-    options.pretraining_max_length,
-    hosts.spread,
-  )
+  records = sources.load_records(options.pretraining, options.pretraining_kind, 'train')
   return batches.sequences(
-    documents,
+    _encode_pretraining(records, context.tokenizer, options, spread=hosts.spread),
     options.batch_size * options.num_samples,  # rows, as many as responses
     options.pretraining_max_length,
     context.config.seed,
   )
+
+
+def _encode_pretraining(
+  records: Sequence[Any],
+  tokenizer: Any,
+  options: Options,
+  overlong: str = 'drop',
+  spread: encode.Spread = map,
+) -> Sequence[encode.Example]:
+  """Encodes the texts of PPO-ptx as pre-training and SFT do; documents are cut into windows."""
+  length = options.pretraining_max_length
+  if options.pretraining_kind == 'document':
+    return encode.documents(records, tokenizer, length, spread)
+  return encode.demonstrations(records, tokenizer, length, overlong, spread=spread)
 
 
 def plan(context: Context) -> StagePlan:
@@ -202,9 +212,9 @@ def plan(context: Context) -> StagePlan:
   parts = define(context, options)
 
   def update_arguments(scored: ScoredRollout, reference_params: Params | None) -> tuple:
-    if options.pretraining_coefficient:
+    if options.document_places:
       rows = options.batch_size * options.num_samples
-      documents = abstract_sequences(context.layout, rows, options.pretraining_max_length)
+      documents = abstract_sequences(context.layout, rows, options.document_places)
       scored = scored.replace(pretraining=documents)
     return scored, reference_params
 
@@ -215,22 +225,21 @@ def plan(context: Context) -> StagePlan:
     update_arguments,
     passes=options.epochs,
     has_value_trunk=bool(options.value),
+    document_places=options.document_places,
   )
 
 
 def list_data(options: Options, tokenizer: Any) -> list[DataUse]:
   """Lists the data that the stage reads, with the encoding of its records."""
 
-  def encode_documents(records: Sequence[Document], overlong: str) -> Sequence[dict]:
-    del overlong  # documents are cut into windows
-    return list(encode.documents(records, tokenizer, options.pretraining_max_length))
+  def encode_texts(records: Sequence[Any], overlong: str) -> Sequence[dict]:
+    return list(_encode_pretraining(records, tokenizer, options, overlong))
 
   uses = rollout.list_data(options, tokenizer)
   if options.pretraining_coefficient:
-    documents = DataUse(
-      'pretraining', options.pretraining, 'document', encode_documents, splits=('train',)
-    )
-    uses.append(documents)
+    kind = options.pretraining_kind
+    texts = DataUse('pretraining', options.pretraining, kind, encode_texts, splits=('train',))
+    uses.append(texts)
   return uses
 
 

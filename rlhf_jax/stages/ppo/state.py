@@ -85,6 +85,19 @@ class AssessedRollout(flax.struct.PyTreeNode):
   value_weight: Array
 
 
+class Documents(flax.struct.PyTreeNode):
+  """Rows for PPO-ptx, with the weight of their loss.
+
+  Attributes:
+    rows: [n, T].
+    weight: [n] float32, the same in all rows: response tokens for each target of the
+      documents, over the rows that make an update.
+  """
+
+  rows: Sequences
+  weight: Array
+
+
 class Evaluated(NamedTuple):
   """The outputs of all models on N responses, before the update."""
 

@@ -24,7 +24,14 @@ from rlhf_jax.stages.ppo.assessment import (
   value_loss_weight,
 )
 from rlhf_jax.stages.ppo.options import Options
-from rlhf_jax.stages.ppo.state import AssessedRollout, Definitions, Evaluated, Forward, PPOState
+from rlhf_jax.stages.ppo.state import (
+  AssessedRollout,
+  Definitions,
+  Documents,
+  Evaluated,
+  Forward,
+  PPOState,
+)
 from rlhf_jax.stages.shared import (
   off_policy,
   packing,
@@ -110,7 +117,7 @@ def update_once(
     response_length,
     temperature,
   )
-  weight = pretraining_weight(scored.samples.mask, scored.pretraining)
+  documents = weigh_documents(scored.pretraining, scored.samples.mask)
 
   def batch_loss(trained: Params, scored: ScoredRollout, key: Array) -> steps.Loss:
     del key  # nothing is drawn: dropout is left out
@@ -125,7 +132,9 @@ def update_once(
     )
     evaluated = jax.lax.stop_gradient(Evaluated(*now, reference))
     assessed, metrics = assess_rollout(scored, evaluated, state.kl_coefficient, options)
-    value = loss(params, now, assessed, scored.pretraining, weight, definitions, options)
+    value = loss(now, assessed, options)
+    if documents is not None:
+      value = steps.add_losses(value, document_loss(params, documents, definitions, options))
     return dataclasses.replace(value, counts=metrics)
 
   trained = {'policy': state.trained, 'value': state.value_trained}
@@ -209,7 +218,7 @@ def update_minibatch(
   Args:
     carry: ({'policy', 'value'}: the trained parameters, the optimizer's state).
     assessed: the minibatch.
-    pretraining: documents for PPO-ptx, as many as responses; None without.
+    pretraining: documents for PPO-ptx; None without.
     key: the random key of this minibatch.
     frozen: {'policy', 'value'}: the parameters beside the trained ones.
     definitions: the definitions of the models, the optimizer and the layout.
@@ -219,28 +228,16 @@ def update_minibatch(
     The next carry, and metrics ([] float32 each).
   """
   trained, opt_state = carry
-  weight = pretraining_weight(assessed.mask, pretraining)
+  documents = weigh_documents(pretraining, assessed.mask)
   value_weight = value_loss_weight(assessed.mask, assessed.value_mask)
   assessed = assessed.replace(value_weight=value_weight)
 
   def batch_loss(trained: Params, batch: Any, key: Array) -> steps.Loss:
     del key  # nothing is drawn: dropout is left out
-    assessed, pretraining, weight = batch
-    params = merge_params(trained, frozen)
-    now = forward(
-      definitions,
-      params['policy'],
-      params['value'],
-      assessed.sequences,
-      assessed.mask.shape[1],  # R
-      options.sampling.temperature,
-    )
-    return loss(params, now, assessed, pretraining, weight, definitions, options)
+    assessed, documents = batch
+    return part_loss(merge_params(trained, frozen), assessed, documents, definitions, options)
 
-  # PPO-ptx and packed rows exclude each other, so that documents are None in packed ones
-  batch, packing_metrics = packing.pack_minibatch(
-    assessed, definitions, options, beside=(pretraining, weight)
-  )
+  batch, packing_metrics = packing.pack_minibatch(assessed, definitions, options, documents)
   trained, opt_state, metrics = steps.update_params(
     batch_loss,
     definitions.optimizer,
@@ -253,46 +250,71 @@ def update_minibatch(
   return (trained, opt_state), metrics | packing_metrics
 
 
-def pretraining_weight(mask: Array, documents: Sequences | None) -> Array | None:
+def weigh_documents(documents: Sequences | None, mask: Array) -> Documents | None:
   """Computes the weight of the documents' summed loss beside that of the responses (PPO-ptx).
 
   The loss is divided by the number of response tokens. With this weight the documents'
-  part is a mean over their own tokens, however a minibatch is cut into micro-batches:
-  hence it is computed for the whole minibatch, and repeated for each row to be cut with
-  the rows.
+  part is a mean over their own tokens, however a minibatch is cut into micro-batches or
+  packed: hence it is computed for the whole minibatch, and repeated for each row to be
+  cut with the rows.
 
   Args:
-    mask: [n, R] bool, the responses.
     documents: [n, T]; None without.
+    mask: [N, R] bool, the responses.
 
   Returns:
-    [n] float32, the same in all rows; None without documents.
+    The documents with their weight; None without.
   """
   if documents is None:
     return None
   responses = masked.total(1.0, mask)
   targets = masked.total(1.0, documents.loss_mask != 0)
-  return jnp.full(mask.shape[0], responses / jnp.maximum(targets, 1.0))
+  rows = documents.tokens.shape[0]
+  return Documents(documents, jnp.full(rows, responses / jnp.maximum(targets, 1.0)))
 
 
-def loss(
+def part_loss(
   params: Params,
-  now: Forward,
-  assessed: AssessedRollout,
-  pretraining: Sequences | None,
-  weight: Array | None,
+  assessed: AssessedRollout | None,
+  documents: Documents | None,
   definitions: Definitions,
   options: Options,
 ) -> steps.Loss:
-  """Computes the clipped losses of policy and value, and of PPO-ptx.
+  """Runs the models over a part of a minibatch, and computes its loss.
 
   Args:
-    params: {'policy', 'value'}: complete parameters; PPO-ptx runs the policy over documents.
+    params: {'policy', 'value'}: complete parameters.
+    assessed: n responses; None if the part has none.
+    documents: for PPO-ptx; None if the part has none.
+    definitions: the definitions of the models.
+    options: the options of the stage.
+
+  Returns:
+    The sum of `loss` and `document_loss`.
+  """
+  if assessed is None:
+    assert documents is not None  # no part is empty
+    return document_loss(params, documents, definitions, options)
+  now = forward(
+    definitions,
+    params['policy'],
+    params['value'],
+    assessed.sequences,
+    assessed.mask.shape[1],  # R
+    options.sampling.temperature,
+  )
+  value = loss(now, assessed, options)
+  if documents is None:
+    return value
+  return steps.add_losses(value, document_loss(params, documents, definitions, options))
+
+
+def loss(now: Forward, assessed: AssessedRollout, options: Options) -> steps.Loss:
+  """Computes the clipped losses of policy and value.
+
+  Args:
     now: the outputs of both models on n responses.
     assessed: these responses, of at most R tokens.
-    pretraining: [n, T] documents for PPO-ptx; None without.
-    weight: [n] float32, as `pretraining_weight` returns it; None without.
-    definitions: the definitions of the models.
     options: the options of the stage.
 
   Returns:
@@ -329,12 +351,30 @@ def loss(
     'value/loss': (value_total, masked.count(assessed.value_mask)),
     'value/clip_fraction': masked.total(value_clipped, mask),
   }
-  if pretraining is not None and weight is not None:
-    nll = pretraining_nll(params['policy'], pretraining, definitions.model)
-    nll = nll * weight[0]  # the same in every row
-    objective = objective + options.pretraining_coefficient * nll
-    means['pretraining/loss'] = nll
   return steps.Loss(total=objective, weight=masked.total(1.0, mask), means=means)
+
+
+def document_loss(
+  params: Params, documents: Documents, definitions: Definitions, options: Options
+) -> steps.Loss:
+  """Computes the loss of PPO-ptx.
+
+  Args:
+    params: {'policy', …}: complete parameters.
+    documents: with their weight.
+    definitions: of which the policy's is used.
+    options: the options of the stage.
+
+  Returns:
+    The loss in units of the summed loss of the responses, to whose tokens it adds none.
+  """
+  nll = pretraining_nll(params['policy'], documents.rows, definitions.model)
+  nll = nll * documents.weight[0]  # the same in every row
+  return steps.Loss(
+    total=options.pretraining_coefficient * nll,
+    weight=jnp.float32(0.0),
+    means={'pretraining/loss': nll},
+  )
 
 
 def pretraining_nll(params: Params, documents: Sequences, model: Model) -> Array:

@@ -16,6 +16,8 @@ rollout; U units of n rows, N = U * n.
 
 from collections.abc import Callable
 import dataclasses
+import functools
+import math
 from typing import Any
 
 import flax.struct
@@ -23,12 +25,16 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.models import heads
 from rlhf_jax.models.transformer import Model
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.mesh import Layout
-from rlhf_jax.types import Array, Sequences
+from rlhf_jax.types import Array, Params, Sequences
 
 SLOTS = 8  # S; more rows than that share no packed row, however short they are
+# Shares of a chunk's places at which logits are computed: the least that holds all
+# places before response tokens. Each is compiled.
+HEAD_SHARES = (0.5, 0.75, 1.0)
 
 
 class Packing(flax.struct.PyTreeNode):
@@ -54,12 +60,14 @@ class PackedRows(flax.struct.PyTreeNode):
       [C * W].
     ends: [C * S] int32, the place behind its last one.
     response_length: R.
+    groups: G, rows of which are on devices of their own.
   """
 
   sequences: Sequences
   begins: Array
   ends: Array
   response_length: int = flax.struct.field(pytree_node=False)
+  groups: int = flax.struct.field(pytree_node=False)
 
   @property
   def mask(self) -> Array:
@@ -139,7 +147,13 @@ class Chunks:
     ends = first + jnp.sum(is_token, axis=2)
     lengths = jnp.sum(is_token & (taken.loss_mask > 0), axis=2)  # of the responses
     begins = ends - lengths
-    return PackedRows(packed, begins.reshape(-1), ends.reshape(-1), self.response_length)
+    return PackedRows(
+      packed,
+      begins.reshape(-1),
+      ends.reshape(-1),
+      self.response_length,
+      self.layout.batch_shards,
+    )
 
   def take(self, tree: Any, number: Array) -> Any:
     """Takes the rows of chunk `number` from arrays [N, …]: [C * S, …], 0 in empty slots."""
@@ -229,6 +243,55 @@ def open_chunks(
   return Chunks(sequences, packing, response_length, layout)
 
 
+def packed_logprobs(
+  model: Model, params: Params, hidden: Array, rows: PackedRows, temperature: float = 1.0
+) -> tuple[Array, Array]:
+  """Computes log-probabilities and entropies at the places before response tokens.
+
+  Only at these are there logits, which cost more than a layer where the vocabulary is large:
+  they are brought together, within the rows of a device, and taken back.
+
+  Args:
+    model: the definition.
+    params: its parameters.
+    hidden: [C, W, D], its states at the packed rows.
+    rows: the packed rows.
+    temperature: the sampling temperature.
+
+  Returns:
+    (logprobs, entropies), [C, W] float32 both, as `at_responses` takes them; 0 elsewhere.
+  """
+  tokens, G = rows.sequences.tokens, rows.groups
+  C, W = tokens.shape
+
+  def group(x: Array) -> Array:
+    return x.reshape(G, C // G * W, *x.shape[2:])
+
+  learned = jnp.roll(rows.sequences.loss_mask, -1, axis=1) > 0  # [C, W]
+  learned = group(learned & (jnp.arange(W) < W - 1))
+  order = jnp.argsort(~learned, axis=1)  # [G, C / G * W], stable: learned places come first
+  states, targets = group(hidden), group(jnp.roll(tokens, -1, axis=1))
+
+  def compute(length: int) -> tuple[Array, Array]:
+    places = order[:, : C // G * length]
+
+    def take(x: Array) -> Array:
+      return x[jnp.arange(G)[:, None], places].reshape(C, length, *x.shape[2:])
+
+    def put_back(x: Array) -> Array:
+      whole = jnp.zeros(learned.shape, x.dtype)
+      whole = whole.at[jnp.arange(G)[:, None], places].set(x.reshape(G, -1))
+      return jnp.where(learned, whole, 0.0).reshape(C, W)
+
+    results = heads.token_logprobs(model, params, take(states), take(targets), temperature)
+    return put_back(results[0]), put_back(results[1])
+
+  lengths = [math.ceil(share * W) for share in HEAD_SHARES]
+  held = C // G * jnp.asarray(lengths[:-1])
+  number = jnp.sum(jnp.max(jnp.sum(learned, axis=1)) > held)
+  return jax.lax.switch(number, [functools.partial(compute, length) for length in lengths])
+
+
 def map_chunks(function: Callable[[PackedRows], Any], chunks: Chunks) -> Any:
   """Computes a function of packed rows, chunk by chunk.
 
@@ -285,7 +348,7 @@ def map_responses(
 
 
 def pack_minibatch(
-  assessed: Any, definitions: Any, options: Any, beside: tuple[Any, ...] = ()
+  assessed: Any, definitions: Any, options: Any, beside: Any = None
 ) -> tuple[Any, dict[str, Array]]:
   """Packs a minibatch for its update, if the section asks for it.
 
@@ -294,19 +357,17 @@ def pack_minibatch(
       `mask` [N, R].
     definitions: the stage's, of which layout and model are used.
     options: the stage's, with `packed_rows`.
-    beside: what a part of the batch has beside its responses, all None if it is packed.
+    beside: other rows of the batch, a tree of arrays [n, …], such as documents; None =
+      there are none. They are computed C at a time too, but not packed.
 
   Returns:
-    (the batch or its parts: `assessed`, or a tuple of it and `beside` if there is any; the
-    metrics of packing). A part has `sequences` as PackedRows and all other arrays
-    [C * S, …], where empty slots have an empty mask.
+    (the batch or its parts, each a pair of `assessed` and `beside`; the metrics of
+    packing). If packed, a part has either of both: `assessed` with `sequences` as
+    PackedRows and all other arrays [C * S, …], where empty slots have an empty mask; or
+    C rows of `beside`, 0 behind the last one.
   """
-
-  def join(part: Any) -> Any:
-    return (part, *beside) if beside else part
-
   if not options.packed_rows:
-    return join(assessed), {}
+    return (assessed, beside), {}
   chunks = open_chunks(
     assessed.sequences,
     assessed.mask.shape[1],  # R
@@ -317,13 +378,46 @@ def pack_minibatch(
 
   def read(number: Array) -> Any:
     others = chunks.take(assessed.replace(sequences=None), number)
-    return join(others.replace(sequences=chunks.read(number)))
+    return others.replace(sequences=chunks.read(number)), None
 
-  return steps.Parts(read, chunks.packing.count, chunks.limit), chunks.metrics()
+  parts = steps.Parts(
+    read,
+    chunks.packing.count,
+    chunks.limit,
+    None if beside is None else divide_rows(beside, options.packed_rows, definitions.layout),
+  )
+  return parts, chunks.metrics()
+
+
+def divide_rows(tree: Any, size: int, layout: Layout) -> steps.Parts:
+  """Divides rows that are not packed into parts.
+
+  Args:
+    tree: of arrays [n, …].
+    size: C, rows of a part.
+    layout: the mesh, over which the rows of a part are sharded.
+
+  Returns:
+    Parts (None, a tree of arrays [C, …]); 0 behind the last row.
+  """
+  rows = jax.tree.leaves(tree)[0].shape[0]  # n
+  count = -(-rows // size)
+
+  def constrain(x: Array) -> Array:
+    return layout.constrain(x, ('batch', 'length')[: x.ndim])
+
+  def read(number: Array) -> Any:
+    # Every count-th row, so that each device reads rows of its own.
+    taken = take_rows(tree, number + count * jnp.arange(size))
+    return None, jax.tree.map(constrain, taken)
+
+  return steps.Parts(read, jnp.int32(count), count)
 
 
 def pack(lengths: Array, width: int, chunk_rows: int) -> Packing:
   """Packs rows by first-fit decreasing: the longest first, each where it fits first.
+
+  So are the units, by their sums, and the rows of each.
 
   Args:
     lengths: [U, n] int32, tokens of each row, at most `width`; 0 = no row. The n rows of
@@ -357,7 +451,7 @@ def pack(lengths: Array, width: int, chunk_rows: int) -> Packing:
 
   def place_unit(carry: tuple[Array, Array], unit: Array) -> tuple[tuple[Array, Array], Any]:
     filled, held = carry  # [chunks, C] int32 each
-    tried, spots = jax.vmap(try_chunk, (0, 0, None))(filled, held, lengths[unit])
+    tried, spots = jax.vmap(try_chunk, (0, 0, None))(filled, held, descending[unit])
     new_filled, new_held, fitted = tried
     chunk = jnp.argmax(fitted)  # the first; an empty one always does
     bins, slots, starts = jax.tree.map(lambda x: x[chunk], spots)  # [n] each
@@ -365,11 +459,14 @@ def pack(lengths: Array, width: int, chunk_rows: int) -> Packing:
     held = held.at[chunk].set(new_held[chunk])
     return (filled, held), (chunk * C + bins, slots, starts)
 
-  order = jnp.argsort(-jnp.sum(lengths, axis=1))  # stable, so that equal units keep their order
+  # Stable, so that equal rows and units keep their order.
+  inner = jnp.argsort(-lengths, axis=1)  # [U, n]
+  descending = jnp.take_along_axis(lengths, inner, axis=1)
+  order = jnp.argsort(-jnp.sum(lengths, axis=1))
   empty = jnp.zeros((chunks, C), jnp.int32)
   (_, held), (bins, slots, starts) = jax.lax.scan(place_unit, (empty, empty), order)
-  numbers = order[:, None] * n + jnp.arange(n)  # [U, n], as bins, slots and starts
-  bins = jnp.where(lengths[order] > 0, bins, chunks * C)  # outside, where `set` drops them
+  numbers = order[:, None] * n + inner[order]  # [U, n], as bins, slots and starts
+  bins = jnp.where(descending[order] > 0, bins, chunks * C)  # outside, where `set` drops them
   flat = (chunks * C, SLOTS)
   rows = jnp.full(flat, N, jnp.int32).at[bins, slots].set(numbers.astype(jnp.int32), mode='drop')
   columns = jnp.zeros(flat, jnp.int32).at[bins, slots].set(starts, mode='drop')

@@ -170,7 +170,6 @@ def _packed_logprobs(model: Model, params: Params, rows: PackedRows) -> Response
   """Computes sums and lengths of the slots of packed rows, [C * S] float32 each."""
   packed = rows.sequences
   hidden, _ = model.apply(params, packed.tokens, packed.positions, packed.segment_ids)
-  targets = jnp.roll(packed.tokens, -1, axis=1)  # what is wrapped around is not read
-  logprobs, _ = heads.token_logprobs(model, params, hidden, targets)
+  logprobs, _ = packing.packed_logprobs(model, params, hidden, rows)
   lengths = (rows.ends - rows.begins).astype(jnp.float32)
   return ResponseLogprobs(rows.sum_responses(logprobs), jnp.maximum(lengths, 1.0))

@@ -312,10 +312,7 @@ def forward_responses(
   """
   hidden = run_trunk(model, params, sequences)
   if isinstance(sequences, PackedRows):
-    # All tokens are targets, as the responses stand anywhere in the row. The last
-    # column predicts nothing; what is wrapped around to it is not read.
-    targets = jnp.roll(sequences.sequences.tokens, -1, axis=1)  # [C, W]
-    logprobs, entropies = heads.token_logprobs(model, params, hidden, targets, temperature)
+    logprobs, entropies = packing.packed_logprobs(model, params, hidden, sequences, temperature)
     return ResponseForward(
       sequences.at_responses(logprobs), sequences.at_responses(entropies), hidden
     )

@@ -13,6 +13,7 @@ def meter_rollout(
   options: RolloutOptions,
   passes: int = 1,
   value_config: ModelConfig | None = None,
+  document_places: int = 0,
 ) -> Meter:
   """Makes the meter of a stage whose step is a rollout, its scores and an update from them.
 
@@ -25,6 +26,8 @@ def meter_rollout(
     options: the stage's.
     passes: of the update over the responses (epochs).
     value_config: the shape of a value model with a trunk of its own.
+    document_places: of a row of documents, of which the update reads one for each response;
+      attention is counted as if it were one text.
   """
   config = definitions.model.config
   longest = options.max_length + options.sampling.max_new_tokens  # P + R
@@ -50,6 +53,9 @@ def meter_rollout(
     if value_config is not None:
       value = sequence_flops(value_config, length, 0)
       flops += (1 + passes * training_passes(value_config)) * value
+    if document_places:
+      documents = sequence_flops(config, document_places, document_places)
+      flops += passes * training_passes(config) * documents
     return flops / length
 
   rows = options.batch_size * options.num_samples

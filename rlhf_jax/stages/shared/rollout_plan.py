@@ -41,6 +41,7 @@ def plan_rollout(
   *,
   passes: int = 1,
   has_value_trunk: bool = False,
+  document_places: int = 0,
 ) -> StagePlan:
   """Plans one iteration: its programs, and what it keeps on the devices.
 
@@ -51,6 +52,7 @@ def plan_rollout(
     update_arguments: what the update takes beside the state.
     passes: how often the update reads the responses of a step.
     has_value_trunk: a value model with a trunk of its own is trained too.
+    document_places: of a row of documents, of which the update reads one for each response.
 
   Returns:
     The plan, with the programs rollout, score (for each reward) and update.
@@ -81,6 +83,7 @@ def plan_rollout(
     state,
     passes=passes,
     has_value_trunk=has_value_trunk,
+    document_places=document_places,
   )
   update = functools.partial(parts.update.lower, state, *arguments)
   plan.programs.append(Program('update', update, update_estimate))
@@ -107,6 +110,7 @@ def _update_work(
   *,
   passes: int,
   has_value_trunk: bool,
+  document_places: int,
 ) -> work.Work:
   """Estimates the update: all forwards before it, then forward and backward of what is trained."""
   config = parts.definitions.model.config
@@ -143,6 +147,11 @@ def _update_work(
       head_places,
       count,
       params,
+    )
+    trainings.append(one_pass * passes)
+  if document_places:  # their gradients are added to the policy's
+    one_pass = work.training(
+      config, layout, rows * count, document_places, document_places, count, trained={}
     )
     trainings.append(one_pass * passes)
   # What both models save for their backward passes is in memory at once; the rest
