@@ -7,6 +7,7 @@ Every method is an experiment experiments/METHOD.py. It gets a workdir OUT/METHO
 quickstart's stages are symbolic links. Finished runs are skipped, so the command can be interrupted
 and repeated. The table is OUT/methods.md: for each method the means over the seeds, in brackets the
 lowest of the lower bounds of their 95% intervals, and the seconds of the method's own stages.
+OUT/methods_seedN.json has the rows of a seed with all their intervals, as docs/results has them.
 """
 
 import argparse
@@ -93,6 +94,8 @@ def main() -> None:
       print(f'=== {name}, {quickstart}', file=sys.stderr, flush=True)
       results[name].append(run_method(name, quickstart, options.out, overrides))
       write_table(options.quickstarts, options.out, results)
+    last = {name: runs[-1] for name, runs in results.items()}
+    write_rows(quickstart, options.out, last)
 
 
 def run_method(method: str, quickstart: Path, out: Path, overrides: Sequence[str]) -> Results:
@@ -134,6 +137,21 @@ def write_table(
   (out / 'methods.md').write_text('\n'.join(lines) + '\n')
 
 
+def write_rows(quickstart: Path, out: Path, results: Mapping[str, Results]) -> None:
+  """Writes OUT/methods_seedN.json: the rows of SFT, PPO and each method of one seed."""
+  plain = json.loads((quickstart / 'results.json').read_text())
+  methods = {}
+  for name in ('sft', 'ppo'):
+    methods[name] = {'rows': plain['models'][name], 'seconds': own_seconds(plain, (name,))}
+  for name, result in results.items():
+    rows = result['models'][ROWS.get(name, name)]
+    methods[name] = {'rows': rows, 'seconds': own_seconds(result)}
+  config = json.loads((quickstart / 'config.json').read_text())
+  found = {'seed': config['seed'], 'split': config['evaluation']['split'], 'methods': methods}
+  path = out / f'methods_seed{config["seed"]}.json'
+  path.write_text(json.dumps(found, indent=1) + '\n')
+
+
 def format_row(
   name: str,
   results: Sequence[Results],
@@ -165,7 +183,7 @@ def format_row(
   return '| ' + ' | '.join(cells) + ' |'
 
 
-def own_seconds(result: Results, stages: Collection[str]) -> float:
+def own_seconds(result: Results, stages: Collection[str] = ()) -> float:
   """Adds up the seconds of the given stages, or else of those that are not in the quickstart."""
   total = 0.0
   for stage, seconds in result['seconds'].items():

@@ -5,7 +5,7 @@
 
 They come from docs/results/: what a run wrote to results.json as `results`, with the commit, seed,
 split, machine and command of that run. quickstart_seed*.json are of the quickstart, claims.json is
-what measure_claims.py writes; feedback_figures.py says what the others are.
+what measure_claims.py writes; feedback_figures.py and method_figures.py say what the others are.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from figure_cells import (
   Run,
   SUBSTANCE,
 )
+import method_figures
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ('truth', 'polite_falsehood', 'fit', 'harm', 'refusal', 'manner', 'length')
@@ -83,6 +84,7 @@ def fill_pages(runs: list[Run]) -> dict[Path, str]:
   }
   for page, block in feedback_figures.make_blocks(ROOT / 'docs/results').items():
     blocks[ROOT / page] = ('<!-- figures -->', '<!-- /figures -->', block)
+  blocks |= method_figures.make_blocks(ROOT)
   pages = {}
   for path, (begin, end, block) in blocks.items():
     before, rest = path.read_text().split(begin, 1)
