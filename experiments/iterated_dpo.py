@@ -52,7 +52,7 @@ def _learn(policy: str, rankings: str) -> dict[str, Any]:
     batch_size=8,
     responses_per_row=4,
     max_length=62,
-    packed_rows=4,  # half of the places would be padding
+    packed_rows=8,  # half of the places would be padding
     data=dict(source='jsonl', path=(f'{{workdir}}/{rankings}/{{split}}.jsonl',)),
     optimizer=dict(learning_rate=1e-4),
     loop=dict(steps=50, eval_every=50, save_every=50),

@@ -23,7 +23,7 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
     batch_size=32,
     num_samples=2,
     max_length=30,
-    packed_rows=4,  # half of the places would be padding
+    packed_rows=8,  # half of the places would be padding
     optimizer=dict(learning_rate=2e-4),
     loop=dict(steps=60, eval_every=30, save_every=30),
   )
