@@ -1,9 +1,11 @@
 """Makes the figures of docs/methods.md, of each method's page and of what its experiment expects.
 
 docs/results/methods_seed*.json hold what compare_methods.py writes, of one seed each, with the
-commit, machine and command of that run. What is shown is of the first one.
+commit, machine and command of that run; a method that was run at another commit, from another
+quickstart, has a `commit` of its own. What is shown is of the first file.
 """
 
+from collections.abc import Sequence
 import json
 from pathlib import Path
 import textwrap
@@ -18,7 +20,7 @@ from figure_cells import (
   SUBSTANCE,
 )
 
-HEADS = ('method', 'helpful', 'honest', 'harmless', 'wins by substance', 'KL', 'length', 's')
+HEADS = ('method', 'helpful', 'honest', 'harmless', 'wins by substance', 'KL', 'length')
 SHOWN = {'sft': '[SFT](sft.md)', 'ppo': '[PPO](ppo.md)'}  # rows without a page in docs/methods
 
 Block = tuple[str, str, str]  # what stands before the figures, what stands behind them, the figures
@@ -27,8 +29,9 @@ Block = tuple[str, str, str]  # what stands before the figures, what stands behi
 def make_blocks(root: Path) -> dict[Path, Block]:
   """Returns page → the figures that it should have, and where."""
   run = json.loads(min((root / 'docs/results').glob('methods_seed*.json')).read_text())
+  pages = sorted(path.stem for path in (root / 'docs/methods').glob('*.md'))
   page = root / 'docs/methods.md'
-  blocks = {page: ('<!-- methods-table -->', '<!-- /methods-table -->', make_table(run))}
+  blocks = {page: ('<!-- methods-table -->', '<!-- /methods-table -->', make_table(run, pages))}
   for name in run['methods'].keys() - SHOWN.keys():
     page = root / f'docs/methods/{name}.md'
     blocks[page] = ('**Result**', '\n\n', describe(run, name))
@@ -37,8 +40,8 @@ def make_blocks(root: Path) -> dict[Path, Block]:
   return blocks
 
 
-def make_table(run: Run) -> str:
-  """Makes the table of all methods, in the order in which they were run."""
+def make_table(run: Run, pages: Sequence[str]) -> str:
+  """Makes the table of all methods that have a page, in the order in which they were run."""
   rows = []
   for name, method in run['methods'].items():
     decodings, sampled = method['rows'], method['rows']['sampled']
@@ -50,14 +53,25 @@ def make_table(run: Run) -> str:
     kl = f'{sampled["kl_to_sft"]:.2f}'
     length = f'{sampled["response_length"]:.1f}'
     shown = SHOWN.get(name, f'[{name}](methods/{name}.md)')
-    rows.append((shown, *rates, wins, kl, length, f'{method["seconds"]:.0f}'))
+    rows.append((shown, *rates, wins, kl, length))
+  for name in pages:
+    if name not in run['methods']:
+      rows.append((f'[{name}](methods/{name}.md)', *['not run'] * (len(HEADS) - 1)))
   text = fill_lines(f"""
     Test split of seed {run['seed']} at commit {run['commit']}, on {run['machine']}. Rates are
     sampled at temperature 1 / greedy; a win is against SFT in the same decoding, by what the
     response says and not by its style, a tie is half of one, and intervals are 95%, drawn by
-    families of prompts. KL is in nats per response, and "s" the seconds of the method's own
-    stages, which can be compared only roughly.""")
+    families of prompts. KL is in nats per response.{_others(run)}""")
   return f'\n{format_table(HEADS, rows)}\n\n{text}\n'
+
+
+def _others(run: Run) -> str:
+  """Says which methods were run at another commit."""
+  others = [name for name, method in run['methods'].items() if 'commit' in method]
+  if not others:
+    return ''
+  commit = run['methods'][others[0]]['commit']
+  return f' From another quickstart of this seed, at commit {commit}: {", ".join(others)}.'
 
 
 def describe(run: Run, name: str) -> str:
@@ -66,8 +80,7 @@ def describe(run: Run, name: str) -> str:
   rates = {rate: format_decodings(decodings, rate) for rate in ('helpful', 'honest', 'harmless')}
   paragraph = fill_lines(f"""
     **Result** on TinyWorld, test split of seed {run['seed']}, sampled / greedily: helpful
-    {rates['helpful']} (SFT {format_decodings(run['methods']['sft']['rows'], 'helpful')}), honest
-    {rates['honest']}, harmless {rates['harmless']}; sampled, KL
+    {rates['helpful']}, honest {rates['honest']}, harmless {rates['harmless']}; sampled, KL
     {decodings['sampled']['kl_to_sft']:.2f} nats and {decodings['sampled']['response_length']:.0f}
     tokens a response. It wins against SFT by substance in {_wins(run, name)}.""")
   return paragraph.removeprefix('**Result**')
