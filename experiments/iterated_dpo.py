@@ -5,8 +5,8 @@ docs/methods/iterated_dpo.md.
 
   python -m rlhf_jax --config=experiments/iterated_dpo.py --workdir=runs/iterated_dpo
 
-Expected: wins 61.9, 61.9 and 56.1% against SFT on seeds 0, 1 and 2 (lowest 95% bound 51.8%), at a
-  KL of 0.85 nats.
+Expected: on the test split of seed 0 it wins against SFT by substance in 56.9% (54.7 – 59.3)
+  sampled and 57.1% (53.5 – 61.3) greedy, at a KL of 0.21 nats. docs/methods.md has all methods.
 Time: 134 s on one CPU core, after the quickstart's first four stages (6 minutes on two cores).
 Try: --config.iterated_dpo.reference=sft, which keeps SFT as the reference of the second round too.
 """
