@@ -140,12 +140,9 @@ def write_table(
 def write_rows(quickstart: Path, out: Path, results: Mapping[str, Results]) -> None:
   """Writes OUT/methods_seedN.json: the rows of SFT, PPO and each method of one seed."""
   plain = json.loads((quickstart / 'results.json').read_text())
-  methods = {}
-  for name in ('sft', 'ppo'):
-    methods[name] = {'rows': plain['models'][name], 'seconds': own_seconds(plain, (name,))}
+  methods = {name: {'rows': plain['models'][name]} for name in ('sft', 'ppo')}
   for name, result in results.items():
-    rows = result['models'][ROWS.get(name, name)]
-    methods[name] = {'rows': rows, 'seconds': own_seconds(result)}
+    methods[name] = {'rows': result['models'][ROWS.get(name, name)]}
   config = json.loads((quickstart / 'config.json').read_text())
   found = {'seed': config['seed'], 'split': config['evaluation']['split'], 'methods': methods}
   path = out / f'methods_seed{config["seed"]}.json'
@@ -183,7 +180,7 @@ def format_row(
   return '| ' + ' | '.join(cells) + ' |'
 
 
-def own_seconds(result: Results, stages: Collection[str] = ()) -> float:
+def own_seconds(result: Results, stages: Collection[str]) -> float:
   """Adds up the seconds of the given stages, or else of those that are not in the quickstart."""
   total = 0.0
   for stage, seconds in result['seconds'].items():

@@ -5,7 +5,6 @@ commit, machine and command of that run; a method that was run at another commit
 quickstart, has a `commit` of its own. What is shown is of the first file.
 """
 
-from collections.abc import Sequence
 import json
 from pathlib import Path
 import textwrap
@@ -29,9 +28,8 @@ Block = tuple[str, str, str]  # what stands before the figures, what stands behi
 def make_blocks(root: Path) -> dict[Path, Block]:
   """Returns page → the figures that it should have, and where."""
   run = json.loads(min((root / 'docs/results').glob('methods_seed*.json')).read_text())
-  pages = sorted(path.stem for path in (root / 'docs/methods').glob('*.md'))
   page = root / 'docs/methods.md'
-  blocks = {page: ('<!-- methods-table -->', '<!-- /methods-table -->', make_table(run, pages))}
+  blocks = {page: ('<!-- methods-table -->', '<!-- /methods-table -->', make_table(run))}
   for name in run['methods'].keys() - SHOWN.keys():
     page = root / f'docs/methods/{name}.md'
     blocks[page] = ('**Result**', '\n\n', describe(run, name))
@@ -40,8 +38,8 @@ def make_blocks(root: Path) -> dict[Path, Block]:
   return blocks
 
 
-def make_table(run: Run, pages: Sequence[str]) -> str:
-  """Makes the table of all methods that have a page, in the order in which they were run."""
+def make_table(run: Run) -> str:
+  """Makes the table of all methods, in the order in which they were run."""
   rows = []
   for name, method in run['methods'].items():
     decodings, sampled = method['rows'], method['rows']['sampled']
@@ -54,9 +52,6 @@ def make_table(run: Run, pages: Sequence[str]) -> str:
     length = f'{sampled["response_length"]:.1f}'
     shown = SHOWN.get(name, f'[{name}](methods/{name}.md)')
     rows.append((shown, *rates, wins, kl, length))
-  for name in pages:
-    if name not in run['methods']:
-      rows.append((f'[{name}](methods/{name}.md)', *['not run'] * (len(HEADS) - 1)))
   text = fill_lines(f"""
     Test split of seed {run['seed']} at commit {run['commit']}, on {run['machine']}. Rates are
     sampled at temperature 1 / greedy; a win is against SFT in the same decoding, by what the
