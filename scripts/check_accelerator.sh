@@ -59,7 +59,7 @@ pipeline() {
 correct() {
   [ -n "$tiny" ] || export XLA_FLAGS="--xla_gpu_autotune_level=0 ${XLA_FLAGS:-}"
   local name
-  for name in attention stages sampler; do wanted $name && together check $name 300 $name; done
+  for name in attention stages sampler; do wanted $name && together check $name 420 $name; done
   for name in quickstart dpo grpo; do wanted $name && together pipeline $name; done
   wait
 }
