@@ -52,7 +52,7 @@ from rlhf_jax.stages import online_preference, policy_gradient, ppo, preference,
 from rlhf_jax.stages.shared import off_policy, rollout, scores, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.model_store import ModelStore
-from rlhf_jax.types import Params, Prompts, Sequences
+from rlhf_jax.types import Params, Prompts, Samples, Sequences
 
 HERE = Path(__file__).resolve()
 SHAPES = {  # those of SmolLM2
@@ -533,10 +533,11 @@ def step_of_reward(layout: Layout) -> Any:
   return step_of_one_model(reward, reward.Options(), testing.make_rankings(ties=True), layout)
 
 
-def step_of_preference(layout: Layout) -> Any:
+def step_of_preference(layout: Layout, packed_rows: int = 0) -> Any:
   """Runs a step of DPO."""
   rankings = testing.make_rankings(ties=True)
-  return step_of_one_model(preference, preference.Options(), rankings, layout)
+  options = preference.Options(packed_rows=packed_rows)
+  return step_of_one_model(preference, options, rankings, layout)
 
 
 def step_of_one_model(stage: ModuleType, options: Any, batch: Any, layout: Layout) -> Any:
@@ -547,10 +548,10 @@ def step_of_one_model(stage: ModuleType, options: Any, batch: Any, layout: Layou
   return state.params, metrics
 
 
-def step_of_ppo(layout: Layout) -> Any:
+def step_of_ppo(layout: Layout, packed_rows: int = 0) -> Any:
   """Runs a step of PPO on random responses."""
   sampling = SamplingOptions(max_new_tokens=LENGTH)
-  options = ppo.Options(minibatches=2, sampling=sampling)
+  options = ppo.Options(minibatches=2, sampling=sampling, packed_rows=packed_rows)
   definitions = testing.make_ppo_definitions(layout)
   train_step = training.compile_train_step(ppo.train_step, definitions, options)
   reference = testing.make_params(definitions.model, layout, seed=5)
@@ -559,7 +560,7 @@ def step_of_ppo(layout: Layout) -> Any:
   return next_state.params, next_state.value_params, metrics
 
 
-def step_of_policy_gradient(layout: Layout) -> Any:
+def step_of_policy_gradient(layout: Layout, packed_rows: int = 0) -> Any:
   """Runs a step of GRPO on random responses."""
   options = policy_gradient.Options(
     batch_size=8,
@@ -568,6 +569,7 @@ def step_of_policy_gradient(layout: Layout) -> Any:
     reduce='sequence_mean',
     kl_place='loss',
     sampling=SamplingOptions(max_new_tokens=LENGTH),
+    packed_rows=packed_rows,
   )
   definitions = testing.make_rollout_definitions(layout)
   train_step = training.compile_train_step(policy_gradient.train_step, definitions, options)
@@ -608,8 +610,11 @@ STAGE_STEPS = {
   'sft': step_on_sequences,
   'reward': step_of_reward,
   'preference': step_of_preference,
+  'preference, packed': functools.partial(step_of_preference, packed_rows=4),
   'ppo': step_of_ppo,
+  'ppo, packed': functools.partial(step_of_ppo, packed_rows=4),
   'policy_gradient': step_of_policy_gradient,
+  'policy_gradient, packed': functools.partial(step_of_policy_gradient, packed_rows=4),
   'online_preference': step_of_online_preference,
 }
 
@@ -904,6 +909,70 @@ def time_iteration(args: argparse.Namespace) -> None:
   )
 
 
+def time_packing(args: argparse.Namespace) -> None:
+  """Times PPO's update from responses of geometric lengths, padded and packed.
+
+  Their mean is a quarter of the maximum. `ideal` is the time of the padded rows times the share of
+  their places that hold tokens.
+  """
+  rows = 32 if args.tiny else 256
+  padded = 0.0
+  for packed_rows in (0, 8, 16):
+    # Both compute at most 16 rows at a time.
+    microbatches = 1 if packed_rows else rows // 2 // 16
+    with recorded(args, 'packing', packed_rows=packed_rows, responses=rows) as results:
+      overrides = [
+        f'ppo.batch_size={rows}',
+        f'ppo.packed_rows={packed_rows}',
+        f'ppo.microbatches={microbatches}',
+      ]
+      context = make_context('ppo', args, overrides)
+      results |= measure_update(args, context)
+      padded = padded or results['seconds']
+      results['ideal'] = padded * results['share_of_tokens']
+
+
+def measure_update(args: argparse.Namespace, context: Context) -> dict[str, float]:
+  """Measures PPO's update from responses of geometric lengths."""
+  options = context.read_options(ppo.STAGE)
+  parts = ppo.define(context, options)
+  state = parts.init()
+  reference = parts.read_reference()
+  vocab_size = parts.definitions.model.config.vocab_size
+  prompts = random_prompts(options.batch_size, options.max_length, vocab_size)
+  samples = geometric_responses(options.batch_size, options.sampling.max_new_tokens, vocab_size)
+  scores_of_rows = np.random.default_rng(2).normal(size=options.batch_size).astype(np.float32)
+  inputs = context.layout.place((prompts, samples, scores_of_rows))
+  scored = testing.score_samples(*inputs)
+  metrics: dict[str, jax.Array] = {}
+
+  def update() -> dict[str, jax.Array]:
+    nonlocal state, metrics  # each update donates the state before it
+    state, metrics = parts.update(state, scored, reference)
+    return metrics
+
+  compiling = first_seconds(update)
+  seconds = median_seconds(args, update, 3)
+  share = float(jnp.mean(scored.sequences.segment_ids > 0))
+  return dict(
+    seconds=seconds,
+    compiling=compiling,
+    share_of_tokens=share,
+    padding=float(metrics.get('packed/padding_share', 1 - share)),
+    peak_gib=peak_gib() or 0.0,
+  )
+
+
+def geometric_responses(B: int, R: int, vocab_size: int) -> Samples:
+  """Makes random responses of geometric lengths, R / 4 on average, at most R, as numpy arrays."""
+  rng = np.random.default_rng(1)
+  mask = np.arange(R) < rng.geometric(4 / R, B)[:, None]
+  tokens = np.where(mask, rng.integers(2, vocab_size, (B, R)), 0).astype(np.int32)
+  logprobs = np.where(mask, -float(np.log(vocab_size)), 0.0).astype(np.float32)
+  fields: tuple[Any, ...] = (tokens, mask, logprobs, np.ones(B, bool))
+  return Samples(*fields)
+
+
 # Plans, and the steps that the shell script calls.
 
 
@@ -978,6 +1047,7 @@ STEPS = {
   'training': time_training,
   'decoding': time_decoding,
   'iteration': time_iteration,
+  'packing': time_packing,
   'plan': make_plans,
   'table': print_table,
 }

@@ -6,7 +6,7 @@
 # the end. Steps compile in parallel; while one of them times something, the others are paused.
 #   --tiny  everything small enough for a CPU, one step after the other
 #   STEP    attention stages sampler quickstart dpo grpo limits attention_speed training decoding
-#           iteration plan; by default all of them
+#           iteration packing rollouts plan; by default all of them
 # The environment variable PYTHON sets the interpreter, python3 by default.
 set -u
 case "${1:-}" in
@@ -17,7 +17,7 @@ out=$(realpath -m "${1:?usage: check_accelerator.sh OUT [--tiny] [STEP …]}"); 
 tiny=
 if [ "${1:-}" = --tiny ]; then tiny=--tiny; shift; fi
 all="attention stages sampler quickstart dpo grpo limits attention_speed training decoding"
-steps=" ${*:-$all iteration plan} "
+steps=" ${*:-$all iteration packing rollouts plan} "
 python=${PYTHON:-python3}
 mkdir -p "$out/groups"
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
@@ -59,7 +59,7 @@ pipeline() {
 correct() {
   [ -n "$tiny" ] || export XLA_FLAGS="--xla_gpu_autotune_level=0 ${XLA_FLAGS:-}"
   local name
-  for name in attention stages sampler; do wanted $name && together check $name 300 $name; done
+  for name in attention stages sampler; do wanted $name && together check $name 420 $name; done
   for name in quickstart dpo grpo; do wanted $name && together pipeline $name; done
   wait
 }
@@ -80,11 +80,18 @@ generating() {
   if wanted decoding && [ -z "$tiny" ]; then
     check decoding-1.7b 200 decoding --shape=1.7b --rows 256
   fi
+  wanted packing && check packing 250 packing
 }
 together correct
 together training
 together generating
 wait
+if wanted rollouts; then  # alone, as this script does not pause others
+  rows=(--model=gpu --rows=1024 --slots=256 --mean=64)
+  [ -z "$tiny" ] || rows=(--rows=32 --slots=8 --mean=4 --turns=1)
+  run rollouts 150 "$python" scripts/measure_rollouts.py "${rows[@]}"
+  cat "$out/rollouts.log"
+fi
 if wanted plan; then
   card=$(nvidia-smi --query-gpu=name --format=csv,noheader 2> /dev/null | head -n 1)
   check plan 300 plan --card="$card"

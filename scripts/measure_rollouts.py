@@ -3,14 +3,15 @@
   python scripts/measure_rollouts.py --slots 64 --rows 512 --mean 32
 
 Responses end by chance, so that their lengths are geometric with this mean, in a model of the
-shape `tiny` of scripts/benchmark.py. Each line of JSON is a rollout:
+shape `tiny` of scripts/benchmark.py or, with `--model gpu`, one for an accelerator. Each line of
+JSON is a rollout:
 
   equal      every response has the mean length, all of them at once
   equal, S   the same in slots
   all, 4     ragged responses of at most 4 times the mean, all at once
   S, 4       the same in slots
   S, 8       a maximum of 8 times the mean, which hardly any response reaches
-  S, 64      a maximum of 64 times the mean
+  S, 32      a maximum of 32 times the mean
 
 `ratio` is the time of a token relative to `equal` or `equal, S`, whichever is less; `cache` is the
 size of the decoding cache in MiB, `temporary` that of all buffers of the program. Rollouts take
@@ -26,6 +27,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.generation import sampler
@@ -33,15 +35,27 @@ from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.models import transformer
 from rlhf_jax.types import Prompts
 
-CONFIG = transformer.ModelConfig(
-  vocab_size=4096,
-  embed=256,
-  layers=6,
-  heads=4,
-  kv_heads=4,
-  head_dim=64,
-  mlp=704,
-)
+MODELS = {
+  'tiny': dict(
+    vocab_size=4096,
+    embed=256,
+    layers=6,
+    heads=4,
+    kv_heads=4,
+    head_dim=64,
+    mlp=704,
+  ),
+  'gpu': dict(  # eight layers of the shape of SmolLM2-360M
+    vocab_size=49152,
+    embed=960,
+    layers=8,
+    heads=15,
+    kv_heads=5,
+    head_dim=64,
+    mlp=2560,
+    dtype='bfloat16',
+  ),
+}
 PROMPT = 64  # tokens of each prompt
 
 Clock = Callable[[], float]
@@ -66,7 +80,7 @@ def make_rollout(
   Returns:
     (seed → samples, its sizes of memory in MiB).
   """
-  config = CONFIG
+  config = transformer.ModelConfig(**MODELS[args.model])
   model = transformer.build_model(config)
   # the model is random and its predictions nearly uniform, so one of every `mean` tokens ends
   stops = tuple(range(1, 1 + config.vocab_size // args.mean)) if is_ragged else ()
@@ -91,7 +105,7 @@ def make_rollout(
   cached = (slots or args.rows) * (PROMPT + longest) * config.kv_heads * config.head_dim
   memory: Any = compiled.memory_analysis()
   sizes = dict(
-    cache=2 * 4 * config.layers * cached / 2**20,  # keys and values, 4 bytes an entry
+    cache=2 * jnp.dtype(config.dtype).itemsize * config.layers * cached / 2**20,
     temporary=memory.temp_size_in_bytes / 2**20,
   )
   return lambda seed: compiled(prepared, prompts, jax.random.key(seed)), sizes
@@ -109,6 +123,7 @@ def main() -> None:
   """Runs the command."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   add = parser.add_argument
+  add('--model', default='tiny', choices=MODELS, help='the shape of the model')
   add('--rows', type=int, default=512, help='responses of a rollout')
   add('--samples', type=int, default=8, help='responses to each prompt')
   add('--slots', type=int, default=64, help='responses decoded at a time')
@@ -117,14 +132,15 @@ def main() -> None:
   add('--clock', default='wall', choices=('wall', 'process'), help='what the seconds are of')
   args = parser.parse_args()
   clock = time.perf_counter if args.clock == 'wall' else time.process_time
-  params = transformer.build_model(CONFIG).init(jax.random.key(0))
+  config = transformer.ModelConfig(**MODELS[args.model])
+  params = transformer.build_model(config).init(jax.random.key(0))
   variants = {
     'equal': (args.mean, 0, False),
     'equal, S': (args.mean, args.slots, False),
     'all, 4': (4 * args.mean, 0, True),
     'S, 4': (4 * args.mean, args.slots, True),
     'S, 8': (8 * args.mean, args.slots, True),
-    'S, 64': (64 * args.mean, args.slots, True),
+    'S, 32': (32 * args.mean, args.slots, True),
   }
   rollouts = {name: make_rollout(args, params, *values) for name, values in variants.items()}
   turns: dict[str, list[float]] = {name: [] for name in variants}
@@ -145,7 +161,8 @@ def main() -> None:
       ratio=per_token[name] / ideal,
       **sizes,
     )
-    print(json.dumps({key: round(x, 3) if key != 'what' else x for key, x in row.items()}))
+    rounded = {key: round(x, 4) if key != 'what' else x for key, x in row.items()}
+    print(json.dumps(rounded), flush=True)
 
 
 if __name__ == '__main__':
