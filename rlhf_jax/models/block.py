@@ -233,8 +233,8 @@ class Block(nnx.Module):
         'key': _write(cache['key'], key, context),
         'value': _write(cache['value'], value, context),
       }
-      key, value = cache['key'], cache['value']
-    mixed = context.attend(query, key, value)  # [B, T, H, C]
+    attended = (key, value) if cache is None else (cache['key'], cache['value'])
+    mixed = context.attend(query, *attended)  # [B, T, H, C]
     return self._project('output', mixed, context, contracted=2), cache
 
   def _mlp(self, x: jax.Array, context: LayerContext) -> jax.Array:
@@ -546,6 +546,7 @@ def _write(
 ) -> tuple[jax.Array, ...]:
   """Writes keys or values [B, T, N, C] to the next slots of a cache, of segments [B, N, S, C]."""
   start = context.start
+  write: Callable[..., jax.Array]
   if isinstance(start, jax.Array) and start.ndim:
     write = _write_each_row
   elif len(segments) == 1:
@@ -560,7 +561,7 @@ def _write(
   )
 
 
-def _write_each_row(segment: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+def _write_each_row(segment: jax.Array, new: jax.Array, start: Any) -> jax.Array:
   """Writes what of [B, T, N, C] lies in a segment [B, N, S, C], each row from its own slot on.
 
   Starts [B] are counted from the first slot of the segment: they may be negative, or behind it.

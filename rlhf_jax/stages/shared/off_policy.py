@@ -110,7 +110,8 @@ def measure_gap(value: steps.Loss, logprobs: Array, sampled: Array, mask: Array)
   """
   gap = jnp.where(mask, jnp.abs(logprobs - sampled), 0.0)
   mean = (jnp.sum(gap), masked.count(mask))
-  return value.replace(
+  return dataclasses.replace(
+    value,
     means=value.means | {'policy/sampler_gap_mean': mean},
     maxima=value.maxima | {'policy/sampler_gap': jnp.max(gap)},
   )
