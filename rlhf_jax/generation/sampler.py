@@ -24,7 +24,8 @@ import jax.numpy as jnp
 from rlhf_jax import options as options_lib
 from rlhf_jax.errors import UserError
 from rlhf_jax.generation import speculation
-from rlhf_jax.models import heads, rope, transformer
+from rlhf_jax.models import attention, heads, rope, transformer
+from rlhf_jax.models.block import Pair
 from rlhf_jax.models.transformer import Cache, Model
 from rlhf_jax.options import Count, Natural, NonNegative, PositiveShare
 from rlhf_jax.types import Params, Prompts, Samples, Sequences
@@ -65,6 +66,16 @@ class Definition:
   num_samples: int  # K responses to each prompt
   layout: Any  # the layout of training; None for one device
   unroll: bool  # layers are a tuple rather than stacked, which decodes faster
+
+  @property
+  def platform(self) -> str:
+    """Where it runs: cpu, gpu or tpu."""
+    return self.layout.platform if self.layout else jax.default_backend()
+
+  @property
+  def keeps_one_segment(self) -> bool:
+    """Whether the cache is one segment: on a GPU, whose kernel reads only what is filled."""
+    return self.platform == 'gpu'
 
 
 class DecodeState(flax.struct.PyTreeNode):
@@ -196,8 +207,8 @@ def prepare_params(definition: Definition, params: Params) -> Params:
     # Matrices that are sharded along their outputs cannot be joined along them; on a CPU
     # joined ones are no faster.
     is_one_device = layout is None or layout.is_one_device
-    platform = layout.platform if layout else jax.default_backend()
-    params = transformer.unstack_layers(params, join=is_one_device and platform == 'gpu')
+    join = is_one_device and definition.platform == 'gpu'
+    params = transformer.unstack_layers(params, join)
   return params
 
 
@@ -319,6 +330,7 @@ def read_prompts(
   params: Params,
   prompts: Prompts,
   places: int,
+  whole: bool = False,
 ) -> tuple[jax.Array, Cache, jax.Array]:
   """Runs the model on the prompts.
 
@@ -327,6 +339,7 @@ def read_prompts(
     params: from `prepare_params`.
     prompts: Prompts [B, P].
     places: the slots of the cache, at least P.
+    whole: whether the cache is one segment even where others are several.
 
   Returns:
     (hidden states of the last token [B, D], cache of B rows, lengths of the prompts [B]
@@ -338,6 +351,7 @@ def read_prompts(
     batch=len(positions),
     places=places,
     stacked=not definition.unroll,
+    whole=whole or definition.keeps_one_segment,
   )
   segment_ids = prompts.mask.astype(jnp.int32)
   hidden, cache = definition.model.apply(
@@ -543,7 +557,7 @@ def generate_in_slots(
   P = prompts.tokens.shape[1]
   # slots are filled several at a time, as each filling takes as long as some tokens
   together = max(1, options.slots // 16)
-  hidden, read, lengths = read_prompts(definition, params, prompts, P)
+  hidden, read, lengths = read_prompts(definition, params, prompts, P, whole=True)
   lengths = jnp.repeat(lengths, K)
   first = begin_decoding(definition, params, jnp.repeat(hidden, K, axis=0), read, uniforms)
   state = SlotState(
@@ -556,6 +570,7 @@ def generate_in_slots(
       batch=options.slots,
       places=P + R,
       stacked=not definition.unroll,
+      whole=definition.keeps_one_segment,
     ),
     samples=Samples(first.tokens, first.mask, first.logprobs, first.done),
   )
@@ -595,7 +610,7 @@ def fill_slots(
 
   Args:
     definition: the definition of the sampler.
-    read: the cache of the prompts, B rows with P slots.
+    read: the cache of the prompts, B rows with P slots in one segment.
     first_tokens: [N] int32, the first token of each response.
     together: the most slots that are filled.
     idle: [S] bool, slots that are free.
@@ -615,11 +630,28 @@ def fill_slots(
   def put(values: jax.Array, new: jax.Array) -> jax.Array:
     return values.at[slots].set(new, mode='drop')
 
-  def put_prompts(cached: jax.Array, of_prompts: jax.Array) -> jax.Array:
-    if definition.unroll:  # [S, N, P + R, C] and [B, N, P, C]
-      return cached.at[slots, :, :P].set(of_prompts[prompts, :, :P], mode='drop')
-    return cached.at[:, slots, :, :P].set(of_prompts[:, prompts, :, :P], mode='drop')
+  def put_part(segment: jax.Array, of_prompts: jax.Array, offset: int) -> jax.Array:
+    part = of_prompts[..., offset : min(offset + segment.shape[-2], P), :]
+    count = part.shape[-2]
+    if not count:
+      return segment
+    if definition.unroll:  # [S, N, S_i, C] and [B, N, S_i, C]
+      return segment.at[slots, :, :count].set(part[prompts], mode='drop')
+    return segment.at[:, slots, :, :count].set(part[:, prompts], mode='drop')
 
+  def put_pair(pair: Pair, of_prompts: Pair) -> Pair:
+    new = {}
+    for name, segments in pair.items():
+      offsets = attention.segment_offsets(segments)
+      (whole,) = of_prompts[name]
+      parts = zip(segments, offsets, strict=True)
+      new[name] = tuple(put_part(segment, whole, offset) for segment, offset in parts)
+    return new
+
+  if definition.unroll:
+    layers: Any = tuple(map(put_pair, state.cache.layers, read.layers))
+  else:
+    layers = put_pair(state.cache.layers, read.layers)
   segments = jnp.pad(
     read.segment_ids[prompts],
     ((0, 0), (0, state.cache.segment_ids.shape[1] - P)),
@@ -631,7 +663,7 @@ def fill_slots(
     token=put(state.token, first_tokens[rows]),
     cache=dataclasses.replace(
       state.cache,
-      layers=jax.tree.map(put_prompts, state.cache.layers, read.layers),
+      layers=layers,
       segment_ids=put(state.cache.segment_ids, segments),
     ),
   )
@@ -723,7 +755,9 @@ def reread_long_rows(
     positions = [repeat(prompt_positions(prompts.mask)), lengths[:, None] + places]
     is_read = jnp.tile(places < state.place - 1, (rows, 1))
     mask = jnp.concatenate([repeat(prompts.mask), is_read], axis=1)
-    fresh = transformer.empty_cache(config, rows, mask.shape[1], not definition.unroll)
+    fresh = transformer.empty_cache(
+      config, rows, mask.shape[1], not definition.unroll, definition.keeps_one_segment
+    )
     _, fresh = definition.model.apply(
       params,
       jnp.concatenate([repeat(prompts.tokens), state.tokens], axis=1),

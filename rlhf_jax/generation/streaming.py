@@ -167,7 +167,11 @@ def longest_conversation(config: ModelConfig) -> int:
 def _make_cache(definition: Definition, places: int) -> Cache:
   """Makes an empty cache whose length is an array, so that one program reads every chunk."""
   cache = transformer.empty_cache(
-    definition.model.config, batch=1, places=places, stacked=not definition.unroll
+    definition.model.config,
+    batch=1,
+    places=places,
+    stacked=not definition.unroll,
+    whole=definition.keeps_one_segment,
   )
   return dataclasses.replace(cache, length=jnp.int32(0))
 

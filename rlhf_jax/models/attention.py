@@ -16,6 +16,7 @@ C head_dim.
 
 from collections.abc import Callable, Sequence
 import functools
+import itertools
 from typing import Any, Literal
 
 import jax
@@ -28,7 +29,7 @@ from rlhf_jax.models.model_config import ModelConfig, product_precision
 
 BLOCK = 128  # tokens; the length of a row must be a multiple of it for splash
 
-# Slots of a cache; half a cache is read in place of the whole only if that is more of them.
+# Slots of a cache: its first segment has twice as many, and no segment has fewer.
 LEAST_READ = 64
 
 FASTEST = {'gpu': 'cudnn', 'tpu': 'splash'}  # platform → implementation; plain elsewhere
@@ -131,45 +132,58 @@ def attend_to_cache(
   Returns:
     [B, T, H, C], the dtype of query.
   """
-  B, T, H, C = query.shape
-  N = key.shape[1]
-  if scale is None:
-    scale = C**-0.5
-  # The G heads that share a key keep an axis of their own: if it were merged with
-  # T, XLA could not shard T.
-  groups = query.reshape(B, T, N, H // N, C).transpose(0, 2, 3, 1, 4) * scale
-  logits = jnp.einsum(
-    'bngtc,bnsc->bngts',
-    groups,
-    key,
-    preferred_element_type=jnp.float32,
-    precision=product_precision(query.dtype),
-  )
-  if cap:
-    logits = cap * jnp.tanh(logits / cap)
-  logits = jnp.where(mask[:, None, None], logits, MASKED_LOGIT)  # [B, N, G, T, S]
-  weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-  mixed = jnp.einsum('bngts,bnsc->bngtc', weights, value)  # [B, N, G, T, C]
-  return mixed.transpose(0, 3, 1, 2, 4).reshape(B, T, H, C)
+  return _attend_to_all(query, [key], [value], mask, scale, cap)
+
+
+def segment_sizes(places: int) -> list[int]:
+  """Returns the slots of each segment of a cache, which is an array of its own.
+
+  Each segment has as many slots as all before it, so that what is filled is read as whole
+  arrays of at most twice the size. XLA's CPU backend would copy the first slots of a single
+  array before every product, which takes longer than the product.
+
+  >>> segment_sizes(1000)
+  [128, 128, 256, 488]
+  """
+  sizes: list[int] = []
+  end = 2 * LEAST_READ
+  while end + LEAST_READ <= places:
+    sizes.append(end - sum(sizes))
+    end *= 2
+  return [*sizes, places - sum(sizes)]
+
+
+def segment_offsets(segments: Sequence[jax.Array]) -> list[int]:
+  """Returns the first slot of each segment […, S_i, C] of a cache."""
+  ends = itertools.accumulate(segment.shape[-2] for segment in segments)
+  return [0, *ends][:-1]
+
+
+def join_segments(segments: Sequence[jax.Array], places: int) -> jax.Array:
+  """Returns the first slots of a cache as one array [B, N, places, C]."""
+  parts = [
+    segment[:, :, : places - offset]
+    for segment, offset in zip(segments, segment_offsets(segments), strict=True)
+    if offset < places
+  ]
+  return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=2)
 
 
 def attend_to_filled(
   query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
+  keys: Sequence[jax.Array],
+  values: Sequence[jax.Array],
   mask: jax.Array,
   filled: jax.Array,
   scale: float | None = None,
   cap: float = 0.0,
 ) -> jax.Array:
-  """Computes `attend_to_cache` on the first slots only, all that are filled among them.
-
-  The number of slots that are read is one of few fixed ones, of which each is compiled.
+  """Computes `attend_to_cache` on the first segments of a cache only, all that are filled.
 
   Args:
     query: [B, T, H, C].
-    key: [B, N, S, C].
-    value: [B, N, S, C].
+    keys: segments [B, N, S_i, C], S slots together.
+    values: likewise.
     mask: [B, T, S] bool, False from slot `filled` on.
     filled: [] int32.
     scale: as in `attend`.
@@ -178,19 +192,60 @@ def attend_to_filled(
   Returns:
     [B, T, H, C], the dtype of query.
   """
-  S = key.shape[2]
-  sizes = [S]
-  while sizes[0] > 2 * LEAST_READ:
-    sizes.insert(0, sizes[0] // 2)
+  offsets = segment_offsets(keys)
 
-  def attend_to_first(size: int, *inputs: jax.Array) -> jax.Array:
-    query, key, value, mask = inputs
-    key, value, mask = key[:, :, :size], value[:, :, :size], mask[..., :size]
-    return attend_to_cache(query, key, value, mask, scale, cap)
+  def attend_to_first(count: int, *inputs: Any) -> jax.Array:
+    query, keys, values, mask = inputs
+    return _attend_to_all(query, keys[:count], values[:count], mask, scale, cap)
 
-  branches = [functools.partial(attend_to_first, size) for size in sizes]
-  number = jnp.sum(filled > jnp.asarray(sizes[:-1], jnp.int32))
-  return jax.lax.switch(number, branches, query, key, value, mask)
+  branches = [functools.partial(attend_to_first, count + 1) for count in range(len(keys))]
+  last = jnp.sum(filled > jnp.asarray(offsets[1:], jnp.int32))
+  return jax.lax.switch(last, branches, query, tuple(keys), tuple(values), mask)
+
+
+def _attend_to_all(
+  query: jax.Array,
+  keys: Sequence[jax.Array],
+  values: Sequence[jax.Array],
+  mask: jax.Array,
+  scale: float | None,
+  cap: float,
+) -> jax.Array:
+  """Computes `attend_to_cache` with keys and values in segments.
+
+  The mask may be longer than they are; its end is not read.
+  """
+  B, T, H, C = query.shape
+  N = keys[0].shape[1]
+  if scale is None:
+    scale = C**-0.5
+  # The G heads that share a key keep an axis of their own: if it were merged with
+  # T, XLA could not shard T.
+  groups = query.reshape(B, T, N, H // N, C).transpose(0, 2, 3, 1, 4) * scale
+  parts = [_compute_logits(groups, key) for key in keys]
+  logits = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+  if cap:
+    logits = cap * jnp.tanh(logits / cap)
+  mask = mask[:, None, None, :, : logits.shape[-1]]
+  logits = jnp.where(mask, logits, MASKED_LOGIT)  # [B, N, G, T, S]
+  weights = jax.nn.softmax(logits, axis=-1).astype(values[0].dtype)
+  parts = [
+    jnp.einsum('bngts,bnsc->bngtc', weights[..., offset : offset + value.shape[2]], value)
+    for value, offset in zip(values, segment_offsets(values), strict=True)
+  ]
+  mixed = functools.reduce(jnp.add, parts)  # [B, N, G, T, C]
+  return mixed.transpose(0, 3, 1, 2, 4).reshape(B, T, H, C)
+
+
+def _compute_logits(groups: jax.Array, key: jax.Array) -> jax.Array:
+  """Multiplies queries [B, N, G, T, C] with keys [B, N, S, C]: [B, N, G, T, S] float32."""
+  return jnp.einsum(
+    'bngtc,bnsc->bngts',
+    groups,
+    key,
+    preferred_element_type=jnp.float32,
+    precision=product_precision(groups.dtype),
+  )
 
 
 def choose_implementation(

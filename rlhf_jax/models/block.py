@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.models import exact, experts, lora, quantised, rope
+from rlhf_jax.models import attention, exact, experts, lora, quantised, rope
 from rlhf_jax.models.exact import Arithmetic, Multiply
 from rlhf_jax.models.layout import ModelLayout
 from rlhf_jax.models.model_config import ACTIVATIONS, ModelConfig
@@ -26,7 +26,8 @@ NEUTRAL = {'rms': 1.0, 'rms_offset': 0.0, 'layer': 1.0}  # norm → the initial 
 
 # (shape, axis names, std=0.0, fill=None) → a parameter
 MakeLeaf = Callable[..., nnx.Param]
-Pair = dict[str, jax.Array]  # the keys and values of a layer, 'key' and 'value'
+# The keys and values of a layer, 'key' and 'value', each in segments [B, N, S_i, C] of the cache.
+Pair = dict[str, tuple[jax.Array, ...]]
 
 # Matrices of the same input that decoding joins to one, see `join_matrices`.
 JOINED = {'query_key_value': ('query', 'key', 'value'), 'gate_up': ('gate', 'up')}
@@ -69,8 +70,8 @@ class LayerContext:
   """The inputs of a layer beside its weights and the hidden states."""
 
   # (query [B, T, H, C], key, value) → [B, T, H, C]; keys and values are [B, T, N,
-  # C], those of a cache [B, N, S, C]
-  attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+  # C], those of a cache segments [B, N, S_i, C]
+  attend: Callable[[jax.Array, Any, Any], jax.Array]
   # (cosines, sines) [B, T, 1, R / 2] of the positions; None where positions are
   # learned
   angles: tuple[jax.Array, jax.Array] | None
@@ -194,7 +195,7 @@ class Block(nnx.Module):
     Args:
       hidden: [B, T, D].
       context: the inputs that all layers share.
-      cache: the keys and values [B, N, S, C] of the layer, or None.
+      cache: the keys and values of the layer, or None.
 
     Returns:
       (hidden [B, T, D], the cache with T more slots written, or None).
@@ -232,8 +233,8 @@ class Block(nnx.Module):
         'key': _write(cache['key'], key, context),
         'value': _write(cache['value'], value, context),
       }
-      key, value = cache['key'], cache['value']
-    mixed = context.attend(query, key, value)  # [B, T, H, C]
+    attended = (key, value) if cache is None else (cache['key'], cache['value'])
+    mixed = context.attend(query, *attended)  # [B, T, H, C]
     return self._project('output', mixed, context, contracted=2), cache
 
   def _mlp(self, x: jax.Array, context: LayerContext) -> jax.Array:
@@ -540,19 +541,57 @@ def _residual_std(config: ModelConfig) -> float:
   return 0.02 * (2 * config.layers) ** -0.5
 
 
-def _write(cached: jax.Array, new: jax.Array, context: LayerContext) -> jax.Array:
-  """Writes keys or values [B, T, N, C] to the next slots of a cache [B, N, S, C]."""
+def _write(
+  segments: tuple[jax.Array, ...], new: jax.Array, context: LayerContext
+) -> tuple[jax.Array, ...]:
+  """Writes keys or values [B, T, N, C] to the next slots of a cache, of segments [B, N, S, C]."""
   start = context.start
+  write: Callable[..., jax.Array]
   if isinstance(start, jax.Array) and start.ndim:
-    rows = jnp.arange(len(start))
-    if new.shape[1] == 1:  # of each row its own slot
-      written = cached.at[rows, :, start].set(new[:, 0], unique_indices=True)
-    else:  # or several; what is behind the last slot is dropped
-      slots = start[:, None] + jnp.arange(new.shape[1])
-      written = cached.at[rows[:, None], :, slots].set(new, mode='drop', unique_indices=True)
+    write = _write_each_row
+  elif len(segments) == 1:
+    write = _write_inside
   else:
-    written = jax.lax.dynamic_update_slice_in_dim(cached, new.swapaxes(1, 2), start, axis=2)
-  return context.layout.constrain(written, ('batch', 'kv_heads', 'keys', 'head_dim'))
+    write = _write_overlap
+  offsets = attention.segment_offsets(segments)
+  axes = ('batch', 'kv_heads', 'keys', 'head_dim')
+  return tuple(
+    context.layout.constrain(write(segment, new, start - offset), axes)
+    for segment, offset in zip(segments, offsets, strict=True)
+  )
+
+
+def _write_each_row(segment: jax.Array, new: jax.Array, start: Any) -> jax.Array:
+  """Writes what of [B, T, N, C] lies in a segment [B, N, S, C], each row from its own slot on.
+
+  Starts [B] are counted from the first slot of the segment: they may be negative, or behind it.
+  """
+  rows = jnp.arange(len(start))
+  S, T = segment.shape[2], new.shape[1]
+  slots = start[:, None] + jnp.arange(T)
+  slots = jnp.where(slots < 0, S + jnp.arange(T), slots)  # S and more are dropped
+  return segment.at[rows[:, None], :, slots].set(new, mode='drop', unique_indices=True)
+
+
+def _write_inside(segment: jax.Array, new: jax.Array, start: jax.Array | int) -> jax.Array:
+  """Writes [B, T, N, C] to a segment [B, N, S, C], from the same slot on in all rows."""
+  return jax.lax.dynamic_update_slice_in_dim(segment, new.swapaxes(1, 2), start, axis=2)
+
+
+def _write_overlap(segment: jax.Array, new: jax.Array, start: jax.Array | int) -> jax.Array:
+  """Writes what of [B, T, N, C] lies in a segment [B, N, S, C], all rows from one slot on.
+
+  The start [] is counted from the first slot of the segment: it may be negative, or behind it.
+  """
+  S, T = segment.shape[2], new.shape[1]
+  width = min(T, S)  # of the slots that are read, and written again
+  first = jnp.clip(start, 0, S - width)
+  sources = first - start + jnp.arange(width)
+  is_inside = (sources >= 0) & (sources < T)
+  kept = jax.lax.dynamic_slice_in_dim(segment, first, width, axis=2)
+  moved = jnp.take(new, jnp.clip(sources, 0, T - 1), axis=1).swapaxes(1, 2)
+  changed = jnp.where(is_inside[:, None], moved, kept)
+  return jax.lax.dynamic_update_slice_in_dim(segment, changed, first, axis=2)
 
 
 def _rotate(x: jax.Array, context: LayerContext) -> jax.Array:

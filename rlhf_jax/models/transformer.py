@@ -16,7 +16,7 @@ Letters: B batch, T length, S slots of the cache, V vocabulary, D width, N key-v
 heads, C head_dim, L layers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -77,7 +77,8 @@ class Model:
 class Cache:
   """The keys and values of the tokens so far."""
 
-  # {'key', 'value'} of [L, B, N, S, C], or a tuple of L such pairs of [B, N, S, C]
+  # {'key', 'value'}, each in segments [L, B, N, S_i, C] that follow each other
+  # (attention.segment_sizes); or a tuple of L such pairs of [B, N, S_i, C]
   layers: Any
   segment_ids: jax.Array  # [B, S] int32, 0 = not written or padding
   # [] int32, the number of slots written; [B] if rows differ. An int if the cache is
@@ -355,10 +356,13 @@ class _Attention:
     self,
     window: jax.Array | None,
     query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    key: Any,
+    value: Any,
   ) -> jax.Array:
-    """Computes attention in a layer; `window` [] int32 is its own, if windows differ."""
+    """Computes attention in a layer; `window` [] int32 is its own, if windows differ.
+
+    Keys and values are arrays, or the segments of a cache.
+    """
     if self.implementation == 'splash':
       assert self.splash is not None
       size = self.window if window is None else window
@@ -376,10 +380,13 @@ class _Attention:
     if window is not None:
       mask = mask & (self.distance < window)
     if self.exact is not None:
-      if not self.cached:
+      if self.cached:
+        (key,), (value,) = key, value  # one segment
+      else:
         key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
       return self.exact(query, key, value, mask)
     if self.implementation == 'decode':
+      (key,), (value,) = key, value
       mask = mask[:, 0]
       filled = decode_attention.filled_range(mask)
       return decode_attention.attend_one(query, key, value, mask, filled, self.scale, self.cap)
@@ -394,8 +401,7 @@ class _Attention:
         self.cap,
       )
     if self.cached:
-      places = mask.shape[-1]
-      key, value = key[:, :, :places], value[:, :, :places]
+      key, value = (attention.join_segments(x, mask.shape[-1]) for x in (key, value))
       return attention.attend_to_cache(query, key, value, mask, self.scale, self.cap)
     if self.implementation == 'cudnn':
       mask = attention.mask_for_library(mask)
@@ -716,7 +722,13 @@ def cast_for_compute(params: Params, dtype: str) -> Params:
   return jax.tree_util.tree_map_with_path(cast, params, is_leaf=quantised.is_quantised)
 
 
-def empty_cache(config: ModelConfig, batch: int, places: int, stacked: bool) -> Cache:
+def empty_cache(
+  config: ModelConfig,
+  batch: int,
+  places: int,
+  stacked: bool,
+  whole: bool = False,
+) -> Cache:
   """Makes an empty cache.
 
   Args:
@@ -724,17 +736,19 @@ def empty_cache(config: ModelConfig, batch: int, places: int, stacked: bool) -> 
     batch: the number of rows.
     places: the number of slots, S: tokens that each row has room for.
     stacked: whether layers are stacked, and scanned, rather than unrolled.
+    whole: whether keys and values are one segment, as they always are with exact numerics.
   """
   if config.is_exact:  # whole tiles, so that none is cut out and padded for every token
-    places_of_keys = exact.round_up(places)
+    sizes = [exact.round_up(places)]
+  elif whole:
+    sizes = [places]
   else:
-    places_of_keys = places
-  shape = (batch, config.kv_heads, places_of_keys, config.head_dim)
+    sizes = attention.segment_sizes(places)
   layers: Any
   if stacked:
-    layers = _empty_pair((config.layers, *shape), config.dtype)
+    layers = _empty_pair(config, (config.layers, batch), sizes)
   else:
-    layers = tuple(_empty_pair(shape, config.dtype) for _ in range(config.layers))
+    layers = tuple(_empty_pair(config, (batch,), sizes) for _ in range(config.layers))
   return Cache(
     layers=layers,
     segment_ids=jnp.zeros((batch, places), jnp.int32),
@@ -743,9 +757,12 @@ def empty_cache(config: ModelConfig, batch: int, places: int, stacked: bool) -> 
   )
 
 
-def _empty_pair(shape: tuple[int, ...], dtype: str) -> Pair:
-  """Makes keys and values of zeros."""
-  return {'key': jnp.zeros(shape, dtype), 'value': jnp.zeros(shape, dtype)}
+def _empty_pair(config: ModelConfig, before: tuple[int, ...], sizes: Sequence[int]) -> Pair:
+  """Makes keys and values of zeros, in segments of these sizes; `before` are their first axes."""
+  shapes = [(*before, config.kv_heads, size, config.head_dim) for size in sizes]
+  return {
+    name: tuple(jnp.zeros(shape, config.dtype) for shape in shapes) for name in ('key', 'value')
+  }
 
 
 def parameter_count(model: Model) -> int:

@@ -34,12 +34,14 @@ class Loss:
     means: statistics summed over the same terms, which are reported divided by the
       weight; a pair (sum, weight) is divided by its own weight instead.
     counts: statistics that are reported as they are.
+    maxima: statistics of which the largest is reported; not negative.
   """
 
   total: jax.Array
   weight: jax.Array
   means: dict[str, Any]
   counts: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
+  maxima: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,17 +69,25 @@ def add_losses(first: Loss, second: Loss) -> Loss:
   return Loss(
     total=first.total + second.total,
     weight=first.weight + second.weight,
-    means=_add_statistics(first.means, second.means),
-    counts=_add_statistics(first.counts, second.counts),
+    means=_join_statistics(jnp.add, first.means, second.means),
+    counts=_join_statistics(jnp.add, first.counts, second.counts),
+    maxima=_join_statistics(jnp.maximum, first.maxima, second.maxima),
   )
 
 
-def _add_statistics(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-  """Adds two dicts of sums, or of pairs of sums, name by name."""
-  added = {**first, **second}
+def _join_statistics(
+  join: Callable[[Any, Any], Any], first: dict[str, Any], second: dict[str, Any]
+) -> dict[str, Any]:
+  """Joins two dicts of numbers, or of pairs of numbers, name by name."""
+  joined = {**first, **second}
   for name in first.keys() & second.keys():
-    added[name] = jax.tree.map(jnp.add, first[name], second[name])
-  return added
+    joined[name] = jax.tree.map(join, first[name], second[name])
+  return joined
+
+
+def _add_gradients(first: tuple[Loss, Params], second: tuple[Loss, Params]) -> tuple[Loss, Params]:
+  """Adds losses and their gradients."""
+  return add_losses(first[0], second[0]), jax.tree.map(jnp.add, first[1], second[1])
 
 
 def create_train_state(
@@ -219,7 +229,7 @@ def compute_gradients(
     microbatches: the number of parts; 1 for Parts, which have their own.
 
   Returns:
-    The gradients of total / weight, and the metrics `loss`, means and counts.
+    The gradients of total / weight, and the metrics `loss`, means, counts and maxima.
   """
   if isinstance(batch, Parts):
     value, gradients = _accumulate_parts(loss, params, batch, key)
@@ -235,7 +245,7 @@ def compute_gradients(
       metrics[name] = total / jnp.maximum(own_weight, 1e-9)
     else:
       metrics[name] = statistic / weight
-  metrics.update(value.counts)
+  metrics.update(value.counts | value.maxima)
   return jax.tree.map(lambda g: g / weight, gradients), metrics
 
 
@@ -472,7 +482,7 @@ def _accumulate(
     return _loss_and_gradients(loss, params, batch, key)
 
   def add(sums: Any, part: Any) -> tuple[Any, None]:
-    return jax.tree.map(jnp.add, sums, compute(*part)), None
+    return _add_gradients(sums, compute(*part)), None
 
   # The sums start from zeros with the shapes and dtypes of what is added.
   first_part = jax.tree.map(lambda x: x[0], parts)
@@ -486,11 +496,10 @@ def _accumulate_parts(
   loss: LossFunction, params: Params, parts: Parts, key: jax.Array
 ) -> tuple[Loss, Params]:
   """Returns the sums of `_loss_and_gradients` over as many parts as there are."""
-  value, gradients = _accumulate_equal_parts(loss, params, parts, key)
+  sums = _accumulate_equal_parts(loss, params, parts, key)
   if parts.beside is None:
-    return value, gradients
-  more, more_gradients = _accumulate_parts(loss, params, parts.beside, key)
-  return add_losses(value, more), jax.tree.map(jnp.add, gradients, more_gradients)
+    return sums
+  return _add_gradients(sums, _accumulate_parts(loss, params, parts.beside, key))
 
 
 def _accumulate_equal_parts(
@@ -503,7 +512,7 @@ def _accumulate_equal_parts(
     return _loss_and_gradients(loss, params, parts.read(number), part_key)
 
   def add(number: jax.Array, sums: Any) -> Any:
-    return jax.tree.map(jnp.add, sums, compute(number))
+    return _add_gradients(sums, compute(number))
 
   shapes = jax.eval_shape(compute, jnp.int32(0))
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

@@ -155,7 +155,8 @@ class Evaluated(NamedTuple):
   """The outputs of policy and reference on N responses, before the update."""
 
   logprobs: Array  # [N, R] float32, of the policy
-  entropies: Array  # [N, R] float32, of the policy's distributions
+  # [N, R] float32, of the policy's distributions; None if its logprobs are the sampler's
+  entropies: Array | None
   reference_logprobs: Array | None  # [N, R] float32
 
 
@@ -259,7 +260,8 @@ def update_in_minibatches(
     (trained parameters, the optimizer's state), metrics, and whether any minibatch changed
     them, [] bool.
   """
-  # Recomputed here, not taken from the sampler, so that the first ratio is exactly 1.
+  # Recomputed here, unless the sampler's are the same to the bit, so that the first ratio is
+  # exactly 1.
   evaluated = evaluate_responses(state, scored, reference_params, definitions, options)
   assessed, metrics = assess_rollout(scored, evaluated, options)
   update = functools.partial(
@@ -288,18 +290,28 @@ def evaluate_responses(
   definitions: RolloutDefinitions,
   options: Options,
 ) -> Evaluated:
-  """Runs both models over the responses, before the update."""
+  """Runs the models over the responses, before the update; the policy only if that is needed."""
   response_length = scored.samples.tokens.shape[1]
+  temperature = options.sampling.temperature
 
-  def evaluate_part(sequences: Sequences | PackedRows) -> Evaluated:
-    responses = (sequences, response_length, options.sampling.temperature)
-    policy = rollout.forward_responses(definitions.model, state.params, *responses)
-    reference = rollout.reference_logprobs(
-      definitions.reference_model, reference_params, *responses
+  def evaluate_reference(sequences: Sequences | PackedRows) -> Array | None:
+    return rollout.reference_logprobs(
+      definitions.reference_model, reference_params, sequences, response_length, temperature
     )
-    return Evaluated(policy.logprobs, policy.entropies, reference)
 
-  return rollout.evaluate_in_parts(evaluate_part, scored, definitions, options)
+  def evaluate_both(sequences: Sequences | PackedRows) -> Evaluated:
+    policy = rollout.forward_responses(
+      definitions.model, state.params, sequences, response_length, temperature
+    )
+    return Evaluated(policy.logprobs, policy.entropies, evaluate_reference(sequences))
+
+  evaluate = functools.partial(
+    rollout.evaluate_in_parts, scored=scored, definitions=definitions, options=options
+  )
+  if not off_policy.trusts_sampler(definitions.model, options):
+    return evaluate(evaluate_both)
+  reference = None if reference_params is None else evaluate(evaluate_reference)
+  return Evaluated(scored.samples.logprobs, None, reference)
 
 
 def assess_rollout(
@@ -397,7 +409,10 @@ def update_minibatch(
       assessed.mask.shape[1],
       options.sampling.temperature,
     )
-    return loss(now, assessed, options)
+    value = loss(now, assessed, options)
+    if off_policy.trusts_sampler(definitions.model, options):
+      value = off_policy.measure_gap(value, now.logprobs, assessed.logprobs, assessed.mask)
+    return value
 
   batch, packing_metrics = packing.pack_minibatch(assessed, definitions, options)
   trained, opt_state, metrics = steps.update_params(
@@ -462,7 +477,12 @@ def build(context: Context, options: Options) -> loop.Training:
   score, score_held_out = open_scores(
     context, parts.store, options, train.records, held_out.records
   )
-  meter = rollout_metering.meter_rollout(parts.definitions, options, options.epochs)
+  meter = rollout_metering.meter_rollout(
+    parts.definitions,
+    options,
+    options.epochs,
+    trusts_sampler=off_policy.trusts_sampler(parts.definitions.model, options),
+  )
   memory = rollout.memory_of(parts)
   parts, score = rollout_metering.time_phases(meter, parts, score)
   reference_params = parts.read_reference()

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.models import exact, layout, model_config, transformer
+from rlhf_jax.models import attention, exact, layout, model_config, transformer
 from rlhf_jax.runtime import mesh
 
 CONFIG = transformer.ModelConfig(
@@ -122,14 +122,25 @@ def test_scanned_and_unrolled_are_equal(model, params):
 
 
 @pytest.mark.parametrize('stacked', [True, False])
-def test_prefill_and_decode_equal_the_full_forward(model, params, stacked):
+@pytest.mark.parametrize('segments_of_cache', [1, 3])
+@pytest.mark.parametrize('each_row', [False, True])
+def test_prefill_and_decode_equal_the_full_forward(
+  model, params, monkeypatch, stacked, segments_of_cache, each_row
+):
+  """Also for pieces that lie in two segments of the cache, of 4, 4 and 8 slots."""
+  if segments_of_cache == 3:
+    monkeypatch.setattr(attention, 'LEAST_READ', 2)
   tokens, positions, segments = ragged()
   want, _ = model.apply(params, tokens, positions, segments)
   weights = params if stacked else transformer.unstack_layers(params)
   cache = transformer.empty_cache(CONFIG, 3, 16, stacked)
+  pair = cache.layers if stacked else cache.layers[0]
+  assert len(pair['key']) == segments_of_cache
   got = []
-  for start, end in [(0, 6), (6, 7), (7, 8), (8, 10)]:
+  for start, end in [(0, 3), (3, 7), (7, 8), (8, 10)]:
     part = slice(start, end)
+    if each_row and start:
+      cache = cache.replace(length=jnp.full(3, start))
     hidden, cache = model.apply(
       weights, tokens[:, part], positions[:, part], segments[:, part], cache
     )

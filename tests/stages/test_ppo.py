@@ -16,6 +16,7 @@ from rlhf_jax.generation.sampler import SamplingOptions
 from rlhf_jax.models import heads
 from rlhf_jax.rewards.functions import RewardFunctionOptions
 from rlhf_jax.stages import ppo, sft
+from rlhf_jax.stages.shared import rollout as rollout_lib
 from rlhf_jax.stages.shared import scores as scores_lib
 from rlhf_jax.stages.shared import training
 from rlhf_jax.stages.shared.model_store import ModelStore
@@ -182,6 +183,43 @@ def test_a_single_update_needs_no_forward_pass_before_it():
   once = update(rollout(), **how)
   assert once[1]['policy/first_ratio'] == 1
   testing.assert_trees_close(once, update(rollout(), microbatches=4, **how), 'micro-batches')
+
+
+@pytest.mark.slow
+def test_exact_numerics_take_the_samplers_logprobs_and_measure_their_gap(monkeypatch):
+  """The step of honest log-probabilities is the one that computes them; others are seen."""
+  config = dataclasses.replace(testing.MODEL_CONFIG, numerics='exact')
+  monkeypatch.setattr(testing, 'MODEL_CONFIG', config)
+  definitions = testing.make_ppo_definitions(testing.make_layout(), 3e-3)
+  prompts, samples, scores = rollout()
+  model, params = definitions.model, testing.make_params(definitions.model)
+  sequences = sampler.join_sequences(prompts, samples)
+  responses = (model, params, sequences, R, SAMPLING.temperature)
+  honest = jax.jit(lambda: rollout_lib.forward_responses(*responses).logprobs)()
+  honest = np.where(samples.mask, honest, 0.0)
+
+  @functools.cache
+  def prepare(sampler_every):
+    how = dict(epochs=1, minibatches=2, microbatches=2, weight_limit=0.0)
+    options = make_options(**how, sampler_every=sampler_every)
+    return options, training.compile_train_step(ppo.train_step, definitions, options)
+
+  def step(logprobs, sampler_every=1):
+    options, made = prepare(sampler_every)
+    scored = testing.score_samples(prompts, samples.replace(logprobs=logprobs), scores)
+    reference = testing.make_params(model, seed=5)
+    state, metrics = made(testing.make_ppo_state(definitions, options), scored, reference)
+    return jax.device_get((state.params, metrics))
+
+  got, metrics = step(honest)
+  want, computed = step(honest, sampler_every=2)
+  testing.assert_trees_close(got, want, 'parameters', 1e-5)
+  for name in ('kl', 'loss', 'policy/first_ratio'):
+    np.testing.assert_allclose(metrics[name], computed[name], rtol=1e-5)
+  assert metrics.keys() == computed.keys() and metrics['policy/sampler_gap'] < 1e-6
+  _, metrics = step(np.where(samples.mask, honest - 0.25, 0.0))
+  gaps = [metrics['policy/sampler_gap'], metrics['policy/sampler_gap_mean']]
+  np.testing.assert_allclose(gaps, 0.25, rtol=1e-5)
 
 
 @pytest.mark.slow  # tests/stages/test_absolute.py has the update with this term

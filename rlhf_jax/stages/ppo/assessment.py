@@ -93,6 +93,40 @@ def evaluate_responses(
   return rollout.evaluate_in_parts(evaluate_part, scored, definitions, options)
 
 
+def trusts_sampler(definitions: Definitions, options: Options) -> bool:
+  """Tells whether the policy need not be run before the update: `off_policy.trusts_sampler`.
+
+  If the value model is a head on the policy's trunk, that is run for the values anyway.
+  """
+  return off_policy.trusts_sampler(definitions.model, options) and bool(options.value)
+
+
+def evaluate_samples(
+  state: PPOState,
+  scored: ScoredRollout,
+  reference_params: Params | None,
+  definitions: Definitions,
+  options: Options,
+) -> Evaluated:
+  """Computes what `evaluate_responses` does, with the log-probabilities of the sampler.
+
+  So the policy is not run, and its entropies are not known yet.
+  """
+  response_length = scored.samples.tokens.shape[1]
+  temperature = options.sampling.temperature
+
+  def evaluate_part(sequences: Sequences | PackedRows) -> tuple[Array, Array | None]:
+    hidden = rollout.run_trunk(definitions.value_model, state.value_params, sequences)
+    values = heads.scalar_scores(state.value_params, hidden)  # [N, P + R]
+    reference = rollout.reference_logprobs(
+      definitions.reference_model, reference_params, sequences, response_length, temperature
+    )
+    return rollout.before_responses(values, sequences, response_length), reference
+
+  values, reference = rollout.evaluate_in_parts(evaluate_part, scored, definitions, options)
+  return Evaluated(scored.samples.logprobs, None, values, reference)
+
+
 def assess_rollout(
   scored: ScoredRollout,
   evaluated: Evaluated,

@@ -12,7 +12,7 @@ from rlhf_jax.data import batches, encode, sources
 from rlhf_jax.planning.programs import abstract_sequences, StagePlan
 from rlhf_jax.runtime import hosts, loop, optimizers
 from rlhf_jax.runtime.mesh import Layout
-from rlhf_jax.stages.ppo.assessment import assess_tokens
+from rlhf_jax.stages.ppo.assessment import assess_tokens, trusts_sampler
 from rlhf_jax.stages.ppo.options import check_options, Options
 from rlhf_jax.stages.ppo.state import create_state, Definitions, PPOState
 from rlhf_jax.stages.ppo.update import train_step
@@ -54,7 +54,12 @@ def build(context: Context, options: Options) -> loop.Training:
   )
   value_config = parts.definitions.value_model.config if options.value else None
   meter = rollout_metering.meter_rollout(
-    parts.definitions, options, options.epochs, value_config, options.document_places
+    parts.definitions,
+    options,
+    options.epochs,
+    value_config,
+    options.document_places,
+    trusts_sampler(parts.definitions, options),
   )
   memory = rollout.memory_of(parts)
   parts, score = rollout_metering.time_phases(meter, parts, score)

@@ -102,7 +102,8 @@ class Evaluated(NamedTuple):
   """The outputs of all models on N responses, before the update."""
 
   logprobs: Array  # [N, R] float32, of the policy
-  entropies: Array  # [N, R] float32, of the policy's distributions
+  # [N, R] float32, of the policy's distributions; None if its logprobs are the sampler's
+  entropies: Array | None
   values: Array  # [N, R] float32
   reference_logprobs: Array | None  # [N, R] float32
 

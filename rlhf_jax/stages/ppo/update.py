@@ -20,7 +20,9 @@ from rlhf_jax.runtime import step as steps
 from rlhf_jax.stages.ppo.assessment import (
   assess_rollout,
   evaluate_responses,
+  evaluate_samples,
   forward,
+  trusts_sampler,
   value_loss_weight,
 )
 from rlhf_jax.stages.ppo.options import Options
@@ -160,8 +162,10 @@ def update_in_minibatches(
     ({'policy', 'value'}: the trained parameters, the optimizer's state), metrics, and
     whether any minibatch changed them, [] bool.
   """
-  # Recomputed here, not taken from the sampler, so that the first ratio is exactly 1.
-  evaluated = evaluate_responses(state, scored, reference_params, definitions, options)
+  # The policy's log-probabilities are computed again here, unless the sampler's are the same to
+  # the bit, so that the first ratio is exactly 1.
+  evaluate = evaluate_samples if trusts_sampler(definitions, options) else evaluate_responses
+  evaluated = evaluate(state, scored, reference_params, definitions, options)
   assessed, metrics = assess_rollout(scored, evaluated, state.kl_coefficient, options)
   update = functools.partial(
     update_minibatch, frozen=_frozen(state), definitions=definitions, options=options
@@ -304,6 +308,8 @@ def part_loss(
     options.sampling.temperature,
   )
   value = loss(now, assessed, options)
+  if trusts_sampler(definitions, options):
+    value = off_policy.measure_gap(value, now.logprobs, assessed.logprobs, assessed.mask)
   if documents is None:
     return value
   return steps.add_losses(value, document_loss(params, documents, definitions, options))

@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.models.transformer import Model
 from rlhf_jax.objectives import masked, policy_gradient
 from rlhf_jax.options import Count, NonNegative
+from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.stages.shared import rollout
 from rlhf_jax.stages.shared.model_store import copy_tree
@@ -86,6 +88,33 @@ def check_options(options: OffPolicyOptions, where: str) -> None:
       f'{where}.weight_limit: expected a number above 1, or 0 for no weights, as weight_rule=mask '
       f'keeps what lies between 1/C and C; got {options.weight_limit:g}'
     )
+
+
+def trusts_sampler(model: Model, options: OffPolicyOptions) -> bool:
+  """Tells whether the sampler's log-probabilities are, to the bit, those before the update.
+
+  So they are with exact numerics where the current policy responds: a step need not compute
+  them again. `measure_gap` shows whether it is so.
+  """
+  return model.config.is_exact and options.sampler_every == 1
+
+
+def measure_gap(value: steps.Loss, logprobs: Array, sampled: Array, mask: Array) -> steps.Loss:
+  """Adds to a loss how far its forward pass is from the sampler; before any update, 0 is expected.
+
+  Args:
+    value: the loss of n responses.
+    logprobs: [n, R] float32, of the policy that learns.
+    sampled: [n, R] float32, of the sampler.
+    mask: [n, R] bool.
+  """
+  gap = jnp.where(mask, jnp.abs(logprobs - sampled), 0.0)
+  mean = (jnp.sum(gap), masked.count(mask))
+  return dataclasses.replace(
+    value,
+    means=value.means | {'policy/sampler_gap_mean': mean},
+    maxima=value.maxima | {'policy/sampler_gap': jnp.max(gap)},
+  )
 
 
 def importance_weights(

@@ -497,14 +497,15 @@ def epochs_of_minibatches(
 
 
 def rollout_metrics(
-  rollout: ScoredRollout, logprobs: Array, entropies: Array, kl: Array | None
+  rollout: ScoredRollout, logprobs: Array, entropies: Array | None, kl: Array | None
 ) -> dict[str, Array]:
   """Describes a rollout as it was before the update.
 
   Args:
     rollout: N responses of at most R tokens.
     logprobs: [N, R] float32, of the policy before the update.
-    entropies: [N, R] float32.
+    entropies: [N, R] float32; None where the log-probabilities are the sampler's, so that
+      its gap and the entropies come from the first minibatch (`epoch_metrics`).
     kl: [N, R] float32, log π − log π_ref, 0 outside the mask; None = not measured.
 
   Returns:
@@ -513,18 +514,21 @@ def rollout_metrics(
   samples = rollout.samples
   mask = samples.mask
   count = jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)  # tokens of all responses
-  gap = jnp.abs(logprobs - samples.logprobs)  # [N, R]
   metrics = {
     'reward/score': jnp.mean(rollout.scores),
     'reward/score_std': jnp.std(rollout.scores),
-    'policy/rollout_entropy': jnp.sum(jnp.where(mask, entropies, 0.0)) / count,
-    # From the sampler's logprobs to the training forward's; 0 but for rounding.
-    'policy/sampler_gap': jnp.max(jnp.where(mask, gap, 0.0)),
-    'policy/sampler_gap_mean': jnp.sum(jnp.where(mask, gap, 0.0)) / count,
     'response/length': jnp.mean(jnp.sum(mask, axis=1, dtype=jnp.float32)),
     'response/eos_rate': jnp.mean(samples.ended.astype(jnp.float32)),
     'tokens': jnp.sum(rollout.sequences.segment_ids > 0, dtype=jnp.float32),
   }
+  if entropies is not None:
+    # From the sampler's logprobs to the training forward's; 0 but for rounding.
+    gap = jnp.where(mask, jnp.abs(logprobs - samples.logprobs), 0.0)  # [N, R]
+    metrics |= {
+      'policy/rollout_entropy': jnp.sum(jnp.where(mask, entropies, 0.0)) / count,
+      'policy/sampler_gap': jnp.max(gap),
+      'policy/sampler_gap_mean': jnp.sum(gap) / count,
+    }
   if kl is not None:
     metrics['kl'] = jnp.mean(jnp.sum(kl, axis=1))  # nats per response
   return metrics
@@ -535,9 +539,14 @@ def epoch_metrics(metrics: Mapping[str, Array]) -> dict[str, Array]:
 
   `policy/first_ratio` is the ratio in the first minibatch, before any update of the
   step. It is 1 up to rounding; another value shows that two forward passes disagree.
+  Where the step takes the sampler's log-probabilities, its gap is measured there too.
   """
   means = {name: jnp.mean(x) for name, x in metrics.items()}
-  return means | {'policy/first_ratio': metrics['policy/ratio'][0, 0]}
+  first = {'policy/first_ratio': 'policy/ratio'}
+  if 'policy/sampler_gap' in metrics:
+    first |= {name: name for name in ('policy/sampler_gap', 'policy/sampler_gap_mean')}
+    first |= {'policy/rollout_entropy': 'policy/entropy'}
+  return means | {name: metrics[source][0, 0] for name, source in first.items()}
 
 
 def made_an_update(metrics: dict[str, Array]) -> Array:

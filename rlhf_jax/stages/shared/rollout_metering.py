@@ -14,6 +14,7 @@ def meter_rollout(
   passes: int = 1,
   value_config: ModelConfig | None = None,
   document_places: int = 0,
+  trusts_sampler: bool = False,
 ) -> Meter:
   """Makes the meter of a stage whose step is a rollout, its scores and an update from them.
 
@@ -28,6 +29,8 @@ def meter_rollout(
     value_config: the shape of a value model with a trunk of its own.
     document_places: of a row of documents, of which the update reads one for each response;
       attention is counted as if it were one text.
+    trusts_sampler: whether the sampler's log-probabilities are taken for those of the policy
+      before the update, so that it is not run there.
   """
   config = definitions.model.config
   longest = options.max_length + options.sampling.max_new_tokens  # P + R
@@ -48,7 +51,7 @@ def meter_rollout(
     flops = passes * training_passes(config) * policy
     if definitions.reference_model is not None:
       flops += sequence_flops(definitions.reference_model.config, length, response)
-    if passes * options.minibatches > 1 or options.packed_rows:
+    if not trusts_sampler and (passes * options.minibatches > 1 or options.packed_rows):
       flops += policy
     if value_config is not None:
       value = sequence_flops(value_config, length, 0)
