@@ -63,8 +63,8 @@ class Model:
 
   config: ModelConfig  # its sizes and features
   init: Callable[[jax.Array], Params]  # key → params, float32; see `init_params`
-  # (params, tokens [B, T], positions [B, T], segment_ids [B, T], cache=None) →
-  # (hidden [B, T, D], cache); see `apply_model`
+  # (params, tokens [B, T], positions [B, T], segment_ids [B, T], cache=None,
+  # prefix_ids=None) → (hidden [B, T, D], cache); see `apply_model`
   apply: Callable[..., tuple[jax.Array, Any]]
   axes: Any  # a tree like the params, with a tuple of axis names for each leaf
   # (function, matrix, rows) → function(matrix, rows), see runtime/mesh.py:
@@ -145,6 +145,7 @@ def apply_model(
   positions: jax.Array,
   segment_ids: jax.Array,
   cache: Cache | None = None,
+  prefix_ids: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache | None]:
   """Computes hidden states; with a cache, the tokens take its next T slots.
 
@@ -158,6 +159,10 @@ def apply_model(
     positions: [B, T] int32.
     segment_ids: [B, T] int32, 0 = padding.
     cache: a cache of S slots, or None.
+    prefix_ids: [B, T] int32, for tokens whose segment continues another one of their row, as
+      several responses do their prompt, that one's id; else 0. It must come first in the row,
+      and positions go on from its last. None = no segment does; so it is with a cache, and
+      where `attention.sees_prefixes` says no.
 
   Returns:
     (hidden [B, T, D], the cache with T more slots written, or None). With exact numerics
@@ -191,6 +196,8 @@ def apply_model(
     segments,
     start,
     cached=cache is not None,
+    positions=positions,
+    prefix_ids=prefix_ids,
   )
   is_long = _find_long_texts(config, positions, segment_ids, cache)
   rotary, frequencies = _prepare_rotary(config, positions, is_long)
@@ -410,6 +417,8 @@ def _prepare_attention(
   segments: jax.Array,
   start: jax.Array | int,
   cached: bool,
+  positions: jax.Array,
+  prefix_ids: jax.Array | None,
 ) -> tuple[_Attention, dict[str, np.ndarray]]:
   """Prepares attention for all layers of a forward pass.
 
@@ -420,6 +429,8 @@ def _prepare_attention(
     segments: [B, S] int32, of the keys; without a cache, the same as `segment_ids`.
     start: [] or [B] int32, the index of the first query among the keys.
     cached: whether there is a cache.
+    positions: [B, T] int32, of the queries.
+    prefix_ids: [B, T] int32, of the segments that those of the queries continue; None = none.
 
   Returns:
     (what all layers share, what differs from layer to layer: an array [L] named `window`, or
@@ -429,8 +440,10 @@ def _prepare_attention(
   if cached and isinstance(start, int):
     # the slots that are not written yet are left out
     segments = segments[:, : start + T]
-  mask = attention.causal_mask(segment_ids, segments, start)
+  mask = attention.causal_mask(segment_ids, segments, start, prefix_ids)
   distance = attention.distances(T, segments.shape[1], start)
+  if prefix_ids is not None:  # other texts lie between a prefix and what continues it
+    distance = positions[:, :, None] - positions[:, None, :]
   windows = [window if 0 < window < S else S for window in config.layer_windows]
   per_layer: dict[str, np.ndarray] = {}
   if len(set(windows)) > 1:
@@ -447,6 +460,7 @@ def _prepare_attention(
     cached,
     layout.platform,
     sharded=not layout.is_one_device if cached else splash is None,
+    prefixes=prefix_ids is not None,
   )
   library_mask = one_text = None
   if implementation == 'cudnn' and 'window' not in per_layer:

@@ -141,6 +141,7 @@ class AssessedRollout(flax.struct.PyTreeNode):
     reference_logprobs: [N, R] float32; None without a reference.
     advantages: [N, R] float32.
     weights: [N, R] float32, importance weights for another sampler.
+    prompts: [N] int32, the number of each row's prompt in the step.
   """
 
   sequences: Sequences
@@ -149,6 +150,7 @@ class AssessedRollout(flax.struct.PyTreeNode):
   reference_logprobs: Array | None
   advantages: Array
   weights: Array
+  prompts: Array
 
 
 class Evaluated(NamedTuple):
@@ -347,6 +349,7 @@ def assess_rollout(
     reference_logprobs=reference,
     advantages=advantage,
     weights=weights,
+    prompts=jnp.arange(N) // K,
   )
   # Of the scores alone: KL and length would make nearly all groups unequal.
   equal_groups = jnp.ptp(scores.reshape(-1, K), axis=1) == 0
@@ -399,7 +402,16 @@ def update_minibatch(
     )
     return loss(now, assessed, options)
 
-  batch, packing_metrics = packing.pack_minibatch(assessed, definitions, options)
+  sharing = packing.plan_sharing(
+    assessed.prompts,
+    assessed.sequences.tokens.shape[1],
+    options.num_samples,
+    [definitions.model],
+    definitions.layout,
+    assessed.mask.shape[1],
+    complete=options.minibatches == 1,
+  )
+  batch, packing_metrics = packing.pack_minibatch(assessed, definitions, options, sharing=sharing)
   trained, opt_state, metrics = steps.update_params(
     batch_loss, definitions.optimizer, trained, opt_state, batch, key, options.microbatches
   )

@@ -220,7 +220,7 @@ def loss_of_logprobs(
         masked.total(1.0, worst),
       ),
     },
-    counts={'tokens': jnp.sum(batch.segment_ids > 0, dtype=jnp.float32)},
+    counts={'tokens': batch.token_count},
   )
 
 

@@ -326,8 +326,9 @@ def forward_responses(
 
 def run_trunk(model: Model, params: Params, sequences: Sequences | PackedRows) -> Array:
   """Runs a model without its head; returns the states at all tokens, [N, P + R, D]."""
-  rows = sequences.sequences if isinstance(sequences, PackedRows) else sequences
-  hidden, _ = model.apply(params, rows.tokens, rows.positions, rows.segment_ids)
+  if isinstance(sequences, PackedRows):
+    return packing.run_trunk(model, params, sequences)
+  hidden, _ = model.apply(params, sequences.tokens, sequences.positions, sequences.segment_ids)
   return hidden
 
 
@@ -386,14 +387,28 @@ def evaluate_in_parts(
   Returns:
     The tree of arrays [N, …].
   """
+  response_length = scored.samples.tokens.shape[1]  # R
+  sharing = packing.share_prompts(
+    scored.sequences,
+    options.num_samples,
+    list_models(definitions),
+    definitions.layout,
+    response_length,
+  )
   return packing.map_responses(
     function,
     scored.sequences,
-    scored.samples.tokens.shape[1],  # R
+    response_length,
     definitions.model,
     definitions.layout,
     options,
+    sharing,
   )
+
+
+def list_models(definitions: RolloutDefinitions) -> list[Model]:
+  """Returns all models that read a stage's responses."""
+  return [value for value in vars(definitions).values() if isinstance(value, Model)]
 
 
 def kl_to_reference(logprobs: Array, reference_logprobs: Array | None, mask: Array) -> Array:
