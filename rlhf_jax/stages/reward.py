@@ -164,14 +164,16 @@ def read_responses(
   leading = tokens.shape[:-1]  # N rows in all
   tokens = _as_rows(tokens)  # [N, T]
   segment_ids = _as_rows(segment_ids)
-  hidden, _ = model.apply(params, tokens, _as_rows(positions), segment_ids)
+  inputs = (tokens, _as_rows(positions), segment_ids)
   places = jnp.arange(segment_ids.shape[1])
   # The greatest place that is no padding, so left and right padding are read alike.
-  last = jnp.max(jnp.where(segment_ids > 0, places, 0), axis=1)  # [N]
-  last_hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]  # [N, D]
-  scores = heads.scalar_scores(params, last_hidden)
+  last = jnp.max(jnp.where(segment_ids > 0, places, 0), axis=1, keepdims=True)  # [N, 1]
   if not with_logprobs:
-    return ReadResponses(scores.reshape(leading))
+    last_hidden, _ = model.apply(params, *inputs, places=last)
+    return ReadResponses(heads.scalar_scores(params, last_hidden).reshape(leading))
+  hidden, _ = model.apply(params, *inputs)
+  last_hidden = jnp.take_along_axis(hidden, last[..., None], axis=1)[:, 0]  # [N, D]
+  scores = heads.scalar_scores(params, last_hidden)
   logprobs, _ = heads.token_logprobs(model, params, hidden[:, :-1], tokens[:, 1:])
   mask = _as_rows(response)[:, 1:]  # each place predicts the next token
   if model.config.likelihood_head:
@@ -353,10 +355,11 @@ def _read_packed(
   model: Model, params: Params, rows: PackedRows, with_logprobs: bool
 ) -> ReadResponses:
   """Reads the slots of packed rows as `read_responses` does rows: [C * S], and [C * S, R]."""
+  if not with_logprobs:
+    last = packing.run_trunk(model, params, rows, rows.last_columns)  # [C, S, D]
+    return ReadResponses(heads.scalar_scores(params, last).reshape(-1))
   hidden = packing.run_trunk(model, params, rows)
   scores = heads.scalar_scores(params, rows.at_ends(hidden))
-  if not with_logprobs:
-    return ReadResponses(scores)
   computed, _ = packing.packed_logprobs(model, params, hidden, rows)
   logprobs = rows.at_responses(computed)
   if model.config.likelihood_head:
@@ -407,6 +410,7 @@ def run(context: Context) -> None:
 def build(context: Context, options: Options) -> loop.Training:
   """Builds what the training loop runs: state, batches, step and evaluation."""
   check_options(options, context.where)
+  check_packing(context, options)
   trainable = training.open_trainable(context, options, head=True, likelihood=options.likelihood)
   definitions = trainable.definitions
   train = sources.load_records(options.data, 'ranking', 'train')
@@ -416,7 +420,7 @@ def build(context: Context, options: Options) -> loop.Training:
   held_out_examples = _encode(context, held_out, options, options.overlong)
   if all(_is_tie(example['ranks']) for example in held_out_examples):
     hosts.say(f'{context.name}: no held-out pair is ordered, so accuracy is not measured')
-  score = build_batch_score(definitions.model)
+  score = build_batch_score(definitions.model, context.layout, options.packed_rows)
 
   def score_all(state: TrainState, examples: Sequence[Mapping]) -> Iterator:
     for batch in _iterate_once(examples, options):
@@ -466,11 +470,15 @@ def build(context: Context, options: Options) -> loop.Training:
   )
 
 
-def build_batch_score(model: Model) -> jax.stages.Wrapped:
+def build_batch_score(model: Model, layout: Layout, packed_rows: int) -> jax.stages.Wrapped:
   """Builds the compiled score of a batch of rankings: (params, Rankings) → [B, K] float32."""
 
   @jax.jit
   def score(params: Params, batch: Rankings) -> jax.Array:
+    if packed_rows:
+      chunks = ranked_logprobs.open_chunks(batch, model, layout, packed_rows, together=1)
+      scores = packing.map_chunks(functools.partial(_score_packed, model, params), chunks)
+      return scores.reshape(batch.group.shape)
     response = response_tokens(batch)
     return last_scores(model, params, batch.tokens, batch.positions, batch.segment_ids, response)
 
@@ -482,6 +490,14 @@ def check_options(options: Options, where: str) -> None:
   if options.loss not in ranking.REWARD_LOSSES:
     known = ', '.join(ranking.REWARD_LOSSES)
     raise UserError(f'{where}.loss: expected one of {known}, got {options.loss!r}')
+
+
+def check_packing(context: Context, options: Options) -> None:
+  """Checks `packed_rows`; raises UserError if a row of rankings or the mesh does not fit it."""
+  shards = context.layout.batch_shards
+  packing.check_rows(
+    options.packed_rows, options.microbatches, shards, context.where, options.responses_per_row
+  )
 
 
 def reads_likelihoods(options: Options) -> bool:
@@ -662,6 +678,7 @@ def plan(context: Context) -> StagePlan:
   """Plans the programs and the memory of the stage; `context` has an abstract layout."""
   options = context.read_options(STAGE)
   check_options(options, context.where)
+  check_packing(context, options)
   trainable = training.open_trainable(context, options, head=True, likelihood=options.likelihood)
   definitions = trainable.definitions
   state = trainable.init()
@@ -672,13 +689,24 @@ def plan(context: Context) -> StagePlan:
     options.max_length,
   )
   step = training.compile_train_step(train_step, definitions, options)
+  responses = options.batch_size * options.responses_per_row
+  sharing = packing.plan_sharing(
+    range(responses),
+    options.max_length,
+    options.responses_per_row,
+    [definitions.model],
+    context.layout,
+  )
+  parts, rows, length = packing.divide(
+    responses, options.microbatches, options.packed_rows, options.max_length, sharing
+  )
   estimate = work.training(
     definitions.model.config,
     context.layout,
-    options.batch_size * options.responses_per_row,
-    options.max_length,
-    options.max_length if reads_likelihoods(options) else 0,  # places with logits
-    options.microbatches,
+    rows * parts,
+    length,
+    length if reads_likelihoods(options) else 0,  # places with logits
+    parts,
     state.trained,
   )
   program = Program('step', functools.partial(step.lower, state, batch), estimate)

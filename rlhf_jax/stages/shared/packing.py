@@ -128,6 +128,13 @@ class PackedRows(flax.struct.PyTreeNode):
     flat = values.reshape(-1, *values.shape[2:])
     return flat[jnp.clip(self.ends - 1, 0, len(flat) - 1)]
 
+  @property
+  def last_columns(self) -> Array:
+    """The columns of the last token of each slot, [C, S] int32."""
+    C, W = self.sequences.tokens.shape
+    places = self.ends.reshape(C, -1) - 1 - W * jnp.arange(C)[:, None]
+    return jnp.maximum(places, 0)
+
   def sum_responses(self, values: Array) -> Array:
     """Sums values [C, W] at the places before response tokens, over each response: [C * S].
 
@@ -271,21 +278,37 @@ def check_rows(
     )
 
 
-def divide(rows: int, parts: int, packed_rows: int) -> tuple[int, int]:
+def divide(
+  rows: int, parts: int, packed_rows: int, length: int, sharing: Sharing | None = None
+) -> tuple[int, int, int]:
   """Says how rows are computed one after the other, for plans.
 
   Args:
     rows: N, as they are while padded.
     parts: in which they are computed if they are not packed.
     packed_rows: C; 0 = not packed.
+    length: T.
+    sharing: which prompts are shared if they are packed, see `plan_sharing`.
 
   Returns:
-    (the number of parts, rows of each). Packed, these are the most that there can be, as
-    a plan knows no lengths: all rows have their full width.
+    (the number of parts, rows of each, places of a row). Packed, these are the most that
+    there can be, as a plan knows no lengths: all rows have their full width.
   """
   if not packed_rows:
-    return parts, rows // parts
-  return -(-rows // packed_rows), packed_rows
+    return parts, rows // parts, length
+  if not sharing:
+    return -(-rows // packed_rows), packed_rows, length
+  return most_chunks(rows, 1, packed_rows, length, sharing), packed_rows, sharing.width
+
+
+def most_chunks(units: int, together: int, chunk_rows: int, length: int, sharing: Sharing) -> int:
+  """Returns the most chunks that U units of n rows need; the rest is as in `open_chunks`."""
+  # So many units fit at least: each row as long as can be, with a prompt of its own.
+  fitting = chunk_rows * (sharing.width // length) // together
+  chunks = -(-units // fitting)
+  if sharing.packed_rows is None:
+    return chunks
+  return min(chunks, -(-sharing.packed_rows // chunk_rows))
 
 
 def open_chunks(
@@ -356,7 +379,7 @@ def share_prompts(
 
 
 def plan_sharing(
-  prompts: Array,
+  prompts: Any,
   length: int,
   beside: int,
   models: Collection[Model],
@@ -419,11 +442,28 @@ def prefix_lengths(sequences: Sequences) -> Array:
   return jnp.maximum(jnp.sum(is_prompt, axis=-1, dtype=jnp.int32) - 1, 0)
 
 
-def run_trunk(model: Model, params: Params, rows: PackedRows) -> Array:
-  """Runs a model without its head over packed rows; returns the states, [C, W, D]."""
+def run_trunk(
+  model: Model, params: Params, rows: PackedRows, places: Array | None = None
+) -> Array:
+  """Runs a model without its head over packed rows.
+
+  Args:
+    model: the definition.
+    params: its parameters.
+    rows: the packed rows.
+    places: [C, Q] int32, the columns whose states are wanted; None = all.
+
+  Returns:
+    The states, [C, W, D] or [C, Q, D].
+  """
   packed = rows.sequences
   hidden, _ = model.apply(
-    params, packed.tokens, packed.positions, packed.segment_ids, prefix_ids=rows.prefix_ids
+    params,
+    packed.tokens,
+    packed.positions,
+    packed.segment_ids,
+    prefix_ids=rows.prefix_ids,
+    places=places,
   )
   return hidden
 
@@ -618,12 +658,6 @@ def pack_shared(
   sharing: Sharing,
 ) -> Packing:
   """Packs rows that share prompts; lengths are [N] int32, the rest is as in `open_chunks`."""
-  units = -(-len(lengths) // together)
-  # So many fit at least: each row as long as can be, with a prompt of its own.
-  fitting = chunk_rows * (sharing.width // length) // together
-  chunks = -(-units // fitting)
-  if sharing.packed_rows is not None:
-    chunks = min(chunks, -(-sharing.packed_rows // chunk_rows))
   # Numbered anew, as a minibatch has some of the prompts of a step.
   _, prompts = jnp.unique(sharing.prompts, return_inverse=True, size=len(lengths))
   return pack(
@@ -632,7 +666,7 @@ def pack_shared(
     chunk_rows,
     prompts.reshape(-1, together),
     prefix_lengths(sequences).reshape(-1, together),
-    chunks,
+    most_chunks(len(lengths) // together, together, chunk_rows, length, sharing),
   )
 
 
