@@ -59,7 +59,7 @@ from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.model_store import ModelStore, OpenModel
 from rlhf_jax.stages.shared.off_policy import SamplerState
-from rlhf_jax.stages.shared.packing import PackedRows
+from rlhf_jax.stages.shared.packing import Chunks, PackedRows
 from rlhf_jax.stages.shared.rollout import (
   RolloutDefinitions,
   RolloutParts,
@@ -187,10 +187,17 @@ def train_step(
     The next state, and metrics ([] float32 each; docs/metrics.md). Where loss or
     gradient of a minibatch is not finite, that minibatch changes nothing.
   """
-  update = update_once if rollout.is_one_pass(options) else update_in_minibatches
-  (trained, opt_state), metrics, updated = update(
-    state, scored, reference_params, definitions, options
-  )
+  only_chunk = None
+  if options.epochs * options.minibatches == 1:
+    only_chunk = rollout.open_only_chunk(scored, definitions, options)
+  if only_chunk or rollout.is_one_pass(options):
+    (trained, opt_state), metrics, updated = update_once(
+      state, scored, reference_params, definitions, options, only_chunk
+    )
+  else:
+    (trained, opt_state), metrics, updated = update_in_minibatches(
+      state, scored, reference_params, definitions, options
+    )
   # A step in which no minibatch changed anything does not count: it is made again.
   step = state.step + updated.astype(jnp.int32)
   next_state = state.replace(
@@ -208,28 +215,39 @@ def update_once(
   reference_params: Params | None,
   definitions: RolloutDefinitions,
   options: Options,
+  only_chunk: Chunks | None = None,
 ) -> tuple[tuple[Params, Any], dict[str, Array], Array]:
   """Makes the only update of a step, whose forward pass also gives the logprobs before it.
 
   The results are those of `update_in_minibatches`, which would run the policy once more.
 
-  The arguments are those of `train_step`.
+  The arguments are those of `train_step`; `only_chunk` are the responses as they are packed,
+  if they are.
 
   Returns:
     (trained parameters, the optimizer's state), metrics, and whether they changed, [] bool.
   """
   frozen = state.frozen.get('params', {})
   responses = (
-    scored.sequences,
+    only_chunk.read(jnp.int32(0)) if only_chunk else scored.sequences,
     scored.samples.tokens.shape[1],
     options.sampling.temperature,
   )
-  reference = rollout.reference_logprobs(definitions.reference_model, reference_params, *responses)
+
+  def in_order(tree: Any) -> Any:
+    return only_chunk.put_back(tree) if only_chunk else tree
+
+  reference = in_order(
+    rollout.reference_logprobs(definitions.reference_model, reference_params, *responses)
+  )
 
   def batch_loss(trained: Params, scored: ScoredRollout, key: Array) -> steps.Loss:
     del key  # nothing is drawn: dropout is left out
     params = merge_params(trained, frozen)
     now = rollout.forward_responses(definitions.model, params, *responses)
+    now = now._replace(
+      logprobs=in_order(now.logprobs), entropies=in_order(now.entropies)
+    )
     evaluated = Evaluated(now.logprobs, now.entropies, reference)
     assessed, metrics = assess_rollout(scored, jax.lax.stop_gradient(evaluated), options)
     return dataclasses.replace(loss(now, assessed, options), counts=metrics)
@@ -243,6 +261,7 @@ def update_once(
     steps.update_key(state),
   )
   metrics['policy/first_ratio'] = metrics['policy/ratio']
+  metrics |= only_chunk.metrics() if only_chunk else {}
   return (trained, opt_state), metrics, steps.update_is_finite(metrics)
 
 

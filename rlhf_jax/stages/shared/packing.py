@@ -224,6 +224,18 @@ class Chunks:
       head_shares(self.sharing),
     )
 
+  def put_back(self, tree: Any) -> Any:
+    """Brings arrays [C * S, …] of the only chunk into the order of the rows: [N, …]."""
+    assert self.limit == 1
+    rows = self.packing.rows.reshape(-1)
+    N = self.sequences.tokens.shape[0]
+
+    def put(x: Array) -> Array:
+      # Empty slots have the number N.
+      return jnp.zeros((N, *x.shape[1:]), x.dtype).at[rows].set(x, mode='drop')
+
+    return jax.tree.map(put, tree)
+
   def take(self, tree: Any, number: Array) -> Any:
     """Takes the rows of chunk `number` from arrays [N, …]: [C * S, …], 0 in empty slots."""
     return take_rows(tree, self.packing.rows[number].reshape(-1))

@@ -36,7 +36,7 @@ from rlhf_jax.stages.shared import packing, response_judge, token_view, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import DataUse
 from rlhf_jax.stages.shared.model_store import ModelStore, OpenModel
-from rlhf_jax.stages.shared.packing import PackedRows
+from rlhf_jax.stages.shared.packing import Chunks, PackedRows, Sharing
 from rlhf_jax.stages.shared.scores import Score
 from rlhf_jax.stages.shared.training import Definitions
 from rlhf_jax.types import (
@@ -387,22 +387,45 @@ def evaluate_in_parts(
   Returns:
     The tree of arrays [N, …].
   """
-  response_length = scored.samples.tokens.shape[1]  # R
-  sharing = packing.share_prompts(
+  return packing.map_responses(
+    function,
+    scored.sequences,
+    scored.samples.tokens.shape[1],  # R
+    definitions.model,
+    definitions.layout,
+    options,
+    share_prompts(scored, definitions, options),
+  )
+
+
+def share_prompts(
+  scored: ScoredRollout, definitions: RolloutDefinitions, options: RolloutOptions
+) -> Sharing | None:
+  """Returns how responses to one prompt share it in packed rows; None where they do not."""
+  return packing.share_prompts(
     scored.sequences,
     options.num_samples,
     list_models(definitions),
     definitions.layout,
-    response_length,
+    scored.samples.tokens.shape[1],  # R
   )
-  return packing.map_responses(
-    function,
+
+
+def open_only_chunk(
+  scored: ScoredRollout, definitions: RolloutDefinitions, options: RolloutOptions
+) -> Chunks | None:
+  """Packs all responses of a step into one chunk; None where that may not hold them."""
+  sharing = share_prompts(scored, definitions, options)
+  N, T = scored.sequences.tokens.shape
+  if not options.packed_rows or packing.divide(N, 1, options.packed_rows, T, sharing)[0] > 1:
+    return None
+  return packing.open_chunks(
     scored.sequences,
-    response_length,
+    scored.samples.tokens.shape[1],  # R
+    options.packed_rows,
     definitions.model,
     definitions.layout,
-    options,
-    sharing,
+    sharing=sharing,
   )
 
 
