@@ -10,6 +10,7 @@ from typing import Any
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array  # batches hold numpy arrays until they are placed on a mesh
 Params = Any  # a plain nested dict of arrays
@@ -65,6 +66,11 @@ class Rankings(flax.struct.PyTreeNode):
   begins: Array
   confidence: Array  # below 1 for soft labels, such as those of an AI judge
   reference_logprobs: Array
+
+  @property
+  def token_count(self) -> Array:
+    """The tokens of all responses, each with its prompt, [] float32."""
+    return jnp.sum(self.segment_ids > 0, dtype=jnp.float32)
 
 
 class Prompts(flax.struct.PyTreeNode):

@@ -38,7 +38,7 @@ def measure(context: Context) -> dict[str, dict[str, float]]:
   )
   length = section.max_length + section.sampling.max_new_tokens
   examples = encode.rankings(pairs, opened.tokenizer, length)
-  score = reward.build_batch_score(opened.model)
+  score = reward.build_batch_score(opened.model, context.layout, packed_rows=0)
   params = opened.read()
   right: dict[str, dict[str, list[float]]] = {
     'seen': defaultdict(list),

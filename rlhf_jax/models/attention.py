@@ -39,21 +39,27 @@ def causal_mask(
   query_segments: jax.Array,
   key_segments: jax.Array,
   start: jax.Array | int = 0,
+  prefix_ids: jax.Array | None = None,
 ) -> jax.Array:
   """Marks the keys that each query attends to.
 
-  These are the keys at or before the query, in the same segment, but never padding.
+  These are the keys at or before the query, in the same segment or in the one that this
+  continues, but never padding.
 
   Args:
     query_segments: [B, T] int32, segment ids of the queries start … start + T − 1.
     key_segments: [B, S] int32, segment ids of the keys; 0 = padding or not yet written.
     start: [] or [B] int32, the index of the first query among the keys.
+    prefix_ids: [B, T] int32, the ids of the segments that those of the queries continue; 0 or
+      None = none.
 
   Returns:
     [B, T, S] bool.
   """
   T, S = query_segments.shape[1], key_segments.shape[1]
   same_segment = query_segments[:, :, None] == key_segments[:, None, :]
+  if prefix_ids is not None:
+    same_segment |= prefix_ids[:, :, None] == key_segments[:, None, :]
   is_token = key_segments[:, None, :] > 0
   return same_segment & is_token & (distances(T, S, start) >= 0)
 
@@ -254,6 +260,7 @@ def choose_implementation(
   cached: bool,
   platform: str,
   sharded: bool = False,
+  prefixes: bool = False,
 ) -> str:
   """Chooses the implementation of attention: 'plain', 'cudnn', 'splash' or 'decode'.
 
@@ -264,6 +271,7 @@ def choose_implementation(
     platform: 'cpu', 'gpu' or 'tpu'.
     sharded: whether the tokens of a row are sharded over devices; with a cache, whether
       there is more than one device.
+    prefixes: whether segments continue others of their row.
 
   Raises:
     UserError: the implementation that the user set cannot be used here.
@@ -271,7 +279,7 @@ def choose_implementation(
   if cached:
     has_kernel = platform == 'gpu' and length == 1 and decode_attention.is_supported(config)
     return 'decode' if has_kernel and not sharded else 'plain'
-  obstacles = find_obstacles(config, length, sharded)
+  obstacles = find_obstacles(config, length, sharded, prefixes)
   wanted = config.attention
   if wanted == 'auto':
     fastest = FASTEST.get(platform, 'plain')
@@ -281,13 +289,16 @@ def choose_implementation(
   return wanted
 
 
-def find_obstacles(config: ModelConfig, length: int, sharded: bool) -> dict[str, str]:
+def find_obstacles(
+  config: ModelConfig, length: int, sharded: bool, prefixes: bool = False
+) -> dict[str, str]:
   """Returns the implementations that cannot be used, each with what it would need.
 
   Args:
     config: the model's configuration.
     length: the tokens of a row, T.
     sharded: whether the tokens of a row are sharded over devices.
+    prefixes: whether segments continue others of their row.
   """
   obstacles = {}
   head_fits = config.head_dim % 8 == 0 and config.head_dim <= 128
@@ -297,10 +308,30 @@ def find_obstacles(config: ModelConfig, length: int, sharded: bool) -> dict[str,
     )
   if length % BLOCK:
     obstacles['splash'] = f'rows of a multiple of {BLOCK} tokens, got {length}'
+  if prefixes:
+    obstacles['splash'] = 'rows whose segments do not continue others'
   if sharded:
     whole_rows = 'mesh.context = 1, so that no row is split over devices'
     obstacles |= {'cudnn': whole_rows, 'splash': whole_rows}
   return obstacles
+
+
+def sees_prefixes(config: ModelConfig, platform: str) -> bool:
+  """Tells whether segments may continue others of their row, and it is worth it.
+
+  Not with splash, which masks by segments alone and is the fastest on a TPU. Nor where what a
+  prefix is depends on the text that continues it: with longrope on its length, with exact
+  numerics on its columns.
+
+  Args:
+    config: the model's configuration.
+    platform: 'cpu', 'gpu' or 'tpu'.
+  """
+  implementation = config.attention
+  if implementation == 'auto':
+    implementation = FASTEST.get(platform, 'plain')
+  is_long = config.rope_scaling.get('rope_type') == 'longrope'
+  return implementation != 'splash' and not is_long and not config.is_exact
 
 
 def hold_one_text(segments: jax.Array) -> jax.Array:

@@ -79,6 +79,12 @@ class LayerContext:
   start: jax.Array | int  # [] or [B] int32, the first free slot of the cache
   arithmetic: Arithmetic  # how products and sums are computed
   joined: dict[str, jax.Array]  # name in JOINED → matrix; empty where none are joined
+  # [B, Q] int32, the only places whose states are wanted of this layer; None = all
+  places: jax.Array | None = None
+
+  def take(self, x: jax.Array) -> jax.Array:
+    """Takes the wanted places of x [B, T, …], [B, Q, …]."""
+    return x if self.places is None else take_places(x, self.places)
 
 
 class Block(nnx.Module):
@@ -198,12 +204,13 @@ class Block(nnx.Module):
       cache: the keys and values of the layer, or None.
 
     Returns:
-      (hidden [B, T, D], the cache with T more slots written, or None).
+      (hidden [B, T, D], or [B, Q, D] of the wanted places; the cache with T more slots
+      written, or None).
     """
     constrain = context.layout.constrain
     norm = functools.partial(self._norm, context=context)
     attended, pair = self._attention(norm('attention_norm', hidden), context, cache)
-    hidden = hidden + norm('attention_post_norm', attended)
+    hidden = context.take(hidden) + norm('attention_post_norm', attended)
     x = norm('mlp_norm', hidden)
     if self.config.experts:
       x = self._mix_experts(x, context)
@@ -220,9 +227,15 @@ class Block(nnx.Module):
   ) -> tuple[jax.Array, Pair | None]:
     """Computes self-attention of x [B, T, D]: [B, T, D], and the cache with its keys and values."""
     # [B, T, H, C] and twice [B, T, N, C]
-    query, key, value = self._project_joined('query_key_value', x, context)
-    query = _rotate(self._qk_norm('query_norm', query, context), context)
-    key = _rotate(self._qk_norm('key_norm', key, context), context)
+    if context.places is None:
+      query, key, value = self._project_joined('query_key_value', x, context)
+    else:
+      query = self._project('query', context.take(x), context)
+      key, value = (self._project(name, x, context) for name in ('key', 'value'))
+    angles = context.angles
+    query_angles = angles and jax.tree.map(context.take, angles)
+    query = _rotate(self._qk_norm('query_norm', query, context), query_angles, context)
+    key = _rotate(self._qk_norm('key_norm', key, context), angles, context)
     constrain = context.layout.constrain
     query = constrain(query, ('batch', 'length', 'heads', 'head_dim'))
     if cache is None:
@@ -594,8 +607,15 @@ def _write_overlap(segment: jax.Array, new: jax.Array, start: jax.Array | int) -
   return jax.lax.dynamic_update_slice_in_dim(segment, changed, first, axis=2)
 
 
-def _rotate(x: jax.Array, context: LayerContext) -> jax.Array:
+def _rotate(
+  x: jax.Array, angles: tuple[jax.Array, jax.Array] | None, context: LayerContext
+) -> jax.Array:
   """Applies rotary positions, if there are any, to queries or keys [B, T, H or N, C]."""
-  if context.angles is None:
+  if angles is None:
     return x
-  return rope.rotate(x, *context.angles, context.arithmetic.rounded)
+  return rope.rotate(x, *angles, context.arithmetic.rounded)
+
+
+def take_places(x: jax.Array, places: jax.Array) -> jax.Array:
+  """Takes places [B, Q] int32 of x [B, T, …], [B, Q, …]."""
+  return jnp.take_along_axis(x, places.reshape(*places.shape, *[1] * (x.ndim - 2)), axis=1)

@@ -39,6 +39,7 @@ from rlhf_jax.models.block import (
   normalise,
   Pair,
   split_matrices,
+  take_places,
 )
 from rlhf_jax.models.exact import Arithmetic
 from rlhf_jax.models.layout import ModelLayout, SingleDevice
@@ -63,8 +64,8 @@ class Model:
 
   config: ModelConfig  # its sizes and features
   init: Callable[[jax.Array], Params]  # key → params, float32; see `init_params`
-  # (params, tokens [B, T], positions [B, T], segment_ids [B, T], cache=None) →
-  # (hidden [B, T, D], cache); see `apply_model`
+  # (params, tokens [B, T], positions [B, T], segment_ids [B, T], cache=None,
+  # prefix_ids=None, places=None) → (hidden [B, T, D], cache); see `apply_model`
   apply: Callable[..., tuple[jax.Array, Any]]
   axes: Any  # a tree like the params, with a tuple of axis names for each leaf
   # (function, matrix, rows) → function(matrix, rows), see runtime/mesh.py:
@@ -146,6 +147,8 @@ def apply_model(
   positions: jax.Array,
   segment_ids: jax.Array,
   cache: Cache | None = None,
+  prefix_ids: jax.Array | None = None,
+  places: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache | None]:
   """Computes hidden states; with a cache, the tokens take its next T slots.
 
@@ -159,9 +162,15 @@ def apply_model(
     positions: [B, T] int32.
     segment_ids: [B, T] int32, 0 = padding.
     cache: a cache of S slots, or None.
+    prefix_ids: [B, T] int32, for tokens whose segment continues another one of their row, as
+      several responses do their prompt, that one's id; else 0. It must come first in the row,
+      and positions go on from its last. None = no segment does; so it is with a cache, and
+      where `attention.sees_prefixes` says no.
+    places: [B, Q] int32, the only columns whose states are wanted, so that the last layer need
+      not compute the others; None = all. Not with a cache.
 
   Returns:
-    (hidden [B, T, D], the cache with T more slots written, or None). With exact numerics
+    (hidden [B, T, D], or [B, Q, D]; the cache with T more slots written, or None). With exact numerics
     a row of the cache has only as many more as the row has tokens.
 
   Raises:
@@ -179,10 +188,10 @@ def apply_model(
   if cache is not None:
     pairs = cache.layers
     segments = _write_segments(cache.segment_ids, segment_ids, start)
-  places = segments.shape[1]
-  if config.learned_positions and places > config.max_length:
+  length = segments.shape[1]
+  if config.learned_positions and length > config.max_length:
     raise UserError(
-      f'model: rows of {places} tokens, expected at most {config.max_length}, the number '
+      f'model: rows of {length} tokens, expected at most {config.max_length}, the number '
       'of its learned positions'
     )
   attend, windows = _prepare_attention(
@@ -192,29 +201,27 @@ def apply_model(
     segments,
     start,
     cached=cache is not None,
+    positions=positions,
+    prefix_ids=prefix_ids,
   )
   is_long = _find_long_texts(config, positions, segment_ids, cache)
   rotary, frequencies = _prepare_rotary(config, positions, is_long)
   per_layer = {**windows, **frequencies}
-  layer: Callable[..., tuple[jax.Array, Pair | None]] = functools.partial(
-    _apply_layer,
-    config,
-    graph,
-    layout,
-    arithmetic,
-    attend,
-    rotary,
-    start,
-  )
   # On a CPU a scan spends a tenth of a step on stacking what the backward pass needs.
   unroll = layout.platform == 'cpu' and cache is None
-  if config.remat != 'none':
-    # The barrier against common subexpressions is for unrolled layers. In a scan
-    # nothing can be shared, and it would only have everything that was saved
-    # copied before it is used.
-    is_unrolled = unroll or not isinstance(params['layers'], dict)
-    layer = jax.checkpoint(layer, policy=REMAT[config.remat], prevent_cse=is_unrolled)
-  hidden, pairs = _apply_layers(layer, hidden, params['layers'], pairs, per_layer, unroll)
+  is_unrolled = unroll or not isinstance(params['layers'], dict)
+  make_layer = functools.partial(
+    _make_layer, config, graph, layout, arithmetic, rotary, start, is_unrolled
+  )
+  last_layer = make_layer(attend, None)
+  early = places is not None and is_unrolled and attend.can_take_places(layout)
+  if places is not None and early:
+    last_layer = make_layer(attend.at_places(places), places)
+  hidden, pairs = _apply_layers(
+    make_layer(attend, None), last_layer, hidden, params['layers'], pairs, per_layer, unroll
+  )
+  if places is not None and not early:
+    hidden = take_places(hidden, places)
   hidden = normalise(hidden, params['norm'], params.get('norm_bias'), config, arithmetic)
   written: jax.Array | int = tokens.shape[1]
   if columns_before is not None:
@@ -228,6 +235,29 @@ def apply_model(
     segment_ids=segments,
     length=jnp.asarray(start + written, jnp.int32),
   )
+
+
+def _make_layer(
+  config: ModelConfig,
+  graph: nnx.GraphDef,
+  layout: ModelLayout,
+  arithmetic: Arithmetic,
+  rotary: '_Rotary | None',
+  start: jax.Array | int,
+  is_unrolled: bool,
+  attend: '_Attention',
+  places: jax.Array | None,
+) -> Callable[..., tuple[jax.Array, Pair | None]]:
+  """Makes the function of one layer: (hidden, inputs) → (hidden, pair), see `_apply_layer`."""
+  layer: Callable[..., tuple[jax.Array, Pair | None]] = functools.partial(
+    _apply_layer, config, graph, layout, arithmetic, attend, rotary, start, places
+  )
+  if config.remat == 'none':
+    return layer
+  # The barrier against common subexpressions is for unrolled layers. In a scan
+  # nothing can be shared, and it would only have everything that was saved
+  # copied before it is used.
+  return jax.checkpoint(layer, policy=REMAT[config.remat], prevent_cse=is_unrolled)
 
 
 def _write_segments(
@@ -352,6 +382,18 @@ class _Attention:
   # (query, key, value as in a cache, mask) → [B, T, H, C], see exact.py; None = not exact
   exact: Callable[..., jax.Array] | None
 
+  def can_take_places(self, layout: ModelLayout) -> bool:
+    """Tells whether a layer can compute the states at some places only."""
+    is_plain = self.implementation == 'plain' and self.exact is None and not self.cached
+    return is_plain and layout.shards_rows_only
+
+  def at_places(self, places: jax.Array) -> '_Attention':
+    """Returns the attention of the queries at places [B, Q] int32 only."""
+    distance = jnp.broadcast_to(self.distance, self.mask.shape)
+    return dataclasses.replace(
+      self, mask=take_places(self.mask, places), distance=take_places(distance, places)
+    )
+
   def attend(
     self,
     window: jax.Array | None,
@@ -416,6 +458,8 @@ def _prepare_attention(
   segments: jax.Array,
   start: jax.Array | int,
   cached: bool,
+  positions: jax.Array,
+  prefix_ids: jax.Array | None,
 ) -> tuple[_Attention, dict[str, np.ndarray]]:
   """Prepares attention for all layers of a forward pass.
 
@@ -426,6 +470,8 @@ def _prepare_attention(
     segments: [B, S] int32, of the keys; without a cache, the same as `segment_ids`.
     start: [] or [B] int32, the index of the first query among the keys.
     cached: whether there is a cache.
+    positions: [B, T] int32, of the queries.
+    prefix_ids: [B, T] int32, of the segments that those of the queries continue; None = none.
 
   Returns:
     (what all layers share, what differs from layer to layer: an array [L] named `window`, or
@@ -435,8 +481,10 @@ def _prepare_attention(
   if cached and isinstance(start, int):
     # the slots that are not written yet are left out
     segments = segments[:, : start + T]
-  mask = attention.causal_mask(segment_ids, segments, start)
+  mask = attention.causal_mask(segment_ids, segments, start, prefix_ids)
   distance = attention.distances(T, segments.shape[1], start)
+  if prefix_ids is not None:  # other texts lie between a prefix and what continues it
+    distance = positions[:, :, None] - positions[:, None, :]
   windows = [window if 0 < window < S else S for window in config.layer_windows]
   per_layer: dict[str, np.ndarray] = {}
   if len(set(windows)) > 1:
@@ -453,6 +501,7 @@ def _prepare_attention(
     cached,
     layout.platform,
     sharded=not layout.is_one_device if cached else splash is None,
+    prefixes=prefix_ids is not None,
   )
   library_mask = one_text = None
   if implementation == 'cudnn' and 'window' not in per_layer:
@@ -582,6 +631,7 @@ def _apply_layer(
   shared: _Attention,
   rotary: _Rotary | None,
   start: jax.Array | int,
+  places: jax.Array | None,
   hidden: jax.Array,
   inputs: tuple[dict[str, Any], Pair | None, dict[str, jax.Array]],
 ) -> tuple[jax.Array, Pair | None]:
@@ -595,12 +645,13 @@ def _apply_layer(
     shared: what all layers share in computing attention.
     rotary: how queries and keys are rotated; None where positions are learned.
     start: [] or [B] int32, the first free slot of the cache.
+    places: [B, Q] int32, the only ones whose states are wanted; None = all.
     hidden: [B, T, D].
     inputs: (the layer's weights, its cached keys and values or None, its own window
       and frequencies where layers differ).
 
   Returns:
-    (hidden [B, T, D], its keys and values or None).
+    (hidden [B, T, D] or [B, Q, D], its keys and values or None).
   """
   weights, pair, own = inputs
   own = dict(own)
@@ -616,6 +667,7 @@ def _apply_layer(
     start=start,
     arithmetic=arithmetic,
     joined=joined,
+    places=places,
   )
   block = nnx.merge(graph, quantised.restore_all(weights, hidden.dtype))
   return block(hidden, context, pair)
@@ -623,6 +675,7 @@ def _apply_layer(
 
 def _apply_layers(
   layer: Callable[..., tuple[jax.Array, Pair | None]],
+  last_layer: Callable[..., tuple[jax.Array, Pair | None]],
   hidden: jax.Array,
   layers: Any,
   pairs: Any,
@@ -633,6 +686,7 @@ def _apply_layers(
 
   Args:
     layer: (hidden, (weights, pair, own)) → (hidden, pair).
+    last_layer: likewise; the same in a scan.
     hidden: [B, T, D].
     layers: the weights, a dict of [L, …] or a tuple of L dicts.
     pairs: the cached keys and values, likewise; None without a cache.
@@ -650,7 +704,8 @@ def _apply_layers(
   for i, weights in enumerate(layers):
     pair = pairs[i] if pairs else None
     own = {name: values[i] for name, values in per_layer.items()}
-    hidden, new_pair = layer(hidden, (weights, pair, own))
+    apply = last_layer if i == len(layers) - 1 else layer
+    hidden, new_pair = apply(hidden, (weights, pair, own))
     new_pairs.append(new_pair)
   return hidden, tuple(new_pairs)
 

@@ -8,6 +8,8 @@ count, so that the share of a machine's limit that remains is comparable between
 implementations.
 """
 
+import dataclasses
+
 from rlhf_jax.models.model_config import ModelConfig
 from rlhf_jax.planning import work
 
@@ -35,6 +37,23 @@ def count_visible(config: ModelConfig, length: float) -> float:
     # 1, 2, …, seen, and then `seen` again for every query behind.
     pairs += seen * (seen + 1) / 2 + (length - seen) * seen
   return pairs
+
+
+def unread_flops(config: ModelConfig, length: float, read: float) -> float:
+  """Counts what a forward pass over one sequence can do without where few states are read.
+
+  The last layer needs only keys and values of the others: no query, nothing after attention.
+
+  Args:
+    config: the model's shape.
+    length: its tokens.
+    read: tokens whose states are read, the last ones.
+  """
+  layer = dataclasses.replace(config, layers=1, windows=tuple(config.layer_windows[-1:]))
+  keys_and_values = 2 * config.embed * config.kv_heads * config.head_dim
+  elements = work.count_matrix_elements(layer, config.experts_per_token) - keys_and_values
+  attention = 4 * config.heads * config.head_dim * count_visible(layer, length - read)
+  return 2.0 * (length - read) * elements + attention
 
 
 def decoding_bytes(

@@ -278,13 +278,16 @@ def repeat(
   Args:
     function: (number [] int32, carry) → carry.
     carry: what the first call gets.
-    count: [] int32.
+    count: [] int32, at least 1.
     limit: the largest that `count` can be. The program states it, so that a plan counts
       the most that the step can cost (planning/hlo.py).
 
   Returns:
     What the last call returned.
   """
+
+  if limit == 1:
+    return function(jnp.int32(0), carry)
 
   def goes_on(loop: tuple[jax.Array, Any]) -> jax.Array:
     number, _ = loop

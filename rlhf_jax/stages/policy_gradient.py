@@ -59,7 +59,7 @@ from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.model_store import ModelStore, OpenModel
 from rlhf_jax.stages.shared.off_policy import SamplerState
-from rlhf_jax.stages.shared.packing import PackedRows
+from rlhf_jax.stages.shared.packing import Chunks, PackedRows
 from rlhf_jax.stages.shared.rollout import (
   RolloutDefinitions,
   RolloutParts,
@@ -141,6 +141,7 @@ class AssessedRollout(flax.struct.PyTreeNode):
     reference_logprobs: [N, R] float32; None without a reference.
     advantages: [N, R] float32.
     weights: [N, R] float32, importance weights for another sampler.
+    prompts: [N] int32, the number of each row's prompt in the step.
   """
 
   sequences: Sequences
@@ -149,6 +150,7 @@ class AssessedRollout(flax.struct.PyTreeNode):
   reference_logprobs: Array | None
   advantages: Array
   weights: Array
+  prompts: Array
 
 
 class Evaluated(NamedTuple):
@@ -186,10 +188,17 @@ def train_step(
     The next state, and metrics ([] float32 each; docs/metrics.md). Where loss or
     gradient of a minibatch is not finite, that minibatch changes nothing.
   """
-  update = update_once if rollout.is_one_pass(options) else update_in_minibatches
-  (trained, opt_state), metrics, updated = update(
-    state, scored, reference_params, definitions, options
-  )
+  only_chunk = None
+  if options.epochs * options.minibatches == 1:
+    only_chunk = rollout.open_only_chunk(scored, definitions, options)
+  if only_chunk or rollout.is_one_pass(options):
+    (trained, opt_state), metrics, updated = update_once(
+      state, scored, reference_params, definitions, options, only_chunk
+    )
+  else:
+    (trained, opt_state), metrics, updated = update_in_minibatches(
+      state, scored, reference_params, definitions, options
+    )
   # A step in which no minibatch changed anything does not count: it is made again.
   step = state.step + updated.astype(jnp.int32)
   next_state = state.replace(
@@ -207,28 +216,39 @@ def update_once(
   reference_params: Params | None,
   definitions: RolloutDefinitions,
   options: Options,
+  only_chunk: Chunks | None = None,
 ) -> tuple[tuple[Params, Any], dict[str, Array], Array]:
   """Makes the only update of a step, whose forward pass also gives the logprobs before it.
 
   The results are those of `update_in_minibatches`, which would run the policy once more.
 
-  The arguments are those of `train_step`.
+  The arguments are those of `train_step`; `only_chunk` are the responses as they are packed,
+  if they are.
 
   Returns:
     (trained parameters, the optimizer's state), metrics, and whether they changed, [] bool.
   """
   frozen = state.frozen.get('params', {})
   responses = (
-    scored.sequences,
+    only_chunk.read(jnp.int32(0)) if only_chunk else scored.sequences,
     scored.samples.tokens.shape[1],
     options.sampling.temperature,
   )
-  reference = rollout.reference_logprobs(definitions.reference_model, reference_params, *responses)
+
+  def in_order(tree: Any) -> Any:
+    return only_chunk.put_back(tree) if only_chunk else tree
+
+  reference = in_order(
+    rollout.reference_logprobs(definitions.reference_model, reference_params, *responses)
+  )
 
   def batch_loss(trained: Params, scored: ScoredRollout, key: Array) -> steps.Loss:
     del key  # nothing is drawn: dropout is left out
     params = merge_params(trained, frozen)
     now = rollout.forward_responses(definitions.model, params, *responses)
+    now = now._replace(
+      logprobs=in_order(now.logprobs), entropies=in_order(now.entropies)
+    )
     evaluated = Evaluated(now.logprobs, now.entropies, reference)
     assessed, metrics = assess_rollout(scored, jax.lax.stop_gradient(evaluated), options)
     return dataclasses.replace(loss(now, assessed, options), counts=metrics)
@@ -242,6 +262,7 @@ def update_once(
     steps.update_key(state),
   )
   metrics['policy/first_ratio'] = metrics['policy/ratio']
+  metrics |= only_chunk.metrics() if only_chunk else {}
   return (trained, opt_state), metrics, steps.update_is_finite(metrics)
 
 
@@ -359,6 +380,7 @@ def assess_rollout(
     reference_logprobs=reference,
     advantages=advantage,
     weights=weights,
+    prompts=jnp.arange(N) // K,
   )
   # Of the scores alone: KL and length would make nearly all groups unequal.
   equal_groups = jnp.ptp(scores.reshape(-1, K), axis=1) == 0
@@ -414,7 +436,16 @@ def update_minibatch(
       value = off_policy.measure_gap(value, now.logprobs, assessed.logprobs, assessed.mask)
     return value
 
-  batch, packing_metrics = packing.pack_minibatch(assessed, definitions, options)
+  sharing = packing.plan_sharing(
+    assessed.prompts,
+    assessed.sequences.tokens.shape[1],
+    options.num_samples,
+    [definitions.model],
+    definitions.layout,
+    assessed.mask.shape[1],
+    complete=options.minibatches == 1,
+  )
+  batch, packing_metrics = packing.pack_minibatch(assessed, definitions, options, sharing=sharing)
   trained, opt_state, metrics = steps.update_params(
     batch_loss, definitions.optimizer, trained, opt_state, batch, key, options.microbatches
   )

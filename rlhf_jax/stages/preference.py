@@ -220,7 +220,7 @@ def loss_of_logprobs(
         masked.total(1.0, worst),
       ),
     },
-    counts={'tokens': jnp.sum(batch.segment_ids > 0, dtype=jnp.float32)},
+    counts={'tokens': batch.token_count},
   )
 
 
@@ -687,8 +687,12 @@ def plan(context: Context) -> StagePlan:
   )
   responses = options.batch_size * options.responses_per_row
   # The reference reads all at once if they are not packed, the step in micro-batches.
-  reads, rows_read = packing.divide(responses, 1, options.packed_rows)
-  parts, rows = packing.divide(responses, options.microbatches, options.packed_rows)
+  sharing = packing.plan_sharing(
+    range(responses), options.max_length, options.responses_per_row, [definitions.model], layout
+  )
+  how = (options.packed_rows, options.max_length, sharing)
+  reads, rows_read, length = packing.divide(responses, 1, *how)
+  parts, rows, _ = packing.divide(responses, options.microbatches, *how)
   residents = resident(state)
   programs = []
   anchor = None  # for all losses but KTO
@@ -701,8 +705,8 @@ def plan(context: Context) -> StagePlan:
       opened.model.config,
       layout,
       rows_read,
-      options.max_length,
-      options.max_length,
+      length,
+      length,
     )
     lower = functools.partial(logprobs.lower, reference_params, batch)
     programs.append(Program('reference', lower, reading * reads))
@@ -713,8 +717,8 @@ def plan(context: Context) -> StagePlan:
     definitions.model.config,
     layout,
     rows * parts,
-    options.max_length,
-    options.max_length,
+    length,
+    length,
     parts,
     state.trained,
   )

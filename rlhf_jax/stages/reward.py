@@ -40,7 +40,7 @@ from rlhf_jax.models import heads
 from rlhf_jax.models.lora import LoraOptions
 from rlhf_jax.models.transformer import Model
 from rlhf_jax.objectives import ranking
-from rlhf_jax.options import Count, NonNegative
+from rlhf_jax.options import Count, Natural, NonNegative
 from rlhf_jax.planning import work
 from rlhf_jax.planning.programs import (
   abstract_rankings,
@@ -54,10 +54,11 @@ from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.loop import LoopOptions
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.runtime.optimizers import OptimizerOptions
-from rlhf_jax.stages.shared import metering, packing, training
+from rlhf_jax.stages.shared import metering, packing, ranked_logprobs, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import DataUse, StageKind, TINY_LOOP
 from rlhf_jax.stages.shared.packing import PackedRows
+from rlhf_jax.stages.shared.ranked_logprobs import PackedRankings
 from rlhf_jax.stages.shared.training import Definitions
 from rlhf_jax.types import (
   Params,
@@ -86,6 +87,10 @@ class Options:
   # truncate_left (the prompt loses its beginning) or error.
   overlong: str = 'drop'
   microbatches: Count = 1  # parts of a batch, one after the other, to save memory
+  # Packed rows that are computed at a time: responses share their prompt, and the places
+  # that padding would take; 0 = nothing is packed. At least responses_per_row, and a
+  # multiple of the devices that share a batch. It takes the place of microbatches.
+  packed_rows: Natural = 0
   eval_records: Count = 400  # held-out rankings
   centre: bool = True  # subtract the mean score of human demonstrations after the last step
   centre_records: Count = 256  # the number of demonstrations for that mean
@@ -159,14 +164,16 @@ def read_responses(
   leading = tokens.shape[:-1]  # N rows in all
   tokens = _as_rows(tokens)  # [N, T]
   segment_ids = _as_rows(segment_ids)
-  hidden, _ = model.apply(params, tokens, _as_rows(positions), segment_ids)
+  inputs = (tokens, _as_rows(positions), segment_ids)
   places = jnp.arange(segment_ids.shape[1])
   # The greatest place that is no padding, so left and right padding are read alike.
-  last = jnp.max(jnp.where(segment_ids > 0, places, 0), axis=1)  # [N]
-  last_hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]  # [N, D]
-  scores = heads.scalar_scores(params, last_hidden)
+  last = jnp.max(jnp.where(segment_ids > 0, places, 0), axis=1, keepdims=True)  # [N, 1]
   if not with_logprobs:
-    return ReadResponses(scores.reshape(leading))
+    last_hidden, _ = model.apply(params, *inputs, places=last)
+    return ReadResponses(heads.scalar_scores(params, last_hidden).reshape(leading))
+  hidden, _ = model.apply(params, *inputs)
+  last_hidden = jnp.take_along_axis(hidden, last[..., None], axis=1)[:, 0]  # [N, D]
+  scores = heads.scalar_scores(params, last_hidden)
   logprobs, _ = heads.token_logprobs(model, params, hidden[:, :-1], tokens[:, 1:])
   mask = _as_rows(response)[:, 1:]  # each place predicts the next token
   if model.config.likelihood_head:
@@ -181,12 +188,14 @@ def response_tokens(batch: Rankings) -> jax.Array:
   return (batch.segment_ids > 0) & (batch.positions >= batch.begins[..., None])
 
 
-def loss(params: Params, batch: Rankings, model: Model, options: Options) -> steps.Loss:
+def loss(
+  params: Params, batch: Rankings | PackedRankings, model: Model, options: Options
+) -> steps.Loss:
   """Computes the loss of a batch of rankings.
 
   Args:
     params: the reward model's parameters.
-    batch: B rows of K places.
+    batch: B rows of K places; or packed rankings.
     model: its definition.
     options: the options of the stage, of which `loss` and `language_model_coefficient` are read.
 
@@ -195,15 +204,7 @@ def loss(params: Params, batch: Rankings, model: Model, options: Options) -> ste
     accuracy over untied pairs.
   """
   formula = ranking.REWARD_LOSSES[options.loss]
-  read = read_responses(
-    model,
-    params,
-    batch.tokens,
-    batch.positions,
-    batch.segment_ids,
-    response_tokens(batch),
-    reads_likelihoods(options),
-  )
+  read = _read_rankings(params, batch, model, options)
   scores = read.scores
   if formula.accepts_soft_labels:
     total, weight = formula.function(scores, batch.ranks, batch.group, batch.confidence)
@@ -224,16 +225,42 @@ def loss(params: Params, batch: Rankings, model: Model, options: Options) -> ste
     counts={
       'pairs': pairs,
       'score/sum': jnp.sum(jnp.where(present, scores, 0.0)),
-      'tokens': jnp.sum(batch.segment_ids > 0, dtype=jnp.float32),
+      'tokens': batch.token_count,
     },
   )
 
 
-def best_nll(read: ReadResponses, batch: Rankings) -> tuple[jax.Array, jax.Array]:
+def _read_rankings(
+  params: Params, batch: Rankings | PackedRankings, model: Model, options: Options
+) -> ReadResponses:
+  """Reads rankings [B, K, T], or packed ones, whose slots are the places of one row."""
+  with_logprobs = reads_likelihoods(options)
+  if isinstance(batch, PackedRankings):
+    read = _read_packed(model, params, batch.rows, with_logprobs)
+    return jax.tree.map(_as_one_row, read)
+  return read_responses(
+    model,
+    params,
+    batch.tokens,
+    batch.positions,
+    batch.segment_ids,
+    response_tokens(batch),
+    with_logprobs,
+  )
+
+
+def _as_one_row(x: jax.Array) -> jax.Array:
+  """Reshapes [K, …] to [1, K, …]."""
+  return x[None]
+
+
+def best_nll(
+  read: ReadResponses, batch: Rankings | PackedRankings
+) -> tuple[jax.Array, jax.Array]:
   """Sums the negative log-likelihood per token over the best-ranked responses.
 
   Args:
-    read: from `read_responses`, [B, K, T - 1].
+    read: of [B, K] responses.
     batch: the rankings.
 
   Returns:
@@ -261,24 +288,31 @@ def train_step(
       `options.microbatches`.
     definitions: the definitions of the model (which has a scalar head), its
       optimizer and the layout.
-    options: the options of the stage, of which the loss and `microbatches` are read.
+    options: the options of the stage, of which the loss, `microbatches` and `packed_rows` are
+      read.
 
   Returns:
     The next state, and metrics ([] float32 each): loss, accuracy over untied pairs,
     pairs, score/sum, tokens, and the norms of gradient, update and parameters.
   """
 
-  def batch_loss(params: Params, batch: Rankings, key: jax.Array) -> steps.Loss:
+  def batch_loss(
+    params: Params, batch: Rankings | PackedRankings, key: jax.Array
+  ) -> steps.Loss:
     del key  # nothing is drawn: dropout is left out
     return loss(params, batch, definitions.model, options)
 
-  return steps.gradient_step(
+  parts, packing_metrics = ranked_logprobs.pack_rankings(
+    batch, definitions.model, definitions.layout, options.packed_rows
+  )
+  state, metrics = steps.gradient_step(
     batch_loss,
     definitions.optimizer,
     state,
-    batch,
+    parts,
     microbatches=options.microbatches,
   )
+  return state, metrics | packing_metrics
 
 
 def _as_rows(x: jax.Array) -> jax.Array:
@@ -314,13 +348,23 @@ def score_sequences(model: Model, params: Params, sequences: Sequences | PackedR
 
 def _score_packed(model: Model, params: Params, rows: PackedRows) -> jax.Array:
   """Scores the slots of packed rows as `last_scores` does rows: [C * S] float32."""
-  packed = rows.sequences
-  hidden, _ = model.apply(params, packed.tokens, packed.positions, packed.segment_ids)
+  return _read_packed(model, params, rows, model.config.likelihood_head).scores
+
+
+def _read_packed(
+  model: Model, params: Params, rows: PackedRows, with_logprobs: bool
+) -> ReadResponses:
+  """Reads the slots of packed rows as `read_responses` does rows: [C * S], and [C * S, R]."""
+  if not with_logprobs:
+    last = packing.run_trunk(model, params, rows, rows.last_columns)  # [C, S, D]
+    return ReadResponses(heads.scalar_scores(params, last).reshape(-1))
+  hidden = packing.run_trunk(model, params, rows)
   scores = heads.scalar_scores(params, rows.at_ends(hidden))
-  if not model.config.likelihood_head:
-    return scores
-  logprobs, _ = packing.packed_logprobs(model, params, hidden, rows)
-  return scores + heads.likelihood_scores(params, rows.at_responses(logprobs), rows.mask)
+  computed, _ = packing.packed_logprobs(model, params, hidden, rows)
+  logprobs = rows.at_responses(computed)
+  if model.config.likelihood_head:
+    scores += heads.likelihood_scores(params, logprobs, rows.mask)
+  return ReadResponses(scores, logprobs, rows.mask)
 
 
 def build_score(model: Model, layout: Layout, options: Any) -> jax.stages.Wrapped:
@@ -337,13 +381,18 @@ def build_score(model: Model, layout: Layout, options: Any) -> jax.stages.Wrappe
 
   @jax.jit
   def score(params: Params, prompts: Prompts, samples: Samples) -> jax.Array:
+    sequences = sampler.join_sequences(prompts, samples)
+    N, R = samples.tokens.shape
+    num_samples = N // len(prompts.tokens)
+    sharing = packing.share_prompts(sequences, num_samples, [model], layout, R)
     return packing.map_responses(
       functools.partial(score_sequences, model, params),
-      sampler.join_sequences(prompts, samples),
-      samples.tokens.shape[1],  # R
+      sequences,
+      R,
       model,
       layout,
       options,
+      sharing,
     )
 
   return score
@@ -361,6 +410,7 @@ def run(context: Context) -> None:
 def build(context: Context, options: Options) -> loop.Training:
   """Builds what the training loop runs: state, batches, step and evaluation."""
   check_options(options, context.where)
+  check_packing(context, options)
   trainable = training.open_trainable(context, options, head=True, likelihood=options.likelihood)
   definitions = trainable.definitions
   train = sources.load_records(options.data, 'ranking', 'train')
@@ -370,7 +420,7 @@ def build(context: Context, options: Options) -> loop.Training:
   held_out_examples = _encode(context, held_out, options, options.overlong)
   if all(_is_tie(example['ranks']) for example in held_out_examples):
     hosts.say(f'{context.name}: no held-out pair is ordered, so accuracy is not measured')
-  score = build_batch_score(definitions.model)
+  score = build_batch_score(definitions.model, context.layout, options.packed_rows)
 
   def score_all(state: TrainState, examples: Sequence[Mapping]) -> Iterator:
     for batch in _iterate_once(examples, options):
@@ -420,11 +470,15 @@ def build(context: Context, options: Options) -> loop.Training:
   )
 
 
-def build_batch_score(model: Model) -> jax.stages.Wrapped:
+def build_batch_score(model: Model, layout: Layout, packed_rows: int) -> jax.stages.Wrapped:
   """Builds the compiled score of a batch of rankings: (params, Rankings) → [B, K] float32."""
 
   @jax.jit
   def score(params: Params, batch: Rankings) -> jax.Array:
+    if packed_rows:
+      chunks = ranked_logprobs.open_chunks(batch, model, layout, packed_rows, together=1)
+      scores = packing.map_chunks(functools.partial(_score_packed, model, params), chunks)
+      return scores.reshape(batch.group.shape)
     response = response_tokens(batch)
     return last_scores(model, params, batch.tokens, batch.positions, batch.segment_ids, response)
 
@@ -436,6 +490,14 @@ def check_options(options: Options, where: str) -> None:
   if options.loss not in ranking.REWARD_LOSSES:
     known = ', '.join(ranking.REWARD_LOSSES)
     raise UserError(f'{where}.loss: expected one of {known}, got {options.loss!r}')
+
+
+def check_packing(context: Context, options: Options) -> None:
+  """Checks `packed_rows`; raises UserError if a row of rankings or the mesh does not fit it."""
+  shards = context.layout.batch_shards
+  packing.check_rows(
+    options.packed_rows, options.microbatches, shards, context.where, options.responses_per_row
+  )
 
 
 def reads_likelihoods(options: Options) -> bool:
@@ -616,6 +678,7 @@ def plan(context: Context) -> StagePlan:
   """Plans the programs and the memory of the stage; `context` has an abstract layout."""
   options = context.read_options(STAGE)
   check_options(options, context.where)
+  check_packing(context, options)
   trainable = training.open_trainable(context, options, head=True, likelihood=options.likelihood)
   definitions = trainable.definitions
   state = trainable.init()
@@ -626,13 +689,24 @@ def plan(context: Context) -> StagePlan:
     options.max_length,
   )
   step = training.compile_train_step(train_step, definitions, options)
+  responses = options.batch_size * options.responses_per_row
+  sharing = packing.plan_sharing(
+    range(responses),
+    options.max_length,
+    options.responses_per_row,
+    [definitions.model],
+    context.layout,
+  )
+  parts, rows, length = packing.divide(
+    responses, options.microbatches, options.packed_rows, options.max_length, sharing
+  )
   estimate = work.training(
     definitions.model.config,
     context.layout,
-    options.batch_size * options.responses_per_row,
-    options.max_length,
-    options.max_length if reads_likelihoods(options) else 0,  # places with logits
-    options.microbatches,
+    rows * parts,
+    length,
+    length if reads_likelihoods(options) else 0,  # places with logits
+    parts,
     state.trained,
   )
   program = Program('step', functools.partial(step.lower, state, batch), estimate)

@@ -15,32 +15,37 @@ TRAINING_PASSES = 3  # forward, slopes of states, slopes of parameters
 def phase_flops(work: Workload) -> dict[str, float]:
   """Counts the FLOPs that each phase of a step needs, by the workload's sizes alone.
 
-  Policies compute logits where the loss reads them, reward and value models none. With
+  Policies compute logits where the loss reads them, reward and value models none. A prompt
+  counts once for all its responses, and the last layer of a reward model where it is read. With
   one epoch and one minibatch no log-probabilities are needed of the policy before the
   update, as the ratio is 1. See planning/model_flops.py for what does not count.
   """
   config = make_config(work)
   rows = work.rows
   body = rows * model_flops.sequence_flops(config, work.length, 0)
+  scored = body - rows * model_flops.unread_flops(config, work.length, 1)
   policy = rows * model_flops.sequence_flops(config, work.length, work.response_length)
+  # Prompts need be read once only, however many responses each has.
+  repeated = (rows - work.prompts) * model_flops.sequence_flops(config, work.prompt_length, 0)
   if work.stage in ('pretrain', 'sft'):
     full = rows * model_flops.sequence_flops(config, work.length, work.length)
     return {'update': TRAINING_PASSES * full}
   if work.stage == 'reward':
-    return {'update': TRAINING_PASSES * body}
+    unread = model_flops.unread_flops(config, work.prompt_length, 0)
+    repeated -= (rows - work.prompts) * unread  # which `scored` leaves out already
+    return {'update': TRAINING_PASSES * (scored - repeated)}
   if work.stage == 'dpo':
+    policy -= repeated
     return {'scoring': policy, 'update': TRAINING_PASSES * policy}
-  # Prompts are read once, however many responses each has.
-  repeated = rows - work.prompts
-  rollout = policy - repeated * model_flops.sequence_flops(config, work.prompt_length, 0)
+  rollout = policy - repeated
   if work.stage == 'generate':
     return {'rollout': rollout}
-  reference = policy
   if work.stage == 'grpo':  # a function scores
-    return {'rollout': rollout, 'update': reference + TRAINING_PASSES * policy}
+    return {'rollout': rollout, 'update': (1 + TRAINING_PASSES) * rollout}
+  reference = policy
   values = body  # for the advantages
   update = reference + values + TRAINING_PASSES * (policy + body)
-  return {'rollout': rollout, 'scoring': body, 'update': update}
+  return {'rollout': rollout, 'scoring': scored, 'update': update}
 
 
 def rollout_bytes(work: Workload) -> float:

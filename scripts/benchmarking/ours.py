@@ -38,7 +38,7 @@ from rlhf_jax.runtime.mesh import Layout, MeshOptions
 from rlhf_jax.runtime.meter import PhaseClock
 from rlhf_jax.runtime.optimizers import OptimizerOptions
 from rlhf_jax.stages import policy_gradient, ppo, preference, reward, sft
-from rlhf_jax.stages.shared import off_policy, training
+from rlhf_jax.stages.shared import off_policy, packing, training
 from rlhf_jax.stages.shared.rollout import RolloutDefinitions, RolloutParts
 from rlhf_jax.types import Params, Prompts, Rankings, Sequences
 
@@ -242,21 +242,35 @@ def prepare_sft(work: Workload, clock: PhaseClock) -> loop.Training:
   """Prepares next-token prediction on full rows; pretrain has the same step."""
   layout = make_layout()
   model = make_model(work, layout)
-  return _prepare_supervised(work, clock, model, layout, sft, make_sequences(work))
+  return _prepare_supervised(
+    work, clock, model, layout, sft, sft.Options(), make_sequences(work)
+  )
 
 
 def prepare_reward(work: Workload, clock: PhaseClock) -> loop.Training:
   """Prepares a reward model that learns from pairs."""
   layout = make_layout()
   model = make_model(work, layout, head=True)
-  return _prepare_supervised(work, clock, model, layout, reward, make_rankings(work))
+  options = reward.Options(packed_rows=_packed_pairs(work), responses_per_row=2)
+  return _prepare_supervised(work, clock, model, layout, reward, options, make_rankings(work))
+
+
+def _packed_pairs(work: Workload) -> int:
+  """Returns `packed_rows` in which all pairs are computed at once, each with one prompt."""
+  return max(work.batch, 2)
 
 
 def _prepare_supervised(
-  work: Workload, clock: PhaseClock, model: Model, layout: Layout, stage: Any, batch: Any
+  work: Workload,
+  clock: PhaseClock,
+  model: Model,
+  layout: Layout,
+  stage: Any,
+  options: Any,
+  batch: Any,
 ) -> loop.Training:
   definitions = training.Definitions(model, make_optimizer(), layout)
-  step = training.compile_train_step(stage.train_step, definitions, stage.Options())
+  step = training.compile_train_step(stage.train_step, definitions, options)
 
   def init() -> Any:
     return _create_state(definitions)
@@ -279,7 +293,7 @@ def prepare_dpo(work: Workload, clock: PhaseClock) -> loop.Training:
   model = make_model(work, layout)
   definitions = training.Definitions(model, make_optimizer(), layout)
   reference_params = make_params(model, layout, seed=1)
-  options = preference.Options()
+  options = preference.Options(packed_rows=_packed_pairs(work), responses_per_row=2)
   logprobs = preference.build_logprobs(model, definitions.layout, options)
   reference = clock.timed('scoring', logprobs)
   compiled = training.compile_train_step(preference.train_step, definitions, options)
@@ -403,6 +417,9 @@ def prepare_grpo(work: Workload, clock: PhaseClock) -> loop.Training:
   options = policy_gradient.Options(
     batch_size=1,
     num_samples=work.batch,
+    minibatches=1,
+    # All responses at once, which share the prompt.
+    packed_rows=-(-work.batch // packing.SHARED_RESPONSES),
     max_length=work.prompt_length,
     missing_eos=False,
     advantage='standardised',

@@ -12,10 +12,10 @@ import pytest
 from rlhf_jax import testing
 from rlhf_jax.errors import UserError
 from rlhf_jax.generation.sampler import SamplingOptions
-from rlhf_jax.models import model_config
+from rlhf_jax.models import model_config, transformer
 from rlhf_jax.objectives.preference import PREFERENCE_LOSSES
 from rlhf_jax.runtime import step as steps
-from rlhf_jax.stages import policy_gradient, ppo, preference
+from rlhf_jax.stages import policy_gradient, ppo, preference, reward
 from rlhf_jax.stages.shared import off_policy, packing, ranked_logprobs, training
 from rlhf_jax.types import Rankings, Sequences
 
@@ -117,10 +117,19 @@ def test_a_packed_update_is_the_padded_one(update, mesh):
   params, metrics = update(mesh, 4)
   want_params, want_metrics = update('one device', 0)
   share = metrics.pop('packed/padding_share')
+  metrics.pop('packed/shared_share', None)
+  assert 0 < share < (0.4 if update is update_ppo else 0.7)  # wide rows hold prompts once
   # A step of Adam turns rounding of tiny gradients into more than rounding.
   testing.assert_trees_close(params, want_params, mesh, 3e-5)
   testing.assert_trees_close(metrics, want_metrics, mesh, 3e-5)
-  assert 0 < share < 0.4
+
+
+def test_groups_that_fill_several_chunks():
+  """The policy is then read before the update too, and each chunk is a part of it."""
+  (params, metrics), (want_params, want) = update_group('one device', 2), update_group('one device', 0)
+  assert metrics.pop('packed/padding_share') < 0.5 and 0.2 < metrics.pop('packed/shared_share')
+  testing.assert_trees_close(params, want_params, 'packed', 3e-5)
+  testing.assert_trees_close(metrics, want, 'packed', 3e-5)
 
 
 @pytest.mark.slow
@@ -128,7 +137,7 @@ def test_a_packed_update_is_the_padded_one(update, mesh):
 def test_what_differs_is_rounding(update, double_precision):
   """In float64 a whole step is the same to its rounding, with the updates of Adam."""
   params, metrics = update.__wrapped__('one device', 4)  # not what was computed in float32
-  del metrics['packed/padding_share']
+  metrics = {name: value for name, value in metrics.items() if not name.startswith('packed/')}
   testing.assert_trees_close((params, metrics), update.__wrapped__('one device', 0), '', 1e-13)
   assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype('float64')}
 
@@ -194,6 +203,28 @@ def ragged_rankings():
   )
 
 
+def answer_one_prompt(batch):
+  """The same rankings, in which all responses of one answer the prompt of its first."""
+  tokens, begins = batch.tokens.copy(), batch.begins.copy()
+  inside = np.zeros(tokens.shape, bool)
+  for row, place in np.argwhere(batch.group > 0):
+    first = np.flatnonzero(batch.group[row] == batch.group[row, place])[0]
+    begin, length = batch.begins[row, place], batch.segment_ids[row, place].sum()
+    text = [
+      *batch.tokens[row, first, : batch.begins[row, first]],
+      *batch.tokens[row, place, begin:length],
+    ]
+    tokens[row, place] = np.pad(text, (0, P + R - len(text)))
+    begins[row, place] = batch.begins[row, first]
+    inside[row, place, : len(text)] = True
+  return batch.replace(
+    tokens=tokens,
+    begins=begins,
+    segment_ids=inside.astype(np.int32),
+    positions=np.where(inside, np.arange(P + R), 0).astype(np.int32),
+  )
+
+
 def every_preference_loss(params, batch, model):
   """The sum of all losses of rankings, each with a weight of its own, and the value of each."""
   computed = ranked_logprobs.response_logprobs(model, params, batch)
@@ -206,7 +237,7 @@ def every_preference_loss(params, batch, model):
   return steps.Loss(total, value.weight, means | value.means, value.counts)
 
 
-def rankings_gradient(packed_rows):
+def rankings_gradient(packed_rows, batch):
   model, layout = testing.make_model(), testing.make_layout()
 
   @jax.jit
@@ -220,17 +251,20 @@ def rankings_gradient(packed_rows):
     logprobs = ranked_logprobs.map_logprobs(model, layout, packed_rows, params, batch)
     return gradients, (more, logprobs), metrics
 
-  return jax.device_get(gradient(testing.make_params(model), ragged_rankings()))
+  return jax.device_get(gradient(testing.make_params(model), batch))
 
 
 def assert_packed_rankings_agree(tolerance):
   """For every loss of the family, with soft labels, empty places and several chunks."""
-  got, others, metrics = rankings_gradient(4)
-  want, others_wanted, _ = rankings_gradient(0)
-  error = optax.tree.norm(jax.tree.map(np.subtract, got, want)) / optax.tree.norm(want)
-  assert error < tolerance
-  testing.assert_trees_close(others, others_wanted, 'packed', tolerance)
-  assert 0 < metrics['packed/padding_share'] < 0.4
+  ragged = ragged_rankings()
+  for batch, shared in ((ragged, 0.0), (answer_one_prompt(ragged), 0.1)):
+    got, others, metrics = rankings_gradient(4, batch)
+    want, others_wanted, _ = rankings_gradient(0, batch)
+    error = optax.tree.norm(jax.tree.map(np.subtract, got, want)) / optax.tree.norm(want)
+    assert error < tolerance
+    testing.assert_trees_close(others, others_wanted, 'packed', tolerance)
+    assert metrics['packed/shared_share'] >= shared
+    assert metrics['packed/padding_share'] < 0.8  # of one chunk, which could hold more
 
 
 def test_packed_rankings_have_the_gradients_of_padded_ones():
@@ -240,6 +274,97 @@ def test_packed_rankings_have_the_gradients_of_padded_ones():
 @pytest.mark.slow
 def test_what_differs_of_the_gradients_is_rounding(double_precision):
   assert_packed_rankings_agree(1e-13)
+
+
+REWARD_CHANGES = [
+  {'likelihood_head': True},
+  {'heads': 4, 'kv_heads': 2, 'windows': (4, 0)},
+  {'windows': (3,), 'learned_positions': True, 'max_length': 96},
+]
+
+
+@pytest.mark.parametrize('changes', REWARD_CHANGES)
+def test_a_reward_model_learns_the_same_from_packed_rankings(changes):
+  config = dataclasses.replace(testing.MODEL_CONFIG, head=True, **changes)
+  model, layout = transformer.build_model(config), testing.make_layout()
+  params = testing.make_params(model)
+  coefficient = 0.0
+  if model.config.likelihood_head:
+    params['score']['likelihood'] = jnp.array([0.3, 0.2])
+    coefficient = 0.4
+  options = reward.Options(
+    likelihood=model.config.likelihood_head, language_model_coefficient=coefficient
+  )
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def gradient(batch, packed_rows):
+    parts, metrics = ranked_logprobs.pack_rankings(batch, model, layout, packed_rows)
+
+    def loss(params, batch, key):
+      return reward.loss(params, batch, model, options)
+
+    gradients, more = steps.compute_gradients(loss, params, parts, jax.random.key(0))
+    score = reward.build_batch_score(model, layout, packed_rows)
+    scores = jnp.where(batch.group > 0, score(params, batch), 0.0)
+    return gradients, more | {'scores': scores}, metrics
+
+  batch = answer_one_prompt(ragged_rankings())
+  got, more, metrics = gradient(batch, 4)
+  want, want_more, _ = gradient(batch, 0)
+  error = optax.tree.norm(jax.tree.map(jnp.subtract, got, want))
+  assert error <= 1e-6 * optax.tree.norm(want)
+  testing.assert_trees_close(more, want_more, 'packed', 2e-6)
+  assert metrics['packed/shared_share'] > 0.1
+
+
+def test_only_equal_prompts_are_shared():
+  """Texts that agree for a while and then differ are not, nor are prompts of other lengths."""
+  tokens = np.array([[5, 6, 7, 8], [5, 6, 7, 9], [5, 7, 7, 8], [5, 6, 7, 9]])
+  answered = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1]])
+  rows = Sequences(tokens, np.arange(4) + 0 * tokens, np.ones((4, 4), int), answered)
+  sharing = packing.share_prompts(rows, 4, [testing.make_model()], testing.make_layout())
+  assert sharing.prompts.tolist() == [0, 0, 2, 3]
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'numerics': 'exact'},
+    {'attention': 'splash'},
+    {'learned_positions': True, 'max_length': P + R},
+  ],
+)
+def test_models_that_cannot_share_prompts(changes):
+  model = transformer.build_model(dataclasses.replace(testing.MODEL_CONFIG, **changes))
+  sharing = packing.plan_sharing(np.zeros(8, int), P + R, 4, [model], testing.make_layout(), R)
+  assert sharing is None
+
+
+def test_groups_need_no_more_rows_than_are_planned():
+  """Whole groups of the longest responses, among shorter ones, in as many rows as they fill."""
+  K, longest, count = 6, 14, 5
+  rng = np.random.default_rng(0)
+  asked = np.repeat(rng.integers(1, P + 1, count), K)
+  said = np.where(rng.random(count * K) < 0.7, longest, rng.integers(1, longest, count * K))
+  lengths = jnp.asarray(asked + said, jnp.int32)[:, None]
+  prompts = jnp.asarray(np.repeat(np.arange(count), K), jnp.int32)
+  model, layout = testing.make_model(), testing.make_layout()
+  sharing = packing.plan_sharing(prompts, P + R, K, [model], layout, longest, complete=True)
+  chunks = packing.most_chunks(count * K, 1, 2, P + R, sharing)
+  packed = packing.pack(
+    lengths, sharing.width, 2, prompts[:, None], jnp.asarray(asked)[:, None] - 1, chunks
+  )
+  rows = np.asarray(packed.rows)
+  assert sorted(rows[rows < count * K]) == list(range(count * K))
+  filled = np.zeros((chunks, 2, sharing.width), int)
+  for chunk, row, slot in np.argwhere(rows < count * K):
+    number = rows[chunk, row, slot]
+    start = packed.starts[chunk, row, slot]
+    filled[chunk, row, start : start + said[number] + 1] += 1
+    prefix = packed.prefixes[chunk, row, slot]
+    filled[chunk, row, prefix : prefix + asked[number] - 1] = 1
+    assert start + said[number] + 1 <= sharing.width and prefix + asked[number] - 1 <= start
+  assert filled.max() == 1 and filled.sum() == packed.places
 
 
 @pytest.mark.parametrize(

@@ -9,23 +9,31 @@ nothing is compiled anew, and nothing is read back to the host.
 A loss that compares responses (DPO and its family) needs all responses to a prompt in
 one chunk: rows are packed in units, none of which is divided over chunks.
 
+Responses to one prompt can share it (Wang and Hegde 2024, arXiv:2410.20305). A packed row
+then holds the prompt without its last token once, as a segment of its own, its prefix; and
+for each response a segment that continues it: the prompt's last token, whose state predicts
+the response's first one, and the response. The prefix stands again in each packed row that
+has responses to the prompt. The numbers are the same, as a token sees what it sees in a row
+of its own, at the same positions.
+
 Shape letters beside those of types.py: C packed rows in a chunk, S slots of a packed row,
-each of which holds a prompt with its response or nothing; W the width, P + R in a
-rollout; U units of n rows, N = U * n.
+each of which holds a prompt with its response or nothing; T the width of a padded row,
+P + R in a rollout; W that of a packed one, T where no prompt is shared; U units of n rows,
+N = U * n.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import heads
+from rlhf_jax.models import attention, heads
 from rlhf_jax.models.transformer import Model
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.mesh import Layout
@@ -35,6 +43,27 @@ SLOTS = 8  # S; more rows than that share no packed row, however short they are
 # Shares of a chunk's places at which logits are computed: the least that holds all
 # places before response tokens. Each is compiled.
 HEAD_SHARES = (0.5, 0.75, 1.0)
+ROUNDING = 1e-6  # of a share of a row's places
+# The longest responses that a packed row has places for, beside their prompt. With more of
+# them, attention to what is masked costs more than prompts do.
+SHARED_RESPONSES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharing:
+  """Which rows share their prompts.
+
+  Attributes:
+    prompts: [N] int32, a number for each row's prompt; rows share it where it is equal.
+    width: W, places of a packed row.
+    head_share: the share of a packed row that responses fill if all are full.
+    packed_rows: the most that can be needed; None = as many as if nothing were shared.
+  """
+
+  prompts: Array
+  width: int
+  head_share: float
+  packed_rows: int | None = None
 
 
 class Packing(flax.struct.PyTreeNode):
@@ -42,32 +71,44 @@ class Packing(flax.struct.PyTreeNode):
 
   Attributes:
     rows: [chunks, C, S] int32, the number of the row in each slot; N = an empty slot.
-    starts: [chunks, C, S] int32, the column of its first token.
+    starts: [chunks, C, S] int32, the column of its first token behind the prefix.
+    prefixes: [chunks, C, S] int32, the column of its prefix.
     count: [] int32, the chunks that hold anything; they come first.
+    places: [] int32, those that hold a token.
   """
 
   rows: Array
   starts: Array
+  prefixes: Array
   count: Array
+  places: Array
 
 
 class PackedRows(flax.struct.PyTreeNode):
   """A chunk of packed rows, with what leads back to its responses.
 
   Attributes:
-    sequences: [C, W]; the numbers of segments are those of the slots, from 1.
+    sequences: [C, W]; the numbers of segments are those of the slots, from 1. Prefixes
+      have greater ones.
+    prefix_ids: [C, W] int32, the segments that those of the tokens continue, 0 = none; None
+      where no prompt is shared.
+    lengths: [C * S] int32, tokens of each slot's prompt and response.
     begins: [C * S] int32, the place of each response's first token in the flattened
       [C * W].
     ends: [C * S] int32, the place behind its last one.
     response_length: R.
     groups: G, rows of which are on devices of their own.
+    head_shares: the shares of the places of which one has logits, see `packed_logprobs`.
   """
 
   sequences: Sequences
+  prefix_ids: Array | None
+  lengths: Array
   begins: Array
   ends: Array
   response_length: int = flax.struct.field(pytree_node=False)
   groups: int = flax.struct.field(pytree_node=False)
+  head_shares: tuple[float, ...] = flax.struct.field(pytree_node=False)
 
   @property
   def mask(self) -> Array:
@@ -86,6 +127,13 @@ class PackedRows(flax.struct.PyTreeNode):
     """Takes values [C, W, …] at the last token of each slot, [C * S, …]."""
     flat = values.reshape(-1, *values.shape[2:])
     return flat[jnp.clip(self.ends - 1, 0, len(flat) - 1)]
+
+  @property
+  def last_columns(self) -> Array:
+    """The columns of the last token of each slot, [C, S] int32."""
+    C, W = self.sequences.tokens.shape
+    places = self.ends.reshape(C, -1) - 1 - W * jnp.arange(C)[:, None]
+    return jnp.maximum(places, 0)
 
   def sum_responses(self, values: Array) -> Array:
     """Sums values [C, W] at the places before response tokens, over each response: [C * S].
@@ -108,63 +156,105 @@ class Chunks:
     packing: of these rows.
     response_length: R.
     layout: the mesh, over which the packed rows are sharded.
+    sharing: which prompts are shared; None = none.
   """
 
   sequences: Sequences
   packing: Packing
   response_length: int
   layout: Layout
+  sharing: Sharing | None = None
 
   @property
   def limit(self) -> int:
     """The largest number of chunks, if all rows have their full width."""
     return len(self.packing.rows)
 
+  @property
+  def width(self) -> int:
+    """W, places of a packed row."""
+    return self.sharing.width if self.sharing else self.sequences.tokens.shape[1]
+
   def read(self, number: Array) -> PackedRows:
     """Makes chunk `number`, [] int32."""
     rows, starts = self.packing.rows[number], self.packing.starts[number]  # [C, S]
     C, S = rows.shape
-    W = self.sequences.tokens.shape[1]
-    taken = take_rows(self.sequences, rows)  # [C, S, W]
+    W = self.width
+    taken = take_rows(self.sequences, rows)  # [C, S, T]
     is_token = taken.segment_ids > 0
-    # A token's column; outside the row, where `set` drops it, for padding.
-    columns = jnp.where(is_token, starts[..., None] + taken.positions, W)
-    packed_row = jnp.arange(C)[:, None, None]
+    lengths = jnp.sum(is_token, axis=2)  # [C, S]
     slots = jnp.arange(1, S + 1)[None, :, None]
+    columns = starts[..., None] + taken.positions
+    segments, prefix_ids = jnp.broadcast_to(slots, columns.shape), None
+    if self.sharing:
+      prefixes = self.packing.prefixes[number][..., None]  # [C, S, 1]
+      before = prefix_lengths(taken)[..., None]
+      is_prefix = taken.positions < before
+      # Each response lays the prefix, all the same tokens at the same places.
+      columns = jnp.where(is_prefix, prefixes + taken.positions, columns - before)
+      ids = S + 1 + prefixes
+      segments = jnp.where(is_prefix, ids, slots)
+      prefix_ids = jnp.where(is_prefix, 0, ids)
+      lengths = lengths - before[..., 0]
+    # Outside the row, where `set` drops it, for padding.
+    columns = jnp.where(is_token, columns, W)
+    packed_row = jnp.arange(C)[:, None, None]
 
     def lay(values: Array) -> Array:
-      values = jnp.broadcast_to(values, taken.tokens.shape)
       laid = jnp.zeros((C, W), values.dtype).at[packed_row, columns].set(values, mode='drop')
       return self.layout.constrain(laid, ('batch', 'length'))
 
     packed = Sequences(
       tokens=lay(taken.tokens),
       positions=lay(taken.positions),
-      segment_ids=lay(slots),
+      segment_ids=lay(segments),
       loss_mask=lay(taken.loss_mask),
     )
     first = jnp.arange(C)[:, None] * W + starts  # [C, S], places in the flattened rows
-    ends = first + jnp.sum(is_token, axis=2)
-    lengths = jnp.sum(is_token & (taken.loss_mask > 0), axis=2)  # of the responses
-    begins = ends - lengths
+    ends = first + lengths
+    begins = ends - jnp.sum(is_token & (taken.loss_mask > 0), axis=2)
     return PackedRows(
       packed,
+      None if prefix_ids is None else lay(prefix_ids),
+      jnp.sum(is_token, axis=2).reshape(-1),
       begins.reshape(-1),
       ends.reshape(-1),
       self.response_length,
       self.layout.batch_shards,
+      head_shares(self.sharing),
     )
+
+  def put_back(self, tree: Any) -> Any:
+    """Brings arrays [C * S, …] of the only chunk into the order of the rows: [N, …]."""
+    assert self.limit == 1
+    rows = self.packing.rows.reshape(-1)
+    N = self.sequences.tokens.shape[0]
+
+    def put(x: Array) -> Array:
+      # Empty slots have the number N.
+      return jnp.zeros((N, *x.shape[1:]), x.dtype).at[rows].set(x, mode='drop')
+
+    return jax.tree.map(put, tree)
 
   def take(self, tree: Any, number: Array) -> Any:
     """Takes the rows of chunk `number` from arrays [N, …]: [C * S, …], 0 in empty slots."""
     return take_rows(tree, self.packing.rows[number].reshape(-1))
 
   def metrics(self) -> dict[str, Array]:
-    """Returns packed/padding_share, [] float32: of the computed places, those of padding."""
+    """Returns packed/padding_share, [] float32: of the computed places, those of padding.
+
+    Where prompts are shared, also packed/shared_share: of the tokens of the rows, those that
+    are not computed, as others stand for them.
+    """
     _, C, _ = self.packing.rows.shape
-    places = self.packing.count * C * self.sequences.tokens.shape[1]
+    computed = self.packing.count * C * self.width
     tokens = jnp.sum(self.sequences.segment_ids > 0, dtype=jnp.float32)
-    return {'packed/padding_share': 1.0 - tokens / places}
+    if not self.sharing:
+      return {'packed/padding_share': 1.0 - tokens / computed}
+    return {
+      'packed/padding_share': 1.0 - self.packing.places / computed,
+      'packed/shared_share': 1.0 - self.packing.places / jnp.maximum(tokens, 1.0),
+    }
 
 
 def check_rows(
@@ -200,21 +290,37 @@ def check_rows(
     )
 
 
-def divide(rows: int, parts: int, packed_rows: int) -> tuple[int, int]:
+def divide(
+  rows: int, parts: int, packed_rows: int, length: int, sharing: Sharing | None = None
+) -> tuple[int, int, int]:
   """Says how rows are computed one after the other, for plans.
 
   Args:
     rows: N, as they are while padded.
     parts: in which they are computed if they are not packed.
     packed_rows: C; 0 = not packed.
+    length: T.
+    sharing: which prompts are shared if they are packed, see `plan_sharing`.
 
   Returns:
-    (the number of parts, rows of each). Packed, these are the most that there can be, as
-    a plan knows no lengths: all rows have their full width.
+    (the number of parts, rows of each, places of a row). Packed, these are the most that
+    there can be, as a plan knows no lengths: all rows have their full width.
   """
   if not packed_rows:
-    return parts, rows // parts
-  return -(-rows // packed_rows), packed_rows
+    return parts, rows // parts, length
+  if not sharing:
+    return -(-rows // packed_rows), packed_rows, length
+  return most_chunks(rows, 1, packed_rows, length, sharing), packed_rows, sharing.width
+
+
+def most_chunks(units: int, together: int, chunk_rows: int, length: int, sharing: Sharing) -> int:
+  """Returns the most chunks that U units of n rows need; the rest is as in `open_chunks`."""
+  # So many units fit at least: each row as long as can be, with a prompt of its own.
+  fitting = chunk_rows * (sharing.width // length) // together
+  chunks = -(-units // fitting)
+  if sharing.packed_rows is None:
+    return chunks
+  return min(chunks, -(-sharing.packed_rows // chunk_rows))
 
 
 def open_chunks(
@@ -224,23 +330,154 @@ def open_chunks(
   model: Model,
   layout: Layout,
   together: int = 1,
+  sharing: Sharing | None = None,
 ) -> Chunks:
   """Packs prompts with responses, each of which is one run of tokens amid padding.
 
   Args:
-    sequences: [N, W]; rows without a token stay out.
+    sequences: [N, T]; rows without a token stay out.
     response_length: R.
     chunk_rows: C, at least `together`.
     model: what reads them; says at which columns a text may begin.
     layout: the mesh.
     together: n, rows beside each other that are not divided over chunks.
+    sharing: which prompts are shared, see `share_prompts`; None = none.
   """
-  W = sequences.tokens.shape[1]
+  T = sequences.tokens.shape[1]
   step = model.config.text_step
   lengths = jnp.sum(sequences.segment_ids > 0, axis=1, dtype=jnp.int32)
-  lengths = jnp.minimum(-(-lengths // step) * step, W)
-  packing = pack(lengths.reshape(-1, together), W, chunk_rows)
-  return Chunks(sequences, packing, response_length, layout)
+  if sharing:
+    packing = pack_shared(sequences, lengths, T, chunk_rows, together, sharing)
+  else:
+    lengths = jnp.minimum(-(-lengths // step) * step, T)
+    packing = pack(lengths.reshape(-1, together), T, chunk_rows)
+  return Chunks(sequences, packing, response_length, layout, sharing)
+
+
+def share_prompts(
+  sequences: Sequences,
+  beside: int,
+  models: Collection[Model],
+  layout: Layout,
+  response_length: int = 0,
+) -> Sharing | None:
+  """Finds the rows that have the same prompt, token by token, as others beside them.
+
+  Args:
+    sequences: [N, T].
+    beside: K, rows beside each other that are compared, N = U * K.
+    models: all that read them.
+    layout: the mesh.
+    response_length: R, where all K rows always have the same prompt; 0 = it is not known.
+
+  Returns:
+    The prompts; None where K is 1 or a model cannot share any.
+  """
+  is_prompt = (sequences.segment_ids > 0) & (sequences.loss_mask == 0)  # [N, T]
+  prompts = jnp.where(is_prompt, sequences.tokens, -1)
+  prompts = prompts.reshape(-1, beside, prompts.shape[1])  # [U, K, T]
+  same = jnp.all(prompts[:, :, None] == prompts[:, None], axis=3)  # [U, K, K]
+  first = jnp.argmax(same, axis=2)  # the first row with this prompt
+  numbers = jnp.arange(len(first))[:, None] * beside + first
+  return plan_sharing(
+    numbers.reshape(-1),
+    prompts.shape[2],
+    beside,
+    models,
+    layout,
+    response_length,
+    complete=response_length > 0,
+  )
+
+
+def plan_sharing(
+  prompts: Any,
+  length: int,
+  beside: int,
+  models: Collection[Model],
+  layout: Layout,
+  response_length: int = 0,
+  complete: bool = False,
+) -> Sharing | None:
+  """Chooses the width of packed rows in which rows share their prompts.
+
+  Args:
+    prompts: [N] int32, see Sharing.
+    length: T.
+    beside: K, rows that may have the same prompt.
+    models: as in `share_prompts`, and so the others.
+    layout: the mesh.
+    response_length: R; 0 = it is not known.
+    complete: whether each prompt is always that of exactly K rows.
+  """
+  width, head_share = shared_width(length, response_length, beside)
+  if beside == 1 or not all(_can_share(model, layout, width) for model in models):
+    return None
+  packed_rows = None
+  if complete:
+    packed_rows = len(prompts) // beside * -(-beside // SHARED_RESPONSES)
+  return Sharing(prompts, width, head_share, packed_rows)
+
+
+def _can_share(model: Model, layout: Layout, width: int) -> bool:
+  """Tells whether a model can read rows of so many places in which prompts are shared."""
+  config = model.config
+  fits = not config.learned_positions or width <= config.max_length
+  return fits and attention.sees_prefixes(config, layout.platform)
+
+
+def shared_width(length: int, response_length: int, beside: int) -> tuple[int, float]:
+  """Returns W, and the share of it that the longest responses fill.
+
+  Args:
+    length: T.
+    response_length: R; 0 = not known: half of T is assumed.
+    beside: K, rows that may have the same prompt.
+  """
+  R = response_length or length // 2
+  responses = min(beside, SHARED_RESPONSES)
+  width = length + (responses - 1) * (R + 1)
+  return width, responses * R / width
+
+
+def head_shares(sharing: Sharing | None) -> tuple[float, ...]:
+  """Returns the shares of a chunk's places of which one has logits, see HEAD_SHARES."""
+  if sharing is None:
+    return HEAD_SHARES
+  least, _, most = HEAD_SHARES
+  return tuple(sorted({least, sharing.head_share, most}))
+
+
+def prefix_lengths(sequences: Sequences) -> Array:
+  """Returns the tokens of each prompt but the last, [..., T] → [...] int32."""
+  is_prompt = (sequences.segment_ids > 0) & (sequences.loss_mask == 0)
+  return jnp.maximum(jnp.sum(is_prompt, axis=-1, dtype=jnp.int32) - 1, 0)
+
+
+def run_trunk(
+  model: Model, params: Params, rows: PackedRows, places: Array | None = None
+) -> Array:
+  """Runs a model without its head over packed rows.
+
+  Args:
+    model: the definition.
+    params: its parameters.
+    rows: the packed rows.
+    places: [C, Q] int32, the columns whose states are wanted; None = all.
+
+  Returns:
+    The states, [C, W, D] or [C, Q, D].
+  """
+  packed = rows.sequences
+  hidden, _ = model.apply(
+    params,
+    packed.tokens,
+    packed.positions,
+    packed.segment_ids,
+    prefix_ids=rows.prefix_ids,
+    places=places,
+  )
+  return hidden
 
 
 def packed_logprobs(
@@ -286,7 +523,7 @@ def packed_logprobs(
     results = heads.token_logprobs(model, params, take(states), take(targets), temperature)
     return put_back(results[0]), put_back(results[1])
 
-  lengths = [math.ceil(share * W) for share in HEAD_SHARES]
+  lengths = [math.ceil(share * W - ROUNDING) for share in rows.head_shares]
   held = C // G * jnp.asarray(lengths[:-1])
   number = jnp.sum(jnp.max(jnp.sum(learned, axis=1)) > held)
   return jax.lax.switch(number, [functools.partial(compute, length) for length in lengths])
@@ -327,6 +564,7 @@ def map_responses(
   model: Model,
   layout: Layout,
   options: Any,
+  sharing: Sharing | None = None,
 ) -> Any:
   """Computes a function of all responses of a step, packed or in as many parts as the update.
 
@@ -337,18 +575,25 @@ def map_responses(
     model: as in `open_chunks`.
     layout: the mesh.
     options: the stage's, with `packed_rows` and `parts`.
+    sharing: which prompts are shared, if packed; None = none.
 
   Returns:
     The tree of arrays [N, …].
   """
   if not options.packed_rows:
     return steps.map_in_parts(function, sequences, options.parts)
-  chunks = open_chunks(sequences, response_length, options.packed_rows, model, layout)
+  chunks = open_chunks(
+    sequences, response_length, options.packed_rows, model, layout, sharing=sharing
+  )
   return map_chunks(function, chunks)
 
 
 def pack_minibatch(
-  assessed: Any, definitions: Any, options: Any, beside: Any = None
+  assessed: Any,
+  definitions: Any,
+  options: Any,
+  beside: Any = None,
+  sharing: Sharing | None = None,
 ) -> tuple[Any, dict[str, Array]]:
   """Packs a minibatch for its update, if the section asks for it.
 
@@ -359,6 +604,7 @@ def pack_minibatch(
     options: the stage's, with `packed_rows`.
     beside: other rows of the batch, a tree of arrays [n, …], such as documents; None =
       there are none. They are computed C at a time too, but not packed.
+    sharing: which prompts are shared, if packed; None = none.
 
   Returns:
     (the batch or its parts, each a pair of `assessed` and `beside`; the metrics of
@@ -374,6 +620,7 @@ def pack_minibatch(
     options.packed_rows,
     definitions.model,
     definitions.layout,
+    sharing=sharing,
   )
 
   def read(number: Array) -> Any:
@@ -414,16 +661,58 @@ def divide_rows(tree: Any, size: int, layout: Layout) -> steps.Parts:
   return steps.Parts(read, jnp.int32(count), count)
 
 
-def pack(lengths: Array, width: int, chunk_rows: int) -> Packing:
+def pack_shared(
+  sequences: Sequences,
+  lengths: Array,
+  length: int,
+  chunk_rows: int,
+  together: int,
+  sharing: Sharing,
+) -> Packing:
+  """Packs rows that share prompts; lengths are [N] int32, the rest is as in `open_chunks`."""
+  # Numbered anew, as a minibatch has some of the prompts of a step.
+  _, prompts = jnp.unique(sharing.prompts, return_inverse=True, size=len(lengths))
+  return pack(
+    lengths.reshape(-1, together),
+    sharing.width,
+    chunk_rows,
+    prompts.reshape(-1, together),
+    prefix_lengths(sequences).reshape(-1, together),
+    most_chunks(len(lengths) // together, together, chunk_rows, length, sharing),
+  )
+
+
+class _Bins(NamedTuple):
+  """What packed rows hold so far, [C] int32 each."""
+
+  filled: Array  # tokens
+  held: Array  # rows
+  prompt: Array  # the number of the prompt that came last
+  prefix: Array  # the column of its prefix
+
+
+def pack(
+  lengths: Array,
+  width: int,
+  chunk_rows: int,
+  prompts: Array | None = None,
+  prefixes: Array | None = None,
+  chunks: int | None = None,
+) -> Packing:
   """Packs rows by first-fit decreasing: the longest first, each where it fits first.
 
-  So are the units, by their sums, and the rows of each.
+  So are the units, by their sums, and the rows of each. Rows that share a prompt come one
+  after the other, each where it adds the fewest tokens: to packed rows that have its prefix.
 
   Args:
     lengths: [U, n] int32, tokens of each row, at most `width`; 0 = no row. The n rows of
       a unit go to one chunk.
     width: W, places of a packed row.
     chunk_rows: C, at least n, so that any unit fits an empty chunk.
+    prompts: [U, n] int32, numbers below N of the rows' prompts, equal ones in one unit or in
+      units of one row; None = no prompt is shared.
+    prefixes: [U, n] int32, tokens of each row that rows with its prompt share.
+    chunks: so many at most; None = as many as rows of full width need.
 
   Returns:
     The packing; with n = 1 and N rows of full width there are N packed rows.
@@ -435,44 +724,77 @@ def pack(lengths: Array, width: int, chunk_rows: int) -> Packing:
   U, n = lengths.shape
   N = U * n
   C = chunk_rows
-  chunks = -(-U // (C // n))
+  if chunks is None:
+    chunks = -(-U // (C // n))
+  if prompts is None or prefixes is None:
+    prompts, prefixes = jnp.arange(N).reshape(U, n), jnp.zeros_like(lengths)
 
-  def place_row(state: tuple[Array, Array, Array], length: Array) -> tuple[Any, Any]:
-    filled, held, fitted = state  # of one chunk: [C] tokens, [C] rows, []: all so far did fit
-    fits = (filled + length <= width) & (held < SLOTS)
-    chosen = jnp.argmax(fits)  # the first
-    spot = (chosen, held[chosen], filled[chosen])
-    filled = filled.at[chosen].add(length)
-    held = held.at[chosen].add(length > 0)
-    return (filled, held, fitted & (fits[chosen] | (length == 0))), spot
+  def place_row(state: tuple[_Bins, Array], row: tuple[Array, ...]) -> tuple[Any, Any]:
+    bins, fitted = state  # of one chunk; [], whether all so far did fit
+    length, prompt, prefix = row
+    has_prefix = bins.prompt == prompt  # rows of a prompt come one after the other
+    added = length - jnp.where(has_prefix, prefix, 0)  # [C]
+    fits = (bins.filled + added <= width) & (bins.held < SLOTS)
+    chosen = jnp.argmin(jnp.where(fits, added, width + 1))  # the first with the fewest
+    begin = bins.filled[chosen]
+    column = jnp.where(has_prefix[chosen], bins.prefix[chosen], begin)
+    start = begin + jnp.where(has_prefix[chosen], 0, prefix)
+    spot = (chosen, bins.held[chosen], start, column)
+    bins = _Bins(
+      bins.filled.at[chosen].add(added[chosen]),
+      bins.held.at[chosen].add(length > 0),
+      bins.prompt.at[chosen].set(prompt),
+      bins.prefix.at[chosen].set(column),
+    )
+    return (bins, fitted & (fits[chosen] | (length == 0))), spot
 
-  def try_chunk(filled: Array, held: Array, row_lengths: Array) -> Any:
-    return jax.lax.scan(place_row, (filled, held, jnp.bool_(True)), row_lengths)
+  def try_chunk(bins: _Bins, rows: tuple[Array, ...]) -> Any:
+    return jax.lax.scan(place_row, (bins, jnp.bool_(True)), rows)
 
-  def place_unit(carry: tuple[Array, Array], unit: Array) -> tuple[tuple[Array, Array], Any]:
-    filled, held = carry  # [chunks, C] int32 each
-    tried, spots = jax.vmap(try_chunk, (0, 0, None))(filled, held, descending[unit])
-    new_filled, new_held, fitted = tried
-    chunk = jnp.argmax(fitted)  # the first; an empty one always does
-    bins, slots, starts = jax.tree.map(lambda x: x[chunk], spots)  # [n] each
-    filled = filled.at[chunk].set(new_filled[chunk])
-    held = held.at[chunk].set(new_held[chunk])
-    return (filled, held), (chunk * C + bins, slots, starts)
+  def place_unit(bins: _Bins, unit: Array) -> tuple[_Bins, Any]:
+    rows = (descending[unit], numbers[unit], shared[unit])
+    (new_bins, fitted), spots = jax.vmap(try_chunk, (0, None))(bins, rows)
+    added = jnp.sum(new_bins.filled - bins.filled, axis=1)
+    # The first of the fewest tokens; an empty one always fits.
+    chunk = jnp.argmin(jnp.where(fitted, added, n * width + 1))
+    number, *places = jax.tree.map(lambda x: x[chunk], spots)  # [n] each
+    bins = jax.tree.map(lambda old, new: old.at[chunk].set(new[chunk]), bins, new_bins)
+    return bins, (chunk * C + number, *places)
 
   # Stable, so that equal rows and units keep their order.
-  inner = jnp.argsort(-lengths, axis=1)  # [U, n]
-  descending = jnp.take_along_axis(lengths, inner, axis=1)
-  order = jnp.argsort(-jnp.sum(lengths, axis=1))
+  together = _total_by(lengths, prompts, N)  # of each row's prompt
+  inner = jnp.lexsort((-lengths, prompts, -together), axis=1)  # [U, n]
+  descending, numbers, shared = (
+    jnp.take_along_axis(x, inner, axis=1) for x in (lengths, prompts, prefixes)
+  )
+  sums = jnp.sum(lengths, axis=1)
+  order = jnp.lexsort((-sums, prompts[:, 0], -_total_by(sums, prompts[:, 0], N)))
   empty = jnp.zeros((chunks, C), jnp.int32)
-  (_, held), (bins, slots, starts) = jax.lax.scan(place_unit, (empty, empty), order)
-  numbers = order[:, None] * n + inner[order]  # [U, n], as bins, slots and starts
-  bins = jnp.where(descending[order] > 0, bins, chunks * C)  # outside, where `set` drops them
+  bins, spots = jax.lax.scan(place_unit, _Bins(empty, empty, empty - 1, empty), order)
+  packed_rows, slots, starts, columns = spots  # [U, n] each
+  row_numbers = order[:, None] * n + inner[order]
   flat = (chunks * C, SLOTS)
-  rows = jnp.full(flat, N, jnp.int32).at[bins, slots].set(numbers.astype(jnp.int32), mode='drop')
-  columns = jnp.zeros(flat, jnp.int32).at[bins, slots].set(starts, mode='drop')
-  used = jnp.sum(jnp.any(held > 0, axis=1), dtype=jnp.int32)
-  shape = (chunks, C, SLOTS)
-  return Packing(rows.reshape(shape), columns.reshape(shape), jnp.maximum(used, 1))
+  # Outside, where `set` drops them.
+  packed_rows = jnp.where(descending[order] > 0, packed_rows, chunks * C)
+
+  def put(values: Array, empty: int) -> Array:
+    whole = jnp.full(flat, empty, jnp.int32)
+    whole = whole.at[packed_rows, slots].set(values.astype(jnp.int32), mode='drop')
+    return whole.reshape(chunks, C, SLOTS)
+
+  used = jnp.sum(jnp.any(bins.held > 0, axis=1), dtype=jnp.int32)
+  return Packing(
+    rows=put(row_numbers, N),
+    starts=put(starts, 0),
+    prefixes=put(columns, 0),
+    count=jnp.maximum(used, 1),
+    places=jnp.sum(bins.filled),
+  )
+
+
+def _total_by(values: Array, numbers: Array, limit: int) -> Array:
+  """Sums values over those that have the same number below a limit, for each of them."""
+  return jnp.zeros(limit, values.dtype).at[numbers].add(values)[numbers]
 
 
 def take_rows(tree: Any, rows: Array) -> Any:

@@ -14,7 +14,7 @@ from rlhf_jax.models.transformer import Model
 from rlhf_jax.runtime import step as steps
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.stages.shared import packing
-from rlhf_jax.stages.shared.packing import PackedRows
+from rlhf_jax.stages.shared.packing import Chunks, PackedRows
 from rlhf_jax.types import Array, Params, Rankings, Sequences
 
 
@@ -48,9 +48,9 @@ class PackedRankings(flax.struct.PyTreeNode):
   reference_logprobs: Array
 
   @property
-  def segment_ids(self) -> Array:
-    """Where tokens are, [C, W] int32, 0 = padding."""
-    return self.rows.sequences.segment_ids
+  def token_count(self) -> Array:
+    """The tokens of all responses, each with its prompt, [] float32."""
+    return jnp.sum(self.rows.lengths, dtype=jnp.float32)
 
 
 def response_logprobs(
@@ -88,8 +88,7 @@ def map_logprobs(
   """
   if not packed_rows:
     return response_logprobs(model, params, batch)
-  T = batch.tokens.shape[-1]
-  chunks = packing.open_chunks(_as_sequences(batch), T, packed_rows, model, layout)
+  chunks = open_chunks(batch, model, layout, packed_rows, together=1)
 
   def compute(rows: PackedRows) -> ResponseLogprobs:
     return _packed_logprobs(model, params, rows)
@@ -116,8 +115,8 @@ def pack_rankings(
   """
   if not packed_rows:
     return batch, {}
-  B, K, T = batch.tokens.shape
-  chunks = packing.open_chunks(_as_sequences(batch), T, packed_rows, model, layout, together=K)
+  B, K, _ = batch.tokens.shape
+  chunks = open_chunks(batch, model, layout, packed_rows, together=K)
   # Rows of the batch share a chunk, so that their groups need numbers of their own.
   numbers = jnp.arange(B)[:, None] * K + batch.group
   labels = {
@@ -135,6 +134,24 @@ def pack_rankings(
     )
 
   return steps.Parts(read, chunks.packing.count, chunks.limit), chunks.metrics()
+
+
+def open_chunks(
+  batch: Rankings, model: Model, layout: Layout, packed_rows: int, together: int
+) -> Chunks:
+  """Packs the responses of rankings, which share the prompts of their row of the batch.
+
+  Args:
+    batch: B rows of K places.
+    model: what reads them.
+    layout: the mesh.
+    packed_rows: C.
+    together: K, if what stands in a row is compared; else 1.
+  """
+  sequences = _as_sequences(batch)
+  _, K, T = batch.tokens.shape
+  sharing = packing.share_prompts(sequences, K, [model], layout)
+  return packing.open_chunks(sequences, T, packed_rows, model, layout, together, sharing)
 
 
 def _as_sequences(batch: Rankings) -> Sequences:
@@ -168,8 +185,7 @@ def _padded_logprobs(model: Model, params: Params, rows: Sequences) -> ResponseL
 
 def _packed_logprobs(model: Model, params: Params, rows: PackedRows) -> ResponseLogprobs:
   """Computes sums and lengths of the slots of packed rows, [C * S] float32 each."""
-  packed = rows.sequences
-  hidden, _ = model.apply(params, packed.tokens, packed.positions, packed.segment_ids)
+  hidden = packing.run_trunk(model, params, rows)
   logprobs, _ = packing.packed_logprobs(model, params, hidden, rows)
   lengths = (rows.ends - rows.begins).astype(jnp.float32)
   return ResponseLogprobs(rows.sum_responses(logprobs), jnp.maximum(lengths, 1.0))

@@ -69,8 +69,14 @@ def _add_reward_model(
   plan.resident[_unused_name(plan.resident, 'reward', name)] = params
   score = reward.build_score(opened.model, layout, options)
   responses = options.batch_size * options.num_samples
-  parts, rows = packing.divide(responses, options.parts, options.packed_rows)
-  length = options.max_length + options.sampling.max_new_tokens
+  new_tokens = options.sampling.max_new_tokens
+  places = options.max_length + new_tokens
+  sharing = packing.plan_sharing(
+    range(responses), places, options.num_samples, [opened.model], layout, new_tokens, True
+  )
+  parts, rows, length = packing.divide(
+    responses, options.parts, options.packed_rows, places, sharing
+  )
   # Places of a row with logits: a scalar head needs none, unless it sees likelihoods.
   head_places = length if opened.model.config.likelihood_head else 0
   one_part = work.forward(opened.model.config, layout, rows, length, head_places)

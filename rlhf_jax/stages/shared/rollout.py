@@ -36,7 +36,7 @@ from rlhf_jax.stages.shared import packing, response_judge, token_view, training
 from rlhf_jax.stages.shared.context import Context
 from rlhf_jax.stages.shared.kind import DataUse
 from rlhf_jax.stages.shared.model_store import ModelStore, OpenModel
-from rlhf_jax.stages.shared.packing import PackedRows
+from rlhf_jax.stages.shared.packing import Chunks, PackedRows, Sharing
 from rlhf_jax.stages.shared.scores import Score
 from rlhf_jax.stages.shared.training import Definitions
 from rlhf_jax.types import (
@@ -326,8 +326,9 @@ def forward_responses(
 
 def run_trunk(model: Model, params: Params, sequences: Sequences | PackedRows) -> Array:
   """Runs a model without its head; returns the states at all tokens, [N, P + R, D]."""
-  rows = sequences.sequences if isinstance(sequences, PackedRows) else sequences
-  hidden, _ = model.apply(params, rows.tokens, rows.positions, rows.segment_ids)
+  if isinstance(sequences, PackedRows):
+    return packing.run_trunk(model, params, sequences)
+  hidden, _ = model.apply(params, sequences.tokens, sequences.positions, sequences.segment_ids)
   return hidden
 
 
@@ -393,7 +394,44 @@ def evaluate_in_parts(
     definitions.model,
     definitions.layout,
     options,
+    share_prompts(scored, definitions, options),
   )
+
+
+def share_prompts(
+  scored: ScoredRollout, definitions: RolloutDefinitions, options: RolloutOptions
+) -> Sharing | None:
+  """Returns how responses to one prompt share it in packed rows; None where they do not."""
+  return packing.share_prompts(
+    scored.sequences,
+    options.num_samples,
+    list_models(definitions),
+    definitions.layout,
+    scored.samples.tokens.shape[1],  # R
+  )
+
+
+def open_only_chunk(
+  scored: ScoredRollout, definitions: RolloutDefinitions, options: RolloutOptions
+) -> Chunks | None:
+  """Packs all responses of a step into one chunk; None where that may not hold them."""
+  sharing = share_prompts(scored, definitions, options)
+  N, T = scored.sequences.tokens.shape
+  if not options.packed_rows or packing.divide(N, 1, options.packed_rows, T, sharing)[0] > 1:
+    return None
+  return packing.open_chunks(
+    scored.sequences,
+    scored.samples.tokens.shape[1],  # R
+    options.packed_rows,
+    definitions.model,
+    definitions.layout,
+    sharing=sharing,
+  )
+
+
+def list_models(definitions: RolloutDefinitions) -> list[Model]:
+  """Returns all models that read a stage's responses."""
+  return [value for value in vars(definitions).values() if isinstance(value, Model)]
 
 
 def kl_to_reference(logprobs: Array, reference_logprobs: Array | None, mask: Array) -> Array:

@@ -22,7 +22,7 @@ from rlhf_jax.planning.programs import (
 from rlhf_jax.runtime.mesh import Layout
 from rlhf_jax.stages.shared import packing, reward_plan
 from rlhf_jax.stages.shared.context import Context
-from rlhf_jax.stages.shared.rollout import RolloutParts, ScoredRollout
+from rlhf_jax.stages.shared.rollout import list_models, RolloutParts, ScoredRollout
 from rlhf_jax.types import Params
 
 # (scored rollout, reference parameters) → arguments of the update, after the state
@@ -119,11 +119,20 @@ def _update_work(
   responses = options.batch_size * options.num_samples
   # Each minibatch is computed in parts of its own.
   minibatches = options.minibatches
-  microbatches, rows = packing.divide(
-    responses // minibatches, options.microbatches, options.packed_rows
+  places = options.max_length + new_tokens
+  sharing = packing.plan_sharing(
+    range(responses // minibatches),
+    places,
+    options.num_samples,
+    list_models(parts.definitions),
+    layout,
+    new_tokens,
+    complete=minibatches == 1,
+  )
+  microbatches, rows, length = packing.divide(
+    responses // minibatches, options.microbatches, options.packed_rows, places, sharing
   )
   count = minibatches * microbatches
-  length = options.max_length + new_tokens
   # The trained trunks, each with the number of places whose vocabulary is computed: the
   # response's for the policy, all in packed rows, none for a value model.
   logits = length if options.packed_rows else new_tokens
