@@ -528,9 +528,10 @@ def make_sequences(*fields: Any) -> Sequences:
   return Sequences(*fields)
 
 
-def step_of_reward(layout: Layout) -> Any:
+def step_of_reward(layout: Layout, packed_rows: int = 0) -> Any:
   """Runs a step of the reward model."""
-  return step_of_one_model(reward, reward.Options(), testing.make_rankings(ties=True), layout)
+  options = reward.Options(packed_rows=packed_rows)
+  return step_of_one_model(reward, options, testing.make_rankings(ties=True), layout)
 
 
 def step_of_preference(layout: Layout, packed_rows: int = 0) -> Any:
@@ -609,6 +610,7 @@ def make_responses(prompts: int, num_samples: int) -> rollout.ScoredRollout:
 STAGE_STEPS = {
   'sft': step_on_sequences,
   'reward': step_of_reward,
+  'reward, packed': functools.partial(step_of_reward, packed_rows=4),
   'preference': step_of_preference,
   'preference, packed': functools.partial(step_of_preference, packed_rows=4),
   'ppo': step_of_ppo,
@@ -910,38 +912,43 @@ def time_iteration(args: argparse.Namespace) -> None:
 
 
 def time_packing(args: argparse.Namespace) -> None:
-  """Times PPO's update from responses of geometric lengths, padded and packed.
+  """Times updates from responses of geometric lengths, padded and packed.
 
-  Their mean is a quarter of the maximum. `ideal` is the time of the padded rows times the share of
-  their places that hold tokens.
+  Their mean is a quarter of the maximum. GRPO has eight responses to each prompt, which packed rows
+  hold once. `ideal` is the time of the padded rows times the share of their places that hold
+  tokens; with prompts that are held once, an update can take less.
   """
   rows = 32 if args.tiny else 256
-  padded = 0.0
-  for packed_rows in (0, 8, 16):
+  padded = {}
+  for stage, packed_rows in (('ppo', 0), ('ppo', 8), ('ppo', 16), ('grpo', 0), ('grpo', 8)):
     # Both compute at most 16 rows at a time.
     microbatches = 1 if packed_rows else rows // 2 // 16
-    with recorded(args, 'packing', packed_rows=packed_rows, responses=rows) as results:
+    prompts = rows if stage == 'ppo' else rows // 8
+    values = dict(stage=stage, packed_rows=packed_rows, responses=rows)
+    with recorded(args, 'packing', **values) as results:
       overrides = [
-        f'ppo.batch_size={rows}',
-        f'ppo.packed_rows={packed_rows}',
-        f'ppo.microbatches={microbatches}',
+        f'{stage}.batch_size={prompts}',
+        f'{stage}.minibatches=2',
+        f'{stage}.packed_rows={packed_rows}',
+        f'{stage}.microbatches={microbatches}',
       ]
-      context = make_context('ppo', args, overrides)
-      results |= measure_update(args, context)
-      padded = padded or results['seconds']
-      results['ideal'] = padded * results['share_of_tokens']
+      context = make_context(stage, args, overrides)
+      results |= measure_update(args, context, ppo if stage == 'ppo' else policy_gradient)
+      padded.setdefault(stage, results['seconds'])
+      results['ideal'] = padded[stage] * results['share_of_tokens']
 
 
-def measure_update(args: argparse.Namespace, context: Context) -> dict[str, float]:
-  """Measures PPO's update from responses of geometric lengths."""
-  options = context.read_options(ppo.STAGE)
-  parts = ppo.define(context, options)
+def measure_update(args: argparse.Namespace, context: Context, stage: Any) -> dict[str, float]:
+  """Measures the update of PPO or GRPO from responses of geometric lengths."""
+  options = context.read_options(stage.STAGE)
+  parts = stage.define(context, options)
   state = parts.init()
   reference = parts.read_reference()
   vocab_size = parts.definitions.model.config.vocab_size
+  rows = options.batch_size * options.num_samples
   prompts = random_prompts(options.batch_size, options.max_length, vocab_size)
-  samples = geometric_responses(options.batch_size, options.sampling.max_new_tokens, vocab_size)
-  scores_of_rows = np.random.default_rng(2).normal(size=options.batch_size).astype(np.float32)
+  samples = geometric_responses(rows, options.sampling.max_new_tokens, vocab_size)
+  scores_of_rows = np.random.default_rng(2).normal(size=rows).astype(np.float32)
   inputs = context.layout.place((prompts, samples, scores_of_rows))
   scored = testing.score_samples(*inputs)
   metrics: dict[str, jax.Array] = {}
@@ -959,6 +966,7 @@ def measure_update(args: argparse.Namespace, context: Context) -> dict[str, floa
     compiling=compiling,
     share_of_tokens=share,
     padding=float(metrics.get('packed/padding_share', 1 - share)),
+    shared=float(metrics.get('packed/shared_share', 0.0)),
     peak_gib=peak_gib() or 0.0,
   )
 
