@@ -5,7 +5,7 @@
 Prints for each: a rollout of 64 prompts of 8 to 30 tokens with 32 new tokens each, the forward
 pass over these rows, and its gradient; and whole steps of PPO (128 prompts, rollout, scores
 of a reward model with likelihood, four updates from packed rows) and of GRPO (16 prompts, four
-responses each, the same scores, two updates), whose responses are cut to 6 to 24 tokens before
+responses each, the same scores, one update), whose responses are cut to 6 to 24 tokens before
 they are scored, as the quickstart's models end theirs. Fast and exact take turns; medians.
 """
 

@@ -199,9 +199,13 @@ def test_ten_steps_on_two_processes_of_four_devices(alone, tmp_path):
   for number in range(2):
     command = [sys.executable, __file__, address, str(number), tmp_path / 'results.npz']
     processes.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
-  for process in processes:
-    _, errors = process.communicate(timeout=900)
-    assert process.returncode == 0, errors[-2000:]
+  try:
+    for process in processes:
+      _, errors = process.communicate(timeout=900)
+      assert process.returncode == 0, errors[-2000:]
+  finally:
+    for process in processes:
+      process.kill()  # each would wait for the other
   with np.load(tmp_path / 'results.npz') as results:
     for name in (*MESHES, MIXED):
       for kind in KINDS:
