@@ -163,7 +163,8 @@ def say(name, score, ppo_result, dpo_result, reward_update):
   reading, dpo_update, dpo_padding = dpo_result
   print(
     f'{name}: score {score:.0f} ms; PPO {ppo_update:.0f} ms, {float(ppo_padding):.1%} padding; '
-    f'DPO reference {reading:.0f} ms, update {dpo_update:.0f} ms, {float(dpo_padding):.1%} padding; '
+    f'DPO reference {reading:.0f} ms, update {dpo_update:.0f} ms, {float(dpo_padding):.1%} '
+    'padding; '
     f'reward update {reward_update:.0f} ms',
     flush=True,
   )

@@ -454,9 +454,7 @@ def prefix_lengths(sequences: Sequences) -> Array:
   return jnp.maximum(jnp.sum(is_prompt, axis=-1, dtype=jnp.int32) - 1, 0)
 
 
-def run_trunk(
-  model: Model, params: Params, rows: PackedRows, places: Array | None = None
-) -> Array:
+def run_trunk(model: Model, params: Params, rows: PackedRows, places: Array | None = None) -> Array:
   """Runs a model without its head over packed rows.
 
   Args:
