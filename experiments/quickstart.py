@@ -29,7 +29,7 @@ TINY_STAGES = dict(
   sft=dict(batch_size=8, eval_records=8),
   feedback=dict(batch_size=16, data=dict(count=16)),
   critique=dict(batch_size=16, data=dict(count=16), helpful=dict(count=16)),
-  reward=dict(batch_size=8, max_length=128),
+  reward=dict(batch_size=8, max_length=128, packed_rows=0),
   ppo=dict(batch_size=8, minibatches=2, packed_rows=0, eval_records=8),
   preference=dict(batch_size=8, max_length=128, eval_records=8),
   policy_gradient=dict(batch_size=8, eval_records=8),
@@ -69,6 +69,7 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
     batch_size=8,
     responses_per_row=8,  # all samples of a prompt
     max_length=62,  # a prompt of 30 tokens and a response of 32
+    packed_rows=8,  # half of the places would be padding, and a prompt is read once
     likelihood=True,  # what the model knows to be so counts, ranked or not
     language_model_coefficient=0.5,
     loop=dict(steps=240, eval_every=120, save_every=120),

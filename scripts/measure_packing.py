@@ -6,7 +6,9 @@ Texts of made-up tokens, of which as many places of the padded rows are padding 
 quickstart's PPO (53%): prompts of 8 to 20 tokens and responses of 6 to 24 in rows of 30
 and 32 places. Printed is the processor time, the median of several calls: of scoring 128
 responses by the reward model; of PPO's update from them, in four minibatches, with the
-passes before it; and of DPO's update from eight rankings of eight responses, with its reference.
+passes before it; of DPO's update from eight rankings of eight responses, with its reference; and
+of a reward model's from the same rankings, with likelihoods. The responses of a ranking answer one
+prompt, which packed rows hold once; those that are scored and PPO's have prompts of their own.
 
 `ideal` is what the same numbers of tokens cost where nothing is padding: in fewer rows, all of
 them full and not packed.
@@ -80,10 +82,13 @@ def make_rollout(rows, draw):
 def make_rankings(rows, places, draw):
   rng = np.random.default_rng(1)
   asked, said = (x.reshape(rows, places, 1) for x in draw(rows * places))
+  asked[:] = asked[:, :1]  # of one prompt
   inside = np.arange(P + R) < asked + said
   shape = (rows, places)
+  tokens = rng.integers(2, SIZES['vocab_size'], inside.shape)
+  tokens = np.where(np.arange(P + R) < asked, tokens[:, :1], tokens)
   return Rankings(
-    tokens=np.where(inside, rng.integers(2, SIZES['vocab_size'], inside.shape), 0).astype(np.int32),
+    tokens=np.where(inside, tokens, 0).astype(np.int32),
     positions=np.where(inside, np.arange(P + R), 0).astype(np.int32),
     segment_ids=inside.astype(np.int32),
     group=np.ones(shape, np.int32),
@@ -140,12 +145,27 @@ def measure_dpo(layout, packed_rows, turns, rows=8, draw=draw_lengths):
   return reading, milliseconds, metrics.get('packed/padding_share', unpacked)
 
 
-def say(name, score, ppo_result, dpo_result):
+def measure_reward(layout, packed_rows, turns, rows=8, draw=draw_lengths):
+  config = transformer.ModelConfig(**SIZES, head=True, likelihood_head=True)
+  model = transformer.build_model(config, layout)
+  definitions = training.Definitions(model, testing.make_optimizer(), layout)
+  options = reward.Options(
+    packed_rows=packed_rows, max_length=P + R, likelihood=True, language_model_coefficient=0.5
+  )
+  step = training.compile_train_step(reward.train_step, definitions, options, donate=False)
+  state = testing.make_state(definitions)
+  batch = layout.place(make_rankings(rows, 8, draw))
+  return measure(functools.partial(step, state, batch), turns)[1]
+
+
+def say(name, score, ppo_result, dpo_result, reward_update):
   ppo_update, ppo_padding = ppo_result
   reading, dpo_update, dpo_padding = dpo_result
   print(
     f'{name}: score {score:.0f} ms; PPO {ppo_update:.0f} ms, {float(ppo_padding):.1%} padding; '
-    f'DPO reference {reading:.0f} ms, update {dpo_update:.0f} ms, {float(dpo_padding):.1%} padding',
+    f'DPO reference {reading:.0f} ms, update {dpo_update:.0f} ms, {float(dpo_padding):.1%} '
+    'padding; '
+    f'reward update {reward_update:.0f} ms',
     flush=True,
   )
 
@@ -158,7 +178,8 @@ def measure_ideal(layout, turns):
   update = share * measure_ppo(*how, 64, full_lengths)[0]
   share = real_share(64, 32)
   dpo = [share * x for x in measure_dpo(*how, 4, full_lengths)[:2]]
-  say('ideal', score, (update, 0.0), (*dpo, 0.0))
+  reward_update = share * measure_reward(*how, 4, full_lengths)
+  say('ideal', score, (update, 0.0), (*dpo, 0.0), reward_update)
 
 
 def main():
@@ -175,7 +196,8 @@ def main():
     ppo_result = measure_ppo(*how)
     # A chunk must hold the eight responses of a ranking.
     reads = (layout, packed_rows and max(packed_rows, 8), arguments.turns)
-    say(f'packed_rows {packed_rows}', score, ppo_result, measure_dpo(*reads))
+    results = (measure_dpo(*reads), measure_reward(*reads))
+    say(f'packed_rows {packed_rows}', score, ppo_result, *results)
   measure_ideal(layout, arguments.turns)
 
 

@@ -170,8 +170,8 @@ def apply_model(
       not compute the others; None = all. Not with a cache.
 
   Returns:
-    (hidden [B, T, D], or [B, Q, D]; the cache with T more slots written, or None). With exact numerics
-    a row of the cache has only as many more as the row has tokens.
+    (hidden [B, T, D], or [B, Q, D]; the cache with T more slots written, or None). With exact
+    numerics a row of the cache has only as many more as the row has tokens.
 
   Raises:
     UserError: rows are longer than the model's learned positions.

@@ -285,7 +285,6 @@ def repeat(
   Returns:
     What the last call returned.
   """
-
   if limit == 1:
     return function(jnp.int32(0), carry)
 

@@ -246,9 +246,7 @@ def update_once(
     del key  # nothing is drawn: dropout is left out
     params = merge_params(trained, frozen)
     now = rollout.forward_responses(definitions.model, params, *responses)
-    now = now._replace(
-      logprobs=in_order(now.logprobs), entropies=in_order(now.entropies)
-    )
+    now = now._replace(logprobs=in_order(now.logprobs), entropies=in_order(now.entropies))
     evaluated = Evaluated(now.logprobs, now.entropies, reference)
     assessed, metrics = assess_rollout(scored, jax.lax.stop_gradient(evaluated), options)
     return dataclasses.replace(loss(now, assessed, options), counts=metrics)

@@ -254,9 +254,7 @@ def _as_one_row(x: jax.Array) -> jax.Array:
   return x[None]
 
 
-def best_nll(
-  read: ReadResponses, batch: Rankings | PackedRankings
-) -> tuple[jax.Array, jax.Array]:
+def best_nll(read: ReadResponses, batch: Rankings | PackedRankings) -> tuple[jax.Array, jax.Array]:
   """Sums the negative log-likelihood per token over the best-ranked responses.
 
   Args:
@@ -296,9 +294,7 @@ def train_step(
     pairs, score/sum, tokens, and the norms of gradient, update and parameters.
   """
 
-  def batch_loss(
-    params: Params, batch: Rankings | PackedRankings, key: jax.Array
-  ) -> steps.Loss:
+  def batch_loss(params: Params, batch: Rankings | PackedRankings, key: jax.Array) -> steps.Loss:
     del key  # nothing is drawn: dropout is left out
     return loss(params, batch, definitions.model, options)
 

@@ -242,9 +242,7 @@ def prepare_sft(work: Workload, clock: PhaseClock) -> loop.Training:
   """Prepares next-token prediction on full rows; pretrain has the same step."""
   layout = make_layout()
   model = make_model(work, layout)
-  return _prepare_supervised(
-    work, clock, model, layout, sft, sft.Options(), make_sequences(work)
-  )
+  return _prepare_supervised(work, clock, model, layout, sft, sft.Options(), make_sequences(work))
 
 
 def prepare_reward(work: Workload, clock: PhaseClock) -> loop.Training:

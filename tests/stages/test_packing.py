@@ -126,7 +126,8 @@ def test_a_packed_update_is_the_padded_one(update, mesh):
 
 def test_groups_that_fill_several_chunks():
   """The policy is then read before the update too, and each chunk is a part of it."""
-  (params, metrics), (want_params, want) = update_group('one device', 2), update_group('one device', 0)
+  params, metrics = update_group('one device', 2)
+  want_params, want = update_group('one device', 0)
   assert metrics.pop('packed/padding_share') < 0.5 and 0.2 < metrics.pop('packed/shared_share')
   testing.assert_trees_close(params, want_params, 'packed', 3e-5)
   testing.assert_trees_close(metrics, want, 'packed', 3e-5)

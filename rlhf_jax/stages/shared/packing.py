@@ -454,9 +454,7 @@ def prefix_lengths(sequences: Sequences) -> Array:
   return jnp.maximum(jnp.sum(is_prompt, axis=-1, dtype=jnp.int32) - 1, 0)
 
 
-def run_trunk(
-  model: Model, params: Params, rows: PackedRows, places: Array | None = None
-) -> Array:
+def run_trunk(model: Model, params: Params, rows: PackedRows, places: Array | None = None) -> Array:
   """Runs a model without its head over packed rows.
 
   Args:
@@ -754,9 +752,10 @@ def pack(
   def place_unit(bins: _Bins, unit: Array) -> tuple[_Bins, Any]:
     rows = (descending[unit], numbers[unit], shared[unit])
     (new_bins, fitted), spots = jax.vmap(try_chunk, (0, None))(bins, rows)
-    added = jnp.sum(new_bins.filled - bins.filled, axis=1)
-    # The first of the fewest tokens; an empty one always fits.
-    chunk = jnp.argmin(jnp.where(fitted, added, n * width + 1))
+    # The first where it fits, as an empty one always does. A single row goes where its prompt
+    # is, which may be behind the first.
+    added = jnp.sum(new_bins.filled - bins.filled, axis=1) if n == 1 else 0
+    chunk = jnp.argmin(jnp.where(fitted, added, width + 1))
     number, *places = jax.tree.map(lambda x: x[chunk], spots)  # [n] each
     bins = jax.tree.map(lambda old, new: old.at[chunk].set(new[chunk]), bins, new_bins)
     return bins, (chunk * C + number, *places)
