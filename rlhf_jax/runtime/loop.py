@@ -366,7 +366,8 @@ def _timed_metrics(
   if 'tokens' in metrics:
     metrics['time/tokens_per_second'] = metrics['tokens'] / metrics['time/step']
     if meter:
-      metrics |= meter.measure_step(metrics['tokens'], metrics['time/step'])
+      shared = metrics.get('packed/shared_share', 0.0)
+      metrics |= meter.measure_step(metrics['tokens'], metrics['time/step'], shared)
   return metrics
 
 

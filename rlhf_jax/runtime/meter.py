@@ -65,12 +65,14 @@ class Meter:
   dtype: str
   clock: PhaseClock = dataclasses.field(default_factory=PhaseClock)
 
-  def measure_step(self, tokens: float, seconds: float) -> dict[str, float]:
+  def measure_step(self, tokens: float, seconds: float, shared: float = 0.0) -> dict[str, float]:
     """Returns the metrics of the step that has just ended.
 
     Args:
       tokens: of the step, excluding padding.
       seconds: of the whole step.
+      shared: the share of the tokens that the update does not compute, as they stand in prompts
+        that other responses have too.
 
     Returns:
       `padding_share`; `time/mfu_PHASE` for each phase whose FLOPs are known; and for
@@ -87,7 +89,8 @@ class Meter:
     length = max(tokens / self.texts, 1.0)
     for phase, flops in self.flops.items():
       if phases.get(phase):
-        metrics[f'time/mfu_{phase}'] = flops(length) * tokens / phases[phase] / limit
+        computed = tokens * (1 - shared) if phase == REST else tokens
+        metrics[f'time/mfu_{phase}'] = flops(length) * computed / phases[phase] / limit
     return metrics
 
 

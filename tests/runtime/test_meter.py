@@ -23,6 +23,8 @@ def test_a_step_of_one_phase(slow_machine):
     'padding_share': pytest.approx(0.2),
     'time/mfu_update': pytest.approx(10 * 80 / 2 / 1000),
   }
+  shared = meter.measure_step(80, 2.0, shared=0.25)  # the update computes 60 of the 80 tokens
+  assert shared['time/mfu_update'] == pytest.approx(10 * 60 / 2 / 1000)
 
 
 def test_a_step_of_several_phases(slow_machine):

@@ -44,8 +44,8 @@ SLOTS = 8  # S; more rows than that share no packed row, however short they are
 # places before response tokens. Each is compiled.
 HEAD_SHARES = (0.5, 0.75, 1.0)
 ROUNDING = 1e-6  # of a share of a row's places
-# The longest responses that a packed row has places for, beside their prompt. With more of
-# them, attention to what is masked costs more than prompts do.
+# The longest responses that a packed row has places for, beside their prompt. The more there are,
+# the more attention goes to what is masked.
 SHARED_RESPONSES = 4
 
 
