@@ -44,6 +44,7 @@ METHODS = (
   'dapo',
   'gspo',
   'cispo',
+  'ppo_ensemble',
   'rlaif',
   'direct_rlaif',
 )
