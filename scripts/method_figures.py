@@ -62,11 +62,12 @@ def make_table(run: Run) -> str:
 
 def _others(run: Run) -> str:
   """Says which methods were run at another commit."""
-  others = [name for name, method in run['methods'].items() if 'commit' in method]
-  if not others:
-    return ''
-  commit = run['methods'][others[0]]['commit']
-  return f' From another quickstart of this seed, at commit {commit}: {", ".join(others)}.'
+  others: dict[str, list[str]] = {}
+  for name, method in run['methods'].items():
+    if 'commit' in method:
+      others.setdefault(method['commit'], []).append(name)
+  places = [f'at commit {commit}: {", ".join(names)}' for commit, names in others.items()]
+  return f' From other quickstarts of this seed, {"; ".join(places)}.' if places else ''
 
 
 def describe(run: Run, name: str) -> str:
