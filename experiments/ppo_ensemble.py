@@ -1,4 +1,4 @@
-"""PPO against three reward models on TinyWorld: their mean is harder to please by a mistake of one.
+"""PPO against three reward models on TinyWorld, whose mean is harder to please by one's mistake.
 
 All learn from the same rankings. One begins with the base model in place of the SFT model, and one
 sees the rankings in other batches, so that they err in different places. Coste et al. 2023,
@@ -6,8 +6,9 @@ arXiv:2310.02743; docs/methods/ppo_ensemble.md.
 
   python -m rlhf_jax --config=experiments/ppo_ensemble.py --workdir=runs/ppo_ensemble
 
-Expected: not measured yet.
-Time: 5 minutes on two CPU cores, after the quickstart's first four stages (6 minutes).
+Expected: on the test split of seed 0 it wins against SFT by substance in 70.3% (67.1 – 73.5)
+  sampled and 58.8% (54.3 – 63.6) greedy, at a KL of 3.17 nats. docs/methods.md has all methods.
+Time: 6 minutes on two CPU cores, after the quickstart's first four stages (6 minutes).
 Try: "--config.ppo_ensemble.reward=('reward','reward_of_base')", two of the three.
 """
 
