@@ -36,6 +36,7 @@ RATES = {  # heading → name in results.json
   'harmless': 'harmless',
   'wins by substance': SUBSTANCE,
 }
+GAINS = ('helpful', 'honest', 'harmless')
 MORE_RATES = {
   **RATES,
   'wins by utility': 'win_rate_vs_sft',
@@ -141,6 +142,10 @@ def world_page(runs: list[Run]) -> str:
 ```
 {tables}
 {comparisons(runs)}
+
+Differences from SFT on the same prompts, in points, sampled / greedily:
+
+{table_of_gains(runs)}
 
 Of all seeds:
 
@@ -253,6 +258,18 @@ def table_of_seeds(runs: list[Run], rates: Mapping[str, str]) -> str:
   return format_table(('sampled / greedy', *rates), rows)
 
 
+def table_of_gains(runs: list[Run]) -> str:
+  """Makes a table of how models differ from SFT on the same prompts, for runs that measured it."""
+  rows = []
+  for run in runs:
+    for name, decodings in run['results']['models'].items():
+      if name == 'sft' or 'helpful_gain' not in decodings['sampled']:
+        continue
+      cells = [format_gains(decodings, rate) for rate in GAINS]
+      rows.append((f'seed {run["seed"]}, {name}', *cells))
+  return format_table(('', *GAINS), rows)
+
+
 def table_of_unseen(run: Run) -> str:
   """Makes a table of prompts about what was held out of training."""
   rows = []
@@ -313,6 +330,16 @@ def format_row(row: Row, rates: Mapping[str, str]) -> list[str]:
 def format_decodings_with_interval(decodings: Mapping[str, Row], rate: str) -> str:
   """Formats a rate of each decoding with its interval, sampled / greedy."""
   return ' / '.join(format_with_interval(decodings[name], rate) for name in DECODINGS)
+
+
+def format_gains(decodings: Mapping[str, Row], rate: str) -> str:
+  """Formats the difference from SFT of each decoding with its interval, in points."""
+  cells = []
+  for name in DECODINGS:
+    gain = decodings[name][f'{rate}_gain']
+    low, high = decodings[name][f'{rate}_gain_ci95']
+    cells.append(f'{100 * gain:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})')
+  return ' / '.join(cells)
 
 
 def format_wins(run: Run) -> str:

@@ -36,6 +36,9 @@ HEADINGS = {
 }
 _WIN_RATE = 'win_rate_vs_'  # the beginning of the keys of win rates
 _INTERVAL_END = '_ci95'  # the end of the keys of 95% intervals
+# Measures of which the row has the difference from the baseline, which is known more exactly
+# than either value.
+GAINS = ('utility', 'helpful', 'honest', 'harmless')
 _STYLE = ('polite', 'in_full')  # measures of the manner, which the controlled win rate controls
 
 # Name of a measure → [N, S] float; NaN where the measure does not apply to the prompt.
@@ -77,8 +80,10 @@ def make_row(
   for name, values in judged.items():
     if not np.isnan(values).all():  # all NaN: the measure applies to none of the prompts
       add(name, values.mean(axis=1))
-  # Paired, as both responded to the same prompts.
-  add('utility_gain', judged['utility'].mean(axis=1) - baseline['utility'].mean(axis=1))
+  for name in GAINS:
+    if name in judged:
+      # Paired, as both responded to the same prompts.
+      add(f'{name}_gain', judged[name].mean(axis=1) - baseline[name].mean(axis=1))
   for name, utility in {'sft': baseline['utility'], **(others or {})}.items():
     add(_WIN_RATE + name, winrate.win_rate(judged['utility'], utility))
   if 'substance' in judged:

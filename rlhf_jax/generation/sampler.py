@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from rlhf_jax import options as options_lib
 from rlhf_jax.errors import UserError
 from rlhf_jax.generation import speculation
-from rlhf_jax.models import attention, heads, rope, transformer
+from rlhf_jax.models import attention, column_blocks, heads, rope, transformer
 from rlhf_jax.models.block import Pair
 from rlhf_jax.models.transformer import Cache, Model
 from rlhf_jax.options import Count, Natural, NonNegative, PositiveShare
@@ -71,6 +71,11 @@ class Definition:
   def platform(self) -> str:
     """Where it runs: cpu, gpu or tpu."""
     return self.layout.platform if self.layout else jax.default_backend()
+
+  @property
+  def is_one_device(self) -> bool:
+    """Whether nothing is sharded, as there is one device only."""
+    return self.layout is None or self.layout.is_one_device
 
   @property
   def keeps_one_segment(self) -> bool:
@@ -203,13 +208,26 @@ def prepare_params(definition: Definition, params: Params) -> Params:
   if definition.layout is not None:
     params = definition.layout.reshard_for_decoding(params, definition.axes)
   if definition.unroll:
-    layout = definition.layout
     # Matrices that are sharded along their outputs cannot be joined along them; on a CPU
     # joined ones are no faster.
-    is_one_device = layout is None or layout.is_one_device
-    join = is_one_device and definition.platform == 'gpu'
+    join = definition.is_one_device and definition.platform == 'gpu'
     params = transformer.unstack_layers(params, join)
   return params
+
+
+def params_for_rows(definition: Definition, params: Params, rows: int) -> Params:
+  """Adds to prepared parameters what makes a loop over tokens of so many rows faster, if anything.
+
+  Args:
+    definition: the definition of the sampler.
+    params: from `prepare_params`.
+    rows: the number of rows of which one token each is read at a time.
+  """
+  can_cut = definition.unroll and definition.is_one_device
+  config, platform = definition.model.config, definition.platform
+  if not can_cut or not column_blocks.are_faster(config, platform, rows):
+    return params
+  return column_blocks.cut_matrices(params, heads.unembedding(params))
 
 
 def generate(
@@ -287,6 +305,7 @@ def decode_one_by_one(
   R = definition.options.max_new_tokens
   limit = rope.short_length(definition.model.config)
   may_cross = 0 < limit < prompts.tokens.shape[1] + R
+  params = params_for_rows(definition, params, len(lengths))
 
   def has_more(state: DecodeState) -> jax.Array:
     return (state.place < R) & ~jnp.all(state.done)
@@ -574,6 +593,8 @@ def generate_in_slots(
     ),
     samples=Samples(first.tokens, first.mask, first.logprobs, first.done),
   )
+
+  params = params_for_rows(definition, params, options.slots)
 
   def is_idle(state: SlotState) -> jax.Array:
     # the row N, of slots that were never filled, counts as ended

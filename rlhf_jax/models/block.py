@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.models import attention, exact, experts, lora, quantised, rope
+from rlhf_jax.models import attention, column_blocks, exact, experts, lora, quantised, rope
 from rlhf_jax.models.exact import Arithmetic, Multiply
 from rlhf_jax.models.layout import ModelLayout
 from rlhf_jax.models.model_config import ACTIVATIONS, ModelConfig
@@ -79,6 +79,7 @@ class LayerContext:
   start: jax.Array | int  # [] or [B] int32, the first free slot of the cache
   arithmetic: Arithmetic  # how products and sums are computed
   joined: dict[str, jax.Array]  # name in JOINED → matrix; empty where none are joined
+  blocks: dict[str, jax.Array]  # name → the matrix in blocks of columns; empty where none are cut
   # [B, Q] int32, the only places whose states are wanted of this layer; None = all
   places: jax.Array | None = None
 
@@ -293,7 +294,12 @@ class Block(nnx.Module):
     contracted: int = 1,
   ) -> jax.Array:
     """Multiplies x by a matrix with its adapters, and adds the bias, if there are any."""
-    y = product(x, self._leaf(name, x.dtype), contracted, context.arithmetic)
+    if name in context.blocks:
+      flat = x.reshape(*x.shape[: x.ndim - contracted], -1)
+      y = column_blocks.multiply(flat, context.blocks[name])
+      y = y.reshape(*flat.shape[:-1], *getattr(self, name).shape[contracted:])
+    else:
+      y = product(x, self._leaf(name, x.dtype), contracted, context.arithmetic)
     return self._adapt(name, x, y, context, contracted)
 
   def _project_joined(

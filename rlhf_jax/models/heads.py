@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax.models import column_blocks
 from rlhf_jax.models.exact import Multiply
 from rlhf_jax.models.model_config import product_precision
 from rlhf_jax.types import Params
@@ -50,6 +51,9 @@ def next_token_logits(model: 'Model', params: Params, hidden: jax.Array) -> jax.
   Returns:
     [..., V] float32.
   """
+  blocks = params.get(column_blocks.KEY, {})
+  if 'unembedding' in blocks:
+    return _compute_logits(model, column_blocks.multiply, blocks['unembedding'], hidden)
   return _compute_logits(model, model.arithmetic.logits, unembedding(params), hidden)
 
 

@@ -28,7 +28,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import attention, decode_attention, exact, heads, quantised, rope
+from rlhf_jax.models import (
+  attention,
+  column_blocks,
+  decode_attention,
+  exact,
+  heads,
+  quantised,
+  rope,
+)
 from rlhf_jax.models.block import (
   Block,
   join_matrices,
@@ -660,6 +668,7 @@ def _apply_layer(
   if rotary and angles is None:
     angles = rotary.compute(**own)
   weights, joined = split_matrices(weights, config)
+  blocks = weights.pop(column_blocks.KEY, {})
   context = LayerContext(
     attend=functools.partial(shared.attend, window),
     angles=angles,
@@ -667,6 +676,7 @@ def _apply_layer(
     start=start,
     arithmetic=arithmetic,
     joined=joined,
+    blocks=blocks,
     places=places,
   )
   block = nnx.merge(graph, quantised.restore_all(weights, hidden.dtype))

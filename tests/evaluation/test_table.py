@@ -15,7 +15,10 @@ def test_a_row_and_its_text():
     'helpful': np.array([[1.0, 0.0], [1.0, 1.0]]),
     'utility': np.array([[1.0, 0.0], [2.0, 2.0]]),
   }
-  baseline = {'utility': np.array([[0.0, 0.0], [2.0, 1.0]])}
+  baseline = {
+    'helpful': np.array([[0.0, 0.0], [1.0, 0.0]]),
+    'utility': np.array([[0.0, 0.0], [2.0, 1.0]]),
+  }
   row = table.make_row(answers, judged, baseline)
   assert row == {
     'helpful': 0.75,
@@ -24,6 +27,8 @@ def test_a_row_and_its_text():
     'utility_ci95': [0.5, 2.0],
     'utility_gain': 0.5,
     'utility_gain_ci95': [0.5, 0.5],
+    'helpful_gain': 0.5,
+    'helpful_gain_ci95': [0.5, 0.5],
     'win_rate_vs_sft': 0.75,
     'win_rate_vs_sft_ci95': [0.75, 0.75],
     'kl_to_sft': 2.5,

@@ -9,7 +9,7 @@ from scipy import stats
 from rlhf_jax import options
 from rlhf_jax.errors import UserError
 from rlhf_jax.generation import sampler
-from rlhf_jax.models import attention, heads, transformer
+from rlhf_jax.models import attention, column_blocks, heads, transformer
 from rlhf_jax.runtime import mesh
 from rlhf_jax.types import Prompts
 
@@ -84,6 +84,45 @@ def test_slots_change_nothing(params, monkeypatch, slots, unroll):
 
   got, want = generate(slots), generate(0)
   assert len(set(want.mask.sum(1).tolist())) > 4
+  for name in ('tokens', 'mask', 'ended'):
+    np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
+  np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-5)
+
+
+@pytest.mark.parametrize('changes', [{}, dict(slots=4), dict(temperature=0.0)])
+def test_blocks_of_columns_change_nothing(monkeypatch, changes):
+  """Few rows on a CPU: all matrices but keys' and values' divide into blocks of 64 columns."""
+  config = transformer.ModelConfig(
+    vocab_size=192,
+    embed=64,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    mlp=128,
+    qkv_bias=True,
+    tied=False,
+  )
+  model = transformer.build_model(config)
+  params = jax.tree.map(lambda x: 3 * x, model.init(jax.random.key(0)))
+  cut = []
+  cut_matrices = column_blocks.cut_matrices
+
+  def cut_and_count(params, unembedding):
+    result = cut_matrices(params, unembedding)
+    cut.extend([*result['layers'][0][column_blocks.KEY], *result[column_blocks.KEY]])
+    return result
+
+  monkeypatch.setattr(column_blocks, 'cut_matrices', cut_and_count)
+
+  def generate():
+    run = sampler.build_sampler(model, sampling(**changes), STOPS, PAD, num_samples=2)
+    return run(params, prompts(), jax.random.key(2))
+
+  got = generate()
+  assert cut == ['query', 'output', 'gate', 'up', 'down', 'unembedding']
+  monkeypatch.setattr(column_blocks, 'FEW_ROWS', ())
+  want = generate()
   for name in ('tokens', 'mask', 'ended'):
     np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
   np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-5)
