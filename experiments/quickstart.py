@@ -59,8 +59,9 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
     data=dict(count=400),
   )
   config.feedback = dict(
-    policies=('sft',),
-    num_samples=8,
+    # The base model too: what only it says, PPO would else find unranked.
+    policies=('sft', 'pretrain'),
+    num_samples=4,
     max_length=30,
     # Not 1: people learn little from comparing slips of the pen.
     sampling=dict(SAMPLING, temperature=0.7),
