@@ -224,8 +224,8 @@ def params_for_rows(definition: Definition, params: Params, rows: int) -> Params
     rows: the number of rows of which one token each is read at a time.
   """
   can_cut = definition.unroll and definition.is_one_device
-  config, platform = definition.model.config, definition.platform
-  if not can_cut or not column_blocks.are_faster(config, platform, rows):
+  config = definition.model.config
+  if not can_cut or not column_blocks.are_worth_it(config, params, definition.platform, rows):
     return params
   return column_blocks.cut_matrices(params, heads.unembedding(params))
 

@@ -1,8 +1,8 @@
 """Matrices cut into blocks of columns, which a CPU multiplies faster with few rows.
 
-For a product of few rows XLA's CPU backend spends most of the time on rearranging the matrix,
-and hardly uses a second core. Each block is a product of its own, reads one piece of memory, and
-the blocks are shared among the cores. A sampler cuts the matrices once, before its loop.
+For a product of few rows XLA's CPU backend spends most of the time on rearranging the matrix.
+A block of few columns is a product of its own, which reads one piece of memory as it lies there.
+A sampler cuts the matrices once, before its loop.
 """
 
 import math
@@ -17,20 +17,24 @@ from rlhf_jax.types import Params
 KEY = 'blocks'  # of the blocks among the leaves of a layer, and among all parameters
 FEW_ROWS = range(2, 9)  # a product of one row, and of more rows, is faster with the whole matrix
 COLUMNS = 64  # of a block
+MOST_PARAMETERS = 2**28  # of a model whose matrices may be copied: blocks of 1 GiB
 # Matrix of a layer → the number of its input axes.
 _INPUTS = {'query': 1, 'key': 1, 'value': 1, 'output': 2, 'gate': 1, 'up': 1, 'down': 1}
 
 
-def are_faster(config: ModelConfig, platform: str, rows: int) -> bool:
-  """Tells whether blocks are faster in products of so many rows, on one device.
+def are_worth_it(config: ModelConfig, params: Params, platform: str, rows: int) -> bool:
+  """Tells whether blocks are faster in products of so many rows, on one device, and not too large.
 
   Args:
     config: the model's configuration.
+    params: its parameters.
     platform: 'cpu', 'gpu' or 'tpu'.
     rows: the number of rows.
   """
   is_plain = config.dtype == 'float32' and not config.is_exact and not config.experts
-  return is_plain and platform == 'cpu' and rows in FEW_ROWS
+  if not is_plain or platform != 'cpu' or rows not in FEW_ROWS:
+    return False
+  return sum(leaf.size for leaf in jax.tree.leaves(params)) <= MOST_PARAMETERS
 
 
 def cut_matrices(params: Params, unembedding: jax.Array) -> Params:
