@@ -373,13 +373,17 @@ def read_prompts(
     whole=whole or definition.keeps_one_segment,
   )
   segment_ids = prompts.mask.astype(jnp.int32)
+  last = None
+  if not definition.model.config.is_exact:
+    last = jnp.full((len(positions), 1), positions.shape[1] - 1)  # padding is on the left
   hidden, cache = definition.model.apply(
     params,
     prompts.tokens,
     positions,
     segment_ids,
     cache,
-  )  # [B, P, D]
+    places=last,
+  )  # [B, P or 1, D]
   return hidden[:, -1], cache, positions[:, -1] + 1  # padding is on the left
 
 

@@ -175,7 +175,7 @@ def apply_model(
       and positions go on from its last. None = no segment does; so it is with a cache, and
       where `attention.sees_prefixes` says no.
     places: [B, Q] int32, the only columns whose states are wanted, so that the last layer need
-      not compute the others; None = all. Not with a cache.
+      not compute the others; None = all. Not with exact numerics and a cache.
 
   Returns:
     (hidden [B, T, D], or [B, Q, D]; the cache with T more slots written, or None). With exact
@@ -392,7 +392,7 @@ class _Attention:
 
   def can_take_places(self, layout: ModelLayout) -> bool:
     """Tells whether a layer can compute the states at some places only."""
-    is_plain = self.implementation == 'plain' and self.exact is None and not self.cached
+    is_plain = self.implementation == 'plain' and self.exact is None and self.filled is None
     return is_plain and layout.shards_rows_only
 
   def at_places(self, places: jax.Array) -> '_Attention':
