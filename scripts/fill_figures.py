@@ -259,11 +259,11 @@ def table_of_seeds(runs: list[Run], rates: Mapping[str, str]) -> str:
 
 
 def table_of_gains(runs: list[Run]) -> str:
-  """Makes a table of how models differ from SFT on the same prompts, for runs that measured it."""
+  """Makes a table of how the models of every seed differ from SFT on the same prompts."""
   rows = []
   for run in runs:
     for name, decodings in run['results']['models'].items():
-      if name == 'sft' or 'helpful_gain' not in decodings['sampled']:
+      if name == 'sft':
         continue
       cells = [format_gains(decodings, rate) for rate in GAINS]
       rows.append((f'seed {run["seed"]}, {name}', *cells))
