@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from rlhf_jax import options as options_lib
 from rlhf_jax.errors import UserError
-from rlhf_jax.generation import speculation
+from rlhf_jax.generation import row_groups, speculation
 from rlhf_jax.models import attention, column_blocks, heads, rope, transformer
 from rlhf_jax.models.block import Pair
 from rlhf_jax.models.transformer import Cache, Model
@@ -159,18 +159,48 @@ def build_sampler(
     layout=layout,
     unroll=unroll,
   )
-  compiled = jax.jit(
+  if unroll:
+    return UnrolledSampler(definition)
+  return jax.jit(
     functools.partial(generate, definition),
     compiler_options=COMPILER_OPTIONS.get(platform),
   )
-  prepare = jax.jit(functools.partial(prepare_params, definition))
 
-  def prepare_and_generate(params: Params, *inputs: Any) -> Samples:
-    return compiled(prepare(params), *inputs)
 
-  # The layers are unstacked in a separate call, so that each of them is an
-  # argument of the decoding program.
-  return prepare_and_generate if unroll else compiled
+class UnrolledSampler:
+  """The compiled sampler of a model whose layers are unrolled; see `build_sampler`.
+
+  The layers are unstacked in a call of its own, so that each of them is an argument of the
+  decoding program.
+  """
+
+  def __init__(self, definition: Definition) -> None:
+    """Compiles nothing yet."""
+    self.definition = definition
+    self.prepare = jax.jit(functools.partial(prepare_params, definition), static_argnums=1)
+    self.generate = jax.jit(
+      functools.partial(generate, definition),
+      compiler_options=COMPILER_OPTIONS.get(definition.platform),
+    )
+    self.draw_uniforms = jax.jit(draw_uniforms, static_argnums=(1, 2))
+    self.respond_in_groups = row_groups.GroupedCalls(
+      jax.jit(functools.partial(respond, definition))
+    )
+
+  def __call__(
+    self, params: Params, prompts: Prompts, key: jax.Array, earlier: jax.Array | None = None
+  ) -> Samples:
+    """Samples as `generate` does, on a CPU in groups of rows at the same time."""
+    definition = self.definition
+    options = definition.options
+    rows = len(prompts.tokens) * definition.num_samples
+    groups = count_groups(definition, params, len(prompts.tokens))
+    at_once = min(options.slots or rows, rows // groups)
+    prepared = self.prepare(params, 0 if options.drafts else at_once)
+    if groups == 1:
+      return self.generate(prepared, prompts, key, earlier)
+    uniforms = self.draw_uniforms(key, options.max_new_tokens, rows)
+    return self.respond_in_groups(prepared, prompts, uniforms, groups)
 
 
 def check_slots(options: SamplingOptions, model: Model, layout: Any) -> None:
@@ -197,37 +227,46 @@ def check_drafts(options: SamplingOptions, model: Model, layout: Any) -> None:
     raise UserError(f'{where}: expected 0 for a model with longrope, which reads texts again')
 
 
-def prepare_params(definition: Definition, params: Params) -> Params:
+def prepare_params(definition: Definition, params: Params, rows: int = 0) -> Params:
   """Prepares parameters for decoding: casts, reshards and, if unrolled, unstacks them.
 
   Args:
     definition: the definition of the sampler.
     params: the parameters as in training.
+    rows: of which one token each is read at a time; for a few, matrices are cut into blocks
+      where that is faster. 0 = that is not known.
   """
-  params = transformer.cast_for_compute(params, definition.model.config.dtype)
+  config = definition.model.config
+  params = transformer.cast_for_compute(params, config.dtype)
   if definition.layout is not None:
     params = definition.layout.reshard_for_decoding(params, definition.axes)
-  if definition.unroll:
-    # Matrices that are sharded along their outputs cannot be joined along them; on a CPU
-    # joined ones are no faster.
-    join = definition.is_one_device and definition.platform == 'gpu'
-    params = transformer.unstack_layers(params, join)
+  if not definition.unroll:
+    return params
+  # Matrices that are sharded along their outputs cannot be joined along them; on a CPU
+  # joined ones are no faster.
+  join = definition.is_one_device and definition.platform == 'gpu'
+  params = transformer.unstack_layers(params, join)
+  can_cut = definition.is_one_device and definition.platform == 'cpu'
+  if can_cut and column_blocks.are_worth_it(config, params, rows):
+    params = column_blocks.cut_matrices(params, heads.unembedding(params))
   return params
 
 
-def params_for_rows(definition: Definition, params: Params, rows: int) -> Params:
-  """Adds to prepared parameters what makes a loop over tokens of so many rows faster, if anything.
+def count_groups(definition: Definition, params: Params, num_prompts: int) -> int:
+  """Returns in how many groups of rows, at the same time, prompts are best responded to.
 
   Args:
     definition: the definition of the sampler.
-    params: from `prepare_params`.
-    rows: the number of rows of which one token each is read at a time.
+    params: the parameters.
+    num_prompts: B.
   """
-  can_cut = definition.unroll and definition.is_one_device
-  config = definition.model.config
-  if not can_cut or not column_blocks.are_worth_it(config, params, definition.platform, rows):
-    return params
-  return column_blocks.cut_matrices(params, heads.unembedding(params))
+  options = definition.options
+  if (
+    definition.platform != 'cpu' or not definition.is_one_device or options.slots or options.drafts
+  ):
+    return 1
+  cores = row_groups.count_cores()
+  return row_groups.count_groups(params, num_prompts, definition.num_samples, cores)
 
 
 def generate(
@@ -250,12 +289,35 @@ def generate(
   Returns:
     Samples [B * K, R].
   """
+  rows = prompts.tokens.shape[0] * definition.num_samples
+  uniforms = draw_uniforms(key, definition.options.max_new_tokens, rows)
+  return respond(definition, params, prompts, uniforms, earlier)
+
+
+def respond(
+  definition: Definition,
+  params: Params,
+  prompts: Prompts,
+  uniforms: jax.Array,
+  earlier: jax.Array | None = None,
+) -> Samples:
+  """Samples responses to each prompt, as many as there are random numbers for.
+
+  Args:
+    definition: the definition of the sampler, whose `num_samples` is not read.
+    params: as `generate` takes them.
+    prompts: Prompts [B, P], left-padded.
+    uniforms: [R, B * K, 2] float32, from `draw_uniforms`.
+    earlier: as `generate` takes them.
+
+  Returns:
+    Samples [B * K, R].
+  """
   if not definition.unroll:
     params = prepare_params(definition, params)
-  options = definition.options
-  rows = prompts.tokens.shape[0] * definition.num_samples
-  uniforms = draw_uniforms(key, options.max_new_tokens, rows)
-  if 0 < options.slots < rows:
+  rows = uniforms.shape[1]
+  definition = dataclasses.replace(definition, num_samples=rows // len(prompts.tokens))
+  if 0 < definition.options.slots < rows:
     return generate_in_slots(definition, params, prompts, uniforms)
   hidden, cache, lengths = prefill(definition, params, prompts)
   state = begin_decoding(definition, params, hidden, cache, uniforms)
@@ -305,7 +367,6 @@ def decode_one_by_one(
   R = definition.options.max_new_tokens
   limit = rope.short_length(definition.model.config)
   may_cross = 0 < limit < prompts.tokens.shape[1] + R
-  params = params_for_rows(definition, params, len(lengths))
 
   def has_more(state: DecodeState) -> jax.Array:
     return (state.place < R) & ~jnp.all(state.done)
@@ -377,7 +438,7 @@ def read_prompts(
   if not definition.model.config.is_exact:
     last = jnp.full((len(positions), 1), positions.shape[1] - 1)  # padding is on the left
   hidden, cache = definition.model.apply(
-    params,
+    column_blocks.leave_out(params),  # of many rows products with whole matrices are faster
     prompts.tokens,
     positions,
     segment_ids,
@@ -597,8 +658,6 @@ def generate_in_slots(
     ),
     samples=Samples(first.tokens, first.mask, first.logprobs, first.done),
   )
-
-  params = params_for_rows(definition, params, options.slots)
 
   def is_idle(state: SlotState) -> jax.Array:
     # the row N, of slots that were never filled, counts as ended

@@ -2,7 +2,7 @@
 
 For a product of few rows XLA's CPU backend spends most of the time on rearranging the matrix.
 A block of few columns is a product of its own, which reads one piece of memory as it lies there.
-A sampler cuts the matrices once, before its loop.
+A sampler cuts the matrices once, before it decodes.
 """
 
 import math
@@ -22,17 +22,16 @@ MOST_PARAMETERS = 2**28  # of a model whose matrices may be copied: blocks of 1 
 _INPUTS = {'query': 1, 'key': 1, 'value': 1, 'output': 2, 'gate': 1, 'up': 1, 'down': 1}
 
 
-def are_worth_it(config: ModelConfig, params: Params, platform: str, rows: int) -> bool:
-  """Tells whether blocks are faster in products of so many rows, on one device, and not too large.
+def are_worth_it(config: ModelConfig, params: Params, rows: int) -> bool:
+  """Tells whether blocks are faster in products of so many rows, and not too large.
 
   Args:
     config: the model's configuration.
     params: its parameters.
-    platform: 'cpu', 'gpu' or 'tpu'.
     rows: the number of rows.
   """
   is_plain = config.dtype == 'float32' and not config.is_exact and not config.experts
-  if not is_plain or platform != 'cpu' or rows not in FEW_ROWS:
+  if not is_plain or rows not in FEW_ROWS:
     return False
   return sum(leaf.size for leaf in jax.tree.leaves(params)) <= MOST_PARAMETERS
 
@@ -50,6 +49,14 @@ def cut_matrices(params: Params, unembedding: jax.Array) -> Params:
   """
   layers = tuple({**layer, KEY: _cut_layer(layer)} for layer in params['layers'])
   return {**params, 'layers': layers, KEY: _cut({'unembedding': unembedding})}
+
+
+def leave_out(params: Params) -> Params:
+  """Returns parameters without the blocks that `cut_matrices` has added, if it has."""
+  if KEY not in params:
+    return params
+  layers = tuple({**layer, KEY: {}} for layer in params['layers'])
+  return {**params, 'layers': layers, KEY: {}}
 
 
 def multiply(x: jax.Array, blocks: jax.Array) -> jax.Array:
