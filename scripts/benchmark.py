@@ -217,7 +217,8 @@ def read_lines(path: str) -> list[dict[str, Any]]:
 
 def compare(line: dict[str, Any], earlier: Sequence[dict[str, Any]]) -> None:
   """Says on stderr how much faster this is than the last earlier line of the same work."""
-  same = [old for old in earlier if all(old.get(key) == line[key] for key in IDENTITY)]
+  # earlier lines may lack what was added since
+  same = [old for old in earlier if all(old.get(key, line[key]) == line[key] for key in IDENTITY)]
   if not same:
     return
   before, now = same[-1]['tokens_per_second'], line['tokens_per_second']

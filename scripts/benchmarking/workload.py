@@ -52,6 +52,7 @@ class Workload:
     temperature: of the sampling; 0 = greedy.
     attention: as in ModelConfig; other libraries ignore it.
     remat: as in ModelConfig; other libraries ignore it.
+    layers: of the model; 0 = those of its shape.
   """
 
   stage: str
@@ -63,11 +64,13 @@ class Workload:
   temperature: float = 1.0
   attention: str = 'auto'
   remat: str = 'none'
+  layers: int = 0
 
   @property
   def shape(self) -> Shape:
     """The model's shape."""
-    return SHAPES[self.model]
+    shape = SHAPES[self.model]
+    return dataclasses.replace(shape, layers=self.layers or shape.layers)
 
   @property
   def length(self) -> int:
