@@ -26,8 +26,8 @@ def measure(dtype: str) -> dict[str, float]:
   on_cpu = jax.default_backend() == 'cpu'
   size = 2048 if on_cpu else 8192
   square = jnp.ones((size, size), dtype)
-  # 64 MiB on a CPU, more than its caches hold; 2 GiB elsewhere.
-  rows = (2**26 if on_cpu else 2**31) // (size * square.dtype.itemsize)
+  # 512 MiB on a CPU, more than its caches hold; 2 GiB elsewhere.
+  rows = (2**29 if on_cpu else 2**31) // (size * square.dtype.itemsize)
   wide = jnp.ones((rows, size), dtype)
   multiply = jax.jit(jnp.matmul)
   calls = 1 if on_cpu else 10  # so many at once, to hide the dispatch
