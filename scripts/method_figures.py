@@ -1,8 +1,8 @@
 """Makes the figures of docs/methods.md, of each method's page and of what its experiment expects.
 
 docs/results/methods_seed*.json hold what compare_methods.py writes, of one seed each, with the
-commit, machine and command of that run; a method that was run at another commit, from another
-quickstart, has a `commit` of its own. What is shown is of the first file.
+commit, machine and command of that run; a method that was run at another commit has a `commit` of
+its own. What is shown is of the first file.
 """
 
 import json
@@ -67,7 +67,7 @@ def _others(run: Run) -> str:
     if 'commit' in method:
       others.setdefault(method['commit'], []).append(name)
   places = [f'at commit {commit}: {", ".join(names)}' for commit, names in others.items()]
-  return f' From other quickstarts of this seed, {"; ".join(places)}.' if places else ''
+  return f' Run {"; ".join(places)}.' if places else ''
 
 
 def describe(run: Run, name: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 from rlhf_jax.errors import UserError
 from rlhf_jax.experiment import config as configs
 from rlhf_jax.experiment import pipeline
+from rlhf_jax.stages.shared import packing
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted(path.stem for path in (ROOT / 'experiments').glob('*.py'))
@@ -52,3 +53,12 @@ def test_a_claim_has_the_size_that_it_says(name):
 @pytest.mark.parametrize('name', EXPERIMENTS + CLAIMS)
 def test_the_list_of_experiments_names_it(name):
   assert f'`{Path(name).stem}`' in (ROOT / 'docs/experiments.md').read_text()
+
+
+@pytest.mark.parametrize('name', EXPERIMENTS)
+def test_packed_rows_have_room_for_a_ranking(name):
+  config = pipeline.load_config(str(ROOT / f'experiments/{name}.py'), [])
+  for stage in config.stages:
+    section = config[stage]
+    if 'responses_per_row' in section:
+      packing.check_rows(section.packed_rows, 1, 1, stage, section.responses_per_row)
