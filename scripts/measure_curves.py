@@ -3,9 +3,9 @@
   python scripts/measure_curves.py
 
 From the benchmark's tiny shape (8 rows, 64 + 64 tokens, 6 layers) one size at a time is halved
-and doubled; for an SFT update and for a rollout. All take turns. Prints Markdown: the median
-seconds of a step, what one step of the whole needs beside half and twice of it, and the memory
-that the compiler plans for temporary values.
+and doubled; for an SFT update and for a rollout. All take turns. Prints Markdown: the median time
+of a step, the memory that the compiler plans for temporary values, and the growth of both: how many
+times each value is the one before it.
 """
 
 import argparse
@@ -42,13 +42,14 @@ CURVES: dict[str, list[dict[str, int]]] = {
   ],
   'layers': [{'layers': 3}, {}, {'layers': 12}],
 }
-SIZES = {'rows': '4, 8, 16', 'length': '64, 128, 256', 'layers': '3, 6, 12'}
+SIZES = {'rows': 'batch', 'length': 'length', 'layers': 'layers'}  # the attribute of Workload
 
 
 @dataclasses.dataclass
 class Point:
   """A step that can be made again and again."""
 
+  work: Workload
   step: Any  # a function of (state, batch), which returns the next state first
   state: Any
   batch: Any
@@ -88,7 +89,7 @@ def prepare_point(stage: str, *changes: tuple[str, int]) -> Point:
   batch = next(stages_loop.batches)
   lower = lower_update if stage == 'sft' else lower_rollout
   memory = lower(work, state, batch).compile().memory_analysis()
-  return Point(stages_loop.step, state, batch, memory.temp_size_in_bytes)
+  return Point(work, stages_loop.step, state, batch, memory.temp_size_in_bytes)
 
 
 def lower_update(work: Workload, state: Any, batch: Any) -> jax.stages.Lowered:
@@ -116,8 +117,9 @@ def print_table(stage: str, curves: dict[str, list[Point]]) -> None:
   for name, points in curves.items():
     times = [1000 * statistics.median(point.seconds[1:]) for point in points]
     memory = [point.temporary / 2**20 for point in points]
-    cells = [_list(times), _grow(times), _list(memory), _grow(memory)]
-    print(f'| {name} | {SIZES[name]} | {" | ".join(cells)} |')
+    sizes = [getattr(point.work, SIZES[name]) for point in points]
+    cells = [name, _list(sizes), _list(times), _grow(times), _list(memory), _grow(memory)]
+    print(f'| {" | ".join(cells)} |')
 
 
 def _list(values: list[float]) -> str:

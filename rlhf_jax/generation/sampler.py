@@ -196,6 +196,7 @@ class UnrolledSampler:
     rows = len(prompts.tokens) * definition.num_samples
     groups = count_groups(definition, params, len(prompts.tokens))
     at_once = min(options.slots or rows, rows // groups)
+    # with drafts several tokens of each row are read at a time
     prepared = self.prepare(params, 0 if options.drafts else at_once)
     if groups == 1:
       return self.generate(prepared, prompts, key, earlier)
