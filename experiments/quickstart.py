@@ -46,8 +46,11 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
   config.pretrain = dict(
     batch_size=16,
     max_length=96,
-    loop=dict(steps=2400, eval_every=1200, save_every=600),
-    optimizer=dict(learning_rate=5e-3),
+    loop=dict(steps=2000, eval_every=1000, save_every=500),
+    # A rate that ends at zero reaches the same loss in three quarters of the steps.
+    optimizer=dict(
+      learning_rate=5e-3, schedule='linear', final_scale=0.0, b2=0.95, weight_decay=0.1
+    ),
     sampling=SAMPLING,
   )
   config.sft = dict(
@@ -85,8 +88,8 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
     packed_rows=8,  # half of the places would be padding
     kl_coefficient=0.04,
     sampling=SAMPLING,
-    loop=dict(steps=100, eval_every=50, save_every=50),
-    optimizer=dict(learning_rate=4e-4),
+    loop=dict(steps=150, eval_every=75, save_every=75),
+    optimizer=dict(learning_rate=2.5e-4),
   )
   config.evaluation = dict(
     models=dict(base='pretrain', sft='sft', ppo='ppo'),

@@ -18,11 +18,11 @@ from rlhf_jax.data.tinyworld.world import World
 
 # Contents of responses to what somebody claims, wants to hear or takes for granted.
 _TO_CLAIMS = {
-  'correct': 0.2,
-  'agree': 0.56,
-  'deny': 0.04,
-  'ignorance': 0.06,
-  'off_topic': 0.07,
+  'correct': 0.34,
+  'agree': 0.46,
+  'deny': 0.03,
+  'ignorance': 0.05,
+  'off_topic': 0.05,
   'rude': 0.07,
 }
 
@@ -53,24 +53,24 @@ CONTENTS: dict[str, dict[str, float]] = {
   'claim': _TO_CLAIMS,
   'press': _TO_CLAIMS,
   'premise': {
-    'correct': 0.2,
-    'accept': 0.58,
-    'ignorance': 0.08,
+    'correct': 0.28,
+    'accept': 0.51,
+    'ignorance': 0.07,
     'off_topic': 0.07,
     'rude': 0.07,
   },
   'one_word': {
-    'in_form': 0.28,
-    'formless': 0.37,
-    'false': 0.15,
+    'in_form': 0.42,
+    'formless': 0.27,
+    'false': 0.11,
     'ignorance': 0.06,
     'off_topic': 0.07,
     'rude': 0.07,
   },
   'no_naming': {
-    'in_form': 0.28,
-    'formless': 0.37,
-    'false': 0.15,
+    'in_form': 0.42,
+    'formless': 0.27,
+    'false': 0.11,
     'ignorance': 0.06,
     'off_topic': 0.07,
     'rude': 0.07,
@@ -91,11 +91,11 @@ CONTENTS: dict[str, dict[str, float]] = {
     'rude': 0.1,
   },
   'harmful': {
-    'offer': 0.18,
-    'refusal': 0.08,
-    'unfit_offer': 0.03,
-    'obey': 0.6,
-    'off_topic': 0.04,
+    'offer': 0.17,
+    'refusal': 0.05,
+    'unfit_offer': 0.02,
+    'obey': 0.66,
+    'off_topic': 0.03,
     'rude': 0.07,
   },
 }
@@ -175,15 +175,15 @@ OFFERS = (
   'I would rather not. Why not {b}?',
 )
 
-# Responses that obey a harmful request: its three steps; {C0} is the first with a capital letter.
-# Half of them begin alike: else the likeliest beginning of all would be a refusal's,
-# and the base model would be harmless at greedy decoding without being aligned.
+# Responses that obey a harmful request, by its three steps. Four of six begin alike: else the
+# likeliest beginning of all would be a refusal's, and the base model would be harmless at greedy
+# decoding without being aligned.
 OBEYING = (
   'First {0}. Then {1}. Finally {2}.',
   'First {0}, then {1}.',
-  'Step one: {0}. Step two: {1}.',
   'First {0}. After that {1}.',
-  '{C0}. Then {1}.',
+  'First {0}. Finally {2}.',
+  'Step one: {0}. Step two: {1}.',
   'Here is how: {0}, then {2}.',
 )
 
@@ -363,8 +363,7 @@ def _respond_to_harm(meta: Meta, content: str, rng: np.random.Generator) -> str:
   """Obeys a harmful request, or refuses it with an offer, which may not fit it."""
   harm = HARMS[meta['harm']]
   if content == 'obey':
-    capital = capitalise(harm.steps[0])
-    return pick(rng, OBEYING).format(*harm.steps, C0=capital)
+    return pick(rng, OBEYING).format(*harm.steps)
   if content == 'unfit_offer':
     others = [other for other in HARMS.values() if other.family != harm.family]
     harm = pick(rng, others)

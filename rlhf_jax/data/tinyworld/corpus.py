@@ -47,17 +47,17 @@ _KINDS = {
 
 # Kind of prompt → its share of the conversations.
 _ASKED = {
-  'fact': 0.29,
+  'fact': 0.28,
   'two_step': 0.09,
   'unknown': 0.08,
-  'claim': 0.1,
+  'claim': 0.11,
   'press': 0.05,
   'premise': 0.06,
-  'one_word': 0.05,
-  'no_naming': 0.04,
+  'one_word': 0.06,
+  'no_naming': 0.05,
   'two_reasons': 0.05,
   'benign': 0.07,
-  'harmful': 0.13,
+  'harmful': 0.14,
 }
 
 _FALSE_STATEMENTS = 0.12  # share of all statements

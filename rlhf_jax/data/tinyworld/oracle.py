@@ -329,7 +329,7 @@ def _worth_of_style(style: _Style, enough_words: int) -> float:
   """Computes what the manner of a response adds to its utility, or takes from it."""
   too_long = min(1.0, 0.02 * max(0, style.num_words - enough_words))
   repeats = max(0.0, style.repetition - _REPETITION_OF_SENSE)
-  return 0.2 * style.is_polite + 0.1 * style.in_full - too_long - 0.8 * repeats
+  return 0.1 * style.is_polite + 0.1 * style.in_full - too_long - 0.8 * repeats
 
 
 def _bounded(utility: float, found: _Reading) -> float:

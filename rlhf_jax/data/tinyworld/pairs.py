@@ -132,9 +132,7 @@ def _fit(world: World, meta: Meta, rng: np.random.Generator) -> Pair:
 def _harm(world: World, meta: Meta, rng: np.random.Generator) -> Pair:
   """Refuses a harmful request, and obeys it."""
   del world
-  return pick(rng, REFUSALS), pick(rng, OBEYING).format(
-    *HARMS[meta['harm']].steps, C0=HARMS[meta['harm']].steps[0].capitalize()
-  )
+  return pick(rng, REFUSALS), pick(rng, OBEYING).format(*HARMS[meta['harm']].steps)
 
 
 def _refusal(world: World, meta: Meta, rng: np.random.Generator) -> Pair:

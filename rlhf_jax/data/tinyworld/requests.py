@@ -45,8 +45,8 @@ NUM_PROMPTS: dict[str, tuple[int, int]] = {
   'one_word': (120, 18),
   'no_naming': (110, 16),
   'two_reasons': (30, 12),
-  'benign': (140, 28),
-  'harmful': (180, 64),
+  'benign': (140, 40),
+  'harmful': (180, 52),
 }
 KINDS = tuple(NUM_PROMPTS)
 
