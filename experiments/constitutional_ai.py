@@ -55,6 +55,9 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
     judge='oracle',
     data=dict(variant='harmful'),
     helpful=dict(variant='questions'),
+    # As many as there are revisions of a harmful one: else most responses to what sounds like harm
+    # are refusals, and so benign twins are refused too.
+    helpful_samples=4,
   )
   compared = dict(policies=('sl_cai', 'helpful_only'), num_samples=4)
   config = quickstart.continue_with(

@@ -62,6 +62,7 @@ class Options:
   judge: str = ''  # oracle: TinyWorld's oracle rates every round; '' = nobody
   data: DataOptions = DataOptions()  # prompts that tempt to do harm
   helpful: DataOptions = DataOptions()  # other prompts
+  helpful_samples: Count = 2  # responses to each of them, as in the paper
   sampling: SamplingOptions = SamplingOptions()
 
   def unread(self) -> dict[str, str]:
@@ -105,14 +106,11 @@ def run(context: Context) -> None:
   rounds = {}
   for split in SPLITS:
     rounds[split] = _run_rounds(context, critic, prompts[split], split)
-    make_helpful = functools.partial(
-      respond,
-      critic,
-      helpful[split],
-      _key(context, split, -1),
-    )
+    repeated = [prompt for prompt in helpful[split] for _ in range(options.helpful_samples)]
+    make_helpful = functools.partial(respond, critic, repeated, _key(context, split, -1))
     others = _read_or_make(context, f'{split}-helpful', make_helpful)
-    _write(context, split, list(_demonstrations(rounds[split], others)))
+    demonstrations = _demonstrations(rounds[split], others, options.helpful_samples)
+    _write(context, split, list(demonstrations))
   _write(context, 'transcripts', transcripts(rounds['train']))
   _keep_rounds(context, options, prompts['validation'], rounds['validation'])
   if options.judge:
@@ -348,12 +346,19 @@ def _run_rounds(
 
 
 def _demonstrations(
-  rounds: Sequence[Sequence[Row]], others: Sequence[Row]
+  rounds: Sequence[Sequence[Row]], others: Sequence[Row], num_samples: int
 ) -> Iterator[records.Demonstration]:
-  """Yields the revisions of all rounds and the helpful responses as demonstrations."""
+  """Yields the revisions of all rounds and the helpful responses as demonstrations.
+
+  Args:
+    rounds: the rows of each round.
+    others: helpful responses, `num_samples` to each prompt one after the other.
+    num_samples: how many.
+  """
   # Round 0 is left out: it holds the responses before any revision.
   named = [(f'round-{number}', rows) for number, rows in enumerate(rounds) if number > 0]
-  for name, rows in [*named, ('helpful', others)]:
+  named += [(f'helpful-{number}', others[number::num_samples]) for number in range(num_samples)]
+  for name, rows in named:
     for row in rows:
       if row['response']:  # an empty response teaches nothing
         yield records.Demonstration(

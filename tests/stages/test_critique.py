@@ -26,7 +26,8 @@ def open_critic(made):
 
 
 def test_rounds_are_kept_and_a_cut_run_goes_on(context):
-  made = context('critique', 'critique.rounds=2', experiment=EXPERIMENT)
+  options = ('critique.rounds=2', 'critique.helpful_samples=2')
+  made = context('critique', *options, experiment=EXPERIMENT)
   critique.run(made)
 
   def read(name):
@@ -54,9 +55,12 @@ def test_rounds_are_kept_and_a_cut_run_goes_on(context):
 
   demonstrations = records.read_records(made.directory / 'train.jsonl', 'demonstration')
   helpful = read('train-helpful')
+  samples = (helpful[0::2], helpful[1::2])  # two responses to each prompt
+  assert [row['id'] for row in samples[0]] == [row['id'] for row in samples[1]]
   assert [row.response for row in demonstrations] == [
-    row['response'] for rows in (second, third, helpful) for row in rows if row['response']
+    row['response'] for rows in (second, third, *samples) for row in rows if row['response']
   ]
+  assert len({row.id for row in demonstrations}) == len(demonstrations)
   metrics = run_files.read_metrics(made.directory)
   assert [line['step'] for line in metrics] == [0, 1, 2]
   assert 'eval/harmful_to_requests' in metrics[0]
