@@ -46,11 +46,8 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
   config.pretrain = dict(
     batch_size=16,
     max_length=96,
-    loop=dict(steps=2000, eval_every=1000, save_every=500),
-    # A rate that ends at zero reaches the same loss in three quarters of the steps.
-    optimizer=dict(
-      learning_rate=5e-3, schedule='linear', final_scale=0.0, b2=0.95, weight_decay=0.1
-    ),
+    loop=dict(steps=2400, eval_every=1200, save_every=600),
+    optimizer=dict(learning_rate=5e-3),
     sampling=SAMPLING,
   )
   config.sft = dict(
