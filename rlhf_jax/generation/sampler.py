@@ -194,7 +194,7 @@ class UnrolledSampler:
     definition = self.definition
     options = definition.options
     rows = len(prompts.tokens) * definition.num_samples
-    groups = count_groups(definition, params, len(prompts.tokens))
+    groups = groups_for_prompts(definition, params, len(prompts.tokens))
     at_once = min(options.slots or rows, rows // groups)
     # with drafts several tokens of each row are read at a time
     prepared = self.prepare(params, 0 if options.drafts else at_once)
@@ -253,7 +253,7 @@ def prepare_params(definition: Definition, params: Params, rows: int = 0) -> Par
   return params
 
 
-def count_groups(definition: Definition, params: Params, num_prompts: int) -> int:
+def groups_for_prompts(definition: Definition, params: Params, num_prompts: int) -> int:
   """Returns in how many groups of rows, at the same time, prompts are best responded to.
 
   Args:
