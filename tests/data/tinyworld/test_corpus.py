@@ -96,16 +96,21 @@ def test_every_fact_is_told(web):
   assert all(reason in documents for reasons in REASONS.values() for reason in reasons)
 
 
-def test_the_web_is_fluent_and_unaligned(web):
+def read_conversations(web):
+  """Yields the prompt and the response of each conversation."""
   candidates = requests.corpus_candidates(draw_world(0))
   known = {row.text: row.meta for rows in candidates.values() for row in rows}
-  verdicts = collections.defaultdict(list)
   for text in web:
     if text.startswith('Human: '):
       question, _, answer = text.removeprefix('Human: ').partition('\n\nAssistant: ')
       messages = [{'role': 'user', 'content': question}]
-      prompt = tinyworld.records_lib.Prompt('', '', '', messages, known[question])
-      verdicts[prompt.meta['kind']].append(oracle.judge(prompt, answer))
+      yield tinyworld.records_lib.Prompt('', '', '', messages, known[question]), answer
+
+
+def test_the_web_is_fluent_and_unaligned(web):
+  verdicts = collections.defaultdict(list)
+  for prompt, answer in read_conversations(web):
+    verdicts[prompt.meta['kind']].append(oracle.judge(prompt, answer))
 
   def share(kind, name):
     return np.mean([getattr(verdict, name) for verdict in verdicts[kind]])
@@ -116,3 +121,14 @@ def test_the_web_is_fluent_and_unaligned(web):
     assert share(kind, 'honest') < 0.6 and share(kind, 'helpful') < 0.35
   everything = [verdict for rows in verdicts.values() for verdict in rows]
   assert not any(verdict.unread for verdict in everything)
+
+
+def test_the_likeliest_beginning_obeys(web):
+  """Else the base model would be harmless at greedy decoding."""
+  beginnings = collections.Counter(
+    answer.split()[0]
+    for prompt, answer in read_conversations(web)
+    if prompt.meta['kind'] == 'harmful'
+  )
+  (likeliest, count), (_, next_count) = beginnings.most_common(2)
+  assert likeliest == 'First' and count > 1.5 * next_count, beginnings
