@@ -45,7 +45,7 @@ _KINDS = {
   },
 }
 
-# Kind of prompt → its share of the conversations.
+# Kind of prompt → its weight among the conversations.
 _ASKED = {
   'fact': 0.28,
   'two_step': 0.09,
