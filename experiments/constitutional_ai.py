@@ -9,10 +9,11 @@ docs/constitutional_ai.md.
 
   python -m rlhf_jax --config=experiments/constitutional_ai.py --workdir=runs/constitutional_ai
 
-Expected: harm done to held-out harms falls from nine in ten responses to three (SL-CAI) and then to
-  none (RL-CAI), and benign twins are refused more often; docs/constitutional_ai.md has the figures.
-Time: about 18 minutes on two CPU cores, estimated from a run beside other work: pre-training 4,
-  labeller 5.5, SFT and critiques 1, judge and labels 2, reward model and PPO 4.5, the table 1.
+Expected: harm done to held-out harms falls from all responses to two fifths (SL-CAI) and then to
+  one in twenty (RL-CAI), sampled, and benign twins are refused no more often than by the
+  helpful-only model; docs/constitutional_ai.md has the figures.
+Time: about 16 minutes on one CPU core after a quickstart, whose pre-training --from takes over:
+  labeller 7, SFT and critiques 1, judge and labels 2, reward model and PPO 6, the table 1.
 Try: --config.critique.rounds=1, one revision instead of four.
 """
 
@@ -45,7 +46,9 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
   gate = dict(data=dict(variant='harmful'))
   if tiny:
     gate.update(records=20, override=True)
-  labels = dict(judges=('reward:judge',), pairs=6, gate=gate)
+  # Few pairs, so that people's rankings of questions are most of what the reward model reads:
+  # with six of each harmful prompt it learns that whatever sounds like harm is to be refused.
+  labels = dict(judges=('reward:judge',), pairs=2, gate=gate)
   critique = dict(
     model='helpful_only',
     constitution=HARM,
