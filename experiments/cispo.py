@@ -6,8 +6,8 @@ policy from forgetting the facts, which the reward model does not know.
 
   python -m rlhf_jax --config=experiments/cispo.py --workdir=runs/cispo
 
-Expected: on the test split of seed 0 it wins against SFT by substance in 62.9% (60.0 – 66.1)
-  sampled and 58.6% (54.2 – 63.7) greedy, at a KL of 0.74 nats. docs/methods.md has all methods.
+Expected: on the test split of seed 0 it wins against SFT by substance in 60.5% (57.1 – 64.3)
+  sampled and 59.2% (55.1 – 64.4) greedy, at a KL of 0.57 nats. docs/methods.md has all methods.
 Time: 73 s on one CPU core, after the quickstart's first four stages (6 minutes on two cores).
 Try: --config.cispo.kl_coefficient=0, as published.
 """

@@ -7,8 +7,8 @@ here, in which no ratio is clipped; with more of them, the paper's upper clip is
 
   python -m rlhf_jax --config=experiments/dapo.py --workdir=runs/dapo
 
-Expected: on the test split of seed 0 it wins against SFT by substance in 60.0% (57.3 – 63.0)
-  sampled and 59.5% (55.4 – 64.3) greedy, at a KL of 0.46 nats. docs/methods.md has all methods.
+Expected: on the test split of seed 0 it wins against SFT by substance in 59.0% (56.2 – 62.3)
+  sampled and 57.6% (53.3 – 62.9) greedy, at a KL of 0.43 nats. docs/methods.md has all methods.
 Time: 86 s on one CPU core, after the quickstart's first four stages (6 minutes on two cores).
 Try: --config.dapo.kl_coefficient=0, as published; --config.dapo.minibatches=4, so that ratios are
   clipped.

@@ -5,8 +5,8 @@ The λ of the paper is `dpop_lambda`.
 
   python -m rlhf_jax --config=experiments/dpop.py --workdir=runs/dpop
 
-Expected: on the test split of seed 0 it wins against SFT by substance in 63.2% (60.0 – 66.3)
-  sampled and 60.2% (55.2 – 65.0) greedy, at a KL of 0.86 nats. docs/methods.md has all methods.
+Expected: on the test split of seed 0 it wins against SFT by substance in 61.1% (57.9 – 64.6)
+  sampled and 60.5% (56.8 – 64.6) greedy, at a KL of 0.75 nats. docs/methods.md has all methods.
 Time: 88 s on one CPU core, after the quickstart's first three stages (5.5 minutes on two cores).
 Try: --config.dpop.dpop_lambda=5.0, a stronger penalty.
 """

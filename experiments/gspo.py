@@ -6,8 +6,8 @@ policy from forgetting the facts, which the reward model does not know.
 
   python -m rlhf_jax --config=experiments/gspo.py --workdir=runs/gspo
 
-Expected: on the test split of seed 0 it wins against SFT by substance in 60.4% (58.2 – 62.9)
-  sampled and 57.9% (52.8 – 63.4) greedy, at a KL of 0.43 nats. docs/methods.md has all methods.
+Expected: on the test split of seed 0 it wins against SFT by substance in 58.5% (56.0 – 61.3)
+  sampled and 59.1% (55.0 – 64.3) greedy, at a KL of 0.42 nats. docs/methods.md has all methods.
 Time: 68 s on one CPU core, after the quickstart's first four stages (6 minutes on two cores).
 Try: --config.gspo.kl_coefficient=0, as published.
 """

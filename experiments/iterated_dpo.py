@@ -5,8 +5,8 @@ docs/methods/iterated_dpo.md.
 
   python -m rlhf_jax --config=experiments/iterated_dpo.py --workdir=runs/iterated_dpo
 
-Expected: on the test split of seed 0 it wins against SFT by substance in 57.1% (54.9 – 59.4)
-  sampled and 57.1% (52.3 – 62.1) greedy, at a KL of 0.19 nats. docs/methods.md has all methods.
+Expected: on the test split of seed 0 it wins against SFT by substance in 55.9% (53.6 – 58.5)
+  sampled and 57.0% (53.2 – 61.6) greedy, at a KL of 0.16 nats. docs/methods.md has all methods.
 Time: 134 s on one CPU core, after the quickstart's first four stages (6 minutes on two cores).
 Try: --config.iterated_dpo.reference=sft, which keeps SFT as the reference of the second round too.
 """

@@ -6,8 +6,8 @@ token, hence larger than that of DPO.
   python -m rlhf_jax --config=experiments/length_normalised_dpo.py \
     --workdir=runs/length_normalised_dpo
 
-Expected: on the test split of seed 0 it wins against SFT by substance in 64.6% (61.5 – 67.5)
-  sampled and 61.1% (56.3 – 66.0) greedy, at a KL of 1.29 nats. docs/methods.md has all methods.
+Expected: on the test split of seed 0 it wins against SFT by substance in 59.6% (56.4 – 62.9)
+  sampled and 57.3% (52.4 – 62.4) greedy, at a KL of 1.76 nats. docs/methods.md has all methods.
 Time: 81 s on one CPU core, after the quickstart's first three stages (5.5 minutes on two cores).
 Try: --config.length_normalised_dpo.beta=5.0, which keeps the policy closer to the reference.
 """

@@ -5,8 +5,8 @@ No reference. The λ of the paper is `beta`.
 
   python -m rlhf_jax --config=experiments/orpo.py --workdir=runs/orpo
 
-Expected: on the test split of seed 0 it wins against SFT by substance in 59.9% (56.6 – 63.3)
-  sampled and 58.5% (53.8 – 63.4) greedy, at a KL of 0.66 nats. docs/methods.md has all methods.
+Expected: on the test split of seed 0 it wins against SFT by substance in 59.0% (55.8 – 62.6)
+  sampled and 61.5% (57.7 – 66.2) greedy, at a KL of 0.57 nats. docs/methods.md has all methods.
 Time: 82 s on one CPU core, after the quickstart's first three stages (5.5 minutes on two cores).
 Try: --config.orpo.beta=0.1, TRL's default.
 """

@@ -5,8 +5,8 @@ One response to each of 64 prompts.
 
   python -m rlhf_jax --config=experiments/reinforce_plus_plus.py --workdir=runs/reinforce_plus_plus
 
-Expected: on the test split of seed 0 it wins against SFT by substance in 62.2% (58.4 – 66.2)
-  sampled and 59.2% (54.9 – 64.2) greedy, at a KL of 0.63 nats. docs/methods.md has all methods.
+Expected: on the test split of seed 0 it wins against SFT by substance in 60.6% (57.1 – 64.8)
+  sampled and 57.6% (53.4 – 63.0) greedy, at a KL of 0.51 nats. docs/methods.md has all methods.
 Time: 84 s on one CPU core, after the quickstart's first four stages (6 minutes on two cores).
 Try: --config.reinforce_plus_plus.minibatches=4, more updates a step.
 """
