@@ -58,8 +58,8 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
     judge='oracle',
     data=dict(variant='harmful'),
     helpful=dict(variant='questions'),
-    # As many as there are revisions of a harmful one: else most responses to what sounds like harm
-    # are refusals, and so benign twins are refused too.
+    # As many as there are revisions of a harmful prompt: else most of the demonstrations that
+    # answer what sounds like harm are refusals.
     helpful_samples=4,
   )
   compared = dict(policies=('sl_cai', 'helpful_only'), num_samples=4)
