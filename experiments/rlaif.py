@@ -7,8 +7,8 @@ choice of the judge. Lee et al. 2023, arXiv:2309.00267; docs/rlaif.md.
 
   python -m rlhf_jax --config=experiments/rlaif.py --workdir=runs/rlaif
 
-Expected: RLAIF beats SFT by substance, and wins about half of the comparisons with PPO from people's
-  labels by utility. docs/rlaif.md has the figures.
+Expected: RLAIF beats SFT by substance, and by utility it wins about half of the comparisons with
+  PPO from people's labels. docs/rlaif.md has the figures.
 Time: about 18 minutes on two CPU cores, estimated from a run beside other work: the quickstart's
   stages 9, judge 2.5, labels 2, reward model and PPO 4, the table 1.
 Try: --config.ai_feedback.ai.labels=hard, which replaces probabilities by verdicts.
