@@ -30,22 +30,26 @@ def unread(tokens):
   return 2 * tokens * (2 * 256**2 + 3 * 256 * 704) + 4 * 256 * tokens * (tokens + 1) / 2
 
 
+def reading(read, head=0):
+  """A pass over 64 + 64 tokens, of which the last layer is read at the end only."""
+  return count(128, head) - unread(128 - read)
+
+
+PROMPT = count(64, 0) - unread(64)  # of which the last layer gives keys and values
+
+
 @pytest.mark.parametrize(
   'stage, flops, tokens',
   [
     ('sft', 3 * 8 * count(128, 128), 8 * 128),
     # both responses of a pair read one prompt, and the last layer counts at their ends
-    (
-      'reward',
-      3 * (16 * (count(128, 0) - unread(127)) - 8 * (count(64, 0) - unread(64))),
-      16 * 128,
-    ),
-    ('dpo', 4 * (16 * count(128, 64) - 8 * count(64, 0)), 16 * 128),
-    ('generate', 8 * count(128, 64), 8 * 64),
-    # rollout, reference and update of the policy; reward; value model before and in the update
-    ('ppo', 8 * (5 * count(128, 64) + 5 * count(128, 0) - unread(127)), 8 * 64),
+    ('reward', 3 * (16 * reading(1) - 8 * PROMPT), 16 * 128),
+    ('dpo', 4 * (16 * reading(64, 64) - 8 * PROMPT), 16 * 128),
+    ('generate', 8 * reading(64, 64), 8 * 64),
+    # rollout, reference and update of the policy; reward; update of the value model
+    ('ppo', 8 * (5 * reading(64, 64) + reading(1) + 3 * reading(64)), 8 * 64),
     # all responses answer one prompt, which is read once
-    ('grpo', 5 * (8 * count(128, 64) - 7 * count(64, 0)), 8 * 64),
+    ('grpo', 5 * (8 * reading(64, 64) - 7 * PROMPT), 8 * 64),
   ],
 )
 def test_flops_and_tokens_of_a_step(stage, flops, tokens):

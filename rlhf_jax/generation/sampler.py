@@ -435,18 +435,15 @@ def read_prompts(
     whole=whole or definition.keeps_one_segment,
   )
   segment_ids = prompts.mask.astype(jnp.int32)
-  last = None
-  if not definition.model.config.is_exact:
-    last = jnp.full((len(positions), 1), positions.shape[1] - 1)  # padding is on the left
   hidden, cache = definition.model.apply(
     column_blocks.leave_out(params),  # of many rows products with whole matrices are faster
     prompts.tokens,
     positions,
     segment_ids,
     cache,
-    places=last,
-  )  # [B, P or 1, D]
-  return hidden[:, -1], cache, positions[:, -1] + 1  # padding is on the left
+    places=slice(-1, None),  # padding is on the left
+  )  # [B, 1, D]
+  return hidden[:, 0], cache, positions[:, -1] + 1
 
 
 def repeat_cache(definition: Definition, cache: Cache) -> Cache:

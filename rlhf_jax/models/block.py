@@ -29,6 +29,9 @@ MakeLeaf = Callable[..., nnx.Param]
 # The keys and values of a layer, 'key' and 'value', each in segments [B, N, S_i, C] of the cache.
 Pair = dict[str, tuple[jax.Array, ...]]
 
+# Some columns of rows: [B, Q] int32, those of each row; or a slice, the same of all rows.
+Places = jax.Array | slice
+
 # Matrices of the same input that decoding joins to one, see `join_matrices`.
 JOINED = {'query_key_value': ('query', 'key', 'value'), 'gate_up': ('gate', 'up')}
 
@@ -80,8 +83,7 @@ class LayerContext:
   arithmetic: Arithmetic  # how products and sums are computed
   joined: dict[str, jax.Array]  # name in JOINED → matrix; empty where none are joined
   blocks: dict[str, jax.Array]  # name → the matrix in blocks of columns; empty where none are cut
-  # [B, Q] int32, the only places whose states are wanted of this layer; None = all
-  places: jax.Array | None = None
+  places: Places | None = None  # the only ones whose states are wanted of this layer; None = all
 
   def take(self, x: jax.Array) -> jax.Array:
     """Takes the wanted places of x [B, T, …], [B, Q, …]."""
@@ -622,6 +624,8 @@ def _rotate(
   return rope.rotate(x, *angles, context.arithmetic.rounded)
 
 
-def take_places(x: jax.Array, places: jax.Array) -> jax.Array:
-  """Takes places [B, Q] int32 of x [B, T, …], [B, Q, …]."""
+def take_places(x: jax.Array, places: Places) -> jax.Array:
+  """Takes places of x [B, T, …], [B, Q, …]."""
+  if isinstance(places, slice):
+    return x[:, places]
   return jnp.take_along_axis(x, places.reshape(*places.shape, *[1] * (x.ndim - 2)), axis=1)

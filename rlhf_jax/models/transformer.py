@@ -46,6 +46,7 @@ from rlhf_jax.models.block import (
   MakeLeaf,
   normalise,
   Pair,
+  Places,
   split_matrices,
   take_places,
 )
@@ -156,7 +157,7 @@ def apply_model(
   segment_ids: jax.Array,
   cache: Cache | None = None,
   prefix_ids: jax.Array | None = None,
-  places: jax.Array | None = None,
+  places: Places | None = None,
 ) -> tuple[jax.Array, Cache | None]:
   """Computes hidden states; with a cache, the tokens take its next T slots.
 
@@ -174,8 +175,8 @@ def apply_model(
       several responses do their prompt, that one's id; else 0. It must come first in the row,
       and positions go on from its last. None = no segment does; so it is with a cache, and
       where `attention.sees_prefixes` says no.
-    places: [B, Q] int32, the only columns whose states are wanted, so that the last layer need
-      not compute the others; None = all. Not with exact numerics and a cache.
+    places: the only columns whose states are wanted, Q of each row, so that the last layer need
+      not compute the others; None = all.
 
   Returns:
     (hidden [B, T, D], or [B, Q, D]; the cache with T more slots written, or None). With exact
@@ -228,13 +229,13 @@ def apply_model(
   hidden, pairs = _apply_layers(
     make_layer(attend, None), last_layer, hidden, params['layers'], pairs, per_layer, unroll
   )
-  if places is not None and not early:
-    hidden = take_places(hidden, places)
-  hidden = normalise(hidden, params['norm'], params.get('norm_bias'), config, arithmetic)
   written: jax.Array | int = tokens.shape[1]
   if columns_before is not None:
     hidden = exact.take_columns(hidden, columns_before)
     written = jnp.sum(segment_ids > 0, axis=1)
+  if places is not None and not early:
+    hidden = take_places(hidden, places)
+  hidden = normalise(hidden, params['norm'], params.get('norm_bias'), config, arithmetic)
   if cache is None:
     return hidden, None
   return hidden, dataclasses.replace(
@@ -254,7 +255,7 @@ def _make_layer(
   start: jax.Array | int,
   is_unrolled: bool,
   attend: '_Attention',
-  places: jax.Array | None,
+  places: Places | None,
 ) -> Callable[..., tuple[jax.Array, Pair | None]]:
   """Makes the function of one layer: (hidden, inputs) → (hidden, pair), see `_apply_layer`."""
   layer: Callable[..., tuple[jax.Array, Pair | None]] = functools.partial(
@@ -395,8 +396,8 @@ class _Attention:
     is_plain = self.implementation == 'plain' and self.exact is None and self.filled is None
     return is_plain and layout.shards_rows_only
 
-  def at_places(self, places: jax.Array) -> '_Attention':
-    """Returns the attention of the queries at places [B, Q] int32 only."""
+  def at_places(self, places: Places) -> '_Attention':
+    """Returns the attention of the queries at some places only."""
     distance = jnp.broadcast_to(self.distance, self.mask.shape)
     return dataclasses.replace(
       self, mask=take_places(self.mask, places), distance=take_places(distance, places)
@@ -639,7 +640,7 @@ def _apply_layer(
   shared: _Attention,
   rotary: _Rotary | None,
   start: jax.Array | int,
-  places: jax.Array | None,
+  places: Places | None,
   hidden: jax.Array,
   inputs: tuple[dict[str, Any], Pair | None, dict[str, jax.Array]],
 ) -> tuple[jax.Array, Pair | None]:
@@ -653,7 +654,7 @@ def _apply_layer(
     shared: what all layers share in computing attention.
     rotary: how queries and keys are rotated; None where positions are learned.
     start: [] or [B] int32, the first free slot of the cache.
-    places: [B, Q] int32, the only ones whose states are wanted; None = all.
+    places: the only ones whose states are wanted; None = all.
     hidden: [B, T, D].
     inputs: (the layer's weights, its cached keys and values or None, its own window
       and frequencies where layers differ).

@@ -39,21 +39,23 @@ def count_visible(config: ModelConfig, length: float) -> float:
   return pairs
 
 
-def unread_flops(config: ModelConfig, length: float, read: float) -> float:
-  """Counts what a forward pass over one sequence can do without where few states are read.
+def needed_flops(config: ModelConfig, length: float, read: float, head: float) -> float:
+  """Counts the FLOPs that a forward pass over one sequence needs where few states are read.
 
-  The last layer needs only keys and values of the others: no query, nothing after attention.
+  Of the other tokens the last layer needs only keys and values: no query, nothing after attention.
 
   Args:
     config: the model's shape.
     length: its tokens.
     read: tokens whose states are read, the last ones.
+    head: places at which the logits of the next token are computed.
   """
   layer = dataclasses.replace(config, layers=1, windows=tuple(config.layer_windows[-1:]))
   keys_and_values = 2 * config.embed * config.kv_heads * config.head_dim
   elements = work.count_matrix_elements(layer, config.experts_per_token) - keys_and_values
   attention = 4 * config.heads * config.head_dim * count_visible(layer, length - read)
-  return 2.0 * (length - read) * elements + attention
+  unread = 2.0 * (length - read) * elements + attention
+  return sequence_flops(config, length, head) - unread
 
 
 def decoding_bytes(

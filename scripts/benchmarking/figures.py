@@ -15,37 +15,33 @@ TRAINING_PASSES = 3  # forward, slopes of states, slopes of parameters
 def phase_flops(work: Workload) -> dict[str, float]:
   """Counts the FLOPs that each phase of a step needs, by the workload's sizes alone.
 
-  Policies compute logits where the loss reads them, reward and value models none. A prompt
-  counts once for all its responses, and the last layer of a reward model where it is read. With
-  one epoch and one minibatch no log-probabilities are needed of the policy before the
-  update, as the ratio is 1. See planning/model_flops.py for what does not count.
+  The last layer is computed only where states are read: of a response where policies predict it
+  and value models value it, of a text at its end where it is scored. Policies compute logits where
+  the loss reads them, reward and value models none. A prompt counts once for all its responses.
+  With one epoch and one minibatch neither policy nor value model is needed before the update, whose
+  own forward pass gives the same. See planning/model_flops.py for what does not count.
   """
   config = make_config(work)
-  rows = work.rows
-  body = rows * model_flops.sequence_flops(config, work.length, 0)
-  scored = body - rows * model_flops.unread_flops(config, work.length, 1)
-  policy = rows * model_flops.sequence_flops(config, work.length, work.response_length)
+  rows, length, response = work.rows, work.length, work.response_length
+  policy = rows * model_flops.needed_flops(config, length, response, response)
+  value = rows * model_flops.needed_flops(config, length, response, 0)
+  scored = rows * model_flops.needed_flops(config, length, 1, 0)
   # Prompts need be read once only, however many responses each has.
-  repeated = (rows - work.prompts) * model_flops.sequence_flops(config, work.prompt_length, 0)
+  repeated = (rows - work.prompts) * model_flops.needed_flops(config, work.prompt_length, 0, 0)
   if work.stage in ('pretrain', 'sft'):
-    full = rows * model_flops.sequence_flops(config, work.length, work.length)
+    full = rows * model_flops.sequence_flops(config, length, length)
     return {'update': TRAINING_PASSES * full}
   if work.stage == 'reward':
-    unread = model_flops.unread_flops(config, work.prompt_length, 0)
-    repeated -= (rows - work.prompts) * unread  # which `scored` leaves out already
     return {'update': TRAINING_PASSES * (scored - repeated)}
+  once = policy - repeated
   if work.stage == 'dpo':
-    policy -= repeated
-    return {'scoring': policy, 'update': TRAINING_PASSES * policy}
-  rollout = policy - repeated
+    return {'scoring': once, 'update': TRAINING_PASSES * once}
   if work.stage == 'generate':
-    return {'rollout': rollout}
-  if work.stage == 'grpo':  # a function scores
-    return {'rollout': rollout, 'update': (1 + TRAINING_PASSES) * rollout}
-  reference = policy
-  values = body  # for the advantages
-  update = reference + values + TRAINING_PASSES * (policy + body)
-  return {'rollout': rollout, 'scoring': scored, 'update': update}
+    return {'rollout': once}
+  if work.stage == 'grpo':  # a function scores; the update includes the reference
+    return {'rollout': once, 'update': (1 + TRAINING_PASSES) * once}
+  update = policy + TRAINING_PASSES * (policy + value)
+  return {'rollout': once, 'scoring': scored, 'update': update}
 
 
 def rollout_bytes(work: Workload) -> float:

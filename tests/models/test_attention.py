@@ -165,6 +165,41 @@ def test_one_text_in_each_row_needs_no_mask(segments, simple):
 
 
 @pytest.mark.parametrize('cap', [0.0, 2.0])
+@pytest.mark.parametrize('sizes', [[7], [2, 4, 1]])
+def test_gradients_are_those_of_differentiating_each_step(sizes, cap):
+  """Grouped queries, segments of a cache, and rows in which a query sees no key."""
+  keys = jax.random.split(jax.random.key(0), 6)
+  query = 3 * jax.random.normal(keys[0], (2, 5, 4, 8))
+  key, value = (jax.random.normal(k, (2, 2, sum(sizes), 8)) for k in keys[1:3])
+  mask = jax.random.bernoulli(keys[3], 0.6, (2, 5, sum(sizes))).at[0, 0].set(False)
+  toward = jax.random.normal(keys[4], (2, 5, 4, 8))
+  ends = np.cumsum(sizes)[:-1]
+
+  def plainly(query, key, value):
+    key, value = (jnp.repeat(x, 2, axis=1) for x in (key, value))
+    logits = jnp.einsum('bthc,bhsc->bhts', query, key) * 8**-0.5
+    if cap:
+      logits = cap * jnp.tanh(logits / cap)
+    shares = jnp.where(mask[:, None], jnp.exp(logits), 0.0)
+    # Where no key is seen, all are alike.
+    unseen = ~mask.any(-1)[:, None, :, None]
+    shares = jnp.where(unseen, 1.0, shares)
+    weights = shares / shares.sum(-1, keepdims=True)
+    return jnp.einsum('bhts,bhsc->bthc', weights, value)
+
+  def ours(query, key, value):
+    segments = (jnp.split(x, ends, axis=2) for x in (key, value))
+    filled = jnp.asarray(sum(sizes), jnp.int32)
+    return attention.attend_to_filled(query, *segments, mask, filled, cap=cap)
+
+  got, want = (jax.vjp(f, query, key, value) for f in (ours, plainly))
+  np.testing.assert_allclose(got[0], want[0], atol=1e-6)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), got[1](toward), want[1](toward)
+  )
+
+
+@pytest.mark.parametrize('cap', [0.0, 2.0])
 @pytest.mark.parametrize('queries', [1, 3])
 def test_the_decoding_kernel_equals_plain_attention(queries, cap):
   """Interpreted, over slots that are no multiple of its blocks, and masked in all ways."""

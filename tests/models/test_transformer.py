@@ -161,6 +161,38 @@ def test_padding_changes_nothing(model, params, left):
   np.testing.assert_allclose(hidden[:, left : left + 4], want, atol=1e-5)
 
 
+@pytest.mark.parametrize('numerics', ['fast', 'exact'])
+@pytest.mark.parametrize('of_each_row', [False, True])
+def test_states_and_gradients_at_some_places(params, numerics, of_each_row):
+  """The last layer may leave out what is not read; rows are padded on either side."""
+  model = transformer.build_model(dataclasses.replace(CONFIG, numerics=numerics))
+  tokens, _, segments = ragged(10)
+  segments = segments.at[0, :3].set(0).at[1, 8:].set(0)
+  positions = jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0)
+  places, columns = slice(5, -2), jnp.tile(jnp.arange(5, 8), (3, 1))
+  if of_each_row:
+    places = columns = jnp.array([[5, 9], [2, 7], [0, 8]])
+  is_token = jnp.take_along_axis(segments, columns, axis=1)[..., None] > 0
+
+  def read_some(params):
+    hidden, _ = model.apply(params, tokens, positions, segments, places=places)
+    return jnp.where(is_token, hidden, 0)
+
+  def read_all(params):
+    hidden, _ = model.apply(params, tokens, positions, segments)
+    return jnp.where(is_token, jnp.take_along_axis(hidden, columns[..., None], axis=1), 0)
+
+  def run(read):
+    def total(params):
+      hidden = read(params)
+      return jnp.mean(jnp.sin(hidden)), hidden
+
+    return jax.jit(jax.grad(total, has_aux=True))(params)
+
+  for got, want in zip(run(read_some), run(read_all)):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
+
+
 def test_packed_segments_do_not_see_each_other(model, params):
   tokens, positions, segments = ragged(10)
   alone = [

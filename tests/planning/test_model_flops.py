@@ -28,6 +28,15 @@ def test_visible_pairs_by_counting(windows, length):
   assert model_flops.count_visible(config, length) == pairs
 
 
+def test_a_sequence_of_which_the_end_is_read_by_hand():
+  # The last layer: of 3 of 5 tokens only key and value, and 1 + 2 + 3 of its 15 pairs fewer.
+  query_and_output, mlp = 2 * 32 * 32, 3 * 32 * 48
+  unread = 2 * 3 * (query_and_output + mlp) + 4 * 4 * 8 * 6
+  full = model_flops.sequence_flops(CONFIG, 5, 1)
+  assert model_flops.needed_flops(CONFIG, 5, 2, 1) == full - unread
+  assert model_flops.needed_flops(CONFIG, 5, 5, 1) == full
+
+
 def test_decoding_reads_the_matrices_and_the_filled_cache():
   # 2 steps after 3 tokens: the cache has 3, then 4 filled places of 2 · 2 · 2 · 8 numbers.
   read = 2 * (MATRICES + 32 * 64) + 5 * 2 * 2 * 2 * 8 * (3 + 4)

@@ -50,14 +50,14 @@ def forward(
   policy = rollout.forward_responses(
     definitions.model, params, sequences, response_length, temperature
   )
-  hidden = policy.hidden  # [N, P + R, D]
+  hidden = policy.hidden  # [N, R, D], or [C, W, D]
   if 'embedding' in value_params:  # a trunk of its own
-    hidden = rollout.run_trunk(definitions.value_model, value_params, sequences)
-  values = heads.scalar_scores(value_params, hidden)  # [N, P + R]
+    hidden = rollout.run_trunk(definitions.value_model, value_params, sequences, response_length)
+  values = heads.scalar_scores(value_params, hidden)  # [N, R], or [C, W]
   return Forward(
     policy.logprobs,
     policy.entropies,
-    rollout.before_responses(values, sequences, response_length),
+    rollout.before_responses(values, sequences),
   )
 
 
@@ -116,12 +116,14 @@ def evaluate_samples(
   temperature = options.sampling.temperature
 
   def evaluate_part(sequences: Sequences | PackedRows) -> tuple[Array, Array | None]:
-    hidden = rollout.run_trunk(definitions.value_model, state.value_params, sequences)
-    values = heads.scalar_scores(state.value_params, hidden)  # [N, P + R]
+    hidden = rollout.run_trunk(
+      definitions.value_model, state.value_params, sequences, response_length
+    )
+    values = heads.scalar_scores(state.value_params, hidden)  # [N, R], or [C, W]
     reference = rollout.reference_logprobs(
       definitions.reference_model, reference_params, sequences, response_length, temperature
     )
-    return rollout.before_responses(values, sequences, response_length), reference
+    return rollout.before_responses(values, sequences), reference
 
   values, reference = rollout.evaluate_in_parts(evaluate_part, scored, definitions, options)
   return Evaluated(scored.samples.logprobs, None, values, reference)

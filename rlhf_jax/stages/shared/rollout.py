@@ -282,7 +282,7 @@ class ResponseForward(NamedTuple):
   Attributes:
     logprobs: [N, R] float32, at the sampling temperature.
     entropies: [N, R] float32, of the distributions that they were drawn from.
-    hidden: [N, P + R, D], the states at all tokens.
+    hidden: [N, R, D], the states that predict them; of packed rows [C, W, D], those at all tokens.
   """
 
   logprobs: Array
@@ -307,38 +307,47 @@ def forward_responses(
     temperature: the sampling temperature; 0 (greedy) counts as 1.
 
   Returns:
-    Logprobs and entropies [N, R] float32, and hidden states [N, P + R, D], or [C, W, D] of
-    packed rows.
+    Logprobs and entropies [N, R] float32, and the hidden states of `run_trunk`.
   """
-  hidden = run_trunk(model, params, sequences)
+  hidden = run_trunk(model, params, sequences, response_length)
   if isinstance(sequences, PackedRows):
     logprobs, entropies = packing.packed_logprobs(model, params, hidden, sequences, temperature)
     return ResponseForward(
       sequences.at_responses(logprobs), sequences.at_responses(entropies), hidden
     )
-  R = response_length
-  # [N, R, D]; one place to the left, as the state at a token predicts the next one.
-  before = hidden[:, -R - 1 : -1]
-  targets = sequences.tokens[:, -R:]  # [N, R]
-  logprobs, entropies = heads.token_logprobs(model, params, before, targets, temperature)
+  targets = sequences.tokens[:, -response_length:]  # [N, R]
+  logprobs, entropies = heads.token_logprobs(model, params, hidden, targets, temperature)
   return ResponseForward(logprobs, entropies, hidden)
 
 
-def run_trunk(model: Model, params: Params, sequences: Sequences | PackedRows) -> Array:
-  """Runs a model without its head; returns the states at all tokens, [N, P + R, D]."""
+def run_trunk(
+  model: Model, params: Params, sequences: Sequences | PackedRows, response_length: int
+) -> Array:
+  """Runs a model without its head; returns the states that predict responses.
+
+  The arguments are those of `forward_responses`.
+
+  Returns:
+    The states one place before each response token, [N, R, D]; of packed rows the states at
+    all tokens, [C, W, D].
+  """
   if isinstance(sequences, PackedRows):
     return packing.run_trunk(model, params, sequences)
-  hidden, _ = model.apply(params, sequences.tokens, sequences.positions, sequences.segment_ids)
+  hidden, _ = model.apply(
+    params,
+    sequences.tokens,
+    sequences.positions,
+    sequences.segment_ids,
+    places=slice(-response_length - 1, -1),
+  )
   return hidden
 
 
-def before_responses(
-  values: Array, sequences: Sequences | PackedRows, response_length: int
-) -> Array:
-  """Takes values [N, P + R] at the state before each response token, [N, R]."""
+def before_responses(values: Array, sequences: Sequences | PackedRows) -> Array:
+  """Takes values at the states of `run_trunk`: one for each response token, [N, R]."""
   if isinstance(sequences, PackedRows):
     return sequences.at_responses(values)
-  return values[:, -response_length - 1 : -1]
+  return values
 
 
 def reference_logprobs(

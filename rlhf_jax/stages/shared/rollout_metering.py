@@ -1,7 +1,7 @@
 """Says what work an iteration with a rollout is, for the metrics of speed (runtime/meter.py)."""
 
 from rlhf_jax.models.model_config import ModelConfig
-from rlhf_jax.planning.model_flops import sequence_flops
+from rlhf_jax.planning.model_flops import needed_flops, sequence_flops
 from rlhf_jax.runtime.meter import Meter
 from rlhf_jax.stages.shared.metering import training_passes
 from rlhf_jax.stages.shared.rollout import RolloutDefinitions, RolloutOptions, RolloutParts
@@ -18,9 +18,9 @@ def meter_rollout(
 ) -> Meter:
   """Makes the meter of a stage whose step is a rollout, its scores and an update from them.
 
-  Counted in the update are its own passes, the reference, the value model before it,
-  and the policy before it where it makes several updates or its rows are packed: of one
-  update from padded rows, all ratios are 1.
+  Counted in the update are its own passes, the reference, and policy and value model before it
+  where it makes several updates or its rows are packed: one update from padded rows takes what
+  was before it from its own forward pass.
 
   Args:
     definitions: of policy and reference.
@@ -41,21 +41,23 @@ def meter_rollout(
     """Counts the FLOPs for each token of prompts with responses of a mean length."""
     # A prompt is read once for all its responses.
     repeated = 1 - 1 / options.num_samples
-    prompt = sequence_flops(config, (1 - share) * length, 0)
-    return (sequence_flops(config, length, share * length) - repeated * prompt) / length
+    prompt = needed_flops(config, (1 - share) * length, 0, 0)
+    response = share * length
+    return (needed_flops(config, length, response, response) - repeated * prompt) / length
 
   def update(length: float) -> float:
     """Counts likewise for the passes of the update and before it."""
     response = share * length
-    policy = sequence_flops(config, length, response)
+    is_assessed_before = passes * options.minibatches > 1 or options.packed_rows > 0
+    policy = needed_flops(config, length, response, response)
     flops = passes * training_passes(config) * policy
     if definitions.reference_model is not None:
-      flops += sequence_flops(definitions.reference_model.config, length, response)
-    if not trusts_sampler and (passes * options.minibatches > 1 or options.packed_rows):
+      flops += needed_flops(definitions.reference_model.config, length, response, response)
+    if is_assessed_before and not trusts_sampler:
       flops += policy
     if value_config is not None:
-      value = sequence_flops(value_config, length, 0)
-      flops += (1 + passes * training_passes(value_config)) * value
+      value = needed_flops(value_config, length, response, 0)
+      flops += (is_assessed_before + passes * training_passes(value_config)) * value
     if document_places:
       documents = sequence_flops(config, document_places, document_places)
       flops += passes * training_passes(config) * documents
