@@ -7,9 +7,9 @@ more of it. First large_base.py; then, with the same seed:
   python -m rlhf_jax --config=experiments/small_against_large.py --workdir=runs/small \
     --config.evaluation.models.large=runs/large_base/pretrain
 
-Expected: PPO is preferred to the large base, as it says that it does not know; docs/tinyworld.md
-  has the figures and what they do not show.
-Time: 5 minutes on two CPU cores beside other work.
+Expected: sampled, PPO is preferred to the large base, as it says that it does not know; greedily
+  it is not. docs/tinyworld.md has the figures.
+Time: 6 minutes on one CPU core.
 Try: --config.model.embed=64, four times as large a model.
 """
 
