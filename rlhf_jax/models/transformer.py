@@ -175,8 +175,8 @@ def apply_model(
       several responses do their prompt, that one's id; else 0. It must come first in the row,
       and positions go on from its last. None = no segment does; so it is with a cache, and
       where `attention.sees_prefixes` says no.
-    places: the only columns whose states are wanted, Q of each row, so that the last layer need
-      not compute the others; None = all.
+    places: the only columns whose states are wanted, so that the last layer need not compute the
+      others: [B, Q] int32, or a slice of Q that all rows share; None = all.
 
   Returns:
     (hidden [B, T, D], or [B, Q, D]; the cache with T more slots written, or None). With exact
