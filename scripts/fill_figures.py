@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import json
 from pathlib import Path
 import sys
+from typing import Any
 
 import feedback_figures
 from figure_cells import (
@@ -70,6 +71,11 @@ def read_runs() -> list[Run]:
   """Reads the runs of all seeds, in their order."""
   paths = sorted((ROOT / 'docs/results').glob('quickstart_seed*.json'))
   return [json.loads(path.read_text()) for path in paths]
+
+
+def read_claims() -> dict[str, Any]:
+  """Reads the claims that scripts/measure_claims.py has measured."""
+  return json.loads((ROOT / 'docs/results/claims.json').read_text())['claims']
 
 
 def fill_pages(runs: list[Run]) -> dict[Path, str]:
@@ -259,7 +265,7 @@ def table_of_seeds(runs: list[Run], rates: Mapping[str, str]) -> str:
 
 
 def table_of_gains(runs: list[Run]) -> str:
-  """Makes a table of how the models of every seed differ from SFT on the same prompts."""
+  """Makes a table of how models differ from SFT on the same prompts, of each seed and of all."""
   rows = []
   for run in runs:
     for name, decodings in run['results']['models'].items():
@@ -267,6 +273,9 @@ def table_of_gains(runs: list[Run]) -> str:
         continue
       cells = [format_gains(decodings, rate) for rate in GAINS]
       rows.append((f'seed {run["seed"]}, {name}', *cells))
+  for name, decodings in read_claims()['all_seeds'].items():
+    cells = [format_gains(decodings, rate) for rate in GAINS]
+    rows.append((f'all seeds together, {name}', *cells))
   return format_table(('', *GAINS), rows)
 
 
@@ -292,7 +301,7 @@ def table_of_kinds(runs: list[Run]) -> str:
 
 def table_of_claims() -> str:
   """Makes the table of PPO against the prompted base, and of small models against a large one."""
-  claims = json.loads((ROOT / 'docs/results/claims.json').read_text())['claims']
+  claims = read_claims()
   compared = {}
   for seed, rates in claims['prompted_base'].items():
     compared[f'PPO against the prompted base of its size, seed {seed}'] = rates

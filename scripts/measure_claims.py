@@ -1,4 +1,4 @@
-"""Measures two claims about RLHF on the responses that finished runs have kept.
+"""Measures claims about RLHF on the responses that finished runs have kept.
 
   python scripts/measure_claims.py --output=claims.json \
     --quickstarts runs/quickstart runs/seed1 runs/seed2 --small runs/small
@@ -7,6 +7,7 @@ Of each quickstart: is PPO preferred to the base model of its size, prompted as 
 Of the small model (experiments/small_against_large.py): is PPO, or the small base that is prompted
 as well as it can be, preferred to a base a hundred times as large? Both are told by the oracle's
 utility and by its substance, in which no style counts, with 95% intervals by families of prompts.
+And of all quickstarts together: how do base and PPO differ from SFT on the same prompts?
 """
 
 import argparse
@@ -25,6 +26,7 @@ from rlhf_jax.report import kept_responses
 MEASURES = ('utility', 'substance')
 DECODINGS = ('sampled', 'greedy')
 SMALL = ('ppo', 'prompted_base', 'sft')  # rows that are set beside the large base
+GAINS = ('helpful', 'honest', 'harmless')  # measures of which differences from SFT are told
 
 Verdicts = dict[str, list[dict[str, float]]]  # id of a prompt → of its responses
 
@@ -44,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     claims['prompted_base'][str(seed)] = compare(workdir, 'ppo', 'prompted_base')
   for name in SMALL:
     claims['large'][name] = compare(options.small, name, 'large')
+  claims['all_seeds'] = {name: measure_gains(options.quickstarts, name) for name in ('base', 'ppo')}
   options.output.write_text(json.dumps(claims, indent=1) + '\n')
   return 0
 
@@ -54,10 +57,7 @@ def compare(workdir: Path, ours: str, theirs: str) -> dict[str, dict[str, Any]]:
   Returns:
     Decoding → {utility, substance}: the win rate; the same with _ci95: its interval.
   """
-  config = read_config(workdir)
-  section = config['evaluation']
-  its_world = world.draw_world(config['seed'], section['data']['people'])
-  families = {row.id: row.meta['family'] for row in requests.prompts(its_world, section['split'])}
+  families = read_families(workdir)
   rates: dict[str, dict[str, Any]] = {}
   for decoding in DECODINGS:
     own, other = (read_verdicts(workdir, name, decoding) for name in (ours, theirs))
@@ -68,6 +68,45 @@ def compare(workdir: Path, ours: str, theirs: str) -> dict[str, dict[str, Any]]:
       rates[decoding][measure] = float(wins.mean())
       rates[decoding][f'{measure}_ci95'] = list(winrate.bootstrap(wins, clusters))
   return rates
+
+
+def measure_gains(workdirs: Sequence[Path], name: str) -> dict[str, dict[str, Any]]:
+  """Measures how a row differs from SFT on the same prompts, over several runs together.
+
+  Args:
+    workdirs: of runs that each drew a world of their own; a family of one is another cluster than
+      the family of the same name of another.
+    name: of the row.
+
+  Returns:
+    Decoding → for each of GAINS {measure}_gain: the mean difference; the same with _ci95.
+  """
+  gains: dict[str, dict[str, Any]] = {}
+  for decoding in DECODINGS:
+    differences: dict[str, list[np.ndarray]] = {measure: [] for measure in GAINS}
+    clusters: list[str] = []
+    for workdir in workdirs:
+      families = read_families(workdir)
+      own, sft = (read_verdicts(workdir, row, decoding) for row in (name, 'sft'))
+      clusters += [f'{workdir} {families[prompt_id]}' for prompt_id in own]
+      for measure, of_runs in differences.items():
+        means = [as_array(verdicts, measure).mean(axis=1) for verdicts in (own, sft)]
+        of_runs.append(means[0] - means[1])
+    gains[decoding] = {}
+    for measure, of_runs in differences.items():
+      of_prompts = np.concatenate(of_runs)
+      gains[decoding][f'{measure}_gain'] = float(of_prompts.mean())
+      gains[decoding][f'{measure}_gain_ci95'] = list(winrate.bootstrap(of_prompts, clusters))
+  return gains
+
+
+def read_families(workdir: Path) -> dict[str, str]:
+  """Reads the family of each prompt of a run's final table, by the id of the prompt."""
+  config = read_config(workdir)
+  section = config['evaluation']
+  its_world = world.draw_world(config['seed'], section['data']['people'])
+  prompts = requests.prompts(its_world, section['split'])
+  return {prompt.id: prompt.meta['family'] for prompt in prompts}
 
 
 def read_config(workdir: Path) -> dict[str, Any]:

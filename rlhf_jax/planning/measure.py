@@ -345,7 +345,7 @@ def _advise_on_resident(
       'one frozen base for all models, moments only of the adapters'
     )
   optimizer = getattr(section, 'optimizer', None)
-  if optimizer is not None and optimizer.moment_dtype == 'float32':
+  if optimizer is not None and (optimizer.name, optimizer.moment_dtype) == ('adamw', 'float32'):
     saved = cost.memory.get('optimizer', 0) / 4  # half of the first of two moments
     advice.append(f'{context.name}.optimizer.moment_dtype=bfloat16: {_gib(saved)} GiB less')
   return advice

@@ -1,4 +1,4 @@
-"""AdamW with clipping and a learning-rate schedule, from typed options."""
+"""AdamW or Muon with clipping and a learning-rate schedule, from typed options."""
 
 import dataclasses
 from typing import Any
@@ -11,14 +11,37 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.options import Natural, NonNegative, Positive, Share, ShareBelowOne
 from rlhf_jax.types import Params
 
+NAMES = ('adamw', 'muon')
 SCHEDULES = ('constant', 'linear', 'cosine')
 MOMENT_DTYPES = ('float32', 'bfloat16')
+
+# With Muon: name of a matrix → the axes that it sums over and those that it gives, from the end.
+# Axes before them count layers or experts, each with a matrix of its own.
+_MUON_AXES = {
+  'query': optax.contrib.MuonDimensionNumbers((-3,), (-2, -1)),
+  'key': optax.contrib.MuonDimensionNumbers((-3,), (-2, -1)),
+  'value': optax.contrib.MuonDimensionNumbers((-3,), (-2, -1)),
+  'output': optax.contrib.MuonDimensionNumbers((-3, -2), (-1,)),
+  'gate': optax.contrib.MuonDimensionNumbers((-2,), (-1,)),
+  'up': optax.contrib.MuonDimensionNumbers((-2,), (-1,)),
+  'down': optax.contrib.MuonDimensionNumbers((-2,), (-1,)),
+}
+# The root mean square of an update is this share of the learning rate, about that of AdamW's, so
+# that the same rates serve both (Liu et al. 2025, arXiv:2502.16982, equation 4).
+_MUON_RMS = 0.2
+# Three iterations after a rescaling are as exact as four without (Boissin et al. 2025,
+# arXiv:2512.04632); they take time that does not depend on the size of the batch.
+_MUON_ITERATIONS = 3
+_MUON_PRECONDITIONING = 'aol'
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerOptions:
-  """Settings of AdamW, its schedule and gradient clipping."""
+  """Settings of the optimizer, its schedule and gradient clipping."""
 
+  # adamw; or muon (Jordan et al. 2024), which orthogonalises the updates of the layers' matrices,
+  # and leaves everything else to AdamW
+  name: str = 'adamw'
   learning_rate: NonNegative = 3e-4  # the peak
   schedule: str = 'cosine'  # after the warm-up: constant, linear or cosine
   final_scale: Share = 0.1  # the last learning rate as a fraction of the peak
@@ -79,7 +102,7 @@ def make_optimizer(
   options: OptimizerOptions,
   updates: int,
 ) -> optax.GradientTransformation:
-  """Returns AdamW, with global-norm clipping before it where `clip_norm` is set.
+  """Returns the optimizer, with global-norm clipping before it where `clip_norm` is set.
 
   Args:
     options: the optimizer's settings.
@@ -90,8 +113,17 @@ def make_optimizer(
       is not finite.
   """
   _check_options(options)
-  adamw = optax.adamw(
-    make_schedule(options, updates),
+  make = _make_muon if options.name == 'muon' else _make_adamw
+  optimizer = make(options, make_schedule(options, updates))
+  if not options.clip_norm:  # for optax, a norm of 0 would clip every gradient to 0
+    return optimizer
+  return optax.chain(optax.clip_by_global_norm(options.clip_norm), optimizer)
+
+
+def _make_adamw(options: OptimizerOptions, rate: optax.Schedule) -> optax.GradientTransformation:
+  """Makes AdamW (Loshchilov and Hutter 2019)."""
+  return optax.adamw(
+    rate,
     options.b1,
     options.b2,
     options.eps,
@@ -99,9 +131,44 @@ def make_optimizer(
     mask=_decay_mask,
     mu_dtype=options.moment_dtype,
   )
-  if not options.clip_norm:  # for optax, a norm of 0 would clip every gradient to 0
-    return adamw
-  return optax.chain(optax.clip_by_global_norm(options.clip_norm), adamw)
+
+
+def _make_muon(options: OptimizerOptions, rate: optax.Schedule) -> optax.GradientTransformation:
+  """Makes Muon for the matrices of the layers, and AdamW for everything else."""
+  muon = optax.contrib.muon(
+    rate,
+    ns_steps=_MUON_ITERATIONS,
+    preconditioning=_MUON_PRECONDITIONING,
+    eps=options.eps,
+    weight_decay=options.weight_decay,
+    mu_dtype=options.moment_dtype,
+    muon_weight_dimension_numbers=_list_muon_axes,
+    consistent_rms=_MUON_RMS,
+  )
+  # Muon has an Adam of its own for the rest, but with Nesterov's momentum and without a mask.
+  return optax.partition({'muon': muon, 'adamw': _make_adamw(options, rate)}, _choose_optimizers)
+
+
+def _choose_optimizers(params: Params) -> Any:
+  """Returns for each parameter the name of its optimizer."""
+
+  def choose(path: Any, leaf: Any) -> str:
+    return 'adamw' if _find_muon_axes(path, leaf) is None else 'muon'
+
+  return jax.tree_util.tree_map_with_path(choose, params)
+
+
+def _list_muon_axes(params: Params) -> Any:
+  """Returns the axes of each of the matrices that Muon updates."""
+  return jax.tree_util.tree_map_with_path(_find_muon_axes, params)
+
+
+def _find_muon_axes(path: Any, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
+  """Returns the axes of a matrix of a layer; None for any other parameter."""
+  axes = _MUON_AXES.get(path[-1].key)
+  if axes is None or leaf.ndim < len(axes.reduction_axis) + len(axes.output_axis):
+    return None
+  return axes
 
 
 def optimizer_shardings(
@@ -120,18 +187,22 @@ def optimizer_shardings(
     params_shardings: the same tree of shardings.
     replicated: the sharding of everything that does not mirror the parameters.
   """
-  shapes = jax.eval_shape(optimizer.init, params_shapes)
-  return optax.tree.map_params(
-    optimizer,
-    lambda _, sharding: sharding,
-    shapes,
-    params_shardings,
-    transform_non_params=lambda _: replicated,
-  )
+  by_path = dict(jax.tree_util.tree_leaves_with_path(params_shardings))
+
+  def find(path: Any, leaf: Any) -> Any:
+    # A moment stands under the path of its parameter, behind names of the optimizer's own.
+    for start in range(len(path)):
+      if path[start:] in by_path:
+        return by_path[path[start:]]
+    return replicated
+
+  return jax.tree_util.tree_map_with_path(find, jax.eval_shape(optimizer.init, params_shapes))
 
 
 def _check_options(options: OptimizerOptions) -> None:
   """Raises UserError for settings under which an update may not be finite."""
+  if options.name not in NAMES:
+    raise UserError(f'optimizer.name: expected {" or ".join(NAMES)}, got {options.name!r}')
   if options.moment_dtype not in MOMENT_DTYPES:
     expected = ' or '.join(MOMENT_DTYPES)
     raise UserError(f'optimizer.moment_dtype: expected {expected}, got {options.moment_dtype!r}')
