@@ -26,15 +26,9 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
   if not tiny:
     config.model = dict(embed=320, layers=7, heads=10, kv_heads=10, head_dim=32, mlp=960)
     # With the small model's 5e-3 it learns no more than a model of a hundredth of its size.
-    pretrain_with_adamw(config, learning_rate=1.5e-3)
+    config.pretrain.optimizer.learning_rate = 1.5e-3
   in_the_large_world(config)
   return config
-
-
-def pretrain_with_adamw(config: ml_collections.ConfigDict, learning_rate: float) -> None:
-  """Pre-trains a model of either size as those that docs/tinyworld.md tells of."""
-  config.pretrain.loop = dict(steps=2400, eval_every=1200, save_every=600)
-  config.pretrain.optimizer = dict(name='adamw', learning_rate=learning_rate)
 
 
 def in_the_large_world(config: ml_collections.ConfigDict) -> None:

@@ -46,8 +46,8 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
   config.pretrain = dict(
     batch_size=16,
     max_length=96,
-    loop=dict(steps=1200, eval_every=600, save_every=600),
-    optimizer=dict(name='muon', learning_rate=5e-3),  # AdamW takes twice the steps
+    loop=dict(steps=2400, eval_every=1200, save_every=600),
+    optimizer=dict(learning_rate=5e-3),
     sampling=SAMPLING,
   )
   config.sft = dict(

@@ -24,7 +24,6 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
   config.model = dict(embed=32, layers=3, heads=2, kv_heads=2, head_dim=16, mlp=96)
   large_base.in_the_large_world(config)
   if not tiny:
-    large_base.pretrain_with_adamw(config, learning_rate=5e-3)
     config.evaluation.models.large = 'runs/large_base/pretrain'
     config.evaluation.versus = ('large',)  # win_rate_vs_large, in either decoding
   return config

@@ -132,7 +132,7 @@ def _double(x: jax.Array) -> jax.Array:
 def make_optimizer(
   learning_rate: float = 1e-2, updates: int = 100, **changes: Any
 ) -> optax.GradientTransformation:
-  """Makes AdamW with a constant learning rate.
+  """Makes AdamW, or the optimizer that is named, with a constant learning rate.
 
   Its eps is 1e-5. With a smaller eps, Adam would scale a gradient that is zero except for
   rounding errors up to a full update, which would differ from mesh to mesh.

@@ -2,9 +2,10 @@
 
 docs/results/methods_seed*.json hold what compare_methods.py writes, of one seed each, with the
 commit, machine and command of that run; a method that was run at another commit has a `commit` of
-its own. What is shown is of the first file.
+its own. What is shown is of the first file, and the wins of all of them.
 """
 
+from collections.abc import Sequence
 import json
 from pathlib import Path
 import textwrap
@@ -15,6 +16,7 @@ from figure_cells import (
   format_decodings,
   format_table,
   format_with_interval,
+  Row,
   Run,
   SUBSTANCE,
 )
@@ -27,9 +29,12 @@ Block = tuple[str, str, str]  # what stands before the figures, what stands behi
 
 def make_blocks(root: Path) -> dict[Path, Block]:
   """Returns page → the figures that it should have, and where."""
-  run = json.loads(min((root / 'docs/results').glob('methods_seed*.json')).read_text())
+  paths = sorted((root / 'docs/results').glob('methods_seed*.json'))
+  runs = [json.loads(path.read_text()) for path in paths]
+  run = runs[0]
   page = root / 'docs/methods.md'
-  blocks = {page: ('<!-- methods-table -->', '<!-- /methods-table -->', make_table(run))}
+  tables = make_table(run) + make_table_of_seeds(runs)
+  blocks = {page: ('<!-- methods-table -->', '<!-- /methods-table -->', tables)}
   for name in run['methods'].keys() - SHOWN.keys():
     page = root / f'docs/methods/{name}.md'
     blocks[page] = ('**Result**', '\n\n', describe(run, name))
@@ -50,14 +55,44 @@ def make_table(run: Run) -> str:
     )
     kl = f'{sampled["kl_to_sft"]:.2f}'
     length = f'{sampled["response_length"]:.1f}'
-    shown = SHOWN.get(name, f'[{name}](methods/{name}.md)')
-    rows.append((shown, *rates, wins, kl, length))
+    rows.append((_link(name), *rates, wins, kl, length))
   text = fill_lines(f"""
     Test split of seed {run['seed']} at commit {run['commit']}, on {run['machine']}. Rates are
     sampled at temperature 1 / greedy; a win is against SFT in the same decoding, by what the
     response says and not by its style, a tie is half of one, and intervals are 95%, drawn by
     families of prompts. KL is in nats per response.{_others(run)}""")
   return f'\n{format_table(HEADS, rows)}\n\n{text}\n'
+
+
+def make_table_of_seeds(runs: Sequence[Run]) -> str:
+  """Makes the table of the wins of every method on all seeds, with the lowest of their bounds."""
+  rows = []
+  for name in runs[0]['methods']:
+    if name == 'sft':
+      continue  # with which all are compared
+    of_seeds = [run['methods'][name]['rows'] for run in runs]
+    cells = [format_decodings(decodings, SUBSTANCE) for decodings in of_seeds]
+    rows.append((_link(name), *cells, _format_lowest(of_seeds)))
+  heads = ('method', *(f'seed {run["seed"]}' for run in runs), 'lowest bound')
+  commits = ', '.join(f'seed {run["seed"]} at commit {run["commit"]}' for run in runs)
+  text = f"""
+    Wins against SFT by substance on every seed, which draws its own world, corpus and people,
+    sampled / greedily ({commits}); the lowest bound is that of the 95% intervals of all seeds."""
+  return f'\n{fill_lines(text)}\n\n{format_table(heads, rows)}\n'
+
+
+def _format_lowest(of_seeds: Sequence[dict[str, Row]]) -> str:
+  """Formats the lowest bound of a method's win rates over the seeds."""
+  bounds = []
+  for decoding in DECODINGS:
+    lows = [rows[decoding][f'{SUBSTANCE}_ci95'][0] for rows in of_seeds if decoding in rows]
+    bounds.append(f'{100 * min(lows):.1f}%' if lows else '–')
+  return ' / '.join(bounds)
+
+
+def _link(name: str) -> str:
+  """Returns the name of a method with a link to its page."""
+  return SHOWN.get(name, f'[{name}](methods/{name}.md)')
 
 
 def _others(run: Run) -> str:

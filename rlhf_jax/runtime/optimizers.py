@@ -29,8 +29,8 @@ _MUON_AXES = {
 # The root mean square of an update is this share of the learning rate, about that of AdamW's, so
 # that the same rates serve both (Liu et al. 2025, arXiv:2502.16982, equation 4).
 _MUON_RMS = 0.2
-# Three iterations after a rescaling are as exact as four without (Boissin et al. 2025,
-# arXiv:2512.04632); they take time that does not depend on the size of the batch.
+# The rescaling of this name spares an iteration or two of the usual five (Boissin et al. 2025,
+# arXiv:2512.04632).
 _MUON_ITERATIONS = 3
 _MUON_PRECONDITIONING = 'aol'
 

@@ -97,6 +97,20 @@ def test_same_numbers_on_every_mesh(first, mesh):
   testing.assert_trees_close(train(alone(examples()), mesh, 2), first, mesh)
 
 
+def test_muon_trains_alike_on_every_mesh():
+  trained = {}
+  for mesh in ('one device', 'data 2, fsdp 2, tensor 2'):
+    layout = testing.make_layout(mesh)
+    optimizer = testing.make_optimizer(name='muon', weight_decay=0.1)
+    definitions = training.Definitions(testing.make_model(layout), optimizer, layout)
+    step = training.compile_train_step(sft.train_step, definitions, sft.Options())
+    state = testing.make_state(definitions)
+    for _ in range(3):
+      state, metrics = step(state, alone(examples()))
+    trained[mesh] = jax.device_get((state.params, metrics))
+  testing.assert_trees_close(*trained.values(), 'muon')
+
+
 def test_microbatches_padding_and_order_change_nothing(first):
   rows = examples()
   testing.assert_trees_close(train(alone(rows), parts=4), first, 'micro-batches')
