@@ -499,6 +499,21 @@ def run(context: Context) -> None:
   training.train_and_export(context, build(context, options), options.loop)
 
 
+def takes_one_pass(definitions: RolloutDefinitions, options: Options) -> bool:
+  """Tells whether a step runs the policy over its responses once only, see `train_step`."""
+  if options.epochs * options.minibatches > 1:
+    return False
+  new_tokens = options.sampling.max_new_tokens
+  in_one_chunk = rollout.fit_in_one_chunk(
+    options.batch_size * options.num_samples,
+    options.max_length + new_tokens,
+    new_tokens,
+    definitions,
+    options,
+  )
+  return in_one_chunk or rollout.is_one_pass(options)
+
+
 def build(context: Context, options: Options) -> loop.Training:
   """Builds what the training loop runs: state, batches, step and evaluation."""
   parts = define(context, options)
@@ -510,6 +525,7 @@ def build(context: Context, options: Options) -> loop.Training:
     parts.definitions,
     options,
     options.epochs,
+    assessed_before=not takes_one_pass(parts.definitions, options),
     trusts_sampler=off_policy.trusts_sampler(parts.definitions.model, options),
   )
   memory = rollout.memory_of(parts)

@@ -57,6 +57,7 @@ def build(context: Context, options: Options) -> loop.Training:
     parts.definitions,
     options,
     options.epochs,
+    not rollout.is_one_pass(options),
     value_config,
     options.document_places,
     trusts_sampler(parts.definitions, options),

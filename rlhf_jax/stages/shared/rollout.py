@@ -424,18 +424,47 @@ def open_only_chunk(
   scored: ScoredRollout, definitions: RolloutDefinitions, options: RolloutOptions
 ) -> Chunks | None:
   """Packs all responses of a step into one chunk; None where that may not hold them."""
-  sharing = share_prompts(scored, definitions, options)
   N, T = scored.sequences.tokens.shape
-  if not options.packed_rows or packing.divide(N, 1, options.packed_rows, T, sharing)[0] > 1:
+  R = scored.samples.tokens.shape[1]
+  if not fit_in_one_chunk(N, T, R, definitions, options):
     return None
   return packing.open_chunks(
     scored.sequences,
-    scored.samples.tokens.shape[1],  # R
+    R,
     options.packed_rows,
     definitions.model,
     definitions.layout,
-    sharing=sharing,
+    sharing=share_prompts(scored, definitions, options),
   )
+
+
+def fit_in_one_chunk(
+  rows: int,
+  length: int,
+  response_length: int,
+  definitions: RolloutDefinitions,
+  options: RolloutOptions,
+) -> bool:
+  """Tells whether packed rows of one chunk hold all responses of a step, however long they are.
+
+  Args:
+    rows: N responses.
+    length: T, places of a prompt with its response.
+    response_length: R.
+    definitions: of the policy and the layout.
+    options: the stage's.
+  """
+  sharing = packing.plan_sharing(
+    range(rows),
+    length,
+    options.num_samples,
+    list_models(definitions),
+    definitions.layout,
+    response_length,
+    complete=True,
+  )
+  chunks, _, _ = packing.divide(rows, 1, options.packed_rows, length, sharing)
+  return options.packed_rows > 0 and chunks == 1
 
 
 def list_models(definitions: RolloutDefinitions) -> list[Model]:

@@ -12,20 +12,21 @@ def meter_rollout(
   definitions: RolloutDefinitions,
   options: RolloutOptions,
   passes: int = 1,
+  assessed_before: bool = True,
   value_config: ModelConfig | None = None,
   document_places: int = 0,
   trusts_sampler: bool = False,
 ) -> Meter:
   """Makes the meter of a stage whose step is a rollout, its scores and an update from them.
 
-  Counted in the update are its own passes, the reference, and policy and value model before it
-  where it makes several updates or its rows are packed: one update from padded rows takes what
-  was before it from its own forward pass.
+  Counted in the update are its own passes, the reference, and policy and value model before it.
 
   Args:
     definitions: of policy and reference.
     options: the stage's.
     passes: of the update over the responses (epochs).
+    assessed_before: whether policy and value model are run before the update, too; else the only
+      update takes what was before it from its own forward pass.
     value_config: the shape of a value model with a trunk of its own.
     document_places: of a row of documents, of which the update reads one for each response;
       attention is counted as if it were one text.
@@ -48,16 +49,15 @@ def meter_rollout(
   def update(length: float) -> float:
     """Counts likewise for the passes of the update and before it."""
     response = share * length
-    is_assessed_before = passes * options.minibatches > 1 or options.packed_rows > 0
     policy = needed_flops(config, length, response, response)
     flops = passes * training_passes(config) * policy
     if definitions.reference_model is not None:
       flops += needed_flops(definitions.reference_model.config, length, response, response)
-    if is_assessed_before and not trusts_sampler:
+    if assessed_before and not trusts_sampler:
       flops += policy
     if value_config is not None:
       value = needed_flops(value_config, length, response, 0)
-      flops += (is_assessed_before + passes * training_passes(value_config)) * value
+      flops += (assessed_before + passes * training_passes(value_config)) * value
     if document_places:
       documents = sequence_flops(config, document_places, document_places)
       flops += passes * training_passes(config) * documents
