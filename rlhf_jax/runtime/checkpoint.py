@@ -60,9 +60,11 @@ def _run_to_the_end(work: Coroutine[Any, Any, Any]) -> Any:
     try:
       return await work
     except Exception:
-      begun = asyncio.all_tasks() - {asyncio.current_task()}
-      if begun:
-        await asyncio.wait(begun, timeout=_SECONDS_TO_END)
+      with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_SECONDS_TO_END):
+          # Again and again, as what has begun may begin more before it fails too.
+          while begun := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(begun)
       raise
 
   return _run(run())

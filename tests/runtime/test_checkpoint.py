@@ -296,10 +296,16 @@ def test_what_fails_waits_for_what_it_has_begun():
     await asyncio.sleep(0.05)
     ended.append(True)
 
+  async def write_in_parts():
+    await asyncio.sleep(0.01)
+    asyncio.ensure_future(write())
+    raise OSError('full too')
+
   async def fail():
     asyncio.ensure_future(write())
+    asyncio.ensure_future(write_in_parts())
     raise OSError('full')
 
-  with pytest.raises(OSError, match='full'):
+  with pytest.raises(OSError, match='full$'):
     asyncio_utils.run_sync(fail())  # as orbax calls it
-  assert ended == [True]
+  assert ended == [True, True]
