@@ -14,6 +14,16 @@ import jax.numpy as jnp
 
 Array = jax.Array  # batches hold numpy arrays until they are placed on a mesh
 Params = Any  # a plain nested dict of arrays
+# Matrix of a layer → the number of its input axes and of its output axes.
+MATRIX_AXES = {
+  'query': (1, 2),
+  'key': (1, 2),
+  'value': (1, 2),
+  'output': (2, 1),
+  'gate': (1, 1),
+  'up': (1, 1),
+  'down': (1, 1),
+}
 
 
 # PyTreeNode makes each class a frozen dataclass and a pytree; unlike with

@@ -12,14 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.models.model_config import ModelConfig
-from rlhf_jax.types import Params
+from rlhf_jax.types import MATRIX_AXES, Params
 
 KEY = 'blocks'  # of the blocks among the leaves of a layer, and among all parameters
 FEW_ROWS = range(2, 9)  # a product of one row, and of more rows, is faster with the whole matrix
 COLUMNS = 64  # of a block
 MOST_PARAMETERS = 2**28  # of a model whose matrices may be copied: blocks of 1 GiB
-# Matrix of a layer → the number of its input axes.
-_INPUTS = {'query': 1, 'key': 1, 'value': 1, 'output': 2, 'gate': 1, 'up': 1, 'down': 1}
 
 
 def are_worth_it(config: ModelConfig, params: Params, rows: int) -> bool:
@@ -78,10 +76,10 @@ def multiply(x: jax.Array, blocks: jax.Array) -> jax.Array:
 def _cut_layer(layer: dict[str, Any]) -> dict[str, jax.Array]:
   """Returns the blocks of a layer's matrices, by the names of these."""
   matrices = {}
-  for name, count in _INPUTS.items():
+  for name, (inputs, _) in MATRIX_AXES.items():
     leaf = layer.get(name)
     if isinstance(leaf, jax.Array):  # neither absent nor quantised
-      matrices[name] = leaf.reshape(math.prod(leaf.shape[:count]), -1)
+      matrices[name] = leaf.reshape(math.prod(leaf.shape[:inputs]), -1)
   return _cut(matrices)
 
 

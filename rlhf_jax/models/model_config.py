@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.types import MATRIX_AXES
 
 DTYPES = ('float32', 'bfloat16', 'float16')
 CUDNN_ATTENTION = 'dot_product_attention_fwd_wrapper'  # JAX's name of its primitive
@@ -73,7 +74,7 @@ OPTIONAL_ROPE_NUMBERS = {  # and what it may have besides
 }
 
 # The matrices of a layer that can have adapters: attention's four, then the MLP's three.
-TARGETS = ('query', 'key', 'value', 'output', 'gate', 'up', 'down')
+TARGETS = tuple(MATRIX_AXES)
 
 
 @dataclasses.dataclass(frozen=True)

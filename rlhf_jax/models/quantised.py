@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.models.model_config import TARGETS
-from rlhf_jax.types import Params
+from rlhf_jax.types import MATRIX_AXES, Params
 
 # Storage format → bytes of one entry of a matrix.
 BYTES = {
@@ -144,18 +144,17 @@ def _quantisation_arguments(
   name: str,
 ) -> dict[str, Any]:
   """Returns the arguments of qwix.quantize for a matrix of this name and shape."""
-  # The MLP's matrices have one axis of inputs, the last but one, which may follow
-  # an axis of experts; attention's `output` has two, heads and head_dim.
-  first = len(shape) - 2 if name in ('gate', 'up', 'down') else 1
-  last = first + 1 if name == 'output' else first
-  inputs = range(first, last + 1)
+  # Before the axes of inputs and outputs may stand those of layers and experts.
+  count, outputs = MATRIX_AXES[name]
+  first = len(shape) - count - outputs
+  inputs = range(first, first + count)
   others = [axis for axis in range(len(shape)) if axis not in inputs]
   if kind == 'int8':
     return {'qtype': jnp.int8, 'channelwise_axes': others}
   return {
     'qtype': jnp.int4 if kind == 'int4' else 'nf4',
     'channelwise_axes': [*others, *inputs[:-1]],
-    'tiled_axes': {last: math.gcd(shape[last], BLOCK)},
+    'tiled_axes': {inputs[-1]: math.gcd(shape[inputs[-1]], BLOCK)},
   }
 
 

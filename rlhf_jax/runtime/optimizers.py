@@ -9,23 +9,12 @@ import optax
 from rlhf_jax import options as options_lib
 from rlhf_jax.errors import UserError
 from rlhf_jax.options import Natural, NonNegative, Positive, Share, ShareBelowOne
-from rlhf_jax.types import Params
+from rlhf_jax.types import MATRIX_AXES, Params
 
 NAMES = ('adamw', 'muon')
 SCHEDULES = ('constant', 'linear', 'cosine')
 MOMENT_DTYPES = ('float32', 'bfloat16')
 
-# With Muon: name of a matrix → the axes that it sums over and those that it gives, from the end.
-# Axes before them count layers or experts, each with a matrix of its own.
-_MUON_AXES = {
-  'query': optax.contrib.MuonDimensionNumbers((-3,), (-2, -1)),
-  'key': optax.contrib.MuonDimensionNumbers((-3,), (-2, -1)),
-  'value': optax.contrib.MuonDimensionNumbers((-3,), (-2, -1)),
-  'output': optax.contrib.MuonDimensionNumbers((-3, -2), (-1,)),
-  'gate': optax.contrib.MuonDimensionNumbers((-2,), (-1,)),
-  'up': optax.contrib.MuonDimensionNumbers((-2,), (-1,)),
-  'down': optax.contrib.MuonDimensionNumbers((-2,), (-1,)),
-}
 # The root mean square of an update is this share of the learning rate, about that of AdamW's, so
 # that the same rates serve both (Liu et al. 2025, arXiv:2502.16982, equation 4).
 _MUON_RMS = 0.2
@@ -165,10 +154,15 @@ def _list_muon_axes(params: Params) -> Any:
 
 def _find_muon_axes(path: Any, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
   """Returns the axes of a matrix of a layer; None for any other parameter."""
-  axes = _MUON_AXES.get(path[-1].key)
-  if axes is None or leaf.ndim < len(axes.reduction_axis) + len(axes.output_axis):
+  name = path[-1].key
+  if name not in MATRIX_AXES or leaf.ndim < sum(MATRIX_AXES[name]):
     return None
-  return axes
+  # Axes before these count layers or experts, each with a matrix of its own.
+  inputs, outputs = MATRIX_AXES[name]
+  return optax.contrib.MuonDimensionNumbers(
+    reduction_axis=tuple(range(-inputs - outputs, -outputs)),
+    output_axis=tuple(range(-outputs, 0)),
+  )
 
 
 def optimizer_shardings(
