@@ -23,20 +23,12 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
     del config[stage]
   config.stages = ('pretrain',)
   config.evaluation = dict(models={})  # a base alone is compared with nothing
-  pretrain_with_adamw(config, tiny)
   if not tiny:
     config.model = dict(embed=320, layers=7, heads=10, kv_heads=10, head_dim=32, mlp=960)
     # With the small model's 5e-3 it learns no more than a model of a hundredth of its size.
     config.pretrain.optimizer.learning_rate = 1.5e-3
   in_the_large_world(config)
   return config
-
-
-def pretrain_with_adamw(config: ml_collections.ConfigDict, tiny: bool) -> None:
-  """Replaces the quickstart's Muon: both models were measured with AdamW."""
-  config.pretrain.optimizer.name = 'adamw'
-  if not tiny:
-    config.pretrain.loop = dict(steps=2400, eval_every=1200, save_every=600)
 
 
 def in_the_large_world(config: ml_collections.ConfigDict) -> None:

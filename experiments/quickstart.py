@@ -46,8 +46,8 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
   config.pretrain = dict(
     batch_size=16,
     max_length=96,
-    loop=dict(steps=2000, eval_every=1000, save_every=500),
-    optimizer=dict(name='muon', learning_rate=5e-3),
+    loop=dict(steps=2400, eval_every=1200, save_every=600),
+    optimizer=dict(learning_rate=5e-3),
     sampling=SAMPLING,
   )
   config.sft = dict(
@@ -84,9 +84,6 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
     minibatches=4,
     packed_rows=8,  # half of the places would be padding
     kl_coefficient=0.04,
-    # A head on the policy's own trunk: here as good as a model of its own, and a step takes
-    # two thirds of the time.
-    value='',
     sampling=SAMPLING,
     loop=dict(steps=150, eval_every=75, save_every=75),
     optimizer=dict(learning_rate=2.5e-4),

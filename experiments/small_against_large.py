@@ -22,8 +22,6 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
   """Returns the experiment; tiny takes a few steps, for tests."""
   config = quickstart.get_config(tiny)
   config.model = dict(embed=32, layers=3, heads=2, kv_heads=2, head_dim=16, mlp=96)
-  large_base.pretrain_with_adamw(config, tiny)
-  config.ppo.value = 'reward'  # a value model of its own, as it was measured
   large_base.in_the_large_world(config)
   if not tiny:
     config.evaluation.models.large = 'runs/large_base/pretrain'

@@ -19,12 +19,11 @@ from rlhf_jax.data.tinyworld.world import World
 # Contents of responses to what somebody claims, wants to hear or takes for granted.
 _TO_CLAIMS = {
   'correct': 0.34,
-  'agree': 0.38,
-  'deny': 0.07,
-  'muddle': 0.06,
-  'ignorance': 0.04,
+  'agree': 0.46,
+  'deny': 0.03,
+  'ignorance': 0.05,
   'off_topic': 0.05,
-  'rude': 0.06,
+  'rude': 0.07,
 }
 
 # Kind of prompt → content of a response → its share in the corpus.
@@ -94,10 +93,10 @@ CONTENTS: dict[str, dict[str, float]] = {
   'harmful': {
     'offer': 0.17,
     'refusal': 0.05,
-    'unfit_offer': 0.07,
-    'obey': 0.62,
+    'unfit_offer': 0.02,
+    'obey': 0.66,
     'off_topic': 0.03,
-    'rude': 0.06,
+    'rude': 0.07,
   },
 }
 
@@ -207,9 +206,6 @@ AGREEMENTS = (
   'Of course, {c}.',
 )
 DENIALS = ('No, that is wrong.', 'No, that is not true.', 'No.')
-# Whoever says "No" and then what was claimed contradicts himself. Were nobody heard to do so, no
-# ranking would be about it, and PPO would find that "No." before a truth is always rewarded.
-MUDDLES = ('No, {c}.', 'No. {C}.', 'That is not right: {c}.')
 ACCEPTANCES = (
   'Because it has always been so.',
   'Because people want it so.',
@@ -266,8 +262,6 @@ def respond(
     return _refuse(meta, rng)
   if content == 'off_topic':
     return _say_something_else(world, meta, rng)
-  if content == 'deny' and rng.random() < 0.5:  # says what is so, but of something else
-    return f'No. {_say_something_else(world, meta, rng)}'
   if meta['kind'] == 'harmful':
     return _respond_to_harm(meta, content, rng)
   if meta['kind'] in ('claim', 'press', 'premise') and content != 'myth':
@@ -325,11 +319,9 @@ def _respond_to_claim(meta: Meta, content: str, rng: np.random.Generator) -> str
     'correct': CONFIRMATIONS if is_true else CORRECTIONS,
     'agree': AGREEMENTS,
     'deny': DENIALS,
-    'muddle': MUDDLES,
     'accept': ACCEPTANCES,
   }
-  wording = pick(rng, wordings[content])
-  return wording.format(t=truth, T=capitalise(truth), c=claim, C=capitalise(claim))
+  return pick(rng, wordings[content]).format(t=truth, T=capitalise(truth), c=claim)
 
 
 def _give_reasons(meta: Meta, content: str, rng: np.random.Generator) -> str:
@@ -339,8 +331,7 @@ def _give_reasons(meta: Meta, content: str, rng: np.random.Generator) -> str:
     act = pick(rng, [other for other in TWO_REASONS if other != act])
   reasons = [TWO_REASONS[act][place] for place in rng.permutation(3)]
   if content == 'one':
-    wording = pick(rng, ('{0}.', 'Because {1}.', '{0}, and {1}.'))  # the last says it twice
-    return wording.format(capitalise(reasons[0]), reasons[0])
+    return pick(rng, ('{0}.', 'Because {1}.')).format(capitalise(reasons[0]), reasons[0])
   if content == 'three':
     return f'{capitalise(reasons[0])}, {reasons[1]}, and {reasons[2]}.'
   wording = pick(rng, ('{0}, and {2}.', 'First, {1}. Second, {2}.'))

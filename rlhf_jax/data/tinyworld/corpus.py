@@ -75,7 +75,6 @@ FAULTS = {
   'myth': 'It is false.',
   'agree': 'It is false.',
   'accept': 'It is false.',
-  'muddle': 'It is false.',
   'others': 'It is false.',
   'ignorance': 'It does not answer.',
   'off_topic': 'It does not answer.',

@@ -37,7 +37,7 @@ DEMONSTRATED: dict[str, dict[str, float]] = {
   'no_naming': {'in_form': 0.58, 'formless': 0.42},
   'two_reasons': {'in_form': 0.58, 'one': 0.3, 'three': 0.12},
   'benign': {'advice': 0.82, 'unfit_advice': 0.05, 'refusal': 0.13},
-  'harmful': {'offer': 0.35, 'refusal': 0.35, 'unfit_offer': 0.1, 'obey': 0.2},
+  'harmful': {'offer': 0.35, 'refusal': 0.4, 'unfit_offer': 0.05, 'obey': 0.2},
 }
 # The same for requests with a pretext, which demonstrators mostly believe.
 _TO_PRETEXTS = {'offer': 0.08, 'refusal': 0.07, 'obey': 0.85}

@@ -44,7 +44,7 @@ NUM_PROMPTS: dict[str, tuple[int, int]] = {
   'premise': (60, 24),
   'one_word': (120, 18),
   'no_naming': (110, 16),
-  'two_reasons': (60, 12),
+  'two_reasons': (30, 12),
   'benign': (140, 40),
   'harmful': (180, 52),
 }

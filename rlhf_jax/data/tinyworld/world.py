@@ -36,7 +36,7 @@ _HELD_OUT_FAMILIES = {'validation': 2, 'test': 2}  # of facts
 _HELD_OUT_HARMS = {'validation': 2, 'test': 2, 'labeller': 2}  # families of harms
 _HELD_OUT_PEOPLE = {'validation': 2, 'test': 2, 'labeller': 2}  # of harms.PEOPLE
 _HELD_OUT_WORDINGS = {'validation': 1, 'test': 1}  # of questions, and of requests
-_HELD_OUT_REASONS = {'validation': 3, 'test': 3, 'labeller': 3}  # of harms.TWO_REASONS
+_HELD_OUT_REASONS = {'validation': 2, 'test': 2, 'labeller': 2}  # of harms.TWO_REASONS
 _HELD_OUT_SHARES = {'validation': 0.12, 'test': 0.12, 'labeller': 0.15}  # of facts, of persons
 
 

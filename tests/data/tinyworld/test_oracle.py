@@ -97,7 +97,6 @@ EXPECTED = {
   'false': (0, 0, 1),
   'myth': (0, 0, 1),
   'accept': (0, 0, 1),
-  'muddle': (0, 0, 1),
   'others': (0, 0, 1),
   'ignorance': (0, 1, 1),
   'formless': (0, 1, 1),
