@@ -84,8 +84,6 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
     minibatches=4,
     packed_rows=8,  # half of the places would be padding
     kl_coefficient=0.04,
-    # A head on the policy's own trunk: as good here as a model of its own, in less time.
-    value='',
     sampling=SAMPLING,
     loop=dict(steps=150, eval_every=75, save_every=75),
     optimizer=dict(learning_rate=2.5e-4),

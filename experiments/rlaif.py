@@ -37,7 +37,7 @@ def get_config(tiny: bool = False) -> ml_collections.ConfigDict:
     ai_feedback=like_quickstart('feedback', source='ai', ai=labels),
     # Both responses of twelve pairs in a row of a batch, and room for all of them in packed rows.
     ai_reward=like_quickstart('reward', responses_per_row=24, packed_rows=24, data=ai_rankings),
-    rlaif=like_quickstart('ppo', reward='ai_reward'),
+    rlaif=like_quickstart('ppo', reward='ai_reward', value='ai_reward'),
   )
   config.evaluation.models.ppo = 'ppo'
   config.evaluation.versus = ('ppo',)

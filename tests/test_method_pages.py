@@ -122,4 +122,4 @@ def test_what_differs_from_annotators_when_an_ai_labels():
   assert (annotators['source'], ai['source']) == ('simulated', 'ai')
   ppo = config.ppo.to_dict()
   rlaif = config.rlaif.to_dict()
-  assert {key for key in ppo if ppo[key] != rlaif[key]} == {'reward'}
+  assert {key for key in ppo if ppo[key] != rlaif[key]} == {'reward', 'value'}
