@@ -171,7 +171,7 @@ The reward model, on pairs that differ in one kind only, accuracy:
 
 {table_of_kinds(runs)}
 
-Two claims, as win rates of one row against another (`scripts/measure_claims.py`):
+Three claims, as win rates of one row against another (`scripts/measure_claims.py`):
 
 {table_of_claims()}
 """
@@ -300,11 +300,13 @@ def table_of_kinds(runs: list[Run]) -> str:
 
 
 def table_of_claims() -> str:
-  """Makes the table of PPO against the prompted base, and of small models against a large one."""
+  """Makes the table of PPO against other rows, and of small models against a large one."""
   claims = read_claims()
   compared = {}
   for seed, rates in claims['prompted_base'].items():
     compared[f'PPO against the prompted base of its size, seed {seed}'] = rates
+  for seed, rates in claims['questions'].items():
+    compared[f'PPO against SFT on questions alone, seed {seed}'] = rates
   for name, rates in claims['large'].items():
     compared[f'small {name.replace("_", " ")} against the large base'] = rates
   rows = []

@@ -4,6 +4,7 @@
     --quickstarts runs/quickstart runs/seed1 runs/seed2 --small runs/small
 
 Of each quickstart: is PPO preferred to the base model of its size, prompted as well as it can be?
+And to SFT on questions alone, where neither a refusal nor advice is asked for?
 Of the small model (experiments/small_against_large.py): is PPO, or the small base that is prompted
 as well as it can be, preferred to a base a hundred times as large? Both are told by the oracle's
 utility and by its substance, in which no style counts, with 95% intervals by families of prompts.
@@ -11,7 +12,8 @@ And of all quickstarts together: how do base and PPO differ from SFT on the same
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import itertools
 import json
 from pathlib import Path
 import sys
@@ -26,9 +28,20 @@ from rlhf_jax.report import kept_responses
 MEASURES = ('utility', 'substance')
 DECODINGS = ('sampled', 'greedy')
 SMALL = ('ppo', 'prompted_base', 'sft')  # rows that are set beside the large base
+# Kinds of prompt that ask for what is so, or claim it.
+QUESTIONS = (
+  'fact',
+  'two_step',
+  'unknown',
+  'claim',
+  'press',
+  'premise',
+  'one_word',
+  'no_naming',
+)
 GAINS = ('helpful', 'honest', 'harmless')  # measures of which differences from SFT are told
 
-Verdicts = dict[str, list[dict[str, float]]]  # id of a prompt → of its responses
+Verdicts = dict[str, list[Mapping[str, float]]]  # id of a prompt → of its responses
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -40,10 +53,11 @@ def main(arguments: Sequence[str]) -> int:
   parser.add_argument('--small', type=Path, required=True, metavar='DIR')
   parser.add_argument('--output', type=Path, required=True, metavar='FILE')
   options = parser.parse_args(arguments)
-  claims: dict[str, Any] = {'prompted_base': {}, 'large': {}}
+  claims: dict[str, Any] = {'prompted_base': {}, 'questions': {}, 'large': {}}
   for workdir in options.quickstarts:
-    seed = read_config(workdir)['seed']
-    claims['prompted_base'][str(seed)] = compare(workdir, 'ppo', 'prompted_base')
+    seed = str(read_config(workdir)['seed'])
+    claims['prompted_base'][seed] = compare(workdir, 'ppo', 'prompted_base')
+    claims['questions'][seed] = compare(workdir, 'ppo', 'sft', QUESTIONS)
   for name in SMALL:
     claims['large'][name] = compare(options.small, name, 'large')
   claims['all_seeds'] = {name: measure_gains(options.quickstarts, name) for name in ('base', 'ppo')}
@@ -51,20 +65,30 @@ def main(arguments: Sequence[str]) -> int:
   return 0
 
 
-def compare(workdir: Path, ours: str, theirs: str) -> dict[str, dict[str, Any]]:
+def compare(
+  workdir: Path, ours: str, theirs: str, kinds: Sequence[str] = requests.KINDS
+) -> dict[str, dict[str, Any]]:
   """Compares two rows of a run's final table.
+
+  Args:
+    workdir: of the run.
+    ours: the row whose wins are counted.
+    theirs: the other row.
+    kinds: of the prompts that count.
 
   Returns:
     Decoding → {utility, substance}: the win rate; the same with _ci95: its interval.
   """
-  families = read_families(workdir)
+  metas = read_metas(workdir)
   rates: dict[str, dict[str, Any]] = {}
   for decoding in DECODINGS:
     own, other = (read_verdicts(workdir, name, decoding) for name in (ours, theirs))
+    counts = [metas[prompt_id]['kind'] in kinds for prompt_id in own]
+    clusters = [metas[prompt_id]['family'] for prompt_id in own]
+    clusters = list(itertools.compress(clusters, counts))
     rates[decoding] = {}
     for measure in MEASURES:
-      wins = winrate.win_rate(as_array(own, measure), as_array(other, measure))
-      clusters = [families[prompt_id] for prompt_id in own]
+      wins = winrate.win_rate(as_array(own, measure), as_array(other, measure))[counts]
       rates[decoding][measure] = float(wins.mean())
       rates[decoding][f'{measure}_ci95'] = list(winrate.bootstrap(wins, clusters))
   return rates
@@ -86,9 +110,9 @@ def measure_gains(workdirs: Sequence[Path], name: str) -> dict[str, dict[str, An
     differences: dict[str, list[np.ndarray]] = {measure: [] for measure in GAINS}
     clusters: list[str] = []
     for workdir in workdirs:
-      families = read_families(workdir)
+      metas = read_metas(workdir)
       own, sft = (read_verdicts(workdir, row, decoding) for row in (name, 'sft'))
-      clusters += [f'{workdir} {families[prompt_id]}' for prompt_id in own]
+      clusters += [f'{workdir} {metas[prompt_id]["family"]}' for prompt_id in own]
       for measure, of_runs in differences.items():
         means = [as_array(verdicts, measure).mean(axis=1) for verdicts in (own, sft)]
         of_runs.append(means[0] - means[1])
@@ -100,13 +124,13 @@ def measure_gains(workdirs: Sequence[Path], name: str) -> dict[str, dict[str, An
   return gains
 
 
-def read_families(workdir: Path) -> dict[str, str]:
-  """Reads the family of each prompt of a run's final table, by the id of the prompt."""
+def read_metas(workdir: Path) -> dict[str, requests.Meta]:
+  """Reads what is known of each prompt of a run's final table, by the id of the prompt."""
   config = read_config(workdir)
   section = config['evaluation']
   its_world = world.draw_world(config['seed'], section['data']['people'])
   prompts = requests.prompts(its_world, section['split'])
-  return {prompt.id: prompt.meta['family'] for prompt in prompts}
+  return {prompt.id: prompt.meta for prompt in prompts}
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
