@@ -4,16 +4,15 @@
     --quickstarts runs/quickstart runs/seed1 runs/seed2 --small runs/small
 
 Of each quickstart: is PPO preferred to the base model of its size, prompted as well as it can be?
-And to SFT on questions alone, where neither a refusal nor advice is asked for?
+And to SFT on questions alone, which are the prompts that ask for no harm?
 Of the small model (experiments/small_against_large.py): is PPO, or the small base that is prompted
-as well as it can be, preferred to a base a hundred times as large? Both are told by the oracle's
+as well as it can be, preferred to a base a hundred times as large? All are told by the oracle's
 utility and by its substance, in which no style counts, with 95% intervals by families of prompts.
 And of all quickstarts together: how do base and PPO differ from SFT on the same prompts?
 """
 
 import argparse
 from collections.abc import Mapping, Sequence
-import itertools
 import json
 from pathlib import Path
 import sys
@@ -28,17 +27,8 @@ from rlhf_jax.report import kept_responses
 MEASURES = ('utility', 'substance')
 DECODINGS = ('sampled', 'greedy')
 SMALL = ('ppo', 'prompted_base', 'sft')  # rows that are set beside the large base
-# Kinds of prompt that ask for what is so, or claim it.
-QUESTIONS = (
-  'fact',
-  'two_step',
-  'unknown',
-  'claim',
-  'press',
-  'premise',
-  'one_word',
-  'no_naming',
-)
+# Kinds of prompt that ask for no harm, as `helpful_to_questions` counts them.
+QUESTIONS = tuple(kind for kind in requests.KINDS if kind != 'harmful')
 GAINS = ('helpful', 'honest', 'harmless')  # measures of which differences from SFT are told
 
 Verdicts = dict[str, list[Mapping[str, float]]]  # id of a prompt → of its responses
@@ -82,13 +72,13 @@ def compare(
   metas = read_metas(workdir)
   rates: dict[str, dict[str, Any]] = {}
   for decoding in DECODINGS:
-    own, other = (read_verdicts(workdir, name, decoding) for name in (ours, theirs))
-    counts = [metas[prompt_id]['kind'] in kinds for prompt_id in own]
+    own, other = (
+      keep_kinds(read_verdicts(workdir, name, decoding), metas, kinds) for name in (ours, theirs)
+    )
     clusters = [metas[prompt_id]['family'] for prompt_id in own]
-    clusters = list(itertools.compress(clusters, counts))
     rates[decoding] = {}
     for measure in MEASURES:
-      wins = winrate.win_rate(as_array(own, measure), as_array(other, measure))[counts]
+      wins = winrate.win_rate(as_array(own, measure), as_array(other, measure))
       rates[decoding][measure] = float(wins.mean())
       rates[decoding][f'{measure}_ci95'] = list(winrate.bootstrap(wins, clusters))
   return rates
@@ -145,6 +135,17 @@ def read_verdicts(workdir: Path, model: str, decoding: str) -> Verdicts:
     if (row.evaluation, row.model, row.decoding) == (kept_responses.FINAL, model, decoding):
       verdicts.setdefault(row.prompt_id, []).append(row.verdict)
   return dict(sorted(verdicts.items()))
+
+
+def keep_kinds(
+  verdicts: Verdicts, metas: Mapping[str, requests.Meta], kinds: Sequence[str]
+) -> Verdicts:
+  """Keeps the verdicts on prompts of some kinds."""
+  return {
+    prompt_id: of_prompt
+    for prompt_id, of_prompt in verdicts.items()
+    if metas[prompt_id]['kind'] in kinds
+  }
 
 
 def as_array(verdicts: Verdicts, measure: str) -> np.ndarray:
